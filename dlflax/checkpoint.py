@@ -1,0 +1,144 @@
+"""Checkpoints through Orbax, with a sha256 manifest that Orbax lacks.
+
+The only file that imports orbax, and only when a checkpoint is written or read: the import takes
+most of a second.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dlflax.errors import RunError
+from dlflax.train import History, State, best_epoch
+
+MANIFEST = "sha256.json"
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: `<step>/` for the last two epochs and the best one.
+
+    A checkpoint counts once its manifest is there, which is written last: a process killed at any
+    moment leaves the one before. say receives a sentence for every checkpoint that is passed over.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = print):
+        self.folder = Path(folder).absolute()
+        self.say = say
+
+    def _manager(self):
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint, damaged or not, ascending."""
+        found = self.folder.glob(f"*/{MANIFEST}")
+        return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+
+    def save(self, state: State, history: History) -> None:
+        """Saves State and history (one row an epoch, the newest last) under the State's step.
+
+        Raises RunError when the disk is full or the folder cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        step = int(state.step)
+        try:
+            with self._manager() as manager:
+                manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)
+                    ),
+                )
+            folder = self.folder / str(step)
+            text = json.dumps(_sha256(folder), indent=1)
+            temporary = folder / (MANIFEST + ".tmp")
+            with open(temporary, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, folder / MANIFEST)
+        except Exception as error:  # tensorstore wraps a full disk in ValueError
+            saved = [s for s in self.steps() if s != step]
+            kept = f"the checkpoint of step {saved[-1]} is safe" if saved else "none was saved yet"
+            raise RunError(
+                f"could not save the checkpoint of step {step} in {self.folder}: "
+                f"{_reason(error)}; {kept}; free some space or fix the folder, then --resume."
+            ) from error
+        keep = {*self.steps()[-2:], int(history[best_epoch(history)]["step"])}
+        for folder in self.folder.iterdir():
+            if folder.name not in map(str, keep):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def restore(self, abstract: State, step: int) -> tuple[State, History]:
+        """The checkpoint of `step`. abstract: `jax.eval_shape` of `init`. RunError names the file
+        whose bytes are not those that were saved."""
+        import orbax.checkpoint as ocp
+
+        folder = self.folder / str(step)
+        try:
+            expected = json.loads((folder / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder / MANIFEST} cannot be read: {_reason(error)}.") from error
+        found = _sha256(folder)
+        for name in sorted({*expected, *found}):
+            if expected.get(name) != found.get(name):
+                fault = "is missing" if name not in found else "is not what was saved (sha256)"
+                raise RunError(f"checkpoint damaged: {folder / name} {fault}.")
+        with self._manager() as manager:
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore()
+                ),
+            )
+        return restored.state, restored.history
+
+    def restore_last(self, abstract: State) -> tuple[State, History] | None:
+        """The newest undamaged checkpoint; what is newer and unusable is removed, since training
+        on from here writes it again. None where no checkpoint was ever finished; RunError where
+        there are some and all are damaged."""
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                state, history = self.restore(abstract, step)
+            except RunError as error:
+                self.say(str(error))
+                damaged.append(step)
+                continue
+            for newer in damaged:
+                shutil.rmtree(self.folder / str(newer))
+            for unfinished in self.folder.iterdir():
+                if not (unfinished / MANIFEST).exists():
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            if damaged:
+                self.say(f"going on from the checkpoint before, step {step}.")
+            return state, history
+        if damaged:
+            raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
+        return None
+
+
+def _sha256(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(MANIFEST)
+    }
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's own words where there are any, else the first line."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        last, error = error, error.__cause__
+    for reason in ("No space left on device", "Read-only file system", "Permission denied"):
+        if reason in str(last):
+            return reason
+    return (str(last).splitlines() or [type(last).__name__])[0]

@@ -1,0 +1,69 @@
+"""MNIST and Fashion-MNIST for TensorFlow Datasets, prepared without TensorFlow.
+
+TFDS's own builders need TensorFlow to prepare. These have the same names, version and features,
+so what they prepare is found by a plain `tfds.data_source("mnist")` too. See
+https://www.tensorflow.org/datasets/catalog/mnist and .../fashion_mnist.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+import PIL.Image
+import tensorflow_datasets as tfds
+
+from dlflax.data import idx
+from dlflax.errors import InputError
+
+
+# Not registered: TFDS allows a name once, and its own builders may be imported later.
+class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """60,000 train and 10,000 test images, uint8 (28, 28, 1), in the order of the IDX files."""
+
+    VERSION = tfds.core.Version("3.0.1")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(28, 28, 1)),
+            "label": tfds.features.ClassLabel(names=idx.CLASS_NAMES[self.name]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+            homepage=idx.URLS[self.name],
+        )
+
+    def _split_generators(self, dl_manager):
+        urls = {file: f"{idx.URLS[self.name]}{file}.gz" for file in idx.FILES}
+        paths = {file: Path(path) for file, path in dl_manager.download(urls).items()}
+        contents = {file: self._verified(file, path) for file, path in paths.items()}
+        images, labels, test_images, test_labels = (
+            idx.parse_idx(contents[file], paths[file], ndim=3 if "images" in file else 1)
+            for file in idx.FILES
+        )
+        return {
+            "train": self._generate_examples(images, labels),
+            "test": self._generate_examples(test_images, test_labels),
+        }
+
+    def _verified(self, file: str, path: Path) -> bytes:
+        try:
+            data = idx.read_bytes(path)
+            if hashlib.sha256(data).hexdigest() != idx.SHA256[self.name][file]:
+                raise InputError(f"{idx.URLS[self.name]}{file}.gz is not the published file.")
+        except InputError:
+            path.unlink()  # or TFDS would take it for downloaded the next time
+            raise
+        return data
+
+    def _generate_examples(self, images, labels):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            png = io.BytesIO()  # TFDS would encode an array with TensorFlow, but takes PNG bytes
+            PIL.Image.fromarray(image).save(png, format="png")
+            yield index, {"image": png.getvalue(), "label": int(label)}
+
+
+class FashionMnist(Mnist, skip_registration=True):
+    """Fashion-MNIST: as `Mnist`, with photographs of ten kinds of clothing."""

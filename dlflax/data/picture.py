@@ -1,0 +1,140 @@
+"""One picture file, turned into what a trained image classifier expects."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dlflax.errors import InputError
+
+# A list, not all that Pillow knows: opening PostScript, for one, would start another program.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+MIN_CONTRAST = 32  # of 255: less than this between darkest and lightest is a blank picture
+INK = 0.2  # of the strongest ink: fainter pixels do not count for the bounding box
+
+
+def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np.ndarray:
+    """One picture file of any size and mode, as uint8 of `shape` (h, w, c), c 1 or 3.
+
+    The first frame of an animation, turned upright by its EXIF orientation. 16-bit and float
+    pixels are scaled to 0..255.
+
+    `ink=False`: RGB or gray, the short side resized to fit (bicubic), the centre cut out.
+    Transparent parts become white.
+
+    `ink=True`: the model knows light ink on black (MNIST, Fashion-MNIST).
+      1. The background is the median of the border. It has to lie in the darkest or the lightest
+         third of the picture's own range; a light one is inverted. Transparent parts take the
+         colour of an opaque border, else white under dark ink and black under light ink.
+      2. An h x w picture is taken as it is: one of the test set comes back bit for bit.
+      3. Any other is drawn as MNIST was: background to 0 and ink to 255, cropped to the ink,
+         fitted into the middle 20/28 of the frame (antialiased, aspect kept), the centre of mass
+         moved to the centre of the frame (http://yann.lecun.com/exdb/mnist/). Fashion-MNIST fills
+         its frame instead: give such pictures in h x w.
+
+    Raises InputError when the file is missing, no picture, damaged or too large, and for
+    `ink=True` when it is blank or its background neither dark nor light.
+    """
+    path = Path(path)
+    height, width, channels = shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd metadata; what matters raises
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = _open(path)
+    if ink:
+        gray = _light_on_dark(path, image)
+        if gray.shape != (height, width):
+            gray = _as_mnist(gray, height, width)
+        pixels = np.repeat(gray[:, :, None], channels, axis=2)
+    else:
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if channels == 1 else "RGB")
+        pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+    return pixels.reshape(shape)
+
+
+def _open(path: Path) -> Image.Image:
+    """The picture, upright, in mode L, RGB or RGBA."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give one picture, for example a PNG or JPEG.")
+    if not path.is_file():
+        raise InputError(f"{path}: not a file; give one picture, for example a PNG or JPEG.")
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):
+            return Image.fromarray(_to_uint8(np.asarray(image), image.mode))
+        if image.mode.lower() in ("la", "pa", "rgba") or "transparency" in image.info:
+            return image.convert("RGBA")
+        return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise InputError(f"{path}: not a picture; give one of the formats {known}.") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
+        raise InputError(f"{path}: too large; give at most {limit} million pixels.") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: may not be read; allow it, or give another file.") from error
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+        raise InputError(f"{path}: damaged or cut short ({error}); give a whole one.") from error
+
+
+def _to_uint8(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """Modes I;16, I and F: full scale is 65535, or the first of 1 (F), 255, 65535 that holds."""
+    pixels = np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
+    full = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
+    full = next((top for top in full if pixels.max() <= top), pixels.max())
+    return np.round(pixels.clip(0) * (255 / full)).astype(np.uint8)
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+
+
+def _light_on_dark(path: Path, image: Image.Image) -> np.ndarray:
+    """uint8 (rows, columns) with a dark background."""
+    gray = np.asarray(image.convert("L"))
+    if image.mode == "RGBA":
+        alpha = np.asarray(image.getchannel("A"))
+        opaque = _border(alpha) >= 128
+        if opaque.mean() >= 0.5:
+            behind = np.median(_border(gray)[opaque])
+        else:
+            behind = 0 if alpha.any() and np.average(gray, weights=alpha) >= 128 else 255
+        gray = np.round(behind + (gray - behind) * (alpha / 255)).astype(np.uint8)
+    low, high = int(gray.min()), int(gray.max())
+    if high - low < MIN_CONTRAST:
+        raise InputError(f"{path}: blank, or nearly so; give a picture with dark ink on a light "
+                         "background or light ink on a dark one.")
+    background = (np.median(_border(gray)) - low) / (high - low)
+    if 1 / 3 < background < 2 / 3:
+        raise InputError(f"{path}: the border is neither dark nor light, so what is ink cannot be "
+                         "told; give dark ink on a light background or light ink on a dark one.")
+    return gray if background < 0.5 else 255 - gray
+
+
+def _as_mnist(gray: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Light ink on dark, of any size, drawn the way MNIST was: uint8 (height, width)."""
+    border = _border(gray).astype(np.float32)
+    ink = gray - np.median(border)
+    # Paper is not even: what the border itself varies by is no ink. Nothing for a clean drawing.
+    noise = min(2 * np.percentile(np.abs(border - np.median(border)), 90), ink.max() / 2)
+    ink = ((ink - noise) / (ink.max() - noise)).clip(0, 1).astype(np.float32)
+    rows, columns = np.nonzero((ink > INK).any(1))[0], np.nonzero((ink > INK).any(0))[0]
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = min(height * 20 / 28 / ink.shape[0], width * 20 / 28 / ink.shape[1])
+    size = [max(1, round(scale * side)) for side in ink.shape]
+    image = Image.fromarray(np.round(255 * ink).astype(np.uint8))
+    ink = np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
+    ink = np.round(ink * (255 / ink.max())).astype(np.uint8)  # grain and thin strokes end below
+    corner = []
+    for axis, side in enumerate((height, width)):
+        mass = ink.sum(1 - axis, dtype=np.float64)
+        centre = np.average(np.arange(len(mass)), weights=mass)
+        # 14 of 28, as in MNIST, and never over the edge.
+        corner.append(min(max(0, round(side / 2 - centre)), side - size[axis]))
+    frame = np.zeros((height, width), np.uint8)
+    frame[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]] = ink
+    return frame

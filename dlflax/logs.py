@@ -1,0 +1,340 @@
+"""What a run shows and writes: tables, progress, metrics.csv, TensorBoard events, pictures.
+
+rich, tensorboardX and matplotlib are imported where they are used: start-up time counts.
+"""
+
+import contextlib
+import csv
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+History = list[dict[str, float]]
+"""One row an epoch: epoch (from 1), step, learning_rate, train_loss, train_accuracy, val_loss,
+val_accuracy, val_macro_f1, seconds, examples_per_second."""
+
+SPLITS = ("train", "val", "test")
+EPOCH_LINE = (  # the highest number is left out first on a narrow terminal
+    ("train_loss", "loss {:.4f}", 1), ("train_accuracy", "acc {:.4f}", 2),
+    ("val_loss", "val loss {:.4f}", 0), ("val_accuracy", "val acc {:.4f}", 0),
+    ("val_macro_f1", "val F1 {:.4f}", 4), ("seconds", "{:.1f} s", 3),
+    ("examples_per_second", "{:,.0f} examples/s", 5),
+)  # fmt: skip
+
+
+def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], total: int) -> None:
+    """Prints one line a parameter, (name, shape, number of values), and their total."""
+    lines = [(n, " x ".join(map(str, shape)), f"{count:,}") for n, shape, count in rows]
+    _print_table(name, ("parameter", "shape", "count"), [*lines, ("total", "", f"{total:,}")])
+
+
+def print_results(results: dict) -> None:
+    """Prints the loss, accuracy and macro F1 of each split, whichever of train_loss, val_accuracy,
+    test_macro_f1 and so on are in `results`; other keys are left out."""
+    scores = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
+    scores = {k: v for k, v in scores.items() if any(f"{split}_{k}" in results for split in SPLITS)}
+    lines = []
+    for split in SPLITS:
+        values = [results.get(f"{split}_{score}") for score in scores]
+        if any(value is not None for value in values):
+            lines.append([split, *("" if v is None else f"{v:.4f}" for v in values)])
+    if lines:
+        _print_table(None, ["", *scores.values()], lines)
+
+
+def _print_table(title, columns, lines) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column(columns[0], overflow="fold")  # narrow terminals: names fold, numbers never
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line, style="bold" if line[0] == "total" else None)
+    Console(markup=False, highlight=False).print(table)
+
+
+@contextlib.contextmanager
+def _replacing(path: str | Path):
+    """A temporary file name next to `path`, which it replaces when all went well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_metrics_csv(path: str | Path, history: History) -> None:
+    """Writes all rows, atomically. The columns are all keys, in the order they first appear; what
+    a row lacks stays empty."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with _replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere no more than one plain line an epoch. A context manager.
+
+    epochs: of the whole run. first_epoch: how many of them an earlier run has done.
+    """
+
+    def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int, first_epoch: int = 0):
+        self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
+        self.interactive = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._shown = (first_epoch, 0, None, None)
+        self._run_mark = self._epoch_mark = None  # (clock, step) of the first update
+        self._speed = self._ends = None  # examples a second, clock at the run's end
+
+    def __enter__(self) -> "Progress":
+        if self.interactive:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(markup=False, highlight=False)
+            self._live = Live(self, console=console, transient=True, refresh_per_second=8)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.interactive:
+            self._live.stop()
+
+    def update(self, epoch: int, step_in_epoch: int, loss: float, accuracy: float | None) -> None:
+        """After `step_in_epoch` steps of `epoch`, counted from 0, with the means of this epoch so
+        far. accuracy None is not shown."""
+        clock, step = time.monotonic(), epoch * self.steps_per_epoch + step_in_epoch
+        self._shown = (epoch, step_in_epoch, loss, accuracy)
+        # Both from the first update on: no compiling. Only the run's pace has the evaluations in.
+        self._run_mark = self._run_mark or (clock, step)
+        self._epoch_mark = self._epoch_mark or (clock, step)
+        if clock > self._epoch_mark[0] and step > self._epoch_mark[1]:
+            pace = (step - self._epoch_mark[1]) / (clock - self._epoch_mark[0])
+            self._speed = pace * self.batch_size
+        if step > self._run_mark[1]:
+            pace = (clock - self._run_mark[0]) / (step - self._run_mark[1])
+            self._ends = clock + pace * (self.epochs * self.steps_per_epoch - step)
+
+    def epoch_end(self, row: dict, best: bool) -> None:
+        """Prints one line from a row of the History, with a star when it is the best so far. What
+        the row lacks is left out; so is, on a narrow terminal, what matters least."""
+        self._epoch_mark = None
+        width = max(2, len(str(self.epochs)))
+        parts = [(f"epoch {int(row['epoch']):>{width}}/{self.epochs}", 0)]
+        for key, text, rank in EPOCH_LINE:
+            if row.get(key) is not None:
+                parts.append((text.format(row[key]), rank))
+        parts += [("*", 0)] if best else []
+        if self.interactive:
+            console = self._live.console
+            line = "  ".join(_fitting(parts, console.width))
+            console.print(line, no_wrap=True, overflow="ellipsis", style="bold" if best else None)
+        else:
+            print("  ".join(text for text, _ in parts), flush=True)
+
+    def __rich__(self):
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        epoch, step, loss, accuracy = self._shown
+        left = "-:--:--"
+        if self._ends is not None:
+            seconds = max(0, round(self._ends - time.monotonic()))
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        step_text = f"step {step:>{len(str(self.steps_per_epoch))}}/{self.steps_per_epoch}"
+        # The blanks stand for the bar, which gets what is left over.
+        parts = [(f"epoch {epoch + 1}/{self.epochs}", 0), (" " * 10, 3), (step_text, 4)]
+        parts += [] if loss is None else [(f"loss {loss:.4f}", 0)]
+        parts += [] if accuracy is None else [(f"acc {accuracy:.4f}", 1)]
+        parts += [] if self._speed is None else [(f"{self._speed:,.0f} examples/s", 5)]
+        parts += [(f"{left} left", 2)]
+        room = self._live.console.width - 1  # some terminals wrap after the last column
+        texts = _fitting(parts, room)
+        spare = room - len("  ".join(texts))
+        bar = ProgressBar(self.steps_per_epoch, step, width=10 + max(0, min(30, spare)))
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_row(*(Text(t, no_wrap=True) if t.strip() else bar for t in texts))
+        return line
+
+
+def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
+    """The texts without those of the highest ranks, so that joined by two blanks they fit."""
+    for top in range(max(rank for _, rank in parts), -1, -1):
+        texts = [text for text, rank in parts if rank <= top]
+        if len("  ".join(texts)) <= width:
+            break
+    return texts
+
+
+class TensorBoard:
+    """Event files in `folder`/tensorboard. purge_step: the checkpoint's step on a resume; what an
+    earlier run wrote after it is dropped from the charts."""
+
+    def __init__(self, folder: str | Path, purge_step: int | None = None):
+        from tensorboardX import SummaryWriter
+
+        folder = Path(folder) / "tensorboard"
+        # tensorboardX names files by the second: a quick resume would overwrite the first run's.
+        suffix = f".{len(list(folder.glob('events*')))}"
+        purge = None if purge_step is None else purge_step + 1
+        self._writer = SummaryWriter(
+            str(folder), purge_step=purge, flush_secs=5, filename_suffix=suffix
+        )
+
+    def scalars(self, row: dict, step: int) -> None:
+        """A row of the History: train_loss as loss/train, so that the splits share a group."""
+        values = {_tag(k): v for k, v in row.items() if k not in ("epoch", "step")}
+        self._add({tag: float(v) for tag, v in values.items() if v is not None}, step)
+
+    def _add(self, values: dict[str, float], step: int) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._writer.file_writer.add_summary(Summary(value=values), step)
+
+    def figure(self, tag: str, figure, step: int) -> None:
+        """A matplotlib Figure as a picture."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    def hparams(self, hparams: dict, metrics: dict[str, float]) -> None:
+        """The run's line in the HParams tab; its metrics become the scalars result/<name>. Values:
+        numbers, bool, str; None is left out, anything else is written as text."""
+        # Not SummaryWriter.add_hparams, which makes a second run, named after the clock.
+        from tensorboardX.summary import hparams as summaries
+
+        values = {name: getattr(v, "item", lambda v=v: v)() for name, v in hparams.items()}
+        plain = (bool, int, float, str, type(None))
+        values = {k: v if isinstance(v, plain) else str(v) for k, v in values.items()}
+        metrics = {f"result/{_tag(name)}": float(v) for name, v in metrics.items()}
+        for summary in summaries(values, metrics):
+            self._writer.file_writer.add_summary(summary)
+        self._add(metrics, 0)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tag(name: str) -> str:
+    split, _, rest = name.partition("_")
+    return f"{rest}/{split}" if split in SPLITS and rest else name
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # not pyplot: no global state, a second less to import
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def curves(history: History):
+    """Figure: loss and, where there is one, accuracy against the epoch; the best epoch, that of
+    the lowest val_loss as in `train.best_epoch`, is marked."""
+    from matplotlib.ticker import MaxNLocator
+
+    columns = {k: np.array([row.get(k, math.nan) for row in history], float) for k in history[0]}
+    epochs, val_loss = columns["epoch"], columns.get("val_loss", np.array([math.nan]))
+    best = None if np.isnan(val_loss).all() else int(np.nanargmin(val_loss))
+    names = [n for n in ("loss", "accuracy") if f"train_{n}" in columns or f"val_{n}" in columns]
+    figure = _figure(5 * len(names), 3.8)
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        for split, colour in (("train", "tab:blue"), ("val", "tab:orange")):
+            values = columns.get(f"{split}_{name}")
+            if values is None:
+                continue
+            marker = "o" if len(epochs) <= 20 else None
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=split)
+            if split == "val" and best is not None:
+                label = f"best epoch {epochs[best]:.0f}: {values[best]:.4f}"
+                ring = dict(markersize=10, markerfacecolor="none", markeredgewidth=1.5)
+                axes.plot(epochs[best], values[best], "o", color=colour, label=label, **ring)
+        axes.set(title=name, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    return figure
+
+
+def confusion_matrix(matrix: np.ndarray, class_names):
+    """Figure. matrix: int (k, k), rows true, columns predicted. The colour is the share of the
+    row; up to 20 classes the cells show their counts."""
+    from matplotlib.colors import PowerNorm
+
+    matrix = np.asarray(matrix)
+    k, names = len(matrix), [_short(name, 24) for name in class_names]
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cell = max(0.5, 3 / k) if k <= 20 else max(0.11, 9 / k)  # inches
+    font = min(10, 54 * cell)  # points, three quarters of a cell
+    figure = _figure(cell * k + 2.2, cell * k + 1.2)
+    axes = figure.subplots()
+    # The square root: one mistake in a hundred is still seen.
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    turned = 90 if max(map(len, names)) * font * 0.6 > 65 * cell else 0
+    axes.set_xticks(range(k), names, rotation=turned, fontsize=font, parse_math=False)
+    axes.set_yticks(range(k), names, fontsize=font, parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    right = np.trace(matrix) / max(matrix.sum(), 1)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{right:.2%} of {matrix.sum():,} right")
+    bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, aspect=30)
+    bar.outline.set_visible(False)
+    for (i, j), count in np.ndenumerate(matrix) if k <= 20 else ():
+        colour = "white" if share[i, j] > 0.4 else "black" if count else "#bbbbbb"
+        size = min(10, 94 * cell / len(str(matrix.max())))
+        axes.text(j, i, count, ha="center", va="center", color=colour, fontsize=size)
+    return figure
+
+
+def wrong_predictions(images, targets, predictions, probabilities, class_names, limit=25):
+    """Figure of the most confident mistakes, or None when there are none.
+
+    images: uint8 (n, h, w, c), c 1 or 3. targets, predictions: int (n,). probabilities: float
+    (n, k), or (n,) of the predicted class.
+    """
+    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    probabilities = np.asarray(probabilities, np.float32)
+    if probabilities.ndim == 2:
+        probabilities = probabilities[np.arange(len(predictions)), predictions]
+    wrong = np.flatnonzero(targets != predictions)
+    wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][:limit]
+    if not len(wrong):
+        return None
+    columns = min(5, len(wrong))
+    rows = math.ceil(len(wrong) / columns)
+    names = [_short(name, 15) for name in class_names]
+    between = " " if max(map(len, names)) <= 4 else "\n"
+    figure = _figure(2 * columns, (2.2 if between == " " else 2.4) * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, i in zip(grid, wrong, strict=False):
+        picture = images[i][:, :, 0] if images.shape[-1] == 1 else images[i]
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        title = f"true {names[targets[i]]},{between}said {names[predictions[i]]} "
+        axes.set_title(f"{title}({probabilities[i]:.2f})", fontsize=9, parse_math=False)
+    return figure
+
+
+def _short(name, limit: int) -> str:
+    return str(name) if len(str(name)) <= limit else str(name)[: limit - 1] + "…"
+
+
+def save_figure(figure, path: str | Path) -> None:
+    """A PNG, written atomically."""
+    with _replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,61 @@
+"""The convolutional classifier."""
+
+from typing import Annotated, Literal
+
+import flax.linen as nn
+import tyro
+
+from dlflax.errors import InputError
+from dlflax.models.layers import Activation, Conv, Dropout, Formulation, activation
+
+
+class CNN(nn.Module):
+    """Stages of 3x3 convolutions, each ending in a 2x2 max-pool, then dense layers.
+
+    The defaults are the classic MNIST network: conv 32, ReLU, max-pool, dense 64, dense 10;
+    402,442 parameters on 28x28x1.
+
+    Call: inputs (n, h, w, c) float -> logits (n, num_classes). `dropout` is the rate in [0, 1), a
+    number that may be traced; it needs the "dropout" random stream when `train`.
+    """
+
+    features: tuple[int, ...] = (32,)
+    """Width of each stage; every stage halves the picture."""
+    depth: int = 1
+    """Convolutions a stage."""
+    dense: tuple[int, ...] = (64,)
+    """Widths of the hidden dense layers."""
+    kernel_size: int = 3
+    """Side of the convolution kernels, in pixels."""
+    activation: Activation = "relu"
+    """Activation of every hidden layer."""
+    dropout_on: Literal["dense", "all"] = "dense"
+    """Dropout (--hparams.dropout) after the hidden dense layers, or after the stages too."""
+    formulation: Formulation = "auto"
+    """Convolutions as matrix products (fast on CPU), lax.conv (GPU, TPU), or by platform."""
+    num_classes: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False, dropout=0.0):
+        widths = (*self.features, *self.dense, self.depth, self.kernel_size)
+        if min(widths) < 1 or min(x.shape[1:3]) < 2 ** len(self.features):
+            raise InputError(
+                f"--model.features {self.features}, --model.dense {self.dense}, --model.depth "
+                f"{self.depth} and --model.kernel-size {self.kernel_size} must be 1 or more, with "
+                f"few enough features to halve {x.shape[1]}x{x.shape[2]} pixels once for each."
+            )
+        act = activation(self.activation)
+        for stage, features in enumerate(self.features):
+            for i in range(self.depth):
+                last = i == self.depth - 1
+                name = f"conv{stage + 1}" + (f"_{i + 1}" if self.depth > 1 else "")
+                x = act(
+                    Conv(features, self.kernel_size, last, self.formulation, name=name)(x)
+                )
+            if self.dropout_on == "all":
+                x = Dropout()(x, dropout, train)
+        x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate(self.dense):
+            x = act(nn.Dense(features, name=f"dense{i + 1}")(x))
+            x = Dropout()(x, dropout, train)
+        return nn.Dense(self.num_classes, name="logits")(x)

@@ -1,0 +1,460 @@
+"""One experiment, from the command line to its run folder: config, data, fit, test, results."""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+import dlflax
+from dlflax import data, logs, metrics, models, optim, train
+from dlflax.checkpoint import Checkpoints
+from dlflax.errors import InputError, RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. Saved as config.json."""
+
+    recipe: Annotated[train.Recipe, tyro.conf.arg(name="")]
+    """Structure: another value is another program."""
+    hparams: optim.Hparams = optim.Hparams()
+    """Numbers: another value compiles nothing."""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, or with the extra `tf` any image classification set of TFDS."""
+    epochs: int = 5
+    """Passes over the training data."""
+    seed: int = 0
+    """Decides the validation split, the initial weights, the order and all randomness."""
+    validation: float = 0.1
+    """Share of the training data held out for validation."""
+    patience: int = 0
+    """Stop after this many epochs without a lower validation loss; 0 never stops early."""
+    reduce_on_plateau: int = 0
+    """Halve the learning rate after this many such epochs; 0 never does."""
+    data_dir: Path | None = None
+    """Folder with the data set's IDX files or a prepared TFDS data set."""
+    run_dir: Path | None = None
+    """Where the run is written (default: runs/EXPERIMENT/TIME)."""
+    resume: bool = False
+    """Go on with the run in --run-dir, or with the newest one."""
+
+
+def main(
+    experiment: str,
+    presets: Mapping[str, Config],
+    architectures: Mapping[str, Any] | None = None,
+    args: list[str] | None = None,
+    description: str | None = None,
+) -> None:
+    """The command line of an experiment. presets: named Configs, "default" among them;
+    architectures: Linen modules that --model can swap in. Exits 2 on bad input, 1 when the run
+    cannot go on, 130 on Ctrl-C."""
+    with_exit_codes(
+        lambda: run(experiment, parse(experiment, presets, architectures or {}, args, description))
+    )
+
+
+def with_exit_codes(command: Callable[[], Any]) -> None:
+    """Runs command; a known failure becomes one sentence on stderr and an exit code."""
+    compilation_cache()
+    try:
+        command()
+    except (InputError, RunError) as error:
+        sys.exit(_say_error(error, 2 if isinstance(error, InputError) else 1))
+    except KeyboardInterrupt:
+        sys.exit(_say_error("interrupted; --resume goes on from the last checkpoint.", 130))
+
+
+def _say_error(message, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/dlflax, by default ~/.cache/dlflax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlflax"
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs between processes, in $JAX_COMPILATION_CACHE_DIR if that is set."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def parse(experiment, presets, architectures, args=None, description=None) -> Config:
+    """Config from the flags, over the preset's values or, with --resume, over the saved ones."""
+    args = sys.argv[1:] if args is None else list(args)
+    preset_type = Literal[tuple(presets)]
+    model_type = Literal[tuple(architectures)] | None if architectures else None
+
+    # These decide the defaults of all the other flags, so they are read first.
+    first = dataclasses.make_dataclass(
+        "First",
+        [
+            ("preset", preset_type, "default"),
+            ("model", model_type, None),
+            ("run_dir", Path | None, None),
+            ("resume", bool, False),
+        ],
+    )
+    without_help = [arg for arg in args if arg not in ("-h", "--help")]
+    config = (tyro.conf.FlagCreatePairsOff,)
+    chosen, _ = tyro.cli(
+        first, args=without_help, config=config, add_help=False, return_unknown_args=True
+    )
+    default = presets[chosen.preset]
+    if chosen.model:
+        recipe = dataclasses.replace(default.recipe, model=architectures[chosen.model])
+        default = dataclasses.replace(default, recipe=recipe)
+    if chosen.resume:
+        folder = chosen.run_dir or _newest_run(experiment)
+        if (folder / "config.json").exists():
+            default = config_from_json(load_config(folder)["config"])
+        default = dataclasses.replace(default, run_dir=folder)
+
+    def command(
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        preset: Annotated[
+            preset_type, tyro.conf.arg(help="Values that the other flags start from.")
+        ] = "default",
+        architecture: Annotated[
+            model_type, tyro.conf.arg(name="model", help="Architecture, in place of the preset's.")
+        ] = None,
+    ) -> Config:
+        return config
+
+    return tyro.cli(
+        command,
+        prog=f"python -m experiments.{experiment}",
+        description=description,
+        args=args,
+        config=config,
+    )
+
+
+def _newest_run(experiment: str) -> Path:
+    folder = Path("runs") / experiment
+    found = sorted(folder.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(
+            f"--resume: there is no run in {folder}; name one with --run-dir, or leave --resume out."
+        )
+    return found[-1].parent
+
+
+def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Trains, tests once with the best checkpoint, and writes the run folder. Returns the contents
+    of results.json. Raises InputError and RunError."""
+    started = time.perf_counter()
+    _check(config)
+    dataset = data.load(config.dataset, config.data_dir, say=say)
+    train_set, val_set = data.split(dataset.train, config.validation, config.seed)
+    n = len(train_set["targets"])
+    if config.recipe.batch_size > n:
+        raise InputError(
+            f"--batch-size {config.recipe.batch_size} is larger than the {n:,} training examples: "
+            f"use {n} or less."
+        )
+    # the data, not the user, knows the number of classes
+    model = config.recipe.model.clone(num_classes=len(dataset.class_names))
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, model=model))
+    recipe = config.recipe
+    abstract = jax.eval_shape(
+        lambda: train.init(recipe, config.hparams, train_set["inputs"][:1], jax.random.key(0))
+    )
+
+    folder = _run_folder(experiment, config)
+    config = dataclasses.replace(config, run_dir=folder)
+    saved = _begin(experiment, config, dataset, (n, len(val_set["targets"])), folder, say)
+    checkpoints = Checkpoints(folder / "checkpoints", say)
+    state, history = checkpoints.restore_last(abstract) or (None, [])
+    if (folder / "results.json").exists() and _finished(config, history):
+        say(f"{folder} is finished already; its results:")
+        results = json.loads((folder / "results.json").read_text())
+        logs.print_results(results)
+        return results
+
+    device = jax.devices()[0]
+    say(f"{dataset.source}: {n:,} train, {len(val_set['targets']):,} validation, "
+        f"{len(dataset.test['targets']):,} test")  # fmt: skip
+    say(f"{device.platform} {device.device_kind}, writing {folder}")
+    parameters = jax.tree_util.tree_leaves_with_path(abstract.params)
+    logs.print_model_table(
+        type(model).__name__,
+        [("/".join(k.key for k in path), leaf.shape, leaf.size) for path, leaf in parameters],
+        sum(leaf.size for _, leaf in parameters),
+    )
+    if history:
+        say(f"resuming after epoch {len(history)}, step {history[-1]['step']:,.0f}")
+
+    board = logs.TensorBoard(folder, purge_step=int(history[-1]["step"]) + 1 if history else None)
+    steps = -(-n // recipe.batch_size)
+    with logs.Progress(config.epochs, steps, recipe.batch_size, len(history)) as progress:
+
+        def on_steps(epoch, done, sums):
+            row = metrics.summary(sums)
+            progress.update(epoch, done, row["loss"], row.get("accuracy"))
+
+        def on_epoch(fit):
+            # the checkpoint first: everything below can be written again from its history
+            checkpoints.save(fit.state, fit.history)
+            row = fit.history[-1]
+            logs.write_metrics_csv(folder / "metrics.csv", fit.history)
+            board.scalars(row, int(row["step"]))
+            progress.epoch_end(row, best=train.best_epoch(fit.history) + 1 == row["epoch"])
+
+        fit = train.fit(
+            recipe, config.hparams, train_set, val_set,
+            epochs=config.epochs, seed=config.seed, patience=config.patience,
+            reduce_on_plateau=config.reduce_on_plateau, state=state, history=history,
+            on_steps=on_steps if progress.interactive else None, on_epoch=on_epoch,
+        )  # fmt: skip
+
+    history = fit.history
+    best = train.best_epoch(history)
+    state = fit.best or checkpoints.restore(abstract, int(history[best]["step"]))[0]
+    if best + 1 < len(history):
+        say(f"epoch {best + 1} had the lowest validation loss: testing with its weights")
+    test_sums, outputs = jax.device_get(train.evaluate(recipe, state, dataset.test))
+    test = metrics.summary(test_sums)
+    scores = {
+        name: {key.removeprefix(f"{name}_"): value
+               for key, value in history[best].items() if key.startswith(f"{name}_")}
+        for name in ("train", "val")
+    }  # fmt: skip
+    seconds = sum(row["seconds"] for row in history)
+    results = {
+        "experiment": experiment,
+        "dataset": dataset.name,
+        "data_source": dataset.source,
+        "model": type(model).__name__,
+        "parameters": sum(leaf.size for _, leaf in parameters),
+        "hparams": _hparams(config),
+        "seed": config.seed,
+        "epochs_run": len(history),
+        "best_epoch": best + 1,
+        "seconds": seconds,
+        "process_seconds": time.perf_counter() - started,
+        "compile_seconds": fit.compile_seconds,
+        "examples_per_second": float(np.mean([row["examples_per_second"] for row in history])),
+        **scores,
+        "test": test,
+    }
+    board.hparams(
+        {**_hparams(config), **_flat(to_json(recipe))},
+        {f"test/{name}": value for name, value in test.items()},
+    )
+    logs.save_figure(logs.curves(history), folder / "curves.png")
+    if "confusion" in test_sums:
+        table = metrics.per_class(test_sums["confusion"])
+        test["per_class"] = {
+            name: {key: column[i].item() for key, column in table.items()}
+            for i, name in enumerate(dataset.class_names)
+        }
+        _test_pictures(folder, board, dataset, test_sums["confusion"], outputs, history[-1]["step"])
+    board.close()
+    _write(folder / "results.json", results)
+    logs.print_results(results)
+    if dataset.name != saved["config"]["dataset"]:
+        say(f"remember: this is {dataset.name}, not {config.dataset}.")
+    say(f"pictures, metrics and checkpoints: {folder}")
+    return results
+
+
+def _test_pictures(folder, board, dataset, matrix, outputs, step):
+    figure = logs.confusion_matrix(matrix, dataset.class_names)
+    logs.save_figure(figure, folder / "confusion_matrix.png")
+    board.figure("confusion_matrix", figure, int(step))
+    probabilities = np.exp(outputs - outputs.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    predicted, targets = outputs.argmax(-1), dataset.test["targets"]
+    images = dataset.test["inputs"]
+    wrong = logs.wrong_predictions(images, targets, predicted, probabilities, dataset.class_names)
+    if wrong is not None:
+        logs.save_figure(wrong, folder / "wrong_predictions.png")
+        board.figure("wrong_predictions", wrong, int(step))
+
+
+def _check(config: Config) -> None:
+    optim.check(config.hparams)
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed {config.seed} must be from 0 to {2**32 - 1}.")
+    for name, least in (("epochs", 1), ("patience", 0), ("reduce_on_plateau", 0)):
+        if getattr(config, name) < least:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {getattr(config, name)} must be {least} or more.")
+    if config.recipe.batch_size < 1:
+        raise InputError(f"--batch-size {config.recipe.batch_size} must be 1 or more.")
+
+
+def _finished(config: Config, history) -> bool:
+    if not history:
+        return False
+    since_best = len(history) - 1 - train.best_epoch(history)
+    return len(history) >= config.epochs or bool(config.patience and since_best >= config.patience)
+
+
+def _run_folder(experiment: str, config: Config) -> Path:
+    """The folder of this run, made if need be. A run that is there already is only resumed."""
+    folder = config.run_dir
+    if folder is None:
+        stem = folder = Path("runs") / experiment / time.strftime("%Y-%m-%d_%H-%M-%S")
+        for i in range(2, 1000):
+            if not folder.exists():
+                break
+            folder = stem.with_name(f"{stem.name}_{i}")
+    elif (folder / "config.json").exists() and not config.resume:
+        raise InputError(
+            f"--run-dir {folder} already holds a run: add --resume to go on with it, or choose "
+            "another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
+    return folder
+
+
+def _begin(experiment, config, dataset, sizes, folder, say) -> dict[str, Any]:
+    """Writes config.json, or compares with the one that a resumed run has."""
+    test = dataset.test["inputs"]
+    new = {
+        "experiment": experiment,
+        "config": to_json(config),
+        "data": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "sha256": dataset.checksum,
+            "class_names": list(dataset.class_names),
+            "input_shape": list(test.shape[1:]),
+            "light_on_dark": _light_on_dark(dataset.train["inputs"]),
+            "train": sizes[0], "validation": sizes[1], "test": len(test),
+        },
+        "versions": {
+            "dlflax": dlflax.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+        },
+        "platform": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
+    }  # fmt: skip
+    path = folder / "config.json"
+    if not path.exists():
+        if config.resume:
+            say(f"{folder} holds no run yet: starting from the beginning.")
+        _write(path, new)
+        return new
+    old = load_config(folder)
+    was, now = _flat({**old["config"], "data": old["data"]["sha256"]}), _flat(
+        {**new["config"], "data": new["data"]["sha256"]}
+    )
+    free = {"data_dir", "run_dir", "resume", "dataset"}
+    if not _schedule_depends_on_epochs(config):
+        free.add("epochs")
+    different = [
+        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*was, *now} - free)
+        if was.get(name) != now.get(name)
+    ]
+    if different:
+        raise InputError(
+            f"--resume: {folder} was trained with another setup ({'; '.join(different)}): give the "
+            "same flags and data, or start a new run."
+        )
+    changed = {n: v for n, v in old["versions"].items() if new["versions"].get(n) != v}
+    if changed:
+        say(f"note: versions differ from those the run began with ({changed}): "
+            "the result may not be the same to the bit")  # fmt: skip
+    if new["config"]["epochs"] != old["config"]["epochs"]:
+        old["config"]["epochs"] = new["config"]["epochs"]
+        _write(path, old)
+    return old
+
+
+def _schedule_depends_on_epochs(config: Config) -> bool:
+    return config.recipe.schedule != "constant" or config.hparams.warmup > 0
+
+
+def _light_on_dark(images) -> bool:
+    """Whether these are MNIST-like: one channel, and a border that is nearly always black."""
+    if images.shape[-1] != 1:
+        return False
+    border = np.concatenate([images[:1000, 0].ravel(), images[:1000, -1].ravel()])
+    return bool(np.median(border) < 32)
+
+
+def to_json(value):
+    """Config and everything in it as JSON values; a Linen module becomes its fields and class."""
+    if hasattr(value, "clone") and dataclasses.is_dataclass(value):
+        fields = [f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name")]
+        return {"class": type(value).__name__, **{f: to_json(getattr(value, f)) for f in fields}}
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def config_from_json(saved: dict) -> Config:
+    """The Config that `to_json` wrote."""
+
+    def tuples(fields):
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+    module = dict(saved["recipe"]["model"])
+    model = getattr(models, module.pop("class"))(**tuples(module))
+    recipe = train.Recipe(**{**tuples(saved["recipe"]), "model": model})
+    folders = {
+        name: saved[name] and Path(saved[name]) for name in ("data_dir", "run_dir")
+    }
+    return Config(
+        **{**saved, **folders, "recipe": recipe, "hparams": optim.Hparams(**saved["hparams"])}
+    )
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run folder. InputError when it is not one."""
+    path = Path(folder) / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+        saved["config"], saved["data"]["class_names"], saved["versions"]
+        return saved
+    except OSError as error:
+        raise InputError(f"{folder} is not a run folder: no readable config.json in it.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
+
+
+def _hparams(config: Config) -> dict[str, float]:
+    return {k: v for k, v in to_json(config.hparams).items() if k != "total_steps"}
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists become tuples' text."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = str(tuple(value)) if isinstance(value, list) else value
+    return flat
+
+
+def _write(path: Path, value) -> None:
+    """JSON, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"could not write {path}: {error.strerror}.") from error

@@ -1,0 +1,355 @@
+"""Training as a pure function of its hyperparameters.
+
+`step` is the whole of it; `train_steps` loops it on the device, `evaluate` scores, `fit` is the
+loop over epochs. Nothing here reads files or prints: that is `run.py`.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import lax
+
+from dlflax import augment, losses, metrics, optim
+from dlflax.data.order import epoch_batches
+from dlflax.errors import RunError
+
+Batch = dict[str, jax.Array]
+History = list[dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The structure of a training run. Static and hashed by value: one compilation each."""
+
+    model: Any
+    """A Linen module: called as model(inputs, train=..., dropout=...)."""
+    loss: Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"] = "cross_entropy"
+    """Loss on the model's outputs."""
+    optimizer: optim.Optimizer = "adam"
+    """Update rule."""
+    schedule: optim.Schedule = "constant"
+    """Shape of the learning rate after the warm-up."""
+    batch_size: int = 32
+    """Examples a step."""
+    augment: Literal["none", "affine"] = "none"
+    """Random shifts, rotations and zooms of training images (--hparams.translate, ...)."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations and gradients; parameters and the update stay float32."""
+    ema: bool = False
+    """Evaluate a moving average of the weights instead of the last ones."""
+
+
+@struct.dataclass
+class State:
+    """All that changes in training, and all that a checkpoint holds."""
+
+    step: jax.Array  # int32 scalar: steps done
+    params: Any  # float32
+    collections: Any  # the model's other variables (batch statistics, ...)
+    opt_state: Any
+    ema: Any  # like params, or None without Recipe.ema
+    key: jax.Array  # never changes; a step's randomness is fold_in(key, step)
+
+
+def init(recipe: Recipe, hparams: optim.Hparams, inputs, key) -> State:
+    """A fresh State. inputs: one batch or a single example's batch (1, ...), any dtype; `key` is a
+    typed PRNG key, which alone decides the parameters and all later randomness."""
+    init_key, key = jax.random.split(key)
+    variables = recipe.model.init(init_key, _floats(inputs), train=False)
+    params = variables.pop("params")
+    opt_state = optim.optimizer(recipe.optimizer, hparams, 0.0).init(params)
+    # a copy, because a donated State must not hold one buffer twice
+    ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
+    return State(jnp.int32(0), params, variables, opt_state, ema, key)
+
+
+def _floats(inputs):
+    """Images are kept as bytes until a step uses them: uint8 0..255 -> float32 0..1."""
+    return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
+
+
+def _cast(tree, dtype):
+    def cast(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def objective(recipe: Recipe, params, collections, hparams, batch: Batch, key):
+    """What training minimizes: the mean loss of the batch plus the L2 penalty, a float32 scalar.
+
+    Returns (objective, (outputs float32 (n, ...), per-example losses (n,), new collections)).
+    """
+    dtype = jnp.dtype(recipe.compute_dtype)
+    outputs, collections = recipe.model.apply(
+        {"params": _cast(params, dtype), **collections},
+        _cast(batch["inputs"], dtype),
+        train=True,
+        dropout=hparams.dropout,
+        rngs={"dropout": key},
+        mutable=list(collections),
+    )
+    outputs = _cast(outputs, jnp.float32)
+    each = getattr(losses, recipe.loss)(outputs, batch["targets"], hparams.label_smoothing)
+    mean = jnp.sum(each * batch["mask"]) / jnp.maximum(batch["mask"].sum(), 1.0)
+    return mean + hparams.l2 * losses.l2(params), (outputs, each, collections)
+
+
+def step(recipe: Recipe, state: State, hparams: optim.Hparams, batch: Batch):
+    """One update. Pure: the caller picks jit, vmap, map or shard.
+
+    batch: inputs (n, ...), uint8 images or floats or ints; targets (n,) or (n, ...); mask float32
+    (n,), 0 for padding. Returns (State, sums): `loss` without the penalty, `correct` for
+    classifiers, `count`, all float32, and `first_bad_step`, the 0-based step if the objective or
+    the gradient is not finite, else a large number.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    inputs = _floats(batch["inputs"])
+    if recipe.augment == "affine":
+        inputs = augment.affine(
+            augment_key, inputs, hparams.translate, hparams.rotate, hparams.zoom
+        )
+    batch = {**batch, "inputs": inputs}
+
+    def of_params(params):
+        return objective(recipe, params, state.collections, hparams, batch, dropout_key)
+
+    (value, (outputs, each, collections)), gradient = jax.value_and_grad(
+        of_params, has_aux=True
+    )(state.params)
+
+    rate = optim.learning_rate(recipe.schedule, hparams, state.step)
+    optimizer = optim.optimizer(recipe.optimizer, hparams, rate)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if recipe.ema:
+        # the warm-up of the decay keeps the initial weights from lingering in a short run
+        decay = jnp.minimum(hparams.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+
+    finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
+    sums = {
+        **_sums(recipe, outputs, each, batch),
+        "first_bad_step": jnp.where(finite, _NEVER, state.step),
+    }
+    state = State(state.step + 1, params, collections, opt_state, ema, state.key)
+    return state, sums
+
+
+_NEVER = np.int32(2**31 - 1)
+
+
+def _sums(recipe, outputs, each, batch):
+    mask = batch["mask"]
+    # padding may be anything, NaN included: select, do not multiply
+    sums = {"loss": jnp.sum(jnp.where(mask > 0, each, 0.0)), "count": mask.sum()}
+    if recipe.loss != "mean_squared_error":
+        right = metrics.predictions(outputs) == batch["targets"]
+        sums["correct"] = jnp.sum(right * mask)
+    return sums
+
+
+def _gather(data, index):
+    """The batch at index (n,) int32; -1 is padding and gets mask 0."""
+    batch = {name: jnp.take(leaf, jnp.maximum(index, 0), axis=0) for name, leaf in data.items()}
+    return {**batch, "mask": (index >= 0).astype(jnp.float32)}
+
+
+def zero_sums(recipe: Recipe):
+    """The sums of no examples."""
+    names = ("loss", "count") + (("correct",) if recipe.loss != "mean_squared_error" else ())
+    return {**{name: np.float32(0) for name in names}, "first_bad_step": _NEVER}
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_steps(recipe: Recipe, state: State, hparams, data, batches, sums, start, stop):
+    """Steps `start` to `stop` of one epoch in one compiled call, over device-resident data.
+
+    data: {"inputs": (N, ...), "targets": (N, ...)}; batches: int32 (steps, batch_size) from
+    `epoch_batches`; sums: those of the epoch so far. start and stop are traced, so a whole epoch
+    and a part of one (for a progress bar) are the same program and give the same bits.
+    """
+
+    def body(i, carry):
+        state, sums = carry
+        state, new = step(recipe, state, hparams, _gather(data, batches[i]))
+        bad = jnp.minimum(sums["first_bad_step"], new.pop("first_bad_step"))
+        return state, {**{name: sums[name] + new[name] for name in new}, "first_bad_step": bad}
+
+    return lax.fori_loop(start, stop, body, (state, sums))
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="batch_size")
+def evaluate(recipe: Recipe, state: State, data, batch_size: int = 256):
+    """Scores data (as in `train_steps`) with dropout off, every example once.
+
+    Returns (sums, outputs): sums hold loss, count and for classifiers correct and confusion int32
+    (k, k); outputs are float32 (N, ...). The averaged weights are used where there are any.
+    """
+    n = data["inputs"].shape[0]
+    batch_size = min(batch_size, n)
+    batches = math.ceil(n / batch_size)
+    index = np.arange(batches * batch_size, dtype=np.int32)
+    index = np.where(index < n, index, -1).reshape(batches, batch_size)
+    dtype = jnp.dtype(recipe.compute_dtype)
+    params = _cast(state.ema if recipe.ema else state.params, dtype)
+
+    def one(index):
+        batch = _gather(data, index)
+        inputs = _cast(_floats(batch["inputs"]), dtype)
+        outputs = recipe.model.apply({"params": params, **state.collections}, inputs, train=False)
+        outputs = _cast(outputs, jnp.float32)
+        each = getattr(losses, recipe.loss)(outputs, batch["targets"])
+        sums = _sums(recipe, outputs, each, batch)
+        if recipe.loss == "cross_entropy":
+            sums["confusion"] = metrics.confusion(outputs, batch["targets"], batch["mask"])
+        return sums, outputs
+
+    sums, outputs = lax.map(one, index)
+    return (
+        jax.tree.map(lambda leaf: leaf.sum(0), sums),
+        outputs.reshape(-1, *outputs.shape[2:])[:n],
+    )
+
+
+@dataclasses.dataclass
+class Fit:
+    """What `fit` returns, and hands to `on_epoch` after every epoch."""
+
+    state: State
+    """After the last epoch."""
+    best: State | None
+    """A copy of the State with the lowest validation loss; None if that epoch lies before a resume
+    (its checkpoint has it)."""
+    history: History
+    """One row an epoch."""
+    compile_seconds: float
+    """Tracing and compiling, or reading the compilation cache."""
+
+
+def best_epoch(history: History) -> int:
+    """0-based index of the row with the lowest validation loss, the first on a tie."""
+    return min(range(len(history)), key=lambda i: history[i]["val_loss"])
+
+
+def plateau_factor(val_losses: list[float], patience: int, factor: float = 0.5) -> float:
+    """What reduce-on-plateau has multiplied the learning rate by after these epochs: `factor` for
+    every `patience` epochs in a row without a new lowest loss (Keras' ReduceLROnPlateau with
+    min_delta 0). A function of the history alone, so that a resume needs nothing more."""
+    lowest, wait, scale = math.inf, 0, 1.0
+    for loss in val_losses:
+        lowest, wait = (loss, 0) if loss < lowest else (lowest, wait + 1)
+        if wait >= patience:
+            scale, wait = scale * factor, 0
+    return scale
+
+
+def fit(
+    recipe: Recipe,
+    hparams: optim.Hparams,
+    train,
+    val,
+    *,
+    epochs: int,
+    seed: int = 0,
+    patience: int = 0,
+    reduce_on_plateau: int = 0,
+    state: State | None = None,
+    history: History = (),
+    on_steps: Callable[[int, int, dict], None] | None = None,
+    on_epoch: Callable[[Fit], None] | None = None,
+) -> Fit:
+    """Trains for `epochs` epochs, or until the validation loss has not improved for `patience`.
+
+    train, val: {"inputs": (n, ...), "targets": (n, ...)} NumPy or jax arrays; they are put on the
+    device whole. state and history continue an earlier fit, whose later steps come out the same to
+    the bit. patience and reduce_on_plateau count epochs, 0 is off. on_steps(epoch, step, sums) is
+    called a few times a second while an epoch runs. Raises RunError when the loss is not finite.
+    """
+    n = len(train["targets"])
+    steps_per_epoch = math.ceil(n / recipe.batch_size)
+    hparams = hparams.replace(total_steps=float(epochs * steps_per_epoch))
+    train, val = jax.device_put((train, val))
+    if state is None:
+        make = jax.jit(init, static_argnums=0)
+        state = make(recipe, as_traced(hparams), train["inputs"][:1], jax.random.key(seed))
+    progress = Fit(state, None, list(history), 0.0)
+
+    clock = time.perf_counter()
+    batches = epoch_batches(n, recipe.batch_size, seed, 0)
+    none, zero = np.int32(0), zero_sums(recipe)
+    # a call of no steps compiles the program and changes nothing
+    state, _ = train_steps(recipe, state, as_traced(hparams), train, batches, zero, none, none)
+    score = evaluate.lower(recipe, state, val).compile()
+    jax.block_until_ready(state)
+    progress.state, progress.compile_seconds = state, time.perf_counter() - clock
+
+    for epoch in range(len(progress.history), epochs):
+        if patience and epoch - 1 - best_epoch(progress.history or [{"val_loss": 0}]) >= patience:
+            break
+        past = [row["val_loss"] for row in progress.history]
+        factor = plateau_factor(past, reduce_on_plateau) if reduce_on_plateau else 1.0
+        scaled = hparams.replace(learning_rate=hparams.learning_rate * factor)
+
+        clock = time.perf_counter()
+        batches = jax.device_put(epoch_batches(n, recipe.batch_size, seed, epoch))
+        sums, done, chunk = zero, 0, 1 if on_steps else steps_per_epoch
+        while done < steps_per_epoch:
+            stop = min(done + chunk, steps_per_epoch)
+            lap = time.perf_counter()
+            state, sums = train_steps(
+                recipe, state, as_traced(scaled), train, batches, sums,
+                np.int32(done), np.int32(stop),
+            )  # fmt: skip
+            sums = jax.device_get(sums)
+            progress.state, done = state, stop
+            if sums["first_bad_step"] != _NEVER:
+                _diverged(recipe, scaled, int(sums["first_bad_step"]))
+            if on_steps:
+                on_steps(epoch, done, sums)
+                chunk = max(1, int(chunk * 0.2 / max(time.perf_counter() - lap, 0.01)))
+        seconds = time.perf_counter() - clock
+        val_sums, _ = jax.device_get(score(state, val))
+        row = {
+            "epoch": epoch + 1,
+            "step": int(state.step),
+            "learning_rate": float(
+                optim.learning_rate(recipe.schedule, scaled, np.float32(state.step - 1))
+            ),
+            **{f"train_{name}": value for name, value in metrics.summary(sums).items()},
+            **{f"val_{name}": value for name, value in metrics.summary(val_sums).items()},
+            "seconds": time.perf_counter() - clock,
+            "examples_per_second": n / seconds,
+        }
+        progress.history.append(row)
+        if not math.isfinite(row["val_loss"]):
+            _diverged(recipe, scaled, row["step"] - 1)
+        if best_epoch(progress.history) == epoch:
+            progress.best = jax.tree.map(jnp.copy, state)
+        if on_epoch:
+            on_epoch(progress)
+    return progress
+
+
+def as_traced(hparams: optim.Hparams) -> optim.Hparams:
+    """Every number as a float32 scalar, so that 1 and 1.0 are the same program."""
+    return jax.tree.map(np.float32, hparams)
+
+
+def _diverged(recipe, hparams, bad_step: int):
+    rate = float(optim.learning_rate(recipe.schedule, hparams, np.float32(bad_step)))
+    raise RunError(
+        f"the loss became NaN or infinite at step {bad_step + 1} (learning rate {rate:g}): try a "
+        f"smaller --hparams.learning-rate, for example {rate / 10:g}, or --hparams.clip-norm 1; "
+        "checkpoints of earlier epochs are kept."
+    )

@@ -1,0 +1,33 @@
+"""Handwritten digits, MNIST (LeCun et al. 1998): 28x28 grey pixels, ten classes.
+
+python -m experiments.mnist
+"""
+
+from dlflax import run
+from dlflax.models import CNN, MLP
+from dlflax.optim import Hparams
+from dlflax.train import Recipe
+
+ARCHITECTURES = {"cnn": CNN(), "mlp": MLP()}
+
+PRESETS = {
+    # the classic first network: Adam 1e-3, batch 32, 5 epochs
+    "default": run.Config(recipe=Recipe(model=CNN())),
+    "best": run.Config(
+        recipe=Recipe(
+            model=CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
+            schedule="cosine",
+            batch_size=128,
+            augment="affine",
+            ema=True,
+        ),
+        hparams=Hparams(
+            learning_rate=2e-3, dropout=0.2, warmup=0.05,
+            translate=2.0, rotate=12.0, zoom=0.1,
+        ),
+        epochs=20,
+    ),
+}  # fmt: skip
+
+if __name__ == "__main__":
+    run.main("mnist", PRESETS, ARCHITECTURES, description=__doc__)

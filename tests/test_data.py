@@ -1,0 +1,523 @@
+"""Data: every source, every way a file can be wrong, and the order of examples."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlflax import data
+from dlflax.data import idx, sources
+from dlflax.errors import InputError
+
+MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = idx.FILES
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """No network, no proxy, and neither the user's TFDS folder nor the user's cache."""
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setenv("DLFLAX_OFFLINE", "1")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def idx_bytes(array, code=8):
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def small_set(seed=0):
+    """Two images of each class to train on and one to test on."""
+    rng = np.random.default_rng(seed)
+    return {
+        TRAIN_IMAGES: rng.integers(0, 256, (20, 28, 28), np.uint8),
+        TRAIN_LABELS: rng.permutation(np.arange(20) % 10).astype(np.uint8),
+        TEST_IMAGES: rng.integers(0, 256, (10, 28, 28), np.uint8),
+        TEST_LABELS: rng.permutation(10).astype(np.uint8),
+    }
+
+
+def write(folder, arrays, pack=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        content = array if isinstance(array, bytes) else idx_bytes(array)
+        if pack:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def check(dataset, arrays):
+    for part, images, labels in (
+        (dataset.train, TRAIN_IMAGES, TRAIN_LABELS), (dataset.test, TEST_IMAGES, TEST_LABELS)
+    ):
+        assert part["inputs"].dtype == np.uint8 and part["targets"].dtype == np.int32
+        np.testing.assert_array_equal(part["inputs"], arrays[images][..., None])
+        np.testing.assert_array_equal(part["targets"], arrays[labels])
+
+
+def silent(sentence):
+    raise AssertionError(f"nothing should be said, but: {sentence}")
+
+
+# IDX files
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("dot", [False, True])
+def test_idx_folder(tmp_path, pack, dot):
+    arrays = small_set()
+    names = {name: name.replace("-idx", ".idx") if dot else name for name in arrays}
+    folder = write(tmp_path / "x", {names[name]: arrays[name] for name in arrays}, pack)
+    dataset = data.load("mnist", folder, say=silent)
+    check(dataset, arrays)
+    assert (dataset.name, dataset.class_names) == ("mnist", tuple("0123456789"))
+    assert dataset.source == f"IDX files in {folder}"
+    digest = hashlib.sha256()
+    for name in idx.FILES:
+        array = arrays[name][..., None] if "images" in name else arrays[name].astype(np.int32)
+        digest.update(str(array.shape).encode() + array.tobytes())
+    assert dataset.checksum == digest.hexdigest()
+
+
+GOOD = small_set()
+LABELS = GOOD[TRAIN_LABELS]
+BAD_FILES = {
+    "not gzip": (TRAIN_IMAGES + ".gz", b"<html>", "is not gzip data"),
+    "gzip cut": (TRAIN_IMAGES + ".gz", gzip.compress(idx_bytes(LABELS))[:-12], "is cut short"),
+    "gzip damaged": (TRAIN_IMAGES + ".gz", gzip.compress(b"1")[:-8] + b"8 wrong.", "is damaged gzip"),
+    "empty": (TRAIN_IMAGES, b"", "is not an IDX file (it starts with nothing)"),
+    "magic": (TRAIN_LABELS, b"\x89PNG 1234", "is not an IDX file (it starts with 89 50 4e 47)"),
+    "type": (TRAIN_IMAGES, idx_bytes(GOOD[TRAIN_IMAGES], 0x0D), "holds float32 values"),
+    "dimensions": (TRAIN_IMAGES, idx_bytes(LABELS), "has 1 dimensions, but"),
+    "header cut": (TRAIN_IMAGES, b"\0\0\x08\x03\0\0", "ends inside its header"),
+    "too short": (TEST_LABELS, idx_bytes(LABELS)[:-1], "that is 20 bytes, but holds 19"),
+    "too long": (TEST_LABELS, idx_bytes(LABELS) + b"1", "that is 20 bytes, but holds 21"),
+    "label": (TRAIN_LABELS, idx_bytes(np.where(LABELS == 9, 10, LABELS).astype(np.uint8)),
+              "has the label 10, but labels are 0 to 9"),
+    "lengths": (TRAIN_LABELS, idx_bytes(LABELS[:-1]), "19 labels, but each image needs one label"),
+    "empty class": (TRAIN_LABELS, idx_bytes(np.where(LABELS == 3, 4, LABELS).astype(np.uint8)),
+                    "has no example of class 3 (3)"),
+    "no images": (TEST_IMAGES, idx_bytes(GOOD[TEST_IMAGES][:0]), "has no images"),
+    "size": (TRAIN_IMAGES, idx_bytes(np.zeros((20, 27, 28), np.uint8)),
+             "has images of 27 x 28 x 1, but those of mnist are 28 x 28 x 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_file(tmp_path, case):
+    name, content, sentence = BAD_FILES[case]
+    folder = write(tmp_path, {other: array for other, array in GOOD.items() if other not in name})
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        data.load("mnist", folder, say=silent)
+    message = str(error.value)
+    assert sentence in message and str(folder / name) in message
+    assert "\n" not in message and message.endswith(".")
+    assert error.value.__cause__ is None
+
+
+def test_bad_folder(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist: it should be a folder with train"):
+        data.load("mnist", tmp_path / "nowhere", say=silent)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is not a folder"):
+        data.load("mnist", tmp_path / "file", say=silent)
+    with pytest.raises(InputError, match=f"{tmp_path} has no {TRAIN_IMAGES} "):
+        data.load("mnist", tmp_path, say=silent)
+    folder = write(tmp_path / "three", GOOD)
+    (folder / TEST_LABELS).unlink()
+    with pytest.raises(InputError, match=f"three has no {TEST_LABELS} "):
+        data.load("mnist", folder, say=silent)
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="needs the development copy of MNIST")
+def test_real_mnist():
+    dataset = data.load("mnist", MNIST, say=silent)
+    assert dataset.train["inputs"].shape == (60_000, 28, 28, 1)
+    assert dataset.test["targets"].shape == (10_000,)
+    # Known since 1998: the first labels, and the number of fives, the rarest digit.
+    assert dataset.train["targets"][:5].tolist() == [5, 0, 4, 1, 9]
+    assert np.sum(dataset.train["targets"] == 5) == 5421
+    for name in idx.FILES:
+        content = idx.read_bytes(MNIST / f"{name}.gz")
+        assert hashlib.sha256(content).hexdigest() == idx.SHA256["mnist"][name]
+    start = time.perf_counter()
+    again = data.load("mnist", MNIST, say=silent)
+    assert time.perf_counter() - start < 2  # 0.1 s on a quiet machine
+    assert again.checksum == dataset.checksum
+    np.testing.assert_array_equal(again.train["inputs"], dataset.train["inputs"])
+
+
+DEBIAN = sources.DEBIAN_FASHION_MNIST
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_real_fashion_mnist():
+    said = []
+    dataset = data.load("fashion_mnist", say=said.append)
+    assert dataset.source == f"IDX files in {DEBIAN}" and "DLFLAX_OFFLINE is set" in said[0]
+    assert np.bincount(dataset.train["targets"]).tolist() == [6000] * 10
+    assert dataset.class_names[dataset.train["targets"][0]] == "Ankle boot"
+    for name in idx.FILES:
+        content = idx.read_bytes(DEBIAN / f"{name}.gz")
+        assert hashlib.sha256(content).hexdigest() == idx.SHA256["fashion_mnist"][name]
+
+
+def test_fashion_mnist_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
+    with pytest.raises(InputError, match="--data-dir .* apt install dataset-fashion-mnist"):
+        data.load("fashion_mnist", say=lambda sentence: None)
+
+
+# The digits, and the network
+
+
+def test_digits_stand_in():
+    said = []
+    dataset = data.load("mnist", say=said.append)
+    assert dataset.name == "digits" and "NOT MNIST" in dataset.source
+    assert "NOT MNIST" in said[-1] and "--data-dir" in said[-1] and said[-1].count("\n") > 5
+    train, test = dataset.train, dataset.test
+    assert len(train["inputs"]) + len(test["inputs"]) == 1797
+    assert train["inputs"].shape[1:] == (28, 28, 1) and train["inputs"].max() > 250
+    share = np.bincount(test["targets"]) / np.bincount(
+        np.concatenate([train["targets"], test["targets"]])
+    )
+    np.testing.assert_allclose(share, 0.2, atol=0.01)
+    again = data.load("digits", say=silent)
+    assert again.checksum == dataset.checksum
+
+
+def test_unroutable_host(monkeypatch):
+    monkeypatch.delenv("DLFLAX_OFFLINE")
+    monkeypatch.setitem(idx.URLS, "mnist", "https://10.255.255.1/mnist/")
+    start = time.perf_counter()
+    assert data.load("mnist", say=lambda sentence: None).name == "digits"
+    assert time.perf_counter() - start < 5
+
+
+def test_hanging_name_lookup(monkeypatch):
+    monkeypatch.delenv("DLFLAX_OFFLINE")
+    over = threading.Event()
+
+    def hang(*args, **kwargs):
+        over.wait(30)
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    start = time.perf_counter()
+    assert data.load("mnist", say=lambda sentence: None).name == "digits"
+    assert time.perf_counter() - start < 5
+    over.set()
+
+
+def test_import_is_light():
+    heavy = "jax flax tensorflow_datasets tensorflow PIL sklearn"
+    code = f"import sys, dlflax.data; print(set('{heavy}'.split()) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# The cache
+
+
+def test_cache(tmp_path, monkeypatch):
+    folder = write(tmp_path / "x", GOOD)
+    cache = tmp_path / "kept"
+    first = data.load("mnist", folder, cache_dir=cache, say=silent)
+    (kept,) = cache.iterdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(idx, "read_bytes", lambda path: pytest.fail("read again"))
+        patch.setattr(sources.hashlib, "sha256", hash_of_paths_only)
+        again = data.load("mnist", folder, cache_dir=cache, say=silent)
+    check(again, GOOD)
+    assert (again.name, again.source, again.class_names, again.checksum) == (
+        first.name, first.source, first.class_names, first.checksum
+    )
+
+    changed = small_set(seed=1)
+    write(folder, changed)
+    other = data.load("mnist", folder, cache_dir=cache, say=silent)
+    check(other, changed)
+    assert other.checksum != first.checksum
+    assert list(cache.iterdir()) == [kept]  # replaced, and nothing unfinished left behind
+
+
+def hash_of_paths_only(content=b""):
+    assert len(content) < 1000
+    return hashlib.new("sha256", content)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "one pixel", "text"])
+def test_damaged_cache_is_rebuilt(tmp_path, damage):
+    folder = write(tmp_path / "x", GOOD)
+    cache = tmp_path / "kept"
+    data.load("mnist", folder, cache_dir=cache, say=silent)
+    (kept,) = cache.iterdir()
+    content = kept.read_bytes()
+    pixel = content.index(GOOD[TRAIN_IMAGES].tobytes())
+    kept.write_bytes({
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "one pixel": content[:pixel] + bytes([content[pixel] ^ 1]) + content[pixel + 1 :],
+        "text": b"not a zip file",
+    }[damage])
+    check(data.load("mnist", folder, cache_dir=cache, say=silent), GOOD)
+    assert kept.read_bytes() == content
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    folder = write(tmp_path / "x", GOOD)
+    (tmp_path / "file").touch()
+    said = []
+    check(data.load("mnist", folder, cache_dir=tmp_path / "file" / "in", say=said.append), GOOD)
+    assert len(said) == 1 and "cannot be kept" in said[0]
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    check(data.load("mnist", folder, cache_dir=tmp_path / "full", say=said.append), GOOD)
+    assert len(said) == 2 and "No space left" in said[1]
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+# TFDS
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A web server with the small set, in the place of the real one."""
+    folder = write(tmp_path / "mirror", GOOD, pack=True)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for name in idx.URLS:
+            monkeypatch.setitem(idx.URLS, name, f"http://127.0.0.1:{server.server_port}/")
+            sums = {file: hashlib.sha256(idx_bytes(GOOD[file])).hexdigest() for file in GOOD}
+            monkeypatch.setitem(idx.SHA256, name, sums)
+        monkeypatch.delenv("DLFLAX_OFFLINE")
+        yield folder
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_download(tmp_path, monkeypatch, mirror, name):
+    said = []
+    dataset = data.load(name, say=said.append)
+    check(dataset, GOOD)
+    folder = tmp_path / "tfds" / name / "3.0.1"
+    assert dataset.source == f"TFDS {name}:3.0.1 in {folder}"
+    assert dataset.class_names == idx.CLASS_NAMES[name]
+    assert len(said) == 1 and "Decoding" in said[0]
+
+    # From now on the prepared files do, with no network at all and without the cache.
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("network"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("network"))
+    check(data.load(name, cache_dir=tmp_path / "another", say=said.append), GOOD)
+    check(data.load(name, tmp_path / "tfds", say=silent), GOOD)  # as --data-dir; cached
+
+    import tensorflow_datasets as tfds
+
+    examples = tfds.data_source(name, split="test", data_dir=tmp_path / "tfds")
+    np.testing.assert_array_equal(examples[0]["image"], GOOD[TEST_IMAGES][0, ..., None])
+    assert "tensorflow" not in sys.modules
+
+
+def test_download_of_a_wrong_file(tmp_path, mirror):
+    write(mirror, {TEST_LABELS: GOOD[TEST_LABELS][::-1].copy()}, pack=True)
+    said = []
+    assert data.load("mnist", say=said.append).name == "digits"
+    assert f"{TEST_LABELS}.gz is not the published file" in said[0]
+    assert not sources._prepared(tmp_path / "tfds", "mnist")
+    write(mirror, GOOD, pack=True)  # the wrong file was not kept
+    check(data.load("mnist", say=lambda sentence: None), GOOD)
+
+
+def test_download_that_fails(mirror):
+    (mirror / f"{TRAIN_LABELS}.gz").unlink()
+    said = []
+    assert data.load("mnist", say=said.append).name == "digits"
+    assert "could not be downloaded" in said[0] and "\n" not in said[0]
+
+
+def prepare(root, image_shapes, name="tiny", file_format="array_record"):
+    """A TFDS data set of two classes with an image of each of these shapes in both splits."""
+    import PIL.Image
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            })
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index, shape in enumerate(image_shapes):
+                png = io.BytesIO()
+                PIL.Image.fromarray(np.full((*shape, 3), index, np.uint8)).save(png, format="png")
+                yield index, {"image": png.getvalue(), "label": index % 2}
+
+    Tiny.name = name
+    builder = Tiny(data_dir=root)
+    builder.download_and_prepare(file_format=file_format)
+    return builder
+
+
+def test_any_prepared_tfds_set(tmp_path):
+    prepare(tmp_path / "tfds", [(5, 4)] * 3)
+    dataset = data.load("tiny", say=lambda sentence: None)
+    assert dataset.train["inputs"].shape == dataset.test["inputs"].shape == (3, 5, 4, 3)
+    assert dataset.train["targets"].tolist() == [0, 1, 0]
+    assert dataset.class_names == ("cat", "dog") and dataset.name == "tiny"
+
+
+def test_tfds_set_of_several_shapes(tmp_path):
+    prepare(tmp_path / "tfds", [(5, 4), (4, 5)])
+    with pytest.raises(InputError, match="must have one shape"):
+        data.load("tiny", say=lambda sentence: None)
+
+
+def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
+    """A damaged or TFRecord folder (here: without TensorFlow) is named, and mnist downloaded."""
+    find_spec = sources.importlib.util.find_spec
+    monkeypatch.setattr(
+        sources.importlib.util, "find_spec",
+        lambda name: None if name == "tensorflow" else find_spec(name),
+    )
+    builder = prepare(tmp_path / "tfds", [(28, 28)] * 2, name="mnist")
+    info = Path(builder.data_dir) / "dataset_info.json"
+    said = []
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    dataset = data.load("mnist", say=said.append)
+    assert any("tfrecord format, which only TensorFlow reads" in sentence for sentence in said)
+    check(dataset, GOOD)
+    assert str(tmp_path / "cache" / "dlflax" / "tfds") in dataset.source
+    info.write_text("{")
+    with pytest.raises(InputError, match=r"1.0.0 cannot be read as labelled images"):
+        data.load("mnist", tmp_path / "tfds", say=lambda sentence: None)
+
+
+def test_other_names(tmp_path, monkeypatch):
+    find_spec = sources.importlib.util.find_spec
+    found = {"tensorflow": None}
+    monkeypatch.setattr(
+        sources.importlib.util, "find_spec", lambda name: found.get(name) or (
+            None if name == "tensorflow" else find_spec(name))
+    )
+    with pytest.raises(InputError, match=r'"cifar10" .* mnist, .* pip install "dlflax\[tf\]"'):
+        data.load("cifar10", say=silent)
+    with pytest.raises(InputError, match="has no data set: it should be a TFDS folder with cifar10/"):
+        data.load("cifar10", tmp_path, say=silent)
+
+    import tensorflow_datasets as tfds
+
+    # With TensorFlow TFDS prepares the set itself; here a stand-in does.
+    found["tensorflow"] = find_spec("numpy")
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: prepare(data_dir, [(3, 3)] * 2, name))
+    assert len(data.load("cifar10", say=lambda sentence: None).train["inputs"]) == 2
+
+    def unknown(name, data_dir):
+        raise tfds.core.DatasetNotFoundError(name)
+
+    monkeypatch.setattr(tfds, "builder", unknown)
+    with pytest.raises(InputError, match='"mnits" .* mnist, .* TFDS has none of that name'):
+        data.load("mnits", say=silent)
+
+
+def test_order_of_sources(tmp_path, monkeypatch, mirror):
+    """--data-dir before what TFDS has prepared, and that before a download."""
+    asked = []
+    no_network = sources._no_network
+    monkeypatch.setattr(sources, "_no_network", lambda url: asked.append(url) or no_network(url))
+    check(data.load("mnist", say=lambda sentence: None), GOOD)  # downloaded
+    assert len(asked) == 1
+    other = small_set(seed=2)
+    folder = write(tmp_path / "x", other)
+    check(data.load("mnist", folder, say=silent), other)
+    check(data.load("mnist", say=silent), GOOD)  # prepared, from the cache
+    assert len(asked) == 1
+
+
+# The order of examples
+
+
+def test_split():
+    train = {"inputs": np.arange(50) * 2, "targets": np.arange(50)}
+    kept, held_out = data.split(train, 0.3, seed=1)
+    assert len(held_out["targets"]) == 15
+    both = np.concatenate([kept["targets"], held_out["targets"]])
+    np.testing.assert_array_equal(np.sort(both), np.arange(50))
+    for part in (kept, held_out):
+        np.testing.assert_array_equal(part["inputs"], part["targets"] * 2)
+        assert (np.diff(part["targets"]) > 0).all()
+    again = data.split(train, 0.3, seed=1)[1]["targets"]
+    np.testing.assert_array_equal(again, held_out["targets"])
+    assert (data.split(train, 0.3, seed=2)[1]["targets"] != held_out["targets"]).any()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), 0.001, 0.999])
+def test_bad_split(fraction):
+    with pytest.raises(InputError, match=str(fraction)):
+        data.split({"targets": np.arange(50)}, fraction)
+
+
+def test_order():
+    first = data.order(1000, seed=3, epoch=7)
+    assert first.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(first), np.arange(1000))
+    np.random.seed(0)
+    data.order(1000, seed=3, epoch=8)
+    np.testing.assert_array_equal(data.order(1000, seed=3, epoch=7), first)
+    for seed, epoch in ((3, 0), (3, 8), (7, 3), (0, 7)):
+        assert (data.order(1000, seed, epoch) != first).mean() > 0.9
+    # Saved runs depend on it: the same on every machine and with every NumPy.
+    assert data.order(8, seed=0, epoch=0).tolist() == [0] * 8
+    with pytest.raises(InputError, match="seed must be 0 or more, not -1"):
+        data.order(5, -1, 0)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 5), (10, 4), (3, 8), (1, 1), (7, 1)])
+def test_epoch_batches(n, batch_size):
+    batches = data.epoch_batches(n, batch_size, seed=5, epoch=2)
+    assert batches.dtype == np.int32 and batches.shape == (-(-n // batch_size), batch_size)
+    flat = batches.reshape(-1)
+    np.testing.assert_array_equal(flat[:n], data.order(n, 5, 2))
+    assert (flat[n:] == -1).all()
+
+
+def test_bad_batches():
+    for n, batch_size in ((0, 4), (4, 0)):
+        with pytest.raises(InputError, match="of 1 or more"):
+            data.epoch_batches(n, batch_size, 0, 0)
