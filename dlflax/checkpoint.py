@@ -99,6 +99,13 @@ class Checkpoints:
             )
         return restored.state, restored.history
 
+    def restore_best(self, abstract: State) -> State:
+        """The State with the lowest validation loss so far; changes nothing on disk."""
+        if not self.steps():
+            raise RunError(f"no checkpoint in {self.folder} yet: train first.")
+        _, history = self.restore(abstract, self.steps()[-1])
+        return self.restore(abstract, int(history[best_epoch(history)]["step"]))[0]
+
     def restore_last(self, abstract: State) -> tuple[State, History] | None:
         """The newest undamaged checkpoint; what is newer and unusable is removed, since training
         on from here writes it again. None where no checkpoint was ever finished; RunError where

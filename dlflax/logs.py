@@ -18,6 +18,7 @@ History = list[dict[str, float]]
 val_accuracy, val_macro_f1, seconds, examples_per_second."""
 
 SPLITS = ("train", "val", "test")
+SCORES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 EPOCH_LINE = (  # the highest number is left out first on a narrow terminal
     ("train_loss", "loss {:.4f}", 1), ("train_accuracy", "acc {:.4f}", 2),
     ("val_loss", "val loss {:.4f}", 0), ("val_accuracy", "val acc {:.4f}", 0),
@@ -33,17 +34,16 @@ def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], t
 
 
 def print_results(results: dict) -> None:
-    """Prints the loss, accuracy and macro F1 of each split, whichever of train_loss, val_accuracy,
-    test_macro_f1 and so on are in `results`; other keys are left out."""
-    scores = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
-    scores = {k: v for k, v in scores.items() if any(f"{split}_{k}" in results for split in SPLITS)}
+    """Prints loss, accuracy and macro_f1 of results["train"], ["val"] and ["test"], whichever are
+    there; the rest of `results` (that of `run.run`) is left out."""
+    splits = {split: results[split] for split in SPLITS if results.get(split)}
+    have = [name for name in SCORES if any(name in scores for scores in splits.values())]
     lines = []
-    for split in SPLITS:
-        values = [results.get(f"{split}_{score}") for score in scores]
-        if any(value is not None for value in values):
-            lines.append([split, *("" if v is None else f"{v:.4f}" for v in values)])
-    if lines:
-        _print_table(None, ["", *scores.values()], lines)
+    for split, scores in splits.items():
+        values = [scores.get(name) for name in have]
+        lines.append([split, *("" if value is None else f"{value:.4f}" for value in values)])
+    if have:
+        _print_table(None, ["", *(SCORES[name] for name in have)], lines)
 
 
 def _print_table(title, columns, lines) -> None:
@@ -115,14 +115,15 @@ class Progress:
         clock, step = time.monotonic(), epoch * self.steps_per_epoch + step_in_epoch
         self._shown = (epoch, step_in_epoch, loss, accuracy)
         # Both from the first update on: no compiling. Only the run's pace has the evaluations in.
-        self._run_mark = self._run_mark or (clock, step)
         self._epoch_mark = self._epoch_mark or (clock, step)
-        if clock > self._epoch_mark[0] and step > self._epoch_mark[1]:
-            pace = (step - self._epoch_mark[1]) / (clock - self._epoch_mark[0])
-            self._speed = pace * self.batch_size
-        if step > self._run_mark[1]:
-            pace = (clock - self._run_mark[0]) / (step - self._run_mark[1])
-            self._ends = clock + pace * (self.epochs * self.steps_per_epoch - step)
+        self._run_mark = self._run_mark or (clock, step)
+        since, first = self._epoch_mark
+        if step > first:
+            self._speed = self.batch_size * (step - first) / max(clock - since, 1e-9)
+        since, first = self._run_mark
+        if step > first:
+            left = self.epochs * self.steps_per_epoch - step
+            self._ends = clock + (clock - since) / (step - first) * left
 
     def epoch_end(self, row: dict, best: bool) -> None:
         """Prints one line from a row of the History, with a star when it is the best so far. What
@@ -177,8 +178,8 @@ def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
 
 
 class TensorBoard:
-    """Event files in `folder`/tensorboard. purge_step: the checkpoint's step on a resume; what an
-    earlier run wrote after it is dropped from the charts."""
+    """Event files in `folder`/tensorboard. purge_step: on a resume, the checkpoint's step + 1; what
+    an earlier run wrote at this step or later is dropped from the charts."""
 
     def __init__(self, folder: str | Path, purge_step: int | None = None):
         from tensorboardX import SummaryWriter
@@ -186,20 +187,19 @@ class TensorBoard:
         folder = Path(folder) / "tensorboard"
         # tensorboardX names files by the second: a quick resume would overwrite the first run's.
         suffix = f".{len(list(folder.glob('events*')))}"
-        purge = None if purge_step is None else purge_step + 1
         self._writer = SummaryWriter(
-            str(folder), purge_step=purge, flush_secs=5, filename_suffix=suffix
+            str(folder), purge_step=purge_step, flush_secs=5, filename_suffix=suffix
         )
 
     def scalars(self, row: dict, step: int) -> None:
         """A row of the History: train_loss as loss/train, so that the splits share a group."""
-        values = {_tag(k): v for k, v in row.items() if k not in ("epoch", "step")}
-        self._add({tag: float(v) for tag, v in values.items() if v is not None}, step)
-
-    def _add(self, values: dict[str, float], step: int) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        values = [
+            Summary.Value(tag=_tag(name), simple_value=float(value))
+            for name, value in row.items()
+            if value is not None and name not in ("epoch", "step")
+        ]
         self._writer.file_writer.add_summary(Summary(value=values), step)
 
     def figure(self, tag: str, figure, step: int) -> None:
@@ -213,17 +213,16 @@ class TensorBoard:
 
     def hparams(self, hparams: dict, metrics: dict[str, float]) -> None:
         """The run's line in the HParams tab; its metrics become the scalars result/<name>. Values:
-        numbers, bool, str; None is left out, anything else is written as text."""
+        numbers, bool, str; None is left out, anything else becomes text."""
         # Not SummaryWriter.add_hparams, which makes a second run, named after the clock.
         from tensorboardX.summary import hparams as summaries
 
-        values = {name: getattr(v, "item", lambda v=v: v)() for name, v in hparams.items()}
         plain = (bool, int, float, str, type(None))
-        values = {k: v if isinstance(v, plain) else str(v) for k, v in values.items()}
-        metrics = {f"result/{_tag(name)}": float(v) for name, v in metrics.items()}
-        for summary in summaries(values, metrics):
+        hparams = {k: v if isinstance(v, plain) else str(v) for k, v in hparams.items()}
+        results = {f"result/{_tag(name)}": value for name, value in metrics.items()}
+        for summary in summaries(hparams, results):
             self._writer.file_writer.add_summary(summary)
-        self._add(metrics, 0)
+        self.scalars(results, 0)
 
     def close(self) -> None:
         self._writer.close()
@@ -234,10 +233,10 @@ def _tag(name: str) -> str:
     return f"{rest}/{split}" if split in SPLITS and rest else name
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float, layout: str | None = "constrained"):
     from matplotlib.figure import Figure  # not pyplot: no global state, a second less to import
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def curves(history: History):
@@ -252,8 +251,7 @@ def curves(history: History):
     figure = _figure(5 * len(names), 3.8)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for split, colour in (("train", "tab:blue"), ("val", "tab:orange")):
-            values = columns.get(f"{split}_{name}")
-            if values is None:
+            if (values := columns.get(f"{split}_{name}")) is None:
                 continue
             marker = "o" if len(epochs) <= 20 else None
             axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=split)
@@ -318,11 +316,13 @@ def wrong_predictions(images, targets, predictions, probabilities, class_names, 
     rows = math.ceil(len(wrong) / columns)
     names = [_short(name, 15) for name in class_names]
     between = " " if max(map(len, names)) <= 4 else "\n"
-    figure = _figure(2 * columns, (2.2 if between == " " else 2.4) * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, i in zip(grid, wrong, strict=False):
+    picture_height = 0.86 if between == " " else 0.81  # the rest is the title
+    # Placed by hand: the constrained layout takes seconds over twenty-five titles.
+    figure = _figure(2 * columns, 1.9 / picture_height * rows, layout=None)
+    for place, i in enumerate(wrong):
+        left, bottom = place % columns + 0.025, rows - 1 - place // columns
+        box = (left / columns, bottom / rows, 0.95 / columns, picture_height / rows)
+        axes = figure.add_axes(box, xticks=[], yticks=[], frame_on=False)
         picture = images[i][:, :, 0] if images.shape[-1] == 1 else images[i]
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"true {names[targets[i]]},{between}said {names[predictions[i]]} "

@@ -176,7 +176,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
 
     folder = _run_folder(experiment, config)
     config = dataclasses.replace(config, run_dir=folder)
-    saved = _begin(experiment, config, dataset, (n, len(val_set["targets"])), folder, say)
+    _begin(experiment, config, dataset, (n, len(val_set["targets"])), folder, say)
     checkpoints = Checkpoints(folder / "checkpoints", say)
     state, history = checkpoints.restore_last(abstract) or (None, [])
     if (folder / "results.json").exists() and _finished(config, history):
@@ -223,7 +223,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
 
     history = fit.history
     best = train.best_epoch(history)
-    state = fit.best or checkpoints.restore(abstract, int(history[best]["step"]))[0]
+    state = fit.best or checkpoints.restore_best(abstract)
     if best + 1 < len(history):
         say(f"epoch {best + 1} had the lowest validation loss: testing with its weights")
     test_sums, outputs = jax.device_get(train.evaluate(recipe, state, dataset.test))
@@ -266,8 +266,8 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
     board.close()
     _write(folder / "results.json", results)
     logs.print_results(results)
-    if dataset.name != saved["config"]["dataset"]:
-        say(f"remember: this is {dataset.name}, not {config.dataset}.")
+    if dataset.name != config.dataset:
+        say(f"remember: these scores are of {dataset.name}, not of {config.dataset}.")
     say(f"pictures, metrics and checkpoints: {folder}")
     return results
 
@@ -326,7 +326,7 @@ def _run_folder(experiment: str, config: Config) -> Path:
     return folder
 
 
-def _begin(experiment, config, dataset, sizes, folder, say) -> dict[str, Any]:
+def _begin(experiment, config, dataset, sizes, folder, say) -> None:
     """Writes config.json, or compares with the one that a resumed run has."""
     test = dataset.test["inputs"]
     new = {
@@ -353,7 +353,7 @@ def _begin(experiment, config, dataset, sizes, folder, say) -> dict[str, Any]:
         if config.resume:
             say(f"{folder} holds no run yet: starting from the beginning.")
         _write(path, new)
-        return new
+        return
     old = load_config(folder)
     was, now = _flat({**old["config"], "data": old["data"]["sha256"]}), _flat(
         {**new["config"], "data": new["data"]["sha256"]}
@@ -378,7 +378,6 @@ def _begin(experiment, config, dataset, sizes, folder, say) -> dict[str, Any]:
     if new["config"]["epochs"] != old["config"]["epochs"]:
         old["config"]["epochs"] = new["config"]["epochs"]
         _write(path, old)
-    return old
 
 
 def _schedule_depends_on_epochs(config: Config) -> bool:

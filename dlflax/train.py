@@ -137,7 +137,7 @@ def step(recipe: Recipe, state: State, hparams: optim.Hparams, batch: Batch):
         decay = jnp.minimum(hparams.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
 
-    finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
+    finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
     sums = {
         **_sums(recipe, outputs, each, batch),
         "first_bad_step": jnp.where(finite, _NEVER, state.step),

@@ -54,7 +54,8 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if hashlib.sha256(data).hexdigest() != idx.SHA256[self.name][file]:
                 raise InputError(f"{idx.URLS[self.name]}{file}.gz is not the published file.")
         except InputError:
-            path.unlink()  # or TFDS would take it for downloaded the next time
+            for unwanted in (path, path.with_name(f"{path.name}.INFO")):
+                unwanted.unlink(missing_ok=True)  # or TFDS would not download it again
             raise
         return data
 

@@ -57,10 +57,9 @@ def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np
 
 def _open(path: Path) -> Image.Image:
     """The picture, upright, in mode L, RGB or RGBA."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give one picture, for example a PNG or JPEG.")
     if not path.is_file():
-        raise InputError(f"{path}: not a file; give one picture, for example a PNG or JPEG.")
+        what = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {what}; give one picture file, for example a PNG or JPEG.")
     try:
         with Image.open(path, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
@@ -70,8 +69,7 @@ def _open(path: Path) -> Image.Image:
             return image.convert("RGBA")
         return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise InputError(f"{path}: not a picture; give one of the formats {known}.") from error
+        raise InputError(f"{path}: not a picture; give {' or '.join(FORMATS)}.") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = Image.MAX_IMAGE_PIXELS // 1_000_000
         raise InputError(f"{path}: too large; give at most {limit} million pixels.") from error
@@ -126,9 +124,8 @@ def _as_mnist(gray: np.ndarray, height: int, width: int) -> np.ndarray:
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = min(height * 20 / 28 / ink.shape[0], width * 20 / 28 / ink.shape[1])
     size = [max(1, round(scale * side)) for side in ink.shape]
-    image = Image.fromarray(np.round(255 * ink).astype(np.uint8))
-    ink = np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
-    ink = np.round(ink * (255 / ink.max())).astype(np.uint8)  # grain and thin strokes end below
+    ink = np.asarray(Image.fromarray(ink).resize(size[::-1], Image.Resampling.LANCZOS)).clip(0, 1)
+    ink = np.round(ink * (255 / ink.max())).astype(np.uint8)  # thin strokes end below 1
     corner = []
     for axis, side in enumerate((height, width)):
         mass = ink.sum(1 - axis, dtype=np.float64)

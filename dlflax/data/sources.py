@@ -201,7 +201,7 @@ def _cached(name, files, cache_dir, say, read) -> Dataset:
     place = hashlib.sha256(str(files[0].parent.resolve()).encode()).hexdigest()[:12]
     path = cache_dir / f"{name.replace('/', '-')}-{place}.npz"
     try:
-        with np.load(path, allow_pickle=False) as saved:  # a zip file: its CRCs are checked
+        with open(path, "rb") as file, np.load(file) as saved:  # a zip file, which has checksums
             if saved["stamp"].item() == stamp:
                 train, test = (
                     {key: saved[f"{part}_{key}"] for key in ("inputs", "targets")}
@@ -254,7 +254,10 @@ def _prepared(root: Path, name: str) -> Path | None:
 
 
 def _read_tfds(name: str, folder: Path, say: Callable[[str], None]) -> Dataset:
-    """Train and test of a prepared TFDS data set; without TensorFlow when it is array_record."""
+    """The train and test splits of a prepared TFDS data set; validation when there is no test.
+
+    An array_record data set is read without TensorFlow.
+    """
     import tensorflow_datasets as tfds
 
     say(f"Decoding the images of {folder} (once: they are kept for the next start).")
@@ -314,6 +317,11 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
         raise InputError(
             f'{unknown}, and other data sets of TFDS need TensorFlow (pip install "dlflax[tf]").'
         )
+    if _offline():
+        raise InputError(
+            f"{name} is not in the TFDS folder {root}, and with DLFLAX_OFFLINE set nothing is "
+            "downloaded: pass --data-dir with a prepared TFDS folder."
+        )
     import tensorflow_datasets as tfds
 
     try:
@@ -329,9 +337,13 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     return Path(builder.data_dir)
 
 
+def _offline() -> bool:
+    return os.environ.get("DLFLAX_OFFLINE", "0") not in ("", "0")
+
+
 def _no_network(url: str, seconds: float = NETWORK_SECONDS) -> str | None:
     """None when `url` can be downloaded, else why not, found out in that time."""
-    if os.environ.get("DLFLAX_OFFLINE", "0") not in ("", "0"):
+    if _offline():
         return "DLFLAX_OFFLINE is set"
     import requests  # as TFDS does: the same proxies and certificates
 

@@ -1,0 +1,255 @@
+"""The engine: one trace, same bits however it is cut up, exact counting."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from dlflax import augment, metrics, train
+from dlflax.data.order import epoch_batches
+from dlflax.errors import RunError
+from dlflax.models import CNN, MLP
+from dlflax.optim import Hparams
+from dlflax.train import Recipe
+
+TRACES = []
+
+
+class Counting(nn.Module):
+    """An MLP that notes each trace in training, with batch statistics."""
+
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, x, *, train=False, dropout=0.0):
+        if train:
+            TRACES.append(self.width)
+        x = MLP((self.width,))(x, train=train, dropout=dropout)
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """scikit-learn's handwritten digits: 8x8, 1,200 to train and 597 to validate."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    inputs = (images.reshape(-1, 8, 8, 1) * 15.9375).astype(np.uint8)
+    labels = labels.astype(np.int32)
+    return (
+        {"inputs": inputs[:1200], "targets": labels[:1200]},
+        {"inputs": inputs[1200:], "targets": labels[1200:]},
+    )
+
+
+init = jax.jit(train.init, static_argnums=0)
+step = jax.jit(train.step, static_argnums=0)
+
+
+def assert_equal(a, b):
+    a, b = (tree.replace(key=jax.random.key_data(tree.key)) for tree in (a, b))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_every_number_changes_without_a_trace(digits):
+    TRACES.clear()
+    losses = set()
+    numbers = [
+        Hparams(learning_rate=1e-2),
+        Hparams(learning_rate=3e-3),
+        Hparams(dropout=0.5),
+        Hparams(l2=1e-2),
+        Hparams(label_smoothing=0.2),
+        Hparams(clip_norm=1e-3),
+        Hparams(clip_norm=1),
+        Hparams(warmup=0.5),
+        Hparams(ema_decay=0.5),
+        Hparams(rotate=20, translate=1, zoom=0.1),
+    ]
+    for hparams in numbers:
+        # an equal Recipe made anew is the same program
+        recipe = Recipe(model=Counting(), augment="affine", ema=True, schedule="cosine")
+        fit = train.fit(recipe, hparams, *digits, epochs=1)
+        losses.add(fit.history[0]["val_loss"])
+    assert len(losses) == len(numbers)  # every number took effect
+    assert len(TRACES) == 1
+    train.fit(Recipe(model=Counting(width=8)), Hparams(), *digits, epochs=1)
+    assert len(TRACES) == 2
+
+
+def test_an_epoch_in_parts_is_the_same_to_the_bit(digits):
+    recipe, hparams = Recipe(model=CNN((4,), dense=(8,)), ema=True), Hparams(dropout=0.2)
+    whole = train.fit(recipe, hparams, *digits, epochs=2, seed=3)
+    parts = train.fit(recipe, hparams, *digits, epochs=2, seed=3, on_steps=lambda *_: None)
+    assert_equal(whole.state, parts.state)
+    assert whole.history[-1]["train_loss"] == parts.history[-1]["train_loss"]
+
+
+def test_resuming_is_the_same_to_the_bit(digits):
+    recipe = Recipe(model=Counting(), schedule="cosine", optimizer="nesterov")
+    arguments = dict(epochs=4, seed=1, reduce_on_plateau=1, patience=3)
+    saved = []
+
+    def on_epoch(fit):
+        saved.append((jax.tree.map(jnp.copy, fit.state), list(fit.history)))
+
+    hparams = Hparams(learning_rate=0.3, dropout=0.3, warmup=0.1)
+    through = train.fit(recipe, hparams, *digits, **arguments, on_epoch=on_epoch)
+    state, history = saved[1]
+    resumed = train.fit(recipe, hparams, *digits, **arguments, state=state, history=history)
+    assert_equal(through.state, resumed.state)
+    assert [r["val_loss"] for r in through.history] == [r["val_loss"] for r in resumed.history]
+
+
+def test_evaluation_counts_every_example_once(digits):
+    recipe = Recipe(model=CNN((4,), dense=(8,)))
+    _, val = digits  # 597 = 2 * 256 + 85
+    state = init(recipe, Hparams(), val["inputs"][:1], jax.random.key(0))
+    sums, outputs = train.evaluate(recipe, state, val)
+    logits = np.asarray(
+        recipe.model.apply({"params": state.params}, np.float32(val["inputs"]) / np.float32(255))
+    )
+    np.testing.assert_allclose(outputs, logits, atol=1e-5)
+    shifted = logits - logits.max(1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    row = metrics.summary(sums)
+    assert row["loss"] == pytest.approx(-log_p[np.arange(597), val["targets"]].mean(), rel=1e-5)
+    assert row["accuracy"] == np.mean(logits.argmax(1) == val["targets"])
+    assert int(sums["count"]) == 597 == int(sums["confusion"].sum())
+
+
+def test_padding_does_not_change_a_step(digits):
+    recipe, hparams = Recipe(model=MLP((8,)), optimizer="sgd"), Hparams(learning_rate=0.1)
+    inputs, targets = digits[0]["inputs"][:8], digits[0]["targets"][:8]
+    state = init(recipe, hparams, inputs[:1], jax.random.key(0))
+    short = {"inputs": inputs[:5], "targets": targets[:5], "mask": np.ones(5, np.float32)}
+    padded = {"inputs": inputs, "targets": targets, "mask": np.float32([1] * 5 + [0] * 3)}
+    (a, sums_a), (b, sums_b) = (step(recipe, state, hparams, x) for x in (short, padded))
+    for x, y in zip(jax.tree.leaves((a.params, sums_a)), jax.tree.leaves((b.params, sums_b))):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_an_epoch_trains_on_every_example(digits):
+    seen = []
+    train.fit(
+        Recipe(model=MLP((4,)), batch_size=7), Hparams(), *digits, epochs=1,
+        on_steps=lambda epoch, step, sums: seen.append(float(sums["count"])),
+    )  # fmt: skip
+    assert seen[-1] == 1200
+
+
+def test_a_population_is_the_same_step_mapped(digits):
+    """vmapped over State and Hparams: each trial as if alone (matmuls may round differently)."""
+    recipe = Recipe(model=CNN((4,), dense=(8,)))
+    data = jax.device_put(digits[0])
+    batches = epoch_batches(1200, 32, 0, 0)
+    rates = np.float32([1e-3, 1e-2, 3e-2])
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def trial(key, rate):
+        hparams = Hparams(learning_rate=rate, dropout=0.1)
+        state = train.init(recipe, hparams, data["inputs"][:1], key)
+        sums = train.zero_sums(recipe)
+        return train.train_steps(recipe, state, hparams, data, batches, sums, 0, 20)[0].params
+
+    together = jax.jit(jax.vmap(trial))(keys, rates)
+    for i in range(3):
+        alone = jax.jit(trial)(keys[i], rates[i])
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[i], b, atol=1e-4)
+
+
+def test_divergence_stops_with_step_rate_and_advice(digits):
+    recipe = Recipe(model=MLP((16,)), optimizer="sgd")
+    with pytest.raises(RunError, match=r"NaN or infinite at step \d+ \(learning rate 1e\+20\)"):
+        train.fit(recipe, Hparams(learning_rate=1e20), *digits, epochs=2)
+
+
+def test_patience_stops_and_keeps_the_best(digits):
+    recipe = Recipe(model=MLP((16,)), optimizer="sgd")
+    states = []
+    fit = train.fit(
+        recipe, Hparams(learning_rate=2.0, momentum=0.0), *digits, epochs=50, patience=2,
+        on_epoch=lambda fit: states.append(jax.tree.map(jnp.copy, fit.state)),
+    )  # fmt: skip
+    best = train.best_epoch(fit.history)
+    assert len(fit.history) == best + 3 < 50
+    assert_equal(fit.best, states[best])
+
+
+def test_plateau_factor_matches_keras():
+    keras = pytest.importorskip("keras")
+    losses = [3.0, 2.0, 2.5, 2.0, 1.9, 2.0, 2.0, 2.0, 2.0, 1.0, 1.5]
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    callback = keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, min_delta=0.0)
+    callback.set_model(model)
+    callback.on_train_begin()
+    for epoch, loss in enumerate(losses):
+        callback.on_epoch_end(epoch, {"val_loss": loss})
+        ours = train.plateau_factor(losses[: epoch + 1], patience=2)
+        assert ours == float(model.optimizer.learning_rate.value)
+
+
+def test_bfloat16_computes_low_and_keeps_parameters_float32(digits):
+    for model in (CNN((4,), dense=(32,)), Counting()):
+        fit = train.fit(
+            Recipe(model=model, compute_dtype="bfloat16"),
+            Hparams(learning_rate=1e-2, dropout=0.1), *digits, epochs=3,
+        )  # fmt: skip
+        leaves = jax.tree.leaves((fit.state.params, fit.state.collections))
+        assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+        assert fit.history[-1]["val_accuracy"] > 0.8
+
+
+def test_moving_average_by_hand(digits):
+    recipe, hparams = Recipe(model=MLP((4,)), ema=True), Hparams(ema_decay=0.5)
+    state = init(recipe, hparams, digits[0]["inputs"][:1], jax.random.key(0))
+    expected = np.asarray(state.params["logits"]["kernel"])
+    for i in range(5):
+        batch = {name: leaf[i * 8 : i * 8 + 8] for name, leaf in digits[0].items()}
+        state, _ = step(recipe, state, hparams, {**batch, "mask": np.ones(8, np.float32)})
+        decay = min(0.5, (1 + i) / (10 + i))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["logits"]["kernel"])
+    np.testing.assert_allclose(state.ema["logits"]["kernel"], expected, rtol=1e-5)
+    averaged = train.evaluate(recipe, state, digits[1])[1]
+    last = train.evaluate(Recipe(model=MLP((4,))), state, digits[1])[1]
+    assert not np.allclose(averaged, last)
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "mean_squared_error"])
+def test_the_other_losses_train(digits, loss):
+    """Is it a five or more? One output."""
+    train_set, val = (
+        {**d, "targets": (d["targets"] >= 5).astype(np.int32)} for d in digits
+    )
+    recipe = Recipe(model=MLP((32,), num_classes=1), loss=loss)
+    fit = train.fit(recipe, Hparams(learning_rate=1e-2), train_set, val, epochs=4)
+    assert fit.history[-1]["val_loss"] < 0.6 * fit.history[0]["train_loss"]
+    assert ("val_accuracy" in fit.history[-1]) == (loss == "binary_cross_entropy")
+
+
+def test_affine_augmentation_matches_scipy():
+    images = np.random.default_rng(0).random((3, 10, 8, 2), np.float32)
+    key = jax.random.key(0)
+    np.testing.assert_allclose(augment.affine(key, images, 0.0, 0.0, 0.0), images, atol=1e-5)
+    out = augment.affine(key, images, 2.0, 30.0, 0.2)
+    # the documented draws, made again
+    shift_key, angle_key, zoom_key = jax.random.split(key, 3)
+    shift = 2.0 * jax.random.uniform(shift_key, (3, 2), minval=-1.0)
+    angle = np.deg2rad(30.0 * jax.random.uniform(angle_key, (3,), minval=-1.0))
+    scale = 1 + 0.2 * jax.random.uniform(zoom_key, (3,), minval=-1.0)
+    centre = np.array([4.5, 3.5])
+    for i in range(3):
+        turn = np.array(
+            [[np.cos(angle[i]), -np.sin(angle[i])], [np.sin(angle[i]), np.cos(angle[i])]]
+        )
+        matrix = turn / scale[i]
+        offset = centre - matrix @ centre - np.asarray(shift[i])
+        for c in range(2):
+            expected = scipy.ndimage.affine_transform(
+                images[i, :, :, c], matrix, offset, order=1, mode="grid-constant"
+            )
+            np.testing.assert_allclose(out[i, :, :, c], expected, atol=1e-4)
