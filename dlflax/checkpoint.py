@@ -4,10 +4,15 @@ The only file that imports orbax, and only when a checkpoint is written or read:
 most of a second.
 """
 
+import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +52,12 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = int(state.step)
+        # What fails in the threads of Orbax and tensorstore is raised here. Without this they print
+        # it as well, tensorstore's even after the failure.
+        hooks = sys.unraisablehook, threading.excepthook
+        sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
+        threading.excepthook = lambda _: None
+        logging.disable()
         try:
             with self._manager() as manager:
                 manager.save(
@@ -70,6 +81,11 @@ class Checkpoints:
                 f"could not save the checkpoint of step {step} in {self.folder}: "
                 f"{_reason(error)}; {kept}; free some space or fix the folder, then --resume."
             ) from error
+        else:
+            sys.unraisablehook = hooks[0]
+        finally:
+            threading.excepthook = hooks[1]
+            logging.disable(logging.NOTSET)
         keep = {*self.steps()[-2:], int(history[best_epoch(history)]["step"])}
         for folder in self.folder.iterdir():
             if folder.name not in map(str, keep):
@@ -139,13 +155,17 @@ def _sha256(folder: Path) -> dict[str, str]:
     }
 
 
+def _without_closed_loops(unraisablehook, unraisable):
+    """After a failed save tensorstore's threads report to an event loop that is closed."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        unraisablehook(unraisable)
+
+
 def _reason(error: Exception) -> str:
     """The operating system's own words where there are any, else the first line."""
-    while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        last, error = error, error.__cause__
-    for reason in ("No space left on device", "Read-only file system", "Permission denied"):
-        if reason in str(last):
-            return reason
-    return (str(last).splitlines() or [type(last).__name__])[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    for words in map(os.strerror, errno.errorcode):
+        if words in str(error):
+            return words
+    return (str(error).splitlines() or [type(error).__name__])[0]

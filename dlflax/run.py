@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -80,16 +81,13 @@ def _say_error(message, code: int) -> int:
     return code
 
 
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/dlflax, by default ~/.cache/dlflax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlflax"
-
-
 def compilation_cache() -> None:
     """Keeps compiled programs between processes, in $JAX_COMPILATION_CACHE_DIR if that is set."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(data.cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # the cache only saves time: a full disk or a damaged entry costs a compilation, no message
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
 
 
 def parse(experiment, presets, architectures, args=None, description=None) -> Config:

@@ -70,8 +70,7 @@ def load(
     Inputs are uint8 (n, 28, 28, 1) for the built-in names, (n, h, w, c) for others; targets are
     int32 (n,). Raises InputError, one sentence, when no source has the data or a file is wrong.
     """
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlflax"
+    cache_dir = cache_dir or cache_folder()
 
     def cached(files: list[Path], read: Callable[[], Dataset], name: str = name) -> Dataset:
         return _cached(name, files, cache_dir, say, read)
@@ -139,6 +138,11 @@ def load(
         "the four IDX files (train-images-idx3-ubyte.gz and so on), or "
         "apt install dataset-fashion-mnist."
     )
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/dlflax, by default ~/.cache/dlflax: decoded data and compiled programs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlflax"
 
 
 def _wanted(name: str) -> str:

@@ -1,0 +1,1 @@
+"""Hyperparameter searches. Not built yet: the first release has the training engine only."""
