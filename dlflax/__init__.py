@@ -1,3 +1,3 @@
-"""dlflax: deep learning in JAX and Flax, where training is a pure function of its hyperparameters."""
+"""Deep learning in JAX and Flax, where training is a pure function of its hyperparameters."""
 
 __version__ = "0.1.0"

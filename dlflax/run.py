@@ -22,6 +22,9 @@ from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError, RunError
 
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run. Saved as config.json."""
@@ -146,7 +149,7 @@ def _newest_run(experiment: str) -> Path:
     found = sorted(folder.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(
-            f"--resume: there is no run in {folder}; name one with --run-dir, or leave --resume out."
+            f"--resume: there is no run in {folder}; name one with --run-dir, or leave it out."
         )
     return found[-1].parent
 
@@ -342,7 +345,7 @@ def _begin(experiment, config, dataset, sizes, folder, say) -> None:
         "versions": {
             "dlflax": dlflax.__version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+            **{name: version(name) for name in PACKAGES},
         },
         "platform": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
     }  # fmt: skip
@@ -353,8 +356,9 @@ def _begin(experiment, config, dataset, sizes, folder, say) -> None:
         _write(path, new)
         return
     old = load_config(folder)
-    was, now = _flat({**old["config"], "data": old["data"]["sha256"]}), _flat(
-        {**new["config"], "data": new["data"]["sha256"]}
+    was, now = (
+        _flat({**old["config"], "data": old["data"]["sha256"]}),
+        _flat({**new["config"], "data": new["data"]["sha256"]}),
     )
     free = {"data_dir", "run_dir", "resume", "dataset"}
     if not _schedule_depends_on_epochs(config):
@@ -411,9 +415,7 @@ def config_from_json(saved: dict) -> Config:
     module = dict(saved["recipe"]["model"])
     model = getattr(models, module.pop("class"))(**tuples(module))
     recipe = train.Recipe(**{**tuples(saved["recipe"]), "model": model})
-    folders = {
-        name: saved[name] and Path(saved[name]) for name in ("data_dir", "run_dir")
-    }
+    folders = {name: saved[name] and Path(saved[name]) for name in ("data_dir", "run_dir")}
     return Config(
         **{**saved, **folders, "recipe": recipe, "hparams": optim.Hparams(**saved["hparams"])}
     )

@@ -72,6 +72,11 @@ def init(recipe: Recipe, hparams: optim.Hparams, inputs, key) -> State:
     return State(jnp.int32(0), params, variables, opt_state, ema, key)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _init(recipe, hparams, inputs, seed):
+    return init(recipe, hparams, inputs, jax.random.key(seed))
+
+
 def _floats(inputs):
     """Images are kept as bytes until a step uses them: uint8 0..255 -> float32 0..1."""
     return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
@@ -123,9 +128,9 @@ def step(recipe: Recipe, state: State, hparams: optim.Hparams, batch: Batch):
     def of_params(params):
         return objective(recipe, params, state.collections, hparams, batch, dropout_key)
 
-    (value, (outputs, each, collections)), gradient = jax.value_and_grad(
-        of_params, has_aux=True
-    )(state.params)
+    (value, (outputs, each, collections)), gradient = jax.value_and_grad(of_params, has_aux=True)(
+        state.params
+    )
 
     rate = optim.learning_rate(recipe.schedule, hparams, state.step)
     optimizer = optim.optimizer(recipe.optimizer, hparams, rate)
@@ -279,10 +284,9 @@ def fit(
     n = len(train["targets"])
     steps_per_epoch = math.ceil(n / recipe.batch_size)
     hparams = hparams.replace(total_steps=float(epochs * steps_per_epoch))
-    train, val = jax.device_put((train, val))
     if state is None:
-        make = jax.jit(init, static_argnums=0)
-        state = make(recipe, as_traced(hparams), train["inputs"][:1], jax.random.key(seed))
+        state = _init(recipe, as_traced(hparams), train["inputs"][:1], np.uint32(seed))
+    train, val = jax.device_put((train, val))
     progress = Fit(state, None, list(history), 0.0)
 
     clock = time.perf_counter()
@@ -290,9 +294,9 @@ def fit(
     none, zero = np.int32(0), zero_sums(recipe)
     # a call of no steps compiles the program and changes nothing
     state, _ = train_steps(recipe, state, as_traced(hparams), train, batches, zero, none, none)
-    score = evaluate.lower(recipe, state, val).compile()
     jax.block_until_ready(state)
     progress.state, progress.compile_seconds = state, time.perf_counter() - clock
+    score = None
 
     for epoch in range(len(progress.history), epochs):
         if patience and epoch - 1 - best_epoch(progress.history or [{"val_loss": 0}]) >= patience:
@@ -319,6 +323,11 @@ def fit(
                 on_steps(epoch, done, sums)
                 chunk = max(1, int(chunk * 0.2 / max(time.perf_counter() - lap, 0.01)))
         seconds = time.perf_counter() - clock
+        if score is None:  # only now, so that the first step comes sooner
+            lap = time.perf_counter()
+            score = evaluate.lower(recipe, state, val).compile()
+            progress.compile_seconds += time.perf_counter() - lap
+            clock += time.perf_counter() - lap
         val_sums, _ = jax.device_get(score(state, val))
         row = {
             "epoch": epoch + 1,

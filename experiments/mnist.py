@@ -25,7 +25,7 @@ PRESETS = {
             learning_rate=2e-3, dropout=0.2, warmup=0.05,
             translate=2.0, rotate=12.0, zoom=0.1,
         ),
-        epochs=20,
+        epochs=12,
     ),
 }  # fmt: skip
 

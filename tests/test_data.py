@@ -64,7 +64,8 @@ def write(folder, arrays, pack=False):
 
 def check(dataset, arrays):
     for part, images, labels in (
-        (dataset.train, TRAIN_IMAGES, TRAIN_LABELS), (dataset.test, TEST_IMAGES, TEST_LABELS)
+        (dataset.train, TRAIN_IMAGES, TRAIN_LABELS),
+        (dataset.test, TEST_IMAGES, TEST_LABELS),
     ):
         assert part["inputs"].dtype == np.uint8 and part["targets"].dtype == np.int32
         np.testing.assert_array_equal(part["inputs"], arrays[images][..., None])
@@ -108,14 +109,23 @@ BAD_FILES = {
     "header cut": (TRAIN_IMAGES, b"\0\0\x08\x03\0\0", "ends inside its header"),
     "too short": (TEST_LABELS, idx_bytes(LABELS)[:-1], "that is 20 bytes, but holds 19"),
     "too long": (TEST_LABELS, idx_bytes(LABELS) + b"1", "that is 20 bytes, but holds 21"),
-    "label": (TRAIN_LABELS, idx_bytes(np.where(LABELS == 9, 10, LABELS).astype(np.uint8)),
-              "has the label 10, but labels are 0 to 9"),
+    "label": (
+        TRAIN_LABELS,
+        idx_bytes(np.where(LABELS == 9, 10, LABELS).astype(np.uint8)),
+        "has the label 10, but labels are 0 to 9",
+    ),
     "lengths": (TRAIN_LABELS, idx_bytes(LABELS[:-1]), "19 labels, but each image needs one label"),
-    "empty class": (TRAIN_LABELS, idx_bytes(np.where(LABELS == 3, 4, LABELS).astype(np.uint8)),
-                    "has no example of class 3 (3)"),
+    "empty class": (
+        TRAIN_LABELS,
+        idx_bytes(np.where(LABELS == 3, 4, LABELS).astype(np.uint8)),
+        "has no example of class 3 (3)",
+    ),
     "no images": (TEST_IMAGES, idx_bytes(GOOD[TEST_IMAGES][:0]), "has no images"),
-    "size": (TRAIN_IMAGES, idx_bytes(np.zeros((20, 27, 28), np.uint8)),
-             "has images of 27 x 28 x 1, but those of mnist are 28 x 28 x 1"),
+    "size": (
+        TRAIN_IMAGES,
+        idx_bytes(np.zeros((20, 27, 28), np.uint8)),
+        "has images of 27 x 28 x 1, but those of mnist are 28 x 28 x 1",
+    ),
 }
 
 
@@ -249,7 +259,10 @@ def test_cache(tmp_path, monkeypatch):
         again = data.load("mnist", folder, cache_dir=cache, say=silent)
     check(again, GOOD)
     assert (again.name, again.source, again.class_names, again.checksum) == (
-        first.name, first.source, first.class_names, first.checksum
+        first.name,
+        first.source,
+        first.class_names,
+        first.checksum,
     )
 
     changed = small_set(seed=1)
@@ -273,12 +286,14 @@ def test_damaged_cache_is_rebuilt(tmp_path, damage):
     (kept,) = cache.iterdir()
     content = kept.read_bytes()
     pixel = content.index(GOOD[TRAIN_IMAGES].tobytes())
-    kept.write_bytes({
-        "truncated": content[: len(content) // 2],
-        "empty": b"",
-        "one pixel": content[:pixel] + bytes([content[pixel] ^ 1]) + content[pixel + 1 :],
-        "text": b"not a zip file",
-    }[damage])
+    kept.write_bytes(
+        {
+            "truncated": content[: len(content) // 2],
+            "empty": b"",
+            "one pixel": content[:pixel] + bytes([content[pixel] ^ 1]) + content[pixel + 1 :],
+            "text": b"not a zip file",
+        }[damage]
+    )
     check(data.load("mnist", folder, cache_dir=cache, say=silent), GOOD)
     assert kept.read_bytes() == content
 
@@ -375,10 +390,12 @@ def prepare(root, image_shapes, name="tiny", file_format="array_record"):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            features = tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
-            })
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                }
+            )
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
         def _split_generators(self, dl_manager):
@@ -414,7 +431,8 @@ def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
     """A damaged or TFRecord folder (here: without TensorFlow) is named, and mnist downloaded."""
     find_spec = sources.importlib.util.find_spec
     monkeypatch.setattr(
-        sources.importlib.util, "find_spec",
+        sources.importlib.util,
+        "find_spec",
         lambda name: None if name == "tensorflow" else find_spec(name),
     )
     builder = prepare(tmp_path / "tfds", [(28, 28)] * 2, name="mnist")
@@ -434,7 +452,8 @@ def test_other_names(tmp_path, monkeypatch):
     find_spec = sources.importlib.util.find_spec
     found = {"tensorflow": None}
     monkeypatch.setattr(
-        sources.importlib.util, "find_spec",
+        sources.importlib.util,
+        "find_spec",
         lambda name: found[name] if name in found else find_spec(name),
     )
     with pytest.raises(InputError, match=r'"cifar10" .* mnist, .*pip install "dlflax\[tf\]"'):

@@ -111,9 +111,8 @@ def test_ten_steps_match_keras(rng, name):
     recipe = train.Recipe(model=CNN(), optimizer=name, batch_size=8)
     inputs = rng.random((10, 8, 28, 28, 1), np.float32)
     targets = rng.integers(0, 10, (10, 8)).astype(np.int32)
-    state = jax.jit(train.init, static_argnums=0)(
-        recipe, hparams, inputs[0], jax.random.key(0)
-    )
+    state = jax.jit(train.init, static_argnums=0)(recipe, hparams, inputs[0], jax.random.key(0))
+
     def batch(i):
         return {"inputs": inputs[i], "targets": targets[i], "mask": np.ones(8, np.float32)}
 

@@ -207,16 +207,16 @@ def test_killed_anywhere_the_result_is_the_same_to_the_bit(tmp_path):
 def test_a_failed_write_says_so_and_keeps_what_is_saved(tmp_path):
     """No file may grow over 20 kB: what a full disk does, with another reason."""
     process = start(tmp_path / "run", "--epochs", "2")
-    assert "" == process.communicate()[1]
+    assert process.communicate()[1] == ""
     limited = ("-c", LIMITED)
     process = start(tmp_path / "run", "--resume", "--epochs", "3", run_python=limited)
     _, err = process.communicate()
     assert process.returncode == 1
     assert "Traceback" not in err
-    assert "could not save the checkpoint of step 432" in err
-    assert "the checkpoint of step 288 is safe" in err
+    assert "could not save the checkpoint of step 486" in err
+    assert "the checkpoint of step 324 is safe" in err
     process = start(tmp_path / "run", "--resume", "--epochs", "3")
-    assert "" == process.communicate()[1]
+    assert process.communicate()[1] == ""
 
 
 def test_resume_refuses_another_setup(capsys):

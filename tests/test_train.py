@@ -127,8 +127,11 @@ def test_padding_does_not_change_a_step(digits):
     short = {"inputs": inputs[:5], "targets": targets[:5], "mask": np.ones(5, np.float32)}
     padded = {"inputs": inputs, "targets": targets, "mask": np.float32([1] * 5 + [0] * 3)}
     (a, sums_a), (b, sums_b) = (step(recipe, state, hparams, x) for x in (short, padded))
-    for x, y in zip(jax.tree.leaves((a.params, sums_a)), jax.tree.leaves((b.params, sums_b))):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+        (a.params, sums_a),
+        (b.params, sums_b),
+    )
 
 
 def test_an_epoch_trains_on_every_example(digits):
@@ -222,9 +225,7 @@ def test_moving_average_by_hand(digits):
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "mean_squared_error"])
 def test_the_other_losses_train(digits, loss):
     """Is it a five or more? One output."""
-    train_set, val = (
-        {**d, "targets": (d["targets"] >= 5).astype(np.int32)} for d in digits
-    )
+    train_set, val = ({**d, "targets": (d["targets"] >= 5).astype(np.int32)} for d in digits)
     recipe = Recipe(model=MLP((32,), num_classes=1), loss=loss)
     fit = train.fit(recipe, Hparams(learning_rate=1e-2), train_set, val, epochs=4)
     assert fit.history[-1]["val_loss"] < 0.6 * fit.history[0]["train_loss"]

@@ -104,12 +104,16 @@ def _light_on_dark(path: Path, image: Image.Image) -> np.ndarray:
         gray = np.round(behind + (gray - behind) * (alpha / 255)).astype(np.uint8)
     low, high = int(gray.min()), int(gray.max())
     if high - low < MIN_CONTRAST:
-        raise InputError(f"{path}: blank, or nearly so; give a picture with dark ink on a light "
-                         "background or light ink on a dark one.")
+        raise InputError(
+            f"{path}: blank, or nearly so; give a picture with dark ink on a light "
+            "background or light ink on a dark one."
+        )
     background = (np.median(_border(gray)) - low) / (high - low)
     if 1 / 3 < background < 2 / 3:
-        raise InputError(f"{path}: the border is neither dark nor light, so what is ink cannot be "
-                         "told; give dark ink on a light background or light ink on a dark one.")
+        raise InputError(
+            f"{path}: the border is neither dark nor light, so what is ink cannot be "
+            "told; give dark ink on a light background or light ink on a dark one."
+        )
     return gray if background < 0.5 else 255 - gray
 
 

@@ -238,8 +238,7 @@ def _cached(name, files, cache_dir, say, read) -> Dataset:
 def _read_idx(name: str, folder: Path, files: dict[str, Path]) -> Dataset:
     arrays = [idx.read_idx(files[file], ndim=3 if "images" in file else 1) for file in idx.FILES]
     train, test = (
-        (images[..., None], labels.astype(np.int32))
-        for images, labels in (arrays[:2], arrays[2:])
+        (images[..., None], labels.astype(np.int32)) for images, labels in (arrays[:2], arrays[2:])
     )
     paths = [files[file] for file in idx.FILES]
     places = paths[:2], paths[2:]

@@ -49,9 +49,7 @@ class CNN(nn.Module):
             for i in range(self.depth):
                 last = i == self.depth - 1
                 name = f"conv{stage + 1}" + (f"_{i + 1}" if self.depth > 1 else "")
-                x = act(
-                    Conv(features, self.kernel_size, last, self.formulation, name=name)(x)
-                )
+                x = act(Conv(features, self.kernel_size, last, self.formulation, name=name)(x))
             if self.dropout_on == "all":
                 x = Dropout()(x, dropout, train)
         x = x.reshape(x.shape[0], -1)

@@ -186,9 +186,7 @@ def _conv_pool_backward(residuals, dy):
         )
         return total + product, None
 
-    dfour, _ = lax.scan(
-        add_kernel_gradient, jnp.zeros(four.shape, jnp.float32), (xs, winner, dys)
-    )
+    dfour, _ = lax.scan(add_kernel_gradient, jnp.zeros(four.shape, jnp.float32), (xs, winner, dys))
     (dkernel,) = jax.linear_transpose(_four_kernels, kernel)(dfour.astype(kernel.dtype))
 
     def input_gradient(piece):
