@@ -8,7 +8,10 @@ from dataclasses import replace
 from dlflax import run
 from experiments.mnist import ARCHITECTURES, PRESETS
 
-PRESETS = {name: replace(config, dataset="fashion_mnist") for name, config in PRESETS.items()}
+PRESETS = {
+    "default": replace(PRESETS["default"], dataset="fashion_mnist", epochs=8),
+    "best": replace(PRESETS["best"], dataset="fashion_mnist"),
+}
 
 if __name__ == "__main__":
     run.main("fashion_mnist", PRESETS, ARCHITECTURES, description=__doc__)

@@ -12,7 +12,7 @@ ARCHITECTURES = {"cnn": CNN(), "mlp": MLP()}
 
 PRESETS = {
     # the classic first network: Adam 1e-3, batch 32, 5 epochs
-    "default": run.Config(recipe=Recipe(model=CNN())),
+    "default": run.Config(recipe=Recipe(model=CNN()), hparams=Hparams(dropout=0.25)),
     "best": run.Config(
         recipe=Recipe(
             model=CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
