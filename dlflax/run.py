@@ -21,7 +21,6 @@ from dlflax import data, logs, metrics, models, optim, train
 from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError, RunError
 
-
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
 
 
@@ -75,6 +74,9 @@ def with_exit_codes(command: Callable[[], Any]) -> None:
         command()
     except (InputError, RunError) as error:
         sys.exit(_say_error(error, 2 if isinstance(error, InputError) else 1))
+    except OSError as error:  # whatever is not handled where it happens: mostly a full disk
+        place = f"{error.filename}: " if error.filename else ""
+        sys.exit(_say_error(f"{place}{error.strerror or error}; checkpoints are kept.", 1))
     except KeyboardInterrupt:
         sys.exit(_say_error("interrupted; --resume goes on from the last checkpoint.", 130))
 
@@ -103,7 +105,7 @@ def parse(experiment, presets, architectures, args=None, description=None) -> Co
     first = dataclasses.make_dataclass(
         "First",
         [
-            ("preset", preset_type, "default"),
+            ("preset", preset_type | None, None),
             ("model", model_type, None),
             ("run_dir", Path | None, None),
             ("resume", bool, False),
@@ -114,15 +116,17 @@ def parse(experiment, presets, architectures, args=None, description=None) -> Co
     chosen, _ = tyro.cli(
         first, args=without_help, config=config, add_help=False, return_unknown_args=True
     )
-    default = presets[chosen.preset]
-    if chosen.model:
-        recipe = dataclasses.replace(default.recipe, model=architectures[chosen.model])
-        default = dataclasses.replace(default, recipe=recipe)
+    default = presets[chosen.preset or "default"]
     if chosen.resume:
         folder = chosen.run_dir or _newest_run(experiment)
-        if (folder / "config.json").exists():
-            default = config_from_json(load_config(folder)["config"])
+        if (folder / "config.json").exists() and not chosen.preset:
+            default = config_from_json(load_config(folder)["config"], folder)
         default = dataclasses.replace(default, run_dir=folder)
+    model = architectures.get(chosen.model, default.recipe.model)
+    if type(model) is not type(default.recipe.model):
+        default = dataclasses.replace(
+            default, recipe=dataclasses.replace(default.recipe, model=model)
+        )
 
     def command(
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
@@ -130,7 +134,7 @@ def parse(experiment, presets, architectures, args=None, description=None) -> Co
             preset_type, tyro.conf.arg(help="Values that the other flags start from.")
         ] = "default",
         architecture: Annotated[
-            model_type, tyro.conf.arg(name="model", help="Architecture, in place of the preset's.")
+            model_type, tyro.conf.arg(name="model", help="Architecture, if not the preset's.")
         ] = None,
     ) -> Config:
         return config
@@ -199,7 +203,11 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
     if history:
         say(f"resuming after epoch {len(history)}, step {history[-1]['step']:,.0f}")
 
-    board = logs.TensorBoard(folder, purge_step=int(history[-1]["step"]) + 1 if history else None)
+    # the kill may have come between a checkpoint and what is written after it
+    board = logs.TensorBoard(folder, purge_step=int(history[-1]["step"]) if history else None)
+    if history:
+        logs.write_metrics_csv(folder / "metrics.csv", history)
+        board.scalars(history[-1], int(history[-1]["step"]))
     steps = -(-n // recipe.batch_size)
     with logs.Progress(config.epochs, steps, recipe.batch_size, len(history)) as progress:
 
@@ -406,19 +414,24 @@ def to_json(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def config_from_json(saved: dict) -> Config:
-    """The Config that `to_json` wrote."""
+def config_from_json(saved: dict, folder: Path) -> Config:
+    """The Config that `to_json` wrote. InputError when it does not fit this version."""
 
     def tuples(fields):
         return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
-    module = dict(saved["recipe"]["model"])
-    model = getattr(models, module.pop("class"))(**tuples(module))
-    recipe = train.Recipe(**{**tuples(saved["recipe"]), "model": model})
-    folders = {name: saved[name] and Path(saved[name]) for name in ("data_dir", "run_dir")}
-    return Config(
-        **{**saved, **folders, "recipe": recipe, "hparams": optim.Hparams(**saved["hparams"])}
-    )
+    try:
+        module = dict(saved["recipe"]["model"])
+        model = getattr(models, module.pop("class"))(**tuples(module))
+        recipe = train.Recipe(**{**tuples(saved["recipe"]), "model": model})
+        folders = {name: saved[name] and Path(saved[name]) for name in ("data_dir", "run_dir")}
+        hparams = optim.Hparams(**saved["hparams"])
+        return Config(**{**saved, **folders, "recipe": recipe, "hparams": hparams})
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} does not fit this version of dlflax ({error}): use the "
+            "version named in it, or start a new run."
+        ) from error
 
 
 def load_config(folder: Path) -> dict[str, Any]:

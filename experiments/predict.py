@@ -22,7 +22,7 @@ def predict(run_dir: Path, pictures: list[Path]) -> tuple[list[str], np.ndarray]
     the lowest validation loss. InputError for a folder or picture that cannot be used, RunError
     for a damaged checkpoint."""
     saved = run.load_config(run_dir)
-    config, data = run.config_from_json(saved["config"]), saved["data"]
+    config, data = run.config_from_json(saved["config"], run_dir), saved["data"]
     shape = tuple(data["input_shape"])
     inputs = np.stack([read_picture(path, shape, data["light_on_dark"]) for path in pictures])
     abstract = jax.eval_shape(

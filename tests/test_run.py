@@ -57,7 +57,7 @@ def refused(capsys, *args, code=2):
 
 def parameters(folder):
     saved = run.load_config(folder)
-    config, shape = run.config_from_json(saved["config"]), saved["data"]["input_shape"]
+    config, shape = run.config_from_json(saved["config"], folder), saved["data"]["input_shape"]
     abstract = jax.eval_shape(
         lambda: train.init(
             config.recipe, config.hparams, np.zeros((1, *shape), np.uint8), jax.random.key(0)
@@ -133,7 +133,7 @@ def test_one_epoch_of_fashion_mnist():
 def test_the_best_preset_trains():
     results = train_mnist(
         *("--preset", "best", "--epochs", "2", "--batch-size", "64"),
-        *("--model.features", "4", "8", "--model.dense", "16"),
+        *("--model.features", "4", "--model.dense", "16"),
     )
     assert results["val"]["loss"] < 2.4 and results["hparams"]["rotate"] > 0
 
@@ -224,6 +224,10 @@ def test_resume_refuses_another_setup(capsys):
     capsys.readouterr()
     line = refused(capsys, "--run-dir", "r", "--resume", "--batch-size", "16", "--seed", "1")
     assert "recipe.batch_size was 32, now 16; seed was 0, now 1" in line
+    line = refused(capsys, "--run-dir", "r", "--resume", "--model", "cnn")
+    assert "recipe.model.class was 'MLP', now 'CNN'" in line
+    line = refused(capsys, "--run-dir", "r", "--resume", "--preset", "best")
+    assert "recipe.schedule was 'constant', now 'cosine'" in line
     line = refused(capsys, "--run-dir", "r")
     assert "already holds a run: add --resume" in line
     # what is not given is what it was, and more epochs go on
