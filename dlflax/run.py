@@ -77,6 +77,11 @@ def with_exit_codes(command: Callable[[], Any]) -> None:
     except OSError as error:  # whatever is not handled where it happens: mostly a full disk
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(_say_error(f"{place}{error.strerror or error}; checkpoints are kept.", 1))
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" not in str(error).lower() and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        advice = "try a smaller --batch-size or narrower --model.features"
+        sys.exit(_say_error(f"the device is out of memory: {advice}; checkpoints are kept.", 1))
     except KeyboardInterrupt:
         sys.exit(_say_error("interrupted; --resume goes on from the last checkpoint.", 130))
 

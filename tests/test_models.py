@@ -49,7 +49,8 @@ def test_model_conformance(name):
     [
         (True, 32, 14, 1, 3),  # one piece
         (True, 64, 7, 4, 3),  # two pieces, odd size: pooling drops the last row
-        (True, 5, 8, 2, 2),  # no whole piece, even kernel
+        (True, 37, 8, 2, 2),  # a prime: all at once; even kernel
+        (True, 36, 6, 2, 3),  # pieces of 18
         (False, 64, 7, 4, 3),
         (False, 5, 8, 2, 5),
     ],

@@ -95,8 +95,11 @@ PIECE = 32  # images; measured best on CPUs with 1 to 2 MB of L2 cache a core
 
 
 def _pieces(x):
+    """(n, ...) -> (pieces, n / pieces, ...), each of at most PIECE images where n divides so."""
     n = x.shape[0]
-    return x.reshape(n // PIECE, PIECE, *x.shape[1:]) if n % PIECE == 0 else x[None]
+    size = next(size for size in range(min(n, PIECE), 0, -1) if n % size == 0)
+    size = n if size < PIECE // 4 else size  # n is a prime, say: too small pieces cost more
+    return x.reshape(n // size, size, *x.shape[1:])
 
 
 def _whole(x):
