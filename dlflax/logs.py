@@ -178,8 +178,9 @@ def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
 
 
 class TensorBoard:
-    """Event files in `folder`/tensorboard. purge_step: on a resume, the checkpoint's step + 1; what
-    an earlier run wrote at this step or later is dropped from the charts."""
+    """Event files in `folder`/tensorboard. purge_step: on a resume, the checkpoint's step; what an
+    earlier run wrote at this step or later is dropped from the charts, so that it can be written
+    again."""
 
     def __init__(self, folder: str | Path, purge_step: int | None = None):
         from tensorboardX import SummaryWriter
@@ -202,14 +203,18 @@ class TensorBoard:
         ]
         self._writer.file_writer.add_summary(Summary(value=values), step)
 
-    def figure(self, tag: str, figure, step: int) -> None:
-        """A matplotlib Figure as a picture."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    def picture(self, tag: str, path: str | Path, step: int) -> None:
+        """A PNG file as a picture."""
+        import PIL.Image
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
-        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+        with PIL.Image.open(path) as opened:
+            width, height = opened.size
+        image = Summary.Image(
+            encoded_image_string=Path(path).read_bytes(), width=width, height=height, colorspace=4
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._writer.file_writer.add_summary(summary, step)
 
     def hparams(self, hparams: dict, metrics: dict[str, float]) -> None:
         """The run's line in the HParams tab; its metrics become the scalars result/<name>. Values:

@@ -96,8 +96,8 @@ def compilation_cache() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(data.cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # the cache only saves time: a full disk or a damaged entry costs a compilation, no message
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
+    # the cache only saves time: a full disk costs a compilation, not a message
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation")
 
 
 def parse(experiment, presets, architectures, args=None, description=None) -> Config:
@@ -287,17 +287,17 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
 
 
 def _test_pictures(folder, board, dataset, matrix, outputs, step):
-    figure = logs.confusion_matrix(matrix, dataset.class_names)
-    logs.save_figure(figure, folder / "confusion_matrix.png")
-    board.figure("confusion_matrix", figure, int(step))
+    figures = {"confusion_matrix": logs.confusion_matrix(matrix, dataset.class_names)}
     probabilities = np.exp(outputs - outputs.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
     predicted, targets = outputs.argmax(-1), dataset.test["targets"]
     images = dataset.test["inputs"]
     wrong = logs.wrong_predictions(images, targets, predicted, probabilities, dataset.class_names)
     if wrong is not None:
-        logs.save_figure(wrong, folder / "wrong_predictions.png")
-        board.figure("wrong_predictions", wrong, int(step))
+        figures["wrong_predictions"] = wrong
+    for name, figure in figures.items():
+        logs.save_figure(figure, folder / f"{name}.png")
+        board.picture(name, folder / f"{name}.png", int(step))
 
 
 def _check(config: Config) -> None:

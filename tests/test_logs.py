@@ -168,7 +168,8 @@ def test_what_does_not_fit_is_left_out():
 def test_tensorboard(tmp_path):
     board = logs.TensorBoard(tmp_path)
     board.scalars(ROW | {"val_loss": float("nan"), "test_loss": None}, 400)
-    board.figure("curves", logs.curves(history(2)), 400)
+    logs.save_figure(logs.curves(history(2)), tmp_path / "curves.png")
+    board.picture("curves", tmp_path / "curves.png", 400)
     board.hparams({"learning_rate": 0.1, "features": (64, 32), "l2": 0, "augment": True}, {
         "test_accuracy": 0.5
     })  # fmt: skip
@@ -184,8 +185,9 @@ def test_tensorboard(tmp_path):
     assert found["accuracy/val"][1].simple_value == pytest.approx(0.9802)
     assert np.isnan(found["loss/val"][1].simple_value)
     step, picture = found["curves"]
-    picture = Image.open(io.BytesIO(picture.image.encoded_image_string))
-    assert step == 400 and picture.mode == "RGB" and np.ptp(np.asarray(picture)) == 255
+    opened = Image.open(io.BytesIO(picture.image.encoded_image_string))
+    assert step == 400 and np.ptp(np.asarray(opened)) == 255
+    assert opened.size == (picture.image.width, picture.image.height)
     assert {p.parent for p in tmp_path.rglob("*tfevents*")} == {tmp_path / "tensorboard"}
 
 
