@@ -96,8 +96,8 @@ def compilation_cache() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(data.cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # the cache only saves time: a full disk costs a compilation, not a message
-    warnings.filterwarnings("ignore", message="Error writing persistent compilation")
+    # the cache only saves time: a full disk or a damaged entry costs a compilation, not a message
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
 
 
 def parse(experiment, presets, architectures, args=None, description=None) -> Config:

@@ -94,9 +94,12 @@ def _in_order(params):
     return [params[a][b] for a in ("conv1", "dense1", "logits") for b in ("kernel", "bias")]
 
 
+# Keras adds epsilon before v's bias correction, optax (as Kingma and Ba's algorithm 1) after it: over
+# the first ten steps 5e-10 there is 1e-8 here, within a factor of two.
+EPSILON = 5e-10
 KERAS_OPTIMIZERS = {
-    "adam": lambda: keras.optimizers.Adam(1e-3, epsilon=1e-8),
-    "adamw": lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.0, epsilon=1e-8),
+    "adam": lambda: keras.optimizers.Adam(1e-3, epsilon=EPSILON),
+    "adamw": lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.0, epsilon=EPSILON),
     "sgd": lambda: keras.optimizers.SGD(1e-3, momentum=0.9),
     "nesterov": lambda: keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
 }
@@ -151,12 +154,13 @@ def test_ten_steps_match_keras(rng, name):
     step = jax.jit(train.step, static_argnums=0)
     for i in range(10):
         state, _ = step(recipe, state, hparams, batch(i))
-    # Adam's first updates are the sign of the gradient, which rounding decides where it is about 0:
-    # hence the quantile
+    # Adam divides by the gradient's size: next to epsilon (the weights of dead units) any difference
+    # shows, hence the quantile; ten steps move a weight by up to 1e-2
+    most, worst = (1e-5, 1e-5) if "adam" not in name else (3e-5, 5e-4)
     for ours, theirs in zip(_in_order(state.params), model.get_weights(), strict=True):
         difference = np.abs(ours - theirs)
-        assert np.quantile(difference, 0.99) < 1e-5
-        assert difference.max() < 1e-3
+        assert np.quantile(difference, 0.99) < most
+        assert difference.max() < worst
 
 
 def test_schedules():
