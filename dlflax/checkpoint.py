@@ -75,6 +75,10 @@ class Checkpoints:
                 os.fsync(file.fileno())
             os.replace(temporary, folder / MANIFEST)
         except Exception as error:  # tensorstore wraps a full disk in ValueError
+            # what failed beside the first failure is reported when it is collected
+            logging.getLogger("asyncio").addFilter(
+                lambda record: "exception was never retrieved" not in record.getMessage()
+            )
             saved = [s for s in self.steps() if s != step]
             kept = f"the checkpoint of step {saved[-1]} is safe" if saved else "none was saved yet"
             raise RunError(

@@ -94,8 +94,8 @@ def _in_order(params):
     return [params[a][b] for a in ("conv1", "dense1", "logits") for b in ("kernel", "bias")]
 
 
-# Keras adds epsilon before v's bias correction, optax (as Kingma and Ba's algorithm 1) after it: over
-# the first ten steps 5e-10 there is 1e-8 here, within a factor of two.
+# Keras adds epsilon before the bias correction of v, optax (as Kingma and Ba 2015) after it: over
+# ten steps 5e-10 there is 1e-8 here, within a factor of two.
 EPSILON = 5e-10
 KERAS_OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(1e-3, epsilon=EPSILON),
@@ -154,8 +154,8 @@ def test_ten_steps_match_keras(rng, name):
     step = jax.jit(train.step, static_argnums=0)
     for i in range(10):
         state, _ = step(recipe, state, hparams, batch(i))
-    # Adam divides by the gradient's size: next to epsilon (the weights of dead units) any difference
-    # shows, hence the quantile; ten steps move a weight by up to 1e-2
+    # Adam divides by the gradient: where that is about epsilon (weights of dead units) it magnifies
+    # any difference, hence the quantile; ten steps move a weight by up to 1e-2
     most, worst = (1e-5, 1e-5) if "adam" not in name else (3e-5, 5e-4)
     for ours, theirs in zip(_in_order(state.params), model.get_weights(), strict=True):
         difference = np.abs(ours - theirs)
