@@ -198,7 +198,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
     device = jax.devices()[0]
     say(f"{dataset.source}: {n:,} train, {len(val_set['targets']):,} validation, "
         f"{len(dataset.test['targets']):,} test")  # fmt: skip
-    say(f"{device.platform} {device.device_kind}, writing {folder}")
+    say(f"on {device.device_kind}, writing {folder}")
     parameters = jax.tree_util.tree_leaves_with_path(abstract.params)
     logs.print_model_table(
         type(model).__name__,

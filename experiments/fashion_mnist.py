@@ -1,6 +1,6 @@
 """Clothing, Fashion-MNIST (Xiao et al. 2017): 28x28 grey pixels, ten classes.
 
-python -m experiments.fashion_mnist
+python -m experiments.fashion_mnist           90.77 +- 0.19 % test accuracy (3 seeds), 8 epochs
 """
 
 from dataclasses import replace
