@@ -120,11 +120,17 @@ class Checkpoints:
         return restored.state, restored.history
 
     def restore_best(self, abstract: State) -> State:
-        """The State with the lowest validation loss so far; changes nothing on disk."""
-        if not self.steps():
-            raise RunError(f"no checkpoint in {self.folder} yet: train first.")
-        _, history = self.restore(abstract, self.steps()[-1])
-        return self.restore(abstract, int(history[best_epoch(history)]["step"]))[0]
+        """The State with the lowest validation loss, by the newest undamaged checkpoint's history.
+        Changes nothing on disk. RunError where there is no checkpoint, or the best is damaged."""
+        for step in reversed(self.steps()):
+            try:
+                state, history = self.restore(abstract, step)
+            except RunError as error:
+                self.say(str(error))
+                continue
+            best = int(history[best_epoch(history)]["step"])
+            return state if best == step else self.restore(abstract, best)[0]
+        raise RunError(f"no usable checkpoint in {self.folder}: train first.")
 
     def restore_last(self, abstract: State) -> tuple[State, History] | None:
         """The newest undamaged checkpoint; what is newer and unusable is removed, since training

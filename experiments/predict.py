@@ -4,6 +4,7 @@ python -m experiments.predict runs/mnist/2026-01-31_12-00-00 digit.png photo.jpg
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,10 +29,14 @@ def predict(run_dir: Path, pictures: list[Path]) -> tuple[list[str], np.ndarray]
     abstract = jax.eval_shape(
         lambda: train.init(config.recipe, config.hparams, inputs[:1], jax.random.key(0))
     )
-    state = Checkpoints(Path(run_dir) / "checkpoints").restore_best(abstract)
+    state = Checkpoints(Path(run_dir) / "checkpoints", _to_stderr).restore_best(abstract)
     targets = np.zeros(len(inputs), np.int32)
     _, logits = train.evaluate(config.recipe, state, {"inputs": inputs, "targets": targets})
     return data["class_names"], np.asarray(jax.nn.softmax(logits))
+
+
+def _to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def command(

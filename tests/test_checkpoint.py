@@ -79,6 +79,7 @@ def test_the_one_before_is_used(saved):
     state, history = checkpoints.restore_last(ABSTRACT)
     assert int(state.step) == 3 and len(history) == 3
     assert str(path) in said[0] and "step 3" in said[1]
+    assert int(checkpoints.restore_best(ABSTRACT).step) == 2
     checkpoints.save(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}])
     assert int(checkpoints.restore_last(ABSTRACT)[0].step) == 4
 
@@ -104,5 +105,7 @@ def test_all_damaged_and_none(saved, tmp_path):
         data_files(checkpoints, step)[0].unlink()
     with pytest.raises(RunError, match="every checkpoint in .* is damaged"):
         checkpoints.restore_last(ABSTRACT)
+    with pytest.raises(RunError, match="no usable checkpoint"):
+        checkpoints.restore_best(ABSTRACT)
     assert checkpoints.steps() == [2, 3, 4]  # nothing was deleted
     assert Checkpoints(tmp_path / "none").restore_last(ABSTRACT) is None
