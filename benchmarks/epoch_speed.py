@@ -24,8 +24,7 @@ import tyro
 
 FIRST_STEP = """
 import sys
-from pathlib import Path
-from dlflax import data, optim, run, train
+from dlflax import data, run, train
 from experiments.mnist import PRESETS
 run.compilation_cache()
 config = PRESETS["default"]
@@ -152,9 +151,10 @@ def main(options: Options) -> None:
     for name in options.contenders:
         needs = {"dlflax": ("dlflax",), "keras": ("keras", "tensorflow"), "torch": ("torch",)}[name]
         missing = [need for need in needs if importlib.util.find_spec(need) is None]
-        print(f"{name} left out: no {' and '.join(missing)} here") if missing else names.append(
-            name
-        )
+        if missing:
+            print(f"{name} left out: no {' and '.join(missing)} here")
+        else:
+            names.append(name)
     print(
         f"{'batch':>5}  {'contender':9}  {'s/epoch':>8}  {'ratio':>6}  {'process':>8}  {'ratio':>6}"
     )

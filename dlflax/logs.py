@@ -61,7 +61,7 @@ def _print_table(title, columns, lines) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: str | Path):
+def replacing(path: str | Path):
     """A temporary file name next to `path`, which it replaces when all went well."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -76,7 +76,7 @@ def write_metrics_csv(path: str | Path, history: History) -> None:
     """Writes all rows, atomically. The columns are all keys, in the order they first appear; what
     a row lacks stays empty."""
     columns = list(dict.fromkeys(key for row in history for key in row))
-    with _replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
@@ -341,5 +341,5 @@ def _short(name, limit: int) -> str:
 
 def save_figure(figure, path: str | Path) -> None:
     """A PNG, written atomically."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -180,16 +180,15 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
     model = config.recipe.model.clone(num_classes=len(dataset.class_names))
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, model=model))
     recipe = config.recipe
-    abstract = jax.eval_shape(
-        lambda: train.init(recipe, config.hparams, train_set["inputs"][:1], jax.random.key(0))
-    )
+    abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
 
     folder = _run_folder(experiment, config)
     config = dataclasses.replace(config, run_dir=folder)
     _begin(experiment, config, dataset, (n, len(val_set["targets"])), folder, say)
     checkpoints = Checkpoints(folder / "checkpoints", say)
     state, history = checkpoints.restore_last(abstract) or (None, [])
-    if (folder / "results.json").exists() and _finished(config, history):
+    over = history and train.finished(history, config.epochs, config.patience)
+    if (folder / "results.json").exists() and over:
         say(f"{folder} is finished already; its results:")
         results = json.loads((folder / "results.json").read_text())
         logs.print_results(results)
@@ -200,11 +199,9 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
         f"{len(dataset.test['targets']):,} test")  # fmt: skip
     say(f"on {device.device_kind}, writing {folder}")
     parameters = jax.tree_util.tree_leaves_with_path(abstract.params)
-    logs.print_model_table(
-        type(model).__name__,
-        [("/".join(k.key for k in path), leaf.shape, leaf.size) for path, leaf in parameters],
-        sum(leaf.size for _, leaf in parameters),
-    )
+    rows = [("/".join(k.key for k in path), leaf.shape, leaf.size) for path, leaf in parameters]
+    total = sum(size for _, _, size in rows)
+    logs.print_model_table(type(model).__name__, rows, total)
     if history:
         say(f"resuming after epoch {len(history)}, step {history[-1]['step']:,.0f}")
 
@@ -253,7 +250,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
         "dataset": dataset.name,
         "data_source": dataset.source,
         "model": type(model).__name__,
-        "parameters": sum(leaf.size for _, leaf in parameters),
+        "parameters": total,
         "hparams": _hparams(config),
         "seed": config.seed,
         "epochs_run": len(history),
@@ -288,8 +285,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
 
 def _test_pictures(folder, board, dataset, matrix, outputs, step):
     figures = {"confusion_matrix": logs.confusion_matrix(matrix, dataset.class_names)}
-    probabilities = np.exp(outputs - outputs.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
+    probabilities = jax.nn.softmax(outputs)
     predicted, targets = outputs.argmax(-1), dataset.test["targets"]
     images = dataset.test["inputs"]
     wrong = logs.wrong_predictions(images, targets, predicted, probabilities, dataset.class_names)
@@ -310,13 +306,6 @@ def _check(config: Config) -> None:
             raise InputError(f"--{flag} {getattr(config, name)} must be {least} or more.")
     if config.recipe.batch_size < 1:
         raise InputError(f"--batch-size {config.recipe.batch_size} must be 1 or more.")
-
-
-def _finished(config: Config, history) -> bool:
-    if not history:
-        return False
-    since_best = len(history) - 1 - train.best_epoch(history)
-    return len(history) >= config.epochs or bool(config.patience and since_best >= config.patience)
 
 
 def _run_folder(experiment: str, config: Config) -> Path:
@@ -469,9 +458,8 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 def _write(path: Path, value) -> None:
     """JSON, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(temporary, path)
+        with logs.replacing(path) as temporary:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
     except OSError as error:
         raise RunError(f"could not write {path}: {error.strerror}.") from error

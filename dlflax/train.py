@@ -72,6 +72,11 @@ def init(recipe: Recipe, hparams: optim.Hparams, inputs, key) -> State:
     return State(jnp.int32(0), params, variables, opt_state, ema, key)
 
 
+def abstract(recipe: Recipe, hparams: optim.Hparams, inputs) -> State:
+    """Shapes and dtypes of `init`'s State, which restoring a checkpoint needs. Computes nothing."""
+    return jax.eval_shape(lambda: init(recipe, hparams, inputs, jax.random.key(0)))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _init(recipe, hparams, inputs, seed):
     return init(recipe, hparams, inputs, jax.random.key(seed))
@@ -247,6 +252,14 @@ def best_epoch(history: History) -> int:
     return min(range(len(history)), key=lambda i: history[i]["val_loss"])
 
 
+def finished(history: History, epochs: int, patience: int = 0) -> bool:
+    """Whether a run is over: all epochs are done, or `patience` of them (0 never stops) brought no
+    new lowest validation loss."""
+    if patience and history and len(history) - 1 - best_epoch(history) >= patience:
+        return True
+    return len(history) >= epochs
+
+
 def plateau_factor(val_losses: list[float], patience: int, factor: float = 0.5) -> float:
     """What reduce-on-plateau has multiplied the learning rate by after these epochs: `factor` for
     every `patience` epochs in a row without a new lowest loss (Keras' ReduceLROnPlateau with
@@ -298,9 +311,8 @@ def fit(
     progress.state, progress.compile_seconds = state, time.perf_counter() - clock
     score = None
 
-    for epoch in range(len(progress.history), epochs):
-        if patience and epoch - 1 - best_epoch(progress.history or [{"val_loss": 0}]) >= patience:
-            break
+    while not finished(progress.history, epochs, patience):
+        epoch = len(progress.history)
         past = [row["val_loss"] for row in progress.history]
         factor = plateau_factor(past, reduce_on_plateau) if reduce_on_plateau else 1.0
         scaled = hparams.replace(learning_rate=hparams.learning_rate * factor)

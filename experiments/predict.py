@@ -26,9 +26,7 @@ def predict(run_dir: Path, pictures: list[Path]) -> tuple[list[str], np.ndarray]
     config, data = run.config_from_json(saved["config"], run_dir), saved["data"]
     shape = tuple(data["input_shape"])
     inputs = np.stack([read_picture(path, shape, data["light_on_dark"]) for path in pictures])
-    abstract = jax.eval_shape(
-        lambda: train.init(config.recipe, config.hparams, inputs[:1], jax.random.key(0))
-    )
+    abstract = train.abstract(config.recipe, config.hparams, inputs[:1])
     state = Checkpoints(Path(run_dir) / "checkpoints", _to_stderr).restore_best(abstract)
     targets = np.zeros(len(inputs), np.int32)
     _, logits = train.evaluate(config.recipe, state, {"inputs": inputs, "targets": targets})

@@ -58,11 +58,8 @@ def refused(capsys, *args, code=2):
 def parameters(folder):
     saved = run.load_config(folder)
     config, shape = run.config_from_json(saved["config"], folder), saved["data"]["input_shape"]
-    abstract = jax.eval_shape(
-        lambda: train.init(
-            config.recipe, config.hparams, np.zeros((1, *shape), np.uint8), jax.random.key(0)
-        )
-    )
+    inputs = np.zeros((1, *shape), np.uint8)
+    abstract = train.abstract(config.recipe, config.hparams, inputs)
     state, history = Checkpoints(folder / "checkpoints").restore_last(abstract)
     return jax.tree.leaves(state.params), history
 
