@@ -5,6 +5,7 @@ rich, tensorboardX and matplotlib are imported where they are used: start-up tim
 
 import contextlib
 import csv
+import functools
 import math
 import os
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 
 History = list[dict[str, float]]
 """One row an epoch: epoch (from 1), step, learning_rate, train_loss, train_accuracy, val_loss,
-val_accuracy, val_macro_f1, seconds, examples_per_second."""
+val_accuracy, val_macro_f1, seconds, examples_per_second. Without validation no val_*."""
 
 SPLITS = ("train", "val", "test")
 SCORES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -30,7 +31,7 @@ EPOCH_LINE = (  # the highest number is left out first on a narrow terminal
 def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], total: int) -> None:
     """Prints one line a parameter, (name, shape, number of values), and their total."""
     lines = [(n, " x ".join(map(str, shape)), f"{count:,}") for n, shape, count in rows]
-    _print_table(name, ("parameter", "shape", "count"), [*lines, ("total", "", f"{total:,}")])
+    print_table(name, ("parameter", "shape", "count"), [*lines, ("total", "", f"{total:,}")])
 
 
 def print_results(results: dict) -> None:
@@ -43,10 +44,11 @@ def print_results(results: dict) -> None:
         values = [scores.get(name) for name in have]
         lines.append([split, *("" if value is None else f"{value:.4f}" for value in values)])
     if have:
-        _print_table(None, ["", *(SCORES[name] for name in have)], lines)
+        print_table(None, ["", *(SCORES[name] for name in have)], lines)
 
 
-def _print_table(title, columns, lines) -> None:
+def print_table(title, columns, lines) -> None:
+    """Prints lines of words under columns; all but the first are aligned right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -177,15 +179,58 @@ def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
     return texts
 
 
+class SweepProgress:
+    """A bar over a sweep's trials on a terminal; elsewhere one plain line a population. A context
+    manager. done: how many of `trials` were recorded earlier."""
+
+    def __init__(self, trials: int, done: int = 0):
+        self.trials, self._done = trials, done
+        self._bar = None
+
+    def __enter__(self) -> "SweepProgress":
+        if sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("ends in"),
+                progress.TimeRemainingColumn(elapsed_when_finished=True),
+                console=Console(markup=False, highlight=False),
+                transient=True,
+            )
+            self._task = self._bar.add_task("trials", total=self.trials, completed=self._done)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, trials: float, what: str) -> None:
+        """trials: how many of the population now in training are done, in fractions; what: its
+        stage in words."""
+        if self._bar:
+            self._bar.update(self._task, completed=self._done + trials, description=what)
+
+    def population_end(self, trials: int, line: str) -> None:
+        """Prints what came of a population of `trials`."""
+        self._done += trials
+        (self._bar.console.print if self._bar else functools.partial(print, flush=True))(line)
+
+
 class TensorBoard:
-    """Event files in `folder`/tensorboard. purge_step: on a resume, the checkpoint's step; what an
+    """Event files in `folder`. purge_step: on a resume, the checkpoint's step; what an
     earlier run wrote at this step or later is dropped from the charts, so that it can be written
     again."""
 
     def __init__(self, folder: str | Path, purge_step: int | None = None):
         from tensorboardX import SummaryWriter
 
-        folder = Path(folder) / "tensorboard"
+        folder = Path(folder)
         # tensorboardX names files by the second: a quick resume would overwrite the first run's.
         suffix = f".{len(list(folder.glob('events*')))}"
         self._writer = SummaryWriter(
@@ -238,7 +283,8 @@ def _tag(name: str) -> str:
     return f"{rest}/{split}" if split in SPLITS and rest else name
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained"):
+def new_figure(width: float, height: float, layout: str | None = "constrained"):
+    """An empty matplotlib Figure, inches."""
     from matplotlib.figure import Figure  # not pyplot: no global state, a second less to import
 
     return Figure(figsize=(width, height), layout=layout)
@@ -253,7 +299,7 @@ def curves(history: History):
     epochs, val_loss = columns["epoch"], columns.get("val_loss", np.array([math.nan]))
     best = None if np.isnan(val_loss).all() else int(np.nanargmin(val_loss))
     names = [n for n in ("loss", "accuracy") if f"train_{n}" in columns or f"val_{n}" in columns]
-    figure = _figure(5 * len(names), 3.8)
+    figure = new_figure(5 * len(names), 3.8)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for split, colour in (("train", "tab:blue"), ("val", "tab:orange")):
             if (values := columns.get(f"{split}_{name}")) is None:
@@ -283,7 +329,7 @@ def confusion_matrix(matrix: np.ndarray, class_names):
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     cell = max(0.5, 3 / k) if k <= 20 else max(0.11, 9 / k)  # inches
     font = min(10, 54 * cell)  # points, three quarters of a cell
-    figure = _figure(cell * k + 2.2, cell * k + 1.2)
+    figure = new_figure(cell * k + 2.2, cell * k + 1.2)
     axes = figure.subplots()
     # The square root: one mistake in a hundred is still seen.
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -323,7 +369,7 @@ def wrong_predictions(images, targets, predictions, probabilities, class_names, 
     between = " " if max(map(len, names)) <= 4 else "\n"
     picture_height = 0.86 if between == " " else 0.81  # the rest is the title
     # Placed by hand: the constrained layout takes seconds over twenty-five titles.
-    figure = _figure(2 * columns, 1.9 / picture_height * rows, layout=None)
+    figure = new_figure(2 * columns, 1.9 / picture_height * rows, layout=None)
     for place, i in enumerate(wrong):
         left, bottom = place % columns + 0.025, rows - 1 - place // columns
         box = (left / columns, bottom / rows, 0.95 / columns, picture_height / rows)

@@ -39,7 +39,8 @@ class Config:
     seed: int = 0
     """Decides the validation split, the initial weights, the order and all randomness."""
     validation: float = 0.1
-    """Share of the training data held out for validation."""
+    """Share of the training data held out for validation; 0 trains on all of it, and the last epoch
+    counts as the best."""
     patience: int = 0
     """Stop after this many epochs without a lower validation loss; 0 never stops early."""
     reduce_on_plateau: int = 0
@@ -67,8 +68,11 @@ def main(
     )
 
 
-def with_exit_codes(command: Callable[[], Any]) -> None:
-    """Runs command; a known failure becomes one sentence on stderr and an exit code."""
+def with_exit_codes(
+    command: Callable[[], Any], again: str = "--resume goes on from the last checkpoint"
+) -> None:
+    """Runs command; a known failure becomes one sentence on stderr and an exit code. again: what to
+    do after an interruption."""
     compilation_cache()
     try:
         command()
@@ -83,7 +87,7 @@ def with_exit_codes(command: Callable[[], Any]) -> None:
         advice = "try a smaller --batch-size or narrower --model.features"
         sys.exit(_say_error(f"the device is out of memory: {advice}; checkpoints are kept.", 1))
     except KeyboardInterrupt:
-        sys.exit(_say_error("interrupted; --resume goes on from the last checkpoint.", 130))
+        sys.exit(_say_error(f"interrupted; {again}.", 130))
 
 
 def _say_error(message, code: int) -> int:
@@ -100,8 +104,12 @@ def compilation_cache() -> None:
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
 
 
-def parse(experiment, presets, architectures, args=None, description=None) -> Config:
-    """Config from the flags, over the preset's values or, with --resume, over the saved ones."""
+def parse(
+    experiment, presets, architectures, args=None, description=None,
+    prog=None, extend=lambda config: config,
+) -> Config:  # fmt: skip
+    """Config from the flags, over the preset's values or, with --resume, over the saved ones.
+    extend turns it into that of another command, with more flags."""
     args = sys.argv[1:] if args is None else list(args)
     preset_type = Literal[tuple(presets)]
     model_type = Literal[tuple(architectures)] | None if architectures else None
@@ -133,8 +141,10 @@ def parse(experiment, presets, architectures, args=None, description=None) -> Co
             default, recipe=dataclasses.replace(default.recipe, model=model)
         )
 
+    default = extend(default)
+
     def command(
-        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        config: Annotated[type(default), tyro.conf.arg(name="")] = default,
         preset: Annotated[
             preset_type, tyro.conf.arg(help="Values that the other flags start from.")
         ] = "default",
@@ -146,7 +156,7 @@ def parse(experiment, presets, architectures, args=None, description=None) -> Co
 
     return tyro.cli(
         command,
-        prog=f"python -m experiments.{experiment}",
+        prog=prog or f"python -m experiments.{experiment}",
         description=description,
         args=args,
         config=config,
@@ -163,19 +173,21 @@ def _newest_run(experiment: str) -> Path:
     return found[-1].parent
 
 
-def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(
+    experiment: str,
+    config: Config,
+    say: Callable[[str], None] = print,
+    dataset: data.Dataset | None = None,
+) -> dict[str, Any]:
     """Trains, tests once with the best checkpoint, and writes the run folder. Returns the contents
-    of results.json. Raises InputError and RunError."""
+    of results.json. dataset: what config names, if it is loaded already. Raises InputError and
+    RunError."""
     started = time.perf_counter()
-    _check(config)
-    dataset = data.load(config.dataset, config.data_dir, say=say)
+    check(config)
+    dataset = dataset or data.load(config.dataset, config.data_dir, say=say)
     train_set, val_set = data.split(dataset.train, config.validation, config.seed)
-    n = len(train_set["targets"])
-    if config.recipe.batch_size > n:
-        raise InputError(
-            f"--batch-size {config.recipe.batch_size} is larger than the {n:,} training examples: "
-            f"use {n} or less."
-        )
+    n, held_out = len(train_set["targets"]), len(val_set["targets"]) if val_set else 0
+    check_batch_size(config.recipe.batch_size, n)
     # the data, not the user, knows the number of classes
     model = config.recipe.model.clone(num_classes=len(dataset.class_names))
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, model=model))
@@ -184,7 +196,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
 
     folder = _run_folder(experiment, config)
     config = dataclasses.replace(config, run_dir=folder)
-    _begin(experiment, config, dataset, (n, len(val_set["targets"])), folder, say)
+    _begin(experiment, config, dataset, (n, held_out), folder, say)
     checkpoints = Checkpoints(folder / "checkpoints", say)
     state, history = checkpoints.restore_last(abstract) or (None, [])
     over = history and train.finished(history, config.epochs, config.patience)
@@ -195,7 +207,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
         return results
 
     device = jax.devices()[0]
-    say(f"{dataset.source}: {n:,} train, {len(val_set['targets']):,} validation, "
+    say(f"{dataset.source}: {n:,} train, {f'{held_out:,}' if held_out else 'no'} validation, "
         f"{len(dataset.test['targets']):,} test")  # fmt: skip
     say(f"on {device.device_kind}, writing {folder}")
     parameters = jax.tree_util.tree_leaves_with_path(abstract.params)
@@ -206,7 +218,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
         say(f"resuming after epoch {len(history)}, step {history[-1]['step']:,.0f}")
 
     # the kill may have come between a checkpoint and what is written after it
-    board = logs.TensorBoard(folder, purge_step=int(history[-1]["step"]) if history else None)
+    board = logs.TensorBoard(folder / "tensorboard", int(history[-1]["step"]) if history else None)
     if history:
         logs.write_metrics_csv(folder / "metrics.csv", history)
         board.scalars(history[-1], int(history[-1]["step"]))
@@ -223,7 +235,8 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
             row = fit.history[-1]
             logs.write_metrics_csv(folder / "metrics.csv", fit.history)
             board.scalars(row, int(row["step"]))
-            progress.epoch_end(row, best=train.best_epoch(fit.history) + 1 == row["epoch"])
+            best = held_out > 0 and train.best_epoch(fit.history) + 1 == row["epoch"]
+            progress.epoch_end(row, best)
 
         fit = train.fit(
             recipe, config.hparams, train_set, val_set,
@@ -242,7 +255,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
     scores = {
         name: {key.removeprefix(f"{name}_"): value
                for key, value in history[best].items() if key.startswith(f"{name}_")}
-        for name in ("train", "val")
+        for name in (("train", "val") if held_out else ("train",))
     }  # fmt: skip
     seconds = sum(row["seconds"] for row in history)
     results = {
@@ -275,7 +288,7 @@ def run(experiment: str, config: Config, say: Callable[[str], None] = print) -> 
         }
         _test_pictures(folder, board, dataset, test_sums["confusion"], outputs, history[-1]["step"])
     board.close()
-    _write(folder / "results.json", results)
+    write_json(folder / "results.json", results)
     logs.print_results(results)
     if dataset.name != config.dataset:
         say(f"remember: these scores are of {dataset.name}, not of {config.dataset}.")
@@ -296,7 +309,8 @@ def _test_pictures(folder, board, dataset, matrix, outputs, step):
         board.picture(name, folder / f"{name}.png", int(step))
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """InputError for numbers that no run can have."""
     optim.check(config.hparams)
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed {config.seed} must be from 0 to {2**32 - 1}.")
@@ -304,8 +318,22 @@ def _check(config: Config) -> None:
         if getattr(config, name) < least:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {getattr(config, name)} must be {least} or more.")
+    if config.validation == 0 and (config.patience or config.reduce_on_plateau):
+        raise InputError(
+            "--patience and --reduce-on-plateau must be 0 with --validation 0: they go by the "
+            "validation loss."
+        )
     if config.recipe.batch_size < 1:
         raise InputError(f"--batch-size {config.recipe.batch_size} must be 1 or more.")
+
+
+def check_batch_size(batch_size: int, n: int) -> None:
+    """InputError when there are not as many training examples, n."""
+    if batch_size > n:
+        raise InputError(
+            f"--batch-size {batch_size} is larger than the {n:,} training examples: use {n} or "
+            "less."
+        )
 
 
 def _run_folder(experiment: str, config: Config) -> Path:
@@ -329,10 +357,10 @@ def _run_folder(experiment: str, config: Config) -> Path:
     return folder
 
 
-def _begin(experiment, config, dataset, sizes, folder, say) -> None:
-    """Writes config.json, or compares with the one that a resumed run has."""
+def settings(experiment: str, config: Config, dataset, sizes: tuple[int, int]) -> dict[str, Any]:
+    """What config.json holds. sizes: training and validation examples."""
     test = dataset.test["inputs"]
-    new = {
+    return {
         "experiment": experiment,
         "config": to_json(config),
         "data": {
@@ -351,40 +379,52 @@ def _begin(experiment, config, dataset, sizes, folder, say) -> None:
         },
         "platform": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
     }  # fmt: skip
+
+
+def _begin(experiment, config, dataset, sizes, folder, say) -> None:
+    """Writes config.json, or compares with the one that a resumed run has."""
+    new = settings(experiment, config, dataset, sizes)
     path = folder / "config.json"
     if not path.exists():
         if config.resume:
             say(f"{folder} holds no run yet: starting from the beginning.")
-        _write(path, new)
+        write_json(path, new)
         return
     old = load_config(folder)
-    was, now = (
-        _flat({**old["config"], "data": old["data"]["sha256"]}),
-        _flat({**new["config"], "data": new["data"]["sha256"]}),
-    )
     free = {"data_dir", "run_dir", "resume", "dataset"}
-    if not _schedule_depends_on_epochs(config):
+    if not schedule_depends_on_epochs(config):
         free.add("epochs")
-    different = [
+    if different := differences(old, new, free):
+        raise InputError(
+            f"--resume: {folder} was trained with another setup ({different}): give the same flags "
+            "and data, or start a new run."
+        )
+    note_versions(old, new, say)
+    if new["config"]["epochs"] != old["config"]["epochs"]:
+        old["config"]["epochs"] = new["config"]["epochs"]
+        write_json(path, old)
+
+
+def differences(old: dict, new: dict, free: set[str]) -> str:
+    """What differs between two `settings`, in words; "" if nothing but what is in `free` does."""
+    was, now = (_flat({**each["config"], "data": each["data"]["sha256"]}) for each in (old, new))
+    return "; ".join(
         f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
         for name in sorted({*was, *now} - free)
         if was.get(name) != now.get(name)
-    ]
-    if different:
-        raise InputError(
-            f"--resume: {folder} was trained with another setup ({'; '.join(different)}): give the "
-            "same flags and data, or start a new run."
-        )
+    )
+
+
+def note_versions(old: dict, new: dict, say: Callable[[str], None]) -> None:
+    """Says so when packages have other versions than those it began with."""
     changed = {n: v for n, v in old["versions"].items() if new["versions"].get(n) != v}
     if changed:
-        say(f"note: versions differ from those the run began with ({changed}): "
+        say(f"note: versions differ from those it began with ({changed}): "
             "the result may not be the same to the bit")  # fmt: skip
-    if new["config"]["epochs"] != old["config"]["epochs"]:
-        old["config"]["epochs"] = new["config"]["epochs"]
-        _write(path, old)
 
 
-def _schedule_depends_on_epochs(config: Config) -> bool:
+def schedule_depends_on_epochs(config: Config) -> bool:
+    """Whether more epochs would have changed the steps that are done already."""
     return config.recipe.schedule != "constant" or config.hparams.warmup > 0
 
 
@@ -456,7 +496,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write(path: Path, value) -> None:
+def write_json(path: Path, value) -> None:
     """JSON, whole or not at all."""
     try:
         with logs.replacing(path) as temporary:

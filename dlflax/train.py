@@ -240,7 +240,7 @@ class Fit:
     """After the last epoch."""
     best: State | None
     """A copy of the State with the lowest validation loss; None if that epoch lies before a resume
-    (its checkpoint has it)."""
+    (its checkpoint has it). Without validation, when all is done, a copy of the last State."""
     history: History
     """One row an epoch."""
     compile_seconds: float
@@ -248,13 +248,16 @@ class Fit:
 
 
 def best_epoch(history: History) -> int:
-    """0-based index of the row with the lowest validation loss, the first on a tie."""
+    """0-based index of the row with the lowest validation loss, the first on a tie; that of the last
+    row where there was no validation."""
+    if "val_loss" not in history[-1]:
+        return len(history) - 1
     return min(range(len(history)), key=lambda i: history[i]["val_loss"])
 
 
 def finished(history: History, epochs: int, patience: int = 0) -> bool:
     """Whether a run is over: all epochs are done, or `patience` of them (0 never stops) brought no
-    new lowest validation loss."""
+    new lowest validation loss. Without validation patience does nothing."""
     if patience and history and len(history) - 1 - best_epoch(history) >= patience:
         return True
     return len(history) >= epochs
@@ -276,7 +279,7 @@ def fit(
     recipe: Recipe,
     hparams: optim.Hparams,
     train,
-    val,
+    val=None,
     *,
     epochs: int,
     seed: int = 0,
@@ -290,7 +293,8 @@ def fit(
     """Trains for `epochs` epochs, or until the validation loss has not improved for `patience`.
 
     train, val: {"inputs": (n, ...), "targets": (n, ...)} NumPy or jax arrays; they are put on the
-    device whole. state and history continue an earlier fit, whose later steps come out the same to
+    device whole. Without val there are no val_* columns, the last epoch counts as the best, and
+    patience and reduce_on_plateau do nothing. state and history continue an earlier fit, whose later steps come out the same to
     the bit. patience and reduce_on_plateau count epochs, 0 is off. on_steps(epoch, step, sums) is
     called a few times a second while an epoch runs. Raises RunError when the loss is not finite.
     """
@@ -313,7 +317,7 @@ def fit(
 
     while not finished(progress.history, epochs, patience):
         epoch = len(progress.history)
-        past = [row["val_loss"] for row in progress.history]
+        past = [row["val_loss"] for row in progress.history if val is not None]
         factor = plateau_factor(past, reduce_on_plateau) if reduce_on_plateau else 1.0
         scaled = hparams.replace(learning_rate=hparams.learning_rate * factor)
 
@@ -335,30 +339,37 @@ def fit(
                 on_steps(epoch, done, sums)
                 chunk = max(1, int(chunk * 0.2 / max(time.perf_counter() - lap, 0.01)))
         seconds = time.perf_counter() - clock
-        if score is None:  # only now, so that the first step comes sooner
+        if score is None and val is not None:  # only now, so that the first step comes sooner
             lap = time.perf_counter()
             score = evaluate.lower(recipe, state, val).compile()
             progress.compile_seconds += time.perf_counter() - lap
             clock += time.perf_counter() - lap
-        val_sums, _ = jax.device_get(score(state, val))
+        scores = {"train": sums}
+        if val is not None:
+            scores["val"], _ = jax.device_get(score(state, val))
         row = {
             "epoch": epoch + 1,
             "step": int(state.step),
             "learning_rate": float(
                 optim.learning_rate(recipe.schedule, scaled, np.float32(state.step - 1))
             ),
-            **{f"train_{name}": value for name, value in metrics.summary(sums).items()},
-            **{f"val_{name}": value for name, value in metrics.summary(val_sums).items()},
+            **{
+                f"{split}_{name}": value
+                for split, each in scores.items()
+                for name, value in metrics.summary(each).items()
+            },
             "seconds": time.perf_counter() - clock,
             "examples_per_second": n / seconds,
         }
         progress.history.append(row)
-        if not math.isfinite(row["val_loss"]):
+        if val is not None and not math.isfinite(row["val_loss"]):
             _diverged(recipe, scaled, row["step"] - 1)
-        if best_epoch(progress.history) == epoch:
+        if val is not None and best_epoch(progress.history) == epoch:
             progress.best = jax.tree.map(jnp.copy, state)
         if on_epoch:
             on_epoch(progress)
+    if val is None:
+        progress.best = jax.tree.map(jnp.copy, state)
     return progress
 
 

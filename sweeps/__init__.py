@@ -1,1 +1,1 @@
-"""Hyperparameter searches. Not built yet: the first release has the training engine only."""
+"""Hyperparameter sweeps over the experiments: bayes_opt, random_search, grid_search."""

@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_left_out():
 
 
 def test_tensorboard(tmp_path):
-    board = logs.TensorBoard(tmp_path)
+    board = logs.TensorBoard(tmp_path / "tensorboard")
     board.scalars(ROW | {"val_loss": float("nan"), "test_loss": None}, 400)
     logs.save_figure(logs.curves(history(2)), tmp_path / "curves.png")
     board.picture("curves", tmp_path / "curves.png", 400)
@@ -194,7 +194,7 @@ def test_tensorboard(tmp_path):
 def test_tensorboard_hparams_are_the_plugins(tmp_path):
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-    board = logs.TensorBoard(tmp_path)
+    board = logs.TensorBoard(tmp_path / "tensorboard")
     given = {"learning_rate": 0.1, "name": "cnn", "augment": True, "features": [64, 32], "no": None}
     board.hparams(given, {"val_loss": 2.0})
     board.close()
@@ -215,7 +215,7 @@ def test_tensorboard_resume_within_a_second_keeps_and_purges(tmp_path):
     from tensorboardX.proto.event_pb2 import SessionLog
 
     for purge_step, steps in ((None, (100, 200, 300)), (201, (300,))):
-        board = logs.TensorBoard(tmp_path, purge_step)
+        board = logs.TensorBoard(tmp_path / "tensorboard", purge_step)
         for step in steps:
             board.scalars({"val_loss": step / 100}, step)
         board.close()

@@ -22,16 +22,19 @@ def _permutation(n: int, seed: int, *purpose: int) -> np.ndarray:
 
 def split(
     train: dict[str, np.ndarray], fraction: float = 0.1, seed: int = 0
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(train, validation): `fraction` of the examples, drawn by `seed`, become validation.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """(train, validation): `fraction` of the examples, drawn by `seed`, become validation; with
+    fraction 0 all are for training, and validation is None.
 
     Every array is cut along its first axis; both parts keep the examples in their old order,
-    no example is in both and none is lost. Raises InputError when `fraction` is not between 0
-    and 1 or a part would be empty.
+    no example is in both and none is lost. Raises InputError when `fraction` is not from 0 up to
+    below 1, or is so near to either that a part would be empty.
     """
     n = len(next(iter(train.values())))
-    if not 0 < fraction < 1:
-        raise InputError(f"the validation fraction must be between 0 and 1, not {fraction}.")
+    if not 0 <= fraction < 1:
+        raise InputError(f"the validation fraction must be from 0 up to below 1, not {fraction}.")
+    if fraction == 0:
+        return train, None
     count = round(n * fraction)
     if not 0 < count < n:
         raise InputError(

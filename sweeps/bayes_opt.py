@@ -1,0 +1,13 @@
+"""Bayesian search: the next trials are chosen by a model of what the earlier ones scored.
+
+python -m sweeps.bayes_opt                     tunes experiments.mnist
+python -m sweeps.bayes_opt fashion_mnist --trials 32 --epochs 3 --sampler gp
+
+It continues when it is run again, and ends with the best model retrained, tested and saved.
+"""
+
+import experiments
+from dlflax import sweep
+
+if __name__ == "__main__":
+    sweep.main("bayes_opt", experiments, ("tpe", "gp", "cmaes"), description=__doc__)

@@ -1,0 +1,12 @@
+"""Random search (Bergstra and Bengio 2012), or with --sampler qmc its evenly spread relative.
+
+python -m sweeps.random_search                 tunes experiments.mnist
+
+It continues when it is run again, and ends with the best model retrained, tested and saved.
+"""
+
+import experiments
+from dlflax import sweep
+
+if __name__ == "__main__":
+    sweep.main("random_search", experiments, ("random", "qmc"), description=__doc__)

@@ -1,0 +1,112 @@
+"""A population against its trials trained alone; traces counted; a diverged trial among others."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from dlflax import population, train
+from dlflax.models import CNN, MLP
+from dlflax.optim import Hparams
+from dlflax.population import Layout, Population
+from dlflax.train import Recipe
+
+MLP_RECIPE = Recipe(model=MLP(features=(16,)), batch_size=64)
+HPARAMS = [
+    Hparams(learning_rate=rate, dropout=dropout, l2=l2)
+    for rate, dropout, l2 in [
+        (1e-3, 0.0, 0.0),
+        (3e-3, 0.2, 1e-4),
+        (1e-2, 0.5, 0.0),
+        (2e-3, 0.1, 1e-3),
+    ]
+]
+SEEDS = np.arange(4, dtype=np.uint32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, targets = load_digits(return_X_y=True)
+    images = np.uint8(images.reshape(-1, 8, 8, 1) * 15)
+    parts = slice(0, 500), slice(500, 700)
+    return [{"inputs": images[p], "targets": np.int32(targets[p])} for p in parts]
+
+
+def trained(recipe, hparams, seeds, digits, layout, epochs=3, **options):
+    trials = Population(recipe, hparams, seeds, *digits, epochs=epochs, layout=layout, **options)
+    trials.train(epochs)
+    return trials
+
+
+def losses(trials):
+    return np.array([[[r["val_loss"] for r in h] for h in row] for row in trials.histories])
+
+
+@pytest.mark.parametrize("layout", [Layout("vmap", 2, 4), Layout("map", 2, 6), Layout("map", 1, 4)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        MLP_RECIPE,
+        Recipe(model=CNN(features=(4, 4), dense=(8,)), schedule="cosine", batch_size=48, ema=True),
+    ],
+)
+def test_a_lane_is_the_trial_trained_alone(digits, recipe, layout):
+    trials = trained(recipe, HPARAMS, SEEDS, digits, layout, reduce_on_plateau=1)
+    for hparams, seed, (history,) in zip(HPARAMS, SEEDS[:, 0], trials.histories, strict=True):
+        alone = train.fit(
+            recipe, hparams, *digits, epochs=3, seed=int(seed), reduce_on_plateau=1
+        ).history
+        for row, expected in zip(history, alone, strict=True):
+            assert row == {n: pytest.approx(expected[n], rel=1e-4, abs=1e-5) for n in row}
+            assert set(expected) - set(row) == {"learning_rate", "seconds", "examples_per_second"}
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map"])
+def test_a_diverged_trial_does_not_disturb_its_neighbours(digits, mode):
+    layout = Layout(mode, 2, 4)
+    bad = HPARAMS[1].replace(learning_rate=1e30)
+    with_nan = trained(MLP_RECIPE, [HPARAMS[0], bad, *HPARAMS[2:]], SEEDS, digits, layout)
+    without = trained(MLP_RECIPE, HPARAMS, SEEDS, digits, layout)
+    assert without.diverged == {} and set(with_nan.diverged) == {1}
+    assert 1 <= with_nan.diverged[1] <= 16
+    for i in (0, 2, 3):
+        assert with_nan.histories[i] == without.histories[i]  # to the bit
+    assert with_nan.scores("loss")[1] == np.inf and with_nan.scores("accuracy")[1] == -np.inf
+    assert np.isfinite(with_nan.scores("loss")[[0, 2, 3]]).all()
+    assert len(with_nan.histories[1][0]) == 1  # nothing is spent on it afterwards
+
+
+def test_one_trace_for_all_numbers_seeds_and_epochs(digits):
+    population.train_epoch.clear_cache()
+    before = population.traces
+    layout = Layout("map", 2, 4)
+    for scale in (1, 2):
+        hparams = [h.replace(learning_rate=h.learning_rate * scale, l2=0.1) for h in HPARAMS]
+        trained(MLP_RECIPE, hparams, SEEDS + scale, digits, layout)
+        trained(MLP_RECIPE, hparams[:3], SEEDS[:3], digits, layout)  # not full
+    assert population.traces == before + 1
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map"])
+def test_survivors_go_on_as_if_alone_in_the_population(digits, mode):
+    layout = Layout(mode, 2, 8)
+    seeds = np.array([[1, 2], [3, 4], [5, 6], [7, 8]])
+    whole = trained(MLP_RECIPE, HPARAMS, seeds, digits, layout, epochs=4)
+    halved = Population(MLP_RECIPE, HPARAMS, seeds, *digits, epochs=4, layout=layout)
+    halved.train(2)
+    halved.keep([0, 3])
+    halved.train(4)
+    assert [len(row[0]) for row in halved.histories] == [4, 2, 2, 4]
+    for i in (0, 3):
+        expected = [[r["val_loss"] for r in h] for h in whole.histories[i]]
+        found = [[r["val_loss"] for r in h] for h in halved.histories[i]]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    halved.keep([])
+    halved.train(4)
+
+
+def test_the_rule_for_the_layout(digits):
+    inputs = digits[0]["inputs"][:1]
+    assert population.layout(MLP_RECIPE, inputs, 5) == Layout("vmap", 2, 6)
+    large = Recipe(model=MLP(features=(512,)))
+    assert population.layout(large, inputs, 1) == Layout("map", 1, 1)
+    assert population.layout(large, inputs, 4, "vmap") == Layout("vmap", 2, 4)
