@@ -120,7 +120,8 @@ class Checkpoints:
         return restored.state, restored.history
 
     def restore_best(self, abstract: State) -> State:
-        """The State of the `best_epoch` of the newest undamaged checkpoint's history. Changes nothing on disk. RunError where there is no checkpoint, or the best is damaged."""
+        """The State of the `best_epoch` in the newest undamaged checkpoint's history. Changes
+        nothing on disk. RunError where there is no checkpoint, or the best is damaged."""
         for step in reversed(self.steps()):
             try:
                 state, history = self.restore(abstract, step)

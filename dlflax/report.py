@@ -38,6 +38,12 @@ def outcome(trial: FrozenTrial) -> str:
     return states.get(trial.state, "failed" if trial.state.is_finished() else "running")
 
 
+def best_epoch(trial: FrozenTrial, direction: str) -> int | None:
+    """From 1, the first on a tie; None where no epoch was finished."""
+    best = min if direction == "minimize" else max
+    return best(trial.intermediate_values, key=trial.intermediate_values.get, default=None)
+
+
 def ranked(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:
     """The best first: complete ones by value, then pruned ones by how far they came and value,
     then those that diverged; ties by number. Failed and unfinished ones are left out."""
@@ -52,7 +58,9 @@ def ranked(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:
     return sorted((trial for trial in trials if outcome(trial) in rank), key=key)
 
 
-def write_trials_csv(path: str | Path, trials: list[FrozenTrial], objective: str) -> None:
+def write_trials_csv(
+    path: str | Path, trials: list[FrozenTrial], direction: str, objective: str
+) -> None:
     """One row a trial, by number. The same trials give the same bytes: no clock, no duration."""
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     std = ["std"] if any("std" in trial.user_attrs for trial in trials) else []
@@ -61,10 +69,15 @@ def write_trials_csv(path: str | Path, trials: list[FrozenTrial], objective: str
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for trial in sorted(trials, key=lambda trial: trial.number):
-            attrs = {n: trial.user_attrs[n] for n in (*std, "best_epoch") if n in trial.user_attrs}
-            value = {} if trial.value is None else {objective: trial.value}
-            row = {"number": trial.number, "state": outcome(trial), **value, **attrs}
-            writer.writerow({**row, **trial.params})
+            row = {
+                "number": trial.number,
+                "state": outcome(trial),
+                objective: trial.value,
+                "std": trial.user_attrs.get("std"),
+                "best_epoch": best_epoch(trial, direction),
+                **trial.params,
+            }
+            writer.writerow({name: row.get(name) for name in columns})
 
 
 def print_trials(trials, direction: str, objective: str, limit: int = 10) -> None:
@@ -118,20 +131,28 @@ def pictures(
 
 
 def _limits(values, direction):
-    """Where the axis ends, so that a few bad trials do not squash the rest, and a note of it."""
+    """(low, high, scale, note) of the axis of the values. Positive losses of different sizes get a
+    logarithmic one; else it ends where a few bad trials do not squash the rest, which note says."""
     values = np.sort(np.asarray(values, float))
     low, high = values[0], values[-1]
+    if direction == "minimize" and low > 0 and high > 3 * low:
+        return low / 1.1, high * 1.1, "log", ""
     q1, q3 = np.quantile(values, [0.25, 0.75])
-    note = ""
-    if direction == "minimize" and high > (fence := q3 + 4 * max(q3 - q1, 1e-12)) and q3 > q1:
-        high, note = values[values <= fence][-1], f", {np.sum(values > fence)} beyond the axis"
-    if direction == "maximize" and low < (fence := q1 - 4 * max(q3 - q1, 1e-12)) and q3 > q1:
-        low, note = values[values >= fence][0], f", {np.sum(values < fence)} beyond the axis"
+    beyond = values > q3 + 4 * (q3 - q1) if direction == "minimize" else values < q1 - 4 * (q3 - q1)
+    if q3 > q1 and beyond.any():
+        low, high = values[~beyond][[0, -1]]
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin, note
+    note = f", {beyond.sum()} beyond the axis" if q3 > q1 and beyond.any() else ""
+    return low - margin, high + margin, "linear", note
 
 
 def _tidy(axes):
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    if axes.get_yscale() == "log":  # 0.2, not 2 x 10^-1
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -146,7 +167,7 @@ def _history(trials, direction, objective):
             better = min if direction == "minimize" else max
             best = trial.value if best is None else better(best, trial.value)
             line.append((trial.number, best))
-    low, high, note = _limits([t.value for t in trials], direction)
+    low, high, scale, note = _limits([t.value for t in trials], direction)
     size = float(np.clip(1500 / len(trials), 6, 40))
     for kind, style in (("complete", {}), ("pruned", {"facecolors": "none"})):
         points = [(t.number, t.value) for t in trials if outcome(t) == kind]
@@ -155,7 +176,7 @@ def _history(trials, direction, objective):
             axes.scatter(x, y, size, edgecolors="tab:blue", label=f"{kind} trial", **style)
     if line:
         axes.step(*zip(*line, strict=True), where="post", color="tab:orange", label="best so far")
-    axes.set(xlabel="trial", ylabel=objective + note, ylim=(low, high))
+    axes.set(xlabel="trial", ylabel=objective + note, yscale=scale, ylim=(low, high))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     _tidy(axes)
@@ -169,7 +190,7 @@ def _learning_curves(trials, direction, objective):
     figure = logs.new_figure(7, 3.8)
     axes = figure.subplots()
     ends = [v for t in curves for v in t.intermediate_values.values() if math.isfinite(v)]
-    low, high, note = _limits(ends, direction)
+    low, high, scale, note = _limits(ends, direction)
     alpha = float(np.clip(20 / len(curves), 0.08, 0.6))
     best = ranked(curves, direction)[0]
     for trial in curves:
@@ -181,9 +202,9 @@ def _learning_curves(trials, direction, objective):
         axes.plot(epochs, values, **style)
         if outcome(trial) == "pruned":
             axes.plot(epochs[-1], values[-1], "x", color="tab:blue", markersize=4, alpha=alpha)
-    axes.set(xlabel="epoch", ylabel=objective + note, ylim=(low, high))
+    axes.set(xlabel="epoch", ylabel=objective + note, yscale=scale, ylim=(low, high))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     _tidy(axes)
     return figure
 
@@ -210,7 +231,7 @@ def _slice(trials, direction, objective):
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
     figure = logs.new_figure(max(4.0, 2.8 * columns), 3.0 * rows)
-    low, high, note = _limits([t.value for t in trials], direction)
+    low, high, scale, note = _limits([t.value for t in trials], direction)
     size = float(np.clip(1500 / len(trials), 6, 40))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, name in zip(grid.flat, names, strict=False):
@@ -224,7 +245,7 @@ def _slice(trials, direction, objective):
             axes.set_xlim(-0.5, len(labels) - 0.5)
         elif log:
             axes.set_xscale("log")
-        axes.set(xlabel=name, ylim=(low, high))
+        axes.set(xlabel=name, yscale=scale, ylim=(low, high))
         _tidy(axes)
     for axes in grid[:, 0]:
         axes.set_ylabel(objective + note)
@@ -242,9 +263,11 @@ def _parallel_coordinates(trials, direction, objective):
         return None
     figure = logs.new_figure(max(6.0, 1.7 * (len(names) + 1)), 4.2)
     axes = figure.subplots()
-    low, high, note = _limits([t.value for t in trials], direction)
+    low, high, scale, note = _limits([t.value for t in trials], direction)
     values = np.clip([t.value for t in trials], low, high)
-    lines, columns = [], [(values - low) / (high - low)]
+    if scale == "log":
+        low, high, values = np.log10(low), np.log10(high), np.log10(values)
+    columns = [(values - low) / (high - low)]
     for k, name in enumerate(names, start=1):
         _, x, ticks, labels, log = _axis(trials, name)
         x = np.log10(x) if log else np.asarray(x, float)
@@ -252,19 +275,18 @@ def _parallel_coordinates(trials, direction, objective):
         span = ends[1] - ends[0] or 1
         columns.append(0.04 + 0.92 * (x - ends[0]) / span)
         if ticks is None:
-            ticks, labels = np.linspace(*ends, 5), None
+            ticks = np.linspace(*ends, 5)
             labels = [f"{10**tick if log else tick:.2g}" for tick in ticks]
         for tick, label in zip(ticks, labels, strict=True):
             y = 0.04 + 0.92 * (tick - ends[0]) / span
             axes.text(k + 0.03, y, label, fontsize=8, va="center", zorder=4, parse_math=False,
                       bbox=dict(facecolor="white", alpha=0.75, linewidth=0, pad=0.6))  # fmt: skip
     for tick in np.linspace(low, high, 5):
-        axes.text(-0.03, (tick - low) / (high - low), f"{tick:.3g}", fontsize=8, ha="right",
-                  va="center")  # fmt: skip
+        label = f"{10**tick if scale == 'log' else tick:.3g}"
+        axes.text(-0.03, (tick - low) / (high - low), label, fontsize=8, ha="right", va="center")
     # the best are drawn last, and darkest
-    good = (
-        (high - values) / (high - low) if direction == "minimize" else (values - low) / (high - low)
-    )
+    good = (values - low) / (high - low)
+    good = 1 - good if direction == "minimize" else good
     order = np.argsort(good, kind="stable")
     table = np.stack(columns, axis=1)[order]
     lines = [np.column_stack([np.arange(table.shape[1]), row]) for row in table]
@@ -418,7 +440,7 @@ def _trials_table(trials, direction, objective):
     for trial in [*ranked(trials, direction), *left_out]:
         value = "" if trial.value is None else json.dumps(trial.value)
         cells = [f"<td>{trial.number}</td>", f'<td data-v="{value}">{text(_value_or(trial))}</td>']
-        cells.append(f"<td>{text(str(trial.user_attrs.get('best_epoch', '')))}</td>")
+        cells.append(f"<td>{best_epoch(trial, direction) or ''}</td>")
         for name in names:
             value = trial.params.get(name)
             cells.append(f'<td data-v="{text(str(value))}">{text(_number(value))}</td>')

@@ -39,8 +39,7 @@ class Config:
     seed: int = 0
     """Decides the validation split, the initial weights, the order and all randomness."""
     validation: float = 0.1
-    """Share of the training data held out for validation; 0 trains on all of it, and the last epoch
-    counts as the best."""
+    """Share of the training data held out for validation; 0 trains on all of it."""
     patience: int = 0
     """Stop after this many epochs without a lower validation loss; 0 never stops early."""
     reduce_on_plateau: int = 0

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ class Outcome:
     intermediate: dict[int, float] = dataclasses.field(default_factory=dict)
     """Epoch, from 1 -> value."""
     pruned: bool = False
+    seconds: float = 0.0
+    """Its share of the time that its batch took."""
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """JSON values, kept as user attributes."""
+    """JSON values, kept as user attributes (1.5 ms each in SQLite)."""
 
     @property
     def state(self) -> TrialState:
@@ -162,6 +165,7 @@ class Local:
                 intermediate_values=outcome.intermediate,
             )
             made.number = trial.index
+            made.datetime_start = made.datetime_complete - timedelta(seconds=outcome.seconds)
             self._trials.append(made)
             self._pending.append(
                 self._writer.submit(self._storage.create_new_trial, self._id, made)

@@ -215,7 +215,7 @@ def run_sweep(
                 population=sweep.population, seed=sweep.seed,
             )  # fmt: skip
         trials = store.trials()
-        report.write_trials_csv(folder / "trials.csv", trials, sweep.objective)
+        report.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
         results = store.claim_finish(sweep.trials)
         if results is None:
             results = _finish(search, experiment, sweep, dataset, trials, objective, url, say)
@@ -287,8 +287,12 @@ class Objective:
             for recipe, group in team.items():
                 for k, place in enumerate(group):
                     outcomes[place] = self._outcome(trained[recipe], k, pruned=place not in active)
-        ordered = [outcomes[place] for place in range(len(batch))]
-        self._end(batch, ordered, time.perf_counter() - clock)
+        seconds = time.perf_counter() - clock
+        ordered = [
+            dataclasses.replace(outcomes[place], seconds=seconds / len(batch))
+            for place in range(len(batch))
+        ]
+        self._end(batch, ordered, seconds)
         return ordered
 
     def traces(self) -> int:
@@ -333,20 +337,17 @@ class Objective:
         )  # by epoch; patience may have stopped one seed earlier
         curve = [float(np.mean([row[self.sweep.objective] for row in each])) for each in rows]
         curve = [value if math.isfinite(value) else worst for value in curve]
-        attrs: dict[str, Any] = {
-            "best_epoch": int(np.argmin(self._sign * np.array(curve))) + 1,
-        }
+        attrs: dict[str, Any] = {}
         if k in members.diverged:
             attrs["diverged_at"], pruned = members.diverged[k], False
         elif self.sweep.seeds > 1:
             attrs["values"] = scores[k].tolist()
             attrs["std"] = float(scores[k].std(ddof=1))
         intermediate = {epoch + 1: value for epoch, value in enumerate(curve)}
-        return storage.Outcome(float(values[k]), intermediate, pruned, attrs)
+        return storage.Outcome(float(values[k]), intermediate, pruned, attrs=attrs)
 
     def _end(self, batch, outcomes, seconds):
         for trial, outcome in zip(batch, outcomes, strict=True):
-            outcome.attrs["seconds"] = seconds / len(batch)
             best = (self._sign * outcome.value, trial.index)
             if not outcome.pruned and (not self._best or best < self._best[:2]):
                 self._best = (*best, trial.params)
@@ -390,11 +391,11 @@ def _finish(search, experiment, sweep, dataset, trials, objective, url, say):
             winner, validation=0.0, patience=0, reduce_on_plateau=0,
             # without a validation loss the last epoch counts
             epochs=winner.epochs if run.schedule_depends_on_epochs(winner)
-            else best.user_attrs["best_epoch"],
+            else report.best_epoch(best, direction),
         )  # fmt: skip
     say(f"retraining the best, trial {best.number}, with a seed that no trial had ({sweep.seed})")
     retrained = run.run(experiment, _in_folder(winner, folder / "best"), say, dataset)
-    seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+    seconds = sum(trial.duration.total_seconds() for trial in trials if trial.duration)
     results = {
         "study": sweep.study,
         "search": search,
@@ -412,7 +413,7 @@ def _finish(search, experiment, sweep, dataset, trials, objective, url, say):
             "number": best.number,
             "value": best.value,
             "std": best.user_attrs.get("std"),
-            "best_epoch": best.user_attrs["best_epoch"],
+            "best_epoch": report.best_epoch(best, direction),
             "hparams": best.params,
             "run_dir": str(folder / "best"),
         },

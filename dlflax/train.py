@@ -248,8 +248,8 @@ class Fit:
 
 
 def best_epoch(history: History) -> int:
-    """0-based index of the row with the lowest validation loss, the first on a tie; that of the last
-    row where there was no validation."""
+    """0-based index of the row with the lowest validation loss, the first on a tie; of the last
+    row where there is no validation."""
     if "val_loss" not in history[-1]:
         return len(history) - 1
     return min(range(len(history)), key=lambda i: history[i]["val_loss"])
@@ -294,9 +294,10 @@ def fit(
 
     train, val: {"inputs": (n, ...), "targets": (n, ...)} NumPy or jax arrays; they are put on the
     device whole. Without val there are no val_* columns, the last epoch counts as the best, and
-    patience and reduce_on_plateau do nothing. state and history continue an earlier fit, whose later steps come out the same to
-    the bit. patience and reduce_on_plateau count epochs, 0 is off. on_steps(epoch, step, sums) is
-    called a few times a second while an epoch runs. Raises RunError when the loss is not finite.
+    patience and reduce_on_plateau do nothing. state and history continue an earlier fit, whose
+    later steps come out the same to the bit. patience and reduce_on_plateau count epochs, 0 is off.
+    on_steps(epoch, step, sums) is called a few times a second while an epoch runs. Raises RunError
+    when the loss is not finite.
     """
     n = len(train["targets"])
     steps_per_epoch = math.ceil(n / recipe.batch_size)
@@ -317,7 +318,7 @@ def fit(
 
     while not finished(progress.history, epochs, patience):
         epoch = len(progress.history)
-        past = [row["val_loss"] for row in progress.history if val is not None]
+        past = [row["val_loss"] for row in progress.history if "val_loss" in row]
         factor = plateau_factor(past, reduce_on_plateau) if reduce_on_plateau else 1.0
         scaled = hparams.replace(learning_rate=hparams.learning_rate * factor)
 

@@ -200,7 +200,7 @@ def suggest(
             study.sampler = _sampler(sampler, seed)
             points = [study.ask(space.distributions).params for _ in range(max(indices) + 1)]
             return [Trial(index, points[index]) for index in indices]
-        for trial in history:
+        for trial in history if sampler != "random" else ():
             if trial.state == TrialState.WAITING:  # ask() would hand it out
                 trial = copy.copy(trial)
                 trial.state = TrialState.RUNNING

@@ -20,8 +20,8 @@ from dlflax.errors import InputError
 
 def predict(run_dir: Path, pictures: list[Path]) -> tuple[list[str], np.ndarray]:
     """Class names and the probability of each, float32 (pictures, classes), by the checkpoint with
-    the lowest validation loss, or the last one of a run without validation. InputError for a folder or picture that cannot be used, RunError
-    for a damaged checkpoint."""
+    the lowest validation loss, or the last one without validation. InputError for a folder or
+    picture that cannot be used, RunError for a damaged checkpoint."""
     saved = run.load_config(run_dir)
     config, data = run.config_from_json(saved["config"], run_dir), saved["data"]
     shape = tuple(data["input_shape"])

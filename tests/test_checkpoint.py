@@ -49,6 +49,15 @@ def test_what_is_saved_comes_back(saved):
     assert said == []
 
 
+def test_without_validation_the_last_is_the_best(tmp_path):
+    checkpoints, history = Checkpoints(tmp_path / "checkpoints"), []
+    for step in (1, 2, 3):
+        history.append({"epoch": step, "step": step})
+        checkpoints.save(state_at(step), history)
+    assert checkpoints.steps() == [2, 3]
+    assert int(checkpoints.restore_best(ABSTRACT).step) == 3
+
+
 def data_files(checkpoints, step):
     folder = checkpoints.folder / str(step)
     return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]

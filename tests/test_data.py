@@ -510,9 +510,10 @@ def test_split():
     again = data.split(train, 0.3, seed=1)[1]["targets"]
     np.testing.assert_array_equal(again, held_out["targets"])
     assert (data.split(train, 0.3, seed=2)[1]["targets"] != held_out["targets"]).any()
+    assert data.split(train, 0, seed=1) == (train, None)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), 0.001, 0.999])
+@pytest.mark.parametrize("fraction", [1.0, -0.1, 1.5, float("nan"), 0.001, 0.999])
 def test_bad_split(fraction):
     with pytest.raises(InputError, match=str(fraction)):
         data.split({"targets": np.arange(50)}, fraction)

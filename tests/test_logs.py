@@ -233,6 +233,14 @@ def test_curves(tmp_path, epochs, accuracy):
     assert save(figure, tmp_path) == (600 * (1 + accuracy), 456)
 
 
+def test_curves_without_validation(tmp_path):
+    rows = [{k: v for k, v in row.items() if not k.startswith("val_")} for row in history(2)]
+    figure = logs.curves(rows)
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train"]
+    save(figure, tmp_path)
+
+
 def test_curves_of_a_diverged_run(tmp_path):
     rows = [dict(row, val_loss=float("nan")) for row in history(2)]
     del rows[1]["val_accuracy"]

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -108,6 +109,40 @@ def test_a_run_leaves_everything(capsys):
     train_mnist("--resume")
     assert "finished already" in capsys.readouterr().out
     assert (folder / "results.json").read_bytes() == before
+
+
+def test_validation_0_trains_on_all(capsys):
+    arguments = (*FAST, "--validation", "0", "--hparams.dropout", "0.2")
+    train_mnist(*arguments, "--run-dir", "whole", "--epochs", "3")
+    out = capsys.readouterr().out
+    assert "1,438 train, no validation, 359 test" in out
+    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 3 and not any("*" in line or "val" in line for line in lines)
+    results = json.loads(Path("whole/results.json").read_text())
+    assert "val" not in results and results["best_epoch"] == 3 == results["epochs_run"]
+    sizes = run.load_config(Path("whole"))["data"]
+    assert (sizes["train"], sizes["validation"]) == (1438, 0)
+    rows = list(csv.DictReader(Path("whole/metrics.csv").read_text().splitlines()))
+    assert len(rows) == 3 and not any(name.startswith("val") for name in rows[0])
+    assert Path("whole/curves.png").exists() and list(Path("whole/tensorboard").glob("events*"))
+
+    train_mnist(*arguments, "--run-dir", "parts", "--epochs", "1")
+    train_mnist("--run-dir", "parts", "--resume", "--epochs", "3")
+    for a, b in zip(parameters(Path("whole"))[0], parameters(Path("parts"))[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    resumed = json.loads(Path("parts/results.json").read_text())
+    assert resumed["test"] == results["test"]
+    line = refused(capsys, "--run-dir", "parts", "--resume", "--validation", "0.1")
+    assert "validation was 0.0, now 0.1" in line
+
+    # predict takes the last checkpoint
+    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("x.png")
+    _, before = predict.predict(Path("whole"), [Path("x.png")])
+    for checkpoint in Path("whole/checkpoints").iterdir():
+        if int(checkpoint.name) != 135:  # 3 epochs of 45 steps
+            shutil.rmtree(checkpoint)
+    _, after = predict.predict(Path("whole"), [Path("x.png")])
+    np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.skipif(not MNIST.exists(), reason="no MNIST files beside the repository")
@@ -277,7 +312,9 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
         ("--batch-size", "0"): "--batch-size 0 must be 1 or more",
         ("--epochs", "0"): "--epochs 0 must be 1 or more",
         ("--seed", "-1"): "--seed -1 must be",
-        ("--validation", "1.5"): "validation",
+        ("--validation", "1.5"): "must be from 0 up to below 1, not 1.5",
+        ("--validation", "0", "--patience", "2"): "--patience and --reduce-on-plateau must be 0",
+        ("--validation", "0", "--reduce-on-plateau", "2"): "must be 0 with --validation 0",
         ("--model.features", "8", "8", "8", "8", "8"): "--model.features",
         ("--run-dir", "file/run"): "--run-dir file/run cannot be made: Not a directory",
         ("--resume",): "there is no run in runs/mnist",

@@ -182,6 +182,34 @@ def test_patience_stops_and_keeps_the_best(digits):
     assert_equal(fit.best, states[best])
 
 
+def test_without_validation_the_last_epoch_is_the_best(digits):
+    train_set, val = digits
+    val = {**val, "targets": (val["targets"] + 1) % 10}  # wrong: the more trained, the worse
+    recipe, hparams = Recipe(model=Counting(), ema=True), Hparams(dropout=0.2)
+    seen = []
+    alone = train.fit(
+        recipe, hparams, train_set, None, epochs=4, patience=1, reduce_on_plateau=1,
+        on_epoch=lambda fit: seen.append((jax.tree.map(jnp.copy, fit.state), list(fit.history))),
+    )  # fmt: skip
+    with_val = train.fit(recipe, hparams, train_set, val, epochs=4)
+    assert train.best_epoch(with_val.history) < 3
+    assert_equal(alone.state, with_val.state)
+    assert_equal(alone.best, alone.state)
+    for row, other in zip(alone.history, with_val.history, strict=True):
+        assert list(row) == [name for name in other if not name.startswith("val_")]
+        assert row["train_loss"] == other["train_loss"]
+    assert [train.best_epoch(history) for _, history in seen] == [0, 1, 2, 3]
+
+    state, history = seen[1]
+    resumed = train.fit(recipe, hparams, train_set, epochs=4, state=state, history=history)
+    assert_equal(resumed.best, alone.best)
+    # best is a copy: going on from state leaves it alone
+    train.fit(recipe, hparams, train_set, epochs=5, state=alone.state, history=alone.history)
+    assert_equal(alone.best, with_val.state)
+    with pytest.raises(RunError, match="NaN or infinite at step"):
+        train.fit(Recipe(model=MLP((16,))), Hparams(learning_rate=1e30), train_set, epochs=2)
+
+
 def test_plateau_factor_matches_keras():
     keras = pytest.importorskip("keras")
     losses = [3.0, 2.0, 2.5, 2.0, 1.9, 2.0, 2.0, 2.0, 2.0, 1.0, 1.5]
