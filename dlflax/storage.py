@@ -184,6 +184,10 @@ class Local:
                     "before are safe, and the same command goes on with them."
                 ) from error
 
+    def seconds(self) -> float:
+        """What training the trials has taken so far, in this process and those before."""
+        return sum(trial.duration.total_seconds() for trial in self._trials)
+
     def claim_finish(self, total: int) -> None:
         """None: this process finishes the sweep. Waits for what is still being written."""
         self._check_writes()
@@ -368,6 +372,14 @@ class Shared:
                 number = storage.get_trial(trial_id).number
                 self._say(f"trial {number} was given up and queued again while this worker had it")
         self._mine.discard(trial_id)
+
+    def seconds(self) -> float:
+        """From the beginning of the first trial to the end of the last."""
+        trials = [trial for trial in self._all(self._id) if trial.state.is_finished()]
+        if not trials:
+            return 0.0
+        begin = min(trial.datetime_start for trial in trials)
+        return (max(trial.datetime_complete for trial in trials) - begin).total_seconds()
 
     def claim_finish(self, total: int) -> dict[str, Any] | None:
         """None: this process finishes the sweep; else the results of the one that did, for which

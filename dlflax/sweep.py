@@ -218,7 +218,10 @@ def run_sweep(
         report.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
         results = store.claim_finish(sweep.trials)
         if results is None:
-            results = _finish(search, experiment, sweep, dataset, trials, objective, url, say)
+            seconds = store.seconds()
+            results = _finish(
+                search, experiment, sweep, dataset, trials, seconds, objective, url, say
+            )
             store.finish(results)
         else:
             say("another worker retrained the best and wrote the report.")
@@ -372,7 +375,7 @@ class Objective:
         board.close()
 
 
-def _finish(search, experiment, sweep, dataset, trials, objective, url, say):
+def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url, say):
     """Retrains the best trial, tests it once, and writes results.json, pictures and report."""
     folder, metric = sweep.run_dir, sweep.objective
     direction = objective.direction
@@ -395,7 +398,6 @@ def _finish(search, experiment, sweep, dataset, trials, objective, url, say):
         )  # fmt: skip
     say(f"retraining the best, trial {best.number}, with a seed that no trial had ({sweep.seed})")
     retrained = run.run(experiment, _in_folder(winner, folder / "best"), say, dataset)
-    seconds = sum(trial.duration.total_seconds() for trial in trials if trial.duration)
     results = {
         "study": sweep.study,
         "search": search,
@@ -407,8 +409,8 @@ def _finish(search, experiment, sweep, dataset, trials, objective, url, say):
         **{name: counts[name] for name in ("complete", "pruned", "failed", "diverged")},
         "structures": len(objective.layouts),
         "traces": objective.traces(),  # by this process
-        "seconds": seconds,
-        "trials_per_minute": 60 * len(trials) / seconds,
+        "seconds": seconds,  # without retraining
+        "trials_per_minute": 60 * len(trials) / max(seconds, 1e-9),
         "best": {
             "number": best.number,
             "value": best.value,
