@@ -1,0 +1,228 @@
+"""The sweep commands, shrunk, on real data: what they leave, what kills them, what they refuse."""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import experiments
+from dlflax import run, sweep, train
+from dlflax.checkpoint import Checkpoints
+from experiments import predict
+
+ROOT = Path(__file__).parents[1]
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
+SAMPLERS = {
+    "bayes_opt": ("tpe", "gp", "cmaes"),
+    "random_search": ("random", "qmc"),
+    "grid_search": ("grid",),
+}
+KILLS = int(os.environ.get("DLFLAX_KILLS", 4))
+FAST = ["--model", "mlp", "--model.features", "32", "--batch-size", "128"]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Own run and cache folders; no network, so that MNIST is scikit-learn's digits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(run, "compilation_cache", lambda: None)
+
+
+def sweep_mnist(*args, search="random_search"):
+    """`python -m sweeps.SEARCH ARGS` in this process. Returns results.json."""
+    sweep.main(search, experiments, SAMPLERS[search], [*args], "")
+    (written,) = Path().glob("runs/sweeps/*/results.json")
+    return json.loads(written.read_text())
+
+
+def table(folder):
+    return list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+
+
+def best_parameters(folder):
+    saved = run.load_config(folder)
+    config, shape = run.config_from_json(saved["config"], folder), saved["data"]["input_shape"]
+    abstract = train.abstract(config.recipe, config.hparams, np.zeros((1, *shape), np.uint8))
+    return jax.tree.leaves(Checkpoints(folder / "checkpoints").restore_best(abstract).params)
+
+
+def test_a_sweep_leaves_everything_and_goes_on(capsys):
+    flags = [*FAST, "--epochs", "2", "--population", "4", "--space.model.features", "16", "32,16"]
+    results = sweep_mnist(*flags, "--trials", "10", "--space.learning-rate", "1e-3", "1e30", "log")
+    out = capsys.readouterr().out
+    assert "10 trials of 2 epochs by random, 2 structures: 2 compiles" in out
+    assert "4 at once by map or vmap over 2 cpu devices" in out
+    assert results["structures"] == 2 and results["traces"] == 2
+    assert results["trials"] == 10 and results["failed"] == results["pruned"] == 0
+    assert results["diverged"] >= 1 and results["complete"] == 10 - results["diverged"]
+    assert results["trials_per_minute"] > 0 and results["test"]["accuracy"] > 0.5
+
+    folder = Path("runs/sweeps/mnist_random_search")
+    rows = table(folder)
+    values = [float(row["val_loss"]) for row in rows]
+    assert values.index(min(values)) == results["best"]["number"]
+    assert values.count(np.inf) == results["diverged"]
+    assert [row["state"] == "diverged" for row in rows] == [v == np.inf for v in values]
+    for name in ("history", "slice", "parallel_coordinates", "learning_curves"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert "data:image/png;base64," in (folder / "report.html").read_text()
+    assert len(list((folder / "tensorboard").glob("trial_*/events*"))) == 10
+
+    # the winner is a run like any other: the same command without the sweep gives the same
+    config = json.loads((folder / "best" / "config.json").read_text())["config"]
+    assert config["hparams"]["learning_rate"] == results["best"]["hparams"]["learning_rate"]
+    assert config["seed"] == 0
+    Image.fromarray(np.pad(np.full((40, 6), 255, np.uint8), ((10, 10), (27, 27)))).save("one.png")
+    names, _ = predict.predict(folder / "best", [Path("one.png")])
+    assert len(names) == 10
+
+    # the same command again neither trains nor tests; with more trials it goes on
+    before = (folder / "best" / "results.json").stat().st_mtime_ns
+    flags += ["--space.learning-rate", "1e-3", "1e30", "log"]
+    assert sweep_mnist(*flags, "--trials", "10")["traces"] == 0
+    assert (folder / "best" / "results.json").stat().st_mtime_ns == before
+    assert sweep_mnist(*flags, "--trials", "11")["trials"] == 11
+    assert table(folder)[:10] == rows
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        sweep_mnist(*flags, "--epochs", "3")
+    assert exit_.value.code == 2
+    assert "epochs was 2, now 3" in capsys.readouterr().err
+
+
+def test_grid_seeds_and_halving(capsys):
+    flags = [*FAST, "--space.learning-rate", "1e-5", "3e-3", "--space.dropout", "0", "0.2"]
+    flags += ["--space.l2", "--epochs", "4", "--seeds", "2", "--rank", "cautious", "--prune", "2"]
+    results = sweep_mnist(*flags, search="grid_search")
+    assert (results["trials"], results["complete"], results["pruned"]) == (4, 1, 3)
+    rows = table(Path("runs/sweeps/mnist_grid_search"))
+    grid = [(float(row["learning_rate"]), float(row["dropout"])) for row in rows]
+    assert grid == [(1e-5, 0.0), (1e-5, 0.2), (3e-3, 0.0), (3e-3, 0.2)]
+    assert [row["state"] for row in rows[:2]] == ["pruned", "pruned"]
+    assert all(float(row["std"]) > 0 for row in rows)
+    assert "one in 2 goes on after epoch 1, 2" in (out := capsys.readouterr().out) and " ± " in out
+
+
+def test_maximizing_accuracy_and_retraining_on_all():
+    results = sweep_mnist(
+        *FAST, "--epochs", "2", "--trials", "4", "--objective", "val_accuracy", "--sampler", "qmc",
+        "--retrain-on-all",
+    )  # fmt: skip
+    values = [float(r["val_accuracy"]) for r in table(Path("runs/sweeps/mnist_random_search"))]
+    assert max(values) == results["best"]["value"] and results["val"] is None
+    config = json.loads(Path("runs/sweeps/mnist_random_search/best/config.json").read_text())
+    assert config["data"]["validation"] == 0
+    assert config["config"]["epochs"] == results["best"]["best_epoch"]
+
+
+REFUSED = {
+    "above the high end": ["--space.learning-rate", "1e-2", "1e-4"],
+    "must begin above 0": ["--space.l2", "0", "1e-3", "log"],
+    "not a number": ["--space.dropout", "low", "high"],
+    "dropout 1.5 must be 0 or more and below 1": ["--space.dropout", "0", "1.5"],
+    "one of sgd": ["--space.optimizer", "adam", "adagrad"],
+    "whole numbers": ["--space.model.features", "32", "big"],
+    "model.features .*1 or more": ["--space.model.features", "32", "0"],
+    "larger than the": ["--space.batch-size", "32", "100000"],
+    "nothing to search": ["--space.learning-rate", "--space.dropout", "--space.l2"],
+    "contradict": ["--hparams.dropout", "0.5"],
+    "--population 1000000 needs about": ["--population", "1000000"],
+    "--trials 0 must be 1": ["--trials", "0"],
+    "--prune 1 must be 2": ["--prune", "1"],
+    "--prune 3 needs at least 3 epochs": ["--prune", "3", "--epochs", "2"],
+    "on validation data": ["--validation", "0"],
+    "--storage .*cannot be used": ["--storage", "sqlite:////nowhere/a.db"],
+    "use sqlite:///FILE": ["--storage", "mongodb://host"],
+    "choose one of fashion_mnist, mnist": ["imagenet"],
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_makes_no_sense_is_refused_in_a_sentence(reason, capsys):
+    args = REFUSED[reason]
+    with pytest.raises(SystemExit) as exit_:
+        sweep_mnist(*args, *([] if args == ["imagenet"] else FAST))
+    assert exit_.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert re.search(reason, lines[0]), lines[0]
+    assert not list(Path().glob("runs/sweeps/*/best"))
+
+
+def test_a_grid_of_a_range_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        sweep_mnist("--space.learning-rate", "1e-4", "1e-2", "log", search="grid_search")
+    assert "a grid needs values" in capsys.readouterr().err
+
+
+def start(study, tmp_path):
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "shared_cache")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sweeps.bayes_opt", *FAST, "--epochs", "2", "--trials", "32"]
+        + ["--population", "4", "--study", study, "--run-dir", str(tmp_path / study)],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_killed_again_and_again_the_table_and_the_winner_are_the_same(tmp_path):
+    begun = time.monotonic()
+    with start("whole", tmp_path) as whole:
+        marks = [time.monotonic() - begun for line in whole.stdout if line.startswith("trials")]
+    assert whole.wait() == 0
+    rng = random.Random(0)
+    for _ in range(KILLS):  # around the end of the first population of each life
+        with start("killed", tmp_path) as killed:
+            time.sleep(marks[0] + rng.uniform(-1, 1))
+            killed.send_signal(signal.SIGKILL)
+    with start("killed", tmp_path) as last:
+        last.communicate()
+    assert last.returncode == 0
+    paths = tmp_path / "whole", tmp_path / "killed"
+    assert len({(path / "trials.csv").read_bytes() for path in paths}) == 1
+    for a, b in zip(*(best_parameters(path / "best") for path in paths), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_memory_is_flat_over_200_trials(monkeypatch):
+    used, real = [], sweep.Objective.__call__
+
+    def measured(self, batch):
+        outcomes = real(self, batch)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        used.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        return outcomes
+
+    monkeypatch.setattr(sweep.Objective, "__call__", measured)
+    sweep_mnist(*FAST, "--epochs", "1", "--trials", "200", "--population", "8")
+    assert len(used) == 25
+    assert used[-1] < 1.05 * used[0], used
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason="no MNIST files beside the repository")
+def test_mnist_itself_tuned(tmp_path):
+    results = sweep_mnist(
+        "--data-dir", str(MNIST), "--model", "mlp", "--epochs", "1", "--trials", "4",
+        "--batch-size", "256", search="bayes_opt",
+    )  # fmt: skip
+    assert results["dataset"] == "mnist" and results["test"]["accuracy"] > 0.9
+
+
+def test_every_experiment_can_be_swept(capsys):
+    for name in ("mnist", "fashion_mnist"):
+        with pytest.raises(SystemExit) as exit_:
+            sweep.main("bayes_opt", experiments, SAMPLERS["bayes_opt"], [name, "--help"], "words")
+        assert exit_.value.code == 0
+        assert "--space.learning-rate" in capsys.readouterr().out
