@@ -135,10 +135,10 @@ def _value(name: str, word: str, recipe: train.Recipe, flag: str):
     if not structural(name):
         try:
             optim.check(optim.Hparams(**{name: float(word)}))
+        except InputError as error:  # which is a ValueError too
+            raise InputError(f"{flag}: {str(error).removeprefix('--hparams.')}") from error
         except ValueError as error:
             raise InputError(f"{flag}: {word!r} is not a number.") from error
-        except InputError as error:
-            raise InputError(f"{flag}: {str(error).removeprefix('--hparams.')}") from error
         return float(word)
     hint = typing.get_type_hints(type(owner)).get(field)
     if typing.get_origin(hint) is Literal:
