@@ -335,9 +335,8 @@ class Objective:
     def _outcome(self, members, k, pruned):
         values, scores = self._values(members)
         worst = self._sign * math.inf
-        rows = zip(
-            *members.histories[k], strict=False
-        )  # by epoch; patience may have stopped one seed earlier
+        # the seeds' rows by epoch, as far as all came: patience may have stopped one earlier
+        rows = zip(*members.histories[k], strict=False)
         curve = [float(np.mean([row[self.sweep.objective] for row in each])) for each in rows]
         curve = [value if math.isfinite(value) else worst for value in curve]
         attrs: dict[str, Any] = {}

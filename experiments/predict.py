@@ -22,6 +22,8 @@ def predict(run_dir: Path, pictures: list[Path]) -> tuple[list[str], np.ndarray]
     """Class names and the probability of each, float32 (pictures, classes), by the checkpoint with
     the lowest validation loss, or the last one without validation. InputError for a folder or
     picture that cannot be used, RunError for a damaged checkpoint."""
+    if (Path(run_dir) / "best" / "config.json").exists():  # the folder of a sweep
+        run_dir = Path(run_dir) / "best"
     saved = run.load_config(run_dir)
     config, data = run.config_from_json(saved["config"], run_dir), saved["data"]
     shape = tuple(data["input_shape"])
@@ -45,7 +47,7 @@ def command(
     """Prints the class and its probability for each picture.
 
     Args:
-        run_dir: Folder of a run, runs/EXPERIMENT/NAME.
+        run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
         pictures: Picture files of any size and mode.
         json_output: One JSON object a line, with the probability of every class.
     """

@@ -86,7 +86,7 @@ def test_a_sweep_leaves_everything_and_goes_on(capsys):
     assert config["hparams"]["learning_rate"] == results["best"]["hparams"]["learning_rate"]
     assert config["seed"] == 0
     Image.fromarray(np.pad(np.full((40, 6), 255, np.uint8), ((10, 10), (27, 27)))).save("one.png")
-    names, _ = predict.predict(folder / "best", [Path("one.png")])
+    names, _ = predict.predict(folder, [Path("one.png")])
     assert len(names) == 10
 
     # the same command again neither trains nor tests; with more trials it goes on
