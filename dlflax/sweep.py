@@ -55,17 +55,17 @@ class Sweep(run.Config):
     sampler: tune.Sampler = "tpe"
     """How the next trials are chosen."""
     prune: int = 0
-    """Successive halving: one in this many trials (3, say) of a population goes on after 1/3, 1/9,
-    ... of the epochs. 0, no pruning, is the default: slow starters would be lost."""
+    """Successive halving: the best 1 in N (3, say) go on after 1/N, 1/N^2, ... of the epochs."""
     mode: Literal["auto", "vmap", "map"] = "auto"
     """How a device trains its share of a population: at once, or one after the other."""
     study: str | None = None
     """Name of the sweep and of its folder in runs/sweeps (default: EXPERIMENT_SEARCH)."""
     storage: str | None = None
-    """Database: sqlite:///FILE (default: study.db in the folder), or postgresql+psycopg://... for
-    several workers."""
+    """sqlite:///FILE (default: study.db in the folder); postgresql+psycopg://... for workers."""
     heartbeat: float = 30.0
     """PostgreSQL: seconds between signs of life; a worker that misses four is given up."""
+    run_dir: Path | None = None
+    """Where the sweep is written (default: runs/sweeps/STUDY)."""
     retrain_on_all: bool = False
     """Retrain the best on training and validation data together."""
     resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always goes on
@@ -90,6 +90,8 @@ def main(
 
 def _parse(search, experiments, samplers, args, description):
     args = sys.argv[1:] if args is None else list(args)
+    if "--resume" in args:
+        raise InputError("--resume: a sweep always goes on; give the same command without it.")
     experiment = args.pop(0) if args and not args[0].startswith("-") else "mnist"
     modules = {
         found.name: importlib.import_module(f"{experiments.__name__}.{found.name}")
@@ -107,7 +109,7 @@ def _parse(search, experiments, samplers, args, description):
         """The flags' defaults: those of the experiment, and those of a sweep over it."""
         nonlocal preset
         preset = config
-        space = _space_type(config.recipe.model, words)
+        space = _space_type(config.recipe.model, words, grid)
         sampler = Literal[samplers]
         if grid:
             sampler = Annotated[sampler, tyro.conf.Suppress]
@@ -137,9 +139,10 @@ def _parse(search, experiments, samplers, args, description):
     return search, experiment, sweep
 
 
-def _space_type(model, words):
+def _space_type(model, words, grid):
     """A dataclass with a field for everything that can be searched, for tyro."""
-    number = tyro.conf.arg(help="LOW HIGH [log], or three or more choices; one value fixes it.")
+    ranges = "LOW HIGH [log], or three or more choices; one value fixes it."
+    number = tyro.conf.arg(help="Values." if grid else ranges)
     structure = tyro.conf.arg(help="Choices; each is a program of its own.")
 
     def field(name, arg, prefix=""):

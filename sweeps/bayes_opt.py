@@ -1,6 +1,7 @@
 """Bayesian search: the next trials are chosen by a model of what the earlier ones scored.
 
 python -m sweeps.bayes_opt                     tunes experiments.mnist
+
 python -m sweeps.bayes_opt fashion_mnist --trials 32 --epochs 3 --sampler gp
 
 It continues when it is run again, and ends with the best model retrained, tested and saved.
