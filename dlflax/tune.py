@@ -195,6 +195,7 @@ def suggest(
         return [Trial(index, grid[index]) for index in indices]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Clip non-finite values")  # gp, as it should be
         study = optuna.create_study(direction=direction, pruner=optuna.pruners.NopPruner())
         if sampler == "qmc":  # a sequence: every point is the next one of the same sampler
             study.sampler = _sampler(sampler, seed)
@@ -226,8 +227,10 @@ def _sampler(name, seed):
         "random": optuna.samplers.RandomSampler,
         "qmc": optuna.samplers.QMCSampler,
     }[name]
-    quiet = {"warn_independent_sampling": False} if name in ("gp", "cmaes", "qmc") else {}
-    return make(seed=seed, **quiet)
+    more = {"warn_independent_sampling": False} if name in ("gp", "cmaes", "qmc") else {}
+    if name == "qmc":
+        more["scramble"] = True  # else every seed gives the same points
+    return make(seed=seed, **more)
 
 
 def search(

@@ -1,6 +1,7 @@
 """Handwritten digits, MNIST (LeCun et al. 1998): 28x28 grey pixels, ten classes.
 
 python -m experiments.mnist                   98.57 +- 0.04 % test accuracy (3 seeds), 5 epochs
+
 python -m experiments.mnist --preset best     99.55 +- 0.03 % (3 seeds), 12 epochs
 """
 

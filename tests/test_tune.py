@@ -1,0 +1,184 @@
+"""The search space and its refusals; every sampler: inside the space, resumable, and of use."""
+
+import importlib.util
+import math
+import statistics
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from dlflax import tune
+from dlflax.errors import InputError
+from dlflax.models import CNN, MLP
+from dlflax.optim import Hparams
+from dlflax.storage import Outcome, open_study
+from dlflax.train import Recipe
+
+RECIPE = Recipe(model=CNN())
+NEEDS = {"cmaes": "cmaes", "gp": "torch"}
+SEARCHES = [
+    pytest.param(
+        *search,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(NEEDS.get(search[0], "optuna")) is None,
+            reason=f"no {NEEDS.get(search[0])} here",
+        ),
+    )
+    for search in [
+        ("tpe", 1), ("tpe", 4), ("random", 4), ("qmc", 4), ("grid", 1), ("grid", 4), ("cmaes", 4),
+        ("gp", 4),
+    ]
+]  # fmt: skip
+
+
+def test_a_space_from_its_words():
+    space = tune.space(
+        {
+            "learning_rate": ("1e-4", "1e-2", "log"),
+            "dropout": ("0", "0.5"),
+            "l2": ("0", "1e-4", "1e-3"),
+            "momentum": ("0.8", "0.9", "choice"),
+            "clip_norm": ("1",),
+            "zoom": (),
+            "model.features": ("32", "32,64"),
+            "model.dropout_on": ("dense", "all"),
+            "batch_size": ("64",),
+            "ema": ("true", "false"),
+        },
+        RECIPE,
+    )
+    assert space.distributions == {
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "dropout": FloatDistribution(0, 0.5),
+        "l2": CategoricalDistribution([0.0, 1e-4, 1e-3]),
+        "momentum": CategoricalDistribution([0.8, 0.9]),
+        "model.features": CategoricalDistribution(["32", "32,64"]),
+        "model.dropout_on": CategoricalDistribution(["dense", "all"]),
+        "ema": CategoricalDistribution([True, False]),
+    }
+    assert space.fixed == {"clip_norm": 1.0, "batch_size": 64} and space.structures() == 8
+    recipe, hparams = tune.apply(space.fixed, RECIPE, Hparams(l2=0.5))
+    assert (recipe.batch_size, hparams.clip_norm, hparams.l2) == (64, 1.0, 0.5)
+    recipe, hparams = tune.apply({"model.features": "32,64", "l2": 0.25}, recipe, hparams)
+    assert recipe.model == CNN(features=(32, 64)) and hparams.l2 == 0.25
+    assert recipe.batch_size == 64 and hash(recipe) == hash(recipe)
+
+
+def test_a_grid_in_declared_order():
+    words = {"dropout": ("0.2", "0.1"), "model.features": ("16", "8,8")}
+    space = tune.space(words, Recipe(model=MLP()), grid=True)
+    points = [(point["dropout"], point["model.features"]) for point in space.grid()]
+    assert points == [(0.2, "16"), (0.2, "8,8"), (0.1, "16"), (0.1, "8,8")]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "reason"),
+    [
+        ("learning_rate", "1e-2 1e-4", "low end 0.01 is above the high end 0.0001"),
+        ("learning_rate", "0.5", "nothing to search"),
+        ("learning_rate", "1e-4 1e-3 1e-2 log", "LOW HIGH log"),
+        ("learning_rate", "log", "before log"),
+        ("learning_rate", "0 1e-2", "learning-rate 0 must be above 0"),
+        ("learning_rate", "nan 1", "must be above 0"),
+        ("learning_rate", "1e-3 inf", "finite"),
+        ("l2", "0 1e-2 log", "begin above 0"),
+        ("dropout", "0 1.5", "dropout 1.5 must be"),
+        ("dropout", "a b", "'a' is not a number"),
+        ("dropout", "0.1 0.1", "twice"),
+        ("batch_size", "32 many", "whole numbers"),
+        ("batch_size", "32 256 log", "not a range"),
+        ("optimizer", "adam lion", "one of sgd, nesterov"),
+        ("ema", "yes no", "true or false"),
+        ("model.features", "32 3.5", "32,64"),
+        ("model.activation", "relu swish", "one of relu"),
+    ],
+)  # fmt: skip
+def test_refusals(name, words, reason):
+    with pytest.raises(InputError, match=reason) as error:
+        tune.space({name: tuple(words.split())}, RECIPE)
+    assert name.replace("_", "-") in str(error.value) or "nothing" in reason
+
+
+SPACE = {
+    "x": FloatDistribution(-5, 10),
+    "y": FloatDistribution(1e-3, 15, log=True),
+    "z": CategoricalDistribution([0.5, 2.0, 7.0]),
+}
+GRID = {name: CategoricalDistribution(values) for name, values in
+        {"x": [0.0, 3.0, 8.0], "y": [1.0, 2.0], "z": [0.5, 2.0, 7.0]}.items()}  # fmt: skip
+
+
+def bowl(batch):
+    """A bowl with a hole where training diverges."""
+    return [
+        Outcome(math.inf if t.params["x"] > 7 else (t.params["x"] - 2) ** 2 + t.params["z"])
+        for t in batch
+    ]
+
+
+@pytest.mark.parametrize(("sampler", "population"), SEARCHES)
+def test_every_sampler_goes_on_as_if_never_stopped(tmp_path, sampler, population):
+    space = tune.Space(GRID if sampler == "grid" else SPACE)
+
+    def searched(path, *stops):
+        for trials in stops:
+            with open_study(f"sqlite:///{path}", "a", "minimize", space.distributions) as store:
+                tune.search(
+                    bowl, space, store, sampler=sampler, trials=trials, population=population,
+                    seed=3,
+                )  # fmt: skip
+        return [(t.number, t.params, t.value) for t in store.trials()]
+
+    whole = searched(tmp_path / "whole.db", 18)
+    assert len(whole) == 18
+    assert len({str(params) for _, params, _ in whole}) == 18
+    for _, params, _ in whole:
+        assert all(space.distributions[name]._contains(
+            space.distributions[name].to_internal_repr(value)) for name, value in params.items()
+        )  # fmt: skip
+    assert searched(tmp_path / "stopped.db", 3, 13, 18) == whole
+
+
+def branin(x, y):
+    """Surjanovic and Bingham, Virtual Library of Simulation Experiments; least value 0.397887."""
+    inner = y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6
+    return inner**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10
+
+
+def test_tpe_learns_from_what_was_recorded():
+    space = tune.Space({"x": FloatDistribution(-5, 10), "y": FloatDistribution(0, 15)})
+
+    def regret(sampler, seed):
+        with open_study(None, "branin", "minimize", space.distributions) as store:
+            tune.search(
+                lambda batch: [Outcome(branin(**trial.params)) for trial in batch],
+                space, store, sampler=sampler, trials=60, seed=seed,
+            )  # fmt: skip
+            return min(trial.value for trial in store.trials()) - 0.397887
+
+    tpe, random = (
+        statistics.median(regret(name, seed) for seed in range(10)) for name in ("tpe", "random")
+    )
+    assert 0 <= tpe < 0.2 < random, (tpe, random)
+
+
+def test_trial_seeds_depend_on_seed_and_index_alone():
+    seeds = np.stack([tune.trial_seeds(7, index, 3) for index in range(1000)])
+    assert len(np.unique(seeds)) == 3000
+    np.testing.assert_array_equal(seeds[41, :2], tune.trial_seeds(7, 41, 2))
+    assert not np.isin(tune.trial_seeds(8, 41, 3), seeds).any()
+
+
+def test_halving_rungs():
+    assert tune.halving_rungs(9, 3) == [1, 3]
+    assert tune.halving_rungs(10, 3) == [1, 3]
+    assert tune.halving_rungs(8, 2) == [1, 2, 4]
+    assert tune.halving_rungs(3, 4) == []
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="gp needs the package torch"):
+        tune.check_sampler("gp")
+    tune.check_sampler("tpe")
