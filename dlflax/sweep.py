@@ -382,10 +382,10 @@ def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url,
     folder, metric = sweep.run_dir, sweep.objective
     direction = objective.direction
     counts = Counter(report.outcome(trial) for trial in trials)
-    best = report.ranked(trials, direction)[0]
-    if not math.isfinite(best.value):
+    best = next(iter(report.ranked(trials, direction)), None)
+    if best is None or not math.isfinite(best.value):
         raise RunError(
-            f"all {len(trials)} trials diverged: search over smaller learning rates, for example "
+            f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for example "
             "--space.learning-rate 1e-5 1e-3 log, under another --study."
         )
     recipe, hparams = tune.apply(best.params, sweep.recipe, sweep.hparams)

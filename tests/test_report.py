@@ -1,9 +1,11 @@
 """Ranking, the table's bytes, and pictures and page of odd sweeps: no crash, no warning."""
 
 import math
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
@@ -119,3 +121,150 @@ def test_importance_is_of_the_first_epoch_and_counts_pruned_trials():
     assert next(iter(shares)) == "dropout" and shares["dropout"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
     assert report.importances(trials[:5]) == {}
+
+
+def sweep(n, space, value, diverges=lambda params: False, seed=0):
+    """n complete trials of `space`, ranges and choices drawn at random."""
+    rng = np.random.default_rng(seed)
+    trials = []
+    for number in range(n):
+        params = {}
+        for name, d in space.items():
+            if isinstance(d, CategoricalDistribution):
+                params[name] = d.choices[rng.integers(len(d.choices))]
+            elif d.log:
+                params[name] = float(np.exp(rng.uniform(np.log(d.low), np.log(d.high))))
+            else:
+                params[name] = float(rng.uniform(d.low, d.high))
+        bad = diverges(params)
+        made = create_trial(
+            value=math.inf if bad else value(params), params=params, distributions=space,
+            user_attrs={"diverged_at": 7} if bad else {},
+        )  # fmt: skip
+        made.number = number
+        trials.append(made)
+    return trials
+
+
+def test_importance_is_over_the_range_that_was_searched():
+    space = {name: SPACE[name] for name in ("learning_rate", "dropout")}
+    # half of what is drawn, but a hundredth of the range without the logarithm
+    trials = sweep(100, space, lambda p: (p["learning_rate"] < 1e-3) + p["dropout"])
+    shares = report.importances(trials)
+    assert 0.8 < shares["learning_rate"] < 0.98
+    assert shares == report.importances(trials[::-1])
+
+
+def test_importance_counts_what_diverged_as_the_worst(monkeypatch):
+    space = {name: SPACE[name] for name in ("learning_rate", "dropout")}
+    for value, share in ((lambda p: 0.5, 0.9), (lambda p: p["dropout"] + 1, 0.3)):
+        trials = sweep(60, space, value, lambda p: p["learning_rate"] > 1e-3)
+        assert report.importances(trials)["learning_rate"] > share
+    assert report.importances(sweep(60, space, lambda p: 0.5)) == {}
+
+    def values(study, **_):
+        return [trial.value for trial in study.trials]
+
+    monkeypatch.setattr(optuna.importance, "get_param_importances", values)
+    *finite, diverged = report.importances(trials, "minimize")
+    assert diverged >= max(finite) > min(finite)
+    *finite, diverged = report.importances(trials, "maximize")
+    assert diverged <= min(finite) < max(finite)
+
+
+def test_one_bad_value_does_not_squash_the_others():
+    scale = report._scale([*values(30), 15.0], "minimize", "val_loss")
+    assert scale.high < 0.3 and scale.label == "val_loss (1 beyond the axis)"
+    scale = report._scale([*(1 - v for v in values(30)), 0.1], "maximize", "val_accuracy")
+    assert 0.6 < scale.low < 0.8 and scale.worst == scale.low and "(1 beyond" in scale.label
+    scale = report._scale([0.05, 0.1, 0.3, 1.0, 2.3], "minimize", "val_loss")
+    assert (scale.kind, scale.label) == ("log", "val_loss")
+    scale = report._scale([0.5, 0.5, 0.5], "minimize", "val_loss")
+    assert scale.low < 0.5 < scale.high
+
+
+def test_a_thousand_trials_of_ten_hyperparameters(tmp_path):
+    import matplotlib
+
+    numbers = {f"number_{k}": FloatDistribution(1e-5, 1, log=k % 2 == 0) for k in range(8)}
+    choices = {
+        f"choice_{k}": CategoricalDistribution(["a" * 60, r"$\x$", "漢字"]) for k in range(2)
+    }
+    trials = sweep(1000, numbers | choices, lambda p: p["number_1"], lambda p: p["number_0"] > 0.1)
+    settings = dict(matplotlib.rcParams)
+    pictures = report.pictures(tmp_path, trials, "minimize", "val_loss")
+    assert list(pictures) == ["history", "slice", "parallel_coordinates", "importance"]
+    for path in pictures.values():
+        with Image.open(path) as picture:
+            assert 300 < picture.width < 1500 and picture.height > 300
+            assert np.ptp(np.asarray(picture.convert("L"))) > 200
+    assert dict(matplotlib.rcParams) == settings
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_printed_table_fits_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    space = {f"hyperparameter_{k}": FloatDistribution(0, 1) for k in range(10)}
+    trials = sweep(12, space, lambda p: p["hyperparameter_0"])
+    trials[3].user_attrs["std"] = 0.0123456
+    trials[3].value = -1.0
+    report.print_trials(trials, "minimize", "val_loss", limit=3)
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
+    assert "best of 12 trials (the rest: trials.csv)" in lines[0]
+    assert lines[-3].split()[:4] == ["3", "-1.000", "±", "0.012"]
+    report.print_trials([], "minimize", "val_loss")
+    assert capsys.readouterr().out == ""
+
+
+def test_table_has_spread_and_leaves_out_what_is_unfinished(tmp_path):
+    space = {"model.features": CategoricalDistribution(["32", "32,64"])}
+    made = create_trial(
+        value=1 / 3, params={"model.features": "32,64"}, distributions=space,
+        user_attrs={"std": 0.1, "values": [0.3, 0.4]}, intermediate_values={1: 1 / 3},
+    )  # fmt: skip
+    running = create_trial(state=TrialState.RUNNING)
+    made.number, running.number = 0, 1
+    report.write_trials_csv(tmp_path / "trials.csv", [running, made], "minimize", "val_loss")
+    assert (tmp_path / "trials.csv").read_bytes() == (
+        b"number,state,val_loss,std,best_epoch,model.features\n"
+        b'0,complete,0.3333333333333333,0.1,1,"32,64"\n'
+    )
+
+
+def test_page(tmp_path):
+    trials = SWEEPS["with spread"]
+    pictures = report.pictures(tmp_path, trials, "minimize", "val_loss")
+    results = {
+        "study": "a & <i>", "seconds": 3725.4, "trials_per_minute": None, "best": "?", "odd": [{}],
+        "test": {"accuracy": 0.98765, "per_class": {"0": 1}}, "sampler": "<script>alert()",
+        "commands": {"predict": "python -m experiments.predict 'a folder' <PICTURE>"},
+    }  # fmt: skip
+    report.write_html(tmp_path, results, trials, pictures, "minimize", "val_loss")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    tags, texts = [], []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            tags.append((tag, dict(attrs)))
+
+        def handle_data(self, data):
+            texts.append(data)
+
+    Reader().feed(page)
+    loaded = [
+        attrs[name] for _, attrs in tags for name in ("src", "href", "srcset") if name in attrs
+    ]
+    assert len(loaded) == len(pictures) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in loaded)
+    assert "url(" not in page and "@import" not in page
+    assert sum(tag == "script" for tag, _ in tags) == 1
+    assert {"a & <i>", "<script>alert()", "0.9877", "1:02:05"} <= set(texts)
+    assert "python -m experiments.predict 'a folder' <PICTURE>" in texts
+    best = report.ranked(trials, "minimize")[0]
+    assert f"{best.value:.4f} ± 0.01" in texts
+    cells = [attrs["data-v"] for tag, attrs in tags if tag == "td"]
+    assert cells[:4] == [str(best.number), "complete", str(best.value), "0.01"]
+    assert len(cells) == len(trials) * 8
+    report.write_html(tmp_path, {}, [], {}, "minimize", "val_loss")

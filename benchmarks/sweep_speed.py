@@ -1,0 +1,304 @@
+"""Trials a minute of a random search over learning rate, dropout and L2, side by side in one run:
+`python -m sweeps.random_search`, the same training without a search around it, Keras with a new
+model a trial (as KerasTuner does it, TensorFlow backend), Optuna with jit inside the objective
+(what is copied from the usual Flax examples), and Optuna with PyTorch.
+
+python benchmarks/sweep_speed.py --data-dir FOLDER     (pip install torch tensorflow keras)
+
+Adam, the same images and epochs for all, validated after every epoch. Trials a minute are those
+after the first population (of the others: after the first trial), so without start and compiling.
+"""
+
+import dataclasses
+import gzip
+import importlib.util
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+
+NEEDS = {"keras": ("keras", "tensorflow"), "torch": ("torch",)}
+VALIDATION = 0.1
+POPULATION = 16
+
+
+@dataclasses.dataclass
+class Options:
+    data_dir: Path
+    """Folder with MNIST's four IDX files."""
+    models: tuple[str, ...] = ("mlp", "cnn")
+    """mlp: 784-128-10; cnn: convolution 32 3x3, max-pool, dense 64."""
+    trials: tuple[int, ...] = (16, 64)
+    """Configurations, of dlflax and of the training without a search."""
+    slow_trials: int = 6
+    """Configurations of the others: their trials come one after the other, at one speed."""
+    images: int = 10_000
+    """Training images; a tenth more are for validation."""
+    epochs: int = 1
+    """Passes over them."""
+    contenders: tuple[str, ...] = ("dlflax", "floor", "keras", "jit_inside", "torch")
+    """What to compare."""
+
+
+def subset(options: Options, folder: str) -> None:
+    """The four IDX files with fewer images."""
+    images = round(options.images / (1 - VALIDATION))
+    for name, count in (("train", images), ("t10k", 1000)):
+        for kind, shape in (("images-idx3", (28, 28)), ("labels-idx1", ())):
+            (path,) = list(options.data_dir.glob(f"{name}-{kind}-ubyte*"))[:1]
+            raw = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+            head = 4 + 4 * (1 + len(shape))
+            size = 784 if shape else 1
+            cut = raw[:4] + struct.pack(">I", count) + raw[8:head] + raw[head : head + count * size]
+            Path(folder, f"{name}-{kind}-ubyte").write_bytes(cut)
+
+
+def dlflax(folder: str, model: str, trials: int, epochs: int) -> float:
+    """The shipped command, from the end of its first population to the end of its last: suggesting,
+    recording and event files are in it."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "sweeps.random_search", "--model", model]
+            + ["--trials", str(trials + POPULATION), "--population", str(POPULATION)]
+            + ["--epochs", str(epochs), "--data-dir", folder, "--run-dir", run_dir],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        ends = [time.perf_counter() for line in process.stdout if line.startswith("trials ")]
+        if process.wait():
+            raise SystemExit("sweeps.random_search failed")
+    return 60 * trials / (ends[-1] - ends[0])
+
+
+def hparams(trials: int):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return [
+        {"learning_rate": 10 ** rng.uniform(-4, -2), "dropout": rng.uniform(0, 0.5),
+         "l2": 10 ** rng.uniform(-7, -3)}
+        for _ in range(trials)
+    ]  # fmt: skip
+
+
+def floor(folder: str, model: str, trials: int, epochs: int) -> float:
+    """Populations alone."""
+    import numpy as np
+
+    from dlflax import data, optim, population
+    from experiments.mnist import ARCHITECTURES, PRESETS
+
+    population.use_all_cores()
+    splits = data.split(data.load("mnist", folder, say=lambda _: None).train, VALIDATION)
+    recipe = dataclasses.replace(PRESETS["default"].recipe, model=ARCHITECTURES[model])
+    layout = population.layout(recipe, splits[0]["inputs"][:1], POPULATION)
+    splits = population.put_on_devices(layout, *splits)
+    clocks = []
+    for first in range(0, trials + POPULATION, POPULATION):
+        chosen = [optim.Hparams(**h) for h in hparams(trials + POPULATION)[first:][:POPULATION]]
+        seeds = np.arange(first, first + len(chosen))[:, None]
+        members = population.Population(
+            recipe, chosen, seeds, *splits, epochs=epochs, layout=layout
+        )
+        members.train(epochs)
+        clocks.append(time.perf_counter())
+    return 60 * trials / (clocks[-1] - clocks[0])
+
+
+def arrays(folder):
+    import numpy as np
+
+    from dlflax import data
+
+    splits = data.split(data.load("mnist", folder, say=lambda _: None).train, VALIDATION)
+    return [(np.float32(s["inputs"]) / np.float32(255), s["targets"]) for s in splits]
+
+
+def keras(folder: str, model: str, trials: int, epochs: int) -> float:
+    """A new model a trial."""
+    os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
+    import keras
+
+    layers = keras.layers
+    (x, y), val = arrays(folder)
+
+    def train(h):
+        keras.backend.clear_session()
+        l2 = {"kernel_regularizer": keras.regularizers.L2(h["l2"])}
+        stages = [layers.Conv2D(32, 3, padding="same", activation="relu", **l2),
+                  layers.MaxPooling2D()] if model == "cnn" else []  # fmt: skip
+        width = 64 if model == "cnn" else 128
+        net = keras.Sequential(
+            [*stages, layers.Flatten(), layers.Dense(width, activation="relu", **l2),
+             layers.Dropout(h["dropout"]), layers.Dense(10, **l2)]
+        )  # fmt: skip
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        net.compile(keras.optimizers.Adam(h["learning_rate"]), loss, metrics=["accuracy"])
+        net.fit(x, y, 32, epochs, verbose=0, validation_data=val, validation_batch_size=256)
+
+    return one_by_one(train, trials)
+
+
+def jit_inside(folder: str, model: str, trials: int, epochs: int) -> float:
+    """Hyperparameters as constants of a train step that each trial compiles."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    (x, y), (val_x, val_y) = arrays(folder)
+
+    class Net(nn.Module):
+        dropout: float
+
+        @nn.compact
+        def __call__(self, x, train):
+            if model == "cnn":
+                x = nn.max_pool(nn.relu(nn.Conv(32, (3, 3))(x)), (2, 2), (2, 2))
+            x = nn.relu(nn.Dense(64 if model == "cnn" else 128)(x.reshape(len(x), -1)))
+            return nn.Dense(10)(nn.Dropout(self.dropout, deterministic=not train)(x))
+
+    def train(h):
+        net, optimizer = Net(h["dropout"]), optax.adam(h["learning_rate"])
+        params = net.init(jax.random.key(0), x[:1], False)
+        opt_state = optimizer.init(params)
+
+        def loss_of(params, x, y, key):
+            logits = net.apply(params, x, True, rngs={"dropout": key})
+            kernels = sum((p**2).sum() for p in jax.tree.leaves(params) if p.ndim > 1)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            return loss + h["l2"] * kernels
+
+        @jax.jit
+        def step(params, opt_state, x, y, key):
+            gradient = jax.grad(loss_of)(params, x, y, key)
+            updates, opt_state = optimizer.update(gradient, opt_state)
+            return optax.apply_updates(params, updates), opt_state
+
+        @jax.jit
+        def evaluate(params, x, y):
+            logits = net.apply(params, x, False)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).sum()
+
+        key, rng = jax.random.key(1), np.random.default_rng(0)
+        for _ in range(epochs):
+            order = rng.permutation(len(y))[: len(y) // 32 * 32].reshape(-1, 32)
+            for index in order:
+                key, now = jax.random.split(key)
+                params, opt_state = step(params, opt_state, x[index], y[index], now)
+            total = sum(
+                float(evaluate(params, val_x[i : i + 256], jnp.asarray(val_y[i : i + 256])))
+                for i in range(0, len(val_y), 256)
+            )
+        return total / len(val_y)
+
+    return one_by_one(train, trials)
+
+
+def torch(folder: str, model: str, trials: int, epochs: int) -> float:
+    """The usual eager loop, data in memory as tensors."""
+    import torch
+    from torch import nn
+
+    (x, y), (val_x, val_y) = (
+        (torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y).long())
+        for x, y in arrays(folder)
+    )
+
+    def train(h):
+        drop = nn.Dropout(h["dropout"])
+        if model == "cnn":
+            stages = nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+            net = nn.Sequential(*stages, nn.Linear(6272, 64), nn.ReLU(), drop, nn.Linear(64, 10))
+        else:
+            net = nn.Sequential(
+                nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), drop, nn.Linear(128, 10)
+            )
+        optimizer = torch.optim.Adam(net.parameters(), h["learning_rate"])
+        cross_entropy = nn.CrossEntropyLoss()
+        kernels = [p for p in net.parameters() if p.ndim > 1]
+        for _ in range(epochs):
+            net.train()
+            for index in torch.randperm(len(y)).split(32):
+                optimizer.zero_grad()
+                penalty = h["l2"] * sum((p**2).sum() for p in kernels)
+                (cross_entropy(net(x[index]), y[index]) + penalty).backward()
+                optimizer.step()
+            net.eval()
+            with torch.no_grad():
+                losses = [
+                    float(cross_entropy(net(a), b)) * len(b)
+                    for a, b in zip(val_x.split(256), val_y.split(256), strict=True)
+                ]
+        return sum(losses) / len(val_y)
+
+    return one_by_one(train, trials)
+
+
+def one_by_one(train, trials: int) -> float:
+    """Trials a minute of train(hyperparameters) in Optuna's loop, without the first."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    clocks = []
+
+    def objective(trial):
+        value = train(
+            {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
+             "dropout": trial.suggest_float("dropout", 0, 0.5),
+             "l2": trial.suggest_float("l2", 1e-7, 1e-3, log=True)}
+        )  # fmt: skip
+        clocks.append(time.perf_counter())
+        return value or 0.0
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(objective, trials + 1)
+    return 60 * trials / (clocks[-1] - clocks[0])
+
+
+def measure(name: str, *arguments) -> float:
+    if name == "dlflax":
+        return dlflax(*arguments)
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps([name, *arguments])],
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(options: Options) -> None:
+    contenders = []
+    for name in options.contenders:
+        missing = [n for n in NEEDS.get(name, ()) if importlib.util.find_spec(n) is None]
+        if missing:
+            print(f"{name} left out: no {' and '.join(missing)} here")
+        else:
+            contenders.append(name)
+    print(f"{options.images:,} images, {options.epochs} epochs, batch 32")
+    print(f"{'model':5}  {'contender':10}  {'trials':>6}  {'trials/min':>10}  dlflax is")
+    with tempfile.TemporaryDirectory() as folder:
+        subset(options, folder)
+        for model in options.models:
+            ours = None
+            for name in contenders:
+                counts = options.trials if name in ("dlflax", "floor") else (options.slow_trials,)
+                for trials in counts:
+                    found = measure(name, folder, model, trials, options.epochs)
+                    ours = found if name == "dlflax" else ours
+                    ratio = f"{ours / found:.2f} times as fast" if ours != found else ""
+                    print(f"{model:5}  {name:10}  {trials:6}  {found:10,.0f}  {ratio}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        name, *arguments = json.loads(sys.argv[2])
+        functions = {"floor": floor, "keras": keras, "jit_inside": jit_inside, "torch": torch}
+        print(json.dumps(functions[name](*arguments)))
+    else:
+        main(tyro.cli(Options, description=__doc__))
