@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -33,9 +34,11 @@ from dlflax.errors import InputError, RunError
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would report every study and trial
 
 HOUR = 3600.0  # how long a worker waits for a database that is away, in seconds
-SCHEMA = "v3.2.0.a"  # of Optuna's tables since 2023: what `_insert` and `_replace` write directly
-DETAILS = ("trial_user_attributes", "trial_intermediate_values")
-TABLES = ("trials", "trial_values", "trial_params", "trial_system_attributes", *DETAILS)
+SCHEMA = "v3.2.0.a"  # of Optuna's tables since 2023: what `_insert` writes
+TABLES = (
+    "trials", "trial_values", "trial_params", "trial_user_attributes", "trial_system_attributes",
+    "trial_intermediate_values",
+)  # fmt: skip
 CONNECTION = {  # libpq's: a network that swallows packets is an outage, not a wait without end
     "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
@@ -64,6 +67,8 @@ class Outcome:
     intermediate: dict[int, float] = dataclasses.field(default_factory=dict)
     """Epoch, from 1 -> value."""
     pruned: bool = False
+    seconds: float = 0.0
+    """Its share of the time that its batch took."""
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """JSON values, kept as user attributes."""
 
@@ -109,7 +114,9 @@ class Local:
         with contextlib.ExitStack() as stack, _opening(url):
             if url:
                 stack.enter_context(_lock(url))
-                self._storage = RDBStorage(_without_template(url))
+                # a dashboard that reads may hold up a write: 60 s, in the background
+                options = {"connect_args": {"timeout": 60}}
+                self._storage = RDBStorage(_without_template(url), options)
                 stack.callback(self._storage.engine.dispose)
                 with self._storage.engine.connect() as connection:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")  # fails where writing would
@@ -121,7 +128,7 @@ class Local:
             self._tables = _tables(self._storage)
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
             self._write: Future[None] | None = None
-            self._safe, self._taken = len(self._trials), datetime.datetime.now()
+            self._safe = len(self._trials)
             self._resources = stack.pop_all()
 
     def __enter__(self):
@@ -156,7 +163,7 @@ class Local:
         suggestions that it would have had.
         """
         self._check_write()
-        self._taken, done = datetime.datetime.now(), len(self._trials)
+        done = len(self._trials)
         if done >= total:
             return []
         start = done // count * count
@@ -170,7 +177,9 @@ class Local:
         made = []
         for trial, outcome in zip(batch, outcomes, strict=True):
             frozen = _frozen(trial, self._distributions, outcome)
-            frozen.number, frozen.datetime_start = trial.index, self._taken
+            frozen.number = trial.index
+            seconds = datetime.timedelta(seconds=outcome.seconds)
+            frozen.datetime_start = frozen.datetime_complete - seconds
             made.append(frozen)
         self._trials += made
         self._write = self._writer.submit(self._write_trials, made)
@@ -192,6 +201,10 @@ class Local:
                     f"could not write to {self._url}: {_reason(error)}; the first {self._safe} "
                     "trials are safe, and the same command goes on from there."
                 ) from error
+
+    def seconds(self) -> float:
+        """What training the trials has taken so far, in this process and those before."""
+        return sum(trial.duration.total_seconds() for trial in self._trials)
 
     def claim_finish(self, total: int) -> None:
         """None: this process finishes the sweep. Waits for what is being written."""
@@ -216,9 +229,11 @@ class Shared:
         self._judge_after = 0.0
         shown = without_password(url)
         with contextlib.ExitStack() as stack, _opening(shown), _quiet():
-            if "@" in (sqlalchemy.make_url(url).host or ""):
+            address = sqlalchemy.make_url(url)
+            if "@" in (address.host or ""):
                 raise InputError(f"--storage {shown}: write an @ in the password as %40.")
-            options = {"pool_pre_ping": True, "connect_args": CONNECTION}
+            network = {name: CONNECTION[name] for name in CONNECTION if name not in address.query}
+            options = {"pool_pre_ping": True, "connect_args": network}
             self._engine = sqlalchemy.create_engine(url, **options)
             stack.callback(self._engine.dispose)
             with _locked(self._engine, "the tables of Optuna"):  # workers that start together
@@ -227,12 +242,11 @@ class Shared:
                     heartbeat_interval=self._beat, grace_period=4 * self._beat,
                 )  # fmt: skip
             stack.callback(self._storage.engine.dispose)
+            sqlalchemy.event.listen(self._storage.engine, "connect", _in_utc)
+            self._storage.engine.dispose()  # the connections from before
             with _locked(self._engine, study):
                 self._study = _create_study(self._storage, study, direction, shown)
             self._id = self._storage.get_study_id_from_name(study)
-            self._tables = _tables(self._storage)
-            self._retry = RetryHeartbeatStaleTrialCallback(max_retry=3)
-            self._retry_always = RetryHeartbeatStaleTrialCallback()
             self._resources = stack.pop_all()
         self._closing = threading.Event()
         self._heart = threading.Thread(target=self._keep_beating, daemon=True)
@@ -299,8 +313,7 @@ class Shared:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in number order, but those that a retry has replaced."""
-        trials = self._patiently(self._study.get_trials)
-        return sorted(_current(trials).values(), key=lambda trial: trial.number)
+        return copy.deepcopy(self._patiently(lambda: _current(self._study)))
 
     def settings(self, new: dict[str, Any]) -> dict[str, Any]:
         """The settings that the study was begun with: `new`, if it has none yet."""
@@ -315,13 +328,12 @@ class Shared:
         """The next trials, at most `count`; [] when `total` are finished, by whomever. Waits while
         others train the last ones, in case they die."""
         waiting = "nothing left to begin: waiting for the other workers' trials"
-        return self._next(self._study, self._retry, suggest, count, total, waiting)
+        claim = functools.partial(self._claim, self._study, 3, suggest, count, total)
+        return self._repeat(claim, waiting)
 
-    def _next(self, study, retry, suggest, count, total, waiting):
+    def _repeat(self, claim, waiting):
         while True:
-            batch, unfinished = self._patiently(
-                lambda: self._claim(study, retry, suggest, count, total)
-            )
+            batch, unfinished = self._patiently(claim)
             if batch or not unfinished:
                 return batch
             if waiting:
@@ -329,75 +341,289 @@ class Shared:
                 waiting = None
             time.sleep(min(self._beat, 5.0))
 
-    def _claim(self, study, retry, suggest, count, total):
+    def _claim(self, study, retries, suggest, count, total):
         """(the next trials, whether any trial is unfinished)"""
         with _locked(self._engine, self._name):
-            if time.monotonic() > self._judge_after:
-                with _quiet():
+            with _quiet():
+                retry = RetryHeartbeatStaleTrialCallback(retries)
+                if time.monotonic() > self._judge_after:
                     optuna.storages.fail_stale_trials(study)
-            # Not the storage's own callback: it is lost when a worker dies after the line above.
-            for trial in _current(study.get_trials(deepcopy=False)).values():
+            # Not as the storage's own callback, which a worker that dies here would never call.
+            for trial in _current(study):
                 if trial.state == TrialState.FAIL:
                     retry(study, copy.deepcopy(trial))  # it appends to the trial's attributes
-            current = _current(study.get_trials(deepcopy=False))
-            history = sorted(current.values(), key=lambda trial: trial.number)
-
-            def queued(trial):  # an outage may have come after a claim that went through
-                mine = trial._trial_id in self._mine
-                return trial.state == TrialState.WAITING or (
-                    trial.state == TrialState.RUNNING and mine
-                )
-
-            batch = [
-                Trial(_index(trial), trial.params, trial.system_attrs, trial._trial_id)
-                for trial in history
-                if queued(trial)
-            ][:count]
-            begun = len(current)
-            indices = list(range(begun, min(begun + count - len(batch), total)))
+            history = _current(study)
+            begun, queued = len(history), len(self._queued(history))
+            indices = list(range(begun, min(begun + count - queued, total)))
             for trial in suggest(history, indices) if indices else []:
-                frozen = _frozen(trial, self._distributions)
-                trial_id = self._storage.create_new_trial(self._id_of(study), frozen)
-                batch.append(dataclasses.replace(trial, id=trial_id))
+                study.add_trial(_frozen(trial, self._distributions))
+            batch = self._queued(_current(study))[:count]
             for trial in batch:
                 # The heartbeat first: killed in between, the trial still waits; killed after, it
                 # has a heartbeat that goes silent.
                 self._storage.record_heartbeat(trial.id)
                 self._mine.add(trial.id)
                 self._storage.set_trial_state_values(trial.id, TrialState.RUNNING)
-            unfinished = any(not trial.state.is_finished() for trial in history)
-            return batch, unfinished
+            return batch, any(not trial.state.is_finished() for trial in history)
 
-    def _id_of(self, study):
-        return self._storage.get_study_id_from_name(study.study_name)
+    def _queued(self, trials):
+        """Those that wait, and those whose claim went through unseen before an outage."""
+        return [
+            Trial(_index(trial), trial.params, trial.system_attrs, trial._trial_id)
+            for trial in trials
+            if trial.state == TrialState.WAITING
+            or (trial.state == TrialState.RUNNING and trial._trial_id in self._mine)
+        ]
 
     def record(self, batch: list[Trial], outcomes: list[Outcome]) -> None:
         """Records what came of the trials that `take` gave. One that was given up meanwhile stays
         with the worker that trains it again."""
-        done = {trial.id: outcome for trial, outcome in zip(batch, outcomes, strict=True)}
-        self._patiently(lambda: self._record_details(done))
-        for trial_id, outcome in done.items():
-            self._patiently(lambda i=trial_id, o=outcome: self._record_end(i, o))
+        for trial, outcome in zip(batch, outcomes, strict=True):
+            self._patiently(lambda i=trial.id, o=outcome: self._record(i, o))
 
-    def _record_details(self, outcomes):
-        if self._tables:
-            _replace_details(self._storage.engine, self._tables, outcomes)
-            return
-        with contextlib.suppress(UpdateFinishedTrialError):
-            for trial_id, outcome in outcomes.items():
-                for name, value in outcome.attrs.items():
-                    self._storage.set_trial_user_attr(trial_id, name, value)
-                for epoch, value in outcome.intermediate.items():
-                    self._storage.set_trial_intermediate_value(trial_id, epoch, value)
-
-    def _record_end(self, trial_id, outcome):
+    def _record(self, trial_id, outcome):
+        storage = self._storage
         try:
-            self._storage.set_trial_state_values(trial_id, outcome.state, [outcome.value])
+            for epoch, value in outcome.intermediate.items():
+                storage.set_trial_intermediate_value(trial_id, epoch, value)
+            for name, value in outcome.attrs.items():
+                storage.set_trial_user_attr(trial_id, name, value)
+            storage.set_trial_state_values(trial_id, outcome.state, [outcome.value])
         except UpdateFinishedTrialError:
-            trial = self._storage.get_trial(trial_id)
+            trial = storage.get_trial(trial_id)
             if trial.state == TrialState.FAIL:  # otherwise the first try went through unseen
                 self._say(
                     f"trial {trial.number} was given up, as this worker was silent for too long: "
                     "its outcome is left to the worker that trains it again"
                 )
         self._mine.discard(trial_id)
+
+    def seconds(self) -> float:
+        """From the beginning of the first trial to the end of the last."""
+        trials = [trial for trial in self.trials() if trial.state.is_finished()]
+        if not trials:
+            return 0.0
+        begin = min(trial.datetime_start for trial in trials)
+        return (max(trial.datetime_complete for trial in trials) - begin).total_seconds()
+
+    def claim_finish(self, total: int) -> dict[str, Any] | None:
+        """None: this process finishes the sweep; else the results of the one that did, for which
+        it waits. Finishing is itself a trial, of a study beside the other: one worker gets it, and
+        another when that one dies."""
+        name = f"{self._name}: finish of {total} trials"
+
+        def create():
+            with _locked(self._engine, self._name), _quiet():
+                return _create_study(self._storage, name, self.direction, "")
+
+        def only_one(history, indices):
+            return [Trial(index, {}) for index in indices]
+
+        study = self._patiently(create)
+        waiting = "another worker finishes the sweep: waiting for its results"
+        claim = functools.partial(self._claim, study, None, only_one, 1, 1)
+        self._finishing = self._repeat(claim, waiting)
+        if self._finishing:
+            return None
+        return self._patiently(lambda: _current(study))[0].user_attrs["results"]
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Hands the results (JSON values) to the other workers."""
+        self.record(self._finishing, [Outcome(0.0, attrs={"results": results})])
+
+
+def _frozen(trial: Trial, distributions, outcome: Outcome | None = None) -> FrozenTrial:
+    """As Optuna keeps it: waiting, or with its outcome."""
+    common = {
+        "params": trial.params,
+        "distributions": {name: distributions[name] for name in trial.params},
+        "system_attrs": json.loads(json.dumps(trial.system_attrs)),  # as they will be read again
+    }
+    if outcome is None:
+        attrs = {"index": trial.index}
+        return create_trial(state=TrialState.WAITING, user_attrs=attrs, **common)
+    return create_trial(
+        state=outcome.state,
+        value=outcome.value,
+        intermediate_values=outcome.intermediate,
+        user_attrs=json.loads(json.dumps(outcome.attrs)),
+        **common,
+    )
+
+
+def _index(trial: FrozenTrial) -> int:
+    return trial.user_attrs.get("index", trial.number)
+
+
+def _current(study: optuna.Study) -> list[FrozenTrial]:
+    """One trial for every index, in number order: the first that has not failed, or the last."""
+    current: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        before = current.get(_index(trial))
+        if before is None or before.state == TrialState.FAIL:
+            current[_index(trial)] = trial
+    return sorted(current.values(), key=lambda trial: trial.number)
+
+
+def _create_study(storage, study, direction, shown):
+    """Optuna's study, made if it is not there. InputError where it has another direction."""
+    made = optuna.create_study(
+        study_name=study, storage=storage, direction=direction, load_if_exists=True
+    )
+    found = [each.name.lower() for each in made.directions]
+    if found != [direction]:
+        raise InputError(
+            f"--storage {shown}: the study {study} there is to {' and '.join(found)} its "
+            "objective: give the same --objective, or another --study NAME."
+        )
+    return made
+
+
+def _settings(storage, study_id, new):
+    saved = storage.get_study_user_attrs(study_id).get("settings")
+    if saved is None:
+        saved = json.loads(json.dumps(new))
+        storage.set_study_user_attr(study_id, "settings", saved)
+    return saved
+
+
+def _tables(storage) -> dict[str, sqlalchemy.Table] | None:
+    """Optuna's tables. None where they are not those that `_insert` knows, or in memory."""
+    if isinstance(storage, InMemoryStorage) or storage.get_current_version() != SCHEMA:
+        return None
+    described = sqlalchemy.MetaData()
+    described.reflect(storage.engine, only=TABLES)
+    return dict(described.tables)
+
+
+def _insert(engine, tables, study_id, trials: list[FrozenTrial]) -> None:
+    """What `storage.create_new_trial` does for each, in one transaction and without an ORM."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES[1:]}
+    with engine.begin() as connection:
+        for trial in trials:
+            times = {
+                name: getattr(trial, name).astimezone(datetime.UTC).replace(tzinfo=None)
+                for name in ("datetime_start", "datetime_complete")
+            }
+            row = {"study_id": study_id, "number": trial.number, "state": trial.state.name, **times}
+            made = connection.execute(tables["trials"].insert(), row)
+            key = {"trial_id": made.inserted_primary_key[0]}
+            rows["trial_values"].append(key | {"objective": 0} | _number("value", trial.value))
+            for name, value in trial.params.items():
+                distribution = trial.distributions[name]
+                param = {"param_name": name, "param_value": distribution.to_internal_repr(value)}
+                param["distribution_json"] = distribution_to_json(distribution)
+                rows["trial_params"].append(key | param)
+            for kind in ("user", "system"):
+                rows[f"trial_{kind}_attributes"] += (
+                    key | {"key": name, "value_json": json.dumps(value)}
+                    for name, value in getattr(trial, f"{kind}_attrs").items()
+                )
+            rows["trial_intermediate_values"] += (
+                key | {"step": step} | _number("intermediate_value", value)
+                for step, value in trial.intermediate_values.items()
+            )
+        for name, each in rows.items():
+            if each:
+                connection.execute(tables[name].insert(), each)
+
+
+def _number(column: str, value: float) -> dict[str, Any]:
+    if math.isfinite(value):
+        return {column: value, f"{column}_type": "FINITE"}
+    kind = "NAN" if math.isnan(value) else "INF_POS" if value > 0 else "INF_NEG"
+    return {column: None, f"{column}_type": kind}
+
+
+@contextlib.contextmanager
+def _opening(shown: str | None):
+    """InputError, in one sentence, where the database cannot be used."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"--storage {shown} needs psycopg: pip install 'dlflax[postgres]', and begin the "
+            "address with postgresql+psycopg://."
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        # RuntimeError: tables of another version of Optuna
+        raise InputError(f"--storage {shown} cannot be used: {_reason(error)}.") from error
+
+
+@contextlib.contextmanager
+def _lock(url: str):
+    """No other process has the SQLite file meanwhile; without effect on Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = Path(f"{sqlalchemy.make_url(url).database}.lock")
+    try:
+        file = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"--storage {url} cannot be used: {path}: {error.strerror}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--storage {url} is in use by another process; several workers need PostgreSQL: "
+                "--storage postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
+            ) from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be locked: {error.strerror}.") from error
+        yield
+
+
+@contextlib.contextmanager
+def _locked(engine, name: str):
+    """One worker at a time, among those of the database that give the same name."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    with engine.begin() as connection:
+        # a worker whose host froze must not stop all others
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '10min'")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({key})")
+        yield
+
+
+def _in_utc(connection, _):
+    """Heartbeats are kept without a time zone: workers with their own, or the change to summer
+    time, would make the living look dead."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Optuna says that heartbeats are experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the database cannot be reached, or not now; not that it refuses what it is told."""
+    error = error.__cause__ if isinstance(error, StorageInternalError) else error
+    return isinstance(error, sqlalchemy.exc.OperationalError) or (
+        isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
+    )
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown."""
+    return re.sub(r"(://[^:/]*):.*@", r"\1:***@", re.sub(r"password=[^&]*", "password=***", url))
+
+
+def _without_template(url: str) -> str:
+    """RDBStorage takes {} in an address, such as those of a password, for a template."""
+    return url.replace("{", "{{").replace("}", "}}")
+
+
+def _reason(error: BaseException) -> str:
+    """The database driver's own first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    error = getattr(error, "orig", None) or error
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

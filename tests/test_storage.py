@@ -1,246 +1,465 @@
-"""SQLite: what a kill leaves. A real PostgreSQL: workers that die, a database that goes away."""
+"""Sweeps that are killed, disks that fill up, databases that go away: every trial counts once."""
 
+import contextlib
+import dataclasses
+import math
 import os
+import pwd
+import re
+import resource
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
+import tempfile
+import textwrap
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.storages import RDBStorage
+import sqlalchemy
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from dlflax import storage
 from dlflax.errors import InputError, RunError
 from dlflax.storage import Outcome, Trial, open_study
 
-SPACE = {"x": FloatDistribution(0, 100)}
+SPACE = {
+    "learning_rate": FloatDistribution(1e-5, 1.0, log=True),
+    "layers": IntDistribution(1, 64),
+    "activation": CategoricalDistribution(["relu", "tanh"]),
+}
 
 
 def suggest(history, indices):
-    """A pure function of the two, as the real one."""
-    return [Trial(i, {"x": (10 * len(history) + i) % 100.0}) for i in indices]
+    """Depends on all that it may depend on; numbers that no rounding survives."""
+    seen = sum(trial.value for trial in history if trial.state == TrialState.COMPLETE)
+    rates = [0.1 / (3 + index + seen % 1) for index in indices]
+    return [
+        Trial(
+            index,
+            {"learning_rate": rate, "layers": index + 1, "activation": "tanh"},
+            {"sampler:state": {"history": len(history)}},
+        )
+        for index, rate in zip(indices, rates, strict=True)
+    ]
 
 
-def open_local(path, direction="minimize"):
-    return open_study(f"sqlite:///{path}", "study", direction, SPACE)
+def train(batch):
+    return [Outcome(t.params["learning_rate"] / 3, {1: 0.5, 2: 1 / 3}) for t in batch]
 
 
-def outcomes(batch):
-    return [Outcome(t.params["x"], {1: float("inf"), 2: 0.5}, t.index % 2 == 1) for t in batch]
+def sweep(store, count, total):
+    while batch := store.take(suggest, count, total):
+        store.record(batch, train(batch))
+    return [trial.params for trial in store.trials()]
 
 
-def table(store):
-    return [(t.number, t.state, t.value, t.params, t.intermediate_values) for t in store.trials()]
+def open_(url, study="study", direction="minimize", say=print):
+    return open_study(url, study, direction, SPACE, heartbeat=1, say=say)
 
 
-def test_a_killed_batch_is_asked_for_again_and_completed(tmp_path):
-    with open_local(tmp_path / "whole.db") as store:
-        while batch := store.take(suggest, 4, 10):
-            store.record(batch, outcomes(batch))
-        whole = table(store)
-    with open_local(tmp_path / "whole.db") as store:
-        assert table(store) == whole and len(whole) == 10
-        assert store.take(suggest, 4, 10) == []
-    for killed_after in range(10):
-        path = tmp_path / f"{killed_after}.db"
-        with open_local(path) as store:
-            while len(store.trials()) < killed_after:
-                batch = store.take(suggest, 4, 10)[: killed_after - len(store.trials())]
-                store.record(batch, outcomes(batch))
-        with open_local(path) as store:
-            while batch := store.take(suggest, 4, 10):
-                store.record(batch, outcomes(batch))
-            assert table(store) == whole
+@pytest.fixture
+def file(tmp_path):
+    return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-def test_infinite_values_and_settings_come_back(tmp_path):
-    with open_local(tmp_path / "a.db") as store:
-        assert store.settings({"a": [1, 2]}) == {"a": [1, 2]}
-        store.record([Trial(0, {"x": 1.0})], [Outcome(float("inf"), seconds=2.0, attrs={"b": 1})])
-        assert store.seconds() == pytest.approx(2.0)
-    with open_local(tmp_path / "a.db") as store:
-        assert store.settings({"a": 3}) == {"a": [1, 2]}
-        (trial,) = store.trials()
-        assert trial.value == float("inf") and trial.user_attrs == {"b": 1}
-        assert store.seconds() == pytest.approx(2.0)
+def optunas(url):
+    """The trials as Optuna itself sees them, and optuna-dashboard."""
+    seen = optuna.storages.RDBStorage(url)
+    try:
+        return seen.get_all_trials(seen.get_study_id_from_name("study"))
+    finally:
+        seen.engine.dispose()
 
 
-def test_a_database_that_cannot_be_used_is_refused(tmp_path):
-    (tmp_path / "text.db").write_text("this is not a database " * 100)
-    with open_local(tmp_path / "mine.db"), pytest.raises(InputError, match="another process"):
-        open_local(tmp_path / "mine.db")
-    with pytest.raises(InputError, match="to minimize .* another --study"):
-        open_local(tmp_path / "mine.db", "maximize")
-    open_local(tmp_path / "mine.db").__exit__(None)  # the refused ones have let go of it
-    for url, reason in [
-        (f"sqlite:///{tmp_path}/text.db", "not a database"),
-        (f"sqlite:///{tmp_path}/none/a.db", "No such file"),
-        ("mysql://me:secret@host/db", "postgresql"),
-        ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "refused"),
-    ]:
-        with pytest.raises(InputError, match=reason) as error:
-            open_study(url, "study", "minimize", SPACE)
-        assert "secret" not in str(error.value) and "--storage" in str(error.value)
+def test_a_batch_goes_on_where_it_stopped(file):
+    with open_(None) as memory:
+        expected = sweep(memory, 4, 10)
+    for killed_after in (1, 6):
+        url = file.replace("study", f"study_{killed_after}")
+        with open_(url) as store:
+            while left := killed_after - len(store.trials()):
+                batch = store.take(suggest, 4, 10)[:left]
+                store.record(batch, train(batch))
+        with open_(url) as store:
+            assert sweep(store, 4, 10) == expected
+            assert store.take(suggest, 4, 10) == [] and store.claim_finish(10) is None
+            store.finish({})
+            more = store.take(suggest, 4, 12)  # the same command with more trials
+            assert [trial.index for trial in more] == [10, 11]
+        assert [trial.params for trial in optunas(url)] == expected
+        assert [trial.number for trial in optunas(url)] == list(range(10))
 
 
-def test_a_failed_write_is_told(tmp_path):
-    with pytest.raises(RunError, match="safe"), open_local(tmp_path / "a.db") as store:
-        with sqlite3.connect(tmp_path / "a.db") as other:
-            other.execute("DROP TABLE trial_params")
-        store.record([Trial(0, {"x": 1.0})], [Outcome(1.0)])
-        store.claim_finish(1)
+OUTCOMES = [
+    Outcome(math.inf, {1: 0.5, 2: math.inf}, attrs={"diverged_at": 2, "values": [1, None]}),
+    Outcome(-math.inf, {1: -math.inf}, seconds=100.5),
+    Outcome(0.1 + 0.2, {epoch: 1 / epoch for epoch in range(1, 9)}, attrs={"ünïcode": {"a": "b"}}),
+    Outcome(1e-300, {1: 1e300}, pruned=True),
+]
+
+
+@pytest.mark.parametrize("schema", [storage.SCHEMA, "of a later Optuna"])
+def test_what_is_recorded_is_read_back(file, tmp_path, monkeypatch, schema):
+    """Our writing is Optuna's: the same through `create_new_trial`, to which it falls back."""
+    monkeypatch.setattr(storage, "SCHEMA", schema)
+    with open_(file) as store:
+        batch = store.take(suggest, 4, 4)
+        store.record(batch, OUTCOMES)
+        written = store.trials()
+    with open_(file) as store:
+        for found in (store.trials(), optunas(file)):
+            for trial, taken, outcome, mine in zip(found, batch, OUTCOMES, written, strict=True):
+                mine._trial_id = trial._trial_id
+                assert trial == mine
+                assert (trial.params, trial.system_attrs) == (taken.params, taken.system_attrs)
+                assert (trial.value, trial.state) == (outcome.value, outcome.state)
+                assert trial.intermediate_values == outcome.intermediate
+                assert trial.user_attrs == outcome.attrs and trial.distributions == SPACE
+                assert trial.duration.total_seconds() == outcome.seconds
+                assert abs(trial.datetime_complete.timestamp() - time.time()) < 60
+        assert store.seconds() == 100.5
+
+
+def test_settings_are_those_of_the_beginning(file):
+    with open_(file) as store:
+        assert store.settings({"seed": 0, "space": [1e-5, None]}) == {
+            "seed": 0,
+            "space": [1e-5, None],
+        }
+    with open_(file) as store:
+        assert store.settings({"seed": 1}) == {"seed": 0, "space": [1e-5, None]}
+
+
+def refused(url, **options):
+    """The one sentence with which the storage is refused."""
+    with pytest.raises(InputError) as error, open_(url, **options):
+        pass
+    text = str(error.value)
+    assert "\n" not in text and text.endswith(".") and "--storage" in text
+    return text
+
+
+def test_one_process_has_the_file(file):
+    with open_(file):
+        assert "in use by another process" in refused(file)
+    with open_(file):
+        pass
+    assert "--objective" in refused(file, direction="maximize")
+    with open_(file):  # the refused one has let go of it
+        pass
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    (tmp_path / "text.db").write_text("no database\n" * 1000)
+    assert "file is not a database" in refused(f"sqlite:///{tmp_path / 'text.db'}")
+    assert "No such file" in refused(f"sqlite:///{tmp_path / 'missing' / 'study.db'}")
+    (tmp_path / "folder").mkdir()
+    assert "unable to open" in refused(f"sqlite:///{tmp_path / 'folder'}")
+    for url in ("mysql://user:secret@host/db", "sqlite:///", "sqlite:///:memory:", "study.db"):
+        assert "postgresql+psycopg://" in refused(url) and "secret" not in refused(url)
+    with open_(f"sqlite:///{tmp_path / '{braces}.db'}") as store:
+        assert store.trials() == []
+
+
+def test_a_file_that_may_not_be_written(file, tmp_path, monkeypatch):
+    with open_(file):
+        pass
+    connect = sqlalchemy.create_engine
+    readonly = lambda url, **_: connect(f"{url.replace('///', '///file:')}?mode=ro&uri=true")  # noqa: E731
+    monkeypatch.setattr(sqlalchemy.engine, "create_engine", readonly)
+    assert "readonly database" in refused(file)
+
+
+def test_a_disk_that_fills_up(file, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(RunError) as error, open_(file) as store:
+        size = (tmp_path / "study.db").stat().st_size + 2**13
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            sweep(store, 4, 800)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    safe = int(re.search(r"first (\d+) trials are safe", str(error.value))[1])
+    assert 4 <= safe < 800 and safe % 4 == 0
+    with open_(file) as store:
+        assert [trial.number for trial in store.trials()] == list(range(safe))
+        assert store.take(suggest, 4, 800)[0].index == safe
 
 
 # PostgreSQL
 
-WORKER = """
-import sys, time
-from test_storage import SPACE, suggest
-from dlflax.storage import Outcome, open_study
-url, total, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-with open_study(url, "study", "minimize", SPACE, heartbeat=1) as store:
-    while batch := store.take(suggest, 4, total):
-        print("took", *(t.index for t in batch), flush=True)
-        time.sleep(seconds)
-        store.record(batch, [Outcome(t.params["x"], {1: 0.5}) for t in batch])
-    results = store.claim_finish(total)
-    if results is None:
-        print("finishing", flush=True)
-        time.sleep(seconds)
-        store.finish({"best": 1})
-    print("results", results, flush=True)
-"""
 
-
+@dataclasses.dataclass
 class Server:
-    def __init__(self, binaries, folder):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.binaries, self.folder = binaries, folder
-        self.user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-        if self.user:
-            shutil.chown(folder, self.user)
-        self.run("initdb", "-D", f"{folder}/data", "-U", "me", "-A", "trust", "--no-sync")
-        self.start()
+    """A PostgreSQL of our own, on loopback; as another user, since it refuses to run as root."""
 
-    def run(self, program, *args):
-        subprocess.run(
-            [self.binaries / program, *args], user=self.user, cwd=self.folder, check=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+    programs: Path
+    folder: Path
+    port: int
+    user: str | None
+
+    def popen(self, *command, **options):
+        if self.user:
+            group = pwd.getpwnam(self.user).pw_gid
+            options |= {"user": self.user, "group": group, "extra_groups": []}
+        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL, **options)
+
+    def run(self, program, *arguments):
+        with self.popen(self.programs / program, "-D", self.folder / "data", *arguments) as running:
+            assert running.wait(timeout=60) == 0
+
+    @contextlib.contextmanager
+    def guarded(self):
+        """Stops it when its input ends: with the tests, however they end."""
+        stop = '"$0" stop -m immediate -D "$1"; rm -r "$1"'
+        command = ["sh", "-c", f"cat; {stop}", self.programs / "pg_ctl", self.folder / "data"]
+        with self.popen(*command, stdin=subprocess.PIPE, start_new_session=True):
+            yield
 
     def start(self):
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -F"
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-o", options, "start")
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self.run("pg_ctl", "start", "-w", "-l", self.folder / "log", "-o", options)
 
     def stop(self):
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-m", "fast", "stop")
+        self.run("pg_ctl", "stop", "-w", "-m", "fast")
 
-    def database(self, name):
-        self.run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "me", name)
-        return f"postgresql+psycopg://me:secret@127.0.0.1:{self.port}/{name}"
+    def url(self, database):
+        return f"postgresql+psycopg://sweeper:secret@127.0.0.1:{self.port}/{database}"
+
+
+def programs():
+    found = shutil.which("initdb")
+    versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = sorted(versions, key=lambda path: float(path.parts[-3]))
+    return Path(found).parent if found else newest[-1].parent if newest else None
 
 
 @pytest.fixture(scope="module")
 def server():
-    found = shutil.which("initdb") or next(
-        iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None
-    )
-    if found is None:
+    pytest.importorskip("psycopg")
+    if programs() is None:
         pytest.skip("no PostgreSQL server here (Debian: apt-get install postgresql)")
-    pytest.importorskip("psycopg", reason="no psycopg here: pip install 'dlflax[postgres]'")
-    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
-    server = None
-    try:
-        server = Server(Path(found).resolve().parent, folder)
-        yield server
-    finally:
-        if server:
-            server.stop()
-        shutil.rmtree(folder)
+    names = {user.pw_name for user in pwd.getpwall()}
+    user = None if os.geteuid() else "postgres" if "postgres" in names else "nobody"
+    with tempfile.TemporaryDirectory(prefix="dlflax_pg_", dir="/tmp") as name:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            server = Server(programs(), Path(name), free.getsockname()[1], user)
+        if user:
+            shutil.chown(name, user)
+        server.run("initdb", "-A", "trust", "-U", "sweeper", "--no-sync")
+        with server.guarded():
+            server.start()
+            yield server
 
 
 @pytest.fixture
-def start_worker():
-    started = []
+def url(server, request):
+    """The address of a new, empty database."""
+    name = request.node.name
+    engine = sqlalchemy.create_engine(server.url("postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return server.url(name)
 
-    def start(url, total, seconds):
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, url, str(total), str(seconds)], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=Path(__file__).parent,
+
+WORKER = """
+    import sys, time
+    from dlflax import storage
+    from tests.test_storage import SPACE, suggest, train, open_
+
+    def say(*words):
+        print(*words, flush=True)
+
+    url, total, seconds, finishing = sys.argv[1], *map(float, sys.argv[2:])
+    with open_(url, say=say) as store:
+        while batch := store.take(suggest, 4, int(total)):
+            say("batch", *[trial.index for trial in batch])
+            time.sleep(seconds)
+            store.record(batch, train(batch))
+        results = store.claim_finish(int(total))
+        if results is None:
+            say("finishing")
+            time.sleep(finishing)
+            store.finish({"trials": len(store.trials())})
+        else:
+            say("results", results)
+"""
+
+
+class Worker:
+    """A process that takes part in a sweep."""
+
+    def __init__(self, arguments, **environment):
+        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(WORKER)]
+        self.process = subprocess.Popen(
+            [*command, *map(str, arguments)], text=True, cwd=Path(__file__).parents[1],
+            env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        started.append(worker)
-        return worker
+        self.lines = []
 
-    yield start
-    for worker in started:
-        worker.kill()
-        worker.wait()
-        worker.stdout.close()
+    def wait_for(self, word):
+        while not (self.lines and self.lines[-1].startswith(word)):
+            line = self.process.stdout.readline()
+            assert line, self.lines
+            self.lines.append(line.strip())
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def finish(self):
+        """All that it said. It must end well."""
+        out, _ = self.process.communicate(timeout=60)
+        self.lines += out.splitlines()
+        assert self.process.returncode == 0, self.lines
+        return self.lines
 
 
-def wait_for(worker, word):
-    lines = []
-    for line in worker.stdout:
-        lines.append(line)
-        if line.startswith(word):
-            return line
-    raise AssertionError("".join(lines))
+@contextlib.contextmanager
+def workers(url, total, seconds, finishing):
+    """One for each of the seconds of finishing; a batch, of four trials, takes `seconds`."""
+    zones = ["America/New_York", "Asia/Tokyo", "UTC"]
+    started = [
+        Worker([url, total, seconds, last], PGTZ=zones[n], TZ=zones[-n])
+        for n, last in enumerate(finishing)
+    ]
+    too_long = threading.Timer(60, lambda: [worker.process.kill() for worker in started])
+    too_long.start()
+    try:
+        yield started
+    finally:
+        too_long.cancel()
+        for worker in started:
+            worker.process.kill()
+            worker.process.communicate()
 
 
-def check(url, total, failed=0):
-    """Every configuration once, none lost, none twice."""
-    database = RDBStorage(url)
-    trials = database.get_all_trials(database.get_study_id_from_name("study"))
+def complete(url):
+    """How often every index is COMPLETE."""
+    return Counter(
+        trial.user_attrs["index"] for trial in optunas(url) if trial.state == TrialState.COMPLETE
+    )
+
+
+def once(total):
+    return dict.fromkeys(range(total), 1)
+
+
+def test_workers_that_are_killed_or_freeze(url):
+    """All three start at once, on an empty database, and call different time zones theirs."""
+    with workers(url, 20, 0.5, [0, 0, 60]) as (killed, frozen, lives):
+        killed.wait_for("batch")
+        killed.send(signal.SIGKILL)
+        frozen.wait_for("batch")
+        frozen.send(signal.SIGSTOP)
+        lives.wait_for("finishing")
+        assert any("waiting for the other workers" in line for line in lives.lines)
+        frozen.send(signal.SIGCONT)
+        frozen.wait_for("another worker finishes")
+        lives.send(signal.SIGKILL)
+        said = frozen.finish()
+        assert sum("was given up" in line for line in said) == 4 and said[-1] == "finishing", said
+    assert complete(url) == once(20)
+    failed = [trial for trial in optunas(url) if trial.state == TrialState.FAIL]
+    with open_(url) as store:
+        kept = {trial.user_attrs["index"]: trial.params for trial in store.trials()}
+        assert len(failed) == 8 and len(kept) == 20
+        assert all(kept[trial.user_attrs["index"]] == trial.params for trial in failed)
+        assert store.take(suggest, 4, 20) == []
+        assert store.claim_finish(20) == {"trials": 20}
+        assert [trial.index for trial in store.take(suggest, 4, 22)] == [20, 21]
+
+
+def test_the_database_goes_away(server, url, monkeypatch):
+    """For longer than a silence that means death: nobody is given up for it."""
+    with open_(url) as third, workers(url, 20, 0.3, [0, 0]) as both:
+        for worker in both:
+            worker.wait_for("batch")
+        server.stop()
+        try:
+            time.sleep(5)
+            with monkeypatch.context() as patch:
+                patch.setattr(storage, "HOUR", -1.0)
+                with pytest.raises(RunError, match="away for an hour"):
+                    third.trials()
+        finally:
+            server.start()
+        batch = third.take(suggest, 1, 20)  # before the workers have noticed
+        third.record(batch, train(batch))
+        for said in [worker.finish() for worker in both]:
+            assert sum("the database is away" in line for line in said) == 1, said
+            assert sum("the database is back" in line for line in said) == 1, said
+        assert len(third.trials()) == 20
+        seconds = third.seconds()
+    assert complete(url) == once(20)
+    assert len(optunas(url)) == 20
+    assert 5 < seconds < 60
+
+
+def test_one_worker_finishes(url):
+    said, results = [], []
+    with open_(url) as first, open_(url, say=said.append) as second:
+        assert first.claim_finish(0) is None
+        waiting = threading.Thread(target=lambda: results.append(second.claim_finish(0)))
+        waiting.start()
+        time.sleep(1.5)
+        assert not results and len(said) == 1 and "waiting for its results" in said[0]
+        first.finish({"test": {"accuracy": 0.5, "loss": None}})
+        waiting.join()
+        assert results == [{"test": {"accuracy": 0.5, "loss": None}}]
+        assert first.claim_finish(0) == results[0] and second.claim_finish(1) is None
+
+
+def test_what_is_taken_is_given_back(url):
+    with open_(url) as store:
+        assert store.settings({"seed": 0}) == {"seed": 0}
+        with pytest.raises(KeyboardInterrupt), open_(url) as stopped:
+            assert stopped.settings({"seed": 1}) == {"seed": 0}
+            taken = stopped.take(suggest, 3, 8)
+            raise KeyboardInterrupt
+        again = store.take(suggest, 4, 8)
+        assert [trial.id for trial in again[:3]] == [trial.id for trial in taken]
+        assert [trial.params for trial in again[:3]] == [trial.params for trial in taken]
+        assert [trial.index for trial in again] == [0, 1, 2, 3]
+        store.record(again, OUTCOMES)
+        for trial, taken, outcome in zip(store.trials(), again, OUTCOMES, strict=True):
+            assert (trial.params, trial.system_attrs) == (taken.params, taken.system_attrs)
+            assert (trial.value, trial.state) == (outcome.value, outcome.state)
+            assert trial.intermediate_values == outcome.intermediate
+            assert trial.user_attrs == {"index": taken.index, **outcome.attrs}
+
+
+def test_a_trial_that_kills_its_worker_is_tried_four_times(url):
+    """Each FAIL is set as by a worker that dies before it queues the trial again."""
+    database = optuna.storages.RDBStorage(url)
+    with open_(url) as store:
+        for _ in range(4):
+            good, bad = store.take(suggest, 2, 2) if _ == 0 else (None, *store.take(suggest, 2, 2))
+            if good:
+                store.record([good], train([good]))
+            assert bad.index == 1
+            database.set_trial_state_values(bad.id, TrialState.FAIL)
+            store._mine.clear()
+        assert store.take(suggest, 2, 2) == []
+        assert [trial.state.name for trial in store.trials()] == ["COMPLETE", "FAIL"]
     database.engine.dispose()
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    assert sorted(t.user_attrs["index"] for t in complete) == list(range(total))
-    assert len(trials) - len(complete) == failed
-    assert all(t.state == TrialState.FAIL for t in trials if t not in complete)
-    with open_study(url, "study", "minimize", SPACE) as store:
-        assert [t.state for t in store.trials()] == [TrialState.COMPLETE] * total
-        assert store.claim_finish(total) == {"best": 1}
 
 
-def test_the_trials_of_a_killed_worker_are_done_by_the_other(server, start_worker):
-    url = server.database("killed")
-    one, two = start_worker(url, 14, 0.3), start_worker(url, 14, 0.3)
-    wait_for(one, "took")
-    one.send_signal(signal.SIGKILL)
-    out, _ = two.communicate(timeout=60)
-    assert two.returncode == 0 and "results None" in out, out
-    check(url, 14, failed=4)
-
-
-def test_the_database_goes_away_and_comes_back(server, start_worker):
-    url = server.database("away")
-    workers = [start_worker(url, 12, 0.5) for _ in range(2)]
-    wait_for(workers[0], "took")
-    server.stop()
-    time.sleep(1)
-    server.start()
-    outs = [worker.communicate(timeout=60)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outs
-    assert "the database is away" in outs[0] and "the database is back" in outs[0]
-    assert sorted("results None" in out for out in outs) == [False, True], outs
-    check(url, 12)
-
-
-def test_a_dead_finisher_is_replaced(server, start_worker):
-    url = server.database("finisher")
-    first = start_worker(url, 1, 30)
-    wait_for(first, "took")
-    time.sleep(0.5)
-    first.send_signal(signal.SIGKILL)
-    second = start_worker(url, 1, 1)
-    wait_for(second, "finishing")
-    second.send_signal(signal.SIGKILL)
-    third = start_worker(url, 1, 0)
-    assert wait_for(third, "results") == "results None\n"
-    check(url, 1, failed=1)
+def test_servers_that_cannot_be_used(server, monkeypatch):
+    wrong = server.url("missing")
+    assert 'database "missing" does not exist' in refused(wrong)
+    nowhere = wrong.replace(str(server.port), "1")
+    assert "refused" in refused(nowhere)
+    for bad in (wrong, nowhere, wrong.replace("secret", "sec@secret"), wrong + "?password=secret"):
+        text = refused(bad.replace("secret", "s{e}cret"))
+        assert "cret" not in text and "sec@" not in text
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert "pip install 'dlflax[postgres]'" in refused(wrong)
