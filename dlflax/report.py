@@ -131,8 +131,11 @@ def _value(trial) -> str:
     """The trial's value with its spread over seeds, or why there is none."""
     if outcome(trial) not in ("complete", "pruned"):
         return outcome(trial)
-    std = trial.user_attrs.get("std")
-    return _digits(trial.value) + ("" if std is None else f" ± {std:.2g}")
+    if (std := trial.user_attrs.get("std")) is None:
+        return _digits(trial.value)
+    # --rank cautious counts another value than the mean
+    mean = float(np.mean(trial.user_attrs.get("values", trial.value)))
+    return f"{_digits(mean)} ± {std:.2g}"
 
 
 def _digits(value: float | None) -> str:

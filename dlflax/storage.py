@@ -118,8 +118,6 @@ class Local:
                 options = {"connect_args": {"timeout": 60}}
                 self._storage = RDBStorage(_without_template(url), options)
                 stack.callback(self._storage.engine.dispose)
-                with self._storage.engine.connect() as connection:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # fails where writing would
             else:
                 self._storage = InMemoryStorage()
             _create_study(self._storage, study, direction, url)

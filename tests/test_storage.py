@@ -381,6 +381,7 @@ def test_workers_that_are_killed_or_freeze(url):
 def test_the_database_goes_away(server, url, monkeypatch):
     """For longer than a silence that means death: nobody is given up for it."""
     with open_(url) as third, workers(url, 20, 0.3, [0, 0]) as both:
+        batch = third.take(suggest, 1, 20)
         for worker in both:
             worker.wait_for("batch")
         server.stop()
@@ -392,16 +393,29 @@ def test_the_database_goes_away(server, url, monkeypatch):
                     third.trials()
         finally:
             server.start()
-        batch = third.take(suggest, 1, 20)  # before the workers have noticed
+        assert third.take(suggest, 1, 20) == batch  # before the workers have noticed
+        for worker in both:
+            worker.wait_for("nothing left")
+            assert sum("the database is away" in line for line in worker.lines) == 1
+            assert sum("the database is back" in line for line in worker.lines) == 1
+        assert silence(url, batch[0]) < 3
         third.record(batch, train(batch))
-        for said in [worker.finish() for worker in both]:
-            assert sum("the database is away" in line for line in said) == 1, said
-            assert sum("the database is back" in line for line in said) == 1, said
-        assert len(third.trials()) == 20
-        seconds = third.seconds()
+        for worker in both:
+            worker.finish()
+        assert len(third.trials()) == 20 and 5 < third.seconds() < 60
     assert complete(url) == once(20)
     assert len(optunas(url)) == 20
-    assert 5 < seconds < 60
+
+
+def silence(url, trial):
+    """Seconds since the last heartbeat."""
+    engine = sqlalchemy.create_engine(url)
+    ask = f"""SELECT now() AT TIME ZONE 'UTC' - heartbeat FROM trial_heartbeats
+        WHERE trial_id = {trial.id}"""
+    with engine.connect() as connection:
+        since = connection.exec_driver_sql(ask).scalar()
+    engine.dispose()
+    return since.total_seconds()
 
 
 def test_one_worker_finishes(url):
