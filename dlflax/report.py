@@ -100,10 +100,18 @@ def print_trials(trials, direction: str, objective: str, limit: int = 10) -> Non
     pruned = [" pruned" * (outcome(trial) == "pruned") for trial in best]
     columns = [["trial", *(str(trial.number) for trial in best)]]
     columns += [[objective, *(_value(t) + p for t, p in zip(best, pruned, strict=True))]]
-    columns += [[_folded(n), *(_text(t.params.get(n)) for t in best)] for n in _names(best)]
-    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
-    room = Console().width - np.cumsum(widths) - 3 * np.arange(len(widths))  # blanks between
-    fits = max(2, int(np.sum(room >= 4)))
+    columns += [[n, *(_text(t.params.get(n)) for t in best)] for n in _names(best)]
+
+    def fitting():
+        lines = [[line for cell in column for line in cell.split("\n")] for column in columns]
+        widths = [max(map(len, column)) for column in lines]
+        room = Console().width - np.cumsum(widths) - 3 * np.arange(len(widths))  # blanks between
+        return max(2, int(np.sum(room >= 4)))
+
+    if fitting() < len(columns):
+        for column in columns[2:]:
+            column[0] = _folded(column[0])
+    fits = fitting()
     title = f"best of {len(trials):,} trials" + " (the rest: trials.csv)" * (fits < len(columns))
     heads, *lines = zip(*columns[:fits], strict=True)
     logs.print_table(title, heads, lines)

@@ -385,8 +385,8 @@ def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url,
     best = next(iter(report.ranked(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
         raise RunError(
-            f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for example "
-            "--space.learning-rate 1e-5 1e-3 log, under another --study."
+            f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "
+            "example --space.learning-rate 1e-5 1e-3 log, under another --study."
         )
     recipe, hparams = tune.apply(best.params, sweep.recipe, sweep.hparams)
     common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
