@@ -272,7 +272,8 @@ def url(server, request):
 
 
 WORKER = """
-    import sys, time
+    import faulthandler, sys, time
+    faulthandler.dump_traceback_later(60, exit=True)
     from dlflax import storage
     from tests.test_storage import SPACE, suggest, train, open_
 
@@ -331,12 +332,9 @@ def workers(url, total, seconds, finishing):
         Worker([url, total, seconds, last], PGTZ=zones[n], TZ=zones[-n])
         for n, last in enumerate(finishing)
     ]
-    too_long = threading.Timer(60, lambda: [worker.process.kill() for worker in started])
-    too_long.start()
     try:
         yield started
     finally:
-        too_long.cancel()
         for worker in started:
             worker.process.kill()
             worker.process.communicate()
@@ -472,7 +470,14 @@ def test_servers_that_cannot_be_used(server, monkeypatch):
     assert 'database "missing" does not exist' in refused(wrong)
     nowhere = wrong.replace(str(server.port), "1")
     assert "refused" in refused(nowhere)
-    for bad in (wrong, nowhere, wrong.replace("secret", "sec@secret"), wrong + "?password=secret"):
+    assert "%40" in refused(wrong.replace("secret", "sec@1:secret"))
+    assert "port" in refused(wrong.replace(str(server.port), "port"))
+    for bad in (
+        wrong,
+        nowhere,
+        wrong.replace("secret", "sec@1:secret"),
+        f"{wrong}?password=secret",
+    ):
         text = refused(bad.replace("secret", "s{e}cret"))
         assert "cret" not in text and "sec@" not in text
     monkeypatch.setitem(sys.modules, "psycopg", None)
