@@ -244,7 +244,7 @@ class Shared:
                     heartbeat_interval=self._beat, grace_period=4 * self._beat,
                 )  # fmt: skip
             stack.callback(self._storage.engine.dispose)
-            sqlalchemy.event.listen(self._storage.engine, "connect", _in_utc)
+            sqlalchemy.event.listen(self._storage.engine, "connect", self._prepare)
             self._storage.engine.dispose()  # the connections from before
             with _locked(self._engine, study):
                 self._study = _create_study(self._storage, study, direction, shown)
@@ -269,6 +269,15 @@ class Shared:
                     self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
         self._heart.join(timeout=5.0)
         self._resources.close()
+
+    def _prepare(self, connection, _):
+        """Heartbeats are kept without a time zone: workers with their own, or the change to summer
+        time, would make the living look dead. And who freezes in mid-transaction must not lock the
+        others out."""
+        with connection.cursor() as cursor:
+            cursor.execute("SET TIME ZONE 'UTC'")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = '{4 * self._beat}s'")
+        connection.commit()
 
     def _keep_beating(self):
         while not self._closing.wait(self._beat):
@@ -583,18 +592,10 @@ def _locked(engine, name: str):
     """One worker at a time, among those of the database that give the same name."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
     with engine.begin() as connection:
-        # a worker whose host froze must not stop all others
+        # so that one who freezes here does not stop all others; `suggest` may take its time
         connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '10min'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({key})")
         yield
-
-
-def _in_utc(connection, _):
-    """Heartbeats are kept without a time zone: workers with their own, or the change to summer
-    time, would make the living look dead."""
-    with connection.cursor() as cursor:
-        cursor.execute("SET TIME ZONE 'UTC'")
-    connection.commit()
 
 
 @contextlib.contextmanager

@@ -310,7 +310,7 @@ class Worker:
     def wait_for(self, word):
         while not (self.lines and self.lines[-1].startswith(word)):
             line = self.process.stdout.readline()
-            assert line, self.lines
+            assert line, "\n".join(self.lines)
             self.lines.append(line.strip())
 
     def send(self, number):
@@ -320,17 +320,17 @@ class Worker:
         """All that it said. It must end well."""
         out, _ = self.process.communicate(timeout=60)
         self.lines += out.splitlines()
-        assert self.process.returncode == 0, self.lines
+        assert self.process.returncode == 0, "\n".join(self.lines)
         return self.lines
 
 
 @contextlib.contextmanager
 def workers(url, total, seconds, finishing):
-    """One for each of the seconds of finishing; a batch, of four trials, takes `seconds`."""
+    """One for each of the seconds that a batch, of four trials, and finishing take."""
     zones = ["America/New_York", "Asia/Tokyo", "UTC"]
     started = [
-        Worker([url, total, seconds, last], PGTZ=zones[n], TZ=zones[-n])
-        for n, last in enumerate(finishing)
+        Worker([url, total, *each], PGTZ=zones[n], TZ=zones[-n])
+        for n, each in enumerate(zip(seconds, finishing, strict=True))
     ]
     try:
         yield started
@@ -353,13 +353,15 @@ def once(total):
 
 def test_workers_that_are_killed_or_freeze(url):
     """All three start at once, on an empty database, and call different time zones theirs."""
-    with workers(url, 20, 0.5, [0, 0, 60]) as (killed, frozen, lives):
+    with workers(url, 20, [60, 5, 0.5], [0, 0, 60]) as (killed, frozen, lives):
         killed.wait_for("batch")
         killed.send(signal.SIGKILL)
         frozen.wait_for("batch")
         frozen.send(signal.SIGSTOP)
-        lives.wait_for("finishing")
-        assert any("waiting for the other workers" in line for line in lives.lines)
+        with open_(url) as other, other._storage.engine.connect() as transaction:
+            transaction.exec_driver_sql("SELECT * FROM trials FOR UPDATE")  # one that froze as well
+            lives.wait_for("finishing")
+            transaction.invalidate()
         frozen.send(signal.SIGCONT)
         frozen.wait_for("another worker finishes")
         lives.send(signal.SIGKILL)
@@ -378,7 +380,7 @@ def test_workers_that_are_killed_or_freeze(url):
 
 def test_the_database_goes_away(server, url, monkeypatch):
     """For longer than a silence that means death: nobody is given up for it."""
-    with open_(url) as third, workers(url, 20, 0.3, [0, 0]) as both:
+    with open_(url) as third, workers(url, 20, [0.3, 0.3], [0, 0]) as both:
         batch = third.take(suggest, 1, 20)
         for worker in both:
             worker.wait_for("batch")
