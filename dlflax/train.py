@@ -244,7 +244,7 @@ class Fit:
     history: History
     """One row an epoch."""
     compile_seconds: float
-    """Tracing and compiling, or reading the compilation cache."""
+    """Tracing and compiling, or reading the compilation cache, and a first evaluation."""
 
 
 def best_epoch(history: History) -> int:
@@ -314,7 +314,7 @@ def fit(
     state, _ = train_steps(recipe, state, as_traced(hparams), train, batches, zero, none, none)
     jax.block_until_ready(state)
     progress.state, progress.compile_seconds = state, time.perf_counter() - clock
-    score = None
+    warm = False
 
     while not finished(progress.history, epochs, patience):
         epoch = len(progress.history)
@@ -340,14 +340,14 @@ def fit(
                 on_steps(epoch, done, sums)
                 chunk = max(1, int(chunk * 0.2 / max(time.perf_counter() - lap, 0.01)))
         seconds = time.perf_counter() - clock
-        if score is None and val is not None:  # only now, so that the first step comes sooner
+        if not warm and val is not None:  # only now, so that the first step comes sooner
             lap = time.perf_counter()
-            score = evaluate.lower(recipe, state, val).compile()
+            jax.block_until_ready(evaluate(recipe, state, val))
             progress.compile_seconds += time.perf_counter() - lap
-            clock += time.perf_counter() - lap
+            clock, warm = clock + time.perf_counter() - lap, True
         scores = {"train": sums}
         if val is not None:
-            scores["val"], _ = jax.device_get(score(state, val))
+            scores["val"], _ = jax.device_get(evaluate(recipe, state, val))
         row = {
             "epoch": epoch + 1,
             "step": int(state.step),

@@ -49,7 +49,7 @@ def losses(trials):
             Recipe(
                 model=CNN(features=(4,), dense=(8,)), schedule="cosine", batch_size=48, ema=True
             ),
-            [Layout("vmap", 1, 4), Layout("map", 2, 6)],
+            [Layout("vmap", 2, 4)],
         ),
     ],
 )

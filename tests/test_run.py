@@ -32,11 +32,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setattr(run, "compilation_cache", lambda: None)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def train_mnist(*args, module=mnist):

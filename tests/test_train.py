@@ -8,7 +8,6 @@ import pytest
 import scipy.ndimage
 
 from dlflax import augment, metrics, train
-from dlflax.data.order import epoch_batches
 from dlflax.errors import RunError
 from dlflax.models import CNN, MLP
 from dlflax.optim import Hparams
@@ -141,27 +140,6 @@ def test_an_epoch_trains_on_every_example(digits):
         on_steps=lambda epoch, step, sums: seen.append(float(sums["count"])),
     )  # fmt: skip
     assert seen[-1] == 1200
-
-
-def test_a_population_is_the_same_step_mapped(digits):
-    """vmapped over State and Hparams: each trial as if alone (matmuls may round differently)."""
-    recipe = Recipe(model=CNN((4,), dense=(8,)))
-    data = jax.device_put(digits[0])
-    batches = epoch_batches(1200, 32, 0, 0)
-    rates = np.float32([1e-3, 1e-2, 3e-2])
-    keys = jax.random.split(jax.random.key(0), 3)
-
-    def trial(key, rate):
-        hparams = Hparams(learning_rate=rate, dropout=0.1)
-        state = train.init(recipe, hparams, data["inputs"][:1], key)
-        sums = train.zero_sums(recipe)
-        return train.train_steps(recipe, state, hparams, data, batches, sums, 0, 20)[0].params
-
-    together = jax.jit(jax.vmap(trial))(keys, rates)
-    for i in range(3):
-        alone = jax.jit(trial)(keys[i], rates[i])
-        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(a[i], b, atol=1e-4)
 
 
 def test_divergence_stops_with_step_rate_and_advice(digits):
