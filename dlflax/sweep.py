@@ -359,10 +359,11 @@ class Objective:
             self._boards.submit(self._write_board, trial, outcome)
         value, index, params = self._best
         numbers = f"{batch[0].index}" + (f" to {batch[-1].index}" if len(batch) > 1 else "")
+        rate = 60 * len(batch) / seconds
         lost = sum(not math.isfinite(o.value) for o in outcomes)
         self.progress.population_end(
             len(batch),
-            f"trials {numbers}: {seconds:.1f} s, {60 * len(batch) / seconds:,.0f} trials/min"
+            f"trials {numbers}: {seconds:.1f} s, {rate:,.{0 if rate > 20 else 1}f} trials/min"
             + (f", {lost} diverged" if lost else "")
             + f"; best so far {self._sign * value:.4f}, trial {index}: {_params(params)}",
         )
