@@ -251,6 +251,8 @@ class Objective:
         self._boards = ThreadPoolExecutor(1)  # event files are written while the devices work
 
     def __enter__(self):
+        # half a second, while the first program is compiled
+        self._boards.submit(importlib.import_module, "tensorboardX.summary")
         self.progress.__enter__()
         return self
 
