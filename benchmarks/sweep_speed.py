@@ -291,7 +291,7 @@ def main(options: Options) -> None:
                 for trials in counts:
                     found = measure(name, folder, model, trials, options.epochs)
                     ours = found if name == "dlflax" else ours
-                    ratio = f"{ours / found:.2f} times as fast" if ours != found else ""
+                    ratio = f"{ours / found:.2f} times as fast" if ours and ours != found else ""
                     print(f"{model:5}  {name:10}  {trials:6}  {found:10,.0f}  {ratio}", flush=True)
 
 
