@@ -32,8 +32,8 @@ class Config:
     """Structure: another value is another program."""
     hparams: optim.Hparams = optim.Hparams()
     """Numbers: another value compiles nothing."""
-    dataset: str = "mnist"
-    """mnist, fashion_mnist, or with the extra `tf` any image classification set of TFDS."""
+    data: Annotated[Any, tyro.conf.arg(name="")] = data.Images()
+    """Where the examples come from."""
     epochs: int = 5
     """Passes over the training data."""
     seed: int = 0
@@ -44,8 +44,6 @@ class Config:
     """Stop after this many epochs without a lower validation loss; 0 never stops early."""
     reduce_on_plateau: int = 0
     """Halve the learning rate after this many such epochs; 0 never does."""
-    data_dir: Path | None = None
-    """Folder with the data set's IDX files or a prepared TFDS data set."""
     run_dir: Path | None = None
     """Where the run is written (default: runs/EXPERIMENT/TIME)."""
     resume: bool = False
@@ -183,19 +181,18 @@ def run(
     RunError."""
     started = time.perf_counter()
     check(config)
-    dataset = dataset or data.load(config.dataset, config.data_dir, say=say)
-    train_set, val_set = data.split(dataset.train, config.validation, config.seed)
+    dataset = dataset or config.data.load(say)
+    splits = config.data.split(dataset, config.validation, config.seed)
+    train_set, val_set = splits.train, splits.val
     n, held_out = len(train_set["targets"]), len(val_set["targets"]) if val_set else 0
     check_batch_size(config.recipe.batch_size, n)
-    # the data, not the user, knows the number of classes
-    model = config.recipe.model.clone(num_classes=len(dataset.class_names))
-    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, model=model))
-    recipe = config.recipe
+    recipe = fitted(config.recipe, splits)
+    config = dataclasses.replace(config, recipe=recipe)
     abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
 
     folder = _run_folder(experiment, config)
     config = dataclasses.replace(config, run_dir=folder)
-    _begin(experiment, config, dataset, (n, held_out), folder, say)
+    _begin(experiment, config, dataset, splits, folder, say)
     checkpoints = Checkpoints(folder / "checkpoints", say)
     state, history = checkpoints.restore_last(abstract) or (None, [])
     over = history and train.finished(history, config.epochs, config.patience)
@@ -207,12 +204,12 @@ def run(
 
     device = jax.devices()[0]
     say(f"{dataset.source}: {n:,} train, {f'{held_out:,}' if held_out else 'no'} validation, "
-        f"{len(dataset.test['targets']):,} test")  # fmt: skip
+        f"{len(splits.test['targets']):,} test")  # fmt: skip
     say(f"on {device.device_kind}, writing {folder}")
     parameters = jax.tree_util.tree_leaves_with_path(abstract.params)
     rows = [("/".join(k.key for k in path), leaf.shape, leaf.size) for path, leaf in parameters]
     total = sum(size for _, _, size in rows)
-    logs.print_model_table(type(model).__name__, rows, total)
+    logs.print_model_table(type(recipe.model).__name__, rows, total)
     if history:
         say(f"resuming after epoch {len(history)}, step {history[-1]['step']:,.0f}")
 
@@ -249,7 +246,7 @@ def run(
     state = fit.best or checkpoints.restore_best(abstract)
     if best + 1 < len(history):
         say(f"epoch {best + 1} had the lowest validation loss: testing with its weights")
-    test_sums, outputs = jax.device_get(train.evaluate(recipe, state, dataset.test))
+    test_sums, outputs = jax.device_get(train.evaluate(recipe, state, splits.test))
     test = metrics.summary(test_sums)
     scores = {
         name: {key.removeprefix(f"{name}_"): value
@@ -261,7 +258,7 @@ def run(
         "experiment": experiment,
         "dataset": dataset.name,
         "data_source": dataset.source,
-        "model": type(model).__name__,
+        "model": type(recipe.model).__name__,
         "parameters": total,
         "hparams": _hparams(config),
         "seed": config.seed,
@@ -285,27 +282,37 @@ def run(
             name: {key: column[i].item() for key, column in table.items()}
             for i, name in enumerate(dataset.class_names)
         }
-        _test_pictures(folder, board, dataset, test_sums["confusion"], outputs, history[-1]["step"])
+        _test_pictures(
+            folder, board, dataset.class_names, splits.test, test_sums["confusion"], outputs,
+            history[-1]["step"],
+        )  # fmt: skip
     board.close()
     write_json(folder / "results.json", results)
     logs.print_results(results)
-    if dataset.name != config.dataset:
-        say(f"remember: these scores are of {dataset.name}, not of {config.dataset}.")
+    if dataset.name != config.data.dataset:
+        say(f"remember: these scores are of {dataset.name}, not of {config.data.dataset}.")
     say(f"pictures, metrics and checkpoints: {folder}")
     return results
 
 
-def _test_pictures(folder, board, dataset, matrix, outputs, step):
-    figures = {"confusion_matrix": logs.confusion_matrix(matrix, dataset.class_names)}
+def _test_pictures(folder, board, class_names, test, matrix, outputs, step):
+    figures = {"confusion_matrix": logs.confusion_matrix(matrix, class_names)}
     probabilities = jax.nn.softmax(outputs)
-    predicted, targets = outputs.argmax(-1), dataset.test["targets"]
-    images = dataset.test["inputs"]
-    wrong = logs.wrong_predictions(images, targets, predicted, probabilities, dataset.class_names)
+    predicted, targets = outputs.argmax(-1), test["targets"]
+    images = test["inputs"]
+    wrong = logs.wrong_predictions(images, targets, predicted, probabilities, class_names)
     if wrong is not None:
         figures["wrong_predictions"] = wrong
     for name, figure in figures.items():
         logs.save_figure(figure, folder / f"{name}.png")
         board.picture(name, folder / f"{name}.png", int(step))
+
+
+def fitted(recipe: train.Recipe, splits: data.Splits) -> train.Recipe:
+    """The recipe with those fields of its model that the data, not the user, decide."""
+    has = {field.name for field in dataclasses.fields(recipe.model)}
+    known = {name: value for name, value in splits.model.items() if name in has}
+    return dataclasses.replace(recipe, model=recipe.model.clone(**known))
 
 
 def check(config: Config) -> None:
@@ -356,9 +363,12 @@ def _run_folder(experiment: str, config: Config) -> Path:
     return folder
 
 
-def settings(experiment: str, config: Config, dataset, sizes: tuple[int, int]) -> dict[str, Any]:
-    """What config.json holds. sizes: training and validation examples."""
-    test = dataset.test["inputs"]
+def settings(
+    experiment: str, config: Config, dataset: data.Dataset, splits: data.Splits
+) -> dict[str, Any]:
+    """What config.json holds."""
+    test = splits.test["inputs"]
+    held_out = len(splits.val["targets"]) if splits.val else 0
     return {
         "experiment": experiment,
         "config": to_json(config),
@@ -368,8 +378,8 @@ def settings(experiment: str, config: Config, dataset, sizes: tuple[int, int]) -
             "sha256": dataset.checksum,
             "class_names": list(dataset.class_names),
             "input_shape": list(test.shape[1:]),
-            "light_on_dark": _light_on_dark(dataset.train["inputs"]),
-            "train": sizes[0], "validation": sizes[1], "test": len(test),
+            **splits.info,
+            "train": len(splits.train["targets"]), "validation": held_out, "test": len(test),
         },
         "versions": {
             "dlflax": dlflax.__version__,
@@ -380,17 +390,19 @@ def settings(experiment: str, config: Config, dataset, sizes: tuple[int, int]) -
     }  # fmt: skip
 
 
-def _begin(experiment, config, dataset, sizes, folder, say) -> None:
+def _begin(experiment, config, dataset, splits, folder, say) -> None:
     """Writes config.json, or compares with the one that a resumed run has."""
-    new = settings(experiment, config, dataset, sizes)
+    new = settings(experiment, config, dataset, splits)
     path = folder / "config.json"
     if not path.exists():
         if config.resume:
             say(f"{folder} holds no run yet: starting from the beginning.")
+        for name, text in splits.files.items():
+            (folder / name).write_text(text)
         write_json(path, new)
         return
     old = load_config(folder)
-    free = {"data_dir", "run_dir", "resume", "dataset"}
+    free = {"data.data_dir", "data.dataset", "run_dir", "resume"}
     if not schedule_depends_on_epochs(config):
         free.add("epochs")
     if different := differences(old, new, free):
@@ -406,7 +418,7 @@ def _begin(experiment, config, dataset, sizes, folder, say) -> None:
 
 def differences(old: dict, new: dict, free: set[str]) -> str:
     """What differs between two `settings`, in words; "" if nothing but what is in `free` does."""
-    was, now = (_flat({**each["config"], "data": each["data"]["sha256"]}) for each in (old, new))
+    was, now = (_flat({**each["config"], "sha256": each["data"]["sha256"]}) for each in (old, new))
     return "; ".join(
         f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
         for name in sorted({*was, *now} - free)
@@ -427,21 +439,14 @@ def schedule_depends_on_epochs(config: Config) -> bool:
     return config.recipe.schedule != "constant" or config.hparams.warmup > 0
 
 
-def _light_on_dark(images) -> bool:
-    """Whether these are MNIST-like: one channel, and a border that is nearly always black."""
-    if images.shape[-1] != 1:
-        return False
-    border = np.concatenate([images[:1000, 0].ravel(), images[:1000, -1].ravel()])
-    return bool(np.median(border) < 32)
-
-
 def to_json(value):
-    """Config and everything in it as JSON values; a Linen module becomes its fields and class."""
-    if hasattr(value, "clone") and dataclasses.is_dataclass(value):
-        fields = [f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name")]
-        return {"class": type(value).__name__, **{f: to_json(getattr(value, f)) for f in fields}}
+    """Config and everything in it as JSON values; models and sources of data with their class."""
     if dataclasses.is_dataclass(value):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kind = type(value).__name__
+        named = hasattr(models, kind) or hasattr(data, kind)
+        names = (f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name"))
+        fields = {name: to_json(getattr(value, name)) for name in names}
+        return {"class": kind, **fields} if named else fields
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -454,12 +459,21 @@ def config_from_json(saved: dict, folder: Path) -> Config:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
     try:
-        module = dict(saved["recipe"]["model"])
-        model = getattr(models, module.pop("class"))(**tuples(module))
-        recipe = train.Recipe(**{**tuples(saved["recipe"]), "model": model})
-        folders = {name: saved[name] and Path(saved[name]) for name in ("data_dir", "run_dir")}
-        hparams = optim.Hparams(**saved["hparams"])
-        return Config(**{**saved, **folders, "recipe": recipe, "hparams": hparams})
+
+        def build(package, fields):
+            return getattr(package, fields["class"])(
+                **{k: v for k, v in tuples(fields).items() if k != "class"}
+            )
+
+        recipe = {**tuples(saved["recipe"]), "model": build(models, saved["recipe"]["model"])}
+        folder_of_data = saved["data"]["data_dir"] and Path(saved["data"]["data_dir"])
+        parts = {
+            "recipe": train.Recipe(**recipe),
+            "hparams": optim.Hparams(**saved["hparams"]),
+            "data": build(data, {**saved["data"], "data_dir": folder_of_data}),
+            "run_dir": saved["run_dir"] and Path(saved["run_dir"]),
+        }
+        return Config(**{**saved, **parts})
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise InputError(
             f"{folder / 'config.json'} does not fit this version of dlflax ({error}): use the "

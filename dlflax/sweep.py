@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from optuna.distributions import CategoricalDistribution
 
-from dlflax import data, logs, optim, population, report, run, storage, train, tune
+from dlflax import logs, optim, population, report, run, storage, train, tune
 from dlflax.errors import InputError, RunError
 
 SPACE = {
@@ -148,7 +148,7 @@ def _space_type(model, words, grid):
     def field(name, arg, prefix=""):
         return name, Annotated[tuple[str, ...], arg], words.get(prefix + name, ())
 
-    skip = ("parent", "name", "num_classes")
+    skip = ("parent", "name", "num_outputs")
     of_model = [f.name for f in dataclasses.fields(model) if f.name not in skip]
     model_type = dataclasses.make_dataclass(
         "ModelSpace", [field(name, structure, "model.") for name in of_model], frozen=True
@@ -177,10 +177,10 @@ def run_sweep(
     """Runs the sweep, or goes on with it; retrains, tests and saves the winner. Returns the
     contents of results.json. Raises InputError and RunError."""
     _check(sweep)
-    dataset = data.load(sweep.dataset, sweep.data_dir, say=say)
-    splits = data.split(dataset.train, sweep.validation, sweep.seed)
-    model = sweep.recipe.model.clone(num_classes=len(dataset.class_names))
-    sweep = dataclasses.replace(sweep, recipe=dataclasses.replace(sweep.recipe, model=model))
+    dataset = sweep.data.load(say)
+    whole = sweep.data.split(dataset, sweep.validation, sweep.seed)
+    splits = whole.train, whole.val
+    sweep = dataclasses.replace(sweep, recipe=run.fitted(sweep.recipe, whole))
     space = tune.space(_words(sweep.space), sweep.recipe, grid=sweep.sampler == "grid")
     recipe, hparams = tune.apply(space.fixed, sweep.recipe, sweep.hparams)
     study = sweep.study or f"{experiment}_{search}"
@@ -193,8 +193,7 @@ def run_sweep(
     )
     recipes = _recipes(sweep, space, splits)
     chosen = dataclasses.replace(sweep, population=_population(sweep, recipes, splits))
-    sizes = tuple(len(split["targets"]) for split in splits)
-    settings = run.settings(experiment, chosen, dataset, sizes)
+    settings = run.settings(experiment, chosen, dataset, whole)
     settings["search"], settings["devices"] = search, len(jax.devices())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -521,7 +520,9 @@ def _population(sweep, recipes, splits) -> int:
 def _settled(sweep, saved, new, say) -> Sweep:
     """The sweep with the population that the study was begun with, unless a flag says another.
     InputError when the study was begun with another setup."""
-    free = {"trials", "data_dir", "run_dir", "storage", "dataset", "heartbeat", "study"}
+    free = {
+        "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat", "study"
+    }  # fmt: skip
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
         new = {**new, "config": {**new["config"], "population": sweep.population}}

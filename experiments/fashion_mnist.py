@@ -6,11 +6,12 @@ python -m experiments.fashion_mnist           90.77 +- 0.19 % test accuracy (3 s
 from dataclasses import replace
 
 from dlflax import run
+from dlflax.data import Images
 from experiments.mnist import ARCHITECTURES, PRESETS
 
 PRESETS = {
-    "default": replace(PRESETS["default"], dataset="fashion_mnist", epochs=8),
-    "best": replace(PRESETS["best"], dataset="fashion_mnist"),
+    "default": replace(PRESETS["default"], data=Images("fashion_mnist"), epochs=8),
+    "best": replace(PRESETS["best"], data=Images("fashion_mnist")),
 }
 
 if __name__ == "__main__":

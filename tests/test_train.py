@@ -232,7 +232,7 @@ def test_moving_average_by_hand(digits):
 def test_the_other_losses_train(digits, loss):
     """Is it a five or more? One output."""
     train_set, val = ({**d, "targets": (d["targets"] >= 5).astype(np.int32)} for d in digits)
-    recipe = Recipe(model=MLP((32,), num_classes=1), loss=loss)
+    recipe = Recipe(model=MLP((32,), num_outputs=1), loss=loss)
     fit = train.fit(recipe, Hparams(learning_rate=1e-2), train_set, val, epochs=4)
     assert fit.history[-1]["val_loss"] < 0.6 * fit.history[0]["train_loss"]
     assert ("val_accuracy" in fit.history[-1]) == (loss == "binary_cross_entropy")

@@ -1,6 +1,9 @@
-"""Where examples come from (`load`) and the order they are trained in (`split`, `order`)."""
+"""Where examples come from (`Images`, `load`) and their order in training (`split`, `order`)."""
 
+from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.order import epoch_batches, order, split
-from dlflax.data.sources import Dataset, cache_folder, load
+from dlflax.data.sources import Images, cache_folder, load
 
-__all__ = ["Dataset", "cache_folder", "epoch_batches", "load", "order", "split"]
+__all__ = [
+    "Dataset", "Images", "Splits", "cache_folder", "epoch_batches", "load", "order", "split",
+]  # fmt: skip

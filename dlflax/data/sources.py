@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.data import idx
+from dlflax.data.dataset import Dataset, Splits
+from dlflax.data.order import split
 from dlflax.errors import InputError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
@@ -34,20 +36,34 @@ NOT_MNIST = """
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Labelled images in memory.
+class Images:
+    """Labelled pictures of one size, with a test split of their own."""
 
-    `train` and `test` hold "inputs", uint8 (n, height, width, channels), and "targets", int32 (n,).
-    `source` says where the bytes came from; `checksum` is the SHA-256 of all arrays with their
-    shapes. `name` is "digits", whatever was asked for, when the arrays are not MNIST.
-    """
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, or with the extra `tf` any image classification set of TFDS."""
+    data_dir: Path | None = None
+    """Folder with the data set's IDX files or a prepared TFDS data set."""
 
-    name: str
-    source: str
-    train: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
-    class_names: tuple[str, ...]
-    checksum: str
+    def load(self, say: Callable[[str], None] = print) -> Dataset:
+        """`load`."""
+        return load(self.dataset, self.data_dir, say=say)
+
+    def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
+        """The share `validation` of the training images, drawn by `seed`, is held out."""
+        train, val = split(dataset.train, validation, seed)
+        return Splits(
+            train, val, dict(dataset.test),
+            model={"num_outputs": len(dataset.class_names)},
+            info={"light_on_dark": _light_on_dark(dataset.train["inputs"])},
+        )  # fmt: skip
+
+
+def _light_on_dark(images) -> bool:
+    """Whether these are MNIST-like: one channel, and a border that is nearly always black."""
+    if images.shape[-1] != 1:
+        return False
+    border = np.concatenate([images[:1000, 0].ravel(), images[:1000, -1].ravel()])
+    return bool(np.median(border) < 32)
 
 
 def load(

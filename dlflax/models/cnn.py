@@ -15,7 +15,7 @@ class CNN(nn.Module):
     The defaults are the classic MNIST network: conv 32, ReLU, max-pool, dense 64, dense 10;
     402,442 parameters on 28x28x1.
 
-    Call: inputs (n, h, w, c) float -> logits (n, num_classes). `dropout` is the rate in [0, 1), a
+    Call: inputs (n, h, w, c) float -> logits (n, num_outputs). `dropout` is the rate in [0, 1), a
     number that may be traced; it needs the "dropout" random stream when `train`.
     """
 
@@ -33,7 +33,7 @@ class CNN(nn.Module):
     """Dropout (--hparams.dropout) after the hidden dense layers, or after the stages too."""
     formulation: Formulation = "auto"
     """Convolutions as matrix products (fast on CPU), lax.conv (GPU, TPU), or by platform."""
-    num_classes: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
+    num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
     def __call__(self, x, *, train: bool = False, dropout=0.0):
@@ -56,4 +56,4 @@ class CNN(nn.Module):
         for i, features in enumerate(self.dense):
             x = act(nn.Dense(features, name=f"dense{i + 1}")(x))
             x = Dropout()(x, dropout, train)
-        return nn.Dense(self.num_classes, name="logits")(x)
+        return nn.Dense(self.num_outputs, name="logits")(x)

@@ -12,7 +12,7 @@ from dlflax.models.layers import Activation, Dropout, activation
 class MLP(nn.Module):
     """Dense layers on the flattened input. Defaults: 784-128-10, 101,770 parameters on 28x28x1.
 
-    Call: inputs (n, ...) float -> logits (n, num_classes). `dropout` is the rate in [0, 1), a
+    Call: inputs (n, ...) float -> logits (n, num_outputs). `dropout` is the rate in [0, 1), a
     number that may be traced; it needs the "dropout" random stream when `train`.
     """
 
@@ -20,7 +20,7 @@ class MLP(nn.Module):
     """Widths of the hidden layers."""
     activation: Activation = "relu"
     """Activation of every hidden layer."""
-    num_classes: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
+    num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
     def __call__(self, x, *, train: bool = False, dropout=0.0):
@@ -30,4 +30,4 @@ class MLP(nn.Module):
         for i, features in enumerate(self.features):
             x = activation(self.activation)(nn.Dense(features, name=f"dense{i + 1}")(x))
             x = Dropout()(x, dropout, train)
-        return nn.Dense(self.num_classes, name="logits")(x)
+        return nn.Dense(self.num_outputs, name="logits")(x)
