@@ -6,20 +6,20 @@ rich, tensorboardX and matplotlib are imported where they are used: start-up tim
 import contextlib
 import csv
 import functools
-import math
 import os
 import sys
 import time
 from pathlib import Path
-
-import numpy as np
 
 History = list[dict[str, float]]
 """One row an epoch: epoch (from 1), step, learning_rate, train_loss, train_accuracy, val_loss,
 val_accuracy, val_macro_f1, seconds, examples_per_second. Without validation no val_*."""
 
 SPLITS = ("train", "val", "test")
-SCORES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
+SCORES = {
+    "loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1", "mae": "mae",
+    "linear_probe_accuracy": "linear probe",
+}  # fmt: skip
 EPOCH_LINE = (  # the highest number is left out first on a narrow terminal
     ("train_loss", "loss {:.4f}", 1), ("train_accuracy", "acc {:.4f}", 2),
     ("val_loss", "val loss {:.4f}", 0), ("val_accuracy", "val acc {:.4f}", 0),
@@ -35,8 +35,8 @@ def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], t
 
 
 def print_results(results: dict) -> None:
-    """Prints loss, accuracy and macro_f1 of results["train"], ["val"] and ["test"], whichever are
-    there; the rest of `results` (that of `run.run`) is left out."""
+    """Prints the SCORES of results["train"], ["val"] and ["test"], whichever are there, and the
+    forecasts; the rest of `results` (that of `run.run`) is left out."""
     splits = {split: results[split] for split in SPLITS if results.get(split)}
     have = [name for name in SCORES if any(name in scores for scores in splits.values())]
     lines = []
@@ -45,6 +45,13 @@ def print_results(results: dict) -> None:
         lines.append([split, *("" if value is None else f"{value:.4f}" for value in values)])
     if have:
         print_table(None, ["", *(SCORES[name] for name in have)], lines)
+    if forecasts := results.get("forecasts"):
+        lines = [
+            (name.replace("_", " "), f"{row['rmse']:.4g}", f"{row['mae']:.4g}")
+            for name, row in forecasts.items()
+        ]
+        columns = ("test, in the series' unit", "rmse", "mae")
+        print_table(None, columns, lines)
 
 
 def print_table(title, columns, lines) -> None:
@@ -74,7 +81,7 @@ def replacing(path: str | Path):
         temporary.unlink(missing_ok=True)
 
 
-def write_metrics_csv(path: str | Path, history: History) -> None:
+def write_csv(path: str | Path, history: History) -> None:
     """Writes all rows, atomically. The columns are all keys, in the order they first appear; what
     a row lacks stays empty."""
     columns = list(dict.fromkeys(key for row in history for key in row))
@@ -281,111 +288,3 @@ class TensorBoard:
 def _tag(name: str) -> str:
     split, _, rest = name.partition("_")
     return f"{rest}/{split}" if split in SPLITS and rest else name
-
-
-def new_figure(width: float, height: float, layout: str | None = "constrained"):
-    """An empty matplotlib Figure, inches."""
-    from matplotlib.figure import Figure  # not pyplot: no global state, a second less to import
-
-    return Figure(figsize=(width, height), layout=layout)
-
-
-def curves(history: History):
-    """Figure: loss and, where there is one, accuracy against the epoch; the best epoch, that of
-    the lowest val_loss as in `train.best_epoch`, is marked."""
-    from matplotlib.ticker import MaxNLocator
-
-    columns = {k: np.array([row.get(k, math.nan) for row in history], float) for k in history[0]}
-    epochs, val_loss = columns["epoch"], columns.get("val_loss", np.array([math.nan]))
-    best = None if np.isnan(val_loss).all() else int(np.nanargmin(val_loss))
-    names = [n for n in ("loss", "accuracy") if f"train_{n}" in columns or f"val_{n}" in columns]
-    figure = new_figure(5 * len(names), 3.8)
-    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
-        for split, colour in (("train", "tab:blue"), ("val", "tab:orange")):
-            if (values := columns.get(f"{split}_{name}")) is None:
-                continue
-            marker = "o" if len(epochs) <= 20 else None
-            axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=split)
-            if split == "val" and best is not None:
-                label = f"best epoch {epochs[best]:.0f}: {values[best]:.4f}"
-                ring = dict(markersize=10, markerfacecolor="none", markeredgewidth=1.5)
-                axes.plot(epochs[best], values[best], "o", color=colour, label=label, **ring)
-        axes.set(title=name, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.ticklabel_format(useOffset=False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    return figure
-
-
-def confusion_matrix(matrix: np.ndarray, class_names):
-    """Figure. matrix: int (k, k), rows true, columns predicted. The colour is the share of the
-    row; up to 20 classes the cells show their counts."""
-    from matplotlib.colors import PowerNorm
-
-    matrix = np.asarray(matrix)
-    k, names = len(matrix), [_short(name, 24) for name in class_names]
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    cell = max(0.5, 3 / k) if k <= 20 else max(0.11, 9 / k)  # inches
-    font = min(10, 54 * cell)  # points, three quarters of a cell
-    figure = new_figure(cell * k + 2.2, cell * k + 1.2)
-    axes = figure.subplots()
-    # The square root: one mistake in a hundred is still seen.
-    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    turned = 90 if max(map(len, names)) * font * 0.6 > 65 * cell else 0
-    axes.set_xticks(range(k), names, rotation=turned, fontsize=font, parse_math=False)
-    axes.set_yticks(range(k), names, fontsize=font, parse_math=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    right = np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{right:.2%} of {matrix.sum():,} right")
-    bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, aspect=30)
-    bar.outline.set_visible(False)
-    for (i, j), count in np.ndenumerate(matrix) if k <= 20 else ():
-        colour = "white" if share[i, j] > 0.4 else "black" if count else "#bbbbbb"
-        size = min(10, 94 * cell / len(str(matrix.max())))
-        axes.text(j, i, count, ha="center", va="center", color=colour, fontsize=size)
-    return figure
-
-
-def wrong_predictions(images, targets, predictions, probabilities, class_names, limit=25):
-    """Figure of the most confident mistakes, or None when there are none.
-
-    images: uint8 (n, h, w, c), c 1 or 3. targets, predictions: int (n,). probabilities: float
-    (n, k), or (n,) of the predicted class.
-    """
-    targets, predictions = np.asarray(targets), np.asarray(predictions)
-    probabilities = np.asarray(probabilities, np.float32)
-    if probabilities.ndim == 2:
-        probabilities = probabilities[np.arange(len(predictions)), predictions]
-    wrong = np.flatnonzero(targets != predictions)
-    wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][:limit]
-    if not len(wrong):
-        return None
-    columns = min(5, len(wrong))
-    rows = math.ceil(len(wrong) / columns)
-    names = [_short(name, 15) for name in class_names]
-    between = " " if max(map(len, names)) <= 4 else "\n"
-    picture_height = 0.86 if between == " " else 0.81  # the rest is the title
-    # Placed by hand: the constrained layout takes seconds over twenty-five titles.
-    figure = new_figure(2 * columns, 1.9 / picture_height * rows, layout=None)
-    for place, i in enumerate(wrong):
-        left, bottom = place % columns + 0.025, rows - 1 - place // columns
-        box = (left / columns, bottom / rows, 0.95 / columns, picture_height / rows)
-        axes = figure.add_axes(box, xticks=[], yticks=[], frame_on=False)
-        picture = images[i][:, :, 0] if images.shape[-1] == 1 else images[i]
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        title = f"true {names[targets[i]]},{between}said {names[predictions[i]]} "
-        axes.set_title(f"{title}({probabilities[i]:.2f})", fontsize=9, parse_math=False)
-    return figure
-
-
-def _short(name, limit: int) -> str:
-    return str(name) if len(str(name)) <= limit else str(name)[: limit - 1] + "…"
-
-
-def save_figure(figure, path: str | Path) -> None:
-    """A PNG, written atomically."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

@@ -33,6 +33,17 @@ def mean_squared_error(outputs, targets, label_smoothing=0.0):
     return jnp.square(outputs - targets.reshape(outputs.shape)).mean(-1)
 
 
+def mean_absolute_error(outputs, targets):
+    """Absolute error averaged over an example's outputs. Same sizes in, (n,) out."""
+    outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
+    return jnp.abs(outputs - targets.reshape(outputs.shape)).mean(-1)
+
+
+def reconstruction(outputs, inputs, label_smoothing=0.0):
+    """`mean_squared_error` from the model's own inputs."""
+    return mean_squared_error(outputs, inputs, label_smoothing)
+
+
 def l2(params):
     """Sum of squares of all kernels (leaves of two or more dimensions), as `keras.regularizers.L2`
     on every kernel. Returns a float32 scalar, to be multiplied by the l2 hyperparameter."""

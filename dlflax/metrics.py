@@ -32,10 +32,12 @@ def per_class(matrix) -> dict[str, np.ndarray]:
 
 
 def summary(sums) -> dict[str, float]:
-    """Means from sums: loss and, where there are classes, accuracy and macro F1 (the plain mean of
-    the classes' F1)."""
+    """Means from sums: loss, mean absolute error of a regression and, where there are classes,
+    accuracy and macro F1 (the plain mean of the classes' F1)."""
     count = max(float(sums["count"]), 1.0)
     row = {"loss": float(sums["loss"]) / count}
+    if "absolute_error" in sums:
+        row["mae"] = float(sums["absolute_error"]) / count
     if "correct" in sums:
         row["accuracy"] = float(sums["correct"]) / count
     if "confusion" in sums:

@@ -42,6 +42,24 @@ class Hparams:
     """--augment affine: largest rotation, in degrees."""
     zoom: float = 0.0
     """--augment affine: largest zoom, as a fraction (0.1: 0.9 to 1.1 times)."""
+    crop: float = 0.0
+    """--augment crop: largest shift of a picture padded by reflection, in pixels."""
+    flip: float = 0.5
+    """--augment flip: probability of a horizontal flip."""
+    brightness: float = 0.0
+    """--augment brightness: largest amount added, of 1 between black and white."""
+    contrast: float = 0.0
+    """--augment contrast: largest change, as a fraction."""
+    cutout: float = 0.0
+    """--augment cutout: side of the blackened square, as a fraction of the picture's."""
+    mixup: float = 0.0
+    """--augment mixup: alpha of the Beta distribution of the shares; 0 is off."""
+    cutmix: float = 0.0
+    """--augment cutmix: alpha likewise."""
+    noise: float = 0.0
+    """--augment noise: standard deviation of Gaussian noise on the inputs."""
+    kl_weight: float = 1.0
+    """Weight of a variational autoencoder's KL divergence."""
     total_steps: Annotated[float, tyro.conf.Suppress] = 1.0
     """Length of the schedule in steps; `fit` sets it from the epochs."""
 
@@ -93,6 +111,14 @@ _RANGES = {
     "translate": (0.0, float("inf")),
     "rotate": (0.0, float("inf")),
     "zoom": (0.0, 1.0),
+    "crop": (0.0, float("inf")),
+    "brightness": (0.0, float("inf")),
+    "contrast": (0.0, float("inf")),
+    "cutout": (0.0, float("inf")),
+    "mixup": (0.0, float("inf")),
+    "cutmix": (0.0, float("inf")),
+    "noise": (0.0, float("inf")),
+    "kl_weight": (0.0, float("inf")),
 }
 
 
@@ -104,3 +130,5 @@ def check(hparams: Hparams) -> None:
             right = "above 0" if name == "learning_rate" else f"{least:g} or more"
             right += f" and below {end:g}" if end < float("inf") else " and finite"
             raise InputError(f"--hparams.{name.replace('_', '-')} {value:g} must be {right}.")
+    if not 0 <= hparams.flip <= 1:
+        raise InputError(f"--hparams.flip {hparams.flip:g} must be from 0 to 1.")

@@ -19,7 +19,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from dlflax import logs
+from dlflax import figures, logs
 
 CAPTIONS = {
     "history": "Every trial in the order of its number; the line is the best so far.",
@@ -173,18 +173,18 @@ def pictures(
     if not values:
         return {}
     scale = _scale(values, direction, objective)
-    figures = {
+    made = {
         "history": _history(rank, scale, direction),
         "learning_curves": _learning_curves(rank, direction, objective),
         "slice": _slice(rank, scale),
         "parallel_coordinates": _parallel_coordinates(rank, scale),
         "importance": _importance(rank, direction, objective),
     }
-    paths = {name: Path(folder) / f"{name}.png" for name, figure in figures.items() if figure}
+    paths = {name: Path(folder) / f"{name}.png" for name, figure in made.items() if figure}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a choice may have any name
         for name, path in paths.items():
-            logs.save_figure(figures[name], path)
+            figures.save_figure(made[name], path)
     return paths
 
 
@@ -274,7 +274,7 @@ def _dots(axes, rank, best, x, scale):
 
 
 def _history(rank, scale, direction):
-    figure = logs.new_figure(8, 3.8)
+    figure = figures.new_figure(8, 3.8)
     axes = figure.subplots()
     numbers = [trial.number for trial in rank]
     complete = sorted((t.number, t.value) for t in rank if outcome(t) == "complete")
@@ -295,7 +295,7 @@ def _learning_curves(rank, direction, objective):
     if max(map(len, curves)) < 2:
         return None
     scale = _scale([value for curve in curves for _, value in curve], direction, objective)
-    figure = logs.new_figure(8, 3.8)
+    figure = figures.new_figure(8, 3.8)
     axes = figure.subplots()
     alpha = float(np.clip(30 / len(rank), 0.15, 0.8))
     for kind in ("pruned", "complete", "diverged"):
@@ -336,7 +336,7 @@ def _slice(rank, scale):
         return None
     rows = math.ceil(len(names) / 4)
     columns = math.ceil(len(names) / rows)
-    figure = logs.new_figure(max(4.5, 2.7 * columns), 2.9 * rows + 0.3)
+    figure = figures.new_figure(max(4.5, 2.7 * columns), 2.9 * rows + 0.3)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, name in zip(grid.flat, names, strict=False):
         having = [trial for trial in rank if name in trial.params]
@@ -365,7 +365,7 @@ def _parallel_coordinates(rank, scale):
     rank = [t for t in rank if outcome(t) != "diverged" and len(t.params) == len(names)]
     if len(names) < 2 or len(rank) < 2:
         return None
-    figure = logs.new_figure(min(11.5, 2.2 + 1.5 * len(names)), 4.2)
+    figure = figures.new_figure(min(11.5, 2.2 + 1.5 * len(names)), 4.2)
     axes = figure.subplots()
     values = np.clip([trial.value for trial in rank], scale.low, scale.high)
     dimensions = [_places(rank, name) for name in names]
@@ -440,7 +440,7 @@ def _importance(rank, direction, objective):
     shares, epoch = importances(rank, direction), _reached(rank)
     if not shares:
         return None
-    figure = logs.new_figure(8, 1 + 0.4 * len(shares))
+    figure = figures.new_figure(8, 1 + 0.4 * len(shares))
     axes = figure.subplots()
     bars = axes.barh(range(len(shares)), list(shares.values()), color="tab:blue", height=0.6)
     axes.bar_label(bars, [f"{share:.0%}" for share in shares.values()], padding=4)

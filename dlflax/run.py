@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 import dlflax
-from dlflax import data, logs, metrics, models, optim, train
+from dlflax import data, figures, logs, metrics, models, optim, tasks, train
 from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError, RunError
 
@@ -215,8 +215,11 @@ def run(
 
     # the kill may have come between a checkpoint and what is written after it
     board = logs.TensorBoard(folder / "tensorboard", int(history[-1]["step"]) if history else None)
+    if recipe.augment and train_set["inputs"].ndim == 4:
+        _augmented_picture(folder, config, train_set)
+        board.picture("augmented", folder / "augmented.png", 0)
     if history:
-        logs.write_metrics_csv(folder / "metrics.csv", history)
+        logs.write_csv(folder / "metrics.csv", history)
         board.scalars(history[-1], int(history[-1]["step"]))
     steps = -(-n // recipe.batch_size)
     with logs.Progress(config.epochs, steps, recipe.batch_size, len(history)) as progress:
@@ -229,7 +232,7 @@ def run(
             # the checkpoint first: everything below can be written again from its history
             checkpoints.save(fit.state, fit.history)
             row = fit.history[-1]
-            logs.write_metrics_csv(folder / "metrics.csv", fit.history)
+            logs.write_csv(folder / "metrics.csv", fit.history)
             board.scalars(row, int(row["step"]))
             best = held_out > 0 and train.best_epoch(fit.history) + 1 == row["epoch"]
             progress.epoch_end(row, best)
@@ -247,7 +250,10 @@ def run(
     if best + 1 < len(history):
         say(f"epoch {best + 1} had the lowest validation loss: testing with its weights")
     test_sums, outputs = jax.device_get(train.evaluate(recipe, state, splits.test))
-    test = metrics.summary(test_sums)
+    more, pictures, tables = tasks.OF_LOSS[recipe.loss](
+        recipe, config.hparams, state, dataset, splits, test_sums, outputs
+    )
+    test = {**metrics.summary(test_sums), **more.pop("test", {})}
     scores = {
         name: {key.removeprefix(f"{name}_"): value
                for key, value in history[best].items() if key.startswith(f"{name}_")}
@@ -270,22 +276,19 @@ def run(
         "examples_per_second": float(np.mean([row["examples_per_second"] for row in history])),
         **scores,
         "test": test,
+        **more,
     }
     board.hparams(
         {**_hparams(config), **_flat(to_json(recipe))},
-        {f"test/{name}": value for name, value in test.items()},
+        {f"test/{k}": value for k, value in test.items() if isinstance(value, float)},
     )
-    logs.save_figure(logs.curves(history), folder / "curves.png")
-    if "confusion" in test_sums:
-        table = metrics.per_class(test_sums["confusion"])
-        test["per_class"] = {
-            name: {key: column[i].item() for key, column in table.items()}
-            for i, name in enumerate(dataset.class_names)
-        }
-        _test_pictures(
-            folder, board, dataset.class_names, splits.test, test_sums["confusion"], outputs,
-            history[-1]["step"],
-        )  # fmt: skip
+    figures.save_figure(figures.curves(history), folder / "curves.png")
+    for name, figure in pictures.items():
+        if figure is not None:
+            figures.save_figure(figure, folder / f"{name}.png")
+            board.picture(name, folder / f"{name}.png", int(history[-1]["step"]))
+    for name, rows in tables.items():
+        logs.write_csv(folder / f"{name}.csv", rows)
     board.close()
     write_json(folder / "results.json", results)
     logs.print_results(results)
@@ -295,23 +298,32 @@ def run(
     return results
 
 
-def _test_pictures(folder, board, class_names, test, matrix, outputs, step):
-    figures = {"confusion_matrix": logs.confusion_matrix(matrix, class_names)}
-    probabilities = jax.nn.softmax(outputs)
-    predicted, targets = outputs.argmax(-1), test["targets"]
-    images = test["inputs"]
-    wrong = logs.wrong_predictions(images, targets, predicted, probabilities, class_names)
-    if wrong is not None:
-        figures["wrong_predictions"] = wrong
-    for name, figure in figures.items():
-        logs.save_figure(figure, folder / f"{name}.png")
-        board.picture(name, folder / f"{name}.png", int(step))
+def _augmented_picture(folder, config, train_set) -> None:
+    """augmented.png: what training makes of a few pictures."""
+    images = train_set["inputs"][:8]
+    batch = {"inputs": images, "targets": train_set["targets"][:8]}
+    draw = jax.jit(train.augmented, static_argnums=0)
+    draws = [
+        draw(config.recipe, config.hparams, batch, jax.random.key(i))["inputs"] for i in range(7)
+    ]
+    figures.save_figure(figures.augmented(images, np.stack(draws)), folder / "augmented.png")
 
 
 def fitted(recipe: train.Recipe, splits: data.Splits) -> train.Recipe:
-    """The recipe with those fields of its model that the data, not the user, decide."""
+    """The recipe with those fields of its model that the data, not the user, decide. InputError
+    when the two do not go together."""
     has = {field.name for field in dataclasses.fields(recipe.model)}
     known = {name: value for name, value in splits.model.items() if name in has}
+    kind = type(recipe.model).__name__
+    losses = "mean_squared_error" if splits.train["targets"].dtype.kind == "f" else "cross_entropy"
+    if kind == "Autoencoder":
+        losses = "reconstruction"
+    if recipe.loss != losses:
+        raise InputError(f"--loss {recipe.loss}: a {kind} on these data needs {losses}.")
+    if "vocabulary" not in has and splits.model.get("vocabulary"):
+        raise InputError(f"--model: a {kind} does not read texts; an RNN or a Transformer does.")
+    if recipe.augment and splits.train["inputs"].ndim != 4:
+        raise InputError("--augment is for pictures; leave it out.")
     return dataclasses.replace(recipe, model=recipe.model.clone(**known))
 
 

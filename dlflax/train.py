@@ -19,6 +19,7 @@ from flax import struct
 from jax import lax
 
 from dlflax import augment, losses, metrics, optim
+from dlflax.augment import Operation
 from dlflax.data.order import epoch_batches
 from dlflax.errors import RunError
 
@@ -32,16 +33,19 @@ class Recipe:
 
     model: Any
     """A Linen module: called as model(inputs, train=..., dropout=...)."""
-    loss: Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"] = "cross_entropy"
-    """Loss on the model's outputs."""
+    loss: Literal[
+        "cross_entropy", "binary_cross_entropy", "mean_squared_error", "reconstruction"
+    ] = "cross_entropy"
+    """Loss on the model's outputs; reconstruction: squared error from the inputs."""
     optimizer: optim.Optimizer = "adam"
     """Update rule."""
     schedule: optim.Schedule = "constant"
     """Shape of the learning rate after the warm-up."""
     batch_size: int = 32
     """Examples a step."""
-    augment: Literal["none", "affine"] = "none"
-    """Random shifts, rotations and zooms of training images (--hparams.translate, ...)."""
+    augment: tuple[Operation, ...] = ()
+    """Random changes of training images, whose strengths are Hparams; affine is shift, rotation and
+    zoom."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and gradients; parameters and the update stay float32."""
     ema: bool = False
@@ -64,8 +68,9 @@ def init(recipe: Recipe, hparams: optim.Hparams, inputs, key) -> State:
     """A fresh State. inputs: one batch or a single example's batch (1, ...), any dtype; `key` is a
     typed PRNG key, which alone decides the parameters and all later randomness."""
     init_key, key = jax.random.split(key)
-    variables = recipe.model.init(init_key, _floats(inputs), train=False)
+    variables = recipe.model.init(init_key, floats(inputs), train=False)
     params = variables.pop("params")
+    variables.pop("losses", None)  # of one call, not of the State
     opt_state = optim.optimizer(recipe.optimizer, hparams, 0.0).init(params)
     # a copy, because a donated State must not hold one buffer twice
     ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
@@ -82,7 +87,7 @@ def _init(recipe, hparams, inputs, seed):
     return init(recipe, hparams, inputs, jax.random.key(seed))
 
 
-def _floats(inputs):
+def floats(inputs):
     """Images are kept as bytes until a step uses them: uint8 0..255 -> float32 0..1."""
     return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
 
@@ -95,8 +100,11 @@ def _cast(tree, dtype):
 
 
 def objective(recipe: Recipe, params, collections, hparams, batch: Batch, key):
-    """What training minimizes: the mean loss of the batch plus the L2 penalty, a float32 scalar.
+    """What training minimizes: the mean loss of the batch, plus the L2 penalty, plus what the model
+    puts into its collection "losses", (n,) each: a float32 scalar.
 
+    batch: as for `step`, and with MixUp or CutMix `partner` int32 (n,) and `share` float32 (n,), as
+    `augment.augment` gives them.
     Returns (objective, (outputs float32 (n, ...), per-example losses (n,), new collections)).
     """
     dtype = jnp.dtype(recipe.compute_dtype)
@@ -106,11 +114,17 @@ def objective(recipe: Recipe, params, collections, hparams, batch: Batch, key):
         train=True,
         dropout=hparams.dropout,
         rngs={"dropout": key},
-        mutable=list(collections),
+        mutable=[*collections, "losses"],
     )
     outputs = _cast(outputs, jnp.float32)
-    each = getattr(losses, recipe.loss)(outputs, batch["targets"], hparams.label_smoothing)
-    mean = jnp.sum(each * batch["mask"]) / jnp.maximum(batch["mask"].sum(), 1.0)
+    loss, targets = getattr(losses, recipe.loss), batch["targets"]
+    each = loss(outputs, targets, hparams.label_smoothing)
+    if "partner" in batch:
+        other = loss(outputs, targets[batch["partner"]], hparams.label_smoothing)
+        each = batch["share"] * each + (1 - batch["share"]) * other
+    own = sum(jax.tree.leaves(collections.pop("losses", {})))
+    total = jnp.sum((each + hparams.kl_weight * own) * batch["mask"])
+    mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
     return mean + hparams.l2 * losses.l2(params), (outputs, each, collections)
 
 
@@ -119,16 +133,11 @@ def step(recipe: Recipe, state: State, hparams: optim.Hparams, batch: Batch):
 
     batch: inputs (n, ...), uint8 images or floats or ints; targets (n,) or (n, ...); mask float32
     (n,), 0 for padding. Returns (State, sums): `loss` without the penalty, `correct` for
-    classifiers, `count`, all float32, and `first_bad_step`, the 0-based step if the objective or
-    the gradient is not finite, else a large number.
+    classifiers, `absolute_error` for regression, `count`, all float32, and `first_bad_step`, the
+    0-based step if the objective or the gradient is not finite, else a large number.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    inputs = _floats(batch["inputs"])
-    if recipe.augment == "affine":
-        inputs = augment.affine(
-            augment_key, inputs, hparams.translate, hparams.rotate, hparams.zoom
-        )
-    batch = {**batch, "inputs": inputs}
+    batch = augmented(recipe, hparams, batch, augment_key)
 
     def of_params(params):
         return objective(recipe, params, state.collections, hparams, batch, dropout_key)
@@ -159,25 +168,53 @@ def step(recipe: Recipe, state: State, hparams: optim.Hparams, batch: Batch):
 _NEVER = np.int32(2**31 - 1)
 
 
+def augmented(recipe, hparams, batch, key):
+    """The batch as the model and the loss see it in training."""
+    batch = {**batch, "inputs": floats(batch["inputs"])}
+    if recipe.augment:
+        images, partner, share = augment.augment(recipe.augment, key, batch["inputs"], hparams)
+        batch["inputs"] = images
+        if {"mixup", "cutmix"} & set(recipe.augment):
+            batch |= {"partner": partner, "share": share}
+    batch = _with_targets(recipe, batch)
+    if "noise" in recipe.augment:  # after the targets: a denoising autoencoder is to remove it
+        batch["inputs"] = augment.noise(key, batch["inputs"], hparams.noise)
+    return batch
+
+
+def averaged(recipe: Recipe, state: State):
+    """The parameters to evaluate with."""
+    return state.ema if recipe.ema else state.params
+
+
+def _with_targets(recipe, batch):
+    return {**batch, "targets": batch["inputs"]} if recipe.loss == "reconstruction" else batch
+
+
 def _sums(recipe, outputs, each, batch):
     mask = batch["mask"]
     # padding may be anything, NaN included: select, do not multiply
     sums = {"loss": jnp.sum(jnp.where(mask > 0, each, 0.0)), "count": mask.sum()}
-    if recipe.loss != "mean_squared_error":
+    if recipe.loss.endswith("cross_entropy"):
         right = metrics.predictions(outputs) == batch["targets"]
         sums["correct"] = jnp.sum(right * mask)
+    if recipe.loss == "mean_squared_error":
+        error = losses.mean_absolute_error(outputs, batch["targets"])
+        sums["absolute_error"] = jnp.sum(jnp.where(mask > 0, error, 0.0))
     return sums
 
 
 def _gather(data, index):
-    """The batch at index (n,) int32; -1 is padding and gets mask 0."""
-    batch = {name: jnp.take(leaf, jnp.maximum(index, 0), axis=0) for name, leaf in data.items()}
+    """The batch at index (n,) int32; a negative one, -1 - i, is example i as padding: mask 0."""
+    at = jnp.where(index < 0, -1 - index, index)
+    batch = {name: jnp.take(leaf, at, axis=0) for name, leaf in data.items()}
     return {**batch, "mask": (index >= 0).astype(jnp.float32)}
 
 
 def zero_sums(recipe: Recipe):
     """The sums of no examples."""
-    names = ("loss", "count") + (("correct",) if recipe.loss != "mean_squared_error" else ())
+    more = "correct" if recipe.loss.endswith("cross_entropy") else "absolute_error"
+    names = ("loss", "count") + ((more,) if recipe.loss != "reconstruction" else ())
     return {**{name: np.float32(0) for name in names}, "first_bad_step": _NEVER}
 
 
@@ -212,11 +249,12 @@ def evaluate(recipe: Recipe, state: State, data, batch_size: int = 256):
     index = np.arange(batches * batch_size, dtype=np.int32)
     index = np.where(index < n, index, -1).reshape(batches, batch_size)
     dtype = jnp.dtype(recipe.compute_dtype)
-    params = _cast(state.ema if recipe.ema else state.params, dtype)
+    params = _cast(averaged(recipe, state), dtype)
 
     def one(index):
         batch = _gather(data, index)
-        inputs = _cast(_floats(batch["inputs"]), dtype)
+        batch = _with_targets(recipe, {**batch, "inputs": floats(batch["inputs"])})
+        inputs = _cast(batch["inputs"], dtype)
         outputs = recipe.model.apply({"params": params, **state.collections}, inputs, train=False)
         outputs = _cast(outputs, jnp.float32)
         each = getattr(losses, recipe.loss)(outputs, batch["targets"])

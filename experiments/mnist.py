@@ -6,11 +6,11 @@ python -m experiments.mnist --preset best     99.55 +- 0.03 % (3 seeds), 12 epoc
 """
 
 from dlflax import run
-from dlflax.models import CNN, MLP
+from dlflax.models import CNN, MLP, RNN, Transformer
 from dlflax.optim import Hparams
 from dlflax.train import Recipe
 
-ARCHITECTURES = {"cnn": CNN(), "mlp": MLP()}
+ARCHITECTURES = {"cnn": CNN(), "mlp": MLP(), "rnn": RNN(), "transformer": Transformer()}
 
 PRESETS = {
     # the classic first network: Adam 1e-3, batch 32, 5 epochs
@@ -20,7 +20,7 @@ PRESETS = {
             model=CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
             schedule="cosine",
             batch_size=128,
-            augment="affine",
+            augment=("affine",),
             ema=True,
         ),
         hparams=Hparams(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlflax import logs
+from dlflax import figures, logs
 
 ROW = {
     "epoch": 2, "step": 400, "learning_rate": 1e-3, "train_loss": 0.0811, "train_accuracy": 0.9754,
@@ -46,7 +46,7 @@ def values(folder):
 
 def save(figure, folder):
     """(width, height) of the picture, after drawing it for real."""
-    logs.save_figure(figure, folder / "a.png")
+    figures.save_figure(figure, folder / "a.png")
     with Image.open(folder / "a.png") as picture:
         return picture.size
 
@@ -75,11 +75,11 @@ def test_tables(capsys):
 
 def test_metrics_csv(tmp_path):
     path = tmp_path / "metrics.csv"
-    logs.write_metrics_csv(path, [{"epoch": 1, "loss": 0.1}])
-    logs.write_metrics_csv(path, [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "f1": 1 / 3, "loss": 2}])
+    logs.write_csv(path, [{"epoch": 1, "loss": 0.1}])
+    logs.write_csv(path, [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "f1": 1 / 3, "loss": 2}])
     assert path.read_bytes() == b"epoch,loss,f1\n1,0.1,\n2,2,0.3333333333333333\n"
     with pytest.raises(TypeError):
-        logs.write_metrics_csv(path, [{"epoch": 1}, None])
+        logs.write_csv(path, [{"epoch": 1}, None])
     assert len(list(csv.reader(io.StringIO(path.read_text())))) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
@@ -93,7 +93,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="disk full"):
-        logs.save_figure(Broken(), path)
+        figures.save_figure(Broken(), path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -112,7 +112,7 @@ def test_progress_without_a_terminal(capsys):
 
 BAR = """
 import time
-from dlflax import logs
+from dlflax import figures, logs
 with logs.Progress(12, 1688, 32, first_epoch=4) as progress:
     for step in (1, 900, 1688):
         progress.update(4, step, 0.12345, 0.9654)
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_left_out():
 def test_tensorboard(tmp_path):
     board = logs.TensorBoard(tmp_path / "tensorboard")
     board.scalars(ROW | {"val_loss": float("nan"), "test_loss": None}, 400)
-    logs.save_figure(logs.curves(history(2)), tmp_path / "curves.png")
+    figures.save_figure(figures.curves(history(2)), tmp_path / "curves.png")
     board.picture("curves", tmp_path / "curves.png", 400)
     board.hparams({"learning_rate": 0.1, "features": (64, 32), "l2": 0, "augment": True}, {
         "test_accuracy": 0.5
@@ -226,7 +226,7 @@ def test_tensorboard_resume_within_a_second_keeps_and_purges(tmp_path):
 
 @pytest.mark.parametrize(("epochs", "accuracy"), [(1, True), (2, False), (100, True)])
 def test_curves(tmp_path, epochs, accuracy):
-    figure = logs.curves(history(epochs, accuracy))
+    figure = figures.curves(history(epochs, accuracy))
     assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"][: 1 + accuracy]
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["train", "val", f"best epoch {epochs}: {1 / epochs:.4f}"]
@@ -235,7 +235,7 @@ def test_curves(tmp_path, epochs, accuracy):
 
 def test_curves_without_validation(tmp_path):
     rows = [{k: v for k, v in row.items() if not k.startswith("val_")} for row in history(2)]
-    figure = logs.curves(rows)
+    figure = figures.curves(rows)
     for axes in figure.axes:
         assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train"]
     save(figure, tmp_path)
@@ -244,7 +244,7 @@ def test_curves_without_validation(tmp_path):
 def test_curves_of_a_diverged_run(tmp_path):
     rows = [dict(row, val_loss=float("nan")) for row in history(2)]
     del rows[1]["val_accuracy"]
-    save(logs.curves(rows), tmp_path)
+    save(figures.curves(rows), tmp_path)
 
 
 @pytest.mark.parametrize("k", [2, 20, 100])
@@ -252,7 +252,7 @@ def test_confusion_matrix(tmp_path, k):
     matrix = np.diag(np.arange(k)) * 1000  # the first class has no examples at all
     matrix[1, 0] = 3000
     names = [f"${i} and a name that is far too long" for i in range(k)]
-    figure = logs.confusion_matrix(matrix, names)
+    figure = figures.confusion_matrix(matrix, names)
     axes = figure.axes[0]
     assert len(axes.texts) == (k * k if k <= 20 else 0)
     image = np.asarray(axes.images[0].get_array())
@@ -268,12 +268,12 @@ def test_wrong_predictions(tmp_path, channels):
     targets, predictions = np.zeros(n, int), np.arange(n) % 3
     probabilities = np.tile(np.linspace(0, 1, n)[:, None], (1, 3))
     names = ["4", "9", "7"]
-    figure = logs.wrong_predictions(images, targets, predictions, probabilities, names)
+    figure = figures.wrong_predictions(images, targets, predictions, probabilities, names)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:2] == ["true 4, said 7 (0.97)", "true 4, said 9 (0.95)"] and len(titles) == 25
     shown = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_array_equal(shown.squeeze(), images[38].squeeze())
     save(figure, tmp_path)
-    assert logs.wrong_predictions(images, targets, targets, probabilities, names) is None
-    few = logs.wrong_predictions(images, targets, predictions, probabilities[:, 0], names, limit=2)
+    assert figures.wrong_predictions(images, targets, targets, probabilities, names) is None
+    few = figures.wrong_predictions(images, targets, predictions, probabilities[:, 0], names, limit=2)
     assert len(few.axes) == 2

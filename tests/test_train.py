@@ -69,7 +69,7 @@ def test_every_number_changes_without_a_trace(digits):
     ]
     for hparams in numbers:
         # an equal Recipe made anew is the same program
-        recipe = Recipe(model=Counting(), augment="affine", ema=True, schedule="cosine")
+        recipe = Recipe(model=Counting(), augment=("affine",), ema=True, schedule="cosine")
         fit = train.fit(recipe, hparams, *digits, epochs=1)
         losses.add(fit.history[0]["val_loss"])
     assert len(losses) == len(numbers)  # every number took effect

@@ -2,8 +2,10 @@
 
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.order import epoch_batches, order, split
+from dlflax.data.series import Series
 from dlflax.data.sources import Images, cache_folder, load
 
 __all__ = [
-    "Dataset", "Images", "Splits", "cache_folder", "epoch_batches", "load", "order", "split",
+    "Dataset", "Images", "Series", "Splits",
+    "cache_folder", "epoch_batches", "load", "order", "split",
 ]  # fmt: skip

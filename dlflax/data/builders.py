@@ -1,18 +1,19 @@
-"""MNIST and Fashion-MNIST for TensorFlow Datasets, prepared without TensorFlow.
+"""MNIST, Fashion-MNIST and the IMDB reviews for TensorFlow Datasets, prepared without TensorFlow.
 
 TFDS's own builders need TensorFlow to prepare. These have the same names, version and features,
 so what they prepare is found by a plain `tfds.data_source("mnist")` too. See
-https://www.tensorflow.org/datasets/catalog/mnist and .../fashion_mnist.
+https://www.tensorflow.org/datasets/catalog/mnist, .../fashion_mnist and .../imdb_reviews.
 """
 
 import hashlib
 import io
+import tarfile
 from pathlib import Path
 
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from dlflax.data import idx
+from dlflax.data import idx, text
 from dlflax.errors import InputError
 
 
@@ -68,3 +69,40 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 class FashionMnist(Mnist, skip_registration=True):
     """Fashion-MNIST: as `Mnist`, with photographs of ten kinds of clothing."""
+
+
+class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """25,000 train and 25,000 test film reviews with their sentiment (Maas et al., ACL 2011)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain_text")]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "text": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["neg", "pos"]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("text", "label"),
+            homepage="https://ai.stanford.edu/~amaas/data/sentiment/",
+        )
+
+    def _split_generators(self, dl_manager):
+        path = Path(dl_manager.download(text.IMDB_URL))
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != text.IMDB_SHA256:
+            for unwanted in (path, path.with_name(f"{path.name}.INFO")):
+                unwanted.unlink(missing_ok=True)  # as for MNIST
+            raise InputError(f"{text.IMDB_URL} is not the published file.")
+        return {part: self._generate_examples(path, part) for part in ("train", "test")}
+
+    def _generate_examples(self, path: Path, part: str):
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                folder, _, file = member.name.rpartition("/")
+                label = folder.removeprefix(f"aclImdb/{part}/")
+                if label in ("neg", "pos") and file.endswith(".txt"):
+                    yield member.name, {"text": archive.extractfile(member).read(), "label": label}

@@ -60,11 +60,13 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """`order` cut into batches: int32 (ceil(n / batch_size), batch_size) indices.
 
-    The last batch is filled up with -1, so that every example counts exactly once.
+    The last batch is filled up with -1 - i for the first examples i of the same order: padding
+    that does not count, so that every example counts exactly once, but is still a draw from the
+    data, for batch statistics.
     Raises InputError when `n` or `batch_size` is below 1 or `seed` is negative.
     """
     if n < 1 or batch_size < 1:
         raise InputError(f"batches need n and batch_size of 1 or more, not {n} and {batch_size}.")
-    batches = np.full((-(-n // batch_size), batch_size), -1, np.int32)
-    batches.reshape(-1)[:n] = order(n, seed, epoch)
-    return batches
+    shuffled = order(n, seed, epoch)
+    padding = -1 - np.resize(shuffled, -n % batch_size)
+    return np.concatenate([shuffled, padding]).reshape(-1, batch_size)

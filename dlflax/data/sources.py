@@ -53,7 +53,11 @@ class Images:
         train, val = split(dataset.train, validation, seed)
         return Splits(
             train, val, dict(dataset.test),
-            model={"num_outputs": len(dataset.class_names)},
+            model={
+                "num_outputs": len(dataset.class_names),
+                "shape": train["inputs"].shape[1:],
+                "vocabulary": 0,
+            },
             info={"light_on_dark": _light_on_dark(dataset.train["inputs"])},
         )  # fmt: skip
 

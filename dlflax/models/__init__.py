@@ -1,6 +1,10 @@
 """Linen modules, one architecture a file. A module's fields are its config."""
 
+from dlflax.models.autoencoder import Autoencoder
 from dlflax.models.cnn import CNN
 from dlflax.models.mlp import MLP
+from dlflax.models.resnet import ResNet
+from dlflax.models.rnn import RNN
+from dlflax.models.transformer import Transformer
 
-__all__ = ["CNN", "MLP"]
+__all__ = ["CNN", "MLP", "RNN", "Autoencoder", "ResNet", "Transformer"]

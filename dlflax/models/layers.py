@@ -43,9 +43,33 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / jnp.maximum(keep, 1e-6).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
+class Embed(nn.Module):
+    """Token embedding. tokens int (n, t), 0 is padding -> (float (n, t, features), mask bool
+    (n, t), False for padding)."""
+
+    vocabulary: int
+    features: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        shape = (self.vocabulary, self.features)
+        table = self.param("embedding", nn.initializers.normal(0.1), shape)
+        return jnp.take(table, tokens, axis=0), tokens > 0
+
+
+def pool(x, mask, how: Literal["mean", "max"]):
+    """Over the steps that count. x (n, t, c), mask bool (n, t) or None -> (n, c)."""
+    if mask is None:
+        return x.mean(1) if how == "mean" else x.max(1)
+    mask = mask[:, :, None]
+    if how == "max":
+        return jnp.where(mask, x, jnp.finfo(x.dtype).min).max(1)
+    return jnp.where(mask, x, 0).sum(1) / jnp.maximum(mask.sum(1), 1).astype(x.dtype)
+
+
 class Conv(nn.Module):
     """Stride-1 SAME convolution, optionally followed by a 2x2 max-pool (a trailing odd row or
-    column is dropped, as Keras' "valid" pooling does), then the bias.
+    column is dropped, as Keras' "valid" pooling does), then the bias, if any.
 
     x: (n, h, w, c) float -> (n, h, w, features), or (n, h // 2, w // 2, features) with `pool`.
     Parameters: kernel (k, k, c, features), bias (features,): the same for every formulation.
@@ -60,12 +84,12 @@ class Conv(nn.Module):
     kernel_size: int = 3
     pool: bool = False
     formulation: Formulation = "auto"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         k, c = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, c, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         matmul = self.formulation == "matmul" or (
             self.formulation == "auto" and jax.default_backend() == "cpu"
         )
@@ -73,6 +97,9 @@ class Conv(nn.Module):
             y = conv_pool_matmul(x, kernel) if matmul else max_pool(conv_lax(x, kernel))
         else:
             y = conv_matmul(x, kernel) if matmul else conv_lax(x, kernel)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return y + bias.reshape(1, 1, 1, -1)
 
 

@@ -1,0 +1,174 @@
+"""Time series: windows of the past, and the values that follow them."""
+
+import csv
+import dataclasses
+import hashlib
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlflax.data.dataset import Dataset, Splits
+from dlflax.errors import InputError
+
+# in statsmodels, all in the public domain: (column, steps a season)
+EMBEDDED = {"co2": ("co2", 52), "sunspots": ("SUNACTIVITY", 11)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One column of numbers, in steps of equal length, cut into windows."""
+
+    dataset: str = "co2"
+    """co2 (Mauna Loa, weekly, 1958 to 2001) or sunspots (yearly, 1700 to 2008)."""
+    data_dir: Path | None = None
+    """A CSV file with a header instead."""
+    column: str | None = None
+    """Which column of it (default: the last one)."""
+    window: int = 104
+    """Steps of the past that the model sees."""
+    horizon: int = 52
+    """Steps of the future that it predicts."""
+    period: int = 0
+    """Steps a season, for the seasonal-naive forecast (0: that of the data set; a file's: 1)."""
+    tail: float = 0.2
+    """Share of the series, at its end, that is the test data."""
+
+    def load(self, say: Callable[[str], None] = print) -> Dataset:
+        """train and test: {"inputs": float64 (n,)}, the series before the tail and the tail.
+        Missing values are interpolated linearly, which `say` is told. InputError when the file is
+        not such a series or too short."""
+        if self.data_dir is not None:
+            path, column = Path(self.data_dir).expanduser(), self.column
+            name, source = path.stem, f"{path.resolve()}"
+        elif self.dataset in EMBEDDED:
+            # found, not imported: the import takes seconds
+            package = Path(importlib.util.find_spec("statsmodels").origin).parent
+            path = package / "datasets" / self.dataset / f"{self.dataset}.csv"
+            column = EMBEDDED[self.dataset][0]
+            name, source = self.dataset, f"{self.dataset} of statsmodels"
+        else:
+            raise InputError(
+                f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
+                "pass --data-dir FILE.csv."
+            )
+        values = _column(path, column)
+        missing = np.isnan(values)
+        if missing.all() or len(values) < 8:
+            raise InputError(f"{path} has {(~missing).sum()} numbers: a series needs more.")
+        if missing.any():
+            say(f"{path.name}: {missing.sum()} of {len(values)} values are missing: interpolated.")
+            at = np.arange(len(values))
+            values = np.interp(at, at[~missing], values[~missing])
+        checksum = hashlib.sha256(values.tobytes()).hexdigest()
+        if not 0 < self.tail < 1:
+            raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
+        start = len(values) - round(self.tail * len(values))
+        parts = {"inputs": values[:start]}, {"inputs": values[start:]}
+        return Dataset(name, source, *parts, class_names=(), checksum=checksum)
+
+    def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
+        """Windows "inputs" float32 (n, window, 1) and "targets" float32 (n, horizon), both less the
+        window's last value and divided by `scale`, the standard deviation of the training targets.
+
+        The share `validation` of the part before the tail, at its end and whatever the seed, is
+        held out; windows reach back over the border, targets never do. InputError when a part is
+        too short for a window and its targets.
+        """
+        del seed  # a forecast is judged on what comes after
+        before, tail = dataset.train["inputs"], dataset.test["inputs"]
+        values, period = np.concatenate([before, tail]), self._period()
+        if min(self.window, self.horizon) < 1 or self.window < period:
+            raise InputError(
+                f"--window {self.window} must be at least the season of {period} steps, and "
+                f"--horizon {self.horizon} at least 1."
+            )
+        val_start = len(before) - round(validation * len(before))
+        borders = {"train": (self.window, val_start), "val": (val_start, len(before)),
+                   "test": (len(before), len(values))}  # fmt: skip
+        windows = {
+            name: _windows(values, start, stop, self.window, self.horizon)
+            for name, (start, stop) in borders.items()
+        }
+        for name, (past, _) in windows.items():
+            if not len(past) and (name != "val" or validation):
+                start, stop = borders[name]
+                needs = self.horizon + (self.window if name == "train" else 0)
+                raise InputError(
+                    f"{dataset.source}: its {name} part has {max(0, stop - start):,} steps for "
+                    f"targets, too few for --window {self.window} and --horizon {self.horizon}: "
+                    f"the part needs {needs}; give smaller ones."
+                )
+        past, future = windows["train"]
+        scale = float(np.std(future - past[:, -1:])) or 1.0
+
+        def arrays(name) -> dict[str, Any]:
+            past, future = windows[name]
+            last = past[:, -1:]
+            return {
+                "inputs": np.float32((past - last) / scale)[:, :, None],
+                "targets": np.float32((future - last) / scale),
+            }
+
+        return Splits(
+            arrays("train"), arrays("val") if validation else None, arrays("test"),
+            model={"num_outputs": self.horizon, "vocabulary": 0},
+            info={"scale": scale, "period": period, "last_window": values[-self.window :].tolist()},
+        )  # fmt: skip
+
+    def _period(self) -> int:
+        if self.period < 0:
+            raise InputError(f"--period {self.period} must be 1 or more, or 0 for the data set's.")
+        if self.period or self.data_dir is not None:
+            return self.period or 1
+        return EMBEDDED[self.dataset][1]
+
+
+def naive(inputs, horizon: int):
+    """The last value, for ever. inputs (n, window, 1) as `Series.split` gives them -> (n, horizon),
+    all 0: the last value has been subtracted."""
+    return np.zeros((len(inputs), horizon), np.float32)
+
+
+def seasonal_naive(inputs, horizon: int, period: int):
+    """The last season, for ever. inputs as for `naive` -> (n, horizon)."""
+    return np.asarray(inputs)[:, -period:, 0][:, np.arange(horizon) % period]
+
+
+def _windows(values, start, stop, window, horizon):
+    """(past (n, window), future (n, horizon)) of all windows whose targets lie in start..stop."""
+    first = np.arange(max(start, window), stop - horizon + 1)
+    past = values[first[:, None] + np.arange(-window, 0)[None]]
+    return past, values[first[:, None] + np.arange(horizon)[None]]
+
+
+def _column(path: Path, column: str | None) -> np.ndarray:
+    """float64 (n,), NaN where a cell is empty or says NaN."""
+    if not path.is_file():
+        state = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {state}: a series is a CSV file with a header.")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error, ValueError, OSError) as error:
+        raise InputError(f"{path} is not a CSV file with a header ({error}).") from error
+    column = column or header[-1]
+    if column not in header:
+        raise InputError(f"{path} has no column {column!r}: it has {', '.join(header)}.")
+    place, values = header.index(column), []
+    for line, row in enumerate(rows, 2):
+        cell = row[place].strip() if place < len(row) else ""
+        try:
+            values.append(
+                float(cell) if cell.lower() not in ("", "na", "nan", "null") else math.nan
+            )
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {line}, column {column}: {cell!r} is not a number."
+            ) from error
+    if np.isinf(values).any():
+        raise InputError(f"{path}, column {column} has an infinite value: give numbers.")
+    return np.array(values, np.float64)

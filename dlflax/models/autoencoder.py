@@ -1,0 +1,78 @@
+"""The autoencoder: plain, denoising and variational."""
+
+from typing import Annotated
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import tyro
+
+from dlflax.errors import InputError
+from dlflax.models.layers import Activation, Dropout, activation
+
+
+class Autoencoder(nn.Module):
+    """Dense layers down to a short code, and the same widths up again.
+
+    Call: inputs (n, *shape) float in 0..1 -> reconstruction (n, *shape). `encode` gives the code
+    (n, code), `decode` goes back. `dropout`, which may be traced, acts after the hidden layers.
+
+    variational (Kingma and Welling 2014): the encoder gives mean and log variance of a normal
+    distribution, of which training draws a sample; the KL divergence from the standard normal
+    distribution, in nats (n,), goes into the collection "losses", divided by the number of input
+    values, as the squared error is. Otherwise the mean is the code.
+    """
+
+    features: tuple[int, ...] = (1024, 512)
+    """Widths of the encoder's hidden layers; the decoder has them in reverse."""
+    code: int = 32
+    """Numbers that a picture is squeezed into."""
+    variational: bool = False
+    """Codes are drawn from a learnt distribution (--hparams.kl-weight), so that new pictures can be
+    drawn."""
+    activation: Activation = "gelu"
+    """Activation of every hidden layer."""
+    shape: Annotated[tuple[int, ...], tyro.conf.Suppress] = (28, 28, 1)  # the data decides
+
+    def setup(self):
+        if min((*self.features, self.code)) < 1:
+            raise InputError(
+                f"--model.features {self.features} and --model.code {self.code} must be 1 or more."
+            )
+        size = 1
+        for side in self.shape:
+            size *= side
+        self.down = [nn.Dense(f) for f in self.features]
+        self.bottleneck = nn.Dense(self.code * (2 if self.variational else 1))
+        self.up = [nn.Dense(f) for f in reversed(self.features)]
+        self.pixels = nn.Dense(size)
+        self.drop = Dropout()
+
+    def encode(self, x):
+        """(n, *shape) -> the code (n, code)."""
+        return self._encode(x, False, 0.0)[:, : self.code]
+
+    def decode(self, code, train: bool = False, dropout=0.0):
+        """(n, code) -> (n, *shape), in 0..1."""
+        x, act = code, activation(self.activation)
+        for layer in self.up:
+            x = self.drop(act(layer(x)), dropout, train)
+        return jax.nn.sigmoid(self.pixels(x)).reshape(-1, *self.shape)
+
+    def __call__(self, x, *, train: bool = False, dropout=0.0):
+        code = self._encode(x, train, dropout)
+        if self.variational:
+            mean, log_variance = jnp.split(code.astype(jnp.float32), 2, axis=-1)
+            kl = 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance).sum(-1)
+            self.sow("losses", "kl", kl / x[0].size)
+            if train:
+                noise = jax.random.normal(self.make_rng("dropout"), mean.shape)
+                mean = mean + jnp.exp(0.5 * log_variance) * noise
+            code = mean.astype(code.dtype)
+        return self.decode(code, train, dropout)
+
+    def _encode(self, x, train, dropout):
+        x, act = x.reshape(x.shape[0], -1), activation(self.activation)
+        for layer in self.down:
+            x = self.drop(act(layer(x)), dropout, train)
+        return self.bottleneck(x)

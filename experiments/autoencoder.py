@@ -1,0 +1,39 @@
+"""MNIST through 32 numbers and back: an autoencoder, plain, denoising or variational.
+
+python -m experiments.autoencoder
+
+python -m experiments.autoencoder --preset denoising
+
+python -m experiments.autoencoder --preset variational
+"""
+
+from dataclasses import replace
+
+from dlflax import run
+from dlflax.models import Autoencoder
+from dlflax.optim import Hparams
+from dlflax.train import Recipe
+
+PLAIN = run.Config(
+    recipe=Recipe(model=Autoencoder(), loss="reconstruction", schedule="cosine", batch_size=128),
+    hparams=Hparams(learning_rate=1e-3, warmup=0.05),
+    epochs=20,
+)
+
+PRESETS = {
+    "default": PLAIN,
+    "denoising": replace(
+        PLAIN,
+        recipe=replace(PLAIN.recipe, augment=("noise",)),
+        hparams=PLAIN.hparams.replace(noise=0.3),
+    ),
+    "variational": replace(
+        PLAIN, recipe=replace(PLAIN.recipe, model=Autoencoder(variational=True))
+    ),
+}
+
+SPACE = {"learning_rate": ("1e-4", "3e-3", "log"), "l2": ("1e-8", "1e-4", "log")}
+GRID = {"learning_rate": ("3e-4", "1e-3", "3e-3"), "l2": ("0", "1e-6")}
+
+if __name__ == "__main__":
+    run.main("autoencoder", PRESETS, description=__doc__)

@@ -1,0 +1,37 @@
+"""CIFAR-10 (Krizhevsky 2009): 32x32 colour photographs, ten classes.
+
+python -m experiments.cifar10                 not scored yet: the data were not at hand
+"""
+
+from dlflax import run
+from dlflax.data import Images
+from dlflax.models import CNN, MLP, ResNet, Transformer
+from dlflax.optim import Hparams
+from dlflax.train import Recipe
+
+ARCHITECTURES = {
+    "resnet": ResNet(),
+    "cnn": CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
+    "transformer": Transformer(patch=4, width=128, depth=6, mlp=256),
+    "mlp": MLP(features=(512, 256)),
+}
+
+PRESETS = {
+    "default": run.Config(
+        recipe=Recipe(
+            model=ARCHITECTURES["resnet"],
+            optimizer="nesterov",
+            schedule="cosine",
+            batch_size=128,
+            augment=("crop", "flip", "cutout"),
+        ),
+        hparams=Hparams(
+            learning_rate=0.05, l2=2.5e-4, warmup=0.1, label_smoothing=0.1, crop=4.0, cutout=0.25
+        ),
+        data=Images("cifar10"),
+        epochs=20,
+    ),
+}
+
+if __name__ == "__main__":
+    run.main("cifar10", PRESETS, ARCHITECTURES, description=__doc__)
