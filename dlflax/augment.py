@@ -165,7 +165,8 @@ def _symmetric_beta(key, alpha):
     kept = jnp.log(radius) / alpha
     kept, lost = jnp.exp(kept), -jnp.expm1(kept)
     cos = jnp.cos(2 * jnp.pi * angle)
-    return 0.5 + 0.5 * cos * jnp.sqrt(lost / (kept + lost * cos**2))
+    # rounding may end beyond 0..1
+    return jnp.clip(0.5 + 0.5 * cos * jnp.sqrt(lost / (kept + lost * cos**2)), 0.0, 1.0)
 
 
 def _box(key, n, h, w, height, width):

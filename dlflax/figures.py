@@ -184,16 +184,19 @@ def forecast(truth, forecasts, horizon_errors):
     return figure
 
 
-def comparison(rows, score: str):
+def comparison(rows):
     """Figure: score against training time, a labelled point an approach. rows: dicts with name,
-    seconds, parameters and the score."""
+    score (its name), mean, std or None, seconds and parameters."""
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     for row in rows:
+        at = row["seconds"], row["mean"]
         size = 30 + 40 * math.log10(max(row["parameters"], 10))
-        axes.scatter(row["seconds"], row[score], s=size, alpha=0.7)
-        axes.annotate(row["name"], (row["seconds"], row[score]), (8, 6), textcoords="offset points")
-    axes.set(xlabel="seconds of training", ylabel=score.replace("_", " "))
+        axes.scatter(*at, s=size, alpha=0.7)
+        if row["std"] is not None:
+            axes.errorbar(*at, yerr=row["std"], color="#555555", capsize=3)
+        axes.annotate(row["name"], at, (10, 6), textcoords="offset points")
+    axes.set(xlabel="seconds of training", ylabel=f"test {rows[0]['score']}")
     axes.set_xlim(0, 1.25 * max(row["seconds"] for row in rows))
     axes.margins(y=0.2)
     axes.grid(color="#dddddd", linewidth=0.8)

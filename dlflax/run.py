@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 import dlflax
-from dlflax import data, figures, logs, metrics, models, optim, tasks, train
+from dlflax import data, figures, flops, logs, metrics, models, optim, tasks, train
 from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError, RunError
 
@@ -126,7 +126,9 @@ def parse(
     chosen, _ = tyro.cli(
         first, args=without_help, config=config, add_help=False, return_unknown_args=True
     )
-    default = presets[chosen.preset or "default"]
+    # an architecture may have a preset of its own name
+    preset = chosen.preset or (chosen.model if chosen.model in presets else "default")
+    default = presets[preset]
     if chosen.resume:
         folder = chosen.run_dir or _newest_run(experiment)
         if (folder / "config.json").exists() and not chosen.preset:
@@ -144,9 +146,12 @@ def parse(
         config: Annotated[type(default), tyro.conf.arg(name="")] = default,
         preset: Annotated[
             preset_type, tyro.conf.arg(help="Values that the other flags start from.")
-        ] = "default",
+        ] = preset,
         architecture: Annotated[
-            model_type, tyro.conf.arg(name="model", help="Architecture, if not the preset's.")
+            model_type,
+            tyro.conf.arg(
+                name="model", help="Architecture, if not the preset's; some have a preset too."
+            ),
         ] = None,
     ) -> Config:
         return config
@@ -266,6 +271,7 @@ def run(
         "data_source": dataset.source,
         "model": type(recipe.model).__name__,
         "parameters": total,
+        "flops_per_example": forward_flops(recipe, abstract, train_set["inputs"][:1]),
         "hparams": _hparams(config),
         "seed": config.seed,
         "epochs_run": len(history),
@@ -292,10 +298,20 @@ def run(
     board.close()
     write_json(folder / "results.json", results)
     logs.print_results(results)
-    if dataset.name != config.data.dataset:
+    if dataset.name != config.data.dataset and config.data.data_dir is None:
         say(f"remember: these scores are of {dataset.name}, not of {config.data.dataset}.")
     say(f"pictures, metrics and checkpoints: {folder}")
     return results
+
+
+def forward_flops(recipe: train.Recipe, state: train.State, inputs) -> int:
+    """Operations of the model's forward pass on one example, inputs (1, ...); state may be
+    abstract. Convolutions count as such, whatever formulation they are computed by."""
+    model = recipe.model
+    if hasattr(model, "formulation"):
+        model = model.clone(formulation="lax")
+    variables = {"params": state.params, **state.collections}
+    return flops.flops(lambda v, x: model.apply(v, train.floats(x)), variables, inputs)
 
 
 def _augmented_picture(folder, config, train_set) -> None:

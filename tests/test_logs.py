@@ -275,5 +275,7 @@ def test_wrong_predictions(tmp_path, channels):
     np.testing.assert_array_equal(shown.squeeze(), images[38].squeeze())
     save(figure, tmp_path)
     assert figures.wrong_predictions(images, targets, targets, probabilities, names) is None
-    few = figures.wrong_predictions(images, targets, predictions, probabilities[:, 0], names, limit=2)
+    few = figures.wrong_predictions(
+        images, targets, predictions, probabilities[:, 0], names, limit=2
+    )
     assert len(few.axes) == 2

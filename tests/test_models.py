@@ -7,41 +7,230 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError
-from dlflax.models import CNN, MLP
+from dlflax.models import CNN, MLP, RNN, Autoencoder, ResNet, Transformer
 from dlflax.models.layers import Activation, Conv, Dropout, activation
+from dlflax.models.rnn import Recurrent
+from dlflax.models.transformer import Attention, patches, pieces, rotary
+from dlflax.optim import Hparams
+from dlflax.train import Recipe, abstract, as_traced, init, step
 
+PICTURES = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
+SERIES = jax.random.normal(jax.random.key(0), (4, 10, 2))
+TEXTS = jnp.int32([[5, 2, 9, 0, 0, 0], [1, 0, 0, 0, 0, 0], [3, 3, 8, 7, 2, 6], [4, 9, 1, 2, 0, 0]])
 MODELS = {
-    "cnn": (CNN(), 402_442),
-    "cnn deep": (CNN(features=(4, 8), depth=2, dense=(8, 8), dropout_on="all"), None),
-    "mlp": (MLP(), 101_770),
-}
+    "mlp": (MLP((8,)), PICTURES),
+    "cnn": (CNN((4, 6), depth=2, dense=(8, 8), dropout_on="all", formulation="lax"), PICTURES),
+    "resnet": (ResNet((4, 6), depth=1, formulation="lax"), PICTURES),
+    "lstm of rows": (RNN("lstm", (8,)), PICTURES),
+    "gru of texts": (RNN("gru", (8,), bidirectional=True, pooling="max", vocabulary=10), TEXTS),
+    "simple of series": (RNN("simple", (8, 6), pooling="mean"), SERIES),
+    "vit": (Transformer(1, 8, 2, 8, patch=4), PICTURES),
+    "transformer of texts": (
+        Transformer(2, 8, 2, 8, "rotary", "cls", vocabulary=10), TEXTS
+    ),
+    "transformer of series": (Transformer(1, 8, 2, 8, pooling="max", patch=2), SERIES),
+    "autoencoder": (Autoencoder((16,), 3, shape=(12, 12, 1)), PICTURES),
+    "variational": (Autoencoder((16,), 3, variational=True, shape=(12, 12, 1)), PICTURES),
+}  # fmt: skip
+COUNTS = [
+    (MLP(), (28, 28, 1), 101_770),
+    (CNN(), (28, 28, 1), 402_442),
+    (RNN(), (28, 28, 1), 81_674),
+    (Transformer(), (28, 28, 1), 105_226),
+    (Autoencoder(), (28, 28, 1), 2_690_864),
+    (ResNet(), (32, 32, 3), 175_258),
+]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_model_conformance(name):
-    """Every model: shape, float32 logits, parameter count as documented, pure, dropout only in
-    training, every parameter receives gradient."""
-    model, count = MODELS[name]
-    x = jax.random.uniform(jax.random.key(0), (4, 28, 28, 1))
-    init = jax.jit(model.init)
-    variables = init(jax.random.key(1), x)
-    if count:
-        assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
-    jax.tree.map(np.testing.assert_array_equal, variables, init(jax.random.key(1), x))
+def test_model_conformance(name, tmp_path):
+    """What the trainer relies on, of every model."""
+    model, inputs = MODELS[name]
+    rebuilds = isinstance(model, Autoencoder)
+    recipe = Recipe(model, "reconstruction" if rebuilds else "cross_entropy", "sgd", batch_size=4)
+    batch = {"inputs": inputs, "targets": jnp.arange(4), "mask": jnp.ones(4)}
+    hparams = as_traced(Hparams(learning_rate=0.1))
+    traces = []
 
+    @jax.jit
+    def init_(seed):
+        return init(recipe, hparams, inputs[:1], jax.random.key(seed))
+
+    def one_step(state, hparams):
+        traces.append(0)
+        return step(recipe, state, hparams, batch)
+
+    state, jitted = init_(0), jax.jit(one_step)
+    assert_equal(state, init_(0))
+    new, sums = jitted(state, hparams)
+    assert_equal((new, sums), jitted(state, hparams))  # pure
+    # a parameter that no gradient reaches does not move
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(state.params),
+        jax.tree.leaves(new.params), strict=True,
+    ):  # fmt: skip
+        assert np.any(a != b), path
+    assert all(np.any(a != b) for a, b in pairs(state.collections, new.collections))
+    dropped, _ = jitted(state, hparams.replace(dropout=np.float32(0.5)))
+    assert any(np.any(a != b) for a, b in pairs(new.params, dropped.params))
+    assert len(traces) == 1  # another dropout rate is the same program
+
+    # two trials at once are as each alone
+    double, other = jax.tree.map(lambda leaf: 2 * leaf, hparams), init_(1)
+    both, two = (
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        for trees in ((state, other), (hparams, double))
+    )
+    together, _ = jax.jit(jax.vmap(one_step))(both, two)
+    alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), new, jitted(other, double)[0])
+    for a, b in pairs(alone.params, together.params):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+    # train and eval differ where they should
     @functools.partial(jax.jit, static_argnames="train")
-    def apply(variables, train=False, dropout=0.0):
-        rngs = {"dropout": jax.random.key(2)} if train else {}
-        return model.apply(variables, x, train=train, dropout=dropout, rngs=rngs)
+    def apply(params, inputs, train=False):
+        variables, rngs = {"params": params, **state.collections}, {"dropout": jax.random.key(1)}
+        return model.apply(variables, inputs, train=train, rngs=rngs, mutable=["batch_stats"])[0]
 
-    logits = apply(variables)
-    assert logits.shape == (4, 10) and logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, apply(variables, train=True, dropout=0.0), atol=1e-6)
-    assert not np.allclose(logits, apply(variables, train=True, dropout=0.5))
+    outputs, trained = apply(state.params, inputs), apply(state.params, inputs, train=True)
+    assert outputs.shape == (inputs.shape if rebuilds else (4, 10))
+    assert outputs.dtype == jnp.float32
+    random = name in ("resnet", "variational")  # batch statistics, a drawn code
+    assert np.allclose(outputs, trained, atol=1e-6) != random
+    half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
+    rounded = apply(half(state.params), inputs if inputs.dtype == jnp.int32 else half(inputs))
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
 
-    gradient = jax.jit(jax.grad(lambda v: jnp.square(apply(v)).sum()))(variables)
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+    # saves and restores
+    saved = Checkpoints(tmp_path)
+    saved.save(new, [{"epoch": 1, "step": 1, "val_loss": 0.0}])
+    restored, _ = saved.restore_last(abstract(recipe, Hparams(), inputs[:1]))
+    assert_equal(new, restored)
+
+
+def pairs(a, b):
+    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+
+
+def assert_equal(a, b):
+    for x, y in pairs(a, b):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("model, shape, count", COUNTS)
+def test_parameter_counts_are_as_documented(model, shape, count):
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+    assert f"{count:,}" in type(model).__doc__
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        RNN("lstm", (8,), pooling="last", vocabulary=10),
+        RNN("gru", (8, 8), bidirectional=True, pooling="mean", vocabulary=10),
+        RNN("simple", (8,), bidirectional=True, pooling="max", vocabulary=10),
+        Transformer(2, 8, 2, 8, "rotary", "mean", vocabulary=10),
+        Transformer(1, 8, 2, 8, "learned", "cls", vocabulary=10),
+        Transformer(1, 8, 2, 8, "rotary", "max", vocabulary=10),
+    ],
+)
+def test_padding_never_changes_a_result(model):
+    variables = model.init(jax.random.key(0), TEXTS)
+    short = variables
+    if "positions" in variables["params"]:
+        steps = 4 + (model.pooling == "cls")
+        learned = variables["params"]["positions"]
+        variables = {"params": {**variables["params"], "positions": learned}}
+        short = {"params": {**variables["params"], "positions": learned[:, :steps]}}
+    kept = TEXTS[jnp.array([0, 1, 3])]
+    np.testing.assert_allclose(
+        model.apply(variables, kept), model.apply(short, kept[:, :4]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("cell", ["simple", "gru", "lstm"])
+def test_recurrent_layers_match_keras(cell):
+    """Outputs and last state, with a mask, from the same weights."""
+    keras = pytest.importorskip("keras")
+    x = np.random.default_rng(0).normal(size=(3, 7, 5)).astype(np.float32)
+    mask = np.arange(7)[None] < np.array([[7], [4], [1]])
+    kinds = {"simple": "SimpleRNN", "gru": "GRU", "lstm": "LSTM"}
+    layer = getattr(keras.layers, kinds[cell])(6, return_sequences=True, return_state=True)
+    with jax.numpy_rank_promotion("allow"):
+        layer.build(x.shape)
+        rng = np.random.default_rng(1)
+        weights = [np.float32(rng.normal(size=w.shape)) for w in layer.get_weights()]
+        layer.set_weights(weights)
+        outputs, last, *_ = layer(x, mask=mask)
+    kernel, recurrent, bias = weights
+    params = {"kernel": kernel, "recurrent_kernel": recurrent, "bias": bias}
+    if cell == "gru":
+        params |= {"bias": bias[0], "recurrent_bias": bias[1]}
+    ours, ours_last = Recurrent(6, cell).apply({"params": params}, x, jnp.asarray(mask))
+    np.testing.assert_allclose(ours, outputs, atol=1e-5)
+    np.testing.assert_allclose(ours_last, last, atol=1e-5)
+
+
+def test_attention_matches_keras():
+    keras = pytest.importorskip("keras")
+    x = np.random.default_rng(0).normal(size=(3, 7, 8)).astype(np.float32)
+    mask = np.arange(7)[None] < np.array([[7], [4], [1]])
+    layer = keras.layers.MultiHeadAttention(num_heads=2, key_dim=4)
+    with jax.numpy_rank_promotion("allow"):
+        layer.build(x.shape, x.shape)
+        rng = np.random.default_rng(1)
+        weights = [np.float32(rng.normal(size=w.shape)) for w in layer.get_weights()]
+        weights[3] *= 0  # the keys' bias, which changes nothing
+        layer.set_weights(weights)
+        expected = layer(x, x, attention_mask=mask[:, None, :])
+    q, q_bias, k, _, v, v_bias, out, out_bias = weights
+    params = {
+        "query": {"kernel": q.reshape(8, 8), "bias": q_bias.reshape(8)},
+        "key": {"kernel": k.reshape(8, 8)},
+        "value": {"kernel": v.reshape(8, 8), "bias": v_bias.reshape(8)},
+        "out": {"kernel": out.reshape(8, 8), "bias": out_bias},
+    }
+    ours = Attention(2).apply({"params": params}, x, jnp.asarray(mask))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_rotary_positions_turn_pairs_and_only_distance_counts():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 1, 4))
+    turned = np.asarray(rotary(x))
+    pair = np.asarray(x)[0, :, 0, 0] + 1j * np.asarray(x)[0, :, 0, 2]
+    expected = pair * np.exp(1j * np.arange(5))
+    np.testing.assert_allclose(turned[0, :, 0, 0] + 1j * turned[0, :, 0, 2], expected, atol=1e-5)
+    q = rotary(jnp.ones((1, 5, 1, 4)))[0, :, 0]
+    scores = np.asarray(q @ q.T)
+    np.testing.assert_allclose(scores[1:, 1:], scores[:-1, :-1], atol=1e-5)
+
+
+def test_patches_and_pieces():
+    x = np.arange(2 * 5 * 4 * 3).reshape(2, 5, 4, 3)
+    cut = patches(jnp.asarray(x), 2)
+    assert cut.shape == (2, 4, 12)
+    np.testing.assert_array_equal(cut[1, 3], x[1, 2:4, 2:4].reshape(-1))
+    np.testing.assert_array_equal(
+        pieces(jnp.asarray(x[:, :, 0]), 2)[0, 0], x[0, 1:3, 0].reshape(-1)
+    )
+
+
+def test_variational_divergence_by_hand():
+    model, inputs = MODELS["variational"]
+    variables = model.init(jax.random.key(0), inputs)
+    _, sown = model.apply(variables, inputs, mutable=["losses"])
+    params = variables["params"]
+    hidden = jax.nn.gelu(inputs.reshape(4, -1) @ params["down_0"]["kernel"])
+    mean, log_variance = np.split(np.asarray(hidden @ params["bottleneck"]["kernel"]), 2, -1)
+    kl = (-np.log(np.exp(log_variance / 2)) + (np.exp(log_variance) + mean**2) / 2 - 0.5).sum(-1)
+    np.testing.assert_allclose(sown["losses"]["kl"][0], kl / 144, rtol=1e-4)
+    np.testing.assert_allclose(model.apply(variables, inputs, method="encode"), mean, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +323,13 @@ def test_activations_are_the_ones_of_jax_nn():
 
 @pytest.mark.parametrize(
     "model",
-    [CNN(features=(8,) * 5), CNN(features=(0,)), CNN(dense=(-1,)), CNN(depth=0), MLP((0,))],
-)
+    [
+        CNN(features=(8,) * 5), CNN(features=(0,)), CNN(dense=(-1,)), CNN(depth=0), MLP((0,)),
+        ResNet(features=(8,) * 6), ResNet(depth=0), RNN(features=()), RNN(embedding=0),
+        Transformer(width=0), Transformer(heads=5), Transformer(patch=29), Autoencoder(code=0),
+        Transformer(width=4, heads=4, positions="rotary"),
+    ],
+)  # fmt: skip
 def test_impossible_models_are_refused(model):
-    with pytest.raises(InputError, match="--model.features .* 1 or more"):
+    with pytest.raises(InputError, match="--model.* must (all )?be"):
         model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))

@@ -55,14 +55,7 @@ class Series:
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
                 "pass --data-dir FILE.csv."
             )
-        values = _column(path, column)
-        missing = np.isnan(values)
-        if missing.all() or len(values) < 8:
-            raise InputError(f"{path} has {(~missing).sum()} numbers: a series needs more.")
-        if missing.any():
-            say(f"{path.name}: {missing.sum()} of {len(values)} values are missing: interpolated.")
-            at = np.arange(len(values))
-            values = np.interp(at, at[~missing], values[~missing])
+        values = read(path, column, say)
         checksum = hashlib.sha256(values.tobytes()).hexdigest()
         if not 0 < self.tail < 1:
             raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
@@ -143,6 +136,21 @@ def _windows(values, start, stop, window, horizon):
     first = np.arange(max(start, window), stop - horizon + 1)
     past = values[first[:, None] + np.arange(-window, 0)[None]]
     return past, values[first[:, None] + np.arange(horizon)[None]]
+
+
+def read(path: Path, column: str | None = None, say: Callable[[str], None] = print) -> np.ndarray:
+    """One column, by default the last, of a CSV file with a header: float64 (n,). As `Series.load`
+    says."""
+    path = Path(path)
+    values = _column(path, column)
+    missing = np.isnan(values)
+    if missing.all() or len(values) < 8:
+        raise InputError(f"{path} has {(~missing).sum()} numbers: a series needs more.")
+    if missing.any():
+        say(f"{path.name}: {missing.sum()} of {len(values)} values are missing: interpolated.")
+        at = np.arange(len(values))
+        values = np.interp(at, at[~missing], values[~missing])
+    return values
 
 
 def _column(path: Path, column: str | None) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""How many floating-point operations a program needs, counted from its trace."""
+
+import math
+
+import jax
+from jax.extend import core
+
+
+def flops(function, *args) -> int:
+    """Operations of the matrix products and convolutions in `function(*args)`, a multiplication and
+    an addition being two. args: arrays or ShapeDtypeStructs. What is done elementwise is left out,
+    as is usual; a scan counts as often as it runs, a while loop of unknown length once."""
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracting, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            inner = math.prod(shape[axis] for axis in contracting)
+            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+        elif name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            features = kernel[params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(kernel) // features * math.prod(out)
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in params["branches"])
+        else:
+            times = params["length"] if name == "scan" else 1
+            total += times * sum(_count(inner) for inner in _inner(params))
+    return total
+
+
+def _inner(params):
+    for value in params.values():
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
