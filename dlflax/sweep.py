@@ -183,6 +183,10 @@ def run_sweep(
     sweep = dataclasses.replace(sweep, recipe=run.fitted(sweep.recipe, whole))
     space = tune.space(_words(sweep.space), sweep.recipe, grid=sweep.sampler == "grid")
     recipe, hparams = tune.apply(space.fixed, sweep.recipe, sweep.hparams)
+    if sweep.objective != "val_loss" and recipe.loss != "cross_entropy":
+        raise InputError(
+            f"--objective {sweep.objective} is for classes: with --loss {recipe.loss} use val_loss."
+        )
     study = sweep.study or f"{experiment}_{search}"
     folder = sweep.run_dir or Path("runs") / "sweeps" / study
     trials = sweep.trials

@@ -1,0 +1,170 @@
+"""Every shipped experiment, swept, shrunk, on real data; then its winner predicts."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import experiments
+from dlflax import run, sweep
+from experiments import autoencoder, compare, forecast, mnist, predict, sentiment
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Own run and cache folders; no network, so that MNIST is scikit-learn's digits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
+    monkeypatch.setattr(run, "compilation_cache", lambda: None)
+
+
+def swept(experiment, *flags):
+    """`python -m sweeps.random_search EXPERIMENT FLAGS` in this process: results.json of the
+    winner's run."""
+    flags = [*flags, "--trials", "2", "--population", "2", "--run-dir", "sweep"]
+    sweep.main("random_search", experiments, ("random",), [experiment, *flags], "")
+    assert json.loads(Path("sweep/results.json").read_text())["complete"] == 2
+    return json.loads(Path("sweep/best/results.json").read_text())
+
+
+def predicted(capsys, *inputs):
+    """What `python -m experiments.predict sweep INPUTS --json` prints."""
+    capsys.readouterr()
+    predict.command(Path("sweep"), inputs, json_output=True)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def table(path):
+    return list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines()))
+
+
+def digit():
+    pixels = np.zeros((40, 40), np.uint8)
+    pixels[5:35, 17:22] = 255
+    Image.fromarray(pixels).save("one.png")
+    return "one.png"
+
+
+def test_mnist_by_rows(capsys):
+    results = swept("mnist", "--model", "rnn", "--model.features", "16", "--epochs", "2")
+    assert results["model"] == "RNN" and results["test"]["accuracy"] > 0.3
+    (answer,) = predicted(capsys, digit())
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_mnist_by_patches_augmented(capsys):
+    flags = [
+        "--model",
+        "transformer",
+        "--model.depth",
+        "1",
+        "--epochs",
+        "3",
+        "--space.mixup",
+        "0",
+        "1",
+    ]
+    flags += ["--augment", "affine", "mixup", "--hparams.translate", "2"]
+    results = swept("mnist", *flags)
+    assert results["model"] == "Transformer" and results["test"]["accuracy"] > 0.3
+    with Image.open("sweep/best/augmented.png") as picture:
+        assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("preset", ["default", "denoising", "variational"])
+def test_autoencoder(preset, capsys):
+    flags = ["--dataset", "digits", "--model.features", "64", "--model.code", "8"]
+    flags += ["--preset", preset, "--epochs", "6", "--batch-size", "32"]
+    if preset == "default":
+        results = swept("autoencoder", *flags)
+        (answer,) = predicted(capsys, digit())
+        assert len(answer["code"]) == 8 and answer["mean_squared_error"] < 0.5
+        assert Path(answer["picture"]).exists()
+        folder = Path("sweep/best")
+    else:
+        run.main("autoencoder", autoencoder.PRESETS, args=[*flags, "--run-dir", "run"])
+        folder = Path("run")
+        results = json.loads((folder / "results.json").read_text())
+    # the mean picture as the reconstruction of every picture has a squared error of 0.088
+    assert results["test"]["loss"] < 0.07
+    assert results["test"]["linear_probe_accuracy"] > 0.6
+    for name in ("reconstructions", "samples", "latent"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    assert (folder / "augmented.png").exists() == (preset == "denoising")
+
+
+def test_sentiment(capsys):
+    flags = ["--dataset", "vader", "--length", "6", "--model.features", "8"]
+    results = swept("sentiment", *flags, "--epochs", "2", "--space.learning-rate", "1e-2")
+    assert results["dataset"] == "vader" and results["test"]["accuracy"] > 0.6
+    wrong = table("sweep/best/wrong_predictions.csv")
+    shares = [float(row["probability"]) for row in wrong]
+    assert shares == sorted(shares, reverse=True) and wrong[0]["true"] != wrong[0]["said"]
+    good, bad = predicted(capsys, "beautiful", "hateful")
+    assert set(good["probabilities"]) == {"negative", "positive"}
+    assert good["probabilities"]["positive"] > bad["probabilities"]["positive"]
+
+
+def test_sentiment_by_transformer():
+    flags = ["--dataset", "vader", "--length", "6", "--model", "transformer", "--epochs", "2"]
+    run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, [*flags, "--run-dir", "run"])
+    assert json.loads(Path("run/results.json").read_text())["test"]["accuracy"] > 0.6
+
+
+def test_forecast(capsys):
+    flags = ["--dataset", "sunspots", "--window", "22", "--horizon", "11", "--batch-size", "16"]
+    results = swept("forecast", *flags, "--epochs", "20", "--space.learning-rate", "3e-3")
+    scores = {name: score["rmse"] for name, score in results["forecasts"].items()}
+    assert scores["model"] < scores["naive"]
+    assert len(predicted(capsys)[0]["forecast"]) == 11
+    Path("mine.csv").write_text("year,spots\n" + "".join(f"{i},{i % 11}\n" for i in range(30)))
+    assert len(predicted(capsys, "mine.csv")[0]["forecast"]) == 11
+
+
+def test_compare(capsys):
+    flags = ["forecast", "--dataset", "sunspots", "--window", "22", "--horizon", "11", "--epochs"]
+    flags += ["2", "--seeds", "2", "--models", "mlp", "rnn", "--run-dir", "compared"]
+    rows = compare.compare(flags)
+    assert {row["name"] for row in rows} == {"mlp", "rnn"} and rows[0]["mean"] <= rows[1]["mean"]
+    assert all(row["std"] > 0 and row["flops_per_example"] > 0 for row in rows)
+    assert len(table("compared/comparison.csv")) == 2
+    with Image.open("compared/comparison.png") as picture:
+        assert min(picture.size) > 300
+    assert "seasonal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "experiment, flags, sentence",
+    [
+        ("sentiment", ["--augment", "flip"], "--augment is for pictures"),
+        ("mnist", ["--loss", "mean_squared_error"], "a CNN on these data needs cross_entropy"),
+        ("forecast", ["--loss", "cross_entropy"], "a MLP on these data needs mean_squared_error"),
+        ("autoencoder", ["--loss", "cross_entropy"], "a Autoencoder on these data needs recons"),
+        ("forecast", ["--hparams.flip", "2"], "--hparams.flip 2 must be from 0 to 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(experiment, flags, sentence, capsys):
+    module = {"sentiment": sentiment, "mnist": mnist, "forecast": forecast}.get(
+        experiment, autoencoder
+    )
+    if experiment == "sentiment":
+        flags = [*flags, "--dataset", "vader"]
+    with pytest.raises(SystemExit) as exit_:
+        run.main(experiment, module.PRESETS, getattr(module, "ARCHITECTURES", {}), flags)
+    assert exit_.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_compare_refuses(capsys):
+    for flags, sentence in (
+        (["nothing"], "unknown experiment 'nothing': choose one of mnist,"),
+        (["mnist", "--models", "vgg"], "--models vgg is no architecture of mnist"),
+        (["mnist", "--preset", "best"], "--preset has no meaning here"),
+        (["mnist", "--seeds", "0"], "--seeds 0 must be 1 or more"),
+    ):
+        with pytest.raises(compare.InputError, match=sentence):
+            compare.compare(flags)

@@ -1,0 +1,129 @@
+"""Time series: what is read, how it is cut, and the forecasts that need no model."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from dlflax import tasks
+from dlflax.data import Series
+from dlflax.data.series import naive, read, seasonal_naive
+from dlflax.errors import InputError
+
+
+def write(path, rows, header=("date", "value")):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def counted(tmp_path, n=40):
+    return write(tmp_path / "counted.csv", [(f"day {i}", i) for i in range(n)])
+
+
+def test_windows_by_hand(tmp_path):
+    """The values 0..39: every window and target is known."""
+    series = Series(data_dir=counted(tmp_path), window=5, horizon=3, tail=0.25)
+    dataset = series.load()
+    splits = series.split(dataset, 0.2, seed=0)
+    # 30 values before the tail, the last 6 of which are for validation
+    assert [len(part["targets"]) for part in (splits.train, splits.val, splits.test)] == [17, 4, 8]
+    for part in (splits.train, splits.val, splits.test):
+        assert part["inputs"].dtype == part["targets"].dtype == np.float32
+        scale = splits.info["scale"]
+        np.testing.assert_allclose(part["inputs"][0, :, 0] * scale, [-4, -3, -2, -1, 0], atol=1e-5)
+        np.testing.assert_allclose(part["targets"][0] * scale, [1, 2, 3], atol=1e-5)
+    assert splits.info["last_window"] == [35, 36, 37, 38, 39]
+    assert splits.model == {"num_outputs": 3, "vocabulary": 0}
+    whole = series.split(dataset, 0.0, seed=1)
+    assert whole.val is None and len(whole.train["targets"]) == 23
+
+
+def test_no_target_is_in_two_parts(tmp_path):
+    values = np.random.default_rng(0).normal(size=60)
+    path = write(tmp_path / "a.csv", [(i, v) for i, v in enumerate(values)])
+    series = Series(data_dir=path, window=6, horizon=4)
+    splits = series.split(series.load(), 0.2, seed=0)
+    steps = [  # from one value to the next, as unique as the values
+        {round(float(x), 4) for x in np.diff(part["targets"], axis=1).ravel()}
+        for part in (splits.train, splits.val, splits.test)
+    ]
+    assert not (steps[0] & steps[1] or steps[0] & steps[2] or steps[1] & steps[2])
+
+
+def test_naive_forecasts_by_hand():
+    inputs = np.float32([[[1], [2], [3], [4], [0]]])
+    np.testing.assert_array_equal(naive(inputs, 2), [[0, 0]])
+    np.testing.assert_array_equal(seasonal_naive(inputs, 5, 3), [[3, 4, 0, 3, 4]])
+
+
+def test_regression_scores_in_the_series_own_unit():
+    """Against pandas-free arithmetic on the raw series: a perfect model, and both baselines."""
+    series = Series("sunspots", window=22, horizon=11)
+    dataset = series.load(lambda _: None)
+    splits = series.split(dataset, 0.1, seed=0)
+    values = np.concatenate([dataset.train["inputs"], dataset.test["inputs"]])
+    assert len(values) == 309 and values.max() == 190.2
+    start = len(dataset.train["inputs"])
+    first = np.arange(start, len(values) - 10)
+    truth = np.stack([values[first + k] for k in range(11)], 1)
+    expected = {
+        "naive": np.sqrt(np.mean((values[first - 1][:, None] - truth) ** 2)),
+        "seasonal_naive": np.sqrt(np.mean((np.stack([values[first - 11 + k] for k in range(11)], 1)
+                                           - truth) ** 2)),
+    }  # fmt: skip
+    scores, pictures, _ = tasks.regression(
+        None, None, None, dataset, splits, None, splits.test["targets"]
+    )
+    assert scores["forecasts"]["model"] == {"rmse": 0.0, "mae": 0.0}
+    for name, rmse in expected.items():
+        assert scores["forecasts"][name]["rmse"] == pytest.approx(rmse, rel=1e-5)
+    assert list(pictures) == ["forecast"]
+
+
+def test_missing_values_are_interpolated_and_said(tmp_path):
+    path = write(tmp_path / "a.csv", [(i, "" if i in (3, 4) else 2 * i) for i in range(10)])
+    said = []
+    np.testing.assert_array_equal(read(path, say=said.append), 2.0 * np.arange(10))
+    assert said == ["a.csv: 2 of 10 values are missing: interpolated."]
+    dataset = Series("co2").load(said.append)
+    assert len(dataset.train["inputs"]) + len(dataset.test["inputs"]) == 2284
+    assert "59 of 2284 values are missing" in said[-1]
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"dataset": "nope", "data_dir": None}, "--dataset nope is unknown here: choose co2 or"),
+        ({"column": "price"}, "has no column 'price': it has date, value"),
+        ({"column": "date"}, "line 2, column date: 'day 0' is not a number"),
+        ({"window": 30}, "its train part has .* too few for --window 30"),
+        ({"horizon": 20}, "too few for --window 5 and --horizon 20"),
+        ({"window": 5, "period": 7}, "--window 5 must be at least the season of 7 steps"),
+        ({"horizon": 0}, "--horizon 0 at least 1"),
+        ({"period": -1}, "--period -1 must be"),
+        ({"tail": 1.0}, "--tail 1 must be between 0 and 1"),
+    ],
+)
+def test_refusals(tmp_path, fields, sentence):
+    fields = {"data_dir": counted(tmp_path), "window": 5, "horizon": 3, **fields}
+    with pytest.raises(InputError, match=sentence):
+        series = Series(**fields)
+        series.split(series.load(), 0.1, 0)
+
+
+def test_files_that_are_no_series(tmp_path):
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty.csv").write_text("")
+    short = write(tmp_path / "short.csv", [(1, 1)])
+    endless = write(tmp_path / "endless.csv", [(i, "inf") for i in range(9)])
+    for path, sentence in (
+        (tmp_path / "binary.csv", "is not a CSV file with a header"),
+        (tmp_path / "empty.csv", "is not a CSV file with a header"),
+        (tmp_path / "nowhere.csv", "does not exist"),
+        (tmp_path, "is not a file"),
+        (short, "has 1 numbers"),
+        (endless, "has an infinite value"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            read(path)
