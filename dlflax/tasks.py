@@ -103,10 +103,11 @@ def reconstruction(recipe, hparams, state, dataset, splits, sums, outputs):
     samples = recipe.model.apply(
         {"params": train.averaged(recipe, state)}, np.float32(drawn), method="decode"
     )
+    points, axes = _plane(test_codes[:5000])
     pictures = {
         "reconstructions": figures.reconstructions(inputs, rebuilt, noisy),
         "samples": figures.samples(np.asarray(samples)),
-        "latent": figures.latent(*_plane(test_codes[:5000]), targets[:5000], dataset.class_names),
+        "latent": figures.latent(points, targets[:5000], dataset.class_names, axes),
     }
     return {"test": {"linear_probe_accuracy": accuracy}}, pictures, {}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_cifar import write_cifar
 
 import experiments
 from dlflax import run, sweep
@@ -56,23 +57,23 @@ def test_mnist_by_rows(capsys):
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_mnist_by_patches_augmented(capsys):
-    flags = [
-        "--model",
-        "transformer",
-        "--model.depth",
-        "1",
-        "--epochs",
-        "3",
-        "--space.mixup",
-        "0",
-        "1",
-    ]
-    flags += ["--augment", "affine", "mixup", "--hparams.translate", "2"]
+def test_mnist_by_patches_augmented():
+    flags = ["--model", "transformer", "--model.depth", "1", "--model.patch", "14", "--epochs", "3"]
+    flags += ["--augment", "mixup", "--space.mixup", "0", "1", "--batch-size", "32"]
     results = swept("mnist", *flags)
     assert results["model"] == "Transformer" and results["test"]["accuracy"] > 0.3
     with Image.open("sweep/best/augmented.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_cifar10():
+    """Patches of photographs in CIFAR-10's files; BatchNorm's statistics in a population."""
+    write_cifar(Path("cifar"), train=300, test=50)
+    flags = ["--model.features", "8", "16", "--model.depth", "1", "--model.formulation", "lax"]
+    flags += ["--epochs", "4", "--batch-size", "32", "--space.learning-rate", "0.1"]
+    results = swept("cifar10", "--data-dir", "cifar", *flags)
+    assert results["model"] == "ResNet" and results["test"]["accuracy"] > 0.3
+    assert Path("sweep/best/augmented.png").exists()
 
 
 @pytest.mark.parametrize("preset", ["default", "denoising", "variational"])

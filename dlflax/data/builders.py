@@ -1,8 +1,8 @@
-"""MNIST, Fashion-MNIST and the IMDB reviews for TensorFlow Datasets, prepared without TensorFlow.
+"""MNIST, CIFAR-10, the IMDB reviews for TensorFlow Datasets, prepared without TensorFlow.
 
 TFDS's own builders need TensorFlow to prepare. These have the same names, version and features,
 so what they prepare is found by a plain `tfds.data_source("mnist")` too. See
-https://www.tensorflow.org/datasets/catalog/mnist, .../fashion_mnist and .../imdb_reviews.
+https://www.tensorflow.org/datasets/catalog/mnist, .../fashion_mnist and so on.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from dlflax.data import idx, text
+from dlflax.data import cifar, idx, text
 from dlflax.errors import InputError
 
 
@@ -71,6 +71,52 @@ class FashionMnist(Mnist, skip_registration=True):
     """Fashion-MNIST: as `Mnist`, with photographs of ten kinds of clothing."""
 
 
+class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """50,000 train and 10,000 test photographs, uint8 (32, 32, 3) (Krizhevsky 2009)."""
+
+    VERSION = tfds.core.Version("3.0.2")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(32, 32, 3)),
+            "label": tfds.features.ClassLabel(names=cifar.CLASS_NAMES),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+        )
+
+    def _split_generators(self, dl_manager):
+        path = _published(dl_manager, cifar.URL, cifar.SHA256)
+        train, test = cifar.read_cifar([path])
+        return {
+            "train": self._generate_examples("train", *train),
+            "test": self._generate_examples("test", *test),
+        }
+
+    def _generate_examples(self, part, images, labels):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            png = io.BytesIO()
+            PIL.Image.fromarray(image).save(png, format="png")
+            name = f"{part}_{index:05d}"
+            yield name, {"id": name, "image": png.getvalue(), "label": int(label)}
+
+
+def _published(dl_manager, url: str, sha256: str) -> Path:
+    """The downloaded file. InputError, and it is not kept, when it is another one."""
+    path = Path(dl_manager.download(url))
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        for unwanted in (path, path.with_name(f"{path.name}.INFO")):
+            unwanted.unlink(missing_ok=True)  # as for MNIST
+        raise InputError(f"{url} is not the published file.")
+    return path
+
+
 class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """25,000 train and 25,000 test film reviews with their sentiment (Maas et al., ACL 2011)."""
 
@@ -90,13 +136,7 @@ class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        path = Path(dl_manager.download(text.IMDB_URL))
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != text.IMDB_SHA256:
-            for unwanted in (path, path.with_name(f"{path.name}.INFO")):
-                unwanted.unlink(missing_ok=True)  # as for MNIST
-            raise InputError(f"{text.IMDB_URL} is not the published file.")
+        path = _published(dl_manager, text.IMDB_URL, text.IMDB_SHA256)
         return {part: self._generate_examples(path, part) for part in ("train", "test")}
 
     def _generate_examples(self, path: Path, part: str):

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.data import idx
+from dlflax.data import cifar, idx
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.order import split
 from dlflax.errors import InputError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 NETWORK_SECONDS = 4.0
+DOWNLOADS = (*idx.URLS, "cifar10")  # by our own TFDS builders
 
 NOT_MNIST = """
 **********************************************************************
@@ -40,9 +41,9 @@ class Images:
     """Labelled pictures of one size, with a test split of their own."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, or with the extra `tf` any image classification set of TFDS."""
+    """mnist, fashion_mnist, cifar10, or with the extra `tf` any such set of TFDS."""
     data_dir: Path | None = None
-    """Folder with the data set's IDX files or a prepared TFDS data set."""
+    """Folder with IDX files, CIFAR-10's binary files, or a prepared TFDS data set."""
 
     def load(self, say: Callable[[str], None] = print) -> Dataset:
         """`load`."""
@@ -79,16 +80,16 @@ def load(
 ) -> Dataset:
     """The data set `name`, from the first source that has it.
 
-    `name` is "mnist", "fashion_mnist", "digits" (scikit-learn's, at 28 x 28) or an image
+    `name` is "mnist", "fashion_mnist", "cifar10", "digits" (scikit-learn's, at 28 x 28) or an image
     classification set of TFDS. With `data_dir` that folder is the only source: four IDX files
-    (http://yann.lecun.com/exdb/mnist/, gzip or not) or a TFDS folder. Without it: a data set
-    prepared by TFDS ($TFDS_DATA_DIR or ~/tensorflow_datasets), a download (never with
-    DLFLAX_OFFLINE=1), and at last Debian's Fashion-MNIST or, for "mnist", the digits. Decoded
-    arrays are kept in `cache_dir` ($XDG_CACHE_HOME or ~/.cache, /dlflax). `say` gets a sentence
-    for each source that failed.
+    (http://yann.lecun.com/exdb/mnist/, gzip or not), CIFAR-10's binary version or a TFDS folder.
+    Without it: a data set prepared by TFDS ($TFDS_DATA_DIR or ~/tensorflow_datasets), a download
+    (never with DLFLAX_OFFLINE=1), and at last Debian's Fashion-MNIST or, for "mnist", the digits.
+    Decoded arrays are kept in `cache_dir` ($XDG_CACHE_HOME or ~/.cache, /dlflax). `say` gets a
+    sentence for each source that failed.
 
-    Inputs are uint8 (n, 28, 28, 1) for the built-in names, (n, h, w, c) for others; targets are
-    int32 (n,). Raises InputError, one sentence, when no source has the data or a file is wrong.
+    Inputs are uint8 (n, h, w, c), (n, 28, 28, 1) for MNIST and its like; targets are int32 (n,).
+    Raises InputError, one sentence, when no source has the data or a file is wrong.
     """
     cache_dir = cache_dir or cache_folder()
 
@@ -99,12 +100,17 @@ def load(
         files = idx.find_idx(folder)
         return cached(list(files.values()), lambda: _read_idx(name, folder, files))
 
+    def from_cifar(place: Path, files: list[Path]) -> Dataset:
+        return cached(files, lambda: _read_cifar(place, files))
+
     def from_tfds(folder: Path) -> Dataset:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         return cached(files, lambda: _read_tfds(name, folder, say))
 
     if data_dir is not None:
         folder = Path(data_dir).expanduser()
+        if name == "cifar10" and (files := cifar.find_cifar(folder)):
+            return from_cifar(folder, files)
         if not folder.is_dir():
             state = "is not a folder" if folder.exists() else "does not exist"
             raise InputError(f"--data-dir {folder} {state}: it should be {_wanted(name)}.")
@@ -132,15 +138,16 @@ def load(
             try:
                 return from_tfds(prepared)
             except InputError as error:
-                if name not in idx.URLS:
+                if name not in DOWNLOADS:
                     raise
                 say(str(error))
 
-    if name not in idx.URLS:
+    if name not in DOWNLOADS:
         return from_tfds(_prepare_with_tensorflow(name, roots[0]))
 
     free = [root for root in roots if not _prepared(root, name)]
-    if reason := _no_network(f"{idx.URLS[name]}{idx.FILES[0]}.gz"):
+    url = cifar.URL if name == "cifar10" else f"{idx.URLS[name]}{idx.FILES[0]}.gz"
+    if reason := _no_network(url):
         say(f"{name} cannot be downloaded: {reason}.")
     elif free:
         try:
@@ -151,6 +158,11 @@ def load(
     if name == "mnist":
         say(NOT_MNIST)
         return _digits(cached)
+    if name == "cifar10":
+        raise InputError(
+            f"cifar10 is not on this machine and cannot be downloaded: pass --data-dir with "
+            f"{cifar.ARCHIVE} ({cifar.URL}) or the folder in it."
+        )
     if len(idx.find_idx(DEBIAN_FASHION_MNIST)) == len(idx.FILES):
         return from_idx(DEBIAN_FASHION_MNIST)
     raise InputError(
@@ -167,6 +179,8 @@ def cache_folder() -> Path:
 
 def _wanted(name: str) -> str:
     tfds = f"a TFDS folder with {name}/<version>/dataset_info.json"
+    if name == "cifar10":
+        return f"{cifar.ARCHIVE}, its folder {cifar.FOLDER}, or {tfds}"
     if name not in idx.URLS:
         return tfds
     return f"a folder with {', '.join(idx.FILES)}, each with or without .gz, or {tfds}"
@@ -266,6 +280,12 @@ def _read_idx(name: str, folder: Path, files: dict[str, Path]) -> Dataset:
     return _dataset(name, source, (train, test), idx.CLASS_NAMES[name], places)
 
 
+def _read_cifar(place: Path, files: list[Path]) -> Dataset:
+    source = f"CIFAR-10's binary files in {place.resolve()}"
+    places = [("data_batch_1 to 5", "data_batch_1 to 5"), ("test_batch.bin", "test_batch.bin")]
+    return _dataset("cifar10", source, cifar.read_cifar(files), cifar.CLASS_NAMES, places)
+
+
 def _prepared(root: Path, name: str) -> Path | None:
     """The newest version of `name` that TFDS has prepared below `root`."""
     versions = {}
@@ -335,7 +355,7 @@ def _read_tfds_split(builder, split, image, label, place) -> tuple[np.ndarray, n
 
 def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     """The folder of any other TFDS data set, downloaded and prepared by its own builder."""
-    unknown = f'"{name}" is unknown here: mnist, fashion_mnist and digits are built in'
+    unknown = f'"{name}" is unknown here: mnist, fashion_mnist, cifar10 and digits are built in'
     if not importlib.util.find_spec("tensorflow"):
         raise InputError(
             f'{unknown}, and other data sets of TFDS need TensorFlow (pip install "dlflax[tf]").'
@@ -394,7 +414,10 @@ def _download(name: str, root: Path) -> Path:
 
     from dlflax.data import builders
 
-    builder = {"mnist": builders.Mnist, "fashion_mnist": builders.FashionMnist}[name](data_dir=root)
+    builder = {
+        "mnist": builders.Mnist, "fashion_mnist": builders.FashionMnist,
+        "cifar10": builders.Cifar10,
+    }[name](data_dir=root)  # fmt: skip
     builder.download_and_prepare(
         file_format="array_record",
         download_config=tfds.download.DownloadConfig(try_download_gcs=False),
