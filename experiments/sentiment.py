@@ -20,7 +20,7 @@ PRESETS = {
     "default": run.Config(
         recipe=Recipe(model=ARCHITECTURES["rnn"], batch_size=64),
         hparams=Hparams(dropout=0.5),
-        data=Text("imdb_reviews"),
+        data=Text(),
         epochs=10,
         patience=3,
     ),

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from dlflax.data import sources, text
+from dlflax.data.dataset import Dataset
 from dlflax.data.order import split
 from dlflax.data.text import Text, encode
 from dlflax.errors import InputError
@@ -481,7 +482,7 @@ def test_special_tokens(films):
             {"vocabulary": 257, "tokenizer": "bpe"},
             "--vocabulary 257 .* bpe tokenizer: it needs 258",
         ),
-        ({"length": 0}, "--length 0 must be 1 or more"),
+        ({"length": -1}, "--length -1 must be 1 or more"),
     ],
 )
 def test_bad_fields(films, fields, sentence):
@@ -738,3 +739,14 @@ def test_real_texts():
 
     splits = Text(vocabulary=2000).split(sms, 0.1, 0)
     assert splits.model == {"num_outputs": 2, "vocabulary": 2000}
+
+
+def test_length_0_fits_95_of_100_training_texts():
+    words = [" ".join(["good"] * (1 + i % 100)) for i in range(500)]
+    part = {"inputs": np.array(words, object), "targets": np.arange(500, dtype=np.int32) % 2}
+    dataset = Dataset("films", "here", part, part, ("bad", "good"), "")
+    splits = Text().split(dataset, 0.0, 0)
+    assert splits.info["length"] == splits.train["inputs"].shape[1] == 96
+    long = {**part, "inputs": np.array([f"{word} " * 300 for word in words], object)}
+    dataset = Dataset("films", "here", long, long, ("bad", "good"), "")
+    assert Text().split(dataset, 0.0, 0).info["length"] == 256

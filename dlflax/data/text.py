@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ TEXT_COLUMNS = [
 LABEL_COLUMNS = ["label", "class", "sentiment", "target", "category", "polarity", "rating"]
 TEST_SHARE = 0.1
 FEWEST = 10
+LONGEST = 256  # tokens, where --length is not given
 
 PAD, UNK = 0, 1
 SPECIAL_TOKENS = ["[PAD]", "[UNK]"]
@@ -65,8 +67,9 @@ class Text:
     """A .csv, .tsv or .jsonl file, a folder with a .txt file or a folder a class, or TFDS's."""
     vocabulary: int = 8000
     """The most tokens that the tokenizer may have."""
-    length: int = 64
-    """Tokens that a text is cut or padded to."""
+    length: int = 0
+    """Tokens that a text is cut or padded to (0: so that 95 of 100 training texts fit, 256 at
+    most)."""
     tokenizer: Literal["word", "bpe"] = "word"
     """Whole words, or pieces of words by byte-pair encoding; vader is always cut into pieces."""
     lowercase: bool = True
@@ -148,14 +151,20 @@ class Text:
                 f"--vocabulary {vocabulary} is too small for the {kind} tokenizer: it needs "
                 f"{fewest} or more."
             )
-        if self.length < 1:
-            raise InputError(f"--length {self.length} must be 1 or more tokens.")
+        if self.length < 0:
+            raise InputError(f"--length {self.length} must be 1 or more tokens, or 0.")
         train, val = split(dataset.train, validation, seed)
         tokenizer = _train_tokenizer(train["inputs"].tolist(), kind, vocabulary, self.lowercase)
         tokenizer_json = tokenizer.to_str()
+        length = self.length
+        if not length:
+            step = max(1, len(train["inputs"]) // 2000)  # a sample says as much
+            sample = tokenizer.encode_batch_fast(train["inputs"][::step].tolist())
+            lengths = [len(encoding.ids) for encoding in sample]
+            length = min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
 
         def encoded(part):
-            inputs = encode(tokenizer_json, part["inputs"].tolist(), self.length)
+            inputs = encode(tokenizer_json, part["inputs"].tolist(), length)
             return {"inputs": inputs, "targets": part["targets"]}
 
         return Splits(
@@ -164,7 +173,7 @@ class Text:
                 "num_outputs": len(dataset.class_names),
                 "vocabulary": tokenizer.get_vocab_size(),
             },
-            info={"length": self.length, "tokenizer": kind},
+            info={"length": length, "tokenizer": kind},
             files={"tokenizer.json": tokenizer_json},
         )  # fmt: skip
 
