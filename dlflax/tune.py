@@ -25,6 +25,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from dlflax import optim, train
+from dlflax.augment import Operation
 from dlflax.errors import InputError
 from dlflax.storage import Outcome, Trial
 
@@ -119,14 +120,16 @@ def apply(
                 value = tuple(int(number) for number in str(value).split(","))
             recipe = dataclasses.replace(recipe, model=recipe.model.clone(**{field: value}))
         elif name in STRUCTURE:
+            if name == "augment" and not isinstance(value, tuple):
+                value = () if value == "none" else tuple(value.split(","))
             recipe = dataclasses.replace(recipe, **{name: value})
         else:
             hparams = hparams.replace(**{name: value})
     return recipe, hparams
 
 
-def _text(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
+def _text(items: tuple) -> str:
+    return ",".join(map(str, items)) or "none"
 
 
 def _value(name: str, word: str, recipe: train.Recipe, flag: str):
@@ -140,6 +143,14 @@ def _value(name: str, word: str, recipe: train.Recipe, flag: str):
         except ValueError as error:
             raise InputError(f"{flag}: {word!r} is not a number.") from error
         return float(word)
+    if name == "augment":
+        operations = () if word == "none" else tuple(word.split(","))
+        if unknown := set(operations) - set(typing.get_args(Operation)):
+            right = ", ".join(typing.get_args(Operation))
+            raise InputError(
+                f"{flag}: {unknown.pop()!r} must be one of {right}, several as crop,flip, or none."
+            )
+        return operations
     hint = typing.get_type_hints(type(owner)).get(field)
     if typing.get_origin(hint) is Literal:
         if word not in typing.get_args(hint):

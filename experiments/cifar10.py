@@ -33,5 +33,12 @@ PRESETS = {
     ),
 }
 
+SPACE = {
+    "learning_rate": ("5e-3", "0.2", "log"),
+    "l2": ("1e-5", "1e-3", "log"),
+    "cutout": ("0", "0.5"),
+}
+GRID = {"learning_rate": ("0.02", "0.05", "0.1"), "l2": ("1e-4", "2.5e-4", "5e-4")}
+
 if __name__ == "__main__":
     run.main("cifar10", PRESETS, ARCHITECTURES, description=__doc__)

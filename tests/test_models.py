@@ -85,7 +85,7 @@ def test_model_conformance(name, tmp_path):
     )
     together, _ = jax.jit(jax.vmap(one_step))(both, two)
     alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), new, jitted(other, double)[0])
-    for a, b in pairs(alone.params, together.params):
+    for a, b in pairs((alone.params, alone.collections), (together.params, together.collections)):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
     # train and eval differ where they should

@@ -45,6 +45,7 @@ def test_a_space_from_its_words():
             "model.dropout_on": ("dense", "all"),
             "batch_size": ("64",),
             "ema": ("true", "false"),
+            "augment": ("none", "crop,flip"),
         },
         RECIPE,
     )
@@ -56,10 +57,13 @@ def test_a_space_from_its_words():
         "model.features": CategoricalDistribution(["32", "32,64"]),
         "model.dropout_on": CategoricalDistribution(["dense", "all"]),
         "ema": CategoricalDistribution([True, False]),
+        "augment": CategoricalDistribution(["none", "crop,flip"]),
     }
-    assert space.fixed == {"clip_norm": 1.0, "batch_size": 64} and space.structures() == 8
+    assert space.fixed == {"clip_norm": 1.0, "batch_size": 64} and space.structures() == 16
     recipe, hparams = tune.apply(space.fixed, RECIPE, Hparams(l2=0.5))
     assert (recipe.batch_size, hparams.clip_norm, hparams.l2) == (64, 1.0, 0.5)
+    assert tune.apply({"augment": "none"}, RECIPE, hparams)[0].augment == ()
+    assert tune.apply({"augment": "crop,flip"}, RECIPE, hparams)[0].augment == ("crop", "flip")
     recipe, hparams = tune.apply({"model.features": "32,64", "l2": 0.25}, recipe, hparams)
     assert recipe.model == CNN(features=(32, 64)) and hparams.l2 == 0.25
     assert recipe.batch_size == 64 and hash(recipe) == hash(recipe)
@@ -89,6 +93,7 @@ def test_a_grid_in_declared_order():
         ("batch_size", "32 many", "whole numbers"),
         ("batch_size", "32 256 log", "not a range"),
         ("optimizer", "adam lion", "one of sgd, nesterov"),
+        ("augment", "none flip,turn", "'turn' must be one of crop, flip"),
         ("ema", "yes no", "true or false"),
         ("model.features", "32 3.5", "32,64"),
         ("model.activation", "relu swish", "one of relu"),
