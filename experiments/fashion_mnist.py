@@ -10,9 +10,9 @@ from dlflax.data import Images
 from experiments.mnist import ARCHITECTURES, PRESETS
 
 PRESETS = {
-    "default": replace(PRESETS["default"], data=Images("fashion_mnist"), epochs=8),
-    "best": replace(PRESETS["best"], data=Images("fashion_mnist")),
+    name: replace(preset, data=Images("fashion_mnist")) for name, preset in PRESETS.items()
 }
+PRESETS["default"] = replace(PRESETS["default"], epochs=8)
 
 if __name__ == "__main__":
     run.main("fashion_mnist", PRESETS, ARCHITECTURES, description=__doc__)
