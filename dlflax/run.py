@@ -110,6 +110,7 @@ def parse(
     args = sys.argv[1:] if args is None else list(args)
     preset_type = Literal[tuple(presets)]
     model_type = Literal[tuple(architectures)] | None if architectures else None
+    hidden = () if architectures else (tyro.conf.Suppress,)
 
     # These decide the defaults of all the other flags, so they are read first.
     first = dataclasses.make_dataclass(
@@ -152,6 +153,7 @@ def parse(
             tyro.conf.arg(
                 name="model", help="Architecture, if not the preset's; some have a preset too."
             ),
+            *hidden,
         ] = None,
     ) -> Config:
         return config

@@ -404,6 +404,7 @@ def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url,
             epochs=winner.epochs if run.schedule_depends_on_epochs(winner)
             else report.best_epoch(best, direction),
         )  # fmt: skip
+    what = {"Images": " PICTURE...", "Text": ' "TEXT"...'}.get(type(sweep.data).__name__, "")
     say(f"retraining the best, trial {best.number}, with a seed that no trial had ({sweep.seed})")
     retrained = run.run(experiment, _in_folder(winner, folder / "best"), say, dataset)
     results = {
@@ -430,7 +431,7 @@ def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url,
         "val": retrained.get("val"),
         "test": retrained["test"],
         "commands": {
-            "predict": f"python -m experiments.predict {folder / 'best'} PICTURE...",
+            "predict": f"python -m experiments.predict {folder / 'best'}{what}",
             "tensorboard": f"tensorboard --logdir {folder}",
             "dashboard": f"optuna-dashboard {storage.without_password(url)}",
         },
