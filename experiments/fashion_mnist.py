@@ -9,9 +9,7 @@ from dlflax import run
 from dlflax.data import Images
 from experiments.mnist import ARCHITECTURES, PRESETS
 
-PRESETS = {
-    name: replace(preset, data=Images("fashion_mnist")) for name, preset in PRESETS.items()
-}
+PRESETS = {name: replace(preset, data=Images("fashion_mnist")) for name, preset in PRESETS.items()}
 PRESETS["default"] = replace(PRESETS["default"], epochs=8)
 
 if __name__ == "__main__":

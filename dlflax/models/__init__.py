@@ -2,9 +2,10 @@
 
 from dlflax.models.autoencoder import Autoencoder
 from dlflax.models.cnn import CNN
+from dlflax.models.efficientnet import EfficientNetLite0
 from dlflax.models.mlp import MLP
 from dlflax.models.resnet import ResNet
 from dlflax.models.rnn import RNN
 from dlflax.models.transformer import Transformer
 
-__all__ = ["CNN", "MLP", "RNN", "Autoencoder", "ResNet", "Transformer"]
+__all__ = ["CNN", "MLP", "RNN", "Autoencoder", "EfficientNetLite0", "ResNet", "Transformer"]

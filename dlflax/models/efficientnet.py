@@ -1,0 +1,128 @@
+"""EfficientNet-Lite0, a backbone whose ImageNet weights pip can install."""
+
+from typing import Annotated
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import lax
+
+from dlflax.errors import InputError
+from dlflax.models.layers import Dropout
+
+# blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)
+STAGES = (
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+)  # fmt: skip
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-B0 without squeeze-and-excitation and with ReLU6 (Tan and Le 2019; the Lite
+    variants: tensorflow/tpu, models/official/efficientnet/lite). 4,652,008 parameters with 1,000
+    outputs.
+
+    Call: inputs (n, h, w, 3) float in 0..1 -> logits (n, num_outputs); `features` stops before the
+    last layer: (n, 1280). Inputs are normalized as the weights were trained with. BatchNorm's
+    running statistics are in "batch_stats". `dropout`, which may be traced, acts before the last
+    layer.
+    """
+
+    num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
+
+    @nn.compact
+    def features(self, x, train: bool = False):
+        """(n, h, w, 3) in 0..1 -> (n, 1280)."""
+        if x.shape[-1] != 3 or min(x.shape[1:3]) < 32:
+            raise InputError(
+                f"EfficientNetLite0 takes RGB pictures of 32x32 pixels or more, not {x.shape[1:]}."
+            )
+
+        def conv(x, features, kernel_size, stride, name, depthwise=False):
+            conv = SameConv(features, kernel_size, stride, depthwise, name=name)
+            norm = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, name=f"{name}_norm")
+            return norm(conv(x))
+
+        x = (x * 255.0 - 127.0) / 128.0
+        x = jax.nn.relu6(conv(x, 32, 3, 2, "stem"))
+        index = 0
+        for blocks, kernel_size, first_stride, expansion, features in STAGES:
+            for block in range(blocks):
+                stride, name = first_stride if block == 0 else 1, f"block{index}"
+                y = x
+                if expansion > 1:
+                    y = jax.nn.relu6(conv(y, expansion * x.shape[-1], 1, 1, f"{name}_expand"))
+                y = conv(y, y.shape[-1], kernel_size, stride, f"{name}_depthwise", depthwise=True)
+                y = conv(jax.nn.relu6(y), features, 1, 1, f"{name}_project")
+                x = x + y if stride == 1 and x.shape[-1] == features else y
+                index += 1
+        return jax.nn.relu6(conv(x, 1280, 1, 1, "head")).mean((1, 2))
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False, dropout=0.0):
+        x = Dropout()(self.features(x, train), dropout, train)
+        return nn.Dense(self.num_outputs, name="logits")(x)
+
+
+class SameConv(nn.Module):
+    """Convolution without bias, padded as TensorFlow does for "SAME": with a stride of 2 and an
+    even side one more at the bottom and right. Kernel (k, k, c, features), or depthwise
+    (k, k, 1, c)."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        c = x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, 1 if self.depthwise else c, self.features)
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        kernel = self.param("kernel", init, shape)
+        if self.kernel_size == 1:  # a matrix product, which XLA:CPU does faster as such
+            return x @ kernel[0, 0]
+        return lax.conv_general_dilated(
+            x, kernel, (self.stride, self.stride), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=c if self.depthwise else 1,
+        )  # fmt: skip
+
+
+def from_torch(state: dict[str, np.ndarray]) -> dict:
+    """Variables {"params", "batch_stats"} of EfficientNetLite0 from the state dict of
+    efficientnet_lite_pytorch, as `torch_file.read_state_dict` gives it. Raises KeyError for one
+    that lacks something."""
+    params, statistics = {}, {}
+
+    def put(ours, theirs, norm):
+        kernel = state[f"{theirs}.weight"].transpose(2, 3, 1, 0)
+        params[ours] = {"kernel": jnp.asarray(kernel)}
+        params[f"{ours}_norm"] = {
+            "scale": jnp.asarray(state[f"{norm}.weight"]),
+            "bias": jnp.asarray(state[f"{norm}.bias"]),
+        }
+        statistics[f"{ours}_norm"] = {
+            "mean": jnp.asarray(state[f"{norm}.running_mean"]),
+            "var": jnp.asarray(state[f"{norm}.running_var"]),
+        }
+
+    put("stem", "_conv_stem", "_bn0")
+    index = 0
+    for blocks, _, _, expansion, _ in STAGES:
+        for _ in range(blocks):
+            theirs = f"_blocks.{index}"
+            parts = (
+                ["depthwise", "project"] if expansion == 1 else ["expand", "depthwise", "project"]
+            )
+            # theirs number the norms of a block from 0, without expansion from 1
+            for number, part in enumerate(parts, 3 - len(parts)):
+                put(f"block{index}_{part}", f"{theirs}._{part}_conv", f"{theirs}._bn{number}")
+            index += 1
+    put("head", "_conv_head", "_bn1")
+    params["logits"] = {
+        "kernel": jnp.asarray(state["_fc.weight"].T), "bias": jnp.asarray(state["_fc.bias"])
+    }  # fmt: skip
+    return {"params": params, "batch_stats": statistics}
