@@ -113,7 +113,7 @@ def _row(name, results):
 
 def _print(rows, forecasts, dataset):
     score = rows[0]["score"]
-    columns = (f"test {score} on {dataset}", "", "parameters", "FLOPs/example", "epochs", "seconds")
+    columns = ("model", f"test {score}", "parameters", "FLOPs", "epochs", "seconds")
     lines = [
         (
             row["name"],
@@ -126,7 +126,7 @@ def _print(rows, forecasts, dataset):
     for name in ("seasonal_naive", "naive"):
         if name in forecasts:
             lines.append((name.replace("_", " "), f"{forecasts[name][score]:.4f}", *[""] * 4))
-    logs.print_table(None, columns, lines)
+    logs.print_table(f"{dataset}; FLOPs of a forward pass of one example", columns, lines)
 
 
 if __name__ == "__main__":

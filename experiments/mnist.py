@@ -1,6 +1,10 @@
 """Handwritten digits, MNIST (LeCun et al. 1998): 28x28 grey pixels, ten classes.
 
-python -m experiments.mnist                   98.57 +- 0.04 % test accuracy (3 seeds), 5 epochs
+python -m experiments.mnist                   98.63 +- 0.12 % test accuracy (3 seeds), 5 epochs
+
+python -m experiments.mnist --model rnn             98.86 +- 0.10 % (3 seeds), an LSTM over the rows
+
+python -m experiments.mnist --model transformer     98.42 +- 0.09 % (3 seeds), 12 epochs
 
 python -m experiments.mnist --preset best     99.55 +- 0.03 % (3 seeds), 12 epochs
 """
