@@ -7,5 +7,6 @@ from dlflax.models.mlp import MLP
 from dlflax.models.resnet import ResNet
 from dlflax.models.rnn import RNN
 from dlflax.models.transformer import Transformer
+from dlflax.models.vgg import VGG
 
-__all__ = ["CNN", "MLP", "RNN", "Autoencoder", "EfficientNetLite0", "ResNet", "Transformer"]
+__all__ = ["CNN", "MLP", "RNN", "VGG", "Autoencoder", "EfficientNetLite0", "ResNet", "Transformer"]
