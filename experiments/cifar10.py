@@ -5,12 +5,12 @@ python -m experiments.cifar10                 not scored yet: the data were not 
 
 from dlflax import run
 from dlflax.data import Images
-from dlflax.models import CNN, MLP, ResNet, Transformer
+from dlflax.models import CNN, MLP, SmallResNet, Transformer
 from dlflax.optim import Hparams
 from dlflax.train import Recipe
 
 ARCHITECTURES = {
-    "resnet": ResNet(),
+    "resnet": SmallResNet(),
     "cnn": CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
     "transformer": Transformer(patch=4, width=128, depth=6, mlp=256),
     "mlp": MLP(features=(512, 256)),

@@ -72,7 +72,7 @@ def test_cifar10():
     flags = ["--model.features", "8", "16", "--model.depth", "1", "--model.formulation", "lax"]
     flags += ["--epochs", "4", "--batch-size", "32", "--space.learning-rate", "0.1"]
     results = swept("cifar10", "--data-dir", "cifar", *flags)
-    assert results["model"] == "ResNet" and results["test"]["accuracy"] > 0.3
+    assert results["model"] == "SmallResNet" and results["test"]["accuracy"] > 0.3
     assert Path("sweep/best/augmented.png").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError
-from dlflax.models import CNN, MLP, RNN, Autoencoder, ResNet, Transformer
+from dlflax.models import CNN, MLP, RNN, Autoencoder, SmallResNet, Transformer
 from dlflax.models.layers import Activation, Conv, Dropout, activation
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, patches, pieces, rotary
@@ -22,7 +22,7 @@ TEXTS = jnp.int32([[5, 2, 9, 0, 0, 0], [1, 0, 0, 0, 0, 0], [3, 3, 8, 7, 2, 6], [
 MODELS = {
     "mlp": (MLP((8,)), PICTURES),
     "cnn": (CNN((4, 6), depth=2, dense=(8, 8), dropout_on="all", formulation="lax"), PICTURES),
-    "resnet": (ResNet((4, 6), depth=1, formulation="lax"), PICTURES),
+    "resnet": (SmallResNet((4, 6), depth=1, formulation="lax"), PICTURES),
     "lstm of rows": (RNN("lstm", (8,)), PICTURES),
     "gru of texts": (RNN("gru", (8,), bidirectional=True, pooling="max", vocabulary=10), TEXTS),
     "simple of series": (RNN("simple", (8, 6), pooling="mean"), SERIES),
@@ -40,7 +40,7 @@ COUNTS = [
     (RNN(), (28, 28, 1), 81_674),
     (Transformer(), (28, 28, 1), 105_226),
     (Autoencoder(), (28, 28, 1), 2_690_864),
-    (ResNet(), (32, 32, 3), 175_258),
+    (SmallResNet(), (32, 32, 3), 175_258),
 ]
 
 
@@ -325,7 +325,7 @@ def test_activations_are_the_ones_of_jax_nn():
     "model",
     [
         CNN(features=(8,) * 5), CNN(features=(0,)), CNN(dense=(-1,)), CNN(depth=0), MLP((0,)),
-        ResNet(features=(8,) * 6), ResNet(depth=0), RNN(features=()), RNN(embedding=0),
+        SmallResNet(features=(8,) * 6), SmallResNet(depth=0), RNN(features=()), RNN(embedding=0),
         Transformer(width=0), Transformer(heads=5), Transformer(patch=29), Autoencoder(code=0),
         Transformer(width=4, heads=4, positions="rotary"),
     ],

@@ -4,9 +4,12 @@ from dlflax.models.autoencoder import Autoencoder
 from dlflax.models.cnn import CNN
 from dlflax.models.efficientnet import EfficientNetLite0
 from dlflax.models.mlp import MLP
-from dlflax.models.resnet import ResNet
+from dlflax.models.resnet import ResNet, SmallResNet
 from dlflax.models.rnn import RNN
 from dlflax.models.transformer import Transformer
 from dlflax.models.vgg import VGG
 
-__all__ = ["CNN", "MLP", "RNN", "VGG", "Autoencoder", "EfficientNetLite0", "ResNet", "Transformer"]
+__all__ = [
+    "CNN", "MLP", "RNN", "VGG",
+    "Autoencoder", "EfficientNetLite0", "ResNet", "SmallResNet", "Transformer",
+]  # fmt: skip

@@ -1,16 +1,116 @@
-"""The residual network for small pictures."""
+"""Residual networks, for photographs and for small pictures."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tyro
+from jax import lax
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Conv, Dropout, Formulation
 
+BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3)}
+
 
 class ResNet(nn.Module):
+    """ResNet (He et al. 2016, table 1) in the form called v1.5: the stride is on the 3x3
+    convolution of a bottleneck, as in torchvision. 25,557,032 parameters as ResNet-50 with 1,000
+    outputs.
+
+    Call: inputs (n, h, w, 3) float, already normalized -> logits (n, num_outputs); `features` stops
+    before the last layer: (n, 512), or (n, 2048) from depth 50 on. Padding is symmetric, which is
+    not what "SAME" does at a stride of 2. `dropout`, which may be traced, acts before the last
+    layer. BatchNorm's running statistics are in "batch_stats".
+    """
+
+    depth: Literal["18", "34", "50", "101"] = "50"
+    """Layers with weights."""
+    num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
+
+    @nn.compact
+    def features(self, x, train: bool = False):
+        """(n, h, w, 3) -> (n, 512 or 2048)."""
+
+        def conv(x, features, kernel_size, stride, name):
+            x = SymmetricConv(features, kernel_size, stride, name=name)(x)
+            return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+
+        x = jax.nn.relu(conv(x, 64, 7, 2, "stem"))
+        pad = ((0, 0), (1, 1), (1, 1), (0, 0))
+        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pad)
+        for stage, blocks in enumerate(BLOCKS[self.depth]):
+            width = 64 * 2**stage
+            for block in range(blocks):
+                stride, name = 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}"
+                if int(self.depth) >= 50:
+                    plan = ((width, 1, 1), (width, 3, stride), (4 * width, 1, 1))
+                else:
+                    plan = ((width, 3, stride), (width, 3, 1))
+                y = x
+                for i, (features, kernel_size, each) in enumerate(plan, 1):
+                    y = conv(y, features, kernel_size, each, f"{name}_conv{i}")
+                    y = jax.nn.relu(y) if i < len(plan) else y
+                if x.shape != y.shape:
+                    x = conv(x, y.shape[-1], 1, stride, f"{name}_shortcut")
+                x = jax.nn.relu(x + y)
+        return x.mean((1, 2))
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False, dropout=0.0):
+        x = Dropout()(self.features(x, train), dropout, train)
+        return nn.Dense(self.num_outputs, name="logits")(x)
+
+
+class SymmetricConv(nn.Module):
+    """Convolution without bias, padded by (k - 1) // 2 on every side."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        k = self.kernel_size
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features))
+        side = (k - 1) // 2
+        return lax.conv_general_dilated(
+            x, kernel, (self.stride, self.stride), ((side, side), (side, side)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+
+def from_torch(state: dict[str, np.ndarray], depth: str = "50") -> dict:
+    """Variables {"params", "batch_stats"} of ResNet from a state dict of torchvision or timm.
+    Raises KeyError for one that lacks something."""
+    params, statistics = {}, {}
+
+    def put(ours, conv, norm):
+        kernel = state[f"{conv}.weight"].transpose(2, 3, 1, 0)
+        params[ours] = {"kernel": jnp.asarray(kernel)}
+        names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+        of = {key: jnp.asarray(state[f"{norm}.{name}"]) for key, name in names.items()}
+        params[f"{ours}_norm"] = {key: of[key] for key in ("scale", "bias")}
+        statistics[f"{ours}_norm"] = {key: of[key] for key in ("mean", "var")}
+
+    put("stem", "conv1", "bn1")
+    for stage, blocks in enumerate(BLOCKS[depth], 1):
+        for block in range(blocks):
+            ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
+            for i in range(1, 4 if int(depth) >= 50 else 3):
+                put(f"{ours}_conv{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}")
+            if f"{theirs}.downsample.0.weight" in state:
+                put(f"{ours}_shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1")
+    params["logits"] = {
+        "kernel": jnp.asarray(state["fc.weight"].T), "bias": jnp.asarray(state["fc.bias"])
+    }  # fmt: skip
+    return {"params": params, "batch_stats": statistics}
+
+
+class SmallResNet(nn.Module):
     """A 3x3 convolution, then stages of residual blocks with BatchNorm (He et al. 2016), the mean
     over the picture, and a dense layer.
 
