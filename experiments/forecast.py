@@ -1,6 +1,12 @@
 """A year of weekly CO2 at Mauna Loa from the two years before (Keeling et al. 2004): regression.
 
-python -m experiments.forecast
+python -m experiments.forecast                         rmse 0.692 +- 0.009 ppm (3 seeds)
+
+python -m experiments.forecast --model transformer     rmse 0.728 +- 0.012
+
+python -m experiments.forecast --model rnn             rmse 0.777 +- 0.025
+
+The last season for ever has 1.901, the last value for ever 3.322.
 """
 
 from dlflax import run
