@@ -99,7 +99,8 @@ def reconstruction(recipe, hparams, state, dataset, splits, sums, outputs):
     if recipe.model.variational:
         drawn = np.random.default_rng(0).normal(size=(50, codes.shape[1]))
     else:  # a plain autoencoder knows no distribution of codes: the normal one that fits them
-        drawn = np.random.default_rng(0).multivariate_normal(codes.mean(0), np.cov(codes.T), 50)
+        spread = np.atleast_2d(np.cov(codes.T))
+        drawn = np.random.default_rng(0).multivariate_normal(codes.mean(0), spread, 50)
     samples = recipe.model.apply(
         {"params": train.averaged(recipe, state)}, np.float32(drawn), method="decode"
     )

@@ -72,7 +72,8 @@ class FashionMnist(Mnist, skip_registration=True):
 
 
 class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """50,000 train and 10,000 test photographs, uint8 (32, 32, 3) (Krizhevsky 2009)."""
+    """50,000 train and 10,000 test photographs, uint8 (32, 32, 3), in the order of the binary files
+    (Krizhevsky 2009)."""
 
     VERSION = tfds.core.Version("3.0.2")
 
@@ -86,6 +87,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
+            disable_shuffling=True,
             homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
         )
 
@@ -101,8 +103,8 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             png = io.BytesIO()
             PIL.Image.fromarray(image).save(png, format="png")
-            name = f"{part}_{index:05d}"
-            yield name, {"id": name, "image": png.getvalue(), "label": int(label)}
+            example = {"id": f"{part}_{index:05d}", "image": png.getvalue(), "label": int(label)}
+            yield index, example
 
 
 def _published(dl_manager, url: str, sha256: str) -> Path:

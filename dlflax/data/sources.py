@@ -282,7 +282,7 @@ def _read_idx(name: str, folder: Path, files: dict[str, Path]) -> Dataset:
 
 def _read_cifar(place: Path, files: list[Path]) -> Dataset:
     source = f"CIFAR-10's binary files in {place.resolve()}"
-    places = [("data_batch_1 to 5", "data_batch_1 to 5"), ("test_batch.bin", "test_batch.bin")]
+    places = [(f"{place} ({part})",) * 2 for part in ("data_batch_1 to 5", "test_batch")]
     return _dataset("cifar10", source, cifar.read_cifar(files), cifar.CLASS_NAMES, places)
 
 
@@ -375,7 +375,7 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     except Exception as error:  # as in `load`
         raise InputError(
             f"{name} could not be downloaded by TFDS ({_first_line(error)}): pass --data-dir with "
-            "a prepared TFDS folder, or choose mnist, fashion_mnist or digits."
+            "a prepared TFDS folder, or choose mnist, fashion_mnist, cifar10 or digits."
         ) from None
     return Path(builder.data_dir)
 
