@@ -148,7 +148,7 @@ def _space_type(model, words, grid):
     def field(name, arg, prefix=""):
         return name, Annotated[tuple[str, ...], arg], words.get(prefix + name, ())
 
-    skip = ("parent", "name", "num_outputs")
+    skip = ("parent", "name", "num_outputs", "vocabulary", "shape")  # the data decide these
     of_model = [f.name for f in dataclasses.fields(model) if f.name not in skip]
     model_type = dataclasses.make_dataclass(
         "ModelSpace", [field(name, structure, "model.") for name in of_model], frozen=True
