@@ -1,11 +1,15 @@
 """CIFAR-10's files, made of patches of real photographs: read, refused, downloaded."""
 
 import functools
+import gzip
 import hashlib
 import http.server
 import importlib.util
+import socket
+import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +37,17 @@ def patches(count):
 
 
 def write_cifar(folder, train=100, test=20):
-    """The six binary files. Returns (images, labels) of all, in the files' order."""
+    """The six binary files with `patches`. Returns (images, labels) of all, in their order."""
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = patches(train + test)
     records = [
         bytes([label]) + image.transpose(2, 0, 1).tobytes()
         for image, label in zip(images, labels, strict=True)
     ]
-    for i, file in enumerate(cifar.FILES[:5]):
-        (folder / file).write_bytes(b"".join(records[train * i // 5 : train * (i + 1) // 5]))
-    (folder / cifar.FILES[5]).write_bytes(b"".join(records[train:]))
+    for i in range(5):
+        content = b"".join(records[train * i // 5 : train * (i + 1) // 5])
+        (folder / f"data_batch_{i + 1}.bin").write_bytes(content)
+    (folder / "test_batch.bin").write_bytes(b"".join(records[train:]))
     return images, labels
 
 
@@ -58,12 +63,13 @@ def isolated(tmp_path, monkeypatch):
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
         monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setenv("DLFLAX_OFFLINE", "1")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("form", ["folder", "parent", "archive", "folder of the archive"])
-def test_what_is_written_is_read(tmp_path, form):
+def test_what_is_written_is_read(tmp_path, monkeypatch, form):
     folder = tmp_path / "data" / cifar.FOLDER
     images, labels = write_cifar(folder)
     (tmp_path / "packed").mkdir()
@@ -75,35 +81,83 @@ def test_what_is_written_is_read(tmp_path, form):
         np.testing.assert_array_equal(dataset.train["inputs"], images[:100])
         np.testing.assert_array_equal(dataset.test["inputs"], images[100:])
         np.testing.assert_array_equal(dataset.train["targets"], labels[:100])
-        assert dataset.class_names[3] == "cat" and dataset.train["targets"].dtype == np.int32
+        np.testing.assert_array_equal(dataset.test["targets"], labels[100:])
+        assert dataset.train["inputs"].dtype == np.uint8
+        assert dataset.train["targets"].dtype == np.int32
+        assert dataset.class_names == (
+            "airplane", "automobile", "bird", "cat", "deer",
+            "dog", "frog", "horse", "ship", "truck",
+        )  # fmt: skip
+        monkeypatch.setattr(cifar, "read_cifar", lambda paths: pytest.fail("read again"))
 
 
-def test_refusals(tmp_path):
-    def refused(place):
-        with pytest.raises(InputError) as error:
-            data.load("cifar10", place)
-        assert "\n" not in str(error.value)
-        return str(error.value)
+def refused(place, say=print):
+    with pytest.raises(InputError) as error:
+        data.load("cifar10", place, say=say)
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".") and error.value.__cause__ is None
+    return message
 
+
+def test_refused_files(tmp_path):
     folder = tmp_path / "bin"
     write_cifar(folder)
-    content = (folder / "data_batch_2.bin").read_bytes()
-    (folder / "data_batch_2.bin").write_bytes(content[:-1])
-    assert "data_batch_2.bin has 61,459 bytes" in refused(folder)
-    (folder / "data_batch_2.bin").write_bytes(b"\x0a" + content[1:])
-    assert "has the label 10, but labels are 0 to 9" in refused(folder)
-    packed = archive(folder, tmp_path)
-    packed.write_bytes(packed.read_bytes()[:5000])
-    assert "is damaged or no archive" in refused(packed)
-    (folder / "data_batch_2.bin").unlink()
-    assert "has no data_batch_2.bin" in refused(folder)
-    assert "has no data_batch_2.bin" in refused(archive(folder, tmp_path))
-    (tmp_path / "py" / "cifar-10-batches-py").mkdir(parents=True)
-    assert "Python version, pickles" in refused(tmp_path / "py")
+    file = folder / "data_batch_2.bin"
+    content = file.read_bytes()
+    for wrong, sentence in (
+        (content[:-1], "has 61,459 bytes, but should have 3,073 for each image"),
+        (b"", "has 0 bytes"),
+        (b"\x0a" + content[1:], "has the label 10, but labels are 0 to 9"),
+    ):
+        file.write_bytes(wrong)
+        assert f"{file} {sentence}" in refused(folder)
+        packed = archive(folder, tmp_path)
+        assert f"{packed}/{file.name} {sentence}" in refused(packed)
+    file.unlink()
+    assert f"{folder} has no {file.name}" in refused(folder)
+    assert f"{packed} has no {file.name}" in refused(archive(folder, tmp_path))
+
+
+def test_refused_archives(tmp_path):
+    write_cifar(tmp_path / "bin")
+    packed = archive(tmp_path / "bin", tmp_path)
+    content = packed.read_bytes()
+    pixel = bytearray(content)
+    pixel[len(content) // 2] ^= 1  # tarfile alone would not notice
+    for wrong, sentence in (
+        (bytes(pixel), "is damaged gzip data"),
+        (content[:-20_000], "is cut short"),
+        (b"<html>", "is not gzip data"),
+        (gzip.compress(b"<html>"), "is damaged or no archive"),
+        (gzip.compress(gzip.decompress(content)[:100_000]), "is damaged or no archive"),
+    ):
+        packed.write_bytes(wrong)
+        assert f"{packed} {sentence}" in refused(packed)
+
+
+def test_refused_places(tmp_path):
+    for python in ("cifar-10-batches-py", "data_batch_1"):
+        (tmp_path / python / python).mkdir(parents=True)
+        assert "Python version, pickles" in refused(tmp_path / python)
     (tmp_path / "none").mkdir()
-    assert "cifar-10-binary.tar.gz" in refused(tmp_path / "none")
-    assert "does not exist" in refused(tmp_path / "nowhere")
-    assert "cannot be downloaded: pass --data-dir" in refused(None)
+    message = refused(tmp_path / "none")
+    assert "none has no data set: it should be cifar-10-binary.tar.gz" in message
+    assert "nowhere does not exist: it should be cifar-10-binary" in refused(tmp_path / "nowhere")
+
+
+def test_nowhere(monkeypatch):
+    """One sentence why it cannot be downloaded, and one what to pass; soon, if nothing answers."""
+    said = []
+    message = refused(None, said.append)
+    assert said == ["cifar10 cannot be downloaded: DLFLAX_OFFLINE is set."]
+    assert "pass --data-dir with cifar-10-binary.tar.gz" in message
+    monkeypatch.delenv("DLFLAX_OFFLINE")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
+        monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/x")
+        start = time.perf_counter()
+        assert "pass --data-dir" in refused(None, said.append)
+        assert time.perf_counter() - start < 6
+    assert "cannot be downloaded: no network" in said[1]
 
 
 def test_download(tmp_path, monkeypatch):
@@ -122,19 +176,30 @@ def test_download(tmp_path, monkeypatch):
         try:
             url = f"http://127.0.0.1:{server.server_port}/{cifar.ARCHIVE}"
             monkeypatch.setattr(cifar, "URL", url)
-            monkeypatch.setenv("DLFLAX_OFFLINE", "0")
-            said = []
-            with pytest.raises(InputError):
-                data.load("cifar10", say=said.append)
+            monkeypatch.delenv("DLFLAX_OFFLINE")
+            content, said = packed.read_bytes(), []
+            monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(content).hexdigest())
+            packed.write_bytes(b"<html>")
+            assert "pass --data-dir" in refused(None, said.append)
             assert "is not the published file" in said[0]
-            digest = hashlib.sha256(packed.read_bytes()).hexdigest()
-            monkeypatch.setattr(cifar, "SHA256", digest)
+            assert not sources._prepared(tmp_path / "tfds", "cifar10")
+            packed.write_bytes(content)  # the wrong file was not kept
             dataset = data.load("cifar10", say=said.append)
         finally:
             server.shutdown()
             thread.join()
-    assert dataset.source.startswith("TFDS cifar10:3.0.2")
-    assert len(dataset.train["targets"]) == 100 and len(dataset.test["targets"]) == 20
-    found = {image.tobytes() for image in dataset.train["inputs"]}
-    assert found == {image.tobytes() for image in images[:100]}
-    assert sources._prepared(tmp_path / "tfds", "cifar10")
+    assert dataset.source == f"TFDS cifar10:3.0.2 in {tmp_path / 'tfds' / 'cifar10' / '3.0.2'}"
+    # The same examples in the same order as from the files: a seed means one run.
+    assert dataset.checksum == data.load("cifar10", tmp_path / "bin").checksum
+    monkeypatch.setattr(sources, "_no_network", lambda url: pytest.fail("network"))
+    again = data.load("cifar10", cache_dir=tmp_path / "another")
+    assert again.checksum == dataset.checksum
+    assert data.load("cifar10", tmp_path / "tfds").checksum == dataset.checksum
+
+    import tensorflow_datasets as tfds
+
+    examples = tfds.data_source("cifar10", split="test", data_dir=tmp_path / "tfds")
+    assert len(examples) == 20 and examples[3]["id"] == b"test_00003"
+    np.testing.assert_array_equal(examples[3]["image"], images[103])
+    assert examples[3]["label"] == labels[103]
+    assert "tensorflow" not in sys.modules

@@ -456,22 +456,22 @@ def test_other_names(tmp_path, monkeypatch):
         "find_spec",
         lambda name: found[name] if name in found else find_spec(name),
     )
-    with pytest.raises(InputError, match=r'"cifar10" .* mnist, .*pip install "dlflax\[tf\]"'):
-        data.load("cifar10", say=silent)
-    with pytest.raises(InputError, match="has no data set: .* a TFDS folder with cifar10/"):
-        data.load("cifar10", tmp_path, say=silent)
+    with pytest.raises(InputError, match=r'"cifar100" .* mnist, .*pip install "dlflax\[tf\]"'):
+        data.load("cifar100", say=silent)
+    with pytest.raises(InputError, match="has no data set: .* a TFDS folder with cifar100/"):
+        data.load("cifar100", tmp_path, say=silent)
 
     import tensorflow_datasets as tfds
 
     # With TensorFlow TFDS prepares the set itself; here a stand-in does.
     found["tensorflow"] = find_spec("numpy")
-    with pytest.raises(InputError, match="cifar10 is not in .* DLFLAX_OFFLINE"):
-        data.load("cifar10", say=silent)
+    with pytest.raises(InputError, match="cifar100 is not in .* DLFLAX_OFFLINE"):
+        data.load("cifar100", say=silent)
     monkeypatch.delenv("DLFLAX_OFFLINE")
     monkeypatch.setattr(
         tfds, "builder", lambda name, data_dir: prepare(data_dir, [(3, 3)] * 2, name)
     )
-    assert len(data.load("cifar10", say=lambda sentence: None).train["inputs"]) == 2
+    assert len(data.load("cifar100", say=lambda sentence: None).train["inputs"]) == 2
 
     def unknown(name, data_dir):
         raise tfds.core.DatasetNotFoundError(name)
