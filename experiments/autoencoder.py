@@ -1,10 +1,11 @@
 """MNIST through 32 numbers and back: an autoencoder, plain, denoising or variational.
 
-python -m experiments.autoencoder
+python -m experiments.autoencoder                        test squared error a pixel 0.0039 (3 seeds),
+                                                         linear probe of the code 90.2 +- 0.1 %
 
-python -m experiments.autoencoder --preset denoising
+python -m experiments.autoencoder --preset denoising     0.0136 on clean digits, 94.2 % (1 seed)
 
-python -m experiments.autoencoder --preset variational
+python -m experiments.autoencoder --preset variational   not scored over 20 epochs yet
 """
 
 from dataclasses import replace
@@ -25,7 +26,7 @@ PRESETS = {
     "denoising": replace(
         PLAIN,
         recipe=replace(PLAIN.recipe, augment=("noise",)),
-        hparams=PLAIN.hparams.replace(noise=0.3),
+        hparams=PLAIN.hparams.replace(noise=1.0),
     ),
     "variational": replace(
         PLAIN, recipe=replace(PLAIN.recipe, model=Autoencoder(variational=True))
