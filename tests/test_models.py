@@ -28,9 +28,8 @@ MODELS = {
     "simple of series": (RNN("simple", (8, 6), pooling="mean"), SERIES),
     "vit": (Transformer(1, 8, 2, 8, patch=4), PICTURES),
     "transformer of texts": (
-        Transformer(2, 8, 2, 8, "rotary", "cls", vocabulary=10), TEXTS
+        Transformer(1, 8, 2, 8, "rotary", "cls", vocabulary=10), TEXTS
     ),
-    "transformer of series": (Transformer(1, 8, 2, 8, pooling="max", patch=2), SERIES),
     "autoencoder": (Autoencoder((16,), 3, shape=(12, 12, 1)), PICTURES),
     "variational": (Autoencoder((16,), 3, variational=True, shape=(12, 12, 1)), PICTURES),
 }  # fmt: skip
@@ -134,14 +133,12 @@ def test_parameter_counts_are_as_documented(model, shape, count):
     [
         RNN("lstm", (8,), pooling="last", vocabulary=10),
         RNN("gru", (8, 8), bidirectional=True, pooling="mean", vocabulary=10),
-        RNN("simple", (8,), bidirectional=True, pooling="max", vocabulary=10),
-        Transformer(2, 8, 2, 8, "rotary", "mean", vocabulary=10),
         Transformer(1, 8, 2, 8, "learned", "cls", vocabulary=10),
         Transformer(1, 8, 2, 8, "rotary", "max", vocabulary=10),
     ],
 )
 def test_padding_never_changes_a_result(model):
-    variables = model.init(jax.random.key(0), TEXTS)
+    variables, apply = jax.jit(model.init)(jax.random.key(0), TEXTS), jax.jit(model.apply)
     short = variables
     if "positions" in variables["params"]:
         steps = 4 + (model.pooling == "cls")
@@ -149,9 +146,7 @@ def test_padding_never_changes_a_result(model):
         variables = {"params": {**variables["params"], "positions": learned}}
         short = {"params": {**variables["params"], "positions": learned[:, :steps]}}
     kept = TEXTS[jnp.array([0, 1, 3])]
-    np.testing.assert_allclose(
-        model.apply(variables, kept), model.apply(short, kept[:, :4]), atol=1e-5
-    )
+    np.testing.assert_allclose(apply(variables, kept), apply(short, kept[:, :4]), atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", ["simple", "gru", "lstm"])

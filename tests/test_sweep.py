@@ -27,7 +27,7 @@ SAMPLERS = {
     "random_search": ("random", "qmc"),
     "grid_search": ("grid",),
 }
-KILLS = int(os.environ.get("DLFLAX_KILLS", 2))
+KILLS = int(os.environ.get("DLFLAX_KILLS", 1))
 FAST = ["--model", "mlp", "--model.features", "32", "--batch-size", "128"]
 
 
