@@ -1,4 +1,4 @@
-"""MNIST, CIFAR-10, the IMDB reviews for TensorFlow Datasets, prepared without TensorFlow.
+"""MNIST, CIFAR-10, cats and dogs, the IMDB reviews for TensorFlow Datasets, without TensorFlow.
 
 TFDS's own builders need TensorFlow to prepare. These have the same names, version and features,
 so what they prepare is found by a plain `tfds.data_source("mnist")` too. See
@@ -7,13 +7,15 @@ https://www.tensorflow.org/datasets/catalog/mnist, .../fashion_mnist and so on.
 
 import hashlib
 import io
+import re
 import tarfile
+import zipfile
 from pathlib import Path
 
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from dlflax.data import cifar, idx, text
+from dlflax.data import cifar, folder, idx, text
 from dlflax.errors import InputError
 
 
@@ -117,6 +119,39 @@ def _published(dl_manager, url: str, sha256: str) -> Path:
             unwanted.unlink(missing_ok=True)  # as for MNIST
         raise InputError(f"{url} is not the published file.")
     return path
+
+
+class CatsVsDogs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """23,262 photographs of cats and dogs, JPEG of any size (Elson et al., CCS 2007): those of
+    25,000 that are JFIF files, as TFDS picks them, though it encodes them anew."""
+
+    VERSION = tfds.core.Version("4.0.1")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(),
+            "image/filename": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+            homepage="https://www.microsoft.com/en-us/download/details.aspx?id=54765",
+        )
+
+    def _split_generators(self, dl_manager):
+        path = _published(dl_manager, folder.CATS_VS_DOGS_URL, folder.CATS_VS_DOGS_SHA256)
+        return {"train": self._generate_examples(path)}
+
+    def _generate_examples(self, path: Path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if match := re.fullmatch(r"PetImages/(Cat|Dog)/\d+\.jpg", name):
+                    image = archive.read(name)
+                    if b"JFIF" in image[:10]:
+                        label = match[1].lower()
+                        yield name, {"image": image, "image/filename": name, "label": label}
 
 
 class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):

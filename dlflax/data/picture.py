@@ -1,7 +1,11 @@
 """One picture file, turned into what a trained image classifier expects."""
 
+import contextlib
+import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -9,9 +13,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dlflax.errors import InputError
 
 # A list, not all that Pillow knows: opening PostScript, for one, would start another program.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+FORMATS = {
+    "PNG": (".png", ".apng"), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}  # fmt: skip
+MAX_SIDE = 65_535  # pixels, as in JPEG: Pillow takes 16 bytes and more for a row, however short
+BIG = 16_000_000  # pixels: of such pictures one is decoded at a time, for the memory it takes
 MIN_CONTRAST = 32  # of 255: less than this between darkest and lightest is a blank picture
 INK = 0.2  # of the strongest ink: fainter pixels do not count for the bounding box
+
+_big = threading.Lock()
+
+
+class PictureError(InputError):
+    """A file that is no usable picture. `kind` says why: "no picture", "truncated", "corrupt"
+    or "too large"; `detail` says more about it, or is empty."""
+
+    def __init__(self, message: str, kind: str, detail: str = ""):
+        super().__init__(message)
+        self.kind, self.detail = kind, detail
 
 
 def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np.ndarray:
@@ -20,8 +41,7 @@ def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np
     The first frame of an animation, turned upright by its EXIF orientation. 16-bit and float
     pixels are scaled to 0..255.
 
-    `ink=False`: RGB or gray, the short side resized to fit (bicubic), the centre cut out.
-    Transparent parts become white.
+    `ink=False`: as `decode` does it.
 
     `ink=True`: the model knows light ink on black (MNIST, Fashion-MNIST).
       1. The background is the median of the border. It has to lie in the darkest or the lightest
@@ -38,45 +58,113 @@ def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np
     """
     path = Path(path)
     height, width, channels = shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata; what matters raises
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = _open(path)
-    if ink:
-        gray = _light_on_dark(path, image)
-        if gray.shape != (height, width):
-            gray = _as_mnist(gray, height, width)
-        pixels = np.repeat(gray[:, :, None], channels, axis=2)
-    else:
-        if image.mode == "RGBA":
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-        pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
-    return pixels.reshape(shape)
-
-
-def _open(path: Path) -> Image.Image:
-    """The picture, upright, in mode L, RGB or RGBA."""
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise InputError(f"{path}: {what}; give one picture file, for example a PNG or JPEG.")
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):
-            return Image.fromarray(_to_uint8(np.asarray(image), image.mode))
-        if image.mode.lower() in ("la", "pa", "rgba") or "transparency" in image.info:
-            return image.convert("RGBA")
-        return image.convert("L" if image.mode in ("1", "L") else "RGB")
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a picture; give {' or '.join(FORMATS)}.") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
-        raise InputError(f"{path}: too large; give at most {limit} million pixels.") from error
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd metadata; what matters raises
+            if not ink:
+                return decode(file, path, shape)[0]
+            image, _ = _open(file, path, lambda image: image)
     except PermissionError as error:
         raise InputError(f"{path}: may not be read; allow it, or give another file.") from error
+    gray = _light_on_dark(path, image)
+    if gray.shape != (height, width):
+        gray = _as_mnist(gray, height, width)
+    return np.repeat(gray[:, :, None], channels, axis=2).reshape(shape)
+
+
+def decode(
+    file: BinaryIO, path: Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """An open picture file as uint8 of `shape` (h, w, c), c 1 or 3, and what was odd about it.
+
+    The first frame, upright, transparent parts white, RGB or gray, the short side resized to fit
+    (bicubic), the centre cut out. A JPEG four times as large or more is decoded at a half, quarter
+    or eighth of its size. `path` is for messages and the name's ending. Odd, such as "CMYK", is
+    what the numbers cannot show as it was. To be called with warnings ignored: Pillow warns of odd
+    metadata. Any number of threads may call it.
+
+    Raises PictureError when it is no picture, damaged or too large.
+    """
+    height, width, channels = shape
+
+    def fitted(image: Image.Image) -> np.ndarray:
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if channels == 1 else "RGB")
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        return np.array(image).reshape(shape)
+
+    return _open(file, path, fitted, 2 * max(height, width))
+
+
+def _open(
+    file: BinaryIO, path: Path, use: Callable[[Image.Image], Any], enough: int | None = None
+) -> tuple[Any, tuple[str, ...]]:
+    """What `use` makes of the picture, upright, in mode L, RGB or RGBA, and what was odd about it;
+    of a JPEG at no less than `enough` pixels a side, where that is given."""
+    try:
+        with Image.open(file, formats=list(FORMATS)) as image:
+            pixels = image.width * image.height
+            if pixels > Image.MAX_IMAGE_PIXELS or max(image.size) > MAX_SIDE:
+                raise Image.DecompressionBombError(f"{image.width:,} x {image.height:,} pixels")
+            if enough:
+                image.draft(None, (enough, enough))  # nothing but a JPEG can do that
+            with _big if pixels > BIG else contextlib.nullcontext():
+                mode = image.mode
+                # 16-bit colours are in no mode of Pillow's: it drops their low bytes.
+                deep = any(";16" in str(tile[3]) for tile in image.tile)
+                converted = _converted(image)
+                return use(converted), _oddities(path, image, mode, deep, converted)
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"{path}: not a picture; give {' or '.join(FORMATS)}.", "no picture"
+        ) from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = f"{Image.MAX_IMAGE_PIXELS // 1_000_000} million pixels"
+        raise PictureError(
+            f"{path}: too large; give at most {limit}, and {MAX_SIDE:,} a side.",
+            "too large", f"more than {limit}, or {MAX_SIDE:,} a side",
+        ) from error  # fmt: skip
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
-        raise InputError(f"{path}: damaged or cut short ({error}); give a whole one.") from error
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        short = isinstance(error, EOFError) or "truncated" in text.lower()
+        raise PictureError(
+            f"{path}: damaged or cut short ({text}); give a whole one.",
+            "truncated" if short else "corrupt", text,
+        ) from error  # fmt: skip
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    """The opened picture, upright, in mode L, RGB or RGBA; another object than `image`."""
+    image.load()
+    with contextlib.suppress(Exception):  # damaged metadata say nothing about the pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_uint8(np.asarray(image), image.mode))
+    if image.mode.lower() in ("la", "pa", "rgba") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _oddities(path, image, mode, deep, converted) -> tuple[str, ...]:
+    """What of the opened picture the `converted` one does not have."""
+    odd = []
+    known = "JPEG" if image.format == "MPO" else image.format  # as many telephones write them
+    if path.suffix.lower() not in FORMATS[known]:
+        odd.append(f"{known} named {path.suffix.lower() or 'without ending'}")
+    if mode == "CMYK":
+        odd.append("CMYK")
+    if mode.startswith(("I", "F")) or deep:
+        odd.append({"I": "32-bit", "F": "float"}.get(mode, "16-bit"))
+    if converted.mode == "RGBA" and converted.getchannel("A").getextrema()[0] < 255:
+        odd.append("transparent, on white")
+    with contextlib.suppress(Exception):  # a damaged second frame is none
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            odd.append("animated, first frame")
+    return tuple(odd)
 
 
 def _to_uint8(pixels: np.ndarray, mode: str) -> np.ndarray:

@@ -1,0 +1,876 @@
+"""Folders of pictures as people have them: read, decoded once, split, refused, downloaded."""
+
+import collections
+import csv
+import dataclasses
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from dlflax.data import ImageFolder, folder, sources
+from dlflax.data.picture import read_picture
+from dlflax.errors import InputError
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cats_and_dogs"
+FORMATS = {
+    "PNG": "png", "JPEG": "jpg", "GIF": "gif", "BMP": "bmp", "PPM": "ppm", "TIFF": "tif",
+    "WEBP": "webp",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setenv("DLFLAX_OFFLINE", "1")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def image(seed, size=(40, 30), mode="RGB"):
+    """A picture of smooth colours that no other seed has."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(format, seed, **options):
+    file = io.BytesIO()
+    image(seed).save(file, format, **options)
+    return file.getvalue()
+
+
+def write(root, **classes):
+    """root/CLASS/0.png and so on, as many as are given for the class. Returns root."""
+    for class_name, count in classes.items():
+        (root / class_name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            seed = int.from_bytes(hashlib.sha256(f"{root.name}{class_name}{i}".encode()).digest())
+            image(seed).save(root / class_name / f"{i}.png")
+    return root
+
+
+def load(root, say=None, **fields):
+    said = []
+    dataset = ImageFolder(data_dir=root, **{"size": 16} | fields).load(say or said.append)
+    check(dataset, root, fields.get("size", 16))
+    return dataset
+
+
+def check(dataset, root, size=16):
+    """Every picture is what prediction makes of its file; train and test share none."""
+    for part in (dataset.train, dataset.test):
+        assert part["inputs"].dtype == np.uint8 and part["targets"].dtype == np.int32
+        assert len(part["inputs"]) == len(part["targets"]) == len(part["files"])
+        for pixels, label, name in zip(
+            part["inputs"][:], part["targets"], part["files"], strict=True
+        ):
+            want = read_picture(root / name, (size, size, 3), False)
+            np.testing.assert_array_equal(pixels, want, str(name))
+            assert dataset.class_names[label] in Path(name).parts
+    names = [*dataset.train["files"], *dataset.test["files"]]
+    assert len(set(names)) == len(names)
+
+
+def report(dataset):
+    """{file: [(what, reason), ...]} of files_skipped.csv."""
+    rows = collections.defaultdict(list)
+    if folder.REPORT in dataset.files:
+        reader = csv.DictReader(io.StringIO(dataset.files[folder.REPORT]))
+        assert reader.fieldnames == ["file", "what", "reason"]
+        for row in reader:
+            rows[row["file"]].append((row["what"], row["reason"]))
+    return dict(rows)
+
+
+def refused(match=None, **fields):
+    with pytest.raises(InputError, match=match) as error:
+        ImageFolder(**{"size": 16} | fields).load(lambda _: None)
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".") and error.value.__cause__ is None
+    return message
+
+
+def never(monkeypatch):
+    monkeypatch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+
+
+def python(code, *args, **options):
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_what_is_written_is_read(tmp_path, monkeypatch):
+    root = write(tmp_path / "animals", dog=15, cat=10)
+    (root / "cat" / "nested" / "deep").mkdir(parents=True)
+    image(1, (300, 20)).save(root / "cat" / "nested" / "deep" / "A.JPEG", quality=90)
+    said = []
+    dataset = load(root, said.append)
+    assert said == [f"Decoding 26 pictures of {root} (once: they are kept for the next start)."]
+    assert dataset.name == "animals" and dataset.source == f"26 pictures in {root}"
+    assert dataset.class_names == ("cat", "dog") and dataset.files == {}
+    assert len(dataset.test["targets"]) == 5  # of 11 cats 2, of 15 dogs 3
+    assert np.bincount(dataset.test["targets"]).tolist() == [2, 3]
+    names = {*dataset.train["files"], *dataset.test["files"]}
+    assert "cat/nested/deep/A.JPEG" in names
+    never(monkeypatch)
+    again = load(root, pytest.fail)  # nothing is said either
+    assert again.checksum == dataset.checksum and again.class_names == dataset.class_names
+    for part in ("train", "test"):
+        for key in ("inputs", "targets", "files"):
+            ours, theirs = getattr(dataset, part)[key], getattr(again, part)[key]
+            np.testing.assert_array_equal(ours[:], theirs[:])
+
+
+def test_the_test_share_is_drawn_by_its_own_seed(tmp_path):
+    root = write(tmp_path / "a", cat=20, dog=10, emu=3)
+    drawn = [set(load(root, split_seed=seed).test["files"]) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for share, counts in ((0.2, [4, 2, 1]), (0.5, [10, 5, 1]), (0.999, [18, 8, 1])):
+        dataset = load(root, test=share)
+        assert np.bincount(dataset.test["targets"]).tolist() == counts
+        # What is kept suffices for a validation share, too.
+        splits = ImageFolder().split(dataset, 0.5, 0)
+        for part in (splits.train, splits.val, splits.test):
+            assert set(part["targets"]) == {0, 1, 2}
+
+
+def test_split(tmp_path, monkeypatch):
+    root = write(tmp_path / "a", cat=20, dog=30)
+    (root / "cat" / "empty.png").touch()
+    dataset, source = load(root), ImageFolder(size=16)
+    splits = source.split(dataset, 0.25, 0)
+    assert splits.model == {"num_outputs": 2, "shape": (16, 16, 3), "vocabulary": 0}
+    assert splits.info == {"light_on_dark": False}
+    assert (
+        splits.files == dataset.files
+        and "cat/empty.png,skipped,empty" in splits.files["files_skipped.csv"]
+    )
+    parts = (splits.train, splits.val, splits.test)
+    assert [np.bincount(part["targets"]).tolist() for part in parts] == [[12, 18], [4, 6], [4, 6]]
+    for part in parts:
+        assert set(part) == {"inputs", "targets"}
+        assert isinstance(part["inputs"], np.ndarray) and part["inputs"].flags["C_CONTIGUOUS"]
+        assert not isinstance(part["inputs"], np.memmap)
+    every = np.concatenate([part["inputs"] for part in parts])
+    assert len(np.unique(every.reshape(len(every), -1), axis=0)) == 50
+
+    again, other = source.split(dataset, 0.25, 0), source.split(dataset, 0.25, 1)
+    np.testing.assert_array_equal(again.val["inputs"], splits.val["inputs"])
+    assert (other.val["inputs"] != splits.val["inputs"]).any()
+    np.testing.assert_array_equal(other.test["inputs"], splits.test["inputs"])
+    none = source.split(dataset, 0, 0)
+    assert none.val is None and len(none.train["inputs"]) == 40
+    for wrong in (-0.1, 1, float("nan")):
+        with pytest.raises(InputError, match="from 0 up to below 1"):
+            source.split(dataset, wrong, 0)
+
+    # Not into memory where that would take a quarter of it.
+    nbytes = 50 * 16 * 16 * 3
+    monkeypatch.setattr(folder, "host_memory", lambda: 4 * nbytes)
+    streamed = source.split(dataset, 0.25, 0)
+    assert isinstance(streamed.train["inputs"], folder.Rows)
+    np.testing.assert_array_equal(streamed.val["inputs"][:], splits.val["inputs"])
+    monkeypatch.setattr(folder, "host_memory", lambda: 4 * nbytes + 4)
+    assert isinstance(source.split(dataset, 0.25, 0).train["inputs"], np.ndarray)
+
+
+@pytest.mark.parametrize("val", ["validation", "val", "valid", None])
+@pytest.mark.parametrize("test", ["test", None])
+def test_folders_of_their_own_for_the_parts(tmp_path, val, test):
+    root = tmp_path / "data"
+    write(root / "train", cat=6, dog=4)
+    for part in filter(None, (val, test)):
+        write(root / part, cat=2, dog=1)
+    image(7).save(root / "above.png")
+    (root / "notes").mkdir()
+    image(8).save(root / "notes" / "b.png")
+    dataset = load(root, test=0.5)
+    assert dataset.class_names == ("cat", "dog")
+    outside = [("skipped", "outside the classes")]
+    assert report(dataset) == {"above.png": outside, "notes/b.png": outside}
+    splits = ImageFolder().split(dataset, 0.5, 0)
+    drawn = [] if test else [Path(name).parts[0] for name in dataset.test["files"]]
+    assert set(drawn) <= {"train"}
+    counts = [np.bincount(part["targets"]).tolist() for part in (splits.test, splits.val)]
+    assert counts[0] == ([2, 1] if test else [3, 2])
+    left = [6, 4] if test else [3, 2]
+    assert counts[1] == ([2, 1] if val else [round(0.5 * n) for n in left])
+    if val:
+        assert dataset.train["validation"].dtype == bool
+        for name, held_out in zip(dataset.train["files"], dataset.train["validation"], strict=True):
+            assert held_out == name.startswith(f"{val}/")
+        assert ImageFolder().split(dataset, 0, 0).val is not None
+    else:
+        assert "validation" not in dataset.train
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    root = write(tmp_path / "vehicles", train=3, bus=3)
+    assert load(root).class_names == ("bus", "train")
+
+
+def test_refused_folders(tmp_path):
+    missing = tmp_path / "nowhere"
+    assert f"{missing} does not exist: it should be a folder" in refused(data_dir=missing)
+    (tmp_path / "file").touch()
+    refused("is not a folder", data_dir=tmp_path / "file")
+    for name, classes, sentence in (
+        ("none", {}, "has no usable picture: it should be"),
+        ("one", {"cat": 5}, 'pictures of the one class "cat"'),
+        ("few", {"cat": 5, "dog": 2}, '2 usable pictures of the class "dog", but at least 3'),
+        ("empty", {"cat": 5, "dog": 5, "emu": 0}, '0 usable pictures of the class "emu"'),
+        ("test", {"test/a": 2, "test/b": 2, "val/a": 2}, 'has "test", "val" but no train/'),
+        ("differ", {"train/a": 3, "train/b": 3, "test/a": 1},
+         'the classes "a", "b" in train/ and "a" in test/'),
+        ("both", {"train/a": 1, "val/a": 1, "valid/a": 1}, "has both val/ and valid/"),
+        ("bare", {"train/a": 2, "train/b": 2, "test/a": 2, "test/b": 0},
+         'has 0 usable pictures of the class "b" for test'),
+        ("thin", {"train/a": 2, "train/b": 1, "test/a": 2, "test/b": 1},
+         'has 1 usable pictures of the class "b" for train, but at least 2'),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        for inner, count in classes.items():
+            place = tmp_path / name / inner
+            write(place.parent, **{place.name: count})
+        message = refused(data_dir=tmp_path / name)
+        assert message.startswith(f"--data-dir {tmp_path / name}") and sentence in message, message
+    bad = write(tmp_path / "bad", cat=4, dog=4)
+    for i, path in enumerate(sorted(bad.rglob("*.png"))):
+        path.write_bytes(b"" if i < 3 else path.read_bytes()[:90])
+    assert "no usable picture (5 truncated, 3 empty left out)" in refused(data_dir=bad)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    image(1).save(flat / "a.png")
+    assert "no usable picture (1 outside the classes left out)" in refused(data_dir=flat)
+
+
+def test_refused_fields(tmp_path):
+    for fields, sentence in (
+        ({"size": 7}, "--size 7 must be from 8 to 1024"),
+        ({"size": 1025}, "--size 1025 must be from 8 to 1024"),
+        ({"test": 0}, "--test 0 must be above 0 and below 1"),
+        ({"test": 1}, "--test 1 must be above 0 and below 1"),
+        ({"test": float("nan")}, "--test nan"),
+        ({"split_seed": -1}, "--split-seed -1 must be 0 or more"),
+        ({"dataset": "birds"}, '--dataset "birds" is unknown: it should be cats_vs_dogs'),
+    ):
+        assert sentence in refused(**fields)
+
+
+def test_odd_pictures_are_converted_and_listed(tmp_path):
+    root = write(tmp_path / "a", cat=3, dog=3)
+    cats, turned = root / "cat", Image.Exif()
+    turned[0x0112] = 6
+    gradient = np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50
+    cut_out = image(1).copy()
+    cut_out.putalpha(Image.fromarray((gradient >> 8).astype(np.uint8)))
+    expected = {
+        "cmyk.jpg": "CMYK", "16.png": "16-bit", "16.tif": "16-bit", "32.tif": "32-bit",
+        "float.tif": "float", "alpha.png": "transparent, on white", "png.jpg": "PNG named .jpg",
+        "jpeg.webp": "JPEG named .webp", "moves.gif": "animated, first frame",
+        "moves.webp": "animated, first frame", "moves.png": "animated, first frame",
+        "pages.tif": "animated, first frame", "colours16.png": "16-bit",
+    }  # fmt: skip
+    image(2, mode="CMYK").save(cats / "cmyk.jpg")
+    Image.fromarray(gradient).save(cats / "16.png")
+    Image.fromarray(gradient + 1).save(cats / "16.tif")
+    Image.fromarray(gradient.astype(np.int32)).save(cats / "32.tif")
+    Image.fromarray(gradient / np.float32(65535)).save(cats / "float.tif")
+    cut_out.save(cats / "alpha.png")
+    image(3).save(cats / "png.jpg", "PNG")
+    image(4).save(cats / "jpeg.webp", "JPEG")
+    for i, name in enumerate(("moves.gif", "moves.webp", "moves.png", "pages.tif")):
+        image(10 + i).save(cats / name, save_all=True, append_images=[image(20 + i)])
+    rows = b"".join(b"\0" + os.urandom(6 * 5) for _ in range(5))
+    (cats / "colours16.png").write_bytes(png(5, 5, rows, depth=16))
+    # These are not worth a line.
+    for i, mode in enumerate(("1", "L", "P", "RGBA", "LA")):
+        image(30 + i, mode=mode).save(cats / f"{mode}.png")
+    image(40).save(cats / "turned.jpg", exif=turned)
+    image(41).save(cats / "bad_exif.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1")
+    image(42).save(cats / "bare.PGM")
+    for i, size in enumerate(((1, 5000), (5000, 1), (1, 1), (3, 2), (1, 65535))):
+        image(50 + i, size).save(cats / f"strange{i}.png")
+    said = []
+    dataset = load(root, said.append)
+    assert report(dataset) == {
+        f"cat/{name}": [("converted", what)] for name, what in expected.items()
+    }
+    assert len(said) == 2 and said[1].startswith("13 of 31 were converted, see files_skipped.csv: ")
+    assert "4 animated, 3 16-bit, 2 misnamed" in said[1]
+    assert len(dataset.train["files"]) + len(dataset.test["files"]) == 31
+
+
+def test_upright_and_a_huge_jpeg_decoded_small(tmp_path, monkeypatch):
+    root = write(tmp_path / "a", cat=3, dog=3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.new("RGB", (600, 400), "red")
+    lying.paste("blue", (0, 0, 300, 400))  # the left half, which is the upper one when upright
+    lying.save(root / "cat" / "lying.jpg", exif=exif, quality=95)
+    drafted, draft = [], JpegImageFile.draft
+
+    def watched(self, mode, size):
+        answer = draft(self, mode, size)
+        drafted.append(self.size)
+        return answer
+
+    monkeypatch.setattr(JpegImageFile, "draft", watched)
+    dataset = load(root)
+    assert set(drafted) == {(75, 50)}  # an eighth
+    found = [
+        part["inputs"][index]
+        for part in (dataset.train, dataset.test)
+        for index in np.flatnonzero(part["files"] == "cat/lying.jpg")
+    ]
+    pixels = found[0].astype(int)
+    assert (pixels[:7, :, 2] > 200).all() and (pixels[9:, :, 0] > 200).all()
+
+
+def test_bad_files_are_skipped_and_counted(tmp_path, monkeypatch):
+    root = write(tmp_path / "a", cat=4, dog=4)
+    cats, good = root / "cat", encoded("PNG", 1)
+    jpeg = encoded("JPEG", 2)
+    (cats / "empty.jpg").touch()
+    (cats / "empty too.png").touch()
+    (cats / "cut.png").write_bytes(good[:-40])
+    (cats / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (cats / "broken.png").write_bytes(good[:60] + b"\0\1\2\3" + good[64:])
+    (cats / "text.jpg").write_text("hello")
+    (cats / "notes.txt").write_text("hello")
+    (cats / "LICENSE").write_text("hello")
+    (cats / "bomb.png").write_bytes(png(50_000, 50_000, b""))
+    (cats / "long.png").write_bytes(png(1, 70_000, b""))
+    os.mkfifo(cats / "pipe.png")  # opening it would wait for ever
+    with open(cats / "sparse.bmp", "wb") as file:
+        file.truncate(2**30 + 1)
+    for name in (".DS_Store", "._0.png", "Thumbs.db", ".hidden.png"):
+        (cats / name).write_bytes(good)
+    (root / "__MACOSX" / "cat").mkdir(parents=True)
+    (root / ".git").mkdir()
+    (root / ".git" / "a.png").write_bytes(good)
+    said = []
+    dataset = load(root, said.append)
+    large = "too large: more than 89 million pixels, or 65,535 a side"
+    rows = report(dataset)
+    assert {what for row in rows.values() for what, _ in row} == {"skipped"}
+    reasons = {name: reason for name, [(_, reason)] in rows.items()}
+    assert reasons.pop("cat/cut.png").startswith("truncated: ")
+    assert reasons.pop("cat/cut.jpg").startswith("truncated: ")
+    assert reasons.pop("cat/broken.png").startswith("corrupt: ")
+    assert reasons == {
+        "cat/empty.jpg": "empty", "cat/empty too.png": "empty", "cat/text.jpg": "no picture",
+        "cat/notes.txt": "no picture: named .txt", "cat/bomb.png": large, "cat/long.png": large,
+        "cat/LICENSE": "no picture: named without ending",
+        "cat/pipe.png": "unreadable: no regular file",
+        "cat/sparse.bmp": "too large: more than 1 GiB",
+    }  # fmt: skip
+    start, kinds = said[1].removesuffix(".").split(": ")
+    assert start == "12 of 20 files could not be used, see files_skipped.csv"
+    want = "3 no picture, 3 too large, 2 truncated, 2 empty, 1 corrupt, 1 unreadable"
+    assert sorted(kinds.split(", ")) == sorted(want.split(", "))
+    never(monkeypatch)
+    said.clear()
+    again = load(root, said.append)  # the report is kept, too, and said again
+    assert again.files == dataset.files and len(said) == 1
+
+
+def test_a_file_that_vanishes_or_may_not_be_read(tmp_path, monkeypatch):
+    root = write(tmp_path / "a", cat=4, dog=4)
+    walk = folder._walk
+
+    def then_gone(*args):
+        found = walk(*args)
+        (root / "cat" / "0.png").unlink()
+        return found
+
+    monkeypatch.setattr(folder, "_walk", then_gone)
+    reason = "unreadable: No such file or directory"
+    assert report(load(root)) == {"cat/0.png": [("skipped", reason)]}
+
+
+def test_names_of_any_bytes(tmp_path):
+    root = write(tmp_path / "a", cat=4, dog=4)
+    for i, name in enumerate((b"\xff.png", 'süß 🐈\n,".png'.encode())):
+        with open(os.fsencode(root / "cat") + b"/" + name, "wb") as file:
+            file.write(encoded("PNG", i))
+    (root / "dog" / "ü,\n.txt").touch()
+    dataset = ImageFolder(data_dir=root, size=16).load(lambda _: None)
+    names = [*dataset.train["files"], *dataset.test["files"]]
+    assert {"cat/\\xff.png", 'cat/süß 🐈\n,".png'} < set(names)
+    assert report(dataset) == {"dog/ü,\n.txt": [("skipped", "no picture: named .txt")]}
+    json.dumps(names).encode()
+    dataset.files[folder.REPORT].encode()
+
+
+def test_same_bytes(tmp_path):
+    root = write(tmp_path / "a", cat=5, dog=5)
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "9.png")
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "8.png")
+    shutil.copy(root / "dog" / "1.png", root / "cat" / "dog.png")
+    said = []
+    dataset = load(root, said.append)
+    assert report(dataset) == {
+        "cat/8.png": [("skipped", "same bytes as cat/0.png")],
+        "cat/9.png": [("skipped", "same bytes as cat/0.png")],
+        "cat/dog.png": [("skipped", "same bytes as dog/1.png, of another class")],
+        "dog/1.png": [("skipped", "same bytes as cat/dog.png, of another class")],
+    }
+    assert said[0].startswith("Decoding 9 pictures")
+    assert said[1].startswith("4 of 13 files could not be used, see files_skipped.csv: ")
+    assert "2 duplicate" in said[1] and "2 in two classes" in said[1]
+    # The test set stays as it is given.
+    parts = tmp_path / "parts"
+    write(parts / "train", cat=4, dog=4)
+    write(parts / "test", cat=2, dog=2)
+    shutil.copy(parts / "test" / "cat" / "1.png", parts / "train" / "cat" / "z.png")
+    dataset = load(parts)
+    reason = "same bytes as test/cat/1.png"
+    assert report(dataset) == {"train/cat/z.png": [("skipped", reason)]}
+    assert len(dataset.test["files"]) == 4
+
+
+def test_links(tmp_path):
+    root, outside = write(tmp_path / "a", cat=4, dog=4), write(tmp_path / "b", cat=3, emu=3)
+    (tmp_path / "ab").mkdir()  # begins as the folder's name does
+    image(1).save(tmp_path / "ab" / "x.png")
+    (root / "cat" / "out.png").symlink_to(outside / "cat" / "0.png")
+    (root / "cat" / "near.png").symlink_to(tmp_path / "ab" / "x.png")
+    (root / "cat" / "nowhere.png").symlink_to(tmp_path / "c.png")
+    (root / "cat" / "itself.png").symlink_to("itself.png")
+    (root / "cat" / "up").symlink_to("..")
+    (root / "cat" / "here").symlink_to(".")
+    (root / "emu").symlink_to(outside / "emu")
+    (root / "cat" / "more").symlink_to(outside)
+    (root / "store").mkdir()
+    image(2).save(root / "store" / "s.png")
+    image(3).save(root / "store" / "t.png")
+    image(4).save(root / "store" / "u.png")
+    (root / "linked").symlink_to("store")  # a class, of the same pictures as another one
+    message = refused(data_dir=root)
+    assert (
+        'has 0 usable pictures of the class "linked"' in message and "6 in two classes" in message
+    )
+    (root / "linked").unlink()
+    dataset = load(root)
+    assert dataset.class_names == ("cat", "dog", "store")
+    leads_out, read = "link that leads out of the folder", "link to a folder that is read already"
+    assert report(dataset) == {
+        f"cat/{name}": [("skipped", reason)]
+        for name, reason in {
+            "out.png": leads_out, "near.png": leads_out, "more": leads_out,
+            "nowhere.png": "link that leads nowhere", "itself.png": "link that leads nowhere",
+            "up/": read, "here/": read,
+        }.items()
+    } | {"emu": [("skipped", leads_out)]}  # fmt: skip
+    # The folder itself may be a link, and links within it are followed.
+    (root / "dog" / "same.png").symlink_to("0.png")
+    (tmp_path / "link").symlink_to(root)
+    assert report(load(tmp_path / "link"))["dog/same.png"] == [
+        ("skipped", "same bytes as dog/0.png")
+    ]
+
+
+def caches(tmp_path):
+    return sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+def test_changed_files_are_decoded_again(tmp_path):
+    root = write(tmp_path / "a", cat=4, dog=4)
+    first = load(root)
+    load(root, size=20)
+    assert len(caches(tmp_path)) == 4
+    image(1).save(root / "cat" / "3.png")
+    second = load(root)
+    assert first.checksum != second.checksum
+    assert len(caches(tmp_path)) == 4  # what is out of date is gone
+    first.train["inputs"][:]  # and yet to be read by whoever has it
+    image(2).save(root / "cat" / "4.png")
+    assert len(load(root).train["targets"]) == 7
+    (root / "cat" / "4.png").unlink()
+    assert load(root).checksum == second.checksum
+    (root / "emu").mkdir()
+    refused('class "emu"', data_dir=root)
+
+
+def test_a_damaged_cache_is_decoded_again(tmp_path):
+    root = write(tmp_path / "a", cat=4, dog=4)
+    dataset = load(root)
+    table, pixels = sorted(caches(tmp_path))
+    assert (table.suffix, pixels.suffix) == (".json", ".npy")
+    whole = {path: path.read_bytes() for path in (table, pixels)}
+
+    def wrong(path, content):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+
+    for path in whole:
+        content = whole[path]
+        flipped = bytearray(content)
+        flipped[len(content) // 2 if path is table else 8] ^= 1
+        for damage in (None, b"", b"{}", content[: len(content) // 2], content[:-1], flipped):
+            wrong(path, damage)
+            said = []
+            again = load(root, said.append)
+            assert len(said) == 1 and again.checksum == dataset.checksum
+            assert {path: path.read_bytes() for path in whole} == whole
+    table.unlink()
+    table.mkdir()  # nor does that stop it
+    said = []
+    load(root, said.append)
+    assert "cannot be kept" in said[1] and len(said) == 3
+
+
+KILLED = """
+import os, signal, sys
+from dlflax.data import ImageFolder, folder
+module, name, call = {"header": (folder, "_write_header", 2), "fsync": (folder.os, "fsync", 1),
+                      "pixels": (folder.os, "replace", 1), "table": (folder.os, "replace", 2),
+                      "begin": (folder, "_decode", 1)}[sys.argv[2]]
+real, calls = getattr(module, name), []
+def kill(*args):
+    calls.append(args)
+    if len(calls) == call:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args)
+setattr(module, name, kill)
+ImageFolder(data_dir=sys.argv[1], size=16).load()
+"""
+
+
+def test_killed_while_decoding(tmp_path):
+    root = write(tmp_path / "a", cat=4, dog=4)
+    for moment in ("begin", "header", "pixels", "table"):
+        done = python(KILLED, root, moment)
+        assert done.returncode == -9, done.stderr
+        left = [path for path in caches(tmp_path) if path.suffix == ".tmp"]
+        assert left
+        load(root)
+        assert set(left) < set(caches(tmp_path))  # someone may be writing them now
+        for path in left:
+            os.utime(path, (0, 0))
+        image(ord(moment[0])).save(root / "cat" / "3.png")
+        load(root)
+        assert not set(left) & set(caches(tmp_path))
+        shutil.rmtree(tmp_path / "cache")
+
+
+def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    root = write(tmp_path / "a", cat=4, dog=4)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(root)
+    assert caches(tmp_path) == []
+
+
+def test_two_at_once(tmp_path):
+    root = write(tmp_path / "a", cat=40, dog=40)
+    code = (
+        "import sys; from dlflax.data import ImageFolder\n"
+        "import grain; sys.stdin.read()\n"
+        "for i in range(3):\n"
+        "    data = ImageFolder(data_dir=sys.argv[1], size=16 + i).load()\n"
+        "    print(data.checksum, data.train['inputs'][:].sum())\n"
+    )
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-W", "error", "-c", code, str(root)]
+    with (
+        subprocess.Popen(command, text=True, **options) as one,
+        subprocess.Popen(command, text=True, **options) as two,
+    ):
+        one.stdin.close(), two.stdin.close()
+        one.stdin = two.stdin = None
+        outputs = [process.communicate(timeout=60) for process in (one, two)]
+    assert [errors for _, errors in outputs] == ["", ""]
+    sums = [[line for line in out.splitlines() if "Decod" not in line] for out, _ in outputs]
+    assert sums[0] == sums[1] and len(sums[0]) == 3
+    assert {path.suffix for path in caches(tmp_path)} == {".npy", ".json"}
+
+
+def test_no_room_for_the_cache(tmp_path, monkeypatch):
+    root = write(tmp_path / "a", cat=4, dog=4)
+    checksum = load(root).checksum
+    (tmp_path / "file").touch()
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+
+    def loaded(words):
+        said = []
+        dataset = load(root, said.append)
+        assert dataset.checksum == checksum and words in "".join(said)
+        assert said[-1] == f"Decoding 8 pictures of {root} into memory."
+        ImageFolder().split(dataset, 0.2, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        loaded("cannot be kept in")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+        patch.setattr(folder.shutil, "disk_usage", lambda _: full)
+        loaded("(No space left on device)")
+        patch.setattr(folder, "host_memory", lambda: 2 * 8 * 16 * 16 * 3 - 2)
+        refused("set XDG_CACHE_HOME to a folder with room", data_dir=root)
+        assert not list((tmp_path / "another").rglob("*.*"))
+
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "limited"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # what a write meets midway
+    try:
+        loaded("cannot be kept in")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in (tmp_path / "limited").rglob("*") if path.is_file()]
+
+
+def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch, capsys):
+    results = iter("abc")
+    assert folder._with_progress(results, 3) is results
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "dumb")
+    assert folder._with_progress(results, 3) is results
+    monkeypatch.setenv("TERM", "xterm")
+    assert list(folder._with_progress(results, 3)) == ["a", "b", "c"]
+
+
+def png(width, height, rows, depth=8):
+    """A PNG file that declares this size, whatever it holds."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )  # fmt: skip
+
+
+def bad_files(rng):
+    """(name, bytes) of files that are damaged in every way, in every format; no two the same."""
+    seed = 1000
+    for format, suffix in FORMATS.items():
+        for part in (0.02, 0.1, 0.3, 0.6, 0.9, 0.99):
+            seed += 1
+            whole = encoded(format, seed)
+            yield f"cut_{part}.{suffix}", whole[: max(1, int(part * len(whole)))]
+        for i in range(30):
+            seed += 1
+            content = bytearray(encoded(format, seed))
+            end = 64 if i < 20 else len(content)
+            for place in rng.integers(0, end, 1 + i % 4):
+                content[place] ^= rng.integers(1, 256)
+            yield f"mutated_{i}.{suffix}", bytes(content)
+        for i in range(3):
+            yield f"random_{i}.{suffix}", rng.bytes(1 + 700 * i)
+        yield f"magic.{suffix}", whole[:12] + rng.bytes(1500)
+        yield f"text.{suffix}", f"<html>not found: {suffix}</html>".encode()
+        seed += 1
+        wrong = next(other for other in FORMATS.values() if other != suffix)
+        yield f"{format}_as.{wrong}", encoded(format, seed)
+    sizes = (
+        (60_000, 60_000),
+        (2**31 - 1, 1),
+        (1, 2**31 - 1),
+        (0, 9),
+        (9_000, 9_000),
+        (1, 80_000_000),
+    )
+    for width, height in sizes:
+        yield f"{width}x{height}.png", png(width, height, rng.bytes(50))
+        bmp = bytearray(encoded("BMP", width % 10_007))
+        bmp[18:26] = struct.pack("<ii", width, height)
+        yield f"{width}x{height}.bmp", bytes(bmp)
+        yield f"{width}x{height}.ppm", b"P6 %d %d 255\n" % (width, height) + rng.bytes(99)
+        gif = bytearray(encoded("GIF", height % 10_007))
+        gif[6:10] = struct.pack("<HH", width % 65_536, height % 65_536)
+        yield f"{width}x{height}.gif", bytes(gif)
+        jpeg = bytearray(encoded("JPEG", (width + height) % 10_007))
+        frame = jpeg.index(b"\xff\xc0") + 5
+        jpeg[frame : frame + 4] = struct.pack(">HH", height % 65_536, width % 65_536)
+        yield f"{width}x{height}.jpg", bytes(jpeg)
+
+
+ROBUST = """
+import sys, json, grain
+from dlflax.data import ImageFolder
+def peak():
+    with open("/proc/self/status") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("VmHWM")), 0)
+ImageFolder(data_dir=sys.argv[2], size=32).load(lambda _: None)
+before = peak()
+said = []
+data = ImageFolder(data_dir=sys.argv[1], size=32).load(said.append)
+names = [*data.train["files"].tolist(), *data.test["files"].tolist()]
+print(json.dumps([peak() - before, said, names, data.files["files_skipped.csv"]]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+def test_hundreds_of_bad_files(tmp_path):
+    """No crash, no hang, bounded memory; each is decoded as prediction would do it, or listed."""
+    root, good = write(tmp_path / "a", cat=6, dog=6), write(tmp_path / "b", cat=3, dog=3)
+    count = 0
+    for count, (name, content) in enumerate(bad_files(np.random.default_rng(0)), 1):
+        (root / ("cat", "dog")[count % 2] / name).write_bytes(content)
+    assert count > 300
+    done = python(ROBUST, root, good)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    growth, said, names, text = json.loads(done.stdout)
+    # 9,000 x 9,000 pixels of 4 bytes thrice, one picture at a time: decoded, its copy, on white.
+    assert growth < 1_000_000, f"{growth:,} KiB"
+    rows = list(csv.DictReader(io.StringIO(text)))
+    skipped = {row["file"] for row in rows if row["what"] == "skipped"}
+    every = {path.relative_to(root).as_posix() for path in root.rglob("*.*")}
+    assert len(names) == len(set(names)) and not skipped & set(names)
+    assert skipped | set(names) == every
+    assert len(skipped) > 200 and len(said) == 2
+    assert said[1].startswith(f"{len(skipped)} of {len(every)} files could not be used")
+    for name in every:  # the same as prediction says of each
+        if name in skipped:
+            with pytest.raises(InputError):
+                read_picture(root / name, (32, 32, 3), False)
+        else:
+            read_picture(root / name, (32, 32, 3), False)
+
+
+def pet_images(path, each=5):
+    """A zip file as the download is; {name: (bytes, label)} of what should be taken from it."""
+    taken = {}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme[1].txt", "hello")
+        for label, name in enumerate(("Cat", "Dog")):
+            archive.writestr(f"PetImages/{name}/Thumbs.db", "hello")
+            for i in range(each):
+                member = f"PetImages/{name}/{i}.jpg"
+                content = encoded("JPEG", 100 * label + i)
+                archive.writestr(member, content)
+                taken[member] = content, label
+            archive.writestr(f"PetImages/{name}/666.jpg", b"")
+            archive.writestr(f"PetImages/{name}/667.jpg", encoded("PNG", 900 + label))
+            cut = encoded("JPEG", 300 + label)[:-60]  # JFIF, as TFDS would keep it
+            archive.writestr(f"PetImages/{name}/668.jpg", cut)
+            taken[f"PetImages/{name}/668.jpg"] = cut, label
+    return taken
+
+
+def test_download(tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    packed = tmp_path / "mirror" / "kagglecatsanddogs_5340.zip"
+    taken = pet_images(packed)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=packed.parent)
+    source, said = ImageFolder(size=16), []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/{packed.name}"
+            monkeypatch.setattr(folder, "CATS_VS_DOGS_URL", url)
+            monkeypatch.delenv("DLFLAX_OFFLINE")
+            content = packed.read_bytes()
+            monkeypatch.setattr(folder, "CATS_VS_DOGS_SHA256", hashlib.sha256(content).hexdigest())
+            packed.write_bytes(b"<html>")
+            with pytest.raises(InputError, match="pass --data-dir PetImages"):
+                source.load(said.append)
+            assert "is not the published file" in said[0]
+            packed.write_bytes(content)  # the wrong file was not kept
+            dataset = source.load(said.append)
+        finally:
+            server.shutdown()
+            thread.join()
+    place = tmp_path / "tfds" / "cats_vs_dogs" / "4.0.1"
+    assert dataset.name == "cats_vs_dogs" and dataset.class_names == ("cat", "dog")
+    assert dataset.source == f"10 pictures of TFDS cats_vs_dogs:4.0.1 in {place}"
+    assert list(report(dataset)) == ["PetImages/Cat/668.jpg", "PetImages/Dog/668.jpg"]
+    assert said[-1] == "2 of 12 files could not be used, see files_skipped.csv: 2 truncated."
+    # The bytes of the archive, through the decoder of files.
+    root = tmp_path / "unpacked"
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(root)
+    for part in (dataset.train, dataset.test):
+        for pixels, label, name in zip(
+            part["inputs"][:], part["targets"], part["files"], strict=True
+        ):
+            np.testing.assert_array_equal(pixels, read_picture(root / name, (16, 16, 3), False))
+            assert label == taken[name][1]
+    assert np.bincount(dataset.test["targets"]).tolist() == [1, 1]
+
+    never(monkeypatch)
+    monkeypatch.setattr(sources, "_no_network", lambda url: pytest.fail("network"))
+    assert source.load(said.append).checksum == dataset.checksum
+    monkeypatch.undo()
+    other = dataclasses.replace(source, data_dir=tmp_path / "tfds", size=16)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert other.load(said.append).checksum == dataset.checksum
+
+    import tensorflow_datasets as tfds
+
+    examples = tfds.data_source("cats_vs_dogs", split="train", data_dir=tmp_path / "tfds")
+    assert len(examples) == len(taken) == 12
+    assert "tensorflow" not in sys.modules
+    skip = {"image": tfds.decode.SkipDecoding()}
+    examples = tfds.data_source(
+        "cats_vs_dogs", split="train", data_dir=tmp_path / "tfds", decoders=skip
+    )
+    got = {e["image/filename"].decode(): (e["image"], e["label"]) for e in examples}
+    assert got == taken
+
+    # By hand, as the sentence says: the PNG is used, too, since it is a picture.
+    by_hand = ImageFolder(data_dir=root / "PetImages", size=16).load(said.append)
+    assert by_hand.name == "PetImages" and by_hand.class_names == ("Cat", "Dog")
+    assert ("converted", "PNG named .jpg") in report(by_hand)["Cat/667.jpg"]
+
+    for path in place.glob("*array_record*"):
+        path.write_bytes(b"")
+    shutil.rmtree(tmp_path / "cache")
+    refused("cannot be read as labelled pictures", data_dir=tmp_path / "tfds")
+
+
+def test_nowhere(monkeypatch):
+    said = []
+    with pytest.raises(InputError, match="pass --data-dir PetImages") as error:
+        ImageFolder().load(said.append)
+    assert said == ["cats_vs_dogs cannot be downloaded: DLFLAX_OFFLINE is set."]
+    assert "kagglecatsanddogs_5340.zip by hand" in str(error.value)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the photographs are not here")
+def test_photographs(tmp_path):
+    root = tmp_path / "photos"
+    for class_name in ("cat", "dog"):
+        (root / class_name).mkdir(parents=True)
+        for path in sorted((REAL / class_name).iterdir())[:20]:
+            shutil.copyfile(path, root / class_name / path.name)
+    dataset = load(root, size=64)
+    assert dataset.files == {} and dataset.source.startswith("40 pictures in ")
+    assert np.bincount(dataset.test["targets"]).tolist() == [4, 4]
+    splits = ImageFolder().split(dataset, 0.25, 0)
+    assert splits.train["inputs"].shape == (24, 64, 64, 3) and splits.train["inputs"].std() > 30
