@@ -1,12 +1,22 @@
 """VGG and ResNet against Keras, from the same random weights."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from dlflax.models import VGG, ResNet, resnet
+from dlflax.errors import InputError
+from dlflax.models import VGG, EfficientNetLite0, ResNet, resnet
 from dlflax.models.vgg import CONVOLUTIONS, from_torch
+
+
+def as_picture(x):
+    """What the models normalize to x, by the mean and deviation that torchvision documents."""
+    mean, std = np.float32([[[[0.485, 0.456, 0.406]]], [[[0.229, 0.224, 0.225]]]])
+    return x * std + mean
 
 
 def names(depth):
@@ -20,6 +30,7 @@ def names(depth):
     [
         (VGG("11", num_outputs=1000), 132_863_336),
         (VGG("16", num_outputs=1000), 138_357_544),
+        (VGG("19", num_outputs=1000), 143_667_240),
         (ResNet("18", num_outputs=1000), 11_689_512),
         (ResNet("34", num_outputs=1000), 21_797_672),
         (ResNet("50", num_outputs=1000), 25_557_032),
@@ -29,6 +40,49 @@ def names(depth):
 def test_parameters_as_torchvision_counts_them(model, count):
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+
+
+MODELS = [EfficientNetLite0(num_outputs=3), ResNet("18", num_outputs=3), VGG("11", (8, 6), 3)]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
+def test_features_in_place_of_pictures(model):
+    """The same logits from `features` as from pictures, and `init` makes a last layer for them."""
+    x = np.random.default_rng(0).random((2, 33, 35, 3), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    expected = jax.jit(model.apply)(variables, x)
+    features = jax.jit(lambda v, x: model.apply(v, x, method="features"))(variables, x)
+    assert features.ndim == 2
+    size = np.abs(expected).max()  # tiny, as running statistics begin at 0 and 1
+    assert size > 0
+    np.testing.assert_allclose(model.apply(variables, features), expected, atol=1e-4 * size)
+    head = model.init(jax.random.key(1), features)
+    assert list(head) == ["params"] and list(head["params"]) == ["logits"]
+    head["params"]["logits"] = variables["params"]["logits"]
+    np.testing.assert_allclose(model.apply(head, features), expected, atol=1e-4 * size)
+    rngs = {"dropout": jax.random.key(2)}
+    dropped = model.apply(head, features, train=True, dropout=0.5, rngs=rngs)
+    assert np.abs(dropped - expected).max() > 0.01 * size
+    with pytest.raises(InputError, match="takes RGB pictures"):
+        model.apply(variables, x[..., :1])
+
+
+@pytest.mark.parametrize(
+    "model, parts",
+    [
+        (MODELS[0], {f"block15_{part}{norm}" for part in ("expand", "depthwise", "project")
+                     for norm in ("", "_norm")} | {"head", "head_norm", "logits"}),
+        (MODELS[1], {f"stage4_block{b}_{part}{norm}" for b in (1, 2) for part in ("conv1", "conv2")
+                     for norm in ("", "_norm")}
+         | {"stage4_block1_shortcut", "stage4_block1_shortcut_norm", "logits"}),
+        (MODELS[2], {"stage5_conv1", "stage5_conv2", "dense1", "dense2", "logits"}),
+    ],
+)  # fmt: skip
+def test_last_blocks(model, parts):
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    paths = traverse_util.flatten_dict(variables["params"], sep="/")
+    chosen = {path.split("/")[0] for path in paths if re.search(model.LAST_BLOCKS, path)}
+    assert chosen == parts
 
 
 def test_vgg16_is_that_of_keras_applications():
@@ -51,7 +105,7 @@ def test_vgg16_is_that_of_keras_applications():
             if layer.name in ours:
                 kernel, bias = layer.get_weights()
                 params[ours[layer.name]] = {"kernel": kernel, "bias": bias}
-    found = VGG(num_outputs=7).apply({"params": params}, x)
+    found = VGG(num_outputs=7).apply({"params": params}, as_picture(x))
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -132,6 +186,7 @@ def test_resnet_is_that_of_keras_layers(depth):
         expected = np.asarray(theirs(x, training=False))
         trained = np.asarray(theirs(x, training=True))
     variables, model = resnet.from_torch(state, depth), ResNet(depth, num_outputs=7)
+    x = as_picture(x)
     found = jax.jit(model.apply)(variables, x)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 

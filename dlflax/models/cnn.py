@@ -6,7 +6,7 @@ import flax.linen as nn
 import tyro
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Activation, Conv, Dropout, Formulation, activation
+from dlflax.models.layers import Activation, Conv, Dropout, Formulation, activation, feature_map
 
 
 class CNN(nn.Module):
@@ -52,7 +52,7 @@ class CNN(nn.Module):
                 x = act(Conv(features, self.kernel_size, last, self.formulation, name=name)(x))
             if self.dropout_on == "all":
                 x = Dropout()(x, dropout, train)
-        x = x.reshape(x.shape[0], -1)
+        x = feature_map(self, x).reshape(x.shape[0], -1)
         for i, features in enumerate(self.dense):
             x = act(nn.Dense(features, name=f"dense{i + 1}")(x))
             x = Dropout()(x, dropout, train)

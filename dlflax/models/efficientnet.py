@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import traverse_util
 from jax import lax
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Dropout
+from dlflax.models.layers import (
+    Dropout,
+    Formulation,
+    depthwise_lax,
+    depthwise_slices,
+    feature_map,
+    for_cpu,
+)  # fmt: skip
 
 # blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)
 STAGES = (
@@ -25,11 +33,16 @@ class EfficientNetLite0(nn.Module):
     outputs.
 
     Call: inputs (n, h, w, 3) float in 0..1 -> logits (n, num_outputs); `features` stops before the
-    last layer: (n, 1280). Inputs are normalized as the weights were trained with. BatchNorm's
-    running statistics are in "batch_stats". `dropout`, which may be traced, acts before the last
-    layer.
+    last layer: (n, 1280). A call with such features (n, 1280) has only dropout and the last layer,
+    and `init` then only makes that layer's parameters. Inputs are normalized as the weights were
+    trained with. BatchNorm's running statistics are in "batch_stats". `dropout`, which may be
+    traced, acts before the last layer.
     """
 
+    LAST_BLOCKS = r"^(block15_|head|logits)"  # parameters that --finetune last-blocks trains
+
+    formulation: Formulation = "auto"
+    """Depthwise convolutions as sums (fast on CPU), as lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
@@ -41,9 +54,9 @@ class EfficientNetLite0(nn.Module):
             )
 
         def conv(x, features, kernel_size, stride, name, depthwise=False):
-            conv = SameConv(features, kernel_size, stride, depthwise, name=name)
-            norm = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, name=f"{name}_norm")
-            return norm(conv(x))
+            conv = SameConv(features, kernel_size, stride, depthwise, self.formulation, name=name)
+            norm = nn.BatchNorm(momentum=0.99, epsilon=1e-3, name=f"{name}_norm")
+            return norm(conv(x), use_running_average=not train)
 
         x = (x * 255.0 - 127.0) / 128.0
         x = jax.nn.relu6(conv(x, 32, 3, 2, "stem"))
@@ -58,11 +71,12 @@ class EfficientNetLite0(nn.Module):
                 y = conv(jax.nn.relu6(y), features, 1, 1, f"{name}_project")
                 x = x + y if stride == 1 and x.shape[-1] == features else y
                 index += 1
-        return jax.nn.relu6(conv(x, 1280, 1, 1, "head")).mean((1, 2))
+        return feature_map(self, jax.nn.relu6(conv(x, 1280, 1, 1, "head"))).mean((1, 2))
 
     @nn.compact
     def __call__(self, x, *, train: bool = False, dropout=0.0):
-        x = Dropout()(self.features(x, train), dropout, train)
+        x = x if x.ndim == 2 else self.features(x, train)
+        x = Dropout()(x, dropout, train)
         return nn.Dense(self.num_outputs, name="logits")(x)
 
 
@@ -75,6 +89,7 @@ class SameConv(nn.Module):
     kernel_size: int
     stride: int = 1
     depthwise: bool = False
+    formulation: Formulation = "auto"
 
     @nn.compact
     def __call__(self, x):
@@ -84,30 +99,25 @@ class SameConv(nn.Module):
         kernel = self.param("kernel", init, shape)
         if self.kernel_size == 1:  # a matrix product, which XLA:CPU does faster as such
             return x @ kernel[0, 0]
+        if self.depthwise:
+            depthwise = depthwise_slices if for_cpu(self.formulation) else depthwise_lax
+            return depthwise(x, kernel, self.stride)
         return lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=c if self.depthwise else 1,
         )  # fmt: skip
 
 
-def from_torch(state: dict[str, np.ndarray]) -> dict:
-    """Variables {"params", "batch_stats"} of EfficientNetLite0 from the state dict of
-    efficientnet_lite_pytorch, as `torch_file.read_state_dict` gives it. Raises KeyError for one
-    that lacks something."""
-    params, statistics = {}, {}
+def torch_names() -> dict[str, str]:
+    """Path in the variables, "params/stem/kernel", -> name in efficientnet_lite_pytorch."""
+    names = {}
 
-    def put(ours, theirs, norm):
-        kernel = state[f"{theirs}.weight"].transpose(2, 3, 1, 0)
-        params[ours] = {"kernel": jnp.asarray(kernel)}
-        params[f"{ours}_norm"] = {
-            "scale": jnp.asarray(state[f"{norm}.weight"]),
-            "bias": jnp.asarray(state[f"{norm}.bias"]),
-        }
-        statistics[f"{ours}_norm"] = {
-            "mean": jnp.asarray(state[f"{norm}.running_mean"]),
-            "var": jnp.asarray(state[f"{norm}.running_var"]),
-        }
+    def put(ours, conv, norm):
+        names[f"params/{ours}/kernel"] = f"{conv}.weight"
+        names[f"params/{ours}_norm/scale"] = f"{norm}.weight"
+        names[f"params/{ours}_norm/bias"] = f"{norm}.bias"
+        names[f"batch_stats/{ours}_norm/mean"] = f"{norm}.running_mean"
+        names[f"batch_stats/{ours}_norm/var"] = f"{norm}.running_var"
 
     put("stem", "_conv_stem", "_bn0")
     index = 0
@@ -122,7 +132,17 @@ def from_torch(state: dict[str, np.ndarray]) -> dict:
                 put(f"block{index}_{part}", f"{theirs}._{part}_conv", f"{theirs}._bn{number}")
             index += 1
     put("head", "_conv_head", "_bn1")
-    params["logits"] = {
-        "kernel": jnp.asarray(state["_fc.weight"].T), "bias": jnp.asarray(state["_fc.bias"])
-    }  # fmt: skip
-    return {"params": params, "batch_stats": statistics}
+    names |= {"params/logits/kernel": "_fc.weight", "params/logits/bias": "_fc.bias"}
+    return names
+
+
+def from_torch(state: dict[str, np.ndarray]) -> dict:
+    """Variables {"params", "batch_stats"} of EfficientNetLite0 from the state dict of
+    efficientnet_lite_pytorch, as `torch_file.read_state_dict` gives it. Raises KeyError for one
+    that lacks something."""
+    # kernels are (out, in, k, k) there and (k, k, in, out) here
+    variables = {ours: state[theirs] for ours, theirs in torch_names().items()}
+    for path, leaf in variables.items():
+        order = (2, 3, 1, 0) if leaf.ndim == 4 else range(leaf.ndim)[::-1]
+        variables[path] = jnp.asarray(leaf.transpose(order))
+    return traverse_util.unflatten_dict(variables, sep="/")

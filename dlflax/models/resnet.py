@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import traverse_util
 from jax import lax
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Conv, Dropout, Formulation
+from dlflax.models.layers import Conv, Dropout, Formulation, feature_map
 
+# of ImageNet's training pictures, (r, g, b) in 0..1: what all published weights were trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3)}
 
 
@@ -20,11 +23,15 @@ class ResNet(nn.Module):
     convolution of a bottleneck, as in torchvision. 25,557,032 parameters as ResNet-50 with 1,000
     outputs.
 
-    Call: inputs (n, h, w, 3) float, already normalized -> logits (n, num_outputs); `features` stops
-    before the last layer: (n, 512), or (n, 2048) from depth 50 on. Padding is symmetric, which is
-    not what "SAME" does at a stride of 2. `dropout`, which may be traced, acts before the last
-    layer. BatchNorm's running statistics are in "batch_stats".
+    Call: inputs (n, h, w, 3) float in 0..1 -> logits (n, num_outputs); `features` stops before the
+    last layer: (n, 512), or (n, 2048) from depth 50 on. A call with such features has only dropout
+    and the last layer, and `init` then only makes that layer's parameters. Inputs are normalized
+    inside, by `MEAN` and `STD`. Padding is symmetric, which is not what "SAME" does at a stride of
+    2. `dropout`, which may be traced, acts before the last layer. BatchNorm's running statistics
+    are in "batch_stats".
     """
+
+    LAST_BLOCKS = r"^(stage4_|logits)"  # parameters that --finetune last-blocks trains
 
     depth: Literal["18", "34", "50", "101"] = "50"
     """Layers with weights."""
@@ -32,13 +39,16 @@ class ResNet(nn.Module):
 
     @nn.compact
     def features(self, x, train: bool = False):
-        """(n, h, w, 3) -> (n, 512 or 2048)."""
+        """(n, h, w, 3) in 0..1 -> (n, 512 or 2048)."""
+        if x.shape[-1] != 3:
+            raise InputError(f"ResNet takes RGB pictures, not {x.shape[1:]}.")
 
         def conv(x, features, kernel_size, stride, name):
             x = SymmetricConv(features, kernel_size, stride, name=name)(x)
-            return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+            norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
+            return norm(x, use_running_average=not train)
 
-        x = jax.nn.relu(conv(x, 64, 7, 2, "stem"))
+        x = jax.nn.relu(conv(normalized(x), 64, 7, 2, "stem"))
         pad = ((0, 0), (1, 1), (1, 1), (0, 0))
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pad)
         for stage, blocks in enumerate(BLOCKS[self.depth]):
@@ -56,12 +66,19 @@ class ResNet(nn.Module):
                 if x.shape != y.shape:
                     x = conv(x, y.shape[-1], 1, stride, f"{name}_shortcut")
                 x = jax.nn.relu(x + y)
-        return x.mean((1, 2))
+        return feature_map(self, x).mean((1, 2))
 
     @nn.compact
     def __call__(self, x, *, train: bool = False, dropout=0.0):
-        x = Dropout()(self.features(x, train), dropout, train)
+        x = x if x.ndim == 2 else self.features(x, train)
+        x = Dropout()(x, dropout, train)
         return nn.Dense(self.num_outputs, name="logits")(x)
+
+
+def normalized(x):
+    """(n, h, w, 3) float in 0..1, by ImageNet's mean and standard deviation."""
+    mean, std = (jnp.array(each, x.dtype).reshape(1, 1, 1, 3) for each in (MEAN, STD))
+    return (x - mean) / std
 
 
 class SymmetricConv(nn.Module):
@@ -83,18 +100,16 @@ class SymmetricConv(nn.Module):
         )  # fmt: skip
 
 
-def from_torch(state: dict[str, np.ndarray], depth: str = "50") -> dict:
-    """Variables {"params", "batch_stats"} of ResNet from a state dict of torchvision or timm.
-    Raises KeyError for one that lacks something."""
-    params, statistics = {}, {}
+def torch_names(depth: str = "50") -> dict[str, str]:
+    """Path in the variables, "params/stem/kernel", -> name in torchvision and timm."""
+    names = {}
 
     def put(ours, conv, norm):
-        kernel = state[f"{conv}.weight"].transpose(2, 3, 1, 0)
-        params[ours] = {"kernel": jnp.asarray(kernel)}
-        names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-        of = {key: jnp.asarray(state[f"{norm}.{name}"]) for key, name in names.items()}
-        params[f"{ours}_norm"] = {key: of[key] for key in ("scale", "bias")}
-        statistics[f"{ours}_norm"] = {key: of[key] for key in ("mean", "var")}
+        names[f"params/{ours}/kernel"] = f"{conv}.weight"
+        names[f"params/{ours}_norm/scale"] = f"{norm}.weight"
+        names[f"params/{ours}_norm/bias"] = f"{norm}.bias"
+        names[f"batch_stats/{ours}_norm/mean"] = f"{norm}.running_mean"
+        names[f"batch_stats/{ours}_norm/var"] = f"{norm}.running_var"
 
     put("stem", "conv1", "bn1")
     for stage, blocks in enumerate(BLOCKS[depth], 1):
@@ -102,12 +117,19 @@ def from_torch(state: dict[str, np.ndarray], depth: str = "50") -> dict:
             ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
             for i in range(1, 4 if int(depth) >= 50 else 3):
                 put(f"{ours}_conv{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}")
-            if f"{theirs}.downsample.0.weight" in state:
+            if block == 0 and (stage > 1 or int(depth) >= 50):
                 put(f"{ours}_shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1")
-    params["logits"] = {
-        "kernel": jnp.asarray(state["fc.weight"].T), "bias": jnp.asarray(state["fc.bias"])
-    }  # fmt: skip
-    return {"params": params, "batch_stats": statistics}
+    return names | {"params/logits/kernel": "fc.weight", "params/logits/bias": "fc.bias"}
+
+
+def from_torch(state: dict[str, np.ndarray], depth: str = "50") -> dict:
+    """Variables {"params", "batch_stats"} of ResNet from a state dict of torchvision or timm.
+    Raises KeyError for one that lacks something."""
+    variables = {ours: state[theirs] for ours, theirs in torch_names(depth).items()}
+    for path, leaf in variables.items():  # kernels are (out, in, k, k) there, (k, k, in, out) here
+        order = (2, 3, 1, 0) if leaf.ndim == 4 else range(leaf.ndim)[::-1]
+        variables[path] = jnp.asarray(leaf.transpose(order))
+    return traverse_util.unflatten_dict(variables, sep="/")
 
 
 class SmallResNet(nn.Module):
@@ -139,22 +161,23 @@ class SmallResNet(nn.Module):
                 f"{halvings} times."
             )
 
-        def norm(name):
-            return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=name)
+        def norm(x, name):
+            norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, name=name)
+            return norm(x, use_running_average=not train)
 
         def conv(features, name, pool=False, kernel_size=3):
             return Conv(features, kernel_size, pool, self.formulation, use_bias=False, name=name)
 
-        x = jax.nn.relu(norm("norm")(conv(self.features[0], "conv")(x)))
+        x = jax.nn.relu(norm(conv(self.features[0], "conv")(x), "norm"))
         for stage, features in enumerate(self.features, 1):
             for block in range(1, self.depth + 1):
                 name, pool = f"stage{stage}_block{block}", stage > 1 and block == 1
                 shortcut = x
                 if pool or x.shape[-1] != features:
                     shortcut = conv(features, f"{name}_shortcut", pool, kernel_size=1)(x)
-                    shortcut = norm(f"{name}_shortcut_norm")(shortcut)
-                y = jax.nn.relu(norm(f"{name}_norm1")(conv(features, f"{name}_conv1", pool)(x)))
-                y = norm(f"{name}_norm2")(conv(features, f"{name}_conv2")(y))
+                    shortcut = norm(shortcut, f"{name}_shortcut_norm")
+                y = jax.nn.relu(norm(conv(features, f"{name}_conv1", pool)(x), f"{name}_norm1"))
+                y = norm(conv(features, f"{name}_conv2")(y), f"{name}_norm2")
                 x = jax.nn.relu(y + shortcut)
-        x = Dropout()(x.mean((1, 2)), dropout, train)
+        x = Dropout()(feature_map(self, x).mean((1, 2)), dropout, train)
         return nn.Dense(self.num_outputs, name="logits")(x)

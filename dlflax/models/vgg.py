@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Dropout, conv_lax, max_pool
+from dlflax.models.layers import Dropout, conv_lax, feature_map, max_pool
+from dlflax.models.resnet import normalized
 
 FEATURES = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {
@@ -21,10 +23,13 @@ class VGG(nn.Module):
     """VGG (Simonyan and Zisserman 2015, table 1: A, B, D, E). 138,357,544 parameters as VGG16 with
     1,000 outputs on 224x224x3.
 
-    Call: inputs (n, h, w, 3) float, already normalized -> logits (n, num_outputs); `features` stops
-    before the last layer: (n, dense[-1]). `dropout`, which may be traced, acts after the hidden
-    dense layers.
+    Call: inputs (n, h, w, 3) float in 0..1 -> logits (n, num_outputs); `features` stops before the
+    last layer: (n, dense[-1]). A call with such features has only dropout and the last layer, and
+    `init` then only makes that layer's parameters. Inputs are normalized inside, by ImageNet's mean
+    and standard deviation. `dropout`, which may be traced, acts after the hidden dense layers.
     """
+
+    LAST_BLOCKS = r"^(stage5_|dense|logits)"  # parameters that --finetune last-blocks trains
 
     depth: Literal["11", "13", "16", "19"] = "16"
     """Layers with weights."""
@@ -43,20 +48,22 @@ class VGG(nn.Module):
         self.drop = Dropout()
 
     def features(self, x, train: bool = False, dropout=0.0):
-        """(n, h, w, 3) -> (n, dense[-1])."""
-        if min(x.shape[1:3]) < 32:
-            raise InputError(f"VGG takes pictures of 32x32 pixels or more, not {x.shape[1:3]}.")
+        """(n, h, w, 3) in 0..1 -> (n, dense[-1])."""
+        if x.shape[-1] != 3 or min(x.shape[1:3]) < 32:
+            raise InputError(f"VGG takes RGB pictures of 32x32 pixels or more, not {x.shape[1:]}.")
+        x = normalized(x)
         for stage in self.convolutions:
             for convolution in stage:
                 x = jax.nn.relu(convolution(x))
             x = max_pool(x)
-        x = x.reshape(x.shape[0], -1)
+        x = feature_map(self, x).reshape(x.shape[0], -1)
         for layer in self.hidden:
             x = self.drop(jax.nn.relu(layer(x)), dropout, train)
         return x
 
     def __call__(self, x, *, train: bool = False, dropout=0.0):
-        return self.logits(self.features(x, train, dropout))
+        x = self.drop(x, dropout, train) if x.ndim == 2 else self.features(x, train, dropout)
+        return self.logits(x)
 
 
 class Convolution(nn.Module):
@@ -73,30 +80,40 @@ class Convolution(nn.Module):
         return conv_lax(x, kernel) + bias.reshape(1, 1, 1, -1)
 
 
+def torch_names(depth: str = "16", timm: bool = False) -> dict[str, str]:
+    """Path in the variables, "params/dense1/kernel", -> name in torchvision, or in timm."""
+    names, place = {}, 0
+    for stage, count in enumerate(CONVOLUTIONS[depth], 1):
+        for k in range(1, count + 1):
+            names[f"stage{stage}_conv{k}"] = f"features.{place}"
+            place += 2  # convolution, ReLU
+        place += 1  # max-pool
+    theirs = (
+        ("pre_logits.fc1", "pre_logits.fc2", "head.fc") if timm
+        else ("classifier.0", "classifier.3", "classifier.6")
+    )  # fmt: skip
+    names |= zip(("dense1", "dense2", "logits"), theirs, strict=True)
+    return {
+        f"params/{ours}/{our_leaf}": f"{theirs}.{leaf}"
+        for ours, theirs in names.items()
+        for our_leaf, leaf in (("kernel", "weight"), ("bias", "bias"))
+    }
+
+
 def from_torch(state: dict[str, np.ndarray], depth: str = "16") -> dict:
     """Variables {"params"} of VGG from a state dict of torchvision or of timm, which keeps the
     dense layers as convolutions. Raises KeyError for one that lacks something.
 
     Their pictures are (c, h, w), so the first dense layer's inputs are put in our order (h, w, c).
     """
-    params, place = {}, 0
-    for stage, count in enumerate(CONVOLUTIONS[depth], 1):
-        for k in range(1, count + 1):
-            params[f"stage{stage}_conv{k}"] = {
-                "kernel": jnp.asarray(state[f"features.{place}.weight"].transpose(2, 3, 1, 0)),
-                "bias": jnp.asarray(state[f"features.{place}.bias"]),
-            }
-            place += 2  # convolution, ReLU
-        place += 1  # max-pool
-    timm = "pre_logits.fc1.weight" in state
-    theirs = (
-        ("pre_logits.fc1", "pre_logits.fc2", "head.fc") if timm
-        else ("classifier.0", "classifier.3", "classifier.6")
-    )  # fmt: skip
-    for ours, name in zip(("dense1", "dense2", "logits"), theirs, strict=True):
-        kernel = state[f"{name}.weight"]
-        if ours == "dense1":
-            kernel = kernel.reshape(-1, 512, 7, 7).transpose(0, 2, 3, 1)
-        kernel = kernel.reshape(len(kernel), -1).T
-        params[ours] = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(state[f"{name}.bias"])}
-    return {"params": params}
+    variables = {}
+    for ours, theirs in torch_names(depth, timm="pre_logits.fc1.weight" in state).items():
+        leaf = state[theirs]
+        if ours == "params/dense1/kernel":
+            leaf = leaf.reshape(-1, 512, 7, 7).transpose(0, 2, 3, 1)
+        if ours.startswith("params/stage") and ours.endswith("kernel"):
+            leaf = leaf.transpose(2, 3, 1, 0)
+        elif ours.endswith("kernel"):
+            leaf = leaf.reshape(len(leaf), -1).T
+        variables[ours] = jnp.asarray(leaf)
+    return traverse_util.unflatten_dict(variables, sep="/")
