@@ -80,8 +80,8 @@ def confusion_matrix(matrix: np.ndarray, class_names):
 def wrong_predictions(images, targets, predictions, probabilities, class_names, limit=25):
     """Figure of the most confident mistakes, or None when there are none.
 
-    images: uint8 (n, h, w, c), c 1 or 3. targets, predictions: int (n,). probabilities: float
-    (n, k), or (n,) of the predicted class.
+    images: uint8 (n, h, w, c), c 1 or 3; only those shown are indexed. targets, predictions: int
+    (n,). probabilities: float (n, k), or (n,) of the predicted class.
     """
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     probabilities = np.asarray(probabilities, np.float32)
@@ -91,19 +91,45 @@ def wrong_predictions(images, targets, predictions, probabilities, class_names, 
     wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][:limit]
     if not len(wrong):
         return None
-    columns = min(5, len(wrong))
-    rows = math.ceil(len(wrong) / columns)
-    names = [_short(name, 15) for name in class_names]
-    between = " " if max(map(len, names)) <= 4 else "\n"
-    picture_height = 0.86 if between == " " else 0.81  # the rest is the title
-    # Placed by hand: the constrained layout takes seconds over twenty-five titles.
-    figure = new_figure(2 * columns, 1.9 / picture_height * rows, layout=None)
-    for place, i in enumerate(wrong):
-        left, bottom = place % columns + 0.025, rows - 1 - place // columns
-        box = (left / columns, bottom / rows, 0.95 / columns, picture_height / rows)
-        axes = figure.add_axes(box, xticks=[], yticks=[], frame_on=False)
+    of = (each[wrong] for each in (targets, predictions, probabilities))
+    figure = _titled(*of, class_names, columns=5, width=2)
+    for i, axes in zip(wrong, figure.axes, strict=True):
         picture = images[i][:, :, 0] if images.shape[-1] == 1 else images[i]
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    return figure
+
+
+def heatmaps(images, maps, targets, predictions, probabilities, class_names):
+    """Figure of pictures, each beside itself under its map as translucent colours.
+
+    images: uint8 (n, h, w, 3); maps: float (n, h, w) in 0..1; targets, predictions: int (n,);
+    probabilities: float (n,) of the predicted class. n is small: all of them are shown.
+    """
+    _, h, w, _ = images.shape
+    figure = _titled(targets, predictions, probabilities, class_names, columns=2, width=4)
+    for image, heat, axes in zip(images, maps, figure.axes, strict=True):
+        beside = dict(extent=(1.04 * w, 2.04 * w, h, 0), interpolation="nearest")
+        axes.imshow(image, extent=(0, w, h, 0), interpolation="nearest")
+        axes.imshow(image, **beside)
+        axes.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.5, **beside)
+        axes.set(xlim=(0, 2.04 * w), ylim=(h, 0))
+    return figure
+
+
+def _titled(targets, predictions, probabilities, class_names, columns, width):
+    """Figure with an empty Axes an example, `width` inches wide, whose title says what it is and
+    what it was taken for. All (n,)."""
+    n, names = len(targets), [_short(name, 15) for name in class_names]
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    between = " " if width > 2 or max(map(len, names)) <= 4 else "\n"
+    picture_height = 0.86 if between == " " else 0.81  # the rest is the title
+    # Placed by hand: the constrained layout takes seconds over twenty-five titles.
+    figure = new_figure(width * columns, 1.9 / picture_height * rows, layout=None)
+    for i in range(n):
+        left, bottom = i % columns + 0.025, rows - 1 - i // columns
+        box = (left / columns, bottom / rows, 0.95 / columns, picture_height / rows)
+        axes = figure.add_axes(box, xticks=[], yticks=[], frame_on=False)
         title = f"true {names[targets[i]]},{between}said {names[predictions[i]]} "
         axes.set_title(f"{title}({probabilities[i]:.2f})", fontsize=9, parse_math=False)
     return figure

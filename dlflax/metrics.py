@@ -31,6 +31,17 @@ def per_class(matrix) -> dict[str, np.ndarray]:
     }
 
 
+def roc_auc(targets, scores) -> float | None:
+    """Area under the ROC curve: the share of pairs, one example of each class, whose scores are in
+    the right order, ties half. targets int (n,), 0 or 1; scores float (n,), higher for class 1.
+    None unless both classes occur."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(targets)) < 2:
+        return None
+    return float(roc_auc_score(targets, scores))
+
+
 def summary(sums) -> dict[str, float]:
     """Means from sums: loss, mean absolute error of a regression and, where there are classes,
     accuracy and macro F1 (the plain mean of the classes' F1)."""

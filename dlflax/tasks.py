@@ -11,38 +11,64 @@ import jax
 import numpy as np
 from jax import lax
 
-from dlflax import figures, metrics, train
+from dlflax import explain, figures, metrics, train
 from dlflax.data import series
 
 
 def classification(recipe, hparams, state, dataset, splits, sums, outputs):
-    """Precision, recall and F1 per class; the confusion matrix and the most confident mistakes."""
-    del recipe, hparams, state
+    """Precision, recall and F1 per class, and the area under the ROC curve of two classes; the
+    confusion matrix, the most confident mistakes, and where in a photograph the model looked."""
+    del hparams
     class_names, test = dataset.class_names, splits.test
+    inputs, targets = test["inputs"], test["targets"]
     table = metrics.per_class(sums["confusion"])
     scores = {
-        "per_class": {
-            name: {key: column[i].item() for key, column in table.items()}
-            for i, name in enumerate(class_names)
-        }
+        "macro_precision": float(table["precision"].mean()),
+        "macro_recall": float(table["recall"].mean()),
     }
-    pictures = {"confusion_matrix": figures.confusion_matrix(sums["confusion"], class_names)}
+    # the logits, not the probabilities, of which many are 1 to the last bit
+    auc = metrics.roc_auc(targets, outputs[:, 1] - outputs[:, 0]) if len(class_names) == 2 else None
+    scores |= {} if auc is None else {"roc_auc": auc}
+    scores["per_class"] = {
+        name: {key: column[i].item() for key, column in table.items()}
+        for i, name in enumerate(class_names)
+    }
     probabilities, predicted = np.asarray(jax.nn.softmax(outputs)), outputs.argmax(-1)
-    if test["inputs"].ndim == 4:
-        pictures["wrong_predictions"] = figures.wrong_predictions(
-            test["inputs"], test["targets"], predicted, probabilities, class_names
-        )
-        return {"test": scores}, pictures, {}
-    wrong = np.flatnonzero(predicted != test["targets"])
     confidence = probabilities.max(-1)
+    wrong = np.flatnonzero(predicted != targets)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    pictures = {"confusion_matrix": figures.confusion_matrix(sums["confusion"], class_names)}
+    if inputs.ndim == 4:
+        pictures["wrong_predictions"] = figures.wrong_predictions(
+            inputs, targets, predicted, confidence, class_names
+        )
+    if inputs.ndim == 4 and min(inputs.shape[1:3]) >= 32 and inputs.shape[3] == 3:
+        right = np.flatnonzero(predicted == targets)
+        # from all over the test examples, which may be in the order of their classes
+        right = right[len(right) * np.arange(4) // 4] if len(right) > 4 else right
+        shown = np.concatenate([wrong[:4], right])
+        images, variables = inputs[shown], {"params": train.averaged(recipe, state)}
+        maps = explain.grad_cam(
+            recipe.model, {**variables, **state.collections}, train.floats(images)
+        )
+        if maps is not None:
+            pictures["grad_cam"] = figures.heatmaps(
+                images, maps, targets[shown], predicted[shown], confidence[shown], class_names
+            )
+    if "files" in dataset.test:
+        key, names = "file", dataset.test["files"]
+    elif inputs.ndim == 4:
+        return {"test": scores}, pictures, {}
+    else:
+        key, names = "text", dataset.test["inputs"]
     rows = [
         {
-            "text": dataset.test["inputs"][i],
-            "true": class_names[test["targets"][i]],
+            key: names[i],
+            "true": class_names[targets[i]],
             "said": class_names[predicted[i]],
             "probability": round(float(confidence[i]), 4),
         }
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")]
+        for i in wrong
     ]
     return {"test": scores}, pictures, {"wrong_predictions": rows}
 

@@ -74,7 +74,9 @@ def test_a_run_leaves_everything(capsys):
         assert results[name] > 0
     assert set(results["train"]) >= {"loss", "accuracy"}
     assert set(results["val"]) == {"loss", "accuracy", "macro_f1"}
-    assert set(results["test"]) == {"loss", "accuracy", "macro_f1", "per_class"}
+    assert set(results["test"]) == {
+        "loss", "accuracy", "macro_f1", "macro_precision", "macro_recall", "per_class",
+    }  # fmt: skip
     assert results["test"]["accuracy"] > 0.85
     support = [c["support"] for c in results["test"]["per_class"].values()]
 
