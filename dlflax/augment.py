@@ -14,6 +14,10 @@ from jax.scipy.ndimage import map_coordinates
 Operation = Literal[
     "crop", "flip", "affine", "brightness", "contrast", "cutout", "mixup", "cutmix", "noise"
 ]
+STRENGTHS = {
+    "affine": ("translate", "rotate", "zoom"),
+    **{name: (name,) for name in get_args(Operation) if name != "affine"},
+}  # the Hparams that an operation goes by
 
 
 def augment(operations: tuple[Operation, ...], key, images, hparams):

@@ -17,7 +17,8 @@ val_accuracy, val_macro_f1, seconds, examples_per_second. Without validation no 
 
 SPLITS = ("train", "val", "test")
 SCORES = {
-    "loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1", "mae": "mae",
+    "loss": "loss", "accuracy": "accuracy", "macro_precision": "precision",
+    "macro_recall": "recall", "macro_f1": "macro F1", "roc_auc": "ROC AUC", "mae": "mae",
     "linear_probe_accuracy": "linear probe",
 }  # fmt: skip
 EPOCH_LINE = (  # the highest number is left out first on a narrow terminal
@@ -35,8 +36,9 @@ def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], t
 
 
 def print_results(results: dict) -> None:
-    """Prints the SCORES of results["train"], ["val"] and ["test"], whichever are there, and the
-    forecasts; the rest of `results` (that of `run.run`) is left out."""
+    """Prints the SCORES of results["train"], ["val"] and ["test"], whichever are there, those of
+    each test class unless they are many, and the forecasts; the rest of `results` (that of
+    `run.run`) is left out."""
     splits = {split: results[split] for split in SPLITS if results.get(split)}
     have = [name for name in SCORES if any(name in scores for scores in splits.values())]
     lines = []
@@ -45,6 +47,14 @@ def print_results(results: dict) -> None:
         lines.append([split, *("" if value is None else f"{value:.4f}" for value in values)])
     if have:
         print_table(None, ["", *(SCORES[name] for name in have)], lines)
+    per_class = results.get("test", {}).get("per_class", {})
+    if 0 < len(per_class) <= 12:
+        lines = [
+            (name, *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")),
+             f"{row['support']:,}")
+            for name, row in per_class.items()
+        ]  # fmt: skip
+        print_table(None, ("test", "precision", "recall", "F1", "support"), lines)
     if forecasts := results.get("forecasts"):
         lines = [
             (name.replace("_", " "), f"{row['rmse']:.4g}", f"{row['mae']:.4g}")
@@ -99,7 +109,7 @@ class Progress:
 
     def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int, first_epoch: int = 0):
         self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
-        self.interactive = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self.interactive = interactive()
         self._shown = (first_epoch, 0, None, None)
         self._run_mark = self._epoch_mark = None  # (clock, step) of the first update
         self._speed = self._ends = None  # examples a second, clock at the run's end
@@ -186,6 +196,39 @@ def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
     return texts
 
 
+def interactive() -> bool:
+    """Whether a person watches, on a terminal that can draw a bar."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def _bar():
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ends in"),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(markup=False, highlight=False),
+        transient=True,
+    )
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int):
+    """A bar over `total` things; gives the function that is told how many more are done. Elsewhere
+    than on a terminal nothing is shown."""
+    if not total or not interactive():
+        yield lambda more: None
+        return
+    with _bar() as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
 class SweepProgress:
     """A bar over a sweep's trials on a terminal; elsewhere one plain line a population. A context
     manager. done: how many of `trials` were recorded earlier."""
@@ -195,20 +238,8 @@ class SweepProgress:
         self._bar = None
 
     def __enter__(self) -> "SweepProgress":
-        if sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-            from rich import progress
-            from rich.console import Console
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("ends in"),
-                progress.TimeRemainingColumn(elapsed_when_finished=True),
-                console=Console(markup=False, highlight=False),
-                transient=True,
-            )
+        if interactive():
+            self._bar = _bar()
             self._task = self._bar.add_task("trials", total=self.trials, completed=self._done)
             self._bar.start()
         return self

@@ -30,6 +30,9 @@ class Hparams:
     """Momentum of sgd and nesterov."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
+    backbone_rate: float = 0.1
+    """--finetune last-blocks and all: learning rate of the pretrained parameters, as a fraction of
+    that of the last layer."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 does not clip."""
     warmup: float = 0.0
@@ -105,6 +108,7 @@ _RANGES = {
     "weight_decay": (0.0, float("inf")),
     "momentum": (0.0, 1.0),
     "label_smoothing": (0.0, 1.0),
+    "backbone_rate": (0.0, float("inf")),
     "clip_norm": (0.0, float("inf")),
     "warmup": (0.0, 1.0),
     "ema_decay": (0.0, 1.0),

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import os
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -22,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dlflax import metrics, optim, train
+from dlflax.data.dataset import host_memory
 from dlflax.data.order import epoch_batches
 
 Mode = Literal["vmap", "map"]
@@ -87,19 +87,16 @@ def memory() -> int:
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max", or another system
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
+    return host_memory()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def init(recipe: train.Recipe, layout: Layout, hparams, inputs, seeds) -> train.State:
-    """Fresh States, every leaf (width, ...). hparams: leaves (width,); seeds: uint32 (width,)."""
+def init(recipe: train.Recipe, layout: Layout, hparams, inputs, seeds, pretrained=None):
+    """Fresh States, every leaf (width, ...). hparams: leaves (width,); seeds: uint32 (width,);
+    pretrained: as for `train.init`, the same for all."""
 
     def one(hparams, seed):
-        return train.init(recipe, hparams, inputs, jax.random.key(seed))
+        return train.init(recipe, hparams, inputs, jax.random.key(seed), pretrained)
 
     return lax.with_sharding_constraint(jax.vmap(one)(hparams, seeds), layout.sharding("lane"))
 
@@ -163,12 +160,13 @@ class Population:
     """Configurations in training, each under one or more seeds.
 
     hparams: one a configuration (n); seeds: uint32 (n, seeds). train_set, val_set: arrays as for
-    `train.fit`, put on all devices. The lanes may be fewer than the layout's width, never more.
+    `train.fit`, put on all devices; pretrained: as for `train.init`. The lanes may be fewer than
+    the layout's width, never more.
     """
 
     def __init__(
         self, recipe, hparams, seeds, train_set, val_set, *, epochs, layout,
-        patience=0, reduce_on_plateau=0,
+        patience=0, reduce_on_plateau=0, pretrained=None,
     ):  # fmt: skip
         self.recipe, self.layout, self.epochs = recipe, layout, epochs
         self.patience, self.reduce_on_plateau = patience, reduce_on_plateau
@@ -184,7 +182,8 @@ class Population:
         everything = [(i, j) for i, row in enumerate(self.seeds) for j in range(len(row))]
         self._lanes = _dealt(everything, layout)
         stacked, order = self._stacked_hparams([1.0] * layout.width), self._lane_seeds()
-        self._states = init(recipe, layout, stacked, train_set["inputs"][:1], order)
+        inputs = train_set["inputs"][:1]
+        self._states = init(recipe, layout, stacked, inputs, order, pretrained)
 
     def train(self, until: int, on_epoch=lambda epoch: None) -> None:
         """Trains what is neither finished nor diverged up to `until` epochs."""

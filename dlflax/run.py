@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 import dlflax
-from dlflax import data, figures, flops, logs, metrics, models, optim, tasks, train
+from dlflax import data, figures, flops, logs, metrics, models, optim, tasks, train, transfer
 from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError, RunError
 
@@ -34,12 +34,16 @@ class Config:
     """Numbers: another value compiles nothing."""
     data: Annotated[Any, tyro.conf.arg(name="")] = data.Images()
     """Where the examples come from."""
+    transfer: Annotated[Any, tyro.conf.arg(name="")] = None
+    """What is taken from pretrained weights, as `transfer.Transfer`."""
     epochs: int = 5
     """Passes over the training data."""
     seed: int = 0
     """Decides the validation split, the initial weights, the order and all randomness."""
     validation: float = 0.1
     """Share of the training data held out for validation; 0 trains on all of it."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a class counts the more, the fewer examples it has (n / (classes * its n))."""
     patience: int = 0
     """Stop after this many epochs without a lower validation loss; 0 never stops early."""
     reduce_on_plateau: int = 0
@@ -123,7 +127,7 @@ def parse(
         ],
     )
     without_help = [arg for arg in args if arg not in ("-h", "--help")]
-    config = (tyro.conf.FlagCreatePairsOff,)
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
     chosen, _ = tyro.cli(
         first, args=without_help, config=config, add_help=False, return_unknown_args=True
     )
@@ -190,16 +194,21 @@ def run(
     check(config)
     dataset = dataset or config.data.load(say)
     splits = config.data.split(dataset, config.validation, config.seed)
+    examples = splits  # as they are; a frozen backbone makes features of them
+    config = dataclasses.replace(config, recipe=fitted(config.recipe, splits))
+    check_batch_size(config.recipe.batch_size, len(splits.train["targets"]))
+    start = transfer.prepare(
+        config.transfer, config.recipe, config.hparams, splits, config.seed, say
+    )
+    recipe, splits = start.recipe, weighted(config.class_weights, start.splits)
     train_set, val_set = splits.train, splits.val
     n, held_out = len(train_set["targets"]), len(val_set["targets"]) if val_set else 0
-    check_batch_size(config.recipe.batch_size, n)
-    recipe = fitted(config.recipe, splits)
-    config = dataclasses.replace(config, recipe=recipe)
     abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
+    examples = dataclasses.replace(examples, info=splits.info)
 
     folder = _run_folder(experiment, config)
     config = dataclasses.replace(config, run_dir=folder)
-    _begin(experiment, config, dataset, splits, folder, say)
+    _begin(experiment, config, dataset, examples, folder, say)
     checkpoints = Checkpoints(folder / "checkpoints", say)
     state, history = checkpoints.restore_last(abstract) or (None, [])
     over = history and train.finished(history, config.epochs, config.patience)
@@ -217,13 +226,16 @@ def run(
     rows = [("/".join(k.key for k in path), leaf.shape, leaf.size) for path, leaf in parameters]
     total = sum(size for _, _, size in rows)
     logs.print_model_table(type(recipe.model).__name__, rows, total)
+    frozen = sum(leaf.size for leaf in jax.tree.leaves((start.backbone or {}).get("params", {})))
+    if frozen:
+        say(f"and {frozen:,} parameters that stay as they are")
     if history:
         say(f"resuming after epoch {len(history)}, step {history[-1]['step']:,.0f}")
 
     # the kill may have come between a checkpoint and what is written after it
     board = logs.TensorBoard(folder / "tensorboard", int(history[-1]["step"]) if history else None)
-    if recipe.augment and train_set["inputs"].ndim == 4:
-        _augmented_picture(folder, config, train_set)
+    if config.recipe.augment and examples.train["inputs"].ndim == 4:
+        _augmented_picture(folder, config, examples.train)
         board.picture("augmented", folder / "augmented.png", 0)
     if history:
         logs.write_csv(folder / "metrics.csv", history)
@@ -249,6 +261,7 @@ def run(
             epochs=config.epochs, seed=config.seed, patience=config.patience,
             reduce_on_plateau=config.reduce_on_plateau, state=state, history=history,
             on_steps=on_steps if progress.interactive else None, on_epoch=on_epoch,
+            pretrained=start.pretrained,
         )  # fmt: skip
 
     history = fit.history
@@ -258,7 +271,7 @@ def run(
         say(f"epoch {best + 1} had the lowest validation loss: testing with its weights")
     test_sums, outputs = jax.device_get(train.evaluate(recipe, state, splits.test))
     more, pictures, tables = tasks.OF_LOSS[recipe.loss](
-        recipe, config.hparams, state, dataset, splits, test_sums, outputs
+        recipe, config.hparams, start.whole(state), dataset, examples, test_sums, outputs
     )
     test = {**metrics.summary(test_sums), **more.pop("test", {})}
     scores = {
@@ -272,8 +285,10 @@ def run(
         "dataset": dataset.name,
         "data_source": dataset.source,
         "model": type(recipe.model).__name__,
-        "parameters": total,
-        "flops_per_example": forward_flops(recipe, abstract, train_set["inputs"][:1]),
+        "parameters": total + frozen,
+        "flops_per_example": forward_flops(
+            recipe, start.whole(abstract), examples.train["inputs"][:1]
+        ),
         "hparams": _hparams(config),
         "seed": config.seed,
         "epochs_run": len(history),
@@ -343,6 +358,19 @@ def fitted(recipe: train.Recipe, splits: data.Splits) -> train.Recipe:
     if recipe.augment and splits.train["inputs"].ndim != 4:
         raise InputError("--augment is for pictures; leave it out.")
     return dataclasses.replace(recipe, model=recipe.model.clone(**known))
+
+
+def weighted(class_weights: str, splits: data.Splits) -> data.Splits:
+    """Training examples with a "weight", by which their losses count: scikit-learn's "balanced".
+    InputError where there are no classes."""
+    if class_weights == "none":
+        return splits
+    targets = splits.train["targets"]
+    if targets.dtype.kind == "f":
+        raise InputError("--class-weights balanced is for classes: leave it out.")
+    counts = np.bincount(targets, minlength=splits.model["num_outputs"])
+    weight = np.float32(len(targets) / (len(counts) * np.maximum(counts, 1)))
+    return dataclasses.replace(splits, train={**splits.train, "weight": weight[targets]})
 
 
 def check(config: Config) -> None:
@@ -448,7 +476,11 @@ def _begin(experiment, config, dataset, splits, folder, say) -> None:
 
 def differences(old: dict, new: dict, free: set[str]) -> str:
     """What differs between two `settings`, in words; "" if nothing but what is in `free` does."""
-    was, now = (_flat({**each["config"], "sha256": each["data"]["sha256"]}) for each in (old, new))
+    names = ("sha256", "weights_sha256")
+    was, now = (
+        _flat({**each["config"], **{name: each["data"].get(name) for name in names}})
+        for each in (old, new)
+    )
     return "; ".join(
         f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
         for name in sorted({*was, *now} - free)
@@ -501,6 +533,7 @@ def config_from_json(saved: dict, folder: Path) -> Config:
             "recipe": train.Recipe(**recipe),
             "hparams": optim.Hparams(**saved["hparams"]),
             "data": build(data, {**saved["data"], "data_dir": folder_of_data}),
+            "transfer": transfer.Transfer(**saved["transfer"]) if saved.get("transfer") else None,
             "run_dir": saved["run_dir"] and Path(saved["run_dir"]),
         }
         return Config(**{**saved, **parts})

@@ -20,7 +20,8 @@ import numpy as np
 import tyro
 from optuna.distributions import CategoricalDistribution
 
-from dlflax import logs, optim, population, report, run, storage, train, tune
+from dlflax import augment, logs, optim, population, report, run, storage, train, transfer, tune
+from dlflax.data.stream import fits
 from dlflax.errors import InputError, RunError
 
 SPACE = {
@@ -179,7 +180,6 @@ def run_sweep(
     _check(sweep)
     dataset = sweep.data.load(say)
     whole = sweep.data.split(dataset, sweep.validation, sweep.seed)
-    splits = whole.train, whole.val
     sweep = dataclasses.replace(sweep, recipe=run.fitted(sweep.recipe, whole))
     space = tune.space(_words(sweep.space), sweep.recipe, grid=sweep.sampler == "grid")
     recipe, hparams = tune.apply(space.fixed, sweep.recipe, sweep.hparams)
@@ -195,7 +195,17 @@ def run_sweep(
     sweep = dataclasses.replace(
         sweep, recipe=recipe, hparams=hparams, study=study, run_dir=folder, trials=trials
     )
-    recipes = _recipes(sweep, space, splits)
+    _check_transfer(sweep.transfer, space)
+    start = transfer.prepare(sweep.transfer, recipe, hparams, whole, sweep.seed, say)
+    whole = dataclasses.replace(whole, info=start.splits.info)
+    splits = run.weighted(sweep.class_weights, start.splits)
+    splits = splits.train, splits.val
+    if not all(map(fits, splits)):
+        raise InputError(
+            "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
+            "--finetune head."
+        )
+    recipes = _recipes(start.recipe, hparams, space, splits)
     chosen = dataclasses.replace(sweep, population=_population(sweep, recipes, splits))
     settings = run.settings(experiment, chosen, dataset, whole)
     settings["search"], settings["devices"] = search, len(jax.devices())
@@ -213,7 +223,8 @@ def run_sweep(
         sweep = _settled(sweep, saved, settings, say)
         run.write_json(folder / "config.json", saved)
         trials = store.trials()
-        objective = Objective(sweep, recipes, splits, direction, trials)
+        lanes = dataclasses.replace(sweep, recipe=start.recipe)
+        objective = Objective(lanes, recipes, splits, direction, trials, start.pretrained)
         _say_plan(objective, dataset, space, splits, len(trials), say)
         with objective:
             tune.search(
@@ -242,8 +253,8 @@ def run_sweep(
 class Objective:
     """Trains batches of trials, as `tune.search` wants it. A context manager, for the progress."""
 
-    def __init__(self, sweep, recipes, splits, direction, trials):
-        self.sweep, self.direction = sweep, direction
+    def __init__(self, sweep, recipes, splits, direction, trials, pretrained=None):
+        self.sweep, self.direction, self.pretrained = sweep, direction, pretrained
         self.layouts = _layouts(sweep, recipes, splits)
         self.splits = population.put_on_devices(self.layouts[recipes[0]], *splits)
         self.progress = logs.SweepProgress(sweep.trials, len(trials))
@@ -284,6 +295,7 @@ class Objective:
                     [tune.trial_seeds(sweep.seed, batch[p].index, sweep.seeds) for p in group],
                     *self.splits, epochs=sweep.epochs, layout=self.layouts[recipe],
                     patience=sweep.patience, reduce_on_plateau=sweep.reduce_on_plateau,
+                    pretrained=self.pretrained,
                 )
                 for recipe, group in team.items()
             }  # fmt: skip
@@ -404,7 +416,7 @@ def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url,
             epochs=winner.epochs if run.schedule_depends_on_epochs(winner)
             else report.best_epoch(best, direction),
         )  # fmt: skip
-    what = {"Images": " PICTURE...", "Text": ' "TEXT"...'}.get(type(sweep.data).__name__, "")
+    what = {"Text": ' "TEXT"...', "Series": ""}.get(type(sweep.data).__name__, " PICTURE...")
     say(f"retraining the best, trial {best.number}, with a seed that no trial had ({sweep.seed})")
     retrained = run.run(experiment, _in_folder(winner, folder / "best"), say, dataset)
     results = {
@@ -475,19 +487,33 @@ def _check(sweep: Sweep) -> None:
         raise InputError(f"--heartbeat {sweep.heartbeat:g} must be 1 second or more.")
 
 
-def _recipes(sweep, space, splits) -> list[train.Recipe]:
+def _check_transfer(kind, space) -> None:
+    """InputError for a space over what is the same for all trials."""
+    strengths = {name for names in augment.STRENGTHS.values() for name in names}
+    for name in (*space.distributions, *space.fixed) if kind and kind.pretrained else ():
+        flag = f"--space.{name.replace('_', '-')}"
+        if name.startswith("model."):
+            raise InputError(f"{flag}: pretrained weights fit one model: leave it out.")
+        if kind.frozen and (name == "augment" or name in strengths):
+            raise InputError(
+                f"{flag}: with --finetune head the features are computed once, for all trials: use "
+                f"--hparams.{flag.removeprefix('--space.')} and --views, or leave it out."
+            )
+
+
+def _recipes(recipe, hparams, space, splits) -> list[train.Recipe]:
     """All structures of the space. InputError for one that cannot be trained."""
     names = [name for name in space.distributions if tune.structural(name)]
     choices = [space.distributions[name].choices for name in names]
     recipes = []
     for values in itertools.product(*choices):
-        recipe, _ = tune.apply(dict(zip(names, values, strict=True)), sweep.recipe, sweep.hparams)
-        run.check_batch_size(recipe.batch_size, len(splits[0]["targets"]))
+        each, _ = tune.apply(dict(zip(names, values, strict=True)), recipe, hparams)
+        run.check_batch_size(each.batch_size, len(splits[0]["targets"]))
         try:
-            train.abstract(recipe, sweep.hparams, splits[0]["inputs"][:1])
+            train.abstract(each, hparams, splits[0]["inputs"][:1])
         except InputError as error:
             raise InputError(f"--space: {error}") from error
-        recipes.append(recipe)
+        recipes.append(each)
     return recipes
 
 

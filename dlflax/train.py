@@ -7,6 +7,7 @@ loop over epochs. Nothing here reads files or prints: that is `run.py`.
 import dataclasses
 import functools
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
+from flax import struct, traverse_util
 from jax import lax
 
 from dlflax import augment, losses, metrics, optim
 from dlflax.augment import Operation
 from dlflax.data.order import epoch_batches
-from dlflax.errors import RunError
+from dlflax.data.stream import fits, slices, stream
+from dlflax.errors import InputError, RunError
+from dlflax.models.layers import frozen_norms
 
 Batch = dict[str, jax.Array]
 History = list[dict[str, float]]
@@ -50,6 +53,9 @@ class Recipe:
     """Dtype of activations and gradients; parameters and the update stay float32."""
     ema: bool = False
     """Evaluate a moving average of the weights instead of the last ones."""
+    trainable: str = ""
+    """Regular expression of the parameters to be trained, such as ^(stage4|logits): the others stay
+    as they are, batch statistics included; empty trains all."""
 
 
 @struct.dataclass
@@ -64,14 +70,18 @@ class State:
     key: jax.Array  # never changes; a step's randomness is fold_in(key, step)
 
 
-def init(recipe: Recipe, hparams: optim.Hparams, inputs, key) -> State:
+def init(recipe: Recipe, hparams: optim.Hparams, inputs, key, pretrained=None) -> State:
     """A fresh State. inputs: one batch or a single example's batch (1, ...), any dtype; `key` is a
-    typed PRNG key, which alone decides the parameters and all later randomness."""
+    typed PRNG key, which alone decides the parameters and all later randomness. pretrained: some of
+    the variables, {"params": {...}, ...}, which are taken in place of the fresh ones."""
     init_key, key = jax.random.split(key)
     variables = recipe.model.init(init_key, floats(inputs), train=False)
-    params = variables.pop("params")
     variables.pop("losses", None)  # of one call, not of the State
-    opt_state = optim.optimizer(recipe.optimizer, hparams, 0.0).init(params)
+    if pretrained:
+        fresh, ours = (traverse_util.flatten_dict(each) for each in (variables, pretrained))
+        variables = traverse_util.unflatten_dict({**fresh, **ours})
+    params = variables.pop("params")
+    opt_state = optim.optimizer(recipe.optimizer, hparams, 0.0).init(_trained(recipe, params)[0])
     # a copy, because a donated State must not hold one buffer twice
     ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
     return State(jnp.int32(0), params, variables, opt_state, ema, key)
@@ -83,8 +93,36 @@ def abstract(recipe: Recipe, hparams: optim.Hparams, inputs) -> State:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(recipe, hparams, inputs, seed):
-    return init(recipe, hparams, inputs, jax.random.key(seed))
+def _init(recipe, hparams, inputs, seed, pretrained):
+    return init(recipe, hparams, inputs, jax.random.key(seed), pretrained)
+
+
+def _trained(recipe, params):
+    """(parameters that are trained, the others), each {path: leaf} where Recipe.trainable chooses;
+    else (params, {}). InputError where it matches none."""
+    if not recipe.trainable:
+        return params, {}
+    parts = {}, {}
+    try:
+        for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+            parts[not re.search(recipe.trainable, path)][path] = leaf
+    except re.error as error:
+        raise InputError(
+            f"--trainable {recipe.trainable}: no regular expression ({error})."
+        ) from error
+    if not parts[0]:
+        raise InputError(
+            f"--trainable {recipe.trainable} matches no parameter: they have names such as "
+            f"{next(iter(parts[1]))}."
+        )
+    return parts
+
+
+def _joined(recipe, trained, others):
+    """The reverse of `_trained`."""
+    if not recipe.trainable:
+        return trained
+    return traverse_util.unflatten_dict({**trained, **others}, sep="/")
 
 
 def floats(inputs):
@@ -108,14 +146,15 @@ def objective(recipe: Recipe, params, collections, hparams, batch: Batch, key):
     Returns (objective, (outputs float32 (n, ...), per-example losses (n,), new collections)).
     """
     dtype = jnp.dtype(recipe.compute_dtype)
-    outputs, collections = recipe.model.apply(
-        {"params": _cast(params, dtype), **collections},
-        _cast(batch["inputs"], dtype),
-        train=True,
-        dropout=hparams.dropout,
-        rngs={"dropout": key},
-        mutable=[*collections, "losses"],
-    )
+    with frozen_norms(recipe.trainable):
+        outputs, collections = recipe.model.apply(
+            {"params": _cast(params, dtype), **collections},
+            _cast(batch["inputs"], dtype),
+            train=True,
+            dropout=hparams.dropout,
+            rngs={"dropout": key},
+            mutable=[*collections, "losses"],
+        )
     outputs = _cast(outputs, jnp.float32)
     loss, targets = getattr(losses, recipe.loss), batch["targets"]
     each = loss(outputs, targets, hparams.label_smoothing)
@@ -123,38 +162,51 @@ def objective(recipe: Recipe, params, collections, hparams, batch: Batch, key):
         other = loss(outputs, targets[batch["partner"]], hparams.label_smoothing)
         each = batch["share"] * each + (1 - batch["share"]) * other
     own = sum(jax.tree.leaves(collections.pop("losses", {})))
-    total = jnp.sum((each + hparams.kl_weight * own) * batch["mask"])
+    weight = batch["mask"] * batch["weight"] if "weight" in batch else batch["mask"]
+    total = jnp.sum((each + hparams.kl_weight * own) * weight)
     mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
-    return mean + hparams.l2 * losses.l2(params), (outputs, each, collections)
+    penalty = losses.l2(_trained(recipe, params)[0])
+    return mean + hparams.l2 * penalty, (outputs, each, collections)
 
 
 def step(recipe: Recipe, state: State, hparams: optim.Hparams, batch: Batch):
     """One update. Pure: the caller picks jit, vmap, map or shard.
 
     batch: inputs (n, ...), uint8 images or floats or ints; targets (n,) or (n, ...); mask float32
-    (n,), 0 for padding. Returns (State, sums): `loss` without the penalty, `correct` for
-    classifiers, `absolute_error` for regression, `count`, all float32, and `first_bad_step`, the
-    0-based step if the objective or the gradient is not finite, else a large number.
+    (n,), 0 for padding; maybe weight float32 (n,), what an example's loss counts. Returns (State,
+    sums): `loss` without the penalty, `correct` for classifiers, `absolute_error` for regression,
+    `count`, all float32, and `first_bad_step`, the 0-based step if the objective or the gradient is
+    not finite, else a large number.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = augmented(recipe, hparams, batch, augment_key)
 
-    def of_params(params):
+    trained, others = _trained(recipe, state.params)
+
+    def of_params(trained):
+        params = _joined(recipe, trained, others)
         return objective(recipe, params, state.collections, hparams, batch, dropout_key)
 
     (value, (outputs, each, collections)), gradient = jax.value_and_grad(of_params, has_aux=True)(
-        state.params
+        trained
     )
 
     rate = optim.learning_rate(recipe.schedule, hparams, state.step)
     optimizer = optim.optimizer(recipe.optimizer, hparams, rate)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
+    updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+    if recipe.trainable:
+        updates = {
+            path: update if path.startswith(HEAD) else hparams.backbone_rate * update
+            for path, update in updates.items()
+        }
+    trained = optax.apply_updates(trained, updates)
+    params, ema = _joined(recipe, trained, others), state.ema
     if recipe.ema:
         # the warm-up of the decay keeps the initial weights from lingering in a short run
         decay = jnp.minimum(hparams.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+        old, kept = _trained(recipe, ema)
+        new = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, old, trained)
+        ema = _joined(recipe, new, kept)
 
     finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
     sums = {
@@ -165,6 +217,7 @@ def step(recipe: Recipe, state: State, hparams: optim.Hparams, batch: Batch):
     return state, sums
 
 
+HEAD = "logits/"  # path of the last layer's parameters in every classifier
 _NEVER = np.int32(2**31 - 1)
 
 
@@ -236,13 +289,23 @@ def train_steps(recipe: Recipe, state: State, hparams, data, batches, sums, star
     return lax.fori_loop(start, stop, body, (state, sums))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="batch_size")
 def evaluate(recipe: Recipe, state: State, data, batch_size: int = 256):
     """Scores data (as in `train_steps`) with dropout off, every example once.
 
     Returns (sums, outputs): sums hold loss, count and for classifiers correct and confusion int32
-    (k, k); outputs are float32 (N, ...). The averaged weights are used where there are any.
+    (k, k); outputs are float32 (N, ...). The averaged weights are used where there are any. Data on
+    disk (`Rows`) are read in pieces.
     """
+    data = {name: data[name] for name in ("inputs", "targets")}
+    if isinstance(data["inputs"], jax.Array) or fits(data):
+        return _evaluate(recipe, state, data, batch_size)
+    parts = [jax.device_get(_evaluate(recipe, state, part, batch_size)) for part in slices(data)]
+    sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(sums for sums, _ in parts))
+    return sums, np.concatenate([outputs for _, outputs in parts])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _evaluate(recipe, state, data, batch_size):
     n = data["inputs"].shape[0]
     batch_size = min(batch_size, n)
     batches = math.ceil(n / batch_size)
@@ -323,6 +386,7 @@ def fit(
     seed: int = 0,
     patience: int = 0,
     reduce_on_plateau: int = 0,
+    pretrained=None,
     state: State | None = None,
     history: History = (),
     on_steps: Callable[[int, int, dict], None] | None = None,
@@ -330,26 +394,30 @@ def fit(
 ) -> Fit:
     """Trains for `epochs` epochs, or until the validation loss has not improved for `patience`.
 
-    train, val: {"inputs": (n, ...), "targets": (n, ...)} NumPy or jax arrays; they are put on the
-    device whole. Without val there are no val_* columns, the last epoch counts as the best, and
-    patience and reduce_on_plateau do nothing. state and history continue an earlier fit, whose
-    later steps come out the same to the bit. patience and reduce_on_plateau count epochs, 0 is off.
-    on_steps(epoch, step, sums) is called a few times a second while an epoch runs. Raises RunError
-    when the loss is not finite.
+    train, val: {"inputs": (n, ...), "targets": (n, ...)} NumPy or jax arrays, which are put on the
+    device whole, or `Rows` on disk, which are read in pieces, to the same result to the bit; train
+    may have "weight" (n,). Without val there are no val_* columns, the last epoch counts as the
+    best, and patience and reduce_on_plateau do nothing. pretrained: as for `init`. state and
+    history continue an earlier fit, whose later steps come out the same to the bit. patience and
+    reduce_on_plateau count epochs, 0 is off. on_steps(epoch, step, sums) is called a few times a
+    second while an epoch runs. Raises RunError when the loss is not finite.
     """
     n = len(train["targets"])
     steps_per_epoch = math.ceil(n / recipe.batch_size)
     hparams = hparams.replace(total_steps=float(epochs * steps_per_epoch))
     if state is None:
-        state = _init(recipe, as_traced(hparams), train["inputs"][:1], np.uint32(seed))
-    train, val = jax.device_put((train, val))
+        state = _init(recipe, as_traced(hparams), train["inputs"][:1], np.uint32(seed), pretrained)
+    streamed = not fits(train)
+    train = train if streamed else jax.device_put(train)
+    val = jax.device_put(val) if val is not None and fits(val) else val
     progress = Fit(state, None, list(history), 0.0)
 
     clock = time.perf_counter()
     batches = epoch_batches(n, recipe.batch_size, seed, 0)
     none, zero = np.int32(0), zero_sums(recipe)
     # a call of no steps compiles the program and changes nothing
-    state, _ = train_steps(recipe, state, as_traced(hparams), train, batches, zero, none, none)
+    part, batches, _ = next(stream(train, batches)) if streamed else (train, batches, None)
+    state, _ = train_steps(recipe, state, as_traced(hparams), part, batches, zero, none, none)
     jax.block_until_ready(state)
     progress.state, progress.compile_seconds = state, time.perf_counter() - clock
     warm = False
@@ -361,22 +429,23 @@ def fit(
         scaled = hparams.replace(learning_rate=hparams.learning_rate * factor)
 
         clock = time.perf_counter()
-        batches = jax.device_put(epoch_batches(n, recipe.batch_size, seed, epoch))
-        sums, done, chunk = zero, 0, 1 if on_steps else steps_per_epoch
-        while done < steps_per_epoch:
-            stop = min(done + chunk, steps_per_epoch)
-            lap = time.perf_counter()
+        batches = epoch_batches(n, recipe.batch_size, seed, epoch)
+        if streamed:
+            pieces = ((*piece[:2], 0, piece[2]) for piece in stream(train, batches))
+        else:
+            pieces = _laps(train, jax.device_put(batches), laps=on_steps is not None)
+        sums, done = zero, 0
+        for part, batches, start, stop in pieces:
             state, sums = train_steps(
-                recipe, state, as_traced(scaled), train, batches, sums,
-                np.int32(done), np.int32(stop),
+                recipe, state, as_traced(scaled), part, batches, sums,
+                np.int32(start), np.int32(stop),
             )  # fmt: skip
             sums = jax.device_get(sums)
-            progress.state, done = state, stop
+            progress.state, done = state, done + stop - start
             if sums["first_bad_step"] != _NEVER:
                 _diverged(recipe, scaled, int(sums["first_bad_step"]))
             if on_steps:
                 on_steps(epoch, done, sums)
-                chunk = max(1, int(chunk * 0.2 / max(time.perf_counter() - lap, 0.01)))
         seconds = time.perf_counter() - clock
         if not warm and val is not None:  # only now, so that the first step comes sooner
             lap = time.perf_counter()
@@ -410,6 +479,15 @@ def fit(
     if val is None:
         progress.best = jax.tree.map(jnp.copy, state)
     return progress
+
+
+def _laps(train, batches, laps):
+    """(train, batches, start, stop) for the calls of one epoch: one, or some of 0.2 seconds."""
+    done, chunk, steps = 0, 1 if laps else len(batches), len(batches)
+    while done < steps:
+        stop, lap = min(done + chunk, steps), time.perf_counter()
+        yield train, batches, done, stop
+        done, chunk = stop, max(1, int(chunk * 0.2 / max(time.perf_counter() - lap, 0.01)))
 
 
 def as_traced(hparams: optim.Hparams) -> optim.Hparams:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from dlflax import figures, run, tasks, train
+from dlflax import figures, run, tasks, train, transfer
 from dlflax.checkpoint import Checkpoints
 from dlflax.data import series, text
 from dlflax.data.picture import read_picture
@@ -43,9 +43,14 @@ class Predictor:
     def state(self, inputs) -> train.State:
         """inputs: a batch of what is to be predicted."""
         if self._state is None:
-            abstract = train.abstract(self.config.recipe, self.config.hparams, inputs[:1])
+            config, model = self.config, self.config.recipe.model
+            sha256 = self.data.get("weights_sha256")
+            backbone = transfer.backbone(config.transfer, model, sha256, _to_stderr)
+            seen = transfer.head_inputs(model, inputs.shape[1:]) if backbone else inputs[:1]
+            abstract = train.abstract(transfer.trained(config.transfer, config.recipe),
+                                      config.hparams, seen)  # fmt: skip
             checkpoints = Checkpoints(self.folder / "checkpoints", _to_stderr)
-            self._state = checkpoints.restore_best(abstract)
+            self._state = transfer.whole(checkpoints.restore_best(abstract), backbone)
         return self._state
 
     def outputs(self, inputs) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""Cats and dogs in photographs (Elson et al. 2007), from 25,000 of them or a folder of your own.
+
+python -m experiments.cats_vs_dogs --data-dir photos                    (weights: see the README)
+
+python -m experiments.cats_vs_dogs --data-dir photos --finetune last-blocks
+
+python -m experiments.cats_vs_dogs --data-dir photos --preset scratch
+"""
+
+from dataclasses import replace
+
+from dlflax import run
+from dlflax.data import ImageFolder
+from dlflax.models import VGG, EfficientNetLite0, ResNet, SmallResNet
+from dlflax.optim import Hparams
+from dlflax.train import Recipe
+from dlflax.transfer import Transfer
+
+ARCHITECTURES = {
+    "efficientnet": EfficientNetLite0(),
+    "resnet": ResNet(),
+    "vgg": VGG(),
+    "scratch": SmallResNet(features=(16, 32, 64, 128), depth=1),
+}
+
+# a frozen EfficientNet-Lite0 whose features are computed once, and a head on them
+HEAD = run.Config(
+    recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule="cosine"),
+    hparams=Hparams(dropout=0.2),
+    data=ImageFolder(),
+    transfer=Transfer(),
+    epochs=20,
+)
+
+PRESETS = {
+    "default": HEAD,
+    "scratch": replace(
+        HEAD,
+        recipe=Recipe(
+            model=ARCHITECTURES["scratch"],
+            schedule="cosine",
+            augment=("flip", "affine", "brightness", "contrast"),
+        ),
+        hparams=Hparams(
+            learning_rate=2e-3, l2=1e-4, warmup=0.1, dropout=0.2,
+            translate=6.0, rotate=15.0, zoom=0.2, brightness=0.2, contrast=0.2,
+        ),
+        data=ImageFolder(size=64),
+        transfer=Transfer(weights="none"),
+        epochs=60,
+    ),
+}  # fmt: skip
+
+SPACE = {
+    "learning_rate": ("1e-4", "1e-1", "log"),
+    "dropout": ("0", "0.7"),
+    "l2": ("1e-7", "1e-2", "log"),
+}
+
+if __name__ == "__main__":
+    run.main("cats_vs_dogs", PRESETS, ARCHITECTURES, description=__doc__)

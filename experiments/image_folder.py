@@ -1,0 +1,15 @@
+"""Your own pictures, a folder a class: photos/cat/1.jpg, photos/dog/2.png; or with train/,
+validation/ and test/ above the classes.
+
+python -m experiments.image_folder --data-dir photos
+
+All that `experiments.cats_vs_dogs` has: its presets, architectures and flags.
+"""
+
+from dlflax import run
+from experiments.cats_vs_dogs import ARCHITECTURES, PRESETS, SPACE
+
+__all__ = ["SPACE"]
+
+if __name__ == "__main__":
+    run.main("image_folder", PRESETS, ARCHITECTURES, description=__doc__)

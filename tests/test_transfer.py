@@ -1,0 +1,269 @@
+"""Freezing, transfer modes, features kept on disk, data on disk; on a small backbone of our own."""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from dlflax import augment, data, run, train, transfer, weights
+from dlflax.data import stream
+from dlflax.data.dataset import Rows
+from dlflax.errors import InputError
+from dlflax.models import CNN
+from dlflax.models.layers import Dropout
+from dlflax.optim import Hparams
+from dlflax.train import Recipe
+from dlflax.transfer import Transfer
+
+RNG = np.random.default_rng(0)
+
+
+class Backbone(nn.Module):
+    """Two blocks with BatchNorm, as the shipped ones are built."""
+
+    num_outputs: int = 2
+    LAST_BLOCKS = "^(block2|logits)"
+
+    @nn.compact
+    def features(self, x, train: bool = False):
+        for name in ("block1", "block2"):
+            x = nn.Conv(8, (3, 3), name=name)(x)
+            x = nn.BatchNorm(name=f"{name}_norm")(x, use_running_average=not train)
+            x = nn.relu(x)
+        return x.mean((1, 2))
+
+    @nn.compact
+    def __call__(self, x, *, train=False, dropout=0.0):
+        x = self.features(x, train) if x.ndim == 4 else x
+        return nn.Dense(self.num_outputs, name="logits")(Dropout()(x, dropout, train))
+
+
+def pictures(n, seed=0):
+    """Bright on the left or on the right: uint8 (n, 8, 8, 3), int32 (n,)."""
+    rng = np.random.default_rng(seed)
+    targets = np.int32(np.arange(n) % 2)
+    images = rng.integers(0, 120, (n, 8, 8, 3))
+    images[targets == 1, :, :4, 0] += 60
+    return {"inputs": np.uint8(images), "targets": targets}
+
+
+@pytest.fixture
+def pretrained(monkeypatch, tmp_path):
+    """`weights.read` gives these variables."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    variables = Backbone().init(jax.random.key(7), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape),
+                             variables)  # fmt: skip
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    monkeypatch.setattr(weights, "read", lambda *_: (variables, "abc", "weights of a test"))
+    return variables
+
+
+SPLITS = data.Splits(pictures(40), pictures(20, 1), pictures(20, 2), {"num_outputs": 2})
+RECIPE = Recipe(model=Backbone(), batch_size=8)
+
+
+def prepared(recipe=RECIPE, splits=SPLITS, hparams=None, said=None, **fields):
+    say = print if said is None else said.append
+    return transfer.prepare(Transfer(**fields), recipe, hparams or Hparams(), splits, 0, say)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_frozen_is_unchanged_to_the_bit(pretrained, ema):
+    """Parameters, batch statistics and the moving average of what is not trained."""
+    start = prepared(replace(RECIPE, ema=ema), finetune="last-blocks", head_epochs=0)
+    fit = train.fit(
+        start.recipe, Hparams(l2=0.01), SPLITS.train, epochs=2, pretrained=start.pretrained
+    )
+    state = fit.state
+    for name in ("block1", "block1_norm"):
+        same(state.params[name], pretrained["params"][name])
+        if ema:
+            same(state.ema[name], pretrained["params"][name])
+    same(state.collections["batch_stats"]["block1_norm"], pretrained["batch_stats"]["block1_norm"])
+    for before, after in (
+        (pretrained["params"]["block2"]["kernel"], state.params["block2"]["kernel"]),
+        (pretrained["batch_stats"]["block2_norm"], state.collections["batch_stats"]["block2_norm"]),
+    ):
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            assert np.abs(old - new).min() > 0
+    # the optimizer keeps nothing for what it does not train
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.opt_state)]
+    trained = [leaf.size for n, p in state.params.items() if n[:6] != "block1"
+               for leaf in jax.tree.leaves(p)]  # fmt: skip
+    assert sum(sizes) == 2 * sum(trained) + 1
+
+
+def test_backbone_rate_is_a_fraction_of_the_learning_rate(pretrained):
+    """One step of plain SGD moves the backbone a tenth as far as with a fraction of 1."""
+    recipe = replace(RECIPE, optimizer="sgd")
+    start = prepared(recipe, finetune="all", head_epochs=0)
+    moved = {}
+    for rate in (1.0, 0.1):
+        state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
+                           start.pretrained)  # fmt: skip
+        batch = {**{k: v[:8] for k, v in SPLITS.train.items()}, "mask": np.ones(8, np.float32)}
+        new, _ = train.step(start.recipe, state, Hparams(backbone_rate=rate), batch)
+        moved[rate] = jax.tree.map(lambda a, b: a - b, new.params, state.params)
+    same(moved[1.0]["logits"], moved[0.1]["logits"])
+    found, full = (moved[rate]["block1"]["kernel"] for rate in (0.1, 1.0))
+    np.testing.assert_allclose(found, 0.1 * full, atol=3e-8)
+    assert np.abs(full).max() > 1e-5
+
+
+def test_head_on_features_is_logistic_regression(pretrained):
+    """Trained to the end, the head finds what scikit-learn finds on features of its own making."""
+    start = prepared(finetune="head")
+    assert start.splits.train["inputs"].shape == (40, 8)
+    by_hand = Backbone().apply(
+        pretrained, SPLITS.train["inputs"] / np.float32(255), method="features"
+    )
+    np.testing.assert_allclose(start.splits.train["inputs"], by_hand, atol=1e-5)
+    l2 = 0.01
+    # its optimum, in both conventions: mean cross-entropy + l2 * sum of squares over both columns
+    theirs = LogisticRegression(C=1 / (len(by_hand) * l2), tol=1e-8, max_iter=5000)
+    theirs.fit(by_hand, SPLITS.train["targets"])
+    recipe = replace(start.recipe, batch_size=40)
+    fit = train.fit(recipe, Hparams(learning_rate=0.05, l2=l2), start.splits.train, epochs=600)
+    kernel, bias = fit.state.params["logits"]["kernel"], fit.state.params["logits"]["bias"]
+    np.testing.assert_allclose(kernel[:, 1] - kernel[:, 0], theirs.coef_[0], rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(bias[1] - bias[0], theirs.intercept_[0], rtol=0.02)
+    # and the whole network says of pictures what the head says of features
+    whole = start.whole(fit.state)
+    outputs = train.evaluate(RECIPE, whole, SPLITS.test)[1]
+    np.testing.assert_allclose(
+        outputs, train.evaluate(recipe, fit.state, start.splits.test)[1], atol=1e-5
+    )
+
+
+def test_features_are_computed_once(pretrained, tmp_path):
+    def features():
+        return transfer.Features(Backbone(), without_head(pretrained), "abc", cache_dir=tmp_path)
+
+    images = pictures(70)["inputs"]
+    first = features()
+    expected = first(images)
+    assert first.computed == 70 and expected.dtype == np.float32
+    again = features()
+    same(again(images[::-1])[::-1], expected)
+    assert again.computed == 0
+    more = features()
+    more(np.concatenate([images, pictures(3, 9)["inputs"]]))
+    assert more.computed == 3
+    # other weights are another cache; a damaged file costs computing again
+    other = transfer.Features(Backbone(), without_head(pretrained), "def", cache_dir=tmp_path)
+    other(images[:5])
+    assert other.computed == 5
+    for path in first.folder.glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:-100])
+    damaged = features()
+    same(damaged(images), expected)
+    assert damaged.computed == 70
+
+
+def without_head(variables):
+    params = {k: v for k, v in variables["params"].items() if k != "logits"}
+    return {**variables, "params": params}
+
+
+def test_views_are_augmented_rows_of_training_alone(pretrained):
+    recipe = replace(RECIPE, augment=("flip", "brightness"))
+    start = prepared(recipe, finetune="head", views=2, hparams=Hparams(flip=1.0))
+    rows = start.splits.train["inputs"]
+    assert len(rows) == 120 and len(start.splits.val["inputs"]) == 20
+    same(start.splits.train["targets"], np.tile(SPLITS.train["targets"], 3))
+    mirrored = SPLITS.train["inputs"][:, :, ::-1] / np.float32(255)
+    by_hand = Backbone().apply(pretrained, mirrored, method="features")
+    np.testing.assert_allclose(rows[40:80], by_hand, atol=1e-5)
+    assert start.recipe.augment == ()
+
+
+def test_the_head_comes_first(pretrained):
+    said = []
+    start = prepared(finetune="all", head_epochs=30, hparams=Hparams(learning_rate=0.03), said=said)
+    assert "which reached a val accuracy of" in said[-1]
+    state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
+                       start.pretrained)  # fmt: skip
+    same(state.params["block1"], pretrained["params"]["block1"])
+    sums, _ = train.evaluate(RECIPE, state, SPLITS.val)
+    assert sums["correct"] / 20 == pytest.approx(float(said[-1].rsplit(" ", 1)[1]), abs=1e-4)
+    assert start.recipe.trainable == "."
+
+
+@pytest.mark.parametrize(
+    "fields, recipe, sentence",
+    [
+        (dict(head_epochs=-1), RECIPE, "--head-epochs -1 must be 0 or more"),
+        (dict(views=1), RECIPE, "--views needs --augment"),
+        (dict(views=1, finetune="all"), RECIPE, "--views is for --finetune head"),
+        (dict(), replace(RECIPE, augment=("mixup",)), "--augment mixup has no meaning"),
+        (dict(), replace(RECIPE, model=CNN()), "there are none for a CNN; use --weights none"),
+    ],
+)
+def test_what_does_not_go_together(fields, recipe, sentence):
+    with pytest.raises(InputError, match=sentence):
+        transfer.check(Transfer(**fields), recipe)
+
+
+@pytest.mark.parametrize(
+    "trainable, sentence", [("^nothing", "matches no parameter"), ("(", "no regular expression")]
+)
+def test_trainable_is_checked(trainable, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train.abstract(replace(RECIPE, trainable=trainable), Hparams(), SPLITS.train["inputs"][:1])
+
+
+def test_class_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    targets = np.int32([0, 0, 0, 0, 1, 2, 2])
+    inputs = RNG.normal(size=(7, 4)).astype(np.float32)
+    splits = data.Splits({"inputs": inputs, "targets": targets}, None, {}, {"num_outputs": 3})
+    weight = run.weighted("balanced", splits).train["weight"]
+    np.testing.assert_allclose(weight, compute_sample_weight("balanced", targets), rtol=1e-6)
+    # and they multiply the loss of an example
+    recipe = Recipe(model=Backbone(3))
+    state = train.init(recipe, Hparams(), inputs[:1], jax.random.key(0))
+    batch = {"inputs": inputs, "targets": targets, "mask": np.ones(7, np.float32)}
+    of = [train.objective(recipe, state.params, {}, Hparams(), each, jax.random.key(1))
+          for each in (batch, {**batch, "weight": weight})]  # fmt: skip
+    each = of[0][1][1]
+    np.testing.assert_allclose(of[1][0], np.mean(weight * each), rtol=1e-6)
+
+
+def test_data_on_disk_train_to_the_same_bits(tmp_path, monkeypatch):
+    """In pieces of three steps, the last one shorter, with a padded last batch."""
+    monkeypatch.setattr(stream, "PIECE_BYTES", 3 * 8 * (8 * 8 * 3 + 4 + 4))
+    part = {**SPLITS.train, "weight": np.float32(1 + np.arange(40) % 3)}
+    part = {name: array[:37] for name, array in part.items()}
+    np.save(tmp_path / "images.npy", SPLITS.train["inputs"])
+    disk = np.load(tmp_path / "images.npy", mmap_mode="r")
+    streamed = {**part, "inputs": Rows(disk, np.arange(37))}
+    val = {**SPLITS.val, "inputs": Rows(SPLITS.val["inputs"], np.arange(20))}
+    recipe = replace(RECIPE, augment=("flip",))
+    seen = []
+    fits = [
+        train.fit(recipe, Hparams(dropout=0.3), a, b, epochs=2, on_steps=on_steps)
+        for a, b, on_steps in (
+            (part, SPLITS.val, None), (streamed, val, lambda epoch, done, sums: seen.append(done))
+        )
+    ]  # fmt: skip
+    same(fits[0].state.params, fits[1].state.params)
+    assert seen == [3, 5, 3, 5]
+    for a, b in zip(fits[0].history, fits[1].history, strict=True):
+        for name in ("train_loss", "val_accuracy"):
+            assert a[name] == b[name]
+        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-6)
+
+
+def test_every_augmentation_has_its_numbers():
+    names = {name for names in augment.STRENGTHS.values() for name in names}
+    assert all(hasattr(Hparams(), name) for name in names)
