@@ -30,8 +30,15 @@ EPOCH_LINE = (  # the highest number is left out first on a narrow terminal
 
 
 def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], total: int) -> None:
-    """Prints one line a parameter, (name, shape, number of values), and their total."""
+    """Prints one line a parameter, (name, shape, number of values), and their total; of a deep
+    model, with more than 60 parameters, one line for those that belong together."""
     lines = [(n, " x ".join(map(str, shape)), f"{count:,}") for n, shape, count in rows]
+    if len(rows) > 60:
+        counts: dict[str, int] = {}
+        for path, _, count in rows:
+            part = path.partition("/")[0].partition("_")[0]
+            counts[part] = counts.get(part, 0) + count
+        lines = [(f"{part}...", "", f"{count:,}") for part, count in counts.items()]
     print_table(name, ("parameter", "shape", "count"), [*lines, ("total", "", f"{total:,}")])
 
 

@@ -130,7 +130,8 @@ def prepare(
     check(transfer, recipe)
     if transfer is None or not transfer.pretrained:
         return Start(recipe, splits)
-    variables, sha256 = _read(transfer.weights, recipe.model, say)
+    shape = splits.train["inputs"].shape[1:]
+    variables, sha256 = _read(transfer.weights, recipe.model, shape, say)
     splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
     frozen = _on_features(transfer, recipe, hparams, splits, variables, sha256, say)
     if transfer.finetune == "head":
@@ -150,12 +151,12 @@ def prepare(
     return Start(trained(transfer, recipe), splits, pretrained=variables)
 
 
-def backbone(transfer: Transfer | None, model, sha256: str | None, say=print):
-    """The variables of a run's frozen backbone; None where all is in the checkpoint. InputError
+def backbone(transfer: Transfer | None, model, shape, sha256: str | None, say=print):
+    """The variables of a run's frozen backbone, for pictures of `shape` (h, w, c); None where all is in the checkpoint. InputError
     when the weights are not those, by sha256, that the run was trained with."""
     if transfer is None or not transfer.frozen:
         return None
-    variables, found = _read(transfer.weights, model, say)
+    variables, found = _read(transfer.weights, model, shape, say)
     if found != sha256:
         raise InputError(
             f"--weights {transfer.weights} are not those that the run was trained with (sha256 "
@@ -164,21 +165,28 @@ def backbone(transfer: Transfer | None, model, sha256: str | None, say=print):
     return variables
 
 
-def head_inputs(model, shape) -> jax.ShapeDtypeStruct:
-    """What a head sees of one picture of `shape` (h, w, c): (1, d)."""
+def head_inputs(model, shape) -> np.ndarray:
+    """Zeros in the shape of what a head sees of one picture of `shape` (h, w, c): (1, d)."""
 
     def features(picture):
         return model.init_with_output(jax.random.key(0), picture, method="features")[0]
 
-    return jax.eval_shape(features, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    seen = jax.eval_shape(features, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return np.zeros(seen.shape, np.float32)
 
 
-def _read(name, model, say):
+def _read(name, model, shape, say):
     """(variables of everything but the last layer, sha256 of the file)."""
-    variables, sha256, what = weights.read(model, name, say)
+    loaded, sha256, what = weights.read(model, name, say)
     say(what)
-    params = {part: leaf for part, leaf in variables["params"].items() if part != "logits"}
-    return {**variables, "params": params}, sha256
+    picture = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    fresh = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), picture)
+    try:
+        variables = weights.graft(fresh, loaded)
+    except InputError as error:
+        raise InputError(f"{error} The pictures have {shape[0]} x {shape[1]} pixels.") from error
+    del variables["params"]["logits"]
+    return variables, sha256
 
 
 def _on_features(transfer, recipe, hparams, splits, variables, sha256, say):

@@ -45,8 +45,9 @@ class Predictor:
         if self._state is None:
             config, model = self.config, self.config.recipe.model
             sha256 = self.data.get("weights_sha256")
-            backbone = transfer.backbone(config.transfer, model, sha256, _to_stderr)
-            seen = transfer.head_inputs(model, inputs.shape[1:]) if backbone else inputs[:1]
+            shape = inputs.shape[1:]
+            backbone = transfer.backbone(config.transfer, model, shape, sha256, _to_stderr)
+            seen = transfer.head_inputs(model, shape) if backbone else inputs[:1]
             abstract = train.abstract(transfer.trained(config.transfer, config.recipe),
                                       config.hparams, seen)  # fmt: skip
             checkpoints = Checkpoints(self.folder / "checkpoints", _to_stderr)
