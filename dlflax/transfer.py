@@ -152,8 +152,9 @@ def prepare(
 
 
 def backbone(transfer: Transfer | None, model, shape, sha256: str | None, say=print):
-    """The variables of a run's frozen backbone, for pictures of `shape` (h, w, c); None where all is in the checkpoint. InputError
-    when the weights are not those, by sha256, that the run was trained with."""
+    """The variables of a run's frozen backbone, for pictures of `shape` (h, w, c); None where all
+    is in the checkpoint. InputError when the weights are not those, by sha256, that the run was
+    trained with."""
     if transfer is None or not transfer.frozen:
         return None
     variables, found = _read(transfer.weights, model, shape, say)

