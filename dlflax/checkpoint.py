@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from dlflax import parallel
 from dlflax.errors import RunError
 from dlflax.train import History, State, best_epoch
 
@@ -44,8 +45,9 @@ class Checkpoints:
         found = self.folder.glob(f"*/{MANIFEST}")
         return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
 
-    def save(self, state: State, history: History) -> None:
-        """Saves State and history (one row an epoch, the newest last) under the State's step.
+    def save(self, state: State, history: History, partial: dict | None = None) -> None:
+        """Saves State and history (one row an epoch, the newest last) under the State's step;
+        partial: the sums of an epoch that was begun. Every host has to call it; process 0 writes.
 
         Raises RunError when the disk is full or the folder cannot be written.
         """
@@ -63,9 +65,12 @@ class Checkpoints:
                 manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)
+                        state=ocp.args.StandardSave(state),
+                        history=ocp.args.JsonSave({"rows": list(history), "partial": partial}),
                     ),
                 )
+            if not parallel.is_main():
+                return
             folder = self.folder / str(step)
             text = json.dumps(_sha256(folder), indent=1)
             temporary = folder / (MANIFEST + ".tmp")
@@ -90,14 +95,17 @@ class Checkpoints:
         finally:
             threading.excepthook = hooks[1]
             logging.disable(logging.NOTSET)
-        keep = {*self.steps()[-2:], int(history[best_epoch(history)]["step"])}
+        keep = {*self.steps()[-2:]}
+        if history:
+            keep.add(int(history[best_epoch(history)]["step"]))
         for folder in self.folder.iterdir():
             if folder.name not in map(str, keep):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def restore(self, abstract: State, step: int) -> tuple[State, History]:
-        """The checkpoint of `step`. abstract: `jax.eval_shape` of `init`. RunError names the file
-        whose bytes are not those that were saved."""
+    def restore(self, abstract: State, step: int) -> tuple[State, History, dict | None]:
+        """The checkpoint of `step`: State, history and partial, as they were saved. abstract:
+        `train.abstract`, with where each leaf is to lie. RunError names the file whose bytes are
+        not those that were saved."""
         import orbax.checkpoint as ocp
 
         folder = self.folder / str(step)
@@ -117,41 +125,45 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore()
                 ),
             )
-        return restored.state, restored.history
+        history = restored.history
+        return restored.state, history["rows"], history["partial"]
 
     def restore_best(self, abstract: State) -> State:
         """The State of the `best_epoch` in the newest undamaged checkpoint's history. Changes
         nothing on disk. RunError where there is no checkpoint, or the best is damaged."""
         for step in reversed(self.steps()):
             try:
-                state, history = self.restore(abstract, step)
+                state, history, _ = self.restore(abstract, step)
             except RunError as error:
                 self.say(str(error))
                 continue
+            if not history:
+                break  # no epoch was finished
             best = int(history[best_epoch(history)]["step"])
             return state if best == step else self.restore(abstract, best)[0]
         raise RunError(f"no usable checkpoint in {self.folder}: train first.")
 
-    def restore_last(self, abstract: State) -> tuple[State, History] | None:
+    def restore_last(self, abstract: State) -> tuple[State, History, dict | None] | None:
         """The newest undamaged checkpoint; what is newer and unusable is removed, since training
         on from here writes it again. None where no checkpoint was ever finished; RunError where
         there are some and all are damaged."""
         damaged = []
         for step in reversed(self.steps()):
             try:
-                state, history = self.restore(abstract, step)
+                restored = self.restore(abstract, step)
             except RunError as error:
                 self.say(str(error))
                 damaged.append(step)
                 continue
-            for newer in damaged:
-                shutil.rmtree(self.folder / str(newer))
-            for unfinished in self.folder.iterdir():
-                if not (unfinished / MANIFEST).exists():
-                    shutil.rmtree(unfinished, ignore_errors=True)
+            if parallel.is_main():
+                for newer in damaged:
+                    shutil.rmtree(self.folder / str(newer))
+                for unfinished in self.folder.iterdir():
+                    if not (unfinished / MANIFEST).exists():
+                        shutil.rmtree(unfinished, ignore_errors=True)
             if damaged:
                 self.say(f"going on from the checkpoint before, step {step}.")
-            return state, history
+            return restored
         if damaged:
             raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
         return None

@@ -1,10 +1,18 @@
-"""The two ways a command ends early. Both print one sentence and no traceback."""
+"""The ways a command ends early. All print one sentence and no traceback."""
 
 
 class InputError(ValueError):
     """What the user gave is wrong (a flag, a file, a value). Exit code 2.
 
     The message is one sentence: which file or flag, what is wrong, what would be right.
+    """
+
+
+class Terminated(Exception):
+    """The process was asked to end (SIGTERM), as spot machines and SLURM do. Exit code 75, "try
+    again" in sysexits.h: the same command with --resume goes on.
+
+    The message says what was saved.
     """
 
 

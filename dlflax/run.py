@@ -1,9 +1,11 @@
 """One experiment, from the command line to its run folder: config, data, fit, test, results."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -17,10 +19,23 @@ import numpy as np
 import tyro
 
 import dlflax
-from dlflax import data, figures, flops, logs, metrics, models, optim, tasks, train, transfer
+from dlflax import (
+    data,
+    figures,
+    flops,
+    logs,
+    metrics,
+    models,
+    optim,
+    parallel,
+    tasks,
+    train,
+    transfer,
+)  # fmt: skip
 from dlflax.checkpoint import Checkpoints
-from dlflax.errors import InputError, RunError
+from dlflax.errors import InputError, RunError, Terminated
 
+PLACE = ("devices", "shard_state", "distributed", "profile")  # where it runs, not what
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
 
 
@@ -52,6 +67,14 @@ class Config:
     """Where the run is written (default: runs/EXPERIMENT/TIME)."""
     resume: bool = False
     """Go on with the run in --run-dir, or with the newest one."""
+    devices: int = 0
+    """Devices that share every batch; 0: all, but one on a CPU, which has all cores already."""
+    shard_state: bool = False
+    """Share out the parameters over the devices too, for a model too large for one."""
+    distributed: bool = False
+    """Join the other hosts: found by SLURM, TPU pods, Open MPI or $JAX_COORDINATOR_ADDRESS."""
+    profile: bool = False
+    """Write a trace of some steps to profile/ in the run's folder, for TensorBoard or Perfetto."""
 
 
 def main(
@@ -64,9 +87,14 @@ def main(
     """The command line of an experiment. presets: named Configs, "default" among them;
     architectures: Linen modules that --model can swap in. Exits 2 on bad input, 1 when the run
     cannot go on, 130 on Ctrl-C."""
-    with_exit_codes(
-        lambda: run(experiment, parse(experiment, presets, architectures or {}, args, description))
-    )
+
+    def command():
+        config = parse(experiment, presets, architectures or {}, args, description)
+        if config.distributed:
+            parallel.initialize()
+        run(experiment, config)
+
+    with_exit_codes(command)
 
 
 def with_exit_codes(
@@ -75,8 +103,12 @@ def with_exit_codes(
     """Runs command; a known failure becomes one sentence on stderr and an exit code. again: what to
     do after an interruption."""
     compilation_cache()
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         command()
+    except Terminated as error:
+        sys.exit(_say_error(str(error) or f"terminated; {again}.", 75))
     except (InputError, RunError) as error:
         sys.exit(_say_error(error, 2 if isinstance(error, InputError) else 1))
     except OSError as error:  # whatever is not handled where it happens: mostly a full disk
@@ -89,6 +121,25 @@ def with_exit_codes(
         sys.exit(_say_error(f"the device is out of memory: {advice}; checkpoints are kept.", 1))
     except KeyboardInterrupt:
         sys.exit(_say_error(f"interrupted; {again}.", 130))
+
+
+def _terminated(*_):
+    raise Terminated
+
+
+@contextlib.contextmanager
+def stop_requests():
+    """Gives a function that says whether SIGTERM has come, which ends nothing meanwhile."""
+    came = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    except ValueError:  # not in the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: parallel.any_host(bool(came))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_error(message, code: int) -> int:
@@ -206,11 +257,17 @@ def run(
     abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
     examples = dataclasses.replace(examples, info=splits.info)
 
-    folder = _run_folder(experiment, config)
+    count = parallel.devices(config.devices, config.recipe.batch_size)
+    main = parallel.is_main()
+    folder = Path(parallel.broadcast(str(_run_folder(experiment, config)) if main else ""))
     config = dataclasses.replace(config, run_dir=folder)
-    _begin(experiment, config, dataset, examples, folder, say)
+    if main:
+        _begin(experiment, config, dataset, examples, folder, say)
+    parallel.wait("the run folder is there")
     checkpoints = Checkpoints(folder / "checkpoints", say)
-    state, history = checkpoints.restore_last(abstract) or (None, [])
+    with parallel.use(count, config.shard_state):
+        placed = parallel.placed(abstract)
+        state, history, partial = checkpoints.restore_last(placed) or (None, [], None)
     over = history and train.finished(history, config.epochs, config.patience)
     if (folder / "results.json").exists() and over:
         say(f"{folder} is finished already; its results:")
@@ -221,7 +278,9 @@ def run(
     device = jax.devices()[0]
     say(f"{dataset.source}: {n:,} train, {f'{held_out:,}' if held_out else 'no'} validation, "
         f"{len(splits.test['targets']):,} test")  # fmt: skip
-    say(f"on {device.device_kind}, writing {folder}")
+    several = f"{count} x " if count > 1 else ""
+    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    say(f"on {several}{device.device_kind}{hosts}, writing {folder}")
     parameters = jax.tree_util.tree_leaves_with_path(abstract.params)
     rows = [("/".join(k.key for k in path), leaf.shape, leaf.size) for path, leaf in parameters]
     total = sum(size for _, _, size in rows)
@@ -229,19 +288,23 @@ def run(
     frozen = sum(leaf.size for leaf in jax.tree.leaves((start.backbone or {}).get("params", {})))
     if frozen:
         say(f"and {frozen:,} parameters that stay as they are")
-    if history:
-        say(f"resuming after epoch {len(history)}, step {history[-1]['step']:,.0f}")
+    if state is not None:
+        say(f"resuming after epoch {len(history)}, step {int(state.step):,}")
+    if config.profile and parallel.is_main():
+        _profile(recipe, config.hparams, train_set, folder / "profile")
 
     # the kill may have come between a checkpoint and what is written after it
-    board = logs.TensorBoard(folder / "tensorboard", int(history[-1]["step"]) if history else None)
-    if config.recipe.augment and examples.train["inputs"].ndim == 4:
+    last = int(history[-1]["step"]) if history else None
+    board = logs.TensorBoard(folder / "tensorboard", last) if main else None
+    if main and config.recipe.augment and examples.train["inputs"].ndim == 4:
         _augmented_picture(folder, config, examples.train)
         board.picture("augmented", folder / "augmented.png", 0)
-    if history:
+    if main and history:
         logs.write_csv(folder / "metrics.csv", history)
-        board.scalars(history[-1], int(history[-1]["step"]))
+        board.scalars(history[-1], last)
     steps = -(-n // recipe.batch_size)
-    with logs.Progress(config.epochs, steps, recipe.batch_size, len(history)) as progress:
+    progress = logs.Progress(config.epochs, steps, recipe.batch_size, len(history))
+    with parallel.use(count, config.shard_state), stop_requests() as should_stop, progress:
 
         def on_steps(epoch, done, sums):
             row = metrics.summary(sums)
@@ -250,6 +313,8 @@ def run(
         def on_epoch(fit):
             # the checkpoint first: everything below can be written again from its history
             checkpoints.save(fit.state, fit.history)
+            if not main:
+                return
             row = fit.history[-1]
             logs.write_csv(folder / "metrics.csv", fit.history)
             board.scalars(row, int(row["step"]))
@@ -260,16 +325,25 @@ def run(
             recipe, config.hparams, train_set, val_set,
             epochs=config.epochs, seed=config.seed, patience=config.patience,
             reduce_on_plateau=config.reduce_on_plateau, state=state, history=history,
+            partial=partial, should_stop=should_stop, pretrained=start.pretrained,
             on_steps=on_steps if progress.interactive else None, on_epoch=on_epoch,
-            pretrained=start.pretrained,
         )  # fmt: skip
-
-    history = fit.history
-    best = train.best_epoch(history)
-    state = fit.best or checkpoints.restore_best(abstract)
-    if best + 1 < len(history):
-        say(f"epoch {best + 1} had the lowest validation loss: testing with its weights")
-    test_sums, outputs = jax.device_get(train.evaluate(recipe, state, splits.test))
+        history = fit.history
+        if not train.finished(history, config.epochs, config.patience):
+            if fit.partial:
+                checkpoints.save(fit.state, history, fit.partial)
+            raise Terminated(
+                f"terminated; step {int(fit.state.step):,} is saved in {folder}, --resume goes on."
+            )
+        best = train.best_epoch(history)
+        state = fit.best or checkpoints.restore_best(placed)
+        if best + 1 < len(history):
+            say(f"epoch {best + 1} had the lowest validation loss: testing with its weights")
+        test_sums, outputs = jax.device_get(train.evaluate(recipe, state, splits.test))
+        state = parallel.fetched(state)
+    if not main:
+        parallel.wait("the results are written")
+        return {}
     more, pictures, tables = tasks.OF_LOSS[recipe.loss](
         recipe, config.hparams, start.whole(state), dataset, examples, test_sums, outputs
     )
@@ -314,6 +388,7 @@ def run(
         logs.write_csv(folder / f"{name}.csv", rows)
     board.close()
     write_json(folder / "results.json", results)
+    parallel.wait("the results are written")
     logs.print_results(results)
     if dataset.name != config.data.dataset and config.data.data_dir is None:
         say(f"remember: these scores are of {dataset.name}, not of {config.data.dataset}.")
@@ -329,6 +404,21 @@ def forward_flops(recipe: train.Recipe, state: train.State, inputs) -> int:
         model = model.clone(formulation="lax")
     variables = {"params": state.params, **state.collections}
     return flops.flops(lambda v, x: model.apply(v, train.floats(x)), variables, inputs)
+
+
+def _profile(recipe, hparams, train_set, folder: Path) -> None:
+    """A trace of 20 steps of a State of its own, after they are compiled: for TensorBoard's profile
+    plugin, and perfetto_trace.json.gz for https://ui.perfetto.dev."""
+    hparams = train.as_traced(hparams)
+    n = min(len(train_set["targets"]), 20 * recipe.batch_size)
+    part = {name: array[:n] for name, array in train_set.items()}
+    batches = data.epoch_batches(n, recipe.batch_size, 0, 0)
+    for context in (contextlib.nullcontext(), jax.profiler.trace(folder, True)):
+        state = train.init(recipe, hparams, part["inputs"][:1], jax.random.key(0))
+        sums, stop = train.zero_sums(recipe), np.int32(len(batches))
+        with context:
+            done = train.train_steps(recipe, state, hparams, part, batches, sums, np.int32(0), stop)
+            jax.block_until_ready(done)
 
 
 def _augmented_picture(folder, config, train_set) -> None:
@@ -460,7 +550,7 @@ def _begin(experiment, config, dataset, splits, folder, say) -> None:
         write_json(path, new)
         return
     old = load_config(folder)
-    free = {"data.data_dir", "data.dataset", "run_dir", "resume"}
+    free = {"data.data_dir", "data.dataset", "run_dir", "resume", *PLACE}
     if not schedule_depends_on_epochs(config):
         free.add("epochs")
     if different := differences(old, new, free):

@@ -552,7 +552,8 @@ def _settled(sweep, saved, new, say) -> Sweep:
     """The sweep with the population that the study was begun with, unless a flag says another.
     InputError when the study was begun with another setup."""
     free = {
-        "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat", "study"
+        "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat", "study",
+        *run.PLACE,
     }  # fmt: skip
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])

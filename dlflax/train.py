@@ -19,7 +19,7 @@ import optax
 from flax import struct, traverse_util
 from jax import lax
 
-from dlflax import augment, losses, metrics, optim
+from dlflax import augment, losses, metrics, optim, parallel
 from dlflax.augment import Operation
 from dlflax.data.order import epoch_batches
 from dlflax.data.stream import fits, slices, stream
@@ -94,7 +94,7 @@ def abstract(recipe: Recipe, hparams: optim.Hparams, inputs) -> State:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(recipe, hparams, inputs, seed, pretrained):
-    return init(recipe, hparams, inputs, jax.random.key(seed), pretrained)
+    return parallel.keep(init(recipe, hparams, inputs, jax.random.key(seed), pretrained))
 
 
 def _trained(recipe, params):
@@ -280,11 +280,30 @@ def train_steps(recipe: Recipe, state: State, hparams, data, batches, sums, star
     and a part of one (for a progress bar) are the same program and give the same bits.
     """
 
+    def batch(i):
+        return _gather(data, parallel.cut(batches[i]))
+
+    return _steps(recipe, state, hparams, batch, sums, start, stop)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_piece(recipe: Recipe, state: State, hparams, piece, sums, start, stop):
+    """`train_steps` of batches that are there as such: arrays (steps, batch_size, ...), from
+    `data.stream`."""
+
+    def batch(i):
+        return {name: leaf[i] for name, leaf in piece.items()}
+
+    return _steps(recipe, state, hparams, batch, sums, start, stop)
+
+
+def _steps(recipe, state, hparams, batch, sums, start, stop):
     def body(i, carry):
         state, sums = carry
-        state, new = step(recipe, state, hparams, _gather(data, batches[i]))
+        state, new = step(recipe, state, hparams, parallel.cut(batch(i)))
         bad = jnp.minimum(sums["first_bad_step"], new.pop("first_bad_step"))
-        return state, {**{name: sums[name] + new[name] for name in new}, "first_bad_step": bad}
+        sums = {**{name: sums[name] + new[name] for name in new}, "first_bad_step": bad}
+        return parallel.keep(state), parallel.whole(sums)
 
     return lax.fori_loop(start, stop, body, (state, sums))
 
@@ -297,9 +316,14 @@ def evaluate(recipe: Recipe, state: State, data, batch_size: int = 256):
     disk (`Rows`) are read in pieces.
     """
     data = {name: data[name] for name in ("inputs", "targets")}
-    if isinstance(data["inputs"], jax.Array) or fits(data):
+    if isinstance(data["inputs"], jax.Array):
         return _evaluate(recipe, state, data, batch_size)
-    parts = [jax.device_get(_evaluate(recipe, state, part, batch_size)) for part in slices(data)]
+    if fits(data):
+        return _evaluate(recipe, state, parallel.put(data), batch_size)
+    parts = [
+        jax.device_get(_evaluate(recipe, state, parallel.put(part), batch_size))
+        for part in slices(data)
+    ]
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(sums for sums, _ in parts))
     return sums, np.concatenate([outputs for _, outputs in parts])
 
@@ -307,7 +331,7 @@ def evaluate(recipe: Recipe, state: State, data, batch_size: int = 256):
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _evaluate(recipe, state, data, batch_size):
     n = data["inputs"].shape[0]
-    batch_size = min(batch_size, n)
+    batch_size = -(-min(batch_size, n) // parallel.size()) * parallel.size()
     batches = math.ceil(n / batch_size)
     index = np.arange(batches * batch_size, dtype=np.int32)
     index = np.where(index < n, index, -1).reshape(batches, batch_size)
@@ -315,7 +339,7 @@ def _evaluate(recipe, state, data, batch_size):
     params = _cast(averaged(recipe, state), dtype)
 
     def one(index):
-        batch = _gather(data, index)
+        batch = parallel.cut(_gather(data, parallel.cut(index)))
         batch = _with_targets(recipe, {**batch, "inputs": floats(batch["inputs"])})
         inputs = _cast(batch["inputs"], dtype)
         outputs = recipe.model.apply({"params": params, **state.collections}, inputs, train=False)
@@ -324,7 +348,7 @@ def _evaluate(recipe, state, data, batch_size):
         sums = _sums(recipe, outputs, each, batch)
         if recipe.loss == "cross_entropy":
             sums["confusion"] = metrics.confusion(outputs, batch["targets"], batch["mask"])
-        return sums, outputs
+        return parallel.whole((sums, outputs))
 
     sums, outputs = lax.map(one, index)
     return (
@@ -346,6 +370,8 @@ class Fit:
     """One row an epoch."""
     compile_seconds: float
     """Tracing and compiling, or reading the compilation cache, and a first evaluation."""
+    partial: dict[str, float] | None = None
+    """The sums of an epoch in whose middle `should_stop` was true."""
 
 
 def best_epoch(history: History) -> int:
@@ -389,6 +415,8 @@ def fit(
     pretrained=None,
     state: State | None = None,
     history: History = (),
+    partial: dict[str, float] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     on_steps: Callable[[int, int, dict], None] | None = None,
     on_epoch: Callable[[Fit], None] | None = None,
 ) -> Fit:
@@ -397,10 +425,12 @@ def fit(
     train, val: {"inputs": (n, ...), "targets": (n, ...)} NumPy or jax arrays, which are put on the
     device whole, or `Rows` on disk, which are read in pieces, to the same result to the bit; train
     may have "weight" (n,). Without val there are no val_* columns, the last epoch counts as the
-    best, and patience and reduce_on_plateau do nothing. pretrained: as for `init`. state and
-    history continue an earlier fit, whose later steps come out the same to the bit. patience and
-    reduce_on_plateau count epochs, 0 is off. on_steps(epoch, step, sums) is called a few times a
-    second while an epoch runs. Raises RunError when the loss is not finite.
+    best, and patience and reduce_on_plateau do nothing. pretrained: as for `init`. state, history
+    and partial continue an earlier fit, whose later steps come out the same to the bit. patience
+    and reduce_on_plateau count epochs, 0 is off. should_stop() is asked every few seconds (with
+    several hosts after every epoch), and ends the fit, in the middle of an epoch too.
+    on_steps(epoch, step, sums) is called a few times a second while an epoch runs. Raises RunError
+    when the loss is not finite.
     """
     n = len(train["targets"])
     steps_per_epoch = math.ceil(n / recipe.batch_size)
@@ -408,21 +438,25 @@ def fit(
     if state is None:
         state = _init(recipe, as_traced(hparams), train["inputs"][:1], np.uint32(seed), pretrained)
     streamed = not fits(train)
-    train = train if streamed else jax.device_put(train)
-    val = jax.device_put(val) if val is not None and fits(val) else val
+    train = train if streamed else parallel.put(train)
+    val = parallel.put(val) if val is not None and fits(val) else val
     progress = Fit(state, None, list(history), 0.0)
 
     clock = time.perf_counter()
     batches = epoch_batches(n, recipe.batch_size, seed, 0)
     none, zero = np.int32(0), zero_sums(recipe)
     # a call of no steps compiles the program and changes nothing
-    part, batches, _ = next(stream(train, batches)) if streamed else (train, batches, None)
-    state, _ = train_steps(recipe, state, as_traced(hparams), part, batches, zero, none, none)
+    if streamed:
+        piece = parallel.put_share(next(stream(train, batches))[0])
+        state, _ = train_piece(recipe, state, as_traced(hparams), piece, zero, none, none)
+    else:
+        batches = parallel.put(batches)
+        state, _ = train_steps(recipe, state, as_traced(hparams), train, batches, zero, none, none)
     jax.block_until_ready(state)
     progress.state, progress.compile_seconds = state, time.perf_counter() - clock
     warm = False
 
-    while not finished(progress.history, epochs, patience):
+    while not finished(progress.history, epochs, patience) and not should_stop():
         epoch = len(progress.history)
         past = [row["val_loss"] for row in progress.history if "val_loss" in row]
         factor = plateau_factor(past, reduce_on_plateau) if reduce_on_plateau else 1.0
@@ -430,22 +464,32 @@ def fit(
 
         clock = time.perf_counter()
         batches = epoch_batches(n, recipe.batch_size, seed, epoch)
+        numbers, sums, done = as_traced(scaled), zero, 0
+        if partial:
+            sums = {name: np.asarray(partial[name], leaf.dtype) for name, leaf in zero.items()}
+            done, partial = int(state.step) - epoch * steps_per_epoch, None
         if streamed:
-            pieces = ((*piece[:2], 0, piece[2]) for piece in stream(train, batches))
+            pieces = stream(train, batches[done:])
+            laps = ((parallel.put_share(piece), 0, stop) for piece, stop in pieces)
         else:
-            pieces = _laps(train, jax.device_put(batches), laps=on_steps is not None)
-        sums, done = zero, 0
-        for part, batches, start, stop in pieces:
-            state, sums = train_steps(
-                recipe, state, as_traced(scaled), part, batches, sums,
-                np.int32(start), np.int32(stop),
-            )  # fmt: skip
+            whole = train, parallel.put(batches)
+            seconds = 0.2 if on_steps else 5.0
+            laps = ((whole, *lap) for lap in _laps(done, len(batches), seconds))
+        for part, start, stop in laps:
+            start, stop = np.int32(start), np.int32(stop)
+            if streamed:
+                state, sums = train_piece(recipe, state, numbers, part, sums, start, stop)
+            else:
+                state, sums = train_steps(recipe, state, numbers, *part, sums, start, stop)
             sums = jax.device_get(sums)
-            progress.state, done = state, done + stop - start
+            progress.state, done = state, done + int(stop - start)
             if sums["first_bad_step"] != _NEVER:
                 _diverged(recipe, scaled, int(sums["first_bad_step"]))
             if on_steps:
                 on_steps(epoch, done, sums)
+            if done < steps_per_epoch and jax.process_count() == 1 and should_stop():
+                progress.partial = {name: float(value) for name, value in sums.items()}
+                return progress
         seconds = time.perf_counter() - clock
         if not warm and val is not None:  # only now, so that the first step comes sooner
             lap = time.perf_counter()
@@ -481,13 +525,15 @@ def fit(
     return progress
 
 
-def _laps(train, batches, laps):
-    """(train, batches, start, stop) for the calls of one epoch: one, or some of 0.2 seconds."""
-    done, chunk, steps = 0, 1 if laps else len(batches), len(batches)
+def _laps(done, steps, seconds):
+    """(start, stop) for the calls of one epoch, of so many seconds each, after which progress is
+    shown and SIGTERM seen. One call where several hosts must make the same."""
+    chunk = steps if jax.process_count() > 1 else 1
     while done < steps:
         stop, lap = min(done + chunk, steps), time.perf_counter()
-        yield train, batches, done, stop
-        done, chunk = stop, max(1, int(chunk * 0.2 / max(time.perf_counter() - lap, 0.01)))
+        yield done, stop
+        lap = max(time.perf_counter() - lap, 0.01)
+        done, chunk = stop, max(1, int((stop - done) * seconds / lap))
 
 
 def as_traced(hparams: optim.Hparams) -> optim.Hparams:

@@ -221,7 +221,8 @@ class Features:
         key = [1, type(model).__name__, fields, sha256]  # 1: the version of this format
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = (cache_dir or data.cache_folder()) / "features" / name
-        mesh = jax.make_mesh((len(jax.devices()),), ("batch",), (AxisType.Auto,))
+        local = jax.local_devices()  # every host computes all: they are few, and once
+        mesh = jax.make_mesh((len(local),), ("batch",), (AxisType.Auto,), devices=local)
         self._mesh, self._cut = mesh, NamedSharding(mesh, P("batch"))
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
         self._known = self._load()

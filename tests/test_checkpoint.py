@@ -37,7 +37,7 @@ def saved(tmp_path):
 def test_what_is_saved_comes_back(saved):
     checkpoints, said = saved
     assert checkpoints.steps() == [2, 3, 4]  # the last two and the best
-    state, history = checkpoints.restore_last(ABSTRACT)
+    state, history, _ = checkpoints.restore_last(ABSTRACT)
     expected = state_at(4)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
@@ -85,7 +85,7 @@ def test_the_one_before_is_used(saved):
     checkpoints, said = saved
     path = max(data_files(checkpoints, 4), key=lambda p: p.stat().st_size)
     flip(path)
-    state, history = checkpoints.restore_last(ABSTRACT)
+    state, history, _ = checkpoints.restore_last(ABSTRACT)
     assert int(state.step) == 3 and len(history) == 3
     assert str(path) in said[0] and "step 3" in said[1]
     assert int(checkpoints.restore_best(ABSTRACT).step) == 2
@@ -102,7 +102,7 @@ def test_a_killed_save_leaves_the_one_before(saved, killed):
         folder.rename(checkpoints.folder / "4.orbax-checkpoint-tmp")
     if killed == "while deleting":
         data_files(checkpoints, 4)[0].unlink()
-    state, history = checkpoints.restore_last(ABSTRACT)
+    state, history, _ = checkpoints.restore_last(ABSTRACT)
     assert int(state.step) == 3
     checkpoints.save(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}])
     assert checkpoints.steps() == [2, 3, 4]

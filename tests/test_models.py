@@ -106,7 +106,7 @@ def test_model_conformance(name, tmp_path):
     # saves and restores
     saved = Checkpoints(tmp_path)
     saved.save(new, [{"epoch": 1, "step": 1, "val_loss": 0.0}])
-    restored, _ = saved.restore_last(abstract(recipe, Hparams(), inputs[:1]))
+    restored, *_ = saved.restore_last(abstract(recipe, Hparams(), inputs[:1]))
     assert_equal(new, restored)
 
 

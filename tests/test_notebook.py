@@ -15,7 +15,8 @@ SMALL = {
 }  # fmt: skip
 
 # Runs {id: code}, read from stdin, as a kernel would, in one namespace. IPython is not needed:
-# what is displayed is printed. After that, as if on Colab, its cells for Drive and the canvas again.
+# what is displayed is printed. Then training once more, which is finished already, and, as if on
+# Colab, the cells for Drive and the canvas.
 KERNEL = """
 import base64, json, sys, types
 from pathlib import Path
@@ -27,6 +28,7 @@ def shown(filename=None, width=None):
 ipython, of_display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
 of_display.HTML, of_display.Image = "html {}".format, shown
 of_display.display = lambda what: print("displayed", what)
+ipython.version_info = (9, 0)  # matplotlib looks
 sys.modules |= {"IPython": ipython, "IPython.display": of_display}
 names = {"__name__": "__main__"}
 
@@ -37,6 +39,7 @@ def execute(name, code):
 cells = json.load(sys.stdin)
 for name, code in cells.items():
     execute(name, code)
+execute("training", cells["training"])
 
 google, colab = types.ModuleType("google"), types.ModuleType("google.colab")
 colab.drive = types.SimpleNamespace(mount=lambda at: print("mounted", at))
@@ -73,17 +76,17 @@ def test_file(notebook):
     for cell in notebook["cells"]:
         keys = {"cell_type", "id", "metadata", "source"}
         if cell["cell_type"] == "code":
-            assert cell.pop("execution_count") is None and cell.pop("outputs") == []
+            assert cell["execution_count"] is None and cell["outputs"] == []
+            keys |= {"execution_count", "outputs"}
         assert set(cell) == keys and cell["cell_type"] in ("code", "markdown")
-        # nothing of a path of one machine, and no line that has to be scrolled
         assert all(len(line.rstrip("\n")) <= 100 for line in cell["source"])
     cells = code_cells(notebook)
     lines = [line for code in cells.values() for line in code.splitlines() if line.strip()]
     assert len(lines) <= 120
     for word in ("train_steps", "fit(", "grad", "optax", "def ", "for epoch"):
         assert not any(word in line for line in lines)
-    tagged = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
-    assert [cell["id"] for cell in tagged] == ["parameters"]
+    tags = {cell["id"]: cell["metadata"].get("tags") for cell in notebook["cells"]}
+    assert tags.pop("parameters") == ["parameters"] and not any(tags.values())
 
 
 def test_runs_on_a_cpu(notebook, tmp_path):
@@ -107,9 +110,30 @@ def test_runs_on_a_cpu(notebook, tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    said = dict(re.findall(r"^cell (\w+)\n(.*?)(?=^cell |\Z)", done.stdout, re.M | re.S))
+    said = {}  # by cell; of a cell that ran twice both
+    for id_, text in re.findall(r"^cell (\w+)\n(.*?)(?=^cell |\Z)", done.stdout, re.M | re.S):
+        said[id_] = said.get(id_, "") + text
+    assert set(said) == set(cells) and said["install"] == ""  # nothing to install here
 
-    assert "<h1" in said["devices"] and "only a CPU!" in said["devices"]
+    devices, _, warning = said["devices"].partition("displayed html <h1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert len(devices.splitlines()) == cores and "only a CPU!" in warning
+
+    results = json.loads((tmp_path / "runs/mnist/first/results.json").read_text())
+    assert results["epochs_run"] == 2 and results["test"]["accuracy"] > 0.5
+    for picture in ("curves", "confusion_matrix"):
+        assert f"displayed picture {picture}.png" in said["training"]
+    assert "macro F1" in said["training"] and "is finished already" in said["training"]
+
+    folder = tmp_path / "runs/sweeps/first"
+    assert json.loads((folder / "results.json").read_text())["complete"] == 2
     assert f"{min(cores, 2)} cpu device(s) shared 2 trials, 2 at once" in said["sweeping"]
-    assert said["devices"].count("CpuDevice") == cores
+    assert 'srcdoc="&lt;!doctype html&gt;' in said["sweeping"]
+    assert str(folder / "report.html") in said["tensorboard"]
+
+    mounted = Path("/content/drive")
+    assert f"mounted {mounted}" in said["drive"] and str(mounted / "MyDrive") in said["drive"]
+    assert "<canvas" in said["draw"]
+    answers = re.findall(r"^(\d)  ([\d.]+)%$", said["answer"], re.MULTILINE)
+    assert len(answers) == 6 and answers[:3] == answers[3:]  # the same digit, from PIL and a canvas
+    assert float(answers[0][1]) >= float(answers[1][1]) > 0

@@ -57,7 +57,7 @@ def parameters(folder):
     config, shape = run.config_from_json(saved["config"], folder), saved["data"]["input_shape"]
     inputs = np.zeros((1, *shape), np.uint8)
     abstract = train.abstract(config.recipe, config.hparams, inputs)
-    state, history = Checkpoints(folder / "checkpoints").restore_last(abstract)
+    state, history, _ = Checkpoints(folder / "checkpoints").restore_last(abstract)
     return jax.tree.leaves(state.params), history
 
 
@@ -187,14 +187,14 @@ def start(folder, *args, run_python=("-m", "experiments.mnist")):
     )  # fmt: skip
 
 
-def kill_when(process, condition):
+def kill_when(process, condition, number=signal.SIGKILL):
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"ended before it was killed: {process.communicate()}"
         assert time.monotonic() < deadline
         time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(number)
+    return process.communicate()
 
 
 def test_killed_anywhere_the_result_is_the_same_to_the_bit(tmp_path):
@@ -213,6 +213,11 @@ def test_killed_anywhere_the_result_is_the_same_to_the_bit(tmp_path):
 
     kill_when(start(killed), finished(2))  # in mid-epoch
     before = max(steps(killed))
+    process = start(killed, "--resume")
+    _, err = kill_when(process, lambda: max(steps(killed)) > before, signal.SIGTERM)
+    assert process.returncode == 75 and "is saved in" in err and "Traceback" not in err
+    before = max(steps(killed))
+    assert (killed / "checkpoints" / str(before) / MANIFEST).exists()
 
     def saving():  # a newer checkpoint is there, its manifest is not
         new = [s for s in steps(killed) if s > before]

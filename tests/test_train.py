@@ -260,3 +260,18 @@ def test_affine_augmentation_matches_scipy():
                 images[i, :, :, c], matrix, offset, order=1, mode="grid-constant"
             )
             np.testing.assert_allclose(out[i, :, :, c], expected, atol=1e-4)
+
+
+def test_stopped_in_mid_epoch_and_continued_to_the_same_bits(digits):
+    """The sums of the epoch that was begun go on too."""
+    recipe, hparams = Recipe(model=Counting(), batch_size=64), Hparams(dropout=0.2)
+    whole = train.fit(recipe, hparams, *digits, epochs=2)
+    calls = iter([False, True])  # asked before the epoch, and after its first step
+    part = train.fit(recipe, hparams, *digits, epochs=2, should_stop=lambda: next(calls))
+    assert int(part.state.step) == 1 and part.history == [] and part.partial["count"] == 64
+    rest = train.fit(
+        recipe, hparams, *digits, epochs=2, state=part.state, partial=part.partial
+    )  # fmt: skip
+    assert_equal(whole.state, rest.state)
+    for a, b in zip(whole.history, rest.history, strict=True):
+        assert (a["train_loss"], a["val_loss"]) == (b["train_loss"], b["val_loss"])

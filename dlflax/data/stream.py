@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from dlflax import parallel
 from dlflax.data.dataset import Rows
 
 PIECE_BYTES = 2**28  # of a piece: large enough to hide the call, three are in memory at once
@@ -23,24 +24,25 @@ def _example_bytes(data) -> int:
     return sum(array.nbytes // max(len(array), 1) for array in data.values())
 
 
-def stream(data, batches: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, int]]:
-    """The batches (steps, batch_size) of `order.epoch_batches` in pieces of equal size.
+def stream(data, batches: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """The batches (steps, batch_size) of `order.epoch_batches` in pieces of k steps each, and of
+    each batch this host's share.
 
-    Yields (data of these steps alone, their batches as int32 (k, batch_size) indices into it, how
-    many of the k steps there are), to be used as the whole would be: a step gets the same batch to
-    the bit. Read by grain, two pieces ahead.
+    Yields (arrays (k, share, ...), "mask" float32 among them, and how many of the k steps there
+    are). Read by grain, two pieces ahead.
     """
     import grain
 
+    batches = batches[:, parallel.share(batches.shape[1])]
     steps, batch_size = batches.shape
     k = int(np.clip(PIECE_BYTES // max(_example_bytes(data) * batch_size, 1), 1, steps))
 
     def piece(start):
         part = np.resize(batches[start : start + k], (k, batch_size))  # the last is filled up
         at = np.where(part < 0, -1 - part, part).ravel()
-        here = np.arange(k * batch_size, dtype=np.int32).reshape(k, batch_size)
-        rows = {name: array[at] for name, array in data.items()}
-        return rows, np.where(part < 0, -1 - here, here), min(k, steps - start)
+        rows = {name: array[at].reshape(k, batch_size, *array.shape[1:])
+                for name, array in data.items()}  # fmt: skip
+        return {**rows, "mask": np.float32(part >= 0)}, min(k, steps - start)
 
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     starts = grain.MapDataset.range(0, steps, k)

@@ -1,0 +1,195 @@
+"""One training on many devices, of one host or of several: where its arrays lie.
+
+Training is data-parallel: every device has the State and its share of each batch; the program is
+that of one device, cut by XLA (Xu et al. 2021, GSPMD), so losses, BatchNorm's statistics and random
+numbers are those of the whole batch. `with use(devices)` says which devices; without it nothing
+here does anything.
+"""
+
+import contextlib
+import os
+import sys
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dlflax.errors import InputError
+
+# A mesh has one axis. Its name is part of what a program is compiled for.
+BATCH, BATCH_AND_STATE = "batch", "batch_and_state"
+LARGE = 2**16  # numbers: smaller leaves of the State are not worth cutting
+
+
+def initialize() -> None:
+    """Joins the other hosts through `jax.distributed`: $JAX_COORDINATOR_ADDRESS (HOST:PORT),
+    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or what JAX detects itself (SLURM, TPU pods, Open MPI,
+    Kubernetes). Only process 0 prints. InputError when the others cannot be found."""
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, *numbers = (os.environ.get(name) for name in names)
+    try:
+        count, process = (None if number is None else int(number) for number in numbers)
+        jax.distributed.initialize(address, count, process)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--distributed: the other hosts cannot be joined ({reason}): under SLURM, on a TPU "
+            f"pod or by mpirun JAX finds them, elsewhere set {', '.join(names)}."
+        ) from error
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def any_host(flag: bool) -> bool:
+    """Whether it is true on one of the hosts; all have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+
+
+def wait(what: str) -> None:
+    """Waits until all hosts have come to this place."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def broadcast(text: str) -> str:
+    """The text that process 0 has."""
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    content = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    content = np.resize(content, size) if len(content) else np.zeros(size, np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(content)).decode()
+
+
+def devices(wanted: int, batch_size: int) -> int:
+    """How many devices a run uses. wanted 0: all, but one on a CPU, whose cores one device shares
+    out already; no more than divide the batch. InputError for a number that cannot be."""
+    there = len(jax.devices())
+    if wanted > there or wanted < 0:
+        raise InputError(f"--devices {wanted}: there are {there}; 0 takes all of them.")
+    if wanted and batch_size % wanted:
+        raise InputError(f"--batch-size {batch_size} must be a multiple of --devices {wanted}.")
+    if jax.process_count() > 1 and (batch_size % there or wanted not in (0, there)):
+        raise InputError(
+            f"--batch-size {batch_size} must be a multiple of the {there} devices of "
+            f"{jax.process_count()} hosts, which are all used."
+        )
+    if wanted:
+        return wanted
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        return 1
+    return max(n for n in range(1, there + 1) if batch_size % n == 0)
+
+
+def use(count: int, shard_state: bool = False):
+    """A context in which what `train` compiles is cut over the first `count` devices; shard_state:
+    the State too, for models that one device cannot hold."""
+    if count == 1 and jax.process_count() == 1:
+        return contextlib.nullcontext()
+    name = BATCH_AND_STATE if shard_state else BATCH
+    mesh = jax.make_mesh((count,), (name,), (AxisType.Auto,), devices=jax.devices()[:count])
+    return jax.set_mesh(mesh)
+
+
+def _axis() -> str | None:
+    names = jax.sharding.get_abstract_mesh().axis_names
+    return next((name for name in names if name in (BATCH, BATCH_AND_STATE)), None)
+
+
+def size() -> int:
+    """Devices of the context."""
+    return jax.sharding.get_abstract_mesh().size if _axis() else 1
+
+
+def cut(batch, axis: int = 0):
+    """Inside a program: the axis of every leaf is cut over the devices."""
+    if not (name := _axis()):
+        return batch
+    spec = P(*[None] * axis, name)
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, spec), batch)
+
+
+def whole(tree):
+    """Inside a program: every device has all of every leaf."""
+    if not _axis():
+        return tree
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P()), tree)
+
+
+def keep(state):
+    """Inside a program: every leaf of the State as it is to lie."""
+    if not _axis():
+        return state
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, _spec(leaf)), state)
+
+
+def _spec(leaf):
+    """Where a leaf of the State lies: cut along its longest axis that can be, or whole."""
+    name, count = _axis(), size()
+    if name == BATCH_AND_STATE and leaf.size >= LARGE:
+        fit = [axis for axis, side in enumerate(leaf.shape) if side % count == 0]
+        if fit:
+            axis = max(fit, key=lambda axis: leaf.shape[axis])
+            return P(*[None] * axis, name)
+    return P()
+
+
+def placed(state):
+    """Shapes of a State (`train.abstract`) with where each leaf is to lie, for restoring it,
+    whatever number of devices it was saved from."""
+    if not _axis():
+        return state
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, _spec(leaf))
+        ),
+        state,
+    )
+
+
+def put(tree):
+    """Arrays of this host, which every host has the same, on every device."""
+    if not _axis():
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(jax.sharding.get_mesh(), P()))
+
+
+def fetched(state):
+    """The State's parameters and collections as NumPy arrays, wherever they lie; its other parts
+    are left out. Without a context the State as it is."""
+    if not _axis():
+        return state
+    parts = jax.device_get(jax.jit(whole)((state.params, state.collections, state.ema)))
+    params, collections, ema = parts
+    return state.replace(params=params, collections=collections, ema=ema, opt_state=None, key=None)
+
+
+def share(batch_size: int) -> slice:
+    """Which examples of every batch this host reads."""
+    each = batch_size // jax.process_count()
+    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+
+def put_share(tree):
+    """(k, n, ...) arrays, n this host's `share` of the batch, as (k, batch_size, ...) arrays over
+    all devices."""
+    if not (name := _axis()):
+        return jax.device_put(tree)
+    sharding = NamedSharding(jax.sharding.get_mesh(), P(None, name))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)

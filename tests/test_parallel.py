@@ -1,0 +1,144 @@
+"""Eight virtual devices give what one gives; checkpoints move between numbers of devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlflax import parallel
+from dlflax.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# In one process, because devices are made when JAX starts.
+EIGHT = """
+import json, logging, re
+import jax, numpy as np
+from dlflax import data, parallel, train
+from dlflax.checkpoint import Checkpoints
+from dlflax.data import stream
+from dlflax.data.dataset import Rows
+from dlflax.models import CNN, SmallResNet
+from dlflax.optim import Hparams
+from dlflax.train import Recipe
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (61, 12, 12, 3)).astype(np.uint8)
+targets = np.int32(np.arange(61) % 3)
+images[targets == 1, :6] //= 4
+train_set = {"inputs": images, "targets": targets}
+val = {"inputs": images[:37], "targets": targets[:37]}  # odd, to be padded
+hparams = Hparams(dropout=0.3, l2=1e-3, flip=0.5, brightness=0.2, learning_rate=3e-3)
+recipes = {
+    "cnn": Recipe(model=CNN(features=(8,), formulation="lax", num_outputs=3), batch_size=16,
+                  augment=("flip", "brightness"), ema=True),
+    "matmul": Recipe(model=CNN(features=(8,), formulation="matmul", num_outputs=3), batch_size=16),
+    "norms": Recipe(model=SmallResNet((8,), 1, "lax", num_outputs=3), batch_size=16),
+}
+
+def numbers(fit):
+    rows = [[row["train_loss"], row["val_loss"], row["val_macro_f1"]] for row in fit.history]
+    leaves = jax.tree.leaves((fit.state.params, fit.state.collections, fit.state.ema))
+    return np.array(rows), [np.asarray(leaf) for leaf in leaves]
+
+def difference(a, b):
+    return [float(np.abs(a[0] - b[0]).max()),
+            max(float(np.abs(x - y).max()) for x, y in zip(a[1], b[1], strict=True))]
+
+def fit(recipe, devices, shard_state=False, train_set=train_set, **more):
+    with parallel.use(devices, shard_state):
+        return train.fit(recipe, hparams, train_set, val, epochs=2, seed=1, **more)
+
+compiled = []
+logger = logging.getLogger("jax._src.interpreters.pxla")
+logger.addFilter(lambda record: compiled.append(record.getMessage()))
+jax.config.update("jax_log_compiles", True)
+logging.getLogger("jax").propagate = False
+
+answers = {"devices": len(jax.devices())}
+for name, recipe in recipes.items():
+    one = numbers(fit(recipe, 1))
+    compiled.clear()
+    answers[name] = difference(one, numbers(fit(recipe, 8)))
+    answers[name + " compiled"] = sum("jit(train_steps)" in text for text in compiled)
+    if name == "cnn":
+        parallel.LARGE = 64
+        sharded = fit(recipe, 8, shard_state=True)
+        answers["shard_state"] = difference(one, numbers(sharded))
+        shards = [leaf.addressable_shards[0].data.size / leaf.size
+                  for leaf in jax.tree.leaves(sharded.state.params) if leaf.size > 1000]
+        answers["shares"] = sorted(set(shards))
+        stream.PIECE_BYTES = 2 * 16 * 450
+        rows = {**train_set, "inputs": Rows(images, np.arange(61))}
+        answers["streamed"] = difference(one, numbers(fit(recipe, 8, train_set=rows)))
+
+# what moves between the devices: gradients are summed, the data are not gathered
+recipe = recipes["cnn"]
+with parallel.use(8):
+    state = train._init(recipe, train.as_traced(hparams), images[:1], np.uint32(0), None)
+    big = {"inputs": np.zeros((4096, 12, 12, 3), np.uint8), "targets": np.zeros(4096, np.int32)}
+    batches = data.epoch_batches(4096, 16, 0, 0)
+    zero = np.int32(0)
+    text = train.train_steps.lower(
+        recipe, state, train.as_traced(hparams), parallel.put(big), parallel.put(batches),
+        train.zero_sums(recipe), zero, zero,
+    ).compile().as_text()
+moved = re.findall(r"= (\\S+) all-(gather|reduce|to-all)", text)
+answers["moved"] = sorted({kind for _, kind in moved})
+sizes = [int(np.prod([int(n) for n in shape.split(",") if n]))
+         for kinds, _ in moved for shape in re.findall(r"\\[([0-9,]*)\\]", kinds)]
+answers["largest moved"] = max(sizes)
+
+# a checkpoint goes from 8 devices to 4, 2 and 1, and back
+def through(counts, folder):
+    abstract = train.abstract(recipe, hparams, images[:1])
+    for epoch, count in enumerate(counts):
+        with parallel.use(count):
+            checkpoints = Checkpoints(folder, print)
+            state, history, _ = checkpoints.restore_last(parallel.placed(abstract)) or (None, [], 0)
+            done = train.fit(recipe, hparams, train_set, val, epochs=epoch + 1, seed=1,
+                             state=state, history=history)
+            checkpoints.save(done.state, done.history)
+    return numbers(done)
+
+answers["moving"] = difference(through([1] * 5, "one"), through([8, 4, 1, 2, 8], "many"))
+print(json.dumps(answers))
+"""
+
+
+def environment(tmp_path, devices):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
+
+
+def test_eight_devices_are_one(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", EIGHT], capture_output=True, text=True, cwd=tmp_path,
+        env=environment(tmp_path, 8), timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    answers = json.loads(ran.stdout.splitlines()[-1])
+    assert answers["devices"] == 8
+    for name in ("cnn", "matmul", "norms", "shard_state", "streamed", "moving"):
+        losses, leaves = answers[name]
+        assert losses < 2e-5 and leaves < 2e-4, (name, answers[name])
+    for name in ("cnn", "matmul", "norms"):
+        assert answers[f"{name} compiled"] == 1
+    assert answers["shares"] == [1 / 8]
+    assert answers["moved"] == ["reduce"]
+    assert answers["largest moved"] <= 8 * 6 * 6 * 64  # a gradient, and never the data set
+
+
+@pytest.mark.parametrize(
+    "wanted, batch_size, sentence",
+    [(3, 32, "--devices 3: there are 2"), (2, 7, "--batch-size 7 must be a multiple")],
+)
+def test_devices_are_checked(wanted, batch_size, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parallel.devices(wanted, batch_size)
+    assert parallel.devices(0, 32) == 1 and parallel.devices(2, 32) == 2
