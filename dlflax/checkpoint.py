@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from dlflax import parallel
 from dlflax.errors import RunError
 from dlflax.train import History, State, best_epoch
@@ -80,6 +82,8 @@ class Checkpoints:
                 os.fsync(file.fileno())
             os.replace(temporary, folder / MANIFEST)
         except Exception as error:  # tensorstore wraps a full disk in ValueError
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # another host is gone
             # what failed beside the first failure is reported when it is collected
             logging.getLogger("asyncio").addFilter(
                 lambda record: "exception was never retrieved" not in record.getMessage()

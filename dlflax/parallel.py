@@ -20,6 +20,7 @@ from dlflax.errors import InputError
 
 # A mesh has one axis. Its name is part of what a program is compiled for.
 BATCH, BATCH_AND_STATE = "batch", "batch_and_state"
+HEARTBEAT = 30  # seconds of silence after which another host counts as dead
 LARGE = 2**16  # numbers: smaller leaves of the State are not worth cutting
 
 
@@ -31,7 +32,10 @@ def initialize() -> None:
     address, *numbers = (os.environ.get(name) for name in names)
     try:
         count, process = (None if number is None else int(number) for number in numbers)
-        jax.distributed.initialize(address, count, process)
+        jax.distributed.initialize(
+            address, count, process,
+            heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT,
+        )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

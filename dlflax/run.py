@@ -8,11 +8,12 @@ import platform
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -108,19 +109,26 @@ def with_exit_codes(
     try:
         command()
     except Terminated as error:
-        sys.exit(_say_error(str(error) or f"terminated; {again}.", 75))
+        _exit(str(error) or f"terminated; {again}.", 75)
     except (InputError, RunError) as error:
-        sys.exit(_say_error(error, 2 if isinstance(error, InputError) else 1))
+        _exit(error, 2 if isinstance(error, InputError) else 1)
     except OSError as error:  # whatever is not handled where it happens: mostly a full disk
         place = f"{error.filename}: " if error.filename else ""
-        sys.exit(_say_error(f"{place}{error.strerror or error}; checkpoints are kept.", 1))
+        _exit(f"{place}{error.strerror or error}; checkpoints are kept.", 1)
     except jax.errors.JaxRuntimeError as error:
-        if "out of memory" not in str(error).lower() and "RESOURCE_EXHAUSTED" not in str(error):
+        if "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
+            advice = "try a smaller --batch-size or narrower --model.features"
+            _exit(f"the device is out of memory: {advice}; checkpoints are kept.", 1)
+        if not jax.distributed.is_initialized():
             raise
-        advice = "try a smaller --batch-size or narrower --model.features"
-        sys.exit(_say_error(f"the device is out of memory: {advice}; checkpoints are kept.", 1))
+        reason = str(error).splitlines()[0][:200]
+        _exit(f"another host has stopped ({reason}): start all of them again, {again}.", 1)
     except KeyboardInterrupt:
-        sys.exit(_say_error(f"interrupted; {again}.", 130))
+        _exit(f"interrupted; {again}.", 130)
+    except Exception:
+        if jax.distributed.is_initialized():
+            _exit(traceback.format_exc(), 1)
+        raise
 
 
 def _terminated(*_):
@@ -142,9 +150,11 @@ def stop_requests():
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_error(message, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
+def _exit(message, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(code)  # an ordinary exit waits for the other hosts, which wait for this one
+    sys.exit(code)
 
 
 def compilation_cache() -> None:
@@ -189,7 +199,8 @@ def parse(
         folder = chosen.run_dir or _newest_run(experiment)
         if (folder / "config.json").exists() and not chosen.preset:
             default = config_from_json(load_config(folder)["config"], folder)
-        default = dataclasses.replace(default, run_dir=folder)
+        as_new = {name: getattr(Config, name) for name in PLACE}  # perhaps on another machine
+        default = dataclasses.replace(default, run_dir=folder, **as_new)
     model = architectures.get(chosen.model, default.recipe.model)
     if type(model) is not type(default.recipe.model):
         default = dataclasses.replace(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,55 @@ def test_eight_devices_are_one(tmp_path):
     assert answers["shares"] == [1 / 8]
     assert answers["moved"] == ["reduce"]
     assert answers["largest moved"] <= 8 * 6 * 6 * 64  # a gradient, and never the data set
+
+
+def hosts(tmp_path, *flags):
+    """`python -m experiments.mnist` as two hosts, which see each other's files."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "experiments.mnist", "--dataset", "digits", "--model", "mlp"]
+    command += ["--batch-size", "128", "--distributed", "--run-dir", "run", *flags]
+    return [
+        subprocess.Popen(
+            command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**environment(tmp_path, 1), "JAX_COORDINATOR_ADDRESS": address,
+                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)},
+        )
+        for process in (0, 1)
+    ]  # fmt: skip
+
+
+def test_two_hosts_and_one_dies(tmp_path):
+    """The other says so at once, the run goes on with both, and ends as on one device."""
+    first, second = hosts(tmp_path, "--epochs", "400")
+    metrics, deadline = tmp_path / "run" / "metrics.csv", time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    second.kill()
+    out, err = first.communicate(timeout=60)
+    second.communicate()
+    assert first.returncode == 1 and "on 2 x cpu of 2 hosts" in out
+    (sentence,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "another host has stopped" in sentence and "--resume goes on" in sentence
+
+    done = len(metrics.read_text().splitlines()) - 1
+    pair = hosts(tmp_path, "--epochs", str(done + 2), "--resume")
+    (out, err), (out_second, _) = (process.communicate(timeout=120) for process in pair)
+    assert [process.returncode for process in pair] == [0, 0], err
+    assert f"resuming after epoch {done}" in out
+    assert "epoch" not in out_second  # one prints and writes
+    flags = ["--dataset", "digits", "--model", "mlp", "--batch-size", "128", "--run-dir", "alone"]
+    subprocess.run(
+        [sys.executable, "-m", "experiments.mnist", *flags, "--epochs", str(done + 2)],
+        cwd=tmp_path, env=environment(tmp_path, 1), check=True, capture_output=True,
+    )  # fmt: skip
+    two, one = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "alone")
+    )
+    assert two["val"]["loss"] == pytest.approx(one["val"]["loss"], rel=1e-4)
+    assert two["test"]["accuracy"] == pytest.approx(one["test"]["accuracy"], abs=0.003)
 
 
 @pytest.mark.parametrize(

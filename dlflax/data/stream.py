@@ -16,7 +16,7 @@ def fits(data) -> bool:
     take no more than half of the device's."""
     if isinstance(data["inputs"], Rows):
         return False
-    free = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", float("inf"))
+    free = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", float("inf"))
     return sum(array.nbytes for array in data.values()) <= free / 2
 
 
