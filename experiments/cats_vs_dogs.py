@@ -1,10 +1,13 @@
 """Cats and dogs in photographs (Elson et al. 2007), from 25,000 of them or a folder of your own.
 
-python -m experiments.cats_vs_dogs --data-dir photos                    (weights: see the README)
+With 1,399 of them, a fifth held out for the test (needs pip install -e '.[efficientnet]'):
 
-python -m experiments.cats_vs_dogs --data-dir photos --finetune last-blocks
+python -m experiments.cats_vs_dogs --data-dir photos        98.6 +- 0.9 % (--seed and --split-seed
+                                                            0, 1, 2; 99.1 +- 1.0 % of 0 to 4)
 
-python -m experiments.cats_vs_dogs --data-dir photos --preset scratch
+python -m experiments.cats_vs_dogs --data-dir photos --preset scratch      78.0 +- 1.4 % (3 seeds)
+
+python -m experiments.cats_vs_dogs --data-dir photos --finetune last-blocks         not scored yet
 """
 
 from dataclasses import replace

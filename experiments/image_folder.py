@@ -6,10 +6,18 @@ python -m experiments.image_folder --data-dir photos
 All that `experiments.cats_vs_dogs` has: its presets, architectures and flags.
 """
 
-from dlflax import run
-from experiments.cats_vs_dogs import ARCHITECTURES, PRESETS, SPACE
+from dataclasses import replace
 
-__all__ = ["SPACE"]
+from dlflax import run
+from experiments import cats_vs_dogs
+from experiments.cats_vs_dogs import ARCHITECTURES, SPACE
+
+__all__ = ["ARCHITECTURES", "PRESETS", "SPACE"]
+
+PRESETS = {
+    name: replace(preset, data=replace(preset.data, dataset=""))
+    for name, preset in cats_vs_dogs.PRESETS.items()
+}
 
 if __name__ == "__main__":
     run.main("image_folder", PRESETS, ARCHITECTURES, description=__doc__)

@@ -124,6 +124,8 @@ class ImageFolder:
             name = folder.resolve().name or self.dataset
             return self._dataset(name, f"pictures in {folder.resolve()}", decoded, place, say)
 
+        if not self.dataset:
+            raise InputError(f"--data-dir is missing: it should be {_WANTED}.")
         if self.dataset != "cats_vs_dogs":
             raise InputError(
                 f'--dataset "{self.dataset}" is unknown: it should be cats_vs_dogs, or pass '
