@@ -55,11 +55,5 @@ PRESETS = {
 }  # fmt: skip
 PRESETS["cnn"] = PRESETS["scratch"]  # what --model cnn starts from
 
-SPACE = {
-    "learning_rate": ("1e-4", "1e-1", "log"),
-    "dropout": ("0", "0.7"),
-    "l2": ("1e-7", "1e-2", "log"),
-}
-
 if __name__ == "__main__":
     run.main("cats_vs_dogs", PRESETS, ARCHITECTURES, description=__doc__)

@@ -10,9 +10,7 @@ from dataclasses import replace
 
 from dlflax import run
 from experiments import cats_vs_dogs
-from experiments.cats_vs_dogs import ARCHITECTURES, SPACE
-
-__all__ = ["ARCHITECTURES", "PRESETS", "SPACE"]
+from experiments.cats_vs_dogs import ARCHITECTURES
 
 PRESETS = {
     name: replace(preset, data=replace(preset.data, dataset=""))
