@@ -10,7 +10,14 @@ import pytest
 from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, RNN, Autoencoder, SmallResNet, Transformer
-from dlflax.models.layers import Activation, Conv, Dropout, activation
+from dlflax.models.layers import (
+    Activation,
+    Conv,
+    Dropout,
+    activation,
+    depthwise_lax,
+    depthwise_slices,
+)  # fmt: skip
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, patches, pieces, rotary
 from dlflax.optim import Hparams
@@ -271,6 +278,23 @@ def test_matmul_convolution_ties_go_to_the_first():
         for f in ("lax", "matmul")
     ]
     np.testing.assert_array_equal(*gradients)
+
+
+@pytest.mark.parametrize("size, kernel_size, stride", [(7, 3, 1), (8, 3, 2), (9, 5, 2), (4, 5, 1)])
+def test_depthwise_sums_are_lax_convolution(size, kernel_size, stride):
+    """Values and both gradients; even and odd sides, smaller than the kernel too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, size, size + 1, 4)).astype(np.float32)
+    kernel = rng.normal(size=(kernel_size, kernel_size, 1, 4)).astype(np.float32)
+
+    def value(convolution):
+        return lambda x, kernel: jnp.sin(convolution(x, kernel, stride)).sum()
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(value(f), (0, 1)))(x, kernel)
+        for f in (depthwise_slices, depthwise_lax)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), found, expected)
 
 
 def test_convolution_matches_keras():

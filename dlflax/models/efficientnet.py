@@ -18,6 +18,7 @@ from dlflax.models.layers import (
     depthwise_slices,
     feature_map,
     for_cpu,
+    strided_matmul,
 )  # fmt: skip
 
 # blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)
@@ -102,6 +103,8 @@ class SameConv(nn.Module):
         if self.depthwise:
             depthwise = depthwise_slices if for_cpu(self.formulation) else depthwise_lax
             return depthwise(x, kernel, self.stride)
+        if for_cpu(self.formulation):
+            return strided_matmul(x, kernel, self.stride)
         return lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
