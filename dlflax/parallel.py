@@ -1,4 +1,4 @@
-"""One training on many devices, of one host or of several: where its arrays lie.
+"""One training on many devices, of one host or of several: where its arrays lie, what hosts tell.
 
 Training is data-parallel: every device has the State and its share of each batch; the program is
 that of one device, cut by XLA (Xu et al. 2021, GSPMD), so losses, BatchNorm's statistics and random
@@ -6,9 +6,13 @@ numbers are those of the whole batch. `with use(devices)` says which devices; wi
 here does anything.
 """
 
+import base64
 import contextlib
 import os
+import pickle
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +20,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dlflax.errors import InputError
+from dlflax.errors import InputError, RunError
 
 # A mesh has one axis. Its name is part of what a program is compiled for.
 BATCH, BATCH_AND_STATE = "batch", "batch_and_state"
@@ -78,6 +82,25 @@ def broadcast(text: str) -> str:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     content = np.resize(content, size) if len(content) else np.zeros(size, np.uint8)
     return bytes(multihost_utils.broadcast_one_to_all(content)).decode()
+
+
+def from_main(function: Callable[[], Any]) -> Any:
+    """What function returns on process 0, which alone calls it; an InputError, RunError or OSError
+    is raised on all hosts, so that none waits for one that has left. function must not ask other
+    hosts for anything, and what it returns must be picklable."""
+    if jax.process_count() == 1:
+        return function()
+    answer = error = None
+    if is_main():
+        try:
+            answer = function()
+        except (InputError, RunError, OSError) as raised:
+            error = raised
+    told = broadcast(base64.b64encode(pickle.dumps((answer, error))).decode())
+    answer, error = pickle.loads(base64.b64decode(told))
+    if error is not None:
+        raise error
+    return answer
 
 
 def devices(wanted: int, batch_size: int) -> int:
@@ -172,6 +195,30 @@ def put(tree):
     if not _axis():
         return jax.device_put(tree)
     return jax.device_put(tree, NamedSharding(jax.sharding.get_mesh(), P()))
+
+
+def place(tree, sharding):
+    """Arrays of this host, which every host has the same, as `sharding` says; those that lie there
+    already are left alone."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def one(leaf):
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        # jax.device_put would send every array around to see that all hosts have the same
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(one, tree)
+
+
+def gathered(tree):
+    """Arrays that are cut over the devices as NumPy arrays, whole, on every host."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def fetched(state):

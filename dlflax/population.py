@@ -2,8 +2,8 @@
 
 A lane of a population is one (hparams, seed), and comes out as `train.fit` would train it alone: to
 about 1e-6, and to the bit at the same width, devices and version. Every array of a population has
-the lanes as its first axis, which is cut over a mesh of devices. Nothing here reads files or
-prints.
+the lanes as its first axis, which is cut over a mesh of devices, of one host or of all: every host
+then does the same with the same numbers. Nothing here reads files or prints.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dlflax import metrics, optim, train
+from dlflax import metrics, optim, parallel, train
 from dlflax.data.dataset import host_memory
 from dlflax.data.order import epoch_batches
 
@@ -62,7 +62,9 @@ def layout(recipe: train.Recipe, inputs, lanes: int, mode: Mode | None = None) -
         params = train.abstract(recipe, optim.Hparams(), inputs).params
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         mode = "map" if jax.default_backend() == "cpu" and parameters >= 20_000 else "vmap"
-    devices = min(len(jax.devices()), lanes)
+    devices = len(jax.devices())
+    if jax.process_count() == 1:  # of several hosts all take part, whether they have lanes or not
+        devices = min(devices, lanes)
     return Layout(mode, devices, -(-lanes // devices) * devices)
 
 
@@ -83,11 +85,14 @@ def lane_bytes(recipe: train.Recipe, inputs) -> int:
 
 
 def memory() -> int:
-    """Bytes that all devices have together; of a CPU, what the machine or its container has."""
-    devices = jax.devices()
+    """Bytes that all devices have together; of a CPU, what the machine or its container has. Other
+    hosts are taken to be like this one."""
+    devices = jax.local_devices()
     if devices[0].platform != "cpu":
-        return sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
-    return host_memory()
+        own = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
+    else:
+        own = host_memory()
+    return own * jax.process_count()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -183,6 +188,8 @@ class Population:
         self._lanes = _dealt(everything, layout)
         stacked, order = self._stacked_hparams([1.0] * layout.width), self._lane_seeds()
         inputs = train_set["inputs"][:1]
+        if jax.process_count() > 1:  # a program of all hosts takes no array of one device
+            pretrained = jax.device_get(pretrained)
         self._states = init(recipe, layout, stacked, inputs, order, pretrained)
 
     def train(self, until: int, on_epoch=lambda epoch: None) -> None:
@@ -203,7 +210,7 @@ class Population:
             epoch += 1
             if epoch < until:  # while the devices work
                 batches = self._batches(epoch)
-            train_sums, val_sums = jax.device_get(sums)
+            train_sums, val_sums = parallel.gathered(sums)
             for place, (i, j) in running.items():
                 self._note(i, j, _at(train_sums, place), _at(val_sums, place))
             on_epoch(epoch)
@@ -289,12 +296,12 @@ class Population:
         return [lane or (0, 0) for lane in self._lanes]
 
     def _put(self, tree):
-        return jax.device_put(tree, self.layout.sharding("lane"))
+        return parallel.place(tree, self.layout.sharding("lane"))
 
 
 def put_on_devices(layout: Layout, *data):
     """The data with a copy on each of the layout's devices; free where it is there already."""
-    return jax.device_put(data, layout.sharding())
+    return parallel.place(data, layout.sharding())
 
 
 def _dealt(lanes, layout):

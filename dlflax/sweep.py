@@ -1,5 +1,10 @@
-"""One sweep, from the command line to its folder: space, populations, report, winner retrained."""
+"""One sweep, from the command line to its folder: space, populations, report, winner retrained.
 
+With --distributed all hosts train one population. Process 0 alone has the storage, and writes: what
+it is told there the others are told by it, and decide the same.
+"""
+
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -20,7 +25,19 @@ import numpy as np
 import tyro
 from optuna.distributions import CategoricalDistribution
 
-from dlflax import augment, logs, optim, population, report, run, storage, train, transfer, tune
+from dlflax import (
+    augment,
+    logs,
+    optim,
+    parallel,
+    population,
+    report,
+    run,
+    storage,
+    train,
+    transfer,
+    tune,
+)  # fmt: skip
 from dlflax.data.stream import fits
 from dlflax.errors import InputError, RunError
 
@@ -82,11 +99,15 @@ def main(
     """The command line of a kind of search. experiments: the package whose modules have PRESETS and
     may have ARCHITECTURES, SPACE and GRID; samplers: what --sampler offers, the default first.
     Exit codes as for `run.main`."""
+
+    def command():
+        parsed = _parse(search, experiments, samplers, args, description)
+        if parsed[-1].distributed:
+            parallel.initialize()
+        run_sweep(*parsed)
+
     population.use_all_cores()
-    run.with_exit_codes(
-        lambda: run_sweep(*_parse(search, experiments, samplers, args, description)),
-        again="the same command goes on with what is recorded",
-    )
+    run.with_exit_codes(command, again="the same command goes on with what is recorded")
 
 
 def _parse(search, experiments, samplers, args, description):
@@ -206,22 +227,25 @@ def run_sweep(
             "--finetune head."
         )
     recipes = _recipes(start.recipe, hparams, space, splits)
-    chosen = dataclasses.replace(sweep, population=_population(sweep, recipes, splits))
+    if jax.process_count() > 1:  # the winner's retraining would say so at the end
+        for recipe in recipes:
+            parallel.devices(sweep.devices, recipe.batch_size)
+    count = parallel.from_main(lambda: _population(sweep, recipes, splits))
+    chosen = dataclasses.replace(sweep, population=count)
     settings = run.settings(experiment, chosen, dataset, whole)
     settings["search"], settings["devices"] = search, len(jax.devices())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        parallel.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     except OSError as error:
         raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
 
     url = sweep.storage or f"sqlite:///{(folder / 'study.db').absolute()}"
     direction = "minimize" if sweep.objective == "val_loss" else "maximize"
-    with storage.open_study(
-        url, study, direction, space.distributions, sweep.heartbeat, say
-    ) as store:
+    opened = storage.open_study if jax.process_count() == 1 else OfAllHosts
+    with opened(url, study, direction, space.distributions, sweep.heartbeat, say) as store:
         saved = store.settings(settings)
         sweep = _settled(sweep, saved, settings, say)
-        run.write_json(folder / "config.json", saved)
+        parallel.from_main(lambda: run.write_json(folder / "config.json", saved))
         trials = store.trials()
         lanes = dataclasses.replace(sweep, recipe=start.recipe)
         objective = Objective(lanes, recipes, splits, direction, trials, start.pretrained)
@@ -232,7 +256,10 @@ def run_sweep(
                 population=sweep.population, seed=sweep.seed,
             )  # fmt: skip
         trials = store.trials()
-        report.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
+        path = folder / "trials.csv"
+        parallel.from_main(
+            lambda: report.write_trials_csv(path, trials, direction, sweep.objective)
+        )
         results = store.claim_finish(sweep.trials)
         if results is None:
             seconds = store.seconds()
@@ -248,6 +275,50 @@ def run_sweep(
     for name, command in results["commands"].items():
         say(f"{name}: {command}")
     return results
+
+
+class OfAllHosts:
+    """A study of `storage`, for several hosts that train one population: process 0 alone opens it,
+    and every host gets what it answers. Takes what `storage.open_study` takes."""
+
+    def __init__(self, url, study, direction, *more):
+        self.direction = direction
+        self._given, self._study = (url, study, direction, *more), None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self):
+        def enter():
+            self._study = self._open.enter_context(storage.open_study(*self._given))
+
+        parallel.from_main(enter)
+        return self
+
+    def __exit__(self, *error):
+        return self._open.__exit__(*error)
+
+    def _ask(self, method, *args):
+        return parallel.from_main(lambda: getattr(self._study, method)(*args))
+
+    def trials(self):
+        return self._ask("trials")
+
+    def settings(self, new):
+        return self._ask("settings", new)
+
+    def take(self, suggest, count, total):
+        return self._ask("take", suggest, count, total)
+
+    def record(self, batch, outcomes):
+        self._ask("record", batch, outcomes)
+
+    def seconds(self):
+        return self._ask("seconds")
+
+    def claim_finish(self, total):
+        return self._ask("claim_finish", total)
+
+    def finish(self, results):
+        self._ask("finish", results)
 
 
 class Objective:
@@ -373,7 +444,8 @@ class Objective:
             best = (self._sign * outcome.value, trial.index)
             if not outcome.pruned and (not self._best or best < self._best[:2]):
                 self._best = (*best, trial.params)
-            self._boards.submit(self._write_board, trial, outcome)
+            if parallel.is_main():
+                self._boards.submit(self._write_board, trial, outcome)
         value, index, params = self._best
         numbers = f"{batch[0].index}" + (f" to {batch[-1].index}" if len(batch) > 1 else "")
         rate = 60 * len(batch) / seconds
@@ -396,7 +468,8 @@ class Objective:
 
 
 def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url, say):
-    """Retrains the best trial, tests it once, and writes results.json, pictures and report."""
+    """Retrains the best trial, tests it once, and writes results.json, pictures and report. Returns
+    the results, on all hosts."""
     folder, metric = sweep.run_dir, sweep.objective
     direction = objective.direction
     counts = Counter(report.outcome(trial) for trial in trials)
@@ -418,40 +491,48 @@ def _finish(search, experiment, sweep, dataset, trials, seconds, objective, url,
         )  # fmt: skip
     what = {"Text": ' "TEXT"...', "Series": ""}.get(type(sweep.data).__name__, " PICTURE...")
     say(f"retraining the best, trial {best.number}, with a seed that no trial had ({sweep.seed})")
-    retrained = run.run(experiment, _in_folder(winner, folder / "best"), say, dataset)
-    results = {
-        "study": sweep.study,
-        "search": search,
-        "sampler": sweep.sampler,
-        "experiment": experiment,
-        "dataset": retrained["dataset"],
-        "objective": metric,
-        "trials": len(trials),
-        **{name: counts[name] for name in ("complete", "pruned", "failed", "diverged")},
-        "structures": len(objective.layouts),
-        "traces": objective.traces(),  # by this process
-        "seconds": seconds,  # without retraining
-        "trials_per_minute": 60 * len(trials) / max(seconds, 1e-9),
-        "best": {
-            "number": best.number,
-            "value": best.value,
-            "std": best.user_attrs.get("std"),
-            "best_epoch": report.best_epoch(best, direction),
-            "hparams": best.params,
-            "run_dir": str(folder / "best"),
-        },
-        "val": retrained.get("val"),
-        "test": retrained["test"],
-        "commands": {
-            "predict": f"python -m experiments.predict {folder / 'best'}{what}",
-            "tensorboard": f"tensorboard --logdir {folder}",
-            "dashboard": f"optuna-dashboard {storage.without_password(url)}",
-        },
-    }
-    run.write_json(folder / "results.json", results)
-    pictures = report.pictures(folder, trials, direction, metric)
-    report.write_html(folder, results, trials, pictures, direction, metric)
-    return results
+    best_folder = folder / "best"
+    # one host looks, and moves what is in the way, before all begin
+    resume = parallel.from_main(lambda: _in_folder(winner, best_folder).resume)
+    winner = dataclasses.replace(winner, run_dir=best_folder, resume=resume)
+    retrained = run.run(experiment, winner, say, dataset)  # {} on other hosts than the first
+
+    def write():
+        results = {
+            "study": sweep.study,
+            "search": search,
+            "sampler": sweep.sampler,
+            "experiment": experiment,
+            "dataset": retrained["dataset"],
+            "objective": metric,
+            "trials": len(trials),
+            **{name: counts[name] for name in ("complete", "pruned", "failed", "diverged")},
+            "structures": len(objective.layouts),
+            "traces": objective.traces(),  # by this process
+            "seconds": seconds,  # without retraining
+            "trials_per_minute": 60 * len(trials) / max(seconds, 1e-9),
+            "best": {
+                "number": best.number,
+                "value": best.value,
+                "std": best.user_attrs.get("std"),
+                "best_epoch": report.best_epoch(best, direction),
+                "hparams": best.params,
+                "run_dir": str(best_folder),
+            },
+            "val": retrained.get("val"),
+            "test": retrained["test"],
+            "commands": {
+                "predict": f"python -m experiments.predict {best_folder}{what}",
+                "tensorboard": f"tensorboard --logdir {folder}",
+                "dashboard": f"optuna-dashboard {storage.without_password(url)}",
+            },
+        }
+        run.write_json(folder / "results.json", results)
+        pictures = report.pictures(folder, trials, direction, metric)
+        report.write_html(folder, results, trials, pictures, direction, metric)
+        return results
+
+    return parallel.from_main(write)
 
 
 def _in_folder(winner: run.Config, folder: Path) -> run.Config:
@@ -586,7 +667,8 @@ def _say_plan(objective, dataset, space, splits, done, say):
     )
     modes = " or ".join(sorted({layout.mode for layout in layouts.values()}))
     device = f"{jax.devices()[0].platform} device"
-    say(f"{sweep.population} at once by {modes} over {_count(layout.devices, device)}")
+    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    say(f"{sweep.population} at once by {modes} over {_count(layout.devices, device)}{hosts}")
     if sweep.prune:
         rungs = tune.halving_rungs(sweep.epochs, sweep.prune)
         say(f"one in {sweep.prune} goes on after epoch {', '.join(map(str, rungs))}")

@@ -14,7 +14,7 @@ What becomes of odd files, which are all counted and listed in files_skipped.csv
 - passed over, and not even counted: hidden files and folders, and what Windows and macOS leave.
 
 Files are read in the order test, validation, train, so the earlier of two duplicates is that of
-the test. PIL, grain, tensorflow_datasets and rich are imported only where they are needed.
+the test. PIL, grain and tensorflow_datasets are imported only where they are needed.
 """
 
 import collections
@@ -29,7 +29,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 import warnings
@@ -39,6 +38,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from dlflax import logs
 from dlflax.data import sources
 from dlflax.data.dataset import Dataset, Rows, Splits, host_memory
 from dlflax.data.order import _permutation
@@ -695,9 +695,10 @@ def _decode(found: _Found, size: int, write: Callable[[bytes], object]) -> dict:
     indices = grain.MapDataset.range(len(found.names))
     results = indices.map(decoded).to_iter_dataset(options)
     kept, report, digest = [], list(found.report), hashlib.sha256()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), logs.counting("decoding", len(found.names)) as advance:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, in every thread
-        for index, (pixels, rows) in enumerate(_with_progress(results, len(found.names))):
+        for index, (pixels, rows) in enumerate(results):
+            advance(1)
             report.extend(rows)
             if pixels is not None:
                 content = pixels.tobytes()
@@ -713,12 +714,3 @@ def _decode(found: _Found, size: int, write: Callable[[bytes], object]) -> dict:
         "given": found.given, "checksum": digest.hexdigest(), "report": sorted(report),
         "count": found.count,
     }  # fmt: skip
-
-
-def _with_progress(results, total: int):
-    """The results, with a bar on a terminal while they come."""
-    if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        return results
-    from rich.progress import track
-
-    return track(results, "Decoding", total, transient=True)
