@@ -473,8 +473,10 @@ def fit(
             laps = ((parallel.put_share(piece), 0, stop) for piece, stop in pieces)
         else:
             whole = train, parallel.put(batches)
-            seconds = 0.2 if on_steps else 5.0
-            laps = ((whole, *lap) for lap in _laps(done, len(batches), seconds))
+            lap = 0.2 if on_steps else 5.0
+            # a short epoch is one call: nothing comes back to the host before its end
+            short = bool(progress.history) and progress.history[-1]["seconds"] < lap
+            laps = ((whole, *each) for each in _laps(done, len(batches), lap, short))
         for part, start, stop in laps:
             start, stop = np.int32(start), np.int32(stop)
             if streamed:
@@ -525,10 +527,10 @@ def fit(
     return progress
 
 
-def _laps(done, steps, seconds):
+def _laps(done, steps, seconds, short):
     """(start, stop) for the calls of one epoch, of so many seconds each, after which progress is
     shown and SIGTERM seen. One call where several hosts must make the same."""
-    chunk = steps if jax.process_count() > 1 else 1
+    chunk = steps if short or jax.process_count() > 1 else 1
     while done < steps:
         stop, lap = min(done + chunk, steps), time.perf_counter()
         yield done, stop

@@ -145,7 +145,7 @@ REFUSED = {
     "on validation data": ["--validation", "0"],
     "--storage .*cannot be used": ["--storage", "sqlite:////nowhere/a.db"],
     "use sqlite:///FILE": ["--storage", "mongodb://host"],
-    "choose one of autoencoder, cats_vs_dogs, cifar10, fashion_mnist, forecast, image_": ["imagenet"],
+    "choose one of autoencoder, cats_vs_dogs, cifar10, fashion_mnist, fore": ["imagenet"],
 }
 
 
