@@ -270,11 +270,9 @@ def run(
 
     count = parallel.devices(config.devices, config.recipe.batch_size)
     main = parallel.is_main()
-    folder = Path(parallel.broadcast(str(_run_folder(experiment, config)) if main else ""))
+    folder = parallel.from_main(lambda: _run_folder(experiment, config))
     config = dataclasses.replace(config, run_dir=folder)
-    if main:
-        _begin(experiment, config, dataset, examples, folder, say)
-    parallel.wait("the run folder is there")
+    parallel.from_main(lambda: _begin(experiment, config, dataset, examples, folder, say))
     checkpoints = Checkpoints(folder / "checkpoints", say)
     with parallel.use(count, config.shard_state):
         placed = parallel.placed(abstract)

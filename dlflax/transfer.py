@@ -75,10 +75,13 @@ def whole(state: train.State, backbone: dict[str, Any] | None) -> train.State:
     """The State of a head with its frozen backbone's variables; without one as it is."""
     if not backbone:
         return state
-    params, *others = (backbone["params"], state.params, state.ema)
-    trained, ema = ({**params, **each} if each is not None else None for each in others)
-    rest = {name: leaf for name, leaf in backbone.items() if name != "params"}
-    return state.replace(params=trained, ema=ema, collections={**state.collections, **rest})
+    params, collections = backbone["params"], dict(backbone)
+    del collections["params"]
+    return state.replace(
+        params={**params, **state.params},
+        ema=state.ema and {**params, **state.ema},
+        collections={**state.collections, **collections},
+    )
 
 
 def check(transfer: Transfer | None, recipe: train.Recipe) -> None:
@@ -148,7 +151,7 @@ def prepare(
         score = "val_accuracy" if parts.val else "train_accuracy"
         say(f"which reached a {score.replace('_', ' ')} of {row[score]:.4f}")
         variables = {**variables, "params": {**variables["params"], **fit.best.params}}
-    return Start(trained(transfer, recipe), splits, pretrained=variables)
+    return Start(trained(transfer, recipe), splits, pretrained=jax.device_get(variables))
 
 
 def backbone(transfer: Transfer | None, model, shape, sha256: str | None, say=print):

@@ -645,16 +645,6 @@ def test_no_room_for_the_cache(tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "limited").rglob("*") if path.is_file()]
 
 
-def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch, capsys):
-    results = iter("abc")
-    assert folder._with_progress(results, 3) is results
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "dumb")
-    assert folder._with_progress(results, 3) is results
-    monkeypatch.setenv("TERM", "xterm")
-    assert list(folder._with_progress(results, 3)) == ["a", "b", "c"]
-
-
 def png(width, height, rows, depth=8):
     """A PNG file that declares this size, whatever it holds."""
     chunks = [

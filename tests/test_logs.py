@@ -279,3 +279,14 @@ def test_wrong_predictions(tmp_path, channels):
         images, targets, predictions, probabilities[:, 0], names, limit=2
     )
     assert len(few.axes) == 2
+
+
+def test_counting_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
+    with logs.counting("things", 2) as advance:
+        advance(2)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with logs.counting("things", 2) as advance:
+        advance(2)
+    assert "things" in capsys.readouterr().out
