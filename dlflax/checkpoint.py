@@ -71,16 +71,8 @@ class Checkpoints:
                         history=ocp.args.JsonSave({"rows": list(history), "partial": partial}),
                     ),
                 )
-            if not parallel.is_main():
-                return
-            folder = self.folder / str(step)
-            text = json.dumps(_sha256(folder), indent=1)
-            temporary = folder / (MANIFEST + ".tmp")
-            with open(temporary, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / MANIFEST)
+            if parallel.is_main():
+                _write_manifest(self.folder / str(step))
         except Exception as error:  # tensorstore wraps a full disk in ValueError
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # another host is gone
@@ -99,6 +91,8 @@ class Checkpoints:
         finally:
             threading.excepthook = hooks[1]
             logging.disable(logging.NOTSET)
+        if not parallel.is_main():
+            return
         keep = {*self.steps()[-2:]}
         if history:
             keep.add(int(history[best_epoch(history)]["step"]))
@@ -171,6 +165,16 @@ class Checkpoints:
         if damaged:
             raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
         return None
+
+
+def _write_manifest(folder: Path) -> None:
+    """Whole or not at all, and on the disk: the checkpoint counts from here on."""
+    temporary = folder / (MANIFEST + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(json.dumps(_sha256(folder), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
 
 
 def _sha256(folder: Path) -> dict[str, str]:

@@ -143,12 +143,11 @@ def size() -> int:
     return jax.sharding.get_abstract_mesh().size if _axis() else 1
 
 
-def cut(batch, axis: int = 0):
-    """Inside a program: the axis of every leaf is cut over the devices."""
+def cut(batch):
+    """Inside a program: the first axis of every leaf is cut over the devices."""
     if not (name := _axis()):
         return batch
-    spec = P(*[None] * axis, name)
-    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, spec), batch)
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P(name)), batch)
 
 
 def whole(tree):

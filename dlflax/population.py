@@ -188,8 +188,6 @@ class Population:
         self._lanes = _dealt(everything, layout)
         stacked, order = self._stacked_hparams([1.0] * layout.width), self._lane_seeds()
         inputs = train_set["inputs"][:1]
-        if jax.process_count() > 1:  # a program of all hosts takes no array of one device
-            pretrained = jax.device_get(pretrained)
         self._states = init(recipe, layout, stacked, inputs, order, pretrained)
 
     def train(self, until: int, on_epoch=lambda epoch: None) -> None:

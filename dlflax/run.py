@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ from dlflax import (
     tasks,
     train,
     transfer,
-)  # fmt: skip
+)
 from dlflax.checkpoint import Checkpoints
 from dlflax.errors import InputError, RunError, Terminated
 
@@ -87,7 +88,7 @@ def main(
 ) -> None:
     """The command line of an experiment. presets: named Configs, "default" among them;
     architectures: Linen modules that --model can swap in. Exits 2 on bad input, 1 when the run
-    cannot go on, 130 on Ctrl-C."""
+    cannot go on, 75 on SIGTERM, 130 on Ctrl-C."""
 
     def command():
         config = parse(experiment, presets, architectures or {}, args, description)
@@ -121,14 +122,21 @@ def with_exit_codes(
             _exit(f"the device is out of memory: {advice}; checkpoints are kept.", 1)
         if not jax.distributed.is_initialized():
             raise
-        reason = str(error).splitlines()[0][:200]
-        _exit(f"another host has stopped ({reason}): start all of them again, {again}.", 1)
+        _exit(_host_lost(error, again), 1)
     except KeyboardInterrupt:
         _exit(f"interrupted; {again}.", 130)
-    except Exception:
-        if jax.distributed.is_initialized():
-            _exit(traceback.format_exc(), 1)
-        raise
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        text = traceback.format_exc()
+        # Orbax and others wrap what JAX raises when a connection breaks
+        lost = re.search(r"JaxRuntimeError|Gloo|NCCL|[Cc]oordination|[Cc]onnection", text)
+        _exit(_host_lost(error, again) if lost else text, 1)
+
+
+def _host_lost(error, again):
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return f"another host has stopped ({reason}): start all of them again, {again}."
 
 
 def _terminated(*_):

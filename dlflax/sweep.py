@@ -37,7 +37,7 @@ from dlflax import (
     train,
     transfer,
     tune,
-)  # fmt: skip
+)
 from dlflax.data.stream import fits
 from dlflax.errors import InputError, RunError
 

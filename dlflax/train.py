@@ -73,7 +73,8 @@ class State:
 def init(recipe: Recipe, hparams: optim.Hparams, inputs, key, pretrained=None) -> State:
     """A fresh State. inputs: one batch or a single example's batch (1, ...), any dtype; `key` is a
     typed PRNG key, which alone decides the parameters and all later randomness. pretrained: some of
-    the variables, {"params": {...}, ...}, which are taken in place of the fresh ones."""
+    the variables, {"params": {...}, ...}, which are taken in place of the fresh ones (of several
+    hosts NumPy arrays)."""
     init_key, key = jax.random.split(key)
     variables = recipe.model.init(init_key, floats(inputs), train=False)
     variables.pop("losses", None)  # of one call, not of the State

@@ -114,9 +114,13 @@ def trained(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:
     if transfer is None or not transfer.pretrained:
         return recipe
     if transfer.frozen:
-        return dataclasses.replace(recipe, augment=(), trainable="")
+        return _of_head(recipe)
     chosen = recipe.model.LAST_BLOCKS if transfer.finetune == "last-blocks" else "."
     return dataclasses.replace(recipe, trainable=recipe.trainable or chosen)
+
+
+def _of_head(recipe):
+    return dataclasses.replace(recipe, augment=(), trainable="")
 
 
 def prepare(
@@ -209,8 +213,7 @@ def _on_features(transfer, recipe, hparams, splits, variables, sha256, say):
             seen = compute(part["inputs"], view, recipe.augment, hparams)
             rows.append({**part, "inputs": seen})
         parts[name] = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    recipe = dataclasses.replace(recipe, augment=(), trainable="")
-    return Start(recipe, dataclasses.replace(splits, **parts))
+    return Start(_of_head(recipe), dataclasses.replace(splits, **parts))
 
 
 class Features:

@@ -145,7 +145,7 @@ class ImageFolder:
             say(f"{self.dataset} cannot be downloaded: {reason}.")
         elif free:
             try:
-                return self._from_tfds(_download(free[0]), say)
+                return self._from_tfds(sources._download("cats_vs_dogs", free[0]), say)
             except Exception as error:  # as in `sources.load`
                 reason = sources._first_line(error)
                 say(f"{self.dataset} could not be downloaded: {reason}")
@@ -517,20 +517,6 @@ def _open_tfds(folder: Path) -> _Found:
 
     given = splits if len(splits) > 1 else []
     return _Found(class_names, given, names, labels, parts, sizes, opened, report, len(names))
-
-
-def _download(root: Path) -> Path:
-    """The folder into which our TFDS builder has downloaded and prepared cats_vs_dogs."""
-    import tensorflow_datasets as tfds
-
-    from dlflax.data import builders
-
-    builder = builders.CatsVsDogs(data_dir=root)
-    builder.download_and_prepare(
-        file_format="array_record",
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-    )
-    return Path(builder.data_dir)
 
 
 def _without_duplicates(found: _Found) -> _Found:

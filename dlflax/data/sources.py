@@ -416,7 +416,8 @@ def _download(name: str, root: Path) -> Path:
 
     builder = {
         "mnist": builders.Mnist, "fashion_mnist": builders.FashionMnist,
-        "cifar10": builders.Cifar10,
+        "cifar10": builders.Cifar10, "imdb_reviews": builders.ImdbReviews,
+        "cats_vs_dogs": builders.CatsVsDogs,
     }[name](data_dir=root)  # fmt: skip
     builder.download_and_prepare(
         file_format="array_record",

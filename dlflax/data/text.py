@@ -127,7 +127,7 @@ class Text:
             say(f"{self.dataset} cannot be downloaded: {reason}.")
         elif free:
             try:
-                return _read_tfds(self.dataset, _download(free[0]), say)
+                return _read_tfds(self.dataset, sources._download("imdb_reviews", free[0]), say)
             except Exception as error:  # as in `sources.load`
                 reason = sources._first_line(error)
                 say(f"{self.dataset} could not be downloaded: {reason}")
@@ -584,20 +584,6 @@ def _read_tfds_split(builder, part, text, label, place) -> tuple[list[str], list
         texts.append(example[text].decode())
         targets.append(int(example[label]))
     return texts, targets
-
-
-def _download(root: Path) -> Path:
-    """The folder into which our TFDS builder has downloaded and prepared imdb_reviews."""
-    import tensorflow_datasets as tfds
-
-    from dlflax.data import builders
-
-    builder = builders.ImdbReviews(data_dir=root)
-    builder.download_and_prepare(
-        file_format="array_record",
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-    )
-    return Path(builder.data_dir)
 
 
 def _vader(say) -> Dataset:
