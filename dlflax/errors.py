@@ -8,9 +8,10 @@ class InputError(ValueError):
     """
 
 
-class Terminated(Exception):
+class Terminated(BaseException):
     """The process was asked to end (SIGTERM), as spot machines and SLURM do. Exit code 75, "try
-    again" in sysexits.h: the same command with --resume goes on.
+    again" in sysexits.h: the same command with --resume continues. Like KeyboardInterrupt not an
+    Exception, so that nothing that goes on after an error swallows it.
 
     The message says what was saved.
     """

@@ -12,6 +12,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -143,21 +144,21 @@ def size() -> int:
     return jax.sharding.get_abstract_mesh().size if _axis() else 1
 
 
-def cut(batch):
+def split_batch(batch):
     """Inside a program: the first axis of every leaf is cut over the devices."""
     if not (name := _axis()):
         return batch
     return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P(name)), batch)
 
 
-def whole(tree):
+def replicated(tree):
     """Inside a program: every device has all of every leaf."""
     if not _axis():
         return tree
     return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P()), tree)
 
 
-def keep(state):
+def constrain_state(state):
     """Inside a program: every leaf of the State as it is to lie."""
     if not _axis():
         return state
@@ -220,26 +221,35 @@ def gathered(tree):
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def fetched(state):
+def fetch(state):
     """The State's parameters and collections as NumPy arrays, wherever they lie; its other parts
     are left out. Without a context the State as it is."""
     if not _axis():
         return state
-    parts = jax.device_get(jax.jit(whole)((state.params, state.collections, state.ema)))
+    parts = jax.device_get(jax.jit(replicated)((state.params, state.collections, state.ema)))
     params, collections, ema = parts
     return state.replace(params=params, collections=collections, ema=ema, opt_state=None, key=None)
 
 
-def share(batch_size: int) -> slice:
+def host_rows(batch_size: int) -> slice:
     """Which examples of every batch this host reads."""
     each = batch_size // jax.process_count()
     return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
 
-def put_share(tree):
-    """(k, n, ...) arrays, n this host's `share` of the batch, as (k, batch_size, ...) arrays over
+def put_host_batches(tree):
+    """(k, n, ...) arrays, n this host's `host_rows` of the batch, as (k, batch_size, ...) arrays over
     all devices."""
     if not (name := _axis()):
         return jax.device_put(tree)
     sharding = NamedSharding(jax.sharding.get_mesh(), P(None, name))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def host_memory() -> int:
+    """Bytes of memory that this machine, or the container on it, has."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max", or another system
+            limits.append(int(Path(path).read_text()))
+    return min(limits)

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 from dlflax import run
 from dlflax.models import Autoencoder
-from dlflax.optim import Hparams
-from dlflax.train import Recipe
+from dlflax.train import Cosine, Hparams, Recipe
+from dlflax.train.augment import Noise
+from dlflax.train.tasks import Reconstruction
 
 PLAIN = run.Config(
-    recipe=Recipe(model=Autoencoder(), loss="reconstruction", schedule="cosine", batch_size=128),
+    recipe=Recipe(model=Autoencoder(), task=Reconstruction(), schedule=Cosine(), batch_size=128),
     hparams=Hparams(learning_rate=1e-3, warmup=0.05),
     epochs=20,
 )
@@ -25,7 +26,7 @@ PRESETS = {
     "default": PLAIN,
     "denoising": replace(
         PLAIN,
-        recipe=replace(PLAIN.recipe, augment=("noise",)),
+        recipe=replace(PLAIN.recipe, augment=(Noise(),)),
         hparams=PLAIN.hparams.replace(noise=1.0),
     ),
     "variational": replace(

@@ -16,8 +16,8 @@ from dataclasses import replace
 from dlflax import run
 from dlflax.data import ImageFolder
 from dlflax.models import CNN, VGG, EfficientNetLite0, ResNet
-from dlflax.optim import Hparams
-from dlflax.train import Recipe
+from dlflax.train import Cosine, Hparams, Recipe
+from dlflax.train.augment import Affine, Brightness, Contrast, Flip
 from dlflax.transfer import Transfer
 
 ARCHITECTURES = {
@@ -29,7 +29,7 @@ ARCHITECTURES = {
 
 # a frozen EfficientNet-Lite0 whose features are computed once, and a head on them
 HEAD = run.Config(
-    recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule="cosine"),
+    recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule=Cosine()),
     hparams=Hparams(dropout=0.2),
     data=ImageFolder(),
     transfer=Transfer(),
@@ -42,8 +42,8 @@ PRESETS = {
         HEAD,
         recipe=Recipe(
             model=ARCHITECTURES["cnn"],
-            schedule="cosine",
-            augment=("flip", "affine", "brightness", "contrast"),
+            schedule=Cosine(),
+            augment=(Flip(), Affine(), Brightness(), Contrast()),
         ),
         hparams=Hparams(
             learning_rate=1e-3, warmup=0.1, dropout=0.2,

@@ -6,8 +6,8 @@ python -m experiments.cifar10                 not scored yet: the data were not 
 from dlflax import run
 from dlflax.data import Images
 from dlflax.models import CNN, MLP, SmallResNet, Transformer
-from dlflax.optim import Hparams
-from dlflax.train import Recipe
+from dlflax.train import SGD, Cosine, Hparams, Recipe
+from dlflax.train.augment import Crop, Cutout, Flip
 
 ARCHITECTURES = {
     "resnet": SmallResNet(),
@@ -20,10 +20,10 @@ PRESETS = {
     "default": run.Config(
         recipe=Recipe(
             model=ARCHITECTURES["resnet"],
-            optimizer="nesterov",
-            schedule="cosine",
+            optimizer=SGD(nesterov=True),
+            schedule=Cosine(),
             batch_size=128,
-            augment=("crop", "flip", "cutout"),
+            augment=(Crop(), Flip(), Cutout()),
         ),
         hparams=Hparams(
             learning_rate=0.05, l2=2.5e-4, warmup=0.1, label_smoothing=0.1, crop=4.0, cutout=0.25

@@ -6,14 +6,14 @@ python -m experiments.forecast --model transformer     rmse 0.728 +- 0.012
 
 python -m experiments.forecast --model rnn             rmse 0.777 +- 0.025
 
-The last season for ever has 1.901, the last value for ever 3.322.
+Repeating the last season has 1.901, repeating the last value 3.322.
 """
 
 from dlflax import run
 from dlflax.data import Series
 from dlflax.models import MLP, RNN, Transformer
-from dlflax.optim import Hparams
-from dlflax.train import Recipe
+from dlflax.train import Cosine, Hparams, Recipe
+from dlflax.train.tasks import Forecast
 
 ARCHITECTURES = {
     "mlp": MLP(features=(64,)),
@@ -23,7 +23,7 @@ ARCHITECTURES = {
 
 PRESETS = {
     "default": run.Config(
-        recipe=Recipe(model=ARCHITECTURES["mlp"], loss="mean_squared_error", schedule="cosine"),
+        recipe=Recipe(model=ARCHITECTURES["mlp"], task=Forecast(), schedule=Cosine()),
         hparams=Hparams(),
         data=Series("co2"),
         epochs=60,

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from dlflax import run
 from dlflax.models import CNN, MLP, RNN, Transformer
-from dlflax.optim import Hparams
-from dlflax.train import Recipe
+from dlflax.train import AdamW, Cosine, Hparams, Recipe
+from dlflax.train.augment import Affine
 
 ARCHITECTURES = {"cnn": CNN(), "mlp": MLP(), "rnn": RNN(), "transformer": Transformer()}
 
@@ -25,13 +25,13 @@ PRESETS = {
     "default": DEFAULT,
     "rnn": replace(
         DEFAULT,
-        recipe=Recipe(model=ARCHITECTURES["rnn"], schedule="cosine", batch_size=64),
+        recipe=Recipe(model=ARCHITECTURES["rnn"], schedule=Cosine(), batch_size=64),
         hparams=Hparams(learning_rate=3e-3, dropout=0.1, warmup=0.1, clip_norm=1.0),
     ),
     "transformer": replace(
         DEFAULT,
         recipe=Recipe(
-            model=ARCHITECTURES["transformer"], optimizer="adamw", schedule="cosine", batch_size=128
+            model=ARCHITECTURES["transformer"], optimizer=AdamW(), schedule=Cosine(), batch_size=128
         ),
         hparams=Hparams(learning_rate=3e-3, dropout=0.05, weight_decay=0.01, warmup=0.1),
         epochs=12,
@@ -39,9 +39,9 @@ PRESETS = {
     "best": run.Config(
         recipe=Recipe(
             model=CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
-            schedule="cosine",
+            schedule=Cosine(),
             batch_size=128,
-            augment=("affine",),
+            augment=(Affine(),),
             ema=True,
         ),
         hparams=Hparams(

@@ -13,8 +13,7 @@ test; Kim 2014 reports 76.1 % for a CNN from random vectors (10-fold).
 from dlflax import run
 from dlflax.data import Text
 from dlflax.models import RNN, Transformer
-from dlflax.optim import Hparams
-from dlflax.train import Recipe
+from dlflax.train import Hparams, Recipe
 
 ARCHITECTURES = {
     "rnn": RNN(cell="gru", features=(64,), bidirectional=True, pooling="max", embedding=64),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dlflax.augment import Operation, augment, mix, noise
-from dlflax.optim import Hparams
+from dlflax.train.augment import AUGMENTATIONS, augment, mix
+from dlflax.train import Hparams
 
 OPERATIONS = get_args(Operation)[:-1]  # without noise, which augment leaves to `noise`
 OFF = Hparams(flip=0.0)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from dlflax import train
-from dlflax.checkpoint import MANIFEST, Checkpoints
+from dlflax.train.checkpoint import MANIFEST, Checkpoints
 from dlflax.errors import RunError
 from dlflax.models import CNN
-from dlflax.optim import Hparams
+from dlflax.train import Hparams
 
 RECIPE = train.Recipe(model=CNN((2,), dense=(4,)), ema=True)
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from dlflax import data
-from dlflax.data import cifar, sources
+from dlflax.data import cifar, images
 from dlflax.errors import InputError
 
 PHOTOS = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
@@ -91,9 +91,9 @@ def test_what_is_written_is_read(tmp_path, monkeypatch, form):
         monkeypatch.setattr(cifar, "read_cifar", lambda paths: pytest.fail("read again"))
 
 
-def refused(place, say=print):
+def refused(place, log=print):
     with pytest.raises(InputError) as error:
-        data.load("cifar10", place, say=say)
+        data.load("cifar10", place, log=say)
     message = str(error.value)
     assert "\n" not in message and message.endswith(".") and error.value.__cause__ is None
     return message
@@ -184,7 +184,7 @@ def test_download(tmp_path, monkeypatch):
             assert "is not the published file" in said[0]
             assert not sources._prepared(tmp_path / "tfds", "cifar10")
             packed.write_bytes(content)  # the wrong file was not kept
-            dataset = data.load("cifar10", say=said.append)
+            dataset = data.load("cifar10", log=said.append)
         finally:
             server.shutdown()
             thread.join()

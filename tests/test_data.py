@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dlflax import data
-from dlflax.data import idx, sources
+from dlflax.data import download, idx, images
 from dlflax.errors import InputError
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
@@ -85,7 +85,7 @@ def test_idx_folder(tmp_path, pack, dot):
     arrays = small_set()
     names = {name: name.replace("-idx", ".idx") if dot else name for name in arrays}
     folder = write(tmp_path / "x", {names[name]: arrays[name] for name in arrays}, pack)
-    dataset = data.load("mnist", folder, say=silent)
+    dataset = data.load("mnist", folder, log=silent)
     check(dataset, arrays)
     assert (dataset.name, dataset.class_names) == ("mnist", tuple("0123456789"))
     assert dataset.source == f"IDX files in {folder}"
@@ -135,7 +135,7 @@ def test_bad_file(tmp_path, case):
     folder = write(tmp_path, {other: array for other, array in GOOD.items() if other not in name})
     (folder / name).write_bytes(content)
     with pytest.raises(InputError) as error:
-        data.load("mnist", folder, say=silent)
+        data.load("mnist", folder, log=silent)
     message = str(error.value)
     assert sentence in message and str(folder / name) in message
     assert "\n" not in message and message.endswith(".")
@@ -144,21 +144,21 @@ def test_bad_file(tmp_path, case):
 
 def test_bad_folder(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist: it should be a folder with"):
-        data.load("mnist", tmp_path / "nowhere", say=silent)
+        data.load("mnist", tmp_path / "nowhere", log=silent)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is not a folder"):
-        data.load("mnist", tmp_path / "file", say=silent)
+        data.load("mnist", tmp_path / "file", log=silent)
     with pytest.raises(InputError, match=f"{tmp_path} has no {TRAIN_IMAGES} "):
-        data.load("mnist", tmp_path, say=silent)
+        data.load("mnist", tmp_path, log=silent)
     folder = write(tmp_path / "three", GOOD)
     (folder / TEST_LABELS).unlink()
     with pytest.raises(InputError, match=f"three has no {TEST_LABELS} "):
-        data.load("mnist", folder, say=silent)
+        data.load("mnist", folder, log=silent)
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs the development copy of MNIST")
 def test_real_mnist():
-    dataset = data.load("mnist", MNIST, say=silent)
+    dataset = data.load("mnist", MNIST, log=silent)
     assert dataset.train["inputs"].shape == (60_000, 28, 28, 1)
     assert dataset.test["targets"].shape == (10_000,)
     # Known since 1998: the first labels, and the number of fives, the rarest digit.
@@ -168,7 +168,7 @@ def test_real_mnist():
         content = idx.read_bytes(MNIST / f"{name}.gz")
         assert hashlib.sha256(content).hexdigest() == idx.SHA256["mnist"][name]
     start = time.perf_counter()
-    again = data.load("mnist", MNIST, say=silent)
+    again = data.load("mnist", MNIST, log=silent)
     assert time.perf_counter() - start < 2  # 0.1 s on a quiet machine
     assert again.checksum == dataset.checksum
     np.testing.assert_array_equal(again.train["inputs"], dataset.train["inputs"])
@@ -180,7 +180,7 @@ DEBIAN = sources.DEBIAN_FASHION_MNIST
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_real_fashion_mnist():
     said = []
-    dataset = data.load("fashion_mnist", say=said.append)
+    dataset = data.load("fashion_mnist", log=said.append)
     assert dataset.source == f"IDX files in {DEBIAN}" and "DLFLAX_OFFLINE is set" in said[0]
     assert np.bincount(dataset.train["targets"]).tolist() == [6000] * 10
     assert dataset.class_names[dataset.train["targets"][0]] == "Ankle boot"
@@ -192,7 +192,7 @@ def test_real_fashion_mnist():
 def test_fashion_mnist_nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
     with pytest.raises(InputError, match="--data-dir .* apt install dataset-fashion-mnist"):
-        data.load("fashion_mnist", say=lambda sentence: None)
+        data.load("fashion_mnist", log=lambda sentence: None)
 
 
 # The digits, and the network
@@ -200,7 +200,7 @@ def test_fashion_mnist_nowhere(tmp_path, monkeypatch):
 
 def test_digits_stand_in():
     said = []
-    dataset = data.load("mnist", say=said.append)
+    dataset = data.load("mnist", log=said.append)
     assert dataset.name == "digits" and "NOT MNIST" in dataset.source
     assert "NOT MNIST" in said[-1] and "--data-dir" in said[-1] and said[-1].count("\n") > 5
     train, test = dataset.train, dataset.test
@@ -210,7 +210,7 @@ def test_digits_stand_in():
         np.concatenate([train["targets"], test["targets"]])
     )
     np.testing.assert_allclose(share, 0.2, atol=0.01)
-    again = data.load("digits", say=silent)
+    again = data.load("digits", log=silent)
     assert again.checksum == dataset.checksum
 
 
@@ -218,7 +218,7 @@ def test_unroutable_host(monkeypatch):
     monkeypatch.delenv("DLFLAX_OFFLINE")
     monkeypatch.setitem(idx.URLS, "mnist", "https://10.255.255.1/mnist/")
     start = time.perf_counter()
-    assert data.load("mnist", say=lambda sentence: None).name == "digits"
+    assert data.load("mnist", log=lambda sentence: None).name == "digits"
     assert time.perf_counter() - start < 5
 
 
@@ -232,7 +232,7 @@ def test_hanging_name_lookup(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     start = time.perf_counter()
-    assert data.load("mnist", say=lambda sentence: None).name == "digits"
+    assert data.load("mnist", log=lambda sentence: None).name == "digits"
     assert time.perf_counter() - start < 5
     over.set()
 
@@ -250,13 +250,13 @@ def test_import_is_light():
 def test_cache(tmp_path, monkeypatch):
     folder = write(tmp_path / "x", GOOD)
     cache = tmp_path / "kept"
-    first = data.load("mnist", folder, cache_dir=cache, say=silent)
+    first = data.load("mnist", folder, cache_dir=cache, log=silent)
     (kept,) = cache.iterdir()
 
     with monkeypatch.context() as patch:
         patch.setattr(idx, "read_bytes", lambda path: pytest.fail("read again"))
         patch.setattr(sources.hashlib, "sha256", hash_of_paths_only)
-        again = data.load("mnist", folder, cache_dir=cache, say=silent)
+        again = data.load("mnist", folder, cache_dir=cache, log=silent)
     check(again, GOOD)
     assert (again.name, again.source, again.class_names, again.checksum) == (
         first.name,
@@ -267,7 +267,7 @@ def test_cache(tmp_path, monkeypatch):
 
     changed = small_set(seed=1)
     write(folder, changed)
-    other = data.load("mnist", folder, cache_dir=cache, say=silent)
+    other = data.load("mnist", folder, cache_dir=cache, log=silent)
     check(other, changed)
     assert other.checksum != first.checksum
     assert list(cache.iterdir()) == [kept]  # replaced, and nothing unfinished left behind
@@ -282,7 +282,7 @@ def hash_of_paths_only(content=b""):
 def test_damaged_cache_is_rebuilt(tmp_path, damage):
     folder = write(tmp_path / "x", GOOD)
     cache = tmp_path / "kept"
-    data.load("mnist", folder, cache_dir=cache, say=silent)
+    data.load("mnist", folder, cache_dir=cache, log=silent)
     (kept,) = cache.iterdir()
     content = kept.read_bytes()
     pixel = content.index(GOOD[TRAIN_IMAGES].tobytes())
@@ -294,7 +294,7 @@ def test_damaged_cache_is_rebuilt(tmp_path, damage):
             "text": b"not a zip file",
         }[damage]
     )
-    check(data.load("mnist", folder, cache_dir=cache, say=silent), GOOD)
+    check(data.load("mnist", folder, cache_dir=cache, log=silent), GOOD)
     assert kept.read_bytes() == content
 
 
@@ -302,14 +302,14 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     folder = write(tmp_path / "x", GOOD)
     (tmp_path / "file").touch()
     said = []
-    check(data.load("mnist", folder, cache_dir=tmp_path / "file" / "in", say=said.append), GOOD)
+    check(data.load("mnist", folder, cache_dir=tmp_path / "file" / "in", log=said.append), GOOD)
     assert len(said) == 1 and "cannot be kept" in said[0]
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    check(data.load("mnist", folder, cache_dir=tmp_path / "full", say=said.append), GOOD)
+    check(data.load("mnist", folder, cache_dir=tmp_path / "full", log=said.append), GOOD)
     assert len(said) == 2 and "No space left" in said[1]
     assert list((tmp_path / "full").iterdir()) == []
 
@@ -343,7 +343,7 @@ def mirror(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_download(tmp_path, monkeypatch, mirror, name):
     said = []
-    dataset = data.load(name, say=said.append)
+    dataset = data.load(name, log=said.append)
     check(dataset, GOOD)
     folder = tmp_path / "tfds" / name / "3.0.1"
     assert dataset.source == f"TFDS {name}:3.0.1 in {folder}"
@@ -353,8 +353,8 @@ def test_download(tmp_path, monkeypatch, mirror, name):
     # From now on the prepared files do, with no network at all and without the cache.
     monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("network"))
     monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("network"))
-    check(data.load(name, cache_dir=tmp_path / "another", say=said.append), GOOD)
-    check(data.load(name, tmp_path / "tfds", say=silent), GOOD)  # as --data-dir; cached
+    check(data.load(name, cache_dir=tmp_path / "another", log=said.append), GOOD)
+    check(data.load(name, tmp_path / "tfds", log=silent), GOOD)  # as --data-dir; cached
 
     import tensorflow_datasets as tfds
 
@@ -366,18 +366,18 @@ def test_download(tmp_path, monkeypatch, mirror, name):
 def test_download_of_a_wrong_file(tmp_path, mirror):
     write(mirror, {TEST_LABELS: GOOD[TEST_LABELS][::-1].copy()}, pack=True)
     said = []
-    assert data.load("mnist", say=said.append).name == "digits"
+    assert data.load("mnist", log=said.append).name == "digits"
     assert f"{TEST_LABELS}.gz is not the published file" in said[0]
     assert not sources._prepared(tmp_path / "tfds", "mnist")
     write(mirror, GOOD, pack=True)  # the wrong file was not kept
     said.clear()
-    check(data.load("mnist", say=said.append), GOOD), said
+    check(data.load("mnist", log=said.append), GOOD), said
 
 
 def test_download_that_fails(mirror):
     (mirror / f"{TRAIN_LABELS}.gz").unlink()
     said = []
-    assert data.load("mnist", say=said.append).name == "digits"
+    assert data.load("mnist", log=said.append).name == "digits"
     assert "could not be downloaded" in said[0] and "\n" not in said[0]
 
 
@@ -415,7 +415,7 @@ def prepare(root, image_shapes, name="tiny", file_format="array_record"):
 
 def test_any_prepared_tfds_set(tmp_path):
     prepare(tmp_path / "tfds", [(5, 4)] * 3)
-    dataset = data.load("tiny", say=lambda sentence: None)
+    dataset = data.load("tiny", log=lambda sentence: None)
     assert dataset.train["inputs"].shape == dataset.test["inputs"].shape == (3, 5, 4, 3)
     assert dataset.train["targets"].tolist() == [0, 1, 0]
     assert dataset.class_names == ("cat", "dog") and dataset.name == "tiny"
@@ -424,7 +424,7 @@ def test_any_prepared_tfds_set(tmp_path):
 def test_tfds_set_of_several_shapes(tmp_path):
     prepare(tmp_path / "tfds", [(5, 4), (4, 5)])
     with pytest.raises(InputError, match="must have one shape"):
-        data.load("tiny", say=lambda sentence: None)
+        data.load("tiny", log=lambda sentence: None)
 
 
 def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
@@ -439,13 +439,13 @@ def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
     info = Path(builder.data_dir) / "dataset_info.json"
     said = []
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    dataset = data.load("mnist", say=said.append)
+    dataset = data.load("mnist", log=said.append)
     assert any("tfrecord format, which only TensorFlow reads" in sentence for sentence in said)
     check(dataset, GOOD)
     assert str(tmp_path / "cache" / "dlflax" / "tfds") in dataset.source
     info.write_text("{")
     with pytest.raises(InputError, match=r"1.0.0 cannot be read as labelled images"):
-        data.load("mnist", tmp_path / "tfds", say=lambda sentence: None)
+        data.load("mnist", tmp_path / "tfds", log=lambda sentence: None)
 
 
 def test_other_names(tmp_path, monkeypatch):
@@ -457,28 +457,28 @@ def test_other_names(tmp_path, monkeypatch):
         lambda name: found[name] if name in found else find_spec(name),
     )
     with pytest.raises(InputError, match=r'"cifar100" .* mnist, .*pip install "dlflax\[tf\]"'):
-        data.load("cifar100", say=silent)
+        data.load("cifar100", log=silent)
     with pytest.raises(InputError, match="has no data set: .* a TFDS folder with cifar100/"):
-        data.load("cifar100", tmp_path, say=silent)
+        data.load("cifar100", tmp_path, log=silent)
 
     import tensorflow_datasets as tfds
 
     # With TensorFlow TFDS prepares the set itself; here a stand-in does.
     found["tensorflow"] = find_spec("numpy")
     with pytest.raises(InputError, match="cifar100 is not in .* DLFLAX_OFFLINE"):
-        data.load("cifar100", say=silent)
+        data.load("cifar100", log=silent)
     monkeypatch.delenv("DLFLAX_OFFLINE")
     monkeypatch.setattr(
         tfds, "builder", lambda name, data_dir: prepare(data_dir, [(3, 3)] * 2, name)
     )
-    assert len(data.load("cifar100", say=lambda sentence: None).train["inputs"]) == 2
+    assert len(data.load("cifar100", log=lambda sentence: None).train["inputs"]) == 2
 
     def unknown(name, data_dir):
         raise tfds.core.DatasetNotFoundError(name)
 
     monkeypatch.setattr(tfds, "builder", unknown)
     with pytest.raises(InputError, match='"mnits" .* mnist, .* TFDS has none of that name'):
-        data.load("mnits", say=silent)
+        data.load("mnits", log=silent)
 
 
 def test_order_of_sources(tmp_path, monkeypatch, mirror):
@@ -486,12 +486,12 @@ def test_order_of_sources(tmp_path, monkeypatch, mirror):
     asked = []
     no_network = sources._no_network
     monkeypatch.setattr(sources, "_no_network", lambda url: asked.append(url) or no_network(url))
-    check(data.load("mnist", say=lambda sentence: None), GOOD)  # downloaded
+    check(data.load("mnist", log=lambda sentence: None), GOOD)  # downloaded
     assert len(asked) == 1
     other = small_set(seed=2)
     folder = write(tmp_path / "x", other)
-    check(data.load("mnist", folder, say=silent), other)
-    check(data.load("mnist", say=silent), GOOD)  # prepared, from the cache
+    check(data.load("mnist", folder, log=silent), other)
+    check(data.load("mnist", log=silent), GOOD)  # prepared, from the cache
     assert len(asked) == 1
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from test_cifar import patches, write_cifar
 
 import experiments
-from dlflax import run, sweep
+from dlflax import run
+from dlflax.tune import sweep
 from experiments import (
     autoencoder,
     cats_vs_dogs,

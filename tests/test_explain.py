@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax import explain, figures, logs, metrics, tasks, train
-from dlflax.data.dataset import Dataset, Rows, Splits
-from dlflax.flops import flops
+from dlflax import train
+from dlflax.models import explain
+from dlflax.report import figures, tables
+from dlflax.train import metrics
+from dlflax.data.dataset import Dataset, DiskArray, Splits
+from dlflax.models.flops import flops
 from dlflax.models import CNN, MLP, RNN, VGG, EfficientNetLite0, ResNet, SmallResNet, Transformer
 from dlflax.models.layers import conv_lax, max_pool
-from dlflax.optim import Hparams
+from dlflax.train import Hparams
 
 PHOTOGRAPHS = np.random.default_rng(0).uniform(size=(3, 32, 40, 3)).astype(np.float32)
 MODELS = {
@@ -144,7 +147,7 @@ def test_roc_auc_is_the_share_of_pairs_in_order():
     assert metrics.roc_auc([1, 1], [0.1, 0.2]) is None
 
 
-class Read(Rows):
+class Read(DiskArray):
     """Counts the rows that are read."""
 
     def __getitem__(self, key):

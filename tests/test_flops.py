@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dlflax.flops import flops
+from dlflax.models.flops import flops
 from dlflax.models import MLP
 from dlflax.models.layers import conv_lax
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from dlflax.data import ImageFolder, folder, sources
+from dlflax.data import ImageFolder, download, folder, folder_cache, folder_files, urls
 from dlflax.data.picture import read_picture
 from dlflax.errors import InputError
 
@@ -66,7 +66,7 @@ def write(root, **classes):
     return root
 
 
-def load(root, say=None, **fields):
+def load(root, log=None, **fields):
     said = []
     dataset = ImageFolder(data_dir=root, **{"size": 16} | fields).load(say or said.append)
     check(dataset, root, fields.get("size", 16))
@@ -185,7 +185,7 @@ def test_split(tmp_path, monkeypatch):
     nbytes = 50 * 16 * 16 * 3
     monkeypatch.setattr(folder, "host_memory", lambda: 4 * nbytes)
     streamed = source.split(dataset, 0.25, 0)
-    assert isinstance(streamed.train["inputs"], folder.Rows)
+    assert isinstance(streamed.train["inputs"], folder.DiskArray)
     np.testing.assert_array_equal(streamed.val["inputs"][:], splits.val["inputs"])
     monkeypatch.setattr(folder, "host_memory", lambda: 4 * nbytes + 4)
     assert isinstance(source.split(dataset, 0.25, 0).train["inputs"], np.ndarray)
@@ -541,7 +541,7 @@ def test_a_damaged_cache_is_decoded_again(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from dlflax.data import ImageFolder, folder
+from dlflax.data import ImageFolder, folder_cache
 module, name, call = {"header": (folder, "_write_header", 2), "fsync": (folder.os, "fsync", 1),
                       "pixels": (folder.os, "replace", 1), "table": (folder.os, "replace", 2),
                       "begin": (folder, "_decode", 1)}[sys.argv[2]]

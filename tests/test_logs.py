@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlflax import figures, logs
+from dlflax.report import figures, progress, tables, tensorboard
 
 ROW = {
     "epoch": 2, "step": 400, "learning_rate": 1e-3, "train_loss": 0.0811, "train_accuracy": 0.9754,
@@ -112,7 +112,7 @@ def test_progress_without_a_terminal(capsys):
 
 BAR = """
 import time
-from dlflax import figures, logs
+from dlflax.report import figures, progress, tables, tensorboard
 with logs.Progress(12, 1688, 32, first_epoch=4) as progress:
     for step in (1, 900, 1688):
         progress.update(4, step, 0.12345, 0.9654)

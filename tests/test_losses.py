@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from dlflax import losses, metrics, optim, train
+from dlflax import train
+from dlflax.train import losses, metrics, optim
 from dlflax.errors import InputError
 from dlflax.models import CNN
-from dlflax.optim import Hparams
+from dlflax.train import Hparams
 
 keras = pytest.importorskip("keras")
 

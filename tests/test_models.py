@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax.checkpoint import Checkpoints
+from dlflax.train.checkpoint import Checkpoints
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, RNN, Autoencoder, SmallResNet, Transformer
 from dlflax.models.layers import (
@@ -20,7 +20,7 @@ from dlflax.models.layers import (
 )  # fmt: skip
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, patches, pieces, rotary
-from dlflax.optim import Hparams
+from dlflax.train import Hparams
 from dlflax.train import Recipe, abstract, as_traced, init, step
 
 PICTURES = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import experiments
-from dlflax import parallel, run, sweep
+from dlflax import parallel, run
+from dlflax.tune import sweep
 from dlflax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,11 +23,11 @@ EIGHT = """
 import json, logging, re
 import jax, numpy as np
 from dlflax import data, parallel, train
-from dlflax.checkpoint import Checkpoints
+from dlflax.train.checkpoint import Checkpoints
 from dlflax.data import stream
-from dlflax.data.dataset import Rows
+from dlflax.data.dataset import DiskArray
 from dlflax.models import CNN, SmallResNet
-from dlflax.optim import Hparams
+from dlflax.train import Hparams
 from dlflax.train import Recipe
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -77,7 +78,7 @@ for name, recipe in recipes.items():
                   for leaf in jax.tree.leaves(sharded.state.params) if leaf.size > 1000]
         answers["shares"] = sorted(set(shards))
         stream.PIECE_BYTES = 2 * 16 * 450
-        rows = {**train_set, "inputs": Rows(images, np.arange(61))}
+        rows = {**train_set, "inputs": DiskArray(images, np.arange(61))}
         answers["streamed"] = difference(one, numbers(fit(recipe, 8, train_set=rows)))
 
 # what moves between the devices: gradients are summed, the data are not gathered

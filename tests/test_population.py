@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from dlflax import population, train
+from dlflax import train
+from dlflax.tune import population
 from dlflax.models import CNN, MLP
-from dlflax.optim import Hparams
-from dlflax.population import Layout, Population
+from dlflax.train import Hparams
+from dlflax.tune.population import Layout, Population
 from dlflax.train import Recipe
 
 MLP_RECIPE = Recipe(model=MLP(features=(16,)), batch_size=64)

@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from dlflax import report
+from dlflax.report import html, trial_figures, trials
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-5, 1e-1, log=True),

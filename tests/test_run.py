@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from dlflax import run, train
-from dlflax.checkpoint import MANIFEST, Checkpoints
+from dlflax.train.checkpoint import MANIFEST, Checkpoints
 from experiments import fashion_mnist, mnist, predict
 
 ROOT = Path(__file__).parents[1]

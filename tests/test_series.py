@@ -5,7 +5,6 @@ import csv
 import numpy as np
 import pytest
 
-from dlflax import tasks
 from dlflax.data import Series
 from dlflax.data.series import naive, read, seasonal_naive
 from dlflax.errors import InputError
@@ -84,7 +83,7 @@ def test_regression_scores_in_the_series_own_unit():
 def test_missing_values_are_interpolated_and_said(tmp_path):
     path = write(tmp_path / "a.csv", [(i, "" if i in (3, 4) else 2 * i) for i in range(10)])
     said = []
-    np.testing.assert_array_equal(read(path, say=said.append), 2.0 * np.arange(10))
+    np.testing.assert_array_equal(read(path, log=said.append), 2.0 * np.arange(10))
     assert said == ["a.csv: 2 of 10 values are missing: interpolated."]
     dataset = Series("co2").load(said.append)
     assert len(dataset.train["inputs"]) + len(dataset.test["inputs"]) == 2284

@@ -25,9 +25,10 @@ import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from dlflax import storage
+from dlflax.tune import postgres, stores, trial
 from dlflax.errors import InputError, RunError
-from dlflax.storage import Outcome, Trial, open_study
+from dlflax.tune.stores import open_study
+from dlflax.tune.trial import Outcome, Trial
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-5, 1.0, log=True),
@@ -60,8 +61,8 @@ def sweep(store, count, total):
     return [trial.params for trial in store.trials()]
 
 
-def open_(url, study="study", direction="minimize", say=print):
-    return open_study(url, study, direction, SPACE, heartbeat=1, say=say)
+def open_(url, study="study", direction="minimize", log=print):
+    return open_study(url, study, direction, SPACE, heartbeat=1, log=say)
 
 
 @pytest.fixture
@@ -274,14 +275,14 @@ def url(server, request):
 WORKER = """
     import faulthandler, sys, time
     faulthandler.dump_traceback_later(60, exit=True)
-    from dlflax import storage
+    from dlflax.tune import postgres, stores, trial
     from tests.test_storage import SPACE, suggest, train, open_
 
     def say(*words):
         print(*words, flush=True)
 
     url, total, seconds, finishing = sys.argv[1], *map(float, sys.argv[2:])
-    with open_(url, say=say) as store:
+    with open_(url, log=say) as store:
         while batch := store.take(suggest, 4, int(total)):
             say("batch", *[trial.index for trial in batch])
             time.sleep(seconds)
@@ -420,7 +421,7 @@ def silence(url, trial):
 
 def test_one_worker_finishes(url):
     said, results = [], []
-    with open_(url) as first, open_(url, say=said.append) as second:
+    with open_(url) as first, open_(url, log=said.append) as second:
         assert first.claim_finish(0) is None
         waiting = threading.Thread(target=lambda: results.append(second.claim_finish(0)))
         waiting.start()

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 import experiments
-from dlflax import run, sweep, train
-from dlflax.checkpoint import Checkpoints
+from dlflax import run, train
+from dlflax.tune import sweep
+from dlflax.train.checkpoint import Checkpoints
 from experiments import predict
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlflax.data import sources, text
+from dlflax.data import download, text, text_files, urls
 from dlflax.data.dataset import Dataset
 from dlflax.data.order import split
 from dlflax.data.text import Text, encode
@@ -43,7 +43,7 @@ def silent(sentence):
     raise AssertionError(f"nothing should be said, but: {sentence}")
 
 
-def load(path, say=silent, **fields):
+def load(path, log=silent, **fields):
     return Text(data_dir=path, **fields).load(say)
 
 

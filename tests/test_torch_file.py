@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dlflax.errors import InputError
-from dlflax.torch_file import MAGIC, read_state_dict
+from dlflax.transfer.torch_file import MAGIC, read_state_dict
 
 ARRAYS = {
     "weight": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from dlflax import augment, metrics, train
+from dlflax import train
+from dlflax.train import augment, metrics
 from dlflax.errors import RunError
 from dlflax.models import CNN, MLP
-from dlflax.optim import Hparams
+from dlflax.train import Hparams
 from dlflax.train import Recipe
 
 TRACES = []

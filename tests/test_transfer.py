@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from dlflax import augment, data, run, train, transfer, weights
+from dlflax import data, run, train, transfer
+from dlflax.train import augment
+from dlflax.transfer import weights
 from dlflax.data import stream
-from dlflax.data.dataset import Rows
+from dlflax.data.dataset import DiskArray
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.models.layers import Dropout
-from dlflax.optim import Hparams
+from dlflax.train import Hparams
 from dlflax.train import Recipe
 from dlflax.transfer import Transfer
 
@@ -246,8 +248,8 @@ def test_data_on_disk_train_to_the_same_bits(tmp_path, monkeypatch):
     part = {name: array[:37] for name, array in part.items()}
     np.save(tmp_path / "images.npy", SPLITS.train["inputs"])
     disk = np.load(tmp_path / "images.npy", mmap_mode="r")
-    streamed = {**part, "inputs": Rows(disk, np.arange(37))}
-    val = {**SPLITS.val, "inputs": Rows(SPLITS.val["inputs"], np.arange(20))}
+    streamed = {**part, "inputs": DiskArray(disk, np.arange(37))}
+    val = {**SPLITS.val, "inputs": DiskArray(SPLITS.val["inputs"], np.arange(20))}
     recipe = replace(RECIPE, augment=("flip",))
     seen = []
     fits = [

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from dlflax import tune
+from dlflax.tune import search, space
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP
-from dlflax.optim import Hparams
-from dlflax.storage import Outcome, open_study
+from dlflax.train import Hparams
+from dlflax.tune.stores import open_study
+from dlflax.tune.trial import Outcome
 from dlflax.train import Recipe
 
 RECIPE = Recipe(model=CNN())

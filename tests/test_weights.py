@@ -20,7 +20,7 @@ from flax import traverse_util
 from huggingface_hub import constants
 from PIL import Image
 
-from dlflax import weights
+from dlflax.transfer import weights
 from dlflax.errors import InputError
 from dlflax.models import CNN, VGG, EfficientNetLite0, ResNet, resnet, vgg
 

@@ -1,13 +1,14 @@
-"""Where examples come from (`Images`, `load`) and their order in training (`split`, `order`)."""
+"""Where examples come from, and their order in training. `dataset.Source` is the contract."""
 
-from dlflax.data.dataset import Dataset, Splits
+from dlflax.data.arrays import Arrays
+from dlflax.data.dataset import Dataset, DiskArray, Source, Splits, examples
 from dlflax.data.folder import ImageFolder
+from dlflax.data.images import Images, load
 from dlflax.data.order import epoch_batches, order, split
 from dlflax.data.series import Series
-from dlflax.data.sources import Images, cache_folder, load
 from dlflax.data.text import Text
 
 __all__ = [
-    "Dataset", "ImageFolder", "Images", "Series", "Splits", "Text",
-    "cache_folder", "epoch_batches", "load", "order", "split",
+    "Arrays", "Dataset", "DiskArray", "ImageFolder", "Images", "Series", "Source", "Splits", "Text",
+    "epoch_batches", "examples", "load", "order", "split",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from dlflax.data import cifar, folder, idx, text
+from dlflax.data import cifar, idx, urls
 from dlflax.errors import InputError
 
 
@@ -141,7 +141,7 @@ class CatsVsDogs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        path = _published(dl_manager, folder.CATS_VS_DOGS_URL, folder.CATS_VS_DOGS_SHA256)
+        path = _published(dl_manager, urls.CATS_VS_DOGS, urls.CATS_VS_DOGS_SHA256)
         return {"train": self._generate_examples(path)}
 
     def _generate_examples(self, path: Path):
@@ -173,7 +173,7 @@ class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        path = _published(dl_manager, text.IMDB_URL, text.IMDB_SHA256)
+        path = _published(dl_manager, urls.IMDB, urls.IMDB_SHA256)
         return {part: self._generate_examples(path, part) for part in ("train", "test")}
 
     def _generate_examples(self, path: Path, part: str):
@@ -183,3 +183,16 @@ class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 label = folder.removeprefix(f"aclImdb/{part}/")
                 if label in ("neg", "pos") and file.endswith(".txt"):
                     yield member.name, {"text": archive.extractfile(member).read(), "label": label}
+
+
+def download(name: str, root: Path) -> Path:
+    """The folder below `root` into which our builder has downloaded and prepared `name`."""
+    builder = {
+        "mnist": Mnist, "fashion_mnist": FashionMnist, "cifar10": Cifar10,
+        "imdb_reviews": ImdbReviews, "cats_vs_dogs": CatsVsDogs,
+    }[name](data_dir=root)  # fmt: skip
+    builder.download_and_prepare(
+        file_format="array_record",
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+    )
+    return Path(builder.data_dir)

@@ -1,22 +1,41 @@
-"""What every source of examples gives: a Dataset as it was read, and the Splits of a run."""
+"""The contract of a data source: a Dataset as it was read, and the Splits of a run."""
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 
-class Rows:
+class Source(Protocol):
+    """Where examples come from: a frozen dataclass, whose fields are flags, with these methods.
+
+    `data.Arrays` is one for NumPy arrays in memory. One of yours needs `load` and `split` to train,
+    and `read` to predict. Errors of the user are `errors.InputError`, one sentence.
+    """
+
+    def load(self, log: Callable[[str], None] = print) -> "Dataset":
+        """Reads everything. `log` gets a sentence for what the user should know."""
+
+    def split(self, dataset: "Dataset", validation: float, seed: int) -> "Splits":
+        """What a run trains, validates and tests with: the share `validation` of the training
+        examples is held out (0: none). A function of its arguments alone, or no run can resume."""
+
+    def read(
+        self, inputs: list[str], data: Mapping[str, Any], folder: Path
+    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
+        """What a user gave to `predict` (files, texts), as the model wants it: (their names, what
+        one is, "file" say, the batch with "inputs" (n, ...)). data: what config.json says of the
+        data, `Splits.info` among it; folder: of the run, with `Splits.files`."""
+
+
+class DiskArray:
     """Some rows of an array that lies on disk (`numpy.memmap`): read when they are indexed.
 
     Has what training asks of an array: shape, dtype, ndim, nbytes, len, and indexing of the first
     axis by an int, a slice or int32 (n,), which gives a NumPy array in memory.
     """
-
     def __init__(self, array, index):
         self.array, self.index = array, np.asarray(index)
         self.shape, self.dtype = (len(self.index), *array.shape[1:]), array.dtype
@@ -32,12 +51,12 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Examples in memory, as a source has them.
+    """Examples as a source has them.
 
-    `train` and `test` hold "inputs" and "targets": for images uint8 (n, height, width, channels)
-    and int32 (n,), for texts str (n,) and int32 (n,), for a series float32 (n, channels) and
-    nothing else; images from single files also "files", their names. `source` says where the bytes
-    came from; `checksum` is the SHA-256 of all of them. `name` is that of what was read, whatever
+    `train` and `test` hold arrays with the examples along the first axis, "inputs" and mostly
+    "targets": of pictures uint8 (n, height, width, channels), of texts str (n,), of a series
+    float64 (n,) and nothing else. `source` says where the bytes came from; `checksum` is the
+    SHA-256 of all of them, by which a resume knows them. `name` is that of what was read, whatever
     was asked for.
     """
 
@@ -53,24 +72,32 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """What a run trains, validates and tests with: arrays "inputs" and "targets", the examples
-    along the first axis; val is None where nothing is held out."""
+    """What a run trains, validates and tests with: arrays "inputs" and, where the task wants them,
+    "targets", the examples along the first axis; val is None where nothing is held out.
+
+    Inputs are uint8 pictures (n, h, w, c), which the model sees as floats in 0..1, or floats or
+    ints (n, ...); other arrays (n, ...) reach the task in the batch.
+    """
 
     train: dict[str, Any]
     val: dict[str, Any] | None
     test: dict[str, Any]
-    model: dict[str, Any]
-    """Fields of the model that the data decide, such as num_outputs."""
+    class_names: tuple[str, ...] = ()
+    """Of classes or labels, by number."""
+    kind: str = "array"
+    """What an example is: picture, text, series, array."""
+    unit: str = "row"
+    """What a user calls one: file, text, row."""
+    test_names: Sequence[str] | None = None
+    """What the test examples are called, (n,), for tables of mistakes."""
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields that the model must have, as the data decide them, such as the vocabulary of texts."""
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What predicting needs to know of the data, as JSON values."""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     """Name -> text of files that belong into the run folder."""
 
 
-def host_memory() -> int:
-    """Bytes of memory that this machine, or the container on it, has."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max", or another system
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
+def examples(data) -> int:
+    """How many examples arrays {"inputs": (n, ...), ...} hold."""
+    return len(data["inputs"])

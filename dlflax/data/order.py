@@ -8,7 +8,7 @@ import numpy as np
 from dlflax.errors import InputError
 
 
-def _permutation(n: int, seed: int, *purpose: int) -> np.ndarray:
+def permutation(n: int, seed: int, *purpose: int) -> np.ndarray:
     """An int32 (n,) permutation for this seed and purpose.
 
     Sorting raw Philox bits: NumPy promises the same bits for ever, `Generator.permutation` not.
@@ -41,7 +41,7 @@ def split(
             f"a validation fraction of {fraction} leaves {n - count} of {n} examples for training "
             f"and {count} for validation: both need at least one."
         )
-    shuffled = _permutation(n, seed, 0)
+    shuffled = permutation(n, seed, 0)
     kept, held_out = np.sort(shuffled[count:]), np.sort(shuffled[:count])
     return (
         {key: array[kept] for key, array in train.items()},
@@ -54,7 +54,7 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
 
     Raises InputError when `seed` is negative.
     """
-    return _permutation(n, seed, 1, epoch)
+    return permutation(n, seed, 1, epoch)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import hashlib
-import importlib.util
+import importlib.resources
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.errors import InputError
 
-# in statsmodels, all in the public domain: (column, steps a season)
+# in data/embedded, with their sources: (column, steps a season)
 EMBEDDED = {"co2": ("co2", 52), "sunspots": ("SUNACTIVITY", 11)}
 
 
@@ -37,25 +37,23 @@ class Series:
     tail: float = 0.2
     """Share of the series, at its end, that is the test data."""
 
-    def load(self, say: Callable[[str], None] = print) -> Dataset:
+    def load(self, log: Callable[[str], None] = print) -> Dataset:
         """train and test: {"inputs": float64 (n,)}, the series before the tail and the tail.
-        Missing values are interpolated linearly, which `say` is told. InputError when the file is
+        Missing values are interpolated linearly, which `log` is told. InputError when the file is
         not such a series or too short."""
         if self.data_dir is not None:
             path, column = Path(self.data_dir).expanduser(), self.column
             name, source = path.stem, f"{path.resolve()}"
         elif self.dataset in EMBEDDED:
-            # found, not imported: the import takes seconds
-            package = Path(importlib.util.find_spec("statsmodels").origin).parent
-            path = package / "datasets" / self.dataset / f"{self.dataset}.csv"
+            path = importlib.resources.files("dlflax.data") / "embedded" / f"{self.dataset}.csv"
             column = EMBEDDED[self.dataset][0]
-            name, source = self.dataset, f"{self.dataset} of statsmodels"
+            name, source = self.dataset, f"{self.dataset}, which comes with dlflax"
         else:
             raise InputError(
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
                 "pass --data-dir FILE.csv."
             )
-        values = read(path, column, say)
+        values = read(path, column, log)
         checksum = hashlib.sha256(values.tobytes()).hexdigest()
         if not 0 < self.tail < 1:
             raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
@@ -65,7 +63,8 @@ class Series:
 
     def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
         """Windows "inputs" float32 (n, window, 1) and "targets" float32 (n, horizon), both less the
-        window's last value and divided by `scale`, the standard deviation of the training targets.
+        window's last value, and divided by `scale`, the standard deviation of the training targets;
+        of the test also "last", float64 (n, 1), that value.
 
         The share `validation` of the part before the tail, at its end and whatever the seed, is
         held out; windows reach back over the border, targets never do. InputError when a part is
@@ -99,18 +98,36 @@ class Series:
         scale = float(np.std(future - past[:, -1:])) or 1.0
 
         def arrays(name) -> dict[str, Any]:
+            # "last" is for the test: training has no use for it
             past, future = windows[name]
             last = past[:, -1:]
+            more = {"last": last} if name == "test" else {}
             return {
                 "inputs": np.float32((past - last) / scale)[:, :, None],
                 "targets": np.float32((future - last) / scale),
+                **more,
             }
 
         return Splits(
             arrays("train"), arrays("val") if validation else None, arrays("test"),
-            model={"num_outputs": self.horizon, "vocabulary": 0},
+            kind="series", unit="file",
             info={"scale": scale, "period": period, "last_window": values[-self.window :].tolist()},
         )  # fmt: skip
+
+    def read(self, inputs, data, folder):
+        """Windows: the last of each CSV file, or with no input of the series trained on; "last" as
+        in `split`."""
+        windows = {path: read(path, self.column)[-self.window :] for path in inputs}
+        windows = windows or {"the series": np.array(data["last_window"])}
+        for path, window in windows.items():
+            if len(window) < self.window:
+                raise InputError(
+                    f"{path} has {len(window)} values: the model looks at the last {self.window}."
+                )
+        past = np.stack(list(windows.values()))
+        last = past[:, -1:]
+        batch = {"inputs": np.float32((past - last) / data["scale"])[:, :, None], "last": last}
+        return list(windows), "file", batch
 
     def _period(self) -> int:
         if self.period < 0:
@@ -121,13 +138,13 @@ class Series:
 
 
 def naive(inputs, horizon: int):
-    """The last value, for ever. inputs (n, window, 1) as `Series.split` gives them -> (n, horizon),
+    """Repeats the last value over the horizon. inputs (n, window, 1) as `Series.split` gives them -> (n, horizon),
     all 0: the last value has been subtracted."""
     return np.zeros((len(inputs), horizon), np.float32)
 
 
 def seasonal_naive(inputs, horizon: int, period: int):
-    """The last season, for ever. inputs as for `naive` -> (n, horizon)."""
+    """Repeats the last season over the horizon. inputs as for `naive` -> (n, horizon)."""
     return np.asarray(inputs)[:, -period:, 0][:, np.arange(horizon) % period]
 
 
@@ -138,7 +155,7 @@ def _windows(values, start, stop, window, horizon):
     return past, values[first[:, None] + np.arange(horizon)[None]]
 
 
-def read(path: Path, column: str | None = None, say: Callable[[str], None] = print) -> np.ndarray:
+def read(path: Path, column: str | None = None, log: Callable[[str], None] = print) -> np.ndarray:
     """One column, by default the last, of a CSV file with a header: float64 (n,). As `Series.load`
     says."""
     path = Path(path)
@@ -147,7 +164,7 @@ def read(path: Path, column: str | None = None, say: Callable[[str], None] = pri
     if missing.all() or len(values) < 8:
         raise InputError(f"{path} has {(~missing).sum()} numbers: a series needs more.")
     if missing.any():
-        say(f"{path.name}: {missing.sum()} of {len(values)} values are missing: interpolated.")
+        log(f"{path.name}: {missing.sum()} of {len(values)} values are missing: interpolated.")
         at = np.arange(len(values))
         values = np.interp(at, at[~missing], values[~missing])
     return values

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dlflax import parallel
-from dlflax.data.dataset import Rows
+from dlflax.data.dataset import DiskArray
 
 PIECE_BYTES = 2**28  # of a piece: large enough to hide the call, three are in memory at once
 
@@ -14,7 +14,7 @@ PIECE_BYTES = 2**28  # of a piece: large enough to hide the call, three are in m
 def fits(data) -> bool:
     """Whether arrays "inputs" and so on may be put on the device whole: they are in memory, and
     take no more than half of the device's."""
-    if isinstance(data["inputs"], Rows):
+    if isinstance(data["inputs"], DiskArray):
         return False
     free = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", float("inf"))
     return sum(array.nbytes for array in data.values()) <= free / 2
@@ -33,7 +33,7 @@ def stream(data, batches: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], i
     """
     import grain
 
-    batches = batches[:, parallel.share(batches.shape[1])]
+    batches = batches[:, parallel.host_rows(batches.shape[1])]
     steps, batch_size = batches.shape
     k = int(np.clip(PIECE_BYTES // max(_example_bytes(data) * batch_size, 1), 1, steps))
 
@@ -53,7 +53,7 @@ def slices(data) -> Iterator[dict[str, np.ndarray]]:
     """The examples in their order, a piece at a time, read by grain."""
     import grain
 
-    n, size = len(data["targets"]), max(1, PIECE_BYTES // max(_example_bytes(data), 1))
+    n, size = len(data["inputs"]), max(1, PIECE_BYTES // max(_example_bytes(data), 1))
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     yield from (
         grain.MapDataset.range(0, n, size)

@@ -1,0 +1,182 @@
+"""Pictures decoded once, in parallel, and kept on disk.
+
+PIL and grain are imported only where they are needed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from dlflax.data import download
+from dlflax.data.folder_files import Found, shown, skipped, without_duplicates
+from dlflax.errors import InputError
+from dlflax.files import cache_folder
+from dlflax.parallel import host_memory
+from dlflax.report.progress import counting
+
+ABANDONED = 3600  # seconds without a write: whoever decoded into that file is gone
+
+_VERSION = 1  # of the cache's format and of the decoding
+
+
+def decoded(
+    folder: Path, size: int, stamp, find: Callable[[], Found], place: str, log
+) -> tuple[np.ndarray, dict]:
+    """(uint8 (n, size, size, 3), table) of what find() finds, kept for as long as `stamp`, JSON
+    values, is the same. The table has n "labels", "names" and "parts", and "class_names", "given",
+    "checksum", "report" and "count".
+
+    Each stamp has files of its own names, complete from the moment they have them: another
+    process, or one that is killed, leaves nothing that would be read wrongly.
+    """
+    import PIL.Image
+
+    stamp = [_VERSION, PIL.__version__, PIL.Image.MAX_IMAGE_PIXELS, size, stamp]
+    version = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{size} {shown(str(folder.resolve()))}".encode()).hexdigest()[:12]
+    home = cache_folder() / "folders" / key
+    pixels_path, table_path = home / f"{version}.npy", home / f"{version}.json"
+    with contextlib.suppress(Exception):  # damaged bytes can raise anything: decode again
+        return _read_cache(pixels_path, table_path, size)
+
+    found = without_duplicates(find())
+    count = len(found.names)
+    nbytes = count * size * size * 3
+    what = f"Decoding {count:,} pictures of {folder}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        _tidy(home, version)
+        if shutil.disk_usage(home).free < nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with _finished(pixels_path) as file:
+            log(f"{what} (once: they are kept for the next start).")
+            _write_header(file, count, size)
+            table = decode(found, size, file.write)
+            file.seek(0)
+            _write_header(file, len(table["names"]), size)
+        text = json.dumps(table)
+        with _finished(table_path) as file:  # the last, so what it is for is there
+            file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+        if table["names"]:
+            return _read_cache(pixels_path, table_path, size)
+        return np.empty((0, size, size, 3), np.uint8), table
+    except OSError as error:
+        log(f"The decoded pictures cannot be kept in {home} ({error.strerror or error}).")
+    if nbytes > host_memory() / 2:
+        raise InputError(
+            f"{place} takes {nbytes / 1e9:.1f} GB when decoded, too much for this machine's memory "
+            f"and for {home}: set XDG_CACHE_HOME to a folder with room, or a smaller --size."
+        )
+    log(f"{what} into memory.")
+    pixels, rows = np.empty((count, size, size, 3), np.uint8), iter(range(count))
+
+    def keep(picture: bytes) -> None:
+        pixels[next(rows)] = np.frombuffer(picture, np.uint8).reshape(size, size, 3)
+
+    table = decode(found, size, keep)
+    return pixels[: len(table["names"])], table
+
+
+def _write_header(file: BinaryIO, count: int, size: int) -> None:
+    """Of an .npy file; NumPy pads it, so that another count does not change its length."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+@contextlib.contextmanager
+def _finished(path: Path) -> Iterator[BinaryIO]:
+    """A new file that has the name `path` once all is written, and otherwise vanishes."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave zeros under the name
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.close()  # writes what it still holds
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _tidy(home: Path, version: str) -> None:
+    """Deletes what older stamps and killed processes left."""
+    for path in home.iterdir():
+        with contextlib.suppress(OSError):
+            abandoned = time.time() - path.stat().st_mtime > ABANDONED
+            if abandoned if path.suffix == ".tmp" else not path.name.startswith(version):
+                path.unlink()
+
+
+def _read_cache(pixels_path: Path, table_path: Path, size: int) -> tuple[np.ndarray, dict]:
+    """What `decoded` kept. Raises anything when it is not whole."""
+    checksum, _, text = table_path.read_text("utf-8").partition("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != checksum:
+        raise ValueError("damaged")
+    table = json.loads(text)
+    pixels = np.load(pixels_path, mmap_mode="r")
+    if pixels.shape != (len(table["names"]), size, size, 3) or pixels.dtype != np.uint8:
+        raise ValueError("damaged")
+    return pixels, table
+
+
+def decode(found: Found, size: int, write: Callable[[bytes], object]) -> dict:
+    """Decodes with as many threads as there are cores and gives `write` each good picture's
+    bytes, in order; the table of `decoded`."""
+    import grain
+
+    from dlflax.data import picture
+
+    def one(index: int):
+        """(uint8 array or None, its row of the report or None)."""
+        name = found.names[index]
+        try:
+            with found.open(index) as file:
+                pixels, odd = picture.decode(file, Path(name), (size, size, 3))
+        except picture.PictureError as error:
+            reason = f"{error.kind}: {error.detail}" if error.detail else error.kind
+            return None, [skipped(name, error.kind, reason)]
+        except Exception as error:  # the file system's, or TFDS's
+            text = getattr(error, "strerror", None) or download.first_line(error)
+            return None, [skipped(name, "unreadable", f"unreadable: {text}")]
+        kinds = ["misnamed" if " named " in reason else reason.split(",")[0] for reason in odd]
+        return pixels, [
+            [name, "converted", kind, reason] for kind, reason in zip(kinds, odd, strict=True)
+        ]
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=4 * cores)
+    indices = grain.MapDataset.range(len(found.names))
+    results = indices.map(one).to_iter_dataset(options)
+    kept, report, digest = [], list(found.report), hashlib.sha256()
+    with warnings.catch_warnings(), counting("decoding", len(found.names)) as advance:
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, in every thread
+        for index, (pixels, rows) in enumerate(results):
+            advance(1)
+            report.extend(rows)
+            if pixels is not None:
+                content = pixels.tobytes()
+                digest.update(content)
+                write(content)
+                kept.append(index)
+    names, labels, parts = (
+        [column[index] for index in kept] for column in (found.names, found.labels, found.parts)
+    )
+    digest.update(json.dumps([found.class_names, labels, names]).encode())
+    return {
+        "labels": labels, "names": names, "parts": parts, "class_names": found.class_names,
+        "given": found.given, "checksum": digest.hexdigest(), "report": sorted(report),
+        "count": found.count,
+    }  # fmt: skip

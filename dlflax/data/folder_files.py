@@ -1,0 +1,272 @@
+"""Pictures in one folder a class, as the disk or TensorFlow Datasets holds them: found, not decoded.
+
+The rules for odd files are those of `folder.py`. tensorflow_datasets is imported only where it is
+needed.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from dlflax.data import download
+from dlflax.errors import InputError
+
+MAX_BYTES = 2**30  # of one file
+
+_LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+PARTS = {
+    "test": "test", "validation": "validation", "val": "validation", "valid": "validation",
+    "train": "train",
+}  # fmt: skip
+WANTED = (
+    "a folder with one folder of pictures a class, or with such folders in train/, and in "
+    "validation/ and test/ where there are any"
+)
+
+@dataclasses.dataclass
+class File:
+    """A file below the folder; `name` is for people, and its part of the cache's stamp."""
+
+    path: str
+    name: str
+    size: int
+    mtime: int
+    regular: bool
+
+
+@dataclasses.dataclass
+class Found:
+    """What is to be decoded: n names, labels, parts ("train", "validation", "test", those `given`
+    by folders; else ""), sizes in bytes, and `open` for the bytes of each; besides them the
+    `report`, a list of [file, "skipped" or "converted", kind, reason], and the number of all
+    files."""
+
+    class_names: list[str]
+    given: list[str]
+    names: list[str]
+    labels: list[int]
+    parts: list[str]
+    sizes: list[int]
+    open: Callable[[int], BinaryIO]
+    report: list[list[str]]
+    count: int
+
+
+def walk(root: Path, place: str) -> tuple[list[File], list[str], list[list[str]]]:
+    """(files, folders, report) of all that is below `root`, by name.
+
+    Links to what is below `root` are followed; below each of its folders every folder is read
+    once, however many links lead to it, so loops end.
+    """
+    inside = os.path.realpath(root)
+    files, folders, report = [], [], []
+    waiting = [(str(root), "", {inside})]
+    while waiting:
+        folder, prefix, seen = waiting.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+        except OSError as error:
+            if not prefix:
+                raise InputError(f"{place} cannot be read: {error.strerror}.") from None
+            report.append(skipped(prefix, "unreadable", f"unreadable: {error.strerror}"))
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in _LEFT_BEHIND:
+                continue
+            name = prefix + shown(entry.name)
+            try:
+                real = os.path.realpath(entry.path)
+                if entry.is_symlink():
+                    status = os.stat(real)
+                    if os.path.commonpath([inside, real]) != inside:
+                        report.append(skipped(name, "link", "link that leads out of the folder"))
+                        continue
+                else:
+                    status = entry.stat()
+            except OSError as error:
+                if entry.is_symlink():
+                    report.append(skipped(name, "link", "link that leads nowhere"))
+                else:
+                    report.append(skipped(name, "unreadable", f"unreadable: {error.strerror}"))
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                regular = stat.S_ISREG(status.st_mode)
+                files.append(File(entry.path, name, status.st_size, status.st_mtime_ns, regular))
+            elif real in seen:
+                report.append(skipped(f"{name}/", "link", "link to a folder that is read already"))
+            else:
+                folders.append(name)
+                below = seen if prefix else {inside}
+                below.add(real)
+                waiting.append((entry.path, f"{name}/", below))
+    files.sort(key=lambda file: file.name)
+    return files, sorted(folders), sorted(report)
+
+
+def by_class(files: list[File], folders: list[str], report: list[list[str]], place: str) -> Found:
+    """What `walk` found, by part, class and name; what is no picture at first sight is left out.
+
+    Raises InputError when the folders are neither classes nor train/ and so on with classes.
+    """
+    from dlflax.data import picture
+
+    suffixes = {suffix for known in picture.FORMATS.values() for suffix in known}
+    top = {name.partition("/")[0] for name in folders}
+    classes = {name: set() for name in top}
+    for name in folders:
+        folder, _, below = name.partition("/")
+        if below:
+            classes[folder].add(below.partition("/")[0])
+    given = {}  # part -> its folder
+    if classes.get("train"):
+        for name in sorted(top & set(PARTS)):
+            if (part := PARTS[name]) in given:
+                raise InputError(f"{place} has both {given[part]}/ and {name}/: keep one of them.")
+            given[part] = name
+            if classes[name] != classes["train"]:
+                ours, theirs = (listed(classes[folder]) for folder in ("train", name))
+                raise InputError(
+                    f"{place} has the classes {ours} in train/ and {theirs} in {name}/, but they "
+                    "should be the same."
+                )
+        class_names = sorted(classes["train"])
+    elif top and top <= set(PARTS) and any(classes.values()):
+        raise InputError(f"{place} has {listed(top)} but no train/: it should be {WANTED}.")
+    else:
+        class_names = sorted(top)
+
+    chosen, report = [], list(report)
+    count = len(files) + len(report)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    order = {part: number for number, part in enumerate(("test", "validation", "train", ""))}
+    for file in files:
+        part, folder = "", file.name
+        if given:
+            folder, _, folder_below = file.name.partition("/")
+            part = PARTS.get(folder) if given.get(PARTS.get(folder)) == folder else None
+            folder = folder_below
+        class_name, inner, _ = folder.partition("/")
+        suffix = os.path.splitext(file.name)[1].lower()
+        if suffix not in suffixes:
+            reason = f"no picture: named {suffix}" if suffix else "no picture: named without ending"
+            report.append(skipped(file.name, "no picture", reason))
+        elif not file.regular:
+            report.append(skipped(file.name, "unreadable", "unreadable: no regular file"))
+        elif part is None or not inner:
+            report.append(skipped(file.name, "outside the classes"))
+        elif file.size == 0:
+            report.append(skipped(file.name, "empty"))
+        elif file.size > MAX_BYTES:
+            report.append(skipped(file.name, "too large", "too large: more than 1 GiB"))
+        else:
+            chosen.append((order[part], numbers[class_name], file.name, part, file))
+    chosen.sort(key=lambda row: row[:3])
+    found = [row[4] for row in chosen]
+    return Found(
+        class_names, list(given), [file.name for file in found], [row[1] for row in chosen],
+        [row[3] for row in chosen], [file.size for file in found],
+        lambda index: open(found[index].path, "rb"), report, count,
+    )  # fmt: skip
+
+
+def open_tfds(folder: Path) -> Found:
+    """The pictures of a prepared TFDS data set, not decoded; array_record without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    names, labels, parts, sizes, places, report = [], [], [], [], [], []
+    try:
+        builder = tfds.builder_from_directory(folder)
+        image, label = builder.info.supervised_keys or ("image", "label")
+        class_names = list(builder.info.features[label].names)
+        decoders = {image: tfds.decode.SkipDecoding()}
+        splits = [part for part in ("test", "validation", "train") if part in builder.info.splits]
+        for part in splits:
+            if builder.info.file_format.value == "array_record":
+                examples = builder.as_data_source(part, decoders=decoders)
+            elif importlib.util.find_spec("tensorflow"):
+                dataset = builder.as_dataset(split=part, decoders=decoders)
+                examples = list(tfds.as_numpy(dataset))
+            else:
+                raise InputError(
+                    f"The {part} split in {folder} is in {builder.info.file_format.value} format, "
+                    'which only TensorFlow reads: pip install "dlflax[tf]", or prepare it with '
+                    'file_format="array_record".'
+                )
+            rows = []
+            for index, example in enumerate(examples):
+                name = example.get(f"{image}/filename", f"{part}/{index}.jpg".encode()).decode()
+                rows.append((name, int(example[label]), len(example[image]), (examples, index)))
+            rows.sort(key=lambda row: (row[1], row[0]))  # TFDS shuffles
+            for column, values in zip(
+                (names, labels, sizes, places), zip(*rows, strict=True), strict=False
+            ):
+                column.extend(values)
+            parts.extend([part if len(splits) > 1 else ""] * len(rows))
+    except InputError:
+        raise
+    except Exception as error:  # a damaged folder can raise anything from TFDS
+        raise InputError(
+            f"The TFDS data set in {folder} cannot be read as labelled pictures "
+            f"({download.first_line(error)}): prepare it again, or pass --data-dir."
+        ) from None
+
+    def opened(index: int) -> BinaryIO:
+        examples, place = places[index]
+        return io.BytesIO(examples[place][image])
+
+    given = splits if len(splits) > 1 else []
+    return Found(class_names, given, names, labels, parts, sizes, opened, report, len(names))
+
+
+def without_duplicates(found: Found) -> Found:
+    """`found` without files that have the bytes of another one; they are in its report."""
+    same_size = collections.Counter(found.sizes)
+    same_bytes = collections.defaultdict(list)
+    for index, size in enumerate(found.sizes):
+        if same_size[size] > 1:
+            with contextlib.suppress(Exception), found.open(index) as file:  # decoding will tell
+                same_bytes[hashlib.file_digest(file, "sha256").digest()].append(index)
+    report, dropped = list(found.report), set()
+    for indices in same_bytes.values():
+        conflict = len({found.labels[index] for index in indices}) > 1
+        for index in indices[not conflict :]:
+            other = indices[0]
+            if conflict:
+                other = next(i for i in indices if found.labels[i] != found.labels[index])
+            reason = f"same bytes as {found.names[other]}" + ", of another class" * conflict
+            kind = "in two classes" if conflict else "duplicate"
+            report.append(skipped(found.names[index], kind, reason))
+            dropped.add(index)
+    kept = [index for index in range(len(found.names)) if index not in dropped]
+    return dataclasses.replace(
+        found,
+        names=[found.names[i] for i in kept],
+        labels=[found.labels[i] for i in kept],
+        parts=[found.parts[i] for i in kept],
+        sizes=[found.sizes[i] for i in kept],
+        open=lambda index: found.open(kept[index]),
+        report=report,
+    )
+
+
+def shown(name: str) -> str:
+    """A file's name, `/` between folders, as text that is valid Unicode."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace(os.sep, "/")
+
+
+def listed(names) -> str:
+    names = sorted(names)
+    shown = ", ".join(f'"{name}"' for name in names[:8]) or "none"
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def skipped(name: str, kind: str, reason: str = "") -> list[str]:
+    return [name, "skipped", kind, reason or kind]

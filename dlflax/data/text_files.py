@@ -1,0 +1,279 @@
+"""Texts with a class each, as files hold them: folders, TensorFlow Datasets, the VADER lexicon.
+
+tensorflow_datasets is imported only where it is needed.
+"""
+
+import hashlib
+import importlib.resources
+import importlib.util
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dlflax.data import download
+from dlflax.data.dataset import Dataset
+from dlflax.data.order import permutation
+from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
+from dlflax.errors import InputError
+
+TEST_SHARE = 0.1
+FEWEST = 10
+
+WANTED = (
+    "a .csv, .tsv or .jsonl file, a folder with one .txt file or one folder of .txt files a class, "
+    "or a TFDS folder"
+)
+
+
+def read_path(path: Path, dataset: str, log) -> Dataset:
+    """What `--data-dir` names, of whatever kind it is; `dataset` is its name in a TFDS folder."""
+    place, source = f"--data-dir {path}", str(path.resolve())
+    if path.is_file():
+        if not (match := TABLE.search(path.name)):
+            raise InputError(f"{place} is none of .csv, .tsv and .jsonl (or one of them with .gz).")
+        texts, labels = read_table(path, match[1].lower())
+        class_names = _ordered(set(labels))
+        numbers = {label: number for number, label in enumerate(class_names)}
+        train = texts, [numbers[label] for label in labels]
+        return _dataset(path.name[: match.start()], source, class_names, train, None, place, log)
+
+    if not path.exists():
+        start = f"{path.name}."
+        there = _listing(path.parent) if path.parent.is_dir() else []
+        files = {
+            file.name.removeprefix(start): file
+            for file in there
+            if file.is_file() and file.name.startswith(start) and not TABLE.search(file.name)
+        }
+        if len(files) < 2:
+            raise InputError(f"{place} does not exist: it should be {WANTED}.")
+        return _read_classes(path.name, f"{source}.*", _class_files(files), None, place, log)
+
+    if found := prepared(path, dataset):
+        return read_tfds(dataset, found, log)
+    entries = _listing(path)
+    folders = {entry.name: entry for entry in entries if entry.is_dir()}
+    if {"train", "test"} <= set(folders):  # and whatever else: aclImdb has a vocabulary beside them
+        train, test = (_class_folders(folders[part]) for part in ("train", "test"))
+        if set(train) != set(test):
+            raise InputError(
+                f"{place} has the classes {listed(train)} in train and {listed(test)} in test, "
+                "but they should be the same."
+            )
+        return _read_classes(path.name, source, train, test, place, log)
+    files = {entry.name: entry for entry in entries if entry.name not in folders}
+    stems = {file.stem for file in files.values()}
+    if folders and not files:
+        return _read_classes(path.name, source, _class_folders(path), None, place, log)
+    if files and not folders and not any(TABLE.search(name) for name in files):
+        if all(file.suffix == ".txt" for file in files.values()):
+            files = {file.stem: file for file in files.values()}
+            return _read_classes(path.name, source, _class_files(files), None, place, log)
+        if len(stems) == 1:
+            files = {file.suffix.removeprefix("."): file for file in files.values()}
+            return _read_classes(stems.pop(), source, _class_files(files), None, place, log)
+    holds = listed([*files, *(f"{name}/" for name in folders)]) or "nothing"
+    raise InputError(f"{place} holds {holds}: it should be one data set, that is {WANTED}.")
+
+
+def _read_classes(name, source, train, test, place, log) -> Dataset:
+    """A Dataset of {class: texts}."""
+    class_names = _ordered(train)
+    parts = [
+        part
+        and (
+            [text for label in class_names for text in part[label]],
+            np.repeat(np.arange(len(class_names)), [len(part[label]) for label in class_names]),
+        )
+        for part in (train, test)
+    ]
+    return _dataset(name, source, class_names, *parts, place, log)
+
+
+def _class_files(files: dict[str, Path]) -> dict[str, list[str]]:
+    """{class: its file's lines}."""
+    classes = {}
+    for label, file in files.items():
+        lines = io.StringIO(read_text(file), newline="\n")  # nothing else ends a line here
+        classes[label] = [text for line in lines if (text := line.strip())]
+        if not classes[label]:
+            raise InputError(f"{file} has no examples: each of its lines should be one.")
+    return classes
+
+
+def _class_folders(folder: Path) -> dict[str, list[str]]:
+    """{class: the texts of its folder's files}."""
+    classes = {}
+    for entry in _listing(folder):
+        if entry.is_dir() and entry.name != "unsup":
+            files = [file for file in _listing(entry) if file.suffix == ".txt"]
+            if not files:
+                raise InputError(
+                    f"{entry} has no .txt files, but as a class it should have one a text."
+                )
+            classes[entry.name] = [read_text(file) for file in files]
+    if not classes:
+        raise InputError(f"{folder} has no folders: it should have one a class.")
+    return classes
+
+
+def _listing(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without what is hidden or only describes the rest."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}.") from None
+    about = (".", "readme", "license")
+    return [folder / name for name in names if not name.lower().startswith(about)]
+
+
+def prepared(root: Path, name: str) -> Path | None:
+    return download.prepared(root, f"{name}/plain_text") or download.prepared(root, name)
+
+
+def read_tfds(name: str, folder: Path, log) -> Dataset:
+    """A prepared TFDS data set; validation is the test split where there is no other."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        text, label = builder.info.supervised_keys or ("text", "label")
+        class_names = builder.info.features[label].names
+        test = next((part for part in ("test", "validation") if part in builder.info.splits), None)
+        parts = [
+            part and _read_tfds_split(builder, part, text, label, f"The {part} split in {folder}")
+            for part in ("train", test)
+        ]
+    except InputError:
+        raise
+    except Exception as error:  # a damaged folder can raise anything from TFDS
+        raise InputError(
+            f"The TFDS data set in {folder} cannot be read as labelled texts with a train split "
+            f"({download.first_line(error)}): prepare it again, or pass --data-dir."
+        ) from None
+    source = f"TFDS {name}:{folder.name} in {folder}"
+    return _dataset(name, source, class_names, *parts, f"The TFDS data set in {folder}", log)
+
+
+def _read_tfds_split(builder, part, text, label, place) -> tuple[list[str], list[int]]:
+    if builder.info.file_format.value == "array_record":
+        examples = builder.as_data_source(part)
+    elif importlib.util.find_spec("tensorflow"):
+        import tensorflow_datasets as tfds
+
+        examples = tfds.as_numpy(builder.as_dataset(split=part))
+    else:
+        raise InputError(
+            f"{place} is in {builder.info.file_format.value} format, which only TensorFlow reads: "
+            'pip install "dlflax[tf]", or prepare it with file_format="array_record".'
+        )
+    texts, targets = [], []
+    for example in examples:
+        texts.append(example[text].decode())
+        targets.append(int(example[label]))
+    return texts, targets
+
+
+def vader(log) -> Dataset:
+    """The VADER lexicon: a word, its mean rating, the deviation and the ten ratings a line."""
+    path = importlib.resources.files("dlflax.data") / "embedded" / "vader_lexicon.txt"
+    ratings = {}
+    for line in path.read_text("utf-8").splitlines():
+        word, mean, *_ = line.split("\t")
+        ratings.setdefault(word.strip(), float(mean))
+    words = [word for word, mean in ratings.items() if mean]
+    targets = [int(ratings[word] > 0) for word in words]
+    source = f"VADER lexicon, {len(words):,} rated words (NOT reviews)"
+    return _dataset("vader", source, ("negative", "positive"), (words, targets), None, path, log)
+
+
+def _ordered(labels) -> list[str]:
+    """By number when all are whole numbers, else by name."""
+    whole = all(re.fullmatch("-?[0-9]{1,9}", label) for label in labels)
+    return sorted(sorted(labels), key=int if whole else None)  # twice: 1 and 01 are two labels
+
+
+def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
+    """A checked Dataset of (texts, targets) for train and test; without test a part of train.
+    `place` names them in messages."""
+    train, test = (
+        part and ([text.strip() for text in part[0]], np.asarray(part[1], np.int32))
+        for part in (train, test)
+    )
+    if test is None:
+        train = _without_duplicates(*train, place, log)
+    count = len(train[0]) + (len(test[0]) if test else 0)
+    if count < FEWEST:
+        different = "" if test else " different"
+        raise InputError(f"{place} has {count}{different} texts, but at least {FEWEST} are needed.")
+    if len(class_names) < 2:
+        raise InputError(
+            f"{place} has only the class {shown(class_names[0])}, but two or more are needed."
+        )
+    for _, targets in (train, test or train):
+        wrong = targets[(targets < 0) | (targets >= len(class_names))]
+        if len(wrong):
+            raise InputError(
+                f"{place} has the label {wrong[0]}, but labels are 0 to {len(class_names) - 1}."
+            )
+    counts = np.bincount(train[1], minlength=len(class_names))
+    if not counts.all():
+        empty = class_names[int(np.argmin(counts))]
+        raise InputError(
+            f"{place} has no example of the class {shown(empty)} to train on, but every class "
+            "needs one."
+        )
+    if test is None:
+        if counts.max() == 1:
+            raise InputError(
+                f"{place} has as many classes as texts, {count:,}, so its labels are no classes: "
+                "a class needs several texts."
+            )
+        train, test = _draw_test(*train, counts)
+    elif not test[0]:
+        raise InputError(f"{place} has no texts to test on: at least one is needed.")
+
+    digest = hashlib.sha256(json.dumps(class_names).encode())
+    arrays = []
+    for texts, targets in (train, test):
+        digest.update(f"{len(texts)} texts".encode())
+        for text in texts:
+            content = text.encode()
+            digest.update(b"%d:" % len(content))  # or "a", "bc" would be as "ab", "c"
+            digest.update(content)
+        digest.update(targets.astype("<i4").tobytes())
+        # Objects: in a NumPy array of strings each takes the room of the longest.
+        inputs = np.empty(len(texts), object)
+        inputs[:] = texts
+        arrays.append({"inputs": inputs, "targets": targets})
+    return Dataset(name, source, *arrays, tuple(class_names), digest.hexdigest())
+
+
+def _without_duplicates(texts, targets, place, log):
+    first = {}
+    for index, text in enumerate(texts):
+        first.setdefault(text, index)
+    if dropped := len(texts) - len(first):
+        log(
+            f"{place}: {dropped:,} of {len(texts):,} texts repeat an earlier one and are left out, "
+            "so that none is both in training and in the test."
+        )
+    return list(first), targets[list(first.values())]
+
+
+def _draw_test(texts, targets, counts):
+    """((texts, targets), (texts, targets)): train, and TEST_SHARE of each class of two or more."""
+    share = np.maximum(1, np.round(TEST_SHARE * counts).astype(int)) * (counts > 1)
+    shuffled = permutation(len(texts), 0, 2)  # 0: whatever the run's seed, one test split
+    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    rank = np.arange(len(texts)) - np.repeat(np.cumsum(counts) - counts, counts)
+    in_test = np.zeros(len(texts), bool)
+    in_test[by_class[rank < np.repeat(share, counts)]] = True
+    return [
+        ([texts[index] for index in np.flatnonzero(chosen)], targets[chosen])
+        for chosen in (~in_test, in_test)
+    ]

@@ -1,0 +1,14 @@
+"""Where the data sets that are not images of one size are published, with the sums of their files.
+
+The sums are those of the TFDS builders of the same names. MNIST's are in `idx.py`, CIFAR-10's in
+`cifar.py`.
+"""
+
+IMDB = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+IMDB_SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
+
+CATS_VS_DOGS = (
+    "https://download.microsoft.com/download/3/E/1/"
+    "3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
+)
+CATS_VS_DOGS_SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"

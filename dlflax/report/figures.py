@@ -1,0 +1,282 @@
+"""Pictures of data and results, as matplotlib Figures.
+
+matplotlib is imported where it is used: start-up time counts.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dlflax.files import replacing
+
+
+def new_figure(width: float, height: float, layout: str | None = "constrained"):
+    """An empty matplotlib Figure, inches."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, a second less to import
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def curves(history: list[dict[str, float]], score: str | None = None, best: int | None = None):
+    """Figure: loss and, where there is one, another score against the epoch; best: index of the
+    epoch to mark. history: rows as `train.history` has them."""
+    from matplotlib.ticker import MaxNLocator
+
+    columns = {k: np.array([row.get(k, math.nan) for row in history], float) for k in history[0]}
+    epochs = columns["epoch"]
+    names = [
+        n for n in dict.fromkeys(("loss", score)) if f"train_{n}" in columns or f"val_{n}" in columns
+    ]
+    figure = new_figure(5 * len(names), 3.8)
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        for split, colour in (("train", "tab:blue"), ("val", "tab:orange")):
+            if (values := columns.get(f"{split}_{name}")) is None:
+                continue
+            marker = "o" if len(epochs) <= 20 else None
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=split)
+            if split == "val" and best is not None:
+                label = f"best epoch {epochs[best]:.0f}: {values[best]:.4f}"
+                ring = dict(markersize=10, markerfacecolor="none", markeredgewidth=1.5)
+                axes.plot(epochs[best], values[best], "o", color=colour, label=label, **ring)
+        axes.set(title=name.replace("_", " "), xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    return figure
+
+
+def predicted_against_true(targets, outputs):
+    """Figure: a point an example, for up to six numbers. Both float (n, numbers)."""
+    count = min(targets.shape[1], 6)
+    figure = new_figure(3.6 * min(count, 3), 3.6 * math.ceil(count / 3))
+    grid = figure.subplots(math.ceil(count / 3), min(count, 3), squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i >= count:
+            axes.set_axis_off()
+            continue
+        axes.scatter(targets[:, i], outputs[:, i], s=8, alpha=0.5, linewidths=0)
+        ends = [min(targets[:, i].min(), outputs[:, i].min())]
+        ends += [max(targets[:, i].max(), outputs[:, i].max())]
+        axes.plot(ends, ends, color="#888888", linewidth=1)
+        axes.set(xlabel="true", ylabel="predicted", title=f"number {i + 1}" if count > 1 else "")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_matrix(matrix: np.ndarray, class_names):
+    """Figure. matrix: int (k, k), rows true, columns predicted. The colour is the share of the
+    row; up to 20 classes the cells show their counts."""
+    from matplotlib.colors import PowerNorm
+
+    matrix = np.asarray(matrix)
+    k, names = len(matrix), [_short(name, 24) for name in class_names]
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cell = max(0.5, 3 / k) if k <= 20 else max(0.11, 9 / k)  # inches
+    font = min(10, 54 * cell)  # points, three quarters of a cell
+    figure = new_figure(cell * k + 2.2, cell * k + 1.2)
+    axes = figure.subplots()
+    # The square root: one mistake in a hundred is still seen.
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    turned = 90 if max(map(len, names)) * font * 0.6 > 65 * cell else 0
+    axes.set_xticks(range(k), names, rotation=turned, fontsize=font, parse_math=False)
+    axes.set_yticks(range(k), names, fontsize=font, parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    right = np.trace(matrix) / max(matrix.sum(), 1)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{right:.2%} of {matrix.sum():,} right")
+    bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, aspect=30)
+    bar.outline.set_visible(False)
+    for (i, j), count in np.ndenumerate(matrix) if k <= 20 else ():
+        colour = "white" if share[i, j] > 0.4 else "black" if count else "#bbbbbb"
+        size = min(10, 94 * cell / len(str(matrix.max())))
+        axes.text(j, i, count, ha="center", va="center", color=colour, fontsize=size)
+    return figure
+
+
+def wrong_predictions(images, targets, predictions, probabilities, class_names, limit=25):
+    """Figure of the most confident mistakes, or None when there are none.
+
+    images: uint8 (n, h, w, c), c 1 or 3; only those shown are indexed. targets, predictions: int
+    (n,). probabilities: float (n, k), or (n,) of the predicted class.
+    """
+    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    probabilities = np.asarray(probabilities, np.float32)
+    if probabilities.ndim == 2:
+        probabilities = probabilities[np.arange(len(predictions)), predictions]
+    wrong = np.flatnonzero(targets != predictions)
+    wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][:limit]
+    if not len(wrong):
+        return None
+    of = (each[wrong] for each in (targets, predictions, probabilities))
+    figure = _titled(*of, class_names, columns=5, width=2)
+    for i, axes in zip(wrong, figure.axes, strict=True):
+        picture = images[i][:, :, 0] if images.shape[-1] == 1 else images[i]
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    return figure
+
+
+def heatmaps(images, maps, targets, predictions, probabilities, class_names):
+    """Figure of pictures, each beside itself under its map as translucent colours.
+
+    images: uint8 (n, h, w, 3); maps: float (n, h, w) in 0..1; targets, predictions: int (n,);
+    probabilities: float (n,) of the predicted class. n is small: all of them are shown.
+    """
+    _, h, w, _ = images.shape
+    figure = _titled(targets, predictions, probabilities, class_names, columns=2, width=4)
+    for image, heat, axes in zip(images, maps, figure.axes, strict=True):
+        beside = dict(extent=(1.04 * w, 2.04 * w, h, 0), interpolation="nearest")
+        axes.imshow(image, extent=(0, w, h, 0), interpolation="nearest")
+        axes.imshow(image, **beside)
+        axes.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.5, **beside)
+        axes.set(xlim=(0, 2.04 * w), ylim=(h, 0))
+    return figure
+
+
+def _titled(targets, predictions, probabilities, class_names, columns, width):
+    """Figure with an empty Axes an example, `width` inches wide, whose title says what it is and
+    what it was taken for. All (n,)."""
+    n, names = len(targets), [_short(name, 15) for name in class_names]
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    between = " " if width > 2 or max(map(len, names)) <= 4 else "\n"
+    picture_height = 0.86 if between == " " else 0.81  # the rest is the title
+    # Placed by hand: the constrained layout takes seconds over twenty-five titles.
+    figure = new_figure(width * columns, 1.9 / picture_height * rows, layout=None)
+    for i in range(n):
+        left, bottom = i % columns + 0.025, rows - 1 - i // columns
+        box = (left / columns, bottom / rows, 0.95 / columns, picture_height / rows)
+        axes = figure.add_axes(box, xticks=[], yticks=[], frame_on=False)
+        title = f"true {names[targets[i]]},{between}predicted {names[predictions[i]]} "
+        axes.set_title(f"{title}({probabilities[i]:.2f})", fontsize=9, parse_math=False)
+    return figure
+
+
+def augmented(images, augmented):
+    """Figure: one picture a row, as it is and then as training saw it. images: float or uint8
+    (n, h, w, c), c 1 or 3; augmented: float (draws, n, h, w, c), 0..1."""
+    images = images / 255.0 if images.dtype == np.uint8 else images
+    return _sheet(np.concatenate([images[None], augmented]).swapaxes(0, 1), "as it is | augmented")
+
+
+def reconstructions(inputs, outputs, noisy=None):
+    """Figure: inputs, what noise made of them, and reconstructions, below each other. All float
+    (n, h, w, c), 0..1."""
+    rows = [inputs, outputs] if noisy is None else [inputs, noisy, outputs]
+    names = ["input", "reconstruction"] if noisy is None else ["input", "noisy", "reconstruction"]
+    return _sheet(np.stack(rows), " | ".join(names) + " (rows)")
+
+
+def samples(images, columns: int = 10):
+    """Figure: float (n, h, w, c), 0..1, n a multiple of `columns`, in a grid."""
+    return _sheet(images.reshape(-1, columns, *images.shape[1:]), "drawn from the code")
+
+
+def _sheet(images, title):
+    """Figure of (rows, columns, h, w, c) float pictures, 0..1."""
+    rows, columns, h, w, c = images.shape
+    images = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
+    sheet = images.swapaxes(1, 2).reshape(rows * (h + 2), columns * (w + 2), c)
+    figure = new_figure(0.9 * columns, 0.9 * rows + 0.3)
+    axes = figure.subplots()
+    sheet = np.clip(sheet[:, :, 0] if c == 1 else sheet, 0, 1)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    return figure
+
+
+def latent(codes, targets, class_names, title):
+    """Figure: a point an example. codes: float (n, 2); targets: int (n,)."""
+    figure = new_figure(6.4, 5.2)
+    axes = figure.subplots()
+    for i, name in enumerate(class_names):
+        points = codes[targets == i]
+        axes.scatter(
+            points[:, 0], points[:, 1], s=5, alpha=0.6, linewidths=0, label=_short(name, 15)
+        )
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if len(class_names) <= 20:
+        axes.legend(markerscale=3, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def forecast(truth, forecasts, horizon_errors):
+    """Figure: the test tail with forecasts from several of its points, and the error against how
+    far ahead one looks.
+
+    truth: float (n,), in the series' own unit; forecasts: name -> [(first step, values), ...];
+    horizon_errors: name -> root mean squared error of each step ahead, (horizon,).
+    """
+    figure = new_figure(11, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    left.plot(truth, color="black", linewidth=1, label="measured")
+    colours = dict(zip(horizon_errors, ("tab:orange", "tab:gray", "tab:blue"), strict=False))
+    for name, pieces in forecasts.items():
+        for k, (start, values) in enumerate(pieces):
+            at = np.arange(start, start + len(values))
+            left.plot(at, values, color=colours[name], linewidth=1.2, label=None if k else name)
+    left.set(title="forecasts of the test tail", xlabel="step of the tail")
+    for name, errors in horizon_errors.items():
+        right.plot(np.arange(1, len(errors) + 1), errors, color=colours[name], label=name)
+    right.set(title="root mean squared error", xlabel="steps ahead", ylim=(0, None))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def comparison(rows):
+    """Figure: score against training time, a labelled point an approach. rows: dicts with name,
+    score (its name), mean, std or None, seconds and parameters."""
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    for row in rows:
+        at = row["seconds"], row["mean"]
+        size = 30 + 40 * math.log10(max(row["parameters"], 10))
+        axes.scatter(*at, s=size, alpha=0.7)
+        if row["std"] is not None:
+            axes.errorbar(*at, yerr=row["std"], color="#555555", capsize=3)
+        axes.annotate(row["name"], at, (10, 6), textcoords="offset points")
+    axes.set(xlabel="seconds of training", ylabel=f"test {rows[0]['score']}")
+    axes.set_xlim(0, 1.25 * max(row["seconds"] for row in rows))
+    axes.margins(y=0.2)
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("the larger the point, the more parameters", fontsize=9)
+    return figure
+
+
+def _short(name, limit: int) -> str:
+    return str(name) if len(str(name)) <= limit else str(name)[: limit - 1] + "…"
+
+
+def save_figure(figure, path: str | Path) -> None:
+    """A PNG, written atomically."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def draw(
+    drawings: dict[str, Callable[[], object]], folder: str | Path, log: Callable[[str], None]
+) -> dict[str, Path]:
+    """Draws and saves NAME.png for each drawing that returns a Figure. Returns {name: path}. A
+    picture never stops a run: what fails is one warning to `log`."""
+    paths = {}
+    for name, drawing in drawings.items():
+        path = Path(folder) / f"{name}.png"
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from")  # any name may come up
+                if (figure := drawing()) is not None:
+                    save_figure(figure, path)
+                    paths[name] = path
+        except Exception as error:  # matplotlib and a task of one's own can raise anything
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            log(f"warning: {path} could not be drawn ({type(error).__name__}: {reason}).")
+    return paths

@@ -1,0 +1,148 @@
+"""report.html: a sweep on one page, in one file."""
+
+import base64
+import html
+import math
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from dlflax.files import replacing
+from dlflax.report.trial_figures import CAPTIONS
+from dlflax.report.trials import best_epoch, digits, names_of, outcome, ranked, short_text, value_text
+
+
+CSS = """
+:root { color-scheme: light dark; --back: #fff; --text: #1c2024; --soft: #60666e; --line: #d9dce0; --panel: #f4f5f7 }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --back: #191919; --text: #e6e6e6; --soft: #a0a6ad; --line: #3a3d41; --panel: #26282a }
+  img { filter: invert(.9) hue-rotate(180deg) }
+}
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1110px; margin: 2rem auto; padding: 0 1rem; background: var(--back); color: var(--text) }
+h1 { font-size: 1.5rem; margin: 0 }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
+small, figcaption, dt { color: var(--soft); font-size: .87rem }
+.best { font-size: 2rem; margin: 1rem 0 0 }
+.scores { display: flex; flex-wrap: wrap; gap: 0 4rem }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .4rem 0 1.2rem }
+dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+pre { font: 13px/1.5 ui-monospace, monospace; background: var(--panel); padding: .6rem .8rem; margin: .2rem 0 .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
+figure { margin: 0 }
+img { max-width: 100%; height: auto; display: block }
+.table { overflow: auto; max-height: 85vh }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th { position: sticky; top: 0; background: var(--back); padding: 0 }
+button { all: unset; padding: .4rem .7rem; cursor: pointer; font-weight: 600 }
+button:focus-visible { outline: 2px solid }
+[aria-sort=ascending] button::after { content: " \\2191" }
+[aria-sort=descending] button::after { content: " \\2193" }
+.pruned, .diverged, .failed, .running { color: var(--soft) }
+@media print {
+  body { margin: 0; max-width: none; font-size: 12px }
+  h2 { break-after: avoid } figure, tr { break-inside: avoid }
+  .table { max-height: none; overflow: visible } th { position: static } button { padding-left: 0 }
+}
+"""  # noqa: E501
+SORT = """
+for (const button of document.querySelectorAll("th button")) button.onclick = () => {
+  const head = button.parentNode, up = head.ariaSort !== "ascending";
+  for (const other of head.parentNode.cells) other.ariaSort = null;
+  head.ariaSort = up ? "ascending" : "descending";
+  const body = head.closest("table").tBodies[0], key = row => row.cells[head.cellIndex].dataset.v;
+  [...body.rows].sort((a, b) => {
+    const x = key(a), y = key(b);
+    if (!x || !y) return !x - !y;  // what is missing comes last
+    const order = isNaN(x) || isNaN(y) ? x.localeCompare(y, "en", {numeric: true}) : x - y;
+    return up ? order : -order;
+  }).forEach(row => body.append(row));
+};
+"""
+
+
+def write_html(
+    folder: str | Path,
+    results: dict,
+    trials: list[FrozenTrial],
+    pictures: dict[str, Path],
+    direction: str,
+    objective: str,
+) -> None:
+    """report.html: one file that needs nothing else. results: those of the sweep; what is missing
+    there, or not known here, is left out."""
+    rank = ranked(trials, direction)
+    title = _escaped(results.get("study") or "sweep")
+    counts = Counter(map(outcome, trials)).most_common()
+    about = [results[name] for name in ("experiment", "dataset") if results.get(name)]
+    about += [f"{count:,} {kind}" for kind, count in counts]
+    parts = [f"<h1>{title}</h1><small>{' · '.join(map(_escaped, about))}</small>"]
+    if rank and outcome(rank[0]) != "diverged":
+        epoch = best_epoch(rank[0], direction)
+        where = f"trial {rank[0].number}" + (f", epoch {epoch}" if epoch else "")
+        parts.append(
+            f"<p class=best>{_escaped(objective)} <strong>{_escaped(value_text(rank[0]))}</strong></p>"
+        )
+        parts.append(f"<small>the best: {where}</small>{_list(rank[0].params)}")
+    parts.append("<div class=scores>")
+    for name, split in (("val", "validation"), ("test", "test")):
+        if scores := _list(results.get(name)):
+            parts.append(f"<div><small>retrained; scores on the {split} split</small>{scores}</div>")
+    parts.append("</div>")
+    commands = results.get("commands")
+    for name, command in commands.items() if isinstance(commands, dict) else ():
+        parts.append(f"<small>{_escaped(name)}</small><pre>{_escaped(command)}</pre>")
+    for name, path in pictures.items():
+        data = Path(path).read_bytes()
+        width = int.from_bytes(data[16:20], "big") * 4 // 5  # 120 dots an inch; a page has 96
+        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        parts.append(f"<h2>{_escaped(name.replace('_', ' ').capitalize())}</h2>")
+        parts.append(f'<figure><img src="{source}" width="{width}" alt="{_escaped(name)}">')
+        parts.append(f"<figcaption>{_escaped(CAPTIONS.get(name, ''))}</figcaption></figure>")
+    unranked = [trial for trial in trials if outcome(trial) in ("failed", "running")]
+    parts.append(f"<h2>Trials</h2>{_table([*rank, *unranked], direction, objective)}")
+    facts = {name: value for name, value in results.items() if name != "seconds"}
+    if isinstance(seconds := results.get("seconds"), int | float) and math.isfinite(seconds):
+        facts["time"] = str(timedelta(seconds=round(seconds)))
+    parts.append(f"<h2>The sweep</h2>{_list(facts)}")
+    with replacing(Path(folder) / "report.html") as temporary:
+        temporary.write_text(
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{CSS}</style>{''.join(parts)}<script>{SORT}</script></html>\n",
+            encoding="utf-8",
+        )
+
+
+def _escaped(value) -> str:
+    return html.escape(str(value))
+
+
+def _list(facts) -> str:
+    """The plain values of a dict under their names; "" when there are none."""
+    items = [
+        f"<div><dt>{_escaped(name).replace('_', ' ')}</dt><dd>{_escaped(short_text(value))}</dd></div>"
+        for name, value in (facts.items() if isinstance(facts, dict) else ())
+        if isinstance(value, str | int | float)
+    ]
+    return f"<dl>{''.join(items)}</dl>" if items else ""
+
+
+def _table(trials, direction, objective) -> str:
+    """In the order given. data-v is what a click on a column's head sorts by."""
+    names, rows = names_of(trials), []
+    std = ["std"] if any("std" in trial.user_attrs for trial in trials) else []
+    columns = ["trial", "state", objective, *std, "best epoch", *names]
+    for trial in trials:
+        kind = outcome(trial)
+        value = trial.value if kind in ("complete", "pruned") else None
+        keys = [trial.number, kind, value, *map(trial.user_attrs.get, std)]
+        keys += [best_epoch(trial, direction), *map(trial.params.get, names)]
+        texts = [digits(value) if key is value else short_text(key) for key in keys]
+        cells = zip(("" if key is None else key for key in keys), texts, strict=True)
+        row = "".join(f'<td data-v="{_escaped(key)}">{_escaped(text)}</td>' for key, text in cells)
+        rows.append(f'<tr class="{kind}">{row}</tr>')
+    head = "".join(f"<th><button>{_escaped(name)}</button></th>" for name in columns)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="table">{table}</div>'

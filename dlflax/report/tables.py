@@ -1,0 +1,70 @@
+"""Tables on the screen. rich is imported where it is used: start-up time counts."""
+
+SPLITS = ("train", "val", "test")
+TITLES = {
+    "macro_precision": "precision", "macro_recall": "recall", "macro_f1": "macro F1",
+    "roc_auc": "ROC AUC", "linear_probe_accuracy": "linear probe", "r2": "R2",
+}  # fmt: skip
+
+
+def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], total: int) -> None:
+    """Prints one line a parameter, (name, shape, number of values), and their total; of a deep
+    model, with more than 60 parameters, one line for those that belong together."""
+    lines = [(n, " x ".join(map(str, shape)), f"{count:,}") for n, shape, count in rows]
+    if len(rows) > 60:
+        counts: dict[str, int] = {}
+        for path, _, count in rows:
+            part = path.partition("/")[0].partition("_")[0]
+            counts[part] = counts.get(part, 0) + count
+        lines = [(f"{part}...", "", f"{count:,}") for part, count in counts.items()]
+    print_table(name, ("parameter", "shape", "count"), [*lines, ("total", "", f"{total:,}")])
+
+
+def print_results(results: dict) -> None:
+    """Prints the scores in results["train"], ["val"] and ["test"], whichever are there, those of
+    each test class unless they are many, and the forecasts."""
+    splits = {split: results[split] for split in SPLITS if results.get(split)}
+    have = dict.fromkeys(
+        name for scores in splits.values() for name, value in scores.items()
+        if isinstance(value, (int, float))
+    )  # fmt: skip
+    # the order of a table that is read often; others follow
+    first = ("loss", "accuracy", "macro_precision", "macro_recall", "macro_f1")
+    have = [n for n in first if n in have] + [n for n in have if n not in first]
+    lines = []
+    for split, scores in splits.items():
+        values = [scores.get(name) for name in have]
+        lines.append([split, *("" if value is None else f"{value:.4f}" for value in values)])
+    if have:
+        titles = [TITLES.get(name, name.replace("_", " ")) for name in have]
+        print_table(None, ["", *titles], lines)
+    per_class = results.get("test", {}).get("per_class", {})
+    if 0 < len(per_class) <= 12:
+        lines = [
+            (name, *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")),
+             f"{row['support']:,}")
+            for name, row in per_class.items()
+        ]  # fmt: skip
+        print_table(None, ("test", "precision", "recall", "F1", "support"), lines)
+    if forecasts := results.get("forecasts"):
+        lines = [
+            (name.replace("_", " "), f"{row['rmse']:.4g}", f"{row['mae']:.4g}")
+            for name, row in forecasts.items()
+        ]
+        columns = ("test, in the series' unit", "rmse", "mae")
+        print_table(None, columns, lines)
+
+
+def print_table(title, columns, lines) -> None:
+    """Prints lines of words under columns; all but the first are aligned right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column(columns[0], overflow="fold")  # narrow terminals: names fold, numbers never
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line, style="bold" if line[0] == "total" else None)
+    Console(markup=False, highlight=False).print(table)

@@ -1,0 +1,215 @@
+"""The command line of an experiment: flags over a preset, or over what a run was begun with."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from dlflax import parallel
+from dlflax.errors import InputError
+from dlflax.run.config import PLACE, Config
+from dlflax.run.execute import run
+from dlflax.run.exit import with_exit_codes
+from dlflax.run.experiment import Experiment, of_presets
+from dlflax.run.folder import load_config
+from dlflax.run.saved import config_from_json
+from dlflax.train.augment import AUGMENTATIONS
+from dlflax.train.losses import LOSSES
+from dlflax.train.optim import OPTIMIZERS, SCHEDULES
+from dlflax.train.tasks import TASKS
+
+SHORT_NAMES = {
+    "task": TASKS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augment": AUGMENTATIONS,
+    "loss": LOSSES,
+}  # fmt: skip
+HELP = {
+    "task": "What kind of job it is.",
+    "loss": "Loss of the task, if not its own.",
+    "optimizer": "Update rule.",
+    "schedule": "Shape of the learning rate.",
+    "augment": "Random changes of training inputs, in this order, whose strengths are --hparams.",
+    "model": "Architecture, if not the preset's; some have a preset too.",
+}
+TYRO = (tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
+
+
+def main(
+    experiment: str,
+    presets: Mapping[str, Config],
+    architectures: Mapping[str, Any] | None = None,
+    args: list[str] | None = None,
+    description: str | None = None,
+) -> None:
+    """The command line of an experiment. presets: named Configs, "default" among them;
+    architectures: Linen modules that --model can swap in. Exits 2 on bad input, 1 when the run
+    cannot go on, 75 on SIGTERM, 130 on Ctrl-C."""
+    found = of_presets(experiment, presets, architectures)
+
+    def command():
+        config = parse(found, args, description)
+        if config.distributed:
+            parallel.initialize()
+        run(found, config)
+
+    with_exit_codes(command)
+
+
+def short_name(kind: str, thing) -> str:
+    """What a thing is called on the command line: as those shipped, or by its class or function."""
+    for name, known in SHORT_NAMES[kind].items():
+        if known == thing:
+            return name
+    own = getattr(thing, "__name__", type(thing).__name__)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own).lower()
+
+
+def things(kind: str, recipes) -> dict[str, Any]:
+    """Name -> thing of all that --task, --optimizer, --schedule, --augment or --loss can name: those
+    shipped, and those in the recipes."""
+    found = dict(SHORT_NAMES[kind])
+    for recipe in recipes:
+        own = recipe.task.loss if kind == "loss" else getattr(recipe, kind)
+        for thing in own if kind == "augment" else (own,):
+            found.setdefault(short_name(kind, thing), thing)
+    return found
+
+
+def with_things(recipe, chosen: Mapping[str, Any], recipes):
+    """The recipe with things by their names: {"optimizer": "adamw", "augment": ("flip",)}."""
+    for kind in ("task", "loss", "optimizer", "schedule", "augment"):
+        given = chosen.get(kind)
+        if given is None:
+            continue
+        known = things(kind, recipes)
+        if kind == "augment":
+            recipe = dataclasses.replace(recipe, augment=tuple(known[name] for name in given))
+        elif kind == "loss":
+            task = dataclasses.replace(recipe.task, loss=known[given])
+            recipe = dataclasses.replace(recipe, task=task)
+        elif given != short_name(kind, getattr(recipe, kind)):
+            recipe = dataclasses.replace(recipe, **{kind: known[given]})
+    return recipe
+
+
+def parse(
+    experiment: Experiment,
+    args: list[str] | None = None,
+    description: str | None = None,
+    prog: str | None = None,
+    extend: Callable[[Config], Config] = lambda config: config,
+) -> Config:
+    """Config from the flags, over the preset's values or, with --resume, over the saved ones.
+    extend turns it into that of another command, with more flags."""
+    args = sys.argv[1:] if args is None else list(args)
+    presets, architectures = experiment.presets, experiment.architectures
+    recipes = [preset.recipe for preset in presets.values()]
+    choices = {kind: tuple(things(kind, recipes)) for kind in SHORT_NAMES}
+    chosen = _first_look(args, tuple(presets), tuple(architectures), choices)
+
+    # an architecture may have a preset of its own name
+    preset = chosen.preset or (chosen.model if chosen.model in presets else "default")
+    default = presets[preset]
+    if chosen.resume:
+        folder = chosen.run_dir or _newest_run(experiment.name)
+        if (folder / "config.json").exists() and not chosen.preset:
+            saved = load_config(folder)["config"]
+            default = config_from_json(saved, folder, experiment)
+        as_new = {name: getattr(Config, name) for name in PLACE}  # perhaps on another machine
+        default = dataclasses.replace(default, run_dir=folder, **as_new)
+    recipe = with_things(default.recipe, vars(chosen), recipes)
+    model = architectures.get(chosen.model, recipe.model)
+    if type(model) is not type(recipe.model):
+        recipe = dataclasses.replace(recipe, model=model)
+    default = extend(dataclasses.replace(default, recipe=recipe))
+    command = _command(default, preset, tuple(presets), tuple(architectures), choices)
+    return tyro.cli(
+        command, prog=prog or experiment.command, description=description, args=args, config=TYRO
+    )
+
+
+def _first_look(args, presets, architectures, choices):
+    """The flags that decide the defaults of all others."""
+    named = [
+        (kind, (tuple[Literal[names], ...] if kind == "augment" else Literal[names]) | None, None)
+        for kind, names in choices.items()
+    ]
+    first = dataclasses.make_dataclass(
+        "First",
+        [
+            ("preset", Literal[presets] | None, None),
+            ("model", Literal[architectures] | None if architectures else None, None),
+            *named,
+            ("run_dir", Path | None, None),
+            ("resume", bool, False),
+        ],
+    )
+    without_help = [arg for arg in args if arg not in ("-h", "--help")]
+    chosen, _ = tyro.cli(
+        first, args=without_help, config=TYRO, add_help=False, return_unknown_args=True
+    )
+    return chosen
+
+
+def _command(default, preset, presets, architectures, choices):
+    """A function whose arguments are all flags, for tyro; it returns the Config."""
+    recipe = default.recipe
+
+    def command(config, **_):
+        return config
+
+    def argument(kind):
+        return tyro.conf.arg(name=kind, help=HELP[kind])
+
+    kinds = {
+        "config": Annotated[type(default), tyro.conf.arg(name="")],
+        "preset": Annotated[
+            Literal[presets], tyro.conf.arg(help="Values that the other flags start from.")
+        ],
+    }
+    defaults = {"config": default, "preset": preset}
+    if architectures:
+        kinds["architecture"] = Annotated[Literal[architectures] | None, argument("model")]
+        defaults["architecture"] = None
+    for kind, names in choices.items():
+        # what tyro shows as the default; the first look has put the thing itself into the recipe
+        if kind == "augment":
+            value = tuple(short_name(kind, each) for each in recipe.augment)
+            of = tuple[Literal[names], ...]
+        else:
+            own = recipe.task.loss if kind == "loss" else getattr(recipe, kind)
+            value, of = short_name(kind, own), Literal[names]
+        if kind != "augment" and value not in names:
+            continue  # of a resumed run: it stays
+        kinds[f"{kind}_name"] = Annotated[of, argument(kind)]
+        defaults[f"{kind}_name"] = value
+    return _with_signature(command, kinds, defaults)
+
+
+def _with_signature(function, kinds, defaults):
+    """The function with these keyword arguments, as tyro reads them."""
+    import inspect
+
+    function.__annotations__ = dict(kinds)
+    function.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind
+            )
+            for name, kind in kinds.items()
+        ]
+    )
+    return function
+
+
+def _newest_run(experiment: str) -> Path:
+    folder = Path("runs") / experiment
+    found = sorted(folder.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(
+            f"--resume: there is no run in {folder}; name one with --run-dir, or leave it out."
+        )
+    return found[-1].parent

@@ -1,0 +1,92 @@
+"""Several architectures on one task, side by side."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dlflax.errors import InputError
+from dlflax.files import write_csv
+from dlflax.report import figures, tables
+from dlflax.run.cli import parse
+from dlflax.run.execute import run
+from dlflax.run.experiment import Experiment
+
+
+def compare(
+    experiment: Experiment,
+    models: tuple[str, ...] = (),
+    seeds: int = 1,
+    folder: Path | None = None,
+    args: list[str] = (),
+) -> list[dict]:
+    """Trains each of the experiment's architectures (default: all; without any its presets) under
+    `seeds` seeds with the flags `args`; returns and writes the rows of the table, the best first.
+    Raises InputError and RunError."""
+    architectures = experiment.architectures
+    flag, known = ("--model", architectures) if architectures else ("--preset", experiment.presets)
+    names = models or tuple(known)
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"--models {name} is not an architecture of {experiment.name}: choose from "
+                f"{', '.join(known)}."
+            )
+    started = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = folder or Path("runs") / "compare" / experiment.name / started
+    configs = {name: parse(experiment, [*args, flag, name]) for name in names}
+    rows, dataset, results = [], None, []
+    for name, config in configs.items():
+        dataset = dataset or config.data.load()
+        results = []
+        for seed in range(config.seed, config.seed + seeds):
+            place = folder / (f"{name}_seed{seed}" if seeds > 1 else name)
+            resume = (place / "config.json").exists()
+            one = replace(config, seed=seed, run_dir=place, resume=resume)
+            print(f"\n{name}, seed {seed}")
+            results.append(run(experiment, one, dataset=dataset))
+        rows.append(_row(name, config.recipe.task, results))
+    direction = config.recipe.task.SCORES[rows[0]["score"]]
+    rows.sort(key=lambda row: row["mean"] if direction == "min" else -row["mean"])
+    write_csv(folder / "comparison.csv", rows)
+    figures.draw({"comparison": lambda: figures.comparison(rows)}, folder, print)
+    _print(rows, results[-1].get("forecasts", {}), dataset.name)
+    print(f"table and picture: {folder}")
+    return rows
+
+
+def _row(name, task, results):
+    """One line of the table, from the runs of all seeds."""
+    last = results[-1]
+    score = next(score for score in (*task.SCORES, "loss") if score in last["test"])
+    values = [each["test"][score] for each in results]
+    return {
+        "name": name,
+        "score": score,
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "seeds": len(values),
+        "parameters": last["parameters"],
+        "flops_per_example": last["flops_per_example"],
+        "epochs": last["epochs_run"],
+        "seconds": float(np.mean([each["seconds"] for each in results])),
+    }
+
+
+def _print(rows, forecasts, dataset):
+    score = rows[0]["score"]
+    columns = ("model", f"test {score}", "parameters", "FLOPs", "epochs", "seconds")
+    lines = [
+        (
+            row["name"],
+            f"{row['mean']:.4f}" + (f" +- {row['std']:.4f}" if row["std"] is not None else ""),
+            f"{row['parameters']:,}", f"{row['flops_per_example']:,}", str(row["epochs"]),
+            f"{row['seconds']:.1f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    for name in ("seasonal_naive", "naive"):
+        if name in forecasts:
+            lines.append((name.replace("_", " "), f"{forecasts[name][score]:.4f}", *[""] * 4))
+    tables.print_table(f"{dataset}; FLOPs of a forward pass of one example", columns, lines)

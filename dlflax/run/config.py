@@ -1,0 +1,142 @@
+"""Config: everything that decides a run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from dlflax import data, train
+from dlflax.errors import InputError
+from dlflax.train import hparams
+
+PLACE = ("devices", "shard_state", "distributed", "profile")  # where it runs, not what
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. Saved as config.json."""
+
+    recipe: Annotated[train.Recipe, tyro.conf.arg(name="")]
+    """Structure: another value is another program."""
+    hparams: Any = train.Hparams()
+    """Numbers: another value compiles nothing."""
+    data: Annotated[Any, tyro.conf.arg(name="")] = data.Images()
+    """Where the examples come from: a `data.Source`."""
+    transfer: Annotated[Any, tyro.conf.arg(name="")] = None
+    """What is taken from pretrained weights, as `transfer.Transfer`."""
+    epochs: int = 5
+    """Passes over the training data."""
+    seed: int = 0
+    """Decides the validation split, the initial weights, the order and all randomness."""
+    validation: float = 0.1
+    """Share of the training data held out for validation; 0 trains on all of it."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a class counts the more, the fewer examples it has (n / (classes * its n))."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation score; 0 never stops early."""
+    reduce_on_plateau: int = 0
+    """Halve the learning rate after this many such epochs; 0 never does."""
+    run_dir: Path | None = None
+    """Where the run is written (default: runs/EXPERIMENT/TIME)."""
+    resume: bool = False
+    """Continue the run in --run-dir, or the newest one."""
+    devices: int = 0
+    """Devices that share every batch; 0: all, but one on a CPU, which has all cores already."""
+    shard_state: bool = False
+    """Share out the parameters over the devices too, for a model too large for one."""
+    distributed: bool = False
+    """Join the other hosts: found by SLURM, TPU pods, Open MPI or $JAX_COORDINATOR_ADDRESS."""
+    profile: bool = False
+    """Write a trace of some steps to profile/ in the run's folder, for TensorBoard or Perfetto."""
+
+
+def check(config: Config) -> None:
+    """InputError for numbers that no run can have."""
+    hparams.check(config.hparams)
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed {config.seed} must be from 0 to {2**32 - 1}.")
+    for name, least in (("epochs", 1), ("patience", 0), ("reduce_on_plateau", 0)):
+        if getattr(config, name) < least:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {getattr(config, name)} must be {least} or more.")
+    if config.validation == 0 and (config.patience or config.reduce_on_plateau):
+        raise InputError(
+            "--patience and --reduce-on-plateau must be 0 with --validation 0: they go by the "
+            "validation score."
+        )
+    if config.recipe.batch_size < 1:
+        raise InputError(f"--batch-size {config.recipe.batch_size} must be 1 or more.")
+    task = config.recipe.task
+    if task.monitor not in task.SCORES:
+        raise InputError(
+            f"--task.monitor {task.monitor} must be one of {', '.join(task.SCORES)}."
+        )
+
+
+def check_batch_size(batch_size: int, n: int) -> None:
+    """InputError when there are not as many training examples, n."""
+    if batch_size > n:
+        raise InputError(
+            f"--batch-size {batch_size} is larger than the {n:,} training examples: use {n} or "
+            "less."
+        )
+
+
+def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Splits) -> train.Recipe:
+    """The recipe with those fields of its model that the data and the task, not the user, decide.
+    InputError when data, task and model do not go together."""
+    model, kind = recipe.model, type(recipe.model).__name__
+    has = {field.name for field in dataclasses.fields(model)}
+    for name, value in splits.model.items():
+        if name not in has:
+            raise InputError(
+                f"--model: a {kind} has no field {name}, which these data decide ({value}): use "
+                "another model, or give yours such a field."
+            )
+    from_task = {k: v for k, v in recipe.task.model_fields(splits).items() if k in has}
+    recipe = dataclasses.replace(recipe, model=model.clone(**{**splits.model, **from_task}))
+    example = splits.train["inputs"][:1]
+    numbers = train.as_traced(hparams)
+    outputs = train.output_shape(recipe, numbers, example)
+    recipe.task.check(splits, outputs)
+    if recipe.augment:
+        _try_augmentation(recipe, numbers, splits.train)
+    return recipe
+
+
+def _try_augmentation(recipe, numbers, data) -> None:
+    """Raises InputError where an augmentation is not for such inputs. Computes nothing."""
+    import jax
+
+    batch = {
+        name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
+        for name, array in data.items()
+    }
+    key = jax.random.key(0)
+    jax.eval_shape(lambda batch: train.augmented(recipe, numbers, batch, key), batch)
+
+
+def weighted(class_weights: str, task, splits: data.Splits) -> data.Splits:
+    """Training examples with a "weight", by which their losses count, as the task gives it.
+    InputError where the task has none."""
+    if class_weights == "none":
+        return splits
+    if not hasattr(task, "example_weights"):
+        raise InputError("--class-weights balanced is for classes: leave it out.")
+    weight = task.example_weights(splits.train["targets"], len(splits.class_names))
+    return dataclasses.replace(splits, train={**splits.train, "weight": weight})
+
+
+def more_epochs_change_the_past(config: Config, epochs: int, steps_per_epoch: int) -> bool:
+    """Whether the learning rates of the steps in `epochs` epochs would have been others with
+    config.epochs in all than with `epochs`."""
+    steps = np.arange(epochs * steps_per_epoch, dtype=np.float32)
+
+    def rates(total):
+        numbers = config.hparams.replace(total_steps=float(total * steps_per_epoch))
+        rates = config.recipe.schedule(steps, numbers)
+        return np.broadcast_to(np.asarray(rates), steps.shape)
+
+    return not np.array_equal(rates(epochs), rates(config.epochs))

@@ -1,0 +1,321 @@
+"""One experiment from its Config to its run folder: data, fit, test, results."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlflax import data, parallel, train, transfer
+from dlflax.errors import RunError, Terminated
+from dlflax.files import write_csv, write_json
+from dlflax.models.flops import flops
+from dlflax.report import figures, tables
+from dlflax.report.progress import Progress
+from dlflax.report.tensorboard import TensorBoard
+from dlflax.run.config import Config, bind_to_data, check, check_batch_size, weighted
+from dlflax.run.exit import stop_requests
+from dlflax.run.experiment import Experiment
+from dlflax.run.folder import begin, run_folder
+from dlflax.run.saved import flat, to_json
+from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.step import keywords
+from dlflax.train.tasks import Tested
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that training needs, ready."""
+
+    config: Config
+    """Its recipe has the model as the data and the task want it."""
+    dataset: data.Dataset
+    examples: data.Splits
+    """As the data source made them."""
+    start: transfer.Start
+    """What is trained, and from where; its splits may be features of the examples."""
+    abstract: train.State
+    """Shapes of the State that is trained."""
+
+
+def run(
+    experiment: Experiment | str,
+    config: Config,
+    log: Log = print,
+    dataset: data.Dataset | None = None,
+) -> dict[str, Any]:
+    """Trains, tests once with the best checkpoint, and writes the run folder. Returns the contents
+    of results.json. experiment: or its name, of presets that no module has; dataset: what config
+    names, if it is loaded already. Raises InputError and RunError."""
+    started = time.perf_counter()
+    if isinstance(experiment, str):
+        experiment = Experiment(experiment)
+    job = prepared(config, log, dataset)
+    config, task, main = job.config, job.config.recipe.task, parallel.is_main()
+    count = parallel.devices(config.devices, config.recipe.batch_size)
+    folder = parallel.from_main(lambda: run_folder(experiment, config))
+    config = dataclasses.replace(config, run_dir=folder)
+    job = dataclasses.replace(job, config=config)
+    parallel.from_main(
+        lambda: begin(experiment, config, job.dataset, job.examples, folder, log)
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", task, log)
+    with parallel.use(count, config.shard_state):
+        saved = checkpoints.restore_last(parallel.placed(job.abstract))
+    over = saved and train.finished(saved.history, task, config.epochs, config.patience)
+    if over and (results := _results_of(folder)):
+        log(f"{folder} is finished already; its results:")
+        tables.print_results(results)
+        return results
+
+    _announce(job, saved, count, log)
+    board = TensorBoard(folder / "tensorboard", _last_step(saved), log) if main else None
+    if main and config.recipe.augment and job.examples.kind == "picture":
+        draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
+        for name, path in figures.draw(draw, folder, log).items():
+            board.picture(name, path, 0)
+    fit, state, sums, outputs = _train_and_test(job, saved, count, checkpoints, board, log)
+    if not main:
+        parallel.wait("the results are written")
+        return {}
+    results = _results(experiment, job, fit, sums, started)
+    _report(job, fit, state, sums, outputs, results, board, log)
+    parallel.wait("the results are written")
+    tables.print_results(results)
+    wanted = getattr(config.data, "dataset", job.dataset.name)
+    if job.dataset.name != wanted and getattr(config.data, "data_dir", None) is None:
+        log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
+    log(f"pictures, metrics and checkpoints: {folder}")
+    return results
+
+
+def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = None) -> Job:
+    """Reads the data, splits them, fits the model to them, and prepares pretrained weights. Raises
+    InputError for what does not go together."""
+    check(config)
+    dataset = dataset or config.data.load(log)
+    examples = config.data.split(dataset, config.validation, config.seed)
+    recipe = bind_to_data(config.recipe, config.hparams, examples)
+    config = dataclasses.replace(config, recipe=recipe)
+    check_batch_size(recipe.batch_size, data.examples(examples.train))
+    start = transfer.prepare(config.transfer, recipe, config.hparams, examples, config.seed, log)
+    splits = weighted(config.class_weights, recipe.task, start.splits)
+    start = dataclasses.replace(start, splits=splits)
+    abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
+    # what the features' cache and the weights add is said of the examples too
+    return Job(config, dataset, dataclasses.replace(examples, info=splits.info), start, abstract)
+
+
+def _results_of(folder: Path) -> dict[str, Any] | None:
+    """results.json of a run that came to its end."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) and "pending" not in results else None
+
+
+def _last_step(saved) -> int | None:
+    return int(saved.history[-1]["step"]) if saved and saved.history else None
+
+
+def _parameters(job) -> tuple[int, int]:
+    """(those that are trained or at least in the State, those of a frozen backbone)."""
+    frozen = jax.tree.leaves((job.start.backbone or {}).get("params", {}))
+    own = jax.tree.leaves(job.abstract.params)
+    return sum(leaf.size for leaf in own), sum(leaf.size for leaf in frozen)
+
+
+def _announce(job, saved, count, log) -> None:
+    """What the data are, where it runs, what the model is made of."""
+    config, splits, device = job.config, job.start.splits, jax.devices()[0]
+    held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
+    log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
+        f"{data.examples(splits.test):,} test")  # fmt: skip
+    several = f"{count} x " if count > 1 else ""
+    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    log(f"on {several}{device.device_kind}{hosts}, writing {config.run_dir}")
+    parameters = jax.tree_util.tree_leaves_with_path(job.abstract.params)
+    rows = [
+        ("/".join(str(getattr(k, "key", k)) for k in path), leaf.shape, leaf.size)
+        for path, leaf in parameters
+    ]
+    total, frozen = _parameters(job)
+    tables.print_model_table(type(config.recipe.model).__name__, rows, total)
+    if frozen:
+        log(f"and {frozen:,} parameters that stay as they are")
+    if saved:
+        log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
+    if config.profile and parallel.is_main():
+        _profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")
+
+
+def _train_and_test(job, saved, count, checkpoints, board, log):
+    """(Fit, the best State for the whole model, its sums and outputs on the test data). Terminated
+    when SIGTERM came, after saving."""
+    config, recipe, splits = job.config, job.start.recipe, job.start.splits
+    folder, task, main = config.run_dir, recipe.task, parallel.is_main()
+    if main and saved and saved.history:  # the kill may have come between the two
+        write_csv(folder / "metrics.csv", saved.history)
+        board.scalars(saved.history[-1], _last_step(saved))
+    steps = -(-data.examples(splits.train) // recipe.batch_size)
+    done = len(saved.history) if saved else 0
+    progress = Progress(config.epochs, steps, recipe.batch_size, done, next(iter(task.SCORES)))
+
+    def on_steps(epoch, done, sums):
+        progress.update(epoch, done, task.summary(sums))
+
+    def on_epoch(fit):
+        # the checkpoint first: everything below can be written again from its history
+        checkpoints.save(fit.saved())
+        if not main:
+            return
+        row = fit.history[-1]
+        write_csv(folder / "metrics.csv", fit.history)
+        board.scalars(row, int(row["step"]))
+        best = train.best_epoch(fit.history, task) + 1 == row["epoch"]
+        progress.epoch_end(row, best and splits.val is not None)
+
+    with parallel.use(count, config.shard_state), stop_requests() as should_stop, progress:
+        fit = train.fit(
+            recipe, config.hparams, splits.train, splits.val,
+            epochs=config.epochs, seed=config.seed, patience=config.patience,
+            reduce_on_plateau=config.reduce_on_plateau, resume=saved, should_stop=should_stop,
+            pretrained=job.start.pretrained, on_epoch=on_epoch,
+            on_steps=on_steps if progress.interactive else None,
+        )  # fmt: skip
+        if not train.finished(fit.history, task, config.epochs, config.patience):
+            if fit.partial:
+                checkpoints.save(fit.saved())
+            raise Terminated(
+                f"terminated; step {int(fit.state.step):,} is saved in {folder}: continue with "
+                "--resume."
+            )
+        best = train.best_epoch(fit.history, task)
+        state = fit.best or checkpoints.restore_best(parallel.placed(job.abstract))
+        if best + 1 < len(fit.history):
+            log(f"epoch {best + 1} had the best validation {task.monitor}: testing with its "
+                "weights")  # fmt: skip
+        tested = train.evaluate(recipe, state, config.hparams, splits.test)
+        sums, outputs = jax.device_get(tested)
+        return fit, job.start.with_backbone(parallel.fetch(state)), sums, outputs
+
+
+def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
+    """results.json without what the task describes."""
+    config, task, history = job.config, job.config.recipe.task, fit.history
+    best = train.best_epoch(history, task)
+    names = ("train", "val") if job.start.splits.val else ("train",)
+    scores = {
+        name: {key.removeprefix(f"{name}_"): value
+               for key, value in history[best].items() if key.startswith(f"{name}_")}
+        for name in names
+    }  # fmt: skip
+    state = job.start.with_backbone(job.abstract)
+    return {
+        "experiment": experiment.name,
+        "dataset": job.dataset.name,
+        "data_source": job.dataset.source,
+        "model": type(config.recipe.model).__name__,
+        "task": type(task).__name__,
+        "parameters": sum(_parameters(job)),
+        "flops_per_example": forward_flops(
+            job.start.recipe, state, config.hparams, job.examples.train["inputs"][:1]
+        ),
+        "hparams": _hparams(config),
+        "seed": config.seed,
+        "epochs_run": len(history),
+        "best_epoch": best + 1,
+        "seconds": sum(row["seconds"] for row in history),
+        "process_seconds": time.perf_counter() - started,
+        "compile_seconds": fit.compile_seconds,
+        "examples_per_second": float(np.mean([row["examples_per_second"] for row in history])),
+        **scores,
+        "test": task.summary(sums),
+    }
+
+
+def _report(job, fit, state, sums, outputs, results, board, log) -> None:
+    """Writes results.json, first of all, and adds what the task describes; then tables, TensorBoard
+    and pictures, none of which can stop it. results is changed."""
+    config, recipe, folder = job.config, job.config.recipe, job.config.run_dir
+    numbers = train.as_traced(config.hparams.evaluation())
+    path = folder / "results.json"
+    write_json(path, {**results, "pending": "what the task describes"})
+    variables = {"params": train.averaged(recipe, state), **state.collections}
+    tested = Tested(
+        recipe, config.hparams, variables, job.examples, sums, outputs,
+        lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)),
+    )  # fmt: skip
+    drawn = {}
+    try:
+        described = recipe.task.describe(tested)
+        results["test"] |= described.scores
+        results |= described.results
+        write_json(path, {**results, "pending": "tables and pictures"})
+        for name, rows in described.tables.items():
+            write_csv(folder / f"{name}.csv", rows)
+        drawn = described.figures
+    except (RunError, OSError):
+        raise
+    except Exception as error:  # a task of one's own can raise anything
+        log(f"warning: {type(recipe.task).__name__}.describe failed ({type(error).__name__}: "
+            f"{error}): results.json has what came before")  # fmt: skip
+    plain = {f"test/{k}": v for k, v in results["test"].items() if isinstance(v, float)}
+    board.hparams({**_hparams(config), **flat(to_json(recipe))}, plain)
+    score = next(iter(recipe.task.SCORES))
+    best = train.best_epoch(fit.history, recipe.task) if job.start.splits.val else None
+    drawings = {"curves": lambda: figures.curves(fit.history, score, best), **drawn}
+    for name, picture in figures.draw(drawings, folder, log).items():
+        if name != "curves":
+            board.picture(name, picture, int(fit.history[-1]["step"]))
+    board.close()
+    write_json(path, results)
+
+
+def forward_flops(recipe: train.Recipe, state: train.State, hparams, inputs) -> int:
+    """Operations of the model's forward pass on one example, inputs (1, ...); state may be
+    abstract. Convolutions count as such, whatever formulation they are computed by."""
+    model = recipe.model
+    if hasattr(model, "formulation"):
+        model = model.clone(formulation="lax")
+    variables = {"params": state.params, **state.collections}
+    options = keywords(model, hparams, train=False)
+    return flops(lambda v, x: model.apply(v, train.floats(x), **options), variables, inputs)
+
+
+def _profile(recipe, hparams, train_set, folder: Path) -> None:
+    """A trace of 20 steps of a State of its own, after they are compiled: for TensorBoard's profile
+    plugin, and perfetto_trace.json.gz for https://ui.perfetto.dev."""
+    hparams = train.as_traced(hparams)
+    n = min(data.examples(train_set), 20 * recipe.batch_size)
+    part = {name: array[:n] for name, array in train_set.items()}
+    batches = data.epoch_batches(n, recipe.batch_size, 0, 0)
+    for context in (contextlib.nullcontext(), jax.profiler.trace(folder, True)):
+        state = train.init(recipe, hparams, part["inputs"][:1], jax.random.key(0))
+        sums, stop = train.zero_sums(recipe, hparams, part), np.int32(len(batches))
+        with context:
+            done = train.train_steps(recipe, state, hparams, part, batches, sums, np.int32(0), stop)
+            jax.block_until_ready(done)
+
+
+def _augmented_picture(config, train_set):
+    """Figure: what training makes of a few pictures."""
+    batch = {name: array[:8] for name, array in train_set.items()}
+    draw = jax.jit(train.augmented, static_argnums=0)
+    draws = [
+        draw(config.recipe, config.hparams, batch, jax.random.key(i))["inputs"] for i in range(7)
+    ]
+    return figures.augmented(batch["inputs"], np.stack(draws))
+
+
+def _hparams(config: Config) -> dict[str, float]:
+    values = to_json(config.hparams)
+    return {k: v for k, v in values.items() if k not in ("total_steps", "class")}

@@ -1,0 +1,135 @@
+"""The folder of a run: made, compared with what a resume asks for, read."""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import dlflax
+from dlflax import data
+from dlflax.errors import InputError
+from dlflax.files import write_json
+from dlflax.run.config import PLACE, Config, more_epochs_change_the_past
+from dlflax.run.experiment import Experiment, note_changes, remember
+from dlflax.run.saved import flat, to_json
+from dlflax.run.version_0_1 import converted
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
+
+
+def run_folder(experiment: Experiment, config: Config) -> Path:
+    """The folder of this run, made if need be. A run that is there already is only resumed."""
+    folder = config.run_dir
+    if folder is None:
+        stem = folder = Path("runs") / experiment.name / time.strftime("%Y-%m-%d_%H-%M-%S")
+        for i in range(2, 1000):
+            if not folder.exists():
+                break
+            folder = stem.with_name(f"{stem.name}_{i}")
+    elif (folder / "config.json").exists() and not config.resume:
+        raise InputError(
+            f"--run-dir {folder} already holds a run: add --resume to continue it, or choose "
+            "another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
+    return folder
+
+
+def settings(
+    experiment: Experiment, config: Config, dataset: data.Dataset, splits: data.Splits
+) -> dict[str, Any]:
+    """What config.json holds."""
+    test = splits.test["inputs"]
+    held_out = len(splits.val["inputs"]) if splits.val else 0
+    return {
+        "experiment": experiment.name,
+        "defined_in": experiment.defined_in(),
+        "config": to_json(config),
+        "data": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "sha256": dataset.checksum,
+            "class_names": list(splits.class_names),
+            "input_shape": list(test.shape[1:]),
+            **splits.info,
+            "train": len(splits.train["inputs"]), "validation": held_out, "test": len(test),
+        },
+        "versions": {
+            "dlflax": dlflax.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        "platform": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
+    }  # fmt: skip
+
+
+def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None]) -> None:
+    """Writes config.json, or compares with the one that a resumed run has."""
+    new = settings(experiment, config, dataset, splits)
+    path = folder / "config.json"
+    remember(experiment, config)
+    if not path.exists():
+        if config.resume:
+            log(f"{folder} holds no run yet: starting from the beginning.")
+        for name, text in splits.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        write_json(path, new)
+        return
+    old = load_config(folder)
+    steps = -(-new["data"]["train"] // config.recipe.batch_size)
+    free = {"data.data_dir", "data.dataset", "run_dir", "resume", *PLACE}
+    if not more_epochs_change_the_past(config, old["config"]["epochs"], steps):
+        free.add("epochs")
+    if different := differences(old, new, free):
+        raise InputError(
+            f"--resume: {folder} was trained with another setup ({different}): give the same flags "
+            "and data, or start a new run."
+        )
+    note_changes(old.get("defined_in", {}), experiment, log)
+    note_versions(old, new, log)
+    if new["config"]["epochs"] != old["config"]["epochs"]:
+        old["config"]["epochs"] = new["config"]["epochs"]
+        write_json(path, old)
+
+
+def differences(old: dict, new: dict, free: set[str]) -> str:
+    """What differs between two `settings`, in words; "" if nothing but what is in `free` does."""
+    names = ("sha256", "weights_sha256")
+    was, now = (
+        flat({**each["config"], **{name: each["data"].get(name) for name in names}})
+        for each in (old, new)
+    )
+    return "; ".join(
+        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*was, *now} - free)
+        if was.get(name) != now.get(name)
+    )
+
+
+def note_versions(old: dict, new: dict, log: Callable[[str], None]) -> None:
+    """Says so when packages have other versions than those it began with."""
+    changed = {n: v for n, v in old["versions"].items() if new["versions"].get(n) != v}
+    if changed:
+        log(f"note: versions differ from those it began with ({changed}): "
+            "the result may not be the same to the bit")  # fmt: skip
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run folder, as this version writes it. InputError when it is not one."""
+    path = Path(folder) / "config.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved["config"]["recipe"], saved["data"]["class_names"], saved["versions"]["dlflax"]
+        return converted(saved)
+    except OSError as error:
+        raise InputError(f"{folder} is not a run folder: no readable config.json in it.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error

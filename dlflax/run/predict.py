@@ -1,0 +1,79 @@
+"""The model of a run folder, for new inputs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from dlflax import train, transfer
+from dlflax.errors import InputError
+from dlflax.run.experiment import of_run
+from dlflax.run.folder import load_config
+from dlflax.run.saved import config_from_json
+from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.tasks import Asked
+
+
+class Predictor:
+    """The model of a run folder, or of a sweep's: the checkpoint with the best validation score,
+    or the last one without validation. InputError for a folder that cannot be used, RunError for a
+    damaged checkpoint.
+
+    package: whose modules are the experiments known by name; experiment: the file or module that
+    made the run, where it is not where the run says.
+    """
+
+    def __init__(
+        self, run_dir: Path, package: ModuleType, experiment: str | None = None,
+        log: Callable[[str], None] = print,
+    ):  # fmt: skip
+        run_dir = Path(run_dir)
+        if (run_dir / "best" / "config.json").exists():  # the folder of a sweep
+            run_dir = run_dir / "best"
+        saved = load_config(run_dir)
+        self.folder, self.data, self.log = run_dir, saved["data"], log
+        made_by = of_run(saved, run_dir, experiment, package, log)
+        self.config = config_from_json(saved["config"], run_dir, made_by)
+        self._state = None
+
+    def state(self, inputs) -> train.State:
+        """inputs: a batch of what is to be predicted."""
+        if self._state is None:
+            config, model = self.config, self.config.recipe.model
+            sha256 = self.data.get("weights_sha256")
+            shape = inputs.shape[1:]
+            backbone = transfer.backbone(config.transfer, model, shape, sha256, self.log)
+            seen = transfer.head_inputs(model, shape) if backbone else inputs[:1]
+            recipe = transfer.trained(config.transfer, config.recipe)
+            abstract = train.abstract(recipe, config.hparams, seen)
+            checkpoints = Checkpoints(
+                self.folder / "checkpoints", config.recipe.task, self.log
+            )
+            state = checkpoints.restore_best(abstract)
+            self._state = transfer.with_backbone(state, backbone)
+        return self._state
+
+    def outputs(self, inputs) -> np.ndarray:
+        """The model's outputs, float32 (n, ...), on inputs (n, ...)."""
+        numbers = train.as_traced(self.config.hparams.evaluation())
+        return np.asarray(
+            train.predict(self.config.recipe, self.state(inputs), numbers, inputs)
+        )
+
+    def answers(self, inputs: list[str]) -> list[tuple[str, dict]]:
+        """For each input, a file or text, one sentence, and the same as JSON values."""
+        config = self.config
+        if not hasattr(config.data, "read"):
+            raise InputError(
+                f"{type(config.data).__name__} has no method read, which predict needs: "
+                "read(inputs, data, folder) -> (names, kind, batch)."
+            )
+        names, kind, batch = config.data.read(inputs, self.data, self.folder)
+        state = self.state(batch["inputs"])
+        variables = {"params": train.averaged(config.recipe, state), **state.collections}
+        asked = Asked(
+            names, kind, batch, self.outputs(batch["inputs"]), self.data, config.recipe, variables,
+            self.folder,
+        )  # fmt: skip
+        return config.recipe.task.answer(asked)

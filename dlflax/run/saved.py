@@ -1,0 +1,215 @@
+"""A Config as JSON, and back: classes and functions by where they live, `module:name`.
+
+What a saved file names is imported only from places that the user trusts (`Experiment.resolve`),
+and called only if it is of the kind that is expected at its place.
+"""
+
+import dataclasses
+import inspect
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from dlflax import train
+from dlflax.errors import InputError
+from dlflax.run.config import Config
+from dlflax.run.experiment import Experiment, reference
+from dlflax.transfer import Transfer
+
+
+def to_json(value, place: str = "config"):
+    """A Config and everything in it as JSON values. InputError names the field that cannot be."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [to_json(item, place) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(item, f"{place}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: to_json(getattr(value, f.name), f"{place}.{f.name}")
+            for f in dataclasses.fields(value)
+            if f.init and f.metadata.get("saved", True)
+            and not (isinstance(value, nn.Module) and f.name in ("parent", "name"))
+        }  # fmt: skip
+        known = isinstance(value, Config | train.Recipe | Transfer)
+        if known:
+            return fields
+        if found := reference(type(value)):
+            return {"class": found, **fields}
+    if name := _dtype_name(value):
+        return {"dtype": name}
+    if callable(value) and (found := reference(value)):
+        return {"function": found}
+    raise InputError(
+        f"{place} is {value!r:.100}, which config.json cannot hold: use numbers, text, tuples, "
+        "frozen dataclasses and functions that a module defines (no lambdas)."
+    )
+
+
+def _dtype_name(value) -> str | None:
+    """The name of a dtype or of its scalar type, such as jnp.bfloat16."""
+    try:
+        is_dtype = isinstance(value, np.dtype) or hasattr(value, "dtype") and callable(value)
+        return np.dtype(value).name if is_dtype else None
+    except TypeError:
+        return None
+
+
+def config_from_json(saved: dict, folder: Path, experiment: Experiment) -> Config:
+    """The Config that `to_json` wrote. InputError when it does not fit this version, or names what
+    is not trusted or not of the right kind."""
+    read = _Reader(folder, experiment)
+    try:
+        recipe = dict(saved["recipe"])
+        parts = {
+            "recipe": train.Recipe(
+                model=read.thing(recipe.pop("model"), "model"),
+                task=read.thing(recipe.pop("task"), "task"),
+                optimizer=read.thing(recipe.pop("optimizer"), "optimizer"),
+                schedule=read.thing(recipe.pop("schedule"), "schedule"),
+                augment=tuple(read.thing(each, "augment") for each in recipe.pop("augment")),
+                step=read.thing(recipe.pop("step"), "step"),
+                **recipe,
+            ),
+            "hparams": read.thing(saved["hparams"], "hparams"),
+            "data": read.thing(saved["data"], "data"),
+            "transfer": Transfer(**saved["transfer"]) if saved.get("transfer") else None,
+            "run_dir": saved["run_dir"] and Path(saved["run_dir"]),
+        }
+        return Config(**{**saved, **parts})
+    except InputError:
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} does not fit this version of dlflax ({error}): use the "
+            "version named in it, or start a new run."
+        ) from error
+
+
+KINDS = {
+    "model": "a Linen module",
+    "hparams": "a subclass of Hparams",
+    "data": "a data source, with the methods load and split",
+    "task": "a task, with the methods of dlflax.train.tasks.Task",
+    "optimizer": "called as (learning_rate, hparams)",
+    "schedule": "called as (step, hparams)",
+    "augment": "called as (key, batch, hparams)",
+    "step": "called as (recipe, state, hparams, batch)",
+    "loss": "called as (outputs, targets, hparams)",
+}
+ARGUMENTS = {"optimizer": 2, "schedule": 2, "augment": 3, "step": 4, "loss": 3}
+TASK_METHODS = ("check", "model_fields", "targets", "sums", "summary", "describe", "answer")
+
+
+class _Reader:
+    """Builds things from their JSON, each checked for the place where it stands."""
+
+    def __init__(self, folder: Path, experiment: Experiment):
+        self.path, self.experiment = Path(folder) / "config.json", experiment
+
+    def thing(self, value, place: str):
+        """What a JSON object at this place of the Config stands for."""
+        if not isinstance(value, dict) or not ({"class", "function"} & set(value)):
+            raise InputError(f"{self.path}: {place} must name a class or a function.")
+        found = self.experiment.resolve(value.get("class") or value.get("function"), self.path)
+        if "function" in value:
+            self._expect(place in ARGUMENTS and _is_function(found, ARGUMENTS[place]), place, value)
+            return found
+        self._expect(_is_kind(found, place), place, value)
+        return self._built(found, {k: v for k, v in value.items() if k != "class"}, place)
+
+    def _built(self, cls, fields, place):
+        hints = typing.get_type_hints(cls) if fields else {}
+        values = {k: self._value(v, hints.get(k), place, k) for k, v in fields.items()}
+        missing = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("saved", True)]
+        if missing:  # arrays in memory: the experiment that is run has them
+            ours = self.experiment.default_data()
+            values |= {name: getattr(ours, name, None) for name in missing}
+        return cls(**values)
+
+    def _value(self, value, hint, place, name):
+        if isinstance(value, list):
+            return tuple(self._value(item, None, place, name) for item in value)
+        if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+            return Path(value)
+        if not isinstance(value, dict):
+            return value
+        if "dtype" in value:
+            return np.dtype(value["dtype"])
+        if "class" in value and name != "loss":  # a field of a thing, say a part of a model
+            found = self.experiment.resolve(value["class"], self.path)
+            self._expect(dataclasses.is_dataclass(found), f"{place}.{name}", value)
+            return self._built(found, {k: v for k, v in value.items() if k != "class"}, place)
+        if "function" in value and name != "loss":
+            self._expect(place == "model", f"{place}.{name}", value)
+            found = self.experiment.resolve(value["function"], self.path, libraries=True)
+            self._expect(callable(found) and not isinstance(found, type), place, value)
+            return found
+        return self.thing(value, name)
+
+    def _expect(self, right, place, value):
+        if not right:
+            named = value.get("class") or value.get("function")
+            raise InputError(
+                f"{self.path}: {place} names {named}, which is not "
+                f"{KINDS.get(place, 'a dataclass')}: nothing was called."
+            )
+
+
+def _is_function(found, arguments: int) -> bool:
+    """Whether it is a plain function that can be called with so many arguments."""
+    if not isinstance(found, types.FunctionType):
+        return False
+    try:
+        inspect.signature(found).bind(*[None] * arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_kind(found, place: str) -> bool:
+    """Whether it is a dataclass of the kind that is expected at this place."""
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        return False
+    if place == "model":
+        return issubclass(found, nn.Module)
+    if place == "hparams":
+        return issubclass(found, train.Hparams)
+    if place == "data":
+        return all(callable(getattr(found, name, None)) for name in ("load", "split"))
+    if place == "task":
+        methods = all(callable(getattr(found, name, None)) for name in TASK_METHODS)
+        return methods and hasattr(found, "SCORES")
+    return place in ARGUMENTS and _is_function(found.__call__, ARGUMENTS[place] + 1)
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists become text."""
+    flattened = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flattened.update(flat(value, f"{prefix}{name}."))
+        elif isinstance(value, list):
+            flattened[prefix + name] = str(tuple(_short(item) for item in value))
+        else:
+            flattened[prefix + name] = value
+    return flattened
+
+
+def _short(item):
+    """A thing in a list by its name, with what of it is set."""
+    if not isinstance(item, dict):
+        return item
+    fields = {k: v for k, v in item.items() if k not in ("class", "function")}
+    return (item.get("class") or item.get("function"), *(sorted(fields.items()) if fields else ()))
+
+

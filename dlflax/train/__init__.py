@@ -1,0 +1,25 @@
+"""Training as a pure function of its hyperparameters: Recipe, Hparams, State, and the loop."""
+
+from dlflax.train.history import History, Training, best_epoch, finished, plateau_factor
+from dlflax.train.hparams import Hparams, as_traced, number
+from dlflax.train.loop import Fit, Saved, evaluate, fit, predict, train_piece, train_steps
+from dlflax.train.optim import SGD, Adam, AdamW, Constant, Cosine, Linear, Lion, Muon, RMSprop
+from dlflax.train.recipe import (
+    Recipe,
+    State,
+    abstract,
+    averaged,
+    forward,
+    init,
+    output_shape,
+    zero_sums,
+)
+from dlflax.train.step import augmented, floats, gradient, moved, prepare, step, update
+
+__all__ = [
+    "Adam", "AdamW", "Constant", "Cosine", "Fit", "History", "Hparams", "Linear", "Lion", "Muon",
+    "RMSprop", "Recipe", "SGD", "Saved", "State", "Training", "abstract", "as_traced", "augmented",
+    "averaged", "best_epoch", "evaluate", "finished", "fit", "floats", "forward", "gradient",
+    "init", "moved", "number", "output_shape", "plateau_factor", "predict", "prepare", "step",
+    "train_piece", "train_steps", "update", "zero_sums",
+]  # fmt: skip

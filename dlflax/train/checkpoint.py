@@ -1,0 +1,207 @@
+"""Checkpoints through Orbax, with a sha256 manifest that Orbax lacks.
+
+The only file that imports orbax, and only when a checkpoint is written or read: the import takes
+most of a second.
+"""
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from dlflax import parallel
+from dlflax.errors import RunError
+from dlflax.train.history import best_epoch
+from dlflax.train.loop import Saved
+from dlflax.train.recipe import State
+
+MANIFEST = "sha256.json"
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: `<step>/` for the last two epochs and the best one.
+
+    A checkpoint counts once its manifest is there, which is written last: a process killed at any
+    moment leaves the one before. task: the recipe's, which decides the best epoch; log receives a
+    sentence for every checkpoint that is passed over.
+    """
+
+    def __init__(self, folder: Path, task, log: Callable[[str], None] = print):
+        self.folder = Path(folder).absolute()
+        self.task, self.log = task, log
+
+    def _manager(self):
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint, damaged or not, ascending."""
+        found = self.folder.glob(f"*/{MANIFEST}")
+        return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+
+    def save(self, saved: Saved) -> None:
+        """Saves where a training stands under the State's step. Every host has to call it; process
+        0 writes.
+
+        Raises RunError when the disk is full or the folder cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        state, history, partial = saved
+        step = int(state.step)
+        # What fails in the threads of Orbax and tensorstore is raised here. Without this they print
+        # it as well, tensorstore's even after the failure.
+        hooks = sys.unraisablehook, threading.excepthook
+        sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
+        threading.excepthook = lambda _: None
+        logging.disable()
+        try:
+            with self._manager() as manager:
+                manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state),
+                        history=ocp.args.JsonSave({"rows": list(history), "partial": partial}),
+                    ),
+                )
+            if parallel.is_main():
+                _write_manifest(self.folder / str(step))
+        except Exception as error:  # tensorstore wraps a full disk in ValueError
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # another host is gone
+            # what failed beside the first failure is reported when it is collected
+            logging.getLogger("asyncio").addFilter(
+                lambda record: "exception was never retrieved" not in record.getMessage()
+            )
+            others = [s for s in self.steps() if s != step]
+            kept = "none was saved yet"
+            if others:
+                kept = f"the checkpoint of step {others[-1]} is safe"
+            raise RunError(
+                f"could not save the checkpoint of step {step} in {self.folder}: "
+                f"{_reason(error)}; {kept}; free some space or fix the folder, then --resume."
+            ) from error
+        else:
+            sys.unraisablehook = hooks[0]
+        finally:
+            threading.excepthook = hooks[1]
+            logging.disable(logging.NOTSET)
+        if not parallel.is_main():
+            return
+        keep = {*self.steps()[-2:]}
+        if history:
+            keep.add(int(history[best_epoch(history, self.task)]["step"]))
+        for folder in self.folder.iterdir():
+            if folder.name not in map(str, keep):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def restore(self, abstract: State, step: int) -> Saved:
+        """The checkpoint of `step`, as it was saved. abstract:
+        `train.abstract`, with where each leaf is to lie. RunError names the file whose bytes are
+        not those that were saved."""
+        import orbax.checkpoint as ocp
+
+        folder = self.folder / str(step)
+        try:
+            expected = json.loads((folder / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder / MANIFEST} cannot be read: {_reason(error)}.") from error
+        found = _sha256(folder)
+        for name in sorted({*expected, *found}):
+            if expected.get(name) != found.get(name):
+                fault = "is missing" if name not in found else "is not what was saved (sha256)"
+                raise RunError(f"checkpoint damaged: {folder / name} {fault}.")
+        with self._manager() as manager:
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore()
+                ),
+            )
+        history = restored.history
+        return Saved(restored.state, history["rows"], history["partial"])
+
+    def restore_best(self, abstract: State) -> State:
+        """The State of the `best_epoch` in the newest undamaged checkpoint's history. Changes
+        nothing on disk. RunError where there is no checkpoint, or the best is damaged."""
+        for step in reversed(self.steps()):
+            try:
+                state, history, _ = self.restore(abstract, step)
+            except RunError as error:
+                self.log(str(error))
+                continue
+            if not history:
+                break  # no epoch was finished
+            best = int(history[best_epoch(history, self.task)]["step"])
+            return state if best == step else self.restore(abstract, best)[0]
+        raise RunError(f"no usable checkpoint in {self.folder}: train first.")
+
+    def restore_last(self, abstract: State) -> Saved | None:
+        """The newest undamaged checkpoint; what is newer and unusable is removed, since training
+        on from here writes it again. None where no checkpoint was ever finished; RunError where
+        there are some and all are damaged."""
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                restored = self.restore(abstract, step)
+            except RunError as error:
+                self.log(str(error))
+                damaged.append(step)
+                continue
+            if parallel.is_main():
+                for newer in damaged:
+                    shutil.rmtree(self.folder / str(newer))
+                for unfinished in self.folder.iterdir():
+                    if not (unfinished / MANIFEST).exists():
+                        shutil.rmtree(unfinished, ignore_errors=True)
+            if damaged:
+                self.log(f"continuing from the checkpoint before, step {step}.")
+            return restored
+        if damaged:
+            raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
+        return None
+
+
+def _write_manifest(folder: Path) -> None:
+    """Whole or not at all, and on the disk: the checkpoint counts from here on."""
+    temporary = folder / (MANIFEST + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(json.dumps(_sha256(folder), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+
+def _sha256(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(MANIFEST)
+    }
+
+
+def _without_closed_loops(unraisablehook, unraisable):
+    """After a failed save tensorstore's threads report to an event loop that is closed."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        unraisablehook(unraisable)
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's own words where there are any, else the first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    for words in map(os.strerror, errno.errorcode):
+        if words in str(error):
+            return words
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,108 @@
+"""The record of a training run: one row an epoch, and what follows from it alone.
+
+Best epoch, patience, reduce-on-plateau and divergence are functions of the rows, so a run of its
+own and a lane of a population share them, and a resume needs nothing more.
+"""
+
+import dataclasses
+import math
+
+from dlflax.train.hparams import Hparams
+from dlflax.train.step import NEVER
+
+History = list[dict[str, float]]
+"""One row an epoch: epoch (from 1), step, train_<score>, val_<score>, and of a run of its own
+learning_rate, seconds and examples_per_second. Without validation no val_*."""
+
+
+def improved(task, value: float, best: float) -> bool:
+    """Whether a value of the task's monitored score is better than another."""
+    return value > best if task.SCORES[task.monitor] == "max" else value < best
+
+
+def best_epoch(history: History, task) -> int:
+    """0-based index of the row with the best value of the monitored score on the validation data,
+    the first on a tie; of the last row where there is no validation."""
+    name = f"val_{task.monitor}"
+    if name not in history[-1]:
+        return len(history) - 1
+    best = 0
+    for i, row in enumerate(history):
+        if improved(task, row[name], history[best][name]):
+            best = i
+    return best
+
+
+def finished(history: History, task, epochs: int, patience: int = 0) -> bool:
+    """Whether a run is over: all epochs are done, or `patience` of them (0 never stops) brought no
+    better validation score. Without validation patience does nothing."""
+    if patience and history and len(history) - 1 - best_epoch(history, task) >= patience:
+        return True
+    return len(history) >= epochs
+
+
+def plateau_factor(history: History, task, patience: int, factor: float = 0.5) -> float:
+    """What reduce-on-plateau has multiplied the learning rate by after these epochs: `factor` for
+    every `patience` epochs in a row without a better validation score (Keras' ReduceLROnPlateau
+    with min_delta 0). 1 for patience 0, and without validation."""
+    name = f"val_{task.monitor}"
+    best, wait, scale = math.nan, 0, 1.0
+    for row in history if patience else ():
+        if name not in row:
+            continue
+        better = math.isnan(best) or improved(task, row[name], best)
+        best, wait = (row[name], 0) if better else (best, wait + 1)
+        if wait >= patience:
+            scale, wait = scale * factor, 0
+    return scale
+
+
+@dataclasses.dataclass
+class Training:
+    """One training in progress: a run of its own, or a lane of a population."""
+
+    task: object
+    hparams: Hparams
+    steps_per_epoch: int
+    epochs: int
+    patience: int = 0
+    reduce_on_plateau: int = 0
+    history: History = dataclasses.field(default_factory=list)
+    diverged_at: int | None = None
+    """1-based step at which the loss or the gradient was no longer finite."""
+
+    def finished(self, until: int | None = None) -> bool:
+        """Whether there is nothing more to train, up to `until` epochs (default: all)."""
+        until = self.epochs if until is None else until
+        stopped = finished(self.history, self.task, until, self.patience)
+        return self.diverged_at is not None or stopped
+
+    def current_hparams(self) -> Hparams:
+        """The numbers of the next epoch: the learning rate as reduce-on-plateau leaves it."""
+        factor = plateau_factor(self.history, self.task, self.reduce_on_plateau)
+        return self.hparams.replace(learning_rate=self.hparams.learning_rate * factor)
+
+    def add(self, sums, val_sums=None, **more: float) -> dict[str, float]:
+        """Appends the row of one more epoch, and returns it; notes where it diverged. sums: of the
+        training steps; val_sums: of the validation, if any; more: columns that are not scores."""
+        epoch = len(self.history) + 1
+        step = epoch * self.steps_per_epoch
+        splits = {"train": sums} | ({} if val_sums is None else {"val": val_sums})
+        row = {"epoch": epoch, "step": step}
+        for split, each in splits.items():
+            summary = self.task.summary(each).items()
+            row |= {f"{split}_{name}": float(value) for name, value in summary}
+        row |= more
+        self.history.append(row)
+        if sums["first_bad_step"] < step:
+            self.diverged_at = int(sums["first_bad_step"]) + 1
+        elif not math.isfinite(row.get(f"val_{self.task.monitor}", 0.0)) or not math.isfinite(
+            row.get("val_loss", 0.0)
+        ):
+            self.diverged_at = step
+        return row
+
+
+def diverged(sums) -> bool:
+    """Whether a step so far was not finite."""
+    return sums["first_bad_step"] != NEVER

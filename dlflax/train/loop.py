@@ -1,0 +1,338 @@
+"""The loop over epochs, and evaluation: what calls `Recipe.step` on a device.
+
+`train_steps` loops the step on the device, `evaluate` scores, `fit` is the loop over epochs.
+Nothing here reads files or prints.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dlflax import parallel
+from dlflax.data.order import epoch_batches
+from dlflax.data.stream import fits, slices, stream
+from dlflax.errors import RunError
+from dlflax.train.history import History, Training, best_epoch, diverged
+from dlflax.train.hparams import Hparams, as_traced
+from dlflax.train.recipe import Recipe, State, forward, init_placed, zero_sums
+from dlflax.train.step import floats, task_sums
+
+
+def _gather(data, index):
+    """The batch at index (n,) int32; a negative one, -1 - i, is example i as padding: mask 0."""
+    at = jnp.where(index < 0, -1 - index, index)
+    batch = {name: jnp.take(leaf, at, axis=0) for name, leaf in data.items()}
+    return {**batch, "mask": (index >= 0).astype(jnp.float32)}
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_steps(recipe: Recipe, state: State, hparams, data, batches, sums, start, stop):
+    """Steps `start` to `stop` of one epoch in one compiled call, over device-resident data.
+
+    data: {"inputs": (N, ...), "targets": (N, ...)}; batches: int32 (steps, batch_size) from
+    `epoch_batches`; sums: those of the epoch so far. start and stop are traced, so a whole epoch
+    and a part of one (for a progress bar) are the same program and give the same bits.
+    """
+
+    def batch(i):
+        return _gather(data, parallel.split_batch(batches[i]))
+
+    return _steps(recipe, state, hparams, batch, sums, start, stop)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_piece(recipe: Recipe, state: State, hparams, piece, sums, start, stop):
+    """`train_steps` of batches that are there as such: arrays (steps, batch_size, ...), from
+    `data.stream`."""
+
+    def batch(i):
+        return {name: leaf[i] for name, leaf in piece.items()}
+
+    return _steps(recipe, state, hparams, batch, sums, start, stop)
+
+
+def _steps(recipe, state, hparams, batch, sums, start, stop):
+    def body(i, carry):
+        state, sums = carry
+        state, new = recipe.step(recipe, state, hparams, parallel.split_batch(batch(i)))
+        bad = jnp.minimum(sums["first_bad_step"], new.pop("first_bad_step"))
+        sums = {**{name: sums[name] + new[name] for name in new}, "first_bad_step": bad}
+        return parallel.constrain_state(state), parallel.replicated(sums)
+
+    return lax.fori_loop(start, stop, body, (state, sums))
+
+
+def evaluate(recipe: Recipe, state: State, hparams: Hparams, data, batch_size: int = 256):
+    """Scores data (as in `train_steps`) without training, every example once.
+
+    Returns (sums, outputs): sums hold `loss`, `count` and the task's own; outputs are float32
+    (N, ...). The averaged weights are used where there are any. Arrays on disk (`DiskArray`) are
+    read in pieces.
+    """
+    data = {name: leaf for name, leaf in data.items() if name != "weight"}
+    hparams = as_traced(hparams.evaluation())
+    if isinstance(data["inputs"], jax.Array):
+        return _evaluate(recipe, state, hparams, data, batch_size)
+    if fits(data):
+        return _evaluate(recipe, state, hparams, parallel.put(data), batch_size)
+    parts = [
+        jax.device_get(_evaluate(recipe, state, hparams, parallel.put(part), batch_size))
+        for part in slices(data)
+    ]
+    sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(sums for sums, _ in parts))
+    return sums, np.concatenate([outputs for _, outputs in parts])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _evaluate(recipe, state, hparams, data, batch_size):
+    n = data["inputs"].shape[0]
+    batches = _all_batches(n, batch_size)
+
+    def one(index):
+        batch = parallel.split_batch(_gather(data, parallel.split_batch(index)))
+        batch = {**batch, "inputs": floats(batch["inputs"])}
+        batch["targets"] = recipe.task.targets(batch)
+        outputs = forward(recipe, state, hparams, batch["inputs"])
+        each = recipe.task.loss(outputs, batch["targets"], hparams)
+        return parallel.replicated((task_sums(recipe, outputs, each, batch), outputs))
+
+    sums, outputs = lax.map(one, batches)
+    return (
+        jax.tree.map(lambda leaf: leaf.sum(0), sums),
+        outputs.reshape(-1, *outputs.shape[2:])[:n],
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def predict(recipe: Recipe, state: State, hparams, inputs, batch_size: int = 256):
+    """The model's outputs, float32 (N, ...), on inputs (N, ...): no targets are needed."""
+    n = inputs.shape[0]
+
+    def one(index):
+        batch = parallel.split_batch(_gather({"inputs": inputs}, parallel.split_batch(index)))
+        return parallel.replicated(forward(recipe, state, hparams, batch["inputs"]))
+
+    outputs = lax.map(one, _all_batches(n, batch_size))
+    return outputs.reshape(-1, *outputs.shape[2:])[:n]
+
+
+def _all_batches(n, batch_size):
+    """int32 (batches, size): every example once, in order, then -1, padding."""
+    batch_size = -(-min(batch_size, n) // parallel.size()) * parallel.size()
+    batches = math.ceil(n / batch_size)
+    index = np.arange(batches * batch_size, dtype=np.int32)
+    return np.where(index < n, index, -1).reshape(batches, batch_size)
+
+
+class Saved(NamedTuple):
+    """Where a training stands: what a checkpoint holds, and `fit` continues from."""
+
+    state: State
+    history: History
+    partial: dict[str, list] | None = None
+    """The sums of an epoch that was begun."""
+
+
+@dataclasses.dataclass
+class Fit:
+    """What `fit` returns, and hands to `on_epoch` after every epoch."""
+
+    state: State
+    """After the last epoch."""
+    best: State | None
+    """A copy of the State with the best validation score; None if that epoch lies before a resume
+    (its checkpoint has it). Without validation, when all is done, a copy of the last State."""
+    history: History
+    """One row an epoch."""
+    compile_seconds: float
+    """Tracing and compiling, or reading the compilation cache, and a first evaluation."""
+    partial: dict[str, list] | None = None
+    """The sums of an epoch in whose middle `should_stop` was true."""
+
+    def saved(self) -> Saved:
+        """What to continue from."""
+        return Saved(self.state, self.history, self.partial)
+
+
+def fit(
+    recipe: Recipe,
+    hparams: Hparams,
+    train,
+    val=None,
+    *,
+    epochs: int,
+    seed: int = 0,
+    patience: int = 0,
+    reduce_on_plateau: int = 0,
+    pretrained=None,
+    resume: Saved | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_steps: Callable[[int, int, dict], None] | None = None,
+    on_epoch: Callable[[Fit], None] | None = None,
+) -> Fit:
+    """Trains for `epochs` epochs, or until the validation score has not improved for `patience`.
+
+    train, val: {"inputs": (n, ...), "targets": (n, ...)} NumPy or jax arrays, which are put on the
+    device whole, or `DiskArray`s, which are read in pieces, to the same result to the bit; train
+    may have "weight" (n,). Without val there are no val_* columns, the last epoch counts as the
+    best, and patience and reduce_on_plateau do nothing. pretrained: as for `init`. resume continues
+    an earlier fit, whose later steps come out the same to the bit. patience and reduce_on_plateau
+    count epochs, 0 is off. should_stop() is asked every few seconds (with several hosts after every
+    epoch), and ends the fit, in the middle of an epoch too. on_steps(epoch, step, sums) is called a
+    few times a second while an epoch runs. Raises RunError when the loss is not finite.
+    """
+    n = len(train["inputs"])
+    steps = math.ceil(n / recipe.batch_size)
+    hparams = hparams.replace(total_steps=float(epochs * steps))
+    if resume is None:
+        numbers = as_traced(hparams)
+        state = init_placed(recipe, numbers, train["inputs"][:1], np.uint32(seed), pretrained)
+        resume = Saved(state, [])
+    training = Training(
+        recipe.task, hparams, steps, epochs, patience, reduce_on_plateau, list(resume.history)
+    )
+    feed = (_Resident if fits(train) else _Streamed)(recipe, hparams, train, seed)
+    val = parallel.put(val) if val is not None and fits(val) else val
+    progress = Fit(resume.state, None, training.history, 0.0)
+    clock = time.perf_counter()
+    progress.state = jax.block_until_ready(feed.compile(resume.state))
+    progress.compile_seconds = time.perf_counter() - clock
+    partial, evaluated = resume.partial, False
+
+    while not training.finished() and not should_stop():
+        clock = time.perf_counter()
+        sums = _epoch(feed, training, progress, partial, should_stop, on_steps)
+        partial = None
+        if progress.partial:
+            return progress
+        seconds, val_sums = time.perf_counter() - clock, None
+        if val is not None and not evaluated:  # only now, so that the first step comes sooner
+            lap = time.perf_counter()
+            jax.block_until_ready(evaluate(recipe, progress.state, hparams, val))
+            progress.compile_seconds += time.perf_counter() - lap
+            clock, evaluated = clock + time.perf_counter() - lap, True
+        if val is not None:
+            val_sums, _ = jax.device_get(evaluate(recipe, progress.state, hparams, val))
+        current, step = training.current_hparams(), np.float32(int(progress.state.step) - 1)
+        training.add(
+            sums, val_sums, learning_rate=float(recipe.schedule(step, current)),
+            seconds=time.perf_counter() - clock, examples_per_second=n / seconds,
+        )  # fmt: skip
+        if training.diverged_at:
+            raise _divergence(recipe, current, training.diverged_at)
+        if val is not None and best_epoch(training.history, recipe.task) + 1 == len(
+            training.history
+        ):
+            progress.best = jax.tree.map(jnp.copy, progress.state)
+        if on_epoch:
+            on_epoch(progress)
+    if val is None:
+        progress.best = jax.tree.map(jnp.copy, progress.state)
+    return progress
+
+
+def _epoch(feed, training, progress, partial, should_stop, on_steps):
+    """Trains one epoch, or what is left of it; its sums. progress has the State, and if it was
+    stopped the partial sums."""
+    epoch, steps = len(training.history), training.steps_per_epoch
+    current = training.current_hparams()
+    numbers, sums, done = as_traced(current), feed.zero, 0
+    if partial:
+        sums = {k: np.asarray(partial[k], leaf.dtype) for k, leaf in feed.zero.items()}
+        done = int(progress.state.step) - epoch * steps
+    last = training.history[-1].get("seconds", math.inf) if training.history else math.inf
+    for advance, count in feed.laps(epoch, done, 0.2 if on_steps else 5.0, last):
+        progress.state, sums = advance(progress.state, numbers, sums)
+        sums, done = jax.device_get(sums), done + count
+        if diverged(sums):
+            raise _divergence(feed.recipe, current, int(sums["first_bad_step"]) + 1)
+        if on_steps:
+            on_steps(epoch, done, sums)
+        if done < steps and jax.process_count() == 1 and should_stop():
+            progress.partial = {name: np.asarray(leaf).tolist() for name, leaf in sums.items()}
+            break
+    return sums
+
+
+class _Resident:
+    """Training data on the device, whole."""
+
+    def __init__(self, recipe, hparams, train, seed):
+        self.recipe, self.seed, self.n = recipe, seed, len(train["inputs"])
+        self.zero = zero_sums(recipe, hparams, train)
+        self.hparams, self.train = hparams, parallel.put(train)
+
+    def _batches(self, epoch):
+        return parallel.put(epoch_batches(self.n, self.recipe.batch_size, self.seed, epoch))
+
+    def compile(self, state):
+        """The State as it is: a call of no steps."""
+        none, numbers = np.int32(0), as_traced(self.hparams)
+        arguments = self.train, self._batches(0), self.zero, none, none
+        return train_steps(self.recipe, state, numbers, *arguments)[0]
+
+    def laps(self, epoch, done, seconds, last):
+        """(advance, steps) for the calls of one epoch, of so many seconds each, after which
+        progress is shown and SIGTERM seen. One call where several hosts must make the same, and of
+        a short epoch: nothing then comes back to the host before its end. last: seconds that the
+        epoch before took."""
+        batches = self._batches(epoch)
+        steps = len(batches)
+        chunk = steps if last < seconds or jax.process_count() > 1 else 1
+        while done < steps:
+            stop, lap = min(done + chunk, steps), time.perf_counter()
+
+            def advance(state, numbers, sums, start=done, stop=stop):
+                span = np.int32(start), np.int32(stop)
+                return train_steps(self.recipe, state, numbers, self.train, batches, sums, *span)
+
+            yield advance, stop - done
+            lap = max(time.perf_counter() - lap, 0.01)
+            done, chunk = stop, max(1, int((stop - done) * seconds / lap))
+
+
+class _Streamed:
+    """Training data on disk or too large for the device, read in pieces."""
+
+    def __init__(self, recipe, hparams, train, seed):
+        self.recipe, self.seed, self.n = recipe, seed, len(train["inputs"])
+        self.zero = zero_sums(recipe, hparams, train)
+        self.hparams, self.train = hparams, train
+
+    def _batches(self, epoch):
+        return epoch_batches(self.n, self.recipe.batch_size, self.seed, epoch)
+
+    def compile(self, state):
+        """As that of `_Resident`."""
+        piece = parallel.put_host_batches(next(stream(self.train, self._batches(0)))[0])
+        none, numbers = np.int32(0), as_traced(self.hparams)
+        return train_piece(self.recipe, state, numbers, piece, self.zero, none, none)[0]
+
+    def laps(self, epoch, done, seconds, last):
+        """As those of `_Resident`: one a piece."""
+        for piece, count in stream(self.train, self._batches(epoch)[done:]):
+            piece = parallel.put_host_batches(piece)
+
+            def advance(state, numbers, sums, piece=piece, count=count):
+                span = np.int32(0), np.int32(count)
+                return train_piece(self.recipe, state, numbers, piece, sums, *span)
+
+            yield advance, count
+
+
+def _divergence(recipe, hparams, step: int) -> RunError:
+    """step: 1-based."""
+    rate = float(recipe.schedule(np.float32(step - 1), hparams))
+    return RunError(
+        f"the loss became NaN or infinite at step {step} (learning rate {rate:g}): try a "
+        f"smaller --hparams.learning-rate, for example {rate / 10:g}, or --hparams.clip-norm 1; "
+        "checkpoints of earlier epochs are kept."
+    )

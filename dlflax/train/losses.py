@@ -1,0 +1,117 @@
+"""Losses, one number an example, and Keras' L2 penalty.
+
+The functions take outputs before the last activation (logits) and return float32 (n,). A task has
+its loss as a frozen dataclass or a function, (outputs, targets, hparams) -> (n,): one of those at
+the end of this file, or your own. hparams may be traced.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Loss = Callable  # (outputs, targets, hparams) -> (n,)
+
+
+def cross_entropy(logits, targets, label_smoothing=0.0):
+    """Softmax cross-entropy. logits (n, classes), targets int (n,) -> (n,), in nats.
+
+    label_smoothing s in [0, 1) trains towards (1 - s) one-hot + s / classes (Szegedy et al. 2016,
+    section 7); it may be traced.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    true = jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0]
+    return -(1.0 - label_smoothing) * true - label_smoothing * log_p.mean(-1)
+
+
+def binary_cross_entropy(logits, targets, label_smoothing=0.0):
+    """Sigmoid cross-entropy, averaged over outputs. logits (n,) or (n, k), targets 0/1 of the same
+    size -> (n,). Label smoothing s moves targets to t (1 - s) + s / 2, as Keras does."""
+    logits = logits.astype(jnp.float32).reshape(logits.shape[0], -1)
+    targets = targets.astype(jnp.float32).reshape(logits.shape)
+    targets = targets * (1.0 - label_smoothing) + 0.5 * label_smoothing
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+def mean_squared_error(outputs, targets):
+    """Squared error averaged over an example's outputs. Same sizes in, (n,) out."""
+    outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
+    return jnp.square(outputs - targets.reshape(outputs.shape)).mean(-1)
+
+
+def mean_absolute_error(outputs, targets):
+    """Absolute error averaged over an example's outputs. Same sizes in, (n,) out."""
+    outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
+    return jnp.abs(outputs - targets.reshape(outputs.shape)).mean(-1)
+
+
+def huber(outputs, targets, delta=1.0):
+    """Huber 1964: squared error / 2 up to `delta`, and linear beyond, averaged over an example's
+    outputs. Same sizes in, (n,) out."""
+    outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
+    return optax.huber_loss(outputs, targets.reshape(outputs.shape), delta).mean(-1)
+
+
+def l2(params):
+    """Sum of squares of all kernels (leaves of two or more dimensions), as `keras.regularizers.L2`
+    on every kernel. Returns a float32 scalar, to be multiplied by the l2 hyperparameter."""
+    return sum(
+        jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+        for leaf in jax.tree.leaves(params)
+        if leaf.ndim > 1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """`cross_entropy` with `Hparams.label_smoothing`."""
+
+    def __call__(self, outputs, targets, hparams):
+        return cross_entropy(outputs, targets, hparams.label_smoothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """`binary_cross_entropy` with `Hparams.label_smoothing`."""
+
+    def __call__(self, outputs, targets, hparams):
+        return binary_cross_entropy(outputs, targets, hparams.label_smoothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanSquaredError:
+    """`mean_squared_error`."""
+
+    def __call__(self, outputs, targets, hparams):
+        return mean_squared_error(outputs, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanAbsoluteError:
+    """`mean_absolute_error`."""
+
+    def __call__(self, outputs, targets, hparams):
+        return mean_absolute_error(outputs, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Huber:
+    """`huber`."""
+
+    delta: float = 1.0
+    """Error from which on the loss is linear."""
+
+    def __call__(self, outputs, targets, hparams):
+        return huber(outputs, targets, self.delta)
+
+
+LOSSES = {
+    "cross_entropy": CrossEntropy(),
+    "binary_cross_entropy": BinaryCrossEntropy(),
+    "mean_squared_error": MeanSquaredError(),
+    "mean_absolute_error": MeanAbsoluteError(),
+    "huber": Huber(),
+}
+"""Their short names on the command line."""

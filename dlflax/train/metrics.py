@@ -1,0 +1,51 @@
+"""Metrics as sums and counts, so that batches, devices and hosts add up exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def predictions(outputs):
+    """Classes from logits: (n, classes) -> int32 (n,); one logit, (n,) or (n, 1): 0 or 1."""
+    if outputs.ndim == 1 or outputs.shape[-1] == 1:
+        return (outputs.reshape(outputs.shape[0]) > 0).astype(jnp.int32)
+    return outputs.argmax(-1).astype(jnp.int32)
+
+
+def class_counts(predicted, targets, mask, classes: int):
+    """(hits, support, predicted), float32 (classes,) each, as `per_class` takes them. predicted and
+    targets: int (n, ...); mask: float32 (n,), 0 for examples that do not count."""
+    weight = jnp.broadcast_to(mask.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)[..., None]
+    truth, guess = (jax.nn.one_hot(each, classes) * weight for each in (targets, predicted))
+    axes = tuple(range(targets.ndim))
+    return (truth * guess).sum(axes), truth.sum(axes), guess.sum(axes)
+
+
+def confusion(predicted, targets, classes: int) -> np.ndarray:
+    """int (classes, classes), rows true, columns predicted, of int (n,) NumPy arrays."""
+    flat = np.bincount(np.asarray(targets) * classes + np.asarray(predicted), minlength=classes**2)
+    return flat.reshape(classes, classes)
+
+
+def per_class(hits, support, predicted) -> dict[str, np.ndarray]:
+    """Precision, recall, F1 and support of each class from counts, each (k,): examples of the class
+    that were predicted so, all examples of it, all predictions of it. A class that is never
+    predicted, or never occurs, scores 0, as scikit-learn's `zero_division=0`."""
+    hits, support, predicted = (np.asarray(each, np.float64) for each in (hits, support, predicted))
+    return {
+        "precision": hits / np.maximum(predicted, 1),
+        "recall": hits / np.maximum(support, 1),
+        "f1": 2 * hits / np.maximum(support + predicted, 1),
+        "support": support.astype(int),
+    }
+
+
+def roc_auc(targets, scores) -> float | None:
+    """Area under the ROC curve: the share of pairs, one example of each class, whose scores are in
+    the right order, ties half. targets int (n,), 0 or 1; scores float (n,), higher for class 1.
+    None unless both classes occur."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(targets)) < 2:
+        return None
+    return float(roc_auc_score(targets, scores))

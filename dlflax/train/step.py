@@ -1,0 +1,219 @@
+"""One training step, a pure function of (recipe, state, hparams, batch), and the parts it is made
+of, for a step of your own.
+
+    def step(recipe, state, hparams, batch):
+        batch, key = prepare(recipe, state, hparams, batch)
+        return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
+
+Nothing here knows of the loop, of files or of devices.
+"""
+
+import inspect
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+from dlflax.errors import InputError
+from dlflax.models.layers import frozen_norms
+from dlflax.train import losses, optim
+from dlflax.train.augment import augment
+from dlflax.train.hparams import numbers
+
+HEAD = "logits/"  # path of the last layer's parameters, which Hparams.backbone_rate leaves alone
+NEVER = np.int32(2**31 - 1)  # first_bad_step where all were good
+
+
+class Gradient(NamedTuple):
+    """What `gradient` computes on one batch of n examples."""
+
+    gradient: Any
+    """Like `trained(recipe, params)`, float32."""
+    objective: jax.Array
+    """What is minimized, a float32 scalar."""
+    outputs: jax.Array
+    """Of the model, float32 (n, ...)."""
+    losses: jax.Array
+    """Of each example, float32 (n,), without the penalty."""
+    collections: Any
+    """The model's other variables afterwards."""
+
+
+def step(recipe, state, hparams, batch):
+    """One update. Pure: the caller picks jit, vmap, map or shard.
+
+    batch: inputs (n, ...), uint8 pictures or floats or ints; targets (n, ...), as the task wants
+    them; mask float32 (n,), 0 for padding; maybe weight float32 (n,), what an example's loss
+    counts. Returns (State, sums) as `update`.
+    """
+    batch, key = prepare(recipe, state, hparams, batch)
+    return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
+
+
+def prepare(recipe, state, hparams, batch):
+    """(the batch as the model and the loss see it in training, the key of the model's randomness).
+    All randomness of a step is of `fold_in(state.key, state.step)`."""
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    return augmented(recipe, hparams, batch, augment_key), dropout_key
+
+
+def augmented(recipe, hparams, batch, key):
+    """The batch as the model and the loss see it in training."""
+    batch = {**batch, "inputs": floats(batch["inputs"])}
+    batch = augment(recipe.augment, key, batch, hparams)
+    batch = {**batch, "targets": recipe.task.targets(batch)}
+    return augment(recipe.augment, key, batch, hparams, corrupt=True)
+
+
+def floats(inputs):
+    """Pictures are kept as bytes until a step uses them: uint8 0..255 -> float32 0..1."""
+    return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
+
+
+def cast(tree, dtype):
+    """The tree with all its floats in this dtype."""
+
+    def one(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def keywords(model, hparams, train: bool) -> dict[str, Any]:
+    """What the model's call is given besides its inputs: `train` and the numbers of hparams, each
+    where the call has a keyword of that name."""
+    names = {"train", *numbers(hparams)}
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+        names &= {p.name for p in parameters}
+    return {name: train if name == "train" else getattr(hparams, name) for name in sorted(names)}
+
+
+def gradient(recipe, state, hparams, batch, key) -> Gradient:
+    """The gradient of the objective on a batch, as `prepare` gives both, at the State's parameters:
+    of those that are trained."""
+    trained_params, others = trained(recipe, state.params)
+
+    def of_params(trained_params):
+        params = joined(recipe, trained_params, others)
+        return objective(recipe, params, state.collections, hparams, batch, key)
+
+    with_gradient = jax.value_and_grad(of_params, has_aux=True)
+    (value, (outputs, each, collections)), gradient = with_gradient(trained_params)
+    return Gradient(gradient, value, outputs, each, collections)
+
+
+def objective(recipe, params, collections, hparams, batch, key):
+    """What training minimizes: the mean loss of the batch, plus the L2 penalty, plus what the model
+    puts into its collection "losses", (n,) each: a float32 scalar.
+
+    batch: as for `step`, and with MixUp or CutMix `partner` int32 (n,) and `share` float32 (n,).
+    Returns (objective, (outputs float32 (n, ...), per-example losses (n,), new collections)).
+    """
+    dtype = jnp.dtype(recipe.compute_dtype)
+    with frozen_norms(recipe.trainable):
+        outputs, collections = recipe.model.apply(
+            {"params": cast(params, dtype), **collections},
+            cast(batch["inputs"], dtype),
+            **keywords(recipe.model, hparams, train=True),
+            # a stream of another name takes "params"
+            rngs={"dropout": key, "params": jax.random.fold_in(key, 1)},
+            mutable=[*collections, "losses"],
+        )
+    outputs = cast(outputs, jnp.float32)
+    loss, targets = recipe.task.loss, batch["targets"]
+    each = loss(outputs, targets, hparams)
+    if "partner" in batch:
+        other = loss(outputs, targets[batch["partner"]], hparams)
+        each = batch["share"] * each + (1 - batch["share"]) * other
+    own = sum(jax.tree.leaves(collections.pop("losses", {})))
+    weight = batch["mask"] * batch["weight"] if "weight" in batch else batch["mask"]
+    total = jnp.sum((each + hparams.kl_weight * own) * weight)
+    mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
+    penalty = losses.l2(trained(recipe, params)[0])
+    return mean + hparams.l2 * penalty, (outputs, each, collections)
+
+
+def update(recipe, state, hparams, batch, found: Gradient):
+    """(State after the optimizer's update with this gradient, sums).
+
+    sums: `loss` without the penalty and `count`, float32; those of the task; and `first_bad_step`,
+    the 0-based step if the objective or the gradient is not finite, else a large number.
+    """
+    params, others = trained(recipe, state.params)
+    rate = recipe.schedule(state.step, hparams)
+    optimizer = optim.transformation(recipe.optimizer, rate, hparams)
+    updates, opt_state = optimizer.update(
+        found.gradient, state.opt_state, params, value=found.objective
+    )
+    if recipe.trainable:
+        updates = {
+            path: update if path.startswith(HEAD) else hparams.backbone_rate * update
+            for path, update in updates.items()
+        }
+    params = optax.apply_updates(params, updates)
+    ema = state.ema
+    if recipe.ema:
+        # the warm-up of the decay keeps the initial weights from lingering in a short run
+        decay = jnp.minimum(hparams.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        old, kept = trained(recipe, ema)
+        new = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, old, params)
+        ema = joined(recipe, new, kept)
+
+    finite = jnp.isfinite(found.objective) & jnp.isfinite(optax.tree.norm(found.gradient))
+    sums = {
+        **task_sums(recipe, found.outputs, found.losses, batch),
+        "first_bad_step": jnp.where(finite, NEVER, state.step),
+    }
+    state = state.replace(
+        step=state.step + 1, params=joined(recipe, params, others), opt_state=opt_state, ema=ema,
+        collections=found.collections,
+    )  # fmt: skip
+    return state, sums
+
+
+def task_sums(recipe, outputs, each, batch):
+    """`loss`, `count` and the task's own sums over the examples that count."""
+    mask = batch["mask"]
+    own = recipe.task.sums(outputs, batch["targets"], mask)
+    # padding may be anything, NaN included: select, do not multiply
+    return {"loss": jnp.sum(jnp.where(mask > 0, each, 0.0)), "count": mask.sum(), **own}
+
+
+def trained(recipe, params):
+    """(parameters that are trained, the others), each {path: leaf} where Recipe.trainable chooses;
+    else (params, {}). InputError where it matches none."""
+    if not recipe.trainable:
+        return params, {}
+    parts = {}, {}
+    try:
+        for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+            parts[not re.search(recipe.trainable, path)][path] = leaf
+    except re.error as error:
+        raise InputError(
+            f"--trainable {recipe.trainable}: not a regular expression ({error})."
+        ) from error
+    if not parts[0]:
+        raise InputError(
+            f"--trainable {recipe.trainable} matches no parameter: they have names such as "
+            f"{next(iter(parts[1]))}."
+        )
+    return parts
+
+
+def joined(recipe, trained, others):
+    """The reverse of `trained`."""
+    if not recipe.trainable:
+        return trained
+    return traverse_util.unflatten_dict({**trained, **others}, sep="/")
+
+
+def moved(recipe, state, direction):
+    """The State with its trained parameters moved by `direction`, which is like their gradient."""
+    params, others = trained(recipe, state.params)
+    params = jax.tree.map(lambda leaf, by: leaf + by, params, direction)
+    return state.replace(params=joined(recipe, params, others))

@@ -1,0 +1,22 @@
+"""Tasks: what kind of job a run is. `task.Task` is the contract."""
+
+from dlflax.train.tasks.classification import Classification
+from dlflax.train.tasks.forecast import Forecast
+from dlflax.train.tasks.multi_label import MultiLabel
+from dlflax.train.tasks.reconstruction import Reconstruction
+from dlflax.train.tasks.regression import Regression
+from dlflax.train.tasks.task import Asked, Description, Task, Tested
+
+TASKS = {
+    "classification": Classification(),
+    "multilabel": MultiLabel(),
+    "regression": Regression(),
+    "forecast": Forecast(),
+    "reconstruction": Reconstruction(),
+}
+"""Their short names on the command line."""
+
+__all__ = [
+    "TASKS", "Asked", "Classification", "Description", "Forecast", "MultiLabel",
+    "Reconstruction", "Regression", "Task", "Tested",
+]  # fmt: skip

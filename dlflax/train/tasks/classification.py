@@ -1,0 +1,160 @@
+"""One class of several for each example."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from dlflax.errors import InputError
+from dlflax.models import explain
+from dlflax.report import figures
+from dlflax.train import losses, metrics
+from dlflax.train.step import floats
+from dlflax.train.tasks.task import Asked, Description, Tested, described, targets_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """One class of several for each example: targets int (n,), outputs logits (n, classes)."""
+
+    SCORES: ClassVar = {
+        "accuracy": "max", "macro_f1": "max", "macro_precision": "max", "macro_recall": "max",
+        "roc_auc": "max", "loss": "min",
+    }  # fmt: skip
+
+    loss: losses.Loss = losses.CrossEntropy()
+    monitor: str = "loss"
+    """Validation score that decides the best epoch: loss, accuracy or macro_f1."""
+
+    def check(self, splits, outputs) -> None:
+        targets, classes = targets_of(splits, "classification"), len(splits.class_names)
+        if targets.dtype.kind not in "iu" or targets.ndim != 1:
+            raise InputError(
+                f"--task classification needs class numbers, int (n,), as targets; these are "
+                f"{described(targets)}: use another --task."
+            )
+        if classes < 2:
+            raise InputError("--task classification needs two classes or more.")
+        for name in ("train", "val", "test"):
+            part = getattr(splits, name)
+            if part is not None and not np.all((part["targets"] >= 0) & (part["targets"] < classes)):
+                raise InputError(
+                    f"the {name} targets must be class numbers from 0 to {classes - 1}; they go "
+                    f"from {np.min(part['targets'])} to {np.max(part['targets'])}."
+                )
+        shape = tuple(outputs.shape[1:])
+        if shape != (classes,) and not (classes == 2 and shape in ((), (1,))):
+            raise InputError(
+                f"--model: its outputs have shape {shape} for an example, but {classes} classes "
+                f"need ({classes},)."
+            )
+
+    def model_fields(self, splits) -> dict[str, Any]:
+        return {"num_outputs": len(splits.class_names)}
+
+    def targets(self, batch):
+        return batch["targets"]
+
+    def sums(self, outputs, targets, mask):
+        predicted = metrics.predictions(outputs)
+        classes = max(2, outputs.shape[-1] if outputs.ndim > 1 else 1)
+        hits, support, guessed = metrics.class_counts(predicted, targets, mask, classes)
+        return {"hits": hits, "support": support, "predicted": guessed}
+
+    def summary(self, sums) -> dict[str, float]:
+        count = max(float(sums["count"]), 1.0)
+        table = metrics.per_class(sums["hits"], sums["support"], sums["predicted"])
+        return {
+            "loss": float(sums["loss"]) / count,
+            "accuracy": float(np.sum(np.asarray(sums["hits"], np.float64))) / count,
+            "macro_f1": float(table["f1"].mean()),
+        }
+
+    def example_weights(self, targets, classes: int) -> np.ndarray:
+        """float32 (n,): scikit-learn's "balanced", n / (classes * examples of the own class)."""
+        counts = np.bincount(targets, minlength=classes)
+        return np.float32(len(targets) / (classes * np.maximum(counts, 1)))[targets]
+
+    def describe(self, tested: Tested) -> Description:
+        """Precision, recall and F1 of each class, and the area under the ROC curve of two classes;
+        the confusion matrix, the most confident mistakes, and where in a photograph the model
+        looked."""
+        splits, outputs = tested.splits, tested.outputs
+        class_names, targets = splits.class_names, splits.test["targets"]
+        counts = (tested.sums[name] for name in ("hits", "support", "predicted"))
+        table = metrics.per_class(*counts)
+        scores = {
+            "macro_precision": float(table["precision"].mean()),
+            "macro_recall": float(table["recall"].mean()),
+        }
+        logits = outputs.reshape(len(outputs), -1)
+        if len(class_names) == 2:
+            # the logits, not the probabilities, of which many are 1 to the last bit
+            auc = metrics.roc_auc(targets, logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1))
+            scores |= {} if auc is None else {"roc_auc": auc}
+        scores["per_class"] = {
+            name: {key: column[i].item() for key, column in table.items()}
+            for i, name in enumerate(class_names)
+        }
+        probabilities = class_probabilities(outputs)
+        predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
+        wrong = np.flatnonzero(predicted != targets)
+        wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+
+        def matrix():
+            counts = metrics.confusion(predicted, targets, len(class_names))
+            return figures.confusion_matrix(counts, class_names)
+
+        drawn, tables = {"confusion_matrix": matrix}, {}
+        if splits.kind == "picture":
+            drawn["wrong_predictions"] = lambda: figures.wrong_predictions(
+                splits.test["inputs"], targets, predicted, confidence, class_names
+            )
+            drawn["grad_cam"] = lambda: _grad_cam(tested, wrong, predicted, confidence)
+        if splits.test_names is not None:
+            tables["wrong_predictions"] = [
+                {
+                    splits.unit: splits.test_names[i],
+                    "true": class_names[targets[i]],
+                    "predicted": class_names[predicted[i]],
+                    "probability": round(float(confidence[i]), 4),
+                }
+                for i in wrong
+            ]
+        return Description(scores, tables=tables, figures=drawn)
+
+    def answer(self, asked: Asked):
+        names, answers = asked.data["class_names"], []
+        for each, p in zip(asked.inputs, class_probabilities(asked.outputs), strict=True):
+            name, best = names[p.argmax()], float(p.max())
+            every = {n: float(q) for n, q in zip(names, p, strict=True)}
+            values = {asked.kind: each, "class": name, "probability": best, "probabilities": every}
+            answers.append((f"{each}: {name} ({best:.1%})", values))
+        return answers
+
+
+def class_probabilities(logits) -> np.ndarray:
+    """float32 (n, classes) from logits (n, classes), or (n,) or (n, 1) of the second of two."""
+    logits = np.asarray(logits).reshape(len(logits), -1)
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], 1)
+    return np.asarray(jax.nn.softmax(logits))
+
+
+def _grad_cam(tested, wrong, predicted, confidence):
+    inputs, targets = tested.splits.test["inputs"], tested.splits.test["targets"]
+    if min(inputs.shape[1:3]) < 32 or inputs.shape[3] != 3:
+        return None  # too small to see where
+    right = np.flatnonzero(predicted == targets)
+    # from all over the test examples, which may be in the order of their classes
+    right = right[len(right) * np.arange(4) // 4] if len(right) > 4 else right
+    shown = np.concatenate([wrong[:4], right])
+    images = inputs[shown]
+    maps = explain.grad_cam(tested.recipe.model, tested.variables, floats(images))
+    if maps is None:
+        return None
+    return figures.heatmaps(
+        images, maps, targets[shown], predicted[shown], confidence[shown],
+        tested.splits.class_names,
+    )  # fmt: skip

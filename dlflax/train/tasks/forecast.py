@@ -1,0 +1,95 @@
+"""The values of a series that follow a window of its past."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from dlflax.data import series
+from dlflax.errors import InputError
+from dlflax.report import figures
+from dlflax.train import losses
+from dlflax.train.tasks.task import (
+    Asked,
+    Description,
+    Tested,
+    check_outputs,
+    described,
+    targets_of,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """The values of a series that follow a window of its past, as `data.Series` gives them: targets
+    and outputs float (n, horizon), less the window's last value and divided by a scale."""
+
+    SCORES: ClassVar = {"rmse": "min", "mae": "min", "loss": "min"}
+
+    loss: losses.Loss = losses.MeanSquaredError()
+    monitor: str = "loss"
+    """Validation score that decides the best epoch: loss or mae."""
+
+    def check(self, splits, outputs) -> None:
+        targets = targets_of(splits, "forecast")
+        if targets.dtype.kind != "f" or targets.ndim != 2 or "scale" not in splits.info:
+            raise InputError(
+                "--task forecast needs a series (data.Series); these targets are "
+                f"{described(targets)}: use another --task."
+            )
+        check_outputs(splits, outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
+
+    def model_fields(self, splits) -> dict[str, Any]:
+        return {"num_outputs": targets_of(splits, "forecast").shape[-1]}
+
+    def targets(self, batch):
+        return batch["targets"]
+
+    def sums(self, outputs, targets, mask):
+        error = losses.mean_absolute_error(outputs, targets)
+        return {"absolute_error": jnp.sum(jnp.where(mask > 0, error, 0.0))}
+
+    def summary(self, sums) -> dict[str, float]:
+        count = max(float(sums["count"]), 1.0)
+        return {name: float(sums[key]) / count for name, key in
+                (("loss", "loss"), ("mae", "absolute_error"))}  # fmt: skip
+
+    def describe(self, tested: Tested) -> Description:
+        """The forecasts against the naive and the seasonal-naive one, in the series' own unit."""
+        splits, outputs = tested.splits, tested.outputs
+        test, scale, period = splits.test, splits.info["scale"], splits.info["period"]
+        horizon = outputs.shape[1]
+        forecasts = {
+            "model": outputs,
+            "naive": series.naive(test["inputs"], horizon),
+            "seasonal_naive": series.seasonal_naive(test["inputs"], horizon, period),
+        }
+        errors = {name: scale * (each - test["targets"]) for name, each in forecasts.items()}
+        scores = {
+            name: {"rmse": float(np.sqrt(np.mean(e**2))), "mae": float(np.mean(np.abs(e)))}
+            for name, e in errors.items()
+        }
+
+        def draw():
+            last = test["last"][:, 0]
+            truth = np.append(last[1:], last[-1] + scale * test["targets"][-1])
+            pieces = {
+                name: [(at, last[at] + scale * forecasts[name][at])
+                       for at in range(0, len(outputs), horizon)]
+                for name in ("model", "seasonal_naive")
+            }  # fmt: skip
+            names = ("model", "seasonal_naive", "naive")
+            by_step = {name: np.sqrt(np.mean(errors[name] ** 2, 0)) for name in names}
+            return figures.forecast(truth, pieces, by_step)
+
+        return Description({"rmse": scores["model"]["rmse"]}, {"forecasts": scores},
+                           figures={"forecast": draw})  # fmt: skip
+
+    def answer(self, asked: Asked):
+        answers = []
+        values = asked.batch["last"] + asked.data["scale"] * asked.outputs
+        for each, row in zip(asked.inputs, values.tolist(), strict=True):
+            words = f"after {each}: {' '.join(f'{value:.4g}' for value in row)}"
+            answers.append((words, {asked.kind: each, "forecast": row}))
+        return answers

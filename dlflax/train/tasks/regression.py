@@ -1,0 +1,88 @@
+"""One number or several for each example."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from dlflax.errors import InputError
+from dlflax.report import figures
+from dlflax.train import losses
+from dlflax.train.tasks.task import (
+    Asked,
+    Description,
+    Tested,
+    check_outputs,
+    described,
+    targets_of,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """One number or several for each example: targets float (n,) or (n, numbers), outputs
+    (n, numbers). Scores are means over the numbers, as scikit-learn's."""
+
+    SCORES: ClassVar = {"rmse": "min", "mae": "min", "r2": "max", "loss": "min"}
+
+    loss: losses.Loss = losses.MeanSquaredError()
+    monitor: str = "loss"
+    """Validation score that decides the best epoch: loss, rmse or mae."""
+
+    def check(self, splits, outputs) -> None:
+        targets = targets_of(splits, "regression")
+        if targets.dtype.kind != "f" or targets.ndim > 2:
+            raise InputError(
+                "--task regression needs floats, (n,) or (n, numbers), as targets; these are "
+                f"{described(targets)}: use another --task."
+            )
+        if not np.isfinite(targets).all():
+            raise InputError("--task regression: a target is NaN or infinite; leave such rows out.")
+        size = targets.shape[1] if targets.ndim == 2 else 1
+        if outputs.shape[1:] != () or size != 1:  # (n,) will do for one number
+            check_outputs(splits, outputs, (size,), f"{size} number{'s' * (size > 1)}")
+
+    def model_fields(self, splits) -> dict[str, Any]:
+        targets = targets_of(splits, "regression")
+        return {"num_outputs": targets.shape[1] if targets.ndim > 1 else 1}
+
+    def targets(self, batch):
+        return batch["targets"]
+
+    def sums(self, outputs, targets, mask):
+        outputs = outputs.reshape(outputs.shape[0], -1)
+        error = jnp.where(mask[:, None] > 0, outputs - targets.reshape(outputs.shape), 0.0)
+        return {"squared_error": (error**2).sum(0), "absolute_error": jnp.abs(error).sum(0)}
+
+    def summary(self, sums) -> dict[str, float]:
+        count = max(float(sums["count"]), 1.0)
+        squared = np.asarray(sums["squared_error"], np.float64) / count
+        return {
+            "loss": float(sums["loss"]) / count,
+            "rmse": float(np.sqrt(squared).mean()),
+            "mae": float(np.mean(sums["absolute_error"]) / count),
+        }
+
+    def describe(self, tested: Tested) -> Description:
+        """The coefficient of determination, and predicted against true numbers."""
+        targets = np.float64(tested.splits.test["targets"]).reshape(len(tested.outputs), -1)
+        outputs = np.float64(tested.outputs).reshape(targets.shape)
+        total = ((targets - targets.mean(0)) ** 2).sum(0)
+        left = ((targets - outputs) ** 2).sum(0)
+        r2 = float(np.mean(1 - left / np.where(total > 0, total, np.inf)))
+        rows = [
+            {f"true_{i}": t for i, t in enumerate(row)}
+            | {f"predicted_{i}": p for i, p in enumerate(said)}
+            for row, said in zip(targets.tolist(), outputs.tolist(), strict=True)
+        ]
+        drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
+        return Description({"r2": r2}, tables={"predictions": rows}, figures=drawn)
+
+    def answer(self, asked: Asked):
+        answers = []
+        for each, values in zip(asked.inputs, asked.outputs, strict=True):
+            values = np.ravel(values).tolist()
+            words = " ".join(f"{value:.5g}" for value in values)
+            answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))
+        return answers

@@ -1,0 +1,132 @@
+"""The contract of a task: what kind of job a run is.
+
+A task is a frozen dataclass with the attributes and methods of `Task`. Those shipped are in the
+files beside this one; one of yours may be written anew, or be a subclass that overrides some.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from dlflax.errors import InputError
+
+
+class Task(Protocol):
+    """What the loss is, what the outputs are compared with, which scores there are, what is said of
+    the test outputs and what a prediction looks like.
+
+    In training n examples are a batch: "inputs" (n, ...), what else the data source gives, and
+    "mask" float32 (n,), 0 for padding, which must not count.
+    """
+
+    loss: Callable[[Any, Any, Any], Any]
+    """(outputs float32 (n, ...), targets, hparams) -> float32 (n,). hparams may be traced."""
+    monitor: str
+    """The score whose best validation value decides the best epoch, patience and the plateau."""
+    SCORES: Mapping[str, Literal["min", "max"]]
+    """Every score with the direction in which it is better; the first one is what approaches are
+    compared by. Those that `summary` returns are scores of every epoch."""
+
+    def check(self, splits, outputs: jax.ShapeDtypeStruct) -> None:
+        """InputError, in one sentence, when the data (`data.Splits`) or the model's outputs, of one
+        example (1, ...), are not what this task takes."""
+
+    def model_fields(self, splits) -> dict[str, Any]:
+        """Fields of the model that the task decides from the data, such as num_outputs; a model
+        without such a field is left as it is."""
+
+    def targets(self, batch) -> Any:
+        """What the outputs are compared with: (n, ...). The inputs are floats by then, as the
+        augmentations left them."""
+
+    def sums(self, outputs, targets, mask) -> dict[str, Any]:
+        """Sums over the examples that count, float32 arrays of any shape, which add up over batches
+        and devices. `loss` and `count` are added by the step."""
+
+    def summary(self, sums) -> dict[str, float]:
+        """Scores from the sums, "loss" among them."""
+
+    def describe(self, tested: "Tested") -> "Description":
+        """What more there is to say of the test outputs."""
+
+    def answer(self, asked: "Asked") -> list[tuple[str, dict[str, Any]]]:
+        """For each input that `predict` was given one sentence, and the same as JSON values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """What a task describes: a trained model and its outputs on the test data."""
+
+    recipe: Any
+    hparams: Any
+    variables: Mapping[str, Any]
+    """{"params": ..., ...}, those to evaluate with."""
+    splits: Any
+    """`data.Splits`, as the data source made them."""
+    sums: Mapping[str, np.ndarray]
+    outputs: np.ndarray
+    """float32 (n, ...), of splits.test."""
+    predict: Callable[[np.ndarray], np.ndarray]
+    """Inputs (n, ...) -> outputs float32 (n, ...), by the same model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `Task.describe` returns."""
+
+    scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """More test scores, JSON values, for results.json."""
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What else belongs into results.json, at its top."""
+    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    """Name -> rows, each of which becomes NAME.csv."""
+    figures: dict[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
+    """Name -> function that draws a matplotlib Figure, or returns None; each becomes NAME.png. They
+    are called when all scores are saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a task answers: inputs that a user gave to `predict`, and the model's outputs."""
+
+    inputs: list[str]
+    """As they were given: files, texts."""
+    kind: str
+    """What one is: "file", "text", ..."""
+    batch: Mapping[str, np.ndarray]
+    """"inputs" (n, ...) and what else the data source read."""
+    outputs: np.ndarray
+    """float32 (n, ...)."""
+    data: Mapping[str, Any]
+    """What config.json says of the data: class_names, input_shape, and the source's own."""
+    recipe: Any
+    variables: Mapping[str, Any]
+    folder: Path
+    """Of the run, for what is drawn."""
+
+
+def targets_of(splits, task: str) -> np.ndarray:
+    """The training targets. InputError where there are none."""
+    if "targets" not in splits.train:
+        raise InputError(f'--task {task} needs "targets" in the data, and there are none.')
+    return splits.train["targets"]
+
+
+def check_outputs(splits, outputs, wanted: tuple[int, ...], what: str) -> None:
+    """InputError unless the model's outputs have the wanted shape, without the batch's axis."""
+    del splits
+    if tuple(outputs.shape[1:]) != wanted:
+        raise InputError(
+            f"--model: its outputs have shape {tuple(outputs.shape[1:])} for an example, but "
+            f"{what} needs {wanted}."
+        )
+
+
+def described(array) -> str:
+    """ "float32 (n, 3)", of targets, in messages."""
+    shape = ", ".join(["n", *map(str, array.shape[1:])])
+    return f"{array.dtype} ({shape}{',' * (array.ndim == 1)})"

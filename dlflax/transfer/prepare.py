@@ -1,0 +1,221 @@
+"""Transfer learning: what is taken from pretrained weights, what is trained, features kept on disk.
+
+A frozen backbone computes the same features in every epoch, so they are computed once: a head is
+then trained from numbers instead of pictures, by the same `train.step`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlflax import data, train
+from dlflax.errors import InputError
+from dlflax.train.augment import augment
+from dlflax.train.optim import Constant
+from dlflax.transfer import weights
+from dlflax.transfer.features import Features
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """What is taken from pretrained weights, and what of it is trained on."""
+
+    weights: str = "imagenet"
+    """imagenet, the name of a published set, a file (.safetensors, .pth), or none: from scratch."""
+    finetune: Literal["none", "head", "last-blocks", "all"] = "head"
+    """What is trained of a pretrained model: its last layer, its last blocks too, or all of it;
+    none takes no weights, as --weights none."""
+    head_epochs: int = 5
+    """--finetune last-blocks and all: so many epochs of the last layer alone come first."""
+    views: int = 0
+    """--finetune head: so many augmented views (--augment) of every training picture, besides the
+    picture itself."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether weights are read."""
+        return "none" not in (self.weights, self.finetune)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the last layer alone is trained, from features."""
+        return self.pretrained and self.finetune == "head"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What training begins with: what `prepare` returns."""
+
+    recipe: train.Recipe
+    splits: data.Splits
+    """Pictures, or of a frozen backbone their features, float32 (n, d)."""
+    pretrained: dict[str, Any] | None = None
+    """Variables for `train.init`, which go into the State."""
+    backbone: dict[str, Any] | None = None
+    """Variables of a frozen backbone, which stay outside of it."""
+
+    def with_backbone(self, state: train.State) -> train.State:
+        """A State of all the model, for pictures, whatever was trained."""
+        return with_backbone(state, self.backbone)
+
+
+def with_backbone(state: train.State, backbone: dict[str, Any] | None) -> train.State:
+    """The State of a head with its frozen backbone's variables; without one as it is."""
+    if not backbone:
+        return state
+    params, collections = backbone["params"], dict(backbone)
+    del collections["params"]
+    return state.replace(
+        params={**params, **state.params},
+        ema=state.ema and {**params, **state.ema},
+        collections={**state.collections, **collections},
+    )
+
+
+def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparams) -> None:
+    """InputError for what does not go together."""
+    if transfer is None:
+        return
+    for name in ("head_epochs", "views"):
+        if getattr(transfer, name) < 0:
+            flag = f"--{name.replace('_', '-')} {getattr(transfer, name)}"
+            raise InputError(f"{flag} must be 0 or more.")
+    if transfer.views and not transfer.frozen:
+        raise InputError(
+            "--views is for --finetune head, whose features are computed once; elsewhere --augment "
+            "changes the pictures in every epoch: leave it out."
+        )
+    if transfer.views and not recipe.augment:
+        raise InputError("--views needs --augment, such as --augment crop flip.")
+    if transfer.frozen and recipe.augment and _mixes(recipe.augment, hparams):
+        raise InputError(
+            "--augment mixup, cutmix and mix have no meaning with --finetune head: leave them out."
+        )
+    if transfer.pretrained and not hasattr(recipe.model, "LAST_BLOCKS"):
+        raise InputError(
+            f"--weights {transfer.weights}: there are none for a {type(recipe.model).__name__}; "
+            "use --weights none to train it from scratch."
+        )
+
+
+def _mixes(augmentations, hparams) -> bool:
+    """Whether they mix examples, and so need a second picture and its target."""
+    picture = {
+        "inputs": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
+        "targets": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
+    numbers, key = train.as_traced(hparams), jax.random.key(0)
+    return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, numbers), picture)
+
+
+def trained(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:
+    """The recipe of what is trained: which parameters; a frozen backbone's head sees no pictures,
+    so there is nothing to augment."""
+    if transfer is None or not transfer.pretrained:
+        return recipe
+    if transfer.frozen:
+        return _of_head(recipe)
+    chosen = recipe.model.LAST_BLOCKS if transfer.finetune == "last-blocks" else "."
+    return dataclasses.replace(recipe, trainable=recipe.trainable or chosen)
+
+
+def _of_head(recipe):
+    return dataclasses.replace(recipe, augment=(), trainable="")
+
+
+def prepare(
+    transfer: Transfer | None,
+    recipe: train.Recipe,
+    hparams: train.Hparams,
+    splits: data.Splits,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> Start:
+    """What to train on and from. Reads the weights; computes features, unless they are on disk;
+    trains a first head where the rest follows. Raises InputError as `check` and `weights.read` do.
+    """
+    check(transfer, recipe, hparams)
+    if transfer is None or not transfer.pretrained:
+        return Start(recipe, splits)
+    shape = splits.train["inputs"].shape[1:]
+    variables, sha256 = _read(transfer.weights, recipe.model, shape, log)
+    splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
+    frozen = _on_features(transfer, recipe, hparams, splits, variables, sha256, log)
+    if transfer.finetune == "head":
+        return dataclasses.replace(frozen, backbone=variables)
+    if transfer.head_epochs:
+        log(f"training the last layer alone, {transfer.head_epochs} epochs")
+        head = dataclasses.replace(frozen.recipe, schedule=Constant(), ema=False)
+        parts = frozen.splits
+        fit = train.fit(
+            head, hparams.replace(warmup=0.0), parts.train, parts.val,
+            epochs=transfer.head_epochs, seed=seed,
+        )  # fmt: skip
+        row = fit.history[train.best_epoch(fit.history, recipe.task)]
+        score = f"{'val' if parts.val else 'train'}_{next(iter(recipe.task.SCORES))}"
+        if score in row:
+            log(f"the last layer alone reached a {score.replace('_', ' ')} of {row[score]:.4f}")
+        variables = {**variables, "params": {**variables["params"], **fit.best.params}}
+    return Start(trained(transfer, recipe), splits, pretrained=jax.device_get(variables))
+
+
+def backbone(transfer: Transfer | None, model, shape, sha256: str | None, log=print):
+    """The variables of a run's frozen backbone, for pictures of `shape` (h, w, c); None where all
+    is in the checkpoint. InputError when the weights are not those, by sha256, that the run was
+    trained with."""
+    if transfer is None or not transfer.frozen:
+        return None
+    variables, found = _read(transfer.weights, model, shape, log)
+    if found != sha256:
+        raise InputError(
+            f"--weights {transfer.weights} are not those that the run was trained with (sha256 "
+            f"{found[:12]} in place of {str(sha256)[:12]}): bring back that file."
+        )
+    return variables
+
+
+def head_inputs(model, shape) -> np.ndarray:
+    """Zeros in the shape of what a head sees of one picture of `shape` (h, w, c): (1, d)."""
+
+    def features(picture):
+        return model.init_with_output(jax.random.key(0), picture, method="features")[0]
+
+    seen = jax.eval_shape(features, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return np.zeros(seen.shape, np.float32)
+
+
+def _read(name, model, shape, log):
+    """(variables of everything but the last layer, sha256 of the file)."""
+    loaded, sha256, what = weights.read(model, name, log)
+    log(what)
+    picture = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    fresh = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), picture)
+    try:
+        variables = weights.graft(fresh, loaded)
+    except InputError as error:
+        raise InputError(f"{error} The pictures have {shape[0]} x {shape[1]} pixels.") from error
+    del variables["params"]["logits"]
+    return variables, sha256
+
+
+def _on_features(transfer, recipe, hparams, splits, variables, sha256, log):
+    """The head's recipe, without augmentation, on features of all splits."""
+    if transfer.finetune != "head" and not transfer.head_epochs:
+        return None
+    compute = Features(recipe.model, variables, sha256, log)
+    parts = {}
+    for name in ("train", "val", "test"):
+        part = getattr(splits, name)
+        if part is None or (name == "test" and transfer.finetune != "head"):
+            parts[name] = None
+            continue
+        rows = [{**part, "inputs": compute(part["inputs"])}]
+        for view in range(1, transfer.views + 1) if name == "train" else ():
+            seen = compute(part["inputs"], view, recipe.augment, hparams)
+            rows.append({**part, "inputs": seen})
+        parts[name] = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    return Start(_of_head(recipe), dataclasses.replace(splits, **parts))

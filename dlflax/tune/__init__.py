@@ -1,0 +1,1 @@
+"""Sweeps: which trials, trained as populations in one program each, recorded, reported."""

@@ -1,0 +1,105 @@
+"""What a sweep will do, decided and told before it starts: structures, layouts, population."""
+
+import itertools
+
+import jax
+from optuna.distributions import CategoricalDistribution
+
+from dlflax import train
+from dlflax.errors import InputError
+from dlflax.run.config import check_batch_size
+from dlflax.tune import population
+from dlflax.tune.search import halving_rungs
+from dlflax.tune.space import structural
+
+
+def all_recipes(recipe, hparams, space, splits) -> list[train.Recipe]:
+    """All structures of the space. InputError for one that cannot be trained."""
+    names = [name for name in space.distributions if structural(name)]
+    choices = [space.distributions[name].choices for name in names]
+    recipes = []
+    for values in itertools.product(*choices):
+        each, _ = space.apply(dict(zip(names, values, strict=True)), recipe, hparams)
+        check_batch_size(each.batch_size, len(splits[0]["inputs"]))
+        try:
+            train.abstract(each, hparams, splits[0]["inputs"][:1])
+        except InputError as error:
+            raise InputError(f"--space: {error}") from error
+        recipes.append(each)
+    return recipes
+
+
+def layouts(sweep, recipes, splits) -> dict[train.Recipe, population.Layout]:
+    mode = None if sweep.mode == "auto" else sweep.mode
+    lanes = sweep.population * sweep.seeds
+    inputs = splits[0]["inputs"][:1]
+    return {recipe: population.layout(recipe, sweep.hparams, inputs, lanes, mode) for recipe in recipes}
+
+
+def population_size(sweep, recipes, splits) -> int:
+    """--population, or by default 16 (fewer where a sampler that learns would see its first results
+    too late), rounded up to use all devices, and no more than fits in half the memory.
+    InputError when what was asked for cannot fit."""
+    inputs = splits[0]["inputs"][:1]
+    lane = max(population.lane_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
+    free = population.memory() - len(jax.devices()) * sum(
+        array.nbytes for split in splits for array in split.values()
+    )
+    fits = max(1, int(free / lane))
+    if sweep.population > fits:
+        raise InputError(
+            f"--population {sweep.population} needs about "
+            f"{sweep.population * lane / 2**30:,.1f} GiB and there are {free / 2**30:,.1f}: use "
+            f"{fits} or less."
+        )
+    if sweep.population:
+        return sweep.population
+    learns = sweep.sampler in ("tpe", "gp", "cmaes")
+    wanted = min(16, max(1, sweep.trials // 4)) if learns else min(16, sweep.trials)
+    devices = len(jax.devices())
+    return max(1, min(-(-wanted // devices) * devices, fits // 2))
+
+
+def log_plan(objective, dataset, splits, done, log):
+    sweep, space, layouts = objective.sweep, objective.space, objective.layouts
+    log(
+        f"{dataset.source}: {len(splits[0]['targets']):,} train, "
+        f"{len(splits[1]['targets']):,} validation"
+    )
+    for name, distribution in space.distributions.items():
+        log(f"  {name}: {_described(distribution)}")
+    layout = next(iter(layouts.values()))
+    seeds = f" under {sweep.seeds} seeds" if sweep.seeds > 1 else ""
+    log(
+        f"{_count(sweep.trials, 'trial')} of {_count(sweep.epochs, 'epoch')}{seeds} by "
+        f"{sweep.sampler}, {_count(len(layouts), 'structure')}: {_count(len(layouts), 'compile')}"
+    )
+    modes = " or ".join(sorted({layout.mode for layout in layouts.values()}))
+    device = f"{jax.devices()[0].platform} device"
+    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    log(f"{sweep.population} at once by {modes} over {_count(layout.devices, device)}{hosts}")
+    if sweep.prune:
+        rungs = halving_rungs(sweep.epochs, sweep.prune)
+        log(f"one in {sweep.prune} goes on after epoch {', '.join(map(str, rungs))}")
+    if done:
+        log(f"continuing after {_count(done, 'recorded trial')}")
+    log(f"writing {sweep.run_dir}; stopped or killed, the same command continues")
+
+
+def _described(distribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(_short, distribution.choices))
+    log = ", logarithmic" if distribution.log else ""
+    return f"{distribution.low:g} to {distribution.high:g}{log}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _short(value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def params_text(params) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in params.items())

@@ -1,0 +1,321 @@
+"""Many trials of one Recipe in one compiled program: `train.step` over a trial axis.
+
+A lane of a population is one (hparams, seed), and comes out as `train.fit` would train it alone: to
+about 1e-6, and to the bit at the same width, devices and version. Every array of a population has
+the lanes as its first axis, which is cut over a mesh of devices, of one host or of all: every host
+then does the same with the same numbers. Nothing here reads files or prints.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dlflax import parallel, train
+from dlflax.data.order import epoch_batches
+
+Mode = Literal["vmap", "map"]
+
+traces = 0
+"""How many programs this process has traced for `train_epoch`: one a Recipe and Layout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the lanes are trained. Static: another layout is another program."""
+
+    mode: Mode
+    """vmap: a device trains its lanes at once; map: one after the other."""
+    devices: int
+    """How many of `jax.devices()` share the lanes."""
+    width: int
+    """Lanes, a multiple of `devices`. Under map those without a trial cost nothing."""
+
+    @property
+    def lanes_per_device(self) -> int:
+        """Lanes a device."""
+        return self.width // self.devices
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """("lane") cuts the first axis over the devices; () puts a copy on every device."""
+        devices = jax.devices()[: self.devices]
+        # Auto: jax.make_mesh's default, Explicit, refuses to gather survivors
+        mesh = jax.make_mesh((self.devices,), ("lane",), (AxisType.Auto,), devices=devices)
+        return NamedSharding(mesh, P(*axes))
+
+
+def layout(
+    recipe: train.Recipe, hparams: train.Hparams, inputs, lanes: int, mode: Mode | None = None
+) -> Layout:
+    """The layout for `lanes` at once; mode None chooses it by what was measured: on a CPU one
+    virtual device a core and map, but vmap below 20,000 parameters, where a step is mostly
+    overhead; vmap on GPU and TPU. inputs: one example (1, ...)."""
+    if mode is None:
+        params = train.abstract(recipe, hparams, inputs).params
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        mode = "map" if jax.default_backend() == "cpu" and parameters >= 20_000 else "vmap"
+    devices = len(jax.devices())
+    if jax.process_count() == 1:  # of several hosts all take part, whether they have lanes or not
+        devices = min(devices, lanes)
+    return Layout(mode, devices, -(-lanes // devices) * devices)
+
+
+def use_all_cores() -> None:
+    """One virtual CPU device a core, which measured fastest for a population. Does nothing once
+    JAX has started, or where XLA_FLAGS says how many."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", cores)
+
+
+def lane_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs) -> int:
+    """At least what a lane takes in memory: its State, and its gradient while it is trained."""
+    state = train.abstract(recipe, hparams, inputs)
+    leaves = jax.tree.leaves((state, state.params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def memory() -> int:
+    """Bytes that all devices have together; of a CPU, what the machine or its container has. Other
+    hosts are taken to be like this one."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        own = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
+    else:
+        own = parallel.host_memory()
+    return own * jax.process_count()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def init(recipe: train.Recipe, layout: Layout, hparams, inputs, seeds, pretrained=None):
+    """Fresh States, every leaf (width, ...). hparams: leaves (width,); seeds: uint32 (width,);
+    pretrained: as for `train.init`, the same for all."""
+
+    def one(hparams, seed):
+        return train.init(recipe, hparams, inputs, jax.random.key(seed), pretrained)
+
+    return lax.with_sharding_constraint(jax.vmap(one)(hparams, seeds), layout.sharding("lane"))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_epoch(recipe, layout, states, hparams, train_set, val_set, batches, slots, counts):
+    """One epoch and its validation for every lane, in one compiled call.
+
+    states, hparams: leaves (width, ...); data as for `train.train_steps`, a copy on every device;
+    batches: int32 (width, steps, batch_size); slots: int32 (width,), for each device the lanes of
+    its share that are to be trained, first; counts: int32 (devices,), how many these are. Under
+    map the others keep their State, under vmap they are trained as well.
+    Returns (States, (training sums, validation sums)), leaves (width, ...).
+    """
+    global traces
+    traces += 1
+
+    def one(state, hparams, batches):
+        start, stop = np.int32(0), np.int32(batches.shape[0])
+        zero = train.zero_sums(recipe, hparams, train_set)
+        state, sums = train.train_steps(
+            recipe, state, hparams, train_set, batches, zero, start, stop
+        )
+        return state, (sums, train.evaluate(recipe, state, hparams, val_set)[0])
+
+    def at(tree, slot):
+        return jax.tree.map(lambda leaf: leaf[slot], tree)
+
+    def put(tree, slot, values):
+        return jax.tree.map(lambda leaf, value: leaf.at[slot].set(value), tree, values)
+
+    def on_device(states, hparams, batches, slots, counts):
+        if layout.mode == "vmap":
+            return jax.vmap(one)(states, hparams, batches)
+
+        def lane(i, carry):
+            states, sums = carry
+            slot = slots[i]
+            state, new = one(at(states, slot), at(hparams, slot), batches[slot])
+            return put(states, slot, state), put(sums, slot, new)
+
+        shapes = jax.eval_shape(one, at(states, 0), at(hparams, 0), batches[0])[1]
+        sums = jax.tree.map(lambda s: jnp.zeros((layout.lanes_per_device, *s.shape), s.dtype), shapes)
+        return lax.fori_loop(0, counts[0], lane, (states, sums))
+
+    cut = P("lane")
+    mapped = jax.shard_map(
+        on_device, mesh=layout.sharding().mesh, in_specs=(cut,) * 5, out_specs=cut, check_vma=False
+    )
+    return mapped(states, hparams, batches, slots, counts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gather(sharding, states, index):
+    def take(leaf):
+        return lax.with_sharding_constraint(leaf[index], sharding)
+
+    return jax.tree.map(take, states)
+
+
+class Population:
+    """Configurations in training, each under one or more seeds.
+
+    hparams: one a configuration (n); seeds: uint32 (n, seeds). train_set, val_set: arrays as for
+    `train.fit`, put on all devices; pretrained: as for `train.init`. The lanes may be fewer than
+    the layout's width, never more.
+    """
+
+    def __init__(
+        self, recipe, hparams, seeds, train_set, val_set, *, epochs, layout,
+        patience=0, reduce_on_plateau=0, pretrained=None,
+    ):  # fmt: skip
+        self.recipe, self.layout = recipe, layout
+        self.n = len(train_set["inputs"])
+        steps = math.ceil(self.n / recipe.batch_size)
+        hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
+        self.seeds = np.asarray(seeds, np.uint32)
+        self.trainings = [
+            [train.Training(recipe.task, h, steps, epochs, patience, reduce_on_plateau)
+             for _ in row]
+            for h, row in zip(hparams, self.seeds, strict=True)
+        ]  # fmt: skip
+        """[configuration][seed] -> the lane's record: rows without learning rate and speed."""
+        self.train_set, self.val_set = put_on_devices(layout, train_set, val_set)
+        everything = [(i, j) for i, row in enumerate(self.seeds) for j in range(len(row))]
+        self._lanes = _dealt(everything, layout)
+        inputs = train_set["inputs"][:1]
+        self._states = init(
+            recipe, layout, self._hparams(), inputs, self._lane_seeds(), pretrained
+        )
+
+    @property
+    def histories(self) -> list[list[train.History]]:
+        """[configuration][seed] -> rows, one an epoch."""
+        return [[lane.history for lane in row] for row in self.trainings]
+
+    @property
+    def diverged(self) -> dict[int, int]:
+        """configuration -> 1-based step at which the first of its seeds was no longer finite."""
+        found = {
+            i: [lane.diverged_at for lane in row if lane.diverged_at]
+            for i, row in enumerate(self.trainings)
+        }
+        return {i: min(steps) for i, steps in found.items() if steps}
+
+    def train(self, until: int, on_epoch=lambda epoch: None) -> None:
+        """Trains what is neither finished nor diverged up to `until` epochs."""
+        batches, epoch = None, None
+        while running := self._running(until):
+            # all lanes that are still trained have done the same number of epochs
+            (i, j), *_ = running.values()
+            if epoch is None:
+                epoch = len(self.trainings[i][j].history)
+                batches = self._batches(epoch)
+            slots, counts = _active(running, self.layout)
+            self._states, sums = train_epoch(
+                self.recipe, self.layout, self._states, self._hparams(),
+                self.train_set, self.val_set, batches, slots, counts,
+            )  # fmt: skip
+            epoch += 1
+            if epoch < until:  # while the devices work
+                batches = self._batches(epoch)
+            train_sums, val_sums = parallel.gathered(sums)
+            for place, (i, j) in running.items():
+                self.trainings[i][j].add(_at(train_sums, place), _at(val_sums, place))
+            on_epoch(epoch)
+
+    def continue_with(self, configurations) -> None:
+        """Drops all others. They are dealt to the devices again; under vmap the population
+        becomes narrower, which is another program."""
+        kept = set(configurations)
+        lanes = [lane for lane in self._lanes if lane is not None and lane[0] in kept]
+        if not lanes:
+            self._lanes, self._states = [], None
+            return
+        old = {lane: place for place, lane in enumerate(self._lanes) if lane is not None}
+        if self.layout.mode == "vmap":
+            devices = self.layout.devices
+            width = -(-len(lanes) // devices) * devices
+            self.layout = dataclasses.replace(self.layout, width=width)
+        self._lanes = _dealt(sorted(lanes), self.layout)
+        index = np.int32([old.get(lane, 0) for lane in self._lanes])
+        self._states = _gather(self.layout.sharding("lane"), self._states, index)
+
+    def scores(self, metric: str) -> np.ndarray:
+        """Each configuration's best `val_<metric>` so far under each seed, float64 (n, seeds), in
+        the direction that the task gives it; +-inf, the worst, once it diverged."""
+        lowest = self.recipe.task.SCORES[metric] == "min"
+        best, worst = (min, np.inf) if lowest else (max, -np.inf)
+        diverged = self.diverged
+        return np.array(
+            [
+                [worst if i in diverged else best(r[f"val_{metric}"] for r in h) for h in row]
+                for i, row in enumerate(self.histories)
+            ]
+        )
+
+    def _running(self, until):
+        """{place: (configuration, seed)} of the lanes that need another epoch."""
+        diverged = self.diverged
+        return {
+            place: (i, j)
+            for place, (i, j) in ((p, lane) for p, lane in enumerate(self._lanes) if lane)
+            if i not in diverged and not self.trainings[i][j].finished(until)
+        }
+
+    def _hparams(self):
+        """Leaves float32 (width,), of the next epoch; lanes without a trial repeat the first
+        configuration."""
+        each = [self.trainings[i][j].current_hparams() for i, j in self._filled()]
+        return self._put(jax.tree.map(lambda *leaves: np.float32(leaves), *each))
+
+    def _lane_seeds(self):
+        return self._put(np.uint32([self.seeds[lane] for lane in self._filled()]))
+
+    def _batches(self, epoch):
+        lanes = self._filled()
+        made = {
+            lane: epoch_batches(self.n, self.recipe.batch_size, int(self.seeds[lane]), epoch)
+            for lane in set(lanes)
+        }
+        return self._put(np.stack([made[lane] for lane in lanes]))
+
+    def _filled(self):
+        return [lane or (0, 0) for lane in self._lanes]
+
+    def _put(self, tree):
+        return parallel.place(tree, self.layout.sharding("lane"))
+
+
+def put_on_devices(layout: Layout, *data):
+    """The data with a copy on each of the layout's devices; free where it is there already."""
+    return parallel.place(data, layout.sharding())
+
+
+def _dealt(lanes, layout):
+    """The lane at each place, None where there is none: dealt out like cards, so that every device
+    has as much to do."""
+    places = [None] * layout.width
+    for k, lane in enumerate(lanes):
+        places[k % layout.devices * layout.lanes_per_device + k // layout.devices] = lane
+    return places
+
+
+def _active(places, layout):
+    """`slots` and `counts` of `train_epoch` for the lanes at these places."""
+    slots, counts = np.zeros(layout.width, np.int32), np.zeros(layout.devices, np.int32)
+    for place in sorted(places):
+        device, slot = divmod(place, layout.lanes_per_device)
+        slots[device * layout.lanes_per_device + counts[device]] = slot
+        counts[device] += 1
+    return slots, counts
+
+
+def _at(tree, place):
+    return jax.tree.map(lambda leaf: leaf[place], tree)

@@ -1,0 +1,174 @@
+"""The search space: which numbers and structures are tried."""
+
+import dataclasses
+import itertools
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from dlflax import train
+from dlflax.errors import InputError
+from dlflax.run.cli import SHORT_NAMES, things, with_things
+from dlflax.train import hparams as numbers
+
+# fields of a Recipe, and the loss of its task
+STRUCTURE = ("optimizer", "schedule", "batch_size", "augment", "compute_dtype", "ema", "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """What is searched over."""
+
+    distributions: dict[str, BaseDistribution]
+    """Name -> Optuna distribution, in declared order: an Hparams field ("learning_rate"), one of
+    STRUCTURE ("batch_size"; things by their short names) or a field of the model
+    ("model.features", whose tuples are "32,64")."""
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Name -> the one value that was given."""
+    recipes: tuple[train.Recipe, ...] = ()
+    """Whose things have short names, besides those shipped."""
+
+    def structures(self) -> int:
+        """How many structures there are, hence programs to compile."""
+        return math.prod(len(d.choices) for n, d in self.distributions.items() if structural(n))
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the choices, the last name changing fastest."""
+        names = list(self.distributions)
+        choices = [self.distributions[name].choices for name in names]
+        return [dict(zip(names, point, strict=True)) for point in itertools.product(*choices)]
+
+    def apply(
+        self, params: Mapping[str, Any], recipe: train.Recipe, hparams: train.Hparams
+    ) -> tuple[train.Recipe, train.Hparams]:
+        """(recipe, hparams) with a trial's parameters, or the fixed values, put in."""
+        for name, value in params.items():
+            if name.startswith("model."):
+                field = name.removeprefix("model.")
+                if isinstance(getattr(recipe.model, field), tuple) and not isinstance(value, tuple):
+                    value = tuple(int(number) for number in str(value).split(","))
+                recipe = dataclasses.replace(recipe, model=recipe.model.clone(**{field: value}))
+            elif name in SHORT_NAMES:
+                if name == "augment" and not isinstance(value, tuple):
+                    value = () if value == "none" else tuple(value.split(","))
+                recipe = with_things(recipe, {name: value}, (*self.recipes, recipe))
+            elif name in STRUCTURE:
+                recipe = dataclasses.replace(recipe, **{name: value})
+            else:
+                hparams = hparams.replace(**{name: value})
+        return recipe, hparams
+
+
+def structural(name: str) -> bool:
+    """Whether another value is another program."""
+    return name.startswith("model.") or name in STRUCTURE
+
+
+def space(
+    tokens: Mapping[str, tuple[str, ...]],
+    recipe: train.Recipe,
+    hparams: train.Hparams | None = None,
+    grid: bool = False,
+    recipes: tuple[train.Recipe, ...] = (),
+) -> Space:
+    """The space from its words: {"learning_rate": ("1e-4", "1e-2", "log"), "model.features":
+    ("32", "32,64")}.
+
+    For a number of Hparams: LOW HIGH is a range, LOW HIGH log a logarithmic one, three or more
+    values (or two and the word choice) are choices, one value fixes it, none leaves it alone. For a
+    field of the recipe or its model every value is a choice. grid: all values are choices.
+    recipes: whose things may be named, besides those shipped. Raises InputError naming the flag
+    when a word is not what it should be.
+    """
+    hparams, recipes = hparams or train.Hparams(), (*recipes, recipe)
+    distributions, fixed = {}, {}
+    for name, words in tokens.items():
+        if not words:
+            continue
+        flag = f"--space.{name.replace('_', '-')} {' '.join(words)}"
+        kind = words[-1] if words[-1] in ("log", "linear", "choice") else None
+        given = words[:-1] if kind else words
+        values = [_value(name, word, recipe, hparams, recipes, flag) for word in given]
+        if not values:
+            raise InputError(f"{flag}: give one or more values before {kind}.")
+        if kind in ("log", "linear") and (grid or structural(name)):
+            what = "a grid" if grid else "a field of the structure"
+            raise InputError(f"{flag}: {what} needs values to choose from, not a range.")
+        choices = grid or structural(name) or kind == "choice" or (len(values) > 2 and not kind)
+        if len(set(values)) < len(values):
+            raise InputError(f"{flag}: a value is there twice; every value must differ.")
+        if choices and len(values) > 1:
+            distributions[name] = CategoricalDistribution(
+                [_text(value) if isinstance(value, tuple) else value for value in values]
+            )
+        elif len(values) == 1 and kind in (None, "choice"):
+            fixed[name] = values[0]
+        elif len(values) != 2:
+            raise InputError(f"{flag}: a range is LOW HIGH, or LOW HIGH log.")
+        else:
+            low, high = values
+            if low > high:
+                raise InputError(f"{flag}: the low end {low:g} is above the high end {high:g}.")
+            if kind == "log" and low <= 0:
+                raise InputError(f"{flag}: a log range must begin above 0.")
+            distributions[name] = FloatDistribution(low, high, log=kind == "log")
+    if not distributions:
+        raise InputError(
+            "nothing to search over: give a range or choices, such as "
+            "--space.learning-rate 1e-4 1e-2 log."
+        )
+    return Space(distributions, fixed, recipes)
+
+
+def _text(items: tuple) -> str:
+    return ",".join(map(str, items)) or "none"
+
+
+def _value(name, word, recipe, hparams, recipes, flag):
+    """The word as a value of that field. InputError when it cannot be one."""
+    if not structural(name):
+        try:
+            numbers.check(hparams.replace(**{name: float(word)}))
+        except InputError as error:  # which is a ValueError too
+            raise InputError(f"{flag}: {str(error).removeprefix('--hparams.')}") from error
+        except ValueError as error:
+            raise InputError(f"{flag}: {word!r} is not a number.") from error
+        return float(word)
+    if name in SHORT_NAMES:
+        known = things(name, recipes)
+        names = () if (name, word) == ("augment", "none") else tuple(word.split(","))
+        if unknown := set(names) - set(known):
+            more = ", several as crop,flip, or none" if name == "augment" else ""
+            raise InputError(
+                f"{flag}: {unknown.pop()!r} must be one of {', '.join(known)}{more}."
+            )
+        return names if name == "augment" else word
+    owner, field = (recipe.model, name[6:]) if name.startswith("model.") else (recipe, name)
+    return _field_value(owner, field, word, flag)
+
+
+def _field_value(owner, field, word, flag):
+    hint = typing.get_type_hints(type(owner)).get(field)
+    if typing.get_origin(hint) is Literal:
+        if word not in typing.get_args(hint):
+            right = ", ".join(typing.get_args(hint))
+            raise InputError(f"{flag}: {word!r} must be one of {right}.")
+        return word
+    current = getattr(owner, field)
+    right = {
+        bool: "true or false", int: "whole numbers", float: "numbers", str: "text",
+        tuple: "whole numbers, those of several layers as 32,64",
+    }.get(type(current))  # fmt: skip
+    if right is None:
+        raise InputError(f"{flag}: a field that holds {current!r:.60} cannot be searched.")
+    try:
+        if isinstance(current, bool):
+            return {"true": True, "false": False}[word.lower()]
+        if isinstance(current, tuple):
+            return tuple(int(number) for number in word.split(","))
+        return type(current)(word)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{flag}: {word!r} is not right, it takes {right}.") from error

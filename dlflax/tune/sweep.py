@@ -1,0 +1,346 @@
+"""One sweep, from the command line to its folder: space, populations, report, winner retrained.
+
+With --distributed all hosts train one population. Process 0 alone has the storage, and writes: what
+it is told there the others are told by it, and decide the same.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from dlflax import parallel, run, train, transfer
+from dlflax.data.stream import fits
+from dlflax.errors import InputError
+from dlflax.files import write_json
+from dlflax.report import tables
+from dlflax.report.trials import print_trials, write_trials_csv
+from dlflax.run.config import PLACE, bind_to_data, check, weighted
+from dlflax.run.folder import differences, note_versions, settings
+from dlflax.run.version_0_1 import converted
+from dlflax.train.augment import AUGMENTATIONS
+from dlflax.train.hparams import numbers
+from dlflax.tune.broadcast import Broadcast
+from dlflax.tune.finish import finish
+from dlflax.tune.objective import Objective
+from dlflax.tune.plan import all_recipes, log_plan, population_size
+from dlflax.tune.population import use_all_cores
+from dlflax.tune.search import Sampler, check_sampler, search
+from dlflax.tune.space import STRUCTURE, Space, space
+from dlflax.tune.stores import open_study
+
+SPACE = {
+    "learning_rate": ("1e-4", "1e-2", "log"),
+    "dropout": ("0", "0.5"),
+    "l2": ("1e-7", "1e-3", "log"),
+}  # what is searched for an experiment without a SPACE of its own
+GRID = {
+    "learning_rate": ("3e-4", "1e-3", "3e-3"),
+    "dropout": ("0", "0.25", "0.5"),
+    "l2": ("0", "1e-5", "1e-4"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(run.Config):
+    """Everything that decides a sweep; what a run has as well, all its trials have in common.
+    Saved as config.json."""
+
+    space: Any = None
+    """What is searched over."""
+    trials: int = 64
+    """Trials in all: the same command with more of them continues (a grid, 0: every point)."""
+    population: int = 0
+    """Trials that are trained at once; 0 chooses by devices and memory."""
+    seeds: int = 1
+    """Every trial is trained under this many seeds, and counts by their mean."""
+    rank: Literal["mean", "cautious"] = "mean"
+    """With --seeds: cautious counts one standard deviation worse than the mean."""
+    objective: str = ""
+    """What makes a trial better; its best epoch counts: val_SCORE of a score of every epoch, such
+    as val_loss or val_accuracy (default: the one that decides the best epoch)."""
+    sampler: Sampler = "tpe"
+    """How the next trials are chosen."""
+    prune: int = 0
+    """Successive halving: the best 1 in N (3, say) go on after 1/N, 1/N^2, ... of the epochs."""
+    mode: Literal["auto", "vmap", "map"] = "auto"
+    """How a device trains its share of a population: at once, or one after the other."""
+    study: str | None = None
+    """Name of the sweep and of its folder in runs/sweeps (default: EXPERIMENT_SEARCH)."""
+    storage: str | None = None
+    """sqlite:///FILE (default: study.db in the folder); postgresql+psycopg://... for workers."""
+    heartbeat: float = 30.0
+    """PostgreSQL: seconds between signs of life; a worker that misses four is given up."""
+    run_dir: Path | None = None
+    """Where the sweep is written (default: runs/sweeps/STUDY)."""
+    retrain_on_all: bool = False
+    """Retrain the best on training and validation data together."""
+    resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always goes on
+
+
+def main(
+    search: str,
+    experiments: ModuleType,
+    samplers: tuple[Sampler, ...],
+    args: list[str] | None = None,
+    description: str | None = None,
+) -> None:
+    """The command line of a kind of search. experiments: the package whose modules have PRESETS and
+    may have ARCHITECTURES, SPACE and GRID; samplers: what --sampler offers, the default first.
+    Exit codes as for `run.main`."""
+
+    def command():
+        parsed = _parse(search, experiments, samplers, args, description)
+        if parsed[-1].distributed:
+            parallel.initialize()
+        run_sweep(*parsed)
+
+    use_all_cores()
+    run.with_exit_codes(command, again="the same command continues with what is recorded")
+
+
+def _parse(search, experiments, samplers, args, description):
+    args = sys.argv[1:] if args is None else list(args)
+    if "--resume" in args:
+        raise InputError("--resume: a sweep always continues; give the same command without it.")
+    given = args.pop(0) if args and not args[0].startswith("-") else "mnist"
+    experiment, grid = run.find(given, experiments), samplers == ("grid",)
+    words = getattr(experiment.module, *(("GRID", GRID) if grid else ("SPACE", SPACE)))
+    preset = None
+
+    def extend(config: run.Config) -> Sweep:
+        """The flags' defaults: those of the experiment, and those of a sweep over it."""
+        nonlocal preset
+        preset = config
+        of_flags = _space_type(config, words, grid)
+        sampler = Literal[samplers]
+        if grid:
+            sampler = Annotated[sampler, tyro.conf.Suppress]
+        fields = [
+            ("space", of_flags, of_flags()),
+            ("sampler", sampler, samplers[0]),
+            ("trials", int, 0 if grid else Sweep.trials),
+        ]
+        flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
+        flags.__doc__ = Sweep.__doc__
+        common = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        return flags(**{**common, "resume": True})
+
+    sweep = run.parse(
+        experiment, args, description, prog=f"python -m sweeps.{search} {given}", extend=extend
+    )
+    sweep = dataclasses.replace(sweep, space=_words(sweep.space))
+    for name in sweep.space:
+        value = getattr(sweep.hparams, name, None)
+        if value is not None and value != getattr(preset.hparams, name):
+            flag = name.replace("_", "-")
+            raise InputError(
+                f"--hparams.{flag} {value:g} and --space.{flag} contradict each other: fix it with "
+                f"--space.{flag} {value:g}, or leave --hparams.{flag} out."
+            )
+    return search, experiment, sweep
+
+
+def _space_type(config, words, grid):
+    """A dataclass with a field for everything that can be searched, for tyro."""
+    ranges = "LOW HIGH [log], or three or more choices; one value fixes it."
+    number = tyro.conf.arg(help="Values." if grid else ranges)
+    structure = tyro.conf.arg(help="Choices; each is a program of its own.")
+
+    def field(name, arg, prefix=""):
+        return name, Annotated[tuple[str, ...], arg], words.get(prefix + name, ())
+
+    skip = ("parent", "name", "num_outputs", "vocabulary", "shape")  # the data decide these
+    of_model = [f.name for f in dataclasses.fields(config.recipe.model)]
+    of_model = [name for name in of_model if name not in skip]
+    model_type = dataclasses.make_dataclass(
+        "ModelSpace", [field(name, structure, "model.") for name in of_model], frozen=True
+    )
+    return dataclasses.make_dataclass(
+        "Space",
+        [field(name, number) for name in numbers(config.hparams)]
+        + [field(name, structure) for name in STRUCTURE]
+        + [("model", model_type, model_type())],
+        frozen=True,
+    )
+
+
+def _words(space) -> dict[str, tuple[str, ...]]:
+    """The space's flags as `space` reads them, without those that are not set."""
+    flat = {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
+    of_model = flat.pop("model")
+    flat |= {f"model.{f.name}": getattr(of_model, f.name) for f in dataclasses.fields(of_model)}
+    return {name: words for name, words in flat.items() if words}
+
+
+def run_sweep(
+    search_name: str,
+    experiment: run.Experiment | str,
+    sweep: Sweep,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Runs the sweep, or continues it; retrains, tests and saves the winner. Returns the contents
+    of results.json. sweep.space: words, as `tune.space.space` takes them. Raises InputError and
+    RunError."""
+    if isinstance(experiment, str):
+        experiment = run.Experiment(experiment)
+    sweep, dataset, examples, tried = _bound(sweep, search_name, experiment, log)
+    start = transfer.prepare(
+        sweep.transfer, sweep.recipe, sweep.hparams, examples, sweep.seed, log
+    )
+    examples = dataclasses.replace(examples, info=start.splits.info)
+    splits = weighted(sweep.class_weights, sweep.recipe.task, start.splits)
+    splits = splits.train, splits.val
+    if not all(map(fits, splits)):
+        raise InputError(
+            "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
+            "--finetune head."
+        )
+    recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
+    if jax.process_count() > 1:  # the winner's retraining would say so at the end
+        for recipe in recipes:
+            parallel.devices(sweep.devices, recipe.batch_size)
+    count = parallel.from_main(lambda: population_size(sweep, recipes, splits))
+    chosen = dataclasses.replace(sweep, population=count)
+    new = settings(experiment, chosen, dataset, examples)
+    new["search"], new["devices"] = search_name, len(jax.devices())
+    folder = sweep.run_dir
+    try:
+        parallel.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    except OSError as error:
+        raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
+
+    url = sweep.storage or f"sqlite:///{(folder / 'study.db').absolute()}"
+    lowest = sweep.recipe.task.SCORES[sweep.objective.removeprefix("val_")] == "min"
+    direction = "minimize" if lowest else "maximize"
+    opened = open_study if jax.process_count() == 1 else Broadcast
+    with opened(url, sweep.study, direction, tried.distributions, sweep.heartbeat, log) as store:
+        saved = store.settings(new)
+        sweep = _as_begun(sweep, converted(saved), new, log)
+        parallel.from_main(lambda: write_json(folder / "config.json", saved))
+        trials = store.trials()
+        lanes = dataclasses.replace(sweep, recipe=start.recipe)
+        objective = Objective(lanes, tried, recipes, splits, direction, trials, start.pretrained)
+        log_plan(objective, dataset, splits, len(trials), log)
+        with objective:
+            search(
+                objective, tried, store, sampler=sweep.sampler, trials=sweep.trials,
+                population=sweep.population, seed=sweep.seed,
+            )  # fmt: skip
+        trials = store.trials()
+        parallel.from_main(
+            lambda: write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
+        )
+        results = store.claim_finish(sweep.trials)
+        if results is None:
+            results = finish(
+                search_name, experiment, sweep, dataset, trials, store.seconds(), objective, url,
+                log,
+            )  # fmt: skip
+            store.finish(results)
+        else:
+            log("another worker retrained the best and wrote the report.")
+    print_trials(trials, direction, sweep.objective)
+    tables.print_results(results)
+    log(f"report: {folder / 'report.html'}")
+    for name, command in results["commands"].items():
+        log(f"{name}: {command}")
+    return results
+
+
+def _bound(sweep, search_name, experiment, log):
+    """(the sweep with nothing left open, its Dataset, Splits, Space). InputError for what does not
+    go together."""
+    _check(sweep)
+    dataset = sweep.data.load(log)
+    examples = sweep.data.split(dataset, sweep.validation, sweep.seed)
+    recipe = bind_to_data(sweep.recipe, sweep.hparams, examples)
+    recipes = tuple(preset.recipe for preset in experiment.presets.values())
+    grid = sweep.sampler == "grid"
+    tried = space(sweep.space, recipe, sweep.hparams, grid=grid, recipes=recipes)
+    recipe, hparams = tried.apply(tried.fixed, recipe, sweep.hparams)
+    study = sweep.study or f"{experiment.name}_{search_name}"
+    trials = sweep.trials
+    if grid:
+        trials = min(trials or len(tried.grid()), len(tried.grid()))
+    sweep = dataclasses.replace(
+        sweep, recipe=recipe, hparams=hparams, study=study, trials=trials,
+        run_dir=sweep.run_dir or Path("runs") / "sweeps" / study,
+        objective=sweep.objective or f"val_{recipe.task.monitor}",
+    )  # fmt: skip
+    scores = recipe.task.summary(train.zero_sums(recipe, hparams, examples.train))
+    known = [f"val_{name}" for name in scores if name in recipe.task.SCORES]
+    if sweep.objective not in known:
+        raise InputError(
+            f"--objective {sweep.objective} is not a score of {type(recipe.task).__name__}: use "
+            f"{' or '.join(known)}."
+        )
+    if "loss" in tried.distributions and sweep.objective == "val_loss":
+        raise InputError(
+            "--space.loss with --objective val_loss compares different losses with each other: add "
+            f"--objective {next((n for n in known if n != 'val_loss'), 'val_SCORE')}."
+        )
+    _check_transfer(sweep.transfer, tried)
+    return sweep, dataset, examples, tried
+
+
+def _check(sweep: Sweep) -> None:
+    """InputError for numbers that no sweep can have."""
+    check(sweep)
+    check_sampler(sweep.sampler)
+    least = {"trials": 0 if sweep.sampler == "grid" else 1, "population": 0, "seeds": 1}
+    for name, lowest in least.items():
+        if getattr(sweep, name) < lowest:
+            raise InputError(f"--{name} {getattr(sweep, name)} must be {lowest} or more.")
+    if sweep.prune < 0 or sweep.prune == 1:
+        raise InputError(f"--prune {sweep.prune} must be 2 or more, or 0 for no pruning.")
+    if sweep.prune > sweep.epochs:
+        raise InputError(
+            f"--prune {sweep.prune} needs at least {sweep.prune} epochs, not --epochs "
+            f"{sweep.epochs}."
+        )
+    if sweep.validation == 0:
+        raise InputError("--validation 0: a sweep compares its trials on validation data.")
+    if not sweep.heartbeat >= 1:
+        raise InputError(f"--heartbeat {sweep.heartbeat:g} must be 1 second or more.")
+
+
+def _check_transfer(kind, tried: Space) -> None:
+    """InputError for a space over what is the same for all trials."""
+    strengths = {name for each in AUGMENTATIONS.values() for name in each.numbers}
+    for name in (*tried.distributions, *tried.fixed) if kind and kind.pretrained else ():
+        flag = f"--space.{name.replace('_', '-')}"
+        if name.startswith("model."):
+            raise InputError(f"{flag}: pretrained weights fit one model: leave it out.")
+        if kind.frozen and (name == "augment" or name in strengths):
+            raise InputError(
+                f"{flag}: with --finetune head the features are computed once, for all trials: use "
+                f"--hparams.{flag.removeprefix('--space.')} and --views, or leave it out."
+            )
+
+
+def _as_begun(sweep, saved, new, log) -> Sweep:
+    """The sweep with the population that the study was begun with, unless a flag says another.
+    InputError when the study was begun with another setup."""
+    free = {
+        "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat", "study",
+        *PLACE,
+    }  # fmt: skip
+    if not sweep.population:
+        sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
+        new = {**new, "config": {**new["config"], "population": sweep.population}}
+    if different := differences(saved, new, free):
+        raise InputError(
+            f"the study {sweep.study} was begun with another setup ({different}): give the same "
+            "flags and data to continue it, or another --study NAME."
+        )
+    note_versions(saved, new, log)
+    if saved["devices"] != new["devices"]:
+        log(f"note: {new['devices']} devices, it began with {saved['devices']}: "
+            "the result may not be the same to the bit")  # fmt: skip
+    return sweep
