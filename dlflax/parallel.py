@@ -12,7 +12,6 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -244,12 +243,3 @@ def put_host_batches(tree):
         return jax.device_put(tree)
     sharding = NamedSharding(jax.sharding.get_mesh(), P(None, name))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
-
-
-def host_memory() -> int:
-    """Bytes of memory that this machine, or the container on it, has."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max", or another system
-            limits.append(int(Path(path).read_text()))
-    return min(limits)

@@ -1,7 +1,6 @@
 """Augmentation, against NumPy by hand; `affine` against SciPy is in test_train.py."""
 
 import functools
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dlflax.train.augment import AUGMENTATIONS, augment, mix
 from dlflax.train import Hparams
+from dlflax.errors import InputError
+from dlflax.train.augment import AUGMENTATIONS, augment, mix
 
-OPERATIONS = get_args(Operation)[:-1]  # without noise, which augment leaves to `noise`
+OPERATIONS = tuple(AUGMENTATIONS)[:-2]  # without mix, which is both, and noise, which corrupts
 OFF = Hparams(flip=0.0)
 ON = Hparams(
     crop=3.0, flip=0.5, translate=2.0, rotate=20.0, zoom=0.2, brightness=0.3, contrast=0.4,
@@ -24,7 +24,12 @@ IMAGES = np.random.default_rng(0).random((N, H, W, 3), np.float32)
 
 @functools.partial(jax.jit, static_argnums=0)
 def jitted(operations, key, images, hparams):
-    return augment(operations, key, images, hparams)
+    """(images, partner, share), as `mix`."""
+    chosen = tuple(AUGMENTATIONS[name] for name in operations)
+    batch = augment(chosen, key, {"inputs": images}, hparams)
+    n = len(images)
+    partner, share = batch.get("partner", jnp.arange(n)), batch.get("share", jnp.ones(n))
+    return batch["inputs"], partner, share
 
 
 def run(operation, seed=0, images=IMAGES, **strengths):
@@ -183,7 +188,7 @@ def test_mixing_agrees_with_the_shares(operation):
 def test_mixup_and_cutmix_take_turns():
     hparams = jax.tree.map(np.float32, OFF.replace(mixup=2.0, cutmix=2.0))
     kinds = [
-        assert_mixed(*map(np.asarray, jitted(("mixup", "cutmix"), key, IMAGES, hparams)))
+        assert_mixed(*map(np.asarray, jitted(("mix",), key, IMAGES, hparams)))
         for key in jax.random.split(jax.random.key(0), 60)
     ]
     assert 15 < kinds.count("mixup") < 45
@@ -191,7 +196,7 @@ def test_mixup_and_cutmix_take_turns():
     for other in ("mixup", "cutmix"):
         alone = hparams.replace(**{other: np.float32(0)})
         for key in jax.random.split(jax.random.key(1), 10):
-            out = map(np.asarray, jitted(("mixup", "cutmix"), key, IMAGES, alone))
+            out = map(np.asarray, jitted(("mix",), key, IMAGES, alone))
             assert assert_mixed(*out) != other
 
 
@@ -224,32 +229,42 @@ def test_cutmix_shares_are_those_of_the_paper():
 
 
 def test_three_trials_of_all_equal_one_operation_after_the_other():
-    """In the order of Operation, not of the tuple; each draws the same whatever else is in use."""
+    """In the order given, each with a key of its own, under vmap too."""
     hparams = jax.tree.map(lambda on: on * np.array([0.0, 0.5, 1.0], np.float32), ON)
     keys = jax.random.split(jax.random.key(0), 3)
-    backwards = get_args(Operation)[::-1]
-    trials = jax.jit(jax.vmap(functools.partial(augment, backwards), in_axes=(0, None, 0)))
+    names = (*OPERATIONS[:-2], "mix")
+    trials = jax.jit(jax.vmap(functools.partial(jitted, names), in_axes=(0, None, 0)))
     found = trials(keys, IMAGES, hparams)
     np.testing.assert_array_equal(found[0][0], IMAGES)
     for i, key in enumerate(keys):
         alone = jax.tree.map(lambda leaf, i=i: leaf[i], hparams)
-        images = IMAGES
-        for operation in OPERATIONS[:-2]:
-            images, _, _ = jitted((operation,), key, images, alone)
-        images, partner, share = jitted(("mixup", "cutmix"), key, images, alone)
-        np.testing.assert_allclose(found[0][i], images, atol=1e-5)
-        np.testing.assert_array_equal(found[1][i], partner)
-        np.testing.assert_allclose(found[2][i], share, atol=1e-6)
+        batch = {"inputs": IMAGES}
+        for k, name in enumerate(names):
+            batch = jax.jit(AUGMENTATIONS[name])(jax.random.fold_in(key, k), batch, alone)
+        np.testing.assert_allclose(found[0][i], batch["inputs"], atol=1e-5)
+        np.testing.assert_array_equal(found[1][i], batch["partner"])
+        np.testing.assert_allclose(found[2][i], batch["share"], atol=1e-6)
 
 
-def test_noise():
-    key = jax.random.key(0)
-    noisy = jax.jit(noise)
-    assert (noisy(key, IMAGES, 0.0) == IMAGES).all()
-    added = (np.asarray(noisy(key, IMAGES, 0.1)) - IMAGES).ravel() / 0.1
+def test_noise_comes_after_the_targets():
+    key, noise = jax.random.key(0), (AUGMENTATIONS["noise"], AUGMENTATIONS["flip"])
+    batch = {"inputs": IMAGES}
+    noisy = jax.jit(functools.partial(augment, noise, corrupt=True))
+    assert (augment(noise[:1], key, batch, ON)["inputs"] == IMAGES).all()
+    assert (noisy(key, batch, ON.replace(noise=0.0))["inputs"] == IMAGES).all()
+    added = (np.asarray(noisy(key, batch, ON)["inputs"]) - IMAGES).ravel() / 0.1
     assert scipy.stats.kstest(added, "norm").pvalue > 1e-3
 
 
-def test_an_unknown_operation_is_an_error():
-    with pytest.raises(ValueError, match="unknown augmentations: cutmux"):
-        augment(("flip", "cutmux"), jax.random.key(0), IMAGES, ON)
+@pytest.mark.parametrize(
+    ("names", "inputs", "sentence"),
+    [
+        (("flip",), np.zeros((2, 5), np.float32), "--augment is for pictures"),
+        (("noise",), np.zeros((2, 5), np.int32), "--augment noise is for inputs that are floats"),
+        (("mixup", "cutmix"), IMAGES, "use mix, which draws one of the two"),
+    ],
+)
+def test_what_an_augmentation_refuses(names, inputs, sentence):
+    chosen = tuple(AUGMENTATIONS[name] for name in names)
+    with pytest.raises(InputError, match=sentence):
+        augment(chosen, jax.random.key(0), {"inputs": inputs}, ON, corrupt=names == ("noise",))

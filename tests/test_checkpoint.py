@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from dlflax import train
-from dlflax.train.checkpoint import MANIFEST, Checkpoints
 from dlflax.errors import RunError
 from dlflax.models import CNN
-from dlflax.train import Hparams
+from dlflax.train import Hparams, Saved
+from dlflax.train.checkpoint import MANIFEST, Checkpoints
 
 RECIPE = train.Recipe(model=CNN((2,), dense=(4,)), ema=True)
 
@@ -26,11 +26,11 @@ ABSTRACT = jax.eval_shape(state_at, 0)
 def saved(tmp_path):
     """Checkpoints at steps 1 to 4, of which 2 is the best."""
     said = []
-    checkpoints = Checkpoints(tmp_path / "checkpoints", said.append)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", RECIPE.task, said.append)
     history = []
     for step, loss in enumerate([0.5, 0.1, 0.3, 0.2], start=1):
         history.append({"epoch": step, "step": step, "val_loss": loss})
-        checkpoints.save(state_at(step), history)
+        checkpoints.save(Saved(state_at(step), history))
     return checkpoints, said
 
 
@@ -50,10 +50,10 @@ def test_what_is_saved_comes_back(saved):
 
 
 def test_without_validation_the_last_is_the_best(tmp_path):
-    checkpoints, history = Checkpoints(tmp_path / "checkpoints"), []
+    checkpoints, history = Checkpoints(tmp_path / "checkpoints", RECIPE.task), []
     for step in (1, 2, 3):
         history.append({"epoch": step, "step": step})
-        checkpoints.save(state_at(step), history)
+        checkpoints.save(Saved(state_at(step), history))
     assert checkpoints.steps() == [2, 3]
     assert int(checkpoints.restore_best(ABSTRACT).step) == 3
 
@@ -89,7 +89,7 @@ def test_the_one_before_is_used(saved):
     assert int(state.step) == 3 and len(history) == 3
     assert str(path) in said[0] and "step 3" in said[1]
     assert int(checkpoints.restore_best(ABSTRACT).step) == 2
-    checkpoints.save(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}])
+    checkpoints.save(Saved(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}]))
     assert int(checkpoints.restore_last(ABSTRACT)[0].step) == 4
 
 
@@ -104,7 +104,7 @@ def test_a_killed_save_leaves_the_one_before(saved, killed):
         data_files(checkpoints, 4)[0].unlink()
     state, history, _ = checkpoints.restore_last(ABSTRACT)
     assert int(state.step) == 3
-    checkpoints.save(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}])
+    checkpoints.save(Saved(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}]))
     assert checkpoints.steps() == [2, 3, 4]
 
 
@@ -117,4 +117,4 @@ def test_all_damaged_and_none(saved, tmp_path):
     with pytest.raises(RunError, match="no usable checkpoint"):
         checkpoints.restore_best(ABSTRACT)
     assert checkpoints.steps() == [2, 3, 4]  # nothing was deleted
-    assert Checkpoints(tmp_path / "none").restore_last(ABSTRACT) is None
+    assert Checkpoints(tmp_path / "none", RECIPE.task).restore_last(ABSTRACT) is None

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from dlflax import data
-from dlflax.data import cifar, images
+from dlflax.data import cifar, download
 from dlflax.errors import InputError
 
 PHOTOS = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
@@ -93,7 +93,7 @@ def test_what_is_written_is_read(tmp_path, monkeypatch, form):
 
 def refused(place, log=print):
     with pytest.raises(InputError) as error:
-        data.load("cifar10", place, log=say)
+        data.load("cifar10", place, log=log)
     message = str(error.value)
     assert "\n" not in message and message.endswith(".") and error.value.__cause__ is None
     return message
@@ -182,7 +182,7 @@ def test_download(tmp_path, monkeypatch):
             packed.write_bytes(b"<html>")
             assert "pass --data-dir" in refused(None, said.append)
             assert "is not the published file" in said[0]
-            assert not sources._prepared(tmp_path / "tfds", "cifar10")
+            assert not download.prepared(tmp_path / "tfds", "cifar10")
             packed.write_bytes(content)  # the wrong file was not kept
             dataset = data.load("cifar10", log=said.append)
         finally:
@@ -191,7 +191,7 @@ def test_download(tmp_path, monkeypatch):
     assert dataset.source == f"TFDS cifar10:3.0.2 in {tmp_path / 'tfds' / 'cifar10' / '3.0.2'}"
     # The same examples in the same order as from the files: a seed means one run.
     assert dataset.checksum == data.load("cifar10", tmp_path / "bin").checksum
-    monkeypatch.setattr(sources, "_no_network", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(download, "unreachable", lambda url: pytest.fail("network"))
     again = data.load("cifar10", cache_dir=tmp_path / "another")
     assert again.checksum == dataset.checksum
     assert data.load("cifar10", tmp_path / "tfds").checksum == dataset.checksum

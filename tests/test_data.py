@@ -174,7 +174,7 @@ def test_real_mnist():
     np.testing.assert_array_equal(again.train["inputs"], dataset.train["inputs"])
 
 
-DEBIAN = sources.DEBIAN_FASHION_MNIST
+DEBIAN = images.DEBIAN_FASHION_MNIST
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
@@ -190,7 +190,7 @@ def test_real_fashion_mnist():
 
 
 def test_fashion_mnist_nowhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(images, "DEBIAN_FASHION_MNIST", tmp_path)
     with pytest.raises(InputError, match="--data-dir .* apt install dataset-fashion-mnist"):
         data.load("fashion_mnist", log=lambda sentence: None)
 
@@ -255,7 +255,7 @@ def test_cache(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(idx, "read_bytes", lambda path: pytest.fail("read again"))
-        patch.setattr(sources.hashlib, "sha256", hash_of_paths_only)
+        patch.setattr(images.hashlib, "sha256", hash_of_paths_only)
         again = data.load("mnist", folder, cache_dir=cache, log=silent)
     check(again, GOOD)
     assert (again.name, again.source, again.class_names, again.checksum) == (
@@ -368,7 +368,7 @@ def test_download_of_a_wrong_file(tmp_path, mirror):
     said = []
     assert data.load("mnist", log=said.append).name == "digits"
     assert f"{TEST_LABELS}.gz is not the published file" in said[0]
-    assert not sources._prepared(tmp_path / "tfds", "mnist")
+    assert not download.prepared(tmp_path / "tfds", "mnist")
     write(mirror, GOOD, pack=True)  # the wrong file was not kept
     said.clear()
     check(data.load("mnist", log=said.append), GOOD), said
@@ -429,9 +429,9 @@ def test_tfds_set_of_several_shapes(tmp_path):
 
 def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
     """A damaged or TFRecord folder (here: without TensorFlow) is named, and mnist downloaded."""
-    find_spec = sources.importlib.util.find_spec
+    find_spec = images.importlib.util.find_spec
     monkeypatch.setattr(
-        sources.importlib.util,
+        images.importlib.util,
         "find_spec",
         lambda name: None if name == "tensorflow" else find_spec(name),
     )
@@ -449,10 +449,10 @@ def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
 
 
 def test_other_names(tmp_path, monkeypatch):
-    find_spec = sources.importlib.util.find_spec
+    find_spec = images.importlib.util.find_spec
     found = {"tensorflow": None}
     monkeypatch.setattr(
-        sources.importlib.util,
+        images.importlib.util,
         "find_spec",
         lambda name: found[name] if name in found else find_spec(name),
     )
@@ -484,8 +484,8 @@ def test_other_names(tmp_path, monkeypatch):
 def test_order_of_sources(tmp_path, monkeypatch, mirror):
     """--data-dir before what TFDS has prepared, and that before a download."""
     asked = []
-    no_network = sources._no_network
-    monkeypatch.setattr(sources, "_no_network", lambda url: asked.append(url) or no_network(url))
+    no_network = download.unreachable
+    monkeypatch.setattr(download, "unreachable", lambda url: asked.append(url) or no_network(url))
     check(data.load("mnist", log=lambda sentence: None), GOOD)  # downloaded
     assert len(asked) == 1
     other = small_set(seed=2)

@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 
 from dlflax import train
-from dlflax.models import explain
-from dlflax.report import figures, tables
-from dlflax.train import metrics
-from dlflax.data.dataset import Dataset, DiskArray, Splits
+from dlflax.data.dataset import DiskArray, Splits
+from dlflax.models import (
+    CNN,
+    MLP,
+    RNN,
+    VGG,
+    EfficientNetLite0,
+    ResNet,
+    SmallResNet,
+    Transformer,
+    explain,
+)
 from dlflax.models.flops import flops
-from dlflax.models import CNN, MLP, RNN, VGG, EfficientNetLite0, ResNet, SmallResNet, Transformer
 from dlflax.models.layers import conv_lax, max_pool
-from dlflax.train import Hparams
+from dlflax.report import figures, tables
+from dlflax.train import Hparams, metrics, tasks
 
 PHOTOGRAPHS = np.random.default_rng(0).uniform(size=(3, 32, 40, 3)).astype(np.float32)
 MODELS = {
@@ -119,7 +127,7 @@ def test_the_heat_is_where_the_evidence_is():
 
 def test_the_state_of_a_run_holds_no_feature_map():
     model = SmallResNet((4, 6), depth=1, formulation="lax")
-    recipe = train.Recipe(model, optimizer="sgd", batch_size=3)
+    recipe = train.Recipe(model, optimizer=train.SGD(), batch_size=3)
     hparams = train.as_traced(Hparams())
     state = jax.jit(train.init, static_argnums=0)(
         recipe, hparams, PHOTOGRAPHS[:1], jax.random.key(0)
@@ -156,18 +164,21 @@ class Read(DiskArray):
 
 
 def judged(model, variables, images, targets, names, files=True):
-    """What `tasks.classification` says of these test images, which lie in a larger array."""
+    """What `Classification` describes of these test images, which lie in a larger array: (scores,
+    its drawings, tables, the array, outputs)."""
     recipe = train.Recipe(model)
     state = train.State(0, variables["params"], {}, None, None, None)
     test = {"inputs": images, "targets": targets}
-    sums, outputs = jax.device_get(train.evaluate(recipe, state, test))
-    more = {"files": np.array([f"{i:03}.jpg" for i in range(len(targets))])} if files else {}
-    dataset = Dataset("made", "here", test, {**test, **more}, names, "")
+    sums, outputs = jax.device_get(train.evaluate(recipe, state, Hparams(), test))
     pool = np.concatenate([255 - images, images])
     rows = Read(pool, len(images) + np.arange(len(images)))
-    splits = Splits(test, None, {"inputs": rows, "targets": targets}, {})
-    given = recipe, Hparams(), state, dataset, splits, sums, outputs
-    return *tasks.classification(*given), rows, outputs
+    splits = Splits(
+        test, None, {"inputs": rows, "targets": targets}, names, "picture", "file",
+        np.array([f"{i:03}.jpg" for i in range(len(targets))]) if files else None,
+    )  # fmt: skip
+    tested = tasks.Tested(recipe, Hparams(), variables, splits, sums, outputs, None)
+    described = tasks.Classification().describe(tested)
+    return described.scores, described.figures, described.tables, rows, outputs
 
 
 def red_or_blue(n, wrong):
@@ -186,7 +197,6 @@ def test_photographs_of_two_classes():
     scores, pictures, tables, rows, outputs = judged(
         model, variables, images, targets, ("red", "blue")
     )
-    scores = scores["test"]
     assert list(scores) == ["macro_precision", "macro_recall", "roc_auc", "per_class"]
     said = np.where(np.isin(np.arange(60), wrong), 1 - targets, targets)
     of = [(said == c, targets == c) for c in (0, 1)]
@@ -199,10 +209,11 @@ def test_photographs_of_two_classes():
     rising = tables["wrong_predictions"]
     assert [row["file"] for row in rising] == [f"{i:03}.jpg" for i in reversed(wrong)]
     top = np.exp(outputs[58]) / np.exp(outputs[58]).sum()
-    assert rising[0] == {"file": "058.jpg", "true": "blue", "said": "red",
+    assert rising[0] == {"file": "058.jpg", "true": "blue", "predicted": "red",
                          "probability": round(float(top.max()), 4)}  # fmt: skip
 
     assert list(pictures) == ["confusion_matrix", "wrong_predictions", "grad_cam"]
+    pictures = {name: draw() for name, draw in pictures.items()}
     right = np.flatnonzero(said == targets)
     shown = [58, 57, 40, 11, *right[[0, 13, 27, 40]]]
     assert rows.seen == [*reversed(wrong), *shown]  # only what is shown is read
@@ -211,7 +222,7 @@ def test_photographs_of_two_classes():
     for axes, i, heat in zip(all_axes, shown, maps, strict=True):
         names = ("red", "blue")[targets[i]], ("red", "blue")[said[i]]
         probability = np.exp(outputs[i].max()) / np.exp(outputs[i]).sum()
-        assert axes.get_title() == f"true {names[0]}, said {names[1]} ({probability:.2f})"
+        assert axes.get_title() == f"true {names[0]}, predicted {names[1]} ({probability:.2f})"
         picture, under, over = (image.get_array() for image in axes.images)
         np.testing.assert_array_equal(picture, images[i])
         np.testing.assert_array_equal(under, images[i])
@@ -228,9 +239,9 @@ def test_photographs_at_the_edges(case):
     scores, pictures, tables, *_ = judged(
         model, variables, images, targets, ("red", "blue"), files=case != "no files"
     )
-    assert len(pictures["grad_cam"].axes) == 3
-    assert (pictures["wrong_predictions"] is None) == (case in ("all right", "no files"))
-    assert ("roc_auc" in scores["test"]) == (case != "one class occurs")
+    assert len(pictures["grad_cam"]().axes) == 3
+    assert (pictures["wrong_predictions"]() is None) == (case in ("all right", "no files"))
+    assert ("roc_auc" in scores) == (case != "one class occurs")
     rows = {"all right": 0, "all wrong": 3, "one class occurs": 1}
     assert {name: len(each) for name, each in tables.items()} == (
         {} if case == "no files" else {"wrong_predictions": rows[case]}
@@ -247,8 +258,8 @@ def test_only_photographs_with_a_feature_map_are_explained(shape):
             model, variables, images, targets, ("a", "b", "c"), files=False
         )
         explained = shape == (32, 32, 3) and isinstance(model, CNN)
-        assert ("grad_cam" in pictures) == explained and not tables
-        assert list(scores["test"]) == ["macro_precision", "macro_recall", "per_class"]
+        assert (pictures["grad_cam"]() is not None) == explained and not tables
+        assert list(scores) == ["macro_precision", "macro_recall", "per_class"]
 
 
 def test_heatmaps_are_drawn(tmp_path):
@@ -259,7 +270,7 @@ def test_heatmaps_are_drawn(tmp_path):
     maps[:, :20] = 1
     figure = figures.heatmaps(images, maps, [0, 1, 0], [0, 0, 0], [0.9, 0.8, 1], ("cat", "d" * 40))
     assert [axes.get_title() for axes in figure.axes][:2] == [
-        "true cat, said cat (0.90)", "true dddddddddddddd…, said cat (0.80)"
+        "true cat, predicted cat (0.90)", "true dddddddddddddd…, predicted cat (0.80)"
     ]  # fmt: skip
     figures.save_figure(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as opened:
@@ -276,7 +287,7 @@ def test_results_fit_a_terminal(capsys, monkeypatch, classes):
     split = {"loss": 12.3456, "accuracy": 0.9, "macro_f1": 0.8}
     test = {**split, "macro_precision": 0.7, "macro_recall": 0.6, "roc_auc": 0.95}
     test["per_class"] = {f"class {i}": row for i in range(classes)}
-    logs.print_results({"train": split, "val": split, "test": test})
+    tables.print_results({"train": split, "val": split, "test": test})
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[0] == ["loss", "accuracy", "precision", "recall", "macro", "F1", "ROC", "AUC"]
     assert ["val", "12.3456", "0.9000", "0.8000"] in lines

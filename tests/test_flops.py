@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dlflax.models.flops import flops
 from dlflax.models import MLP
+from dlflax.models.flops import flops
 from dlflax.models.layers import conv_lax
 
 

@@ -68,7 +68,7 @@ def write(root, **classes):
 
 def load(root, log=None, **fields):
     said = []
-    dataset = ImageFolder(data_dir=root, **{"size": 16} | fields).load(say or said.append)
+    dataset = ImageFolder(data_dir=root, **{"size": 16} | fields).load(log or said.append)
     check(dataset, root, fields.get("size", 16))
     return dataset
 
@@ -108,7 +108,7 @@ def refused(match=None, **fields):
 
 
 def never(monkeypatch):
-    monkeypatch.setattr(folder, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(folder_cache, "decode", lambda *_: pytest.fail("decoded again"))
 
 
 def python(code, *args, **options):
@@ -156,7 +156,8 @@ def test_split(tmp_path, monkeypatch):
     (root / "cat" / "empty.png").touch()
     dataset, source = load(root), ImageFolder(size=16)
     splits = source.split(dataset, 0.25, 0)
-    assert splits.model == {"num_outputs": 2, "shape": (16, 16, 3), "vocabulary": 0}
+    assert splits.model == {} and splits.class_names == ("cat", "dog")
+    assert list(splits.test_names) == list(dataset.test["files"])
     assert splits.info == {"light_on_dark": False}
     assert (
         splits.files == dataset.files
@@ -394,14 +395,14 @@ def test_bad_files_are_skipped_and_counted(tmp_path, monkeypatch):
 
 def test_a_file_that_vanishes_or_may_not_be_read(tmp_path, monkeypatch):
     root = write(tmp_path / "a", cat=4, dog=4)
-    walk = folder._walk
+    walk = folder_files.walk
 
     def then_gone(*args):
         found = walk(*args)
         (root / "cat" / "0.png").unlink()
         return found
 
-    monkeypatch.setattr(folder, "_walk", then_gone)
+    monkeypatch.setattr(folder_files, "walk", then_gone)
     reason = "unreadable: No such file or directory"
     assert report(load(root)) == {"cat/0.png": [("skipped", reason)]}
 
@@ -542,9 +543,9 @@ def test_a_damaged_cache_is_decoded_again(tmp_path):
 KILLED = """
 import os, signal, sys
 from dlflax.data import ImageFolder, folder_cache
-module, name, call = {"header": (folder, "_write_header", 2), "fsync": (folder.os, "fsync", 1),
-                      "pixels": (folder.os, "replace", 1), "table": (folder.os, "replace", 2),
-                      "begin": (folder, "_decode", 1)}[sys.argv[2]]
+module, name, call = {"header": (folder_cache, "_write_header", 2), "fsync": (folder_cache.os, "fsync", 1),
+                      "pixels": (folder_cache.os, "replace", 1), "table": (folder_cache.os, "replace", 2),
+                      "begin": (folder_cache, "decode", 1)}[sys.argv[2]]
 real, calls = getattr(module, name), []
 def kill(*args):
     calls.append(args)
@@ -580,7 +581,7 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.os, "replace", interrupt)
+        patch.setattr(folder_cache.os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(root)
     assert caches(tmp_path) == []
@@ -627,9 +628,9 @@ def test_no_room_for_the_cache(tmp_path, monkeypatch):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         loaded("cannot be kept in")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-        patch.setattr(folder.shutil, "disk_usage", lambda _: full)
+        patch.setattr(folder_cache.shutil, "disk_usage", lambda _: full)
         loaded("(No space left on device)")
-        patch.setattr(folder, "host_memory", lambda: 2 * 8 * 16 * 16 * 3 - 2)
+        patch.setattr(folder_cache, "host_memory", lambda: 2 * 8 * 16 * 16 * 3 - 2)
         refused("set XDG_CACHE_HOME to a folder with room", data_dir=root)
         assert not list((tmp_path / "another").rglob("*.*"))
 
@@ -783,10 +784,10 @@ def test_download(tmp_path, monkeypatch):
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}/{packed.name}"
-            monkeypatch.setattr(folder, "CATS_VS_DOGS_URL", url)
+            monkeypatch.setattr(urls, "CATS_VS_DOGS", url)
             monkeypatch.delenv("DLFLAX_OFFLINE")
             content = packed.read_bytes()
-            monkeypatch.setattr(folder, "CATS_VS_DOGS_SHA256", hashlib.sha256(content).hexdigest())
+            monkeypatch.setattr(urls, "CATS_VS_DOGS_SHA256", hashlib.sha256(content).hexdigest())
             packed.write_bytes(b"<html>")
             with pytest.raises(InputError, match="pass --data-dir PetImages"):
                 source.load(said.append)
@@ -814,7 +815,7 @@ def test_download(tmp_path, monkeypatch):
     assert np.bincount(dataset.test["targets"]).tolist() == [1, 1]
 
     never(monkeypatch)
-    monkeypatch.setattr(sources, "_no_network", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(download, "unreachable", lambda url: pytest.fail("network"))
     assert source.load(said.append).checksum == dataset.checksum
     monkeypatch.undo()
     other = dataclasses.replace(source, data_dir=tmp_path / "tfds", size=16)

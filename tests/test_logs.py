@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlflax.report import figures, progress, tables, tensorboard
+from dlflax import files
+from dlflax.report import figures, tables, tensorboard
+from dlflax.report.progress import Progress, _fitting, counting
 
 ROW = {
     "epoch": 2, "step": 400, "learning_rate": 1e-3, "train_loss": 0.0811, "train_accuracy": 0.9754,
@@ -52,7 +54,7 @@ def save(figure, folder):
 
 
 def test_start_up_imports_nothing_heavy():
-    code = "import sys, dlflax.logs, dlflax.figures; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, dlflax.report.progress, dlflax.report.figures; print(*{m.split('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert "numpy" in loaded.split()
     assert not {"rich", "matplotlib", "tensorboardX", "jax", "PIL"} & set(loaded.split())
@@ -60,26 +62,26 @@ def test_start_up_imports_nothing_heavy():
 
 def test_tables(capsys):
     name = "[bold]very/" + "long_" * 30 + "name"
-    logs.print_model_table("cnn", [("kernel", (3, 3, 1, 32), 288), (name, (), 1)], 1_234_567)
+    tables.print_model_table("cnn", [("kernel", (3, 3, 1, 32), 288), (name, (), 1)], 1_234_567)
     out = capsys.readouterr().out
     assert "3 x 3 x 1 x 32" in out and "288" in out and "1,234,567" in out
     assert name in "".join(line.split()[0] for line in out.splitlines() if line.strip())
 
-    logs.print_results({"train": {"loss": np.float32(0.25)}, "val": {}, "seconds": 3,
+    tables.print_results({"train": {"loss": 0.25}, "val": {}, "seconds": 3,
                         "test": {"accuracy": 0.5, "per_class": {}}})  # fmt: skip
     out = capsys.readouterr().out
     assert "0.5000" in out and "0.2500" in out and "val" not in out and "F1" not in out
-    logs.print_results({"seconds": 3})
+    tables.print_results({"seconds": 3})
     assert capsys.readouterr().out == ""
 
 
 def test_metrics_csv(tmp_path):
     path = tmp_path / "metrics.csv"
-    logs.write_csv(path, [{"epoch": 1, "loss": 0.1}])
-    logs.write_csv(path, [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "f1": 1 / 3, "loss": 2}])
+    files.write_csv(path, [{"epoch": 1, "loss": 0.1}])
+    files.write_csv(path, [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "f1": 1 / 3, "loss": 2}])
     assert path.read_bytes() == b"epoch,loss,f1\n1,0.1,\n2,2,0.3333333333333333\n"
     with pytest.raises(TypeError):
-        logs.write_csv(path, [{"epoch": 1}, None])
+        files.write_csv(path, [{"epoch": 1}, None])
     assert len(list(csv.reader(io.StringIO(path.read_text())))) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
@@ -98,11 +100,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_progress_without_a_terminal(capsys):
-    with logs.Progress(5, 200, 32) as progress:
+    with Progress(5, 200, 32) as progress:
         assert not progress.interactive
-        progress.update(1, 200, 0.1, None)
+        progress.update(1, 200, {"loss": 0.1})
         progress.epoch_end(ROW, best=True)
-        progress.epoch_end({"epoch": 3, "train_loss": 1, "val_loss": None}, best=False)
+        progress.epoch_end({"epoch": 3, "train_loss": 1}, best=False)
     assert capsys.readouterr().out.splitlines() == [
         "epoch  2/5  loss 0.0811  acc 0.9754  val loss 0.0655  val acc 0.9802  val F1 0.9800  "
         "4.9 s  10,950 examples/s  *",
@@ -112,10 +114,10 @@ def test_progress_without_a_terminal(capsys):
 
 BAR = """
 import time
-from dlflax.report import figures, progress, tables, tensorboard
-with logs.Progress(12, 1688, 32, first_epoch=4) as progress:
+from dlflax.report.progress import Progress
+with Progress(12, 1688, 32, first_epoch=4) as progress:
     for step in (1, 900, 1688):
-        progress.update(4, step, 0.12345, 0.9654)
+        progress.update(4, step, {{"loss": 0.12345, "accuracy": 0.9654}})
         time.sleep(0.15)
     progress.epoch_end({row}, best=True)
     time.sleep(0.15)
@@ -160,15 +162,15 @@ def test_progress_on_a_terminal_never_wraps(columns):
 
 def test_what_does_not_fit_is_left_out():
     parts = [("epoch 1", 0), ("loss 0.1", 1), ("0:00:03 left", 2)]
-    assert logs._fitting(parts, 31) == ["epoch 1", "loss 0.1", "0:00:03 left"]
-    assert logs._fitting(parts, 30) == ["epoch 1", "loss 0.1"]
-    assert logs._fitting(parts, 3) == ["epoch 1"]
+    assert _fitting(parts, 31) == ["epoch 1", "loss 0.1", "0:00:03 left"]
+    assert _fitting(parts, 30) == ["epoch 1", "loss 0.1"]
+    assert _fitting(parts, 3) == ["epoch 1"]
 
 
 def test_tensorboard(tmp_path):
-    board = logs.TensorBoard(tmp_path / "tensorboard")
+    board = tensorboard.TensorBoard(tmp_path / "tensorboard")
     board.scalars(ROW | {"val_loss": float("nan"), "test_loss": None}, 400)
-    figures.save_figure(figures.curves(history(2)), tmp_path / "curves.png")
+    figures.save_figure(figures.curves(history(2), "accuracy"), tmp_path / "curves.png")
     board.picture("curves", tmp_path / "curves.png", 400)
     board.hparams({"learning_rate": 0.1, "features": (64, 32), "l2": 0, "augment": True}, {
         "test_accuracy": 0.5
@@ -194,7 +196,7 @@ def test_tensorboard(tmp_path):
 def test_tensorboard_hparams_are_the_plugins(tmp_path):
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-    board = logs.TensorBoard(tmp_path / "tensorboard")
+    board = tensorboard.TensorBoard(tmp_path / "tensorboard")
     given = {"learning_rate": 0.1, "name": "cnn", "augment": True, "features": [64, 32], "no": None}
     board.hparams(given, {"val_loss": 2.0})
     board.close()
@@ -215,7 +217,7 @@ def test_tensorboard_resume_within_a_second_keeps_and_purges(tmp_path):
     from tensorboardX.proto.event_pb2 import SessionLog
 
     for purge_step, steps in ((None, (100, 200, 300)), (201, (300,))):
-        board = logs.TensorBoard(tmp_path / "tensorboard", purge_step)
+        board = tensorboard.TensorBoard(tmp_path / "tensorboard", purge_step)
         for step in steps:
             board.scalars({"val_loss": step / 100}, step)
         board.close()
@@ -226,7 +228,7 @@ def test_tensorboard_resume_within_a_second_keeps_and_purges(tmp_path):
 
 @pytest.mark.parametrize(("epochs", "accuracy"), [(1, True), (2, False), (100, True)])
 def test_curves(tmp_path, epochs, accuracy):
-    figure = figures.curves(history(epochs, accuracy))
+    figure = figures.curves(history(epochs, accuracy), "accuracy", epochs - 1)
     assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"][: 1 + accuracy]
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["train", "val", f"best epoch {epochs}: {1 / epochs:.4f}"]
@@ -235,7 +237,7 @@ def test_curves(tmp_path, epochs, accuracy):
 
 def test_curves_without_validation(tmp_path):
     rows = [{k: v for k, v in row.items() if not k.startswith("val_")} for row in history(2)]
-    figure = figures.curves(rows)
+    figure = figures.curves(rows, "accuracy")
     for axes in figure.axes:
         assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train"]
     save(figure, tmp_path)
@@ -244,7 +246,7 @@ def test_curves_without_validation(tmp_path):
 def test_curves_of_a_diverged_run(tmp_path):
     rows = [dict(row, val_loss=float("nan")) for row in history(2)]
     del rows[1]["val_accuracy"]
-    save(figures.curves(rows), tmp_path)
+    save(figures.curves(rows, "accuracy", 0), tmp_path)
 
 
 @pytest.mark.parametrize("k", [2, 20, 100])
@@ -270,7 +272,7 @@ def test_wrong_predictions(tmp_path, channels):
     names = ["4", "9", "7"]
     figure = figures.wrong_predictions(images, targets, predictions, probabilities, names)
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles[:2] == ["true 4, said 7 (0.97)", "true 4, said 9 (0.95)"] and len(titles) == 25
+    assert titles[:2] == ["true 4, predicted 7 (0.97)", "true 4, predicted 9 (0.95)"] and len(titles) == 25
     shown = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_array_equal(shown.squeeze(), images[38].squeeze())
     save(figure, tmp_path)
@@ -282,11 +284,11 @@ def test_wrong_predictions(tmp_path, channels):
 
 
 def test_counting_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
-    with logs.counting("things", 2) as advance:
+    with counting("things", 2) as advance:
         advance(2)
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with logs.counting("things", 2) as advance:
+    with counting("things", 2) as advance:
         advance(2)
     assert "things" in capsys.readouterr().out

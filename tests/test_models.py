@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax.train.checkpoint import Checkpoints
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, RNN, Autoencoder, SmallResNet, Transformer
 from dlflax.models.layers import (
@@ -20,8 +19,9 @@ from dlflax.models.layers import (
 )  # fmt: skip
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, patches, pieces, rotary
-from dlflax.train import Hparams
-from dlflax.train import Recipe, abstract, as_traced, init, step
+from dlflax.train import SGD, Hparams, Recipe, Saved, abstract, as_traced, init, step
+from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.tasks import Classification, Reconstruction
 
 PICTURES = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
 SERIES = jax.random.normal(jax.random.key(0), (4, 10, 2))
@@ -55,7 +55,8 @@ def test_model_conformance(name, tmp_path):
     """What the trainer relies on, of every model."""
     model, inputs = MODELS[name]
     rebuilds = isinstance(model, Autoencoder)
-    recipe = Recipe(model, "reconstruction" if rebuilds else "cross_entropy", "sgd", batch_size=4)
+    task = Reconstruction() if rebuilds else Classification()
+    recipe = Recipe(model, task, SGD(), batch_size=4)
     batch = {"inputs": inputs, "targets": jnp.arange(4), "mask": jnp.ones(4)}
     hparams = as_traced(Hparams(learning_rate=0.1))
     traces = []
@@ -111,8 +112,8 @@ def test_model_conformance(name, tmp_path):
     np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
 
     # saves and restores
-    saved = Checkpoints(tmp_path)
-    saved.save(new, [{"epoch": 1, "step": 1, "val_loss": 0.0}])
+    saved = Checkpoints(tmp_path, task)
+    saved.save(Saved(new, [{"epoch": 1, "step": 1, "val_loss": 0.0}]))
     restored, *_ = saved.restore_last(abstract(recipe, Hparams(), inputs[:1]))
     assert_equal(new, restored)
 

@@ -13,8 +13,8 @@ import pytest
 
 import experiments
 from dlflax import parallel, run
-from dlflax.tune import sweep
 from dlflax.errors import InputError
+from dlflax.tune import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +29,8 @@ from dlflax.data.dataset import DiskArray
 from dlflax.models import CNN, SmallResNet
 from dlflax.train import Hparams
 from dlflax.train import Recipe
+from dlflax.train.augment import Brightness, Flip
+from dlflax.train.recipe import init_placed
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 rng = np.random.default_rng(0)
@@ -40,7 +42,7 @@ val = {"inputs": images[:37], "targets": targets[:37]}  # odd, to be padded
 hparams = Hparams(dropout=0.3, l2=1e-3, flip=0.5, brightness=0.2, learning_rate=3e-3)
 recipes = {
     "cnn": Recipe(model=CNN(features=(8,), formulation="lax", num_outputs=3), batch_size=16,
-                  augment=("flip", "brightness"), ema=True),
+                  augment=(Flip(), Brightness()), ema=True),
     "matmul": Recipe(model=CNN(features=(8,), formulation="matmul", num_outputs=3), batch_size=16),
     "norms": Recipe(model=SmallResNet((8,), 1, "lax", num_outputs=3), batch_size=16),
 }
@@ -84,13 +86,13 @@ for name, recipe in recipes.items():
 # what moves between the devices: gradients are summed, the data are not gathered
 recipe = recipes["cnn"]
 with parallel.use(8):
-    state = train._init(recipe, train.as_traced(hparams), images[:1], np.uint32(0), None)
+    state = init_placed(recipe, train.as_traced(hparams), images[:1], np.uint32(0), None)
     big = {"inputs": np.zeros((4096, 12, 12, 3), np.uint8), "targets": np.zeros(4096, np.int32)}
     batches = data.epoch_batches(4096, 16, 0, 0)
     zero = np.int32(0)
     text = train.train_steps.lower(
         recipe, state, train.as_traced(hparams), parallel.put(big), parallel.put(batches),
-        train.zero_sums(recipe), zero, zero,
+        train.zero_sums(recipe, hparams, big), zero, zero,
     ).compile().as_text()
 moved = re.findall(r"= (\\S+) all-(gather|reduce|to-all)", text)
 answers["moved"] = sorted({kind for _, kind in moved})
@@ -103,11 +105,11 @@ def through(counts, folder):
     abstract = train.abstract(recipe, hparams, images[:1])
     for epoch, count in enumerate(counts):
         with parallel.use(count):
-            checkpoints = Checkpoints(folder, print)
-            state, history, _ = checkpoints.restore_last(parallel.placed(abstract)) or (None, [], 0)
+            checkpoints = Checkpoints(folder, recipe.task)
+            saved = checkpoints.restore_last(parallel.placed(abstract))
             done = train.fit(recipe, hparams, train_set, val, epochs=epoch + 1, seed=1,
-                             state=state, history=history)
-            checkpoints.save(done.state, done.history)
+                             resume=saved)
+            checkpoints.save(done.saved())
     return numbers(done)
 
 answers["moving"] = difference(through([1] * 5, "one"), through([8, 4, 1, 2, 8], "many"))

@@ -5,11 +5,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from dlflax import train
-from dlflax.tune import population
 from dlflax.models import CNN, MLP
-from dlflax.train import Hparams
+from dlflax.train import Hparams, Recipe
+from dlflax.tune import population
 from dlflax.tune.population import Layout, Population
-from dlflax.train import Recipe
 
 MLP_RECIPE = Recipe(model=MLP(features=(16,)), batch_size=64)
 HPARAMS = [
@@ -48,7 +47,7 @@ def losses(trials):
         (MLP_RECIPE, [Layout("vmap", 2, 4), Layout("map", 1, 4)]),
         (
             Recipe(
-                model=CNN(features=(4,), dense=(8,)), schedule="cosine", batch_size=48, ema=True
+                model=CNN(features=(4,), dense=(8,)), schedule=train.Cosine(), batch_size=48, ema=True
             ),
             [Layout("vmap", 2, 4)],
         ),
@@ -106,20 +105,20 @@ def test_survivors_go_on_as_if_alone_in_the_population(digits, mode):
     whole = trained(MLP_RECIPE, HPARAMS, seeds, digits, layout, epochs=4)
     halved = Population(MLP_RECIPE, HPARAMS, seeds, *digits, epochs=4, layout=layout)
     halved.train(2)
-    halved.keep([0, 3])
+    halved.continue_with([0, 3])
     halved.train(4)
     assert [len(row[0]) for row in halved.histories] == [4, 2, 2, 4]
     for i in (0, 3):
         expected = [[r["val_loss"] for r in h] for h in whole.histories[i]]
         found = [[r["val_loss"] for r in h] for h in halved.histories[i]]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
-    halved.keep([])
+    halved.continue_with([])
     halved.train(4)
 
 
 def test_the_rule_for_the_layout(digits):
     inputs = digits[0]["inputs"][:1]
-    assert population.layout(MLP_RECIPE, inputs, 5) == Layout("vmap", 2, 6)
+    assert population.layout(MLP_RECIPE, Hparams(), inputs, 5) == Layout("vmap", 2, 6)
     large = Recipe(model=MLP(features=(512,)))
-    assert population.layout(large, inputs, 1) == Layout("map", 1, 1)
-    assert population.layout(large, inputs, 4, "vmap") == Layout("vmap", 2, 4)
+    assert population.layout(large, Hparams(), inputs, 1) == Layout("map", 1, 1)
+    assert population.layout(large, Hparams(), inputs, 4, "vmap") == Layout("vmap", 2, 4)

@@ -11,7 +11,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from dlflax.report import html, trial_figures, trials
+from dlflax.report import html, trial_figures
+from dlflax.report.trials import print_trials, ranked, write_trials_csv
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
@@ -59,13 +60,13 @@ SWEEPS = {
 )
 def test_odd_sweeps(tmp_path, name, direction, capsys):
     trials = SWEEPS[name]
-    pictures = report.pictures(tmp_path, trials, direction, "val_loss")
+    pictures = trial_figures.draw(tmp_path, trials, direction, "val_loss")
     assert ("history" in pictures) == (name != "all diverged")
     for path in pictures.values():
         with Image.open(path) as picture:
             assert min(picture.size) >= 200 and max(picture.size) > 500
     results = {"study": "<b>", "best": {"number": 0}, "test": {"accuracy": 0.5, "per_class": {}}}
-    report.write_html(tmp_path, results, trials, pictures, direction, "val_loss")
+    html.write_html(tmp_path, results, trials, pictures, direction, "val_loss")
     page = (tmp_path / "report.html").read_text()
     assert "<script>x" not in page and "<b>" not in page
     assert "http:" not in page and "https:" not in page
@@ -77,7 +78,7 @@ def test_odd_sweeps(tmp_path, name, direction, capsys):
 
     Reader().feed(page)
     assert len(rows) > len(trials)
-    report.print_trials(trials, direction, "val_loss")
+    print_trials(trials, direction, "val_loss")
     assert f"of {len(trials)} trials" in capsys.readouterr().out
 
 
@@ -86,9 +87,9 @@ def test_ranking():
         trial(0, 0.3), trial(1, math.inf, diverged_at=7), trial(2, 0.1, PRUNED, 1), trial(3, 0.2),
         trial(4, 0.4, PRUNED, 2), trial(5, 0.2), create_trial(state=TrialState.FAIL),
     ]  # fmt: skip
-    assert [t.number for t in report.ranked(trials, "minimize")] == [3, 5, 0, 4, 2, 1]
+    assert [t.number for t in ranked(trials, "minimize")] == [3, 5, 0, 4, 2, 1]
     trials[1].value = -math.inf
-    assert [t.number for t in report.ranked(trials, "maximize")] == [0, 3, 5, 4, 2, 1]
+    assert [t.number for t in ranked(trials, "maximize")] == [0, 3, 5, 4, 2, 1]
 
 
 def test_the_table_has_these_bytes(tmp_path):
@@ -102,7 +103,7 @@ def test_the_table_has_these_bytes(tmp_path):
     ]  # fmt: skip
     for number, each in enumerate(trials):
         each.number = number
-    report.write_trials_csv(tmp_path / "trials.csv", trials[::-1], "minimize", "val_loss")
+    write_trials_csv(tmp_path / "trials.csv", trials[::-1], "minimize", "val_loss")
     assert (tmp_path / "trials.csv").read_text() == (
         "number,state,val_loss,best_epoch,l2,ema\n"
         "0,complete,0.1,2,1e-07,True\n1,diverged,inf,1,0.1,False\n2,failed,,,,\n"
@@ -117,10 +118,10 @@ def test_importance_is_of_the_first_epoch_and_counts_pruned_trials():
         if i % 3:
             del made.intermediate_values[2]
         trials.append(made)
-    shares = report.importances(trials)
+    shares = trial_figures.importances(trials)
     assert next(iter(shares)) == "dropout" and shares["dropout"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
-    assert report.importances(trials[:5]) == {}
+    assert trial_figures.importances(trials[:5]) == {}
 
 
 def sweep(n, space, value, diverges=lambda params: False, seed=0):
@@ -150,36 +151,36 @@ def test_importance_is_over_the_range_that_was_searched():
     space = {name: SPACE[name] for name in ("learning_rate", "dropout")}
     # half of what is drawn, but a hundredth of the range without the logarithm
     trials = sweep(100, space, lambda p: (p["learning_rate"] < 1e-3) + p["dropout"])
-    shares = report.importances(trials)
+    shares = trial_figures.importances(trials)
     assert 0.8 < shares["learning_rate"] < 0.98
-    assert shares == report.importances(trials[::-1])
+    assert shares == trial_figures.importances(trials[::-1])
 
 
 def test_importance_counts_what_diverged_as_the_worst(monkeypatch):
     space = {name: SPACE[name] for name in ("learning_rate", "dropout")}
     for value, share in ((lambda p: 0.5, 0.9), (lambda p: p["dropout"] + 1, 0.3)):
         trials = sweep(60, space, value, lambda p: p["learning_rate"] > 1e-3)
-        assert report.importances(trials)["learning_rate"] > share
-    assert report.importances(sweep(60, space, lambda p: 0.5)) == {}
+        assert trial_figures.importances(trials)["learning_rate"] > share
+    assert trial_figures.importances(sweep(60, space, lambda p: 0.5)) == {}
 
     def values(study, **_):
         return [trial.value for trial in study.trials]
 
     monkeypatch.setattr(optuna.importance, "get_param_importances", values)
-    *finite, diverged = report.importances(trials, "minimize")
+    *finite, diverged = trial_figures.importances(trials, "minimize")
     assert diverged >= max(finite) > min(finite)
-    *finite, diverged = report.importances(trials, "maximize")
+    *finite, diverged = trial_figures.importances(trials, "maximize")
     assert diverged <= min(finite) < max(finite)
 
 
 def test_one_bad_value_does_not_squash_the_others():
-    scale = report._scale([*values(30), 15.0], "minimize", "val_loss")
+    scale = trial_figures._scale([*values(30), 15.0], "minimize", "val_loss")
     assert scale.high < 0.3 and scale.label == "val_loss (1 beyond the axis)"
-    scale = report._scale([*(1 - v for v in values(30)), 0.1], "maximize", "val_accuracy")
+    scale = trial_figures._scale([*(1 - v for v in values(30)), 0.1], "maximize", "val_accuracy")
     assert 0.6 < scale.low < 0.8 and scale.worst == scale.low and "(1 beyond" in scale.label
-    scale = report._scale([0.05, 0.1, 0.3, 1.0, 2.3], "minimize", "val_loss")
+    scale = trial_figures._scale([0.05, 0.1, 0.3, 1.0, 2.3], "minimize", "val_loss")
     assert (scale.kind, scale.label) == ("log", "val_loss")
-    scale = report._scale([0.5, 0.5, 0.5], "minimize", "val_loss")
+    scale = trial_figures._scale([0.5, 0.5, 0.5], "minimize", "val_loss")
     assert scale.low < 0.5 < scale.high
 
 
@@ -192,7 +193,7 @@ def test_a_thousand_trials_of_ten_hyperparameters(tmp_path):
     }
     trials = sweep(1000, numbers | choices, lambda p: p["number_1"], lambda p: p["number_0"] > 0.1)
     settings = dict(matplotlib.rcParams)
-    pictures = report.pictures(tmp_path, trials, "minimize", "val_loss")
+    pictures = trial_figures.draw(tmp_path, trials, "minimize", "val_loss")
     assert list(pictures) == ["history", "slice", "parallel_coordinates", "importance"]
     for path in pictures.values():
         with Image.open(path) as picture:
@@ -209,12 +210,12 @@ def test_printed_table_fits_the_terminal(capsys, monkeypatch):
     trials = sweep(12, space, lambda p: p["hyperparameter_0"])
     trials[3].user_attrs["std"] = 0.0123456
     trials[3].value = -1.0
-    report.print_trials(trials, "minimize", "val_loss", limit=3)
+    print_trials(trials, "minimize", "val_loss", limit=3)
     lines = capsys.readouterr().out.rstrip().splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
     assert "best of 12 trials (the rest: trials.csv)" in lines[0]
     assert lines[-3].split()[:4] == ["3", "-1.000", "±", "0.012"]
-    report.print_trials([], "minimize", "val_loss")
+    print_trials([], "minimize", "val_loss")
     assert capsys.readouterr().out == ""
 
 
@@ -226,7 +227,7 @@ def test_table_has_spread_and_leaves_out_what_is_unfinished(tmp_path):
     )  # fmt: skip
     running = create_trial(state=TrialState.RUNNING)
     made.number, running.number = 0, 1
-    report.write_trials_csv(tmp_path / "trials.csv", [running, made], "minimize", "val_loss")
+    write_trials_csv(tmp_path / "trials.csv", [running, made], "minimize", "val_loss")
     assert (tmp_path / "trials.csv").read_bytes() == (
         b"number,state,val_loss,std,best_epoch,model.features\n"
         b'0,complete,0.3333333333333333,0.1,1,"32,64"\n'
@@ -235,13 +236,13 @@ def test_table_has_spread_and_leaves_out_what_is_unfinished(tmp_path):
 
 def test_page(tmp_path):
     trials = SWEEPS["with spread"]
-    pictures = report.pictures(tmp_path, trials, "minimize", "val_loss")
+    pictures = trial_figures.draw(tmp_path, trials, "minimize", "val_loss")
     results = {
         "study": "a & <i>", "seconds": 3725.4, "trials_per_minute": None, "best": "?", "odd": [{}],
         "test": {"accuracy": 0.98765, "per_class": {"0": 1}}, "sampler": "<script>alert()",
         "commands": {"predict": "python -m experiments.predict 'a folder' <PICTURE>"},
     }  # fmt: skip
-    report.write_html(tmp_path, results, trials, pictures, "minimize", "val_loss")
+    html.write_html(tmp_path, results, trials, pictures, "minimize", "val_loss")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     tags, texts = [], []
 
@@ -262,9 +263,9 @@ def test_page(tmp_path):
     assert sum(tag == "script" for tag, _ in tags) == 1
     assert {"a & <i>", "<script>alert()", "0.9877", "1:02:05"} <= set(texts)
     assert "python -m experiments.predict 'a folder' <PICTURE>" in texts
-    best = report.ranked(trials, "minimize")[0]
+    best = ranked(trials, "minimize")[0]
     assert f"{best.value:.4f} ± 0.01" in texts
     cells = [attrs["data-v"] for tag, attrs in tags if tag == "td"]
     assert cells[:4] == [str(best.number), "complete", str(best.value), "0.01"]
     assert len(cells) == len(trials) * 8
-    report.write_html(tmp_path, {}, [], {}, "minimize", "val_loss")
+    html.write_html(tmp_path, {}, [], {}, "minimize", "val_loss")

@@ -12,14 +12,17 @@ import sys
 import time
 from pathlib import Path
 
+import experiments
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from dlflax import run, train
+from dlflax.run import exit
 from dlflax.train.checkpoint import MANIFEST, Checkpoints
-from experiments import fashion_mnist, mnist, predict
+from dlflax.run.predict import Predictor
+from experiments import fashion_mnist, mnist
 
 ROOT = Path(__file__).parents[1]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
@@ -32,7 +35,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(run, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
 
 
 def train_mnist(*args, module=mnist):
@@ -52,12 +55,20 @@ def refused(capsys, *args, code=2):
     return lines[0]
 
 
+def predicted(folder, path):
+    """What `predict` answers for one picture."""
+    ((_, values),) = Predictor(folder, experiments).answers([path])
+    return values
+
+
 def parameters(folder):
     saved = run.load_config(folder)
-    config, shape = run.config_from_json(saved["config"], folder), saved["data"]["input_shape"]
+    config = run.config_from_json(saved["config"], folder, run.Experiment("mnist"))
+    shape = saved["data"]["input_shape"]
     inputs = np.zeros((1, *shape), np.uint8)
     abstract = train.abstract(config.recipe, config.hparams, inputs)
-    state, history, _ = Checkpoints(folder / "checkpoints").restore_last(abstract)
+    checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
+    state, history, _ = checkpoints.restore_last(abstract)
     return jax.tree.leaves(state.params), history
 
 
@@ -99,8 +110,7 @@ def test_a_run_leaves_everything(capsys):
     digit = np.zeros((60, 60), np.uint8)
     digit[10:50, 28:34] = 255
     Image.fromarray(255 - digit).save("one.png")
-    names, probabilities = predict.predict(folder, [Path("one.png")])
-    assert names[int(probabilities[0].argmax())] == "1"
+    assert predicted(folder, "one.png")["class"] == "1"
 
     # a finished run is not tested again
     before = (folder / "results.json").read_bytes()
@@ -135,12 +145,11 @@ def test_validation_0_trains_on_all(capsys):
 
     # predict takes the last checkpoint
     Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("x.png")
-    _, before = predict.predict(Path("whole"), [Path("x.png")])
+    before = predicted("whole", "x.png")
     for checkpoint in Path("whole/checkpoints").iterdir():
         if int(checkpoint.name) != 135:  # 3 epochs of 45 steps
             shutil.rmtree(checkpoint)
-    _, after = predict.predict(Path("whole"), [Path("x.png")])
-    np.testing.assert_array_equal(before, after)
+    assert before == predicted("whole", "x.png")
 
 
 @pytest.mark.skipif(not MNIST.exists(), reason="no MNIST files beside the repository")
@@ -260,9 +269,9 @@ def test_resume_refuses_another_setup(capsys):
     line = refused(capsys, "--run-dir", "r", "--resume", "--batch-size", "16", "--seed", "1")
     assert "recipe.batch_size was 32, now 16; seed was 0, now 1" in line
     line = refused(capsys, "--run-dir", "r", "--resume", "--model", "cnn")
-    assert "recipe.model.class was 'MLP', now 'CNN'" in line
+    assert "recipe.model.class was 'dlflax.models:MLP', now 'dlflax.models:CNN'" in line
     line = refused(capsys, "--run-dir", "r", "--resume", "--preset", "best")
-    assert "recipe.schedule was 'constant', now 'cosine'" in line
+    assert "recipe.schedule.class was 'dlflax.train:Constant', now 'dlflax.train:Cosine'" in line
     line = refused(capsys, "--run-dir", "r")
     assert "already holds a run: add --resume" in line
     # what is not given is what it was, and more epochs go on

@@ -8,6 +8,7 @@ import pytest
 from dlflax.data import Series
 from dlflax.data.series import naive, read, seasonal_naive
 from dlflax.errors import InputError
+from dlflax.train import tasks
 
 
 def write(path, rows, header=("date", "value")):
@@ -33,7 +34,7 @@ def test_windows_by_hand(tmp_path):
         np.testing.assert_allclose(part["inputs"][0, :, 0] * scale, [-4, -3, -2, -1, 0], atol=1e-5)
         np.testing.assert_allclose(part["targets"][0] * scale, [1, 2, 3], atol=1e-5)
     assert splits.info["last_window"] == [35, 36, 37, 38, 39]
-    assert splits.model == {"num_outputs": 3, "vocabulary": 0}
+    assert tasks.Forecast().model_fields(splits) == {"num_outputs": 3}
     whole = series.split(dataset, 0.0, seed=1)
     assert whole.val is None and len(whole.train["targets"]) == 23
 
@@ -71,13 +72,16 @@ def test_regression_scores_in_the_series_own_unit():
         "seasonal_naive": np.sqrt(np.mean((np.stack([values[first - 11 + k] for k in range(11)], 1)
                                            - truth) ** 2)),
     }  # fmt: skip
-    scores, pictures, _ = tasks.regression(
-        None, None, None, dataset, splits, None, splits.test["targets"]
-    )
+    tested = tasks.Tested(None, None, {}, splits, {}, splits.test["targets"], None)
+    described = tasks.Forecast().describe(tested)
+    scores = described.results
+    assert described.scores == {"rmse": 0.0}
     assert scores["forecasts"]["model"] == {"rmse": 0.0, "mae": 0.0}
     for name, rmse in expected.items():
         assert scores["forecasts"][name]["rmse"] == pytest.approx(rmse, rel=1e-5)
-    assert list(pictures) == ["forecast"]
+    (figure,) = (draw() for draw in described.figures.values())
+    drawn = figure.axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(drawn, dataset.test["inputs"], atol=1e-3)
 
 
 def test_missing_values_are_interpolated_and_said(tmp_path):

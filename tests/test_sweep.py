@@ -18,9 +18,10 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
-from dlflax.tune import sweep
+from dlflax.run import exit
+from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
-from experiments import predict
+from dlflax.tune import sweep
 
 ROOT = Path(__file__).parents[1]
 SAMPLERS = {
@@ -37,7 +38,7 @@ def folders(tmp_path, monkeypatch):
     """Own run and cache folders; no network, so that MNIST is scikit-learn's digits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(run, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
 
 
 def sweep_mnist(*args, search="random_search"):
@@ -53,9 +54,11 @@ def table(folder):
 
 def best_parameters(folder):
     saved = run.load_config(folder)
-    config, shape = run.config_from_json(saved["config"], folder), saved["data"]["input_shape"]
+    config = run.config_from_json(saved["config"], folder, run.Experiment("mnist"))
+    shape = saved["data"]["input_shape"]
+    checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
     abstract = train.abstract(config.recipe, config.hparams, np.zeros((1, *shape), np.uint8))
-    return jax.tree.leaves(Checkpoints(folder / "checkpoints").restore_best(abstract).params)
+    return jax.tree.leaves(checkpoints.restore_best(abstract).params)
 
 
 def test_a_sweep_leaves_everything_and_goes_on(capsys):
@@ -86,8 +89,8 @@ def test_a_sweep_leaves_everything_and_goes_on(capsys):
     assert config["hparams"]["learning_rate"] == results["best"]["hparams"]["learning_rate"]
     assert config["seed"] == 0
     Image.fromarray(np.pad(np.full((40, 6), 255, np.uint8), ((10, 10), (27, 27)))).save("one.png")
-    names, _ = predict.predict(folder, [Path("one.png")])
-    assert len(names) == 10
+    ((_, answer),) = Predictor(folder, experiments).answers(["one.png"])
+    assert len(answer["probabilities"]) == 10
 
     # the same command again neither trains nor tests; with more trials it goes on
     before = (folder / "best" / "results.json").stat().st_mtime_ns

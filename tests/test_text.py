@@ -3,6 +3,7 @@
 import csv
 import functools
 import gzip
+import hashlib
 import http.server
 import io
 import json
@@ -44,7 +45,7 @@ def silent(sentence):
 
 
 def load(path, log=silent, **fields):
-    return Text(data_dir=path, **fields).load(say)
+    return Text(data_dir=path, **fields).load(log)
 
 
 def refused(path, **fields):
@@ -367,7 +368,7 @@ def test_split(films, kind):
         assert part["targets"].shape == (count,) and part["targets"].dtype == np.int32
         assert part["inputs"].min() >= 0 and part["inputs"].max() < splits.model["vocabulary"]
         assert (part["inputs"][:, 0] > 0).all()
-    assert splits.model["num_outputs"] == 2 and 20 < splits.model["vocabulary"] <= 300
+    assert len(splits.class_names) == 2 and 20 < splits.model["vocabulary"] <= 300
     assert splits.info == {"length": 12, "tokenizer": kind}
     ((name, content),) = splits.files.items()
     assert name == "tokenizer.json"
@@ -511,7 +512,7 @@ def test_vader(tmp_path):
     assert again.checksum == dataset.checksum
     splits = data.split(again, 0.1, 0)
     assert splits.info["tokenizer"] == "bpe"
-    assert splits.model == {"num_outputs": 2, "vocabulary": text.VADER_VOCABULARY}
+    assert splits.model == {"vocabulary": text.VADER_VOCABULARY}
     assert (splits.test["inputs"] != 1).all() and (splits.test["inputs"] > 0).sum(1).mean() > 2
     # Only the lexicon itself: not a user's file of that name.
     path = write(tmp_path / "vader.csv", HEAD + rows())
@@ -529,24 +530,6 @@ def test_vader_can_be_learnt():
     model = LogisticRegression(max_iter=1000)
     model.fit(bag.fit_transform(splits.train["inputs"]), splits.train["targets"])
     assert model.score(bag.transform(splits.test["inputs"]), splits.test["targets"]) > 0.85
-
-
-def test_vader_is_missing(tmp_path, monkeypatch):
-    find_spec = text.importlib.util.find_spec
-    found = [None]
-    monkeypatch.setattr(
-        text.importlib.util,
-        "find_spec",
-        lambda name: found[0] if name == "vaderSentiment" else find_spec(name),
-    )
-    with pytest.raises(InputError, match="pip install vaderSentiment"):
-        Text("vader").load(silent)
-    found[0] = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
-    for content in (None, b"word\tnone\n", b"word\n", b"\xff"):
-        if content:
-            write(tmp_path / "vader_lexicon.txt", content)
-        with pytest.raises(InputError, match="vader_lexicon.txt is not the VADER lexicon"):
-            Text("vader").load(silent)
 
 
 def test_unknown_name(tmp_path):
@@ -593,9 +576,9 @@ def mirror(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.setattr(text, "IMDB_URL", f"http://127.0.0.1:{server.server_port}/{path.name}")
-        digest = text.hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(text, "IMDB_SHA256", digest)
+        monkeypatch.setattr(urls, "IMDB", f"http://127.0.0.1:{server.server_port}/{path.name}")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        monkeypatch.setattr(urls, "IMDB_SHA256", digest)
         monkeypatch.delenv("DLFLAX_OFFLINE")
         yield path
         server.shutdown()
@@ -618,7 +601,7 @@ def test_download(tmp_path, monkeypatch, mirror):
     assert dataset.source == f"TFDS imdb_reviews:1.0.0 in {folder}"
 
     # From now on the prepared files do, with no network at all.
-    monkeypatch.setattr(sources, "_no_network", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(download, "unreachable", lambda url: pytest.fail("network"))
     assert Text().load(silent).checksum == dataset.checksum
     assert load(tmp_path / "tfds").checksum == dataset.checksum
     older = tmp_path / "older" / "imdb_reviews"
@@ -703,9 +686,9 @@ def test_prepared_tfds_set(tmp_path):
 
 def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
     """A damaged or TFRecord folder (here: without TensorFlow) is named, and the set downloaded."""
-    find_spec = text.importlib.util.find_spec
+    find_spec = text_files.importlib.util.find_spec
     monkeypatch.setattr(
-        text.importlib.util,
+        text_files.importlib.util,
         "find_spec",
         lambda name: None if name == "tensorflow" else find_spec(name),
     )
@@ -738,7 +721,7 @@ def test_real_texts():
     assert "holds 'rt-polarity.neg', 'rt-polarity.pos', 'sms-spam.tsv'" in refused(REAL)
 
     splits = Text(vocabulary=2000).split(sms, 0.1, 0)
-    assert splits.model == {"num_outputs": 2, "vocabulary": 2000}
+    assert splits.model == {"vocabulary": 2000}
 
 
 def test_length_0_fits_95_of_100_training_texts():

@@ -8,11 +8,10 @@ import pytest
 import scipy.ndimage
 
 from dlflax import train
-from dlflax.train import augment, metrics
 from dlflax.errors import RunError
 from dlflax.models import CNN, MLP
-from dlflax.train import Hparams
-from dlflax.train import Recipe
+from dlflax.train import Hparams, Recipe, augment, losses
+from dlflax.train.tasks import Classification, Regression
 
 TRACES = []
 
@@ -70,7 +69,7 @@ def test_every_number_changes_without_a_trace(digits):
     ]
     for hparams in numbers:
         # an equal Recipe made anew is the same program
-        recipe = Recipe(model=Counting(), augment=("affine",), ema=True, schedule="cosine")
+        recipe = Recipe(model=Counting(), augment=(augment.Affine(),), ema=True, schedule=train.Cosine())
         fit = train.fit(recipe, hparams, *digits, epochs=1)
         losses.add(fit.history[0]["val_loss"])
     assert len(losses) == len(numbers)  # every number took effect
@@ -88,7 +87,7 @@ def test_an_epoch_in_parts_is_the_same_to_the_bit(digits):
 
 
 def test_resuming_is_the_same_to_the_bit(digits):
-    recipe = Recipe(model=Counting(), schedule="cosine", optimizer="nesterov")
+    recipe = Recipe(model=Counting(), schedule=train.Cosine(), optimizer=train.SGD(nesterov=True))
     arguments = dict(epochs=4, seed=1, reduce_on_plateau=1, patience=3)
     saved = []
 
@@ -98,7 +97,7 @@ def test_resuming_is_the_same_to_the_bit(digits):
     hparams = Hparams(learning_rate=0.3, dropout=0.3, warmup=0.1)
     through = train.fit(recipe, hparams, *digits, **arguments, on_epoch=on_epoch)
     state, history = saved[1]
-    resumed = train.fit(recipe, hparams, *digits, **arguments, state=state, history=history)
+    resumed = train.fit(recipe, hparams, *digits, **arguments, resume=train.Saved(state, history))
     assert_equal(through.state, resumed.state)
     assert [r["val_loss"] for r in through.history] == [r["val_loss"] for r in resumed.history]
 
@@ -107,21 +106,21 @@ def test_evaluation_counts_every_example_once(digits):
     recipe = Recipe(model=CNN((4,), dense=(8,)))
     _, val = digits  # 597 = 2 * 256 + 85
     state = init(recipe, Hparams(), val["inputs"][:1], jax.random.key(0))
-    sums, outputs = train.evaluate(recipe, state, val)
+    sums, outputs = train.evaluate(recipe, state, Hparams(), val)
     logits = np.asarray(
         recipe.model.apply({"params": state.params}, np.float32(val["inputs"]) / np.float32(255))
     )
     np.testing.assert_allclose(outputs, logits, atol=1e-5)
     shifted = logits - logits.max(1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    row = metrics.summary(sums)
+    row = recipe.task.summary(sums)
     assert row["loss"] == pytest.approx(-log_p[np.arange(597), val["targets"]].mean(), rel=1e-5)
     assert row["accuracy"] == np.mean(logits.argmax(1) == val["targets"])
-    assert int(sums["count"]) == 597 == int(sums["confusion"].sum())
+    assert int(sums["count"]) == 597 == int(sums["support"].sum())
 
 
 def test_padding_does_not_change_a_step(digits):
-    recipe, hparams = Recipe(model=MLP((8,)), optimizer="sgd"), Hparams(learning_rate=0.1)
+    recipe, hparams = Recipe(model=MLP((8,)), optimizer=train.SGD()), Hparams(learning_rate=0.1)
     inputs, targets = digits[0]["inputs"][:8], digits[0]["targets"][:8]
     state = init(recipe, hparams, inputs[:1], jax.random.key(0))
     short = {"inputs": inputs[:5], "targets": targets[:5], "mask": np.ones(5, np.float32)}
@@ -144,19 +143,19 @@ def test_an_epoch_trains_on_every_example(digits):
 
 
 def test_divergence_stops_with_step_rate_and_advice(digits):
-    recipe = Recipe(model=MLP((16,)), optimizer="sgd")
+    recipe = Recipe(model=MLP((16,)), optimizer=train.SGD())
     with pytest.raises(RunError, match=r"NaN or infinite at step \d+ \(learning rate 1e\+20\)"):
         train.fit(recipe, Hparams(learning_rate=1e20), *digits, epochs=2)
 
 
 def test_patience_stops_and_keeps_the_best(digits):
-    recipe = Recipe(model=MLP((16,)), optimizer="sgd")
+    recipe = Recipe(model=MLP((16,)), optimizer=train.SGD())
     states = []
     fit = train.fit(
         recipe, Hparams(learning_rate=2.0, momentum=0.0), *digits, epochs=50, patience=2,
         on_epoch=lambda fit: states.append(jax.tree.map(jnp.copy, fit.state)),
     )  # fmt: skip
-    best = train.best_epoch(fit.history)
+    best = train.best_epoch(fit.history, recipe.task)
     assert len(fit.history) == best + 3 < 50
     assert_equal(fit.best, states[best])
 
@@ -171,19 +170,19 @@ def test_without_validation_the_last_epoch_is_the_best(digits):
         on_epoch=lambda fit: seen.append((jax.tree.map(jnp.copy, fit.state), list(fit.history))),
     )  # fmt: skip
     with_val = train.fit(recipe, hparams, train_set, val, epochs=4)
-    assert train.best_epoch(with_val.history) < 3
+    assert train.best_epoch(with_val.history, recipe.task) < 3
     assert_equal(alone.state, with_val.state)
     assert_equal(alone.best, alone.state)
     for row, other in zip(alone.history, with_val.history, strict=True):
         assert list(row) == [name for name in other if not name.startswith("val_")]
         assert row["train_loss"] == other["train_loss"]
-    assert [train.best_epoch(history) for _, history in seen] == [0, 1, 2, 3]
+    assert [train.best_epoch(history, recipe.task) for _, history in seen] == [0, 1, 2, 3]
 
     state, history = seen[1]
-    resumed = train.fit(recipe, hparams, train_set, epochs=4, state=state, history=history)
+    resumed = train.fit(recipe, hparams, train_set, epochs=4, resume=train.Saved(state, history))
     assert_equal(resumed.best, alone.best)
     # best is a copy: going on from state leaves it alone
-    train.fit(recipe, hparams, train_set, epochs=5, state=alone.state, history=alone.history)
+    train.fit(recipe, hparams, train_set, epochs=5, resume=alone.saved())
     assert_equal(alone.best, with_val.state)
     with pytest.raises(RunError, match="NaN or infinite at step"):
         train.fit(Recipe(model=MLP((16,))), Hparams(learning_rate=1e30), train_set, epochs=2)
@@ -199,7 +198,8 @@ def test_plateau_factor_matches_keras():
     callback.on_train_begin()
     for epoch, loss in enumerate(losses):
         callback.on_epoch_end(epoch, {"val_loss": loss})
-        ours = train.plateau_factor(losses[: epoch + 1], patience=2)
+        rows = [{"val_loss": loss} for loss in losses[: epoch + 1]]
+        ours = train.plateau_factor(rows, Classification(), patience=2)
         assert ours == float(model.optimizer.learning_rate.value)
 
 
@@ -224,19 +224,21 @@ def test_moving_average_by_hand(digits):
         decay = min(0.5, (1 + i) / (10 + i))
         expected = decay * expected + (1 - decay) * np.asarray(state.params["logits"]["kernel"])
     np.testing.assert_allclose(state.ema["logits"]["kernel"], expected, rtol=1e-5)
-    averaged = train.evaluate(recipe, state, digits[1])[1]
-    last = train.evaluate(Recipe(model=MLP((4,))), state, digits[1])[1]
+    averaged = train.evaluate(recipe, state, Hparams(), digits[1])[1]
+    last = train.evaluate(Recipe(model=MLP((4,))), state, Hparams(), digits[1])[1]
     assert not np.allclose(averaged, last)
 
 
-@pytest.mark.parametrize("loss", ["binary_cross_entropy", "mean_squared_error"])
-def test_the_other_losses_train(digits, loss):
+@pytest.mark.parametrize(
+    "task", [Classification(loss=losses.BinaryCrossEntropy()), Regression(), Regression(losses.Huber())]
+)
+def test_other_losses_train(digits, task):
     """Is it a five or more? One output."""
     train_set, val = ({**d, "targets": (d["targets"] >= 5).astype(np.int32)} for d in digits)
-    recipe = Recipe(model=MLP((32,), num_outputs=1), loss=loss)
+    recipe = Recipe(model=MLP((32,), num_outputs=1), task=task)
     fit = train.fit(recipe, Hparams(learning_rate=1e-2), train_set, val, epochs=4)
     assert fit.history[-1]["val_loss"] < 0.6 * fit.history[0]["train_loss"]
-    assert ("val_accuracy" in fit.history[-1]) == (loss == "binary_cross_entropy")
+    assert ("val_accuracy" in fit.history[-1]) == isinstance(task, Classification)
 
 
 def test_affine_augmentation_matches_scipy():
@@ -270,9 +272,7 @@ def test_stopped_in_mid_epoch_and_continued_to_the_same_bits(digits):
     calls = iter([False, True])  # asked before the epoch, and after its first step
     part = train.fit(recipe, hparams, *digits, epochs=2, should_stop=lambda: next(calls))
     assert int(part.state.step) == 1 and part.history == [] and part.partial["count"] == 64
-    rest = train.fit(
-        recipe, hparams, *digits, epochs=2, state=part.state, partial=part.partial
-    )  # fmt: skip
+    rest = train.fit(recipe, hparams, *digits, epochs=2, resume=part.saved())
     assert_equal(whole.state, rest.state)
     for a, b in zip(whole.history, rest.history, strict=True):
         assert (a["train_loss"], a["val_loss"]) == (b["train_loss"], b["val_loss"])

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from dlflax import data, run, train, transfer
-from dlflax.train import augment
-from dlflax.transfer import weights
+from dlflax import data, train, transfer
 from dlflax.data import stream
 from dlflax.data.dataset import DiskArray
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.models.layers import Dropout
-from dlflax.train import Hparams
-from dlflax.train import Recipe
-from dlflax.transfer import Transfer
+from dlflax.run.config import weighted
+from dlflax.train import Hparams, Recipe, augment
+from dlflax.train.step import objective
+from dlflax.train.tasks import Classification
+from dlflax.transfer import Transfer, weights
 
 RNG = np.random.default_rng(0)
 
@@ -65,13 +65,13 @@ def pretrained(monkeypatch, tmp_path):
     return variables
 
 
-SPLITS = data.Splits(pictures(40), pictures(20, 1), pictures(20, 2), {"num_outputs": 2})
+SPLITS = data.Splits(pictures(40), pictures(20, 1), pictures(20, 2), ("no", "yes"), "picture")
 RECIPE = Recipe(model=Backbone(), batch_size=8)
 
 
 def prepared(recipe=RECIPE, splits=SPLITS, hparams=None, said=None, **fields):
-    say = print if said is None else said.append
-    return transfer.prepare(Transfer(**fields), recipe, hparams or Hparams(), splits, 0, say)
+    log = print if said is None else said.append
+    return transfer.prepare(Transfer(**fields), recipe, hparams or Hparams(), splits, 0, log)
 
 
 def same(a, b):
@@ -106,7 +106,7 @@ def test_frozen_is_unchanged_to_the_bit(pretrained, ema):
 
 def test_backbone_rate_is_a_fraction_of_the_learning_rate(pretrained):
     """One step of plain SGD moves the backbone a tenth as far as with a fraction of 1."""
-    recipe = replace(RECIPE, optimizer="sgd")
+    recipe = replace(RECIPE, optimizer=train.SGD())
     start = prepared(recipe, finetune="all", head_epochs=0)
     moved = {}
     for rate in (1.0, 0.1):
@@ -139,10 +139,10 @@ def test_head_on_features_is_logistic_regression(pretrained):
     np.testing.assert_allclose(kernel[:, 1] - kernel[:, 0], theirs.coef_[0], rtol=0.01, atol=0.01)
     np.testing.assert_allclose(bias[1] - bias[0], theirs.intercept_[0], rtol=0.02)
     # and the whole network says of pictures what the head says of features
-    whole = start.whole(fit.state)
-    outputs = train.evaluate(RECIPE, whole, SPLITS.test)[1]
+    whole = start.with_backbone(fit.state)
+    outputs = train.evaluate(RECIPE, whole, Hparams(), SPLITS.test)[1]
     np.testing.assert_allclose(
-        outputs, train.evaluate(recipe, fit.state, start.splits.test)[1], atol=1e-5
+        outputs, train.evaluate(recipe, fit.state, Hparams(), start.splits.test)[1], atol=1e-5
     )
 
 
@@ -177,7 +177,7 @@ def without_head(variables):
 
 
 def test_views_are_augmented_rows_of_training_alone(pretrained):
-    recipe = replace(RECIPE, augment=("flip", "brightness"))
+    recipe = replace(RECIPE, augment=(augment.Flip(), augment.Brightness()))
     start = prepared(recipe, finetune="head", views=2, hparams=Hparams(flip=1.0))
     rows = start.splits.train["inputs"]
     assert len(rows) == 120 and len(start.splits.val["inputs"]) == 20
@@ -191,12 +191,12 @@ def test_views_are_augmented_rows_of_training_alone(pretrained):
 def test_the_head_comes_first(pretrained):
     said = []
     start = prepared(finetune="all", head_epochs=30, hparams=Hparams(learning_rate=0.03), said=said)
-    assert "which reached a val accuracy of" in said[-1]
+    assert "the last layer alone reached a val accuracy of" in said[-1]
     state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
                        start.pretrained)  # fmt: skip
     same(state.params["block1"], pretrained["params"]["block1"])
-    sums, _ = train.evaluate(RECIPE, state, SPLITS.val)
-    assert sums["correct"] / 20 == pytest.approx(float(said[-1].rsplit(" ", 1)[1]), abs=1e-4)
+    sums, _ = train.evaluate(RECIPE, state, Hparams(), SPLITS.val)
+    assert sums["hits"].sum() / 20 == pytest.approx(float(said[-1].rsplit(" ", 1)[1]), abs=1e-4)
     assert start.recipe.trainable == "."
 
 
@@ -206,17 +206,17 @@ def test_the_head_comes_first(pretrained):
         (dict(head_epochs=-1), RECIPE, "--head-epochs -1 must be 0 or more"),
         (dict(views=1), RECIPE, "--views needs --augment"),
         (dict(views=1, finetune="all"), RECIPE, "--views is for --finetune head"),
-        (dict(), replace(RECIPE, augment=("mixup",)), "--augment mixup has no meaning"),
+        (dict(), replace(RECIPE, augment=(augment.MixUp(),)), "--augment mixup, cutmix and mix have no"),
         (dict(), replace(RECIPE, model=CNN()), "there are none for a CNN; use --weights none"),
     ],
 )
 def test_what_does_not_go_together(fields, recipe, sentence):
     with pytest.raises(InputError, match=sentence):
-        transfer.check(Transfer(**fields), recipe)
+        transfer.check(Transfer(**fields), recipe, Hparams())
 
 
 @pytest.mark.parametrize(
-    "trainable, sentence", [("^nothing", "matches no parameter"), ("(", "no regular expression")]
+    "trainable, sentence", [("^nothing", "matches no parameter"), ("(", "not a regular expression")]
 )
 def test_trainable_is_checked(trainable, sentence):
     with pytest.raises(InputError, match=sentence):
@@ -228,14 +228,14 @@ def test_class_weights_are_those_of_scikit_learn():
 
     targets = np.int32([0, 0, 0, 0, 1, 2, 2])
     inputs = RNG.normal(size=(7, 4)).astype(np.float32)
-    splits = data.Splits({"inputs": inputs, "targets": targets}, None, {}, {"num_outputs": 3})
-    weight = run.weighted("balanced", splits).train["weight"]
+    splits = data.Splits({"inputs": inputs, "targets": targets}, None, {}, ("a", "b", "c"))
+    weight = weighted("balanced", Classification(), splits).train["weight"]
     np.testing.assert_allclose(weight, compute_sample_weight("balanced", targets), rtol=1e-6)
     # and they multiply the loss of an example
     recipe = Recipe(model=Backbone(3))
     state = train.init(recipe, Hparams(), inputs[:1], jax.random.key(0))
     batch = {"inputs": inputs, "targets": targets, "mask": np.ones(7, np.float32)}
-    of = [train.objective(recipe, state.params, {}, Hparams(), each, jax.random.key(1))
+    of = [objective(recipe, state.params, {}, Hparams(), each, jax.random.key(1))
           for each in (batch, {**batch, "weight": weight})]  # fmt: skip
     each = of[0][1][1]
     np.testing.assert_allclose(of[1][0], np.mean(weight * each), rtol=1e-6)
@@ -250,7 +250,7 @@ def test_data_on_disk_train_to_the_same_bits(tmp_path, monkeypatch):
     disk = np.load(tmp_path / "images.npy", mmap_mode="r")
     streamed = {**part, "inputs": DiskArray(disk, np.arange(37))}
     val = {**SPLITS.val, "inputs": DiskArray(SPLITS.val["inputs"], np.arange(20))}
-    recipe = replace(RECIPE, augment=("flip",))
+    recipe = replace(RECIPE, augment=(augment.Flip(),))
     seen = []
     fits = [
         train.fit(recipe, Hparams(dropout=0.3), a, b, epochs=2, on_steps=on_steps)
@@ -267,5 +267,5 @@ def test_data_on_disk_train_to_the_same_bits(tmp_path, monkeypatch):
 
 
 def test_every_augmentation_has_its_numbers():
-    names = {name for names in augment.STRENGTHS.values() for name in names}
+    names = augment.numbers(augment.AUGMENTATIONS.values(), Hparams())
     assert all(hasattr(Hparams(), name) for name in names)

@@ -20,11 +20,11 @@ from flax import traverse_util
 from huggingface_hub import constants
 from PIL import Image
 
-from dlflax.transfer import weights
 from dlflax.errors import InputError
 from dlflax.models import CNN, VGG, EfficientNetLite0, ResNet, resnet, vgg
+from dlflax.transfer import weights
 
-QUIET = {"say": lambda _: None}
+QUIET = {"log": lambda _: None}
 
 
 def folder_of(package):

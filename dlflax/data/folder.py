@@ -27,11 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.data import download, folder_cache, folder_files, urls
-from dlflax.data.dataset import Dataset, DiskArray, Splits
+from dlflax.data.dataset import Dataset, DiskArray, Splits, host_memory
 from dlflax.data.images import read_pictures
 from dlflax.data.order import permutation
 from dlflax.errors import InputError
-from dlflax.parallel import host_memory
 
 REPORT = "files_skipped.csv"
 
@@ -201,10 +200,10 @@ def _drawn(labels: np.ndarray, share: float, seed: int, purpose: int, kept: int 
     counts = np.bincount(labels)
     wanted = np.minimum(np.maximum(1, np.round(share * counts)), counts - kept) * (share > 0)
     shuffled = permutation(len(labels), seed, purpose)
-    folder_files.by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     drawn = np.zeros(len(labels), bool)
-    drawn[folder_files.by_class[rank < np.repeat(wanted, counts)]] = True
+    drawn[by_class[rank < np.repeat(wanted, counts)]] = True
     return drawn
 
 

@@ -19,10 +19,10 @@ from typing import BinaryIO
 import numpy as np
 
 from dlflax.data import download
+from dlflax.data.dataset import host_memory
 from dlflax.data.folder_files import Found, shown, skipped, without_duplicates
 from dlflax.errors import InputError
 from dlflax.files import cache_folder
-from dlflax.parallel import host_memory
 from dlflax.report.progress import counting
 
 ABANDONED = 3600  # seconds without a write: whoever decoded into that file is gone

@@ -1,6 +1,7 @@
 """Config: everything that decides a run."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,6 +69,16 @@ def check(config: Config) -> None:
         )
     if config.recipe.batch_size < 1:
         raise InputError(f"--batch-size {config.recipe.batch_size} must be 1 or more.")
+    recipe = config.recipe
+    for thing in (recipe.task, recipe.task.loss, recipe.optimizer, recipe.schedule, *recipe.augment,
+                  config.data):  # fmt: skip
+        kind = type(thing)
+        if dataclasses.is_dataclass(thing) and "__dataclass_fields__" not in vars(kind):
+            # its inherited __init__ would set the fields to the parent's values
+            raise InputError(
+                f"{kind.__name__} must itself be decorated with @dataclasses.dataclass("
+                "frozen=True), as what it is a subclass of."
+            )
     task = config.recipe.task
     if task.monitor not in task.SCORES:
         raise InputError(
@@ -95,15 +106,20 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
                 f"--model: a {kind} has no field {name}, which these data decide ({value}): use "
                 "another model, or give yours such a field."
             )
-    from_task = {k: v for k, v in recipe.task.model_fields(splits).items() if k in has}
-    recipe = dataclasses.replace(recipe, model=model.clone(**{**splits.model, **from_task}))
-    example = splits.train["inputs"][:1]
     numbers = train.as_traced(hparams)
-    outputs = train.output_shape(recipe, numbers, example)
+
+    @functools.cache
+    def bound():
+        fields = {k: v for k, v in recipe.task.model_fields(splits).items() if k in has}
+        return dataclasses.replace(recipe, model=model.clone(**{**splits.model, **fields}))
+
+    def outputs():
+        return train.output_shape(bound(), numbers, splits.train["inputs"][:1])
+
     recipe.task.check(splits, outputs)
     if recipe.augment:
         _try_augmentation(recipe, numbers, splits.train)
-    return recipe
+    return bound()
 
 
 def _try_augmentation(recipe, numbers, data) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.config import Config
-from dlflax.run.experiment import Experiment, reference
+from dlflax.run.experiment import OWN, Experiment, reference
 from dlflax.transfer import Transfer
 
 
@@ -169,6 +169,9 @@ def _is_function(found, arguments: int) -> bool:
     """Whether it is a plain function that can be called with so many arguments."""
     if not isinstance(found, types.FunctionType):
         return False
+    own, *parts = found.__module__.split(".")
+    if own in OWN and parts[:1] != ["train"]:  # of ours only what is pure
+        return False
     try:
         inspect.signature(found).bind(*[None] * arguments)
     except TypeError:
@@ -189,7 +192,8 @@ def _is_kind(found, place: str) -> bool:
     if place == "task":
         methods = all(callable(getattr(found, name, None)) for name in TASK_METHODS)
         return methods and hasattr(found, "SCORES")
-    return place in ARGUMENTS and _is_function(found.__call__, ARGUMENTS[place] + 1)
+    call = getattr(found, "__call__", None)  # noqa: B004
+    return place in ARGUMENTS and _is_function(call, ARGUMENTS[place] + 1)
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Any]:

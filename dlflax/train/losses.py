@@ -51,7 +51,7 @@ def huber(outputs, targets, delta=1.0):
     """Huber 1964: squared error / 2 up to `delta`, and linear beyond, averaged over an example's
     outputs. Same sizes in, (n,) out."""
     outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
-    return optax.huber_loss(outputs, targets.reshape(outputs.shape), delta).mean(-1)
+    return optax.huber_loss(outputs, targets.reshape(outputs.shape), delta=delta).mean(-1)
 
 
 def l2(params):

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dlflax import parallel, train
+from dlflax.data.dataset import host_memory
 from dlflax.data.order import epoch_batches
 
 Mode = Literal["vmap", "map"]
@@ -92,7 +93,7 @@ def memory() -> int:
     if devices[0].platform != "cpu":
         own = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
     else:
-        own = parallel.host_memory()
+        own = host_memory()
     return own * jax.process_count()
 
 

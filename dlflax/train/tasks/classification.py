@@ -11,7 +11,7 @@ from dlflax.models import explain
 from dlflax.report import figures
 from dlflax.train import losses, metrics
 from dlflax.train.step import floats
-from dlflax.train.tasks.task import Asked, Description, Tested, described, targets_of
+from dlflax.train.tasks.task import Asked, Description, Tested, check_outputs, described, targets_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,8 @@ class Classification:
                     f"the {name} targets must be class numbers from 0 to {classes - 1}; they go "
                     f"from {np.min(part['targets'])} to {np.max(part['targets'])}."
                 )
-        shape = tuple(outputs.shape[1:])
-        if shape != (classes,) and not (classes == 2 and shape in ((), (1,))):
-            raise InputError(
-                f"--model: its outputs have shape {shape} for an example, but {classes} classes "
-                f"need ({classes},)."
-            )
+        others = ((), (1,)) if classes == 2 else ()
+        check_outputs(outputs, (classes,), f"{classes} classes", *others)
 
     def model_fields(self, splits) -> dict[str, Any]:
         return {"num_outputs": len(splits.class_names)}

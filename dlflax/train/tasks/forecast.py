@@ -38,7 +38,7 @@ class Forecast:
                 "--task forecast needs a series (data.Series); these targets are "
                 f"{described(targets)}: use another --task."
             )
-        check_outputs(splits, outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
+        check_outputs(outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
 
     def model_fields(self, splits) -> dict[str, Any]:
         return {"num_outputs": targets_of(splits, "forecast").shape[-1]}

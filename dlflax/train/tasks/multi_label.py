@@ -37,7 +37,7 @@ class MultiLabel:
                 "--task multilabel needs 0 or 1 for each label, (n, labels), as targets; these are "
                 f"{described(targets)}: use another --task."
             )
-        check_outputs(splits, outputs, targets.shape[1:], f"{targets.shape[1]} labels")
+        check_outputs(outputs, targets.shape[1:], f"{targets.shape[1]} labels")
 
     def model_fields(self, splits) -> dict[str, Any]:
         return {"num_outputs": targets_of(splits, "multilabel").shape[-1]}

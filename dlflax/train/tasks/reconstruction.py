@@ -13,7 +13,7 @@ from dlflax.errors import InputError
 from dlflax.report import figures
 from dlflax.train import losses
 from dlflax.train.step import augmented, floats
-from dlflax.train.tasks.task import Asked, Description, Tested
+from dlflax.train.tasks.task import Asked, Description, Tested, check_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,7 @@ class Reconstruction:
             raise InputError(
                 f"--task reconstruction needs pictures or floats as inputs, not {inputs.dtype}."
             )
-        if outputs.shape[1:] != inputs.shape[1:]:
-            raise InputError(
-                f"--model: its outputs have shape {outputs.shape[1:]} for an example, but "
-                f"--task reconstruction needs that of the inputs, {inputs.shape[1:]}."
-            )
+        check_outputs(outputs, tuple(inputs.shape[1:]), "--task reconstruction")
 
     def model_fields(self, splits) -> dict[str, Any]:
         return {"shape": tuple(splits.train["inputs"].shape[1:])}

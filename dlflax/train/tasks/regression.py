@@ -40,8 +40,9 @@ class Regression:
         if not np.isfinite(targets).all():
             raise InputError("--task regression: a target is NaN or infinite; leave such rows out.")
         size = targets.shape[1] if targets.ndim == 2 else 1
-        if outputs.shape[1:] != () or size != 1:  # (n,) will do for one number
-            check_outputs(splits, outputs, (size,), f"{size} number{'s' * (size > 1)}")
+        check_outputs(
+            outputs, (size,), f"{size} number{'s' * (size > 1)}", *([()] if size == 1 else [])
+        )
 
     def model_fields(self, splits) -> dict[str, Any]:
         targets = targets_of(splits, "regression")

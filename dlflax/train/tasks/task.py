@@ -31,9 +31,9 @@ class Task(Protocol):
     """Every score with the direction in which it is better; the first one is what approaches are
     compared by. Those that `summary` returns are scores of every epoch."""
 
-    def check(self, splits, outputs: jax.ShapeDtypeStruct) -> None:
-        """InputError, in one sentence, when the data (`data.Splits`) or the model's outputs, of one
-        example (1, ...), are not what this task takes."""
+    def check(self, splits, outputs: Callable[[], jax.ShapeDtypeStruct]) -> None:
+        """InputError, in one sentence, when the data (`data.Splits`) or the model's outputs are not
+        what this task takes. outputs() gives shape and dtype of those of one example, (1, ...)."""
 
     def model_fields(self, splits) -> dict[str, Any]:
         """Fields of the model that the task decides from the data, such as num_outputs; a model
@@ -116,12 +116,13 @@ def targets_of(splits, task: str) -> np.ndarray:
     return splits.train["targets"]
 
 
-def check_outputs(splits, outputs, wanted: tuple[int, ...], what: str) -> None:
-    """InputError unless the model's outputs have the wanted shape, without the batch's axis."""
-    del splits
-    if tuple(outputs.shape[1:]) != wanted:
+def check_outputs(outputs, wanted: tuple[int, ...], what: str, *others: tuple[int, ...]) -> None:
+    """InputError unless the model's outputs (as `Task.check` gets them) have the wanted shape for
+    an example, or one of the others."""
+    shape = tuple(outputs().shape[1:])
+    if shape not in (wanted, *others):
         raise InputError(
-            f"--model: its outputs have shape {tuple(outputs.shape[1:])} for an example, but "
+            f"--model: its outputs have shape {shape} for an example, but "
             f"{what} needs {wanted}."
         )
 

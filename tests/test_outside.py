@@ -1,0 +1,315 @@
+"""An experiment of one's own, in a file outside of the repository: the text of the docs as it
+stands, through every command, in real processes; another that replaces the training step."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import experiments
+from dlflax import run, train
+from dlflax.errors import InputError
+from dlflax.run.predict import Predictor
+from dlflax.train.checkpoint import MANIFEST, Checkpoints
+from dlflax.tune import population
+from dlflax.tune.population import Layout, Population
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "your_own_experiment.md").read_text(encoding="utf-8")
+RINGS, SAM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with rings.py, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rings.py").write_text(RINGS)
+    np.save(tmp_path / "points.npy", np.float32([[0.9, 0.1], [2, 0]]))
+    return tmp_path
+
+
+def start(place, *args):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *args], cwd=place, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ran(place, *args, code=0):
+    """What a command prints, which must end with this exit code."""
+    process = start(place, *args)
+    out, err = process.communicate()
+    assert process.returncode == code and "Traceback" not in err, err
+    return out if code == 0 else err
+
+
+def parameters(folder, experiment):
+    saved = run.load_config(folder)
+    config = run.config_from_json(saved["config"], folder, experiment)
+    inputs = np.zeros((1, *saved["data"]["input_shape"]), np.float32)
+    abstract = train.abstract(config.recipe, config.hparams, inputs)
+    checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
+    return jax.tree.leaves(checkpoints.restore_last(abstract).state.params)
+
+
+def test_the_file_is_short():
+    assert len(RINGS.splitlines()) <= 60
+
+
+def test_train_kill_resume_sweep_continue_predict_compare(place):
+    flags = ["--epochs", "30", "--batch-size", "4", "--hparams.gamma", "1.5", "--hparams.dropout"]
+    flags += ["0.1"]
+    ran(place, "rings.py", *flags, "--run-dir", "whole")
+    process = start(place, "rings.py", *flags, "--run-dir", "killed")
+    while len(list((place / "killed").glob(f"checkpoints/*/{MANIFEST}"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (place / "killed" / "results.json").exists()
+    out = ran(place, "rings.py", "--run-dir", "killed", "--resume")
+    assert "resuming after epoch" in out and "changed" not in out
+    experiment = run.find("rings.py", experiments)
+    for a, b in zip(*(parameters(place / n, experiment) for n in ("whole", "killed")), strict=True):
+        np.testing.assert_array_equal(a, b)
+    whole, killed = (
+        json.loads((place / name / "results.json").read_text()) for name in ("whole", "killed")
+    )
+    assert whole["test"] == killed["test"] and whole["task"] == "Rings"
+    assert whole["test"]["accuracy"] > 0.9 and whole["hparams"]["gamma"] == 1.5
+
+    saved = json.loads((place / "whole" / "config.json").read_text())
+    assert saved["defined_in"]["file"] == str(place / "rings.py")
+    assert saved["config"]["recipe"]["model"]["class"] == "rings:Net"
+    assert saved["config"]["recipe"]["optimizer"] == {"function": "rings:adopt"}
+
+    answers = ran(place, "-m", "experiments.predict", "whole", "points.npy").splitlines()
+    assert [re.sub(r" \(.*", "", line) for line in answers] == [
+        "points.npy[0]: inner", "points.npy[1]: outer"
+    ]  # fmt: skip
+
+    # a sweep over a number of one's own, and more trials of it
+    sweep = ["-m", "sweeps.random_search", "rings.py", "--run-dir", "sweep", "--epochs", "3"]
+    sweep += ["--space.learning-rate", "0.01", "--population", "4", "--trials"]
+    assert "1 structure: 1 compile" in ran(place, *sweep, "4")
+    results = json.loads((place / "sweep" / "results.json").read_text())
+    assert results["traces"] == 1 and list(results["best"]["hparams"]) == ["gamma"]
+    with open(place / "sweep" / "trials.csv") as file:
+        before = list(csv.DictReader(file))
+    assert "continuing after 4 recorded trials" in ran(place, *sweep, "6")
+    with open(place / "sweep" / "trials.csv") as file:
+        after = list(csv.DictReader(file))
+    assert after[:4] == before and len(after) == 6
+    assert "gamma" in before[0] and results["objective"] == "val_accuracy"
+    ran(place, "-m", "experiments.predict", "sweep", "points.npy")
+
+    out = ran(place, "-m", "experiments.compare", "rings.py", "--epochs", "2", "--run-dir", "table")
+    assert "test accuracy" in out and (place / "table" / "comparison.csv").exists()
+
+    # another file under the same name, and one that never ran here
+    (place / "rings.py").write_text(RINGS.replace("width: int = 32", "width: int = 32  # as it is"))
+    assert "has changed since" in ran(place, "rings.py", "--run-dir", "killed", "--resume")
+    (place / "cache" / "dlflax" / "experiments.json").unlink()
+    err = ran(place, "-m", "experiments.predict", "whole", "points.npy", code=2)
+    assert "was never run on this machine: if you trust it, add --experiment" in err
+    trusted = ["-m", "experiments.predict", "whole", "points.npy", "--experiment", "rings.py"]
+    assert ran(place, *trusted).splitlines() == answers
+
+
+SAM_EXPERIMENT = (
+    "import flax\nfrom dlflax import run\nfrom dlflax.data import Images\n"
+    "from dlflax.models import MLP\nfrom dlflax.train import Hparams, Recipe, number\n"
+    + SAM
+    + """
+@flax.struct.dataclass
+class MyHparams(Hparams):
+    rho: float = number(0.05, at_least=0)
+
+RECIPE = Recipe(MLP((16,)), step=sam)
+PRESETS = {"default": run.Config(RECIPE, MyHparams(), Images("digits"), epochs=2)}
+SPACE = {"rho": ("0", "0.1", "0.3")}
+"""
+)
+
+
+def test_a_step_of_ones_own_alone_and_as_a_lane(place):
+    """With radius 0 it is the shipped step; with another it is not, and a lane equals it alone."""
+    (place / "my_sam.py").write_text(SAM_EXPERIMENT)
+    experiment = run.find("my_sam.py", experiments)
+    config = experiment.presets["default"]
+    splits = config.data.split(config.data.load(print), 0.1, 0)
+    data = splits.train, splits.val
+    plain = train.Recipe(config.recipe.model)
+    losses = {
+        rho: [row["val_loss"] for row in train.fit(
+            config.recipe, config.hparams.replace(rho=rho), *data, epochs=2, seed=3).history]
+        for rho in (0.0, 0.3)
+    }  # fmt: skip
+    expected = train.fit(plain, config.hparams, *data, epochs=2, seed=3).history
+    np.testing.assert_allclose(losses[0.0], [row["val_loss"] for row in expected], rtol=1e-5)
+    assert abs(losses[0.3][-1] - losses[0.0][-1]) > 1e-3
+
+    population.train_epoch.clear_cache()
+    before = population.traces
+    trials = Population(
+        config.recipe, [config.hparams.replace(rho=rho) for rho in losses],
+        np.full((2, 1), 3, np.uint32), *data, epochs=2, layout=Layout("vmap", 2, 2),
+    )  # fmt: skip
+    trials.train(2)
+    for (history,), alone in zip(trials.histories, losses.values(), strict=True):
+        np.testing.assert_allclose([row["val_loss"] for row in history], alone, rtol=1e-4)
+    assert population.traces == before + 1
+
+
+def test_a_module_is_an_experiment_too(place, monkeypatch):
+    (place / "my_package").mkdir()
+    (place / "my_package" / "__init__.py").touch()
+    (place / "my_package" / "rings.py").write_text(RINGS)
+    monkeypatch.syspath_prepend(place)
+    out = ran(place, "-m", "sweeps.grid_search", "my_package.rings", "--epochs", "1",
+              "--space.gamma", "0", "2", "--space.dropout", "--space.l2", "--space.learning-rate",
+              "0.01", "--run-dir", "grid")  # fmt: skip
+    assert "2 trials of 1 epoch" in out
+    assert "my_package.rings:Net" in (place / "grid" / "best" / "config.json").read_text()
+    out = ran(place, "-m", "experiments.predict", "grid", "points.npy")
+    assert "points.npy[0]" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("import nothing_like_this", "line 1: ModuleNotFoundError: No module named"),
+        ("x = 1\nx = (", "line 2: SyntaxError"),
+        ("PRESETS = {}", 'it needs PRESETS = {"default": run.Config'),
+        ("x = 1", 'it needs PRESETS = {"default": run.Config'),
+        (None, "does not exist: give the .py file of an experiment"),
+    ],
+)
+def test_a_file_that_is_no_experiment(place, text, sentence):
+    if text is not None:
+        (place / "broken.py").write_text(text)
+    with pytest.raises(InputError) as error:
+        run.find("broken.py", experiments)
+    assert sentence in str(error.value) and "broken" in str(error.value)
+
+
+EVIL = """
+from pathlib import Path
+Path(r"{mark}").touch()
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    b1: float = 0.9
+    def __post_init__(self):
+        Path(r"{mark}").touch()
+    def __call__(self, learning_rate, hparams):
+        Path(r"{mark}").touch()
+
+def loss(outputs, targets, hparams):
+    Path(r"{mark}").touch()
+
+PRESETS = {{}}
+"""
+
+
+@pytest.fixture
+def strangers(place, monkeypatch):
+    """A finished run, and a function that swaps what its config.json names at one place; `evil` is
+    a module that Python can import, in the run's folder and beside it."""
+    ran(place, "rings.py", "--epochs", "1", "--run-dir", "given")
+    mark = place / "mark"
+    for folder in (place, place / "given"):
+        (folder / "evil.py").write_text(EVIL.format(mark=mark))
+    monkeypatch.syspath_prepend(place)
+    path = place / "given" / "config.json"
+    saved = json.loads(path.read_text())
+
+    def answer(change):
+        config = json.loads(json.dumps(saved))
+        change(config)
+        path.write_text(json.dumps(config))
+        for forget in ("evil", "experiment_file_evil"):
+            sys.modules.pop(forget, None)
+        with pytest.raises(InputError) as error:
+            Predictor(place / "given", experiments).answers(["points.npy"])
+        assert not mark.exists(), "a stranger's code ran"
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return answer
+
+
+def put(place, value):
+    """A change of one place of config.json: ("recipe", "optimizer")."""
+
+    def change(saved):
+        at = saved["config"]
+        for name in place[:-1]:
+            at = at[name]
+        at[place[-1]] = value
+
+    return change
+
+
+PLACES = [
+    ("recipe", "model"), ("recipe", "task"), ("recipe", "task", "loss"), ("recipe", "optimizer"),
+    ("recipe", "schedule"), ("recipe", "step"), ("hparams",), ("data",),
+]  # fmt: skip
+NOT_TRUSTED = "of a module that no run on this machine has used"
+
+
+def test_a_strangers_folder_chooses_no_code(strangers, place):
+    names = ["evil:Adam", "os:system", "builtins:eval", "subprocess:Popen", "antigravity:x",
+             "shutil:rmtree", "pathlib:Path", "dataclasses:Field"]  # fmt: skip
+    for where in PLACES:
+        for name in names:
+            for key in ("class", "function"):
+                assert NOT_TRUSTED in strangers(put(where, {key: name, "b1": 0.5})), (where, name)
+    # of dlflax, but of another kind than the place wants
+    for where, name, key in [
+        (("recipe", "model"), "dlflax.train:Adam", "class"),
+        (("recipe", "optimizer"), "dlflax.models:MLP", "class"),
+        (("recipe", "optimizer"), "dlflax.run:main", "function"),
+        (("recipe", "step"), "dlflax.run:find", "function"),
+        (("recipe", "task"), "dlflax.data:Images", "class"),
+        (("recipe", "task", "loss"), "dlflax.files:cache_folder", "function"),
+        (("hparams",), "dlflax.train:State", "class"),
+        (("data",), "dlflax.transfer:Transfer", "class"),
+        (("data",), "dlflax.files:write_json", "function"),
+    ]:
+        assert "nothing was called" in strangers(put(where, {key: name})), (where, name)
+    for value in (None, 3, "os:system", [], {"class": "CNN"}, {"class": ":x"}, {"class": None}):
+        strangers(put(("recipe", "optimizer"), value))
+    for change in (
+        lambda saved: saved.update(defined_in={"module": "evil"}),
+        lambda saved: saved.update(defined_in={"file": str(place / "given" / "evil.py")}),
+        lambda saved: saved.update(defined_in={"file": str(place / "evil.py"), "sha256": "0"}),
+    ):
+        assert "if you trust it, add --experiment" in strangers(change)
+
+
+def test_what_config_json_cannot_hold_is_said(place):
+    (place / "lambdas.py").write_text(
+        RINGS.replace("optimizer=adopt", "optimizer=lambda rate, hparams: optax.sgd(rate)")
+    )
+    err = ran(place, "lambdas.py", "--epochs", "1", code=2)
+    assert "recipe.optimizer" in err and "no lambdas" in err
+    (place / "plain.py").write_text(
+        RINGS.replace("@dataclasses.dataclass(frozen=True)\nclass Rings", "class Rings")
+    )
+    assert "Rings must itself be decorated" in ran(place, "plain.py", "--epochs", "1", code=2)
+    (place / "number.py").write_text(RINGS)
+    err = ran(place, "number.py", "--hparams.gamma", "-1", code=2)
+    assert "--hparams.gamma -1 must be 0 or more and finite" in err
