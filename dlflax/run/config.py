@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import tyro
 
@@ -117,21 +118,35 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
         return train.output_shape(bound(), numbers, splits.train["inputs"][:1])
 
     recipe.task.check(splits, outputs)
-    if recipe.augment:
-        _try_augmentation(recipe, numbers, splits.train)
+    _try(bound(), numbers, splits.train, outputs())
     return bound()
 
 
-def _try_augmentation(recipe, numbers, data) -> None:
-    """Raises InputError where an augmentation is not for such inputs. Computes nothing."""
-    import jax
-
+def _try(recipe, numbers, data, outputs) -> None:
+    """InputError where an augmentation is not for such inputs, or the loss not for such outputs and
+    targets. Computes nothing."""
     batch = {
         name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
         for name, array in data.items()
     }
-    key = jax.random.key(0)
-    jax.eval_shape(lambda batch: train.augmented(recipe, numbers, batch, key), batch)
+    outputs = jax.ShapeDtypeStruct((2, *outputs.shape[1:]), np.float32)
+    augment = functools.partial(train.augmented, recipe, numbers, key=jax.random.key(0))
+    targets = jax.eval_shape(augment, batch)["targets"]
+    loss, task = recipe.task.loss, type(recipe.task).__name__
+    name = getattr(loss, "__name__", type(loss).__name__)
+    try:
+        shape = jax.eval_shape(loss, outputs, targets, numbers).shape
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the loss {name} of {task} does not take outputs of shape {outputs.shape} and targets "
+            f"of shape {targets.shape} ({reason})."
+        ) from error
+    if shape != (2,):
+        raise InputError(
+            f"the loss {name} of {task} must give one number for each example, (n,): for two it "
+            f"gives shape {shape}."
+        )
 
 
 def weighted(class_weights: str, task, splits: data.Splits) -> data.Splits:

@@ -47,7 +47,9 @@ class Classification:
         check_outputs(outputs, (classes,), f"{classes} classes", *others)
 
     def model_fields(self, splits) -> dict[str, Any]:
-        return {"num_outputs": len(splits.class_names)}
+        classes = len(splits.class_names)
+        binary = isinstance(self.loss, losses.BinaryCrossEntropy)
+        return {"num_outputs": 1 if binary and classes == 2 else classes}
 
     def targets(self, batch):
         return batch["targets"]

@@ -1,0 +1,398 @@
+"""Every task keeps its contract, one claim a test; and each runs from data to prediction, its
+scores compared with scikit-learn's."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+from sklearn.datasets import load_diabetes, load_digits
+
+import experiments
+from dlflax import run, train
+from dlflax.data import Arrays, Series
+from dlflax.errors import InputError
+from dlflax.models import CNN, MLP, Autoencoder
+from dlflax.report import figures
+from dlflax.run.config import bind_to_data
+from dlflax.run.predict import Predictor
+from dlflax.run.saved import to_json
+from dlflax.train import losses, tasks
+from dlflax.train.tasks import TASKS
+
+RNG = np.random.default_rng(0)
+
+
+def pixel_loss(logits, targets, hparams):
+    truth = jax.nn.one_hot(targets, logits.shape[-1])
+    return -(truth * jax.nn.log_softmax(logits)).sum(-1).mean((1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A class for every pixel: targets int (n, h, w), outputs logits (n, h, w, classes). The proof
+    that a task needs no line of the library."""
+
+    SCORES = {"mean_iou": "max", "accuracy": "max", "loss": "min"}
+    loss: losses.Loss = pixel_loss
+    monitor: str = "mean_iou"
+
+    def check(self, splits, outputs):
+        if splits.train["targets"].shape[1:] != outputs().shape[1:3]:
+            raise InputError("--task segmentation needs a class for every pixel of the outputs.")
+
+    def model_fields(self, splits):
+        return {"num_outputs": int(splits.train["targets"].max()) + 1}
+
+    def targets(self, batch):
+        return batch["targets"]
+
+    def sums(self, outputs, targets, mask):
+        truth, guess = (jax.nn.one_hot(each, outputs.shape[-1]) * mask.reshape(-1, 1, 1, 1)
+                        for each in (targets, outputs.argmax(-1)))  # fmt: skip
+        both, pixels = (truth * guess).sum((0, 1, 2)), (truth + guess).sum((0, 1, 2))
+        return {"both": both, "either": pixels - both, "pixels": truth.sum()}
+
+    def summary(self, sums):
+        iou = np.asarray(sums["both"]) / np.maximum(sums["either"], 1)
+        accuracy = np.sum(sums["both"]) / np.maximum(sums["pixels"], 1)
+        loss = sums["loss"] / np.maximum(sums["count"], 1)
+        return {"loss": float(loss), "mean_iou": float(iou.mean()), "accuracy": float(accuracy)}
+
+    def describe(self, tested):
+        return tasks.Description({"pixels": int(tested.splits.test["targets"].size)})
+
+    def answer(self, asked):
+        classes = asked.outputs.argmax(-1)
+        shares = [np.bincount(each.ravel(), minlength=2).tolist() for each in classes]
+        return [(f"{name}: {share}", {"pixels": share})
+                for name, share in zip(asked.inputs, shares, strict=True)]  # fmt: skip
+
+
+class PixelNet(nn.Module):
+    num_outputs: int = 2
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        return nn.Conv(self.num_outputs, (3, 3))(x)
+
+
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    return np.uint8(images.reshape(-1, 8, 8, 1) * 15.9), labels
+
+
+def arrays(inputs, targets=None, count=900, test=400, **more):
+    parts = slice(count), slice(count, count + test)
+    return Arrays(
+        *({"inputs": inputs[p]} | ({} if targets is None else {"targets": targets[p]})
+          for p in parts), **more,
+    )  # fmt: skip
+
+
+def ink(images):
+    """How much of a picture is ink, and where its middle lies: float32 (n, 2)."""
+    shares = images[..., 0] / 255.0
+    rows = (shares.sum(2) * np.arange(8)).sum(1) / shares.sum((1, 2))
+    return np.float32(np.stack([shares.mean((1, 2)), rows / 8], 1))
+
+
+def cases():
+    """Name -> (task, model, data): a small one of each."""
+    images, labels = digits()
+    several = np.stack([labels % 2, labels > 4, labels == 0], 1).astype(np.int32)
+    names = ("odd", "large", "zero")
+    pixels = np.int32(images[..., 0] > 120)
+    table = load_diabetes()
+    rows = (np.float32(table.data / table.data.std(0)), np.float32(table.target / 100))
+    return {
+        "classification": (TASKS["classification"], MLP((16,)), arrays(images, labels)),
+        "one logit": (
+            tasks.Classification(losses.BinaryCrossEntropy()), MLP((16,)),
+            arrays(images, labels % 2),
+        ),
+        "multilabel": (
+            TASKS["multilabel"], MLP((16,)), arrays(images, several, class_names=names)
+        ),
+        "regression of pictures": (
+            TASKS["regression"], CNN((4,), dense=(16,)), arrays(images, ink(images))
+        ),
+        "regression of a table": (TASKS["regression"], MLP((16,)), arrays(*rows, 300, 142)),
+        "forecast": (
+            TASKS["forecast"], MLP((16,)), Series("sunspots", window=22, horizon=5)
+        ),
+        "reconstruction": (TASKS["reconstruction"], Autoencoder((32,), 8), arrays(images)),
+        "segmentation": (Segmentation(), PixelNet(), arrays(images, pixels)),
+    }  # fmt: skip
+
+
+CASES = cases()
+
+
+@pytest.fixture(params=CASES, scope="module")
+def bound(request):
+    """(recipe, splits, State, sums, outputs) of a fresh model on the validation data."""
+    task, model, source = CASES[request.param]
+    splits = source.split(source.load(lambda _: None), 0.1, 0)
+    recipe = bind_to_data(train.Recipe(model, task, batch_size=16), train.Hparams(), splits)
+    state = train.init(recipe, train.Hparams(), splits.val["inputs"][:1], jax.random.key(0))
+    return recipe, splits, state, *train.evaluate(recipe, state, train.Hparams(), splits.val)
+
+
+def test_hashed_by_value_and_saved(bound):
+    recipe, *_ = bound
+    assert recipe.task == dataclasses.replace(recipe.task)
+    assert hash(recipe.task) == hash(dataclasses.replace(recipe.task))
+
+
+def test_loss_is_one_number_an_example(bound):
+    recipe, splits, _, _, outputs = bound
+    batch = {**splits.val, "inputs": train.floats(jnp.asarray(splits.val["inputs"]))}
+    numbers = train.as_traced(train.Hparams())
+    each = jax.jit(recipe.task.loss)(outputs, recipe.task.targets(batch), numbers)
+    assert each.shape == (len(outputs),) and each.dtype == jnp.float32
+    assert np.isfinite(each).all()
+
+
+def test_zeros_have_the_shapes_of_sums(bound):
+    recipe, splits, _, sums, _ = bound
+    zeros = train.zero_sums(recipe, train.Hparams(), splits.val)
+    assert set(zeros) == {*sums, "first_bad_step"}
+    for name, leaf in sums.items():
+        assert (zeros[name].shape, zeros[name].dtype) == (leaf.shape, leaf.dtype)
+        assert not np.any(zeros[name])
+
+
+def test_sums_add_up_and_padding_does_not_count(bound):
+    recipe, splits, state, sums, _ = bound
+    half = len(splits.val["inputs"]) // 2
+    parts = [
+        train.evaluate(recipe, state, train.Hparams(), {k: v[p] for k, v in splits.val.items()}, 7)
+        for p in (slice(half), slice(half, None))
+    ]  # in batches of 7, the last one padded
+    for name, leaf in sums.items():
+        np.testing.assert_allclose(parts[0][0][name] + parts[1][0][name], leaf, rtol=1e-4)
+
+
+def test_the_summary_has_declared_scores_in_finite_numbers(bound):
+    recipe, splits, _, sums, _ = bound
+    scores = recipe.task.summary(sums)
+    assert "loss" in scores and recipe.task.monitor in scores
+    assert set(scores) <= set(recipe.task.SCORES)
+    assert set(recipe.task.SCORES.values()) <= {"min", "max"}
+    assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
+    empty = recipe.task.summary(train.zero_sums(recipe, train.Hparams(), splits.val))
+    assert all(np.isfinite(value) for value in empty.values())  # of no examples too
+
+
+def test_the_mean_loss_is_that_of_all_examples(bound):
+    recipe, splits, _, sums, outputs = bound
+    batch = {**splits.val, "inputs": train.floats(jnp.asarray(splits.val["inputs"]))}
+    each = recipe.task.loss(outputs, recipe.task.targets(batch), train.Hparams())
+    assert recipe.task.summary(sums)["loss"] == pytest.approx(float(each.mean()), rel=1e-4)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def result(name, epochs=3, **options):
+    """results.json of a short run."""
+    task, model, source = CASES[name]
+    recipe = train.Recipe(model, task, batch_size=16)
+    hparams = train.Hparams(learning_rate=3e-3)
+    config = run.Config(recipe, hparams, source, epochs=epochs, run_dir=Path("run"), **options)
+    returned = run.run("mine", config)
+    written = json.loads(Path("run/results.json").read_text())
+    assert written == json.loads(json.dumps(returned)) and "pending" not in written
+    return written
+
+
+def of_test(name):
+    """(outputs, targets) of the test data, by the saved run."""
+    test = CASES[name][2].load(lambda _: None).test
+    return Predictor("run", experiments).outputs(test["inputs"]), test["targets"]
+
+
+def test_regression_of_a_table(place, capsys):
+    scores = result("regression of a table", epochs=30)["test"]
+    outputs, targets = of_test("regression of a table")
+    outputs = outputs[:, 0]
+    assert scores["rmse"] == pytest.approx(
+        sklearn.metrics.root_mean_squared_error(targets, outputs), rel=1e-4
+    )
+    expected = sklearn.metrics.mean_absolute_error(targets, outputs)
+    assert scores["mae"] == pytest.approx(expected, rel=1e-4)
+    assert scores["r2"] == pytest.approx(sklearn.metrics.r2_score(targets, outputs), abs=1e-4)
+    assert scores["r2"] > 0.3  # a linear model has .48
+    assert Path("run/predicted.png").exists() and "R2" in capsys.readouterr().out
+    np.save("x.npy", CASES["regression of a table"][2].test["inputs"][:2])
+    ((words, values), _) = Predictor("run", experiments).answers(["x.npy"])
+    assert words.startswith("x.npy[0]: ")
+    assert values["values"] == pytest.approx([float(outputs[0])], rel=1e-5)
+
+
+def test_regression_of_pictures_with_two_numbers(place):
+    scores = result("regression of pictures", epochs=10)["test"]
+    outputs, targets = of_test("regression of pictures")
+    assert scores["rmse"] == pytest.approx(
+        sklearn.metrics.root_mean_squared_error(targets, outputs), rel=1e-4
+    )
+    assert scores["r2"] == pytest.approx(sklearn.metrics.r2_score(targets, outputs), abs=1e-4)
+    assert scores["r2"] > 0.3
+
+
+def test_several_labels(place):
+    scores = result("multilabel", epochs=10)["test"]
+    outputs, targets = of_test("multilabel")
+    predicted = outputs > 0
+    for name, average in (("macro_f1", "macro"),):
+        expected = sklearn.metrics.f1_score(targets, predicted, average=average)
+        assert scores[name] == pytest.approx(expected, rel=1e-5)
+    assert scores["exact_match"] == pytest.approx(
+        sklearn.metrics.accuracy_score(targets, predicted), rel=1e-5
+    )
+    assert scores["accuracy"] == pytest.approx(np.mean(predicted == targets), rel=1e-5)
+    auc = sklearn.metrics.roc_auc_score(targets[:, 1], outputs[:, 1])
+    assert scores["per_class"]["large"]["roc_auc"] == pytest.approx(auc, rel=1e-5)
+    assert scores["macro_f1"] > 0.8
+    np.save("x.npy", digits()[0][:1])
+    ((_, values),) = Predictor("run", experiments).answers(["x.npy"])
+    assert set(values["probabilities"]) == {"odd", "large", "zero"}
+
+
+def test_segmentation(place):
+    scores = result("segmentation", epochs=5)["test"]
+    outputs, targets = of_test("segmentation")
+    predicted = outputs.argmax(-1).ravel()
+    expected = sklearn.metrics.jaccard_score(targets.ravel(), predicted, average="macro")
+    assert scores["mean_iou"] == pytest.approx(expected, rel=1e-5) and expected > 0.8
+    assert scores["pixels"] == 400 * 64
+
+
+def test_one_logit_for_two_classes(place):
+    model = MLP((16,), num_outputs=1)
+    task, _, source = CASES["one logit"]
+    splits = source.split(source.load(lambda _: None), 0.1, 0)
+    recipe = train.Recipe(model, task)
+    fit = train.fit(recipe, train.Hparams(learning_rate=1e-2), splits.train, splits.val, epochs=3)
+    _, outputs = train.evaluate(recipe, fit.best, train.Hparams(), splits.val)
+    right = sklearn.metrics.accuracy_score(splits.val["targets"], outputs[:, 0] > 0)
+    best = fit.history[train.best_epoch(fit.history, task)]
+    assert best["val_accuracy"] == pytest.approx(right) and right > 0.8
+
+
+def test_an_autoencoder_by_another_name(place):
+    """Any model whose outputs have the inputs' shape; without encode there is no probe."""
+
+    images, _ = digits()
+    recipe = train.Recipe(SquareNet(), tasks.Reconstruction(), batch_size=16)
+    config = run.Config(recipe, data=arrays(images), epochs=2, run_dir=Path("run"))
+    results = run.run("mine", config)
+    assert "linear_probe_accuracy" not in results["test"]
+    assert Path("run/reconstructions.png").exists()
+
+
+class SquareNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        h = nn.relu(nn.Dense(32)(x.reshape(len(x), -1)))
+        return nn.sigmoid(nn.Dense(64)(h)).reshape(x.shape)
+
+
+IMAGES, LABELS = digits()
+SHAPES = {
+    "classes": (np.zeros((20, 3), np.float32), np.arange(20) % 2),
+    "numbers": (np.zeros((20, 3), np.float32), np.zeros(20, np.float32)),
+    "labels": (np.zeros((20, 3), np.float32), np.zeros((20, 2), np.int32)),
+    "nothing": (np.zeros((20, 3), np.float32), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "sentence"),
+    [
+        ("classification", "numbers", "needs class numbers, int .* these are float32"),
+        ("classification", "labels", "needs class numbers, int"),
+        ("classification", "nothing", 'needs "targets" in the data'),
+        ("multilabel", "classes", "needs 0 or 1 for each label"),
+        ("multilabel", "numbers", "needs 0 or 1 for each label"),
+        ("regression", "classes", "needs floats, .* these are int32"),
+        ("regression", "nothing", 'needs "targets"'),
+        ("forecast", "numbers", "needs a series"),
+        ("reconstruction", "classes", "its outputs have shape .* needs .3,."),
+    ],
+)
+def test_data_of_another_task_are_refused_in_a_sentence(task, shape, sentence):
+    inputs, targets = SHAPES[shape]
+    source = arrays(inputs, targets, 15, 5)
+    splits = source.split(source.load(print), 0.2, 0)
+    with pytest.raises(InputError, match=sentence) as error:
+        bind_to_data(train.Recipe(MLP((4,)), TASKS[task]), train.Hparams(), splits)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_number_beyond_the_names_is_refused():
+    parts = ({"inputs": np.zeros((9, 2), np.float32), "targets": np.arange(9) % 3},) * 2
+    source = Arrays(*parts, class_names=("a", "b"))
+    splits = source.split(source.load(print), 0.2, 0)
+    with pytest.raises(InputError, match="must be class numbers from 0 to 1; they go from 0 to 2"):
+        bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
+
+
+def test_results_are_saved_before_anything_is_drawn(place, monkeypatch, capsys):
+    """A picture that fails is one warning."""
+
+    def broken(*_):
+        raise ValueError("no room\nfor a picture")
+
+    monkeypatch.setattr(figures, "confusion_matrix", broken)
+    scores = result("classification")
+    out = capsys.readouterr().out
+    assert "warning: run/confusion_matrix.png could not be drawn (ValueError: no room)" in out
+    assert scores["test"]["accuracy"] > 0.5 and Path("run/curves.png").exists()
+
+
+def test_a_description_that_fails_leaves_the_scores(place, monkeypatch, capsys):
+    def broken(self, tested):
+        raise KeyError("scale")
+
+    monkeypatch.setattr(tasks.Classification, "describe", broken)
+    scores = result("classification")
+    assert scores["test"]["accuracy"] > 0.5 and "per_class" not in scores["test"]
+    assert "warning: Classification.describe failed (KeyError: 'scale')" in capsys.readouterr().out
+
+
+def test_everything_of_a_config_is_saved_by_where_it_lives():
+    for task, model, source in CASES.values():
+        saved = to_json(run.Config(train.Recipe(model, task), data=source))
+        for part in ("model", "task", "optimizer", "schedule"):
+            module, _, name = saved["recipe"][part]["class"].partition(":")
+            assert module.startswith(("dlflax.", __name__)) and name
+
+
+def crosswise(outputs, targets, hparams):
+    return jnp.mean(outputs)
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (losses.BinaryCrossEntropy(), "loss BinaryCrossEntropy .* does not take outputs of shape"),
+        (crosswise, r"loss crosswise .* must give one number for each example, .* gives shape \(\)"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused_in_a_sentence(loss, sentence):
+    source = arrays(IMAGES, LABELS)
+    splits = source.split(source.load(print), 0.1, 0)
+    recipe = train.Recipe(MLP((4,)), tasks.Classification(loss))
+    with pytest.raises(InputError, match=sentence):
+        bind_to_data(recipe, train.Hparams(), splits)
