@@ -28,7 +28,7 @@ from pathlib import Path
 
 import tyro
 
-from dlflax import figures, logs
+from dlflax.report import figures, tables
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 BASE = {"trials": 64, "population": 16, "devices": CORES, "data": 1, "mode": "map"}
@@ -61,18 +61,18 @@ def child(trials, population, data, mode, features, epochs) -> dict:
     import numpy as np
 
     from dlflax import data as sources
-    from dlflax import optim, train
-    from dlflax import population as populations
+    from dlflax import train
     from dlflax.models import MLP
+    from dlflax.tune import population as populations
 
-    train_set, val_set = sources.split(sources.load("digits", say=lambda _: None).train)
+    train_set, val_set = sources.split(sources.load("digits", log=lambda _: None).train)
     train_set = {name: np.concatenate([leaf] * data) for name, leaf in train_set.items()}
     recipe = train.Recipe(MLP(features=(features,)))
-    layout = populations.layout(recipe, train_set["inputs"][:1], population, mode)
+    layout = populations.layout(recipe, train.Hparams(), train_set["inputs"][:1], population, mode)
     splits = populations.put_on_devices(layout, train_set, val_set)
 
     def run(first, stop):
-        chosen = [optim.Hparams(dropout=0.1 * (trial % 5)) for trial in range(first, stop)]
+        chosen = [train.Hparams(dropout=0.1 * (trial % 5)) for trial in range(first, stop)]
         seeds = np.arange(first, stop)[:, None]
         members = populations.Population(
             recipe, chosen, seeds, *splits, epochs=epochs, layout=layout
@@ -152,7 +152,7 @@ def main(options: Options) -> None:
             for n, row in zip(values, found[title], strict=True)
         ]  # fmt: skip
     columns = ("", "times", "seconds, times", "seconds", "peak MB", "devices")
-    logs.print_table(None, columns, lines)
+    tables.print_table(None, columns, lines)
     figures.save_figure(plot(panels, found), options.picture)
     print(f"written: {options.picture}")
 

@@ -24,9 +24,10 @@ import tyro
 
 FIRST_STEP = """
 import sys
-from dlflax import data, run, train
+from dlflax import data, train
+from dlflax.run.exit import compilation_cache
 from experiments.mnist import PRESETS
-run.compilation_cache()
+compilation_cache()
 config = PRESETS["default"]
 train_set, val = data.split(data.load("mnist", sys.argv[1]).train)
 train.fit(config.recipe, config.hparams, train_set, val, epochs=1, on_steps=lambda *_: sys.exit())

@@ -40,7 +40,7 @@ class Options:
 
 def formulations(options: Options, model, variables, sha256: str, images) -> None:
     """(images/s) of `depthwise_slices` and `depthwise_lax` for all of a picture's features."""
-    from dlflax.transfer import BATCH, Features
+    from dlflax.transfer.features import BATCH, Features
 
     speeds = {"matmul": [], "lax": []}
     for _ in range(options.rounds):
@@ -63,14 +63,15 @@ def formulations(options: Options, model, variables, sha256: str, images) -> Non
 
 
 def epochs(options: Options) -> None:
-    from dlflax import data, run, train, weights
-    from dlflax.transfer import Features
+    from dlflax import data, train
+    from dlflax.run.config import bind_to_data
+    from dlflax.transfer import Features, weights
     from experiments.cats_vs_dogs import PRESETS
 
     preset = PRESETS["default"]
     pictures = data.ImageFolder(data_dir=options.data_dir)
     splits = pictures.split(pictures.load(), preset.validation, 0)
-    recipe = run.fitted(preset.recipe, splits)
+    recipe = bind_to_data(preset.recipe, preset.hparams, splits)
     variables, sha256, what = weights.read(recipe.model, options.weights, print)
     print(what)
     del variables["params"]["logits"]

@@ -90,17 +90,18 @@ def floor(folder: str, model: str, trials: int, epochs: int) -> float:
     """Populations alone."""
     import numpy as np
 
-    from dlflax import data, optim, population
+    from dlflax import data, train
+    from dlflax.tune import population
     from experiments.mnist import ARCHITECTURES, PRESETS
 
     population.use_all_cores()
     splits = data.split(data.load("mnist", folder, say=lambda _: None).train, VALIDATION)
     recipe = dataclasses.replace(PRESETS["default"].recipe, model=ARCHITECTURES[model])
-    layout = population.layout(recipe, splits[0]["inputs"][:1], POPULATION)
+    layout = population.layout(recipe, train.Hparams(), splits[0]["inputs"][:1], POPULATION)
     splits = population.put_on_devices(layout, *splits)
     clocks = []
     for first in range(0, trials + POPULATION, POPULATION):
-        chosen = [optim.Hparams(**h) for h in hparams(trials + POPULATION)[first:][:POPULATION]]
+        chosen = [train.Hparams(**h) for h in hparams(trials + POPULATION)[first:][:POPULATION]]
         seeds = np.arange(first, first + len(chosen))[:, None]
         members = population.Population(
             recipe, chosen, seeds, *splits, epochs=epochs, layout=layout

@@ -8,8 +8,8 @@ prints examples/s, FLOPs an example, FLOP/s and model FLOP utilisation (Chowdher
     MFU = examples/s * 3 * forward FLOPs an example / peak FLOP/s
 
 3: a backward pass has about twice the FLOPs of the forward pass. These are what the model needs,
-as `dlflax.flops` counts them, not what the formulation does. The peak is the published dense one of
-a known device, --peak-tflops, or else what a large matrix product reaches here. One device is used,
+as `dlflax.models.flops` counts them, not what the formulation does. The peak is the published dense
+one of a known device, --peak-tflops, or else what a large matrix product reaches here. One device is used,
 as by a run.
 """
 
@@ -23,7 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from dlflax import logs, models, optim, run, train
+from dlflax import models, train
+from dlflax.report import tables
+from dlflax.run.execute import forward_flops
+from dlflax.run.exit import compilation_cache
 
 # (model, inputs of one example): those of the experiments, and the usual ones of photographs
 MODELS = {
@@ -104,7 +107,7 @@ def matmul(n: int, dtype: str) -> float:
 def measure(options: Options, model, shape) -> tuple[float, int]:
     """(examples/s by the median call, FLOPs of an example's forward pass)."""
     recipe = train.Recipe(model, batch_size=options.batch_size, compute_dtype=options.compute_dtype)
-    hparams = train.as_traced(optim.Hparams())
+    hparams = train.as_traced(train.Hparams())
     rng = np.random.default_rng(0)
     n = 4 * options.batch_size
     inputs = rng.integers(0, 256, (n, *shape), np.uint8)
@@ -114,11 +117,11 @@ def measure(options: Options, model, shape) -> tuple[float, int]:
     batches = jax.device_put(rng.integers(0, n, (steps, options.batch_size), np.int32))
     init = jax.jit(lambda key: train.init(recipe, hparams, inputs[:1], key))
     state = init(jax.random.key(0))
-    forward = run.forward_flops(recipe, state, inputs[:1])
+    forward = forward_flops(recipe, state, hparams, inputs[:1])
 
     def call(state, count):
         clock = time.perf_counter()
-        zero, count = train.zero_sums(recipe), np.int32(count)
+        zero, count = train.zero_sums(recipe, hparams, data), np.int32(count)
         state, sums = train.train_steps(
             recipe, state, hparams, data, batches, zero, np.int32(0), count
         )
@@ -152,9 +155,9 @@ def main(options: Options) -> None:
              f"{rate / 1e9:,.1f}", f"{rate / top:.1%}")
         )  # fmt: skip
         columns = ("model", "examples/s", "forward FLOPs", "GFLOP/s", "MFU")
-    logs.print_table(None, columns, lines)
+    tables.print_table(None, columns, lines)
 
 
 if __name__ == "__main__":
-    run.compilation_cache()
+    compilation_cache()
     main(tyro.cli(Options, description=__doc__))

@@ -20,8 +20,11 @@ import optuna
 import tyro
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from dlflax import tune
-from dlflax.storage import Outcome, open_study
+from dlflax.tune.search import NEEDS, Sampler
+from dlflax.tune.search import search as searched
+from dlflax.tune.space import Space
+from dlflax.tune.stores import open_study
+from dlflax.tune.trial import Outcome
 
 A3 = np.array([[3, 10, 30], [0.1, 10, 35], [3, 10, 30], [0.1, 10, 35]])
 P3 = 1e-4 * np.array(
@@ -51,7 +54,7 @@ class Options:
     """Trials a search."""
     seeds: int = 10
     """Searches, each with another seed."""
-    samplers: tuple[tune.Sampler, ...] = ("random", "qmc", "cmaes", "tpe", "gp")
+    samplers: tuple[Sampler, ...] = ("random", "qmc", "cmaes", "tpe", "gp")
     """What to try; those whose package is missing are left out."""
 
 
@@ -84,9 +87,9 @@ FUNCTIONS = {  # function, space, least value, what TPE and GP are to reach
 def search(function, space, sampler, trials, seed, population=1, direction="minimize"):
     """The best value that our runner finds."""
     with open_study(None, "yardstick", direction, space) as store:
-        tune.search(
+        searched(
             lambda batch: [Outcome(float(function(trial.params))) for trial in batch],
-            tune.Space(space), store, sampler=sampler, trials=trials, population=population,
+            Space(space), store, sampler=sampler, trials=trials, population=population,
             seed=seed,
         )  # fmt: skip
         values = [trial.value for trial in store.trials()]
@@ -139,7 +142,7 @@ def main(options: Options) -> None:
     with ProcessPoolExecutor() as pool:
         print(f"median regret after {options.trials} trials, {options.seeds} seeds")
         for sampler in options.samplers:
-            package = tune.NEEDS.get(sampler)
+            package = NEEDS.get(sampler)
             if package and importlib.util.find_spec(package) is None:
                 print(f"{sampler}: left out, no {package} here")
                 continue

@@ -237,8 +237,8 @@ def host_rows(batch_size: int) -> slice:
 
 
 def put_host_batches(tree):
-    """(k, n, ...) arrays, n this host's `host_rows` of the batch, as (k, batch_size, ...) arrays over
-    all devices."""
+    """(k, n, ...) arrays, n this host's `host_rows` of the batch, as (k, batch_size, ...) arrays
+    over all devices."""
     if not (name := _axis()):
         return jax.device_put(tree)
     sharding = NamedSharding(jax.sharding.get_mesh(), P(None, name))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dlflax.train import Hparams
 from dlflax.errors import InputError
+from dlflax.train import Hparams
 from dlflax.train.augment import AUGMENTATIONS, augment, mix
 
 OPERATIONS = tuple(AUGMENTATIONS)[:-2]  # without mix, which is both, and noise, which corrupts

@@ -63,12 +63,12 @@ def write(folder, arrays, pack=False):
 
 
 def check(dataset, arrays):
-    for part, images, labels in (
+    for part, pictures, labels in (
         (dataset.train, TRAIN_IMAGES, TRAIN_LABELS),
         (dataset.test, TEST_IMAGES, TEST_LABELS),
     ):
         assert part["inputs"].dtype == np.uint8 and part["targets"].dtype == np.int32
-        np.testing.assert_array_equal(part["inputs"], arrays[images][..., None])
+        np.testing.assert_array_equal(part["inputs"], arrays[pictures][..., None])
         np.testing.assert_array_equal(part["targets"], arrays[labels])
 
 

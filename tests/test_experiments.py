@@ -211,9 +211,21 @@ def test_compare(capsys):
     "experiment, flags, sentence",
     [
         ("sentiment", ["--augment", "flip"], "--augment is for pictures"),
-        ("mnist", ["--task", "regression"], "--task regression needs floats, (n,) or (n, numbers), as"),
-        ("forecast", ["--task", "classification"], "--task classification needs class numbers, int (n,)"),
-        ("autoencoder", ["--task", "classification"], "--model: its outputs have shape (28, 28, 1)"),
+        (
+            "mnist",
+            ["--task", "regression"],
+            "--task regression needs floats, (n,) or (n, numbers), as",
+        ),
+        (
+            "forecast",
+            ["--task", "classification"],
+            "--task classification needs class numbers, int (n,)",
+        ),
+        (
+            "autoencoder",
+            ["--task", "classification"],
+            "--model: its outputs have shape (28, 28, 1)",
+        ),
         ("forecast", ["--hparams.flip", "2"], "--hparams.flip 2 must be from 0 to 1"),
     ],
 )

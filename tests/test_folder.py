@@ -543,9 +543,10 @@ def test_a_damaged_cache_is_decoded_again(tmp_path):
 KILLED = """
 import os, signal, sys
 from dlflax.data import ImageFolder, folder_cache
-module, name, call = {"header": (folder_cache, "_write_header", 2), "fsync": (folder_cache.os, "fsync", 1),
-                      "pixels": (folder_cache.os, "replace", 1), "table": (folder_cache.os, "replace", 2),
-                      "begin": (folder_cache, "decode", 1)}[sys.argv[2]]
+of = folder_cache
+module, name, call = {"header": (of, "_write_header", 2), "fsync": (of.os, "fsync", 1),
+                      "pixels": (of.os, "replace", 1), "table": (of.os, "replace", 2),
+                      "begin": (of, "decode", 1)}[sys.argv[2]]
 real, calls = getattr(module, name), []
 def kill(*args):
     calls.append(args)

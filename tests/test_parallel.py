@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import experiments
-from dlflax import parallel, run
+from dlflax import parallel
 from dlflax.errors import InputError
+from dlflax.run import exit
 from dlflax.tune import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,7 +172,7 @@ def test_two_hosts_and_one_dies(tmp_path):
     second.communicate()
     assert first.returncode == 1 and "on 2 x cpu of 2 hosts" in out
     (sentence,) = [line for line in err.splitlines() if line.startswith("error:")]
-    assert "another host has stopped" in sentence and "--resume goes on" in sentence
+    assert "another host has stopped" in sentence and "continue with --resume" in sentence
 
     done = len(metrics.read_text().splitlines()) - 1
     pair = hosts(tmp_path, "--epochs", str(done + 2), "--resume")
@@ -204,9 +205,9 @@ def test_two_hosts_train_one_population(tmp_path, monkeypatch):
     assert [line for line in out_second.splitlines() if not line.startswith("[Gloo]")] == []
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(sweep, "_finish", lambda *_: sys.exit())  # its trials are enough
+    monkeypatch.setattr(sweep, "finish", lambda *_: sys.exit())  # its trials are enough
     alone = ["--dataset", "digits", "--model", "mlp", "--batch-size", "128", "--run-dir", "alone"]
     with pytest.raises(SystemExit):
         sweep.main("random_search", experiments, ("random",), ["mnist", *alone, *flags], "")

@@ -47,7 +47,10 @@ def losses(trials):
         (MLP_RECIPE, [Layout("vmap", 2, 4), Layout("map", 1, 4)]),
         (
             Recipe(
-                model=CNN(features=(4,), dense=(8,)), schedule=train.Cosine(), batch_size=48, ema=True
+                model=CNN(features=(4,), dense=(8,)),
+                schedule=train.Cosine(),
+                batch_size=48,
+                ema=True,
             ),
             [Layout("vmap", 2, 4)],
         ),

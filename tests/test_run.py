@@ -12,16 +12,16 @@ import sys
 import time
 from pathlib import Path
 
-import experiments
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import experiments
 from dlflax import run, train
 from dlflax.run import exit
-from dlflax.train.checkpoint import MANIFEST, Checkpoints
 from dlflax.run.predict import Predictor
+from dlflax.train.checkpoint import MANIFEST, Checkpoints
 from experiments import fashion_mnist, mnist
 
 ROOT = Path(__file__).parents[1]

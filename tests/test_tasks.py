@@ -387,7 +387,10 @@ def crosswise(outputs, targets, hparams):
     ("loss", "sentence"),
     [
         (losses.BinaryCrossEntropy(), "loss BinaryCrossEntropy .* does not take outputs of shape"),
-        (crosswise, r"loss crosswise .* must give one number for each example, .* gives shape \(\)"),
+        (
+            crosswise,
+            r"loss crosswise .* must give one number for each example, .* gives shape \(\)",
+        ),
     ],
 )
 def test_a_loss_that_does_not_fit_is_refused_in_a_sentence(loss, sentence):

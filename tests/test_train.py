@@ -69,7 +69,9 @@ def test_every_number_changes_without_a_trace(digits):
     ]
     for hparams in numbers:
         # an equal Recipe made anew is the same program
-        recipe = Recipe(model=Counting(), augment=(augment.Affine(),), ema=True, schedule=train.Cosine())
+        recipe = Recipe(
+            model=Counting(), augment=(augment.Affine(),), ema=True, schedule=train.Cosine()
+        )
         fit = train.fit(recipe, hparams, *digits, epochs=1)
         losses.add(fit.history[0]["val_loss"])
     assert len(losses) == len(numbers)  # every number took effect
@@ -230,7 +232,8 @@ def test_moving_average_by_hand(digits):
 
 
 @pytest.mark.parametrize(
-    "task", [Classification(loss=losses.BinaryCrossEntropy()), Regression(), Regression(losses.Huber())]
+    "task",
+    [Classification(loss=losses.BinaryCrossEntropy()), Regression(), Regression(losses.Huber())],
 )
 def test_other_losses_train(digits, task):
     """Is it a five or more? One output."""

@@ -206,7 +206,11 @@ def test_the_head_comes_first(pretrained):
         (dict(head_epochs=-1), RECIPE, "--head-epochs -1 must be 0 or more"),
         (dict(views=1), RECIPE, "--views needs --augment"),
         (dict(views=1, finetune="all"), RECIPE, "--views is for --finetune head"),
-        (dict(), replace(RECIPE, augment=(augment.MixUp(),)), "--augment mixup, cutmix and mix have no"),
+        (
+            dict(),
+            replace(RECIPE, augment=(augment.MixUp(),)),
+            "--augment mixup, cutmix and mix have no",
+        ),
         (dict(), replace(RECIPE, model=CNN()), "there are none for a CNN; use --weights none"),
     ],
 )

@@ -133,5 +133,7 @@ def _checked(part: str, name: str, array) -> np.ndarray:
         array = array.astype(np.int32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise InputError(f"Arrays: {name} of {part} has NaN or infinity in row {row}: leave it out.")
+        raise InputError(
+            f"Arrays: {name} of {part} has NaN or infinity in row {row}: leave it out."
+        )
     return array

@@ -38,6 +38,7 @@ class DiskArray:
     Has what training asks of an array: shape, dtype, ndim, nbytes, len, and indexing of the first
     axis by an int, a slice or int32 (n,), which gives a NumPy array in memory.
     """
+
     def __init__(self, array, index):
         self.array, self.index = array, np.asarray(index)
         self.shape, self.dtype = (len(self.index), *array.shape[1:]), array.dtype

@@ -34,6 +34,7 @@ from dlflax.errors import InputError
 
 REPORT = "files_skipped.csv"
 
+
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
     """Pictures in one folder a class, of any size and format."""
@@ -60,8 +61,8 @@ class ImageFolder:
         every file keeps its size and time. `log` gets one sentence about the files that could not
         be used, see above, and one for each source that failed.
 
-        "inputs" are `DiskArray` of uint8 (n, size, size, 3), "targets" int32 (n,), "files" str (n,);
-        with a validation folder, train also has "validation", bool (n,). `files` of the Dataset
+        "inputs" are `DiskArray` of uint8 (n, size, size, 3), "targets" int32 (n,), "files" str
+        (n,); with a validation folder, train also has "validation", bool (n,). `files` of the Dataset
         has files_skipped.csv if a file was skipped or converted.
 
         Raises InputError, one sentence, when a field is out of range, no source has the pictures,
@@ -77,7 +78,9 @@ class ImageFolder:
             folder = Path(self.data_dir).expanduser()
             if not folder.is_dir():
                 state = "is not a folder" if folder.exists() else "does not exist"
-                raise InputError(f"--data-dir {folder} {state}: it should be {folder_files.WANTED}.")
+                raise InputError(
+                    f"--data-dir {folder} {state}: it should be {folder_files.WANTED}."
+                )
             if prepared := download.prepared(folder, self.dataset):
                 return self._from_tfds(prepared, log)
             place = f"--data-dir {folder}"
@@ -115,8 +118,8 @@ class ImageFolder:
 
         Every class keeps one picture to train on and, with a share above 0, gives one. "inputs"
         are uint8 (n, size, size, 3) in memory when all of them take less than a quarter of it,
-        else `DiskArray`; "targets" are int32 (n,). Raises InputError when `validation` is not from 0
-        up to below 1.
+        else `DiskArray`; "targets" are int32 (n,). Raises InputError when `validation` is not from
+        0 up to below 1.
         """
         if not 0 <= validation < 1:
             raise InputError(
@@ -154,7 +157,9 @@ class ImageFolder:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         place = f"The TFDS data set in {folder}"
-        decoded = folder_cache.decoded(folder, self.size, stamp, lambda: folder_files.open_tfds(folder), place, log)
+        decoded = folder_cache.decoded(
+            folder, self.size, stamp, lambda: folder_files.open_tfds(folder), place, log
+        )
         version = f"{folder.parent.name}:{folder.name}"
         return self._dataset(
             folder.parent.name, f"pictures of TFDS {version} in {folder}", decoded, place, log
@@ -213,7 +218,9 @@ def _check_counts(labels, parts, table, place) -> None:
     counts = collections.Counter(kind for _, what, kind, _ in table["report"] if what == "skipped")
     skipped = f" ({_counted(counts)} left out)" if counts else ""
     if not len(labels):
-        raise InputError(f"{place} has no usable picture{skipped}: it should be {folder_files.WANTED}.")
+        raise InputError(
+            f"{place} has no usable picture{skipped}: it should be {folder_files.WANTED}."
+        )
     if len(class_names) < 2:
         raise InputError(
             f'{place} has pictures of the one class "{class_names[0]}", but two or more are '
@@ -262,5 +269,3 @@ def _as_csv(report: list[list[str]]) -> str:
     writer.writerow(["file", "what", "reason"])
     writer.writerows([name, what, reason] for name, what, _, reason in report)
     return text.getvalue()
-
-

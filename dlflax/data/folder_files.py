@@ -1,4 +1,4 @@
-"""Pictures in one folder a class, as the disk or TensorFlow Datasets holds them: found, not decoded.
+"""Pictures in one folder a class, found on the disk or in TensorFlow Datasets, not decoded.
 
 The rules for odd files are those of `folder.py`. tensorflow_datasets is imported only where it is
 needed.
@@ -30,6 +30,7 @@ WANTED = (
     "a folder with one folder of pictures a class, or with such folders in train/, and in "
     "validation/ and test/ where there are any"
 )
+
 
 @dataclasses.dataclass
 class File:

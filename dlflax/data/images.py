@@ -55,7 +55,6 @@ class Images:
             info={"light_on_dark": _light_on_dark(dataset.train["inputs"])},
         )  # fmt: skip
 
-
     def read(self, inputs, data, folder):
         """Picture files of any size."""
         return read_pictures(inputs, data)
@@ -101,69 +100,86 @@ def load(
     Inputs are uint8 (n, h, w, c), (n, 28, 28, 1) for MNIST and its like; targets are int32 (n,).
     Raises InputError, one sentence, when no source has the data or a file is wrong.
     """
-    cache_dir = cache_dir or cache_folder()
-
-    def cached(files: list[Path], read: Callable[[], Dataset], name: str = name) -> Dataset:
-        return _cached(name, files, cache_dir, log, read)
-
-    def from_idx(folder: Path) -> Dataset:
-        files = idx.find_idx(folder)
-        return cached(list(files.values()), lambda: _read_idx(name, folder, files))
-
-    def from_cifar(place: Path, files: list[Path]) -> Dataset:
-        return cached(files, lambda: _read_cifar(place, files))
-
-    def from_tfds(folder: Path) -> Dataset:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        return cached(files, lambda: _read_tfds(name, folder, log))
-
+    read = _Read(name, cache_dir or cache_folder(), log)
     if data_dir is not None:
-        folder = Path(data_dir).expanduser()
+        return read.from_user(Path(data_dir).expanduser())
+    if name == "digits":
+        return read.digits()
+    folders = (download.tfds_folders()[0], read.cache_dir / "tfds")
+    url = cifar.URL if name == "cifar10" else None
+    if name in idx.URLS:
+        url = f"{idx.URLS[name]}{idx.FILES[0]}.gz"
+    found = download.prepared_or_downloaded(name, url, read.from_tfds, log, folders=folders)
+    if found is not None:
+        return found
+    if url is None:
+        return read.from_tfds(_prepare_with_tensorflow(name, folders[0]))
+    return read.installed()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """Reads one data set from wherever it is; what was decoded is kept in `cache_dir`."""
+
+    name: str
+    cache_dir: Path
+    log: Callable[[str], None]
+
+    def _cached(self, files, read, name=None):
+        return _cached(name or self.name, files, self.cache_dir, self.log, read)
+
+    def from_idx(self, folder: Path) -> Dataset:
+        files = idx.find_idx(folder)
+        return self._cached(list(files.values()), lambda: _read_idx(self.name, folder, files))
+
+    def from_cifar(self, place: Path, files: list[Path]) -> Dataset:
+        return self._cached(files, lambda: _read_cifar(place, files))
+
+    def from_tfds(self, folder: Path) -> Dataset:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        return self._cached(files, lambda: _read_tfds(self.name, folder, self.log))
+
+    def digits(self) -> Dataset:
+        return _digits(self._cached)
+
+    def from_user(self, folder: Path) -> Dataset:
+        """What --data-dir names."""
+        name, wanted = self.name, _wanted(self.name)
         if name == "cifar10" and (files := cifar.find_cifar(folder)):
-            return from_cifar(folder, files)
+            return self.from_cifar(folder, files)
         if not folder.is_dir():
             state = "is not a folder" if folder.exists() else "does not exist"
-            raise InputError(f"--data-dir {folder} {state}: it should be {_wanted(name)}.")
+            raise InputError(f"--data-dir {folder} {state}: it should be {wanted}.")
         if name in idx.URLS and (found := idx.find_idx(folder)):
             for file in idx.FILES:
                 if file not in found:
                     raise InputError(
-                        f"--data-dir {folder} has no {file} (or {file}.gz): it should be "
-                        f"{_wanted(name)}."
+                        f"--data-dir {folder} has no {file} (or {file}.gz): it should be {wanted}."
                     )
-            return from_idx(folder)
+            return self.from_idx(folder)
         if prepared := download.prepared(folder, name):
-            return from_tfds(prepared)
+            return self.from_tfds(prepared)
         missing = f"{idx.FILES[0]} (or {idx.FILES[0]}.gz)" if name in idx.URLS else "data set"
-        raise InputError(f"--data-dir {folder} has no {missing}: it should be {_wanted(name)}.")
+        raise InputError(f"--data-dir {folder} has no {missing}: it should be {wanted}.")
 
-    if name == "digits":
-        return _digits(cached)
-
-    folders = (download.tfds_folders()[0], cache_dir / "tfds")
-    url = cifar.URL if name == "cifar10" else None
-    if name in idx.URLS:
-        url = f"{idx.URLS[name]}{idx.FILES[0]}.gz"
-    found = download.prepared_or_downloaded(name, url, from_tfds, log, folders=folders)
-    if found is not None:
-        return found
-    if url is None:
-        return from_tfds(_prepare_with_tensorflow(name, folders[0]))
-    if name == "mnist":
-        log(NOT_MNIST)
-        return _digits(cached)
-    if name == "cifar10":
+    def installed(self) -> Dataset:
+        """What stands in for a data set that cannot be downloaded. InputError for others."""
+        name = self.name
+        if name == "mnist":
+            self.log(NOT_MNIST)
+            return self.digits()
+        if name == "cifar10":
+            raise InputError(
+                f"cifar10 is not on this machine and cannot be downloaded: pass --data-dir with "
+                f"{cifar.ARCHIVE} ({cifar.URL}) or the folder in it."
+            )
+        if len(idx.find_idx(DEBIAN_FASHION_MNIST)) == len(idx.FILES):
+            return self.from_idx(DEBIAN_FASHION_MNIST)
         raise InputError(
-            f"cifar10 is not on this machine and cannot be downloaded: pass --data-dir with "
-            f"{cifar.ARCHIVE} ({cifar.URL}) or the folder in it."
+            f"{name} is not on this machine and cannot be downloaded: pass --data-dir FOLDER with "
+            "the four IDX files (train-images-idx3-ubyte.gz and so on), or "
+            "apt install dataset-fashion-mnist."
         )
-    if len(idx.find_idx(DEBIAN_FASHION_MNIST)) == len(idx.FILES):
-        return from_idx(DEBIAN_FASHION_MNIST)
-    raise InputError(
-        f"{name} is not on this machine and cannot be downloaded: pass --data-dir FOLDER with "
-        "the four IDX files (train-images-idx3-ubyte.gz and so on), or "
-        "apt install dataset-fashion-mnist."
-    )
 
 
 def _wanted(name: str) -> str:
@@ -348,8 +364,8 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
         raise InputError(f"{unknown}, and TFDS has none of that name.") from None
     except Exception as error:  # as in `load`
         raise InputError(
-            f"{name} could not be downloaded by TFDS ({download.first_line(error)}): pass --data-dir with "
-            "a prepared TFDS folder, or choose mnist, fashion_mnist, cifar10 or digits."
+            f"{name} could not be downloaded by TFDS ({download.first_line(error)}): pass --data-dir "
+            "with a prepared TFDS folder, or choose mnist, fashion_mnist, cifar10 or digits."
         ) from None
     return Path(builder.data_dir)
 

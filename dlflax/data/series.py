@@ -138,8 +138,8 @@ class Series:
 
 
 def naive(inputs, horizon: int):
-    """Repeats the last value over the horizon. inputs (n, window, 1) as `Series.split` gives them -> (n, horizon),
-    all 0: the last value has been subtracted."""
+    """Repeats the last value over the horizon. inputs (n, window, 1) as `Series.split` gives
+    them -> (n, horizon), all 0: the last value has been subtracted."""
     return np.zeros((len(inputs), horizon), np.float32)
 
 

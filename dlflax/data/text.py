@@ -32,6 +32,7 @@ NOT_IMDB = """
 *  one .txt file a class, or aclImdb/.                               *
 **********************************************************************"""
 
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """Labelled texts, as rows of token numbers."""
@@ -138,7 +139,6 @@ class Text:
             files={"tokenizer.json": tokenizer_json},
         )  # fmt: skip
 
-
     def read(self, inputs, data, folder):
         """Texts, by the run's own tokenizer."""
         if not inputs:
@@ -216,5 +216,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-

@@ -138,6 +138,8 @@ def read_text(path: Path) -> str:
 
 def _columns(count: int) -> str:
     return f"{count} column{'s' * (count != 1)}"
+
+
 def shown(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
 

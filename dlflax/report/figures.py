@@ -28,7 +28,9 @@ def curves(history: list[dict[str, float]], score: str | None = None, best: int 
     columns = {k: np.array([row.get(k, math.nan) for row in history], float) for k in history[0]}
     epochs = columns["epoch"]
     names = [
-        n for n in dict.fromkeys(("loss", score)) if f"train_{n}" in columns or f"val_{n}" in columns
+        n
+        for n in dict.fromkeys(("loss", score))
+        if f"train_{n}" in columns or f"val_{n}" in columns
     ]
     figure = new_figure(5 * len(names), 3.8)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):

@@ -11,8 +11,15 @@ from optuna.trial import FrozenTrial
 
 from dlflax.files import replacing
 from dlflax.report.trial_figures import CAPTIONS
-from dlflax.report.trials import best_epoch, digits, names_of, outcome, ranked, short_text, value_text
-
+from dlflax.report.trials import (
+    best_epoch,
+    digits,
+    names_of,
+    outcome,
+    ranked,
+    short_text,
+    value_text,
+)
 
 CSS = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c2024; --soft: #60666e; --line: #d9dce0; --panel: #f4f5f7 }
@@ -88,7 +95,9 @@ def write_html(
     parts.append("<div class=scores>")
     for name, split in (("val", "validation"), ("test", "test")):
         if scores := _list(results.get(name)):
-            parts.append(f"<div><small>retrained; scores on the {split} split</small>{scores}</div>")
+            parts.append(
+                f"<div><small>retrained; scores on the {split} split</small>{scores}</div>"
+            )
     parts.append("</div>")
     commands = results.get("commands")
     for name, command in commands.items() if isinstance(commands, dict) else ():

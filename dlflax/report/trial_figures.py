@@ -209,7 +209,12 @@ def _places(trials, name):
         width = min(0.5, len(trials) / 100)  # the golden ratio spreads them evenly
         spread = [width * (0.618 * trial.number % 1 - 0.5) for trial in trials]
         places = [choices.index(value) + s for value, s in zip(values, spread, strict=True)]
-        return places, (-0.5, len(choices) - 0.5), [short_text(choice) for choice in choices], "linear"
+        return (
+            places,
+            (-0.5, len(choices) - 0.5),
+            [short_text(choice) for choice in choices],
+            "linear",
+        )
     kind = "log" if distribution.log else "linear"
     ends = _padded(min(distribution.low, *values), max(distribution.high, *values), kind)
     return values, ends, None, kind

@@ -68,8 +68,8 @@ def short_name(kind: str, thing) -> str:
 
 
 def things(kind: str, recipes) -> dict[str, Any]:
-    """Name -> thing of all that --task, --optimizer, --schedule, --augment or --loss can name: those
-    shipped, and those in the recipes."""
+    """Name -> thing of all that --task, --optimizer, --schedule, --augment or --loss can name:
+    those shipped, and those in the recipes."""
     found = dict(SHORT_NAMES[kind])
     for recipe in recipes:
         own = recipe.task.loss if kind == "loss" else getattr(recipe, kind)

@@ -82,9 +82,7 @@ def check(config: Config) -> None:
             )
     task = config.recipe.task
     if task.monitor not in task.SCORES:
-        raise InputError(
-            f"--task.monitor {task.monitor} must be one of {', '.join(task.SCORES)}."
-        )
+        raise InputError(f"--task.monitor {task.monitor} must be one of {', '.join(task.SCORES)}.")
 
 
 def check_batch_size(batch_size: int, n: int) -> None:

@@ -63,9 +63,7 @@ def run(
     folder = parallel.from_main(lambda: run_folder(experiment, config))
     config = dataclasses.replace(config, run_dir=folder)
     job = dataclasses.replace(job, config=config)
-    parallel.from_main(
-        lambda: begin(experiment, config, job.dataset, job.examples, folder, log)
-    )
+    parallel.from_main(lambda: begin(experiment, config, job.dataset, job.examples, folder, log))
     checkpoints = Checkpoints(folder / "checkpoints", task, log)
     with parallel.use(count, config.shard_state):
         saved = checkpoints.restore_last(parallel.placed(job.abstract))

@@ -115,12 +115,8 @@ class Experiment:
 
     def _trusted(self) -> set[str]:
         """Names of the modules that are imported when a saved file names them."""
-        noted = {
-            name for name, origin in _noted()["modules"].items() if _origin(name) == origin
-        }
-        return noted | {
-            module for preset in self.presets.values() for module in modules_of(preset)
-        }
+        noted = {name for name, origin in _noted()["modules"].items() if _origin(name) == origin}
+        return noted | {module for preset in self.presets.values() for module in modules_of(preset)}
 
 
 def modules_of(value) -> set[str]:

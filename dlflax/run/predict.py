@@ -47,9 +47,7 @@ class Predictor:
             seen = transfer.head_inputs(model, shape) if backbone else inputs[:1]
             recipe = transfer.trained(config.transfer, config.recipe)
             abstract = train.abstract(recipe, config.hparams, seen)
-            checkpoints = Checkpoints(
-                self.folder / "checkpoints", config.recipe.task, self.log
-            )
+            checkpoints = Checkpoints(self.folder / "checkpoints", config.recipe.task, self.log)
             state = checkpoints.restore_best(abstract)
             self._state = transfer.with_backbone(state, backbone)
         return self._state
@@ -57,9 +55,7 @@ class Predictor:
     def outputs(self, inputs) -> np.ndarray:
         """The model's outputs, float32 (n, ...), on inputs (n, ...)."""
         numbers = train.as_traced(self.config.hparams.evaluation())
-        return np.asarray(
-            train.predict(self.config.recipe, self.state(inputs), numbers, inputs)
-        )
+        return np.asarray(train.predict(self.config.recipe, self.state(inputs), numbers, inputs))
 
     def answers(self, inputs: list[str]) -> list[tuple[str, dict]]:
         """For each input, a file or text, one sentence, and the same as JSON values."""

@@ -215,5 +215,3 @@ def _short(item):
         return item
     fields = {k: v for k, v in item.items() if k not in ("class", "function")}
     return (item.get("class") or item.get("function"), *(sorted(fields.items()) if fields else ()))
-
-

@@ -124,9 +124,7 @@ def check(hparams: Hparams) -> None:
         allowed = each.metadata.get("range", Range())
         if not isinstance(value, (int, float, np.number)) or value not in allowed:
             shown = f"{value:g}" if isinstance(value, (int, float)) else repr(value)
-            raise InputError(
-                f"--hparams.{each.name.replace('_', '-')} {shown} must be {allowed}."
-            )
+            raise InputError(f"--hparams.{each.name.replace('_', '-')} {shown} must be {allowed}.")
 
 
 def as_traced(hparams: Hparams) -> Hparams:

@@ -161,9 +161,7 @@ def transformation(optimizer: Optimizer, learning_rate, hparams) -> optax.Gradie
     `value`, whether the optimizer wants them or not."""
     largest_norm = jnp.where(hparams.clip_norm > 0, hparams.clip_norm, jnp.inf)
     clipped = optax.clip_by_global_norm(largest_norm)
-    return optax.with_extra_args_support(
-        optax.chain(clipped, optimizer(learning_rate, hparams))
-    )
+    return optax.with_extra_args_support(optax.chain(clipped, optimizer(learning_rate, hparams)))
 
 
 def _kernels(params):

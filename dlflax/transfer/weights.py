@@ -149,7 +149,11 @@ def class_names() -> tuple[str, ...]:
     """ImageNet's 1,000 classes in the order of the outputs: WordNet's first name of each synset, as
     timm ships them (Apache-2.0), made unique (two cranes, maillots and cardigans).
     """
-    text = importlib.resources.files("dlflax.transfer").joinpath("imagenet_classes.txt").read_text("utf-8")
+    text = (
+        importlib.resources.files("dlflax.transfer")
+        .joinpath("imagenet_classes.txt")
+        .read_text("utf-8")
+    )
     return tuple(text.splitlines())
 
 

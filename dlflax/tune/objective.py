@@ -21,7 +21,7 @@ from dlflax.tune.trial import Outcome, Trial
 
 
 class Objective:
-    """Trains batches of trials, as `search.search` wants it. A context manager, for the progress."""
+    """Trains batches of trials, as `search.search` wants it. A context manager."""
 
     def __init__(self, sweep, space, recipes, splits, direction, trials, pretrained=None):
         self.sweep, self.space, self.direction = sweep, space, direction
@@ -77,7 +77,9 @@ class Objective:
                 if until in rungs:
                     active = self._survivors(team, trained, active)
                     for recipe, group in team.items():
-                        trained[recipe].continue_with([k for k, p in enumerate(group) if p in active])
+                        trained[recipe].continue_with(
+                            [k for k, p in enumerate(group) if p in active]
+                        )
             for recipe, group in team.items():
                 for k, place in enumerate(group):
                     outcomes[place] = self._outcome(trained[recipe], k, pruned=place not in active)

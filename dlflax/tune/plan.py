@@ -33,7 +33,9 @@ def layouts(sweep, recipes, splits) -> dict[train.Recipe, population.Layout]:
     mode = None if sweep.mode == "auto" else sweep.mode
     lanes = sweep.population * sweep.seeds
     inputs = splits[0]["inputs"][:1]
-    return {recipe: population.layout(recipe, sweep.hparams, inputs, lanes, mode) for recipe in recipes}
+    return {
+        recipe: population.layout(recipe, sweep.hparams, inputs, lanes, mode) for recipe in recipes
+    }
 
 
 def population_size(sweep, recipes, splits) -> int:
@@ -41,7 +43,10 @@ def population_size(sweep, recipes, splits) -> int:
     too late), rounded up to use all devices, and no more than fits in half the memory.
     InputError when what was asked for cannot fit."""
     inputs = splits[0]["inputs"][:1]
-    lane = max(population.lane_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
+    lane = (
+        max(population.lane_bytes(recipe, sweep.hparams, inputs) for recipe in recipes)
+        * sweep.seeds
+    )
     free = population.memory() - len(jax.devices()) * sum(
         array.nbytes for split in splits for array in split.values()
     )

@@ -146,7 +146,9 @@ def train_epoch(recipe, layout, states, hparams, train_set, val_set, batches, sl
             return put(states, slot, state), put(sums, slot, new)
 
         shapes = jax.eval_shape(one, at(states, 0), at(hparams, 0), batches[0])[1]
-        sums = jax.tree.map(lambda s: jnp.zeros((layout.lanes_per_device, *s.shape), s.dtype), shapes)
+        sums = jax.tree.map(
+            lambda s: jnp.zeros((layout.lanes_per_device, *s.shape), s.dtype), shapes
+        )
         return lax.fori_loop(0, counts[0], lane, (states, sums))
 
     cut = P("lane")
@@ -191,9 +193,7 @@ class Population:
         everything = [(i, j) for i, row in enumerate(self.seeds) for j in range(len(row))]
         self._lanes = _dealt(everything, layout)
         inputs = train_set["inputs"][:1]
-        self._states = init(
-            recipe, layout, self._hparams(), inputs, self._lane_seeds(), pretrained
-        )
+        self._states = init(recipe, layout, self._hparams(), inputs, self._lane_seeds(), pretrained)
 
     @property
     def histories(self) -> list[list[train.History]]:

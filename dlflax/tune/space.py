@@ -142,9 +142,7 @@ def _value(name, word, recipe, hparams, recipes, flag):
         names = () if (name, word) == ("augment", "none") else tuple(word.split(","))
         if unknown := set(names) - set(known):
             more = ", several as crop,flip, or none" if name == "augment" else ""
-            raise InputError(
-                f"{flag}: {unknown.pop()!r} must be one of {', '.join(known)}{more}."
-            )
+            raise InputError(f"{flag}: {unknown.pop()!r} must be one of {', '.join(known)}{more}.")
         return names if name == "augment" else word
     owner, field = (recipe.model, name[6:]) if name.startswith("model.") else (recipe, name)
     return _field_value(owner, field, word, flag)

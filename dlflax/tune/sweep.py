@@ -190,9 +190,7 @@ def run_sweep(
     if isinstance(experiment, str):
         experiment = run.Experiment(experiment)
     sweep, dataset, examples, tried = _bound(sweep, search_name, experiment, log)
-    start = transfer.prepare(
-        sweep.transfer, sweep.recipe, sweep.hparams, examples, sweep.seed, log
-    )
+    start = transfer.prepare(sweep.transfer, sweep.recipe, sweep.hparams, examples, sweep.seed, log)
     examples = dataclasses.replace(examples, info=start.splits.info)
     splits = weighted(sweep.class_weights, sweep.recipe.task, start.splits)
     splits = splits.train, splits.val

@@ -38,7 +38,9 @@ class Classification:
             raise InputError("--task classification needs two classes or more.")
         for name in ("train", "val", "test"):
             part = getattr(splits, name)
-            if part is not None and not np.all((part["targets"] >= 0) & (part["targets"] < classes)):
+            if part is not None and not np.all(
+                (part["targets"] >= 0) & (part["targets"] < classes)
+            ):
                 raise InputError(
                     f"the {name} targets must be class numbers from 0 to {classes - 1}; they go "
                     f"from {np.min(part['targets'])} to {np.max(part['targets'])}."

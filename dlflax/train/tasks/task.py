@@ -122,8 +122,7 @@ def check_outputs(outputs, wanted: tuple[int, ...], what: str, *others: tuple[in
     shape = tuple(outputs().shape[1:])
     if shape not in (wanted, *others):
         raise InputError(
-            f"--model: its outputs have shape {shape} for an example, but "
-            f"{what} needs {wanted}."
+            f"--model: its outputs have shape {shape} for an example, but {what} needs {wanted}."
         )
 
 

@@ -54,7 +54,7 @@ def save(figure, folder):
 
 
 def test_start_up_imports_nothing_heavy():
-    code = "import sys, dlflax.report.progress, dlflax.report.figures; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, dlflax.report.progress, dlflax.report.figures\nprint(*{m.split('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert "numpy" in loaded.split()
     assert not {"rich", "matplotlib", "tensorboardX", "jax", "PIL"} & set(loaded.split())
@@ -272,7 +272,10 @@ def test_wrong_predictions(tmp_path, channels):
     names = ["4", "9", "7"]
     figure = figures.wrong_predictions(images, targets, predictions, probabilities, names)
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles[:2] == ["true 4, predicted 7 (0.97)", "true 4, predicted 9 (0.95)"] and len(titles) == 25
+    assert (
+        titles[:2] == ["true 4, predicted 7 (0.97)", "true 4, predicted 9 (0.95)"]
+        and len(titles) == 25
+    )
     shown = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_array_equal(shown.squeeze(), images[38].squeeze())
     save(figure, tmp_path)

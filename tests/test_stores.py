@@ -27,6 +27,7 @@ from optuna.trial import TrialState
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune import postgres
+from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.stores import open_study
 from dlflax.tune.trial import Outcome, Trial
 
@@ -262,7 +263,7 @@ def server():
 @pytest.fixture
 def url(server, request):
     """The address of a new, empty database."""
-    name = request.node.name
+    name = re.sub(r"\W", "_", request.node.name)
     engine = sqlalchemy.create_engine(server.url("postgres"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
@@ -273,7 +274,7 @@ def url(server, request):
 WORKER = """
     import faulthandler, sys, time
     faulthandler.dump_traceback_later(60, exit=True)
-    from tests.test_storage import SPACE, suggest, train, open_
+    from tests.test_stores import SPACE, suggest, train, open_
 
     def log(*words):
         print(*words, flush=True)
@@ -482,3 +483,101 @@ def test_servers_that_cannot_be_used(server, monkeypatch):
         assert "cret" not in text and "sec@" not in text
     monkeypatch.setitem(sys.modules, "psycopg", None)
     assert "pip install 'dlflax[postgres]'" in refused(wrong)
+
+
+# What every store promises, one claim a test.
+
+STORES = ("memory", "sqlite", "postgres", "of all hosts")
+
+
+@pytest.fixture(params=STORES)
+def opened(request, tmp_path):
+    """Opens the one study, again and again but in memory; closes it at the end."""
+    kind, stack, made = request.param, contextlib.ExitStack(), []
+    address = {
+        "memory": lambda: None,
+        "sqlite": lambda: f"sqlite:///{tmp_path / 'study.db'}",
+        "postgres": lambda: request.getfixturevalue("url"),
+        "of all hosts": lambda: f"sqlite:///{tmp_path / 'hosts.db'}",
+    }[kind]()
+
+    def open_again():
+        if kind == "memory" and made:
+            return made[0]
+        stack.close()
+        maker = Broadcast if kind == "of all hosts" else open_study
+        store = stack.enter_context(maker(address, "study", "minimize", SPACE, 1.0, print))
+        made.append(store)
+        return store
+
+    with stack:
+        yield open_again
+
+
+def test_a_store_gives_the_next_trials_in_order(opened):
+    store = opened()
+    first = store.take(suggest, 3, 5)
+    assert [trial.index for trial in first] == [0, 1, 2]
+    store.record(first, train(first))
+    second = store.take(suggest, 3, 5)
+    assert [trial.index for trial in second] == [3, 4]
+    store.record(second, train(second))
+    assert store.take(suggest, 3, 5) == []
+
+
+def test_a_store_suggests_from_all_that_is_recorded(opened):
+    with open_(None) as memory:
+        expected = sweep(memory, 2, 6)
+    assert sweep(opened(), 2, 6) == expected
+
+
+def test_a_store_reads_back_what_was_recorded(opened):
+    store = opened()
+    batch = store.take(suggest, 4, 4)
+    outcomes = [
+        Outcome(math.inf, {1: 0.5, 2: math.inf}, attrs={"diverged_at": 2}),
+        Outcome(0.1 + 0.2, {1: 1 / 3}, attrs={"values": [0.1, 0.2], "std": 0.05}),
+        Outcome(0.5, {1: 0.5}, pruned=True),
+        Outcome(1e-300),
+    ]
+    store.record(batch, outcomes)
+    for trial, outcome in zip(opened().trials(), outcomes, strict=True):
+        assert (trial.value, trial.state) == (outcome.value, outcome.state)
+        assert trial.intermediate_values == outcome.intermediate
+        assert outcome.attrs.items() <= trial.user_attrs.items()
+        assert trial.distributions == SPACE
+
+
+def test_a_store_numbers_its_trials_from_zero(opened):
+    sweep(opened(), 2, 5)
+    assert [trial.number for trial in opened().trials()] == list(range(5))
+
+
+def test_a_store_keeps_the_settings_of_the_beginning(opened):
+    first = {"seed": 0, "space": [1e-5, None]}
+    assert opened().settings(first) == first
+    assert opened().settings({"seed": 1}) == first
+
+
+def test_a_store_counts_the_time(opened):
+    store = opened()
+    assert store.seconds() == 0
+    sweep(store, 2, 4)
+    assert store.seconds() >= 0
+
+
+def test_a_store_lets_one_finish_and_then_goes_on(opened):
+    store = opened()
+    sweep(store, 2, 4)
+    assert store.claim_finish(4) is None
+    store.finish({"trials": 4})
+    more = opened().take(suggest, 2, 6)
+    assert [trial.index for trial in more] == [4, 5]
+
+
+def test_a_store_trains_again_what_was_taken_and_not_recorded(opened):
+    store = opened()
+    taken = store.take(suggest, 3, 3)
+    store.record(taken[:1], train(taken[:1]))
+    again = opened().take(suggest, 3, 3)
+    assert [trial.params for trial in again] == [trial.params for trial in taken[1:]]
