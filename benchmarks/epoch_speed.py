@@ -25,7 +25,7 @@ import tyro
 FIRST_STEP = """
 import sys
 from dlflax import data, train
-from dlflax.run.exit import compilation_cache
+from dlflax.run.exit_codes import compilation_cache
 from experiments.mnist import PRESETS
 compilation_cache()
 config = PRESETS["default"]

@@ -4,7 +4,7 @@ python benchmarks/feature_cache.py --data-dir FOLDER
 
 FOLDER has a folder of photographs a class. Prints, all from one run: images/s of the features by
 both formulations of the depthwise convolution, and what computing all of them once costs; the
-median epoch of training the head with the features computed anew in every step, beside that of
+median epoch of training the head with the features recomputed in every step, beside that of
 training it from the kept ones, validation included; and the wall time of
 `python -m sweeps.random_search cats_vs_dogs`, a fresh process each, first with nothing kept, then
 with features and programs on disk. Every comparison is made in turns, `--rounds` times.

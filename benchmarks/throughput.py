@@ -9,8 +9,8 @@ prints examples/s, FLOPs an example, FLOP/s and model FLOP utilisation (Chowdher
 
 3: a backward pass has about twice the FLOPs of the forward pass. These are what the model needs,
 as `dlflax.models.flops` counts them, not what the formulation does. The peak is the published dense
-one of a known device, --peak-tflops, or else what a large matrix product reaches here. One device is used,
-as by a run.
+one of a known device, --peak-tflops, or else what a large matrix product reaches here. One
+device is used, as by a run.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import tyro
 from dlflax import models, train
 from dlflax.report import tables
 from dlflax.run.execute import forward_flops
-from dlflax.run.exit import compilation_cache
+from dlflax.run.exit_codes import compilation_cache
 
 # (model, inputs of one example): those of the experiments, and the usual ones of photographs
 MODELS = {

@@ -11,14 +11,14 @@ class InputError(ValueError):
 class Terminated(BaseException):
     """The process was asked to end (SIGTERM), as spot machines and SLURM do. Exit code 75, "try
     again" in sysexits.h: the same command with --resume continues. Like KeyboardInterrupt not an
-    Exception, so that nothing that goes on after an error swallows it.
+    Exception, so that code that handles errors does not swallow it.
 
     The message says what was saved.
     """
 
 
 class RunError(RuntimeError):
-    """The run cannot go on (diverged loss, full disk, damaged checkpoints). Exit code 1.
+    """The run cannot continue (diverged loss, full disk, damaged checkpoints). Exit code 1.
 
     The message also says what is still safely saved.
     """

@@ -12,7 +12,7 @@ from test_cifar import patches, write_cifar
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
-from dlflax.run import exit
+from dlflax.run import exit_codes
 from dlflax.tune import sweep
 from experiments import (
     autoencoder,
@@ -32,7 +32,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
 
 
 def swept(experiment, *flags):

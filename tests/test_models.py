@@ -50,72 +50,110 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_model_conformance(name, tmp_path):
-    """What the trainer relies on, of every model."""
-    model, inputs = MODELS[name]
-    rebuilds = isinstance(model, Autoencoder)
-    task = Reconstruction() if rebuilds else Classification()
-    recipe = Recipe(model, task, SGD(), batch_size=4)
-    batch = {"inputs": inputs, "targets": jnp.arange(4), "mask": jnp.ones(4)}
-    hparams = as_traced(Hparams(learning_rate=0.1))
-    traces = []
+# What the trainer relies on, of every model: one claim a test.
 
-    @jax.jit
-    def init_(seed):
-        return init(recipe, hparams, inputs[:1], jax.random.key(seed))
 
-    def one_step(state, hparams):
-        traces.append(0)
-        return step(recipe, state, hparams, batch)
+class Tried:
+    """A model with its recipe, a batch and its jitted init and step, compiled once."""
 
-    state, jitted = init_(0), jax.jit(one_step)
-    assert_equal(state, init_(0))
-    new, sums = jitted(state, hparams)
-    assert_equal((new, sums), jitted(state, hparams))  # pure
-    # a parameter that no gradient reaches does not move
+    def __init__(self, name):
+        self.name, (self.model, self.inputs) = name, MODELS[name]
+        self.rebuilds = isinstance(self.model, Autoencoder)
+        task = Reconstruction() if self.rebuilds else Classification()
+        self.recipe = Recipe(self.model, task, SGD(), batch_size=4)
+        self.batch = {"inputs": self.inputs, "targets": jnp.arange(4), "mask": jnp.ones(4)}
+        self.hparams, self.traces = as_traced(Hparams(learning_rate=0.1)), []
+        self.init = jax.jit(
+            lambda seed: init(self.recipe, self.hparams, self.inputs[:1], jax.random.key(seed))
+        )
+        self.step = jax.jit(self.one_step)
+        self.state = self.init(0)
+
+    def one_step(self, state, hparams):
+        self.traces.append(0)
+        return step(self.recipe, state, hparams, self.batch)
+
+    @functools.cached_property
+    def new(self):
+        return self.step(self.state, self.hparams)[0]
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="train")
+    def apply(self, params, inputs, train=False):
+        variables, rngs = (
+            {"params": params, **self.state.collections},
+            {"dropout": jax.random.key(1)},
+        )
+        return self.model.apply(variables, inputs, train=train, rngs=rngs, mutable=["batch_stats"])[
+            0
+        ]
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def tried(request):
+    return Tried(request.param)
+
+
+def test_the_seed_decides_the_parameters(tried):
+    assert_equal(tried.state, tried.init(0))
+
+
+def test_a_step_is_pure(tried):
+    assert_equal(*(tried.step(tried.state, tried.hparams) for _ in range(2)))
+
+
+def test_a_gradient_reaches_every_parameter(tried):
     for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(state.params),
-        jax.tree.leaves(new.params), strict=True,
+        jax.tree_util.tree_leaves_with_path(tried.state.params),
+        jax.tree.leaves(tried.new.params), strict=True,
     ):  # fmt: skip
         assert np.any(a != b), path
-    assert all(np.any(a != b) for a, b in pairs(state.collections, new.collections))
-    dropped, _ = jitted(state, hparams.replace(dropout=np.float32(0.5)))
-    assert any(np.any(a != b) for a, b in pairs(new.params, dropped.params))
-    assert len(traces) == 1  # another dropout rate is the same program
+    assert all(np.any(a != b) for a, b in pairs(tried.state.collections, tried.new.collections))
 
-    # two trials at once are as each alone
-    double, other = jax.tree.map(lambda leaf: 2 * leaf, hparams), init_(1)
+
+def test_another_dropout_rate_acts_and_is_the_same_program(tried):
+    tried.step(tried.state, tried.hparams)
+    before = len(tried.traces)
+    dropped, _ = tried.step(tried.state, tried.hparams.replace(dropout=np.float32(0.5)))
+    assert any(np.any(a != b) for a, b in pairs(tried.new.params, dropped.params))
+    assert len(tried.traces) == before
+
+
+def test_two_trials_at_once_are_as_each_alone(tried):
+    double, other = jax.tree.map(lambda leaf: 2 * leaf, tried.hparams), tried.init(1)
     both, two = (
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-        for trees in ((state, other), (hparams, double))
+        for trees in ((tried.state, other), (tried.hparams, double))
     )
-    together, _ = jax.jit(jax.vmap(one_step))(both, two)
-    alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), new, jitted(other, double)[0])
+    together, _ = jax.jit(jax.vmap(tried.one_step))(both, two)
+    second = tried.step(other, double)[0]
+    alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), tried.new, second)
     for a, b in pairs((alone.params, alone.collections), (together.params, together.collections)):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
-    # train and eval differ where they should
-    @functools.partial(jax.jit, static_argnames="train")
-    def apply(params, inputs, train=False):
-        variables, rngs = {"params": params, **state.collections}, {"dropout": jax.random.key(1)}
-        return model.apply(variables, inputs, train=train, rngs=rngs, mutable=["batch_stats"])[0]
 
-    outputs, trained = apply(state.params, inputs), apply(state.params, inputs, train=True)
-    assert outputs.shape == (inputs.shape if rebuilds else (4, 10))
+def test_training_and_evaluation_differ_where_they_should(tried):
+    outputs = tried.apply(tried.state.params, tried.inputs)
+    trained = tried.apply(tried.state.params, tried.inputs, train=True)
+    assert outputs.shape == (tried.inputs.shape if tried.rebuilds else (4, 10))
     assert outputs.dtype == jnp.float32
-    random = name in ("resnet", "variational")  # batch statistics, a drawn code
+    random = tried.name in ("resnet", "variational")  # batch statistics, a drawn code
     assert np.allclose(outputs, trained, atol=1e-6) != random
+
+
+def test_it_computes_in_bfloat16(tried):
+    outputs = tried.apply(tried.state.params, tried.inputs)
     half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
-    rounded = apply(half(state.params), inputs if inputs.dtype == jnp.int32 else half(inputs))
+    inputs = tried.inputs if tried.inputs.dtype == jnp.int32 else half(tried.inputs)
+    rounded = tried.apply(half(tried.state.params), inputs)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
 
-    # saves and restores
-    saved = Checkpoints(tmp_path, task)
-    saved.save(Saved(new, [{"epoch": 1, "step": 1, "val_loss": 0.0}]))
-    restored, *_ = saved.restore_last(abstract(recipe, Hparams(), inputs[:1]))
-    assert_equal(new, restored)
+
+def test_it_saves_and_restores(tried, tmp_path):
+    saved = Checkpoints(tmp_path, tried.recipe.task)
+    saved.save(Saved(tried.new, [{"epoch": 1, "step": 1, "val_loss": 0.0}]))
+    restored, *_ = saved.restore_last(abstract(tried.recipe, Hparams(), tried.inputs[:1]))
+    assert_equal(tried.new, restored)
 
 
 def pairs(a, b):

@@ -14,7 +14,7 @@ import pytest
 import experiments
 from dlflax import parallel
 from dlflax.errors import InputError
-from dlflax.run import exit
+from dlflax.run import exit_codes
 from dlflax.tune import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +205,7 @@ def test_two_hosts_train_one_population(tmp_path, monkeypatch):
     assert [line for line in out_second.splitlines() if not line.startswith("[Gloo]")] == []
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sweep, "finish", lambda *_: sys.exit())  # its trials are enough
     alone = ["--dataset", "digits", "--model", "mlp", "--batch-size", "128", "--run-dir", "alone"]

@@ -199,7 +199,7 @@ def refuse(path, words, ink=True):
 
 def test_no_picture(tmp_path):
     refuse(tmp_path / "missing.png", "does not exist")
-    refuse(tmp_path, "is no file")
+    refuse(tmp_path, "is not a file")
     for name, content in {
         "empty.png": b"",
         "text.png": b"hello, world",

@@ -54,7 +54,8 @@ def save(figure, folder):
 
 
 def test_start_up_imports_nothing_heavy():
-    code = "import sys, dlflax.report.progress, dlflax.report.figures\nprint(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, dlflax.report.progress, dlflax.report.figures\n"
+    code += "print(*{m.split('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert "numpy" in loaded.split()
     assert not {"rich", "matplotlib", "tensorboardX", "jax", "PIL"} & set(loaded.split())

@@ -19,7 +19,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
-from dlflax.run import exit
+from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import MANIFEST, Checkpoints
 from experiments import fashion_mnist, mnist
@@ -35,7 +35,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
 
 
 def train_mnist(*args, module=mnist):

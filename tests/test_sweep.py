@@ -18,7 +18,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
-from dlflax.run import exit
+from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.tune import sweep
@@ -38,7 +38,7 @@ def folders(tmp_path, monkeypatch):
     """Own run and cache folders; no network, so that MNIST is scikit-learn's digits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
 
 
 def sweep_mnist(*args, search="random_search"):
@@ -116,7 +116,9 @@ def test_grid_seeds_and_halving(capsys):
     assert grid == [(1e-5, 0.0), (1e-5, 0.2), (3e-3, 0.0), (3e-3, 0.2)]
     assert [row["state"] for row in rows[:2]] == ["pruned", "pruned"]
     assert all(float(row["std"]) > 0 for row in rows)
-    assert "one in 2 goes on after epoch 1, 2" in (out := capsys.readouterr().out) and " ± " in out
+    assert (
+        "one in 2 continues after epoch 1, 2" in (out := capsys.readouterr().out) and " ± " in out
+    )
 
 
 def test_maximizing_accuracy_and_retraining_on_all():

@@ -16,7 +16,7 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
-from dlflax.run import exit
+from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.tune import sweep
 from experiments import mnist
@@ -29,7 +29,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(exit, "compilation_cache", lambda: None)
+    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
     with tarfile.open(Path(__file__).parent / "data" / "version_0_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path

@@ -62,8 +62,8 @@ class ImageFolder:
         be used, see above, and one for each source that failed.
 
         "inputs" are `DiskArray` of uint8 (n, size, size, 3), "targets" int32 (n,), "files" str
-        (n,); with a validation folder, train also has "validation", bool (n,). `files` of the Dataset
-        has files_skipped.csv if a file was skipped or converted.
+        (n,); with a validation folder, train also has "validation", bool (n,). `files` of the
+        Dataset has files_skipped.csv if a file was skipped or converted.
 
         Raises InputError, one sentence, when a field is out of range, no source has the pictures,
         or there are too few: each class needs one to train, one to validate and one to test.

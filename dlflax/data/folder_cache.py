@@ -81,10 +81,10 @@ def decoded(
     log(f"{what} into memory.")
     pixels, rows = np.empty((count, size, size, 3), np.uint8), iter(range(count))
 
-    def keep(picture: bytes) -> None:
+    def append(picture: bytes) -> None:
         pixels[next(rows)] = np.frombuffer(picture, np.uint8).reshape(size, size, 3)
 
-    table = decode(found, size, keep)
+    table = decode(found, size, append)
     return pixels[: len(table["names"])], table
 
 

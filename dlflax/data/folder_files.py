@@ -113,7 +113,7 @@ def walk(root: Path, place: str) -> tuple[list[File], list[str], list[list[str]]
 
 
 def by_class(files: list[File], folders: list[str], report: list[list[str]], place: str) -> Found:
-    """What `walk` found, by part, class and name; what is no picture at first sight is left out.
+    """What `walk` found, by part, class and name; what is clearly not a picture is left out.
 
     Raises InputError when the folders are neither classes nor train/ and so on with classes.
     """

@@ -363,8 +363,9 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     except tfds.core.DatasetNotFoundError:
         raise InputError(f"{unknown}, and TFDS has none of that name.") from None
     except Exception as error:  # as in `load`
+        reason = download.first_line(error)
         raise InputError(
-            f"{name} could not be downloaded by TFDS ({download.first_line(error)}): pass --data-dir "
+            f"{name} could not be downloaded by TFDS ({reason}): pass --data-dir "
             "with a prepared TFDS folder, or choose mnist, fashion_mnist, cifar10 or digits."
         ) from None
     return Path(builder.data_dir)

@@ -1,6 +1,6 @@
 """Which examples are trained on, and in which order: pure functions of a seed, in NumPy.
 
-Nothing here has state, so a run that stopped goes on from its step counter alone.
+Nothing here has state, so a stopped run continues from its step counter alone.
 """
 
 import numpy as np
@@ -11,7 +11,8 @@ from dlflax.errors import InputError
 def permutation(n: int, seed: int, *purpose: int) -> np.ndarray:
     """An int32 (n,) permutation for this seed and purpose.
 
-    Sorting raw Philox bits: NumPy promises the same bits for ever, `Generator.permutation` not.
+    Sorting raw Philox bits: NumPy promises never to change these, but not
+    `Generator.permutation`.
     The purpose goes in as spawn key, because SeedSequence([s]) and SeedSequence([s, 0]) are equal.
     """
     if seed < 0:

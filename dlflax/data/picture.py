@@ -27,8 +27,8 @@ _big = threading.Lock()
 
 
 class PictureError(InputError):
-    """A file that is no usable picture. `kind` says why: "no picture", "truncated", "corrupt"
-    or "too large"; `detail` says more about it, or is empty."""
+    """A file that cannot be used as a picture. `kind` says why: "no picture", "truncated",
+    "corrupt" or "too large"; `detail` says more about it, or is empty."""
 
     def __init__(self, message: str, kind: str, detail: str = ""):
         super().__init__(message)
@@ -53,13 +53,13 @@ def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np
          moved to the centre of the frame (http://yann.lecun.com/exdb/mnist/). Fashion-MNIST fills
          its frame instead: give such pictures in h x w.
 
-    Raises InputError when the file is missing, no picture, damaged or too large, and for
+    Raises InputError when the file is missing, not a picture, damaged or too large, and for
     `ink=True` when it is blank or its background neither dark nor light.
     """
     path = Path(path)
     height, width, channels = shape
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path}: {what}; give one picture file, for example a PNG or JPEG.")
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
@@ -86,7 +86,7 @@ def decode(
     what the numbers cannot show as it was. To be called with warnings ignored: Pillow warns of odd
     metadata. Any number of threads may call it.
 
-    Raises PictureError when it is no picture, damaged or too large.
+    Raises PictureError when it is not a picture, damaged or too large.
     """
     height, width, channels = shape
 

@@ -230,7 +230,8 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
     if test is None:
         if counts.max() == 1:
             raise InputError(
-                f"{place} has as many classes as texts, {count:,}, so its labels are no classes: "
+                f"{place} has as many classes as texts, {count:,}, so its labels cannot be "
+                "classes: "
                 "a class needs several texts."
             )
         train, test = _draw_test(*train, counts)

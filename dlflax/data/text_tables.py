@@ -104,7 +104,7 @@ def _json_rows(path: Path, content: str) -> Iterator[tuple[int, list[str | None]
         try:
             values = json.loads(line)
             if not isinstance(values, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
             if "\\u" in line:
                 json.dumps(values, ensure_ascii=False).encode()  # half a character: ValueError
         except (ValueError, RecursionError) as error:

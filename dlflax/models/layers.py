@@ -241,7 +241,7 @@ def _pieces(x):
     return x.reshape(n // size, size, *x.shape[1:])
 
 
-def _whole(x):
+def _merged(x):
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -270,7 +270,7 @@ def conv_matmul(x, kernel):
     def piece(x):
         return _patches(x, k, window=k, stride=1) @ kernel.reshape(k * k * c, f)
 
-    return _whole(lax.map(piece, _pieces(x)))
+    return _merged(lax.map(piece, _pieces(x)))
 
 
 def _four_kernels(kernel):
@@ -307,7 +307,7 @@ def _conv_pool_forward(x, kernel):
         return jnp.maximum(top, bottom), winner
 
     y, winner = lax.map(piece, _pieces(x))
-    return _whole(y), (x, kernel, winner)
+    return _merged(y), (x, kernel, winner)
 
 
 def _conv_pool_backward(residuals, dy):
@@ -336,7 +336,7 @@ def _conv_pool_backward(residuals, dy):
         one = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
         return jax.linear_transpose(patches, one)(unpool(winner, dy) @ four.T)[0]
 
-    return _whole(lax.map(input_gradient, (winner, dys))), dkernel
+    return _merged(lax.map(input_gradient, (winner, dys))), dkernel
 
 
 conv_pool_matmul.defvjp(_conv_pool_forward, _conv_pool_backward)

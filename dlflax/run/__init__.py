@@ -3,7 +3,7 @@
 from dlflax.run.cli import main, parse
 from dlflax.run.config import Config
 from dlflax.run.execute import run
-from dlflax.run.exit import with_exit_codes
+from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, find
 from dlflax.run.folder import load_config
 from dlflax.run.saved import config_from_json, to_json

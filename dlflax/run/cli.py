@@ -13,7 +13,7 @@ from dlflax import parallel
 from dlflax.errors import InputError
 from dlflax.run.config import PLACE, Config
 from dlflax.run.execute import run
-from dlflax.run.exit import with_exit_codes
+from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, of_presets
 from dlflax.run.folder import load_config
 from dlflax.run.saved import config_from_json
@@ -46,7 +46,7 @@ def main(
 ) -> None:
     """The command line of an experiment. presets: named Configs, "default" among them;
     architectures: Linen modules that --model can swap in. Exits 2 on bad input, 1 when the run
-    cannot go on, 75 on SIGTERM, 130 on Ctrl-C."""
+    cannot continue, 75 on SIGTERM, 130 on Ctrl-C."""
     found = of_presets(experiment, presets, architectures)
 
     def command():

@@ -19,7 +19,7 @@ from dlflax.report import figures, tables
 from dlflax.report.progress import Progress
 from dlflax.report.tensorboard import TensorBoard
 from dlflax.run.config import Config, bind_to_data, check, check_batch_size, weighted
-from dlflax.run.exit import stop_requests
+from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import begin, run_folder
 from dlflax.run.saved import flat, to_json
@@ -107,7 +107,7 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     splits = weighted(config.class_weights, recipe.task, start.splits)
     start = dataclasses.replace(start, splits=splits)
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
-    # what the features' cache and the weights add is said of the examples too
+    # the examples keep what the pretrained weights add to `info`
     return Job(config, dataset, dataclasses.replace(examples, info=splits.info), start, abstract)
 
 

@@ -98,9 +98,10 @@ class Experiment:
         elif module_name == self.module_name:
             module = self.module
         elif module_name in self._trusted():
-            main = sys.modules["__main__"]
             own = module_name == _shown_name("__main__")
-            module = main if own else _imported(module_name, path)
+            module = sys.modules["__main__"] if own else _imported(module_name, path)
+        elif module_name == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+            module = sys.modules["__main__"]  # a notebook or a prompt: what the user typed there
         else:
             raise InputError(
                 f"{path} names {reference}, of a module that no run on this machine has used: if "

@@ -2,7 +2,7 @@
 
 An optimizer of your own is any function (learning_rate, hparams) -> optax.GradientTransformation,
 a schedule any function (step, hparams) -> learning rate; or frozen dataclasses with such a
-`__call__`, whose fields become flags. Both are built anew inside every step from traced numbers.
+`__call__`, whose fields become flags. Both are rebuilt inside every step from traced numbers.
 """
 
 import dataclasses

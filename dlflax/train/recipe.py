@@ -30,7 +30,7 @@ class Recipe:
     """A Linen module, called as model(inputs), with the keyword `train` and those that have the
     name of a number of Hparams, such as `dropout`, where its call has them."""
     task: Any = Classification()
-    """What kind of job it is (`tasks.Task`): loss, targets, scores, what it reports and predicts."""
+    """What kind of job it is (`tasks.Task`): loss, targets, scores, report, predictions."""
     optimizer: optim.Optimizer = optim.Adam()
     """Update rule: (learning_rate, hparams) -> optax.GradientTransformation."""
     schedule: optim.Schedule = optim.Constant()

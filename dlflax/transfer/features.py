@@ -113,7 +113,7 @@ def _features(model, augmentations, mesh, variables, pictures, keys, hparams):
         batch = {"inputs": picture[None]}
         return augment(augmentations, jax.random.key(key), batch, hparams)["inputs"][0]
 
-    def share(variables, pictures, keys, hparams):
+    def on_device(variables, pictures, keys, hparams):
         def piece(pictures, keys):
             pictures = floats(pictures)
             if augmentations:
@@ -130,6 +130,6 @@ def _features(model, augmentations, mesh, variables, pictures, keys, hparams):
 
     cut, whole = P("batch"), P()
     mapped = jax.shard_map(
-        share, mesh=mesh, in_specs=(whole, cut, cut, whole), out_specs=cut, check_vma=False
+        on_device, mesh=mesh, in_specs=(whole, cut, cut, whole), out_specs=cut, check_vma=False
     )
     return mapped(variables, pictures, keys, hparams)

@@ -51,7 +51,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged pickle raises anything
         what = type(error).__name__
         raise InputError(
-            f"{path} is no readable PyTorch state dict ({what}): damaged, or of another format."
+            f"{path} is not a readable PyTorch state dict ({what}): damaged, or of another format."
         ) from error
     if not tensors:
         raise InputError(f"{path} holds no tensors: it should be a state dict.")

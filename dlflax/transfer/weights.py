@@ -243,7 +243,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # SafetensorError, but also what NumPy raises
         raise InputError(
-            f"{path} is no readable safetensors file ({type(error).__name__}): damaged, or of "
+            f"{path} is not a readable safetensors file ({type(error).__name__}): damaged, or of "
             "another format."
         ) from error
 

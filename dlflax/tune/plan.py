@@ -85,7 +85,7 @@ def log_plan(objective, dataset, splits, done, log):
     log(f"{sweep.population} at once by {modes} over {_count(layout.devices, device)}{hosts}")
     if sweep.prune:
         rungs = halving_rungs(sweep.epochs, sweep.prune)
-        log(f"one in {sweep.prune} goes on after epoch {', '.join(map(str, rungs))}")
+        log(f"one in {sweep.prune} continues after epoch {', '.join(map(str, rungs))}")
     if done:
         log(f"continuing after {_count(done, 'recorded trial')}")
     log(f"writing {sweep.run_dir}; stopped or killed, the same command continues")

@@ -2,7 +2,7 @@
 
 `search` is a loop of three lines: take trials from a store, train them all at once, record them. A
 suggestion is a pure function of (what was recorded before, seed, index), so a search that was
-killed goes on as if it had not been.
+killed continues as if it had not been.
 """
 
 import copy

@@ -60,7 +60,7 @@ class Local:
 
     A batch is written when it is finished (7 ms a trial of one epoch, 25 of thirty; asking and
     telling through SQLite costs 50), in index order, so a trial's number is its index. Writing
-    goes on while the next batch trains: a kill loses no more than the batch before, of which what
+    continues while the next batch trains: a kill loses no more than the batch before, of which what
     is not written is then trained again.
     """
 
@@ -111,7 +111,7 @@ class Local:
         """The next trials, at most `count`; [] when `total` are recorded.
 
         Batches begin at multiples of `count` whatever is recorded, and what was recorded of a batch
-        is asked for again and left out: a sweep that goes on in the middle of a batch gets the
+        is asked for again and left out: a sweep that continues in the middle of a batch gets the
         suggestions that it would have had.
         """
         self._check_write()
@@ -148,7 +148,7 @@ class Local:
             except Exception as error:  # whatever it is, it happened in another thread
                 raise RunError(
                     f"could not write to {self._url}: {reason_of(error)}; the first {self._safe} "
-                    "trials are safe, and the same command goes on from there."
+                    "trials are safe, and the same command continues from there."
                 ) from error
 
     def seconds(self) -> float:

@@ -67,7 +67,7 @@ class Sweep(run.Config):
     sampler: Sampler = "tpe"
     """How the next trials are chosen."""
     prune: int = 0
-    """Successive halving: the best 1 in N (3, say) go on after 1/N, 1/N^2, ... of the epochs."""
+    """Successive halving: the best 1 in N continue after 1/N, 1/N^2, ... of the epochs (try 3)."""
     mode: Literal["auto", "vmap", "map"] = "auto"
     """How a device trains its share of a population: at once, or one after the other."""
     study: str | None = None
@@ -80,7 +80,7 @@ class Sweep(run.Config):
     """Where the sweep is written (default: runs/sweeps/STUDY)."""
     retrain_on_all: bool = False
     """Retrain the best on training and validation data together."""
-    resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always goes on
+    resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always continues
 
 
 def main(

@@ -74,8 +74,8 @@ class Regression:
         r2 = float(np.mean(1 - left / np.where(total > 0, total, np.inf)))
         rows = [
             {f"true_{i}": t for i, t in enumerate(row)}
-            | {f"predicted_{i}": p for i, p in enumerate(said)}
-            for row, said in zip(targets.tolist(), outputs.tolist(), strict=True)
+            | {f"predicted_{i}": p for i, p in enumerate(guess)}
+            for row, guess in zip(targets.tolist(), outputs.tolist(), strict=True)
         ]
         drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
         return Description({"r2": r2}, tables={"predictions": rows}, figures=drawn)

@@ -1,7 +1,7 @@
 """The contract of a task: what kind of job a run is.
 
 A task is a frozen dataclass with the attributes and methods of `Task`. Those shipped are in the
-files beside this one; one of yours may be written anew, or be a subclass that overrides some.
+files beside this one; write your own from scratch, or as a subclass that overrides some methods.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from dlflax.errors import InputError
 
 
 class Task(Protocol):
-    """What the loss is, what the outputs are compared with, which scores there are, what is said of
-    the test outputs and what a prediction looks like.
+    """What the loss is, what the outputs are compared with, which scores there are, what is
+    reported of the test outputs and what a prediction looks like.
 
     In training n examples are a batch: "inputs" (n, ...), what else the data source gives, and
     "mask" float32 (n,), 0 for padding, which must not count.
