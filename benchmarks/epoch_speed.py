@@ -68,7 +68,7 @@ def arrays(data_dir):
 
     from dlflax import data
 
-    train, val = data.split(data.load("mnist", data_dir, say=lambda _: None).train)
+    train, val = data.split(data.load("mnist", data_dir, log=lambda _: None).train)
     return [
         (np.float32(part["inputs"]) / np.float32(255), part["targets"]) for part in (train, val)
     ]

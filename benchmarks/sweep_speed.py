@@ -95,7 +95,7 @@ def floor(folder: str, model: str, trials: int, epochs: int) -> float:
     from experiments.mnist import ARCHITECTURES, PRESETS
 
     population.use_all_cores()
-    splits = data.split(data.load("mnist", folder, say=lambda _: None).train, VALIDATION)
+    splits = data.split(data.load("mnist", folder, log=lambda _: None).train, VALIDATION)
     recipe = dataclasses.replace(PRESETS["default"].recipe, model=ARCHITECTURES[model])
     layout = population.layout(recipe, train.Hparams(), splits[0]["inputs"][:1], POPULATION)
     splits = population.put_on_devices(layout, *splits)
@@ -116,7 +116,7 @@ def arrays(folder):
 
     from dlflax import data
 
-    splits = data.split(data.load("mnist", folder, say=lambda _: None).train, VALIDATION)
+    splits = data.split(data.load("mnist", folder, log=lambda _: None).train, VALIDATION)
     return [(np.float32(s["inputs"]) / np.float32(255), s["targets"]) for s in splits]
 
 

@@ -27,6 +27,28 @@ def replacing(path: str | Path):
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path):
+    """Keeps other processes from the same while it lasts; gives whether it got the lock. Without
+    effect on Windows and on file systems without locks."""
+    try:
+        import fcntl
+
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    except (ImportError, OSError):
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+
+
 def write_csv(path: str | Path, rows: list[dict]) -> None:
     """Writes all rows, atomically. The columns are all keys, in the order they first appear; what
     a row lacks stays empty."""
@@ -34,7 +56,12 @@ def write_csv(path: str | Path, rows: list[dict]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+
+
+def _harmless(cell):
+    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def write_json(path: Path, value) -> None:

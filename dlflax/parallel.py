@@ -225,9 +225,10 @@ def fetch(state):
     are left out. Without a context the State as it is."""
     if not _axis():
         return state
-    parts = jax.device_get(jax.jit(replicated)((state.params, state.collections, state.ema)))
-    params, collections, ema = parts
-    return state.replace(params=params, collections=collections, ema=ema, opt_state=None, key=None)
+    names = ("params", "collections", "ema", "ema_collections")
+    parts = {name: getattr(state, name) for name in names}
+    parts = jax.device_get(jax.jit(replicated)(parts))
+    return state.replace(**parts, opt_state=None, key=None)
 
 
 def host_rows(batch_size: int) -> slice:

@@ -27,7 +27,7 @@ def command(
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     experiment: str = "",
 ) -> None:
-    """Prints a line for each input.
+    """Prints a line for each input. Ends with 3 when some could not be used.
 
     Args:
         run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
@@ -37,8 +37,13 @@ def command(
         experiment: The file or module that made the run, where it has moved or was not run here.
     """
     predictor = Predictor(run_dir, experiments, experiment or None, _to_stderr)
-    for sentence, values in predictor.answers(list(inputs)):
+    refused = []
+    for sentence, values in predictor.answers(list(inputs), refused.append):
         print(json.dumps(values) if json_output else sentence)
+    for error in refused:
+        _to_stderr(f"error: {error}")
+    if refused:
+        sys.exit(3 if len(refused) < len(inputs) else 2)
 
 
 def _to_stderr(sentence: str) -> None:

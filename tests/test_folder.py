@@ -217,7 +217,8 @@ def test_folders_of_their_own_for_the_parts(tmp_path, val, test):
         assert dataset.train["validation"].dtype == bool
         for name, held_out in zip(dataset.train["files"], dataset.train["validation"], strict=True):
             assert held_out == name.startswith(f"{val}/")
-        assert ImageFolder().split(dataset, 0, 0).val is not None
+        whole = ImageFolder().split(dataset, 0, 0)  # all are trained on, and that is said
+        assert whole.val is None and "are trained on too" in whole.notes[0]
     else:
         assert "validation" not in dataset.train
 

@@ -99,6 +99,8 @@ class Splits:
     """What predicting needs to know of the data, as JSON values."""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     """Name -> text of files that belong into the run folder."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was done with the data, which a run prints."""
 
 
 def examples(data) -> int:

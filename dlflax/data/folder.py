@@ -114,7 +114,7 @@ class ImageFolder:
 
     def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
         """The share `validation` of each class, drawn by `seed`, is held out of the training
-        pictures; where there is a validation folder it is that, whatever the share.
+        pictures; where there is a validation folder it is that, whatever the share above 0.
 
         Every class keeps one picture to train on and, with a share above 0, gives one. "inputs"
         are uint8 (n, size, size, 3) in memory when all of them take less than a quarter of it,
@@ -126,7 +126,11 @@ class ImageFolder:
                 f"the validation fraction must be from 0 up to below 1, not {validation}."
             )
         train, test = dataset.train, dataset.test
-        if "validation" in train:
+        notes = ()
+        if "validation" in train and validation == 0:
+            held_out = np.zeros(len(train["targets"]), bool)
+            notes = ("the validation folder's pictures are trained on too (--validation 0).",)
+        elif "validation" in train:
             held_out = train["validation"]
         else:
             held_out = _drawn(train["targets"], validation, seed, 0)
@@ -147,6 +151,7 @@ class ImageFolder:
             test_names=test["files"],
             info={"light_on_dark": False},
             files=dict(dataset.files),
+            notes=notes,
         )  # fmt: skip
 
     def read(self, inputs, data, folder):

@@ -24,7 +24,8 @@ MAX_BYTES = 2**30  # of one file
 _LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 PARTS = {
     "test": "test", "validation": "validation", "val": "validation", "valid": "validation",
-    "train": "train",
+    "train": "train", "training": "train", "testing": "test", "dev": "validation",
+    "development": "validation",
 }  # fmt: skip
 WANTED = (
     "a folder with one folder of pictures a class, or with such folders in train/, and in "
@@ -59,6 +60,11 @@ class Found:
     open: Callable[[int], BinaryIO]
     report: list[list[str]]
     count: int
+
+
+def part_of(folder: str) -> str | None:
+    """What a folder's name says that it is for: train, validation, test, or nothing."""
+    return PARTS.get(folder.casefold())
 
 
 def walk(root: Path, place: str) -> tuple[list[File], list[str], list[list[str]]]:
@@ -126,20 +132,22 @@ def by_class(files: list[File], folders: list[str], report: list[list[str]], pla
         folder, _, below = name.partition("/")
         if below:
             classes[folder].add(below.partition("/")[0])
+    named = {name: part for name in sorted(top) if (part := part_of(name))}
     given = {}  # part -> its folder
-    if classes.get("train"):
-        for name in sorted(top & set(PARTS)):
-            if (part := PARTS[name]) in given:
+    if any(part == "train" and classes[name] for name, part in named.items()):
+        for name, part in named.items():
+            if part in given:
                 raise InputError(f"{place} has both {given[part]}/ and {name}/: keep one of them.")
             given[part] = name
-            if classes[name] != classes["train"]:
-                ours, theirs = (listed(classes[folder]) for folder in ("train", name))
+        ours = classes[given["train"]]
+        for name in given.values():
+            if classes[name] != ours:
                 raise InputError(
-                    f"{place} has the classes {ours} in train/ and {theirs} in {name}/, but they "
-                    "should be the same."
+                    f"{place} has the classes {listed(ours)} in {given['train']}/ and "
+                    f"{listed(classes[name])} in {name}/, but they should be the same."
                 )
-        class_names = sorted(classes["train"])
-    elif top and top <= set(PARTS) and any(classes.values()):
+        class_names = sorted(ours)
+    elif top and top <= set(named) and any(classes.values()):
         raise InputError(f"{place} has {listed(top)} but no train/: it should be {WANTED}.")
     else:
         class_names = sorted(top)
@@ -152,7 +160,7 @@ def by_class(files: list[File], folders: list[str], report: list[list[str]], pla
         part, folder = "", file.name
         if given:
             folder, _, folder_below = file.name.partition("/")
-            part = PARTS.get(folder) if given.get(PARTS.get(folder)) == folder else None
+            part = part_of(folder) if given.get(part_of(folder)) == folder else None
             folder = folder_below
         class_name, inner, _ = folder.partition("/")
         suffix = os.path.splitext(file.name)[1].lower()

@@ -158,7 +158,10 @@ def _oddities(path, image, mode, deep, converted) -> tuple[str, ...]:
     if mode == "CMYK":
         odd.append("CMYK")
     if mode.startswith(("I", "F")) or deep:
-        odd.append({"I": "32-bit", "F": "float"}.get(mode, "16-bit"))
+        kind = {"I": "32-bit", "F": "float"}.get(mode, "16-bit")
+        if not deep and image.mode == mode and image.getextrema()[1] <= 4095 and kind != "float":
+            kind = "12-bit, 4095 taken for white"
+        odd.append(kind)
     if converted.mode == "RGBA" and converted.getchannel("A").getextrema()[0] < 255:
         odd.append("transparent, on white")
     with contextlib.suppress(Exception):  # a damaged second frame is none
@@ -168,9 +171,10 @@ def _oddities(path, image, mode, deep, converted) -> tuple[str, ...]:
 
 
 def _to_uint8(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """Modes I;16, I and F: full scale is 65535, or the first of 1 (F), 255, 65535 that holds."""
+    """Modes I;16, I and F: full scale is the first that holds all of 1 (F), 255 (I, F), 4095 (as of
+    12-bit cameras) and 65535."""
     pixels = np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
-    full = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
+    full = {"F": (1, 255, 4095, 65535), "I": (255, 4095, 65535)}.get(mode, (4095, 65535))
     full = next((top for top in full if pixels.max() <= top), pixels.max())
     return np.round(pixels.clip(0) * (255 / full)).astype(np.uint8)
 

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import hashlib
 import importlib.resources
+import io
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlflax.data.dataset import Dataset, Splits
+from dlflax.data.times import in_time, read_times
 from dlflax.errors import InputError
 
 # in data/embedded, with their sources: (column, steps a season)
@@ -156,13 +159,23 @@ def _windows(values, start, stop, window, horizon):
 
 
 def read(path: Path, column: str | None = None, log: Callable[[str], None] = print) -> np.ndarray:
-    """One column, by default the last, of a CSV file with a header: float64 (n,). As `Series.load`
-    says."""
+    """One column, by default the last, of a CSV file with a header: float64 (n,), in the order of
+    the column with times, if there is one. As `Series.load` says."""
     path = Path(path)
-    values = _column(path, column)
+    header, rows = _table(path)
+    column = column or header[-1]
+    if column not in header:
+        raise InputError(f"{path} has no column {column!r}: it has {', '.join(header)}.")
+    place = header.index(column)
+    values = _numbers(path, column, [(line, row[place].strip()) for line, row in rows])
+    if (~np.isnan(values)).sum() < 8:
+        raise InputError(f"{path} has {(~np.isnan(values)).sum()} numbers: a series needs more.")
+    for other in range(len(header)):
+        times = read_times([row[other] for _, row in rows]) if other != place else None
+        if times is not None:
+            values = in_time(times, values, path, log)
+            break
     missing = np.isnan(values)
-    if missing.all() or len(values) < 8:
-        raise InputError(f"{path} has {(~missing).sum()} numbers: a series needs more.")
     if missing.any():
         log(f"{path.name}: {missing.sum()} of {len(values)} values are missing: interpolated.")
         at = np.arange(len(values))
@@ -170,26 +183,51 @@ def read(path: Path, column: str | None = None, log: Callable[[str], None] = pri
     return values
 
 
-def _column(path: Path, column: str | None) -> np.ndarray:
-    """float64 (n,), NaN where a cell is empty or says NaN."""
+def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """(headings, [(line, cells)]) of a CSV file. InputError where a row has another length."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {state}: a series is a CSV file with a header.")
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if row]
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = _delimiter(text.partition("\n")[0])
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        (_, header), *rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error, ValueError, OSError) as error:
         raise InputError(f"{path} is not a CSV file with a header ({error}).") from error
-    column = column or header[-1]
-    if column not in header:
-        raise InputError(f"{path} has no column {column!r}: it has {', '.join(header)}.")
-    place, values = header.index(column), []
-    for line, row in enumerate(rows, 2):
-        cell = row[place].strip() if place < len(row) else ""
-        try:
-            values.append(
-                float(cell) if cell.lower() not in ("", "na", "nan", "null") else math.nan
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}, line {line} has {len(row)} cells under {len(header)} headings: put "
+                "numbers that have a comma in quotes, or write them without."
             )
+    return header, rows
+
+
+def _delimiter(header: str) -> str:
+    """Of a comma, a semicolon and a tab the one that is most often in the first line."""
+    return max(",;\t", key=header.count)
+
+
+def _numbers(path: Path, column: str, cells: list[tuple[int, str]]) -> np.ndarray:
+    """float64 (n,), NaN where a cell is empty or says NaN. The column has one way to write numbers:
+    1234.5, 1,234.5, or 1.234,5."""
+    texts = [cell for _, cell in cells if cell.lower() not in ("", "na", "nan", "null")]
+    grouped = all(re.fullmatch(r"[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", cell) for cell in texts)
+    comma = r"[-+]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?"
+    decimal_comma = all(re.fullmatch(comma, cell) for cell in texts)
+    values = []
+    for line, cell in cells:
+        if cell.lower() in ("", "na", "nan", "null"):
+            values.append(math.nan)
+            continue
+        plain = cell
+        if "," in cell and grouped:
+            plain = cell.replace(",", "")
+        elif "," in cell and decimal_comma:
+            plain = cell.replace(".", "").replace(",", ".")
+        try:
+            values.append(float(plain))
         except ValueError as error:
             raise InputError(
                 f"{path}, line {line}, column {column}: {cell!r} is not a number."

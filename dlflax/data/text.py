@@ -5,6 +5,7 @@ tokenizers and tensorflow_datasets are imported only where they are needed.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.order import split
 from dlflax.errors import InputError
 
+MOST_UNKNOWN = 0.5  # share of unknown words up to which whole words are the tokens
 LONGEST = 256  # tokens, where --length is not given
 PAD, UNK = 0, 1
 SPECIAL_TOKENS = ["[PAD]", "[UNK]"]
@@ -46,8 +48,10 @@ class Text:
     length: int = 0
     """Tokens that a text is cut or padded to (0: so that 95 of 100 training texts fit, 256 at
     most)."""
-    tokenizer: Literal["word", "bpe"] = "word"
-    """Whole words, or pieces of words by byte-pair encoding; vader is always cut into pieces."""
+    tokenizer: Literal["auto", "word", "bpe"] = "auto"
+    """Whole words, or pieces of words by byte-pair encoding; auto: words, but pieces where more
+    than half of the words in held-out texts are unknown, as in languages without blanks. vader is
+    always cut into pieces."""
     lowercase: bool = True
     """Whether the tokenizer ignores case."""
 
@@ -106,8 +110,11 @@ class Text:
         # A lexicon's words are single words: as whole ones, those of the test would be unknown.
         lexicon = dataset.name == "vader" and self.data_dir is None
         kind, vocabulary = (
-            ("bpe", VADER_VOCABULARY) if lexicon else (self.tokenizer, self.vocabulary)
+            ("bpe", VADER_VOCABULARY)
+            if lexicon
+            else ("bpe" if self.tokenizer == "bpe" else "word", self.vocabulary)
         )
+        notes = []
         fewest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)  # 256: all bytes
         if vocabulary < fewest:
             raise InputError(
@@ -118,13 +125,27 @@ class Text:
             raise InputError(f"--length {self.length} must be 1 or more tokens, or 0.")
         train, val = split(dataset.train, validation, seed)
         tokenizer = _train_tokenizer(train["inputs"].tolist(), kind, vocabulary, self.lowercase)
+        unknown = _unknown_share(tokenizer, _sample((val or train)["inputs"]))
+        if unknown > MOST_UNKNOWN and kind == "word":
+            notes.append(f"{unknown:.0%} of the words are unknown to the tokenizer")
+            if self.tokenizer == "word":
+                notes[-1] += ": try --tokenizer bpe."
+            else:
+                kind, vocabulary = "bpe", max(vocabulary, 1000)
+                notes[-1] += ", so texts are cut into pieces of words (--tokenizer bpe)."
+                texts = train["inputs"].tolist()
+                tokenizer = _train_tokenizer(texts, kind, vocabulary, self.lowercase)
         tokenizer_json = tokenizer.to_str()
+        sample = tokenizer.encode_batch_fast(_sample(train["inputs"]))
+        lengths = np.array([len(encoding.ids) for encoding in sample])
         length = self.length
         if not length:
-            step = max(1, len(train["inputs"]) // 2000)  # a sample says as much
-            sample = tokenizer.encode_batch_fast(train["inputs"][::step].tolist())
-            lengths = [len(encoding.ids) for encoding in sample]
             length = min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
+        if cut := np.mean(lengths > length):
+            notes.append(
+                f"about {max(cut, 0.01):.0%} of the texts are longer than {length} tokens and lose "
+                f"their end: --length {lengths.max()} keeps them whole."
+            )
 
         def encoded(part):
             inputs = encode(tokenizer_json, part["inputs"].tolist(), length)
@@ -137,6 +158,7 @@ class Text:
             model={"vocabulary": tokenizer.get_vocab_size()},
             info={"length": length, "tokenizer": kind},
             files={"tokenizer.json": tokenizer_json},
+            notes=tuple(notes),
         )  # fmt: skip
 
     def read(self, inputs, data, folder):
@@ -148,7 +170,16 @@ class Text:
             tokenizer = path.read_text(encoding="utf-8")
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        return list(inputs), "text", {"inputs": encode(tokenizer, list(inputs), data["length"])}
+        texts = list(map(_as_utf8, inputs))
+        return texts, "text", {"inputs": encode(tokenizer, texts, data["length"])}
+
+
+def _as_utf8(argument: str) -> str:
+    """An argument of the command line whose bytes the locale could not read: they are UTF-8."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:  # said by `encode`
+        return argument
 
 
 def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
@@ -182,6 +213,17 @@ def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
         ids[start : start + len(part)] = [encoding.ids for encoding in encodings]
     ids[ids[:, 0] == PAD, 0] = UNK
     return ids
+
+
+def _sample(texts) -> list[str]:
+    """Some 2,000 texts, from all over: they say as much as all."""
+    return texts[:: max(1, len(texts) // 2000)].tolist()
+
+
+def _unknown_share(tokenizer, texts: list[str]) -> float:
+    """The share of the texts' tokens that the tokenizer does not know."""
+    ids = [i for encoding in tokenizer.encode_batch_fast(texts) for i in encoding.ids]
+    return ids.count(UNK) / max(len(ids), 1)
 
 
 def _train_tokenizer(texts: list[str], kind: str, vocabulary: int, lowercase: bool):

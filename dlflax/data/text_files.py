@@ -16,6 +16,7 @@ import numpy as np
 
 from dlflax.data import download
 from dlflax.data.dataset import Dataset
+from dlflax.data.folder_files import part_of
 from dlflax.data.order import permutation
 from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
 from dlflax.errors import InputError
@@ -57,8 +58,16 @@ def read_path(path: Path, dataset: str, log) -> Dataset:
         return read_tfds(dataset, found, log)
     entries = _listing(path)
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
-    if {"train", "test"} <= set(folders):  # and whatever else: aclImdb has a vocabulary beside them
-        train, test = (_class_folders(folders[part]) for part in ("train", "test"))
+    parts = {part: entry for name, entry in folders.items() if (part := part_of(name))}
+    if {"train", "test"} <= set(parts):  # and whatever else: aclImdb has a vocabulary beside them
+        train, test = (_class_folders(parts[part]) for part in ("train", "test"))
+        if "validation" in parts:
+            log(
+                f"{place}: {parts['validation'].name}/ is added to the training texts, of which "
+                "--validation holds out a share."
+            )
+            for label, texts in _class_folders(parts["validation"]).items():
+                train.setdefault(label, []).extend(texts)
         if set(train) != set(test):
             raise InputError(
                 f"{place} has the classes {listed(train)} in train and {listed(test)} in test, "
@@ -184,7 +193,7 @@ def vader(log) -> Dataset:
     ratings = {}
     for line in path.read_text("utf-8").splitlines():
         word, mean, *_ = line.split("\t")
-        ratings.setdefault(word.strip(), float(mean))
+        ratings.setdefault(_key(word), float(mean))
     words = [word for word, mean in ratings.items() if mean]
     targets = [int(ratings[word] > 0) for word in words]
     source = f"VADER lexicon, {len(words):,} rated words (NOT reviews)"
@@ -204,8 +213,9 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
         part and ([text.strip() for text in part[0]], np.asarray(part[1], np.int32))
         for part in (train, test)
     )
-    if test is None:
-        train = _without_duplicates(*train, place, log)
+    train = _without_duplicates(*train, place, log)
+    if test is not None:
+        train = _without_those_of_the_test(*train, test[0], place, log)
     count = len(train[0]) + (len(test[0]) if test else 0)
     if count < FEWEST:
         different = "" if test else " different"
@@ -231,8 +241,7 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
         if counts.max() == 1:
             raise InputError(
                 f"{place} has as many classes as texts, {count:,}, so its labels cannot be "
-                "classes: "
-                "a class needs several texts."
+                "classes: a class needs several texts."
             )
         train, test = _draw_test(*train, counts)
     elif not test[0]:
@@ -254,16 +263,42 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
     return Dataset(name, source, *arrays, tuple(class_names), digest.hexdigest())
 
 
+def _key(text: str) -> str:
+    """Equal for texts that differ in nothing but case and blanks."""
+    return " ".join(text.casefold().split())
+
+
 def _without_duplicates(texts, targets, place, log):
-    first = {}
+    """The first of the texts that are equal but for case and blanks; none of those that have
+    several labels, whichever row comes first."""
+    first, labels = {}, {}
     for index, text in enumerate(texts):
-        first.setdefault(text, index)
-    if dropped := len(texts) - len(first):
+        key = _key(text)
+        first.setdefault(key, index)
+        labels.setdefault(key, set()).add(int(targets[index]))
+    contradictory = {key for key, found in labels.items() if len(found) > 1}
+    kept = [index for key, index in first.items() if key not in contradictory]
+    if contradictory:
+        count = sum(_key(text) in contradictory for text in texts)
+        log(f"{place}: {count:,} texts have more than one label and are left out.")
+    if dropped := len(texts) - len(kept) - (count if contradictory else 0):
         log(
             f"{place}: {dropped:,} of {len(texts):,} texts repeat an earlier one and are left out, "
             "so that none is both in training and in the test."
         )
-    return list(first), targets[list(first.values())]
+    return [texts[index] for index in kept], targets[kept]
+
+
+def _without_those_of_the_test(texts, targets, test, place, log):
+    """The training texts that are not in the test, given as it is."""
+    tested = set(map(_key, test))
+    kept = [index for index, text in enumerate(texts) if _key(text) not in tested]
+    if dropped := len(texts) - len(kept):
+        log(
+            f"{place}: {dropped:,} of {len(texts):,} training texts are in the test too and are "
+            "left out of training."
+        )
+    return [texts[index] for index in kept], targets[kept]
 
 
 def _draw_test(texts, targets, counts):

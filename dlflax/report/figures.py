@@ -13,6 +13,9 @@ import numpy as np
 from dlflax.files import replacing
 
 
+MOST_CLASSES = 60  # in a confusion matrix: larger ones cannot be read, and take gigabytes
+
+
 def new_figure(width: float, height: float, layout: str | None = "constrained"):
     """An empty matplotlib Figure, inches."""
     from matplotlib.figure import Figure  # not pyplot: no global state, a second less to import
@@ -72,11 +75,19 @@ def predicted_against_true(targets, outputs):
 
 def confusion_matrix(matrix: np.ndarray, class_names):
     """Figure. matrix: int (k, k), rows true, columns predicted. The colour is the share of the
-    row; up to 20 classes the cells show their counts."""
+    row; up to 20 classes the cells show their counts, of more than MOST_CLASSES only those are drawn
+    that are most confused."""
     from matplotlib.colors import PowerNorm
 
-    matrix = np.asarray(matrix)
-    k, names = len(matrix), [_short(name, 24) for name in class_names]
+    matrix, names = np.asarray(matrix), [_short(name, 24) for name in class_names]
+    right = np.trace(matrix) / max(matrix.sum(), 1)
+    title = f"{right:.2%} of {matrix.sum():,} right"
+    if len(matrix) > MOST_CLASSES:
+        wrong = matrix - np.diag(np.diag(matrix))
+        confused = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MOST_CLASSES])
+        matrix, names = matrix[np.ix_(confused, confused)], [names[i] for i in confused]
+        title += f"; the {MOST_CLASSES} most confused of {len(class_names):,} classes"
+    k = len(matrix)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     cell = max(0.5, 3 / k) if k <= 20 else max(0.11, 9 / k)  # inches
     font = min(10, 54 * cell)  # points, three quarters of a cell
@@ -89,8 +100,7 @@ def confusion_matrix(matrix: np.ndarray, class_names):
     axes.set_yticks(range(k), names, fontsize=font, parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    right = np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{right:.2%} of {matrix.sum():,} right")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
     bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, aspect=30)
     bar.outline.set_visible(False)
     for (i, j), count in np.ndenumerate(matrix) if k <= 20 else ():

@@ -1,6 +1,7 @@
 """Event files for TensorBoard. tensorboardX is imported where it is used: start-up time counts."""
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,13 +37,23 @@ class TensorBoard:
 
     @_harmless
     def _open(self, folder, purge_step):
-        from tensorboardX import SummaryWriter
+        # not SummaryWriter: the thread that writes for it ends at a failed write, and the process
+        # then waits for it without end
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
+        folder.mkdir(parents=True, exist_ok=True)
         # tensorboardX names files by the second: a quick resume would overwrite the first run's.
         suffix = f".{len(list(folder.glob('events*')))}"
-        self._writer = SummaryWriter(
-            str(folder), purge_step=purge_step, flush_secs=5, filename_suffix=suffix
-        )
+        self._writer = EventsWriter(str(folder / "events"), suffix)
+        if purge_step is not None:
+            self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, step, **what):
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
+        self._writer.flush()
 
     @_harmless
     def scalars(self, row: dict, step: int) -> None:
@@ -54,7 +65,7 @@ class TensorBoard:
             for name, value in row.items()
             if value is not None and name not in ("epoch", "step")
         ]
-        self._writer.file_writer.add_summary(Summary(value=values), step)
+        self._write(step, summary=Summary(value=values))
 
     @_harmless
     def picture(self, tag: str, path: str | Path, step: int) -> None:
@@ -68,7 +79,7 @@ class TensorBoard:
             encoded_image_string=Path(path).read_bytes(), width=width, height=height, colorspace=4
         )
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._writer.file_writer.add_summary(summary, step)
+        self._write(step, summary=summary)
 
     @_harmless
     def hparams(self, hparams: dict, metrics: dict[str, float]) -> None:
@@ -81,7 +92,7 @@ class TensorBoard:
         hparams = {k: v if isinstance(v, plain) else str(v) for k, v in hparams.items()}
         results = {f"result/{_tag(name)}": value for name, value in metrics.items()}
         for summary in summaries(hparams, results):
-            self._writer.file_writer.add_summary(summary)
+            self._write(0, summary=summary)
         self.scalars(results, 0)
 
     @_harmless

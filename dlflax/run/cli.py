@@ -34,7 +34,7 @@ HELP = {
     "augment": "Random changes of training inputs, in this order, whose strengths are --hparams.",
     "model": "Architecture, if not the preset's; some have a preset too.",
 }
-TYRO = (tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
+TYRO = (tyro.conf.SuppressFixed,)
 
 
 def main(

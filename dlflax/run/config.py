@@ -59,17 +59,18 @@ def check(config: Config) -> None:
     hparams.check(config.hparams)
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed {config.seed} must be from 0 to {2**32 - 1}.")
-    for name, least in (("epochs", 1), ("patience", 0), ("reduce_on_plateau", 0)):
-        if getattr(config, name) < least:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(config, name)} must be {least} or more.")
+    for name, least in (("epochs", 1), ("patience", 0), ("reduce_on_plateau", 0), ("devices", 0)):
+        check_count(name, getattr(config, name), least)
+    if not 0 <= config.validation < 1:
+        raise InputError(f"--validation {config.validation:g} must be from 0 up to below 1.")
+    if config.run_dir is not None and str(config.run_dir) in ("", "."):
+        raise InputError("--run-dir must name a folder of its own, such as runs/mnist/first.")
     if config.validation == 0 and (config.patience or config.reduce_on_plateau):
         raise InputError(
             "--patience and --reduce-on-plateau must be 0 with --validation 0: they go by the "
             "validation score."
         )
-    if config.recipe.batch_size < 1:
-        raise InputError(f"--batch-size {config.recipe.batch_size} must be 1 or more.")
+    check_count("batch_size", config.recipe.batch_size, 1)
     recipe = config.recipe
     for thing in (recipe.task, recipe.task.loss, recipe.optimizer, recipe.schedule, *recipe.augment,
                   config.data):  # fmt: skip
@@ -83,6 +84,15 @@ def check(config: Config) -> None:
     task = config.recipe.task
     if task.monitor not in task.SCORES:
         raise InputError(f"--task.monitor {task.monitor} must be one of {', '.join(task.SCORES)}.")
+
+
+def check_count(name: str, value: int, least: int, most: int = 10**9) -> None:
+    """InputError for a count outside its range."""
+    flag = name.replace("_", "-")
+    if value < least:
+        raise InputError(f"--{flag} {value} must be {least} or more.")
+    if value > most:
+        raise InputError(f"--{flag} {value} must be {most:,} or less.")
 
 
 def check_batch_size(batch_size: int, n: int) -> None:

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from dlflax import data, parallel, train, transfer
-from dlflax.errors import RunError, Terminated
-from dlflax.files import write_csv, write_json
+from dlflax.errors import InputError, RunError, Terminated
+from dlflax.files import locked, write_csv, write_json
 from dlflax.models.flops import flops
 from dlflax.report import figures, tables
 from dlflax.report.progress import Progress
@@ -58,11 +58,23 @@ def run(
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     job = prepared(config, log, dataset)
-    config, task, main = job.config, job.config.recipe.task, parallel.is_main()
     count = parallel.devices(config.devices, config.recipe.batch_size)
-    folder = parallel.from_main(lambda: run_folder(experiment, config))
-    config = dataclasses.replace(config, run_dir=folder)
-    job = dataclasses.replace(job, config=config)
+    folder = parallel.from_main(lambda: run_folder(experiment, job.config))
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, run_dir=folder))
+    lock = locked(folder / ".lock") if parallel.is_main() else contextlib.nullcontext(True)
+    with lock as free:
+        if parallel.any_host(not free):
+            raise InputError(
+                f"--run-dir {folder} is being written by another process: wait for it, or choose "
+                "another folder."
+            )
+        return _run(experiment, job, count, started, log)
+
+
+def _run(experiment, job, count, started, log) -> dict[str, Any]:
+    """`run` in a folder that no other process writes."""
+    config, task, main = job.config, job.config.recipe.task, parallel.is_main()
+    folder = config.run_dir
     parallel.from_main(lambda: begin(experiment, config, job.dataset, job.examples, folder, log))
     checkpoints = Checkpoints(folder / "checkpoints", task, log)
     with parallel.use(count, config.shard_state):
@@ -100,6 +112,8 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     check(config)
     dataset = dataset or config.data.load(log)
     examples = config.data.split(dataset, config.validation, config.seed)
+    for note in examples.notes:
+        log(note)
     recipe = bind_to_data(config.recipe, config.hparams, examples)
     config = dataclasses.replace(config, recipe=recipe)
     check_batch_size(recipe.batch_size, data.examples(examples.train))
@@ -247,7 +261,7 @@ def _report(job, fit, state, sums, outputs, results, board, log) -> None:
     numbers = train.as_traced(config.hparams.evaluation())
     path = folder / "results.json"
     write_json(path, {**results, "pending": "what the task describes"})
-    variables = {"params": train.averaged(recipe, state), **state.collections}
+    variables = train.variables(recipe, state)
     tested = Tested(
         recipe, config.hparams, variables, job.examples, sums, outputs,
         lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)),
@@ -266,7 +280,10 @@ def _report(job, fit, state, sums, outputs, results, board, log) -> None:
     except Exception as error:  # a task of one's own can raise anything
         log(f"warning: {type(recipe.task).__name__}.describe failed ({type(error).__name__}: "
             f"{error}): results.json has what came before")  # fmt: skip
-    plain = {f"test/{k}": v for k, v in results["test"].items() if isinstance(v, float)}
+    plain = {
+        f"{split}_{name}": value for split in ("val", "test")
+        for name, value in results.get(split, {}).items() if isinstance(value, float)
+    }  # fmt: skip
     board.hparams({**_hparams(config), **flat(to_json(recipe))}, plain)
     score = next(iter(recipe.task.SCORES))
     best = train.best_epoch(fit.history, recipe.task) if job.start.splits.val else None

@@ -22,6 +22,9 @@ def with_exit_codes(
 ) -> None:
     """Runs command; a known failure becomes one sentence on stderr and an exit code. again: what to
     do after an interruption."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stand-in, as in a notebook
+            stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks
     compilation_cache()
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminated)

@@ -1,5 +1,6 @@
 """The folder of a run: made, compared with what a resume asks for, read."""
 
+import dataclasses
 import json
 import platform
 import time
@@ -52,7 +53,8 @@ def settings(
     return {
         "experiment": experiment.name,
         "defined_in": experiment.defined_in(),
-        "config": to_json(config),
+        # --resume is of one start alone
+        "config": to_json(dataclasses.replace(config, resume=False)),
         "data": {
             "name": dataset.name,
             "source": dataset.source,

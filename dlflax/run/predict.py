@@ -1,5 +1,6 @@
 """The model of a run folder, for new inputs."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -57,17 +58,39 @@ class Predictor:
         numbers = train.as_traced(self.config.hparams.evaluation())
         return np.asarray(train.predict(self.config.recipe, self.state(inputs), numbers, inputs))
 
-    def answers(self, inputs: list[str]) -> list[tuple[str, dict]]:
-        """For each input, a file or text, one sentence, and the same as JSON values."""
+    def _read(self, inputs, on_refused):
+        """What the data source reads of the inputs, without those that are refused."""
+        read = functools.partial(self.config.data.read, data=self.data, folder=self.folder)
+        if on_refused is None or not inputs:
+            return read(inputs)
+        names, kind, batches = [], "", []
+        for each in inputs:
+            try:
+                some, kind, batch = read([each])
+            except InputError as error:
+                on_refused(error)
+                continue
+            names += some
+            batches.append(batch)
+        batch = {k: np.concatenate([each[k] for each in batches]) for k in (batches or [{}])[0]}
+        return names, kind, batch
+
+    def answers(
+        self, inputs: list[str], on_refused: Callable[[InputError], None] | None = None
+    ) -> list[tuple[str, dict]]:
+        """For each input, a file or text, one sentence, and the same as JSON values. on_refused
+        gets the error of each that cannot be used; without it the first one is raised."""
         config = self.config
         if not hasattr(config.data, "read"):
             raise InputError(
                 f"{type(config.data).__name__} has no method read, which predict needs: "
                 "read(inputs, data, folder) -> (names, kind, batch)."
             )
-        names, kind, batch = config.data.read(inputs, self.data, self.folder)
+        names, kind, batch = self._read(inputs, on_refused)
+        if not names:
+            return []
         state = self.state(batch["inputs"])
-        variables = {"params": train.averaged(config.recipe, state), **state.collections}
+        variables = train.variables(config.recipe, state)
         asked = Asked(
             names, kind, batch, self.outputs(batch["inputs"]), self.data, config.recipe, variables,
             self.folder,

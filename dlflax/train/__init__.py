@@ -8,10 +8,10 @@ from dlflax.train.recipe import (
     Recipe,
     State,
     abstract,
-    averaged,
     forward,
     init,
     output_shape,
+    variables,
     zero_sums,
 )
 from dlflax.train.step import augmented, floats, gradient, moved, prepare, step, update
@@ -19,7 +19,7 @@ from dlflax.train.step import augmented, floats, gradient, moved, prepare, step,
 __all__ = [
     "Adam", "AdamW", "Constant", "Cosine", "Fit", "History", "Hparams", "Linear", "Lion", "Muon",
     "RMSprop", "Recipe", "SGD", "Saved", "State", "Training", "abstract", "as_traced", "augmented",
-    "averaged", "best_epoch", "evaluate", "finished", "fit", "floats", "forward", "gradient",
+    "best_epoch", "evaluate", "finished", "fit", "floats", "forward", "gradient",
     "init", "moved", "number", "output_shape", "plateau_factor", "predict", "prepare", "step",
-    "train_piece", "train_steps", "update", "zero_sums",
+    "train_piece", "train_steps", "update", "variables", "zero_sums",
 ]  # fmt: skip

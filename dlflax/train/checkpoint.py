@@ -4,6 +4,8 @@ The only file that imports orbax, and only when a checkpoint is written or read:
 most of a second.
 """
 
+import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -12,11 +14,13 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from dlflax import parallel
 from dlflax.errors import RunError
@@ -38,12 +42,23 @@ class Checkpoints:
     def __init__(self, folder: Path, task, log: Callable[[str], None] = print):
         self.folder = Path(folder).absolute()
         self.task, self.log = task, log
+        self._read_back = False
 
+    @contextlib.contextmanager
     def _manager(self):
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self.folder, options=options)
+        with contextlib.ExitStack() as stack:
+            folder = self.folder
+            if set(str(folder)) & set("*?[]"):
+                # Orbax looks for its own files by a pattern made of the path as it is: through a
+                # link without such characters it finds them
+                folder.mkdir(parents=True, exist_ok=True)
+                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="dlflax-"))
+                folder = Path(place) / "checkpoints"
+                folder.symlink_to(self.folder)
+            yield stack.enter_context(ocp.CheckpointManager(folder, options=options))
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, damaged or not, ascending."""
@@ -71,12 +86,14 @@ class Checkpoints:
                 manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(state),
+                        state=ocp.args.StandardSave(_tree(state)),
                         history=ocp.args.JsonSave({"rows": list(history), "partial": partial}),
                     ),
                 )
             if parallel.is_main():
                 _write_manifest(self.folder / str(step))
+            if not self._read_back and jax.process_count() == 1:
+                self._check_restoring(saved)
         except Exception as error:  # tensorstore wraps a full disk in ValueError
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # another host is gone
@@ -106,6 +123,23 @@ class Checkpoints:
             if folder.name not in map(str, keep):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def _check_restoring(self, saved: Saved) -> None:
+        """RunError unless the checkpoint that was just saved gives the same State back: once, so
+        that a run whose checkpoints cannot be used ends after its first epoch, not after its last.
+        """
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            saved.state,
+        )
+        found = self.restore(abstract, int(saved.state.step)).state
+        for ours, theirs in zip(jax.tree.leaves(saved.state), jax.tree.leaves(found), strict=True):
+            if jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key):
+                ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
+            same = np.array_equal(np.asarray(ours), np.asarray(theirs), equal_nan=True)
+            if not same:
+                raise RunError("what was saved comes back as other numbers")
+        self._read_back = True
+
     def restore(self, abstract: State, step: int) -> Saved:
         """The checkpoint of `step`, as it was saved. abstract:
         `train.abstract`, with where each leaf is to lie. RunError names the file whose bytes are
@@ -126,11 +160,11 @@ class Checkpoints:
             restored = manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(_tree(abstract)), history=ocp.args.JsonRestore()
                 ),
             )
         history = restored.history
-        return Saved(restored.state, history["rows"], history["partial"])
+        return Saved(State(**restored.state), history["rows"], history["partial"])
 
     def restore_best(self, abstract: State) -> State:
         """The State of the `best_epoch` in the newest undamaged checkpoint's history. Changes
@@ -171,6 +205,13 @@ class Checkpoints:
         if damaged:
             raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
         return None
+
+
+def _tree(state: State) -> dict:
+    """The State as it is saved: a field that came later is left out where it holds nothing, so that
+    checkpoints from before it have the same structure."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {k: v for k, v in fields.items() if k != "ema_collections" or v is not None}
 
 
 def _write_manifest(folder: Path) -> None:

@@ -28,16 +28,24 @@ def confusion(predicted, targets, classes: int) -> np.ndarray:
 
 
 def per_class(hits, support, predicted) -> dict[str, np.ndarray]:
-    """Precision, recall, F1 and support of each class from counts, each (k,): examples of the class
-    that were predicted so, all examples of it, all predictions of it. A class that is never
-    predicted, or never occurs, scores 0, as scikit-learn's `zero_division=0`."""
+    """Precision, recall, F1, support and predictions of each class from counts, each (k,):
+    examples of the class that were predicted so, all examples of it, all predictions of it. A class
+    that is never predicted, or never occurs, scores 0, as scikit-learn's `zero_division=0`."""
     hits, support, predicted = (np.asarray(each, np.float64) for each in (hits, support, predicted))
     return {
         "precision": hits / np.maximum(predicted, 1),
         "recall": hits / np.maximum(support, 1),
         "f1": 2 * hits / np.maximum(support + predicted, 1),
         "support": support.astype(int),
+        "predicted": predicted.astype(int),
     }
+
+
+def macro(table: dict[str, np.ndarray], score: str) -> float:
+    """The mean of a column of `per_class` over the classes that occur, in truth or prediction, as
+    scikit-learn's macro average; 0 without any."""
+    occurs = (table["support"] > 0) | (table["predicted"] > 0)
+    return float(table[score][occurs].mean()) if occurs.any() else 0.0
 
 
 def roc_auc(targets, scores) -> float | None:

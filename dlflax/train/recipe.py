@@ -60,6 +60,7 @@ class State:
     opt_state: Any
     ema: Any  # like params, or None without Recipe.ema
     key: jax.Array  # never changes; a step's randomness is fold_in(key, step)
+    ema_collections: Any = None  # like collections, averaged alike; None where there are no floats
 
 
 def init(recipe: Recipe, hparams: Hparams, inputs, key, pretrained=None) -> State:
@@ -68,19 +69,21 @@ def init(recipe: Recipe, hparams: Hparams, inputs, key, pretrained=None) -> Stat
     the variables, {"params": {...}, ...}, which are taken in place of the fresh ones (of several
     hosts NumPy arrays)."""
     init_key, key = jax.random.split(key)
-    variables = recipe.model.init(
+    fresh = recipe.model.init(
         init_key, floats(inputs), **keywords(recipe.model, hparams, train=False)
     )
-    variables.pop("losses", None)  # of one call, not of the State
+    fresh.pop("losses", None)  # of one call, not of the State
     if pretrained:
-        fresh, ours = (traverse_util.flatten_dict(each) for each in (variables, pretrained))
-        variables = traverse_util.unflatten_dict({**fresh, **ours})
-    params = variables.pop("params")
+        own, given = (traverse_util.flatten_dict(each) for each in (fresh, pretrained))
+        fresh = traverse_util.unflatten_dict({**own, **given})
+    params = fresh.pop("params")
     optimizer = optim.transformation(recipe.optimizer, 0.0, hparams)
     opt_state = optimizer.init(trained(recipe, params)[0])
     # a copy, because a donated State must not hold one buffer twice
     ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
-    return State(jnp.int32(0), params, variables, opt_state, ema, key)
+    floating = any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(fresh))
+    averages = jax.tree.map(jnp.copy, fresh) if recipe.ema and floating else None
+    return State(jnp.int32(0), params, fresh, opt_state, ema, key, averages)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -94,17 +97,22 @@ def abstract(recipe: Recipe, hparams: Hparams, inputs) -> State:
     return jax.eval_shape(lambda: init(recipe, hparams, inputs, jax.random.key(0)))
 
 
-def averaged(recipe: Recipe, state: State):
-    """The parameters to evaluate with."""
-    return state.ema if recipe.ema else state.params
+def variables(recipe: Recipe, state: State) -> dict[str, Any]:
+    """{"params": ..., ...} to evaluate with: averaged ones, where the recipe averages. Batch
+    statistics belong to the weights that they were taken with, so both are averaged or neither."""
+    if not recipe.ema:
+        return {"params": state.params, **state.collections}
+    collections = state.collections if state.ema_collections is None else state.ema_collections
+    return {"params": state.ema, **collections}
 
 
 def forward(recipe: Recipe, state: State, hparams: Hparams, inputs):
     """The model's outputs, float32 (n, ...), on inputs (n, ...) of any dtype, not training."""
     dtype = jnp.dtype(recipe.compute_dtype)
-    variables = {"params": cast(averaged(recipe, state), dtype), **state.collections}
+    evaluated = variables(recipe, state)
+    evaluated = {**evaluated, "params": cast(evaluated["params"], dtype)}
     inputs = cast(floats(inputs), dtype)
-    outputs = recipe.model.apply(variables, inputs, **keywords(recipe.model, hparams, train=False))
+    outputs = recipe.model.apply(evaluated, inputs, **keywords(recipe.model, hparams, train=False))
     return cast(outputs, jnp.float32)
 
 

@@ -8,6 +8,7 @@ of, for a step of your own.
 Nothing here knows of the loop, of files or of devices.
 """
 
+import functools
 import inspect
 import re
 from typing import Any, NamedTuple
@@ -127,12 +128,16 @@ def objective(recipe, params, collections, hparams, batch, key):
     outputs = cast(outputs, jnp.float32)
     loss, targets = recipe.task.loss, batch["targets"]
     each = loss(outputs, targets, hparams)
-    if "partner" in batch:
-        other = loss(outputs, targets[batch["partner"]], hparams)
-        each = batch["share"] * each + (1 - batch["share"]) * other
-    own = sum(jax.tree.leaves(collections.pop("losses", {})))
     weight = batch["mask"] * batch["weight"] if "weight" in batch else batch["mask"]
-    total = jnp.sum((each + hparams.kl_weight * own) * weight)
+    total = jnp.sum(each * weight)
+    if "partner" in batch:  # a target's loss has the weight of that target's class
+        share, partner = batch["share"], batch["partner"]
+        other = loss(outputs, targets[partner], hparams)
+        others = batch.get("weight", jnp.ones_like(share))[partner]
+        total = jnp.sum(share * each * weight + (1 - share) * other * others * batch["mask"])
+        each = share * each + (1 - share) * other
+    own = sum(jax.tree.leaves(collections.pop("losses", {})))
+    total = total + hparams.kl_weight * jnp.sum(own * weight)
     mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
     penalty = losses.l2(trained(recipe, params)[0])
     return mean + hparams.l2 * penalty, (outputs, each, collections)
@@ -156,13 +161,17 @@ def update(recipe, state, hparams, batch, found: Gradient):
             for path, update in updates.items()
         }
     params = optax.apply_updates(params, updates)
-    ema = state.ema
+    ema, ema_collections = state.ema, state.ema_collections
     if recipe.ema:
         # the warm-up of the decay keeps the initial weights from lingering in a short run
         decay = jnp.minimum(hparams.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         old, kept = trained(recipe, ema)
         new = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, old, params)
         ema = joined(recipe, new, kept)
+        if ema_collections is not None:
+            ema_collections = jax.tree.map(
+                functools.partial(_average, decay), ema_collections, found.collections
+            )
 
     finite = jnp.isfinite(found.objective) & jnp.isfinite(optax.tree.norm(found.gradient))
     sums = {
@@ -171,9 +180,16 @@ def update(recipe, state, hparams, batch, found: Gradient):
     }
     state = state.replace(
         step=state.step + 1, params=joined(recipe, params, others), opt_state=opt_state, ema=ema,
-        collections=found.collections,
+        collections=found.collections, ema_collections=ema_collections,
     )  # fmt: skip
     return state, sums
+
+
+def _average(decay, old, new):
+    """Of floats; of anything else the newest. Equal values stay as they are to the bit."""
+    if not jnp.issubdtype(new.dtype, jnp.floating):
+        return new
+    return old + (1 - decay) * (new - old)
 
 
 def task_sums(recipe, outputs, each, batch):

@@ -73,6 +73,7 @@ def with_backbone(state: train.State, backbone: dict[str, Any] | None) -> train.
         params={**params, **state.params},
         ema=state.ema and {**params, **state.ema},
         collections={**state.collections, **collections},
+        ema_collections=state.ema_collections and {**state.ema_collections, **collections},
     )
 
 

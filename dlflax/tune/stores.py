@@ -8,6 +8,7 @@ in Optuna's own tables, so optuna-dashboard and Optuna itself can open them.
 import contextlib
 import datetime
 import re
+import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +54,24 @@ def open_study(
         f"--storage {without_password(url)}: use sqlite:///FILE, or "
         "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE for several workers."
     )
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of a SQLite file, whatever its path is called: SQLAlchemy takes what follows a ?
+    for options, so such a path is written as a URI."""
+    path = str(path.absolute())
+    if not set(path) & set("?#%"):
+        return f"sqlite:///{path}"
+    quoted = urllib.parse.quote(urllib.parse.quote(path))  # SQLAlchemy and SQLite unquote one each
+    return f"sqlite:///file:{quoted}?uri=true"
+
+
+def _sqlite_file(url: str) -> Path:
+    """The file of a SQLite address."""
+    database = sqlalchemy.make_url(url).database
+    if "uri=true" in url:
+        database = urllib.parse.unquote(database.removeprefix("file:"))
+    return Path(database)
 
 
 class Local:
@@ -171,7 +190,7 @@ def _lock(url: str):
     except ImportError:
         yield
         return
-    path = Path(f"{sqlalchemy.make_url(url).database}.lock")
+    path = Path(f"{_sqlite_file(url)}.lock")
     try:
         file = open(path, "w")  # noqa: SIM115
     except OSError as error:

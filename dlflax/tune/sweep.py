@@ -5,6 +5,7 @@ it is told there the others are told by it, and decide the same.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.trials import print_trials, write_trials_csv
-from dlflax.run.config import PLACE, bind_to_data, check, weighted
+from dlflax.run.config import PLACE, bind_to_data, check, check_count, weighted
 from dlflax.run.folder import differences, note_versions, settings
 from dlflax.run.version_0_1 import converted
 from dlflax.train.augment import AUGMENTATIONS
@@ -32,7 +33,8 @@ from dlflax.tune.plan import all_recipes, log_plan, population_size
 from dlflax.tune.population import use_all_cores
 from dlflax.tune.search import Sampler, check_sampler, search
 from dlflax.tune.space import STRUCTURE, Space, space
-from dlflax.tune.stores import open_study
+from dlflax.tune.stores import open_study, sqlite_url
+from dlflax.tune.trial import without_password
 
 SPACE = {
     "learning_rate": ("1e-4", "1e-2", "log"),
@@ -73,7 +75,8 @@ class Sweep(run.Config):
     study: str | None = None
     """Name of the sweep and of its folder in runs/sweeps (default: EXPERIMENT_SEARCH)."""
     storage: str | None = None
-    """sqlite:///FILE (default: study.db in the folder); postgresql+psycopg://... for workers."""
+    """sqlite:///FILE (default: $DLFLAX_STORAGE, or study.db in the folder);
+    postgresql+psycopg://... for workers, whose password is never saved."""
     heartbeat: float = 30.0
     """PostgreSQL: seconds between signs of life; a worker that misses four is given up."""
     run_dir: Path | None = None
@@ -205,7 +208,8 @@ def run_sweep(
             parallel.devices(sweep.devices, recipe.batch_size)
     count = parallel.from_main(lambda: population_size(sweep, recipes, splits))
     chosen = dataclasses.replace(sweep, population=count)
-    new = settings(experiment, chosen, dataset, examples)
+    shown = chosen.storage and without_password(chosen.storage)  # what is saved is shown around
+    new = settings(experiment, dataclasses.replace(chosen, storage=shown), dataset, examples)
     new["search"], new["devices"] = search_name, len(jax.devices())
     folder = sweep.run_dir
     try:
@@ -213,7 +217,7 @@ def run_sweep(
     except OSError as error:
         raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
 
-    url = sweep.storage or f"sqlite:///{(folder / 'study.db').absolute()}"
+    url = sweep.storage or os.environ.get("DLFLAX_STORAGE") or sqlite_url(folder / "study.db")
     lowest = sweep.recipe.task.SCORES[sweep.objective.removeprefix("val_")] == "min"
     direction = "minimize" if lowest else "maximize"
     opened = open_study if jax.process_count() == 1 else Broadcast
@@ -257,6 +261,8 @@ def _bound(sweep, search_name, experiment, log):
     _check(sweep)
     dataset = sweep.data.load(log)
     examples = sweep.data.split(dataset, sweep.validation, sweep.seed)
+    for note in examples.notes:
+        log(note)
     recipe = bind_to_data(sweep.recipe, sweep.hparams, examples)
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
@@ -291,10 +297,13 @@ def _check(sweep: Sweep) -> None:
     """InputError for numbers that no sweep can have."""
     check(sweep)
     check_sampler(sweep.sampler)
-    least = {"trials": 0 if sweep.sampler == "grid" else 1, "population": 0, "seeds": 1}
-    for name, lowest in least.items():
-        if getattr(sweep, name) < lowest:
-            raise InputError(f"--{name} {getattr(sweep, name)} must be {lowest} or more.")
+    check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
+    check_count("population", sweep.population, 0, 10**6)
+    check_count("seeds", sweep.seeds, 1, 1000)
+    if sweep.study is not None and (not sweep.study.strip() or set(sweep.study) & set("/\\\0")):
+        raise InputError(
+            f"--study {sweep.study!r} must be a name without slashes: it is that of a folder too."
+        )
     if sweep.prune < 0 or sweep.prune == 1:
         raise InputError(f"--prune {sweep.prune} must be 2 or more, or 0 for no pruning.")
     if sweep.prune > sweep.epochs:
@@ -304,8 +313,8 @@ def _check(sweep: Sweep) -> None:
         )
     if sweep.validation == 0:
         raise InputError("--validation 0: a sweep compares its trials on validation data.")
-    if not sweep.heartbeat >= 1:
-        raise InputError(f"--heartbeat {sweep.heartbeat:g} must be 1 second or more.")
+    if not 1 <= sweep.heartbeat <= 3600:
+        raise InputError(f"--heartbeat {sweep.heartbeat:g} must be from 1 to 3600 seconds.")
 
 
 def _check_transfer(kind, tried: Space) -> None:
@@ -326,7 +335,8 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
     """The sweep with the population that the study was begun with, unless a flag says another.
     InputError when the study was begun with another setup."""
     free = {
-        "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat", "study",
+        "resume", "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat",
+        "study",
         *PLACE,
     }  # fmt: skip
     if not sweep.population:

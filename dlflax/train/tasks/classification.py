@@ -68,7 +68,7 @@ class Classification:
         return {
             "loss": float(sums["loss"]) / count,
             "accuracy": float(np.sum(np.asarray(sums["hits"], np.float64))) / count,
-            "macro_f1": float(table["f1"].mean()),
+            "macro_f1": metrics.macro(table, "f1"),
         }
 
     def example_weights(self, targets, classes: int) -> np.ndarray:
@@ -85,8 +85,8 @@ class Classification:
         counts = (tested.sums[name] for name in ("hits", "support", "predicted"))
         table = metrics.per_class(*counts)
         scores = {
-            "macro_precision": float(table["precision"].mean()),
-            "macro_recall": float(table["recall"].mean()),
+            "macro_precision": metrics.macro(table, "precision"),
+            "macro_recall": metrics.macro(table, "recall"),
         }
         logits = outputs.reshape(len(outputs), -1)
         if len(class_names) == 2:
@@ -107,6 +107,8 @@ class Classification:
             return figures.confusion_matrix(counts, class_names)
 
         drawn, tables = {"confusion_matrix": matrix}, {}
+        if len(class_names) > figures.MOST_CLASSES:  # what the picture leaves out
+            tables["confusion"] = _confused(predicted, targets, class_names)
         if splits.kind == "picture":
             drawn["wrong_predictions"] = lambda: figures.wrong_predictions(
                 splits.test["inputs"], targets, predicted, confidence, class_names
@@ -132,6 +134,18 @@ class Classification:
             values = {asked.kind: each, "class": name, "probability": best, "probabilities": every}
             answers.append((f"{each}: {name} ({best:.1%})", values))
         return answers
+
+
+def _confused(predicted, targets, class_names):
+    """Rows of the pairs of classes that were confused, the most frequent first."""
+    wrong = predicted != targets
+    pairs, counts = np.unique(
+        np.stack([targets[wrong], predicted[wrong]], 1), axis=0, return_counts=True
+    )
+    return [
+        {"true": class_names[t], "predicted": class_names[p], "count": int(counts[i])}
+        for i in np.argsort(-counts, kind="stable") for t, p in (pairs[i],)
+    ]  # fmt: skip
 
 
 def class_probabilities(logits) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""Time stamps of a table's rows: read by one format for the whole column, sorted, checked.
+
+The rules: rows are sorted by time; two rows of one time are refused; what is left out of steps of
+equal length (of days of the week without weekends, too) becomes rows without a value; months,
+quarters and years count as steps; anything else is irregular, and refused.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from dlflax.errors import InputError
+
+FORMATS = (
+    "%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y-%m",
+    "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M",
+    "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M",
+)  # fmt: skip
+CALENDAR = {"month": (28, 31), "quarter": (89, 92), "year": (365, 366)}  # days
+DAY = 86_400.0
+MOST_MISSING = 0.5  # of all steps
+
+
+def read_times(column: list[str]) -> np.ndarray | None:
+    """Seconds, float64 (n,), of a column all of whose cells are times in one of FORMATS, or years;
+    None for any other. Of several formats the first that fits all is taken."""
+    cells = [cell.strip().removesuffix("Z").partition("+")[0] for cell in column]
+    for form in FORMATS:
+        try:
+            times = [datetime.strptime(cell, form) for cell in cells]
+        except ValueError:
+            continue
+        return np.array([(time - datetime(1970, 1, 1)).total_seconds() for time in times])
+    if all(cell.isdecimal() and len(cell) == 4 for cell in cells):  # years: before 1970 too
+        years = [datetime(int(cell), 1, 1) - datetime(1970, 1, 1) for cell in cells if int(cell)]
+        return np.array([year.total_seconds() for year in years])
+    return None
+
+
+def in_time(
+    times: np.ndarray, values: np.ndarray, path: Path, log: Callable[[str], None]
+) -> np.ndarray:
+    """The values in the order of their times, NaN where a step is missing; `log` gets the interval
+    and what was changed. InputError for times that are irregular or there twice."""
+    order = np.argsort(times, kind="stable")
+    if (order != np.arange(len(order))).any():
+        log(f"{path.name}: the rows are not in the order of their times: sorted.")
+    times, values = times[order], values[order]
+    steps = np.diff(times)
+    if (steps == 0).any():
+        twice = _shown(times[:-1][steps == 0][0])
+        raise InputError(f"{path} has two rows of {twice}: a series has one value for a time.")
+    days = steps / DAY
+    for name, (low, high) in CALENDAR.items():
+        if ((days >= low) & (days <= high)).all() and len(set(days)) > 1:
+            log(f"{path.name}: one row a {name}, from {_shown(times[0])} to {_shown(times[-1])}.")
+            return values
+    step = float(np.median(steps))
+    places, what = (times - times[0]) / step, _interval(step)
+    weekdays = ((times // DAY + 3) % 7 < 5).all()  # 1970-01-01 was a Thursday
+    if step == DAY and weekdays and (steps % DAY == 0).all():
+        dates = (times // DAY).astype("datetime64[D]")
+        places, what = np.busday_count(dates[0], dates).astype(float), "day without weekends"
+    at = np.round(places).astype(np.int64)
+    count = at[-1] + 1
+    if np.abs(places - at).max() > 0.01 or count * (1 - MOST_MISSING) > len(values):
+        raise InputError(
+            f"{path} has rows at irregular times, {_interval(steps.min())} to "
+            f"{_interval(steps.max())} apart: give one row for each step of equal length."
+        )
+    log(f"{path.name}: one row a {what}, from {_shown(times[0])} to {_shown(times[-1])}.")
+    spread = np.full(count, np.nan)
+    spread[at] = values
+    return spread
+
+
+def _interval(seconds: float) -> str:
+    """ "7 days", for "one row a ..."."""
+    units = (("day", DAY), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
+    name, length = next((unit for unit in units if seconds >= unit[1]), units[-1])
+    count = seconds / length
+    return name if count == 1 else f"{count:g} {name}s"
+
+
+def _shown(seconds: float) -> str:
+    time = np.datetime64(int(seconds), "s")
+    return str(time.astype("datetime64[D]") if seconds % DAY == 0 else time)

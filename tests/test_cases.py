@@ -1,0 +1,346 @@
+"""Small inputs that once ended wrong, without a word: each kind of them, written anew."""
+
+import csv
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import experiments
+from dlflax import run
+from dlflax.data import Series, Text
+from dlflax.data.picture import read_picture
+from dlflax.data.series import read
+from dlflax.errors import InputError
+from dlflax.run import exit_codes
+from dlflax.run.predict import Predictor
+from dlflax.tune import sweep
+from experiments import image_folder, mnist, predict, sentiment
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--model", "mlp", "--model.features", "4", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
+    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
+    return tmp_path
+
+
+def command(module, *flags, environment=(), code=0):
+    """(stdout, stderr) of `python -m MODULE FLAGS`."""
+    ran = subprocess.run(
+        [sys.executable, "-m", module, *flags], capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **dict(environment)},
+    )  # fmt: skip
+    assert ran.returncode == code, ran.stderr.decode()
+    return ran.stdout.decode(), ran.stderr.decode()
+
+
+def texts(count, of=lambda i: f"note {i} {'good' if i % 2 else 'poor'} day"):
+    return [(of(i), ("poor", "good")[i % 2]) for i in range(count)]
+
+
+def write(path, rows, header=("text", "label")):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+# Paths, encodings, output
+
+
+@pytest.mark.parametrize(
+    "name", ["project [v2]", "a*b?c", "50 % #1", 'it\'s "quoted"', "größe 大小", "x" * 200]
+)
+def test_a_run_folder_of_any_name(place, name):
+    folder = place / name / "run"
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*TINY, "--run-dir", str(folder)])
+    flags = ["--run-dir", str(folder), "--resume", "--epochs", "2"]
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, flags)
+    assert json.loads((folder / "results.json").read_text())["epochs_run"] == 2
+    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("x.png")
+    assert len(Predictor(folder, experiments).answers(["x.png"])) == 1
+
+
+@pytest.mark.parametrize("name", ["project [v2]", "why?", "50 % #1"])
+def test_a_sweep_folder_of_any_name(place, name):
+    for trials in ("2", "3"):
+        flags = [*TINY, "--trials", trials, "--population", "2", "--run-dir", str(place / name)]
+        sweep.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+    assert json.loads((place / name / "results.json").read_text())["trials"] == 3
+    assert (place / name / "study.db").stat().st_size > 0
+
+
+def test_another_locale(place):
+    """All files are UTF-8, and a character that the terminal lacks is not the end."""
+    write(place / "notes.csv", texts(40, lambda i: f"{'warm café' if i % 2 else 'kalt 冷'} nr {i}"))
+    locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    flags = ["--data-dir", "notes.csv", "--epochs", "1", "--batch-size", "16", "--run-dir", "out"]
+    command("experiments.sentiment", *flags, environment=locale.items())
+    out, _ = command("experiments.predict", "out", "warm café", environment=locale.items())
+    assert out.startswith("warm caf\\xe9: ")
+    answers = Predictor(place / "out", experiments).answers(["warm café"])
+    assert answers[0][1]["probability"] == pytest.approx(
+        float(out.split("(")[1][:4]) / 100, abs=1e-3
+    )
+
+
+# One bad input among good ones
+
+
+def photos(place, names, shade):
+    for k, name in enumerate(names):
+        (place / "photos" / name).mkdir(parents=True, exist_ok=True)
+        for i in range(12):
+            pixels = np.full((20, 20, 3), shade(k, i), np.uint8)
+            pixels[i % 20] = 255 - 10 * k
+            Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
+
+
+SCRATCH = ["--preset", "scratch", "--size", "16", "--epochs", "1", "--batch-size", "4"]
+
+
+def test_one_bad_file_does_not_silence_the_others(place, capsys):
+    photos(place, ("day", "night"), lambda k, i: 200 - 150 * k + i)
+    flags = ["--data-dir", "photos", "--run-dir", "out"]
+    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, [*SCRATCH, *flags])
+    Path("cut.png").write_bytes(Path("photos/day/1.png").read_bytes()[:40])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        predict.command(Path("out"), ("photos/day/1.png", "cut.png", "photos/night/1.png"), True)
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 3
+    files = [json.loads(line)["file"] for line in out.splitlines()]
+    assert files == ["photos/day/1.png", "photos/night/1.png"]
+    assert err.startswith("error: cut.png: ")
+    with pytest.raises(SystemExit) as exit_:
+        predict.command(Path("out"), ("cut.png",), True)
+    assert exit_.value.code == 2
+
+
+# What the data mean
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("TRAIN", "Test"), ("train", "testing")]
+)
+def test_parts_by_their_names_in_any_case(place, names, capsys):
+    for name in names:
+        photos(place / "photos" / "x", (), lambda *_: 0)
+        for k, fruit in enumerate(("apple", "plum")):
+            folder = place / "photos" / name / fruit
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = np.full((20, 20, 3), 40 + 100 * k + i + 20 * (name in names[1]), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    flags = ["--data-dir", "photos", "--run-dir", "out"]
+    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, [*SCRATCH, *flags])
+    assert run.load_config(Path("out"))["data"]["class_names"] == ["apple", "plum"]
+    assert run.load_config(Path("out"))["data"]["test"] == 12
+
+
+def test_names_with_dollars_are_shown_as_they_are(place, capsys):
+    photos(place, ("$5_$10", "$10_$20"), lambda k, i: 200 - 150 * k + i)
+    flags = ["--data-dir", "photos", "--run-dir", "out"]
+    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, [*SCRATCH, *flags])
+    assert "$5_$10" in capsys.readouterr().out and Path("out/confusion_matrix.png").exists()
+
+
+@pytest.mark.parametrize("most", [210, 4095, 4096, 65535])
+def test_pictures_of_twelve_bits_keep_their_shades(place, most):
+    pixels = np.linspace(0, most, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(pixels).save("x.png")
+    found = read_picture("x.png", (20, 20, 1), ink=False)
+    full = 4095 if most <= 4095 else 65535
+    assert found.max() == round(255 * most / full)
+
+
+def test_words_of_a_language_without_blanks_become_pieces(place):
+    words = "天气很好心情坏电影难看精彩", "0123456789"
+    rng = np.random.default_rng(0)
+
+    def text(i):
+        filler = "".join(rng.choice(list(words[0]), 6))
+        return filler[:3] + ("喜欢" if i % 2 else "讨厌") + filler[3:]
+
+    path = write(place / "reviews.csv", texts(200, text))
+    source = Text(data_dir=path)
+    splits = source.split(source.load(lambda _: None), 0.1, 0)
+    assert "words are unknown to the tokenizer" in splits.notes[0]
+    assert "--tokenizer bpe" in splits.notes[0] and splits.info["tokenizer"] == "bpe"
+    assert (splits.train["inputs"] > 1).sum(1).mean() > 3  # several known tokens each
+    words_alone = Text(data_dir=path, tokenizer="word").split(source.load(lambda _: None), 0.1, 0)
+    assert "try --tokenizer bpe" in words_alone.notes[0]
+
+
+def test_texts_that_are_cut_are_counted(place):
+    path = write(place / "letters.csv", texts(60, lambda i: f"a {'word ' * 400} end{i % 2} {i}"))
+    source = Text(data_dir=path)
+    notes = source.split(source.load(lambda _: None), 0.1, 0).notes
+    assert notes == (
+        "about 100% of the texts are longer than 256 tokens and lose their end: --length 403 keeps "
+        "them whole.",
+    )
+
+
+def test_training_texts_that_are_in_the_test_are_left_out(place):
+    for part, count in (("train", 60), ("test", 20)):
+        for i in range(count):
+            folder = place / "notes" / part / ("no", "yes")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            text = f"Note {i}  of the DAY" if part == "train" else f"note {i} of the day"
+            (folder / f"{i}.txt").write_text(text)
+    said = []
+    dataset = Text(data_dir=place / "notes").load(said.append)
+    assert "20 of 60 training texts are in the test too and are left out of training" in said[0]
+    assert len(dataset.train["inputs"]) == 40 and len(dataset.test["inputs"]) == 20
+
+
+def test_texts_with_two_labels_are_left_out_in_any_order(place):
+    rows = texts(40) + [("Both  ways", "good"), ("both ways", "poor")]
+    checksums = set()
+    for order in (rows, rows[::-1]):
+        said = []
+        data = Text(data_dir=write(place / "notes.csv", order)).load(said.append)
+        assert "2 texts have more than one label and are left out" in said[0]
+        both = [*data.train["inputs"], *data.test["inputs"]]
+        assert not any("oth" in text for text in both)
+        checksums.add(len(both))
+    assert checksums == {40}
+
+
+def test_a_class_that_never_occurs_does_not_count(place):
+    write(place / "notes.csv", [*texts(120), ("one of its own", "other")])
+    flags = ["--data-dir", "notes.csv", "--epochs", "8", "--batch-size", "16", "--run-dir", "out"]
+    run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, flags)
+    scores = json.loads(Path("out/results.json").read_text())["test"]
+    assert scores["per_class"]["other"]["support"] == 0
+    assert scores["accuracy"] == 1.0 and scores["macro_f1"] == scores["macro_recall"] == 1.0
+
+
+# Series
+
+
+def days(count, step=1):
+    start = datetime.date(2020, 1, 1)
+    return [start + datetime.timedelta(days=step * i) for i in range(count)]
+
+
+def test_rows_are_sorted_by_their_times(place):
+    rows = [(f"{day:%Y-%m-%d}", 100 + i) for i, day in enumerate(days(40))]
+    said = []
+    values = read(write(place / "a.csv", rows[::-1], ("date", "price")), log=said.append)
+    np.testing.assert_array_equal(values, 100.0 + np.arange(40))
+    assert said == [
+        "a.csv: the rows are not in the order of their times: sorted.",
+        "a.csv: one row a day, from 2020-01-01 to 2020-02-09.",
+    ]
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%Y%m%d", "%Y-%m-%d %H:%M"])
+def test_times_of_many_forms(place, form):
+    rows = [(day.strftime(form), i) for i, day in enumerate(days(40, step=7))]
+    said = []
+    read(write(place / "a.csv", rows, ("date", "value")), log=said.append)
+    assert said == ["a.csv: one row a 7 days, from 2020-01-01 to 2020-09-30."]
+
+
+def test_what_is_missing_in_time_is_missing_in_the_series(place):
+    rows = [(str(day), i) for i, day in enumerate(days(40)) if i not in (7, 8)]
+    said = []
+    values = read(write(place / "a.csv", rows, ("date", "value")), log=said.append)
+    assert len(values) == 40 and "2 of 40 values are missing" in said[-1]
+    weekdays = [day for day in days(60) if day.weekday() < 5]
+    rows = [(str(day), i) for i, day in enumerate(weekdays)]
+    said.clear()
+    assert len(read(write(place / "b.csv", rows, ("date", "value")), log=said.append)) == len(rows)
+    assert "one row a day without weekends" in said[0]
+    months = [f"20{10 + i // 12}-{i % 12 + 1:02}-01" for i in range(30)]
+    said.clear()
+    read(
+        write(place / "c.csv", list(zip(months, range(30), strict=True)), ("m", "v")),
+        log=said.append,
+    )
+    assert "one row a month" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        ([("2020-01-01", 1)] * 9, "has two rows of 2020-01-01"),
+        (
+            [(str(days(900)[k]), 1) for k in (0, 1, 5, 80, 81, 300, 500, 899)],
+            "rows at irregular times, day to 399 days apart",
+        ),
+    ],
+)  # fmt: skip
+def test_times_that_cannot_be_a_series(place, cells, sentence):
+    with pytest.raises(InputError, match=sentence):
+        read(write(place / "a.csv", cells, ("date", "value")))
+
+
+@pytest.mark.parametrize(
+    ("cell", "delimiter"),
+    [("{:,.1f}", ","), ("{:,.1f}", ";"), ("{:.1f}", "\t"), ("{:_.1f}", ";")],
+)
+def test_numbers_by_the_rule_of_their_column(place, cell, delimiter):
+    numbers = 900.5 + 100 * np.arange(20)
+    cells = [cell.format(number) for number in numbers]
+    if "_" in cell:  # as in German: 1.234,5
+        cells = [c.replace(".", ",").replace("_", ".") for c in cells]
+    with open("a.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([("n", "value"), *enumerate(cells)])
+    np.testing.assert_allclose(read(Path("a.csv")), numbers)
+
+
+def test_a_row_of_another_length_is_named(place):
+    lines = ["month,sales", *(f"{i},9{i:02}" for i in range(30)), "31,1,004"]
+    Path("sales.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="line 32 has 3 cells under 2 headings"):
+        Series(data_dir=Path("sales.csv"), window=8, horizon=2).load(print)
+
+
+def test_every_trial_has_its_score_in_the_hparams_tab(place):
+    """In each run's own event file, under one name for all."""
+    from test_progress import values
+
+    flags = [*TINY, "--trials", "3", "--population", "3", "--run-dir", "tab"]
+    sweep.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+    boards = [*Path("tab/tensorboard").iterdir(), Path("tab/best/tensorboard")]
+    assert len(boards) == 4
+    for board in boards:
+        assert "result/loss/val" in {value.tag for _, value in values(board)}
+
+
+# Starting again and again
+
+
+def test_the_same_line_runs_again_and_again(place):
+    """As in a SLURM script, with switches that are on by default or by the flag."""
+    flags = [*TINY, "--ema", "--run-dir", "run", "--resume"]
+    for _ in range(3):
+        run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, flags)
+    assert not run.load_config(Path("run"))["config"]["resume"]
+    best = ["--preset", "best", "--no-ema", "--model.features", "2", "--model.dense", "4"]
+    flags = [*best, "--epochs", "1", "--batch-size", "64", "--run-dir", "best", "--resume"]
+    for _ in range(2):
+        run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, flags)
+    assert run.load_config(Path("best"))["config"]["recipe"]["ema"] is False
+
+
+def test_a_password_is_never_saved(place):
+    from dlflax.tune.trial import without_password
+
+    for url in ("postgresql+psycopg://me:se:cr@t@host/db", "postgresql://host/db?password=secret"):
+        assert "secret" not in without_password(url) and "cr@t" not in without_password(url)
