@@ -670,7 +670,9 @@ def prepare(root, parts, name="tiny", file_format="array_record", label=("ham", 
 
 def test_prepared_tfds_set(tmp_path):
     train = [(f"message {i}", i % 2) for i in range(20)]
-    info = prepare(tmp_path / "tfds", {"train": train, "validation": [(f"{t}!", k) for t, k in train[:4]]})
+    info = prepare(
+        tmp_path / "tfds", {"train": train, "validation": [(f"{t}!", k) for t, k in train[:4]]}
+    )
     dataset = Text("tiny").load(silent)
     assert dataset.class_names == ("ham", "spam") and dataset.name == "tiny"
     assert pairs(dataset.test, "01") == {(f"{t}!", str(k)) for t, k in train[:4]}

@@ -12,7 +12,6 @@ import numpy as np
 
 from dlflax.files import replacing
 
-
 MOST_CLASSES = 60  # in a confusion matrix: larger ones cannot be read, and take gigabytes
 
 
@@ -75,8 +74,8 @@ def predicted_against_true(targets, outputs):
 
 def confusion_matrix(matrix: np.ndarray, class_names):
     """Figure. matrix: int (k, k), rows true, columns predicted. The colour is the share of the
-    row; up to 20 classes the cells show their counts, of more than MOST_CLASSES only those are drawn
-    that are most confused."""
+    row; up to 20 classes the cells show their counts, of more than MOST_CLASSES only
+    the most confused ones are drawn."""
     from matplotlib.colors import PowerNorm
 
     matrix, names = np.asarray(matrix), [_short(name, 24) for name in class_names]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlflax import data, parallel, train, transfer
+from dlflax import data, parallel, self_check, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, write_csv, write_json
 from dlflax.models.flops import flops
@@ -110,6 +110,7 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     """Reads the data, splits them, fits the model to them, and prepares pretrained weights. Raises
     InputError for what does not go together."""
     check(config)
+    self_check.check()
     dataset = dataset or config.data.load(log)
     examples = config.data.split(dataset, config.validation, config.seed)
     for note in examples.notes:

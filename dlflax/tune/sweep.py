@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from dlflax import parallel, run, train, transfer
+from dlflax import parallel, run, self_check, train, transfer
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import write_json
@@ -259,6 +259,7 @@ def _bound(sweep, search_name, experiment, log):
     """(the sweep with nothing left open, its Dataset, Splits, Space). InputError for what does not
     go together."""
     _check(sweep)
+    self_check.check()
     dataset = sweep.data.load(log)
     examples = sweep.data.split(dataset, sweep.validation, sweep.seed)
     for note in examples.notes:
