@@ -10,7 +10,7 @@ import scipy.stats
 
 from dlflax.errors import InputError
 from dlflax.train import Hparams
-from dlflax.train.augment import AUGMENTATIONS, augment, mix
+from dlflax.train.augment import AUGMENTATIONS, augment, mix, with_strengths
 
 OPERATIONS = tuple(AUGMENTATIONS)[:-2]  # without mix, which is both, and noise, which corrupts
 OFF = Hparams(flip=0.0)
@@ -268,3 +268,13 @@ def test_what_an_augmentation_refuses(names, inputs, sentence):
     chosen = tuple(AUGMENTATIONS[name] for name in names)
     with pytest.raises(InputError, match=sentence):
         augment(chosen, jax.random.key(0), {"inputs": inputs}, ON, corrupt=names == ("noise",))
+
+
+def test_one_that_is_named_has_a_strength():
+    for name, each in AUGMENTATIONS.items():
+        hparams = with_strengths((each,), Hparams(flip=0.0))
+        assert all(getattr(hparams, number) > 0 for number in each.numbers), name
+        images = augment((each,), jax.random.key(0), {"inputs": IMAGES}, hparams, name == "noise")
+        assert (np.asarray(images["inputs"]) != IMAGES).any(), name
+    given = Hparams(translate=1.0)  # one number that is set leaves the others as they are
+    assert with_strengths((AUGMENTATIONS["affine"],), given) == given

@@ -17,7 +17,7 @@ from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, of_presets
 from dlflax.run.folder import load_config
 from dlflax.run.saved import config_from_json
-from dlflax.train.augment import AUGMENTATIONS
+from dlflax.train.augment import AUGMENTATIONS, with_strengths
 from dlflax.train.losses import LOSSES
 from dlflax.train.optim import OPTIMIZERS, SCHEDULES
 from dlflax.train.tasks import TASKS
@@ -31,7 +31,7 @@ HELP = {
     "loss": "Loss of the task, if not its own.",
     "optimizer": "Update rule.",
     "schedule": "Shape of the learning rate.",
-    "augment": "Random changes of training inputs, in this order, whose strengths are --hparams.",
+    "augment": "Random changes of training inputs, in this order; what has no strength gets one.",
     "model": "Architecture, if not the preset's; some have a preset too.",
 }
 TYRO = (tyro.conf.SuppressFixed,)
@@ -124,7 +124,10 @@ def parse(
     model = architectures.get(chosen.model, recipe.model)
     if type(model) is not type(recipe.model):
         recipe = dataclasses.replace(recipe, model=model)
-    default = extend(dataclasses.replace(default, recipe=recipe))
+    numbers = default.hparams
+    if chosen.augment and not chosen.resume:
+        numbers = with_strengths(recipe.augment, numbers)
+    default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
     command = _command(default, preset, tuple(presets), tuple(architectures), choices)
     return tyro.cli(
         command, prog=prog or experiment.command, description=description, args=args, config=TYRO

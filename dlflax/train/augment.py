@@ -5,7 +5,8 @@ batch: "inputs", float (n, ...), and "targets"; what comes back has the same sha
 hparams: the strengths, which may be traced, so another one costs no compilation; strength 0 is the
 identity to the bit. Three attributes say more of an augmentation:
 
-- `numbers`: the names of the Hparams that it goes by (without it: all);
+- `numbers`: the Hparams that it goes by, each with the strength that --augment gives where none is
+  set (without `numbers`: all Hparams, as they are);
 - `corrupts`: True for one that an autoencoder is to undo; it acts after the targets are taken;
 - a batch that comes back with "partner", int32 (n,), and "share", float32 (n,), is a mix: an
   example's own target counts `share` in the loss, and that of `partner` 1 - share.
@@ -31,7 +32,7 @@ Augmentation = Callable  # (key, batch, hparams) -> batch
 class Crop:
     """`crop`."""
 
-    numbers: ClassVar = ("crop",)
+    numbers: ClassVar = {"crop": 4.0}
 
     def __call__(self, key, batch, hparams):
         return {**batch, "inputs": crop(key, _pictures(batch), hparams.crop)}
@@ -41,7 +42,7 @@ class Crop:
 class Flip:
     """`flip`."""
 
-    numbers: ClassVar = ("flip",)
+    numbers: ClassVar = {"flip": 0.5}
 
     def __call__(self, key, batch, hparams):
         return {**batch, "inputs": flip(key, _pictures(batch), hparams.flip)}
@@ -51,7 +52,7 @@ class Flip:
 class Affine:
     """`affine`: shift, rotation and zoom."""
 
-    numbers: ClassVar = ("translate", "rotate", "zoom")
+    numbers: ClassVar = {"translate": 2.0, "rotate": 12.0, "zoom": 0.1}
 
     def __call__(self, key, batch, hparams):
         strengths = hparams.translate, hparams.rotate, hparams.zoom
@@ -62,7 +63,7 @@ class Affine:
 class Brightness:
     """`brightness`."""
 
-    numbers: ClassVar = ("brightness",)
+    numbers: ClassVar = {"brightness": 0.2}
 
     def __call__(self, key, batch, hparams):
         return {**batch, "inputs": brightness(key, _pictures(batch), hparams.brightness)}
@@ -72,7 +73,7 @@ class Brightness:
 class Contrast:
     """`contrast`."""
 
-    numbers: ClassVar = ("contrast",)
+    numbers: ClassVar = {"contrast": 0.2}
 
     def __call__(self, key, batch, hparams):
         return {**batch, "inputs": contrast(key, _pictures(batch), hparams.contrast)}
@@ -82,7 +83,7 @@ class Contrast:
 class Cutout:
     """`cutout`."""
 
-    numbers: ClassVar = ("cutout",)
+    numbers: ClassVar = {"cutout": 0.25}
 
     def __call__(self, key, batch, hparams):
         return {**batch, "inputs": cutout(key, _pictures(batch), hparams.cutout)}
@@ -92,7 +93,7 @@ class Cutout:
 class MixUp:
     """`mix`, MixUp alone."""
 
-    numbers: ClassVar = ("mixup",)
+    numbers: ClassVar = {"mixup": 0.2}
 
     def __call__(self, key, batch, hparams):
         return _mixed(key, batch, hparams.mixup, 0.0)
@@ -102,7 +103,7 @@ class MixUp:
 class CutMix:
     """`mix`, CutMix alone."""
 
-    numbers: ClassVar = ("cutmix",)
+    numbers: ClassVar = {"cutmix": 1.0}
 
     def __call__(self, key, batch, hparams):
         return _mixed(key, batch, 0.0, hparams.cutmix)
@@ -112,7 +113,7 @@ class CutMix:
 class Mix:
     """`mix`: MixUp or CutMix, one of them a batch."""
 
-    numbers: ClassVar = ("mixup", "cutmix")
+    numbers: ClassVar = {"mixup": 0.2, "cutmix": 1.0}
 
     def __call__(self, key, batch, hparams):
         return _mixed(key, batch, hparams.mixup, hparams.cutmix)
@@ -122,7 +123,7 @@ class Mix:
 class Noise:
     """Gaussian noise of standard deviation `Hparams.noise` added to the inputs, not clipped."""
 
-    numbers: ClassVar = ("noise",)
+    numbers: ClassVar = {"noise": 0.3}
     corrupts: ClassVar = True
 
     def __call__(self, key, batch, hparams):
@@ -165,6 +166,16 @@ def augment(augmentations: tuple[Augmentation, ...], key, batch, hparams, corrup
 def numbers(augmentations, hparams) -> tuple[str, ...]:
     """The names of the Hparams that these augmentations go by."""
     return tuple(n for each in augmentations for n in getattr(each, "numbers", names_of(hparams)))
+
+
+def with_strengths(augmentations, hparams):
+    """The numbers, where an augmentation whose strengths are all 0 gets those that it suggests: one
+    that is named is to do something."""
+    for each in augmentations:
+        suggested = getattr(each, "numbers", None)
+        if isinstance(suggested, dict) and not any(getattr(hparams, n) for n in suggested):
+            hparams = hparams.replace(**suggested)
+    return hparams
 
 
 def _pictures(batch):
