@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
+from dlflax.models import CNN
 from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import MANIFEST, Checkpoints
@@ -70,6 +72,15 @@ def parameters(folder):
     checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
     state, history, _ = checkpoints.restore_last(abstract)
     return jax.tree.leaves(state.params), history
+
+
+def test_two_architectures_of_one_class():
+    module = types.ModuleType("two")
+    module.PRESETS = {"default": mnist.DEFAULT}
+    module.ARCHITECTURES = {"small": CNN((4,)), "large": CNN((8, 8))}
+    for name, features in (("small", (4,)), ("large", (8, 8))):
+        config = run.parse(run.Experiment("two", module), ["--model", name])
+        assert config.recipe.model.features == features
 
 
 def test_a_run_leaves_everything(capsys):

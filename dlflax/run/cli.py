@@ -1,6 +1,7 @@
 """The command line of an experiment: flags over a preset, or over what a run was begun with."""
 
 import dataclasses
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -112,20 +113,23 @@ def parse(
 
     # an architecture may have a preset of its own name
     preset = chosen.preset or (chosen.model if chosen.model in presets else "default")
-    default = presets[preset]
+    default, resumed = presets[preset], False
     if chosen.resume:
         folder = chosen.run_dir or _newest_run(experiment.name)
-        if (folder / "config.json").exists() and not chosen.preset:
+        resumed = (folder / "config.json").exists() and not chosen.preset
+        if resumed:
             saved = load_config(folder)["config"]
             default = config_from_json(saved, folder, experiment)
         as_new = {name: getattr(Config, name) for name in PLACE}  # perhaps on another machine
         default = dataclasses.replace(default, run_dir=folder, **as_new)
     recipe = with_things(default.recipe, vars(chosen), recipes)
     model = architectures.get(chosen.model, recipe.model)
-    if type(model) is not type(recipe.model):
+    # a preset, or a run that is resumed, has that architecture with fields of its own
+    as_it_is = resumed or chosen.preset or chosen.model in presets
+    if type(model) is not type(recipe.model) or not as_it_is:
         recipe = dataclasses.replace(recipe, model=model)
     numbers = default.hparams
-    if chosen.augment and not chosen.resume:
+    if chosen.augment:
         numbers = with_strengths(recipe.augment, numbers)
     default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
     command = _command(default, preset, tuple(presets), tuple(architectures), choices)
@@ -194,8 +198,6 @@ def _command(default, preset, presets, architectures, choices):
 
 def _with_signature(function, kinds, defaults):
     """The function with these keyword arguments, as tyro reads them."""
-    import inspect
-
     function.__annotations__ = dict(kinds)
     function.__signature__ = inspect.Signature(
         [
