@@ -58,7 +58,7 @@ def dlflax(data_dir: Path, batch_size: int, epochs: int) -> tuple[list[float], f
             check=True, stdout=subprocess.DEVNULL, env={**os.environ, "XDG_CACHE_HOME": folder},
         )  # fmt: skip
         seconds = time.perf_counter() - clock
-        lines = Path(folder, "run", "metrics.csv").read_text().splitlines()
+        lines = Path(folder, "run", "metrics.csv").read_text(encoding="utf-8").splitlines()
         column = lines[0].split(",").index("seconds")
         return [float(line.split(",")[column]) for line in lines[1:]], seconds
 

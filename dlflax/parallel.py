@@ -47,7 +47,7 @@ def initialize() -> None:
             f"pod or by mpirun JAX finds them, elsewhere set {', '.join(names)}."
         ) from error
     if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def is_main() -> bool:

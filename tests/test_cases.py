@@ -344,3 +344,84 @@ def test_a_password_is_never_saved(place):
 
     for url in ("postgresql+psycopg://me:se:cr@t@host/db", "postgresql://host/db?password=secret"):
         assert "secret" not in without_password(url) and "cr@t" not in without_password(url)
+
+
+def test_thirty_pictures_train_without_a_flag(place, capsys):
+    photos(place, ("day", "night"), lambda k, i: 200 - 150 * k + i)
+    flags = ["--preset", "scratch", "--size", "16", "--epochs", "1", "--data-dir", "photos"]
+    for again in ([], ["--resume"]):
+        flags_now = [*flags, "--run-dir", "out", *again]
+        run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, flags_now)
+    out = capsys.readouterr().out
+    assert "--batch-size 18 instead of 32" in out
+    assert "note: 2 validation examples are too few to choose an epoch" in out
+
+
+def test_two_processes_do_not_write_one_folder(place):
+    from dlflax.files import locked
+
+    (place / "run").mkdir()
+    with locked(place / "run" / ".lock") as free:
+        assert free
+        with pytest.raises(SystemExit) as exit_:
+            run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*TINY, "--run-dir", "run"])
+    assert exit_.value.code == 2
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*TINY, "--run-dir", "run"])
+
+
+def test_cells_that_a_spreadsheet_would_run(place):
+    from dlflax.files import write_csv
+
+    write_csv(place / "a.csv", [{"text": cell, "n": -1.5} for cell in ("=1+1", "@x", "-2", "b")])
+    with open("a.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[1:] == [["'=1+1", "-1.5"], ["'@x", "-1.5"], ["'-2", "-1.5"], ["b", "-1.5"]]
+
+
+def test_thousands_of_classes_are_one_small_picture(place):
+    from dlflax.report import figures
+
+    rng = np.random.default_rng(0)
+    matrix = np.diag(np.full(3000, 5))
+    wrong = rng.integers(0, 3000, (2, 50))
+    matrix[tuple(wrong)] += 1
+    figures.save_figure(
+        figures.confusion_matrix(matrix, [f"class {i}" for i in range(3000)]), "a.png"
+    )
+    with Image.open("a.png") as picture:
+        assert max(picture.size) < 3000
+    assert figures.MOST_CLASSES == 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--epochs", "1000000000000"], "--epochs 1000000000000 must be 1,000,000,000 or less"),
+        (["--devices", "-1"], "--devices -1 must be 0 or more"),
+        (["--run-dir", ""], "--run-dir must name a folder"),
+        (["--validation", "nan"], "--validation nan must be from 0 up to below 1"),
+        (["--hparams.cutout", "2"], "--hparams.cutout 2 must be from 0 to 1"),
+        (["--hparams.learning-rate", "nan"], "--hparams.learning-rate nan must be above 0"),
+    ],
+)
+def test_absurd_values_of_a_run(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*TINY, *flags])
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and sentence in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--seeds", "2147483648"], "--seeds 2147483648 must be 1,000 or less"),
+        (["--heartbeat", "inf"], "--heartbeat inf must be from 1 to 3600 seconds"),
+        (["--study", "../../x"], "must be a name without slashes"),
+        (["--trials", "-1"], "--trials -1 must be 1 or more"),
+    ],
+)
+def test_absurd_values_of_a_sweep(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        sweep.main("random_search", experiments, ("random",), ["mnist", *TINY, *flags], "")
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and sentence in err and len(err.strip().splitlines()) == 1

@@ -95,6 +95,24 @@ def check_count(name: str, value: int, least: int, most: int = 10**9) -> None:
         raise InputError(f"--{flag} {value} must be {most:,} or less.")
 
 
+USUAL_BATCH = 1024  # a batch up to this size is made smaller where there are not as many examples
+FEW = 30  # validation examples, below which their scores are mostly chance
+
+
+def fit_to_few(recipe: train.Recipe, splits: data.Splits, log) -> train.Recipe:
+    """The recipe with a batch no larger than the training data; `log` gets a sentence for that, and
+    for validation data that are too few to choose by."""
+    n = data.examples(splits.train)
+    if n < recipe.batch_size <= USUAL_BATCH:
+        log(f"note: there are {n:,} training examples: --batch-size {n} instead of "
+            f"{recipe.batch_size}")  # fmt: skip
+        recipe = dataclasses.replace(recipe, batch_size=n)
+    held_out = data.examples(splits.val) if splits.val else FEW
+    if held_out < FEW:
+        log(f"note: {held_out} validation examples are too few to choose an epoch or a model by")
+    return recipe
+
+
 def check_batch_size(batch_size: int, n: int) -> None:
     """InputError when there are not as many training examples, n."""
     if batch_size > n:

@@ -18,7 +18,14 @@ from dlflax.models.flops import flops
 from dlflax.report import figures, tables
 from dlflax.report.progress import Progress
 from dlflax.report.tensorboard import TensorBoard
-from dlflax.run.config import Config, bind_to_data, check, check_batch_size, weighted
+from dlflax.run.config import (
+    Config,
+    bind_to_data,
+    check,
+    check_batch_size,
+    fit_to_few,
+    weighted,
+)
 from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import begin, run_folder
@@ -116,6 +123,7 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     for note in examples.notes:
         log(note)
     recipe = bind_to_data(config.recipe, config.hparams, examples)
+    recipe = fit_to_few(recipe, examples, log)
     config = dataclasses.replace(config, recipe=recipe)
     check_batch_size(recipe.batch_size, data.examples(examples.train))
     start = transfer.prepare(config.transfer, recipe, config.hparams, examples, config.seed, log)

@@ -28,6 +28,7 @@ def with_exit_codes(
     compilation_cache()
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command()
     except Terminated as error:
@@ -45,6 +46,8 @@ def with_exit_codes(
             raise
         _exit(_host_lost(error, again), 1)
     except KeyboardInterrupt:
+        with contextlib.suppress(ValueError):  # a second one does not wait for anything
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         _exit(f"interrupted; {again}.", 130)
     except Exception as error:
         if not jax.distributed.is_initialized():

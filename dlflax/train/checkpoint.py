@@ -217,7 +217,7 @@ def _tree(state: State) -> dict:
 def _write_manifest(folder: Path) -> None:
     """Whole or not at all, and on the disk: the checkpoint counts from here on."""
     temporary = folder / (MANIFEST + ".tmp")
-    with open(temporary, "w") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(_sha256(folder), indent=1))
         file.flush()
         os.fsync(file.fileno())

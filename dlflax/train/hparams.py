@@ -87,7 +87,7 @@ class Hparams:
     """--augment brightness: largest amount added, of 1 between black and white."""
     contrast: float = number(0.0, at_least=0)
     """--augment contrast: largest change, as a fraction."""
-    cutout: float = number(0.0, at_least=0)
+    cutout: float = number(0.0, at_least=0, at_most=1)
     """--augment cutout: side of the blackened square, as a fraction of the picture's."""
     mixup: float = number(0.0, at_least=0)
     """--augment mixup or mix: alpha of the Beta distribution of the shares; 0 is off."""

@@ -192,7 +192,7 @@ def _lock(url: str):
         return
     path = Path(f"{_sqlite_file(url)}.lock")
     try:
-        file = open(path, "w")  # noqa: SIM115
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"--storage {url} cannot be used: {path}: {error.strerror}.") from error
     with file:

@@ -21,7 +21,7 @@ from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.trials import print_trials, write_trials_csv
-from dlflax.run.config import PLACE, bind_to_data, check, check_count, weighted
+from dlflax.run.config import PLACE, bind_to_data, check, check_count, fit_to_few, weighted
 from dlflax.run.folder import differences, note_versions, settings
 from dlflax.run.version_0_1 import converted
 from dlflax.train.augment import AUGMENTATIONS
@@ -265,6 +265,7 @@ def _bound(sweep, search_name, experiment, log):
     for note in examples.notes:
         log(note)
     recipe = bind_to_data(sweep.recipe, sweep.hparams, examples)
+    recipe = fit_to_few(recipe, examples, log)
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
     tried = space(sweep.space, recipe, sweep.hparams, grid=grid, recipes=recipes)
