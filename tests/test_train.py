@@ -11,6 +11,7 @@ from dlflax import train
 from dlflax.errors import RunError
 from dlflax.models import CNN, MLP
 from dlflax.train import Hparams, Recipe, augment, losses
+from dlflax.train.step import objective
 from dlflax.train.tasks import Classification, Regression
 
 TRACES = []
@@ -279,3 +280,42 @@ def test_stopped_in_mid_epoch_and_continued_to_the_same_bits(digits):
     assert_equal(whole.state, rest.state)
     for a, b in zip(whole.history, rest.history, strict=True):
         assert (a["train_loss"], a["val_loss"]) == (b["train_loss"], b["val_loss"])
+
+
+def test_batch_statistics_are_averaged_with_the_weights(digits):
+    """By hand; and evaluation takes both averages, or neither."""
+    recipe, hparams = Recipe(model=Counting(), ema=True), Hparams(ema_decay=0.5)
+    state = init(recipe, hparams, digits[0]["inputs"][:1], jax.random.key(0))
+    expected = np.asarray(state.collections["batch_stats"]["BatchNorm_0"]["mean"])
+    for i in range(4):
+        batch = {name: leaf[i * 8 : i * 8 + 8] for name, leaf in digits[0].items()}
+        state, _ = step(recipe, state, hparams, {**batch, "mask": np.ones(8, np.float32)})
+        decay = min(0.5, (1 + i) / (10 + i))
+        newest = np.asarray(state.collections["batch_stats"]["BatchNorm_0"]["mean"])
+        expected = decay * expected + (1 - decay) * newest
+    averages = state.ema_collections["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(averages, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(averages, newest)
+    _, outputs = train.evaluate(recipe, state, hparams, digits[1])
+    inputs = digits[1]["inputs"] / np.float32(255)
+    by_hand = recipe.model.apply({"params": state.ema, **state.ema_collections}, inputs)
+    np.testing.assert_allclose(outputs, by_hand, atol=1e-5)
+
+
+def test_a_mixed_target_has_the_weight_of_its_own_class(digits):
+    """MixUp's partner counts by the partner's class weight."""
+    recipe, hparams = Recipe(model=MLP((8,))), Hparams()
+    batch = {name: jnp.asarray(leaf[:4]) for name, leaf in digits[0].items()}
+    batch["inputs"] = train.floats(batch["inputs"])
+    partner, share = np.int32([1, 0, 3, 2]), np.float32([0.75] * 4)
+    weight = np.float32([1.0, 2.0, 3.0, 4.0])
+    batch |= {"mask": np.ones(4, np.float32), "weight": weight, "partner": partner, "share": share}
+    state = init(recipe, hparams, digits[0]["inputs"][:1], jax.random.key(0))
+    given = recipe, state.params, state.collections, hparams, batch, jax.random.key(1)
+    value, (outputs, *_) = objective(*given)
+    first, second = (
+        losses.cross_entropy(outputs, targets)
+        for targets in (batch["targets"], batch["targets"][partner])
+    )
+    expected = share * weight * first + (1 - share) * weight[partner] * second
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-6)

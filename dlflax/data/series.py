@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class Series:
     def read(self, inputs, data, folder):
         """Windows: the last of each CSV file, or with no input of the series trained on; "last" as
         in `split`."""
-        windows = {path: read(path, self.column)[-self.window :] for path in inputs}
+        windows = {path: read(path, self.column, _to_stderr)[-self.window :] for path in inputs}
         windows = windows or {"the series": np.array(data["last_window"])}
         for path, window in windows.items():
             if len(window) < self.window:
@@ -138,6 +139,11 @@ class Series:
         if self.period or self.data_dir is not None:
             return self.period or 1
         return EMBEDDED[self.dataset][1]
+
+
+def _to_stderr(sentence: str) -> None:
+    """What is said while predicting is not part of the answers."""
+    print(sentence, file=sys.stderr)
 
 
 def naive(inputs, horizon: int):

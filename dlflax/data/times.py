@@ -5,6 +5,7 @@ equal length (of days of the week without weekends, too) becomes rows without a 
 quarters and years count as steps; anything else is irregular, and refused.
 """
 
+import itertools
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +25,8 @@ MOST_MISSING = 0.5  # of all steps
 
 
 def read_times(column: list[str]) -> np.ndarray | None:
-    """Seconds, float64 (n,), of a column all of whose cells are times in one of FORMATS, or years;
-    None for any other. Of several formats the first that fits all is taken."""
+    """Seconds, float64 (n,), of a column whose cells all are times in one of FORMATS, or years at
+    equal distances; None for any other. Of several formats the first that fits all is taken."""
     cells = [cell.strip().removesuffix("Z").partition("+")[0] for cell in column]
     for form in FORMATS:
         try:
@@ -35,7 +36,9 @@ def read_times(column: list[str]) -> np.ndarray | None:
         return np.array([(time - datetime(1970, 1, 1)).total_seconds() for time in times])
     if all(cell.isdecimal() and len(cell) == 4 for cell in cells):  # years: before 1970 too
         years = [datetime(int(cell), 1, 1) - datetime(1970, 1, 1) for cell in cells if int(cell)]
-        return np.array([year.total_seconds() for year in years])
+        steps = {abs(int(b) - int(a)) for a, b in itertools.pairwise(cells)}
+        if len(steps) == 1:  # other numbers of four digits are no years
+            return np.array([year.total_seconds() for year in years])
     return None
 
 
