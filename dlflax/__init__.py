@@ -1,3 +1,14 @@
 """Deep learning in JAX and Flax, where training is a pure function of its hyperparameters."""
 
+import os
+import sys
+from importlib import metadata
+
 __version__ = "0.2.0"
+
+NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 12)
+"""Whether jaxlib writes several lines of 3 KB to stderr for every cached program that it loads on a
+CPU: "Loading XLA:CPU AOT result. Target machine feature +prefer-no-gather is not supported"."""
+
+if NOISY_CACHE and "jax" not in sys.modules:  # later would be too late
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

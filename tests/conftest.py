@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all of it
         + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # see dlflax.NOISY_CACHE
 os.environ["KERAS_BACKEND"] = "jax"  # the independent implementation that tests compare with
 os.environ["DLFLAX_OFFLINE"] = "1"
 

@@ -297,3 +297,9 @@ def test_results_fit_a_terminal(capsys, monkeypatch, classes):
     if table:
         assert table[1] == ["class", "1", "0.9000", "0.2500", "0.5000", "1,234"]
         assert ["test", "precision", "recall", "F1", "support"] in lines
+
+
+@pytest.mark.parametrize("name", [":cat:", "[red]cat", "[/]"])
+def test_names_are_printed_as_they_are(capsys, name):
+    tables.print_table(None, ("class", "count"), [(name, "1")])
+    assert name in capsys.readouterr().out

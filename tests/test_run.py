@@ -360,3 +360,19 @@ def test_predict_refuses_with_a_sentence(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "error: nowhere is not a run folder: no readable config.json in it.\n"
+
+
+@pytest.mark.parametrize("first", ["dlflax", "jax"])
+def test_a_cached_program_is_loaded_in_silence(tmp_path, first):
+    program = f"import {first}, jax; from dlflax.run import exit_codes\n"
+    program += "exit_codes.with_exit_codes(lambda: print(jax.jit(lambda x: x + 1)(1.0)))"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    for name in ("JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL"):
+        environment.pop(name, None)
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "2.0\n", "")
+    if first == "dlflax":
+        assert any((tmp_path / "dlflax" / "xla").iterdir())

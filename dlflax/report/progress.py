@@ -35,7 +35,7 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(markup=False, highlight=False)
+            console = Console(markup=False, emoji=False, highlight=False)
             self._live = Live(self, console=console, transient=True, refresh_per_second=8)
             self._live.start()
         return self
@@ -144,7 +144,7 @@ def _bar():
         progress.TimeElapsedColumn(),
         progress.TextColumn("ends in"),
         progress.TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(markup=False, highlight=False),
+        console=Console(markup=False, emoji=False, highlight=False),
         transient=True,
     )
 

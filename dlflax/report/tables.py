@@ -67,4 +67,4 @@ def print_table(title, columns, lines) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(*line, style="bold" if line[0] == "total" else None)
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)

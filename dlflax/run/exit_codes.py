@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from dlflax import parallel
+from dlflax import NOISY_CACHE, parallel
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import cache_folder
 
@@ -90,8 +90,10 @@ def _exit(message, code: int) -> NoReturn:
 
 
 def compilation_cache() -> None:
-    """Keeps compiled programs between processes, in $JAX_COMPILATION_CACHE_DIR if that is set."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    """Keeps compiled programs between processes, in $JAX_COMPILATION_CACHE_DIR if that is set; not
+    where jaxlib would write pages about each of them."""
+    noisy = NOISY_CACHE and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3"
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not noisy:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # the cache only saves time: a full disk or a damaged entry costs a compilation, not a message
