@@ -21,5 +21,13 @@ os.environ["KERAS_BACKEND"] = "jax"  # the independent implementation that tests
 os.environ["DLFLAX_OFFLINE"] = "1"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_freed():
+    """Programs take memory maps, of which Linux lets a process have 65,530: beyond, XLA crashes."""
+    yield
+    jax.clear_caches()
