@@ -335,7 +335,7 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
         ("--batch-size", "0"): "--batch-size 0 must be 1 or more",
         ("--epochs", "0"): "--epochs 0 must be 1 or more",
         ("--seed", "-1"): "--seed -1 must be",
-        ("--validation", "1.5"): "must be from 0 up to below 1, not 1.5",
+        ("--validation", "1.5"): "--validation 1.5 must be from 0 up to below 1",
         ("--validation", "0", "--patience", "2"): "--patience and --reduce-on-plateau must be 0",
         ("--validation", "0", "--reduce-on-plateau", "2"): "must be 0 with --validation 0",
         ("--model.features", "8", "8", "8", "8", "8"): "--model.features",

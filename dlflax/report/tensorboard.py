@@ -1,5 +1,6 @@
 """Event files for TensorBoard. tensorboardX is imported where it is used: start-up time counts."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -95,9 +96,9 @@ class TensorBoard:
             self._write(0, summary=summary)
         self.scalars(results, 0)
 
-    @_harmless
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(Exception):  # after a failed write too
+            self._writer.close()
 
 
 def _tag(name: str) -> str:

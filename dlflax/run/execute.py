@@ -94,17 +94,18 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
 
     _announce(job, saved, count, log)
     board = TensorBoard(folder / "tensorboard", _last_step(saved), log) if main else None
-    if main and config.recipe.augment and job.examples.kind == "picture":
-        draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
-        for name, path in figures.draw(draw, folder, log).items():
-            board.picture(name, path, 0)
-    fit, state, sums, outputs = _train_and_test(job, saved, count, checkpoints, board, log)
-    if not main:
-        parallel.wait("the results are written")
-        return {}
-    results = _results(experiment, job, fit, sums, started)
-    _report(job, fit, state, sums, outputs, results, board, log)
+    with contextlib.closing(board) if main else contextlib.nullcontext():
+        if main and config.recipe.augment and job.examples.kind == "picture":
+            draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
+            for name, path in figures.draw(draw, folder, log).items():
+                board.picture(name, path, 0)
+        fit, state, sums, outputs = _train_and_test(job, saved, count, checkpoints, board, log)
+        if main:
+            results = _results(experiment, job, fit, sums, started)
+            _report(job, fit, state, sums, outputs, results, board, log)
     parallel.wait("the results are written")
+    if not main:
+        return {}
     tables.print_results(results)
     wanted = getattr(config.data, "dataset", job.dataset.name)
     if job.dataset.name != wanted and getattr(config.data, "data_dir", None) is None:
@@ -300,7 +301,6 @@ def _report(job, fit, state, sums, outputs, results, board, log) -> None:
     for name, picture in figures.draw(drawings, folder, log).items():
         if name != "curves":
             board.picture(name, picture, int(fit.history[-1]["step"]))
-    board.close()
     write_json(path, results)
 
 
