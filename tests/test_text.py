@@ -731,6 +731,7 @@ def test_real_texts():
     assert splits.model == {"vocabulary": 2000}
 
 
+@pytest.mark.slow
 def test_length_0_fits_95_of_100_training_texts():
     words = [" ".join(["good"] * (1 + i % 100)) for i in range(500)]
     part = {"inputs": np.array(words, object), "targets": np.arange(500, dtype=np.int32) % 2}
