@@ -3,6 +3,7 @@
 requests and tensorflow_datasets are imported only where they are needed.
 """
 
+import importlib.util
 import os
 import threading
 import urllib.parse
@@ -70,6 +71,21 @@ def prepared(root: Path, name: str) -> Path | None:
         if all(number.isdecimal() for number in numbers):
             versions[tuple(map(int, numbers))] = info.parent
     return versions[max(versions)] if versions else None
+
+
+def prepared_examples(builder, split: str, place: str):
+    """The examples of a split of a TFDS builder, dicts of NumPy arrays. InputError, which names
+    `place`, for a file format that only TensorFlow reads where that is not installed."""
+    if builder.info.file_format.value == "array_record":
+        return builder.as_data_source(split)
+    if importlib.util.find_spec("tensorflow"):
+        import tensorflow_datasets as tfds
+
+        return tfds.as_numpy(builder.as_dataset(split=split))
+    raise InputError(
+        f"{place} is in {builder.info.file_format.value} format, which only TensorFlow reads: "
+        'pip install "dlflax[tf]", or prepare it with file_format="array_record".'
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -316,19 +316,9 @@ def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
 
 
 def _read_tfds_split(builder, split, image, label, place) -> tuple[np.ndarray, np.ndarray]:
-    if builder.info.file_format.value == "array_record":
-        examples = builder.as_data_source(split)
-    elif importlib.util.find_spec("tensorflow"):
-        import tensorflow_datasets as tfds
-
-        examples = tfds.as_numpy(builder.as_dataset(split=split))
-    else:
-        raise InputError(
-            f"{place} is in {builder.info.file_format.value} format, which only TensorFlow reads: "
-            'pip install "dlflax[tf]", or prepare it with file_format="array_record".'
-        )
     count = builder.info.splits[split].num_examples
     inputs, targets = None, np.zeros(count, np.int32)
+    examples = download.prepared_examples(builder, split, place)
     for index, example in enumerate(examples):
         if inputs is None:
             inputs = np.zeros((count, *example[image].shape), example[image].dtype)

@@ -5,7 +5,6 @@ tensorflow_datasets is imported only where it is needed.
 
 import hashlib
 import importlib.resources
-import importlib.util
 import io
 import json
 import os
@@ -169,19 +168,8 @@ def read_tfds(name: str, folder: Path, log) -> Dataset:
 
 
 def _read_tfds_split(builder, part, text, label, place) -> tuple[list[str], list[int]]:
-    if builder.info.file_format.value == "array_record":
-        examples = builder.as_data_source(part)
-    elif importlib.util.find_spec("tensorflow"):
-        import tensorflow_datasets as tfds
-
-        examples = tfds.as_numpy(builder.as_dataset(split=part))
-    else:
-        raise InputError(
-            f"{place} is in {builder.info.file_format.value} format, which only TensorFlow reads: "
-            'pip install "dlflax[tf]", or prepare it with file_format="array_record".'
-        )
     texts, targets = [], []
-    for example in examples:
+    for example in download.prepared_examples(builder, part, place):
         texts.append(example[text].decode())
         targets.append(int(example[label]))
     return texts, targets
