@@ -116,6 +116,13 @@ def test_no_header(tmp_path, separator):
     check(load(write(tmp_path / f"b.{kind}.gz", packed)), "b")
 
 
+def test_a_refused_table_leaves_the_limit_of_cells_as_it_was(tmp_path):
+    path = write(tmp_path / "a.csv", "text,label\na,b,c\na,b\n")
+    with pytest.raises(InputError) as refused:  # holds on to the frames where it stopped
+        load(path)
+    assert "line 2" in str(refused.value) and csv.field_size_limit() == 131_072
+
+
 def test_quoting(tmp_path):
     """In a .csv a quoted text may have commas and lines; in a .tsv a quotation mark is one."""
     table = io.StringIO()

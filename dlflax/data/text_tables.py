@@ -83,16 +83,23 @@ def _csv_rows(path: Path, content: str, kind: str) -> Iterator[tuple[int, list[s
     """(line, cells) of each row that is not blank."""
     # In a .tsv a quotation mark is one.
     settings = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-    limit = csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(content, newline=""), strict=True, **settings)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num} is not valid {kind}: {error}.") from None
-    finally:
-        csv.field_size_limit(limit)
+
+    def next_row():
+        # the limit is the whole process's: nobody else may see it raised, as between two rows
+        limit = csv.field_size_limit(2**31 - 1)
+        try:
+            return next(reader, None)
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num} is not valid {kind}: {error}."
+            ) from None
+        finally:
+            csv.field_size_limit(limit)
+
+    while (row := next_row()) is not None:
+        if row:
+            yield reader.line_num, row
 
 
 def _json_rows(path: Path, content: str) -> Iterator[tuple[int, list[str | None]]]:
