@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tyro
 
-from dlflax import data, train
+from dlflax import data, self_check, train
 from dlflax.errors import InputError
 from dlflax.train import hparams
 
@@ -111,6 +111,19 @@ def fit_to_few(recipe: train.Recipe, splits: data.Splits, log) -> train.Recipe:
     if held_out < FEW:
         log(f"note: {held_out} validation examples are too few to choose an epoch or a model by")
     return recipe
+
+
+def prepare_data(config: Config, log, dataset: data.Dataset | None = None):
+    """(Dataset, Splits, the recipe bound to them) of what config names; dataset: if it is loaded
+    already. `log` gets what was made of the data. InputError when they do not go together;
+    RunError where this installation computes wrong."""
+    self_check.check()
+    dataset = dataset or config.data.load(log)
+    splits = config.data.split(dataset, config.validation, config.seed)
+    for note in splits.notes:
+        log(note)
+    recipe = bind_to_data(config.recipe, config.hparams, splits)
+    return dataset, splits, fit_to_few(recipe, splits, log)
 
 
 def check_batch_size(batch_size: int, n: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlflax import data, parallel, self_check, train, transfer
+from dlflax import data, parallel, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, write_csv, write_json
 from dlflax.models.flops import flops
@@ -20,10 +20,9 @@ from dlflax.report.progress import Progress
 from dlflax.report.tensorboard import TensorBoard
 from dlflax.run.config import (
     Config,
-    bind_to_data,
     check,
     check_batch_size,
-    fit_to_few,
+    prepare_data,
     weighted,
 )
 from dlflax.run.exit_codes import stop_requests
@@ -118,13 +117,7 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     """Reads the data, splits them, fits the model to them, and prepares pretrained weights. Raises
     InputError for what does not go together."""
     check(config)
-    self_check.check()
-    dataset = dataset or config.data.load(log)
-    examples = config.data.split(dataset, config.validation, config.seed)
-    for note in examples.notes:
-        log(note)
-    recipe = bind_to_data(config.recipe, config.hparams, examples)
-    recipe = fit_to_few(recipe, examples, log)
+    dataset, examples, recipe = prepare_data(config, log, dataset)
     config = dataclasses.replace(config, recipe=recipe)
     check_batch_size(recipe.batch_size, data.examples(examples.train))
     start = transfer.prepare(config.transfer, recipe, config.hparams, examples, config.seed, log)

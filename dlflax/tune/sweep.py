@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from dlflax import parallel, run, self_check, train, transfer
+from dlflax import parallel, run, train, transfer
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.trials import print_trials, write_trials_csv
-from dlflax.run.config import PLACE, bind_to_data, check, check_count, fit_to_few, weighted
+from dlflax.run.config import PLACE, check, check_count, prepare_data, weighted
 from dlflax.run.folder import differences, note_versions, settings
 from dlflax.run.version_0_1 import converted
 from dlflax.train.augment import AUGMENTATIONS
@@ -259,13 +259,7 @@ def _bound(sweep, search_name, experiment, log):
     """(the sweep with nothing left open, its Dataset, Splits, Space). InputError for what does not
     go together."""
     _check(sweep)
-    self_check.check()
-    dataset = sweep.data.load(log)
-    examples = sweep.data.split(dataset, sweep.validation, sweep.seed)
-    for note in examples.notes:
-        log(note)
-    recipe = bind_to_data(sweep.recipe, sweep.hparams, examples)
-    recipe = fit_to_few(recipe, examples, log)
+    dataset, examples, recipe = prepare_data(sweep, log)
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
     tried = space(sweep.space, recipe, sweep.hparams, grid=grid, recipes=recipes)
