@@ -31,3 +31,26 @@ def programs_are_freed():
     """Programs take memory maps, of which Linux lets a process have 65,530: beyond, XLA crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def isolated(tmp_path, monkeypatch):
+    """No network, no proxy, and neither the user's TFDS folder nor the user's cache."""
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setenv("DLFLAX_OFFLINE", "1")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Own run and cache folders; no network, so that MNIST is scikit-learn's digits; the folder."""
+    from dlflax.run import exit_codes
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
+    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
+    return tmp_path

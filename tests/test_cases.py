@@ -18,7 +18,6 @@ from dlflax.data import Series, Text
 from dlflax.data.picture import read_picture
 from dlflax.data.series import read
 from dlflax.errors import InputError
-from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.tune import sweep
 from experiments import image_folder, mnist, predict, sentiment
@@ -27,13 +26,7 @@ ROOT = Path(__file__).parents[1]
 TINY = ["--model", "mlp", "--model.features", "4", "--epochs", "1"]
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def command(module, *flags, environment=(), code=0):

@@ -12,7 +12,6 @@ from test_cifar import patches, write_cifar
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
-from dlflax.run import exit_codes
 from dlflax.tune import sweep
 from experiments import (
     autoencoder,
@@ -25,14 +24,7 @@ from experiments import (
     sentiment,
 )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    """Own run and cache folders; no network, so that MNIST is scikit-learn's digits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def swept(experiment, *flags):

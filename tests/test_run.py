@@ -21,7 +21,6 @@ from PIL import Image
 import experiments
 from dlflax import run, train
 from dlflax.models import CNN
-from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import MANIFEST, Checkpoints
 from experiments import fashion_mnist, mnist
@@ -31,13 +30,7 @@ MNIST = ROOT.parent / "shared" / "data" / "mnist"
 FAST = ["--model", "mlp", "--model.features", "32"]
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    """Own run and cache folders; no network, so that MNIST is scikit-learn's digits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def train_mnist(*args, module=mnist):

@@ -18,7 +18,6 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
-from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.tune import sweep
@@ -33,12 +32,7 @@ KILLS = int(os.environ.get("DLFLAX_KILLS", 1))
 FAST = ["--model", "mlp", "--model.features", "32", "--batch-size", "128"]
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    """Own run and cache folders; no network, so that MNIST is scikit-learn's digits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def sweep_mnist(*args, search="random_search"):

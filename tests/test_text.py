@@ -29,15 +29,7 @@ GOOD = [f"a good film number {i}" for i in range(20)]
 BAD = [f"a bad film number {i}" for i in range(30)]
 
 
-@pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch):
-    """No network, no proxy, and neither the user's TFDS folder nor the user's cache."""
-    for variable in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.upper(), raising=False)
-    monkeypatch.setenv("DLFLAX_OFFLINE", "1")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def silent(sentence):

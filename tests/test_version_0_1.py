@@ -16,7 +16,6 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
-from dlflax.run import exit_codes
 from dlflax.run.predict import Predictor
 from dlflax.tune import sweep
 from experiments import mnist
@@ -25,14 +24,9 @@ FLAGS = ["--model", "mlp", "--model.features", "2", "--epochs", "1", "--populati
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
-    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
+def saved(place):
     with tarfile.open(Path(__file__).parent / "data" / "version_0_1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+        archive.extractall(place, filter="data")
 
 
 def rows(path):
