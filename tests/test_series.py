@@ -2,13 +2,15 @@
 
 import csv
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlflax.data import Series
 from dlflax.data.series import naive, read, seasonal_naive
 from dlflax.errors import InputError
-from dlflax.train import tasks
+from dlflax.train import Hparams, losses, tasks
 
 
 def write(path, rows, header=("date", "value")):
@@ -84,11 +86,50 @@ def test_regression_scores_in_the_series_own_unit():
     np.testing.assert_allclose(drawn, dataset.test["inputs"], atol=1e-3)
 
 
-def test_missing_values_are_interpolated_and_said(tmp_path):
-    path = write(tmp_path / "a.csv", [(i, "" if i in (3, 4) else 2 * i) for i in range(10)])
+def test_what_is_missing_never_comes_from_the_future(tmp_path):
+    """The value before stands in, in inputs alone: no target, loss or score has it."""
+    cells = ["", *("" if i in (3, 4, 17, 33) else 2 * i for i in range(1, 40))]
+    path = write(tmp_path / "a.csv", list(enumerate(cells)))
     said = []
-    np.testing.assert_array_equal(read(path, log=said.append), 2.0 * np.arange(10))
-    assert said == ["a.csv: 2 of 10 values are missing: interpolated."]
+    values, observed = read(path, log=said.append)
+    assert said == [
+        "a.csv: the first 1 values are missing: left out.",
+        "a.csv: 4 of 39 values are missing: the value before stands in for them, and no forecast "
+        "is judged by them.",
+    ]
+    assert values[:5].tolist() == [2, 4, 4, 4, 10] and np.flatnonzero(~observed)[0] == 2
+    series = Series(data_dir=path, window=4, horizon=3)
+    splits = series.split(series.load(lambda _: None), 0.2, 0)
+    scale = splits.info["scale"]
+    for part in (splits.train, splits.val, splits.test):
+        unknown = np.isnan(part["targets"])
+        assert not np.isnan(part["inputs"]).any() and not unknown.all(1).any()
+    assert np.isnan(splits.train["targets"]).sum() == 3 and np.isnan(splits.test["targets"]).any()
+    # a model that is right wherever something was measured is perfect
+    perfect = np.where(np.isnan(splits.test["targets"]), 1e6, splits.test["targets"])
+    tested = tasks.Tested(None, None, {}, splits, {}, np.float32(perfect), None)
+    described = tasks.Forecast().describe(tested)
+    assert described.scores == {"rmse": 0.0}
+    drawn = described.figures["forecast"]().axes[0].lines[0].get_ydata()
+    tail = np.array(cells[-8:], object)
+    np.testing.assert_allclose(drawn, [np.nan if c == "" else c for c in tail], atol=1e-4)
+    assert scale > 0
+
+
+@pytest.mark.parametrize("loss", ["mean_squared_error", "mean_absolute_error", "huber"])
+def test_unknown_targets_do_not_count(loss):
+    """Nor do they touch the gradient; an example is averaged over what is known of it."""
+    loss = losses.LOSSES[loss]
+    outputs, targets = jnp.array([[1.0, 2.0], [3.0, 9.0]]), jnp.array([[0.0, jnp.nan], [1.0, 4.0]])
+    each = loss(outputs, targets, Hparams())
+    alone = loss(outputs[:1, :1], targets[:1, :1], Hparams())
+    np.testing.assert_allclose(each, [alone[0], loss(outputs, targets, Hparams())[1]])
+    gradient = jax.grad(lambda o: loss(o, targets, Hparams()).sum())(outputs)
+    assert np.isfinite(gradient).all() and gradient[0, 1] == 0
+
+
+def test_gaps_of_the_series_that_is_shipped():
+    said = []
     dataset = Series("co2").load(said.append)
     assert len(dataset.train["inputs"]) + len(dataset.test["inputs"]) == 2284
     assert "59 of 2284 values are missing" in said[-1]

@@ -20,7 +20,7 @@ import pytest
 
 from dlflax.data import download, text, text_files, urls
 from dlflax.data.dataset import Dataset
-from dlflax.data.order import split
+from dlflax.data.order import stratified
 from dlflax.data.text import Text, encode
 from dlflax.errors import InputError
 
@@ -365,7 +365,10 @@ def test_split(films, kind):
     data = Text(vocabulary=300, length=12, tokenizer=kind)
     splits = data.split(films, 0.25, seed=1)
     n = len(films.train["inputs"])
-    for part, count in ((splits.train, n - n // 4), (splits.val, n // 4), (splits.test, 12)):
+    counts = np.bincount(films.train["targets"])
+    held_out = int(np.round(counts / 4).sum())  # of each class a fourth
+    assert np.bincount(splits.val["targets"]).tolist() == np.round(counts / 4).tolist()
+    for part, count in ((splits.train, n - held_out), (splits.val, held_out), (splits.test, 12)):
         assert part["inputs"].shape == (count, 12) and part["inputs"].dtype == np.int32
         assert part["targets"].shape == (count,) and part["targets"].dtype == np.int32
         assert part["inputs"].min() >= 0 and part["inputs"].max() < splits.model["vocabulary"]
@@ -391,7 +394,8 @@ def test_only_training_texts_train_the_tokenizer(tmp_path):
     data = Text(data_dir=path, length=2, tokenizer="word")
     dataset = data.load(silent)
     before = data.split(dataset, 0.2, 3)
-    held_out = set(split(dataset.train, 0.2, 3)[1]["inputs"])
+    chosen = stratified(dataset.train["targets"], 0.2, 3, 0)
+    held_out = set(dataset.train["inputs"][chosen])
     assert len(held_out) == 18
     dataset.train["inputs"][:] = [
         content.replace("seen", "unseen") if content in held_out else content

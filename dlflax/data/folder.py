@@ -6,9 +6,11 @@ What becomes of odd files, which are all counted and listed in files_skipped.csv
   name, or by its content), too large (more pixels than Pillow's MAX_IMAGE_PIXELS or 65,535 a side,
   told from the header alone, or more than 1 GiB), unreadable, no regular file, or in no class's
   folder; a link that leads out of the folder, nowhere, or to a folder that is read already; a
-  duplicate, with the bytes of an earlier file; and all files with the same bytes in two classes.
+  duplicate, with the bytes of an earlier file, or a near one, with the same picture saved anew
+  (`duplicates.py`); and all such files in two classes.
 - converted, and used: a picture named as another format, CMYK, 16 or 32 bits or floats a channel
   (scaled to 8 bits), transparent (on white), animated (the first frame).
+- listed, and used: pictures that look much like another one, and pictures of one colour.
 - used, and not listed: gray, palette and 1-bit pictures, made RGB; pictures that EXIF turns; a
   JPEG with damaged pixels in a whole file.
 - passed over, and not even counted: hidden files and folders, and what Windows and macOS leave.
@@ -29,7 +31,7 @@ import numpy as np
 from dlflax.data import download, folder_cache, folder_files, urls
 from dlflax.data.dataset import Dataset, DiskArray, Splits, host_memory
 from dlflax.data.images import read_pictures
-from dlflax.data.order import permutation
+from dlflax.data.order import by_content, stratified
 from dlflax.errors import InputError
 
 REPORT = "files_skipped.csv"
@@ -46,7 +48,8 @@ class ImageFolder:
     size: int = 224
     """Pixels a side to which every picture is brought: its middle, as a square."""
     test: float = 0.2
-    """Share of each class that is held out for the test where there is no test folder."""
+    """About the share of each class that is held out for the test where there is no test folder.
+    What a file holds decides, so it stays in the test when others are added."""
     split_seed: int = 0
     """Draws that share: one test set for every --seed."""
 
@@ -133,7 +136,7 @@ class ImageFolder:
         elif "validation" in train:
             held_out = train["validation"]
         else:
-            held_out = _drawn(train["targets"], validation, seed, 0)
+            held_out = stratified(train["targets"], validation, seed, 0)
         in_memory = train["inputs"].nbytes + test["inputs"].nbytes < host_memory() / 4
 
         def part(of, chosen):
@@ -174,19 +177,24 @@ class ImageFolder:
         """A checked Dataset of what was decoded."""
         pixels, table = decoded
         report, class_names = table["report"], table["class_names"]
-        labels = np.array(table["labels"], np.int32)
-        parts, names = (np.array(table[key], str) for key in ("parts", "names"))
+        kept = np.flatnonzero(~np.array(table["repeated"], bool))
+        labels = np.array(table["labels"], np.int32)[kept]
+        parts, names, contents = (
+            np.array(table[key], str)[kept] for key in ("parts", "names", "contents")
+        )
         _check_counts(labels, parts, table, place)
         in_test = parts == "test"
         if "test" not in table["given"]:
             free = np.flatnonzero(parts != "validation")
-            kept = 1 if "validation" in table["given"] else 2
-            in_test[free] = _drawn(labels[free], self.test, self.split_seed, 2, kept)
+            left = 1 if "validation" in table["given"] else 2
+            in_test[free] = by_content(
+                labels[free], contents[free], self.test, self.split_seed, left
+            )
 
         def part(chosen):
             chosen = np.flatnonzero(chosen)
             return {
-                "inputs": DiskArray(pixels, chosen),
+                "inputs": DiskArray(pixels, kept[chosen]),
                 "targets": labels[chosen],
                 "files": names[chosen],
             }
@@ -202,19 +210,6 @@ class ImageFolder:
             name, f"{len(labels):,} {source}", train, test, tuple(class_names), table["checksum"],
             files,
         )  # fmt: skip
-
-
-def _drawn(labels: np.ndarray, share: float, seed: int, purpose: int, kept: int = 1) -> np.ndarray:
-    """bool (n,): about `share` of each class, at least one of it, but not the last `kept`; none
-    for share 0."""
-    counts = np.bincount(labels)
-    wanted = np.minimum(np.maximum(1, np.round(share * counts)), counts - kept) * (share > 0)
-    shuffled = permutation(len(labels), seed, purpose)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    drawn = np.zeros(len(labels), bool)
-    drawn[by_class[rank < np.repeat(wanted, counts)]] = True
-    return drawn
 
 
 def _check_counts(labels, parts, table, place) -> None:
@@ -254,18 +249,19 @@ def _summary(report: list[list[str]], count: int) -> str:
     """One sentence about all of the report."""
     files = {
         what: {name for name, row_what, *_ in report if row_what == what}
-        for what in ("skipped", "converted")
+        for what in ("skipped", "converted", "listed")
     }
     parts = [
         f"{len(names):,}{start}"
         for names, start in (
             (files["skipped"], f" of {count:,} files could not be used"),
             (files["converted"], f" of {count:,} were converted"),
+            (files["listed"], f" of {count:,} are used as they are, and should be looked at"),
         )
         if names
     ]
     kinds = collections.Counter(kind for _, _, kind, _ in report)
-    return f"{' and '.join(parts)}, see {REPORT}: {_counted(kinds)}."
+    return f"{', '.join(parts)}, see {REPORT}: {_counted(kinds)}."
 
 
 def _as_csv(report: list[list[str]]) -> str:

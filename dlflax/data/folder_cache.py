@@ -20,22 +20,24 @@ import numpy as np
 
 from dlflax.data import download
 from dlflax.data.dataset import host_memory
-from dlflax.data.folder_files import Found, shown, skipped, without_duplicates
+from dlflax.data.duplicates import repeated, small, without_duplicates
+from dlflax.data.folder_files import Found, shown, skipped
 from dlflax.errors import InputError
 from dlflax.files import cache_folder
 from dlflax.report.progress import counting
 
 ABANDONED = 3600  # seconds without a write: whoever decoded into that file is gone
 
-_VERSION = 1  # of the cache's format and of the decoding
+_VERSION = 2  # of the cache's format and of the decoding
 
 
 def decoded(
     folder: Path, size: int, stamp, find: Callable[[], Found], place: str, log
 ) -> tuple[np.ndarray, dict]:
     """(uint8 (n, size, size, 3), table) of what find() finds, kept for as long as `stamp`, JSON
-    values, is the same. The table has n "labels", "names" and "parts", and "class_names", "given",
-    "checksum", "report" and "count".
+    values, is the same. The table has n "labels", "names", "parts", "contents" (of each file's
+    SHA-256 the first 16 hex digits) and "repeated" (whether it shows the same as an earlier one),
+    and "class_names", "given", "checksum", "report" and "count".
 
     Each stamp has files of its own names, complete from the moment they have them: another
     process, or one that is killed, leaves nothing that would be read wrongly.
@@ -129,7 +131,19 @@ def _read_cache(pixels_path: Path, table_path: Path, size: int) -> tuple[np.ndar
     pixels = np.load(pixels_path, mmap_mode="r")
     if pixels.shape != (len(table["names"]), size, size, 3) or pixels.dtype != np.uint8:
         raise ValueError("damaged")
+    digest = hashlib.sha256()
+    for start in range(0, len(pixels), 1024):
+        digest.update(pixels[start : start + 1024])
+    if _checksum(digest, table) != table["checksum"]:  # a flipped bit of a pixel
+        raise ValueError("damaged")
     return pixels, table
+
+
+def _checksum(pixels_digest, table: dict) -> str:
+    """Of all that is trained on. pixels_digest: SHA-256 of the pixels."""
+    columns = [table[name] for name in ("class_names", "labels", "names")]
+    pixels_digest.update(json.dumps(columns).encode())
+    return pixels_digest.hexdigest()
 
 
 def decode(found: Found, size: int, write: Callable[[bytes], object]) -> dict:
@@ -140,43 +154,51 @@ def decode(found: Found, size: int, write: Callable[[bytes], object]) -> dict:
     from dlflax.data import picture
 
     def one(index: int):
-        """(uint8 array or None, its row of the report or None)."""
+        """(uint8 array or None, its small picture, its file's digest, its rows of the report)."""
         name = found.names[index]
         try:
             with found.open(index) as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+                file.seek(0)
                 pixels, odd = picture.decode(file, Path(name), (size, size, 3))
         except picture.PictureError as error:
             reason = f"{error.kind}: {error.detail}" if error.detail else error.kind
-            return None, [skipped(name, error.kind, reason)]
+            return None, None, "", [skipped(name, error.kind, reason)]
         except Exception as error:  # the file system's, or TFDS's
             text = getattr(error, "strerror", None) or download.first_line(error)
-            return None, [skipped(name, "unreadable", f"unreadable: {text}")]
+            return None, None, "", [skipped(name, "unreadable", f"unreadable: {text}")]
         kinds = ["misnamed" if " named " in reason else reason.split(",")[0] for reason in odd]
-        return pixels, [
-            [name, "converted", kind, reason] for kind, reason in zip(kinds, odd, strict=True)
-        ]
+        rows = [[name, "converted", kind, why] for kind, why in zip(kinds, odd, strict=True)]
+        if (pixels == pixels[0, 0]).all():
+            rows.append([name, "listed", "of one colour", "all pixels have one colour"])
+        return pixels, small(pixels), content, rows
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=4 * cores)
     indices = grain.MapDataset.range(len(found.names))
     results = indices.map(one).to_iter_dataset(options)
-    kept, report, digest = [], list(found.report), hashlib.sha256()
+    report, digest = list(found.report), hashlib.sha256()
+    kept, contents, pictures, digests = [], [], [], []
     with warnings.catch_warnings(), counting("decoding", len(found.names)) as advance:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, in every thread
-        for index, (pixels, rows) in enumerate(results):
+        for index, (pixels, picture_, content, rows) in enumerate(results):
             advance(1)
             report.extend(rows)
             if pixels is not None:
-                content = pixels.tobytes()
-                digest.update(content)
-                write(content)
+                pixels = pixels.tobytes()
+                digest.update(pixels)
+                write(pixels)
                 kept.append(index)
+                contents.append(content)
+                pictures.append(picture_)
+                digests.append(hashlib.sha256(pixels).digest())
     names, labels, parts = (
         [column[index] for index in kept] for column in (found.names, found.labels, found.parts)
     )
-    digest.update(json.dumps([found.class_names, labels, names]).encode())
-    return {
-        "labels": labels, "names": names, "parts": parts, "class_names": found.class_names,
-        "given": found.given, "checksum": digest.hexdigest(), "report": sorted(report),
-        "count": found.count,
+    again, rows = repeated(np.array(pictures), digests, labels, names)
+    table = {
+        "labels": labels, "names": names, "parts": parts, "contents": contents,
+        "repeated": again.tolist(), "class_names": found.class_names, "given": found.given,
+        "report": sorted(report + rows), "count": found.count,
     }  # fmt: skip
+    return {**table, "checksum": _checksum(digest, table)}

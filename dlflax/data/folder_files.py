@@ -4,10 +4,7 @@ The rules for odd files are those of `folder.py`. tensorflow_datasets is importe
 needed.
 """
 
-import collections
-import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import io
 import os
@@ -233,37 +230,6 @@ def open_tfds(folder: Path) -> Found:
 
     given = splits if len(splits) > 1 else []
     return Found(class_names, given, names, labels, parts, sizes, opened, report, len(names))
-
-
-def without_duplicates(found: Found) -> Found:
-    """`found` without files that have the bytes of another one; they are in its report."""
-    same_size = collections.Counter(found.sizes)
-    same_bytes = collections.defaultdict(list)
-    for index, size in enumerate(found.sizes):
-        if same_size[size] > 1:
-            with contextlib.suppress(Exception), found.open(index) as file:  # decoding will tell
-                same_bytes[hashlib.file_digest(file, "sha256").digest()].append(index)
-    report, dropped = list(found.report), set()
-    for indices in same_bytes.values():
-        conflict = len({found.labels[index] for index in indices}) > 1
-        for index in indices[not conflict :]:
-            other = indices[0]
-            if conflict:
-                other = next(i for i in indices if found.labels[i] != found.labels[index])
-            reason = f"same bytes as {found.names[other]}" + ", of another class" * conflict
-            kind = "in two classes" if conflict else "duplicate"
-            report.append(skipped(found.names[index], kind, reason))
-            dropped.add(index)
-    kept = [index for index in range(len(found.names)) if index not in dropped]
-    return dataclasses.replace(
-        found,
-        names=[found.names[i] for i in kept],
-        labels=[found.labels[i] for i in kept],
-        parts=[found.parts[i] for i in kept],
-        sizes=[found.sizes[i] for i in kept],
-        open=lambda index: found.open(kept[index]),
-        report=report,
-    )
 
 
 def shown(name: str) -> str:

@@ -3,6 +3,8 @@
 Nothing here has state, so a stopped run continues from its step counter alone.
 """
 
+import hashlib
+
 import numpy as np
 
 from dlflax.errors import InputError
@@ -48,6 +50,37 @@ def split(
         {key: array[kept] for key, array in train.items()},
         {key: array[held_out] for key, array in train.items()},
     )
+
+
+def stratified(targets, share: float, seed: int, *purpose: int, left: int = 1) -> np.ndarray:
+    """bool (n,): about `share` of each class, drawn by `seed`: at least one of it, but not its last
+    `left`; none for share 0. targets: int (n,)."""
+    counts = np.bincount(targets)
+    wanted = np.minimum(np.maximum(1, np.round(share * counts)), counts - left) * (share > 0)
+    shuffled = permutation(len(targets), seed, *purpose)
+    place = np.empty(len(targets), np.int64)
+    place[shuffled] = np.arange(len(targets))
+    return _first_of_each(targets, place, wanted)
+
+
+def by_content(targets, contents, share: float, seed: int, left: int = 1) -> np.ndarray:
+    """As `stratified`, but each example's own content decides, so it stays what it is when others
+    come or go; a class then has about `share`. contents: str (n,), a digest of each."""
+    digests = (hashlib.sha256(f"{seed} {content}".encode()).digest() for content in contents)
+    draws = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
+    counts = np.bincount(targets)
+    below = np.bincount(targets, weights=draws < share, minlength=len(counts))
+    return _first_of_each(targets, draws, np.minimum(np.maximum(1, below), counts - left))
+
+
+def _first_of_each(targets, values, wanted) -> np.ndarray:
+    """bool (n,): of each class c the wanted[c] examples with the smallest values."""
+    counts = np.bincount(targets)
+    by_class = np.lexsort((values, targets))
+    rank = np.arange(len(targets)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.zeros(len(targets), bool)
+    chosen[by_class[rank < np.repeat(wanted, counts)]] = True
+    return chosen
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:

@@ -42,9 +42,9 @@ class Series:
     """Share of the series, at its end, that is the test data."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
-        """train and test: {"inputs": float64 (n,)}, the series before the tail and the tail.
-        Missing values are interpolated linearly, which `log` is told. InputError when the file is
-        not such a series or too short."""
+        """train and test: {"inputs": float64 (n,), "observed": bool (n,)}, the series before the
+        tail and the tail. What is missing, which `log` is told, has the value before it and is not
+        observed. InputError when the file is not such a series or too short."""
         if self.data_dir is not None:
             path, column = Path(self.data_dir).expanduser(), self.column
             name, source = path.stem, f"{path.resolve()}"
@@ -57,18 +57,24 @@ class Series:
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
                 "pass --data-dir FILE.csv."
             )
-        values = read(path, column, log)
-        checksum = hashlib.sha256(values.tobytes()).hexdigest()
+        values, observed = read(path, column, log)
+        content = values.tobytes() + (b"" if observed.all() else observed.tobytes())
+        checksum = hashlib.sha256(content).hexdigest()
         if not 0 < self.tail < 1:
             raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
         start = len(values) - round(self.tail * len(values))
-        parts = {"inputs": values[:start]}, {"inputs": values[start:]}
-        return Dataset(name, source, *parts, class_names=(), checksum=checksum)
+        train, test = (
+            {"inputs": values[part], "observed": observed[part]}
+            for part in (slice(0, start), slice(start, None))
+        )
+        return Dataset(name, source, train, test, class_names=(), checksum=checksum)
 
     def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
         """Windows "inputs" float32 (n, window, 1) and "targets" float32 (n, horizon), both less the
         window's last value, and divided by `scale`, the standard deviation of the training targets;
-        of the test also "last", float64 (n, 1), that value.
+        of the test also "last", float64 (n, 1), that value, and "first", int32 (n,), the step of
+        the tail at which its targets begin. Targets that were not observed are NaN, which the losses
+        of `train.losses` leave out; windows without any observed target are left out too.
 
         The share `validation` of the part before the tail, at its end and whatever the seed, is
         held out; windows reach back over the border, targets never do. InputError when a part is
@@ -77,6 +83,8 @@ class Series:
         del seed  # a forecast is judged on what comes after
         before, tail = dataset.train["inputs"], dataset.test["inputs"]
         values, period = np.concatenate([before, tail]), self._period()
+        observed = np.concatenate([dataset.train["observed"], dataset.test["observed"]])
+        truth = np.where(observed, values, np.nan)
         if min(self.window, self.horizon) < 1 or self.window < period:
             raise InputError(
                 f"--window {self.window} must be at least the season of {period} steps, and "
@@ -86,10 +94,10 @@ class Series:
         borders = {"train": (self.window, val_start), "val": (val_start, len(before)),
                    "test": (len(before), len(values))}  # fmt: skip
         windows = {
-            name: _windows(values, start, stop, self.window, self.horizon)
+            name: _windows(values, truth, start, stop, self.window, self.horizon)
             for name, (start, stop) in borders.items()
         }
-        for name, (past, _) in windows.items():
+        for name, (past, *_) in windows.items():
             if not len(past) and (name != "val" or validation):
                 start, stop = borders[name]
                 needs = self.horizon + (self.window if name == "train" else 0)
@@ -98,14 +106,14 @@ class Series:
                     f"targets, too few for --window {self.window} and --horizon {self.horizon}: "
                     f"the part needs {needs}; give smaller ones."
                 )
-        past, future = windows["train"]
-        scale = float(np.std(future - past[:, -1:])) or 1.0
+        past, future, _ = windows["train"]
+        scale = float(np.nanstd(future - past[:, -1:])) or 1.0
 
         def arrays(name) -> dict[str, Any]:
-            # "last" is for the test: training has no use for it
-            past, future = windows[name]
+            past, future, first = windows[name]
             last = past[:, -1:]
-            more = {"last": last} if name == "test" else {}
+            # for the test alone: training has no use for them
+            more = {"last": last, "first": np.int32(first - len(before))} if name == "test" else {}
             return {
                 "inputs": np.float32((past - last) / scale)[:, :, None],
                 "targets": np.float32((future - last) / scale),
@@ -121,7 +129,7 @@ class Series:
     def read(self, inputs, data, folder):
         """Windows: the last of each CSV file, or with no input of the series trained on; "last" as
         in `split`."""
-        windows = {path: read(path, self.column, _to_stderr)[-self.window :] for path in inputs}
+        windows = {path: read(path, self.column, _to_stderr)[0][-self.window :] for path in inputs}
         windows = windows or {"the series": np.array(data["last_window"])}
         for path, window in windows.items():
             if len(window) < self.window:
@@ -157,16 +165,22 @@ def seasonal_naive(inputs, horizon: int, period: int):
     return np.asarray(inputs)[:, -period:, 0][:, np.arange(horizon) % period]
 
 
-def _windows(values, start, stop, window, horizon):
-    """(past (n, window), future (n, horizon)) of all windows whose targets lie in start..stop."""
+def _windows(values, truth, start, stop, window, horizon):
+    """(past (n, window), future (n, horizon), first step of the future (n,)) of all windows whose
+    targets lie in start..stop and are not all NaN."""
     first = np.arange(max(start, window), stop - horizon + 1)
-    past = values[first[:, None] + np.arange(-window, 0)[None]]
-    return past, values[first[:, None] + np.arange(horizon)[None]]
+    future = truth[first[:, None] + np.arange(horizon)[None]]
+    known = ~np.isnan(future).all(1)
+    past = values[first[known, None] + np.arange(-window, 0)[None]]
+    return past, future[known], first[known]
 
 
-def read(path: Path, column: str | None = None, log: Callable[[str], None] = print) -> np.ndarray:
-    """One column, by default the last, of a CSV file with a header: float64 (n,), in the order of
-    the column with times, if there is one. As `Series.load` says."""
+def read(
+    path: Path, column: str | None = None, log: Callable[[str], None] = print
+) -> tuple[np.ndarray, np.ndarray]:
+    """One column, by default the last, of a CSV file with a header: (float64 (n,), which of them
+    were observed, bool (n,)), in the order of the column with times, if there is one. As
+    `Series.load` says."""
     path = Path(path)
     header, rows = _table(path)
     column = column or header[-1]
@@ -181,12 +195,18 @@ def read(path: Path, column: str | None = None, log: Callable[[str], None] = pri
         if times is not None:
             values = in_time(times, values, path, log)
             break
-    missing = np.isnan(values)
-    if missing.any():
-        log(f"{path.name}: {missing.sum()} of {len(values)} values are missing: interpolated.")
-        at = np.arange(len(values))
-        values = np.interp(at, at[~missing], values[~missing])
-    return values
+    if begin := int(np.argmin(np.isnan(values))):
+        log(f"{path.name}: the first {begin} values are missing: left out.")
+    values = values[begin:]
+    observed = ~np.isnan(values)
+    if not observed.all():
+        log(
+            f"{path.name}: {(~observed).sum()} of {len(values)} values are missing: the value before"
+            " stands in for them, and no forecast is judged by them."
+        )
+        latest = np.maximum.accumulate(np.where(observed, np.arange(len(values)), 0))
+        values = values[latest]
+    return values, observed
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dlflax.data import download, text_files, urls
 from dlflax.data.dataset import Dataset, Splits
-from dlflax.data.order import split
+from dlflax.data.order import stratified
 from dlflax.errors import InputError
 
 MOST_UNKNOWN = 0.5  # share of unknown words up to which whole words are the tokens
@@ -102,8 +102,9 @@ class Text:
         return text_files.vader(log)
 
     def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
-        """The share `validation` of the training texts, drawn by `seed`, is held out; what is left
-        trains the tokenizer. "inputs" are as `encode` gives them, "targets" int32 (n,).
+        """The share `validation` of each class's training texts, drawn by `seed`, is held out: at
+        least one, but never the last. What is left trains the tokenizer. "inputs" are as `encode`
+        gives them, "targets" int32 (n,).
 
         Raises InputError when a field or `validation` is out of range.
         """
@@ -123,7 +124,7 @@ class Text:
             )
         if self.length < 0:
             raise InputError(f"--length {self.length} must be 1 or more tokens, or 0.")
-        train, val = split(dataset.train, validation, seed)
+        train, val = _split(dataset.train, validation, seed)
         tokenizer = _train_tokenizer(train["inputs"].tolist(), kind, vocabulary, self.lowercase)
         unknown = _unknown_share(tokenizer, _sample((val or train)["inputs"]))
         if unknown > MOST_UNKNOWN and kind == "word":
@@ -172,6 +173,17 @@ class Text:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         texts = list(map(_as_utf8, inputs))
         return texts, "text", {"inputs": encode(tokenizer, texts, data["length"])}
+
+
+def _split(train, validation: float, seed: int):
+    """(train, validation or None)."""
+    if not 0 <= validation < 1:
+        raise InputError(f"the validation fraction must be from 0 up to below 1, not {validation}.")
+    held_out = stratified(train["targets"], validation, seed, 0)
+    kept, out = (
+        {name: array[chosen] for name, array in train.items()} for chosen in (~held_out, held_out)
+    )
+    return kept, out if held_out.any() else None
 
 
 def _as_utf8(argument: str) -> str:

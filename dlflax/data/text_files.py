@@ -16,7 +16,7 @@ import numpy as np
 from dlflax.data import download
 from dlflax.data.dataset import Dataset
 from dlflax.data.folder_files import part_of
-from dlflax.data.order import permutation
+from dlflax.data.order import stratified
 from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
 from dlflax.errors import InputError
 
@@ -231,7 +231,11 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
                 f"{place} has as many classes as texts, {count:,}, so its labels cannot be "
                 "classes: a class needs several texts."
             )
-        train, test = _draw_test(*train, counts)
+        in_test = stratified(train[1], TEST_SHARE, 0, 2)  # whatever the run's seed, one test split
+        train, test = (
+            ([train[0][index] for index in np.flatnonzero(chosen)], train[1][chosen])
+            for chosen in (~in_test, in_test)
+        )
     elif not test[0]:
         raise InputError(f"{place} has no texts to test on: at least one is needed.")
 
@@ -287,17 +291,3 @@ def _without_those_of_the_test(texts, targets, test, place, log):
             "left out of training."
         )
     return [texts[index] for index in kept], targets[kept]
-
-
-def _draw_test(texts, targets, counts):
-    """((texts, targets), (texts, targets)): train, and TEST_SHARE of each class of two or more."""
-    share = np.maximum(1, np.round(TEST_SHARE * counts).astype(int)) * (counts > 1)
-    shuffled = permutation(len(texts), 0, 2)  # 0: whatever the run's seed, one test split
-    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    rank = np.arange(len(texts)) - np.repeat(np.cumsum(counts) - counts, counts)
-    in_test = np.zeros(len(texts), bool)
-    in_test[by_class[rank < np.repeat(share, counts)]] = True
-    return [
-        ([texts[index] for index in np.flatnonzero(chosen)], targets[chosen])
-        for chosen in (~in_test, in_test)
-    ]

@@ -36,22 +36,32 @@ def binary_cross_entropy(logits, targets, label_smoothing=0.0):
 
 
 def mean_squared_error(outputs, targets):
-    """Squared error averaged over an example's outputs. Same sizes in, (n,) out."""
-    outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
-    return jnp.square(outputs - targets.reshape(outputs.shape)).mean(-1)
+    """Squared error averaged over an example's outputs, but those whose target is NaN (unknown).
+    Same sizes in, (n,) out."""
+    return _mean_of_known(jnp.square, outputs, targets)
 
 
 def mean_absolute_error(outputs, targets):
-    """Absolute error averaged over an example's outputs. Same sizes in, (n,) out."""
-    outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
-    return jnp.abs(outputs - targets.reshape(outputs.shape)).mean(-1)
+    """Absolute error averaged over an example's outputs, but those whose target is NaN (unknown).
+    Same sizes in, (n,) out."""
+    return _mean_of_known(jnp.abs, outputs, targets)
 
 
 def huber(outputs, targets, delta=1.0):
     """Huber 1964: squared error / 2 up to `delta`, and linear beyond, averaged over an example's
-    outputs. Same sizes in, (n,) out."""
+    outputs, but those whose target is NaN (unknown). Same sizes in, (n,) out."""
+    return _mean_of_known(lambda error: optax.huber_loss(error, delta=delta), outputs, targets)
+
+
+def _mean_of_known(of, outputs, targets):
     outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
-    return optax.huber_loss(outputs, targets.reshape(outputs.shape), delta=delta).mean(-1)
+    targets = targets.reshape(outputs.shape)
+    if not jnp.issubdtype(targets.dtype, jnp.floating):
+        return of(outputs - targets).mean(-1)
+    known = ~jnp.isnan(targets)
+    # chosen before the difference: a gradient through NaN would be NaN
+    each = of(jnp.where(known, outputs, 0.0) - jnp.where(known, targets, 0.0))
+    return each.sum(-1) / jnp.maximum(known.sum(-1), 1)
 
 
 def l2(params):

@@ -23,7 +23,8 @@ from dlflax.train.tasks.task import (
 @dataclasses.dataclass(frozen=True)
 class Forecast:
     """The values of a series that follow a window of its past, as `data.Series` gives them: targets
-    and outputs float (n, horizon), less the window's last value and divided by a scale."""
+    and outputs float (n, horizon), less the window's last value and divided by a scale. Targets
+    that were not observed are NaN: a loss of your own has to leave them out, as `losses` do."""
 
     SCORES: ClassVar = {"rmse": "min", "mae": "min", "loss": "min"}
 
@@ -67,20 +68,23 @@ class Forecast:
         }
         errors = {name: scale * (each - test["targets"]) for name, each in forecasts.items()}
         scores = {
-            name: {"rmse": float(np.sqrt(np.mean(e**2))), "mae": float(np.mean(np.abs(e)))}
+            name: {"rmse": float(np.sqrt(np.nanmean(e**2))), "mae": float(np.nanmean(np.abs(e)))}
             for name, e in errors.items()
         }
 
         def draw():
-            last = test["last"][:, 0]
-            truth = np.append(last[1:], last[-1] + scale * test["targets"][-1])
+            last, first = test["last"], test["first"]
+            values = {name: last + scale * each for name, each in forecasts.items()}
+            truth = np.full(first[-1] + horizon, np.nan)  # what was not observed stays a gap
+            truth[first[:, None] + np.arange(horizon)] = last + scale * test["targets"]
+            shown = np.flatnonzero(first % horizon == 0)
             pieces = {
-                name: [(at, last[at] + scale * forecasts[name][at])
-                       for at in range(0, len(outputs), horizon)]
+                name: [(int(first[i]), values[name][i]) for i in shown]
                 for name in ("model", "seasonal_naive")
-            }  # fmt: skip
+            }
             names = ("model", "seasonal_naive", "naive")
-            by_step = {name: np.sqrt(np.mean(errors[name] ** 2, 0)) for name in names}
+            squares = {name: np.ma.masked_invalid(errors[name] ** 2) for name in names}
+            by_step = {name: np.sqrt(squares[name].mean(0)).filled(np.nan) for name in names}
             return figures.forecast(truth, pieces, by_step)
 
         return Description({"rmse": scores["model"]["rmse"]}, {"forecasts": scores},
