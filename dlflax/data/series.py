@@ -73,8 +73,8 @@ class Series:
         """Windows "inputs" float32 (n, window, 1) and "targets" float32 (n, horizon), both less the
         window's last value, and divided by `scale`, the standard deviation of the training targets;
         of the test also "last", float64 (n, 1), that value, and "first", int32 (n,), the step of
-        the tail at which its targets begin. Targets that were not observed are NaN, which the losses
-        of `train.losses` leave out; windows without any observed target are left out too.
+        the tail at which its targets begin. Targets that were not observed are NaN, which
+        `train.losses` leave out; windows without any observed target are left out too.
 
         The share `validation` of the part before the tail, at its end and whatever the seed, is
         held out; windows reach back over the border, targets never do. InputError when a part is
@@ -201,8 +201,8 @@ def read(
     observed = ~np.isnan(values)
     if not observed.all():
         log(
-            f"{path.name}: {(~observed).sum()} of {len(values)} values are missing: the value before"
-            " stands in for them, and no forecast is judged by them."
+            f"{path.name}: {(~observed).sum()} of {len(values)} values are missing: the value "
+            "before stands in for them, and no forecast is judged by them."
         )
         latest = np.maximum.accumulate(np.where(observed, np.arange(len(values)), 0))
         values = values[latest]
