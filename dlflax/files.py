@@ -4,9 +4,12 @@ import contextlib
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 from dlflax.errors import RunError
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def cache_folder() -> Path:
@@ -49,6 +52,12 @@ def locked(path: Path):
         yield True
 
 
+def printable(text: str) -> str:
+    """The text with control characters, and those that turn the direction of writing, escaped: a
+    name must not move the cursor, colour the screen, or look like another one."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def write_csv(path: str | Path, rows: list[dict]) -> None:
     """Writes all rows, atomically. The columns are all keys, in the order they first appear; what
     a row lacks stays empty."""
@@ -60,7 +69,9 @@ def write_csv(path: str | Path, rows: list[dict]) -> None:
 
 
 def _harmless(cell):
-    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
+    """Text that a spreadsheet would take for a formula, behind an apostrophe; printable."""
+    if isinstance(cell, str):
+        cell = printable(cell)
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 

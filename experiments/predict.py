@@ -18,6 +18,7 @@ import tyro
 
 import experiments
 from dlflax import run
+from dlflax.files import printable
 from dlflax.run.predict import Predictor
 
 
@@ -39,9 +40,9 @@ def command(
     predictor = Predictor(run_dir, experiments, experiment or None, _to_stderr)
     refused = []
     for sentence, values in predictor.answers(list(inputs), refused.append):
-        print(json.dumps(values) if json_output else sentence)
+        print(json.dumps(values) if json_output else printable(sentence))
     for error in refused:
-        _to_stderr(f"error: {error}")
+        _to_stderr(printable(f"error: {error}"))
     if refused:
         sys.exit(3 if len(refused) < len(inputs) else 2)
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlflax.files import printable
+
 
 class Source(Protocol):
     """Where examples come from: a frozen dataclass, whose fields are flags, with these methods.
@@ -71,6 +73,11 @@ class Dataset:
     checksum: str
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name -> text of files about the reading that belong into the run folder."""
+    notes: tuple[str, ...] = ()
+    """Sentences that were said when it was read."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +108,33 @@ class Splits:
     """Name -> text of files that belong into the run folder."""
     notes: tuple[str, ...] = ()
     """Sentences on what was done with the data, which a run prints."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
+
+    def summary(self) -> dict[str, Any]:
+        """What the data were taken for, as JSON values: the kind, shape and type of an example, how
+        many there are of each class in train, validation and test, and what was said of them."""
+        parts = {"train": self.train, "validation": self.val, "test": self.test}
+        inputs = self.test["inputs"]
+        counted = {
+            "kind": self.kind,
+            "input_shape": list(inputs.shape[1:]),
+            "input_type": str(inputs.dtype),
+            **{name: examples(part) if part else 0 for name, part in parts.items()},
+        }
+        targets = self.train.get("targets")
+        if self.class_names and targets is not None and targets.ndim == 1:
+            counts = [
+                np.bincount(part["targets"], minlength=len(self.class_names)) if part else None
+                for part in parts.values()
+            ]
+            counted["classes"] = {
+                name: {of: int(count[i]) if count is not None else 0
+                       for of, count in zip(parts, counts, strict=True)}
+                for i, name in enumerate(self.class_names)
+            }  # fmt: skip
+        return {**counted, "notes": list(self.notes)}
 
 
 def examples(data) -> int:

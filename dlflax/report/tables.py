@@ -1,10 +1,27 @@
 """Tables on the screen. rich is imported where it is used: start-up time counts."""
 
 SPLITS = ("train", "val", "test")
+MOST_ROWS = 12  # classes of which each gets a line
 TITLES = {
     "macro_precision": "precision", "macro_recall": "recall", "macro_f1": "macro F1",
     "roc_auc": "ROC AUC", "linear_probe_accuracy": "linear probe", "r2": "R2",
 }  # fmt: skip
+
+
+def print_data_table(summary: dict) -> None:
+    """Prints what the data were taken for, `data.Splits.summary`: a line a class unless they are
+    many."""
+    shape = " x ".join(map(str, summary["input_shape"])) or "one number"
+    classes = summary.get("classes", {})
+    title = f"taken for: {summary['kind']}, {shape}, {summary['input_type']}"
+    if 0 < len(classes) <= MOST_ROWS:
+        lines = [(name, *(f"{count:,}" for count in row.values())) for name, row in classes.items()]
+        print_table(title, ("class", "train", "validation", "test"), lines)
+        return
+    if classes:
+        counts = [row["train"] for row in classes.values()]
+        title += f", {len(classes):,} classes of {min(counts):,} to {max(counts):,} to train on"
+    print(title)
 
 
 def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], total: int) -> None:
@@ -39,7 +56,7 @@ def print_results(results: dict) -> None:
         titles = [TITLES.get(name, name.replace("_", " ")) for name in have]
         print_table(None, ["", *titles], lines)
     per_class = results.get("test", {}).get("per_class", {})
-    if 0 < len(per_class) <= 12:
+    if 0 < len(per_class) <= MOST_ROWS:
         lines = [
             (name, *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")),
              f"{row['support']:,}")

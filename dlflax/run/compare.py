@@ -10,6 +10,7 @@ from dlflax.errors import InputError
 from dlflax.files import write_csv
 from dlflax.report import figures, tables
 from dlflax.run.cli import parse
+from dlflax.run.config import load
 from dlflax.run.execute import run
 from dlflax.run.experiment import Experiment
 
@@ -38,7 +39,7 @@ def compare(
     configs = {name: parse(experiment, [*args, flag, name]) for name in names}
     rows, dataset, results = [], None, []
     for name, config in configs.items():
-        dataset = dataset or config.data.load()
+        dataset = dataset or load(config.data, print)
         results = []
         for seed in range(config.seed, config.seed + seeds):
             place = folder / (f"{name}_seed{seed}" if seeds > 1 else name)

@@ -113,15 +113,28 @@ def fit_to_few(recipe: train.Recipe, splits: data.Splits, log) -> train.Recipe:
     return recipe
 
 
+def load(source, log) -> data.Dataset:
+    """What the source loads, with what it says of it."""
+    said: list[str] = []
+
+    def note(sentence: str) -> None:
+        said.append(sentence)
+        log(sentence)
+
+    dataset = source.load(note)
+    return dataclasses.replace(dataset, notes=tuple(said))
+
+
 def prepare_data(config: Config, log, dataset: data.Dataset | None = None):
     """(Dataset, Splits, the recipe bound to them) of what config names; dataset: if it is loaded
     already. `log` gets what was made of the data. InputError when they do not go together;
     RunError where this installation computes wrong."""
     self_check.check()
-    dataset = dataset or config.data.load(log)
+    dataset = dataset or load(config.data, log)
     splits = config.data.split(dataset, config.validation, config.seed)
     for note in splits.notes:
         log(note)
+    splits = dataclasses.replace(splits, notes=(*dataset.notes, *splits.notes))
     recipe = bind_to_data(config.recipe, config.hparams, splits)
     return dataset, splits, fit_to_few(recipe, splits, log)
 

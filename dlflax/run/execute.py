@@ -154,6 +154,7 @@ def _announce(job, saved, count, log) -> None:
     held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
     log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
         f"{data.examples(splits.test):,} test")  # fmt: skip
+    tables.print_data_table(job.examples.summary())
     several = f"{count} x " if count > 1 else ""
     hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     log(f"on {several}{device.device_kind}{hosts}, writing {config.run_dir}")
@@ -238,6 +239,7 @@ def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
         "experiment": experiment.name,
         "dataset": job.dataset.name,
         "data_source": job.dataset.source,
+        "data": job.examples.summary(),
         "model": type(config.recipe.model).__name__,
         "task": type(task).__name__,
         "parameters": sum(_parameters(job)),

@@ -81,8 +81,7 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     if not path.exists():
         if config.resume:
             log(f"{folder} holds no run yet: starting from the beginning.")
-        for name, text in splits.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        write_files(folder, splits)
         write_json(path, new)
         return
     old = load_config(folder)
@@ -100,6 +99,12 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     if new["config"]["epochs"] != old["config"]["epochs"]:
         old["config"]["epochs"] = new["config"]["epochs"]
         write_json(path, old)
+
+
+def write_files(folder: Path, splits: data.Splits) -> None:
+    """Writes what the data source has for the run folder, such as files_skipped.csv."""
+    for name, text in splits.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def differences(old: dict, new: dict, free: set[str]) -> str:

@@ -22,7 +22,7 @@ from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.trials import print_trials, write_trials_csv
 from dlflax.run.config import PLACE, check, check_count, prepare_data, weighted
-from dlflax.run.folder import differences, note_versions, settings
+from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.hparams import numbers
@@ -225,6 +225,7 @@ def run_sweep(
         saved = store.settings(new)
         sweep = _as_begun(sweep, converted(saved), new, log)
         parallel.from_main(lambda: write_json(folder / "config.json", saved))
+        parallel.from_main(lambda: write_files(folder, examples))
         trials = store.trials()
         lanes = dataclasses.replace(sweep, recipe=start.recipe)
         objective = Objective(lanes, tried, recipes, splits, direction, trials, start.pretrained)
