@@ -2,20 +2,89 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import re
+import stat
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 from dlflax.errors import RunError
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+MOST_JSON = 2**28  # bytes of a JSON file of ours
+MOST_PROGRAMS = 2 * 10**9  # bytes of compiled programs that are kept
+ABANDONED = 3600  # seconds without a write: whoever wrote into that file is gone
 
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/dlflax, by default ~/.cache/dlflax: decoded data, features, compiled
     programs. It can be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlflax"
+
+
+def tidy_cache() -> None:
+    """Deletes from the cache what killed processes left half-written and, of compiled programs
+    beyond MOST_PROGRAMS, those that were not used for longest."""
+    with contextlib.suppress(OSError):
+        for path in cache_folder().rglob("*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
+        programs = []
+        for path in (cache_folder() / "xla").glob("*-cache"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                used = max(status.st_atime, status.st_mtime)
+                programs.append((used if status.st_size else 0.0, status.st_size, path))
+        programs.sort(key=lambda row: row[0])
+        total = sum(size for _, size, _ in programs)
+        for _, size, path in programs:
+            # an empty one, of a killed process or a full disk, would never be written again
+            if size and total <= MOST_PROGRAMS:
+                break
+            total -= size
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def host_memory() -> int:
+    """Bytes of memory that this machine, or the container on it, has."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max", or another system
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
+    return min(limits)
+
+
+def opened(path: str | Path) -> BinaryIO:
+    """An open file that has an end: a pipe or a device would be read for ever. OSError for those
+    and for all else that cannot be read."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return open(path, "rb")
+
+
+def read_bytes(path: str | Path, most: int | None = None) -> bytes:
+    """What a regular file holds. OSError when it is larger than `most` bytes, by default a quarter
+    of the memory."""
+    most = most or host_memory() // 4
+    with opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most / 1e6:,.0f} MB", str(path))
+    return content
+
+
+def read_json(path: str | Path):
+    """The JSON values in a file of ours. OSError; ValueError for anything else in it."""
+    try:
+        return json.loads(read_bytes(path, MOST_JSON).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 @contextlib.contextmanager

@@ -64,6 +64,15 @@ def any_host(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
+def slowest(seconds: float) -> float:
+    """The longest of what the hosts measured; all have to ask."""
+    if jax.process_count() == 1:
+        return seconds
+    from jax.experimental import multihost_utils
+
+    return float(multihost_utils.process_allgather(np.float32(seconds)).max())
+
+
 def wait(what: str) -> None:
     """Waits until all hosts have come to this place."""
     if jax.process_count() > 1:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from dlflax.errors import RunError
-from dlflax.files import cache_folder, replacing
+from dlflax.files import cache_folder, read_json, replacing
 
 
 def check() -> None:
@@ -24,7 +24,7 @@ def check() -> None:
     this = f"{jax.devices()[0].device_kind}, jaxlib {jaxlib.__version__}"
     path = cache_folder() / "self_check.json"
     try:
-        right = json.loads(path.read_text(encoding="utf-8"))
+        right = read_json(path)
     except (OSError, ValueError):
         right = []
     if isinstance(right, list) and this in right:

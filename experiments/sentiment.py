@@ -2,9 +2,9 @@
 
 python -m experiments.sentiment                    IMDB: not scored yet, there was no network
 
-python -m experiments.sentiment --data-dir rt-polarity                      77.0 +- 1.0 % (3 seeds)
+python -m experiments.sentiment --data-dir rt-polarity                      77.3 +- 0.5 % (3 seeds)
 
-python -m experiments.sentiment --data-dir rt-polarity --model transformer  75.9 +- 0.8 %
+python -m experiments.sentiment --data-dir rt-polarity --model transformer  75.5 +- 0.3 %
 
 rt-polarity: 10,662 sentences of film reviews (Pang and Lee 2005), a fixed tenth held out for the
 test; Kim 2014 reports 76.1 % for a CNN from random vectors (10-fold).

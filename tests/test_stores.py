@@ -466,6 +466,35 @@ def test_a_trial_that_kills_its_worker_is_tried_four_times(url):
     database.engine.dispose()
 
 
+@pytest.mark.parametrize("kind", ["enqueued", "waiting", "asked", "failed", "ours, failed"])
+def test_trials_of_others_are_left_alone(url, kind):
+    """As the dashboard's or a script's; and one of ours that somebody set to FAIL."""
+    database = optuna.storages.RDBStorage(url)
+    with open_(url) as store:
+        first = store.take(suggest, 2, 4)
+        store.record(first, train(first))
+        study = optuna.load_study(study_name=store._name, storage=database)
+        if kind == "enqueued":
+            study.enqueue_trial({"learning_rate": 0.5})
+        elif kind == "asked":
+            study.ask()
+        else:
+            attrs = {"index": 2} if "ours" in kind else {}
+            study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=attrs))
+        if "failed" in kind:
+            database.set_trial_state_values(study.trials[-1]._trial_id, TrialState.FAIL)
+        for trial in store.trials():
+            trial._validate()  # or no sampler of Optuna takes it
+        seen = [trial.number for trial in store.trials()]
+        assert seen == ([0, 1, 2] if "ours" in kind else [0, 1])
+        again = store.take(suggest, 4, 4)
+        assert [trial.index for trial in again] == [2, 3]
+        if "ours" not in kind:
+            store.record(again, train(again))
+            assert store.take(suggest, 4, 4) == [] and store.seconds() > 0
+    database.engine.dispose()
+
+
 def test_servers_that_cannot_be_used(server, monkeypatch):
     wrong = server.url("missing")
     assert 'database "missing" does not exist' in refused(wrong)

@@ -12,6 +12,7 @@ from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.images import read_pictures
 from dlflax.data.order import split
 from dlflax.errors import InputError
+from dlflax.files import opened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +104,8 @@ class Arrays:
         names, rows = [], []
         for path in inputs:
             try:
-                array = np.load(path, allow_pickle=False)
+                with opened(path):  # a pipe would be waited for
+                    array = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 reason = getattr(error, "strerror", None) or "not an array of NumPy"
                 raise InputError(f"{path} cannot be read as a .npy file: {reason}.") from error

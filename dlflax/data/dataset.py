@@ -1,8 +1,6 @@
 """The contract of a data source: a Dataset as it was read, and the Splits of a run."""
 
-import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,12 +138,3 @@ class Splits:
 def examples(data) -> int:
     """How many examples arrays {"inputs": (n, ...), ...} hold."""
     return len(data["inputs"])
-
-
-def host_memory() -> int:
-    """Bytes of memory that this machine, or the container on it, has."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max", or another system
-            limits.append(int(Path(path).read_text(encoding="utf-8")))
-    return min(limits)

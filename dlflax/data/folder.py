@@ -29,10 +29,11 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.data import download, folder_cache, folder_files, urls
-from dlflax.data.dataset import Dataset, DiskArray, Splits, host_memory
+from dlflax.data.dataset import Dataset, DiskArray, Splits
 from dlflax.data.images import read_pictures
 from dlflax.data.order import by_content, stratified
 from dlflax.errors import InputError
+from dlflax.files import host_memory
 
 REPORT = "files_skipped.csv"
 
@@ -135,6 +136,7 @@ class ImageFolder:
             notes = ("the validation folder's pictures are trained on too (--validation 0).",)
         elif "validation" in train:
             held_out = train["validation"]
+            notes = ("the validation folder is held out: no share (--validation) is drawn.",)
         else:
             held_out = stratified(train["targets"], validation, seed, 0)
         in_memory = train["inputs"].nbytes + test["inputs"].nbytes < host_memory() / 4
@@ -184,7 +186,14 @@ class ImageFolder:
         )
         _check_counts(labels, parts, table, place)
         in_test = parts == "test"
-        if "test" not in table["given"]:
+        if "test" in table["given"]:
+            for flag, name in (("--test", "test"), ("--split-seed", "split_seed")):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise InputError(
+                        f"{flag} {getattr(self, name)}: {place} has a test folder, so none is "
+                        "drawn: leave it out."
+                    )
+        else:
             free = np.flatnonzero(parts != "validation")
             left = 1 if "validation" in table["given"] else 2
             in_test[free] = by_content(

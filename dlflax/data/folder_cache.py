@@ -19,14 +19,11 @@ from typing import BinaryIO
 import numpy as np
 
 from dlflax.data import download
-from dlflax.data.dataset import host_memory
 from dlflax.data.duplicates import repeated, small, without_duplicates
 from dlflax.data.folder_files import Found, shown, skipped
 from dlflax.errors import InputError
-from dlflax.files import cache_folder
+from dlflax.files import ABANDONED, cache_folder, host_memory, read_bytes
 from dlflax.report.progress import counting
-
-ABANDONED = 3600  # seconds without a write: whoever decoded into that file is gone
 
 _VERSION = 2  # of the cache's format and of the decoding
 
@@ -124,7 +121,7 @@ def _tidy(home: Path, version: str) -> None:
 
 def _read_cache(pixels_path: Path, table_path: Path, size: int) -> tuple[np.ndarray, dict]:
     """What `decoded` kept. Raises anything when it is not whole."""
-    checksum, _, text = table_path.read_text("utf-8").partition("\n")
+    checksum, _, text = read_bytes(table_path).decode("utf-8").partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != checksum:
         raise ValueError("damaged")
     table = json.loads(text)

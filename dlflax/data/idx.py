@@ -6,6 +6,7 @@ big-endian uint32 per dimension, then the values in C order.
 """
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlflax import files
 from dlflax.errors import InputError
 
 URLS = {
@@ -76,10 +78,11 @@ def find_idx(folder: Path) -> dict[str, Path]:
 def read_bytes(path: Path) -> bytes:
     """The contents of `path`, unpacked when it is gzip.
 
-    Raises InputError when the file cannot be read, is damaged gzip, or is called .gz and is not.
+    Raises InputError when the file cannot be read, is damaged gzip, is called .gz and is not, or is
+    too large.
     """
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     if not data.startswith(b"\x1f\x8b"):
@@ -89,8 +92,13 @@ def read_bytes(path: Path) -> bytes:
                 "or drop .gz from the name if the file is already unpacked."
             )
         return data
+    most = files.host_memory() // 4  # a bomb unpacks to anything
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise InputError(f"{path} unpacks to more than {most / 1e9:.0f} GB: too much to read.")
+        return content
     except EOFError:
         raise InputError(f"{path} is cut short, its gzip data has no end: get it again.") from None
     except (gzip.BadGzipFile, zlib.error):

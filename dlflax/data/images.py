@@ -63,11 +63,13 @@ class Images:
 def read_pictures(paths, data):
     """What `Source.read` returns, for picture files: uint8 (n, h, w, c). InputError for one that
     cannot be used."""
-    from dlflax.data.picture import read_picture
+    from dlflax.data.picture import MAX_SIDE, read_picture
 
     if not paths:
         raise InputError("name one or more picture files after the run folder.")
     shape = tuple(data["input_shape"])
+    if len(shape) != 3 or shape[2] not in (1, 3) or max(shape) > MAX_SIDE:
+        raise InputError(f"config.json is damaged: data.input_shape {list(shape)} is no picture's.")
     pictures = [read_picture(path, shape, data["light_on_dark"]) for path in paths]
     return list(paths), "file", {"inputs": np.stack(pictures)}
 

@@ -17,6 +17,7 @@ import numpy as np
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.times import in_time, read_times
 from dlflax.errors import InputError
+from dlflax.files import read_bytes
 
 # in data/embedded, with their sources: (column, steps a season)
 EMBEDDED = {"co2": ("co2", 52), "sunspots": ("SUNACTIVITY", 11)}
@@ -46,9 +47,16 @@ class Series:
         tail and the tail. What is missing, which `log` is told, has the value before it and is not
         observed. InputError when the file is not such a series or too short."""
         if self.data_dir is not None:
+            if self.dataset != type(self).dataset:
+                raise InputError(f"--dataset {self.dataset} and --data-dir: give one of them.")
             path, column = Path(self.data_dir).expanduser(), self.column
             name, source = path.stem, f"{path.resolve()}"
         elif self.dataset in EMBEDDED:
+            if self.column is not None:
+                raise InputError(
+                    f"--column {self.column} is for a file: pass --data-dir FILE.csv, or leave it "
+                    "out."
+                )
             path = importlib.resources.files("dlflax.data") / "embedded" / f"{self.dataset}.csv"
             column = EMBEDDED[self.dataset][0]
             name, source = self.dataset, f"{self.dataset}, which comes with dlflax"
@@ -215,7 +223,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         state = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {state}: a series is a CSV file with a header.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         delimiter = _delimiter(text.partition("\n")[0])
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         (_, header), *rows = [(reader.line_num, row) for row in reader if row]

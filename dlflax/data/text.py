@@ -16,6 +16,7 @@ from dlflax.data import download, text_files, urls
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.order import stratified
 from dlflax.errors import InputError
+from dlflax.files import MOST_JSON, read_bytes
 
 MOST_UNKNOWN = 0.5  # share of unknown words up to which whole words are the tokens
 LONGEST = 256  # tokens, where --length is not given
@@ -168,9 +169,11 @@ class Text:
             raise InputError("name one or more texts, in quotes, after the run folder.")
         path = folder / "tokenizer.json"
         try:
-            tokenizer = path.read_text(encoding="utf-8")
+            tokenizer = read_bytes(path, MOST_JSON).decode("utf-8")
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is damaged: it is not UTF-8.") from error
         texts = list(map(_as_utf8, inputs))
         return texts, "text", {"inputs": encode(tokenizer, texts, data["length"])}
 

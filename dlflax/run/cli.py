@@ -133,9 +133,14 @@ def parse(
         numbers = with_strengths(recipe.augment, numbers)
     default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
     command = _command(default, preset, tuple(presets), tuple(architectures), choices)
-    return tyro.cli(
+    config = tyro.cli(
         command, prog=prog or experiment.command, description=description, args=args, config=TYRO
     )
+    changed = [
+        f"hparams.{f.name}" for f in dataclasses.fields(numbers)
+        if getattr(config.hparams, f.name) != getattr(numbers, f.name)
+    ]  # fmt: skip
+    return dataclasses.replace(config, given=tuple(changed))
 
 
 def _first_look(args, presets, architectures, choices):

@@ -52,6 +52,10 @@ class Config:
     """Join the other hosts: found by SLURM, TPU pods, Open MPI or $JAX_COORDINATOR_ADDRESS."""
     profile: bool = False
     """Write a trace of some steps to profile/ in the run's folder, for TensorBoard or Perfetto."""
+    given: Annotated[tuple[str, ...], tyro.conf.Suppress] = dataclasses.field(
+        default=(), metadata={"saved": False}
+    )
+    """Flags of numbers that the user gave, such as hparams.momentum: refused if they do nothing."""
 
 
 def check(config: Config) -> None:
@@ -72,8 +76,10 @@ def check(config: Config) -> None:
         )
     check_count("batch_size", config.recipe.batch_size, 1)
     recipe = config.recipe
-    for thing in (recipe.task, recipe.task.loss, recipe.optimizer, recipe.schedule, *recipe.augment,
-                  config.data):  # fmt: skip
+    parts = (("task", recipe.task), ("task.loss", recipe.task.loss),
+             ("optimizer", recipe.optimizer), ("schedule", recipe.schedule),
+             *(("augment", each) for each in recipe.augment), ("data", config.data))  # fmt: skip
+    for flag, thing in parts:
         kind = type(thing)
         if dataclasses.is_dataclass(thing) and "__dataclass_fields__" not in vars(kind):
             # its inherited __init__ would set the fields to the parent's values
@@ -81,6 +87,8 @@ def check(config: Config) -> None:
                 f"{kind.__name__} must itself be decorated with @dataclasses.dataclass("
                 "frozen=True), as what it is a subclass of."
             )
+        if dataclasses.is_dataclass(thing):
+            hparams.check_ranges(thing, flag)
     task = config.recipe.task
     if task.monitor not in task.SCORES:
         raise InputError(f"--task.monitor {task.monitor} must be one of {', '.join(task.SCORES)}.")
@@ -199,6 +207,30 @@ def _try(recipe, numbers, data, outputs) -> None:
             f"the loss {name} of {task} must give one number for each example, (n,): for two it "
             f"gives shape {shape}."
         )
+
+
+def refuse_unused(given, recipes, hparams, data, elsewhere=()) -> None:
+    """InputError for a number that the user gave, "hparams.NAME" or "space.NAME", and no recipe
+    reads, nor what names the numbers `elsewhere`."""
+    unused = unused_numbers({flag.partition(".")[2] for flag in given}, recipes, hparams, data)
+    for flag in given:
+        if flag.partition(".")[2] in unused - {*elsewhere}:
+            recipe, optimizer = recipes[0], type(recipes[0].optimizer).__name__
+            augment = ", ".join(type(each).__name__ for each in recipe.augment)
+            raise InputError(
+                f"--{flag.replace('_', '-')} does nothing here: neither the model "
+                f"{type(recipe.model).__name__} nor {optimizer} nor "
+                f"{augment or 'any augmentation (there is none)'} reads it; leave it out."
+            )
+
+
+def unused_numbers(names, recipes, hparams, data) -> set[str]:
+    """Those of the names that are numbers of hparams and that no recipe reads in a step."""
+    left = {field.name for field in dataclasses.fields(hparams)} & set(names)
+    for recipe in recipes:
+        if left:
+            left -= train.used_numbers(recipe, hparams, data)
+    return left
 
 
 def weighted(class_weights: str, task, splits: data.Splits) -> data.Splits:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import typeguard
 
 from dlflax import data, parallel, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
-from dlflax.files import locked, write_csv, write_json
+from dlflax.files import locked, read_json, write_csv, write_json
 from dlflax.models.flops import flops
 from dlflax.report import figures, tables
 from dlflax.report.progress import Progress
@@ -23,6 +23,7 @@ from dlflax.run.config import (
     check,
     check_batch_size,
     prepare_data,
+    refuse_unused,
     weighted,
 )
 from dlflax.run.exit_codes import stop_requests
@@ -65,6 +66,8 @@ def run(
         experiment = Experiment(experiment)
     job = prepared(config, log, dataset)
     count = parallel.devices(config.devices, config.recipe.batch_size)
+    if config.shard_state and count == 1:
+        raise InputError("--shard-state is for several devices, and one is used: leave it out.")
     folder = parallel.from_main(lambda: run_folder(experiment, job.config))
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, run_dir=folder))
     lock = locked(folder / ".lock") if parallel.is_main() else contextlib.nullcontext(True)
@@ -123,18 +126,28 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     start = transfer.prepare(config.transfer, recipe, config.hparams, examples, config.seed, log)
     splits = weighted(config.class_weights, recipe.task, start.splits)
     start = dataclasses.replace(start, splits=splits)
+    views = transfer.numbers_of_views(config.transfer, config.recipe, config.hparams)
+    refuse_unused(config.given, [start.recipe], config.hparams, splits.train, views)
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
     # the examples keep what the pretrained weights add to `info`
     return Job(config, dataset, dataclasses.replace(examples, info=splits.info), start, abstract)
 
 
 def _results_of(folder: Path) -> dict[str, Any] | None:
-    """results.json of a run that came to its end."""
+    """results.json of a run that came to its end; None where it is not whole."""
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        results = read_json(folder / "results.json")
+        test = results["test"]
+        scores = results["train"], results.get("val", {}), test
+        for tree, kind in (
+            (scores, tuple[dict[str, Any], ...]),
+            (test.get("per_class", {}), dict[str, dict[str, float]]),
+            (results.get("forecasts", {}), dict[str, dict[str, float]]),
+        ):
+            typeguard.check_type(tree, kind)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError):
         return None
-    return results if isinstance(results, dict) and "pending" not in results else None
+    return None if "pending" in results else results
 
 
 def _last_step(saved) -> int | None:
@@ -317,7 +330,10 @@ def _profile(recipe, hparams, train_set, folder: Path) -> None:
     n = min(data.examples(train_set), 20 * recipe.batch_size)
     part = {name: array[:n] for name, array in train_set.items()}
     batches = data.epoch_batches(n, recipe.batch_size, 0, 0)
-    for context in (contextlib.nullcontext(), jax.profiler.trace(folder, True)):
+    for context in (
+        contextlib.nullcontext(),
+        jax.profiler.trace(folder, create_perfetto_trace=True),
+    ):
         state = train.init(recipe, hparams, part["inputs"][:1], jax.random.key(0))
         sums, stop = train.zero_sums(recipe, hparams, part), np.int32(len(batches))
         with context:

@@ -14,7 +14,7 @@ import jax
 
 from dlflax import NOISY_CACHE, parallel
 from dlflax.errors import InputError, RunError, Terminated
-from dlflax.files import cache_folder, printable
+from dlflax.files import cache_folder, printable, tidy_cache
 
 
 def with_exit_codes(
@@ -96,6 +96,7 @@ def compilation_cache() -> None:
     noisy = NOISY_CACHE and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not noisy:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    tidy_cache()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # the cache only saves time: a full disk or a damaged entry costs a compilation, not a message
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")

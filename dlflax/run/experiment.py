@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, replacing
+from dlflax.files import cache_folder, read_bytes, read_json, replacing
 
 OWN = ("dlflax", "experiments")  # packages that come with this one
 LIBRARIES = (  # whose functions a model's field may name
@@ -261,7 +261,7 @@ def _noted() -> dict[str, dict[str, str]]:
     """{"files": {path: sha256}, "modules": {name: file}}."""
     noted = {}
     with contextlib.suppress(OSError, ValueError):
-        noted = json.loads((cache_folder() / "experiments.json").read_text(encoding="utf-8"))
+        noted = read_json(cache_folder() / "experiments.json")
     noted = noted if isinstance(noted, dict) else {}
     return {k: v if isinstance(v := noted.get(k), dict) else {} for k in ("files", "modules")}
 
@@ -348,4 +348,4 @@ def _shown_name(module_name: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()

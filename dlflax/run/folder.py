@@ -1,7 +1,6 @@
 """The folder of a run: made, compared with what a resume asks for, read."""
 
 import dataclasses
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -14,10 +13,10 @@ import jax
 import dlflax
 from dlflax import data
 from dlflax.errors import InputError
-from dlflax.files import write_json
+from dlflax.files import read_json, write_json
 from dlflax.run.config import PLACE, Config, more_epochs_change_the_past
 from dlflax.run.experiment import Experiment, note_changes, remember
-from dlflax.run.saved import flat, to_json
+from dlflax.run.saved import check_type, flat, to_json
 from dlflax.run.version_0_1 import converted
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
@@ -87,7 +86,7 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     old = load_config(folder)
     steps = -(-new["data"]["train"] // config.recipe.batch_size)
     free = {"data.data_dir", "data.dataset", "run_dir", "resume", *PLACE}
-    if not more_epochs_change_the_past(config, old["config"]["epochs"], steps):
+    if not more_epochs_change_the_past(config, old["config"].get("epochs", Config.epochs), steps):
         free.add("epochs")
     if different := differences(old, new, free):
         raise InputError(
@@ -96,7 +95,7 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
         )
     note_changes(old.get("defined_in", {}), experiment, log)
     note_versions(old, new, log)
-    if new["config"]["epochs"] != old["config"]["epochs"]:
+    if new["config"]["epochs"] != old["config"].get("epochs"):
         old["config"]["epochs"] = new["config"]["epochs"]
         write_json(path, old)
 
@@ -129,14 +128,55 @@ def note_versions(old: dict, new: dict, log: Callable[[str], None]) -> None:
             "the result may not be the same to the bit")  # fmt: skip
 
 
+NEEDED = {
+    "name": str, "source": str, "sha256": str, "class_names": list[str], "input_shape": list[int],
+    "train": int, "validation": int, "test": int,
+}  # fmt: skip
+OPTIONAL = {  # what our data sources and pretrained weights add
+    "light_on_dark": bool, "scale": float, "period": int, "last_window": list[float],
+    "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
+}  # fmt: skip
+
+
+class DataInfo(dict):
+    """What config.json says of the data; an InputError names what is not there."""
+
+    def __init__(self, values, path: Path):
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name):
+        raise InputError(f"{self.path} is damaged: data.{name} is missing.")
+
+
 def load_config(folder: Path) -> dict[str, Any]:
     """config.json of a run folder, as this version writes it. InputError when it is not one."""
     path = Path(folder) / "config.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        saved["config"]["recipe"], saved["data"]["class_names"], saved["versions"]["dlflax"]
-        return converted(saved)
+        saved = read_json(path)
     except OSError as error:
         raise InputError(f"{folder} is not a run folder: no readable config.json in it.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
+    try:
+        saved["config"]["recipe"], saved["data"]["class_names"], saved["versions"]["dlflax"]
+        saved = converted(saved)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
+    fields = {"experiment": str, "defined_in": dict[str, str], "config": dict[str, Any],
+              "versions": dict[str, str], "data": dict[str, Any]}  # fmt: skip
+    _check_types(saved, fields, path, "")
+    _check_types(saved["data"], NEEDED, path, "data.")
+    given = {name: kind for name, kind in OPTIONAL.items() if name in saved["data"]}
+    _check_types(saved["data"], given, path, "data.")
+    if min(saved["data"]["input_shape"], default=1) < 1:
+        raise InputError(f"{path} is damaged: data.input_shape has a size below 1.")
+    return {**saved, "data": DataInfo(saved["data"], path)}
+
+
+def _check_types(values: dict, kinds: dict[str, Any], path: Path, prefix: str) -> None:
+    """InputError that names the first field that is not there or of another type."""
+    for name, kind in kinds.items():
+        if name not in values:
+            raise InputError(f"{path} is damaged: {prefix}{name} is missing.")
+        check_type(values[name], kind, path, prefix + name)

@@ -13,10 +13,11 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+import typeguard
 
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.run.config import Config
+from dlflax.run.config import Config, check
 from dlflax.run.experiment import OWN, Experiment, reference
 from dlflax.transfer import Transfer
 
@@ -71,7 +72,8 @@ def config_from_json(saved: dict, folder: Path, experiment: Experiment) -> Confi
     try:
         recipe = dict(saved["recipe"])
         parts = {
-            "recipe": train.Recipe(
+            "recipe": read.built(
+                train.Recipe,
                 model=read.thing(recipe.pop("model"), "model"),
                 task=read.thing(recipe.pop("task"), "task"),
                 optimizer=read.thing(recipe.pop("optimizer"), "optimizer"),
@@ -82,16 +84,34 @@ def config_from_json(saved: dict, folder: Path, experiment: Experiment) -> Confi
             ),
             "hparams": read.thing(saved["hparams"], "hparams"),
             "data": read.thing(saved["data"], "data"),
-            "transfer": Transfer(**saved["transfer"]) if saved.get("transfer") else None,
+            "transfer": None,
             "run_dir": saved["run_dir"] and Path(saved["run_dir"]),
         }
-        return Config(**{**saved, **parts})
+        if saved.get("transfer"):
+            parts["transfer"] = read.built(Transfer, **saved["transfer"])
+        config = read.built(Config, **{**saved, **parts})
+        check(config)
+        return config
     except InputError:
         raise
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise InputError(
             f"{folder / 'config.json'} does not fit this version of dlflax ({error}): use the "
             "version named in it, or start a new run."
+        ) from error
+
+
+def check_type(value, kind, path: Path, place: str) -> None:
+    """InputError unless the value is of the kind, a type as annotations write it."""
+    try:
+        typeguard.check_type(
+            value, kind, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS
+        )
+    except typeguard.TypeCheckError as error:
+        wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else None
+        shown = str(wanted or kind).replace("typing.", "")
+        raise InputError(
+            f"{path} is damaged: {place} is {value!r:.60}, and should be {shown}."
         ) from error
 
 
@@ -127,6 +147,14 @@ class _Reader:
         self._expect(_is_kind(found, place), place, value)
         return self._built(found, {k: v for k, v in value.items() if k != "class"}, place)
 
+    def built(self, cls, place: str = "", **fields):
+        """cls(**fields), each of which is of the type that the class says."""
+        hints = typing.get_type_hints(cls)
+        for name, value in fields.items():
+            if name in hints:
+                check_type(value, hints[name], self.path, f"{place}.{name}".lstrip("."))
+        return cls(**fields)
+
     def _built(self, cls, fields, place):
         hints = typing.get_type_hints(cls) if fields else {}
         values = {k: self._value(v, hints.get(k), place, k) for k, v in fields.items()}
@@ -134,7 +162,7 @@ class _Reader:
         if missing:  # arrays in memory: the experiment that is run has them
             ours = self.experiment.default_data()
             values |= {name: getattr(ours, name, None) for name in missing}
-        return cls(**values)
+        return self.built(cls, place, **values)
 
     def _value(self, value, hint, place, name):
         if isinstance(value, list):

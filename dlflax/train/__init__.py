@@ -11,6 +11,7 @@ from dlflax.train.recipe import (
     forward,
     init,
     output_shape,
+    used_numbers,
     variables,
     zero_sums,
 )
@@ -21,5 +22,5 @@ __all__ = [
     "RMSprop", "Recipe", "SGD", "Saved", "State", "Training", "abstract", "as_traced", "augmented",
     "best_epoch", "evaluate", "finished", "fit", "floats", "forward", "gradient",
     "init", "moved", "number", "output_shape", "plateau_factor", "predict", "prepare", "step",
-    "train_piece", "train_steps", "update", "variables", "zero_sums",
+    "train_piece", "train_steps", "update", "used_numbers", "variables", "zero_sums",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ The only file that imports orbax, and only when a checkpoint is written or read:
 most of a second.
 """
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -24,6 +25,7 @@ import numpy as np
 
 from dlflax import parallel
 from dlflax.errors import RunError
+from dlflax.files import read_json
 from dlflax.train.history import best_epoch
 from dlflax.train.loop import Saved
 from dlflax.train.recipe import State
@@ -75,14 +77,8 @@ class Checkpoints:
 
         state, history, partial = saved
         step = int(state.step)
-        # What fails in the threads of Orbax and tensorstore is raised here. Without this they print
-        # it as well, tensorstore's even after the failure.
-        hooks = sys.unraisablehook, threading.excepthook
-        sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
-        threading.excepthook = lambda _: None
-        logging.disable()
         try:
-            with self._manager() as manager:
+            with _silent_threads(), self._manager() as manager:
                 manager.save(
                     step,
                     args=ocp.args.Composite(
@@ -97,10 +93,6 @@ class Checkpoints:
         except Exception as error:  # tensorstore wraps a full disk in ValueError
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # another host is gone
-            # what failed beside the first failure is reported when it is collected
-            logging.getLogger("asyncio").addFilter(
-                lambda record: "exception was never retrieved" not in record.getMessage()
-            )
             others = [s for s in self.steps() if s != step]
             kept = "none was saved yet"
             if others:
@@ -109,11 +101,6 @@ class Checkpoints:
                 f"could not save the checkpoint of step {step} in {self.folder}: "
                 f"{_reason(error)}; {kept}; free some space or fix the folder, then --resume."
             ) from error
-        else:
-            sys.unraisablehook = hooks[0]
-        finally:
-            threading.excepthook = hooks[1]
-            logging.disable(logging.NOTSET)
         if not parallel.is_main():
             return
         keep = {*self.steps()[-2:]}
@@ -148,7 +135,9 @@ class Checkpoints:
 
         folder = self.folder / str(step)
         try:
-            expected = json.loads((folder / MANIFEST).read_text())
+            expected = read_json(folder / MANIFEST)
+            if not isinstance(expected, dict):
+                raise ValueError("it is no list of files")
         except (OSError, ValueError) as error:
             raise RunError(f"{folder / MANIFEST} cannot be read: {_reason(error)}.") from error
         found = _sha256(folder)
@@ -156,13 +145,17 @@ class Checkpoints:
             if expected.get(name) != found.get(name):
                 fault = "is missing" if name not in found else "is not what was saved (sha256)"
                 raise RunError(f"checkpoint damaged: {folder / name} {fault}.")
-        with self._manager() as manager:
-            restored = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_tree(abstract)), history=ocp.args.JsonRestore()
-                ),
-            )
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_tree(abstract)), history=ocp.args.JsonRestore()
+        )
+        try:
+            _check_shapes(folder / "state", abstract)  # first: Orbax finds out in many threads
+            with _silent_threads(), self._manager() as manager:
+                restored = manager.restore(step, args=args)
+        except (ValueError, KeyError, TypeError) as error:  # the files are whole, so it is another
+            raise RunError(
+                f"{folder} does not hold what the run's config.json describes ({_reason(error)})."
+            ) from error
         history = restored.history
         return Saved(State(**restored.state), history["rows"], history["partial"])
 
@@ -177,7 +170,9 @@ class Checkpoints:
                 continue
             if not history:
                 break  # no epoch was finished
-            best = int(history[best_epoch(history, self.task)]["step"])
+            epoch = best_epoch(history, self.task)
+            best = int(history[epoch]["step"])
+            self.log(f"using the weights of epoch {epoch + 1} of {len(history)}")
             return state if best == step else self.restore(abstract, best)[0]
         raise RunError(f"no usable checkpoint in {self.folder}: train first.")
 
@@ -214,6 +209,19 @@ def _tree(state: State) -> dict:
     return {k: v for k, v in fields.items() if k != "ema_collections" or v is not None}
 
 
+def _check_shapes(folder: Path, abstract: State) -> None:
+    """ValueError unless the State that is saved in `folder` has arrays of these shapes."""
+    import orbax.checkpoint as ocp
+
+    tree = ocp.StandardCheckpointHandler().metadata(folder).tree
+    saved = [tuple(leaf.shape) for leaf in jax.tree.leaves(tree) if leaf.name != "key"]
+    wanted = [leaf.shape for leaf in jax.tree.leaves(abstract.replace(key=None))]
+    if odd := set(collections.Counter(wanted) - collections.Counter(saved)):
+        raise ValueError(f"it has no array of shape {min(odd)}, which the model needs")
+    if len(saved) != len(wanted):
+        raise ValueError(f"it has {len(saved)} arrays where {len(wanted)} are needed")
+
+
 def _write_manifest(folder: Path) -> None:
     """Whole or not at all, and on the disk: the checkpoint counts from here on."""
     temporary = folder / (MANIFEST + ".tmp")
@@ -230,6 +238,28 @@ def _sha256(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(MANIFEST)
     }
+
+
+@contextlib.contextmanager
+def _silent_threads():
+    """What fails in the threads of Orbax and tensorstore is raised where they are called. Without
+    this they print it as well, tensorstore's even after the failure."""
+    hooks = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
+    threading.excepthook = lambda _: None
+    logging.disable()
+    try:
+        yield
+        sys.unraisablehook = hooks[0]  # after a failure it stays
+    except Exception:
+        # what failed beside the first failure is reported when it is collected
+        logging.getLogger("asyncio").addFilter(
+            lambda record: "exception was never retrieved" not in record.getMessage()
+        )
+        raise
+    finally:
+        threading.excepthook = hooks[1]
+        logging.disable(logging.NOTSET)
 
 
 def _without_closed_loops(unraisablehook, unraisable):

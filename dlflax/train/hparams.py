@@ -12,10 +12,12 @@ from flax import struct
 
 from dlflax.errors import InputError
 
+MOST = float(np.finfo(np.float32).max)
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Which values a number may have. Always finite ones."""
+    """Which values a number may have. Always finite ones, as float32 too."""
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -24,7 +26,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         inside = self.at_least <= value <= self.at_most and self.above < value < self.below
-        return inside and math.isfinite(value)
+        return inside and abs(value) <= MOST
 
     def __str__(self) -> str:
         """For "must be ..."."""
@@ -38,7 +40,8 @@ class Range:
 
 
 def number(default: float, **limits: float) -> float:
-    """A field of `Hparams` with the limits of `Range`: gamma: float = number(2.0, at_least=0)."""
+    """A field with the limits of `Range`, of `Hparams` or of an optimizer, a schedule, a loss:
+    gamma: float = number(2.0, at_least=0)."""
     return field(default=default, metadata={"range": Range(**limits)})
 
 
@@ -119,12 +122,19 @@ def check(hparams: Hparams) -> None:
             f"{kind} must be decorated with @flax.struct.dataclass and hold numbers alone, as "
             "dlflax.train.Hparams does."
         )
-    for each in fields:
-        value = getattr(hparams, each.name)
-        allowed = each.metadata.get("range", Range())
+    check_ranges(hparams, "hparams")
+
+
+def check_ranges(thing, flag: str) -> None:
+    """InputError for a field of a dataclass that is outside of the range of its `number`."""
+    for each in dataclasses.fields(thing):
+        allowed = each.metadata.get("range", Range() if isinstance(thing, Hparams) else None)
+        if allowed is None:
+            continue
+        value = getattr(thing, each.name)
         if not isinstance(value, (int, float, np.number)) or value not in allowed:
             shown = f"{value:g}" if isinstance(value, (int, float)) else repr(value)
-            raise InputError(f"--hparams.{each.name.replace('_', '-')} {shown} must be {allowed}.")
+            raise InputError(f"--{flag}.{each.name.replace('_', '-')} {shown} must be {allowed}.")
 
 
 def as_traced(hparams: Hparams) -> Hparams:

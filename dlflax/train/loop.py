@@ -185,8 +185,8 @@ def fit(
     may have "weight" (n,). Without val there are no val_* columns, the last epoch counts as the
     best, and patience and reduce_on_plateau do nothing. pretrained: as for `init`. resume continues
     an earlier fit, whose later steps come out the same to the bit. patience and reduce_on_plateau
-    count epochs, 0 is off. should_stop() is asked every few seconds (with several hosts after every
-    epoch), and ends the fit, in the middle of an epoch too. on_steps(epoch, step, sums) is called a
+    count epochs, 0 is off. should_stop() is asked every five seconds, by all hosts at the same
+    step, and ends the fit, in the middle of an epoch too. on_steps(epoch, step, sums) is called a
     few times a second while an epoch runs. Raises RunError when the loss is not finite.
     """
     n = len(train["inputs"])
@@ -249,14 +249,16 @@ def _epoch(feed, training, progress, partial, should_stop, on_steps):
         sums = {k: np.asarray(partial[k], leaf.dtype) for k, leaf in feed.zero.items()}
         done = int(progress.state.step) - epoch * steps
     last = training.history[-1].get("seconds", math.inf) if training.history else math.inf
-    for advance, count in feed.laps(epoch, done, 0.2 if on_steps else 5.0, last):
+    # hosts have to make the same calls, so all of them by what one that shows no progress does
+    seconds = 0.2 if on_steps and jax.process_count() == 1 else 5.0
+    for advance, count in feed.laps(epoch, done, seconds, parallel.slowest(last)):
         progress.state, sums = advance(progress.state, numbers, sums)
         sums, done = jax.device_get(sums), done + count
         if diverged(sums):
             raise _divergence(feed.recipe, current, int(sums["first_bad_step"]) + 1)
         if on_steps:
             on_steps(epoch, done, sums)
-        if done < steps and jax.process_count() == 1 and should_stop():
+        if done < steps and should_stop():
             progress.partial = {name: np.asarray(leaf).tolist() for name, leaf in sums.items()}
             break
     return sums
@@ -281,12 +283,11 @@ class _Resident:
 
     def laps(self, epoch, done, seconds, last):
         """(advance, steps) for the calls of one epoch, of so many seconds each, after which
-        progress is shown and SIGTERM seen. One call where several hosts must make the same, and of
-        a short epoch: nothing then comes back to the host before its end. last: seconds that the
-        epoch before took."""
+        progress is shown and SIGTERM seen. One call for a short epoch: nothing then comes back to
+        the host before its end. last: seconds that the epoch before took."""
         batches = self._batches(epoch)
         steps = len(batches)
-        chunk = steps if last < seconds or jax.process_count() > 1 else 1
+        chunk = steps if last < seconds else 1
         while done < steps:
             stop, lap = min(done + chunk, steps), time.perf_counter()
 
@@ -295,7 +296,7 @@ class _Resident:
                 return train_steps(self.recipe, state, numbers, self.train, batches, sums, *span)
 
             yield advance, stop - done
-            lap = max(time.perf_counter() - lap, 0.01)
+            lap = max(parallel.slowest(time.perf_counter() - lap), 0.01)
             done, chunk = stop, max(1, int((stop - done) * seconds / lap))
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dlflax.train.hparams import number
+
 Loss = Callable  # (outputs, targets, hparams) -> (n,)
 
 
@@ -110,7 +112,7 @@ class MeanAbsoluteError:
 class Huber:
     """`huber`."""
 
-    delta: float = 1.0
+    delta: float = number(1.0, above=0)
     """Error from which on the loss is linear."""
 
     def __call__(self, outputs, targets, hparams):

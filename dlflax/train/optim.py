@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dlflax.train.hparams import number
+
 Optimizer = Callable  # (learning_rate, hparams) -> optax.GradientTransformation
 Schedule = Callable  # (step, hparams) -> learning rate
 
@@ -33,11 +35,11 @@ class SGD:
 class Adam:
     """Adam (Kingma and Ba 2015; `optax.adam`)."""
 
-    b1: float = 0.9
+    b1: float = number(0.9, at_least=0, below=1)
     """Decay of the mean of the gradients."""
-    b2: float = 0.999
+    b2: float = number(0.999, at_least=0, below=1)
     """Decay of the mean of their squares."""
-    eps: float = 1e-8
+    eps: float = number(1e-8, at_least=1e-30, at_most=1)
     """Added to the denominator."""
 
     def __call__(self, learning_rate, hparams):
@@ -48,11 +50,11 @@ class Adam:
 class AdamW:
     """Adam with decoupled weight decay of the kernels (Loshchilov and Hutter 2019)."""
 
-    b1: float = 0.9
+    b1: float = number(0.9, at_least=0, below=1)
     """Decay of the mean of the gradients."""
-    b2: float = 0.999
+    b2: float = number(0.999, at_least=0, below=1)
     """Decay of the mean of their squares."""
-    eps: float = 1e-8
+    eps: float = number(1e-8, at_least=1e-30, at_most=1)
     """Added to the denominator."""
 
     def __call__(self, learning_rate, hparams):
@@ -64,9 +66,9 @@ class AdamW:
 class Lion:
     """Lion (Chen et al. 2023): the sign of the momentum. Learning rates are a tenth of Adam's."""
 
-    b1: float = 0.9
+    b1: float = number(0.9, at_least=0, below=1)
     """Weight of the momentum in the update."""
-    b2: float = 0.99
+    b2: float = number(0.99, at_least=0, below=1)
     """Decay of the momentum."""
 
     def __call__(self, learning_rate, hparams):
@@ -79,7 +81,7 @@ class Muon:
     """Muon (Jordan et al. 2024): orthogonal updates of matrices, Adam for all other parameters
     (`optax.contrib.muon`)."""
 
-    beta: float = 0.95
+    beta: float = number(0.95, at_least=0, below=1)
     """Decay of the momentum."""
     nesterov: bool = True
     """Look ahead along the momentum."""
@@ -95,9 +97,9 @@ class Muon:
 class RMSprop:
     """RMSprop (Tieleman and Hinton 2012; `optax.rmsprop`), without momentum, as Keras' default."""
 
-    decay: float = 0.9
+    decay: float = number(0.9, at_least=0, below=1)
     """Decay of the mean of the squared gradients."""
-    eps: float = 1e-7
+    eps: float = number(1e-7, at_least=1e-30, at_most=1)
     """Added to the denominator."""
 
     def __call__(self, learning_rate, hparams):

@@ -13,7 +13,7 @@ from flax import struct, traverse_util
 from dlflax import parallel
 from dlflax.train import optim
 from dlflax.train.augment import Augmentation
-from dlflax.train.hparams import Hparams
+from dlflax.train.hparams import Hparams, as_traced
 from dlflax.train.step import NEVER, cast, floats, keywords, step, task_sums, trained
 from dlflax.train.tasks import Classification
 
@@ -124,6 +124,24 @@ def output_shape(recipe: Recipe, hparams: Hparams, inputs) -> jax.ShapeDtypeStru
         return recipe.model.init_with_output(jax.random.key(0), floats(inputs), **options)[0]
 
     return jax.eval_shape(outputs, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+
+
+def used_numbers(recipe: Recipe, hparams: Hparams, data) -> set[str]:
+    """Names of the numbers of `hparams` that a step computes with. data: arrays (N, ...), as for
+    `train_steps`. Computes nothing."""
+    batch = {
+        name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
+        for name, array in data.items()
+    }
+    batch["mask"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    state = abstract(recipe, hparams, data["inputs"][:1])
+    one = functools.partial(recipe.step, recipe)
+    found = jax.make_jaxpr(lambda numbers, state, batch: one(state, numbers, batch))(
+        as_traced(hparams), state, batch
+    )
+    read = {id(variable) for equation in found.eqns for variable in equation.invars}
+    names = [field.name for field in dataclasses.fields(hparams)]
+    return {name for name, v in zip(names, found.jaxpr.invars, strict=False) if id(v) in read}
 
 
 def zero_sums(recipe: Recipe, hparams: Hparams, data) -> dict[str, np.ndarray]:

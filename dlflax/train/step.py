@@ -136,8 +136,8 @@ def objective(recipe, params, collections, hparams, batch, key):
         others = batch.get("weight", jnp.ones_like(share))[partner]
         total = jnp.sum(share * each * weight + (1 - share) * other * others * batch["mask"])
         each = share * each + (1 - share) * other
-    own = sum(jax.tree.leaves(collections.pop("losses", {})))
-    total = total + hparams.kl_weight * jnp.sum(own * weight)
+    if own := jax.tree.leaves(collections.pop("losses", {})):
+        total = total + hparams.kl_weight * jnp.sum(sum(own) * weight)
     mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
     penalty = losses.l2(trained(recipe, params)[0])
     return mean + hparams.l2 * penalty, (outputs, each, collections)

@@ -7,12 +7,13 @@ from dlflax.transfer.prepare import (
     backbone,
     check,
     head_inputs,
+    numbers_of_views,
     prepare,
     trained,
     with_backbone,
 )
 
 __all__ = [
-    "Features", "Start", "Transfer", "backbone", "check", "head_inputs", "prepare", "trained",
-    "with_backbone",
+    "Features", "Start", "Transfer", "backbone", "check", "head_inputs", "numbers_of_views",
+    "prepare", "trained", "with_backbone",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.errors import InputError
-from dlflax.train.augment import augment
+from dlflax.train.augment import augment, numbers
 from dlflax.train.optim import Constant
 from dlflax.transfer import weights
 from dlflax.transfer.features import Features
@@ -85,6 +85,12 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
         if getattr(transfer, name) < 0:
             flag = f"--{name.replace('_', '-')} {getattr(transfer, name)}"
             raise InputError(f"{flag} must be 0 or more.")
+    staged = transfer.pretrained and transfer.finetune in ("last-blocks", "all")
+    if transfer.head_epochs != Transfer.head_epochs and not staged:
+        raise InputError(
+            "--head-epochs is for --finetune last-blocks and all, whose last layer is trained "
+            "alone first: leave it out."
+        )
     if transfer.views and not transfer.frozen:
         raise InputError(
             "--views is for --finetune head, whose features are computed once; elsewhere --augment "
@@ -109,8 +115,15 @@ def _mixes(augmentations, hparams) -> bool:
         "inputs": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
         "targets": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
-    numbers, key = train.as_traced(hparams), jax.random.key(0)
-    return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, numbers), picture)
+    traced, key = train.as_traced(hparams), jax.random.key(0)
+    return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, traced), picture)
+
+
+def numbers_of_views(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]:
+    """Names of the numbers that decide the augmented views of which features are computed."""
+    if transfer is None or not (transfer.frozen and transfer.views):
+        return ()
+    return tuple(numbers(recipe.augment, hparams))
 
 
 def trained(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.errors import InputError
+from dlflax.files import host_memory, read_bytes
 
 # torch/serialization.py: what a file of the format before 1.6 begins with, after the pickle header
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -34,7 +35,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     try:
@@ -125,6 +126,8 @@ class _Unpickler(pickle.Unpickler):
 
 def _read_zip(content: bytes):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > host_memory() // 4:
+            raise InputError("unpacks to more than a quarter of the memory: too much to read.")
         (index,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         folder = index.removesuffix("data.pkl")
         order = f"{folder}byteorder"

@@ -17,6 +17,7 @@ from flax import traverse_util
 
 from dlflax.data import download
 from dlflax.errors import InputError
+from dlflax.files import opened
 from dlflax.models import VGG, EfficientNetLite0, ResNet, efficientnet, resnet, vgg
 from dlflax.transfer import torch_file
 
@@ -102,7 +103,7 @@ def read(model, weights: str, log: Callable[[str], None] = print) -> tuple[dict,
             f"{', '.join(TORCH)}); none trains from scratch."
         )
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error

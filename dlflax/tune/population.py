@@ -21,8 +21,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dlflax import parallel, train
-from dlflax.data.dataset import host_memory
 from dlflax.data.order import epoch_batches
+from dlflax.files import host_memory
 
 Mode = Literal["vmap", "map"]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import datetime
 import functools
 import hashlib
 import math
@@ -268,13 +269,20 @@ class Shared:
 
 
 def _index(trial: FrozenTrial) -> int:
-    return trial.user_attrs.get("index", trial.number)
+    return trial.user_attrs["index"]
 
 
 def _current(study: optuna.Study) -> list[FrozenTrial]:
-    """One trial for every index, in number order: the first that has not failed, or the last."""
+    """One trial for every index, in number order: the first that has not failed, or the last. What
+    others put into the study, by Optuna or its dashboard, has no index and is left alone."""
     current: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
+        if "index" not in trial.user_attrs:
+            continue
+        if trial.state != TrialState.WAITING and trial.datetime_start is None:
+            # set so from outside; Optuna takes no trial that ended and never began
+            trial = copy.copy(trial)
+            trial.datetime_start = trial.datetime_complete or datetime.datetime.now()
         before = current.get(_index(trial))
         if before is None or before.state == TrialState.FAIL:
             current[_index(trial)] = trial

@@ -21,7 +21,15 @@ from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.trials import print_trials, write_trials_csv
-from dlflax.run.config import PLACE, check, check_count, prepare_data, weighted
+from dlflax.run.config import (
+    PLACE,
+    check,
+    check_count,
+    prepare_data,
+    refuse_unused,
+    unused_numbers,
+    weighted,
+)
 from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
 from dlflax.train.augment import AUGMENTATIONS
@@ -137,7 +145,9 @@ def _parse(search, experiments, samplers, args, description):
     sweep = run.parse(
         experiment, args, description, prog=f"python -m sweeps.{search} {given}", extend=extend
     )
-    sweep = dataclasses.replace(sweep, space=_words(sweep.space))
+    chosen = _words(sweep.space)
+    given = [f"space.{name}" for name, value in chosen.items() if value != words.get(name)]
+    sweep = dataclasses.replace(sweep, space=chosen, given=(*sweep.given, *given))
     for name in sweep.space:
         value = getattr(sweep.hparams, name, None)
         if value is not None and value != getattr(preset.hparams, name):
@@ -203,6 +213,10 @@ def run_sweep(
             "--finetune head."
         )
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
+    views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
+    refuse_unused(sweep.given, recipes, sweep.hparams, splits[0], views)
+    for name in sorted(unused_numbers(tried.distributions, recipes, sweep.hparams, splits[0])):
+        log(f"note: nothing here reads {name}: its values make no difference")
     if jax.process_count() > 1:  # the winner's retraining would say so at the end
         for recipe in recipes:
             parallel.devices(sweep.devices, recipe.batch_size)
@@ -218,6 +232,10 @@ def run_sweep(
         raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
 
     url = sweep.storage or os.environ.get("DLFLAX_STORAGE") or sqlite_url(folder / "study.db")
+    if sweep.heartbeat != Sweep.heartbeat and not url.startswith("postgresql"):
+        raise InputError(
+            "--heartbeat is for workers that share a PostgreSQL database: leave it out."
+        )
     lowest = sweep.recipe.task.SCORES[sweep.objective.removeprefix("val_")] == "min"
     direction = "minimize" if lowest else "maximize"
     opened = open_study if jax.process_count() == 1 else Broadcast
@@ -254,6 +272,15 @@ def run_sweep(
     for name, command in results["commands"].items():
         log(f"{name}: {command}")
     return results
+
+
+def _storage(sweep: Sweep) -> str:
+    """The address of the database."""
+    of_folder = sqlite_url(sweep.run_dir / "study.db")
+    url = sweep.storage or os.environ.get("DLFLAX_STORAGE") or of_folder
+    if sweep.heartbeat != Sweep.heartbeat and not url.startswith("postgresql"):
+        raise InputError("--heartbeat is for workers that share a PostgreSQL: leave it out.")
+    return url
 
 
 def _bound(sweep, search_name, experiment, log):
@@ -310,6 +337,8 @@ def _check(sweep: Sweep) -> None:
         )
     if sweep.validation == 0:
         raise InputError("--validation 0: a sweep compares its trials on validation data.")
+    if sweep.rank == "cautious" and sweep.seeds == 1:
+        raise InputError("--rank cautious is for --seeds 2 or more, whose spread it goes by.")
     if not 1 <= sweep.heartbeat <= 3600:
         raise InputError(f"--heartbeat {sweep.heartbeat:g} must be from 1 to 3600 seconds.")
 

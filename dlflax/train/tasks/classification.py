@@ -11,7 +11,15 @@ from dlflax.models import explain
 from dlflax.report import figures
 from dlflax.train import losses, metrics
 from dlflax.train.step import floats
-from dlflax.train.tasks.task import Asked, Description, Tested, check_outputs, described, targets_of
+from dlflax.train.tasks.task import (
+    Asked,
+    Description,
+    Tested,
+    check_outputs,
+    described,
+    names_of_outputs,
+    targets_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +135,9 @@ class Classification:
         return Description(scores, tables=tables, figures=drawn)
 
     def answer(self, asked: Asked):
-        names, answers = asked.data["class_names"], []
-        for each, p in zip(asked.inputs, class_probabilities(asked.outputs), strict=True):
+        probabilities, answers = class_probabilities(asked.outputs), []
+        names = names_of_outputs(asked, probabilities.shape[1])
+        for each, p in zip(asked.inputs, probabilities, strict=True):
             name, best = names[p.argmax()], float(p.max())
             every = {n: float(q) for n, q in zip(names, p, strict=True)}
             values = {asked.kind: each, "class": name, "probability": best, "probabilities": every}

@@ -15,6 +15,7 @@ from dlflax.train.tasks.task import (
     Tested,
     check_outputs,
     described,
+    names_of_outputs,
     targets_of,
 )  # fmt: skip
 
@@ -82,8 +83,8 @@ class MultiLabel:
         )
 
     def answer(self, asked: Asked):
-        names, answers = asked.data["class_names"], []
-        probabilities = np.asarray(jax.nn.sigmoid(asked.outputs))
+        probabilities, answers = np.asarray(jax.nn.sigmoid(asked.outputs)), []
+        names = names_of_outputs(asked, probabilities.shape[1])
         for each, p in zip(asked.inputs, probabilities, strict=True):
             labels = [name for name, q in zip(names, p, strict=True) if q > 0.5]
             every = {n: float(q) for n, q in zip(names, p, strict=True)}

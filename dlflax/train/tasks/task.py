@@ -130,3 +130,14 @@ def described(array) -> str:
     """ "float32 (n, 3)", of targets, in messages."""
     shape = ", ".join(["n", *map(str, array.shape[1:])])
     return f"{array.dtype} ({shape}{',' * (array.ndim == 1)})"
+
+
+def names_of_outputs(asked: Asked, count: int) -> list[str]:
+    """The names of the model's outputs. InputError when config.json has another number of them."""
+    names = asked.data["class_names"]
+    if len(names) != count:
+        raise InputError(
+            f"config.json is damaged: data.class_names has {len(names)} names for the {count} that "
+            "the model tells apart."
+        )
+    return names

@@ -1,0 +1,130 @@
+"""What is read has an end and a size; what is kept is bounded; names cannot steer a terminal."""
+
+import gzip
+import io
+import json
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlflax import files
+from dlflax.data import Arrays, ImageFolder, Series, Text, idx
+from dlflax.data.dataset import Dataset
+from dlflax.errors import InputError
+from dlflax.files import cache_folder, printable, read_bytes, read_json, tidy_cache
+from dlflax.transfer.torch_file import read_state_dict
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_has_no_end_is_not_read(place, kind):
+    """It would be waited for, or read, for ever."""
+    path = place / "x.npy"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError):
+        read_bytes(path)
+    data = {"input_shape": [3], "dtype": "float32"}
+    for read in (
+        lambda: idx.read_bytes(path),
+        lambda: Arrays().read([str(path)], data, place),
+        lambda: read_state_dict(path),
+    ):
+        with pytest.raises(InputError):
+            read()
+    for suffix, source in ((".csv", Text), (".csv", Series)):
+        named = path.rename(place / f"x{suffix}") if path.exists() else place / f"x{suffix}"
+        with pytest.raises(InputError):
+            source(data_dir=named).load(lambda _: None)
+
+
+def test_bombs_are_not_unpacked(place, monkeypatch):
+    monkeypatch.setattr(files, "host_memory", lambda: 4 * 10**6)
+    Path("bomb.gz").write_bytes(gzip.compress(bytes(10**7)))
+    with pytest.raises(InputError, match="unpacks to more than"):
+        idx.read_bytes(Path("bomb.gz"))
+    monkeypatch.setattr("dlflax.transfer.torch_file.host_memory", lambda: 4 * 10**6)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(10**7))
+    Path("bomb.pth").write_bytes(content.getvalue())
+    with pytest.raises(InputError, match="unpacks to more than"):
+        read_state_dict("bomb.pth")
+    Path("large.csv").write_bytes(bytes(10**7))
+    with pytest.raises(InputError, match="large.csv cannot be read: more than"):
+        idx.read_bytes(Path("large.csv"))
+
+
+def test_json_that_is_nested_too_deeply(place):
+    Path("a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError):
+        read_json("a.json")
+
+
+def test_the_cache_is_tidied(place, monkeypatch):
+    """Half-written files that are old, empty programs, and those not used for longest."""
+    programs = cache_folder() / "xla"
+    programs.mkdir(parents=True)
+    now = time.time()
+    for i in range(10):
+        path = programs / f"jit_{i}-cache"
+        path.write_bytes(bytes(100 if i else 0))
+        os.utime(path, (now - 1000 + i, now - 1000 + i))
+    for name, age in (("old.tmp", 10_000), ("new.tmp", 10)):
+        (cache_folder() / "folders").mkdir(exist_ok=True)
+        path = cache_folder() / "folders" / name
+        path.touch()
+        os.utime(path, (now - age, now - age))
+    monkeypatch.setattr(files, "MOST_PROGRAMS", 500)
+    tidy_cache()
+    left = sorted(path.name for path in programs.iterdir())
+    assert left == [f"jit_{i}-cache" for i in range(5, 10)]
+    assert [path.name for path in (cache_folder() / "folders").iterdir()] == ["new.tmp"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2Jdog", "\\x1b[2Jdog"),
+        ("a\nb\r", "a\\nb\\r"),
+        ("\u202egpj.exe", "\\u202egpj.exe"),
+        ("süß 犬 🐕\u200d🦺", "süß 犬 🐕\u200d🦺"),
+    ],
+)
+def test_names_cannot_steer_a_terminal(place, text, shown):
+    assert printable(text) == shown
+    assert Dataset("x", "x", {}, {}, (text,), "").class_names == (shown,)
+    files.write_csv(place / "a.csv", [{"name": text}])
+    assert shown in (place / "a.csv").read_text("utf-8")
+
+
+def test_what_the_data_were_taken_for_is_kept(place):
+    """Kind, shape, classes with counts, and all that was said of them."""
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    for k, name in enumerate("ab"):
+        (place / "photos" / name).mkdir(parents=True)
+        for i in range(12 + k):
+            pixels = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
+    (place / "photos" / "a" / "cut.png").touch()
+    from dlflax.run.config import load
+
+    source = ImageFolder(data_dir=place / "photos", size=16)
+    dataset = load(source, lambda _: None)
+    summary = source.split(dataset, 0.2, 0).summary()
+    assert json.dumps(summary) and summary["kind"] == "picture"
+    assert summary["input_shape"] == [16, 16, 3] and summary["input_type"] == "uint8"
+    totals = {name: sum(row.values()) for name, row in summary["classes"].items()}
+    assert totals == {"a": 12, "b": 13}
+    assert any("1 of 26 files could not be used" in note for note in dataset.notes)

@@ -1,0 +1,188 @@
+"""Every flag of every command changes what a run leaves or says, or is refused where it cannot.
+
+All of them: python -m pytest tests/test_flags.py -m 'slow or not slow'.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import experiments
+from dlflax import run
+from dlflax.tune import sweep
+from experiments import autoencoder, forecast, image_folder, mnist, sentiment
+
+pytestmark = pytest.mark.usefixtures("place")
+
+# What each command is given besides the flag: small, on data that are there.
+BASE = {
+    mnist: "--dataset digits --model.features 2 --model.dense 4 --epochs 2 --batch-size 64",
+    sentiment: "--data-dir notes.csv --model.features 4 --model.embedding 4 --epochs 2 "
+    "--batch-size 16",
+    forecast: "--data-dir sales.csv --model mlp --model.features 4 --window 12 --horizon 4 "
+    "--epochs 2",
+    autoencoder: "--dataset digits --model.features 8 --epochs 1 --batch-size 64",
+    image_folder: "--preset scratch --data-dir photos --size 16 --epochs 1 --batch-size 8",
+    "sweep": "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 "
+    "--trials 3 --population 2",
+}
+# flag -> (its words, what it needs to have a meaning). Of the sweeps' flags that a run has too, and
+# of the words of a space, a few stand for all.
+OF_RUNS = {
+    "--preset": ("rnn", "--model.features 3"), "--model": ("mlp", ""),
+    "--task": ("reconstruction", ""), "--optimizer": ("sgd", ""), "--schedule": ("cosine", ""),
+    "--augment": ("affine", ""), "--loss": ("binary_cross_entropy", ""), "--epochs": ("3", ""),
+    "--seed": ("7", ""), "--validation": ("0.3", ""), "--class-weights": ("balanced", ""),
+    "--patience": ("1", "--hparams.learning-rate 2 --optimizer sgd --epochs 5"),
+    "--reduce-on-plateau": ("1", "--hparams.learning-rate 2 --optimizer sgd --epochs 5"),
+    "--run-dir": ("elsewhere", ""), "--resume": ("", ""), "--devices": ("2", ""),
+    "--shard-state": ("", ""), "--distributed": ("", ""), "--profile": ("", ""),
+    "--batch-size": ("32", ""), "--compute-dtype": ("bfloat16", ""), "--ema": ("", ""),
+    "--trainable": ("^logits", ""), "--dataset": ("nothing", ""), "--data-dir": ("nowhere", ""),
+    "--model.features": ("3", ""), "--model.depth": ("2", ""), "--model.dense": ("5", ""),
+    "--model.kernel-size": ("5", ""), "--model.activation": ("tanh", ""),
+    "--model.dropout-on": ("input", "--hparams.dropout 0.4"),
+    "--model.formulation": ("lax", "--model.features 16 --model.dense 8"),
+    "--task.monitor": ("accuracy", "--hparams.learning-rate 0.03 --epochs 8"),
+    "--optimizer.b1": ("0.5", ""), "--optimizer.b2": ("0.5", ""), "--optimizer.eps": ("0.1", ""),
+    "--hparams.learning-rate": ("0.01", ""), "--hparams.dropout": ("0.4", ""),
+    "--hparams.l2": ("0.1", ""), "--hparams.weight-decay": ("0.1", ""),
+    "--hparams.momentum": ("0.5", ""), "--hparams.label-smoothing": ("0.1", ""),
+    "--hparams.backbone-rate": ("0.5", ""), "--hparams.clip-norm": ("0.01", ""),
+    "--hparams.warmup": ("0.5", ""), "--hparams.ema-decay": ("0.5", ""),
+    "--hparams.kl-weight": ("0.5", ""),
+    **{f"--hparams.{name}": ("0.3", "") for name in (
+        "translate", "rotate", "zoom", "crop", "flip", "brightness", "contrast", "cutout", "mixup",
+        "cutmix", "noise")},
+    "--vocabulary": ("10", ""), "--length": ("3", ""), "--tokenizer": ("bpe", ""),
+    "--no-lowercase": ("", ""), "--model.cell": ("lstm", ""), "--no-model.bidirectional": ("", ""),
+    "--model.pooling": ("last", ""), "--model.embedding": ("3", ""),
+    "--column": ("other", ""), "--window": ("8", ""), "--horizon": ("3", ""), "--period": ("4", ""),
+    "--tail": ("0.4", ""), "--model.code": ("3", ""), "--model.variational": ("", ""),
+    "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
+    "--weights": ("nothing.pth", ""), "--finetune": ("all", ""), "--head-epochs": ("2", ""),
+    "--views": ("2", ""),
+}  # fmt: skip
+OF_SWEEPS = {
+    "--trials": ("4", ""), "--population": ("3", ""), "--seeds": ("2", ""),
+    "--rank": ("cautious", "--seeds 2 --trials 6"), "--objective": ("val_accuracy", ""),
+    "--sampler": ("qmc", ""), "--prune": ("2", ""), "--mode": ("map", ""), "--study": ("mine", ""),
+    "--storage": ("sqlite:///mine.db", ""), "--heartbeat": ("3", ""), "--retrain-on-all": ("", ""),
+    "--space.learning-rate": ("1e-3 1e-2", ""), "--space.momentum": ("0 0.9", ""),
+    "--space.batch-size": ("32 64", ""), "--space.model.features": ("3 5", ""),
+}  # fmt: skip
+
+
+def flags_of(command):
+    """All flags in a command's --help."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        command(["--help"])
+    return set(re.findall(r"^[│|\s]*(--[a-z][a-z0-9.-]+)", out.getvalue(), re.MULTILINE))
+
+
+def command_of(of):
+    if of == "sweep":
+        return lambda words: sweep.main(
+            "random_search", experiments, ("random", "qmc"), ["mnist", *words], ""
+        )
+    name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
+    return lambda words: run.main(name, of.PRESETS, architectures, words)
+
+
+@pytest.fixture
+def data(place):
+    rng = np.random.default_rng(0)
+    with open("notes.csv", "w", newline="", encoding="utf-8") as file:
+        texts = [f"Note {i} {'Good' if i % 2 else 'poor'} {rng.integers(9)} day" for i in range(90)]
+        csv.writer(file).writerows([("text", "label"), *((t, i % 2) for i, t in enumerate(texts))])
+    with open("sales.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [(i, rng.normal(), i + rng.normal()) for i in range(160)]
+        csv.writer(file).writerows([("n", "other", "sales"), *rows])
+    for k, name in enumerate("ab"):
+        (Path("photos") / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 256 - 60 * k, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((24, 24)).save(Path("photos") / name / f"{i}.png")
+
+
+def left_by(of, words):
+    """What a command leaves and says, without times and places; None where it was refused."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            command_of(of)(words)
+        except SystemExit as exit_:
+            assert exit_.code in (1, 2) and "Traceback" not in err.getvalue(), err.getvalue()
+            return None
+    folders = [path.parent for path in Path().rglob("results.json")]
+    results = [json.loads((folder / "results.json").read_text()) for folder in sorted(folders)]
+    for tree in results:
+        for name in ("seconds", "process_seconds", "compile_seconds", "examples_per_second",
+                     "trials_per_minute", "traces", "commands"):  # fmt: skip
+            tree.pop(name, None)
+    said = [line for line in out.getvalue().splitlines() if re.match(r"on |\d+ at once", line)]
+    files = sorted(str(path) for path in Path().rglob("*") if path.suffix in (".png", ".db", ".gz"))
+    metrics = [
+        [{k: v for k, v in row.items() if "second" not in k}
+         for row in csv.DictReader(path.read_text().splitlines())]
+        for path in sorted(Path().rglob("metrics.csv"))
+    ]  # fmt: skip
+    left = json.dumps([results, said, files, metrics], sort_keys=True)
+    left = left.replace(str(Path.cwd()), "HERE").replace(str(Path.cwd().parent), "HERE")
+    return re.sub(r"20\d\d-\d\d-\d\d_\d\d-\d\d-\d\d", "NOW", left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", list(BASE), ids=lambda of: getattr(of, "__name__", of))
+def test_no_flag_is_forgotten(of):
+    """The tables above name every flag that --help shows."""
+    known = {*OF_RUNS, *OF_SWEEPS, *(f"--{flag[5:]}" for flag in OF_RUNS if flag[2:5] == "no-")}
+    missing = flags_of(command_of(of)) - known
+    assert not {flag for flag in missing if not flag.startswith("--space.")}
+
+
+def cases():
+    for of in BASE:
+        table = OF_SWEEPS if of == "sweep" else OF_RUNS
+        for i, (flag, (words, needs)) in enumerate(table.items()):
+            first = of is mnist or (of == "sweep") or flag not in SEEN
+            if first:
+                SEEN.add(flag)
+                name = getattr(of, "__name__", of).rpartition(".")[2]
+                marks = [] if i % 9 == 0 and of is mnist else [pytest.mark.slow]
+                yield pytest.param(of, flag, words, needs, id=f"{name} {flag}", marks=marks)
+
+
+SEEN: set[str] = set()
+
+
+@pytest.mark.parametrize(("of", "flag", "words", "needs"), list(cases()))
+def test_a_flag_does_something_or_is_refused(data, place, monkeypatch, of, flag, words, needs):
+    found = {}
+    for name, more in (("without", []), ("with", [flag, *words.split()])):
+        (place / name).mkdir()
+        for shared in ("notes.csv", "sales.csv", "photos"):
+            (place / name / shared).symlink_to(place / shared)
+        monkeypatch.chdir(place / name)
+        found[name] = left_by(of, [*BASE[of].split(), *needs.split(), *more])
+    assert found["without"] is not None
+    assert found["with"] != found["without"]
+
+
+@pytest.mark.parametrize("of", [mnist, "sweep"], ids=["mnist", "sweep"])
+def test_nothing_changes_by_itself(data, place, monkeypatch, of):
+    """Or the test above would see changes that no flag makes."""
+    found = []
+    for name in ("once", "again"):
+        (place / name).mkdir()
+        monkeypatch.chdir(place / name)
+        found.append(left_by(of, BASE[of].split()))
+    assert found[0] == found[1]
