@@ -5,7 +5,7 @@ What becomes of odd files, which are all counted and listed in files_skipped.csv
 - skipped: a file that is empty, truncated, corrupt (Pillow cannot decode it), no picture (by its
   name, or by its content), too large (more pixels than Pillow's MAX_IMAGE_PIXELS or 65,535 a side,
   told from the header alone, or more than 1 GiB), unreadable, no regular file, or in no class's
-  folder; a link that leads out of the folder, nowhere, or to a folder that is read already; a
+  folder; a link to a file outside, nowhere, or to a folder that is read already or above; a
   duplicate, with the bytes of an earlier file, or a near one, with the same picture saved anew
   (`duplicates.py`); and all such files in two classes.
 - converted, and used: a picture named as another format, CMYK, 16 or 32 bits or floats a channel

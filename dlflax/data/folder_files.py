@@ -68,8 +68,8 @@ def part_of(folder: str) -> str | None:
 def walk(root: Path, place: str) -> tuple[list[File], list[str], list[list[str]]]:
     """(files, folders, report) of all that is below `root`, by name.
 
-    Links to what is below `root` are followed; below each of its folders every folder is read
-    once, however many links lead to it, so loops end.
+    Links to folders, and to files below `root`, are followed; below each of its folders every
+    folder is read once, however many links lead to it, so loops end.
     """
     inside = os.path.realpath(root)
     files, folders, report = [], [], []
@@ -91,7 +91,9 @@ def walk(root: Path, place: str) -> tuple[list[File], list[str], list[list[str]]
                 real = os.path.realpath(entry.path)
                 if entry.is_symlink():
                     status = os.stat(real)
-                    if os.path.commonpath([inside, real]) != inside:
+                    common = os.path.commonpath([inside, real])
+                    folder_outside = stat.S_ISDIR(status.st_mode) and common != real
+                    if common != inside and not folder_outside:
                         report.append(skipped(name, "link", "link that leads out of the folder"))
                         continue
                 else:
