@@ -227,6 +227,32 @@ def test_tensorboard_resume_within_a_second_keeps_and_purges(tmp_path):
     assert start.step == 201  # TensorBoard forgets from this step on: 200 stays
 
 
+def test_tensorboards_own_reader_shows_it(tmp_path):
+    """Scalars once each though the run was resumed, pictures, and the HParams tab."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    for purge_step, steps in ((None, (100, 200, 300)), (201, (300, 400))):
+        board = tensorboard.TensorBoard(tmp_path / "tensorboard", purge_step)
+        for step in steps:
+            board.scalars({"val_loss": step / 100}, step)
+        board.close()
+    board = tensorboard.TensorBoard(tmp_path / "tensorboard", 401)
+    figures.save_figure(figures.curves(history(2), "accuracy"), tmp_path / "curves.png")
+    board.picture("curves", tmp_path / "curves.png", 400)
+    board.hparams({"learning_rate": 0.1}, {"test_accuracy": 0.5})
+    board.close()
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    read = [(event.step, event.value) for event in shown.Scalars("loss/val")]
+    assert read == [(100, 1.0), (200, 2.0), (300, 3.0), (400, 4.0)]
+    assert shown.Scalars("result/accuracy/test")[0].value == 0.5
+    (picture,) = shown.Images("curves")
+    assert Image.open(io.BytesIO(picture.encoded_image_string)).size[0] == picture.width
+    content = shown.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    found = HParamsPluginData.FromString(content).session_start_info
+    assert found.hparams["learning_rate"].number_value == 0.1
+
+
 @pytest.mark.parametrize(("epochs", "accuracy"), [(1, True), (2, False), (100, True)])
 def test_curves(tmp_path, epochs, accuracy):
     figure = figures.curves(history(epochs, accuracy), "accuracy", epochs - 1)

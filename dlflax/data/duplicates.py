@@ -136,9 +136,10 @@ def _near(pictures, most: float) -> dict[tuple[int, int], float]:
     means = pictures[:, : SIDE**2].mean(1, dtype=np.float32)
     reach = most * _spread(pictures).max()
     order = np.argsort(means, kind="stable")
+    ascending = means[order]
     for start in range(0, len(order), 512):
         rows = order[start : start + 512]
-        stop = np.searchsorted(means[order], means[rows[-1]] + reach, side="right")
+        stop = np.searchsorted(ascending, means[rows[-1]] + reach, side="right")
         columns = order[start:stop]
         found = distances(np.float32(pictures[rows]), np.float32(pictures[columns]))
         for i, j in np.argwhere(found <= most):
