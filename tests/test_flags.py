@@ -157,7 +157,7 @@ def cases():
             if first:
                 SEEN.add(flag)
                 name = getattr(of, "__name__", of).rpartition(".")[2]
-                marks = [] if i % 9 == 0 and of is mnist else [pytest.mark.slow]
+                marks = [] if i % 14 == 0 and of is mnist else [pytest.mark.slow]
                 yield pytest.param(of, flag, words, needs, id=f"{name} {flag}", marks=marks)
 
 
@@ -177,6 +177,7 @@ def test_a_flag_does_something_or_is_refused(data, place, monkeypatch, of, flag,
     assert found["with"] != found["without"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [mnist, "sweep"], ids=["mnist", "sweep"])
 def test_nothing_changes_by_itself(data, place, monkeypatch, of):
     """Or the test above would see changes that no flag makes."""

@@ -106,7 +106,7 @@ def command_line(seed):
     return lambda: run.main(name, module.PRESETS, architectures, words), words
 
 
-@cases("seed", 500, 25)
+@cases("seed", 500, 20)
 def test_absurd_command_lines(place, seed):
     command, words = command_line(seed)
     code, _, err = ended(command)
@@ -186,7 +186,7 @@ def damage_bytes(path, rng):
     return f"{path.name}: {kind}"
 
 
-@cases("seed", 300, 20)
+@cases("seed", 300, 12)
 def test_damaged_run_folders(place, runs, seed):
     """Resumed and asked: right answers, or one sentence."""
     rng = np.random.default_rng(seed)
@@ -271,7 +271,7 @@ def damaged_pictures(folder, rng):
         (folder / "loop").symlink_to(folder)
 
 
-@cases("seed", 200, 20)
+@cases("seed", 200, 12)
 def test_damaged_data(place, seed):
     rng = np.random.default_rng(seed)
     kind = ("texts", "series", "pictures")[seed % 3]

@@ -195,6 +195,7 @@ def test_two_hosts_and_one_dies(tmp_path):
     assert two["test"]["accuracy"] == pytest.approx(one["test"]["accuracy"], abs=0.003)
 
 
+@pytest.mark.slow
 def test_two_hosts_stop_in_the_middle_of_an_epoch(tmp_path):
     """Within seconds of SIGTERM to one of them, and go on from there."""
     flags = ["--batch-size", "2", "--model.features", "2048", "2048", "--epochs", "1"]

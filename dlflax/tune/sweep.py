@@ -213,10 +213,7 @@ def run_sweep(
             "--finetune head."
         )
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
-    views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
-    refuse_unused(sweep.given, recipes, sweep.hparams, splits[0], views)
-    for name in sorted(unused_numbers(tried.distributions, recipes, sweep.hparams, splits[0])):
-        log(f"note: nothing here reads {name}: its values make no difference")
+    _check_numbers(sweep, tried, recipes, splits[0], log)
     if jax.process_count() > 1:  # the winner's retraining would say so at the end
         for recipe in recipes:
             parallel.devices(sweep.devices, recipe.batch_size)
@@ -355,6 +352,15 @@ def _check_transfer(kind, tried: Space) -> None:
                 f"{flag}: with --finetune head the features are computed once, for all trials: use "
                 f"--hparams.{flag.removeprefix('--space.')} and --views, or leave it out."
             )
+
+
+def _check_numbers(sweep, tried: Space, recipes, train_set, log) -> None:
+    """InputError for a number that was given and that no structure reads; `log` gets those that the
+    experiment's own space has."""
+    views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
+    refuse_unused(sweep.given, recipes, sweep.hparams, train_set, views)
+    for name in sorted(unused_numbers(tried.distributions, recipes, sweep.hparams, train_set)):
+        log(f"note: nothing here reads {name}: its values make no difference")
 
 
 def _as_begun(sweep, saved, new, log) -> Sweep:
