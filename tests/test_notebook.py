@@ -18,7 +18,8 @@ SMALL = {
 # what is displayed is printed. Then training once more, which is finished already, and, as if on
 # Colab, the cells for Drive and the canvas.
 KERNEL = """
-import base64, json, sys, types
+import base64, builtins, json, sys, types
+builtins.get_ipython = lambda: types.SimpleNamespace(run_line_magic=lambda name, line: None)
 from pathlib import Path
 
 def shown(filename=None, width=None):
