@@ -11,6 +11,7 @@ from flax import traverse_util
 from jax import lax
 
 from dlflax.errors import InputError
+from dlflax.models.convolution import convolution, symmetric
 from dlflax.models.layers import Conv, Dropout, Formulation, feature_map
 
 # of ImageNet's training pictures, (r, g, b) in 0..1: what all published weights were trained with
@@ -93,11 +94,7 @@ class SymmetricConv(nn.Module):
         k = self.kernel_size
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features))
-        side = (k - 1) // 2
-        return lax.conv_general_dilated(
-            x, kernel, (self.stride, self.stride), ((side, side), (side, side)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        return convolution(x, kernel, self.stride, symmetric(k))
 
 
 def torch_names(depth: str = "50") -> dict[str, str]:

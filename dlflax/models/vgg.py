@@ -10,7 +10,8 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Dropout, conv_lax, feature_map, max_pool
+from dlflax.models.convolution import convolution, symmetric
+from dlflax.models.layers import Dropout, feature_map, max_pool
 from dlflax.models.resnet import normalized
 
 FEATURES = (64, 128, 256, 512, 512)
@@ -53,8 +54,8 @@ class VGG(nn.Module):
             raise InputError(f"VGG takes RGB pictures of 32x32 pixels or more, not {x.shape[1:]}.")
         x = normalized(x)
         for stage in self.convolutions:
-            for convolution in stage:
-                x = jax.nn.relu(convolution(x))
+            for layer in stage:
+                x = jax.nn.relu(layer(x))
             x = max_pool(x)
         x = feature_map(self, x).reshape(x.shape[0], -1)
         for layer in self.hidden:
@@ -77,7 +78,7 @@ class Convolution(nn.Module):
             "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features)
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return conv_lax(x, kernel) + bias.reshape(1, 1, 1, -1)
+        return convolution(x, kernel, 1, symmetric(3)) + bias.reshape(1, 1, 1, -1)
 
 
 def torch_names(depth: str = "16", timm: bool = False) -> dict[str, str]:

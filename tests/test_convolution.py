@@ -1,0 +1,63 @@
+"""Every formulation of a convolution gives XLA's numbers, gradients too."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlflax.models.convolution import convolution, fastest, symmetric
+
+ALL = ("product", "own gradient")
+
+
+def arrays(n, side, c, f, k, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(n, side, side + 1, c)), rng.normal(size=(k, k, c, f)) / k
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+def values(how, x, kernel, stride, pads):
+    """Outputs, and both gradients of a function of them."""
+
+    def loss(x, kernel):
+        y = convolution(x, kernel, stride, pads, how)
+        return jnp.sum(jnp.sin(y)), y
+
+    (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
+    return y, *gradients
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize(("k", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (7, 2)])
+@pytest.mark.parametrize("side", [2, 7, 16])
+def test_all_formulations_agree(how, k, stride, side):
+    x, kernel = arrays(6, side, 17, 5, k)
+    for pads in (symmetric(k), ((0, k // 2), (k // 2, 0))):
+        if side + sum(pads[0]) < k:
+            continue
+        expected = values("lax", x, kernel, stride, pads)
+        for found, right in zip(values(how, x, kernel, stride, pads), expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_mapped_over_kernels_and_in_half_precision(how):
+    """As a population maps it over trials."""
+    x, kernel = arrays(4, 8, 16, 3, 3)
+    kernels = jnp.stack([kernel, 2 * kernel])
+    one = functools.partial(convolution, stride=1, pads=symmetric(3), how=how)
+    gradient = jax.vmap(jax.grad(lambda kernel: jnp.sum(one(x, kernel) ** 2)))(kernels)
+    np.testing.assert_allclose(gradient[1], 2 * gradient[0], rtol=1e-4)
+    x, kernel = arrays(4, 8, 16, 3, 3, jnp.bfloat16)
+    y, dx, dkernel = values(how, x, kernel, 1, symmetric(3))
+    assert y.dtype == dx.dtype == dkernel.dtype == jnp.bfloat16
+
+
+def test_the_fastest_by_platform(monkeypatch):
+    assert fastest((1, 1, 256, 64), 1, 56) == "own gradient"
+    assert fastest((3, 3, 512, 512), 1, 2) == "product"
+    assert fastest((7, 7, 3, 64), 2, 224) == "lax"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert fastest((1, 1, 256, 64), 1, 56) == "lax"
