@@ -11,6 +11,7 @@ from flax import traverse_util
 from jax import lax
 
 from dlflax.errors import InputError
+from dlflax.models.convolution import convolution
 from dlflax.models.layers import (
     Dropout,
     Formulation,
@@ -98,8 +99,8 @@ class SameConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, 1 if self.depthwise else c, self.features)
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, shape)
-        if self.kernel_size == 1:  # a matrix product, which XLA:CPU does faster as such
-            return x @ kernel[0, 0]
+        if self.kernel_size == 1:
+            return convolution(x, kernel)
         if self.depthwise:
             depthwise = depthwise_slices if for_cpu(self.formulation) else depthwise_lax
             return depthwise(x, kernel, self.stride)
