@@ -1,9 +1,9 @@
 """Convolutions in the formulation that is fastest for their shape: measured, not guessed.
 
 `python -m benchmarks.convolutions` times them all. On two cores with AVX-512 and jax 0.10.1, batch
-32, a convolution with both gradients takes XLA:CPU's own 1.4 to 4.5 times as long with a 1x1 kernel,
-50 times on 2x2 pixels, 1.1 to 1.5 times with a stride of 2, and up to 1.2 times with a 3x3 kernel on
-14x14 pixels and more. On GPU and TPU `lax.conv_general_dilated` is right throughout.
+32, a convolution with both gradients takes XLA:CPU's own 1.4 to 4.5 times as long with a 1x1
+kernel, 50 times on 2x2 pixels, 1.1 to 1.5 times with a stride of 2, and up to 1.2 times with a 3x3
+kernel on 14x14 pixels and more. On GPU and TPU `lax.conv_general_dilated` is right throughout.
 """
 
 import functools
