@@ -209,17 +209,15 @@ def _try(recipe, numbers, data, outputs) -> None:
         )
 
 
-def refuse_unused(given, recipes, hparams, data, elsewhere=()) -> None:
-    """InputError for a number that the user gave, "hparams.NAME" or "space.NAME", and no recipe
-    reads, nor what names the numbers `elsewhere`."""
-    unused = unused_numbers({flag.partition(".")[2] for flag in given}, recipes, hparams, data)
+def refuse_unused(given, unused: set[str], recipe: train.Recipe) -> None:
+    """InputError for a flag that the user gave, "hparams.NAME" or "space.NAME", of a number that
+    nothing reads. recipe: one of those that do not."""
     for flag in given:
-        if flag.partition(".")[2] in unused - {*elsewhere}:
-            recipe, optimizer = recipes[0], type(recipes[0].optimizer).__name__
+        if flag.partition(".")[2] in unused:
             augment = ", ".join(type(each).__name__ for each in recipe.augment)
             raise InputError(
                 f"--{flag.replace('_', '-')} does nothing here: neither the model "
-                f"{type(recipe.model).__name__} nor {optimizer} nor "
+                f"{type(recipe.model).__name__} nor {type(recipe.optimizer).__name__} nor "
                 f"{augment or 'any augmentation (there is none)'} reads it; leave it out."
             )
 

@@ -24,6 +24,7 @@ from dlflax.run.config import (
     check_batch_size,
     prepare_data,
     refuse_unused,
+    unused_numbers,
     weighted,
 )
 from dlflax.run.exit_codes import stop_requests
@@ -127,7 +128,9 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     splits = weighted(config.class_weights, recipe.task, start.splits)
     start = dataclasses.replace(start, splits=splits)
     views = transfer.numbers_of_views(config.transfer, config.recipe, config.hparams)
-    refuse_unused(config.given, [start.recipe], config.hparams, splits.train, views)
+    names = {flag.partition(".")[2] for flag in config.given}
+    unused = unused_numbers(names, [start.recipe], config.hparams, splits.train)
+    refuse_unused(config.given, unused - {*views}, start.recipe)
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
     # the examples keep what the pretrained weights add to `info`
     return Job(config, dataset, dataclasses.replace(examples, info=splits.info), start, abstract)

@@ -228,11 +228,7 @@ def run_sweep(
     except OSError as error:
         raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
 
-    url = sweep.storage or os.environ.get("DLFLAX_STORAGE") or sqlite_url(folder / "study.db")
-    if sweep.heartbeat != Sweep.heartbeat and not url.startswith("postgresql"):
-        raise InputError(
-            "--heartbeat is for workers that share a PostgreSQL database: leave it out."
-        )
+    url = _storage(sweep)
     lowest = sweep.recipe.task.SCORES[sweep.objective.removeprefix("val_")] == "min"
     direction = "minimize" if lowest else "maximize"
     opened = open_study if jax.process_count() == 1 else Broadcast
@@ -276,7 +272,9 @@ def _storage(sweep: Sweep) -> str:
     of_folder = sqlite_url(sweep.run_dir / "study.db")
     url = sweep.storage or os.environ.get("DLFLAX_STORAGE") or of_folder
     if sweep.heartbeat != Sweep.heartbeat and not url.startswith("postgresql"):
-        raise InputError("--heartbeat is for workers that share a PostgreSQL: leave it out.")
+        raise InputError(
+            "--heartbeat is for workers that share a PostgreSQL database: leave it out."
+        )
     return url
 
 
@@ -358,8 +356,10 @@ def _check_numbers(sweep, tried: Space, recipes, train_set, log) -> None:
     """InputError for a number that was given and that no structure reads; `log` gets those that the
     experiment's own space has."""
     views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
-    refuse_unused(sweep.given, recipes, sweep.hparams, train_set, views)
-    for name in sorted(unused_numbers(tried.distributions, recipes, sweep.hparams, train_set)):
+    names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
+    unused = unused_numbers(names, recipes, sweep.hparams, train_set)
+    refuse_unused(sweep.given, unused - {*views}, recipes[0])
+    for name in sorted(unused & {*tried.distributions}):
         log(f"note: nothing here reads {name}: its values make no difference")
 
 
