@@ -60,6 +60,11 @@ def host_memory() -> int:
     return min(limits)
 
 
+def most_to_read() -> int:
+    """Bytes that one file may hold, unpacked: a quarter of the memory."""
+    return host_memory() // 4
+
+
 def opened(path: str | Path) -> BinaryIO:
     """An open file that has an end: a pipe or a device would be read for ever. OSError for those
     and for all else that cannot be read."""
@@ -71,7 +76,7 @@ def opened(path: str | Path) -> BinaryIO:
 def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     """What a regular file holds. OSError when it is larger than `most` bytes, by default a quarter
     of the memory."""
-    most = most or host_memory() // 4
+    most = most or most_to_read()
     with opened(path) as file:
         content = file.read(most + 1)
     if len(content) > most:

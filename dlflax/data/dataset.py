@@ -123,13 +123,13 @@ class Splits:
         }
         targets = self.train.get("targets")
         if self.class_names and targets is not None and targets.ndim == 1:
+            none = np.zeros(0, np.int32)
             counts = [
-                np.bincount(part["targets"], minlength=len(self.class_names)) if part else None
+                np.bincount(part["targets"] if part else none, minlength=len(self.class_names))
                 for part in parts.values()
             ]
             counted["classes"] = {
-                name: {of: int(count[i]) if count is not None else 0
-                       for of, count in zip(parts, counts, strict=True)}
+                name: {of: int(count[i]) for of, count in zip(parts, counts, strict=True)}
                 for i, name in enumerate(self.class_names)
             }  # fmt: skip
         return {**counted, "notes": list(self.notes)}

@@ -73,15 +73,16 @@ def prepared(root: Path, name: str) -> Path | None:
     return versions[max(versions)] if versions else None
 
 
-def prepared_examples(builder, split: str, place: str):
-    """The examples of a split of a TFDS builder, dicts of NumPy arrays. InputError, which names
+def prepared_examples(builder, split: str, place: str, decoders=None):
+    """The examples of a split of a TFDS builder, dicts of NumPy arrays, by number where they are in
+    array_record. InputError, which names
     `place`, for a file format that only TensorFlow reads where that is not installed."""
     if builder.info.file_format.value == "array_record":
-        return builder.as_data_source(split)
+        return builder.as_data_source(split, decoders=decoders)
     if importlib.util.find_spec("tensorflow"):
         import tensorflow_datasets as tfds
 
-        return tfds.as_numpy(builder.as_dataset(split=split))
+        return tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
     raise InputError(
         f"{place} is in {builder.info.file_format.value} format, which only TensorFlow reads: "
         'pip install "dlflax[tf]", or prepare it with file_format="array_record".'

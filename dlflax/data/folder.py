@@ -31,7 +31,7 @@ import numpy as np
 from dlflax.data import download, folder_cache, folder_files, urls
 from dlflax.data.dataset import Dataset, DiskArray, Splits
 from dlflax.data.images import read_pictures
-from dlflax.data.order import by_content, stratified
+from dlflax.data.order import by_content, check_fraction, stratified
 from dlflax.errors import InputError
 from dlflax.files import host_memory
 
@@ -125,10 +125,7 @@ class ImageFolder:
         else `DiskArray`; "targets" are int32 (n,). Raises InputError when `validation` is not from
         0 up to below 1.
         """
-        if not 0 <= validation < 1:
-            raise InputError(
-                f"the validation fraction must be from 0 up to below 1, not {validation}."
-            )
+        check_fraction(validation)
         train, test = dataset.train, dataset.test
         notes = ()
         if "validation" in train and validation == 0:

@@ -5,7 +5,6 @@ needed.
 """
 
 import dataclasses
-import importlib.util
 import io
 import os
 import stat
@@ -198,17 +197,10 @@ def open_tfds(folder: Path) -> Found:
         decoders = {image: tfds.decode.SkipDecoding()}
         splits = [part for part in ("test", "validation", "train") if part in builder.info.splits]
         for part in splits:
-            if builder.info.file_format.value == "array_record":
-                examples = builder.as_data_source(part, decoders=decoders)
-            elif importlib.util.find_spec("tensorflow"):
-                dataset = builder.as_dataset(split=part, decoders=decoders)
-                examples = list(tfds.as_numpy(dataset))
-            else:
-                raise InputError(
-                    f"The {part} split in {folder} is in {builder.info.file_format.value} format, "
-                    'which only TensorFlow reads: pip install "dlflax[tf]", or prepare it with '
-                    'file_format="array_record".'
-                )
+            place = f"The {part} split in {folder}"
+            examples = download.prepared_examples(builder, part, place, decoders)
+            if not hasattr(examples, "__getitem__"):  # TensorFlow's, which only come in turn
+                examples = list(examples)
             rows = []
             for index, example in enumerate(examples):
                 name = example.get(f"{image}/filename", f"{part}/{index}.jpg".encode()).decode()

@@ -23,6 +23,12 @@ def permutation(n: int, seed: int, *purpose: int) -> np.ndarray:
     return np.argsort(bits.random_raw(n), kind="stable").astype(np.int32)
 
 
+def check_fraction(validation: float) -> None:
+    """InputError for a share of the training examples that cannot be held out."""
+    if not 0 <= validation < 1:
+        raise InputError(f"the validation fraction must be from 0 up to below 1, not {validation}.")
+
+
 def split(
     train: dict[str, np.ndarray], fraction: float = 0.1, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
@@ -34,8 +40,7 @@ def split(
     below 1, or is so near to either that a part would be empty.
     """
     n = len(next(iter(train.values())))
-    if not 0 <= fraction < 1:
-        raise InputError(f"the validation fraction must be from 0 up to below 1, not {fraction}.")
+    check_fraction(fraction)
     if fraction == 0:
         return train, None
     count = round(n * fraction)

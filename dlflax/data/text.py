@@ -14,7 +14,7 @@ import numpy as np
 
 from dlflax.data import download, text_files, urls
 from dlflax.data.dataset import Dataset, Splits
-from dlflax.data.order import stratified
+from dlflax.data.order import check_fraction, stratified
 from dlflax.errors import InputError
 from dlflax.files import MOST_JSON, read_bytes
 
@@ -180,8 +180,7 @@ class Text:
 
 def _split(train, validation: float, seed: int):
     """(train, validation or None)."""
-    if not 0 <= validation < 1:
-        raise InputError(f"the validation fraction must be from 0 up to below 1, not {validation}.")
+    check_fraction(validation)
     held_out = stratified(train["targets"], validation, seed, 0)
     kept, out = (
         {name: array[chosen] for name, array in train.items()} for chosen in (~held_out, held_out)

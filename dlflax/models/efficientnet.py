@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import traverse_util
-from jax import lax
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution
@@ -19,7 +18,7 @@ from dlflax.models.layers import (
     depthwise_slices,
     feature_map,
     for_cpu,
-    strided_matmul,
+    same_windows,
 )  # fmt: skip
 
 # blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)
@@ -104,12 +103,10 @@ class SameConv(nn.Module):
         if self.depthwise:
             depthwise = depthwise_slices if for_cpu(self.formulation) else depthwise_lax
             return depthwise(x, kernel, self.stride)
-        if for_cpu(self.formulation):
-            return strided_matmul(x, kernel, self.stride)
-        return lax.conv_general_dilated(
-            x, kernel, (self.stride, self.stride), "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        _, pads = same_windows(x.shape[1:3], self.kernel_size, self.stride)
+        # XLA:CPU takes seconds for the gradient of a picture's first convolution
+        how = "product" if for_cpu(self.formulation) else "lax"
+        return convolution(x, kernel, self.stride, tuple(pads), how)
 
 
 def torch_names() -> dict[str, str]:

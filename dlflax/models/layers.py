@@ -162,7 +162,7 @@ def depthwise_slices(x, kernel, stride: int = 1):
     as fast as its grouped convolution over all of EfficientNet. The hand-written gradient goes
     picture by picture, so that its slices stay in the cache."""
     k, (h, w) = kernel.shape[0], x.shape[1:3]
-    (rows, columns), pads = _windows((h, w), k, stride)
+    (rows, columns), pads = same_windows((h, w), k, stride)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return sum(
         x[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j].reshape(1, 1, 1, -1)
@@ -171,19 +171,7 @@ def depthwise_slices(x, kernel, stride: int = 1):
     )
 
 
-def strided_matmul(x, kernel, stride: int):
-    """SAME convolution, padded as TensorFlow does, as one product of k*k shifted slices with the
-    kernel (k, k, c, f): XLA:CPU takes seconds for the gradient of a picture's first convolution."""
-    k, _, c, f = kernel.shape
-    (rows, columns), pads = _windows(x.shape[1:3], k, stride)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    slices = [
-        x[:, i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)
-    ]
-    return jnp.concatenate(slices, -1) @ kernel.reshape(k * k * c, f)
-
-
-def _windows(sides, k, stride):
+def same_windows(sides, k, stride):
     """(from the first to behind the last place of a window, padding before and behind), for each of
     the sides, padded as TensorFlow does for "SAME"."""
     lasts = [(-(-side // stride) - 1) * stride for side in sides]
@@ -198,7 +186,7 @@ def _depthwise_forward(x, kernel, stride):
 def _depthwise_backward(stride, residuals, dy):
     x, kernel = residuals
     k, (h, w) = kernel.shape[0], x.shape[1:3]
-    (rows, columns), pads = _windows((h, w), k, stride)
+    (rows, columns), pads = same_windows((h, w), k, stride)
     taps = [(i, j) for i in range(k) for j in range(k)]
     # dy with stride - 1 zeros between, so padded that the kernel, turned by half, gives dx
     spread = [

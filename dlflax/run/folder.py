@@ -154,13 +154,10 @@ def load_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     try:
         saved = read_json(path)
-    except OSError as error:
-        raise InputError(f"{folder} is not a run folder: no readable config.json in it.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
-    try:
         saved["config"]["recipe"], saved["data"]["class_names"], saved["versions"]["dlflax"]
         saved = converted(saved)
+    except OSError as error:
+        raise InputError(f"{folder} is not a run folder: no readable config.json in it.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
     fields = {"experiment": str, "defined_in": dict[str, str], "config": dict[str, Any],

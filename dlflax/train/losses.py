@@ -57,9 +57,7 @@ def huber(outputs, targets, delta=1.0):
 
 def _mean_of_known(of, outputs, targets):
     outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
-    targets = targets.reshape(outputs.shape)
-    if not jnp.issubdtype(targets.dtype, jnp.floating):
-        return of(outputs - targets).mean(-1)
+    targets = targets.astype(jnp.float32).reshape(outputs.shape)
     known = ~jnp.isnan(targets)
     # chosen before the difference: a gradient through NaN would be NaN
     each = of(jnp.where(known, outputs, 0.0) - jnp.where(known, targets, 0.0))
