@@ -41,3 +41,48 @@ def test_files_and_functions_are_short(path):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1
             assert lines <= 80, f"{node.name} has {lines} lines"
+
+
+START = """
+import contextlib, io, runpy, sys
+sys.argv = ["mnist", *sys.argv[1:]]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    runpy.run_module("experiments.mnist", run_name="__main__")
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "more"),
+    [
+        (("--help",), set()),
+        (("--epochs", "1", "--run-dir", "run"), {"orbax", "tensorboardX", "matplotlib", "PIL"}),
+    ],
+)
+def test_a_start_imports_what_it_needs(place, flags, more):
+    """Of all that is heavy."""
+    heavy = {
+        "PIL", "array_record", "grain", "huggingface_hub", "keras", "matplotlib", "optuna", "orbax",
+        "pandas", "pytest", "safetensors", "scipy", "sklearn", "sqlalchemy", "tensorboard",
+        "tensorboardX", "tensorflow", "tensorflow_datasets", "tokenizers", "torch",
+    }  # fmt: skip
+    command = [sys.executable, "-c", START, *flags]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert heavy & set(ran.stdout.split()) == more
+
+
+def test_tensorboard_leaves_torch_alone(tmp_path):
+    """It is installed beside dlflax on Colab, and takes seconds to import."""
+    (tmp_path / "torch.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "board.py").write_text(
+        "import sys\n"
+        "from dlflax.report.tensorboard import TensorBoard\n"
+        "said = []\n"
+        "TensorBoard('board', log=said.append).close()\n"
+        "print(said, 'torch' in sys.modules)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "board.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["[]", "False"]
+    assert list(tmp_path.glob("board/events*"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,20 @@ def _harmless(method):
     return call
 
 
+@contextlib.contextmanager
+def _without_torch():
+    """tensorboardX imports torch where it is installed, as on Colab: seconds, for graphs of torch
+    modules, which are not written here."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules["torch"]
+
+
 class TensorBoard:
     """Event files in `folder`. purge_step: on a resume, the checkpoint's step; what an
     earlier run wrote at this step or later is dropped from the charts, so that it can be written
@@ -40,8 +55,9 @@ class TensorBoard:
     def _open(self, folder, purge_step):
         # not SummaryWriter: the thread that writes for it ends at a failed write, and the process
         # then waits for it without end
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
         # tensorboardX names files by the second: a quick resume would overwrite the first run's.

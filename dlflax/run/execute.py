@@ -109,7 +109,6 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
     parallel.wait("the results are written")
     if not main:
         return {}
-    tables.print_results(results)
     wanted = getattr(config.data, "dataset", job.dataset.name)
     if job.dataset.name != wanted and getattr(config.data, "data_dir", None) is None:
         log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
@@ -276,8 +275,8 @@ def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
 
 
 def _report(job, fit, state, sums, outputs, results, board, log) -> None:
-    """Writes results.json, first of all, and adds what the task describes; then tables, TensorBoard
-    and pictures, none of which can stop it. results is changed."""
+    """Writes results.json, first of all, adds what the task describes and prints it; then
+    TensorBoard and pictures, none of which can stop it. results is changed."""
     config, recipe, folder = job.config, job.config.recipe, job.config.run_dir
     numbers = train.as_traced(config.hparams.evaluation())
     path = folder / "results.json"
@@ -301,6 +300,7 @@ def _report(job, fit, state, sums, outputs, results, board, log) -> None:
     except Exception as error:  # a task of one's own can raise anything
         log(f"warning: {type(recipe.task).__name__}.describe failed ({type(error).__name__}: "
             f"{error}): results.json has what came before")  # fmt: skip
+    tables.print_results(results)
     plain = {
         f"{split}_{name}": value for split in ("val", "test")
         for name, value in results.get(split, {}).items() if isinstance(value, float)
