@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax.models.convolution import convolution, fastest, symmetric
+from dlflax import models
+from dlflax.models.convolution import convolution, fastest, formulations, symmetric
 
 ALL = ("product", "own gradient")
 
@@ -61,3 +62,28 @@ def test_the_fastest_by_platform(monkeypatch):
     assert fastest((7, 7, 3, 64), 2, 224) == "lax"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert fastest((1, 1, 256, 64), 1, 56) == "lax"
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "expected"),
+    [
+        (models.CNN(), 28, {"conv1": "product with max-pool"}),
+        (models.CNN(formulation="lax"), 28, {"conv1": "lax"}),
+        (
+            models.ResNet(depth="18"), 64,
+            {"stem": "lax", "stage1_block1_conv1": "own gradient", "stage4_block2_conv2": "product"},
+        ),
+        (
+            models.EfficientNetLite0(), 32,
+            {"stem": "product", "block0_depthwise": "sum of slices", "head": "product"},
+        ),
+    ],
+)  # fmt: skip
+def test_formulations_name_every_convolution(model, side, expected):
+    inputs = jnp.zeros((2, side, side, 1 if isinstance(model, models.CNN) else 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    found = dict(formulations(model.apply, variables, inputs))
+    kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
+    assert len(found) == len(kernels)
+    short = {path.rpartition("/")[2]: how for path, how in found.items()}
+    assert expected.items() <= short.items()

@@ -12,10 +12,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 
 How = Literal["lax", "product", "own gradient"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
+SCOPE = "convolution: "
 PIECE_BYTES = 2**21  # of patches at a time: what stays in the cache of a core
 
 
@@ -23,11 +25,35 @@ def convolution(x, kernel, stride: int = 1, pads: Pads = ((0, 0), (0, 0)), how: 
     """x (n, h, w, c), kernel (k, k, c, f), `pads` zeros before and behind rows and columns ->
     (n, rows, columns, f). how: the formulation, by default the one that `fastest` names."""
     how = how or fastest(kernel.shape, stride, min(x.shape[1:3]))
-    if how == "product":
-        return _product(x, kernel, stride, pads)
-    if how == "own gradient":
-        return _own_gradient(x, kernel, stride, pads)
-    return _lax(x, kernel, stride, pads)
+    function = {"lax": _lax, "product": _product, "own gradient": _own_gradient}[how]
+    with formulated(how):
+        return function(x, kernel, stride, pads)
+
+
+def formulated(how: str):
+    """A context manager: what is traced inside shows in profiles, and to `formulations`, as a
+    convolution that is computed so."""
+    return jax.named_scope(SCOPE + how)
+
+
+def formulations(function, *args) -> list[tuple[str, str]]:
+    """(module path, formulation) of the convolutions in `function(*args)`, in order. args: arrays
+    or ShapeDtypeStructs."""
+    found: dict[str, str] = {}
+
+    def look(jaxpr, outside):
+        for equation in jaxpr.eqns:
+            path = f"{outside}/{equation.source_info.name_stack}"
+            module, scope, how = path.partition(f"/{SCOPE}")
+            if scope:
+                found[module.strip("/")] = how.partition("/")[0]
+                continue
+            for value in equation.params.values():
+                if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+                    look(getattr(value, "jaxpr", value), path)
+
+    look(jax.make_jaxpr(function)(*args).jaxpr, "")
+    return list(found.items())
 
 
 def fastest(kernel_shape: tuple[int, ...], stride: int, side: int) -> How:

@@ -10,7 +10,7 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution
+from dlflax.models.convolution import convolution, formulated
 from dlflax.models.layers import (
     Dropout,
     Formulation,
@@ -101,8 +101,9 @@ class SameConv(nn.Module):
         if self.kernel_size == 1:
             return convolution(x, kernel)
         if self.depthwise:
-            depthwise = depthwise_slices if for_cpu(self.formulation) else depthwise_lax
-            return depthwise(x, kernel, self.stride)
+            slices = for_cpu(self.formulation)
+            with formulated("sum of slices" if slices else "lax"):
+                return (depthwise_slices if slices else depthwise_lax)(x, kernel, self.stride)
         _, pads = same_windows(x.shape[1:3], self.kernel_size, self.stride)
         # XLA:CPU takes seconds for the gradient of a picture's first convolution
         how = "product" if for_cpu(self.formulation) else "lax"

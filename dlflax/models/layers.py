@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.errors import InputError
+from dlflax.models.convolution import formulated
 
 Activation = Literal[
     "relu", "sigmoid", "tanh", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "relu6",
@@ -125,10 +126,12 @@ class Conv(nn.Module):
         k, c = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, c, self.features))
         matmul = for_cpu(self.formulation)
-        if self.pool:
-            y = conv_pool_matmul(x, kernel) if matmul else max_pool(conv_lax(x, kernel))
-        else:
-            y = conv_matmul(x, kernel) if matmul else conv_lax(x, kernel)
+        how = ("product with max-pool" if self.pool else "product in pieces") if matmul else "lax"
+        with formulated(how):
+            if self.pool:
+                y = conv_pool_matmul(x, kernel) if matmul else max_pool(conv_lax(x, kernel))
+            else:
+                y = conv_matmul(x, kernel) if matmul else conv_lax(x, kernel)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

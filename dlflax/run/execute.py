@@ -14,6 +14,7 @@ import typeguard
 from dlflax import data, parallel, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, read_json, write_csv, write_json
+from dlflax.models.convolution import formulations
 from dlflax.models.flops import flops
 from dlflax.report import figures, tables
 from dlflax.report.progress import Progress
@@ -320,19 +321,28 @@ def forward_flops(recipe: train.Recipe, state: train.State, hparams, inputs) -> 
     abstract. Convolutions count as such, whatever formulation they are computed by."""
     model = recipe.model
     if hasattr(model, "formulation"):
-        model = model.clone(formulation="lax")
+        recipe = dataclasses.replace(recipe, model=model.clone(formulation="lax"))
+    return flops(*_forward(recipe, state, hparams), inputs)
+
+
+def _forward(recipe, state, hparams):
+    """(the model's forward pass, a function of variables and inputs; the variables)."""
+    model, options = recipe.model, keywords(recipe.model, hparams, train=False)
     variables = {"params": state.params, **state.collections}
-    options = keywords(model, hparams, train=False)
-    return flops(lambda v, x: model.apply(v, train.floats(x), **options), variables, inputs)
+    return lambda v, x: model.apply(v, train.floats(x), **options), variables
 
 
 def _profile(recipe, hparams, train_set, folder: Path) -> None:
-    """A trace of 20 steps of a State of its own, after they are compiled: for TensorBoard's profile
-    plugin, and perfetto_trace.json.gz for https://ui.perfetto.dev."""
+    """Prints how the convolutions are computed, and writes a trace of 20 steps of a State of its
+    own, after they are compiled: for TensorBoard's profile plugin, and perfetto_trace.json.gz for
+    https://ui.perfetto.dev."""
     hparams = train.as_traced(hparams)
     n = min(data.examples(train_set), 20 * recipe.batch_size)
     part = {name: array[:n] for name, array in train_set.items()}
     batches = data.epoch_batches(n, recipe.batch_size, 0, 0)
+    abstract = train.abstract(recipe, hparams, part["inputs"][:1])
+    if rows := formulations(*_forward(recipe, abstract, hparams), part["inputs"]):
+        tables.print_table(None, ("convolution", "computed as"), rows)
     for context in (
         contextlib.nullcontext(),
         jax.profiler.trace(folder, create_perfetto_trace=True),
