@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import tyro
+from stages import write_rows
 
 FIRST_STEP = """
 import sys
@@ -44,6 +45,8 @@ class Options:
     """Epochs a process."""
     contenders: tuple[str, ...] = ("dlflax", "keras", "torch")
     """What to compare."""
+    rows: Path | None = None
+    """File for what is printed, as JSON."""
 
 
 def dlflax(data_dir: Path, batch_size: int, epochs: int) -> tuple[list[float], float]:
@@ -159,12 +162,19 @@ def main(options: Options) -> None:
     print(
         f"{'batch':>5}  {'contender':9}  {'s/epoch':>8}  {'ratio':>6}  {'process':>8}  {'ratio':>6}"
     )
+    rows = []
     for batch_size in options.batch_sizes:
         found = {}
         for name in names:
             found[name] = measure(name, options, batch_size)
             epoch, whole = found[name]
             ratios = [epoch / found[names[0]][0], whole / found[names[0]][1]]
+            rows.append(
+                {"batch_size": batch_size, "contender": name, "seconds an epoch": epoch,
+                 "times an epoch": ratios[0], "seconds a process": whole,
+                 "times a process": ratios[1]}
+            )  # fmt: skip
+            write_rows(options.rows, rows)
             print(
                 f"{batch_size:5}  {name:9}  {epoch:8.2f}  {ratios[0]:5.1f}x  {whole:6.1f} s  "
                 f"{ratios[1]:5.1f}x",

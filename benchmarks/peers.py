@@ -125,7 +125,7 @@ def speed(peer: Peer, model: str, batch_size: int, dtype: str, seconds: float) -
     done = subprocess.run(
         [sys.executable, __file__, peer, model, "--batch-size", str(batch_size)]
         + ["--compute-dtype", dtype, "--seconds", str(seconds)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

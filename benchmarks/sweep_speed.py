@@ -22,16 +22,16 @@ import time
 from pathlib import Path
 
 import tyro
+from stages import write_rows
 
 NEEDS = {"keras": ("keras", "tensorflow"), "torch": ("torch",)}
 VALIDATION = 0.1
-POPULATION = 16
 
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path
-    """Folder with MNIST's four IDX files."""
+    data_dir: Path | None = None
+    """Folder with MNIST's four IDX files; without it random pictures of the same size."""
     models: tuple[str, ...] = ("mlp", "cnn")
     """mlp: 784-128-10; cnn: convolution 32 3x3, max-pool, dense 64."""
     trials: tuple[int, ...] = (16, 64)
@@ -44,6 +44,23 @@ class Options:
     """Passes over them."""
     contenders: tuple[str, ...] = ("dlflax", "floor", "keras", "jit_inside", "torch")
     """What to compare."""
+    population: tuple[int, ...] = (16,)
+    """How many trials at once, of dlflax and of the training without a search."""
+    rows: Path | None = None
+    """File for what is printed, as JSON."""
+
+
+def random_pictures(options: Options, folder: str) -> None:
+    """Four IDX files in MNIST's format."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = round(options.images / (1 - VALIDATION))
+    for name, count in (("train", images), ("t10k", 1000)):
+        pixels, labels = rng.integers(0, 256, (count, 28, 28)), rng.integers(0, 10, count)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            Path(folder, f"{name}-{kind}-ubyte").write_bytes(head + np.uint8(array).tobytes())
 
 
 def subset(options: Options, folder: str) -> None:
@@ -59,13 +76,13 @@ def subset(options: Options, folder: str) -> None:
             Path(folder, f"{name}-{kind}-ubyte").write_bytes(cut)
 
 
-def dlflax(folder: str, model: str, trials: int, epochs: int) -> float:
+def dlflax(folder: str, model: str, trials: int, epochs: int, population: int) -> float:
     """The shipped command, from the end of its first population to the end of its last: suggesting,
     recording and event files are in it."""
     with tempfile.TemporaryDirectory() as run_dir:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "sweeps.random_search", "--model", model]
-            + ["--trials", str(trials + POPULATION), "--population", str(POPULATION)]
+            + ["--trials", str(trials + population), "--population", str(population)]
             + ["--epochs", str(epochs), "--data-dir", folder, "--run-dir", run_dir],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -86,7 +103,7 @@ def hparams(trials: int):
     ]  # fmt: skip
 
 
-def floor(folder: str, model: str, trials: int, epochs: int) -> float:
+def floor(folder: str, model: str, trials: int, epochs: int, at_once: int) -> float:
     """Populations alone."""
     import numpy as np
 
@@ -97,11 +114,11 @@ def floor(folder: str, model: str, trials: int, epochs: int) -> float:
     population.use_all_cores()
     splits = data.split(data.load("mnist", folder, log=lambda _: None).train, VALIDATION)
     recipe = dataclasses.replace(PRESETS["default"].recipe, model=ARCHITECTURES[model])
-    layout = population.layout(recipe, train.Hparams(), splits[0]["inputs"][:1], POPULATION)
+    layout = population.layout(recipe, train.Hparams(), splits[0]["inputs"][:1], at_once)
     splits = population.put_on_devices(layout, *splits)
     clocks = []
-    for first in range(0, trials + POPULATION, POPULATION):
-        chosen = [train.Hparams(**h) for h in hparams(trials + POPULATION)[first:][:POPULATION]]
+    for first in range(0, trials + at_once, at_once):
+        chosen = [train.Hparams(**h) for h in hparams(trials + at_once)[first:][:at_once]]
         seeds = np.arange(first, first + len(chosen))[:, None]
         members = population.Population(
             recipe, chosen, seeds, *splits, epochs=epochs, layout=layout
@@ -282,18 +299,36 @@ def main(options: Options) -> None:
         else:
             contenders.append(name)
     print(f"{options.images:,} images, {options.epochs} epochs, batch 32")
-    print(f"{'model':5}  {'contender':10}  {'trials':>6}  {'trials/min':>10}  dlflax is")
+    print("model  contender   trials  at once  trials/min  dlflax is")
     with tempfile.TemporaryDirectory() as folder:
-        subset(options, folder)
+        (subset if options.data_dir else random_pictures)(options, folder)
+        rows = []
         for model in options.models:
             ours = None
-            for name in contenders:
-                counts = options.trials if name in ("dlflax", "floor") else (options.slow_trials,)
-                for trials in counts:
-                    found = measure(name, folder, model, trials, options.epochs)
-                    ours = found if name == "dlflax" else ours
-                    ratio = f"{ours / found:.2f} times as fast" if ours and ours != found else ""
-                    print(f"{model:5}  {name:10}  {trials:6}  {found:10,.0f}  {ratio}", flush=True)
+            for name, trials, *at_once in settings(options, contenders):
+                found = measure(name, folder, model, trials, options.epochs, *at_once)
+                ours = found if name == "dlflax" else ours
+                rows.append(
+                    {"model": model, "contender": name, "trials": trials,
+                     "at_once": at_once[0] if at_once else 1, "trials_per_minute": found,
+                     "times as fast as dlflax": found / ours if ours else None}
+                )  # fmt: skip
+                write_rows(options.rows, rows)
+                ratio = f"{ours / found:.2f} times as fast" if ours and ours != found else ""
+                print(
+                    f"{model:5}  {name:10}  {trials:6}  {rows[-1]['at_once']:7}  {found:10,.0f}  "
+                    f"{ratio}",
+                    flush=True,
+                )
+
+
+def settings(options: Options, contenders: list[str]):
+    """(name, trials), and of ours how many are trained at once, in turns."""
+    for name in contenders:
+        if name in ("dlflax", "floor"):
+            yield from ((name, t, p) for p in options.population for t in options.trials)
+        else:
+            yield name, options.slow_trials
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training examples/s of a model on whatever device JAX finds, and how much of its peak that is.
 
 python benchmarks/throughput.py --model cnn efficientnet --batch-size 256 --compute-dtype bfloat16
+python benchmarks/throughput.py --model cnn resnet vgg --beside torch keras
 
 Runs `train.train_steps`, the loop of every run, on random data that are on the device already, and
 prints examples/s, FLOPs an example, FLOP/s and model FLOP utilisation (Chowdhery et al. 2022):
@@ -16,12 +17,16 @@ device is used, as by a run.
 import dataclasses
 import statistics
 import time
+from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from peers import SHAPES, Peer
+from peers import speed as peer_speed
+from stages import write_rows
 
 from dlflax import models, train
 from dlflax.report import tables
@@ -36,6 +41,8 @@ MODELS = {
         models.Transformer(patch=4, width=128, depth=6, mlp=256, num_outputs=10), (32, 32, 3)
     ),
     "small_resnet": (models.SmallResNet(num_outputs=10), (32, 32, 3)),
+    "resnet18": (models.ResNet(depth="18", num_outputs=1000), (224, 224, 3)),
+    "vgg": (models.VGG(num_outputs=1000), (224, 224, 3)),
     "resnet": (models.ResNet(num_outputs=1000), (224, 224, 3)),
     "efficientnet": (models.EfficientNetLite0(num_outputs=1000), (224, 224, 3)),
 }  # fmt: skip
@@ -78,6 +85,10 @@ class Options:
     """How long each is measured, after compiling; at least five calls."""
     peak_tflops: float | None = None
     """The device's peak in --compute-dtype, if you know better."""
+    beside: tuple[Peer, ...] = ()
+    """The same networks in PyTorch and Keras (where they have them), in turns."""
+    rows: Path | None = None
+    """File for what is printed, as JSON."""
 
 
 def peak(options: Options, device) -> tuple[float, str]:
@@ -138,6 +149,25 @@ def measure(options: Options, model, shape) -> tuple[float, int]:
     return statistics.median(speeds), forward
 
 
+def compare(options: Options, top: float) -> list[dict]:
+    """One a model and contender. top: the device's peak, FLOP/s."""
+    found = []
+    for name in options.model:
+        own, forward = measure(options, *MODELS[name])
+        speeds = {"dlflax": own}
+        for peer in options.beside if name in SHAPES else ():
+            numbers = name, options.batch_size, options.compute_dtype, options.seconds
+            speeds[peer] = peer_speed(peer, *numbers)
+        found += [
+            {"model": name, "contender": contender, "compute_dtype": options.compute_dtype,
+             "batch_size": options.batch_size, "examples_per_second": speed,
+             "forward_flops": forward, "mfu": speed * 3 * forward / top, "times": speed / own}
+            for contender, speed in speeds.items() if speed
+        ]  # fmt: skip
+        write_rows(options.rows, found)
+    return found
+
+
 def main(options: Options) -> None:
     device = jax.devices()[0]
     top, source = peak(options, device)
@@ -147,14 +177,14 @@ def main(options: Options) -> None:
         "MFU = examples/s * 3 * forward FLOPs an example / peak FLOP/s"
     )
     lines = []
-    for name in options.model:
-        speed, forward = measure(options, *MODELS[name])
-        rate = speed * 3 * forward
+    for row in compare(options, top):
+        speed, name = row["examples_per_second"], f"{row['model']} {row['contender']}"
         lines.append(
-            (name, f"{speed:,.0f}" if speed > 100 else f"{speed:.1f}", f"{forward:,}",
-             f"{rate / 1e9:,.1f}", f"{rate / top:.1%}")
+            (name, f"{speed:,.0f}" if speed > 100 else f"{speed:.1f}",
+             f"{row['forward_flops']:,}", f"{speed * 3 * row['forward_flops'] / 1e9:,.1f}",
+             f"{row['mfu']:.1%}", f"{row['times']:.2f}")
         )  # fmt: skip
-        columns = ("model", "examples/s", "forward FLOPs", "GFLOP/s", "MFU")
+    columns = ("", "examples/s", "forward FLOPs", "GFLOP/s", "MFU", "of dlflax")
     tables.print_table(None, columns, lines)
 
 

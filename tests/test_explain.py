@@ -19,7 +19,8 @@ from dlflax.models import (
     explain,
 )
 from dlflax.models.flops import flops
-from dlflax.models.layers import conv_lax, max_pool
+from dlflax.models.layers import conv_lax
+from dlflax.models.pooling import max_pool
 from dlflax.report import figures, tables
 from dlflax.train import Hparams, metrics, tasks
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import formulated
+from dlflax.models.convolution import convolution, formulated
+from dlflax.models.pooling import largest, max_pool
 
 Activation = Literal[
     "relu", "sigmoid", "tanh", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "relu6",
@@ -112,7 +113,7 @@ class Conv(nn.Module):
     activation (ReLU, sigmoid, tanh, ...) and touches a quarter of the numbers.
 
     formulation "lax" is `lax.conv_general_dilated` and `reduce_window`, right on GPU and TPU;
-    "matmul" is several times faster on XLA:CPU; "auto" takes the one that suits the platform.
+    "matmul" is what is fastest on XLA:CPU, by width; "auto" takes the one that suits the platform.
     """
 
     features: int
@@ -125,17 +126,25 @@ class Conv(nn.Module):
     def __call__(self, x):
         k, c = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, c, self.features))
-        matmul = for_cpu(self.formulation)
-        how = ("product with max-pool" if self.pool else "product in pieces") if matmul else "lax"
-        with formulated(how):
-            if self.pool:
-                y = conv_pool_matmul(x, kernel) if matmul else max_pool(conv_lax(x, kernel))
-            else:
-                y = conv_matmul(x, kernel) if matmul else conv_lax(x, kernel)
+        y = _conv(x, kernel, self.pool, for_cpu(self.formulation))
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return y + bias.reshape(1, 1, 1, -1)
+
+
+def _conv(x, kernel, pool, cpu):
+    """The convolution of `Conv` and its max-pool."""
+    k, _, c, _ = kernel.shape
+    if cpu and c >= 16:
+        y = convolution(x, kernel, pads=(((k - 1) // 2, k // 2),) * 2)
+        return max_pool(y, cpu=True) if pool else y
+    how = ("product with max-pool" if pool else "product in pieces") if cpu else "lax"
+    with formulated(how):
+        if cpu:
+            return (conv_pool_matmul if pool else conv_matmul)(x, kernel)
+        y = conv_lax(x, kernel)
+        return max_pool(y, cpu=False) if pool else y
 
 
 def conv_lax(x, kernel):
@@ -143,11 +152,6 @@ def conv_lax(x, kernel):
     return lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-
-
-def max_pool(x):
-    """2x2 max-pool, stride 2. (n, h, w, f) -> (n, h // 2, w // 2, f)."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
 def depthwise_lax(x, kernel, stride: int = 1):
@@ -275,11 +279,11 @@ def _four_kernels(kernel):
 
 @jax.custom_vjp
 def conv_pool_matmul(x, kernel):
-    """`max_pool(conv_lax(x, kernel))` as ONE product: (k+1)x(k+1) patches at stride 2 times a
-    matrix of the four shifted kernels, then the largest of four.
+    """`conv_lax(x, kernel)` and a 2x2 max-pool as ONE product: (k+1)x(k+1) patches at stride 2
+    times a matrix of the four shifted kernels, then the largest of four.
 
-    The hand-written gradient keeps only which of the four won (int8, the first on a tie, as
-    `reduce_window`'s gradient does). For a first layer XLA drops the unused input gradient.
+    The hand-written gradient keeps only which of the four won. For a first layer XLA drops the
+    unused input gradient.
     """
     return _conv_pool_forward(x, kernel)[0]
 
@@ -290,12 +294,7 @@ def _conv_pool_forward(x, kernel):
 
     def piece(x):
         z = _patches(x, k, window=k + 1, stride=2) @ four
-        a, b, c, d = (z[..., i * f : (i + 1) * f] for i in range(4))
-        top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
-        winner = jnp.where(
-            bottom > top, (d > c).astype(jnp.int8) + jnp.int8(2), (b > a).astype(jnp.int8)
-        )
-        return jnp.maximum(top, bottom), winner
+        return largest([z[..., i * f : (i + 1) * f] for i in range(4)])
 
     y, winner = lax.map(piece, _pieces(x))
     return _merged(y), (x, kernel, winner)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import traverse_util
-from jax import lax
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, symmetric
 from dlflax.models.layers import Conv, Dropout, Formulation, feature_map
+from dlflax.models.pooling import max_pool
 
 # of ImageNet's training pictures, (r, g, b) in 0..1: what all published weights were trained with
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,8 +50,7 @@ class ResNet(nn.Module):
             return norm(x, use_running_average=not train)
 
         x = jax.nn.relu(conv(normalized(x), 64, 7, 2, "stem"))
-        pad = ((0, 0), (1, 1), (1, 1), (0, 0))
-        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pad)
+        x = max_pool(x, 3, 2, symmetric(3))
         for stage, blocks in enumerate(BLOCKS[self.depth]):
             width = 64 * 2**stage
             for block in range(blocks):

@@ -11,7 +11,8 @@ from flax import traverse_util
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, symmetric
-from dlflax.models.layers import Dropout, feature_map, max_pool
+from dlflax.models.layers import Dropout, feature_map
+from dlflax.models.pooling import max_pool
 from dlflax.models.resnet import normalized
 
 FEATURES = (64, 128, 256, 512, 512)

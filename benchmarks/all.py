@@ -1,0 +1,73 @@
+"""Every benchmark of speed, one after the other, into one table with machine, versions and date.
+
+python benchmarks/all.py --data-dir FOLDER --pictures FOLDER --out FOLDER
+
+On two cores it takes about 40 minutes. FOLDER gets results.json and results.md, written anew after
+every stage; docs/benchmarks.md, where the README's figures come from, is such a results.md.
+Needs, for what dlflax is compared with: pip install torch timm keras tensorflow. The accelerator's
+own selection is `device.py`.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+from stages import Stage, run
+
+
+@dataclasses.dataclass
+class Options:
+    data_dir: Path
+    """Folder with MNIST's four IDX files."""
+    out: Path
+    """Folder for what is found."""
+    fashion_dir: Path | None = None
+    """Folder with Fashion-MNIST's four IDX files, for the speed run."""
+    pictures: Path | None = None
+    """Folder with a folder of pictures for each class, for transfer learning's features."""
+    only: tuple[str, ...] = ()
+    """Names of stages, if not all."""
+    seeds: int = 10
+    """Of the speed runs."""
+
+
+def stages(options: Options) -> list[Stage]:
+    data = "--data-dir", str(options.data_dir.resolve())
+    rows = "--rows", "{rows}"
+    backbones = "resnet18", "resnet", "vgg", "efficientnet"
+    listed = [
+        Stage("epoch", ("benchmarks/epoch_speed.py", *data, *rows), 1500),
+        Stage("sweep", ("benchmarks/sweep_speed.py", *data, *rows, "--trials", "64"), 900),
+        Stage(
+            "roofline",
+            ("benchmarks/throughput.py", *rows, "--seconds", "5", "--batch-size", "128",
+             "--model", "mlp", "cnn", "transformer", "small_resnet",
+             "--beside", "torch", "keras"), 600,
+        ),
+        Stage(
+            "backbones",
+            ("benchmarks/throughput.py", *rows, "--seconds", "10", "--batch-size", "16",
+             "--model", *backbones, "--beside", "torch"), 1500,
+        ),
+        Stage("convolutions", ("-m", "benchmarks.convolutions"), 600),
+        Stage(
+            "speedrun_mnist",
+            ("benchmarks/speedrun.py", *data, *rows, "--seeds", str(options.seeds)), 1800,
+        ),
+        Stage("growth", ("benchmarks/cost.py", *rows), 1800),
+        Stage("searches", ("benchmarks/yardsticks.py",), 1800),
+    ]  # fmt: skip
+    if options.fashion_dir:
+        fashion = "--dataset", "fashion_mnist", "--data-dir", str(options.fashion_dir.resolve())
+        seeds = "--seeds", str(options.seeds)
+        run_of = "benchmarks/speedrun.py", *fashion, *rows, *seeds
+        listed.append(Stage("speedrun_fashion_mnist", run_of, 1800))
+    if options.pictures:
+        folder = "--data-dir", str(options.pictures.resolve())
+        listed.append(Stage("features", ("benchmarks/feature_cache.py", *folder), 900))
+    return [stage for stage in listed if not options.only or stage.name in options.only]
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Options, description=__doc__)
+    raise SystemExit(min(1, run(stages(chosen), chosen.out.resolve())))

@@ -1,0 +1,105 @@
+"""All that is worth measuring on one accelerator, in ten minutes: tests of what must hold there,
+examples a second and the share of the peak beside PyTorch's and Keras', sweeps with many trials at
+once, and the speed runs.
+
+python benchmarks/device.py --out FOLDER         (beside dlflax: pip install torch timm keras)
+
+FOLDER gets results.json and results.md, written anew after every stage, with the environment. Each
+stage is a process with a time limit, so one that hangs does not lose the rest. Data are random, but
+for the speed runs, which need a folder with the real ones.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from stages import Stage, run
+
+MODELS = ("cnn", "resnet", "transformer")
+NAMES = (
+    "tests",
+    "speed_float32",
+    "speed_bfloat16",
+    "fine_tuning",
+    "sweep_mlp",
+    "sweep_cnn",
+    "mnist",
+)
+
+
+@dataclasses.dataclass
+class Options:
+    out: Path
+    """Folder for what is found."""
+    data_dir: Path | None = None
+    """Folder with MNIST's four IDX files, for the speed run."""
+    only: tuple[Literal[NAMES], ...] = NAMES
+    """Stages to run."""
+    at_once: tuple[int, ...] = (64, 1024)
+    """Trials of a sweep that are trained at once."""
+    batch_size: int = 256
+    """Examples a step."""
+    seconds: float = 3.0
+    """How long each network is measured."""
+    limit: float = 1.0
+    """Times the stages' time limits, whose sum is ten minutes."""
+
+
+def stages(options: Options) -> list[Stage]:
+    """In the order of what is lost the least gladly."""
+    peers = "--beside", "torch", "torch compiled", "keras"
+    common = "--rows", "{rows}", "--seconds", str(options.seconds)
+    batch = "--batch-size", str(options.batch_size)
+
+    def speed(name, dtype, models, seconds):
+        chosen = "--compute-dtype", dtype, "--model", *models
+        return Stage(name, ("benchmarks/throughput.py", *common, *batch, *chosen, *peers), seconds)
+
+    def sweep(model, seconds):
+        most = max(options.at_once)
+        return Stage(
+            f"sweep_{model}",
+            ("benchmarks/sweep_speed.py", "--rows", "{rows}", "--models", model,
+             "--population", *map(str, options.at_once), "--trials", str(most),
+             "--slow-trials", "3", "--contenders", "dlflax", "torch", "keras"),
+            seconds,
+        )  # fmt: skip
+
+    tests = "-m", "pytest", "-p", "no:xdist", "-o", "addopts=-q", "tests/test_device.py"
+    listed = [
+        Stage("tests", tests, 120),
+        speed("speed_bfloat16", "bfloat16", MODELS, 110),
+        sweep("mlp", 80),
+        sweep("cnn", 80),
+        speed("speed_float32", "float32", MODELS, 110),
+        speed("fine_tuning", "float32", ("efficientnet",), 50),
+    ]
+    if options.data_dir:
+        listed.append(
+            Stage(
+                "mnist",
+                (
+                    "benchmarks/speedrun.py",
+                    "--data-dir",
+                    str(options.data_dir.resolve()),
+                    "--rows",
+                    "{rows}",
+                    "--seeds",
+                    "1",
+                ),
+                50,
+            )  # fmt: skip
+        )
+    return [
+        dataclasses.replace(stage, seconds=options.limit * stage.seconds)
+        for stage in listed if stage.name in options.only
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "")  # the tests compare with the CPU: all there are
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # PyTorch and Keras need some
+    chosen = tyro.cli(Options, description=__doc__)
+    raise SystemExit(min(1, run(stages(chosen), chosen.out.resolve())))

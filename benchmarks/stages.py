@@ -1,0 +1,145 @@
+"""Runs benchmarks one after the other, each a process with a time limit, and keeps what they found.
+
+`results.json` is written anew after every stage, so one that hangs or fails loses only itself;
+`results.md` has the same as tables, under the machine, the versions and the date.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "torch", "keras", "tensorflow", "timm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A command, and how long it may take."""
+
+    name: str
+    arguments: tuple[str, ...]
+    """What follows `python`. {rows} becomes the file that it writes its rows to, a JSON list of
+    objects; without it what it printed is kept."""
+    seconds: float
+
+
+def environment() -> dict[str, str]:
+    """Machine, devices, versions, date. JAX is asked in a process of its own: it would keep an
+    accelerator's memory."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **versions,
+    }
+    code = "import jax; print(*{f'{len(jax.devices())} x {d.device_kind}' for d in jax.devices()})"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found["devices"] = (asked.stdout or asked.stderr).strip().splitlines()[-1]
+    if shutil.which("nvidia-smi"):
+        query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"
+        smi = ["nvidia-smi", query, "--format=csv,noheader"]
+        found["nvidia-smi"] = subprocess.run(smi, capture_output=True, text=True).stdout.strip()
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def run(stages: list[Stage], out: Path) -> int:
+    """Runs them and writes out/results.json and out/results.md. Returns how many failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"environment": environment(), "stages": {}}
+    print("\n".join(f"{name}: {value}" for name, value in found["environment"].items()))
+    for stage in stages:
+        print(f"{stage.name}: at most {stage.seconds:.0f} s ...", flush=True)
+        found["stages"][stage.name] = _run(stage, out)
+        (out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        (out / "results.md").write_text(markdown(found), encoding="utf-8")
+        done = found["stages"][stage.name]
+        print(f"{stage.name}: {done['outcome']} after {done['seconds']:.0f} s", flush=True)
+    print(f"written: {out / 'results.json'}, {out / 'results.md'}")
+    return sum(done["outcome"] != "done" for done in found["stages"].values())
+
+
+def _run(stage: Stage, out: Path) -> dict:
+    rows, log = out / f"{stage.name}.json", out / f"{stage.name}.txt"
+    rows.unlink(missing_ok=True)
+    arguments = [argument.format(rows=rows) for argument in stage.arguments]
+    clock = time.perf_counter()
+    with open(log, "w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT,
+            cwd=Path(__file__).parents[1], start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(stage.seconds)
+            outcome = "done" if code == 0 else f"failed with exit code {code}"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped at its limit of {stage.seconds:.0f} s"
+            _kill(process)
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return {
+        "command": " ".join(["python", *stage.arguments]).replace(" --rows {rows}", ""),
+        "outcome": outcome,
+        "seconds": round(time.perf_counter() - clock, 1),
+        "rows": json.loads(rows.read_text(encoding="utf-8")) if rows.exists() else [],
+        "printed": text[-4000:],
+    }
+
+
+def _kill(process):
+    """It and the processes that it started."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, 9)
+    process.kill()
+    process.wait()
+
+
+def write_rows(path: Path | None, rows: list[dict]) -> None:
+    """What a benchmark found so far, where --rows names a file."""
+    if path:
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def markdown(found: dict) -> str:
+    """The contents of results.json as a page."""
+    lines = ["# Benchmarks", ""]
+    lines += [f"- {name}: {value}" for name, value in found["environment"].items()]
+    for name, done in found["stages"].items():
+        lines += ["", f"## {name}", "", f"`{done['command']}`: {done['outcome']}, "
+                  f"{done['seconds']:.0f} s", ""]  # fmt: skip
+        if done["rows"]:
+            columns = list(done["rows"][0])
+            lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+            for row in done["rows"]:
+                cells = [_cell(row.get(column)) for column in columns]
+                lines.append("| " + " | ".join(cells) + " |")
+        else:
+            lines += ["```", *done["printed"].strip().splitlines()[-30:], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
