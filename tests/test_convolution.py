@@ -57,11 +57,10 @@ def test_mapped_over_kernels_and_in_half_precision(how):
 
 
 def test_the_fastest_by_platform(monkeypatch):
-    assert fastest((1, 1, 256, 64), 1, 56) == "own gradient"
-    assert fastest((3, 3, 512, 512), 1, 2) == "product"
-    assert fastest((7, 7, 3, 64), 2, 224) == "lax"
+    assert fastest(224) == "own gradient"
+    assert fastest(2) == "product"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert fastest((1, 1, 256, 64), 1, 56) == "lax"
+    assert fastest(2) == "lax"
 
 
 @pytest.mark.parametrize(
@@ -71,12 +70,12 @@ def test_the_fastest_by_platform(monkeypatch):
         (models.CNN(formulation="lax"), 28, {"conv1": "lax"}),
         (
             models.ResNet(depth="18"), 64,
-            {"stem": "lax",
+            {"stem": "own gradient",
              "stage2_block1_conv1": "own gradient", "stage4_block1_conv2": "product"},
         ),
         (
             models.EfficientNetLite0(), 32,
-            {"stem": "product", "block0_depthwise": "sum of slices", "head": "product"},
+            {"stem": "own gradient", "block0_depthwise": "sum of slices", "head": "product"},
         ),
     ],
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """Convolutions in the formulation that is fastest for their shape: measured, not guessed.
 
-`python -m benchmarks.convolutions` times them all. On two cores with AVX-512 and jax 0.10.1, batch
-32, a convolution with both gradients takes XLA:CPU's own 1.4 to 4.5 times as long with a 1x1
-kernel, 50 times on 2x2 pixels, 1.1 to 1.5 times with a stride of 2, and up to 1.2 times with a 3x3
-kernel on 14x14 pixels and more. On GPU and TPU `lax.conv_general_dilated` is right throughout.
+`python -m benchmarks.convolutions` times them all, inside `lax.fori_loop`, as training is: there
+XLA:CPU (jax 0.10.1, two cores with AVX-512) computes the gradient of its own convolution on one
+core and without its fast kernels, 60 to 100 times as slowly as outside of a loop. So on a CPU it is
+never left to it. On GPU and TPU `lax.conv_general_dilated` is right throughout.
 """
 
 import functools
@@ -24,7 +24,7 @@ PIECE_BYTES = 2**21  # of patches at a time: what stays in the cache of a core
 def convolution(x, kernel, stride: int = 1, pads: Pads = ((0, 0), (0, 0)), how: How | None = None):
     """x (n, h, w, c), kernel (k, k, c, f), `pads` zeros before and behind rows and columns ->
     (n, rows, columns, f). how: the formulation, by default the one that `fastest` names."""
-    how = how or fastest(kernel.shape, stride, min(x.shape[1:3]))
+    how = how or fastest(min(x.shape[1:3]))
     function = {"lax": _lax, "product": _product, "own gradient": _own_gradient}[how]
     with formulated(how):
         return function(x, kernel, stride, pads)
@@ -56,14 +56,11 @@ def formulations(function, *args) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def fastest(kernel_shape: tuple[int, ...], stride: int, side: int) -> How:
-    """The formulation for a kernel (k, k, c, f) on pictures of `side` pixels."""
-    k, _, c, _ = kernel_shape
-    if jax.default_backend() != "cpu" or c < 16:
+def fastest(side: int) -> How:
+    """The formulation for pictures of `side` pixels."""
+    if jax.default_backend() != "cpu":
         return "lax"
-    if side <= 4:
-        return "product"
-    return "own gradient" if k == 1 or stride > 1 or side >= 14 else "lax"
+    return "product" if side <= 4 else "own gradient"
 
 
 def symmetric(kernel_size: int) -> Pads:

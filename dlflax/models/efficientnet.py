@@ -105,8 +105,7 @@ class SameConv(nn.Module):
             with formulated("sum of slices" if slices else "lax"):
                 return (depthwise_slices if slices else depthwise_lax)(x, kernel, self.stride)
         _, pads = same_windows(x.shape[1:3], self.kernel_size, self.stride)
-        # XLA:CPU takes seconds for the gradient of a picture's first convolution
-        how = "product" if for_cpu(self.formulation) else "lax"
+        how = None if for_cpu(self.formulation) else "lax"
         return convolution(x, kernel, self.stride, tuple(pads), how)
 
 

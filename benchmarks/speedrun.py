@@ -1,0 +1,85 @@
+"""Seconds of wall clock from the start of a process to a tested accuracy, in the manner of
+cifar10-airbench (Jordan 2024), of the shipped presets, once a seed. No preset is tuned for it yet.
+
+python benchmarks/speedrun.py --data-dir FOLDER
+python benchmarks/speedrun.py --dataset fashion_mnist --data-dir FOLDER
+python benchmarks/speedrun.py --dataset cifar10 --data-dir FOLDER      (for a GPU)
+
+The first process compiles, and is listed apart; all others find its programs in the cache. The
+mean test accuracy is to reach the goal.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from stages import write_rows
+
+GOALS = {"mnist": 0.99, "fashion_mnist": 0.91, "cifar10": 0.94}
+
+
+@dataclasses.dataclass
+class Options:
+    data_dir: Path
+    """Folder with the data set's files."""
+    dataset: Literal[tuple(GOALS)] = "mnist"
+    """Which run."""
+    seeds: int = 10
+    """Processes after the first."""
+    flags: tuple[str, ...] | None = None
+    """Flags of the experiment, if not --preset best (CIFAR-10: none)."""
+    rows: Path | None = None
+    """File for what is printed, as JSON."""
+
+
+def one(options: Options, seed: int, cache: str) -> dict:
+    """A process as a user starts it."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder, "run")
+        flags = () if options.dataset == "cifar10" else ("--preset", "best")
+        flags = flags if options.flags is None else options.flags
+        command = [sys.executable, "-m", f"experiments.{options.dataset}", *flags]
+        command += ["--data-dir", str(options.data_dir), "--seed", str(seed)]
+        clock = time.perf_counter()
+        subprocess.run(
+            [*command, "--run-dir", str(run_dir)],
+            check=True, stdout=subprocess.DEVNULL, env={**os.environ, "XDG_CACHE_HOME": cache},
+        )  # fmt: skip
+        seconds = time.perf_counter() - clock
+        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    return {
+        "dataset": options.dataset, "seed": seed, "accuracy": results["test"]["accuracy"],
+        "validation": results["val"]["accuracy"], "seconds": seconds,
+        "seconds of epochs": results["seconds"],
+    }  # fmt: skip
+
+
+def main(options: Options) -> None:
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        for seed in range(options.seeds + 1):
+            rows.append(one(options, seed, cache))
+            write_rows(options.rows, rows)
+            row = rows[-1]
+            note = " (compiles)" if seed == 0 else ""
+            print(f"seed {seed}: {row['accuracy']:.2%} in {row['seconds']:.1f} s{note}", flush=True)
+    warm = rows[1:] or rows
+    accuracies, seconds = ([row[name] for row in warm] for name in ("accuracy", "seconds"))
+    mean, goal = statistics.mean(accuracies), GOALS[options.dataset]
+    spread = f" +- {statistics.stdev(accuracies):.2%}" if len(warm) > 1 else ""
+    print(
+        f"{options.dataset}: {mean:.2%}{spread} in {statistics.mean(seconds):.1f} s, {len(warm)} "
+        f"seeds; the goal of {goal:.0%} is {'reached' if mean >= goal else 'missed'}"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
