@@ -2,10 +2,9 @@
 
 python benchmarks/all.py --data-dir FOLDER --pictures FOLDER --out FOLDER
 
-On two cores it takes about 40 minutes. FOLDER gets results.json and results.md, written anew after
-every stage; docs/benchmarks.md, where the README's figures come from, is such a results.md.
-Needs, for what dlflax is compared with: pip install torch timm keras tensorflow. The accelerator's
-own selection is `device.py`.
+FOLDER gets results.json and results.md, written anew after every stage. Two cores need hours for
+all of it: --only names stages. Needs, for what dlflax is compared with: pip install torch timm keras
+tensorflow. The accelerator's own selection is `device.py`.
 """
 
 import dataclasses
@@ -54,7 +53,8 @@ def stages(options: Options) -> list[Stage]:
             "speedrun_mnist",
             ("benchmarks/speedrun.py", *data, *rows, "--seeds", str(options.seeds)), 1800,
         ),
-        Stage("growth", ("benchmarks/cost.py", *rows), 1800),
+        Stage("cost", ("benchmarks/cost.py",), 1800),
+        Stage("growth", ("benchmarks/growth.py", *rows), 1800),
         Stage("searches", ("benchmarks/yardsticks.py",), 1800),
     ]  # fmt: skip
     if options.fashion_dir:
@@ -65,6 +65,9 @@ def stages(options: Options) -> list[Stage]:
     if options.pictures:
         folder = "--data-dir", str(options.pictures.resolve())
         listed.append(Stage("features", ("benchmarks/feature_cache.py", *folder), 900))
+    names = [stage.name for stage in listed]
+    if unknown := [name for name in options.only if name not in names]:
+        raise SystemExit(f"--only {unknown[0]}: there is {', '.join(names)}")
     return [stage for stage in listed if not options.only or stage.name in options.only]
 
 

@@ -2,7 +2,7 @@
 examples a second and the share of the peak beside PyTorch's and Keras', sweeps with many trials at
 once, and the speed runs.
 
-python benchmarks/device.py --out FOLDER         (beside dlflax: pip install torch timm keras)
+python benchmarks/device.py --out FOLDER         (pip install -e '.[test]' torch timm)
 
 FOLDER gets results.json and results.md, written anew after every stage, with the environment. Each
 stage is a process with a time limit, so one that hangs does not lose the rest. Data are random, but
