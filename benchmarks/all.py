@@ -3,8 +3,8 @@
 python benchmarks/all.py --data-dir FOLDER --pictures FOLDER --out FOLDER
 
 FOLDER gets results.json and results.md, written anew after every stage. Two cores need hours for
-all of it: --only names stages. Needs, for what dlflax is compared with: pip install torch timm keras
-tensorflow. The accelerator's own selection is `device.py`.
+all of it: --only names stages. Needs, for what dlflax is compared with: pip install torch timm
+keras tensorflow. The accelerator's own selection is `device.py`.
 """
 
 import dataclasses

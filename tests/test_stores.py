@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,13 +24,15 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune import postgres
 from dlflax.tune.broadcast import Broadcast
+from dlflax.tune.rows import insert
 from dlflax.tune.stores import open_study
-from dlflax.tune.trial import Outcome, Trial
+from dlflax.tune.trial import Outcome, Trial, frozen
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-5, 1.0, log=True),
@@ -125,6 +128,26 @@ def test_what_is_recorded_is_read_back(file):
                 assert trial.duration.total_seconds() == outcome.seconds
                 assert abs(trial.datetime_complete.timestamp() - time.time()) < 60
         assert store.seconds() == 100.5
+
+
+def test_rows_are_those_that_optuna_writes(tmp_path):
+    """Every table of its, to the last column."""
+    taken = suggest([], list(range(len(OUTCOMES))))
+    trials = [frozen(*each) for each in zip(taken, [SPACE] * len(taken), OUTCOMES, strict=True)]
+    contents = []
+    for name in ("ours", "optunas"):
+        storage = RDBStorage(f"sqlite:///{tmp_path / name}")
+        study = optuna.create_study(storage=storage, study_name="study")
+        for number, trial in enumerate(trials):
+            trial.number = number
+            if name == "optunas":
+                storage.create_new_trial(study._study_id, trial)
+        if name == "ours":
+            insert(storage, study._study_id, trials)
+        storage.engine.dispose()
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as database:
+            contents.append(list(database.iterdump()))
+    assert contents[0] == contents[1]
 
 
 def test_settings_are_those_of_the_beginning(file):
