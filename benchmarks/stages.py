@@ -82,7 +82,7 @@ def run(stages: list[Stage], out: Path) -> int:
 def _run(stage: Stage, out: Path) -> dict:
     rows, log = out / f"{stage.name}.json", out / f"{stage.name}.txt"
     rows.unlink(missing_ok=True)
-    arguments = [argument.format(rows=rows) for argument in stage.arguments]
+    arguments = [argument.replace("{rows}", str(rows)) for argument in stage.arguments]
     clock = time.perf_counter()
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(

@@ -10,7 +10,7 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, formulated
+from dlflax.models.convolution import convolution, fastest, formulated
 from dlflax.models.layers import (
     Dropout,
     Formulation,
@@ -43,7 +43,7 @@ class EfficientNetLite0(nn.Module):
     LAST_BLOCKS = r"^(block15_|head|logits)"  # parameters that --finetune last-blocks trains
 
     formulation: Formulation = "auto"
-    """Depthwise convolutions as sums (fast on CPU), as lax.conv (GPU, TPU), or by platform."""
+    """Convolutions as sums and products (fast on CPU), as lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
@@ -98,14 +98,12 @@ class SameConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, 1 if self.depthwise else c, self.features)
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, shape)
-        if self.kernel_size == 1:
-            return convolution(x, kernel)
+        cpu = for_cpu(self.formulation)
         if self.depthwise:
-            slices = for_cpu(self.formulation)
-            with formulated("sum of slices" if slices else "lax"):
-                return (depthwise_slices if slices else depthwise_lax)(x, kernel, self.stride)
+            with formulated("sum of slices" if cpu else "lax"):
+                return (depthwise_slices if cpu else depthwise_lax)(x, kernel, self.stride)
         _, pads = same_windows(x.shape[1:3], self.kernel_size, self.stride)
-        how = None if for_cpu(self.formulation) else "lax"
+        how = fastest(min(x.shape[1:3]), cpu)
         return convolution(x, kernel, self.stride, tuple(pads), how)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, formulated
+from dlflax.models.convolution import convolution, fastest, formulated
 from dlflax.models.pooling import largest, max_pool
 
 Activation = Literal[
@@ -137,7 +137,8 @@ def _conv(x, kernel, pool, cpu):
     """The convolution of `Conv` and its max-pool."""
     k, _, c, _ = kernel.shape
     if cpu and c >= 16:
-        y = convolution(x, kernel, pads=(((k - 1) // 2, k // 2),) * 2)
+        how = fastest(min(x.shape[1:3]), cpu)
+        y = convolution(x, kernel, 1, (((k - 1) // 2, k // 2),) * 2, how)
         return max_pool(y, cpu=True) if pool else y
     how = ("product with max-pool" if pool else "product in pieces") if cpu else "lax"
     with formulated(how):

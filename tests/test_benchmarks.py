@@ -1,0 +1,68 @@
+"""The runner of benchmarks: a stage that hangs or fails loses nothing but itself."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import stages
+
+    monkeypatch.setattr(stages, "environment", lambda: {"machine": "this one"})
+    return stages
+
+
+def test_a_stage_that_hangs_is_stopped_with_its_children(stages, tmp_path):
+    child = tmp_path / "child"
+    hang = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', \"import time, pathlib; time.sleep(3); "
+        f'pathlib.Path({str(child)!r}).touch()"])\n'
+        "print('so far', flush=True)\n"
+        "time.sleep(60)"
+    )
+    write = "import sys; open(sys.argv[1], 'w').write('[{\"speed\": 1234.5, \"of\": null}]')"
+    listed = [
+        stages.Stage("hangs", ("-c", hang), 1.5),
+        stages.Stage("fails", ("-c", "raise SystemExit('no data')"), 30),
+        stages.Stage("works", ("-c", write, "{rows}"), 30),
+    ]
+    assert stages.run(listed, tmp_path / "out") == 2
+    found = json.loads((tmp_path / "out/results.json").read_text())["stages"]
+    assert [name for name in found] == ["hangs", "fails", "works"]
+    assert found["hangs"]["outcome"] == "stopped at its limit of 2 s"
+    assert "so far" in found["hangs"]["printed"]
+    assert (found["fails"]["outcome"], found["fails"]["printed"]) == (
+        "failed with exit code 1", "no data\n"
+    )  # fmt: skip
+    assert found["works"]["rows"] == [{"speed": 1234.5, "of": None}]
+    page = (tmp_path / "out/results.md").read_text()
+    assert "| 1,234 |  |" in page and "this one" in page and "no data" in page
+    time.sleep(3)
+    assert not child.exists()
+
+
+def test_every_stage_is_a_file_that_takes_its_flags(stages, tmp_path):
+    import all as every
+    import device
+
+    out = tmp_path / "out"
+    of_all = every.stages(every.Options(tmp_path, out, tmp_path, tmp_path))
+    of_device = device.stages(device.Options(out, tmp_path))
+    assert {stage.name for stage in of_device} == set(device.NAMES)
+    assert sum(stage.seconds for stage in of_device) <= 600
+    root = Path(__file__).parents[1]
+    for stage in [*of_all, *of_device]:
+        first = stage.arguments[0]
+        name = stage.arguments[1].replace(".", "/") + ".py" if first == "-m" else first
+        assert name == "pytest.py" or (root / name).exists()
+        text = (root / name).read_text() if name != "pytest.py" else ""
+        for flag in {flag for flag in stage.arguments if flag.startswith("--") and text}:
+            field = flag.removeprefix("--").replace("-", "_")
+            assert f"\n    {field}:" in text, (name, flag)
+    sys.modules.pop("all")
