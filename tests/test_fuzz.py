@@ -24,7 +24,7 @@ from experiments import forecast, image_folder, mnist, predict, sentiment
 
 pytestmark = pytest.mark.usefixtures("place")
 
-SECONDS = 10
+SECONDS = 40  # what hangs, not what is slow: 10 s passed on one machine and failed on another
 NUMBERS = (
     "1e30", "-1", "nan", "inf", "0", "99999999999999999999", "2147483648", "-2147483649", "1e-400",
     "0.5", "1.5", "-0.5", "7",
