@@ -19,14 +19,8 @@ from stages import Stage, run
 
 MODELS = ("cnn", "resnet", "transformer")
 NAMES = (
-    "tests",
-    "speed_float32",
-    "speed_bfloat16",
-    "fine_tuning",
-    "sweep_mlp",
-    "sweep_cnn",
-    "mnist",
-)
+    "tests", "speed_float32", "speed_bfloat16", "fine_tuning", "sweep_mlp", "sweep_cnn", "mnist",
+)  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -80,18 +74,11 @@ def stages(options: Options) -> list[Stage]:
         listed.append(
             Stage(
                 "mnist",
-                (
-                    "benchmarks/speedrun.py",
-                    "--data-dir",
-                    str(options.data_dir.resolve()),
-                    "--rows",
-                    "{rows}",
-                    "--seeds",
-                    "1",
-                ),
+                ("benchmarks/speedrun.py", "--data-dir", str(options.data_dir.resolve()),
+                 "--rows", "{rows}", "--seeds", "1"),
                 50,
-            )  # fmt: skip
-        )
+            )
+        )  # fmt: skip
     return [
         dataclasses.replace(stage, seconds=options.limit * stage.seconds)
         for stage in listed if stage.name in options.only

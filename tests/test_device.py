@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from test_train import assert_equal
 
 from dlflax import train
 from dlflax.models import CNN, MLP, RNN, SmallResNet, Transformer
@@ -36,11 +37,6 @@ def digits():
 def fitted(model, digits, epochs=1, **options):
     recipe = Recipe(model, batch_size=64)
     return train.fit(recipe, Hparams(), digits, digits, epochs=epochs, **options)
-
-
-def assert_equal(a, b):
-    a, b = (tree.replace(key=jax.random.key_data(tree.key)) for tree in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.skipif(not ACCELERATOR, reason="there is only a CPU")

@@ -18,8 +18,8 @@ from dlflax.models import (
     Transformer,
     explain,
 )
+from dlflax.models.convolution import convolution, symmetric
 from dlflax.models.flops import flops
-from dlflax.models.layers import conv_lax
 from dlflax.models.pooling import max_pool
 from dlflax.report import figures, tables
 from dlflax.train import Hparams, metrics, tasks
@@ -70,7 +70,8 @@ def test_grad_cam_by_hand():
     variables = model.init(jax.random.key(3), PHOTOGRAPHS)
     params = jax.tree.map(np.asarray, variables["params"])
     kernel, bias = params["conv1"]["kernel"], params["conv1"]["bias"]
-    maps = np.maximum(max_pool(conv_lax(PHOTOGRAPHS, kernel)) + bias.reshape(1, 1, 1, -1), 0)
+    convolved = convolution(PHOTOGRAPHS, kernel, 1, symmetric(3), "lax")
+    maps = np.maximum(max_pool(convolved) + bias.reshape(1, 1, 1, -1), 0)
     assert maps.shape == (3, 16, 20, 5)
     hidden = maps.reshape(3, -1) @ params["dense1"]["kernel"]
     logits = np.maximum(hidden, 0) @ params["logits"]["kernel"]

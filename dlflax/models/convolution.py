@@ -12,16 +12,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
+
+from dlflax.models.flops import inner_jaxprs
 
 How = Literal["lax", "product", "own gradient"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
+NO_PADS: Pads = ((0, 0), (0, 0))
 
 SCOPE = "convolution: "
 PIECE_BYTES = 2**21  # of patches at a time: what stays in the cache of a core
 
 
-def convolution(x, kernel, stride: int = 1, pads: Pads = ((0, 0), (0, 0)), how: How | None = None):
+def convolution(x, kernel, stride: int = 1, pads: Pads = NO_PADS, how: How | None = None):
     """x (n, h, w, c), kernel (k, k, c, f), `pads` zeros before and behind rows and columns ->
     (n, rows, columns, f). how: the formulation, by default the fastest of this platform."""
     how = how or fastest(min(x.shape[1:3]), jax.default_backend() == "cpu")
@@ -48,9 +50,8 @@ def formulations(function, *args) -> list[tuple[str, str]]:
             if scope:
                 found[module.strip("/")] = how.partition("/")[0]
                 continue
-            for value in equation.params.values():
-                if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
-                    look(getattr(value, "jaxpr", value), path)
+            for inner in inner_jaxprs(equation.params):
+                look(inner, path)
 
     look(jax.make_jaxpr(function)(*args).jaxpr, "")
     return list(found.items())
@@ -75,16 +76,22 @@ def _lax(x, kernel, stride, pads):
     )
 
 
-def _patches(x, k, stride, pads):
-    """(n, h, w, c) -> (n, rows, columns, k * k * c): what each place of the kernel sees."""
+def windows(x, k: int, stride: int, pads: Pads, fill: float = 0.0):
+    """k * k arrays (n, rows, columns, c): what each place of a k x k window sees of x (n, h, w, c),
+    padded with `fill`."""
     rows, columns = (
         (side + sum(pad) - k) // stride * stride + 1
         for side, pad in zip(x.shape[1:3], pads, strict=True)
     )
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    slices = [
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    return [
         x[:, i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)
     ]
+
+
+def _patches(x, k, stride, pads):
+    """(n, h, w, c) -> (n, rows, columns, k * k * c)."""
+    slices = windows(x, k, stride, pads)
     return jnp.concatenate(slices, -1) if k > 1 else slices[0]
 
 

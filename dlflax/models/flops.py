@@ -30,11 +30,12 @@ def _count(jaxpr) -> int:
             total += max(_count(branch.jaxpr) for branch in params["branches"])
         else:
             times = params["length"] if name == "scan" else 1
-            total += times * sum(_count(inner) for inner in _inner(params))
+            total += times * sum(_count(inner) for inner in inner_jaxprs(params))
     return total
 
 
-def _inner(params):
+def inner_jaxprs(params):
+    """The jaxprs among an equation's parameters: of a loop's body, a jitted or custom function."""
     for value in params.values():
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr

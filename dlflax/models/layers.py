@@ -136,23 +136,12 @@ class Conv(nn.Module):
 def _conv(x, kernel, pool, cpu):
     """The convolution of `Conv` and its max-pool."""
     k, _, c, _ = kernel.shape
-    if cpu and c >= 16:
-        how = fastest(min(x.shape[1:3]), cpu)
-        y = convolution(x, kernel, 1, (((k - 1) // 2, k // 2),) * 2, how)
-        return max_pool(y, cpu=True) if pool else y
-    how = ("product with max-pool" if pool else "product in pieces") if cpu else "lax"
-    with formulated(how):
-        if cpu:
+    if cpu and c < 16:
+        with formulated("product with max-pool" if pool else "product in pieces"):
             return (conv_pool_matmul if pool else conv_matmul)(x, kernel)
-        y = conv_lax(x, kernel)
-        return max_pool(y, cpu=False) if pool else y
-
-
-def conv_lax(x, kernel):
-    """SAME convolution. x (n, h, w, c), kernel (k, k, c, f) -> (n, h, w, f)."""
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    how = fastest(min(x.shape[1:3]), cpu)
+    y = convolution(x, kernel, 1, (((k - 1) // 2, k // 2),) * 2, how)
+    return max_pool(y, cpu=cpu) if pool else y
 
 
 def depthwise_lax(x, kernel, stride: int = 1):
@@ -258,7 +247,8 @@ def _patches(x, k, window, stride):
 
 
 def conv_matmul(x, kernel):
-    """`conv_lax` as one product of k*k shifted slices with the kernel, a piece at a time."""
+    """SAME convolution as one product of k*k shifted slices with the kernel, a piece at a time. x
+    (n, h, w, c), kernel (k, k, c, f) -> (n, h, w, f)."""
     k, _, c, f = kernel.shape
 
     # checkpoint: the patches are k*k times the input and cheaper to build again than to keep
@@ -280,7 +270,7 @@ def _four_kernels(kernel):
 
 @jax.custom_vjp
 def conv_pool_matmul(x, kernel):
-    """`conv_lax(x, kernel)` and a 2x2 max-pool as ONE product: (k+1)x(k+1) patches at stride 2
+    """`conv_matmul(x, kernel)` and a 2x2 max-pool as ONE product: (k+1)x(k+1) patches at stride 2
     times a matrix of the four shifted kernels, then the largest of four.
 
     The hand-written gradient keeps only which of the four won. For a first layer XLA drops the

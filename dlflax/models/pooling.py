@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-NONE = ((0, 0), (0, 0))
+from dlflax.models.convolution import NO_PADS, Pads, windows
 
 
-def max_pool(x, k: int = 2, stride: int = 2, pads=NONE, cpu: bool | None = None):
+def max_pool(x, k: int = 2, stride: int = 2, pads: Pads = NO_PADS, cpu: bool | None = None):
     """The largest in each k x k window: x float (n, h, w, c) -> (n, rows, columns, c). pads: of
     -inf, before and behind rows and columns. cpu: whether it is computed in the way that suits
     XLA:CPU, by default if it runs there. The gradient goes to the first of equal ones."""
@@ -27,17 +27,7 @@ _own_gradient = jax.custom_vjp(_lax, nondiff_argnums=(1, 2, 3))
 
 def _forward(x, k, stride, pads):
     """The largest of k * k slices, and which of them it is."""
-    rows, columns = (
-        (side + sum(pad) - k) // stride * stride + 1
-        for side, pad in zip(x.shape[1:3], pads, strict=True)
-    )
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-    slices = [
-        padded[:, i : i + rows : stride, j : j + columns : stride]
-        for i in range(k)
-        for j in range(k)
-    ]
-    y, winner = largest(slices)
+    y, winner = largest(windows(x, k, stride, pads, -jnp.inf))
     return y, (winner, x[:0])
 
 
