@@ -20,6 +20,7 @@ from dlflax.models.layers import (
     for_cpu,
     same_windows,
 )  # fmt: skip
+from dlflax.models.norm import BatchNorm
 
 # blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)
 STAGES = (
@@ -56,7 +57,7 @@ class EfficientNetLite0(nn.Module):
 
         def conv(x, features, kernel_size, stride, name, depthwise=False):
             conv = SameConv(features, kernel_size, stride, depthwise, self.formulation, name=name)
-            norm = nn.BatchNorm(momentum=0.99, epsilon=1e-3, name=f"{name}_norm")
+            norm = BatchNorm(momentum=0.99, epsilon=1e-3, name=f"{name}_norm")
             return norm(conv(x), use_running_average=not train)
 
         x = (x * 255.0 - 127.0) / 128.0

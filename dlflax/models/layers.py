@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, fastest, formulated
+from dlflax.models.convolution import convolution, fastest, formulated, kernel_gradient
+from dlflax.models.norm import BatchNorm, sums
 from dlflax.models.pooling import largest, max_pool
 
 Activation = Literal[
@@ -39,7 +40,7 @@ def frozen_norms(trainable: str):
 
     def call(next_call, args, kwargs, context):
         module = context.module
-        if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
+        if isinstance(module, (nn.BatchNorm, BatchNorm)) and context.method_name == "__call__":
             path = "/".join((*module.path, "scale"))
             if not re.search(trainable, path):
                 kwargs = {**kwargs, "use_running_average": True}
@@ -194,9 +195,9 @@ def _depthwise_backward(stride, residuals, dy):
     def picture(dkernel, each):
         x, dy = each
         padded = jnp.pad(x, (*pads, (0, 0)))
+        products = [padded[i : i + rows : stride, j : j + columns : stride] * dy for i, j in taps]
         of_taps = [
-            (padded[i : i + rows : stride, j : j + columns : stride] * dy).sum((0, 1))
-            for i, j in taps
+            each.sum(0) for i in range(0, k * k, k) for each in sums(products[i : i + k], axis=1)
         ]
         dy = lax.pad(dy, jnp.zeros((), dy.dtype), (*spread, (0, 0, 0)))
         dx = sum(
@@ -304,10 +305,7 @@ def _conv_pool_backward(residuals, dy):
 
     def add_kernel_gradient(total, piece):
         x, winner, dy = piece
-        product = jnp.einsum(
-            "nhwp,nhwf->pf", patches(x), unpool(winner, dy), preferred_element_type=jnp.float32
-        )
-        return total + product, None
+        return total + kernel_gradient(patches(x), unpool(winner, dy)), None
 
     dfour, _ = lax.scan(add_kernel_gradient, jnp.zeros(four.shape, jnp.float32), (xs, winner, dys))
     (dkernel,) = jax.linear_transpose(_four_kernels, kernel)(dfour.astype(kernel.dtype))

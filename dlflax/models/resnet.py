@@ -12,6 +12,7 @@ from flax import traverse_util
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, symmetric
 from dlflax.models.layers import Conv, Dropout, Formulation, feature_map
+from dlflax.models.norm import BatchNorm
 from dlflax.models.pooling import max_pool
 
 # of ImageNet's training pictures, (r, g, b) in 0..1: what all published weights were trained with
@@ -46,7 +47,7 @@ class ResNet(nn.Module):
 
         def conv(x, features, kernel_size, stride, name):
             x = SymmetricConv(features, kernel_size, stride, name=name)(x)
-            norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
+            norm = BatchNorm(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
             return norm(x, use_running_average=not train)
 
         x = jax.nn.relu(conv(normalized(x), 64, 7, 2, "stem"))
@@ -158,7 +159,7 @@ class SmallResNet(nn.Module):
             )
 
         def norm(x, name):
-            norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, name=name)
+            norm = BatchNorm(momentum=0.9, epsilon=1e-5, name=name)
             return norm(x, use_running_average=not train)
 
         def conv(features, name, pool=False, kernel_size=3):
