@@ -54,6 +54,7 @@ def stages(options: Options) -> list[Stage]:
             ("benchmarks/speedrun.py", *data, *rows, "--seeds", str(options.seeds)), 1800,
         ),
         Stage("cost", ("benchmarks/cost.py",), 1800),
+        Stage("streaming", ("benchmarks/streaming.py", *rows), 1200),
         Stage("growth", ("benchmarks/growth.py", *rows), 1800),
         Stage("searches", ("benchmarks/yardsticks.py",), 1800),
     ]  # fmt: skip

@@ -7,6 +7,7 @@ Nothing here reads files or prints.
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -283,21 +284,15 @@ class _Resident:
 
     def laps(self, epoch, done, seconds, last):
         """(advance, steps) for the calls of one epoch, of so many seconds each, after which
-        progress is shown and SIGTERM seen. One call for a short epoch: nothing then comes back to
-        the host before its end. last: seconds that the epoch before took."""
+        progress is shown and SIGTERM seen. last: seconds that the epoch before took."""
         batches = self._batches(epoch)
-        steps = len(batches)
-        chunk = steps if last < seconds else 1
-        while done < steps:
-            stop, lap = min(done + chunk, steps), time.perf_counter()
+        for start, stop in _Spans(seconds, last).of(done, len(batches)):
+            span = np.int32(start), np.int32(stop)
 
-            def advance(state, numbers, sums, start=done, stop=stop):
-                span = np.int32(start), np.int32(stop)
+            def advance(state, numbers, sums, span=span):
                 return train_steps(self.recipe, state, numbers, self.train, batches, sums, *span)
 
-            yield advance, stop - done
-            lap = max(parallel.slowest(time.perf_counter() - lap), 0.01)
-            done, chunk = stop, max(1, int((stop - done) * seconds / lap))
+            yield advance, stop - start
 
 
 class _Streamed:
@@ -318,15 +313,34 @@ class _Streamed:
         return train_piece(self.recipe, state, numbers, piece, self.zero, none, none)[0]
 
     def laps(self, epoch, done, seconds, last):
-        """As those of `_Resident`: one a piece."""
+        """As those of `_Resident`: one or more a piece."""
+        spans = _Spans(seconds, last)
         for piece, count in stream(self.train, self._batches(epoch)[done:]):
             piece = parallel.put_host_batches(piece)
+            for start, stop in spans.of(0, count):
+                span = np.int32(start), np.int32(stop)
 
-            def advance(state, numbers, sums, piece=piece, count=count):
-                span = np.int32(0), np.int32(count)
-                return train_piece(self.recipe, state, numbers, piece, sums, *span)
+                def advance(state, numbers, sums, piece=piece, span=span):
+                    return train_piece(self.recipe, state, numbers, piece, sums, *span)
 
-            yield advance, count
+                yield advance, stop - start
+
+
+class _Spans:
+    """Steps in calls of about so many seconds. One call for all where the epoch before was shorter:
+    nothing then comes back to the host before the end."""
+
+    def __init__(self, seconds, last):
+        self.seconds, self.chunk = seconds, sys.maxsize if last < seconds else 1
+
+    def of(self, start, steps):
+        """(start, stop) of each call; it is timed by when the next is asked for."""
+        while start < steps:
+            stop, lap = min(start + self.chunk, steps), time.perf_counter()
+            yield start, stop
+            lap = max(parallel.slowest(time.perf_counter() - lap), 0.01)
+            self.chunk = max(1, int((stop - start) * self.seconds / lap))
+            start = stop
 
 
 def _divergence(recipe, hparams, step: int) -> RunError:
