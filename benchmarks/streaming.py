@@ -96,7 +96,7 @@ def train_on(options: Options, data) -> dict:
         loop.stream = read
     (first, begin), (last, end) = steps[0], steps[-1]
     # waits[0] is for compiling, waits[1] for the first piece of the epoch
-    waited = sum(waits[2 : 1 + len(steps)])
+    waited = sum(waits[2:])
     return {"steps": last - first, "seconds": end - begin, "waiting": waited / (end - begin)}
 
 

@@ -81,6 +81,8 @@ def test_no_gradient_is_left_to_xla_on_a_cpu():
             {"stem": "own gradient",
              "stage2_block1_conv1": "own gradient", "stage4_block1_conv2": "product"},
         ),
+        (models.ResNet(depth="18", formulation="lax"), 64, {"stem": "lax"}),
+        (models.VGG(dense=(8,), formulation="lax"), 32, {"stage1_conv1": "lax"}),
         (
             models.EfficientNetLite0(), 32,
             {"stem": "own gradient", "block0_depthwise": "sum of slices", "head": "product"},

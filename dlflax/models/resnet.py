@@ -10,8 +10,8 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, symmetric
-from dlflax.models.layers import Conv, Dropout, Formulation, feature_map
+from dlflax.models.convolution import convolution, fastest, symmetric
+from dlflax.models.layers import Conv, Dropout, Formulation, feature_map, for_cpu
 from dlflax.models.norm import BatchNorm
 from dlflax.models.pooling import max_pool
 
@@ -37,6 +37,9 @@ class ResNet(nn.Module):
 
     depth: Literal["18", "34", "50", "101"] = "50"
     """Layers with weights."""
+    formulation: Formulation = "auto"
+    """Convolutions in what is fastest on a CPU for their size, as lax.conv (GPU, TPU), or by
+    platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
@@ -46,7 +49,7 @@ class ResNet(nn.Module):
             raise InputError(f"ResNet takes RGB pictures, not {x.shape[1:]}.")
 
         def conv(x, features, kernel_size, stride, name):
-            x = SymmetricConv(features, kernel_size, stride, name=name)(x)
+            x = SymmetricConv(features, kernel_size, stride, self.formulation, name=name)(x)
             norm = BatchNorm(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
             return norm(x, use_running_average=not train)
 
@@ -88,13 +91,15 @@ class SymmetricConv(nn.Module):
     features: int
     kernel_size: int
     stride: int = 1
+    formulation: Formulation = "auto"
 
     @nn.compact
     def __call__(self, x):
         k = self.kernel_size
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features))
-        return convolution(x, kernel, self.stride, symmetric(k))
+        how = fastest(min(x.shape[1:3]), for_cpu(self.formulation))
+        return convolution(x, kernel, self.stride, symmetric(k), how)
 
 
 def torch_names(depth: str = "50") -> dict[str, str]:

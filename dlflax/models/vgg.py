@@ -10,8 +10,8 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, symmetric
-from dlflax.models.layers import Dropout, feature_map
+from dlflax.models.convolution import convolution, fastest, symmetric
+from dlflax.models.layers import Dropout, Formulation, feature_map, for_cpu
 from dlflax.models.pooling import max_pool
 from dlflax.models.resnet import normalized
 
@@ -37,12 +37,18 @@ class VGG(nn.Module):
     """Layers with weights."""
     dense: tuple[int, ...] = (4096, 4096)
     """Widths of the hidden dense layers."""
+    formulation: Formulation = "auto"
+    """Convolutions in what is fastest on a CPU for their size, as lax.conv (GPU, TPU), or by
+    platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     def setup(self):
         counts = CONVOLUTIONS[self.depth]
         self.convolutions = [
-            [Convolution(width, name=f"stage{i}_conv{k + 1}") for k in range(count)]
+            [
+                Convolution(width, self.formulation, name=f"stage{i}_conv{k}")
+                for k in range(1, count + 1)
+            ]
             for i, width, count in zip(range(1, 6), FEATURES, counts, strict=True)
         ]
         self.hidden = [nn.Dense(width, name=f"dense{i}") for i, width in enumerate(self.dense, 1)]
@@ -72,6 +78,7 @@ class Convolution(nn.Module):
     """3x3, SAME, with a bias."""
 
     features: int
+    formulation: Formulation = "auto"
 
     @nn.compact
     def __call__(self, x):
@@ -79,7 +86,8 @@ class Convolution(nn.Module):
             "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features)
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolution(x, kernel, 1, symmetric(3)) + bias.reshape(1, 1, 1, -1)
+        how = fastest(min(x.shape[1:3]), for_cpu(self.formulation))
+        return convolution(x, kernel, 1, symmetric(3), how) + bias.reshape(1, 1, 1, -1)
 
 
 def torch_names(depth: str = "16", timm: bool = False) -> dict[str, str]:
