@@ -1,9 +1,7 @@
 """Layers that Linen lacks or does slowly on a CPU: dropout with a traced rate, 3x3 convolution and
 pooling as matrix products."""
 
-import contextlib
 import functools
-import re
 from typing import Literal
 
 import flax.linen as nn
@@ -13,7 +11,7 @@ from jax import lax
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, fastest, formulated, kernel_gradient
-from dlflax.models.norm import BatchNorm, sums
+from dlflax.models.norm import sums
 from dlflax.models.pooling import largest, max_pool
 
 Activation = Literal[
@@ -30,23 +28,6 @@ def activation(name: str):
             f"unknown activation {name!r}: choose one of {', '.join(Activation.__args__)}."
         )
     return getattr(jax.nn, name)
-
-
-def frozen_norms(trainable: str):
-    """A context in which every BatchNorm whose parameters do not match the regular expression
-    normalizes by its running statistics and leaves them alone, in training too. "" freezes none."""
-    if not trainable:
-        return contextlib.nullcontext()
-
-    def call(next_call, args, kwargs, context):
-        module = context.module
-        if isinstance(module, (nn.BatchNorm, BatchNorm)) and context.method_name == "__call__":
-            path = "/".join((*module.path, "scale"))
-            if not re.search(trainable, path):
-                kwargs = {**kwargs, "use_running_average": True}
-        return next_call(*args, **kwargs)
-
-    return nn.intercept_methods(call)
 
 
 class Dropout(nn.Module):

@@ -20,7 +20,7 @@ import optax
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.layers import frozen_norms
+from dlflax.models.norm import frozen_norms
 from dlflax.train import losses, optim
 from dlflax.train.augment import augment
 from dlflax.train.hparams import numbers
