@@ -9,6 +9,7 @@ import pytest
 
 from dlflax import models
 from dlflax.models.convolution import convolution, fastest, formulations, symmetric
+from dlflax.models.layers import conv_pool_matmul
 
 ALL = ("product", "own gradient")
 
@@ -97,3 +98,26 @@ def test_formulations_name_every_convolution(model, side, expected):
     assert len(found) == len(kernels)
     short = {path.rpartition("/")[2]: how for path, how in found.items()}
     assert expected.items() <= short.items()
+
+
+@pytest.mark.parametrize(("c", "f"), [(1, 2), (2, 40), (16, 3), (32, 64)])
+@pytest.mark.parametrize("pool", [False, True])
+def test_half_precision_in_a_compiled_loop(c, f, pool):
+    """XLA:CPU has no product of bfloat16 into float32 for every shape, and says so as it runs."""
+    x, kernel = arrays(64, 9, c, f, 3)
+    kernel = kernel / 10  # so that the largest of a window rarely changes by rounding
+
+    def gradients(dtype):
+        def loss(kernel, x):
+            y = conv_pool_matmul(x, kernel) if pool else convolution(x, kernel, 1, symmetric(3))
+            return jnp.sum(jnp.sin(y).astype(jnp.float32))
+
+        def body(_, total):
+            found = jax.grad(loss, (0, 1))(kernel.astype(dtype), x.astype(dtype))
+            return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, found)
+
+        zeros = jnp.zeros_like(kernel), jnp.zeros_like(x)
+        return jax.jit(lambda: jax.lax.fori_loop(0, 2, body, zeros))()
+
+    for found, right in zip(gradients(jnp.bfloat16), gradients(jnp.float32), strict=True):
+        assert jnp.linalg.norm(found - right) < (0.2 if pool else 0.03) * jnp.linalg.norm(right)

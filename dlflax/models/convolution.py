@@ -102,11 +102,15 @@ def _product(x, kernel, stride, pads):
 
 def kernel_gradient(patches, dy):
     """(n, h, w, p), (n, h, w, f) -> (p, f), float32: the sum of their products over all pixels.
-    XLA:CPU transposes the left factor in memory, so the narrower one stands there."""
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    XLA:CPU transposes the left factor in memory, so the narrower one stands there. And it has no
+    product of bfloat16 into float32 for every shape, so both become float32, in which their
+    products are exact.
+    """
+    patches, dy = (each.astype(jnp.float32) for each in (patches, dy))
     if dy.shape[-1] < patches.shape[-1]:
-        return product("nhwf,nhwp->fp", dy, patches).T
-    return product("nhwp,nhwf->pf", patches, dy)
+        return jnp.einsum("nhwf,nhwp->fp", dy, patches).T
+    return jnp.einsum("nhwp,nhwf->pf", patches, dy)
 
 
 def _cut(x, dy, k):
