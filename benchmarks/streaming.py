@@ -32,8 +32,8 @@ class Options:
     size: int = 224
     """Pixels a side."""
     seconds: float = 500.0
-    """Of training after the first step, at most one epoch. No piece is waited for in less than one
-    takes to train on."""
+    """Of training after the first step, at most one epoch. Give more than a piece takes to train
+    on: the next one is not waited for earlier."""
     rows: Path | None = None
     """File for what is printed, as JSON."""
 

@@ -23,10 +23,13 @@ SCOPE = "convolution: "
 PIECE_BYTES = 2**23  # of patches at a time: 0.5 to 32 MiB measured, 8 best or nearly so
 
 
-def convolution(x, kernel, stride: int = 1, pads: Pads = NO_PADS, how: How | None = None):
+def convolution(x, kernel, stride: int = 1, pads: Pads = NO_PADS, how: How | None = None,
+                cpu: bool | None = None):  # fmt: skip
     """x (n, h, w, c), kernel (k, k, c, f), `pads` zeros before and behind rows and columns ->
-    (n, rows, columns, f). how: the formulation, by default the fastest of this platform."""
-    how = how or fastest(min(x.shape[1:3]), jax.default_backend() == "cpu")
+    (n, rows, columns, f). how: the formulation, by default the fastest for a CPU or elsewhere;
+    cpu: which of both, by default where it runs."""
+    cpu = jax.default_backend() == "cpu" if cpu is None else cpu
+    how = how or fastest(min(x.shape[1:3]), cpu)
     function = {"lax": _lax, "product": _product, "own gradient": _own_gradient}[how]
     with formulated(how):
         return function(x, kernel, stride, pads)
@@ -89,15 +92,15 @@ def windows(x, k: int, stride: int, pads: Pads, fill: float = 0.0):
     ]
 
 
-def _patches(x, k, stride, pads):
-    """(n, h, w, c) -> (n, rows, columns, k * k * c)."""
+def im2col(x, k: int, stride: int, pads: Pads):
+    """`windows` beside each other: (n, h, w, c) -> (n, rows, columns, k * k * c)."""
     slices = windows(x, k, stride, pads)
     return jnp.concatenate(slices, -1) if k > 1 else slices[0]
 
 
 def _product(x, kernel, stride, pads):
     k, _, c, f = kernel.shape
-    return _patches(x, k, stride, pads) @ kernel.reshape(k * k * c, f)
+    return im2col(x, k, stride, pads) @ kernel.reshape(k * k * c, f)
 
 
 def kernel_gradient(patches, dy):
@@ -136,20 +139,21 @@ def _backward(stride, pads, residuals, dy):
     x, kernel = residuals
     k, _, c, f = kernel.shape
     rows = kernel.reshape(k * k * c, f)
-    if k == 1:  # there is nothing to copy, so no pieces
-        patches, transposed = jax.vjp(lambda x: _patches(x, k, stride, pads), x)
-        (dx,) = transposed(dy @ rows.T)
-        return dx, kernel_gradient(patches, dy).reshape(kernel.shape).astype(kernel.dtype)
-    by_lax = stride == 1  # of dy by the kernel turned by half
+    by_lax = k > 1 and stride == 1  # of dy by the kernel turned by half
+
+    def gradients(x, dy):
+        patches, transposed = jax.vjp(lambda x: im2col(x, k, stride, pads), x)
+        dx = None if by_lax else transposed(dy @ rows.T)[0]
+        return kernel_gradient(patches, dy), dx
 
     def add(total, piece):
-        x, dy = piece
-        patches, transposed = jax.vjp(lambda x: _patches(x, k, stride, pads), x)
-        total += kernel_gradient(patches, dy)
-        return total, None if by_lax else transposed(dy @ rows.T)[0]
+        found, dx = gradients(*piece)
+        return total + found, dx
 
-    zero = jnp.zeros((k * k * c, f), jnp.float32)
-    total, dx = lax.scan(add, zero, _cut(x, dy, k))
+    if k == 1:  # there is nothing to copy, so no pieces
+        total, dx = gradients(x, dy)
+    else:
+        total, dx = lax.scan(add, jnp.zeros((k * k * c, f), jnp.float32), _cut(x, dy, k))
     if by_lax:
         turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
         dx = _lax(dy, turned, 1, tuple((k - 1 - a, k - 1 - b) for a, b in pads))

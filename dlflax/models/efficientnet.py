@@ -10,7 +10,7 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, fastest, formulated
+from dlflax.models.convolution import convolution, formulated
 from dlflax.models.layers import (
     Dropout,
     Formulation,
@@ -104,8 +104,7 @@ class SameConv(nn.Module):
             with formulated("sum of slices" if cpu else "lax"):
                 return (depthwise_slices if cpu else depthwise_lax)(x, kernel, self.stride)
         _, pads = same_windows(x.shape[1:3], self.kernel_size, self.stride)
-        how = fastest(min(x.shape[1:3]), cpu)
-        return convolution(x, kernel, self.stride, tuple(pads), how)
+        return convolution(x, kernel, self.stride, tuple(pads), cpu=cpu)
 
 
 def torch_names() -> dict[str, str]:

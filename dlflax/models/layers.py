@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, fastest, formulated, kernel_gradient
+from dlflax.models.convolution import convolution, formulated, im2col, kernel_gradient, windows
 from dlflax.models.norm import sums
 from dlflax.models.pooling import largest, max_pool
 
@@ -121,8 +121,7 @@ def _conv(x, kernel, pool, cpu):
     if cpu and c < 16:
         with formulated("product with max-pool" if pool else "product in pieces"):
             return (conv_pool_matmul if pool else conv_matmul)(x, kernel)
-    how = fastest(min(x.shape[1:3]), cpu)
-    y = convolution(x, kernel, 1, (((k - 1) // 2, k // 2),) * 2, how)
+    y = convolution(x, kernel, 1, _same_pads(k), cpu=cpu)
     return max_pool(y, cpu=cpu) if pool else y
 
 
@@ -140,14 +139,10 @@ def depthwise_slices(x, kernel, stride: int = 1):
     """`depthwise_lax` as a sum of k*k shifted slices, which XLA:CPU makes one loop of: nine times
     as fast as its grouped convolution over all of EfficientNet. The hand-written gradient goes
     picture by picture, so that its slices stay in the cache."""
-    k, (h, w) = kernel.shape[0], x.shape[1:3]
-    (rows, columns), pads = same_windows((h, w), k, stride)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    return sum(
-        x[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j].reshape(1, 1, 1, -1)
-        for i in range(k)
-        for j in range(k)
-    )
+    k = kernel.shape[0]
+    _, pads = same_windows(x.shape[1:3], k, stride)
+    taps = kernel.reshape(k * k, 1, 1, 1, -1)
+    return sum(seen * tap for seen, tap in zip(windows(x, k, stride, pads), taps, strict=True))
 
 
 def same_windows(sides, k, stride):
@@ -175,8 +170,7 @@ def _depthwise_backward(stride, residuals, dy):
 
     def picture(dkernel, each):
         x, dy = each
-        padded = jnp.pad(x, (*pads, (0, 0)))
-        products = [padded[i : i + rows : stride, j : j + columns : stride] * dy for i, j in taps]
+        products = [seen[0] * dy for seen in windows(x[None], k, stride, pads)]
         of_taps = [
             each.sum(0) for i in range(0, k * k, k) for each in sums(products[i : i + k], axis=1)
         ]
@@ -212,20 +206,9 @@ def _merged(x):
     return x.reshape(-1, *x.shape[2:])
 
 
-def _patches(x, k, window, stride):
-    """(n, h, w, c) -> (n, h // stride, w // stride, window * window * c), padded for SAME k x k."""
-    _, h, w, _ = x.shape
-    p = (k - 1) // 2
-    x = jnp.pad(x, ((0, 0), (p, k - 1 - p), (p, k - 1 - p), (0, 0)))
-    rows, columns = h // stride * stride, w // stride * stride
-    return jnp.concatenate(
-        [
-            x[:, i : i + rows - stride + 1 : stride, j : j + columns - stride + 1 : stride]
-            for i in range(window)
-            for j in range(window)
-        ],
-        axis=-1,
-    )
+def _same_pads(k):
+    """Of a k x k kernel with a stride of 1."""
+    return (((k - 1) // 2, k // 2),) * 2
 
 
 def conv_matmul(x, kernel):
@@ -236,7 +219,7 @@ def conv_matmul(x, kernel):
     # checkpoint: the patches are k*k times the input and cheaper to build again than to keep
     @jax.checkpoint
     def piece(x):
-        return _patches(x, k, window=k, stride=1) @ kernel.reshape(k * k * c, f)
+        return im2col(x, k, 1, _same_pads(k)) @ kernel.reshape(k * k * c, f)
 
     return _merged(lax.map(piece, _pieces(x)))
 
@@ -266,7 +249,7 @@ def _conv_pool_forward(x, kernel):
     four = _four_kernels(kernel)
 
     def piece(x):
-        z = _patches(x, k, window=k + 1, stride=2) @ four
+        z = im2col(x, k + 1, 2, _same_pads(k)) @ four
         return largest([z[..., i * f : (i + 1) * f] for i in range(4)])
 
     y, winner = lax.map(piece, _pieces(x))
@@ -277,7 +260,7 @@ def _conv_pool_backward(residuals, dy):
     x, kernel, winner = residuals
     k = kernel.shape[0]
     four = _four_kernels(kernel)
-    patches = functools.partial(_patches, k=k, window=k + 1, stride=2)
+    patches = functools.partial(im2col, k=k + 1, stride=2, pads=_same_pads(k))
     xs, dys = _pieces(x), dy.reshape(winner.shape)
 
     def unpool(winner, dy):

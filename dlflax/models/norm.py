@@ -70,8 +70,13 @@ def _scaled(x, mean, factor, bias):
 def _plain(x, scale, bias, epsilon):
     """(y, mean (c,), variance (c,)), as XLA differentiates it."""
     axes, x32 = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
-    mean = x32.mean(axes)
-    var = jnp.maximum(jnp.square(x32).mean(axes) - jnp.square(mean), 0.0)
+    return _of_sums(x, x32.sum(axes), jnp.square(x32).sum(axes), scale, bias, epsilon)
+
+
+def _of_sums(x, total, squares, scale, bias, epsilon):
+    n = x.size // x.shape[-1]
+    mean = total / n
+    var = jnp.maximum(squares / n - jnp.square(mean), 0.0)
     return _scaled(x, mean, lax.rsqrt(var + epsilon) * scale, bias), mean, var
 
 
@@ -82,11 +87,7 @@ def _normalized(x, scale, bias, epsilon):
 
 
 def _forward(x, scale, bias, epsilon):
-    n = x.size // x.shape[-1]
-    total, squares = _sums(x, x)
-    mean = total / n
-    var = jnp.maximum(squares / n - jnp.square(mean), 0.0)
-    y = _scaled(x, mean, lax.rsqrt(var + epsilon) * scale, bias)
+    y, mean, var = _of_sums(x, *_sums(x, x), scale, bias, epsilon)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 

@@ -10,7 +10,7 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, fastest, symmetric
+from dlflax.models.convolution import convolution, symmetric
 from dlflax.models.layers import Conv, Dropout, Formulation, feature_map, for_cpu
 from dlflax.models.norm import BatchNorm
 from dlflax.models.pooling import max_pool
@@ -98,8 +98,8 @@ class SymmetricConv(nn.Module):
         k = self.kernel_size
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features))
-        how = fastest(min(x.shape[1:3]), for_cpu(self.formulation))
-        return convolution(x, kernel, self.stride, symmetric(k), how)
+        cpu = for_cpu(self.formulation)
+        return convolution(x, kernel, self.stride, symmetric(k), cpu=cpu)
 
 
 def torch_names(depth: str = "50") -> dict[str, str]:

@@ -10,7 +10,7 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, fastest, symmetric
+from dlflax.models.convolution import convolution, symmetric
 from dlflax.models.layers import Dropout, Formulation, feature_map, for_cpu
 from dlflax.models.pooling import max_pool
 from dlflax.models.resnet import normalized
@@ -86,8 +86,8 @@ class Convolution(nn.Module):
             "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features)
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        how = fastest(min(x.shape[1:3]), for_cpu(self.formulation))
-        return convolution(x, kernel, 1, symmetric(3), how) + bias.reshape(1, 1, 1, -1)
+        y = convolution(x, kernel, 1, symmetric(3), cpu=for_cpu(self.formulation))
+        return y + bias.reshape(1, 1, 1, -1)
 
 
 def torch_names(depth: str = "16", timm: bool = False) -> dict[str, str]:
