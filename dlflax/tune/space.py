@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.run.cli import SHORT_NAMES, things, with_things
+from dlflax.run.cli import SHORT_NAMES, short_name, things, with_things
 from dlflax.train import hparams as numbers
 
 # fields of a Recipe, and the loss of its task
@@ -30,6 +30,9 @@ class Space:
     """Name -> the one value that was given."""
     recipes: tuple[train.Recipe, ...] = ()
     """Whose things have short names, besides those shipped."""
+    defaults: dict[str, Any] | None = None
+    """What a run has without being told: its numbers, or the nearest to them that are searched;
+    None where one of its choices is not among those that are searched."""
 
     def structures(self) -> int:
         """How many structures there are, hence programs to compile."""
@@ -120,7 +123,37 @@ def space(
             "nothing to search over: give a range or choices, such as "
             "--space.learning-rate 1e-4 1e-2 log."
         )
-    return Space(distributions, fixed, recipes)
+    return Space(distributions, fixed, recipes, _defaults(distributions, recipe, hparams))
+
+
+def _defaults(distributions, recipe, hparams):
+    """`Space.defaults`."""
+    found = {}
+    for name, distribution in distributions.items():
+        value = _current(name, recipe, hparams)
+        if isinstance(distribution, FloatDistribution):
+            value = min(max(value, distribution.low), distribution.high)
+        elif not structural(name):  # choices of a number
+            value = min(distribution.choices, key=lambda choice, value=value: abs(choice - value))
+        elif value not in distribution.choices:
+            return None
+        found[name] = value
+    return found
+
+
+def _current(name, recipe, hparams):
+    """What the recipe or hparams have, as a parameter of a trial."""
+    if not structural(name):
+        return float(getattr(hparams, name))
+    if name.startswith("model."):
+        value = getattr(recipe.model, name.removeprefix("model."))
+    elif name == "augment":
+        value = tuple(short_name(name, each) for each in recipe.augment)
+    elif name in SHORT_NAMES:
+        value = short_name(name, recipe.task.loss if name == "loss" else getattr(recipe, name))
+    else:
+        value = getattr(recipe, name)
+    return _text(value) if isinstance(value, tuple) else value
 
 
 def _text(items: tuple) -> str:

@@ -35,6 +35,7 @@ from dlflax.run.version_0_1 import converted
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.hparams import numbers
 from dlflax.tune.broadcast import Broadcast
+from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
 from dlflax.tune.objective import Objective
 from dlflax.tune.plan import all_recipes, log_plan, population_size
@@ -74,7 +75,7 @@ class Sweep(run.Config):
     objective: str = ""
     """What makes a trial better; its best epoch counts: val_SCORE of a score of every epoch, such
     as val_loss or val_accuracy (default: the one that decides the best epoch)."""
-    sampler: Sampler = "tpe"
+    sampler: Sampler = "gp"
     """How the next trials are chosen."""
     prune: int = 0
     """Successive halving: the best 1 in N continue after 1/N, 1/N^2, ... of the epochs (try 3)."""
@@ -289,8 +290,12 @@ def _bound(sweep, search_name, experiment, log):
     recipe, hparams = tried.apply(tried.fixed, recipe, sweep.hparams)
     study = sweep.study or f"{experiment.name}_{search_name}"
     trials = sweep.trials
-    if grid:
-        trials = min(trials or len(tried.grid()), len(tried.grid()))
+    if size := Encoding(tried.distributions).size():
+        trials = min(trials or size, size)
+        if trials < sweep.trials:
+            log(f"note: the space has {size:,} configurations: each is tried once")
+    if not grid and tried.defaults is None:
+        log("note: the defaults are not in the space, so no trial has them")
     sweep = dataclasses.replace(
         sweep, recipe=recipe, hparams=hparams, study=study, trials=trials,
         run_dir=sweep.run_dir or Path("runs") / "sweeps" / study,

@@ -1,0 +1,133 @@
+"""Parameters of a trial as a point of the unit cube, and back."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from scipy.stats import qmc
+
+
+class Encoding:
+    """The columns of the parameters: one for a number, on its scale; one for choices that are
+    numbers, evenly spaced in ascending order; for other choices one for each of them, 1 for the one
+    that is chosen and 0 for the others."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution]):
+        self.distributions = dict(distributions)
+        self._levels = {name: _levels(d) for name, d in self.distributions.items()}
+        self._columns: dict[str, slice] = {}
+        continuous: list[bool] = []
+        for name, levels in self._levels.items():
+            width = len(levels) if levels and not _ordered(levels) else 1
+            self._columns[name] = slice(len(continuous), len(continuous) + width)
+            continuous += [not levels] * width
+        self.continuous = np.array(continuous)
+        """bool (width,): the columns that may have any value from 0 to 1."""
+        self.width = len(continuous)
+        """Columns in all."""
+
+    def size(self) -> int | None:
+        """How many configurations there are; None where they cannot be counted."""
+        finite = all(self._levels.values())
+        return math.prod(map(len, self._levels.values())) if finite else None
+
+    def everything(self) -> Iterator[dict[str, Any]]:
+        """All configurations of a finite space, the last parameter changing fastest."""
+        for values in itertools.product(*self._levels.values()):
+            yield dict(zip(self._levels, values, strict=True))
+
+    def key(self, params: Mapping[str, Any]) -> tuple:
+        """Equal for equal configurations."""
+        return tuple(params[name] for name in self.distributions)
+
+    def untried(self, tried: set[tuple]) -> dict[str, Any] | None:
+        """The first configuration of a finite space whose key is not there; None if all are."""
+        everything = self.everything() if self.size() else ()
+        return next((params for params in everything if self.key(params) not in tried), None)
+
+    def encode(self, trials: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """float64 (trials, width)."""
+        points = np.zeros((len(trials), self.width))
+        for row, params in zip(points, trials, strict=True):
+            for name, distribution in self.distributions.items():
+                at, levels = self._columns[name], self._levels[name]
+                if not levels:
+                    row[at] = _share(distribution, params[name])
+                elif _ordered(levels):
+                    row[at] = levels.index(params[name]) / max(1, len(levels) - 1)
+                else:
+                    row[at.start + levels.index(params[name])] = 1
+        return points
+
+    def decode(self, point: np.ndarray) -> dict[str, Any]:
+        """The parameters at a point (width,), or the nearest to it."""
+        params = {}
+        for name, distribution in self.distributions.items():
+            column, levels = point[self._columns[name]], self._levels[name]
+            if not levels:
+                params[name] = _number(distribution, float(column[0]))
+            elif _ordered(levels):
+                params[name] = levels[round(float(column[0]) * (len(levels) - 1))]
+            else:
+                params[name] = levels[int(np.argmax(column))]
+        return params
+
+    def spread(self, uniform: np.ndarray) -> list[dict[str, Any]]:
+        """The parameters at places (n, parameters) from 0 to 1, where each choice has an equal
+        share."""
+
+        def at(name, share):
+            if levels := self._levels[name]:
+                return levels[min(int(share * len(levels)), len(levels) - 1)]
+            return _number(self.distributions[name], float(share))
+
+        names = list(self.distributions)
+        return [dict(zip(names, map(at, names, row), strict=True)) for row in uniform]
+
+    def neighbours(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """All configurations in which one choice is another; the numbers are the same."""
+        return [
+            {**params, name: level}
+            for name, levels in self._levels.items()
+            for level in levels
+            if level != params[name]
+        ]
+
+
+def sobol(encoding: Encoding, seed: int, count: int) -> list[dict[str, Any]]:
+    """The first `count` points of a scrambled Sobol sequence (Owen 1998): spread as evenly as can
+    be, however many of them are taken."""
+    sequence = qmc.Sobol(len(encoding.distributions), rng=np.random.default_rng(seed))
+    return encoding.spread(sequence.random_base2(math.ceil(math.log2(count)))[:count])
+
+
+def _levels(distribution) -> tuple:
+    """The values that it has, in ascending order where they are numbers; () for a range."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices = tuple(distribution.choices)
+        return tuple(sorted(choices)) if _ordered(choices) else choices
+    if isinstance(distribution, IntDistribution):
+        return tuple(range(distribution.low, distribution.high + 1, distribution.step))
+    return ()
+
+
+def _ordered(levels) -> bool:
+    return all(isinstance(level, int | float) for level in levels)
+
+
+def _share(distribution, value) -> float:
+    low, high = distribution.low, distribution.high
+    if high == low:
+        return 0.0
+    if distribution.log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _number(distribution, share: float) -> float:
+    low, high = distribution.low, distribution.high
+    value = low * (high / low) ** share if distribution.log else low + share * (high - low)
+    return min(max(value, low), high)

@@ -1,0 +1,315 @@
+"""Bayesian optimization by a Gaussian process, in batches: a pure function of what is known.
+
+The model: a Matern-5/2 kernel with a length scale a column, an amplitude and fitted noise, under
+log-normal priors; that of the length scales grows with the columns (Hvarfner, Hellsten and Nardi,
+ICML 2024). The next trial is where the expected improvement, as a logarithm (Ament et al. 2023), is
+largest on average over joint samples of what the unfinished trials may turn out to be (Snoek et
+al. 2012).
+
+All is computed in float64 on the CPU, whatever the rest of the process does. Arrays are padded to
+powers of two, so that a study of any length compiles a handful of programs.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.special import log_ndtr, ndtr
+from scipy.stats import qmc
+
+from dlflax.tune.encoding import Encoding
+
+SAMPLES = 64  # joint samples of the unfinished trials
+CANDIDATES = 512  # spread over the space; as many again at most are near the best trials
+CLIMBS = 8  # from the best candidates
+STEPS = 50  # of L-BFGS in a climb
+MOST = 1024  # trials that the model is of, and
+FITTED = 128  # those that its length scales, amplitude and noise are of
+ROWS = 64  # that arrays have at least
+LOCATION = -2.5  # of a length scale's logarithm in one dimension; its deviation is 1. Hvarfner et
+# al. have sqrt(2) and sqrt(3), with which 64 trials in batches of 16 ended 0.3 above the minimum of
+# Hartmann6 in place of 0.04 (benchmarks/yardsticks.py)
+NOISE = -4.0  # location of the logarithm of the noise's variance; its deviation is 2
+LEAST_NOISE = 1e-7  # of a variance of 1
+
+
+def suggest(
+    encoding: Encoding,
+    finished: Sequence[tuple[Mapping[str, Any], float]],
+    unfinished: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """The parameters of the trials to run next, one for each seed.
+
+    finished: (parameters, value), the smallest value being the best; +inf and NaN count as the
+    worst of the others. unfinished: the parameters of trials that run.
+    """
+    finished = [finished[i] for i in _most_telling([value for _, value in finished], MOST)]
+    points = encoding.encode([params for params, _ in finished])
+    values = warped(np.array([value for _, value in finished], np.float64))
+    fitted = _most_telling(values, FITTED)
+    waiting, chosen = list(unfinished), []
+    with _float64():
+        raw = _fit(*_arrays(points[fitted], values[fitted]))
+        model = _model(raw, *_arrays(points, values))
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            improvement = _Improvement(model, encoding.encode(waiting), rng)
+            chosen.append(_best(encoding, improvement, finished, waiting, rng))
+            waiting.append(chosen[-1])
+    return chosen
+
+
+def warped(values: np.ndarray) -> np.ndarray:
+    """Values with a mean of 0 and a deviation of 1, in the same order: so far above the median that
+    they tell of failure only, they are bent towards a bound, which keeps a diverged trial from
+    flattening all others."""
+    if not np.isfinite(values).any():
+        return np.zeros(len(values))
+    worst = values[np.isfinite(values)].max()
+    values = np.minimum(np.nan_to_num(values, nan=np.inf), worst)
+    middle = np.median(values)
+    z = (values - middle) / ((middle - values.min()) or np.ptp(values) or 1.0)
+    knee = 5.0  # the best is at -1, the median at 0
+    above = np.maximum(z - knee, 0)
+    z = np.minimum(z, knee) + above / (1 + above / knee)
+    return (z - z.mean()) / (z.std() or 1.0)
+
+
+def _most_telling(values, most: int):
+    """The places of at most so many of them: the best, and the newest of the others."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    best = np.argsort(values, kind="stable")[: most // 2]
+    newest = np.setdiff1d(np.arange(len(values)), best)[-(most // 2) :]
+    return np.sort(np.concatenate([best, newest]))
+
+
+@contextlib.contextmanager
+def _float64():
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves the CPU out
+            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        stack.enter_context(jax.enable_x64(True))
+        yield
+
+
+def _padded(array, least: int = ROWS):
+    """With zeros below, to a power of two of rows."""
+    rows = max(least, 1 << max(0, len(array) - 1).bit_length())
+    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]))])
+
+
+def _arrays(points, values):
+    """x (n, d), y (n,) and which rows count (n,), padded."""
+    return _padded(points), _padded(values), _padded(np.ones(len(points)))
+
+
+def _kernel(a, b, scales):
+    """Matern-5/2 of (n, d) and (m, d): (n, m)."""
+    square = jnp.sum(((a / scales[None])[:, None] - (b / scales[None])[None]) ** 2, -1)
+    distance = jnp.sqrt(5 * square + 1e-20)  # a root has no derivative at 0
+    return (1 + distance + distance**2 / 3) * jnp.exp(-distance)
+
+
+def _noisy(x, counts, scales, noise):
+    """The kernel (n, n) of noisy values; rows that do not count depend on nothing."""
+    kernel = _kernel(x, x, scales) * counts[:, None] * counts[None]
+    return kernel + jnp.diag(jnp.where(counts > 0, noise, 1))
+
+
+def _location(d: int) -> float:
+    return LOCATION + 0.5 * math.log(d)
+
+
+def _loss(raw, x, y, counts):
+    """Minus the logarithm of the posterior, up to a constant. raw (d + 2,): the logarithms of the
+    length scales, of the amplitude and of the noise, both as variances."""
+    scales, amplitude, noise = raw[:-2], raw[-2], raw[-1]
+    kernel = _noisy(x, counts, jnp.exp(scales), jnp.exp(noise - amplitude))
+    loss = _minus_log_density(kernel, y * jnp.exp(-amplitude / 2)) + counts.sum() * amplitude / 2
+    loss += jnp.sum((scales - _location(len(scales))) ** 2) / 2
+    return loss + amplitude**2 / 2 + (noise - NOISE) ** 2 / 8
+
+
+@jax.custom_vjp
+def _minus_log_density(kernel, y):
+    """Of a normal distribution with this covariance at y, up to a constant."""
+    return _density(kernel, y)[0]
+
+
+def _density(kernel, y):
+    factor = jnp.linalg.cholesky(kernel)
+    inverse = cho_solve((factor, True), jnp.eye(len(y)))
+    weights = inverse @ y
+    return y @ weights / 2 + jnp.sum(jnp.log(jnp.diag(factor))), (inverse, weights)
+
+
+def _density_gradient(known, gradient):
+    inverse, weights = known  # one inverse is quicker than the derivative of a Cholesky factor
+    return gradient * (inverse - jnp.outer(weights, weights)) / 2, gradient * weights
+
+
+_minus_log_density.defvjp(_density, _density_gradient)
+_losses = jax.jit(jax.vmap(jax.value_and_grad(_loss), (0, None, None, None)))
+
+
+def _fit(x, y, counts):
+    """The most probable `raw` of `_loss`, of several climbs."""
+    d = x.shape[1]
+    begin = [[scale] * d + [0, noise] for scale, noise in ((_location(d), -4), (-1, -6), (0, -2))]
+    bounds = [(math.log(5e-3), math.log(1e4))] * d + [(-5, 5), (math.log(LEAST_NOISE), 1.5)]
+    found, losses = _descended(
+        lambda raw: _losses(raw, x, y, counts), np.array(begin, np.float64), bounds, 2 * STEPS
+    )
+    return found[np.argmin(losses)]
+
+
+def _descended(function: Callable, begin, bounds, steps: int):
+    """L-BFGS from all rows of begin (n, d) at once: (points (n, d), values (n,)). function: points
+    -> (values, gradients), each of its own row."""
+
+    def evaluated(flat):
+        values, gradients = map(np.asarray, function(flat.reshape(begin.shape)))
+        good = np.isfinite(values)
+        return np.where(good, values, np.inf), np.where(good[:, None], gradients, 0)
+
+    def summed(flat):
+        values, gradients = evaluated(flat)
+        return np.minimum(values, 1e6).sum(), gradients.ravel()
+
+    found = scipy.optimize.minimize(
+        summed, begin.ravel(), jac=True, method="L-BFGS-B", bounds=bounds * len(begin),
+        options={"maxiter": steps, "maxfun": 2 * steps},
+    ).x  # fmt: skip
+    return found.reshape(begin.shape), evaluated(found)[0]
+
+
+class _Improvement:
+    """The logarithm of the expected improvement, on average over what the waiting may become."""
+
+    def __init__(self, model, waiting, rng):
+        unknown = _padded(np.ones(len(waiting)), least=16)
+        normals = rng.standard_normal((SAMPLES, len(unknown)))
+        fantasies = _fantasies(model, _padded(waiting, least=16), unknown, normals)
+        self._known = model, fantasies
+
+    def __call__(self, points):
+        """(n,) of points (n, d)."""
+        return np.asarray(_improvements(_padded(points), *self._known))[: len(points)]
+
+    def descent(self, points):
+        """(minus what a call gives, its gradient) at points (n, d)."""
+        return _descents(points, *self._known)
+
+
+@jax.jit
+def _model(raw, x, y, counts):
+    """What is known without the waiting: points and scales, the inverse of the kernel's Cholesky
+    factor, that times the values, and the lowest mean at a point."""
+    scales, noise = jnp.exp(raw[:-2]), jnp.exp(raw[-1] - raw[-2])
+    factor = jnp.linalg.cholesky(_noisy(x, counts, scales, noise))
+    inverse = solve_triangular(factor, jnp.eye(len(x)), lower=True)
+    half = inverse @ (y * jnp.exp(-raw[-2] / 2))
+    means = _kernel(x, x, scales) @ (counts * (inverse.T @ half))
+    best = jnp.where(counts.sum() > 0, jnp.min(jnp.where(counts > 0, means, jnp.inf)), 0)
+    return x, counts, scales, inverse, half, best
+
+
+@jax.jit
+def _fantasies(model, waiting, unknown, normals):
+    """Joint samples of the function at the waiting points, without noise, so that nothing is left
+    to gain there: what `_improvement` needs of them."""
+    x, counts, scales, inverse, half, best = model
+    across = inverse @ (_kernel(x, waiting, scales) * counts[:, None] * unknown[None])
+    covariance = _noisy(waiting, unknown, scales, LEAST_NOISE) - across.T @ across
+    factor = jnp.linalg.cholesky(covariance)
+    samples = (half @ across)[None] + normals @ factor.T
+    bests = jnp.minimum(best, jnp.min(jnp.where(unknown[None] > 0, samples, jnp.inf), axis=1))
+    own_inverse = solve_triangular(factor, jnp.eye(len(waiting)), lower=True)
+    return waiting, unknown, across, own_inverse, normals, bests
+
+
+def _improvement(point, model, fantasies):
+    x, counts, scales, inverse, half, _ = model
+    waiting, unknown, across, own_inverse, normals, bests = fantasies
+    k = inverse @ (_kernel(point[None], x, scales)[0] * counts)
+    own = own_inverse @ (_kernel(point[None], waiting, scales)[0] * unknown - k @ across)
+    deviation = jnp.sqrt(jnp.maximum(1 - k @ k - own @ own, 1e-12))
+    improvement = log_improvement((bests - half @ k - normals @ own) / deviation)
+    return jax.nn.logsumexp(improvement + jnp.log(deviation)) - math.log(SAMPLES)
+
+
+_improvements = jax.jit(jax.vmap(_improvement, (0, None, None)))
+_descents = jax.jit(
+    jax.vmap(jax.value_and_grad(lambda *args: -_improvement(*args)), (0, None, None))
+)
+
+
+def log_improvement(u):
+    """log(pdf(u) + u cdf(u)) of the standard normal distribution, exact to 1e-6 where u is above
+    -1e4 and as there below."""
+    u = jnp.maximum(u, -1e4)
+    half_log = 0.5 * math.log(2 * math.pi)
+    small, large = jnp.minimum(u, -1.0), jnp.maximum(u, -1.0)
+    mills = jnp.exp(log_ndtr(small) + 0.5 * small**2 + half_log)
+    tail = -0.5 * u**2 - half_log + jnp.log1p(jnp.minimum(small * mills, -1e-300))
+    body = jnp.log(jnp.exp(-0.5 * large**2 - half_log) + large * ndtr(large))
+    return jnp.where(u < -1, tail, body)
+
+
+def _best(encoding, improvement, finished, waiting, rng):
+    """The configuration of the largest improvement; of a finite space, one that was not tried."""
+    points = _candidates(encoding, finished, rng)
+    free = encoding.continuous
+    if not free.any():
+        tried = {encoding.key(params) for params in [*(params for params, _ in finished), *waiting]}
+        return _best_of_finite(encoding, improvement, points, tried)
+    starts = points[np.argsort(-improvement(points), kind="stable")[:CLIMBS]]
+
+    def descent(numbers):  # the choices stay as they are
+        full = starts.copy()
+        full[:, free] = numbers
+        values, gradients = improvement.descent(full)
+        return values, np.asarray(gradients)[:, free]
+
+    ends, losses = _descended(descent, starts[:, free], [(0, 1)] * int(free.sum()), STEPS)
+    best = starts[np.argmin(losses)]
+    best[free] = ends[np.argmin(losses)]
+    return encoding.decode(best)
+
+
+def _best_of_finite(encoding, improvement, points, tried):
+    """From the best of the points on, to the best neighbour while there is a better one."""
+    best, most = None, -np.inf
+    trials = map(encoding.decode, points[np.argsort(-improvement(points), kind="stable")])
+    trials = next(([params] for params in trials if encoding.key(params) not in tried), [])
+    while trials:
+        found = improvement(encoding.encode(trials))
+        if found.max() <= most:
+            break
+        best, most = trials[int(np.argmax(found))], found.max()
+        trials = [p for p in encoding.neighbours(best) if encoding.key(p) not in tried]
+    return best or encoding.untried(tried)
+
+
+def _candidates(encoding, finished, rng):
+    """Points (n, d): all of a small space; of others, some all over it and some near the best
+    trials."""
+    if (encoding.size() or math.inf) <= 2 * CANDIDATES:
+        return encoding.encode(list(encoding.everything()))
+    spread = qmc.Sobol(len(encoding.distributions), rng=rng).random(CANDIDATES)
+    found = [encoding.encode(encoding.spread(spread))]
+    for params, _ in sorted(finished, key=lambda each: each[1])[:5]:
+        found.append(encoding.encode(encoding.neighbours(params)[: CANDIDATES // 16]))
+        point = encoding.encode([params])
+        for radius in (0.1, 0.03, 0.01):
+            steps = radius * rng.standard_normal((CANDIDATES // 20, encoding.width))
+            found.append(np.clip(point + steps * encoding.continuous[None], 0, 1))
+    return np.concatenate(found)

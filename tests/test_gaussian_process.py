@@ -1,0 +1,184 @@
+"""Bayesian optimization by a Gaussian process, beside scikit-learn's and by what it finds."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from dlflax.tune import gaussian_process
+from dlflax.tune.encoding import Encoding, sobol
+
+MIXED = {
+    "learning_rate": FloatDistribution(1e-4, 1, log=True),
+    "dropout": FloatDistribution(0, 0.5),
+    "batch_size": CategoricalDistribution([128, 32, 64]),
+    "optimizer": CategoricalDistribution(["sgd", "adam", "lion"]),
+    "layers": IntDistribution(1, 7, step=2),
+    "ema": CategoricalDistribution([True, False]),
+    "l2": FloatDistribution(0.5, 0.5),
+}
+
+
+def score(params):
+    """Best at a learning rate of 0.01 with lion and 64; a hole where it diverges."""
+    if params["learning_rate"] > 0.5:
+        return math.inf
+    distance = (math.log10(params["learning_rate"]) + 2) ** 2 + params["dropout"]
+    return distance + (params["optimizer"] != "lion") + (params["batch_size"] != 64)
+
+
+def test_a_point_for_all_parameters_and_back():
+    encoding = Encoding(MIXED)
+    trials = sobol(encoding, 3, 32)
+    points = encoding.encode(trials)
+    assert points.shape == (32, 9) and points.min() >= 0 and points.max() <= 1
+    for params, point in zip(trials, points, strict=True):
+        back = encoding.decode(point)
+        assert back.keys() == params.keys()
+        for name, distribution in MIXED.items():
+            assert distribution._contains(distribution.to_internal_repr(back[name]))
+            same = isinstance(distribution, FloatDistribution)
+            assert back[name] == (pytest.approx(params[name]) if same else params[name])
+    np.testing.assert_array_equal(encoding.continuous, [True, True] + [False] * 6 + [True])
+    order = [encoding.encode([{**trials[0], "batch_size": size}])[0, 2] for size in (32, 64, 128)]
+    assert order == [0, 0.5, 1]  # choices that are numbers lie in order
+    counts = [sum(params["optimizer"] == name for params in trials) for name in ("sgd", "adam")]
+    assert all(9 <= count <= 12 for count in counts)
+
+
+def test_the_points_of_a_sequence_do_not_depend_on_how_many_are_taken():
+    encoding = Encoding(MIXED)
+    assert sobol(encoding, 1, 40)[:5] == sobol(encoding, 1, 5)
+    assert sobol(encoding, 2, 5) != sobol(encoding, 1, 5)
+
+
+def data(n=24, width=3):
+    rng = np.random.default_rng(0)
+    points = rng.random((n, width))
+    values = np.sin(5 * points[:, 0]) + points[:, 1] ** 2 + 0.1 * rng.standard_normal(n)
+    return points, gaussian_process.warped(values), rng
+
+
+def sklearns(points, values, raw):
+    scales, amplitude, noise = np.exp(raw[:-2]), np.exp(raw[-2]), np.exp(raw[-1])
+    kernel = ConstantKernel(amplitude) * Matern(scales, nu=2.5) + WhiteKernel(noise)
+    return GaussianProcessRegressor(kernel, optimizer=None).fit(points, values)
+
+
+def test_likelihood_and_its_gradient_equal_scikit_learns():
+    points, values, _ = data()
+    raw = np.array([-1.0, 0.3, 1.0, 0.5, -3.0])
+    reference = sklearns(points, values, raw)
+    likelihood, gradient = reference.log_marginal_likelihood(
+        reference.kernel_.theta, eval_gradient=True
+    )
+    with gaussian_process._float64():
+        arrays = gaussian_process._arrays(points, values)
+        losses, gradients = map(np.asarray, gaussian_process._losses(raw[None], *arrays))
+    prior = scipy.stats.norm.logpdf(
+        raw, [*[gaussian_process._location(3)] * 3, 0, gaussian_process.NOISE], [1, 1, 1, 1, 2]
+    )
+    constant = np.log([1, 1, 1, 1, 2]).sum() + 2.5 * np.log(2 * np.pi)
+    constant += len(values) / 2 * np.log(2 * np.pi)
+    assert losses[0] == pytest.approx(-likelihood - prior.sum() - constant, rel=1e-8)
+    deviations = (raw - [*[gaussian_process._location(3)] * 3, 0, gaussian_process.NOISE]) / [
+        1, 1, 1, 1, 4
+    ]  # fmt: skip
+    theta = np.concatenate([gradient[1:4], gradient[:1], gradient[4:]])  # theirs: amplitude first
+    np.testing.assert_allclose(gradients[0], deviations - theta, rtol=1e-6)
+
+
+def test_expected_improvement_equals_its_definition():
+    points, values, rng = data()
+    raw = np.array([-1.0, 0.3, 1.0, 0.5, -3.0])
+    reference = sklearns(points, values, raw)
+    new = rng.random((7, 3))
+    mean, deviation = reference.predict(new, return_std=True)
+    deviation = np.sqrt(deviation**2 - np.exp(raw[-1]))  # theirs is of a noisy value
+    best = reference.predict(points).min()
+    u = (best - mean) / deviation
+    expected = deviation * (scipy.stats.norm.pdf(u) + u * scipy.stats.norm.cdf(u))
+    with gaussian_process._float64():
+        model = gaussian_process._model(raw, *gaussian_process._arrays(points, values))
+        alone = gaussian_process._Improvement(model, np.zeros((0, 3)), rng)(new)
+        beside = gaussian_process._Improvement(model, new[:2], rng)(new)
+    np.testing.assert_allclose(alone + raw[-2] / 2, np.log(expected), rtol=1e-6)  # of units
+    # what waits leaves nothing to gain there, and less nearby
+    assert (beside[:2] < np.log(1e-3)).all() and (beside[2:] <= alone[2:] + 0.3).all()
+
+
+@pytest.mark.parametrize("u", [-80.0, -9.0, -1.5, -1.0, -0.5, 0.0, 2.0, 9.0])
+def test_log_improvement_is_exact(u):
+    def integrand(z):  # of the improvement z + u, relative to its largest
+        return (z + u) * np.exp(-0.5 * z**2 + 0.5 * min(u, 0) ** 2)
+
+    z = np.linspace(max(-u, -12), max(-u, 0) + 12, 400_001)
+    log = np.log(np.trapezoid(integrand(z), z)) - 0.5 * min(u, 0) ** 2 - 0.5 * np.log(2 * np.pi)
+    with gaussian_process._float64():
+        found = float(gaussian_process.log_improvement(jnp.asarray(u)))
+        slope = float(jax.grad(gaussian_process.log_improvement)(jnp.asarray(u)))
+    assert found == pytest.approx(log, rel=1e-6, abs=1e-6)
+    assert np.isfinite(slope) and slope > 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_warped_keeps_the_order_and_bounds_what_diverged(seed):
+    rng = np.random.default_rng(seed)
+    values = np.concatenate([rng.random(20), [1e30, 3e5, math.inf, math.nan, 50.0]])
+    found = gaussian_process.warped(values)
+    order = np.argsort(values[:22], kind="stable")
+    assert (np.diff(found[:22][order]) >= 0).all() and found[22] == found[23] == found[20]
+    assert found.max() - found.min() < 8 and np.ptp(found[:20]) > 0.3
+    assert not gaussian_process.warped(np.array([math.inf, math.nan])).any()
+    assert not gaussian_process.warped(np.array([2.0, 2.0])).any()
+    assert gaussian_process.warped(np.array([])).shape == (0,)
+
+
+def test_suggestions_are_a_pure_function_of_what_is_known():
+    encoding = Encoding(MIXED)
+    finished = [(params, score(params)) for params in sobol(encoding, 0, 20)]
+    waiting = sobol(encoding, 5, 3)
+    together = gaussian_process.suggest(encoding, finished, waiting, [7, 8, 9])
+    (first,) = gaussian_process.suggest(encoding, finished, waiting, [7])
+    others = gaussian_process.suggest(encoding, finished, [*waiting, first], [8, 9])
+    assert together == [first, *others]
+    assert len({encoding.key(params) for params in together}) == 3
+    assert jnp.zeros(1).dtype == jnp.float32  # of the rest of the process
+
+
+@pytest.mark.parametrize("finished", [[], [math.inf], [math.inf, math.nan, 1e30, 2.0]])
+def test_it_works_with_little_and_with_bad_values(finished):
+    encoding = Encoding(MIXED)
+    known = list(zip(sobol(encoding, 0, 8), finished, strict=False))
+    found = gaussian_process.suggest(encoding, known, [], [1, 2])
+    for params in found:
+        for name, distribution in MIXED.items():
+            assert distribution._contains(distribution.to_internal_repr(params[name]))
+
+
+def test_it_finds_the_best_of_a_mixed_space():
+    encoding = Encoding(MIXED)
+    known = [(params, score(params)) for params in sobol(encoding, 0, 16)]
+    for batch in range(3):
+        new = gaussian_process.suggest(encoding, known, [], range(16 * batch, 16 * batch + 16))
+        known += [(params, score(params)) for params in new]
+    assert min(value for _, value in known) < 0.02
+
+
+def test_a_long_study_compiles_no_more_than_a_handful_and_looks_at_a_subset(monkeypatch):
+    monkeypatch.setattr(gaussian_process, "MOST", 100)
+    encoding = Encoding(MIXED)
+    trials = [(params, score(params)) for params in sobol(encoding, 0, 300)]
+    before = gaussian_process._improvements._cache_size()
+    for count in (30, 90, 110, 300):
+        gaussian_process.suggest(encoding, trials[:count], [], [1])
+    assert gaussian_process._improvements._cache_size() - before <= 4
+    kept = gaussian_process._most_telling([value for _, value in trials], 100)
+    best = np.argsort([value for _, value in trials], kind="stable")[:50]
+    assert len(kept) == 100 and set(best) <= set(kept) and 299 in kept
