@@ -74,22 +74,19 @@ def sklearns(points, values, raw):
 def test_likelihood_and_its_gradient_equal_scikit_learns():
     points, values, _ = data()
     raw = np.array([-1.0, 0.3, 1.0, 0.5, -3.0])
+    locations = np.array([-1.5, -1.2, 0.4, 0, gaussian_process.NOISE])
     reference = sklearns(points, values, raw)
     likelihood, gradient = reference.log_marginal_likelihood(
         reference.kernel_.theta, eval_gradient=True
     )
     with gaussian_process._float64():
-        arrays = gaussian_process._arrays(points, values)
+        arrays = *gaussian_process._arrays(points, values), locations[:3]
         losses, gradients = map(np.asarray, gaussian_process._losses(raw[None], *arrays))
-    prior = scipy.stats.norm.logpdf(
-        raw, [*[gaussian_process._location(3)] * 3, 0, gaussian_process.NOISE], [1, 1, 1, 1, 2]
-    )
+    prior = scipy.stats.norm.logpdf(raw, locations, [1, 1, 1, 1, 2])
     constant = np.log([1, 1, 1, 1, 2]).sum() + 2.5 * np.log(2 * np.pi)
     constant += len(values) / 2 * np.log(2 * np.pi)
     assert losses[0] == pytest.approx(-likelihood - prior.sum() - constant, rel=1e-8)
-    deviations = (raw - [*[gaussian_process._location(3)] * 3, 0, gaussian_process.NOISE]) / [
-        1, 1, 1, 1, 4
-    ]  # fmt: skip
+    deviations = (raw - locations) / [1, 1, 1, 1, 4]
     theta = np.concatenate([gradient[1:4], gradient[:1], gradient[4:]])  # theirs: amplitude first
     np.testing.assert_allclose(gradients[0], deviations - theta, rtol=1e-6)
 

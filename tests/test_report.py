@@ -12,6 +12,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from dlflax.report import html, trial_figures
+from dlflax.report.findings import findings
 from dlflax.report.trials import print_trials, ranked, write_trials_csv
 
 SPACE = {
@@ -269,3 +270,53 @@ def test_page(tmp_path):
     assert cells[:4] == [str(best.number), "complete", str(best.value), "0.01"]
     assert len(cells) == len(trials) * 8
     html.write_html(tmp_path, {}, [], {}, "minimize", "val_loss")
+
+
+def of_value(number, value, **more):
+    made = trial(number, value, **more)
+    made.params = {"learning_rate": 1e-3, "dropout": 0.2, "model.features": "32"}
+    return made
+
+
+def with_defaults(made):
+    made.system_attrs["defaults"] = True
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gain", "trial 1, has val_loss 0.4000; the defaults, trial 0, have 0.5000: 20.0% better"),
+        ("no gain", "No trial is better than the defaults, trial 0."),
+        ("no defaults", "No trial has the experiment's defaults"),
+        ("defaults diverged", "the defaults, trial 0, diverged."),
+        ("chance", "standard error of 0.14: this may be chance."),
+        ("certain", "standard error of 0.0014."),
+    ],
+)
+def test_findings_state_the_gain_with_its_noise(name, expected):
+    std = {"chance": 0.2, "certain": 0.002}.get(name)
+    seeds = [{"std": std, "values": [v - std, v, v + std, v]} if std else {} for v in (0.5, 0.4)]
+    start = of_value(0, math.inf if "diverged" in name else 0.5, **seeds[0])
+    trials = [start if name == "no defaults" else with_defaults(start)]
+    trials.append(of_value(1, 0.6 if name == "no gain" else 0.4, **seeds[1]))
+    sentence, *_ = findings(trials, "minimize", "val_loss")
+    assert expected in sentence
+    if not std and name == "gain":
+        assert "--seeds 3" in sentence
+
+
+def test_findings_warn_of_ends_small_validation_and_few_trials():
+    trials = [with_defaults(of_value(0, 0.5)), *(of_value(i, 0.6) for i in range(1, 9))]
+    quiet = findings(trials * 4, "minimize", "val_loss", 6000)
+    assert len(quiet) == 1
+    best = of_value(9, 0.1)
+    best.params |= {"learning_rate": 0.099, "dropout": 0.0}
+    _, end, small, few = findings([*trials, best], "minimize", "val_loss", 144)
+    assert "best learning_rate lies at the high end of its range, 0.1" in end
+    assert "--space.learning-rate" in end and "144 examples" in small
+    assert "10 whole trials for 3 hyperparameters" in few
+    assert findings([], "minimize", "val_loss") == []
+    assert findings([trial(0, math.inf, diverged_at=3)], "minimize", "val_loss") == []
+    _, *more = findings([of_value(i, 0.9) for i in range(40)] + [best], "maximize", "val_accuracy")
+    assert more == []

@@ -18,6 +18,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
+from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.tune import sweep
@@ -217,3 +218,71 @@ def test_every_experiment_can_be_swept(capsys):
             sweep.main("bayes_opt", experiments, SAMPLERS["bayes_opt"], [name, "--help"], "words")
         assert exit_.value.code == 0
         assert "--space.learning-rate" in capsys.readouterr().out
+
+
+def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
+    """Written after its first population, and by `sweeps.report` at any time."""
+    from dlflax.tune import report
+    from dlflax.tune.objective import Objective
+
+    train = Objective.__call__
+
+    def stopped(self, batch):
+        if batch[0].index == 4:
+            raise KeyboardInterrupt
+        return train(self, batch)
+
+    flags = [*FAST, "--epochs", "1", "--trials", "8", "--population", "4"]
+    monkeypatch.setattr(Objective, "__call__", stopped)
+    with pytest.raises(SystemExit):
+        sweep_mnist(*flags)
+    folder = Path("runs/sweeps/mnist_random_search")
+    assert len(table(folder)) == 4 and not (folder / "results.json").exists()
+    page = (folder / "report.html").read_text()
+    assert "the defaults, trial 0" in page or "better than the defaults" in page
+    assert "Validation has 144 examples only" in page
+
+    (folder / "report.html").unlink()
+    results = report.of_folder(folder)
+    assert (results["trials"], results["complete"]) == (4, 4)
+    assert "144 examples" in (folder / "report.html").read_text()
+
+    monkeypatch.undo()
+    monkeypatch.chdir(folder.parents[2])
+    capsys.readouterr()
+    finished = sweep_mnist(*flags)
+    out = capsys.readouterr().out
+    assert out.count("macro F1") == 1, "the winner's table is printed once"
+    assert finished["findings"] and f"- {finished['findings'][0]}" in out
+    again = report.of_folder(folder)
+    assert again["test"] == finished["test"] and again["trials"] == 8
+
+
+def test_no_report_of_what_is_no_sweep(tmp_path):
+    from dlflax.tune import report
+
+    with pytest.raises(InputError, match="not a run folder"):
+        report.of_folder(tmp_path)
+    sweep_mnist(*FAST, "--epochs", "1", "--trials", "2", "--population", "2")
+    folder = Path("runs/sweeps/mnist_random_search")
+    with pytest.raises(InputError, match="of a run, not of a sweep"):
+        report.of_folder(folder / "best")
+    with pytest.raises(InputError, match="other.db is not there"):
+        report.of_folder(folder, f"sqlite:///{tmp_path}/other.db")
+    assert not (tmp_path / "other.db").exists()
+    (folder / "study.db").unlink()
+    with pytest.raises(InputError, match="study.db is not there"):
+        report.of_folder(folder)
+
+
+def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
+    from dlflax.tune import report
+
+    def fail(*_):
+        raise ValueError("no disk")
+
+    monkeypatch.setattr(report, "write", fail)
+    said = []
+    with report.Live(Path("nowhere"), {}, "minimize", said.append) as live:
+        live([])
+    assert len(said) == 1 and said[0].startswith("warning: no report while the sweep runs (")

@@ -37,6 +37,7 @@ dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .4rem 0 1.2rem }
 dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 pre { font: 13px/1.5 ui-monospace, monospace; background: var(--panel); padding: .6rem .8rem; margin: .2rem 0 .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
 figure { margin: 0 }
+ul { margin: .4rem 0 1.2rem; padding-left: 1.2rem }
 img { max-width: 100%; height: auto; display: block }
 .table { overflow: auto; max-height: 85vh }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
@@ -92,6 +93,9 @@ def write_html(
             f"<p class=best>{_escaped(objective)} <strong>{_escaped(value_text(rank[0]))}</strong></p>"
         )
         parts.append(f"<small>the best: {where}</small>{_list(rank[0].params)}")
+    if sentences := results.get("findings"):
+        items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in sentences)
+        parts.append(f"<ul>{items}</ul>")
     parts.append("<div class=scores>")
     for name, split in (("val", "validation"), ("test", "test")):
         if scores := _list(results.get(name)):

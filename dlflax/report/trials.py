@@ -86,6 +86,12 @@ def print_trials(trials, direction: str, objective: str, limit: int = 10) -> Non
     print_table(title, heads, lines)
 
 
+def print_findings(findings: list[str]) -> None:
+    """Prints each sentence as an item."""
+    for sentence in findings:
+        print(f"- {sentence}")
+
+
 def names_of(trials) -> list[str]:
     """All hyperparameters, in declared order."""
     return list(dict.fromkeys(name for trial in trials for name in trial.params))

@@ -20,12 +20,16 @@ class Encoding:
         self._levels = {name: _levels(d) for name, d in self.distributions.items()}
         self._columns: dict[str, slice] = {}
         continuous: list[bool] = []
+        one_hot: list[bool] = []
         for name, levels in self._levels.items():
             width = len(levels) if levels and not _ordered(levels) else 1
             self._columns[name] = slice(len(continuous), len(continuous) + width)
             continuous += [not levels] * width
+            one_hot += [bool(levels) and not _ordered(levels)] * width
         self.continuous = np.array(continuous)
         """bool (width,): the columns that may have any value from 0 to 1."""
+        self.one_hot = np.array(one_hot)
+        """bool (width,): the columns of choices that are not numbers."""
         self.width = len(continuous)
         """Columns in all."""
 

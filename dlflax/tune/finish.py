@@ -3,27 +3,26 @@
 import dataclasses
 import math
 import time
-from collections import Counter
 from pathlib import Path
 
 from dlflax import parallel, run
 from dlflax.errors import RunError
 from dlflax.files import write_json
-from dlflax.report import trial_figures
 from dlflax.report import trials as ranking
-from dlflax.report.html import write_html
 from dlflax.run.config import more_epochs_change_the_past
 from dlflax.run.folder import load_config
 from dlflax.run.saved import to_json
+from dlflax.tune import report
 from dlflax.tune.trial import without_password
 
 
-def finish(search, experiment, sweep, dataset, trials, seconds, objective, url, log):
+def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, log):
     """Retrains the best trial, tests it once, and writes results.json, pictures and report. Returns
     the results, on all hosts."""
-    folder, metric = sweep.run_dir, sweep.objective
-    direction = objective.direction
-    counts = Counter(ranking.outcome(trial) for trial in trials)
+    folder, direction = sweep.run_dir, objective.direction
+    parallel.from_main(
+        lambda: ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
+    )
     best = next(iter(ranking.ranked(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
         raise RunError(
@@ -51,14 +50,7 @@ def finish(search, experiment, sweep, dataset, trials, seconds, objective, url, 
 
     def write():
         results = {
-            "study": sweep.study,
-            "search": search,
-            "sampler": sweep.sampler,
-            "experiment": experiment.name,
-            "dataset": retrained["dataset"],
-            "objective": metric,
-            "trials": len(trials),
-            **{name: counts[name] for name in ("complete", "pruned", "failed", "diverged")},
+            **report.facts(saved, trials, direction),
             "structures": len(objective.layouts),
             "traces": objective.traces(),  # by this process
             "seconds": seconds,  # without retraining
@@ -80,8 +72,7 @@ def finish(search, experiment, sweep, dataset, trials, seconds, objective, url, 
             },
         }
         write_json(folder / "results.json", results)
-        pictures = trial_figures.draw(folder, trials, direction, metric, log)
-        write_html(folder, results, trials, pictures, direction, metric)
+        report.write(folder, results, trials, direction, log)
         return results
 
     return parallel.from_main(write)

@@ -35,6 +35,7 @@ ROWS = 64  # that arrays have at least
 LOCATION = -2.5  # of a length scale's logarithm in one dimension; its deviation is 1. Hvarfner et
 # al. have sqrt(2) and sqrt(3), with which 64 trials in batches of 16 ended 0.3 above the minimum of
 # Hartmann6 in place of 0.04 (benchmarks/yardsticks.py)
+CHOICE = 0.0  # the same for the columns of a choice, of which two differ between choices
 NOISE = -4.0  # location of the logarithm of the noise's variance; its deviation is 2
 LEAST_NOISE = 1e-7  # of a variance of 1
 
@@ -56,7 +57,7 @@ def suggest(
     fitted = _most_telling(values, FITTED)
     waiting, chosen = list(unfinished), []
     with _float64():
-        raw = _fit(*_arrays(points[fitted], values[fitted]))
+        raw = _fit(*_arrays(points[fitted], values[fitted]), _locations(encoding))
         model = _model(raw, *_arrays(points, values))
         for seed in seeds:
             rng = np.random.default_rng(seed)
@@ -124,17 +125,19 @@ def _noisy(x, counts, scales, noise):
     return kernel + jnp.diag(jnp.where(counts > 0, noise, 1))
 
 
-def _location(d: int) -> float:
-    return LOCATION + 0.5 * math.log(d)
+def _locations(encoding) -> np.ndarray:
+    """Of the priors of the length scales' logarithms (width,)."""
+    every = LOCATION + 0.5 * math.log(len(encoding.distributions))
+    return np.where(encoding.one_hot, CHOICE, every)
 
 
-def _loss(raw, x, y, counts):
+def _loss(raw, x, y, counts, locations):
     """Minus the logarithm of the posterior, up to a constant. raw (d + 2,): the logarithms of the
     length scales, of the amplitude and of the noise, both as variances."""
     scales, amplitude, noise = raw[:-2], raw[-2], raw[-1]
     kernel = _noisy(x, counts, jnp.exp(scales), jnp.exp(noise - amplitude))
     loss = _minus_log_density(kernel, y * jnp.exp(-amplitude / 2)) + counts.sum() * amplitude / 2
-    loss += jnp.sum((scales - _location(len(scales))) ** 2) / 2
+    loss += jnp.sum((scales - locations) ** 2) / 2
     return loss + amplitude**2 / 2 + (noise - NOISE) ** 2 / 8
 
 
@@ -157,16 +160,19 @@ def _density_gradient(known, gradient):
 
 
 _minus_log_density.defvjp(_density, _density_gradient)
-_losses = jax.jit(jax.vmap(jax.value_and_grad(_loss), (0, None, None, None)))
+_losses = jax.jit(jax.vmap(jax.value_and_grad(_loss), (0, None, None, None, None)))
 
 
-def _fit(x, y, counts):
+def _fit(x, y, counts, locations):
     """The most probable `raw` of `_loss`, of several climbs."""
     d = x.shape[1]
-    begin = [[scale] * d + [0, noise] for scale, noise in ((_location(d), -4), (-1, -6), (0, -2))]
+    begin = [
+        [*scales, 0, noise]
+        for scales, noise in ((locations, -4), (np.full(d, -1.0), -6), (np.zeros(d), -2))
+    ]
     bounds = [(math.log(5e-3), math.log(1e4))] * d + [(-5, 5), (math.log(LEAST_NOISE), 1.5)]
     found, losses = _descended(
-        lambda raw: _losses(raw, x, y, counts), np.array(begin, np.float64), bounds, 2 * STEPS
+        lambda raw: _losses(raw, x, y, counts, locations), np.array(begin), bounds, 2 * STEPS
     )
     return found[np.argmin(losses)]
 

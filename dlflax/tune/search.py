@@ -145,10 +145,12 @@ def search(
     trials: int,
     population: int = 1,
     seed: int = 0,
+    recorded: Callable[[list[FrozenTrial]], None] = lambda trials: None,
 ) -> None:
     """Tries configurations until `trials` of them are recorded in `store` (`storage.open_study`).
 
-    objective trains `population` of them at once and returns an Outcome for each. The search ends
+    objective trains `population` of them at once and returns an Outcome for each; recorded gets all
+    trials so far after each population. The search ends
     when every configuration of a finite space was tried.
     """
     trials = min(trials, Encoding(space.distributions).size() or math.inf)
@@ -158,6 +160,7 @@ def search(
 
     while batch := store.take(suggest_next, population, trials):
         store.record(batch, objective(batch))
+        recorded(store.trials())
 
 
 def halving_rungs(epochs: int, eta: int) -> list[int]:

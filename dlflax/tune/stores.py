@@ -67,7 +67,7 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///file:{quoted}?uri=true"
 
 
-def _sqlite_file(url: str) -> Path:
+def sqlite_file(url: str) -> Path:
     """The file of a SQLite address."""
     database = sqlalchemy.make_url(url).database
     if "uri=true" in url:
@@ -193,7 +193,7 @@ def _lock(url: str):
     except ImportError:
         yield
         return
-    path = Path(f"{_sqlite_file(url)}.lock")
+    path = Path(f"{sqlite_file(url)}.lock")
     try:
         file = open(path, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:

@@ -20,7 +20,7 @@ from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
-from dlflax.report.trials import print_trials, write_trials_csv
+from dlflax.report.trials import print_findings, print_trials
 from dlflax.run.config import (
     PLACE,
     check,
@@ -34,6 +34,7 @@ from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.hparams import numbers
+from dlflax.tune import report
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
@@ -242,26 +243,25 @@ def run_sweep(
         lanes = dataclasses.replace(sweep, recipe=start.recipe)
         objective = Objective(lanes, tried, recipes, splits, direction, trials, start.pretrained)
         log_plan(objective, dataset, splits, len(trials), log)
-        with objective:
+        live = report.Live(folder, saved, direction, log)
+        with objective, live:
             search(
                 objective, tried, store, sampler=sweep.sampler, trials=sweep.trials,
                 population=sweep.population, seed=sweep.seed,
+                recorded=live if parallel.is_main() else lambda trials: None,
             )  # fmt: skip
         trials = store.trials()
-        parallel.from_main(
-            lambda: write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
-        )
         results = store.claim_finish(sweep.trials)
         if results is None:
             results = finish(
-                search_name, experiment, sweep, dataset, trials, store.seconds(), objective, url,
-                log,
-            )  # fmt: skip
+                saved, experiment, sweep, dataset, trials, store.seconds(), objective, url, log
+            )
             store.finish(results)
         else:
             log("another worker retrained the best and wrote the report.")
+            tables.print_results(results)
     print_trials(trials, direction, sweep.objective)
-    tables.print_results(results)
+    print_findings(results["findings"])
     log(f"report: {folder / 'report.html'}")
     for name, command in results["commands"].items():
         log(f"{name}: {command}")
