@@ -320,3 +320,32 @@ def test_findings_warn_of_ends_small_validation_and_few_trials():
     assert findings([trial(0, math.inf, diverged_at=3)], "minimize", "val_loss") == []
     _, *more = findings([of_value(i, 0.9) for i in range(40)] + [best], "maximize", "val_accuracy")
     assert more == []
+
+
+def test_curves_have_the_colour_of_the_choice_that_matters_most():
+    space = {
+        "activation": CategoricalDistribution(["relu", "tanh"]),
+        "ema": CategoricalDistribution([True, False]),
+        "width": CategoricalDistribution(list(range(9))),
+    }
+    trials = []
+    for number in range(18):
+        params = {
+            "activation": ["relu", "tanh"][number % 2],
+            "ema": number < 8,
+            "width": number % 9,
+        }
+        value = 1.0 + (params["activation"] == "relu") + 0.01 * number
+        curve = {1: value + 1, 2: value}
+        trials.append(create_trial(
+            params=params, distributions=space, value=value, intermediate_values=curve,
+            state=PRUNED if number > 15 else COMPLETE,
+        ))  # fmt: skip
+        trials[-1].number = number
+    groups = trial_figures._curve_groups(ranked(trials, "minimize"))
+    assert list(groups) == ["pruned", "diverged", "activation relu", "activation tanh"]
+    assert [len(places) for _, _, places in groups.values()] == [2, 0, 8, 8]
+    assert len({color for _, color, _ in groups.values()}) == 4
+    for made in trials:  # one colour for all, where there is no choice
+        made.params, made.distributions = {}, {}
+    assert list(trial_figures._curve_groups(trials)) == ["pruned", "complete", "diverged"]

@@ -21,7 +21,7 @@ from dlflax.report.trials import best_epoch, folded, names_of, outcome, ranked, 
 CAPTIONS = {
     "history": "Every trial in the order of its number; the line is the best so far.",
     "learning_curves": "Every trial after each epoch; pruned ones end in a dot. The large dot is "
-    "the best epoch of the best trial.",
+    "the best epoch of the best trial. Colours are those of the choice that matters most.",
     "slice": "Each hyperparameter over its range: see where the good values gather, and whether "
     "that is at an end of the range. Choices are spread sideways a little.",
     "parallel_coordinates": "A line a trial, through its hyperparameters to its value on the "
@@ -37,6 +37,7 @@ KINDS = {  # of dots, in the order of drawing
     "diverged": dict(color="tab:red", marker="x", linewidths=1),
     "best": dict(color="tab:orange", s=64),
 }
+FEW = ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:cyan")  # choices have a colour
 
 
 class Scale(NamedTuple):
@@ -183,12 +184,12 @@ def _learning_curves(rank, direction, objective):
     figure = figures.new_figure(8, 3.8)
     axes = figure.subplots()
     alpha = float(np.clip(30 / len(rank), 0.15, 0.8))
-    for kind in ("pruned", "complete", "diverged"):
-        chosen = [c for c, t in zip(curves, rank, strict=True) if c and outcome(t) == kind]
-        style = dict(color=KINDS[kind]["color"], alpha=alpha)
-        if chosen:
-            axes.add_collection(LineCollection(chosen, linewidths=1, label=kind, **style))
-            ends = zip(*(curve[-1] for curve in chosen), strict=True)
+    for label, (kind, color, chosen) in _curve_groups(rank).items():
+        lines = [curves[place] for place in chosen if curves[place]]
+        style = dict(color=color, alpha=alpha)
+        if lines:
+            axes.add_collection(LineCollection(lines, linewidths=1, label=label, **style))
+            ends = zip(*(line[-1] for line in lines), strict=True)
             size = 0 if kind == "complete" else 12
             axes.scatter(*ends, size, marker=KINDS[kind].get("marker", "o"), **style)
     if curves[0]:
@@ -197,6 +198,38 @@ def _learning_curves(rank, direction, objective):
         epoch = best_epoch(rank[0], direction)
         axes.plot(epoch, rank[0].intermediate_values[epoch], "o", **style)
     return _finish(figure, axes, scale, "epoch")
+
+
+def _curve_groups(rank):
+    """{label: (kind, colour, places in rank)}: by kind, and the complete ones by their choice."""
+    places = {kind: [i for i, trial in enumerate(rank) if outcome(trial) == kind]
+              for kind in ("pruned", "complete", "diverged")}  # fmt: skip
+    groups = {kind: (kind, KINDS[kind]["color"], chosen) for kind, chosen in places.items()}
+    name = _telling_choice([rank[i] for i in places["complete"]])
+    if name:
+        of_choice: dict[str, list[int]] = {}
+        for choice in rank[0].distributions[name].choices:
+            chosen = [i for i in places["complete"] if rank[i].params.get(name) == choice]
+            of_choice[f"{name} {short_text(choice)}"] = chosen
+        del groups["complete"]
+        groups |= {label: ("complete", color, chosen) for (label, chosen), color in
+                   zip(of_choice.items(), FEW, strict=False)}  # fmt: skip
+    return groups
+
+
+def _telling_choice(complete):
+    """The hyperparameter with few choices whose choices differ most in the places of their trials,
+    the best first; None where there is none."""
+    spreads = {}
+    for name, distribution in (complete[0].distributions if complete else {}).items():
+        if isinstance(distribution, CategoricalDistribution) and len(distribution.choices) > 1:
+            groups = [
+                [i for i, trial in enumerate(complete) if trial.params.get(name) == choice]
+                for choice in distribution.choices
+            ]
+            if len(groups) <= len(FEW) and all(groups):
+                spreads[name] = np.ptp([np.mean(group) for group in groups])
+    return max(spreads, key=spreads.get, default=None)
 
 
 def _places(trials, name):
