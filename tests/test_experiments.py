@@ -4,19 +4,23 @@ import csv
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from test_cifar import patches, write_cifar
 
 import experiments
-from dlflax import run
+from dlflax import run, train
+from dlflax.data.order import epoch_batches
 from dlflax.errors import InputError
+from dlflax.models import MLP
 from dlflax.tune import sweep
 from experiments import (
     autoencoder,
     cats_vs_dogs,
     compare,
+    find_learning_rate,
     forecast,
     image_folder,
     mnist,
@@ -243,3 +247,49 @@ def test_compare_refuses(capsys):
     ):
         with pytest.raises(InputError, match=sentence):
             compare.command(flags)
+
+
+def test_find_learning_rate(capsys):
+    flags = ["mnist", "--model", "mlp", "--model.features", "16", "--batch-size", "64"]
+    found = find_learning_rate.command([*flags, "--steps", "40", "--run-dir", "rates"])
+    assert 1e-3 <= found["suggestion"] <= 0.3
+    assert f"--hparams.learning-rate {found['suggestion']:g}" in capsys.readouterr().out
+    rows = table("rates/learning_rates.csv")
+    losses = [float(row["loss"] or "inf") for row in rows]
+    assert len(rows) == 36 and losses[0] > 2 > min(losses)
+    with Image.open("rates/learning_rates.png") as picture:
+        assert min(picture.size) > 300
+    with pytest.raises(InputError, match="--steps 5 must be 20 or more"):
+        find_learning_rate.command([*flags, "--steps", "5"])
+    # another kind of data, and fewer examples than the steps need
+    found = find_learning_rate.command(
+        ["forecast", "--dataset", "sunspots", "--window", "22", "--horizon", "11", "--steps", "60"]
+    )
+    assert Path("runs/learning_rates/forecast/learning_rates.json").exists()
+    assert 1e-5 < found["suggestion"] < 1
+
+
+def test_every_learning_rate_is_trained_as_it_is_alone():
+    from dlflax.run import find_learning_rate as module
+
+    inputs = np.random.default_rng(0).random((50, 6)).astype(np.float32)
+    train_set = {"inputs": inputs, "targets": np.int32(inputs[:, 0] > 0.5)}
+    recipe = train.Recipe(model=MLP(features=(8,), num_outputs=2), batch_size=16)
+    few, batches = module._few(train_set, 16, 22, seed=3)
+    drawn = few["inputs"][np.where(batches < 0, -1 - batches, batches)]
+    first = epoch_batches(50, 16, 3, 0)
+    np.testing.assert_array_equal(drawn[:3], inputs[first[:3]])
+    assert batches.shape == (22, 16) and (batches < 0).sum() == 5 * 14
+
+    hparams = train.Hparams(total_steps=22.0)
+    sums = module._train_all(recipe, hparams, [0.01, 0.1], few, batches, 3, None)
+    numbers = train.as_traced(hparams.replace(learning_rate=0.1))
+    state = train.init(recipe, numbers, inputs[:1], jax.random.key(3))
+    zero = train.zero_sums(recipe, numbers, few)
+    state, _ = train.train_steps(recipe, state, numbers, few, batches, zero, 0, 17)
+    _, alone = train.train_steps(recipe, state, numbers, few, batches, zero, 17, 22)
+    assert recipe.task.summary(jax.device_get(alone))["loss"] == pytest.approx(
+        recipe.task.summary({name: leaf[1] for name, leaf in sums.items()})["loss"], rel=1e-5
+    )
+    assert module._lowest(np.array([3, 2, 1, 0.5, np.inf, 9])) == 2
+    assert module._lowest(np.array([np.inf, 4.0])) == 1

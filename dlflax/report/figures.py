@@ -263,6 +263,28 @@ def comparison(rows):
     return figure
 
 
+def learning_rates(rates, losses, suggestion: float):
+    """Figure: training loss after a few steps at each rate, floats (n,); inf where it diverged."""
+    figure = new_figure(6.4, 4)
+    axes = figure.subplots()
+    there = np.isfinite(losses)
+    axes.plot(rates[there], losses[there], "o-", markersize=4)
+    low, high = losses[there].min(), np.median(losses[there])
+    top = low + 2 * ((high - low) or abs(low) or 1)  # rates that break would squash the others
+    axes.set(
+        xscale="log", xlabel="learning rate", ylabel="training loss", xlim=(rates[0], rates[-1])
+    )
+    axes.set_ylim(low - 0.05 * (top - low), top)
+    if not there.all():
+        axes.plot(rates[~there], np.full((~there).sum(), top), "x", color="tab:red",
+                  clip_on=False, label="diverged")  # fmt: skip
+    axes.axvline(suggestion, color="tab:orange", label=f"suggestion: {suggestion:g}")
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
 def _short(name, limit: int) -> str:
     return str(name) if len(str(name)) <= limit else str(name)[: limit - 1] + "…"
 
