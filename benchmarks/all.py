@@ -56,7 +56,7 @@ def stages(options: Options) -> list[Stage]:
         Stage("cost", ("benchmarks/cost.py",), 1800),
         Stage("streaming", ("benchmarks/streaming.py", *rows), 1200),
         Stage("growth", ("benchmarks/growth.py", *rows), 1800),
-        Stage("searches", ("benchmarks/yardsticks.py",), 1800),
+        Stage("searches", ("benchmarks/yardsticks.py",), 3600),
     ]  # fmt: skip
     if options.fashion_dir:
         fashion = "--dataset", "fashion_mnist", "--data-dir", str(options.fashion_dir.resolve())

@@ -42,7 +42,7 @@ SPACE = Space(DISTRIBUTIONS, {})
 class Options:
     trials: tuple[int, ...] = (100, 1_000, 10_000)
     """Recorded trials."""
-    samplers: tuple[Sampler, ...] = ("random", "tpe")
+    samplers: tuple[Sampler, ...] = ("random", "tpe", "gp")
     """Who suggests."""
     hosts: tuple[int, ...] = (1, 2, 4, 8)
     """Processes of a distributed sweep."""

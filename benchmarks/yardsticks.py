@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import itertools
 import multiprocessing
+import os
 import statistics
 import time
 import warnings
@@ -56,7 +57,7 @@ class Options:
     """Trials a search."""
     seeds: int = 20
     """Searches, each with another seed."""
-    populations: tuple[int, ...] = (1, 16)
+    populations: tuple[int, ...] = (16,)
     """Trials at a time."""
     samplers: tuple[Sampler, ...] = ("random", "qmc", "cmaes", "tpe", "gp")
     """What to try; CMA-ES needs the package cmaes."""
@@ -165,6 +166,7 @@ def main(options: Options) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore")
     seeds = range(options.seeds)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
     spawned = multiprocessing.get_context("spawn")  # JAX has threads
     with ProcessPoolExecutor(mp_context=spawned) as pool:
         print(f"median regret after {options.trials} trials, {options.seeds} seeds")

@@ -34,9 +34,9 @@ FITTED = 128  # those that its length scales, amplitude and noise are of
 ROWS = 64  # that arrays have at least
 LOCATION = -2.5  # of a length scale's logarithm in one dimension; its deviation is 1. Hvarfner et
 # al. have sqrt(2) and sqrt(3), with which 64 trials in batches of 16 ended 0.3 above the minimum of
-# Hartmann6 in place of 0.04 (benchmarks/yardsticks.py)
+# Hartmann6 in place of 0.05 (benchmarks/yardsticks.py)
 CHOICE = 0.0  # the same for the columns of a choice, of which two differ between choices
-NOISE = -4.0  # location of the logarithm of the noise's variance; its deviation is 2
+NOISE = -6.0  # location of the logarithm of the noise's variance; its deviation is 2
 LEAST_NOISE = 1e-7  # of a variance of 1
 
 
