@@ -270,6 +270,14 @@ def test_no_report_of_what_is_no_sweep(tmp_path):
     with pytest.raises(InputError, match="other.db is not there"):
         report.of_folder(folder, f"sqlite:///{tmp_path}/other.db")
     assert not (tmp_path / "other.db").exists()
+    (folder / "results.json").write_text("{")
+    assert report.of_folder(folder)["trials"] == 2
+    written = json.loads((folder / "config.json").read_text())
+    del written["search"]
+    (folder / "config.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match="config.json is damaged"):
+        report.of_folder(folder)
+    (folder / "config.json").write_text(json.dumps({**written, "search": "random_search"}))
     (folder / "study.db").unlink()
     with pytest.raises(InputError, match="study.db is not there"):
         report.of_folder(folder)

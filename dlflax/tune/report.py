@@ -1,5 +1,6 @@
 """The report of a sweep: written at its end, after every population, and for any folder."""
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -99,6 +100,8 @@ def of_folder(
     saved = load_config(folder)
     if "study" not in saved["config"]:
         raise InputError(f"{folder} is the folder of a run, not of a sweep: it has its own report.")
+    if "search" not in saved or not {"objective", "sampler", "storage"} <= saved["config"].keys():
+        raise InputError(f"{folder}/config.json is damaged: it is not what a sweep writes.")
     kept = saved["config"]["storage"]  # without its password
     url = storage or os.environ.get("DLFLAX_STORAGE") or kept
     url, study = url or sqlite_url(Path(folder) / "study.db"), saved["config"]["study"]
@@ -114,7 +117,7 @@ def of_folder(
     if not trials:
         raise InputError(f"the study {study} has no trial yet: wait for its first population.")
     results = facts(saved, trials, direction)
-    if (Path(folder) / "results.json").exists():
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
         results = {**read_json(Path(folder) / "results.json"), **results}
     write(Path(folder), results, trials, direction, log)
     return results
