@@ -1,4 +1,7 @@
-"""Parameters of a trial as a point of the unit cube, and back."""
+"""Parameters of a trial as a point of the unit cube, and back.
+
+scipy is imported where it is used: start-up time counts.
+"""
 
 import itertools
 import math
@@ -7,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from scipy.stats import qmc
 
 
 class Encoding:
@@ -104,6 +106,8 @@ class Encoding:
 def sobol(encoding: Encoding, seed: int, count: int) -> list[dict[str, Any]]:
     """The first `count` points of a scrambled Sobol sequence (Owen 1998): spread as evenly as can
     be, however many of them are taken."""
+    from scipy.stats import qmc
+
     sequence = qmc.Sobol(len(encoding.distributions), rng=np.random.default_rng(seed))
     return encoding.spread(sequence.random_base2(math.ceil(math.log2(count)))[:count])
 

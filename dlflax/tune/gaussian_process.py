@@ -7,7 +7,8 @@ largest on average over joint samples of what the unfinished trials may turn out
 al. 2012).
 
 All is computed in float64 on the CPU, whatever the rest of the process does. Arrays are padded to
-powers of two, so that a study of any length compiles a handful of programs.
+powers of two, so that a study of any length compiles a handful of programs. scipy is imported where
+it is used: start-up time counts.
 """
 
 import contextlib
@@ -18,10 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.scipy.special import log_ndtr, ndtr
-from scipy.stats import qmc
 
 from dlflax.tune.encoding import Encoding
 
@@ -180,6 +179,7 @@ def _fit(x, y, counts, locations):
 def _descended(function: Callable, begin, bounds, steps: int):
     """L-BFGS from all rows of begin (n, d) at once: (points (n, d), values (n,)). function: points
     -> (values, gradients), each of its own row."""
+    import scipy.optimize
 
     def evaluated(flat):
         values, gradients = map(np.asarray, function(flat.reshape(begin.shape)))
@@ -310,6 +310,8 @@ def _candidates(encoding, finished, rng):
     trials."""
     if (encoding.size() or math.inf) <= 2 * CANDIDATES:
         return encoding.encode(list(encoding.everything()))
+    from scipy.stats import qmc
+
     spread = qmc.Sobol(len(encoding.distributions), rng=rng).random(CANDIDATES)
     found = [encoding.encode(encoding.spread(spread))]
     for params, _ in sorted(finished, key=lambda each: each[1])[:5]:

@@ -151,8 +151,8 @@ def search(
     """Tries configurations until `trials` of them are recorded in `store` (`storage.open_study`).
 
     objective trains `population` of them at once and returns an Outcome for each; recorded gets all
-    trials so far after each population. The search ends
-    when every configuration of a finite space was tried.
+    trials so far after each population. The search ends when every configuration of a finite space
+    was tried.
     """
     trials = min(trials, Encoding(space.distributions).size() or math.inf)
 
