@@ -8,7 +8,8 @@ from dlflax import train
 from dlflax.errors import RunError
 from dlflax.models import CNN
 from dlflax.train import Hparams, Saved
-from dlflax.train.checkpoint import MANIFEST, Checkpoints
+from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.checkpoint_files import MANIFEST
 
 RECIPE = train.Recipe(model=CNN((2,), dense=(4,)), ema=True)
 

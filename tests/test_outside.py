@@ -19,7 +19,8 @@ import experiments
 from dlflax import run, train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
-from dlflax.train.checkpoint import MANIFEST, Checkpoints
+from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.checkpoint_files import MANIFEST
 from dlflax.tune import population
 from dlflax.tune.population import Layout, Population
 

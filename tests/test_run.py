@@ -22,7 +22,8 @@ import experiments
 from dlflax import run, train
 from dlflax.models import CNN
 from dlflax.run.predict import Predictor
-from dlflax.train.checkpoint import MANIFEST, Checkpoints
+from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.checkpoint_files import MANIFEST
 from experiments import fashion_mnist, mnist
 
 ROOT = Path(__file__).parents[1]
