@@ -109,12 +109,13 @@ def floor(folder: str, model: str, trials: int, epochs: int, at_once: int) -> fl
 
     from dlflax import data, train
     from dlflax.tune import population
+    from dlflax.tune.layout import layout_for, use_all_cores
     from experiments.mnist import ARCHITECTURES, PRESETS
 
-    population.use_all_cores()
+    use_all_cores()
     splits = data.split(data.load("mnist", folder, log=lambda _: None).train, VALIDATION)
     recipe = dataclasses.replace(PRESETS["default"].recipe, model=ARCHITECTURES[model])
-    layout = population.layout(recipe, train.Hparams(), splits[0]["inputs"][:1], at_once)
+    layout = layout_for(recipe, train.Hparams(), splits[0]["inputs"][:1], at_once)
     splits = population.put_on_devices(layout, *splits)
     clocks = []
     for first in range(0, trials + at_once, at_once):

@@ -14,6 +14,7 @@ from dlflax import train
 from dlflax.models import CNN, MLP, RNN, SmallResNet, Transformer
 from dlflax.train import Hparams, Recipe, loop
 from dlflax.tune import population
+from dlflax.tune.layout import layout_for
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ def test_the_same_bits_twice_and_after_a_resume(digits, model):
 
 def test_a_number_is_no_trace(digits):
     recipe = Recipe(CNN(features=(8,), dense=(16,)), batch_size=64)
-    layout = population.layout(recipe, Hparams(), digits["inputs"][:1], 4)
+    layout = layout_for(recipe, Hparams(), digits["inputs"][:1], 4)
     before = None
     for rate in (1e-3, 1e-2):
         train.fit(recipe, Hparams(learning_rate=rate), digits, digits, epochs=1)

@@ -22,7 +22,8 @@ from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
 from dlflax.tune import population
-from dlflax.tune.population import Layout, Population
+from dlflax.tune.layout import Layout
+from dlflax.tune.population import Population
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your_own_experiment.md").read_text(encoding="utf-8")

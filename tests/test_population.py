@@ -8,7 +8,8 @@ from dlflax import train
 from dlflax.models import CNN, MLP
 from dlflax.train import Hparams, Recipe
 from dlflax.tune import population
-from dlflax.tune.population import Layout, Population
+from dlflax.tune.layout import Layout, layout_for
+from dlflax.tune.population import Population
 
 MLP_RECIPE = Recipe(model=MLP(features=(16,)), batch_size=64)
 HPARAMS = [
@@ -121,7 +122,7 @@ def test_survivors_go_on_as_if_alone_in_the_population(digits, mode):
 
 def test_the_rule_for_the_layout(digits):
     inputs = digits[0]["inputs"][:1]
-    assert population.layout(MLP_RECIPE, Hparams(), inputs, 5) == Layout("vmap", 2, 6)
+    assert layout_for(MLP_RECIPE, Hparams(), inputs, 5) == Layout("vmap", 2, 6)
     large = Recipe(model=MLP(features=(512,)))
-    assert population.layout(large, Hparams(), inputs, 1) == Layout("map", 1, 1)
-    assert population.layout(large, Hparams(), inputs, 4, "vmap") == Layout("vmap", 2, 4)
+    assert layout_for(large, Hparams(), inputs, 1) == Layout("map", 1, 1)
+    assert layout_for(large, Hparams(), inputs, 4, "vmap") == Layout("vmap", 2, 4)

@@ -109,6 +109,30 @@ def confusion_matrix(matrix: np.ndarray, class_names):
     return figure
 
 
+def reliability(table):
+    """Figure: how often the model was right against how sure it was, and how many examples each
+    bar has. table: as `metrics.calibration`."""
+    count, width = table["count"], 1 / len(table["count"])
+    figure = new_figure(4.4, 4.6)
+    axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+    middle, there = (np.arange(len(count)) + 0.5) * width, count > 0
+    axes.plot(
+        (0, 1), (0, 1), color="#888888", linewidth=1, label="as sure as it should be", zorder=3
+    )
+    axes.bar(middle[there], table["accuracy"][there], 0.94 * width, color="tab:blue", label="right")
+    axes.plot(
+        table["confidence"][there], table["accuracy"][there], "o", color="black", markersize=3
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    axes.set_title(f"expected calibration error {table['error']:.2%}", fontsize=10)
+    axes.legend(frameon=False, loc="upper left")
+    below.bar(middle, count, 0.94 * width, color="#bbbbbb")
+    below.set(xlabel="probability of the predicted class", ylabel="examples")
+    for each in (axes, below):
+        each.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def wrong_predictions(images, targets, predictions, probabilities, class_names, limit=25):
     """Figure of the most confident mistakes, or None when there are none.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from dlflax.files import replacing
+from dlflax.report.findings import of_ensemble
 from dlflax.report.trial_figures import CAPTIONS
 from dlflax.report.trials import (
     best_epoch,
@@ -93,7 +94,7 @@ def write_html(
             f"<p class=best>{_escaped(objective)} <strong>{_escaped(value_text(rank[0]))}</strong></p>"
         )
         parts.append(f"<small>the best: {where}</small>{_list(rank[0].params)}")
-    if sentences := results.get("findings"):
+    if sentences := [*results.get("findings", ()), *of_ensemble(results)]:
         items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in sentences)
         parts.append(f"<ul>{items}</ul>")
     parts.append("<div class=scores>")
@@ -102,6 +103,9 @@ def write_html(
             parts.append(
                 f"<div><small>retrained; scores on the {split} split</small>{scores}</div>"
             )
+    ensemble = results.get("ensemble")
+    if isinstance(ensemble, dict) and (scores := _list(ensemble.get("test"))):
+        parts.append(f"<div><small>ensemble; scores on the test split</small>{scores}</div>")
     parts.append("</div>")
     commands = results.get("commands")
     for name, command in commands.items() if isinstance(commands, dict) else ():

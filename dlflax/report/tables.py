@@ -4,6 +4,7 @@ SPLITS = ("train", "val", "test")
 MOST_ROWS = 12  # classes of which each gets a line
 TITLES = {
     "macro_precision": "precision", "macro_recall": "recall", "macro_f1": "macro F1",
+    "calibration_error": "calib.\nerror",
     "roc_auc": "ROC AUC", "linear_probe_accuracy": "linear probe", "r2": "R2",
 }  # fmt: skip
 

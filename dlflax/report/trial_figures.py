@@ -29,6 +29,9 @@ CAPTIONS = {
     "importance": "How the hyperparameters share what each explains by itself (fANOVA, Hutter et "
     "al. 2014), after as many epochs as all trials reached, pruned ones too. What diverged counts "
     "as the worst. The shares add up to 100 % even where all is noise.",
+    "reliability_of_the_best": "How often the retrained best is right where it is so sure: bars on "
+    "the line mean that its probabilities can be believed.",
+    "reliability_of_the_ensemble": "The same of the ensemble.",
 }
 KINDS = {  # of dots, in the order of drawing
     "pruned": dict(color="#b0b7bf"),

@@ -179,11 +179,18 @@ def _announce(job, saved, count, log) -> None:
         ("/".join(str(getattr(k, "key", k)) for k in path), leaf.shape, leaf.size)
         for path, leaf in parameters
     ]
+    if isinstance(config.recipe.model, train.Ensemble):  # a line a member
+        rows = [
+            (name, "", sum(leaf.size for leaf in jax.tree.leaves(tree)))
+            for name, tree in job.abstract.params.items()
+        ]
     total, frozen = _parameters(job)
     tables.print_model_table(type(config.recipe.model).__name__, rows, total)
     if frozen:
         log(f"and {frozen:,} parameters that stay as they are")
-    if saved:
+    if saved and not train.finished(
+        saved.history, config.recipe.task, config.epochs, config.patience
+    ):
         log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
     if config.profile and parallel.is_main():
         _profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")
@@ -310,6 +317,8 @@ def _report(job, fit, state, sums, outputs, results, board, log) -> None:
     score = next(iter(recipe.task.SCORES))
     best = train.best_epoch(fit.history, recipe.task) if job.start.splits.val else None
     drawings = {"curves": lambda: figures.curves(fit.history, score, best), **drawn}
+    if isinstance(recipe.model, train.Ensemble):  # which has no epochs
+        del drawings["curves"]
     for name, picture in figures.draw(drawings, folder, log).items():
         if name != "curves":
             board.picture(name, picture, int(fit.history[-1]["step"]))

@@ -1,5 +1,6 @@
 """Training as a pure function of its hyperparameters: Recipe, Hparams, State, and the loop."""
 
+from dlflax.train.ensemble import Ensemble
 from dlflax.train.history import History, Training, best_epoch, finished, plateau_factor
 from dlflax.train.hparams import Hparams, as_traced, number
 from dlflax.train.loop import Fit, Saved, evaluate, fit, predict, train_piece, train_steps
@@ -8,6 +9,7 @@ from dlflax.train.recipe import (
     Recipe,
     State,
     abstract,
+    as_dict,
     forward,
     init,
     output_shape,
@@ -18,9 +20,10 @@ from dlflax.train.recipe import (
 from dlflax.train.step import augmented, floats, gradient, moved, prepare, step, update
 
 __all__ = [
-    "Adam", "AdamW", "Constant", "Cosine", "Fit", "History", "Hparams", "Linear", "Lion", "Muon",
-    "RMSprop", "Recipe", "SGD", "Saved", "State", "Training", "abstract", "as_traced", "augmented",
-    "best_epoch", "evaluate", "finished", "fit", "floats", "forward", "gradient",
-    "init", "moved", "number", "output_shape", "plateau_factor", "predict", "prepare", "step",
-    "train_piece", "train_steps", "update", "used_numbers", "variables", "zero_sums",
+    "Adam", "AdamW", "Constant", "Cosine", "Ensemble", "Fit", "History", "Hparams", "Linear",
+    "Lion", "Muon", "RMSprop", "Recipe", "SGD", "Saved", "State", "Training", "abstract",
+    "as_dict", "as_traced", "augmented", "best_epoch", "evaluate", "finished", "fit", "floats",
+    "forward", "gradient", "init", "moved", "number", "output_shape", "plateau_factor", "predict",
+    "prepare", "step", "train_piece", "train_steps", "update", "used_numbers", "variables",
+    "zero_sums",
 ]  # fmt: skip

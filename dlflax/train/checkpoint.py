@@ -1,6 +1,5 @@
 """The checkpoints of a run: those of the last two epochs and of the best one."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from dlflax.errors import RunError
 from dlflax.train import checkpoint_files
 from dlflax.train.history import best_epoch
 from dlflax.train.loop import Saved
-from dlflax.train.recipe import State
+from dlflax.train.recipe import State, as_dict
 
 
 class Checkpoints:
@@ -104,7 +103,8 @@ class Checkpoints:
                 break  # no epoch was finished
             epoch = best_epoch(history, self.task)
             best = int(history[epoch]["step"])
-            self.log(f"using the weights of epoch {epoch + 1} of {len(history)}")
+            if len(history) > 1:
+                self.log(f"using the weights of epoch {epoch + 1} of {len(history)}")
             return state if best == step else self.restore(abstract, best)[0]
         raise RunError(f"no usable checkpoint in {self.folder}: train first.")
 
@@ -132,10 +132,3 @@ class Checkpoints:
         if damaged:
             raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
         return None
-
-
-def as_dict(state: State) -> dict:
-    """The State as it is saved: a field that came later is left out where it holds nothing, so that
-    checkpoints from before it have the same structure."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return {k: v for k, v in fields.items() if k != "ema_collections" or v is not None}

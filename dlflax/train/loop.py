@@ -204,7 +204,8 @@ def fit(
     val = parallel.put(val) if val is not None and fits(val) else val
     progress = Fit(resume.state, None, training.history, 0.0)
     clock = time.perf_counter()
-    progress.state = jax.block_until_ready(feed.compile(resume.state))
+    if not training.finished():
+        progress.state = jax.block_until_ready(feed.compile(resume.state))
     progress.compile_seconds = time.perf_counter() - clock
     partial, evaluated = resume.partial, False
 

@@ -48,6 +48,53 @@ def macro(table: dict[str, np.ndarray], score: str) -> float:
     return float(table[score][occurs].mean()) if occurs.any() else 0.0
 
 
+def mean_of_softmax(logits, weights):
+    """The logits of the mean probabilities of several models: logits (models, n, classes), weights
+    (models,), which add up to 1 -> (n, classes). One logit, (models, n) or (models, n, 1), as
+    `mean_of_sigmoid`."""
+    if logits.ndim == 2 or logits.shape[-1] == 1:
+        return mean_of_sigmoid(logits, weights)
+    log_p = jax.nn.log_softmax(logits) + _log_weights(logits, weights)
+    return jax.nn.logsumexp(log_p, axis=0)
+
+
+def mean_of_sigmoid(logits, weights):
+    """The logits of the mean probabilities of several models: logits (models, n, ...), weights
+    (models,), which add up to 1 -> (n, ...)."""
+    log_weights = _log_weights(logits, weights)
+    of_one, of_zero = (
+        jax.nn.logsumexp(jax.nn.log_sigmoid(sign * logits) + log_weights, axis=0)
+        for sign in (1, -1)
+    )
+    return of_one - of_zero
+
+
+def _log_weights(logits, weights):
+    weights = jnp.asarray(weights, jnp.float32)
+    return jnp.log(weights).reshape(-1, *[1] * (logits.ndim - 1))
+
+
+def calibration(targets, probabilities, bins: int = 15) -> dict[str, np.ndarray | float]:
+    """How far the probabilities of the predicted classes can be believed: examples in `bins` equal
+    intervals by the highest probability. targets int (n,); probabilities float (n, classes).
+
+    Returns `count`, `confidence` (mean probability) and `accuracy`, (bins,) each, 0 where a bin is
+    empty; and `error`, the expected calibration error: the mean difference of the two, by count
+    (Guo et al. 2017, section 2).
+    """
+    confidence = np.asarray(probabilities, np.float64).max(1)
+    right = np.asarray(probabilities).argmax(1) == targets
+    at = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as Guo
+    count = np.bincount(at, minlength=bins)
+    of = {"confidence": confidence, "accuracy": right.astype(np.float64)}
+    table = {
+        name: np.bincount(at, each, minlength=bins) / np.maximum(count, 1)
+        for name, each in of.items()
+    }
+    gap = np.abs(table["confidence"] - table["accuracy"])
+    return {"count": count, **table, "error": float((gap * count).sum() / max(count.sum(), 1))}
+
+
 def roc_auc(targets, scores) -> float | None:
     """Area under the ROC curve: the share of pairs, one example of each class, whose scores are in
     the right order, ties half. targets int (n,), 0 or 1; scores float (n,), higher for class 1.

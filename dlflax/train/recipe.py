@@ -92,6 +92,13 @@ def init_placed(recipe, hparams, inputs, seed, pretrained):
     return parallel.constrain_state(init(recipe, hparams, inputs, jax.random.key(seed), pretrained))
 
 
+def as_dict(state: State) -> dict:
+    """The State as it is saved: a field that came later is left out where it holds nothing, so that
+    checkpoints from before it have the same structure."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {k: v for k, v in fields.items() if k != "ema_collections" or v is not None}
+
+
 def abstract(recipe: Recipe, hparams: Hparams, inputs) -> State:
     """Shapes and dtypes of `init`'s State, which restoring a checkpoint needs. Computes nothing."""
     return jax.eval_shape(lambda: init(recipe, hparams, inputs, jax.random.key(0)))

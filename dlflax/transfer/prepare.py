@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from dlflax import data, train
 from dlflax.errors import InputError
@@ -70,11 +71,28 @@ def with_backbone(state: train.State, backbone: dict[str, Any] | None) -> train.
     params, collections = backbone["params"], dict(backbone)
     del collections["params"]
     return state.replace(
-        params={**params, **state.params},
-        ema=state.ema and {**params, **state.ema},
-        collections={**state.collections, **collections},
-        ema_collections=state.ema_collections and {**state.ema_collections, **collections},
+        params=_joined(params, state.params),
+        ema=state.ema and _joined(params, state.ema),
+        collections=_joined(collections, state.collections),
+        ema_collections=state.ema_collections and _joined(collections, state.ema_collections),
     )
+
+
+def _joined(tree, other):
+    """Two trees of dicts with different leaves as one."""
+    flat = (traverse_util.flatten_dict(each) for each in (tree, other))
+    return traverse_util.unflatten_dict({k: v for each in flat for k, v in each.items()})
+
+
+def _with_features(model):
+    """Where a model's backbone is: (its module, its path in the variables). Of an ensemble of heads
+    the first one has it."""
+    return (model.members[0], "members_0") if isinstance(model, train.Ensemble) else (model, None)
+
+
+def _placed(variables, path):
+    """The backbone's variables where the model has them."""
+    return {name: {path: tree} for name, tree in variables.items()} if path else variables
 
 
 def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparams) -> None:
@@ -102,7 +120,7 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
         raise InputError(
             "--augment mixup, cutmix and mix have no meaning with --finetune head: leave them out."
         )
-    if transfer.pretrained and not hasattr(recipe.model, "LAST_BLOCKS"):
+    if transfer.pretrained and not hasattr(_with_features(recipe.model)[0], "LAST_BLOCKS"):
         raise InputError(
             f"--weights {transfer.weights}: there are none for a {type(recipe.model).__name__}; "
             "use --weights none to train it from scratch."
@@ -156,11 +174,12 @@ def prepare(
     if transfer is None or not transfer.pretrained:
         return Start(recipe, splits)
     shape = splits.train["inputs"].shape[1:]
-    variables, sha256 = _read(transfer.weights, recipe.model, shape, log)
+    model, path = _with_features(recipe.model)
+    variables, sha256 = _read(transfer.weights, model, shape, log)
     splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
     frozen = _on_features(transfer, recipe, hparams, splits, variables, sha256, log)
     if transfer.finetune == "head":
-        return dataclasses.replace(frozen, backbone=variables)
+        return dataclasses.replace(frozen, backbone=_placed(variables, path))
     if transfer.head_epochs:
         log(f"training the last layer alone, {transfer.head_epochs} epochs")
         head = dataclasses.replace(frozen.recipe, schedule=Constant(), ema=False)
@@ -183,13 +202,14 @@ def backbone(transfer: Transfer | None, model, shape, sha256: str | None, log=pr
     trained with."""
     if transfer is None or not transfer.frozen:
         return None
+    model, path = _with_features(model)
     variables, found = _read(transfer.weights, model, shape, log)
     if found != sha256:
         raise InputError(
             f"--weights {transfer.weights} are not those that the run was trained with (sha256 "
             f"{found[:12]} in place of {str(sha256)[:12]}): bring back that file."
         )
-    return variables
+    return _placed(variables, path)
 
 
 def head_inputs(model, shape) -> np.ndarray:
@@ -220,7 +240,7 @@ def _on_features(transfer, recipe, hparams, splits, variables, sha256, log):
     """The head's recipe, without augmentation, on features of all splits."""
     if transfer.finetune != "head" and not transfer.head_epochs:
         return None
-    compute = Features(recipe.model, variables, sha256, log)
+    compute = Features(_with_features(recipe.model)[0], variables, sha256, log)
     parts = {}
     for name in ("train", "val", "test"):
         part = getattr(splits, name)

@@ -2,17 +2,13 @@
 
 import dataclasses
 import math
-import time
-from pathlib import Path
 
 from dlflax import parallel, run
-from dlflax.errors import RunError
+from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import trials as ranking
 from dlflax.run.config import more_epochs_change_the_past
-from dlflax.run.folder import load_config
-from dlflax.run.saved import to_json
-from dlflax.tune import report
+from dlflax.tune import ensemble, report
 from dlflax.tune.trial import without_password
 
 
@@ -31,7 +27,7 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
         )
     recipe, hparams = objective.space.apply(best.params, sweep.recipe, sweep.hparams)
     common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
-    winner = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
+    of_best = winner = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
     if sweep.retrain_on_all:
         # without a validation score the last epoch counts
         epochs = ranking.best_epoch(best, direction)
@@ -44,12 +40,14 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
     log(f"retraining the best, trial {best.number}, with a seed that no trial had ({sweep.seed})")
     best_folder = folder / "best"
     # one host looks, and moves what is in the way, before all begin
-    resume = parallel.from_main(lambda: _in_folder(winner, best_folder).resume)
+    resume = parallel.from_main(lambda: ensemble.in_folder(winner, best_folder).resume)
     winner = dataclasses.replace(winner, run_dir=best_folder, resume=resume)
     retrained = run.run(experiment, winner, log, dataset)  # {} on other hosts than the first
 
-    def write():
-        results = {
+    def results_with(of_ensemble):
+        predict = "python -m experiments.predict"
+        more = {"predict by the ensemble": f"{predict} {folder / 'ensemble'} INPUT..."}
+        return {
             **report.facts(saved, trials, direction),
             "structures": len(objective.layouts),
             "traces": objective.traces(),  # by this process
@@ -65,12 +63,20 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
             },
             "val": retrained.get("val"),
             "test": retrained["test"],
+            "ensemble": of_ensemble,
             "commands": {
-                "predict": f"python -m experiments.predict {best_folder} INPUT...",
+                "predict": f"{predict} {best_folder} INPUT...",
+                **(more if of_ensemble else {}),
                 "tensorboard": f"tensorboard --logdir {folder}",
                 "dashboard": f"optuna-dashboard {without_password(url)}",
             },
         }
+
+    parallel.from_main(lambda: write_json(folder / "results.json", results_with(None)))
+    of_ensemble = _ensemble(experiment, of_best, objective, trials, folder, dataset, log)
+
+    def write():
+        results = results_with(of_ensemble)
         write_json(folder / "results.json", results)
         report.write(folder, results, trials, direction, log)
         return results
@@ -78,13 +84,14 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
     return parallel.from_main(write)
 
 
-def _in_folder(winner: run.Config, folder: Path) -> run.Config:
-    """The winner's Config for its run folder: continued where it is the same run, else what is
-    there is moved aside."""
-    here = dataclasses.replace(winner, run_dir=folder, resume=(folder / "config.json").exists())
-    if here.resume:
-        old, names = load_config(folder)["config"], ("recipe", "hparams", "epochs")
-        if [old[name] for name in names] != [to_json(getattr(here, name)) for name in names]:
-            folder.rename(folder.with_name(f"{folder.name}_{time.time():.0f}"))
-            here = dataclasses.replace(here, resume=False)
-    return here
+def _ensemble(experiment, config, objective, trials, folder, dataset, log):
+    """What `ensemble.build` returns; None where it fails, which is said: the winner is safe."""
+    if objective.members is None:
+        return None
+    try:
+        return ensemble.build(
+            experiment, config, objective, trials, folder / "ensemble", dataset, log
+        )
+    except (InputError, RunError, OSError) as error:
+        log(f"warning: no ensemble: {error}")
+        return None

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from optuna.trial import TrialState
 
 from dlflax import parallel, train
 from dlflax.report import trials as ranking
 from dlflax.report.progress import SweepProgress
 from dlflax.report.tensorboard import TensorBoard
 from dlflax.tune import population
+from dlflax.tune.members import MOST_OUTPUTS
 from dlflax.tune.plan import layouts, params_text
 from dlflax.tune.search import halving_rungs, trial_seeds
 from dlflax.tune.trial import Outcome, Trial
@@ -23,9 +25,13 @@ from dlflax.tune.trial import Outcome, Trial
 class Objective:
     """Trains batches of trials, as `search.search` wants it. A context manager."""
 
-    def __init__(self, sweep, space, recipes, splits, direction, trials, pretrained=None):
+    def __init__(
+        self, sweep, space, recipes, splits, direction, trials, *,
+        pretrained=None, members=None, checkpoint=None, log=print,
+    ):  # fmt: skip
         self.sweep, self.space, self.direction = sweep, space, direction
-        self.pretrained = pretrained
+        self.pretrained, self.members, self._checkpoint = pretrained, members, checkpoint
+        self._log = log
         self.layouts = layouts(sweep, recipes, splits)
         self.splits = population.put_on_devices(self.layouts[recipes[0]], *splits)
         self.progress = SweepProgress(sweep.trials, len(trials))
@@ -48,6 +54,7 @@ class Objective:
     def __call__(self, batch: list[Trial]) -> list[Outcome]:
         """The Outcome of every trial, in the batch's order."""
         clock, sweep = time.perf_counter(), self.sweep
+        saved = self._checkpoint and self._checkpoint.notes(batch)
         groups: dict[train.Recipe, list[int]] = {}
         hparams = []
         for place, trial in enumerate(batch):
@@ -58,22 +65,27 @@ class Objective:
         # Halving compares the structures of a batch with each other, so they are trained in step.
         # Without it one comes after the other, and only one is in memory.
         teams = [groups] if rungs else [{recipe: group} for recipe, group in groups.items()]
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, Outcome] = dict(saved["outcomes"]) if saved else {}
         for team in teams:
+            active = {place for group in team.values() for place in group}
+            if active <= outcomes.keys():  # before the kill
+                continue
             trained = {
-                recipe: population.Population(
-                    recipe, [hparams[place] for place in group],
-                    [trial_seeds(sweep.seed, batch[p].index, sweep.seeds) for p in group],
-                    *self.splits, epochs=sweep.epochs, layout=self.layouts[recipe],
-                    patience=sweep.patience, reduce_on_plateau=sweep.reduce_on_plateau,
-                    pretrained=self.pretrained,
+                recipe: self._population(
+                    recipe, [hparams[p] for p in group], [batch[p] for p in group]
                 )
                 for recipe, group in team.items()
-            }  # fmt: skip
-            active = {place for group in team.values() for place in group}
-            for until in [*rungs, sweep.epochs]:
+            }
+            stages = [*rungs, sweep.epochs]
+            if saved and self._checkpoint.restore(saved, list(trained.values())):
+                active, stages = set(saved["active"]), stages[saved["stage"] :]
+                clock -= saved["seconds"]
+                self._log(f"continuing in the middle of trials {_numbers(batch)}")
+            saved = None
+            for stage, until in enumerate(stages, len(rungs) + 1 - len(stages)):
+                on_epoch = self._on_epoch(batch, clock, outcomes, trained, active, stage)
                 for members in trained.values():
-                    members.train(until, self._show(len(outcomes), len(batch), trained))
+                    members.train(until, on_epoch)
                 if until in rungs:
                     active = self._survivors(team, trained, active)
                     for recipe, group in team.items():
@@ -83,6 +95,7 @@ class Objective:
             for recipe, group in team.items():
                 for k, place in enumerate(group):
                     outcomes[place] = self._outcome(trained[recipe], k, pruned=place not in active)
+                self._keep(trained[recipe], [(batch[p].index, outcomes[p]) for p in group])
         seconds = time.perf_counter() - clock
         ordered = [
             dataclasses.replace(outcomes[place], seconds=seconds / len(batch))
@@ -95,15 +108,56 @@ class Objective:
         """How many training programs this process has compiled for the sweep."""
         return population.traces - self._traces
 
-    def _show(self, done, of, trained):
-        """The callback that moves the bar: epochs of this team, in trials."""
-        epochs = self.sweep.epochs
+    def _population(self, recipe, hparams, trials):
+        sweep = self.sweep
+        return population.Population(
+            recipe, hparams, [trial_seeds(sweep.seed, t.index, sweep.seeds) for t in trials],
+            *self.splits, epochs=sweep.epochs, layout=self.layouts[recipe],
+            patience=sweep.patience, reduce_on_plateau=sweep.reduce_on_plateau,
+            pretrained=self.pretrained, keep_best=self.members is not None,
+        )  # fmt: skip
+
+    def _on_epoch(self, batch, clock, outcomes, trained, active, stage):
+        """The callback that moves the bar, in trials, and saves where the batch stands."""
+        epochs, done, teammates = self.sweep.epochs, len(outcomes), list(trained.values())
 
         def on_epoch(_):
-            rows = sum(len(row[0]) for members in trained.values() for row in members.histories)
-            self.progress.update(done + rows / epochs, f"training {of} trials")
+            rows = sum(len(row[0]) for members in teammates for row in members.histories)
+            self.progress.update(done + rows / epochs, f"training {len(batch)} trials")
+            if self._checkpoint and self._checkpoint.due():
+                seconds = time.perf_counter() - clock
+                self._checkpoint.save(
+                    batch, outcomes, teammates, active=sorted(active), stage=stage, seconds=seconds
+                )
 
         return on_epoch
+
+    def _keep(self, trained, trials):
+        """Keeps the models of those trials, (index, Outcome) each, that are among the best."""
+        if self.members is None:
+            return
+        wanted = parallel.from_main(
+            lambda: [
+                k for k, (_, each) in enumerate(trials)
+                if each.state == TrialState.COMPLETE and self.members.wants(each.value)
+            ]
+        )  # fmt: skip
+        if not wanted:
+            return
+        numbers = (self.sweep.hparams, self.splits[0]["inputs"][:1])
+        size = math.prod(train.output_shape(trained.recipe, *numbers).shape)
+        lanes = trained.best(max(1, MOST_OUTPUTS // size))
+        full = False
+        try:
+            for k in wanted if parallel.is_main() else ():
+                index, each = trials[k]
+                own = [lanes[k, seed] for seed in range(self.sweep.seeds)]
+                self.members.add(index, each.value, own)
+        except OSError as error:
+            full = True
+            self._log(f"warning: no ensemble, its models cannot be kept ({error.strerror})")
+        if parallel.any_host(full):
+            self.members = None
 
     def _values(self, members):
         """(what each configuration counts, the scores of its seeds): float (n,), (n, seeds)."""
@@ -149,8 +203,7 @@ class Objective:
             if parallel.is_main():
                 self._boards.submit(self._write_board, trial, outcome)
         value, index, params = self._best
-        numbers = f"{batch[0].index}" + (f" to {batch[-1].index}" if len(batch) > 1 else "")
-        rate = 60 * len(batch) / seconds
+        rate, numbers = 60 * len(batch) / seconds, _numbers(batch)
         lost = sum(not math.isfinite(o.value) for o in outcomes)
         self.progress.population_end(
             len(batch),
@@ -167,3 +220,7 @@ class Objective:
             board.scalars({self.sweep.objective: value}, epoch)
         board.hparams(trial.params, {self.sweep.objective: outcome.value})
         board.close()
+
+
+def _numbers(batch):
+    return f"{batch[0].index}" + (f" to {batch[-1].index}" if len(batch) > 1 else "")

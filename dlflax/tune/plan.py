@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.config import check_batch_size
-from dlflax.tune import population
+from dlflax.tune.layout import Layout, lane_bytes, layout_for, memory
 from dlflax.tune.search import halving_rungs
 from dlflax.tune.space import structural
 
@@ -29,13 +29,11 @@ def all_recipes(recipe, hparams, space, splits) -> list[train.Recipe]:
     return recipes
 
 
-def layouts(sweep, recipes, splits) -> dict[train.Recipe, population.Layout]:
+def layouts(sweep, recipes, splits) -> dict[train.Recipe, Layout]:
     mode = None if sweep.mode == "auto" else sweep.mode
     lanes = sweep.population * sweep.seeds
     inputs = splits[0]["inputs"][:1]
-    return {
-        recipe: population.layout(recipe, sweep.hparams, inputs, lanes, mode) for recipe in recipes
-    }
+    return {recipe: layout_for(recipe, sweep.hparams, inputs, lanes, mode) for recipe in recipes}
 
 
 def population_size(sweep, recipes, splits) -> int:
@@ -43,11 +41,8 @@ def population_size(sweep, recipes, splits) -> int:
     too late), rounded up to use all devices, and no more than fits in half the memory.
     InputError when what was asked for cannot fit."""
     inputs = splits[0]["inputs"][:1]
-    lane = (
-        max(population.lane_bytes(recipe, sweep.hparams, inputs) for recipe in recipes)
-        * sweep.seeds
-    )
-    free = population.memory() - len(jax.devices()) * sum(
+    lane = max(lane_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
+    free = memory() - len(jax.devices()) * sum(
         array.nbytes for split in splits for array in split.values()
     )
     fits = max(1, int(free / lane))

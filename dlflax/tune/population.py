@@ -6,95 +6,23 @@ the lanes as its first axis, which is cut over a mesh of devices, of one host or
 then does the same with the same numbers. Nothing here reads files or prints.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-import os
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dlflax import parallel, train
 from dlflax.data.order import epoch_batches
-from dlflax.files import host_memory
-
-Mode = Literal["vmap", "map"]
+from dlflax.tune.layout import Layout
 
 traces = 0
 """How many programs this process has traced for `train_epoch`: one a Recipe and Layout."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the lanes are trained. Static: another layout is another program."""
-
-    mode: Mode
-    """vmap: a device trains its lanes at once; map: one after the other."""
-    devices: int
-    """How many of `jax.devices()` share the lanes."""
-    width: int
-    """Lanes, a multiple of `devices`. Under map those without a trial cost nothing."""
-
-    @property
-    def lanes_per_device(self) -> int:
-        """Lanes a device."""
-        return self.width // self.devices
-
-    def sharding(self, *axes: str | None) -> NamedSharding:
-        """("lane") cuts the first axis over the devices; () puts a copy on every device."""
-        devices = jax.devices()[: self.devices]
-        # Auto: jax.make_mesh's default, Explicit, refuses to gather survivors
-        mesh = jax.make_mesh((self.devices,), ("lane",), (AxisType.Auto,), devices=devices)
-        return NamedSharding(mesh, P(*axes))
-
-
-def layout(
-    recipe: train.Recipe, hparams: train.Hparams, inputs, lanes: int, mode: Mode | None = None
-) -> Layout:
-    """The layout for `lanes` at once; mode None chooses it by what was measured: on a CPU one
-    virtual device a core and map, but vmap below 20,000 parameters, where a step is mostly
-    overhead; vmap on GPU and TPU. inputs: one example (1, ...)."""
-    if mode is None:
-        params = train.abstract(recipe, hparams, inputs).params
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        mode = "map" if jax.default_backend() == "cpu" and parameters >= 20_000 else "vmap"
-    devices = len(jax.devices())
-    if jax.process_count() == 1:  # of several hosts all take part, whether they have lanes or not
-        devices = min(devices, lanes)
-    return Layout(mode, devices, -(-lanes // devices) * devices)
-
-
-def use_all_cores() -> None:
-    """One virtual CPU device a core, which measured fastest for a population. Does nothing once
-    JAX has started, or where XLA_FLAGS says how many."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", cores)
-
-
-def lane_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs) -> int:
-    """At least what a lane takes in memory: its State, and its gradient while it is trained."""
-    state = train.abstract(recipe, hparams, inputs)
-    leaves = jax.tree.leaves((state, state.params))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def memory() -> int:
-    """Bytes that all devices have together; of a CPU, what the machine or its container has. Other
-    hosts are taken to be like this one."""
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu":
-        own = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
-    else:
-        own = host_memory()
-    return own * jax.process_count()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -166,17 +94,51 @@ def _gather(sharding, states, index):
     return jax.tree.map(take, states)
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _better(recipe, best, states, improved):
+    """The variables to evaluate with of those lanes that improved, bool (width,), and the best so
+    far of the others."""
+
+    def choose(old, new):
+        return jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, best, train.variables(recipe, states))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(recipe, layout, variables, hparams, val_set):
+    """Outputs float32 (width, n, ...) of every lane on the validation data."""
+    plain = dataclasses.replace(recipe, ema=False)
+
+    def one(variables, hparams):
+        others = dict(variables)
+        state = train.State(None, others.pop("params"), others, None, None, None)
+        return train.evaluate(plain, state, hparams, val_set)[1]
+
+    def on_device(variables, hparams):
+        if layout.mode == "vmap":
+            return jax.vmap(one)(variables, hparams)
+        return lax.map(lambda lane: one(*lane), (variables, hparams))
+
+    cut = P("lane")
+    mapped = jax.shard_map(
+        on_device, mesh=layout.sharding().mesh, in_specs=(cut, cut), out_specs=cut, check_vma=False
+    )
+    return mapped(variables, hparams)
+
+
 class Population:
     """Configurations in training, each under one or more seeds.
 
     hparams: one a configuration (n); seeds: uint32 (n, seeds). train_set, val_set: arrays as for
     `train.fit`, put on all devices; pretrained: as for `train.init`. The lanes may be fewer than
-    the layout's width, never more.
+    the layout's width, never more. keep_best: `best` will be asked for, which takes a lane's
+    variables once more.
     """
 
     def __init__(
         self, recipe, hparams, seeds, train_set, val_set, *, epochs, layout,
-        patience=0, reduce_on_plateau=0, pretrained=None,
+        patience=0, reduce_on_plateau=0, pretrained=None, keep_best=False,
     ):  # fmt: skip
         self.recipe, self.layout = recipe, layout
         self.n = len(train_set["inputs"])
@@ -194,6 +156,9 @@ class Population:
         self._lanes = _dealt(everything, layout)
         inputs = train_set["inputs"][:1]
         self._states = init(recipe, layout, self._hparams(), inputs, self._lane_seeds(), pretrained)
+        self._best = None
+        if keep_best:
+            self._best = jax.tree.map(jnp.copy, train.variables(recipe, self._states))
 
     @property
     def histories(self) -> list[list[train.History]]:
@@ -229,7 +194,63 @@ class Population:
             train_sums, val_sums = parallel.gathered(sums)
             for place, (i, j) in running.items():
                 self.trainings[i][j].add(_at(train_sums, place), _at(val_sums, place))
+            if self._best is not None:
+                improved = self._put(self._improved(running))
+                self._best = _better(self.recipe, self._best, self._states, improved)
             on_epoch(epoch)
+
+    def _improved(self, running):
+        """bool (width,): lanes for which the last epoch was the best so far."""
+        improved = np.zeros(self.layout.width, bool)
+        for place, (i, j) in running.items():
+            lane = self.trainings[i][j]
+            improved[place] = train.best_epoch(lane.history, lane.task) == len(lane.history) - 1
+        return improved
+
+    def best(self, most: int) -> dict[tuple[int, int], tuple[dict, np.ndarray]]:
+        """(configuration, seed) -> the variables of the lane's best epoch, NumPy arrays, and its
+        outputs on the first `most` validation examples, float32; without lanes that diverged."""
+        if not self._lanes:
+            return {}
+        part = {name: leaf[:most] for name, leaf in self.val_set.items()}
+        outputs = _outputs(self.recipe, self.layout, self._best, self._hparams(), part)
+        variables, outputs = parallel.gathered((self._best, outputs))
+        return {
+            lane: (_at(variables, place), outputs[place])
+            for place, lane in enumerate(self._lanes)
+            if lane is not None and lane[0] not in self.diverged
+        }
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `restore` needs: arrays, and JSON values."""
+        records = [[[lane.history, lane.diverged_at] for lane in row] for row in self.trainings]
+        notes = {"lanes": self._lanes, "width": self.layout.width, "trainings": records}
+        if self._states is None:
+            return {}, notes
+        best = {} if self._best is None else {"best": self._best}
+        return {"states": train.as_dict(self._states), **best}, notes
+
+    def abstract(self, notes: dict[str, Any]) -> dict[str, Any]:
+        """Shapes of the arrays that were saved with these notes, and where they are to lie."""
+        if not notes["lanes"]:
+            return {}
+        layout = dataclasses.replace(self.layout, width=notes["width"])
+
+        def placed(leaf):
+            shape = (layout.width, *leaf.shape[1:])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout.sharding("lane"))
+
+        return jax.tree.map(placed, self.saved()[0])
+
+    def restore(self, arrays: dict[str, Any], notes: dict[str, Any]) -> None:
+        """Goes on from what `saved` gave, to the same bits."""
+        self.layout = dataclasses.replace(self.layout, width=notes["width"])
+        self._lanes = [lane and tuple(lane) for lane in notes["lanes"]]
+        for row, records in zip(self.trainings, notes["trainings"], strict=True):
+            for lane, (history, diverged_at) in zip(row, records, strict=True):
+                lane.history, lane.diverged_at = history, diverged_at
+        self._states = train.State(**arrays["states"]) if arrays else None
+        self._best = arrays.get("best")
 
     def continue_with(self, configurations) -> None:
         """Drops all others. They are dealt to the devices again; under vmap the population
@@ -237,7 +258,7 @@ class Population:
         kept = set(configurations)
         lanes = [lane for lane in self._lanes if lane is not None and lane[0] in kept]
         if not lanes:
-            self._lanes, self._states = [], None
+            self._lanes, self._states, self._best = [], None, None
             return
         old = {lane: place for place, lane in enumerate(self._lanes) if lane is not None}
         if self.layout.mode == "vmap":
@@ -246,7 +267,8 @@ class Population:
             self.layout = dataclasses.replace(self.layout, width=width)
         self._lanes = _dealt(sorted(lanes), self.layout)
         index = np.int32([old.get(lane, 0) for lane in self._lanes])
-        self._states = _gather(self.layout.sharding("lane"), self._states, index)
+        sharding = self.layout.sharding("lane")
+        self._states, self._best = _gather(sharding, (self._states, self._best), index)
 
     def scores(self, metric: str) -> np.ndarray:
         """Each configuration's best `val_<metric>` so far under each seed, float64 (n, seeds), in

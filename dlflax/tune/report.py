@@ -54,6 +54,9 @@ def write(
     objective = results["objective"]
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, objective)
     pictures = trial_figures.draw(folder, trials, direction, objective, log)
+    for name in ("best", "ensemble"):
+        if results.get(name) and (drawn := folder / name / "reliability.png").exists():
+            pictures[f"reliability_of_the_{name}"] = drawn
     write_html(folder, results, trials, pictures, direction, objective)
 
 

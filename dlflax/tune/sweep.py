@@ -20,6 +20,7 @@ from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
+from dlflax.report.findings import of_ensemble
 from dlflax.report.trials import print_findings, print_trials
 from dlflax.run.config import (
     PLACE,
@@ -36,14 +37,16 @@ from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.hparams import numbers
 from dlflax.tune import report
 from dlflax.tune.broadcast import Broadcast
+from dlflax.tune.checkpoint import BatchCheckpoint
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
+from dlflax.tune.layout import use_all_cores
+from dlflax.tune.members import Members
 from dlflax.tune.objective import Objective
 from dlflax.tune.plan import all_recipes, log_plan, population_size
-from dlflax.tune.population import use_all_cores
 from dlflax.tune.search import Sampler, check_sampler, search
 from dlflax.tune.space import STRUCTURE, Space, space
-from dlflax.tune.stores import open_study, sqlite_url
+from dlflax.tune.stores import Local, open_study, sqlite_url
 from dlflax.tune.trial import without_password
 
 SPACE = {
@@ -91,6 +94,9 @@ class Sweep(run.Config):
     """PostgreSQL: seconds between signs of life; a worker that misses four is given up."""
     run_dir: Path | None = None
     """Where the sweep is written (default: runs/sweeps/STUDY)."""
+    ensemble: int = 16
+    """Most models of the ensemble that is made of the best trials, 0 for none: it is tested, saved
+    and used as a run of its own, beside the retrained best trial."""
     retrain_on_all: bool = False
     """Retrain the best on training and validation data together."""
     resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always continues
@@ -241,7 +247,13 @@ def run_sweep(
         parallel.from_main(lambda: write_files(folder, examples))
         trials = store.trials()
         lanes = dataclasses.replace(sweep, recipe=start.recipe)
-        objective = Objective(lanes, tried, recipes, splits, direction, trials, start.pretrained)
+        # of several workers or hosts none knows what another one trains
+        alone = isinstance(store, Local)
+        objective = Objective(
+            lanes, tried, recipes, splits, direction, trials, pretrained=start.pretrained,
+            members=Members(folder, direction) if sweep.ensemble else None,
+            checkpoint=BatchCheckpoint(folder, log) if alone else None, log=log,
+        )  # fmt: skip
         log_plan(objective, dataset, splits, len(trials), log)
         live = report.Live(folder, saved, direction, log)
         with objective, live:
@@ -261,7 +273,7 @@ def run_sweep(
             log("another worker retrained the best and wrote the report.")
             tables.print_results(results)
     print_trials(trials, direction, sweep.objective)
-    print_findings(results["findings"])
+    print_findings([*results["findings"], *of_ensemble(results)])
     log(f"report: {folder / 'report.html'}")
     for name, command in results["commands"].items():
         log(f"{name}: {command}")
@@ -324,6 +336,7 @@ def _check(sweep: Sweep) -> None:
     check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
     check_count("population", sweep.population, 0, 10**6)
     check_count("seeds", sweep.seeds, 1, 1000)
+    check_count("ensemble", sweep.ensemble, 0, 1000)
     if sweep.study is not None and (not sweep.study.strip() or set(sweep.study) & set("/\\\0")):
         raise InputError(
             f"--study {sweep.study!r} must be a name without slashes: it is that of a folder too."

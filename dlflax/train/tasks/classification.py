@@ -28,7 +28,7 @@ class Classification:
 
     SCORES: ClassVar = {
         "accuracy": "max", "macro_f1": "max", "macro_precision": "max", "macro_recall": "max",
-        "roc_auc": "max", "loss": "min",
+        "roc_auc": "max", "loss": "min", "calibration_error": "min",
     }  # fmt: skip
 
     loss: losses.Loss = losses.CrossEntropy()
@@ -79,6 +79,9 @@ class Classification:
             "macro_f1": metrics.macro(table, "f1"),
         }
 
+    def mean_logits(self, logits, weights):
+        return metrics.mean_of_softmax(logits, weights)
+
     def example_weights(self, targets, classes: int) -> np.ndarray:
         """float32 (n,): scikit-learn's "balanced", n / (classes * examples of the own class)."""
         counts = np.bincount(targets, minlength=classes)
@@ -101,11 +104,13 @@ class Classification:
             # the logits, not the probabilities, of which many are 1 to the last bit
             auc = metrics.roc_auc(targets, logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1))
             scores |= {} if auc is None else {"roc_auc": auc}
+        probabilities = class_probabilities(outputs)
+        believed = metrics.calibration(targets, probabilities)
+        scores["calibration_error"] = believed["error"]
         scores["per_class"] = {
             name: {key: column[i].item() for key, column in table.items()}
             for i, name in enumerate(class_names)
         }
-        probabilities = class_probabilities(outputs)
         predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
         wrong = np.flatnonzero(predicted != targets)
         wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
@@ -114,7 +119,8 @@ class Classification:
             counts = metrics.confusion(predicted, targets, len(class_names))
             return figures.confusion_matrix(counts, class_names)
 
-        drawn, tables = {"confusion_matrix": matrix}, {}
+        drawn = {"confusion_matrix": matrix, "reliability": lambda: figures.reliability(believed)}
+        tables = {}
         if len(class_names) > figures.MOST_CLASSES:  # what the picture leaves out
             tables["confusion"] = _confused(predicted, targets, class_names)
         if splits.kind == "picture":

@@ -68,6 +68,9 @@ class MultiLabel:
             "exact_match": float(sums["exact"]) / count,
         }
 
+    def mean_logits(self, logits, weights):
+        return metrics.mean_of_sigmoid(logits, weights)
+
     def describe(self, tested: Tested) -> Description:
         """Precision, recall, F1 and the area under the ROC curve of each label."""
         targets, names = tested.splits.test["targets"], tested.splits.class_names

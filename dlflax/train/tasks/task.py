@@ -50,6 +50,10 @@ class Task(Protocol):
     def summary(self, sums) -> dict[str, float]:
         """Scores from the sums, "loss" among them."""
 
+    # A task whose outputs are logits may have mean_logits(logits (models, n, ...), weights
+    # (models,)) -> (n, ...), the logits of the mean probabilities: an ensemble of its models then
+    # averages these, and has a temperature; of other tasks it averages the outputs.
+
     def describe(self, tested: "Tested") -> "Description":
         """What more there is to say of the test outputs."""
 

@@ -1,0 +1,207 @@
+"""An ensemble of a sweep's models: chosen on validation data, saved as a run of its own.
+
+Greedy selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004): again and again
+the model is added whose addition makes the ensemble's loss lowest. Then a temperature makes its
+probabilities as sure as they should be (Guo, Pleiss, Sun and Weinberger 2017).
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlflax import parallel, run, train
+from dlflax.report.trials import short_text
+from dlflax.run.execute import prepared
+from dlflax.run.folder import begin, load_config
+from dlflax.train import checkpoint_files
+from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.ensemble import Ensemble, NoOptimizer, mean
+from dlflax.train.step import task_sums
+
+ROUNDS = 30
+
+
+class Chosen(NamedTuple):
+    """What `choose` returns."""
+
+    weights: list[float]
+    """The share of each model, 0 for most."""
+    temperature: float
+    loss: float
+    """Of the ensemble on the validation data, with its temperature."""
+    alone: float
+    """Of the best model alone."""
+
+
+def choose(task, hparams, outputs, targets, most: int) -> Chosen:
+    """Greedy selection from outputs float32 (models, n, ...) and targets (n, ...), of at most
+    `most` different models."""
+    losses = np.asarray(_losses(task, hparams, outputs[:1] * 0, jnp.float32(0), outputs, targets))
+    counts, ensemble, best = np.zeros(len(outputs), int), outputs[0] * 0, (math.inf, None)
+    for done in range(ROUNDS):
+        new = np.asarray(
+            _losses(task, hparams, ensemble[None], jnp.float32(done), outputs, targets)
+        )
+        if np.sum(counts > 0) >= most:
+            new = np.where(counts > 0, new, math.inf)
+        added = int(np.argmin(new))
+        counts[added] += 1
+        pair = jnp.stack([ensemble, outputs[added]])
+        ensemble = outputs[added] if not done else mean(task, pair, _shares(jnp.float32(done)))
+        if new[added] < best[0]:
+            best = float(new[added]), counts.copy(), ensemble
+    loss, counts, ensemble = best
+    temperature = 1.0
+    if hasattr(task, "mean_logits"):
+        temperature, loss = _temperature(task, hparams, ensemble, targets)
+    weights = [float(count) for count in counts / counts.sum()]
+    return Chosen(weights, temperature, loss, float(np.nanmin(losses)))
+
+
+def _shares(done):
+    """Of what is there and of one more model, after so many."""
+    return jnp.stack([done, jnp.float32(1)]) / (done + 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(task, hparams, ensemble, done, outputs, targets):
+    """The mean loss of the ensemble with each of the models added, float32 (models,); nothing is
+    there yet where `done` is 0."""
+
+    def one(added):
+        both = mean(task, jnp.stack([ensemble[0], added]), _shares(jnp.maximum(done, 1)))
+        return task.loss(jnp.where(done == 0, added, both), targets, hparams).mean()
+
+    return jax.lax.map(one, outputs)
+
+
+def _temperature(task, hparams, logits, targets):
+    """(the temperature with the lowest loss, that loss)."""
+    from scipy.optimize import minimize_scalar
+
+    loss = jax.jit(lambda scale: task.loss(logits * scale, targets, hparams).mean())
+    # cooler or hotter than 20 is no calibration: too few examples
+    found = minimize_scalar(
+        lambda log_t: float(loss(jnp.float32(math.exp(-log_t)))),
+        bounds=(-math.log(20), math.log(20)), method="bounded",
+    )  # fmt: skip
+    return float(math.exp(found.x)), float(found.fun)
+
+
+def build(experiment, config: run.Config, objective, trials, folder: Path, dataset, log):
+    """Chooses an ensemble of the sweep's models, saves it as the run folder `folder`, and tests it
+    once. Returns what results.json says of it; None, which is said, where no two models are
+    together better than one. config: of the sweep's best trial."""
+    members = parallel.from_main(lambda: list(objective.members.of(trials)))
+    if len(members) < 2:
+        log("no ensemble: the models of fewer than two trials are here")
+        return None
+    task, hparams = config.recipe.task, train.as_traced(config.hparams.evaluation())
+    outputs = jnp.stack([member.outputs for member in members])
+    batch = {
+        name: jnp.asarray(leaf[: outputs.shape[1]]) for name, leaf in objective.splits[1].items()
+    }
+    batch["inputs"] = train.floats(batch["inputs"])
+    batch["targets"] = task.targets(batch)
+    found = choose(task, hparams, outputs, batch["targets"], objective.sweep.ensemble)
+    chosen = [(member, w) for member, w in zip(members, found.weights, strict=True) if w]
+    if len(chosen) < 2:
+        log("no ensemble: none is better than the best model alone")
+        return None
+    chosen.sort(key=lambda pair: -pair[1])
+    log(f"testing an ensemble of {len(chosen)} models: validation loss {found.loss:.4f}, the best "
+        f"alone {found.alone:.4f}; temperature {short_text(found.temperature)}")  # fmt: skip
+    by_number = {trial.number: trial.params for trial in trials}
+
+    def of_trial(member):
+        sweep = objective.sweep
+        return objective.space.apply(by_number[member.trial], sweep.recipe, sweep.hparams)
+
+    shares = jnp.float32([w for _, w in chosen])
+    picked = jnp.stack([member.outputs for member, _ in chosen])
+    logits = mean(task, picked, shares) / found.temperature
+    config = _as_run(config, chosen, of_trial, found.temperature)
+    scores = _scores(config.recipe, hparams, logits, batch)
+    # one host looks, and moves what is in the way, before all begin
+    resume = parallel.from_main(lambda: in_folder(config, folder).resume)
+    parallel.from_main(lambda: folder.mkdir(exist_ok=True))
+    config = dataclasses.replace(config, run_dir=folder, resume=resume)
+    if not checkpoint_files.steps(folder / "checkpoints"):
+        _save(experiment, config, [member for member, _ in chosen], dataset, scores, log)
+    tested = run.run(experiment, dataclasses.replace(config, resume=True), log, dataset)
+    return {
+        "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for m, w in chosen],
+        "temperature": found.temperature,
+        "validation_loss": found.loss,
+        "validation_loss_of_the_best_alone": found.alone,
+        "val": tested.get("val"),
+        "test": tested.get("test"),
+        "run_dir": str(folder),
+    }
+
+
+def _as_run(config, chosen, of_trial, temperature):
+    """The Config of the run that the ensemble is. chosen: members and their shares; of_trial: a
+    member -> its (Recipe, Hparams)."""
+    frozen = config.transfer is not None and config.transfer.frozen
+    recipes = [of_trial(member) for member, _ in chosen]
+    model = Ensemble(
+        # copies: Flax gives one object that stands at two places one set of parameters
+        members=tuple(recipe.model.clone() for recipe, _ in recipes),
+        hparams=tuple(numbers for _, numbers in recipes),
+        weights=tuple(weight for _, weight in chosen),
+        task=config.recipe.task,
+        temperature=temperature,
+        shared=frozen,
+    )
+    recipe = train.Recipe(
+        model, config.recipe.task, NoOptimizer(), batch_size=config.recipe.batch_size
+    )
+    return dataclasses.replace(
+        config, recipe=recipe, epochs=1, patience=0, reduce_on_plateau=0, given=(),
+        transfer=config.transfer if frozen else None,
+    )  # fmt: skip
+
+
+def _scores(recipe, hparams, outputs, batch) -> dict[str, float]:
+    batch = {**batch, "mask": jnp.ones(len(outputs))}
+    losses = recipe.task.loss(outputs, batch["targets"], hparams)
+    return recipe.task.summary(jax.device_get(task_sums(recipe, outputs, losses, batch)))
+
+
+def _save(experiment, config, members, dataset, scores, log) -> None:
+    """Writes the run folder of an ensemble, as if it had been trained for one epoch."""
+    job = prepared(config, lambda _: None, dataset)
+    begin(experiment, config, job.dataset, job.examples, config.run_dir, lambda _: None)
+    trees = [member.variables for member in members]
+    params = {f"members_{i}": tree["params"] for i, tree in enumerate(trees)}
+    names = {name for tree in trees for name in tree} - {"params"}
+    collections = {
+        name: {f"members_{i}": tree[name] for i, tree in enumerate(trees) if name in tree}
+        for name in names
+    }
+    key, none = jax.random.key(config.seed), job.abstract.opt_state
+    state = train.State(jnp.int32(1), params, collections, none, None, key)
+    row = {"epoch": 1, "step": 1, **{f"val_{name}": value for name, value in scores.items()}}
+    row |= {"learning_rate": 0.0, "seconds": 0.0, "examples_per_second": 0.0}
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
+    checkpoints.save(train.Saved(jax.tree.map(jnp.asarray, state), [row]))
+
+
+def in_folder(config: run.Config, folder: Path) -> run.Config:
+    """The Config for its run folder: continued where it is the same run, else what is there is
+    moved aside."""
+    here = dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists())
+    if here.resume:
+        old, names = load_config(folder)["config"], ("recipe", "hparams", "epochs")
+        if [old[name] for name in names] != [run.to_json(getattr(here, name)) for name in names]:
+            folder.rename(folder.with_name(f"{folder.name}_{time.time():.0f}"))
+            here = dataclasses.replace(here, resume=False)
+    return here

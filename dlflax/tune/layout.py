@@ -1,0 +1,83 @@
+"""Where the lanes of a population are trained, and how many fit."""
+
+import contextlib
+import dataclasses
+import os
+from typing import Literal
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dlflax import train
+from dlflax.files import host_memory
+
+Mode = Literal["vmap", "map"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the lanes are trained. Static: another layout is another program."""
+
+    mode: Mode
+    """vmap: a device trains its lanes at once; map: one after the other."""
+    devices: int
+    """How many of `jax.devices()` share the lanes."""
+    width: int
+    """Lanes, a multiple of `devices`. Under map those without a trial cost nothing."""
+
+    @property
+    def lanes_per_device(self) -> int:
+        """Lanes a device."""
+        return self.width // self.devices
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """("lane") cuts the first axis over the devices; () puts a copy on every device."""
+        devices = jax.devices()[: self.devices]
+        # Auto: jax.make_mesh's default, Explicit, refuses to gather survivors
+        mesh = jax.make_mesh((self.devices,), ("lane",), (AxisType.Auto,), devices=devices)
+        return NamedSharding(mesh, P(*axes))
+
+
+def layout_for(
+    recipe: train.Recipe, hparams: train.Hparams, inputs, lanes: int, mode: Mode | None = None
+) -> Layout:
+    """The layout for `lanes` at once; mode None chooses it by what was measured: on a CPU one
+    virtual device a core and map, but vmap below 20,000 parameters, where a step is mostly
+    overhead; vmap on GPU and TPU. inputs: one example (1, ...)."""
+    if mode is None:
+        params = train.abstract(recipe, hparams, inputs).params
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        mode = "map" if jax.default_backend() == "cpu" and parameters >= 20_000 else "vmap"
+    devices = len(jax.devices())
+    if jax.process_count() == 1:  # of several hosts all take part, whether they have lanes or not
+        devices = min(devices, lanes)
+    return Layout(mode, devices, -(-lanes // devices) * devices)
+
+
+def use_all_cores() -> None:
+    """One virtual CPU device a core, which measured fastest for a population. Does nothing once
+    JAX has started, or where XLA_FLAGS says how many."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", cores)
+
+
+def lane_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs) -> int:
+    """At least what a lane takes in memory: its State, its best variables, and its gradient while
+    it is trained."""
+    state = train.abstract(recipe, hparams, inputs)
+    leaves = jax.tree.leaves((state, state.params, train.variables(recipe, state)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def memory() -> int:
+    """Bytes that all devices have together; of a CPU, what the machine or its container has. Other
+    hosts are taken to be like this one."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        own = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
+    else:
+        own = host_memory()
+    return own * jax.process_count()

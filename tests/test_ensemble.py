@@ -1,0 +1,181 @@
+"""Ensembles: their mean, choice and temperature by other means; of every kind of sweep."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, logit, softmax
+from sklearn.datasets import load_digits
+
+import experiments
+from dlflax import train
+from dlflax.data.arrays import Arrays
+from dlflax.models import MLP, Autoencoder
+from dlflax.run.predict import Predictor
+from dlflax.train import metrics
+from dlflax.train.ensemble import Ensemble, mean
+from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
+from dlflax.tune import ensemble, sweep
+from dlflax.tune.members import Members
+
+RNG = np.random.default_rng(0)
+LOGITS = np.float32(RNG.normal(size=(5, 40, 3)) * 2)
+TARGETS = RNG.integers(0, 3, 40)
+
+
+def test_the_mean_is_that_of_the_probabilities():
+    weights = np.float32([0.5, 0.2, 0.1, 0.1, 0.1])
+    expected = np.tensordot(weights, softmax(LOGITS, -1), 1)
+    found = softmax(mean(Classification(), jnp.asarray(LOGITS), weights), -1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    expected = logit(np.tensordot(weights, expit(LOGITS), 1))
+    for task, logits in ((MultiLabel(), LOGITS), (Classification(), LOGITS[..., :1])):
+        found = mean(task, jnp.asarray(logits), weights)
+        np.testing.assert_allclose(found, expected[..., : logits.shape[-1]], atol=1e-5)
+    expected = np.tensordot(weights, LOGITS, 1)
+    np.testing.assert_allclose(mean(Regression(), jnp.asarray(LOGITS), weights), expected, 1e-5)
+
+
+def loss_of(logits):
+    return -log_softmax(logits, -1)[np.arange(len(TARGETS)), TARGETS].mean()
+
+
+def test_the_choice_is_the_greedy_one_and_the_temperature_the_best():
+    # what Caruana et al. write, in probabilities
+    probabilities, picked, best = softmax(np.float64(LOGITS), -1), [], (np.inf, [])
+    for _ in range(ensemble.ROUNDS):
+        losses = [
+            -np.log(np.mean(probabilities[[*picked, i]], 0)[np.arange(40), TARGETS]).mean()
+            for i in range(5)
+        ]
+        picked.append(int(np.argmin(losses)))
+        best = min(best, (min(losses), list(picked)))
+    found = ensemble.choose(Classification(), train.Hparams(), jnp.asarray(LOGITS), TARGETS, 5)
+    np.testing.assert_allclose(found.weights, np.bincount(best[1], minlength=5) / len(best[1]))
+    assert found.alone == pytest.approx(min(map(loss_of, LOGITS)), abs=1e-5)
+    logits = np.log(np.mean(probabilities[best[1]], 0))
+    cooled = minimize_scalar(lambda t: loss_of(logits / t), bounds=(0.05, 20), method="bounded")
+    assert found.loss == pytest.approx(cooled.fun, abs=1e-5)
+    assert found.temperature == pytest.approx(cooled.x, rel=0.02)
+    few = ensemble.choose(Classification(), train.Hparams(), jnp.asarray(LOGITS), TARGETS, 2)
+    assert np.sum(np.array(few.weights) > 0) <= 2
+
+
+def test_calibration_by_hand():
+    sure = np.array([0.95, 0.95, 0.65, 0.65])
+    found = metrics.calibration(np.array([0, 1, 0, 0]), np.stack([sure, 1 - sure], 1), bins=10)
+    assert found["error"] == pytest.approx((0.45 * 2 + 0.35 * 2) / 4)
+    assert found["count"].tolist() == [0] * 6 + [2, 0, 0, 2]
+    assert found["accuracy"][9] == 0.5 and found["confidence"][6] == pytest.approx(0.65)
+    edge = metrics.calibration(np.array([0]), np.array([[1.0, 0.0]]))
+    assert edge["error"] == 0 and edge["count"][-1] == 1
+
+
+def test_an_ensemble_is_a_model():
+    members = tuple(MLP(features=(4,), num_outputs=3) for _ in range(2))
+    model = Ensemble(members, (train.Hparams(),) * 2, (0.25, 0.75), Classification(), 2.0)
+    inputs = jnp.asarray(RNG.normal(size=(6, 5)), jnp.float32)
+    variables = model.init(jax.random.key(0), inputs)
+    assert set(variables["params"]) == {"members_0", "members_1"}
+    each = [
+        member.apply({"params": variables["params"][f"members_{i}"]}, inputs)
+        for i, member in enumerate(members)
+    ]
+    expected = np.tensordot([0.25, 0.75], [softmax(e, -1) for e in each], 1)
+    found = softmax(2 * model.apply(variables, inputs), -1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_only_the_best_trials_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlflax.tune.members.MOST_TRIALS", 2)
+    members = Members(tmp_path, "maximize")
+    for index, value in enumerate([0.3, 0.9, 0.5, 0.1]):
+        if members.wants(value):
+            members.add(index, value, [({"params": {"a": np.ones(2)}}, np.zeros((1, 2)))])
+    assert not members.wants(0.4) and not members.wants(np.nan) and members.wants(0.6)
+    assert [path.stem for path in sorted(members.folder.iterdir())] == ["000001", "000002"]
+    (members.folder / "000001.safetensors").write_bytes(b"cut")
+    assert list(members._files()) == [2]
+
+
+def digits(task):
+    images, targets = load_digits(return_X_y=True)
+    inputs, names = np.float32(images.reshape(-1, 8, 8, 1) / 16), tuple("0123456789")
+    if isinstance(task, MultiLabel):
+        targets, names = np.float32(np.stack([targets % 2, targets > 4], 1)), ("odd", "large")
+    if isinstance(task, Regression):
+        targets, names = np.float32(targets[:, None]), ("digit",)
+    part = {"inputs": inputs, "targets": targets}
+    return Arrays(*({k: v[p] for k, v in part.items()} for p in HALVES), class_names=names)
+
+
+HALVES = slice(0, 900), slice(900, None)
+SPACES = {
+    "classification, structures": (Classification(), MLP(), {"model.features": ("8", "16")}),
+    "multilabel, seeds": (MultiLabel(), MLP(features=(16,)), {"seeds": 2}),
+    "regression": (Regression(), MLP(features=(16,)), {}),
+    "reconstruction": (Reconstruction(), Autoencoder(features=(32,), code=8), {}),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_of_every_task(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    task, model, options = SPACES[name]
+    options = dict(options)
+    space = {"learning_rate": ("1e-2", "3e-2", "log"), "dropout": ("0", "0.3")}
+    space |= {key: options.pop(key) for key in ("model.features",) if key in options}
+    if isinstance(task, Reconstruction):
+        space.pop("dropout")
+    arrays = digits(task)
+    config = sweep.Sweep(
+        recipe=train.Recipe(model, task, batch_size=64, ema=True), data=arrays, space=space,
+        trials=8, population=4, epochs=2, sampler="qmc", run_dir=tmp_path / "sweep", **options,
+    )  # fmt: skip
+    results = sweep.run_sweep("random_search", "digits", config)
+    found = results["ensemble"]
+    assert found["validation_loss"] < found["validation_loss_of_the_best_alone"]
+    assert sum(each["weight"] for each in found["models"]) == pytest.approx(1)
+    assert 2 <= len(found["models"]) <= 16
+    assert (
+        found["test"]["loss"]
+        == json.loads((tmp_path / "sweep" / "ensemble" / "results.json").read_text())["test"][
+            "loss"
+        ]
+    )
+    assert f"the ensemble of {len(found['models'])} models has" in capsys.readouterr().out
+
+    # the saved run says what its members say together
+    predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments)
+    inputs = arrays.test["inputs"][:20]
+    recipe = predictor.config.recipe
+    state, members = predictor.state(inputs), recipe.model.members
+    each = []
+    for i, member in enumerate(members):
+        variables = {"params": state.params[f"members_{i}"]}
+        variables |= {k: v[f"members_{i}"] for k, v in state.collections.items()}
+        each.append(member.apply(variables, inputs))
+    together = mean(task, jnp.stack(each), jnp.float32(recipe.model.weights))
+    np.testing.assert_allclose(
+        predictor.outputs(inputs), together / recipe.model.temperature, rtol=1e-4, atol=1e-5
+    )
+    # finished: nothing is done again
+    before = (tmp_path / "sweep" / "ensemble" / "results.json").stat().st_mtime_ns
+    again = sweep.run_sweep("random_search", "digits", config)
+    assert again["ensemble"]["test"] == found["test"]
+    assert (tmp_path / "sweep" / "ensemble" / "results.json").stat().st_mtime_ns == before
+
+
+def test_without_an_ensemble_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = sweep.Sweep(
+        recipe=train.Recipe(MLP(features=(4,)), batch_size=64), data=digits(Classification()),
+        space={"learning_rate": ("1e-3", "3e-2", "log")}, trials=2, population=2, epochs=1,
+        sampler="qmc", ensemble=0, run_dir=Path("sweep"),
+    )  # fmt: skip
+    assert sweep.run_sweep("random_search", "digits", config)["ensemble"] is None
+    assert not Path("sweep/members").exists() and not Path("sweep/ensemble").exists()
