@@ -116,13 +116,19 @@ def digits(task):
 HALVES = slice(0, 900), slice(900, None)
 SPACES = {
     "classification, structures": (Classification(), MLP(), {"model.features": ("8", "16")}),
-    "multilabel, seeds": (MultiLabel(), MLP(features=(16,)), {"seeds": 2}),
     "regression": (Regression(), MLP(features=(16,)), {}),
+    "multilabel, seeds": (MultiLabel(), MLP(features=(16,)), {"seeds": 2}),
     "reconstruction": (Reconstruction(), Autoencoder(features=(32,), code=8), {}),
 }
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if i > 1 else [])
+        for i, name in enumerate(SPACES)
+    ],
+)
 def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     task, model, options = SPACES[name]

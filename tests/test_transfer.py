@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+import experiments
 from dlflax import data, train, transfer
 from dlflax.data import stream
+from dlflax.data.arrays import Arrays
 from dlflax.data.dataset import DiskArray
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.models.layers import Dropout
 from dlflax.run.config import weighted
+from dlflax.run.predict import Predictor
 from dlflax.train import Hparams, Recipe, augment
 from dlflax.train.step import objective
 from dlflax.train.tasks import Classification
 from dlflax.transfer import Transfer, weights
+from dlflax.tune import ensemble, sweep
 
 RNG = np.random.default_rng(0)
 
@@ -286,3 +290,37 @@ def test_streamed_training_stops_inside_a_piece_and_goes_on_to_the_same_bits():
 def test_every_augmentation_has_its_numbers():
     names = augment.numbers(augment.AUGMENTATIONS.values(), Hparams())
     assert all(hasattr(Hparams(), name) for name in names)
+
+
+@pytest.mark.parametrize("finetune", ["head", "last-blocks"])
+def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, finetune):
+    """Heads share the frozen backbone, which is computed once; others have all in the State."""
+    monkeypatch.chdir(tmp_path)
+    config = sweep.Sweep(
+        recipe=RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
+        transfer=Transfer(finetune=finetune), sampler="qmc", trials=6,
+        space={"learning_rate": ("2e-2", "5e-2", "log")}, population=3, epochs=5,
+        validation=0.25, run_dir=tmp_path / "sweep",
+    )  # fmt: skip
+    chosen = ensemble.Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)
+    monkeypatch.setattr(ensemble, "choose", lambda *_: chosen)
+    found = sweep.run_sweep("random_search", "halves", config, lambda line: None)["ensemble"]
+    assert len(found["models"]) == 2
+    predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments, log=lambda line: None)
+    inputs = pictures(6, 3)["inputs"]
+    state, model = predictor.state(inputs), predictor.config.recipe.model
+    backbones = sum("block1" in tree for tree in state.params.values())
+    assert backbones == (1 if finetune == "head" else len(found["models"]))
+    shared = {**state.params["members_0"], **pretrained["params"]}
+    del shared["logits"]
+    each = []
+    for i in range(len(model.members)):
+        name = f"members_{i}"
+        others = {k: v[name] for k, v in state.collections.items() if name in v}
+        variables = {"params": state.params[name], **others}
+        if finetune == "head":
+            variables = {**pretrained, "params": {**shared, "logits": state.params[name]["logits"]}}
+        each.append(jax.nn.softmax(Backbone().apply(variables, inputs / np.float32(255))))
+    expected = jnp.tensordot(jnp.float32(model.weights), jnp.stack(each), 1)
+    together = jax.nn.softmax(predictor.outputs(inputs) * model.temperature)
+    np.testing.assert_allclose(together, expected, atol=1e-5)

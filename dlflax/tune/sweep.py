@@ -248,11 +248,11 @@ def run_sweep(
         trials = store.trials()
         lanes = dataclasses.replace(sweep, recipe=start.recipe)
         # of several workers or hosts none knows what another one trains
-        alone = isinstance(store, Local)
+        checkpoint = BatchCheckpoint(folder, log) if isinstance(store, Local) else None
         objective = Objective(
             lanes, tried, recipes, splits, direction, trials, pretrained=start.pretrained,
             members=Members(folder, direction) if sweep.ensemble else None,
-            checkpoint=BatchCheckpoint(folder, log) if alone else None, log=log,
+            checkpoint=checkpoint, log=log,
         )  # fmt: skip
         log_plan(objective, dataset, splits, len(trials), log)
         live = report.Live(folder, saved, direction, log)
@@ -262,6 +262,8 @@ def run_sweep(
                 population=sweep.population, seed=sweep.seed,
                 recorded=live if parallel.is_main() else lambda trials: None,
             )  # fmt: skip
+        if checkpoint:
+            checkpoint.clear()
         trials = store.trials()
         results = store.claim_finish(sweep.trials)
         if results is None:
