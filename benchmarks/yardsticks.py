@@ -169,8 +169,11 @@ def main(options: Options) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
     spawned = multiprocessing.get_context("spawn")  # JAX has threads
     with ProcessPoolExecutor(mp_context=spawned) as pool:
+        samplers = [s for s in options.samplers if s != "cmaes" or importlib.util.find_spec(s)]
+        if len(samplers) < len(options.samplers):
+            print("cmaes left out: pip install cmaes")
         print(f"median regret after {options.trials} trials, {options.seeds} seeds")
-        for population, sampler in itertools.product(options.populations, options.samplers):
+        for population, sampler in itertools.product(options.populations, samplers):
             for name in FUNCTIONS:
                 clock = time.perf_counter()
                 jobs = [(name, sampler, options.trials, seed, population) for seed in seeds]

@@ -199,7 +199,13 @@ def test_photographs_of_two_classes():
     scores, pictures, tables, rows, outputs = judged(
         model, variables, images, targets, ("red", "blue")
     )
-    assert list(scores) == ["macro_precision", "macro_recall", "roc_auc", "per_class"]
+    assert list(scores) == [
+        "macro_precision",
+        "macro_recall",
+        "roc_auc",
+        "calibration_error",
+        "per_class",
+    ]
     said = np.where(np.isin(np.arange(60), wrong), 1 - targets, targets)
     of = [(said == c, targets == c) for c in (0, 1)]
     precision, recall = (np.mean([(p & t).sum() / (p, t)[k].sum() for p, t in of]) for k in (0, 1))
@@ -261,7 +267,8 @@ def test_only_photographs_with_a_feature_map_are_explained(shape):
         )
         explained = shape == (32, 32, 3) and isinstance(model, CNN)
         assert (pictures["grad_cam"]() is not None) == explained and not tables
-        assert list(scores) == ["macro_precision", "macro_recall", "per_class"]
+        names = ["macro_precision", "macro_recall", "calibration_error", "per_class"]
+        assert list(scores) == names
 
 
 def test_heatmaps_are_drawn(tmp_path):

@@ -24,19 +24,15 @@ from dlflax.report.findings import of_ensemble
 from dlflax.report.trials import print_findings, print_trials
 from dlflax.run.config import (
     PLACE,
-    check,
-    check_count,
     prepare_data,
-    refuse_unused,
-    unused_numbers,
     weighted,
 )
 from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
-from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.hparams import numbers
 from dlflax.tune import report
 from dlflax.tune.broadcast import Broadcast
+from dlflax.tune.check import check_sweep, check_transfer, check_unused
 from dlflax.tune.checkpoint import BatchCheckpoint
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
@@ -44,8 +40,8 @@ from dlflax.tune.layout import use_all_cores
 from dlflax.tune.members import Members
 from dlflax.tune.objective import Objective
 from dlflax.tune.plan import all_recipes, log_plan, population_size
-from dlflax.tune.search import Sampler, check_sampler, search
-from dlflax.tune.space import STRUCTURE, Space, space
+from dlflax.tune.search import Sampler, search
+from dlflax.tune.space import STRUCTURE, space
 from dlflax.tune.stores import Local, open_study, sqlite_url
 from dlflax.tune.trial import without_password
 
@@ -221,7 +217,7 @@ def run_sweep(
             "--finetune head."
         )
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
-    _check_numbers(sweep, tried, recipes, splits[0], log)
+    check_unused(sweep, tried, recipes, splits[0], log)
     if jax.process_count() > 1:  # the winner's retraining would say so at the end
         for recipe in recipes:
             parallel.devices(sweep.devices, recipe.batch_size)
@@ -296,7 +292,7 @@ def _storage(sweep: Sweep) -> str:
 def _bound(sweep, search_name, experiment, log):
     """(the sweep with nothing left open, its Dataset, Splits, Space). InputError for what does not
     go together."""
-    _check(sweep)
+    check_sweep(sweep)
     dataset, examples, recipe = prepare_data(sweep, log)
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
@@ -327,60 +323,8 @@ def _bound(sweep, search_name, experiment, log):
             "--space.loss with --objective val_loss compares different losses with each other: add "
             f"--objective {next((n for n in known if n != 'val_loss'), 'val_SCORE')}."
         )
-    _check_transfer(sweep.transfer, tried)
+    check_transfer(sweep.transfer, tried)
     return sweep, dataset, examples, tried
-
-
-def _check(sweep: Sweep) -> None:
-    """InputError for numbers that no sweep can have."""
-    check(sweep)
-    check_sampler(sweep.sampler)
-    check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
-    check_count("population", sweep.population, 0, 10**6)
-    check_count("seeds", sweep.seeds, 1, 1000)
-    check_count("ensemble", sweep.ensemble, 0, 1000)
-    if sweep.study is not None and (not sweep.study.strip() or set(sweep.study) & set("/\\\0")):
-        raise InputError(
-            f"--study {sweep.study!r} must be a name without slashes: it is that of a folder too."
-        )
-    if sweep.prune < 0 or sweep.prune == 1:
-        raise InputError(f"--prune {sweep.prune} must be 2 or more, or 0 for no pruning.")
-    if sweep.prune > sweep.epochs:
-        raise InputError(
-            f"--prune {sweep.prune} needs at least {sweep.prune} epochs, not --epochs "
-            f"{sweep.epochs}."
-        )
-    if sweep.validation == 0:
-        raise InputError("--validation 0: a sweep compares its trials on validation data.")
-    if sweep.rank == "cautious" and sweep.seeds == 1:
-        raise InputError("--rank cautious is for --seeds 2 or more, whose spread it goes by.")
-    if not 1 <= sweep.heartbeat <= 3600:
-        raise InputError(f"--heartbeat {sweep.heartbeat:g} must be from 1 to 3600 seconds.")
-
-
-def _check_transfer(kind, tried: Space) -> None:
-    """InputError for a space over what is the same for all trials."""
-    strengths = {name for each in AUGMENTATIONS.values() for name in each.numbers}
-    for name in (*tried.distributions, *tried.fixed) if kind and kind.pretrained else ():
-        flag = f"--space.{name.replace('_', '-')}"
-        if name.startswith("model."):
-            raise InputError(f"{flag}: pretrained weights fit one model: leave it out.")
-        if kind.frozen and (name == "augment" or name in strengths):
-            raise InputError(
-                f"{flag}: with --finetune head the features are computed once, for all trials: use "
-                f"--hparams.{flag.removeprefix('--space.')} and --views, or leave it out."
-            )
-
-
-def _check_numbers(sweep, tried: Space, recipes, train_set, log) -> None:
-    """InputError for a number that was given and that no structure reads; `log` gets those that the
-    experiment's own space has."""
-    views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
-    names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
-    unused = unused_numbers(names, recipes, sweep.hparams, train_set)
-    refuse_unused(sweep.given, unused - {*views}, recipes[0])
-    for name in sorted(unused & {*tried.distributions}):
-        log(f"note: nothing here reads {name}: its values make no difference")
 
 
 def _as_begun(sweep, saved, new, log) -> Sweep:
@@ -388,7 +332,7 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
     InputError when the study was begun with another setup."""
     free = {
         "resume", "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat",
-        "study",
+        "study", "ensemble",
         *PLACE,
     }  # fmt: skip
     if not sweep.population:

@@ -1,0 +1,60 @@
+"""What a sweep refuses before it starts."""
+
+from dlflax import transfer
+from dlflax.errors import InputError
+from dlflax.run.config import check, check_count, refuse_unused, unused_numbers
+from dlflax.train.augment import AUGMENTATIONS
+from dlflax.tune.search import check_sampler
+from dlflax.tune.space import Space
+
+
+def check_sweep(sweep) -> None:
+    """InputError for numbers that no sweep can have."""
+    check(sweep)
+    check_sampler(sweep.sampler)
+    check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
+    check_count("population", sweep.population, 0, 10**6)
+    check_count("seeds", sweep.seeds, 1, 1000)
+    check_count("ensemble", sweep.ensemble, 0, 1000)
+    if sweep.study is not None and (not sweep.study.strip() or set(sweep.study) & set("/\\\0")):
+        raise InputError(
+            f"--study {sweep.study!r} must be a name without slashes: it is that of a folder too."
+        )
+    if sweep.prune < 0 or sweep.prune == 1:
+        raise InputError(f"--prune {sweep.prune} must be 2 or more, or 0 for no pruning.")
+    if sweep.prune > sweep.epochs:
+        raise InputError(
+            f"--prune {sweep.prune} needs at least {sweep.prune} epochs, not --epochs "
+            f"{sweep.epochs}."
+        )
+    if sweep.validation == 0:
+        raise InputError("--validation 0: a sweep compares its trials on validation data.")
+    if sweep.rank == "cautious" and sweep.seeds == 1:
+        raise InputError("--rank cautious is for --seeds 2 or more, whose spread it goes by.")
+    if not 1 <= sweep.heartbeat <= 3600:
+        raise InputError(f"--heartbeat {sweep.heartbeat:g} must be from 1 to 3600 seconds.")
+
+
+def check_transfer(kind, tried: Space) -> None:
+    """InputError for a space over what is the same for all trials."""
+    strengths = {name for each in AUGMENTATIONS.values() for name in each.numbers}
+    for name in (*tried.distributions, *tried.fixed) if kind and kind.pretrained else ():
+        flag = f"--space.{name.replace('_', '-')}"
+        if name.startswith("model."):
+            raise InputError(f"{flag}: pretrained weights fit one model: leave it out.")
+        if kind.frozen and (name == "augment" or name in strengths):
+            raise InputError(
+                f"{flag}: with --finetune head the features are computed once, for all trials: use "
+                f"--hparams.{flag.removeprefix('--space.')} and --views, or leave it out."
+            )
+
+
+def check_unused(sweep, tried: Space, recipes, train_set, log) -> None:
+    """InputError for a number that was given and that no structure reads; `log` gets those that the
+    experiment's own space has."""
+    views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
+    names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
+    unused = unused_numbers(names, recipes, sweep.hparams, train_set)
+    refuse_unused(sweep.given, unused - {*views}, recipes[0])
+    for name in sorted(unused & {*tried.distributions}):
+        log(f"note: nothing here reads {name}: its values make no difference")
