@@ -13,6 +13,7 @@ it is used: start-up time counts.
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,13 @@ def _most_telling(values, most: int):
 
 @contextlib.contextmanager
 def _float64():
+    import threadpoolctl
+
     with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():  # of two OpenMP libraries, which PyTorch may bring
+            warnings.simplefilter("ignore", RuntimeWarning)
+            # several threads for matrices of this size take a third more time
+            stack.enter_context(threadpoolctl.threadpool_limits(1, user_api="blas"))
         with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves the CPU out
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         stack.enter_context(jax.enable_x64(True))
