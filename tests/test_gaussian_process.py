@@ -79,7 +79,7 @@ def test_likelihood_and_its_gradient_equal_scikit_learns():
     likelihood, gradient = reference.log_marginal_likelihood(
         reference.kernel_.theta, eval_gradient=True
     )
-    with gaussian_process._float64():
+    with gaussian_process.float64():
         arrays = *gaussian_process._arrays(points, values), locations[:3]
         losses, gradients = map(np.asarray, gaussian_process._losses(raw[None], *arrays))
     prior = scipy.stats.norm.logpdf(raw, locations, [1, 1, 1, 1, 2])
@@ -101,7 +101,7 @@ def test_expected_improvement_equals_its_definition():
     best = reference.predict(points).min()
     u = (best - mean) / deviation
     expected = deviation * (scipy.stats.norm.pdf(u) + u * scipy.stats.norm.cdf(u))
-    with gaussian_process._float64():
+    with gaussian_process.float64():
         model = gaussian_process._model(raw, *gaussian_process._arrays(points, values))
         alone = gaussian_process._Improvement(model, np.zeros((0, 3)), rng)(new)
         beside = gaussian_process._Improvement(model, new[:2], rng)(new)
@@ -117,7 +117,7 @@ def test_log_improvement_is_exact(u):
 
     z = np.linspace(max(-u, -12), max(-u, 0) + 12, 400_001)
     log = np.log(np.trapezoid(integrand(z), z)) - 0.5 * min(u, 0) ** 2 - 0.5 * np.log(2 * np.pi)
-    with gaussian_process._float64():
+    with gaussian_process.float64():
         found = float(gaussian_process.log_improvement(jnp.asarray(u)))
         slope = float(jax.grad(gaussian_process.log_improvement)(jnp.asarray(u)))
     assert found == pytest.approx(log, rel=1e-6, abs=1e-6)

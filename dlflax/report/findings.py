@@ -61,6 +61,12 @@ def _gain(trials, best, direction, objective):
     text = f"The best, trial {best.number}, has {objective} {digits(best.value)}; the defaults, "
     if outcome(start) not in ("complete", "pruned"):
         return text + f"trial {start.number}, {outcome(start)}."
+    if outcome(start) == "pruned":
+        epochs = max(start.intermediate_values, default=0)
+        return text + (
+            f"trial {start.number}, were stopped after epoch {epochs} with {digits(start.value)}: "
+            "how much was gained is not known."
+        )
     gain = (start.value - best.value) * (1 if direction == "minimize" else -1)
     share = f"{gain / abs(start.value):.1%}" if start.value else digits(gain)
     text += f"trial {start.number}, have {digits(start.value)}: {share} better."

@@ -27,6 +27,20 @@ def check_sweep(sweep) -> None:
             f"--prune {sweep.prune} needs at least {sweep.prune} epochs, not --epochs "
             f"{sweep.epochs}."
         )
+    thaws = sweep.search == "freeze-thaw"
+    check_count("slice", sweep.slice, 1)
+    if sweep.slice > 1 and not thaws:
+        raise InputError("--slice is for --search freeze-thaw: leave it out.")
+    if thaws and (sweep.prune or sweep.sampler != "gp"):
+        flag = "--prune" if sweep.prune else f"--sampler {sweep.sampler}"
+        raise InputError(
+            f"{flag} and --search freeze-thaw do not go together: it has a Gaussian process of its "
+            "own, which stops trials by itself. Use sweeps.bayes_opt, without the flag."
+        )
+    if thaws and (sweep.distributed or str(sweep.storage).startswith("postgresql")):
+        raise InputError(
+            "--search freeze-thaw is for one process: leave --distributed and PostgreSQL out."
+        )
     if sweep.validation == 0:
         raise InputError("--validation 0: a sweep compares its trials on validation data.")
     if sweep.rank == "cautious" and sweep.seeds == 1:

@@ -42,18 +42,43 @@ class BatchCheckpoint:
         populations: list[Population],
         **notes: Any,
     ) -> None:
-        """Writes where the batch stands. outcomes: place in the batch -> those that are trained;
+        """Writes where a batch stands. outcomes: place in the batch -> those that are trained;
         populations: those in training; notes: JSON values that `notes` gives back."""
-        clock = time.monotonic()
         arrays, records = zip(*(each.saved() for each in populations), strict=True)
         notes |= {
             "batch": _key(batch),
             "outcomes": [[place, dataclasses.asdict(each)] for place, each in outcomes.items()],
             "populations": records,
         }
+        self.write(_numbered(arrays), notes)
+
+    def notes(self, batch: list[Trial]) -> dict[str, Any] | None:
+        """The notes of the last checkpoint, with its outcomes; None where there is none of this
+        batch, or it is damaged, which is said."""
+        notes = self.newest()
+        if notes is None or notes.get("batch") != _key(batch):
+            return None
+        outcomes = {place: outcome_of(each) for place, each in notes["outcomes"]}
+        return {**notes, "outcomes": outcomes}
+
+    def restore(self, notes: dict[str, Any], populations: list[Population]) -> bool:
+        """Puts the populations where the checkpoint with these notes was; whether that went
+        well."""
+        records = notes["populations"]
+        abstract = [each.abstract(of) for each, of in zip(populations, records, strict=True)]
+        arrays = self.read(_numbered(abstract))
+        if arrays is None:
+            return False
+        for i, (each, of) in enumerate(zip(populations, records, strict=True)):
+            each.restore(arrays.get(str(i), {}), of)
+        return True
+
+    def write(self, tree, notes: dict[str, Any]) -> None:
+        """Writes a tree of arrays, and JSON values."""
+        clock = time.monotonic()
         step = max(checkpoint_files.steps(self.folder), default=0) + 1
         try:
-            checkpoint_files.write(self.folder, step, _numbered(arrays), notes)
+            checkpoint_files.write(self.folder, step, tree, notes)
             for other in self.folder.iterdir():
                 if other.name != str(step):
                     shutil.rmtree(other, ignore_errors=True)
@@ -66,34 +91,25 @@ class BatchCheckpoint:
         ended = time.monotonic()
         self._next = ended + (ended - clock) / SHARE
 
-    def notes(self, batch: list[Trial]) -> dict[str, Any] | None:
-        """The notes of the last checkpoint, with its outcomes; None where there is none of this
-        batch, or it is damaged, which is said."""
-        for step in reversed(checkpoint_files.steps(self.folder)):
+    def newest(self) -> dict[str, Any] | None:
+        """The notes of the last checkpoint; None where there is none, or it is damaged, which is
+        said."""
+        for step in reversed(checkpoint_files.steps(self.folder)[-1:]):
             try:
-                notes = checkpoint_files.read_notes(self.folder, step)
+                return checkpoint_files.read_notes(self.folder, step)
             except RunError as error:
                 self._log(str(error))
-                continue
-            if notes["batch"] == _key(batch):
-                outcomes = {place: _outcome(each) for place, each in notes["outcomes"]}
-                return {**notes, "outcomes": outcomes}
         return None
 
-    def restore(self, notes: dict[str, Any], populations: list[Population]) -> bool:
-        """Puts the populations where the checkpoint with these notes was; whether that went
-        well."""
-        records = notes["populations"]
-        abstract = [each.abstract(of) for each, of in zip(populations, records, strict=True)]
-        step = checkpoint_files.steps(self.folder)[-1]
+    def read(self, abstract):
+        """The tree of the last checkpoint, whose shapes these are; None where it cannot be read,
+        which is said."""
         try:
-            arrays, _ = checkpoint_files.read(self.folder, step, _numbered(abstract))
+            step = checkpoint_files.steps(self.folder)[-1]
+            return checkpoint_files.read(self.folder, step, abstract)[0]
         except RunError as error:
             self._log(str(error))
-            return False
-        for i, (each, of) in enumerate(zip(populations, records, strict=True)):
-            each.restore(arrays.get(str(i), {}), of)
-        return True
+            return None
 
     def clear(self) -> None:
         """Deletes it: the sweep is over."""
@@ -110,6 +126,7 @@ def _key(batch):
     return json.loads(json.dumps([[trial.index, trial.params] for trial in batch]))
 
 
-def _outcome(saved):
+def outcome_of(saved: dict[str, Any]) -> Outcome:
+    """An Outcome as the notes have it."""
     intermediate = {int(epoch): value for epoch, value in saved["intermediate"].items()}
     return Outcome(**{**saved, "intermediate": intermediate})

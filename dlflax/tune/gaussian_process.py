@@ -56,7 +56,7 @@ def suggest(
     values = warped(np.array([value for _, value in finished], np.float64))
     fitted = _most_telling(values, FITTED)
     waiting, chosen = list(unfinished), []
-    with _float64():
+    with float64():
         raw = _fit(*_arrays(points[fitted], values[fitted]), _locations(encoding))
         model = _model(raw, *_arrays(points, values))
         for seed in seeds:
@@ -93,7 +93,7 @@ def _most_telling(values, most: int):
 
 
 @contextlib.contextmanager
-def _float64():
+def float64():
     import threadpoolctl
 
     with contextlib.ExitStack() as stack:
@@ -107,7 +107,7 @@ def _float64():
         yield
 
 
-def _padded(array, least: int = ROWS):
+def padded(array, least: int = ROWS):
     """With zeros below, to a power of two of rows."""
     rows = max(least, 1 << max(0, len(array) - 1).bit_length())
     return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]))])
@@ -115,10 +115,10 @@ def _padded(array, least: int = ROWS):
 
 def _arrays(points, values):
     """x (n, d), y (n,) and which rows count (n,), padded."""
-    return _padded(points), _padded(values), _padded(np.ones(len(points)))
+    return padded(points), padded(values), padded(np.ones(len(points)))
 
 
-def _kernel(a, b, scales):
+def matern(a, b, scales):
     """Matern-5/2 of (n, d) and (m, d): (n, m)."""
     square = jnp.sum(((a / scales[None])[:, None] - (b / scales[None])[None]) ** 2, -1)
     distance = jnp.sqrt(5 * square + 1e-20)  # a root has no derivative at 0
@@ -127,7 +127,7 @@ def _kernel(a, b, scales):
 
 def _noisy(x, counts, scales, noise):
     """The kernel (n, n) of noisy values; rows that do not count depend on nothing."""
-    kernel = _kernel(x, x, scales) * counts[:, None] * counts[None]
+    kernel = matern(x, x, scales) * counts[:, None] * counts[None]
     return kernel + jnp.diag(jnp.where(counts > 0, noise, 1))
 
 
@@ -142,13 +142,13 @@ def _loss(raw, x, y, counts, locations):
     length scales, of the amplitude and of the noise, both as variances."""
     scales, amplitude, noise = raw[:-2], raw[-2], raw[-1]
     kernel = _noisy(x, counts, jnp.exp(scales), jnp.exp(noise - amplitude))
-    loss = _minus_log_density(kernel, y * jnp.exp(-amplitude / 2)) + counts.sum() * amplitude / 2
+    loss = minus_log_density(kernel, y * jnp.exp(-amplitude / 2)) + counts.sum() * amplitude / 2
     loss += jnp.sum((scales - locations) ** 2) / 2
     return loss + amplitude**2 / 2 + (noise - NOISE) ** 2 / 8
 
 
 @jax.custom_vjp
-def _minus_log_density(kernel, y):
+def minus_log_density(kernel, y):
     """Of a normal distribution with this covariance at y, up to a constant."""
     return _density(kernel, y)[0]
 
@@ -165,7 +165,7 @@ def _density_gradient(known, gradient):
     return gradient * (inverse - jnp.outer(weights, weights)) / 2, gradient * weights
 
 
-_minus_log_density.defvjp(_density, _density_gradient)
+minus_log_density.defvjp(_density, _density_gradient)
 _losses = jax.jit(jax.vmap(jax.value_and_grad(_loss), (0, None, None, None, None)))
 
 
@@ -177,13 +177,13 @@ def _fit(x, y, counts, locations):
         for scales, noise in ((locations, -4), (np.full(d, -1.0), -6), (np.zeros(d), -2))
     ]
     bounds = [(math.log(5e-3), math.log(1e4))] * d + [(-5, 5), (math.log(LEAST_NOISE), 1.5)]
-    found, losses = _descended(
+    found, losses = descended(
         lambda raw: _losses(raw, x, y, counts, locations), np.array(begin), bounds, 2 * STEPS
     )
     return found[np.argmin(losses)]
 
 
-def _descended(function: Callable, begin, bounds, steps: int):
+def descended(function: Callable, begin, bounds, steps: int):
     """L-BFGS from all rows of begin (n, d) at once: (points (n, d), values (n,)). function: points
     -> (values, gradients), each of its own row."""
     import scipy.optimize
@@ -208,14 +208,14 @@ class _Improvement:
     """The logarithm of the expected improvement, on average over what the waiting may become."""
 
     def __init__(self, model, waiting, rng):
-        unknown = _padded(np.ones(len(waiting)), least=16)
+        unknown = padded(np.ones(len(waiting)), least=16)
         normals = rng.standard_normal((SAMPLES, len(unknown)))
-        fantasies = _fantasies(model, _padded(waiting, least=16), unknown, normals)
+        fantasies = _fantasies(model, padded(waiting, least=16), unknown, normals)
         self._known = model, fantasies
 
     def __call__(self, points):
         """(n,) of points (n, d)."""
-        return np.asarray(_improvements(_padded(points), *self._known))[: len(points)]
+        return np.asarray(_improvements(padded(points), *self._known))[: len(points)]
 
     def descent(self, points):
         """(minus what a call gives, its gradient) at points (n, d)."""
@@ -230,7 +230,7 @@ def _model(raw, x, y, counts):
     factor = jnp.linalg.cholesky(_noisy(x, counts, scales, noise))
     inverse = solve_triangular(factor, jnp.eye(len(x)), lower=True)
     half = inverse @ (y * jnp.exp(-raw[-2] / 2))
-    means = _kernel(x, x, scales) @ (counts * (inverse.T @ half))
+    means = matern(x, x, scales) @ (counts * (inverse.T @ half))
     best = jnp.where(counts.sum() > 0, jnp.min(jnp.where(counts > 0, means, jnp.inf)), 0)
     return x, counts, scales, inverse, half, best
 
@@ -240,7 +240,7 @@ def _fantasies(model, waiting, unknown, normals):
     """Joint samples of the function at the waiting points, without noise, so that nothing is left
     to gain there: what `_improvement` needs of them."""
     x, counts, scales, inverse, half, best = model
-    across = inverse @ (_kernel(x, waiting, scales) * counts[:, None] * unknown[None])
+    across = inverse @ (matern(x, waiting, scales) * counts[:, None] * unknown[None])
     covariance = _noisy(waiting, unknown, scales, LEAST_NOISE) - across.T @ across
     factor = jnp.linalg.cholesky(covariance)
     samples = (half @ across)[None] + normals @ factor.T
@@ -252,8 +252,8 @@ def _fantasies(model, waiting, unknown, normals):
 def _improvement(point, model, fantasies):
     x, counts, scales, inverse, half, _ = model
     waiting, unknown, across, own_inverse, normals, bests = fantasies
-    k = inverse @ (_kernel(point[None], x, scales)[0] * counts)
-    own = own_inverse @ (_kernel(point[None], waiting, scales)[0] * unknown - k @ across)
+    k = inverse @ (matern(point[None], x, scales)[0] * counts)
+    own = own_inverse @ (matern(point[None], waiting, scales)[0] * unknown - k @ across)
     deviation = jnp.sqrt(jnp.maximum(1 - k @ k - own @ own, 1e-12))
     improvement = log_improvement((bests - half @ k - normals @ own) / deviation)
     return jax.nn.logsumexp(improvement + jnp.log(deviation)) - math.log(SAMPLES)
@@ -292,7 +292,7 @@ def _best(encoding, improvement, finished, waiting, rng):
         values, gradients = improvement.descent(full)
         return values, np.asarray(gradients)[:, free]
 
-    ends, losses = _descended(descent, starts[:, free], [(0, 1)] * int(free.sum()), STEPS)
+    ends, losses = descended(descent, starts[:, free], [(0, 1)] * int(free.sum()), STEPS)
     best = starts[np.argmin(losses)]
     best[free] = ends[np.argmin(losses)]
     return encoding.decode(best)

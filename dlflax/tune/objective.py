@@ -30,15 +30,15 @@ class Objective:
         pretrained=None, members=None, checkpoint=None, log=print,
     ):  # fmt: skip
         self.sweep, self.space, self.direction = sweep, space, direction
-        self.pretrained, self.members, self._checkpoint = pretrained, members, checkpoint
+        self.pretrained, self.members, self.checkpoint = pretrained, members, checkpoint
         self._log = log
         self.layouts = layouts(sweep, recipes, splits)
         self.splits = population.put_on_devices(self.layouts[recipes[0]], *splits)
         self.progress = SweepProgress(sweep.trials, len(trials))
         self._traces = population.traces
-        self._sign = 1 if direction == "minimize" else -1
+        self.sign = 1 if direction == "minimize" else -1
         best = ranking.ranked(trials, direction)[:1]
-        self._best = best and (self._sign * best[0].value, best[0].number, best[0].params)
+        self._best = best and (self.sign * best[0].value, best[0].number, best[0].params)
         self._boards = ThreadPoolExecutor(1)  # event files are written while the devices work
 
     def __enter__(self):
@@ -54,7 +54,7 @@ class Objective:
     def __call__(self, batch: list[Trial]) -> list[Outcome]:
         """The Outcome of every trial, in the batch's order."""
         clock, sweep = time.perf_counter(), self.sweep
-        saved = self._checkpoint and self._checkpoint.notes(batch)
+        saved = self.checkpoint and self.checkpoint.notes(batch)
         groups: dict[train.Recipe, list[int]] = {}
         hparams = []
         for place, trial in enumerate(batch):
@@ -71,13 +71,13 @@ class Objective:
             if active <= outcomes.keys():  # before the kill
                 continue
             trained = {
-                recipe: self._population(
+                recipe: self.population(
                     recipe, [hparams[p] for p in group], [batch[p] for p in group]
                 )
                 for recipe, group in team.items()
             }
             stages = [*rungs, sweep.epochs]
-            if saved and self._checkpoint.restore(saved, list(trained.values())):
+            if saved and self.checkpoint.restore(saved, list(trained.values())):
                 active, stages = set(saved["active"]), stages[saved["stage"] :]
                 clock -= saved["seconds"]
                 self._log(f"continuing in the middle of trials {_numbers(batch)}")
@@ -94,8 +94,8 @@ class Objective:
                         )
             for recipe, group in team.items():
                 for k, place in enumerate(group):
-                    outcomes[place] = self._outcome(trained[recipe], k, pruned=place not in active)
-                self._keep(trained[recipe], [(batch[p].index, outcomes[p]) for p in group])
+                    outcomes[place] = self.outcome(trained[recipe], k, pruned=place not in active)
+                self.keep(trained[recipe], [(batch[p].index, outcomes[p]) for p in group])
         seconds = time.perf_counter() - clock
         ordered = [
             dataclasses.replace(outcomes[place], seconds=seconds / len(batch))
@@ -108,7 +108,8 @@ class Objective:
         """How many training programs this process has compiled for the sweep."""
         return population.traces - self._traces
 
-    def _population(self, recipe, hparams, trials):
+    def population(self, recipe, hparams, trials):
+        """A population of these trials, with the numbers of each, at their beginning."""
         sweep = self.sweep
         return population.Population(
             recipe, hparams, [trial_seeds(sweep.seed, t.index, sweep.seeds) for t in trials],
@@ -121,18 +122,18 @@ class Objective:
         """The callback that moves the bar, in trials, and saves where the batch stands."""
         epochs, done, teammates = self.sweep.epochs, len(outcomes), list(trained.values())
 
-        def on_epoch(_):
+        def on_epoch():
             rows = sum(len(row[0]) for members in teammates for row in members.histories)
             self.progress.update(done + rows / epochs, f"training {len(batch)} trials")
-            if self._checkpoint and self._checkpoint.due():
+            if self.checkpoint and self.checkpoint.due():
                 seconds = time.perf_counter() - clock
-                self._checkpoint.save(
+                self.checkpoint.save(
                     batch, outcomes, teammates, active=sorted(active), stage=stage, seconds=seconds
                 )
 
         return on_epoch
 
-    def _keep(self, trained, trials):
+    def keep(self, trained, trials):
         """Keeps the models of those trials, (index, Outcome) each, that are among the best."""
         if self.members is None:
             return
@@ -165,7 +166,7 @@ class Objective:
         values = scores.mean(1)
         if self.sweep.rank == "cautious" and self.sweep.seeds > 1:
             finite = np.isfinite(values)
-            values[finite] += self._sign * scores[finite].std(1, ddof=1)
+            values[finite] += self.sign * scores[finite].std(1, ddof=1)
         return values, scores
 
     def _survivors(self, team, trained, active):
@@ -176,12 +177,13 @@ class Objective:
             for recipe, group in team.items()
             for place, value in zip(group, self._values(trained[recipe])[0], strict=True)
         }
-        ranked = sorted(active, key=lambda place: (self._sign * values[place], place))
+        ranked = sorted(active, key=lambda place: (self.sign * values[place], place))
         return set(ranked[: math.ceil(len(ranked) / self.sweep.prune)])
 
-    def _outcome(self, members, k, pruned):
+    def outcome(self, members, k, pruned):
+        """What came of configuration k of a population."""
         values, scores = self._values(members)
-        worst = self._sign * math.inf
+        worst = self.sign * math.inf
         # the seeds' rows by epoch, as far as all came: patience may have stopped one earlier
         rows = zip(*members.histories[k], strict=False)
         curve = [float(np.mean([row[self.sweep.objective] for row in each])) for each in rows]
@@ -197,11 +199,10 @@ class Objective:
 
     def _end(self, batch, outcomes, seconds):
         for trial, outcome in zip(batch, outcomes, strict=True):
-            best = (self._sign * outcome.value, trial.index)
+            best = (self.sign * outcome.value, trial.index)
             if not outcome.pruned and (not self._best or best < self._best[:2]):
                 self._best = (*best, trial.params)
-            if parallel.is_main():
-                self._boards.submit(self._write_board, trial, outcome)
+            self.draw(trial, outcome)
         value, index, params = self._best
         rate, numbers = 60 * len(batch) / seconds, _numbers(batch)
         lost = sum(not math.isfinite(o.value) for o in outcomes)
@@ -209,8 +210,19 @@ class Objective:
             len(batch),
             f"trials {numbers}: {seconds:.1f} s, {rate:,.{0 if rate > 20 else 1}f} trials/min"
             + (f", {lost} diverged" if lost else "")
-            + f"; best so far {self._sign * value:.4f}, trial {index}: {params_text(params)}",
+            + f"; best so far {self.sign * value:.4f}, trial {index}: {params_text(params)}",
         )
+
+    def tell(self, trials: float, line: str | None) -> None:
+        """Moves the bar to so many whole trials; prints the line, if there is one."""
+        self.progress.update(trials, "training")
+        if line:
+            self.progress.population_end(0, line)
+
+    def draw(self, trial, outcome):
+        """Writes a trial for TensorBoard, in another thread."""
+        if parallel.is_main():
+            self._boards.submit(self._write_board, trial, outcome)
 
     def _write_board(self, trial, outcome):
         folder = self.sweep.run_dir / "tensorboard" / f"trial_{trial.index:04d}"

@@ -56,6 +56,8 @@ def population_size(sweep, recipes, splits) -> int:
         return sweep.population
     learns = sweep.sampler in ("tpe", "gp", "cmaes")
     wanted = min(16, max(1, sweep.trials // 4)) if learns else min(16, sweep.trials)
+    if sweep.search == "freeze-thaw":
+        wanted = 4  # one trial takes as many rounds as it has epochs, however wide a round is
     devices = len(jax.devices())
     return max(1, min(-(-wanted // devices) * devices, fits // 2))
 
@@ -78,6 +80,9 @@ def log_plan(objective, dataset, splits, done, log):
     device = f"{jax.devices()[0].platform} device"
     hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     log(f"{sweep.population} at once by {modes} over {_count(layout.devices, device)}{hosts}")
+    if sweep.search == "freeze-thaw":
+        log(f"freeze-thaw: {sweep.trials * sweep.epochs:,} epochs, on as many trials as are worth "
+            "beginning")  # fmt: skip
     if sweep.prune:
         rungs = halving_rungs(sweep.epochs, sweep.prune)
         log(f"one in {sweep.prune} continues after epoch {', '.join(map(str, rungs))}")

@@ -174,30 +174,27 @@ class Population:
         }
         return {i: min(steps) for i, steps in found.items() if steps}
 
-    def train(self, until: int, on_epoch=lambda epoch: None) -> None:
-        """Trains what is neither finished nor diverged up to `until` epochs."""
-        batches, epoch = None, None
-        while running := self._running(until):
-            # all lanes that are still trained have done the same number of epochs
-            (i, j), *_ = running.values()
-            if epoch is None:
-                epoch = len(self.trainings[i][j].history)
-                batches = self._batches(epoch)
+    def train(self, until: int | list[int], on_epoch=lambda: None) -> None:
+        """Trains what is neither finished nor diverged up to `until` epochs, which may be of each
+        configuration. on_epoch is called when all of them have one more."""
+        untils = [until] * len(self.trainings) if isinstance(until, int) else until
+        batches = None
+        while running := self._running(untils):
+            batches = self._batches() if batches is None else batches
             slots, counts = _active(running, self.layout)
             self._states, sums = train_epoch(
                 self.recipe, self.layout, self._states, self._hparams(),
                 self.train_set, self.val_set, batches, slots, counts,
             )  # fmt: skip
-            epoch += 1
-            if epoch < until:  # while the devices work
-                batches = self._batches(epoch)
+            if any(len(self.trainings[i][j].history) + 1 < untils[i] for i, j in running.values()):
+                batches = self._batches(ahead=1)  # while the devices work
             train_sums, val_sums = parallel.gathered(sums)
             for place, (i, j) in running.items():
                 self.trainings[i][j].add(_at(train_sums, place), _at(val_sums, place))
             if self._best is not None:
                 improved = self._put(self._improved(running))
                 self._best = _better(self.recipe, self._best, self._states, improved)
-            on_epoch(epoch)
+            on_epoch()
 
     def _improved(self, running):
         """bool (width,): lanes for which the last epoch was the best so far."""
@@ -249,6 +246,7 @@ class Population:
         for row, records in zip(self.trainings, notes["trainings"], strict=True):
             for lane, (history, diverged_at) in zip(row, records, strict=True):
                 lane.history, lane.diverged_at = history, diverged_at
+        arrays = parallel.place(arrays, self.layout.sharding("lane"))
         self._states = train.State(**arrays["states"]) if arrays else None
         self._best = arrays.get("best")
 
@@ -283,13 +281,13 @@ class Population:
             ]
         )
 
-    def _running(self, until):
+    def _running(self, untils):
         """{place: (configuration, seed)} of the lanes that need another epoch."""
         diverged = self.diverged
         return {
             place: (i, j)
             for place, (i, j) in ((p, lane) for p, lane in enumerate(self._lanes) if lane)
-            if i not in diverged and not self.trainings[i][j].finished(until)
+            if i not in diverged and not self.trainings[i][j].finished(untils[i])
         }
 
     def _hparams(self):
@@ -301,12 +299,16 @@ class Population:
     def _lane_seeds(self):
         return self._put(np.uint32([self.seeds[lane] for lane in self._filled()]))
 
-    def _batches(self, epoch):
+    def _batches(self, ahead=0):
+        """int32 (width, steps, batch_size): of each lane's next epoch, or of the one after it."""
         lanes = self._filled()
         made = {
-            lane: epoch_batches(self.n, self.recipe.batch_size, int(self.seeds[lane]), epoch)
-            for lane in set(lanes)
-        }
+            (i, j): epoch_batches(
+                self.n, self.recipe.batch_size, int(self.seeds[i, j]),
+                len(self.trainings[i][j].history) + ahead,
+            )
+            for i, j in set(lanes)
+        }  # fmt: skip
         return self._put(np.stack([made[lane] for lane in lanes]))
 
     def _filled(self):

@@ -30,7 +30,7 @@ from dlflax.run.config import (
 from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
 from dlflax.train.hparams import numbers
-from dlflax.tune import report
+from dlflax.tune import frozen, report
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.check import check_sweep, check_transfer, check_unused
 from dlflax.tune.checkpoint import BatchCheckpoint
@@ -77,6 +77,11 @@ class Sweep(run.Config):
     as val_loss or val_accuracy (default: the one that decides the best epoch)."""
     sampler: Sampler = "gp"
     """How the next trials are chosen."""
+    search: Literal["whole", "freeze-thaw"] = "whole"
+    """whole: every trial is trained to its end, or as --prune says; freeze-thaw: the epochs of
+    --trials whole trials go to as many trials as are worth beginning, by their learning curves."""
+    slice: int = 1
+    """--search freeze-thaw: epochs that a trial is trained for before it is decided again."""
     prune: int = 0
     """Successive halving: the best 1 in N continue after 1/N, 1/N^2, ... of the epochs (try 3)."""
     mode: Literal["auto", "vmap", "map"] = "auto"
@@ -253,11 +258,12 @@ def run_sweep(
         log_plan(objective, dataset, splits, len(trials), log)
         live = report.Live(folder, saved, direction, log)
         with objective, live:
-            search(
-                objective, tried, store, sampler=sweep.sampler, trials=sweep.trials,
-                population=sweep.population, seed=sweep.seed,
-                recorded=live if parallel.is_main() else lambda trials: None,
-            )  # fmt: skip
+            recorded = live if parallel.is_main() else lambda trials: None
+            common = dict(trials=sweep.trials, population=sweep.population, seed=sweep.seed)
+            if sweep.search == "freeze-thaw":
+                frozen.search(objective, tried, store, recorded=recorded, **common)
+            else:
+                search(objective, tried, store, sampler=sweep.sampler, recorded=recorded, **common)
         if checkpoint:
             checkpoint.clear()
         trials = store.trials()
@@ -335,6 +341,8 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
         "study", "ensemble",
         *PLACE,
     }  # fmt: skip
+    for name in ("search", "slice"):  # of studies that were begun before there was a choice
+        saved["config"].setdefault(name, getattr(Sweep, name))
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
         new = {**new, "config": {**new["config"], "population": sweep.population}}
