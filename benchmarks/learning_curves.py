@@ -10,13 +10,26 @@ Fashion-MNIST at 14 x 14 (2,000 and 1,000). learning_curves.npz: validation loss
 """
 
 import dataclasses
+import functools
 import itertools
+import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import tyro
 from optuna.distributions import FloatDistribution
 
+from dlflax.tune.encoding import Encoding, sobol
+from dlflax.tune.freeze_thaw import Curve, decide
+from dlflax.tune.search import halving_rungs, search
+from dlflax.tune.space import Space
+from dlflax.tune.stores import open_study
+from dlflax.tune.trial import Outcome
+
+MOST = 0.5  # of those epochs that freeze-thaw gets
 FILE = Path(__file__).with_suffix(".npz")
 EPOCHS, SEEDS = 27, 3
 GRID = {
@@ -38,8 +51,10 @@ class Options:
     """Train the table anew."""
     fashion_mnist: Path | None = None
     """Folder with the IDX files of Fashion-MNIST, to build with (default: it is downloaded)."""
-    seeds: int = 20
+    seeds: int = 10
     """Searches, each with another seed."""
+    lanes: tuple[int, ...] = (4,)
+    """Trials that freeze-thaw trains at once."""
 
 
 def data(name: str, folder: Path | None):
@@ -99,9 +114,105 @@ def build(options: Options) -> None:
     print(f"{FILE}: {FILE.stat().st_size / 1e6:.1f} MB")
 
 
+@functools.cache
+def table(name: str) -> np.ndarray:
+    """Losses (configurations, seeds, epochs): the best so far, +inf where it diverged."""
+    losses = np.load(FILE)[name].astype(np.float64)
+    losses = np.where(np.maximum.accumulate(~np.isfinite(losses), axis=2), np.inf, losses)
+    diverged = ~np.isfinite(losses[:, :, -1:])
+    return np.where(diverged, np.inf, np.minimum.accumulate(losses, axis=2))
+
+
+def curve(name: str, params: dict[str, float], seed: int) -> np.ndarray:
+    """(epochs,) of the nearest configuration of the grid."""
+    place = 0
+    for number, values in GRID.items():
+        scale = np.log if SPACE[number].log else np.asarray
+        nearest = np.argmin(np.abs(scale(values) - scale(params[number])))
+        place = place * len(values) + int(nearest)
+    return table(name)[place, seed % SEEDS]
+
+
+def of_whole_trials(job) -> tuple[float, list[float]]:
+    """(the least loss of `trials` whole trials by the Gaussian process, the losses)."""
+    name, seed, trials, at_once = job
+    with open_study(None, "yardstick", "minimize", SPACE) as store:
+        search(
+            lambda batch: [Outcome(float(curve(name, t.params, seed)[-1])) for t in batch],
+            Space(SPACE), store, sampler="gp", trials=trials, population=at_once, seed=seed,
+        )  # fmt: skip
+        losses = [trial.value for trial in store.trials()]
+    return min(losses), losses
+
+
+def by_halving(name: str, seed: int, target: float, at_once: int = 16) -> int:
+    """Epochs until a batch of a Sobol sequence, halved as `--prune 3` does, has the target."""
+    spent, count = 0, 0
+    points = sobol(Encoding(SPACE), seed, 64 * 16)
+    while spent < 64 * EPOCHS:
+        losses = [curve(name, p, seed) for p in points[count : count + at_once]]
+        count, done = count + at_once, 0
+        for rung in (*halving_rungs(EPOCHS, 3), EPOCHS):
+            spent += (rung - done) * len(losses)
+            if min(each[rung - 1] for each in losses) <= target:
+                return spent
+            losses = sorted(losses, key=lambda each: each[rung - 1])  # noqa: B023
+            losses, done = losses[: math.ceil(len(losses) / 3)], rung
+    return spent
+
+
+def by_freeze_thaw(name: str, seed: int, target: float, lanes: int) -> int:
+    """Epochs until a trial has the target."""
+    encoding, spent, rounds = Encoding(SPACE), 0, 0
+    truth = [curve(name, params, seed) for params in sobol(encoding, seed, lanes)]
+    curves = [Curve(params, [], False) for params in sobol(encoding, seed, lanes)]
+    picks = list(range(lanes))
+    while spent < MOST * 64 * EPOCHS:
+        for pick in picks:
+            if not isinstance(pick, int):
+                curves.append(Curve(pick, [], False))
+                truth.append(curve(name, pick, seed))
+                pick = len(curves) - 1
+            values = truth[pick][: len(curves[pick].values) + 1]
+            over = len(values) == EPOCHS or not np.isfinite(values[-1])
+            curves[pick] = curves[pick]._replace(values=list(values), over=over)
+            spent += 1
+        if min(each.values[-1] for each in curves) <= target:
+            break
+        rounds += 1
+        picks = decide(encoding, curves, EPOCHS, lanes, 1000 * seed + rounds)
+    return spent
+
+
+def reached(job) -> list[float]:
+    """For a table and a seed: the share of the epochs of 64 whole trials after which each search
+    has their least loss."""
+    name, seed, lanes = job
+    target, losses = of_whole_trials((name, seed, 64, 16))
+    whole = (losses.index(target) + 1) * EPOCHS
+    shares = [whole, by_halving(name, seed, target)]
+    shares += [by_freeze_thaw(name, seed, target, width) for width in lanes]
+    return [spent / (64 * EPOCHS) for spent in shares]
+
+
 def main(options: Options) -> None:
     if options.build:
         build(options)
+        return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
+    spawned = multiprocessing.get_context("spawn")  # JAX has threads
+    names = ["whole trials, gp", "halving", *(f"freeze-thaw, {n} lanes" for n in options.lanes)]
+    print("share of the epochs of 64 whole trials after which a search has their least loss:")
+    print(
+        f"median of {options.seeds} seeds; in brackets how many never had it ({MOST:.0%} at most)"
+    )
+    with ProcessPoolExecutor(mp_context=spawned) as pool:
+        for name in WIDTHS:
+            jobs = [(name, seed, options.lanes) for seed in range(options.seeds)]
+            shares = np.array(list(pool.map(reached, jobs)))
+            for who, column in zip(names, shares.T, strict=True):
+                late = int(np.sum(column >= (MOST if "thaw" in who else 1)))
+                print(f"{name:8} {who:22} {np.median(column):.2f} ({late})", flush=True)
 
 
 if __name__ == "__main__":
