@@ -1,11 +1,14 @@
 """Which trials to go on with: a pure function of the learning curves so far.
 
-Freeze-thaw Bayesian optimization (Swersky, Snoek and Adams 2014), in batches. A learning curve is
-taken for a polynomial in the logarithm of the epoch, of which the coefficients are Gaussian
-processes over the hyperparameters, each trial with a deviation of its own. So the value after the
-last epoch is known the better, the further a curve has come, and the better its neighbours are
-known. The trials that go on are those that will most probably be better than the best by some
-random amount (as ifBO draws it, Rakotoarison et al. 2024); a few at most are new.
+Trials wait, frozen, at rungs, after 1, 2, 4, ... parts of the epochs, and are thawed while they are
+among the best half of all that came so far (successive halving without rounds: Li et al. 2020,
+ASHA). Lanes that nothing waits for begin a trial: three in four somewhere else in the space, the
+others where a model of the learning curves hopes for most (Swersky, Snoek and Adams 2014): a curve
+is taken for a polynomial in the logarithm of the epoch, of which the coefficients are Gaussian
+processes over the hyperparameters, each trial with a deviation of its own.
+
+That the model alone decides what goes on, by its probability or expectation of a better end, was
+tried and was worse than the ranks, as were more beginnings by the model (docs/performance.md).
 """
 
 import math
@@ -16,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import log_ndtr
 
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.gaussian_process import (
@@ -28,8 +30,10 @@ from dlflax.tune.gaussian_process import (
     minus_log_density,
     padded,
 )
+from dlflax.tune.search import halving_rungs
 
-NEW = 8  # one lane in so many may begin a trial, one at least
+ETA = 2  # the best 1 in so many go on from a rung
+SPREAD = 0.75  # of the new trials that are somewhere else in the space
 CANDIDATES = 128  # new trials that are thought of
 STEPS = 60  # of L-BFGS
 GLOBAL = np.array([4.0, 1.0, 1.0])  # variances of the coefficients that all trials share
@@ -49,29 +53,71 @@ class Curve(NamedTuple):
 
 
 def decide(
-    encoding: Encoding, curves: Sequence[Curve], epochs: int, lanes: int, seed: int
+    encoding: Encoding,
+    curves: Sequence[Curve],
+    epochs: int,
+    lanes: int,
+    seed: int,
+    slice_epochs: int = 1,
 ) -> list[int | dict[str, Any]]:
     """For each of so many lanes the place of the trial to go on with, or the parameters of one to
-    begin. epochs: those of a whole trial. Fewer than `lanes` where a finite space ends."""
+    begin. epochs: those of a whole trial; slice_epochs: those that a lane is trained for before it
+    is decided again. Fewer than `lanes` where a finite space ends."""
     rng = np.random.default_rng(seed)
-    going = [i for i, curve in enumerate(curves) if not curve.over]
+    going = _thawed(curves, epochs, slice_epochs)[:lanes]
+    if len(going) == lanes:
+        return going
     fresh = _candidates(encoding, curves, rng)
+    count = min(lanes - len(going), len(fresh))
+    hoped = int(np.sum(rng.random(count) >= SPREAD))
+    new = []
+    if hoped and any(curve.values for curve in curves):
+        new = _by_model(encoding, curves, epochs, fresh, hoped, rng)
+    new += [i for i in range(len(fresh)) if i not in new][: count - len(new)]  # all over the space
+    picks = going + [fresh[i] for i in new]
+    waiting = [i for i, curve in enumerate(curves) if not curve.over and i not in going]
+    waiting.sort(key=lambda i: (_value(curves[i], epochs), i))
+    return picks + waiting[: lanes - len(picks)]  # where nothing is left to begin
+
+
+def _thawed(curves, epochs, slice_epochs) -> list[int]:
+    """The trials to go on with, the most important first: those between two rungs, then those that
+    wait at a rung and are among the best 1 in ETA of all that reached it."""
+    at_rung: dict[int, list[int]] = {rung: [] for rung in reversed(halving_rungs(epochs, ETA))}
+    found = []
+    for i, curve in enumerate(curves):
+        done = len(curve.values)
+        rung = next((r for r in at_rung if r <= done), 0)
+        if not curve.over:
+            (at_rung[rung] if rung and done < rung + slice_epochs else found).append(i)
+    found.sort(key=lambda i: (-len(curves[i].values), i))
+    for rung, waiting in at_rung.items():
+        there = [i for i, curve in enumerate(curves) if len(curve.values) >= rung]
+        there.sort(key=lambda i: (_value(curves[i], rung), i))
+        found += [i for i in there[: len(there) // ETA] if i in waiting]
+    return found
+
+
+def _by_model(encoding, curves, epochs, fresh, count, rng) -> list[int]:
+    """The places of those new trials that will most probably be better than the best."""
+    from scipy.special import log_ndtr  # not JAX's: it would be compiled for every length
+
+    going = [i for i, curve in enumerate(curves) if not curve.over]
     points = encoding.encode([*(curves[i].params for i in going), *fresh])
     with float64():
         best, rows, raw = _fitted(encoding, curves, epochs, rng)
         of = np.array([*going, *range(len(curves), len(curves) + len(fresh))], np.float64)
         mean, deviation = _after_the_last(raw, *rows, padded(points), padded(of))
     mean, deviation = (np.asarray(each)[: len(points)] for each in (mean, deviation))
-    free, picks = np.ones(len(points), bool), []
-    for _ in range(min(lanes, len(points))):
+    # not the best so far: curves that still fall would all be better
+    best = min([best, *mean[: len(going)]])
+    mean, deviation, picks = mean[len(going) :], deviation[len(going) :], []
+    for _ in range(count):
         wanted = best - 10 ** rng.uniform(LEAST, MOST)
-        chance = np.array(log_ndtr((wanted - mean) / deviation))
-        new = sum(place >= len(going) for place in picks)
-        if new >= max(1, lanes // NEW) and free[: len(going)].any():
-            chance[len(going) :] = -np.inf
-        picks.append(int(np.argmax(np.where(free, chance, -np.inf))))
-        free[picks[-1]] = False
-    return [going[p] if p < len(going) else fresh[p - len(going)] for p in picks]
+        chance = log_ndtr((wanted - mean) / deviation)
+        chance[picks] = -np.inf
+        picks.append(int(np.argmax(chance)))
+    return picks
 
 
 def _candidates(encoding, curves, rng) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ class Frozen:
                 for each in self.trials
             ]
             seed = int(np.random.SeedSequence([self._seed, self.rounds]).generate_state(1)[0])
-            picks = decide(self._encoding, curves, whole, lanes, seed)
+            picks = decide(self._encoding, curves, whole, lanes, seed, epochs)
             chosen, begun = [], len(self.trials)
             for pick in picks:
                 if isinstance(pick, int):
