@@ -57,6 +57,7 @@ def stages(options: Options) -> list[Stage]:
         Stage("streaming", ("benchmarks/streaming.py", *rows), 1200),
         Stage("growth", ("benchmarks/growth.py", *rows), 1800),
         Stage("searches", ("benchmarks/yardsticks.py",), 3600),
+        Stage("learning curves", ("benchmarks/learning_curves.py",), 1800),
     ]  # fmt: skip
     if options.fashion_dir:
         fashion = "--dataset", "fashion_mnist", "--data-dir", str(options.fashion_dir.resolve())
