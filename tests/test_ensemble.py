@@ -23,12 +23,12 @@ from dlflax.tune import ensemble, sweep
 from dlflax.tune.members import Members
 
 RNG = np.random.default_rng(0)
-LOGITS = np.float32(RNG.normal(size=(5, 40, 3)) * 2)
+LOGITS = np.float32(RNG.normal(size=(8, 40, 3)) * 2)
 TARGETS = RNG.integers(0, 3, 40)
 
 
 def test_the_mean_is_that_of_the_probabilities():
-    weights = np.float32([0.5, 0.2, 0.1, 0.1, 0.1])
+    weights = np.float32([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05])
     expected = np.tensordot(weights, softmax(LOGITS, -1), 1)
     found = softmax(mean(Classification(), jnp.asarray(LOGITS), weights), -1)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -46,16 +46,20 @@ def loss_of(logits):
 
 def test_the_choice_is_the_greedy_one_and_the_temperature_the_best():
     # what Caruana et al. write, in probabilities
-    probabilities, picked, best = softmax(np.float64(LOGITS), -1), [], (np.inf, [])
-    for _ in range(ensemble.ROUNDS):
-        losses = [
-            -np.log(np.mean(probabilities[[*picked, i]], 0)[np.arange(40), TARGETS]).mean()
-            for i in range(5)
-        ]
+    probabilities = softmax(np.float64(LOGITS), -1)
+
+    def together(chosen):
+        return -np.log(np.mean(probabilities[chosen], 0)[np.arange(40), TARGETS]).mean()
+
+    order = list(np.argsort([loss_of(each) for each in LOGITS]))
+    picked = min((order[: n + 1] for n in range(ensemble.FIRST)), key=together)
+    best = (together(picked), list(picked))
+    while len(picked) < ensemble.ROUNDS:
+        losses = [together([*picked, i]) for i in range(8)]
         picked.append(int(np.argmin(losses)))
         best = min(best, (min(losses), list(picked)))
-    found = ensemble.choose(Classification(), train.Hparams(), jnp.asarray(LOGITS), TARGETS, 5)
-    np.testing.assert_allclose(found.weights, np.bincount(best[1], minlength=5) / len(best[1]))
+    found = ensemble.choose(Classification(), train.Hparams(), jnp.asarray(LOGITS), TARGETS, 8)
+    np.testing.assert_allclose(found.weights, np.bincount(best[1], minlength=8) / len(best[1]))
     assert found.alone == pytest.approx(min(map(loss_of, LOGITS)), abs=1e-5)
     logits = np.log(np.mean(probabilities[best[1]], 0))
     cooled = minimize_scalar(lambda t: loss_of(logits / t), bounds=(0.05, 20), method="bounded")

@@ -220,7 +220,7 @@ def test_photographs_of_two_classes():
     assert rising[0] == {"file": "058.jpg", "true": "blue", "predicted": "red",
                          "probability": round(float(top.max()), 4)}  # fmt: skip
 
-    assert list(pictures) == ["confusion_matrix", "wrong_predictions", "grad_cam"]
+    assert list(pictures) == ["confusion_matrix", "reliability", "wrong_predictions", "grad_cam"]
     pictures = {name: draw() for name, draw in pictures.items()}
     right = np.flatnonzero(said == targets)
     shown = [58, 57, 40, 11, *right[[0, 13, 27, 40]]]

@@ -1,6 +1,7 @@
 """What a sweep refuses before it starts."""
 
 from dlflax import transfer
+from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.run.config import check, check_count, refuse_unused, unused_numbers
 from dlflax.train.augment import AUGMENTATIONS
@@ -61,6 +62,15 @@ def check_transfer(kind, tried: Space) -> None:
                 f"{flag}: with --finetune head the features are computed once, for all trials: use "
                 f"--hparams.{flag.removeprefix('--space.')} and --views, or leave it out."
             )
+
+
+def check_memory(splits) -> None:
+    """InputError where the data have to be read from disk while a model is trained."""
+    if not all(map(fits, splits)):
+        raise InputError(
+            "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
+            "--finetune head."
+        )
 
 
 def check_unused(sweep, tried: Space, recipes, train_set, log) -> None:

@@ -1,8 +1,8 @@
 """An ensemble of a sweep's models: chosen on validation data, saved as a run of its own.
 
-Greedy selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004): again and again
-the model is added whose addition makes the ensemble's loss lowest. Then a temperature makes its
-probabilities as sure as they should be (Guo, Pleiss, Sun and Weinberger 2017).
+Greedy selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004): from the best
+few on, again and again the model is added whose addition makes the loss lowest. Then a temperature makes
+its probabilities as sure as they should be (Guo, Pleiss, Sun and Weinberger 2017).
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.ensemble import Ensemble, NoOptimizer, mean
 from dlflax.train.step import task_sums
 
+FIRST = 5  # of the best alone, as many at most as are best together, to begin with
 ROUNDS = 30
 
 
@@ -43,9 +44,16 @@ class Chosen(NamedTuple):
 def choose(task, hparams, outputs, targets, most: int) -> Chosen:
     """Greedy selection from outputs float32 (models, n, ...) and targets (n, ...), of at most
     `most` different models."""
-    losses = np.asarray(_losses(task, hparams, outputs[:1] * 0, jnp.float32(0), outputs, targets))
-    counts, ensemble, best = np.zeros(len(outputs), int), outputs[0] * 0, (math.inf, None)
-    for done in range(ROUNDS):
+    alone = np.asarray(_losses(task, hparams, outputs[:1] * 0, jnp.float32(0), outputs, targets))
+    order = np.argsort(np.nan_to_num(alone, nan=np.inf), kind="stable")[: min(FIRST, most)]
+    prefixes = [(float(alone[order[0]]), outputs[order[0]])]
+    for done, added in enumerate(order[1:], 1):
+        joined = _joined(task, prefixes[-1][1], outputs[added], done)
+        prefixes.append((float(task.loss(joined, targets, hparams).mean()), joined))
+    size = int(np.argmin([loss for loss, _ in prefixes]))
+    counts = np.bincount(order[: size + 1], minlength=len(outputs))
+    best, ensemble = (prefixes[size][0], counts.copy(), prefixes[size][1]), prefixes[size][1]
+    for done in range(size + 1, ROUNDS):
         new = np.asarray(
             _losses(task, hparams, ensemble[None], jnp.float32(done), outputs, targets)
         )
@@ -53,8 +61,7 @@ def choose(task, hparams, outputs, targets, most: int) -> Chosen:
             new = np.where(counts > 0, new, math.inf)
         added = int(np.argmin(new))
         counts[added] += 1
-        pair = jnp.stack([ensemble, outputs[added]])
-        ensemble = outputs[added] if not done else mean(task, pair, _shares(jnp.float32(done)))
+        ensemble = _joined(task, ensemble, outputs[added], done)
         if new[added] < best[0]:
             best = float(new[added]), counts.copy(), ensemble
     loss, counts, ensemble = best
@@ -62,7 +69,11 @@ def choose(task, hparams, outputs, targets, most: int) -> Chosen:
     if hasattr(task, "mean_logits"):
         temperature, loss = _temperature(task, hparams, ensemble, targets)
     weights = [float(count) for count in counts / counts.sum()]
-    return Chosen(weights, temperature, loss, float(np.nanmin(losses)))
+    return Chosen(weights, temperature, loss, float(np.nanmin(alone)))
+
+
+def _joined(task, ensemble, added, done):
+    return mean(task, jnp.stack([ensemble, added]), _shares(jnp.float32(done)))
 
 
 def _shares(done):

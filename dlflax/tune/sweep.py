@@ -16,7 +16,6 @@ import jax
 import tyro
 
 from dlflax import parallel, run, train, transfer
-from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
@@ -32,7 +31,7 @@ from dlflax.run.version_0_1 import converted
 from dlflax.train.hparams import numbers
 from dlflax.tune import frozen, report
 from dlflax.tune.broadcast import Broadcast
-from dlflax.tune.check import check_sweep, check_transfer, check_unused
+from dlflax.tune.check import check_memory, check_sweep, check_transfer, check_unused
 from dlflax.tune.checkpoint import BatchCheckpoint
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
@@ -216,11 +215,7 @@ def run_sweep(
     examples = dataclasses.replace(examples, info=start.splits.info)
     splits = weighted(sweep.class_weights, sweep.recipe.task, start.splits)
     splits = splits.train, splits.val
-    if not all(map(fits, splits)):
-        raise InputError(
-            "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
-            "--finetune head."
-        )
+    check_memory(splits)
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
     check_unused(sweep, tried, recipes, splits[0], log)
     if jax.process_count() > 1:  # the winner's retraining would say so at the end
