@@ -1,8 +1,8 @@
 """An ensemble of a sweep's models: chosen on validation data, saved as a run of its own.
 
 Greedy selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004): from the best
-few on, again and again the model is added whose addition makes the loss lowest. Then a temperature makes
-its probabilities as sure as they should be (Guo, Pleiss, Sun and Weinberger 2017).
+few on, again and again the model is added whose addition makes the loss lowest. Then a temperature
+makes its probabilities as sure as they should be (Guo, Pleiss, Sun and Weinberger 2017).
 """
 
 import dataclasses
