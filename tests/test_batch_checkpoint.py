@@ -122,7 +122,7 @@ def test_a_full_disk_does_not_stop_a_sweep(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.checkpoint_files, "write", full)
-    saving = checkpoint.BatchCheckpoint(tmp_path, said.append)
+    saving = checkpoint.BatchCheckpoint(tmp_path, log=said.append)
     parts = arrays().load()
     hparams, seeds = [train.Hparams()] * 2, np.arange(2, dtype=np.uint32)[:, None]
     members = Population(
@@ -131,3 +131,20 @@ def test_a_full_disk_does_not_stop_a_sweep(tmp_path, monkeypatch):
     assert saving.due()
     saving.save([], {}, [members])
     assert not saving.due() and len(said) == 1 and "No space left on device" in said[0]
+
+
+def test_another_study_in_the_same_folder_begins_anew(tmp_path, monkeypatch):
+    """Its trials have the same numbers and hyperparameters, and other epochs."""
+    monkeypatch.chdir(tmp_path)
+    save = checkpoint.BatchCheckpoint.save
+
+    def saved(self, *args, **notes):
+        save(self, *args, **notes)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(checkpoint.BatchCheckpoint, "save", saved)
+        run_sweep(tmp_path / "again", "map", ensemble=0)
+    (tmp_path / "again" / "study.db").unlink()
+    found, _ = run_sweep(tmp_path / "again", "map", ensemble=0, patience=3)
+    assert found == run_sweep(tmp_path / "fresh", "map", ensemble=0, patience=3)[0]

@@ -104,6 +104,7 @@ def test_only_the_best_trials_are_kept(tmp_path, monkeypatch):
     assert [path.stem for path in sorted(members.folder.iterdir())] == ["000001", "000002"]
     (members.folder / "000001.safetensors").write_bytes(b"cut")
     assert list(members._files()) == [2]
+    assert Members(tmp_path, "maximize", "of another study").wants(0.4)
 
 
 def digits(task):

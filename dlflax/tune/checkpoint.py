@@ -24,11 +24,13 @@ class BatchCheckpoint:
 
     It is written after an epoch, as often as SHARE allows: an epoch that takes 20 times what a
     checkpoint costs has one; of shorter epochs a kill loses about 20 times that cost. What fails
-    is one warning: the batch is then trained from its beginning after a kill.
+    is one warning: the batch is then trained from its beginning after a kill. study: what tells the
+    study from another one that was in this folder.
     """
 
-    def __init__(self, folder: Path, log: Callable[[str], None] = print):
+    def __init__(self, folder: Path, study: str = "", log: Callable[[str], None] = print):
         self.folder, self._log = Path(folder).absolute() / "population", log
+        self._study = study
         self._next, self._failed = time.monotonic() + FIRST / SHARE, False
 
     def due(self) -> bool:
@@ -78,7 +80,7 @@ class BatchCheckpoint:
         clock = time.monotonic()
         step = max(checkpoint_files.steps(self.folder), default=0) + 1
         try:
-            checkpoint_files.write(self.folder, step, tree, notes)
+            checkpoint_files.write(self.folder, step, tree, {**notes, "study": self._study})
             for other in self.folder.iterdir():
                 if other.name != str(step):
                     shutil.rmtree(other, ignore_errors=True)
@@ -92,13 +94,16 @@ class BatchCheckpoint:
         self._next = ended + (ended - clock) / SHARE
 
     def newest(self) -> dict[str, Any] | None:
-        """The notes of the last checkpoint; None where there is none, or it is damaged, which is
-        said."""
-        for step in reversed(checkpoint_files.steps(self.folder)[-1:]):
+        """The notes of the last checkpoint; None where there is none of this study, or it is
+        damaged, which is said."""
+        for step in checkpoint_files.steps(self.folder)[-1:]:
             try:
-                return checkpoint_files.read_notes(self.folder, step)
+                notes = checkpoint_files.read_notes(self.folder, step)
             except RunError as error:
                 self._log(str(error))
+                continue
+            if notes.get("study") == self._study:
+                return notes
         return None
 
     def read(self, abstract):

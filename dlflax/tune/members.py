@@ -35,10 +35,11 @@ class Member(NamedTuple):
 class Members:
     """The folder `members/` of a sweep: the models of its MOST_TRIALS best trials, fewer where
     they have more than MOST_BYTES. Each trial is written before it is recorded, so the folder holds
-    what the record needs whenever the sweep was killed."""
+    what the record needs whenever the sweep was killed. study: what tells the study from another
+    one that was in this folder, whose files do not count."""
 
-    def __init__(self, folder: Path, direction: str):
-        self.folder = Path(folder) / "members"
+    def __init__(self, folder: Path, direction: str, study: str = ""):
+        self.folder, self._study = Path(folder) / "members", study
         self._sign = 1 if direction == "minimize" else -1
 
     def wants(self, value: float) -> bool:
@@ -56,7 +57,7 @@ class Members:
         for seed, (variables, outputs) in enumerate(lanes):
             tree = traverse_util.flatten_dict({"variables": variables, "outputs": outputs}, sep="/")
             flat |= {f"{seed}/{name}": np.ascontiguousarray(leaf) for name, leaf in tree.items()}
-        about = {"dlflax": json.dumps({"value": value, "seeds": len(lanes)})}
+        about = {"dlflax": json.dumps({"value": value, "study": self._study})}
         with replacing(self._path(index)) as temporary:
             temporary.write_bytes(safetensors.numpy.save(flat, about))
         total = 0
@@ -93,7 +94,8 @@ class Members:
             try:
                 with safetensors.safe_open(path, "np") as file:
                     about = json.loads(file.metadata()["dlflax"])
-                found[int(path.stem)] = self._sign * float(about["value"]), path.stat().st_size
+                if about["study"] == self._study:
+                    found[int(path.stem)] = self._sign * float(about["value"]), path.stat().st_size
             except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
                 continue
         return found

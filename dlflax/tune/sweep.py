@@ -5,6 +5,8 @@ it is told there the others are told by it, and decide the same.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -244,10 +246,11 @@ def run_sweep(
         trials = store.trials()
         lanes = dataclasses.replace(sweep, recipe=start.recipe)
         # of several workers or hosts none knows what another one trains
-        checkpoint = BatchCheckpoint(folder, log) if isinstance(store, Local) else None
+        study = _digest(saved)
+        checkpoint = BatchCheckpoint(folder, study, log) if isinstance(store, Local) else None
         objective = Objective(
             lanes, tried, recipes, splits, direction, trials, pretrained=start.pretrained,
-            members=Members(folder, direction) if sweep.ensemble else None,
+            members=Members(folder, direction, study) if sweep.ensemble else None,
             checkpoint=checkpoint, log=log,
         )  # fmt: skip
         log_plan(objective, dataset, splits, len(trials), log)
@@ -259,10 +262,10 @@ def run_sweep(
                 frozen.search(objective, tried, store, recorded=recorded, **common)
             else:
                 search(objective, tried, store, sampler=sweep.sampler, recorded=recorded, **common)
-        if checkpoint:
-            checkpoint.clear()
         trials = store.trials()
         results = store.claim_finish(sweep.trials)
+        if checkpoint:  # what it had is recorded now
+            checkpoint.clear()
         if results is None:
             results = finish(
                 saved, experiment, sweep, dataset, trials, store.seconds(), objective, url, log
@@ -277,6 +280,12 @@ def run_sweep(
     for name, command in results["commands"].items():
         log(f"{name}: {command}")
     return results
+
+
+def _digest(saved) -> str:
+    """Tells a study from another one that was in its folder before."""
+    text = json.dumps([saved["config"], saved["data"]["sha256"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _storage(sweep: Sweep) -> str:
