@@ -13,7 +13,17 @@ def check_sweep(sweep) -> None:
     """InputError for numbers that no sweep can have."""
     check(sweep)
     check_sampler(sweep.sampler)
-    check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
+    thaws, auto = sweep.search == "freeze-thaw", sweep.trials == "auto"
+    if not auto:
+        check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
+    if auto and thaws:
+        raise InputError(
+            "--trials auto and --search freeze-thaw do not go together: give a number."
+        )
+    if not auto and sweep.tolerance != type(sweep).tolerance:
+        raise InputError("--tolerance is for --trials auto: leave it out.")
+    if not 0 <= sweep.tolerance < 1:
+        raise InputError(f"--tolerance {sweep.tolerance:g} must be from 0 up to below 1.")
     check_count("population", sweep.population, 0, 10**6)
     check_count("seeds", sweep.seeds, 1, 1000)
     check_count("ensemble", sweep.ensemble, 0, 1000)
@@ -28,7 +38,6 @@ def check_sweep(sweep) -> None:
             f"--prune {sweep.prune} needs at least {sweep.prune} epochs, not --epochs "
             f"{sweep.epochs}."
         )
-    thaws = sweep.search == "freeze-thaw"
     check_count("slice", sweep.slice, 1)
     if sweep.slice > 1 and not thaws:
         raise InputError("--slice is for --search freeze-thaw: leave it out.")
@@ -38,10 +47,8 @@ def check_sweep(sweep) -> None:
             f"{flag} and --search freeze-thaw do not go together: it has a Gaussian process of its "
             "own, which stops trials by itself. Use sweeps.bayes_opt, without the flag."
         )
-    if thaws and (sweep.distributed or str(sweep.storage).startswith("postgresql")):
-        raise InputError(
-            "--search freeze-thaw is for one process: leave --distributed and PostgreSQL out."
-        )
+    if thaws and sweep.distributed:
+        raise InputError("--search freeze-thaw is for one process: leave --distributed out.")
     if sweep.validation == 0:
         raise InputError("--validation 0: a sweep compares its trials on validation data.")
     if sweep.rank == "cautious" and sweep.seeds == 1:

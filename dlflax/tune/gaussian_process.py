@@ -67,6 +67,37 @@ def suggest(
     return chosen
 
 
+def expected_gain(
+    encoding: Encoding, finished: Sequence[tuple[Mapping[str, Any], float]], seed: int
+) -> tuple[float, float]:
+    """(what the best next trial is expected to gain over the best one, the deviation of a value
+    from what the model says of it), both in the unit of the values. finished: as for `suggest`."""
+    finished = [finished[i] for i in _most_telling([value for _, value in finished], MOST)]
+    points = encoding.encode([params for params, _ in finished])
+    raw_values = np.array([value for _, value in finished], np.float64)
+    values, unit = warped(raw_values), _unit(raw_values)
+    fitted = _most_telling(values, FITTED)
+    rng = np.random.default_rng(seed)
+    with float64():
+        raw = _fit(*_arrays(points[fitted], values[fitted]), _locations(encoding))
+        model = _model(raw, *_arrays(points, values))
+        improvement = _Improvement(model, encoding.encode([]), rng)
+        gain = float(improvement(_candidates(encoding, finished, rng)).max())
+    return math.exp(gain + raw[-2] / 2) * unit, math.exp(raw[-1] / 2) * unit
+
+
+def _unit(values) -> float:
+    """What a difference of 1 near the best of the warped values is in the values themselves."""
+    finite = values[np.isfinite(values)]
+    # up to the median and beyond, `warped` is a straight line
+    above = finite[(finite > finite.min()) & (finite >= np.median(finite))]
+    if not len(above):
+        return 0.0
+    ends = finite.min(), above.min()
+    low, high = (warped(values)[np.argmax(values == end)] for end in ends)
+    return float((ends[1] - ends[0]) / (high - low))
+
+
 def warped(values: np.ndarray) -> np.ndarray:
     """Values with a mean of 0 and a deviation of 1, in the same order: so far above the median that
     they tell of failure only, they are bent towards a bound, which keeps a diverged trial from

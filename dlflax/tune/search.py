@@ -147,8 +147,10 @@ def search(
     population: int = 1,
     seed: int = 0,
     recorded: Callable[[list[FrozenTrial]], None] = lambda trials: None,
+    enough: Callable[[list[FrozenTrial]], bool] = lambda trials: False,
 ) -> None:
-    """Tries configurations until `trials` of them are recorded in `store` (`storage.open_study`).
+    """Tries configurations until `trials` of them are recorded in `store` (`storage.open_study`),
+    or those that are recorded are enough.
 
     objective trains `population` of them at once and returns an Outcome for each; recorded gets all
     trials so far after each population. The search ends when every configuration of a finite space
@@ -159,7 +161,7 @@ def search(
     def suggest_next(history, indices):
         return suggest(sampler, space, seed, store.direction, history, indices)
 
-    while batch := store.take(suggest_next, population, trials):
+    while not enough(store.trials()) and (batch := store.take(suggest_next, population, trials)):
         store.record(batch, objective(batch))
         recorded(store.trials())
 

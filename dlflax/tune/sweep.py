@@ -31,7 +31,7 @@ from dlflax.run.config import (
 from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
 from dlflax.train.hparams import numbers
-from dlflax.tune import frozen, report
+from dlflax.tune import frozen, report, stopping
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.check import check_memory, check_sweep, check_transfer, check_unused
 from dlflax.tune.checkpoint import BatchCheckpoint
@@ -65,8 +65,11 @@ class Sweep(run.Config):
 
     space: Any = None
     """What is searched over."""
-    trials: int = 64
-    """Trials in all: the same command with more of them continues (a grid, 0: every point)."""
+    trials: int | Literal["auto"] = 64
+    """Trials in all: the same command with more of them continues (a grid, 0: every point). auto:
+    until another one is not expected to gain more than chance does, or --tolerance."""
+    tolerance: float = 0.01
+    """--trials auto: a gain that is not worth another trial, as a share of the best value."""
     population: int = 0
     """Trials that are trained at once; 0 chooses by devices and memory."""
     seeds: int = 1
@@ -102,6 +105,7 @@ class Sweep(run.Config):
     retrain_on_all: bool = False
     """Retrain the best on training and validation data together."""
     resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always continues
+    auto: Annotated[bool, tyro.conf.Suppress] = False  # as --trials says
 
 
 def main(
@@ -145,7 +149,7 @@ def _parse(search, experiments, samplers, args, description):
         fields = [
             ("space", of_flags, of_flags()),
             ("sampler", sampler, samplers[0]),
-            ("trials", int, 0 if grid else Sweep.trials),
+            ("trials", int, 0) if grid else ("trials", int | Literal["auto"], Sweep.trials),
         ]
         flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
         flags.__doc__ = Sweep.__doc__
@@ -261,7 +265,8 @@ def run_sweep(
             if sweep.search == "freeze-thaw":
                 frozen.search(objective, tried, store, recorded=recorded, **common)
             else:
-                search(objective, tried, store, sampler=sweep.sampler, recorded=recorded, **common)
+                common |= {"sampler": sweep.sampler, "enough": _enough(sweep, tried, store, log)}
+                search(objective, tried, store, recorded=recorded, **common)
         trials = store.trials()
         results = store.claim_finish(sweep.trials)
         if checkpoint:  # what it had is recorded now
@@ -282,6 +287,21 @@ def run_sweep(
     return results
 
 
+def _enough(sweep, tried, store, log):
+    """Whether trials are enough, by --trials; what it says once they are is logged."""
+    encoding = Encoding(tried.distributions)
+
+    def enough(trials):
+        why = sweep.auto and parallel.from_main(
+            lambda: stopping.enough(encoding, store.direction, sweep.seed, sweep.tolerance, trials)
+        )
+        if why:
+            log(why)
+        return bool(why)
+
+    return enough
+
+
 def _digest(saved) -> str:
     """Tells a study from another one that was in its folder before."""
     text = json.dumps([saved["config"], saved["data"]["sha256"]], sort_keys=True)
@@ -292,6 +312,11 @@ def _storage(sweep: Sweep) -> str:
     """The address of the database."""
     of_folder = sqlite_url(sweep.run_dir / "study.db")
     url = sweep.storage or os.environ.get("DLFLAX_STORAGE") or of_folder
+    alone = "--trials auto" if sweep.auto else ""
+    if sweep.search == "freeze-thaw":
+        alone = "--search freeze-thaw"
+    if alone and url.startswith("postgresql"):
+        raise InputError(f"{alone} is for one process: leave PostgreSQL out.")
     if sweep.heartbeat != Sweep.heartbeat and not url.startswith("postgresql"):
         raise InputError(
             "--heartbeat is for workers that share a PostgreSQL database: leave it out."
@@ -307,6 +332,8 @@ def _bound(sweep, search_name, experiment, log):
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
     tried = space(sweep.space, recipe, sweep.hparams, grid=grid, recipes=recipes)
+    if sweep.trials == "auto":
+        sweep = dataclasses.replace(sweep, trials=stopping.MOST, auto=True)
     recipe, hparams = tried.apply(tried.fixed, recipe, sweep.hparams)
     study = sweep.study or f"{experiment.name}_{search_name}"
     trials = sweep.trials
@@ -342,7 +369,7 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
     InputError when the study was begun with another setup."""
     free = {
         "resume", "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat",
-        "study", "ensemble",
+        "study", "ensemble", "auto", "tolerance",
         *PLACE,
     }  # fmt: skip
     for name in ("search", "slice"):  # of studies that were begun before there was a choice
