@@ -1,6 +1,7 @@
 """How many epochs a search needs: a table of learning curves, and searches that look them up.
 
 python benchmarks/learning_curves.py            # the searches, on the table that is here
+python benchmarks/learning_curves.py --auto     # when --trials auto stops
 python benchmarks/learning_curves.py --build    # trains the table anew: 960 configurations of an
                                                 # MLP x 27 epochs x 3 seeds on two data sets
 
@@ -24,11 +25,13 @@ import numpy as np
 import tyro
 from optuna.distributions import FloatDistribution
 
+from dlflax.tune import stopping
 from dlflax.tune.encoding import Encoding, sobol
 from dlflax.tune.freeze_thaw import Curve, decide
 from dlflax.tune.search import halving_rungs, search
 from dlflax.tune.space import Space
 from dlflax.tune.stores import open_study
+from dlflax.tune.sweep import Sweep
 from dlflax.tune.trial import Outcome
 
 FILE = Path(__file__).with_suffix(".npz")
@@ -50,6 +53,8 @@ WIDTHS = {"digits": (32, 32), "fashion": (64, 64)}  # of the hidden layer, and t
 class Options:
     build: bool = False
     """Train the table anew."""
+    auto: bool = False
+    """Measure when `--trials auto` stops in place of what the searches find."""
     fashion_mnist: Path | None = None
     """Folder with the IDX files of Fashion-MNIST, to build with (default: it is downloaded)."""
     seeds: int = 20
@@ -210,9 +215,43 @@ def compared(job) -> list[Found]:
     ]
 
 
+def stopped(job) -> tuple[float, float]:
+    """(the share of 256 whole trials after which `--trials auto` stops, its least loss as a
+    multiple of that of all of them)."""
+    name, seed = job
+    with open_study(None, "yardstick", "minimize", SPACE) as store:
+        search(
+            lambda batch: [Outcome(float(curve(name, t.params, seed)[-1])) for t in batch],
+            Space(SPACE), store, sampler="gp", trials=stopping.MOST, population=16, seed=seed,
+        )  # fmt: skip
+        trials = store.trials()
+    encoding, ends = Encoding(SPACE), range(16, stopping.MOST, 16)
+    tolerance = Sweep.tolerance
+    found = (n for n in ends if stopping.enough(encoding, "minimize", seed, tolerance, trials[:n]))
+    count = next(found, stopping.MOST)
+    values = [trial.value for trial in trials]
+    return count / stopping.MOST, min(values[:count]) / min(values)
+
+
+def measure_auto(options: Options) -> None:
+    """Prints when `--trials auto` stops, and what it loses."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
+    spawned = multiprocessing.get_context("spawn")  # JAX has threads
+    with ProcessPoolExecutor(mp_context=spawned) as pool:
+        for name in WIDTHS:
+            jobs = [(name, options.first_seed + i) for i in range(options.seeds)]
+            shares, losses = np.array(list(pool.map(stopped, jobs))).T
+            print(f"{name:8} --trials auto: {shares.mean():.0%} of 256 trials, loss "
+                  f"{np.median(losses):.3f} of theirs (mean {losses.mean():.3f}); within 1 %: "
+                  f"{np.mean(losses <= 1.01):.0%}", flush=True)  # fmt: skip
+
+
 def main(options: Options) -> None:
     if options.build:
         build(options)
+        return
+    if options.auto:
+        measure_auto(options)
         return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
     spawned = multiprocessing.get_context("spawn")  # JAX has threads
