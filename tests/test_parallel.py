@@ -224,6 +224,7 @@ def test_two_hosts_train_one_population(tmp_path, monkeypatch):
     assert [process.returncode for process in pair] == [0, 0], err + err_second
     assert "4 at once by map over 2 cpu devices of 2 hosts" in out
     assert "on 2 x cpu of 2 hosts" in out  # the winner's retraining
+    assert "warning" not in out, "the ensemble is made by both"
     assert [line for line in out_second.splitlines() if not line.startswith("[Gloo]")] == []
 
     monkeypatch.chdir(tmp_path)

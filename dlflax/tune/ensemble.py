@@ -198,12 +198,19 @@ def _save(experiment, config, members, dataset, scores, log) -> None:
         name: {f"members_{i}": tree[name] for i, tree in enumerate(trees) if name in tree}
         for name in names
     }
-    key, none = jax.random.key(config.seed), job.abstract.opt_state
-    state = train.State(jnp.int32(1), params, collections, none, None, key)
     row = {"epoch": 1, "step": 1, **{f"val_{name}": value for name, value in scores.items()}}
     row |= {"learning_rate": 0.0, "seconds": 0.0, "examples_per_second": 0.0}
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
-    checkpoints.save(train.Saved(jax.tree.map(jnp.asarray, state), [row]))
+    # placed as that of any run, whatever hosts and devices there are
+    with parallel.use(parallel.devices(config.devices, config.recipe.batch_size)):
+        state = _state(params, collections, job.abstract.opt_state, np.uint32(config.seed))
+        checkpoints.save(train.Saved(state, [row]))
+
+
+@jax.jit
+def _state(params, collections, opt_state, seed):
+    state = train.State(jnp.int32(1), params, collections, opt_state, None, jax.random.key(seed))
+    return parallel.constrain_state(state)
 
 
 def in_folder(config: run.Config, folder: Path) -> run.Config:
