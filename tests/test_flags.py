@@ -75,6 +75,8 @@ OF_SWEEPS = {
     "--rank": ("cautious", "--seeds 2 --trials 6"), "--objective": ("val_accuracy", ""),
     "--sampler": ("qmc", ""), "--prune": ("2", ""), "--mode": ("map", ""), "--study": ("mine", ""),
     "--storage": ("sqlite:///mine.db", ""), "--heartbeat": ("3", ""), "--retrain-on-all": ("", ""),
+    "--ensemble": ("0", ""), "--search": ("freeze-thaw", ""), "--slice": ("2", ""),
+    "--tolerance": ("0.1", ""),
     "--space.learning-rate": ("1e-3 1e-2", ""), "--space.momentum": ("0 0.9", ""),
     "--space.batch-size": ("32 64", ""), "--space.model.features": ("3 5", ""),
 }  # fmt: skip
