@@ -67,7 +67,7 @@ class Sweep(run.Config):
     """What is searched over."""
     trials: int | Literal["auto"] = 64
     """Trials in all: the same command with more of them continues (a grid, 0: every point). auto:
-    until another one is not expected to gain more than chance does, or --tolerance."""
+    until another one is not expected to gain more than chance or the tolerance."""
     tolerance: float = 0.01
     """--trials auto: a gain that is not worth another trial, as a share of the best value."""
     population: int = 0
