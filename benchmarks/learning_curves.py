@@ -24,15 +24,13 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 from optuna.distributions import FloatDistribution
+from yardsticks import run
 
 from dlflax.tune import stopping
 from dlflax.tune.encoding import Encoding, sobol
 from dlflax.tune.freeze_thaw import Curve, decide
-from dlflax.tune.search import halving_rungs, search
-from dlflax.tune.space import Space
-from dlflax.tune.stores import open_study
+from dlflax.tune.search import halving_rungs
 from dlflax.tune.sweep import Sweep
-from dlflax.tune.trial import Outcome
 
 FILE = Path(__file__).with_suffix(".npz")
 EPOCHS, SEEDS = 27, 3
@@ -155,14 +153,14 @@ def found(name: str, observed: float, params: dict[str, float]) -> Found:
     return Found(observed, float(np.mean(ends)))
 
 
+def whole_trials(name: str, seed: int, trials: int, at_once: int):
+    """Those that our runner trains to their end, by the Gaussian process."""
+    return run(lambda p: curve(name, p, seed)[-1], SPACE, "gp", trials, seed, at_once)
+
+
 def whole(name: str, seed: int, trials: int, at_once: int) -> Found:
     """Whole trials by the Gaussian process."""
-    with open_study(None, "yardstick", "minimize", SPACE) as store:
-        search(
-            lambda batch: [Outcome(float(curve(name, t.params, seed)[-1])) for t in batch],
-            Space(SPACE), store, sampler="gp", trials=trials, population=at_once, seed=seed,
-        )  # fmt: skip
-        best = min(store.trials(), key=lambda trial: trial.value)
+    best = min(whole_trials(name, seed, trials, at_once), key=lambda trial: trial.value)
     return found(name, best.value, best.params)
 
 
@@ -219,12 +217,7 @@ def stopped(job) -> tuple[float, float]:
     """(the share of 256 whole trials after which `--trials auto` stops, its least loss as a
     multiple of that of all of them)."""
     name, seed = job
-    with open_study(None, "yardstick", "minimize", SPACE) as store:
-        search(
-            lambda batch: [Outcome(float(curve(name, t.params, seed)[-1])) for t in batch],
-            Space(SPACE), store, sampler="gp", trials=stopping.MOST, population=16, seed=seed,
-        )  # fmt: skip
-        trials = store.trials()
+    trials = whole_trials(name, seed, stopping.MOST, 16)
     encoding, ends = Encoding(SPACE), range(16, stopping.MOST, 16)
     tolerance = Sweep.tolerance
     found = (n for n in ends if stopping.enough(encoding, "minimize", seed, tolerance, trials[:n]))
@@ -233,11 +226,15 @@ def stopped(job) -> tuple[float, float]:
     return count / stopping.MOST, min(values[:count]) / min(values)
 
 
+def processes() -> ProcessPoolExecutor:
+    """One a core."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))  # JAX has threads
+
+
 def measure_auto(options: Options) -> None:
     """Prints when `--trials auto` stops, and what it loses."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
-    spawned = multiprocessing.get_context("spawn")  # JAX has threads
-    with ProcessPoolExecutor(mp_context=spawned) as pool:
+    with processes() as pool:
         for name in WIDTHS:
             jobs = [(name, options.first_seed + i) for i in range(options.seeds)]
             shares, losses = np.array(list(pool.map(stopped, jobs))).T
@@ -253,15 +250,13 @@ def main(options: Options) -> None:
     if options.auto:
         measure_auto(options)
         return
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
-    spawned = multiprocessing.get_context("spawn")  # JAX has threads
     n = options.trials
     names = [f"{n} whole trials", f"{n // 4} whole trials", "a quarter, halved",
              "a quarter, freeze-thaw"]  # fmt: skip
     print(f"the loss of what a search chose, as a multiple of that after {n} whole trials (gp, 16 "
           f"at once), {options.seeds} seeds")  # fmt: skip
     print("observed: the least that it saw, median; true: over the table's seeds, median and mean")
-    with ProcessPoolExecutor(mp_context=spawned) as pool:
+    with processes() as pool:
         for name in WIDTHS:
             jobs = [(name, options.first_seed + i, n) for i in range(options.seeds)]
             losses = np.array(list(pool.map(compared, jobs)))

@@ -111,15 +111,20 @@ FUNCTIONS = {  # function, space, least value
 }  # fmt: skip
 
 
-def search(function, space, sampler, trials, seed, population=1, direction="minimize"):
-    """The best value that our runner finds."""
+def run(function, space, sampler, trials, seed, population=1, direction="minimize"):
+    """The trials of our runner."""
     with open_study(None, "yardstick", direction, space) as store:
         searched(
             lambda batch: [Outcome(float(function(trial.params))) for trial in batch],
             Space(space), store, sampler=sampler, trials=trials, population=population,
             seed=seed,
         )  # fmt: skip
-        values = [trial.value for trial in store.trials()]
+        return store.trials()
+
+
+def search(*how, direction="minimize"):
+    """The best value that `run` finds."""
+    values = [trial.value for trial in run(*how, direction=direction)]
     return min(values) if direction == "minimize" else max(values)
 
 
@@ -157,7 +162,7 @@ def table_regret(job):
             study.tell(trial, function(trial.params))
         best = study.best_value
     else:
-        best = search(function, space, sampler, trials, seed, population, "maximize")
+        best = search(function, space, sampler, trials, seed, population, direction="maximize")
     low, high = min(means.values()), max(means.values())
     return (high - best) / (high - low)
 

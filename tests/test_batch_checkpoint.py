@@ -51,6 +51,17 @@ class Killed(BaseException):
     pass
 
 
+def killed_when_saved(monkeypatch):
+    """Every checkpoint is whole, and the last thing that the process does."""
+    save = checkpoint.BatchCheckpoint.save
+
+    def saved(self, *args, **notes):
+        save(self, *args, **notes)
+        raise Killed
+
+    monkeypatch.setattr(checkpoint.BatchCheckpoint, "save", saved)
+
+
 QUICK = [("one structure", "map"), ("two structures in step, halved", "vmap")]
 ALL = [(name, mode) for name in SWEEPS for mode in ("vmap", "map")]
 
@@ -76,13 +87,7 @@ def test_stopped_after_any_epoch(name, mode, tmp_path, monkeypatch):
     whole, _ = run_sweep(tmp_path / "whole", mode, **options)
     wanted, epochs[0] = epochs[0], 0
 
-    save = checkpoint.BatchCheckpoint.save
-
-    def saved(self, *args, **notes):
-        save(self, *args, **notes)
-        raise Killed
-
-    monkeypatch.setattr(checkpoint.BatchCheckpoint, "save", saved)
+    killed_when_saved(monkeypatch)
     lives = 0
     while lives < 30:
         try:
@@ -98,14 +103,8 @@ def test_stopped_after_any_epoch(name, mode, tmp_path, monkeypatch):
 def test_a_damaged_or_a_stranger_s_checkpoint_is_not_used(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     whole, _ = run_sweep(tmp_path / "whole", "map", ensemble=0)
-    save = checkpoint.BatchCheckpoint.save
-
-    def saved(self, *args, **notes):
-        save(self, *args, **notes)
-        raise Killed
-
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(checkpoint.BatchCheckpoint, "save", saved)
+        killed_when_saved(patched)
         run_sweep(tmp_path / "killed", "map", ensemble=0)
     for path in Path("killed/population").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
@@ -136,14 +135,8 @@ def test_a_full_disk_does_not_stop_a_sweep(tmp_path, monkeypatch):
 def test_another_study_in_the_same_folder_begins_anew(tmp_path, monkeypatch):
     """Its trials have the same numbers and hyperparameters, and other epochs."""
     monkeypatch.chdir(tmp_path)
-    save = checkpoint.BatchCheckpoint.save
-
-    def saved(self, *args, **notes):
-        save(self, *args, **notes)
-        raise Killed
-
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(checkpoint.BatchCheckpoint, "save", saved)
+        killed_when_saved(patched)
         run_sweep(tmp_path / "again", "map", ensemble=0)
     (tmp_path / "again" / "study.db").unlink()
     found, _ = run_sweep(tmp_path / "again", "map", ensemble=0, patience=3)

@@ -60,8 +60,8 @@ def draw(
     objective: str,
     log: Callable[[str], None] = print,
 ) -> dict[str, Path]:
-    """Writes NAME.png for each of CAPTIONS that can be drawn honestly. Returns {name: path}. What
-    fails is one warning to `log`."""
+    """Writes NAME.png for each picture of the trials that can be drawn honestly. Returns {name:
+    path}. What fails is one warning to `log`."""
     rank = ranked(trials, direction)
     values = [trial.value for trial in rank if outcome(trial) != "diverged"]
     if not values:

@@ -161,8 +161,10 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
     InputError when data, task and model do not go together."""
     model, kind = recipe.model, type(recipe.model).__name__
     has = {field.name for field in dataclasses.fields(model)}
-    for name, value in splits.model.items():
-        if name not in has and not isinstance(model, train.Ensemble):
+    # the members of an ensemble have these fields already
+    of_data = {} if isinstance(model, train.Ensemble) else splits.model
+    for name, value in of_data.items():
+        if name not in has:
             raise InputError(
                 f"--model: a {kind} has no field {name}, which these data decide ({value}): use "
                 "another model, or give yours such a field."
@@ -171,10 +173,8 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
 
     @functools.cache
     def bound():
-        if isinstance(model, train.Ensemble):  # its members have these fields already
-            return recipe
         fields = {k: v for k, v in recipe.task.model_fields(splits).items() if k in has}
-        return dataclasses.replace(recipe, model=model.clone(**{**splits.model, **fields}))
+        return dataclasses.replace(recipe, model=model.clone(**{**of_data, **fields}))
 
     def outputs():
         return train.output_shape(bound(), numbers, splits.train["inputs"][:1])

@@ -96,7 +96,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
         tables.print_results(results)
         return results
 
-    _announce(job, saved, count, log)
+    _announce(job, None if over else saved, count, log)
     board = TensorBoard(folder / "tensorboard", _last_step(saved), log) if main else None
     with contextlib.closing(board) if main else contextlib.nullcontext():
         if main and config.recipe.augment and job.examples.kind == "picture":
@@ -188,9 +188,7 @@ def _announce(job, saved, count, log) -> None:
     tables.print_model_table(type(config.recipe.model).__name__, rows, total)
     if frozen:
         log(f"and {frozen:,} parameters that stay as they are")
-    if saved and not train.finished(
-        saved.history, config.recipe.task, config.epochs, config.patience
-    ):
+    if saved:
         log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
     if config.profile and parallel.is_main():
         _profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")

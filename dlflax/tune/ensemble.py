@@ -44,24 +44,23 @@ class Chosen(NamedTuple):
 def choose(task, hparams, outputs, targets, most: int) -> Chosen:
     """Greedy selection from outputs float32 (models, n, ...) and targets (n, ...), of at most
     `most` different models."""
-    alone = np.asarray(_losses(task, hparams, outputs[:1] * 0, jnp.float32(0), outputs, targets))
+    nothing = jnp.zeros_like(outputs[0])
+    alone = np.asarray(_losses(task, hparams, nothing, jnp.float32(0), outputs, targets))
     order = np.argsort(np.nan_to_num(alone, nan=np.inf), kind="stable")[: min(FIRST, most)]
     prefixes = [(float(alone[order[0]]), outputs[order[0]])]
     for done, added in enumerate(order[1:], 1):
-        joined = _joined(task, prefixes[-1][1], outputs[added], done)
+        joined = _joined(task, prefixes[-1][1], outputs[added], jnp.float32(done))
         prefixes.append((float(task.loss(joined, targets, hparams).mean()), joined))
     size = int(np.argmin([loss for loss, _ in prefixes]))
     counts = np.bincount(order[: size + 1], minlength=len(outputs))
     best, ensemble = (prefixes[size][0], counts.copy(), prefixes[size][1]), prefixes[size][1]
     for done in range(size + 1, ROUNDS):
-        new = np.asarray(
-            _losses(task, hparams, ensemble[None], jnp.float32(done), outputs, targets)
-        )
+        new = np.asarray(_losses(task, hparams, ensemble, jnp.float32(done), outputs, targets))
         if np.sum(counts > 0) >= most:
             new = np.where(counts > 0, new, math.inf)
         added = int(np.argmin(new))
         counts[added] += 1
-        ensemble = _joined(task, ensemble, outputs[added], done)
+        ensemble = _joined(task, ensemble, outputs[added], jnp.float32(done))
         if new[added] < best[0]:
             best = float(new[added]), counts.copy(), ensemble
     loss, counts, ensemble = best
@@ -73,22 +72,17 @@ def choose(task, hparams, outputs, targets, most: int) -> Chosen:
 
 
 def _joined(task, ensemble, added, done):
-    return mean(task, jnp.stack([ensemble, added]), _shares(jnp.float32(done)))
-
-
-def _shares(done):
-    """Of what is there and of one more model, after so many."""
-    return jnp.stack([done, jnp.float32(1)]) / (done + 1)
+    """What an ensemble of so many models says with one more; of 0, that one alone."""
+    shares = jnp.stack([done, jnp.float32(1)]) / (done + 1)
+    return mean(task, jnp.stack([ensemble, added]), shares)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(task, hparams, ensemble, done, outputs, targets):
-    """The mean loss of the ensemble with each of the models added, float32 (models,); nothing is
-    there yet where `done` is 0."""
+    """The mean loss of the ensemble with each of the models added, float32 (models,)."""
 
     def one(added):
-        both = mean(task, jnp.stack([ensemble[0], added]), _shares(jnp.maximum(done, 1)))
-        return task.loss(jnp.where(done == 0, added, both), targets, hparams).mean()
+        return task.loss(_joined(task, ensemble, added, done), targets, hparams).mean()
 
     return jax.lax.map(one, outputs)
 

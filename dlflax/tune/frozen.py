@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from dlflax import parallel, train
+from dlflax import parallel
 from dlflax.tune.checkpoint import outcome_of
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.freeze_thaw import Curve, decide
@@ -94,10 +94,14 @@ class Frozen:
             found.append(made)
         return found
 
+    def best(self) -> Waiting:
+        """The one with the best value so far, the first on a tie."""
+        sign = self._objective.sign
+        return min(self.trials, key=lambda each: (sign * each.outcome.value, each.trial.index))
+
     def told(self) -> str:
         """A line about how far it is."""
-        sign, whole = self._objective.sign, self._objective.sweep.epochs
-        best = min(self.trials, key=lambda each: (sign * each.outcome.value, each.trial.index))
+        best, whole = self.best(), self._objective.sweep.epochs
         over = sum(each.over for each in self.trials)
         done = len(best.outcome.intermediate)
         return (
@@ -108,22 +112,17 @@ class Frozen:
 
     def finish_best(self) -> None:
         """Trains the best one, if it is not over, to its end: a sweep has one whole trial."""
-        sign = self._objective.sign
-        best = min(self.trials, key=lambda each: (sign * each.outcome.value, each.trial.index))
+        best = self.best()
         if not best.over:
             self._train([best.trial], self._objective.sweep.epochs)
 
     def _train(self, chosen, epochs):
         clock = time.perf_counter()
-        groups: dict[train.Recipe, list] = {}
-        for trial in chosen:
-            recipe, numbers = self._space.apply(
-                trial.params, self._objective.sweep.recipe, self._objective.sweep.hparams
-            )
-            groups.setdefault(recipe, []).append((trial, numbers))
+        groups, hparams = self._objective.grouped(chosen)
         trained = {}
         for recipe, group in groups.items():
-            trained |= self._train_group(recipe, group, epochs)
+            trials, numbers = [chosen[p] for p in group], [hparams[p] for p in group]
+            trained |= self._train_group(recipe, numbers, trials, epochs)
         seconds = (time.perf_counter() - clock) / len(chosen)
         for trial in chosen:
             each = trained[trial.index]
@@ -134,10 +133,10 @@ class Frozen:
                 self.trials.append(each)
             each.seconds += seconds
 
-    def _train_group(self, recipe, group, epochs):
+    def _train_group(self, recipe, numbers, trials, epochs):
         """{index: Waiting} of trials of one structure after so many more epochs."""
-        objective, trials = self._objective, [trial for trial, _ in group]
-        members = objective.population(recipe, [numbers for _, numbers in group], trials)
+        objective = self._objective
+        members = objective.population(recipe, numbers, trials)
         self._thaw(members, trials)
         done = [len(row[0]) for row in members.histories]
         members.train([min(objective.sweep.epochs, epoch + epochs) for epoch in done])

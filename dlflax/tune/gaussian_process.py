@@ -51,14 +51,10 @@ def suggest(
     finished: (parameters, value), the smallest value being the best; +inf and NaN count as the
     worst of the others. unfinished: the parameters of trials that run.
     """
-    finished = [finished[i] for i in _most_telling([value for _, value in finished], MOST)]
-    points = encoding.encode([params for params, _ in finished])
-    values = warped(np.array([value for _, value in finished], np.float64))
-    fitted = _most_telling(values, FITTED)
+    finished, points, values = _read(encoding, finished)
     waiting, chosen = list(unfinished), []
     with float64():
-        raw = _fit(*_arrays(points[fitted], values[fitted]), _locations(encoding))
-        model = _model(raw, *_arrays(points, values))
+        _, model = _modelled(encoding, points, warped(values))
         for seed in seeds:
             rng = np.random.default_rng(seed)
             improvement = _Improvement(model, encoding.encode(waiting), rng)
@@ -72,29 +68,39 @@ def expected_gain(
 ) -> tuple[float, float]:
     """(what the best next trial is expected to gain over the best one, the deviation of a value
     from what the model says of it), both in the unit of the values. finished: as for `suggest`."""
-    finished = [finished[i] for i in _most_telling([value for _, value in finished], MOST)]
-    points = encoding.encode([params for params, _ in finished])
-    raw_values = np.array([value for _, value in finished], np.float64)
-    values, unit = warped(raw_values), _unit(raw_values)
-    fitted = _most_telling(values, FITTED)
-    rng = np.random.default_rng(seed)
+    finished, points, values = _read(encoding, finished)
+    bent, rng = warped(values), np.random.default_rng(seed)
+    unit = _unit(values, bent)
     with float64():
-        raw = _fit(*_arrays(points[fitted], values[fitted]), _locations(encoding))
-        model = _model(raw, *_arrays(points, values))
+        raw, model = _modelled(encoding, points, bent)
         improvement = _Improvement(model, encoding.encode([]), rng)
         gain = float(improvement(_candidates(encoding, finished, rng)).max())
     return math.exp(gain + raw[-2] / 2) * unit, math.exp(raw[-1] / 2) * unit
 
 
-def _unit(values) -> float:
-    """What a difference of 1 near the best of the warped values is in the values themselves."""
+def _read(encoding, finished):
+    """(those that the model is of, their points, their values)."""
+    finished = [finished[i] for i in _most_telling([value for _, value in finished], MOST)]
+    points = encoding.encode([params for params, _ in finished])
+    return finished, points, np.array([value for _, value in finished], np.float64)
+
+
+def _modelled(encoding, points, values):
+    """(the fitted numbers, the model) of warped values."""
+    fitted = _most_telling(values, FITTED)
+    raw = _fit(*_arrays(points[fitted], values[fitted]), _locations(encoding))
+    return raw, _model(raw, *_arrays(points, values))
+
+
+def _unit(values, bent) -> float:
+    """What a difference of 1 near the best of the warped values, `bent`, is in the values."""
     finite = values[np.isfinite(values)]
     # up to the median and beyond, `warped` is a straight line
     above = finite[(finite > finite.min()) & (finite >= np.median(finite))]
     if not len(above):
         return 0.0
     ends = finite.min(), above.min()
-    low, high = (warped(values)[np.argmax(values == end)] for end in ends)
+    low, high = (bent[np.argmax(values == end)] for end in ends)
     return float((ends[1] - ends[0]) / (high - low))
 
 

@@ -55,12 +55,7 @@ class Objective:
         """The Outcome of every trial, in the batch's order."""
         clock, sweep = time.perf_counter(), self.sweep
         saved = self.checkpoint and self.checkpoint.notes(batch)
-        groups: dict[train.Recipe, list[int]] = {}
-        hparams = []
-        for place, trial in enumerate(batch):
-            recipe, numbers = self.space.apply(trial.params, sweep.recipe, sweep.hparams)
-            groups.setdefault(recipe, []).append(place)
-            hparams.append(numbers)
+        groups, hparams = self.grouped(batch)
         rungs = halving_rungs(sweep.epochs, sweep.prune) if sweep.prune else []
         # Halving compares the structures of a batch with each other, so they are trained in step.
         # Without it one comes after the other, and only one is in memory.
@@ -107,6 +102,16 @@ class Objective:
     def traces(self) -> int:
         """How many training programs this process has compiled for the sweep."""
         return population.traces - self._traces
+
+    def grouped(self, trials: list[Trial]):
+        """({structure: the places of its trials}, the numbers of each trial)."""
+        groups: dict[train.Recipe, list[int]] = {}
+        hparams = []
+        for place, trial in enumerate(trials):
+            recipe, numbers = self.space.apply(trial.params, self.sweep.recipe, self.sweep.hparams)
+            groups.setdefault(recipe, []).append(place)
+            hparams.append(numbers)
+        return groups, hparams
 
     def population(self, recipe, hparams, trials):
         """A population of these trials, with the numbers of each, at their beginning."""
