@@ -63,10 +63,10 @@ def random_pictures(options: Options, folder: str) -> None:
             Path(folder, f"{name}-{kind}-ubyte").write_bytes(head + np.uint8(array).tobytes())
 
 
-def subset(options: Options, folder: str) -> None:
-    """The four IDX files with fewer images."""
+def subset(options, folder: str, test_images: int = 1000) -> None:
+    """The four IDX files with fewer images. options: its data_dir and images."""
     images = round(options.images / (1 - VALIDATION))
-    for name, count in (("train", images), ("t10k", 1000)):
+    for name, count in (("train", images), ("t10k", test_images)):
         for kind, shape in (("images-idx3", (28, 28)), ("labels-idx1", ())):
             (path,) = list(options.data_dir.glob(f"{name}-{kind}-ubyte*"))[:1]
             raw = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
@@ -129,12 +129,12 @@ def floor(folder: str, model: str, trials: int, epochs: int, at_once: int) -> fl
     return 60 * trials / (clocks[-1] - clocks[0])
 
 
-def arrays(folder):
+def arrays(folder, dataset="mnist", seed=0):
     import numpy as np
 
     from dlflax import data
 
-    splits = data.split(data.load("mnist", folder, log=lambda _: None).train, VALIDATION)
+    splits = data.split(data.load(dataset, folder, log=lambda _: None).train, VALIDATION, seed)
     return [(np.float32(s["inputs"]) / np.float32(255), s["targets"]) for s in splits]
 
 

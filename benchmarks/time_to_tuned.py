@@ -1,0 +1,314 @@
+"""Seconds until a tuned model: from the start of the command to the first validation loss that is
+as good as the best of 64 random trials, trained to their end. In turns: `sweeps.bayes_opt` (whole,
+--prune 3, freeze-thaw), KerasTuner (Bayesian optimization, Hyperband), and Optuna's TPE with its
+median pruner around PyTorch; the same pictures, networks, space and machine.
+
+python benchmarks/time_to_tuned.py --data-dir FOLDER
+(pip install keras tensorflow tensorboard keras-tuner torch tyro; --python-of names another Python
+that has them)
+
+Ours counts when a population's line is printed; the others after the very epoch that is good
+enough, and their search ends there: the test accuracy is that of their best model so far, ours that
+of the winner of all trials, retrained.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+from stages import write_rows
+from sweep_speed import arrays, subset
+
+OURS = {
+    "dlflax": (),
+    "dlflax prune": ("--prune", "3"),
+    "dlflax freeze-thaw": ("--search", "freeze-thaw"),
+}
+OTHERS = ("keras bayesian", "keras hyperband", "optuna torch")
+BATCH = 32
+RANGES = {"learning_rate": (1e-4, 1e-2, True), "dropout": (0.0, 0.5, False),
+          "l2": (1e-7, 1e-3, True)}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Options:
+    data_dir: Path
+    """Folder with Fashion-MNIST's four IDX files."""
+    models: tuple[str, ...] = ("mlp", "cnn")
+    """mlp: 784-128-10; cnn: convolution 32 3x3, max-pool, dense 64."""
+    contenders: tuple[str, ...] = (*OURS, *OTHERS)
+    """What to compare."""
+    seeds: int = 5
+    """Searches of each; the best of a random search on the same split sets the goal."""
+    images: int = 10_000
+    """Training images; a tenth more are for validation."""
+    epochs: int = 10
+    """Of a whole trial."""
+    random_trials: int = 64
+    """Of the random search, whose best is the goal."""
+    trials: int = 128
+    """Of the other searches, at most."""
+    limit: float = 3600
+    """Seconds after which one of the others is stopped."""
+    python_of: str = sys.executable
+    """Python with Keras, KerasTuner and PyTorch."""
+    rows: Path | None = None
+    """File for what is printed, as JSON."""
+
+
+class Found(BaseException):
+    """Ends a search of KerasTuner, which goes on after an Exception."""
+
+
+class Watch:
+    """Ends a search whose validation loss is good enough, or whose time is over."""
+
+    def __init__(self, begin: float, goal: float, limit: float):
+        self._begin, self._goal, self._limit = begin, goal, limit
+        self.best, self.test = float("inf"), None
+
+    def epoch(self, val_loss: float, test_accuracy) -> None:
+        """After every epoch. test_accuracy: is called for a loss that is the best so far."""
+        seconds = time.time() - self._begin
+        if val_loss < self.best:
+            self.best, self.test = val_loss, test_accuracy()
+        if self.best <= self._goal or seconds > self._limit:
+            self.end(seconds)
+
+    def end(self, seconds: float | None = None) -> None:
+        """Prints what was found, and ends the process."""
+        reached = seconds if seconds is not None and self.best <= self._goal else None
+        found = {"seconds": reached, "best": self.best, "test_accuracy": self.test}
+        print(json.dumps(found), flush=True)
+        raise Found
+
+
+def write_arrays(folder: str, seed: int) -> None:
+    """Training, validation and test arrays, as `sweeps` splits them by this seed, for those that
+    have no dlflax."""
+    import numpy as np
+
+    from dlflax import data
+
+    test = data.load("fashion_mnist", folder, log=lambda _: None).test
+    scaled = np.float32(test["inputs"]) / np.float32(255)
+    train, val = arrays(folder, "fashion_mnist", seed)
+    found = (*train, *val, scaled, test["targets"])
+    np.savez(Path(folder, "arrays.npz"), *found)
+
+
+def read_arrays(folder: str):
+    """What `write_arrays` wrote, three pairs."""
+    import numpy as np
+
+    with np.load(Path(folder, "arrays.npz")) as file:
+        each = [file[name] for name in file.files]
+    return each[:2], each[2:4], each[4:]
+
+
+def keras(kind: str, model: str, options: dict, seed: int, watch: Watch, data) -> None:
+    """KerasTuner, TensorFlow backend."""
+    os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
+    import keras
+    import keras_tuner
+
+    layers = keras.layers
+    (x, y), val, (test_x, test_y) = data
+
+    def build(hp):
+        h = {
+            name: hp.Float(name, low, high, sampling="log" if log else "linear")
+            for name, (low, high, log) in RANGES.items()
+        }
+        l2 = {"kernel_regularizer": keras.regularizers.L2(h["l2"])}
+        stages = [layers.Conv2D(32, 3, padding="same", activation="relu", **l2),
+                  layers.MaxPooling2D()] if model == "cnn" else []  # fmt: skip
+        width = 64 if model == "cnn" else 128
+        net = keras.Sequential(
+            [*stages, layers.Flatten(), layers.Dense(width, activation="relu", **l2),
+             layers.Dropout(h["dropout"]), layers.Dense(10, **l2)]
+        )  # fmt: skip
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        cross_entropy = keras.metrics.SparseCategoricalCrossentropy("entropy", from_logits=True)
+        optimizer = keras.optimizers.Adam(h["learning_rate"])
+        net.compile(optimizer, loss, metrics=["accuracy", cross_entropy])
+        return net
+
+    class Told(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            net = self.model
+            accuracy = lambda: net.evaluate(test_x, test_y, 256, 0, return_dict=True)["accuracy"]  # noqa: E731
+            watch.epoch(logs["val_entropy"], accuracy)
+
+    goal = keras_tuner.Objective("val_entropy", "min")
+    common = dict(objective=goal, seed=seed, directory=tempfile.mkdtemp(), overwrite=True)
+    if kind == "bayesian":
+        tuner = keras_tuner.BayesianOptimization(build, max_trials=options["trials"], **common)
+    else:
+        tuner = keras_tuner.Hyperband(
+            build, max_epochs=options["epochs"], hyperband_iterations=100, **common
+        )
+    tuner.search(
+        x, y, batch_size=BATCH, epochs=options["epochs"], validation_data=val,
+        validation_batch_size=256, verbose=0, callbacks=[Told()],
+    )  # fmt: skip
+    watch.end()
+
+
+def torch(model: str, options: dict, seed: int, watch: Watch, data) -> None:
+    """Optuna's TPE and median pruner around PyTorch."""
+    import optuna
+    import torch
+    from torch import nn
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    (x, y), (val_x, val_y), (test_x, test_y) = (
+        (torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y).long())
+        for x, y in data
+    )
+    cross_entropy = nn.CrossEntropyLoss()
+
+    def objective(trial):
+        h = {
+            name: trial.suggest_float(name, low, high, log=log)
+            for name, (low, high, log) in RANGES.items()
+        }
+        drop = nn.Dropout(h["dropout"])
+        if model == "cnn":
+            stages = nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+            net = nn.Sequential(*stages, nn.Linear(6272, 64), nn.ReLU(), drop, nn.Linear(64, 10))
+        else:
+            hidden = nn.Linear(784, 128), nn.ReLU()
+            net = nn.Sequential(nn.Flatten(), *hidden, drop, nn.Linear(128, 10))
+        optimizer = torch.optim.Adam(net.parameters(), h["learning_rate"])
+        kernels = [p for p in net.parameters() if p.ndim > 1]
+
+        @torch.no_grad()
+        def outputs(x):
+            net.eval()
+            return torch.cat([net(part) for part in x.split(256)])
+
+        best = float("inf")
+        for epoch in range(options["epochs"]):
+            net.train()
+            for index in torch.randperm(len(y)).split(BATCH):
+                optimizer.zero_grad()
+                penalty = h["l2"] * sum((p**2).sum() for p in kernels)
+                (cross_entropy(net(x[index]), y[index]) + penalty).backward()
+                optimizer.step()
+            loss = float(cross_entropy(outputs(val_x), val_y))
+            watch.epoch(loss, lambda: float((outputs(test_x).argmax(1) == test_y).float().mean()))
+            best = min(best, loss)
+            trial.report(loss, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return best
+
+    torch.manual_seed(seed)
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    study = optuna.create_study(sampler=sampler, pruner=optuna.pruners.MedianPruner())
+    study.optimize(objective, options["trials"])
+    watch.end()
+
+
+def child(name: str, folder: str, model: str, options: dict, seed: int, goal: float, begin: float):
+    """One of the others, in this process."""
+    watch = Watch(begin, goal, options["limit"])
+    data = read_arrays(folder)
+    try:
+        if name.startswith("keras"):
+            keras(name.removeprefix("keras "), model, options, seed, watch, data)
+        else:
+            torch(model, options, seed, watch, data)
+    except Found:
+        return
+
+
+def ours(flags, search: str, folder: str, model: str, options: Options, seed: int, goal: float):
+    """A shipped command: {seconds, best, test_accuracy}."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        begin, reached, best = time.time(), None, float("inf")
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", f"sweeps.{search}", "fashion_mnist", "--model", model]
+            + ["--trials", str(options.trials), "--epochs", str(options.epochs), *flags]
+            + ["--data-dir", folder, "--run-dir", run_dir, "--seed", str(seed)]
+            + ["--batch-size", str(BATCH), "--ensemble", "0"]
+            + [word for name, (low, high, log) in RANGES.items()
+               for word in (f"--space.{name.replace('_', '-')}", str(low), str(high),
+                            *(["log"] if log else []))],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        for line in process.stdout:
+            if found := re.search(r"best so far ([\d.]+)", line):
+                best = float(found[1])
+                if reached is None and best <= goal:
+                    reached = time.time() - begin
+        if process.wait():
+            raise SystemExit(f"sweeps.{search} failed")
+        results = json.loads(Path(run_dir, "results.json").read_text(encoding="utf-8"))
+        whole = time.time() - begin
+    accuracy = results["test"]["accuracy"]
+    return {"seconds": reached, "best": best, "test_accuracy": accuracy, "whole_command": whole}
+
+
+def measure(name: str, folder: str, model: str, options: Options, seed: int, goal: float):
+    if name in OURS:
+        return ours(OURS[name], "bayes_opt", folder, model, options, seed, goal)
+    of_search = {n: getattr(options, n) for n in ("trials", "epochs", "limit")}
+    arguments = [name, folder, model, of_search, seed, goal, time.time()]
+    done = subprocess.run(
+        [options.python_of, __file__, "--child", json.dumps(arguments)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def told(seconds: list[float | None]) -> str:
+    """Median and quartiles; a search that did not reach the goal counts as the slowest."""
+    ordered = sorted(float("inf") if s is None else s for s in seconds)
+    missed = sum(s is None for s in seconds)
+    cuts = [ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75)]
+    text = f"{statistics.median(ordered):8.1f} s ({cuts[0]:.1f} to {cuts[1]:.1f})"
+    return text + (f", {missed} of {len(ordered)} did not reach it" if missed else "")
+
+
+def main(options: Options) -> None:
+    rows = []
+    print(f"{options.images:,} images, {options.epochs} epochs, batch {BATCH}, "
+          f"at most {options.trials} trials, {options.seeds} seeds")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        subset(options, folder, test_images=10_000)
+        for model in options.models:
+            found: dict[str, list[dict]] = {name: [] for name in options.contenders}
+            for seed in range(options.seeds):  # in turns; a seed has its own validation part
+                write_arrays(folder, seed)
+                random = dataclasses.replace(options, trials=options.random_trials)
+                goal = ours((), "random_search", folder, model, random, seed, 0.0)["best"]
+                print(f"{model}, seed {seed}: the goal is a validation loss of {goal:.4f}")
+                for name in options.contenders:
+                    found[name].append(measure(name, folder, model, options, seed, goal))
+                    rows.append({"model": model, "contender": name, "seed": seed, "goal": goal,
+                                 **found[name][-1]})  # fmt: skip
+                    write_rows(options.rows, rows)
+                    print(f"  {name}: {found[name][-1]}", flush=True)
+            for name, each in found.items():
+                accuracy = statistics.median(one["test_accuracy"] for one in each)
+                print(f"{model:4} {name:18} {told([one['seconds'] for one in each])}; "
+                      f"test accuracy {accuracy:.4f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*json.loads(sys.argv[2]))
+    else:
+        main(tyro.cli(Options, description=__doc__))
