@@ -8,7 +8,7 @@ It continues when it is run again, and ends with the best model retrained, teste
 """
 
 import experiments
-from dlflax.tune import sweep
+from dlflax.tune import cli
 
 if __name__ == "__main__":
-    sweep.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), description=__doc__)
+    cli.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), description=__doc__)

@@ -8,7 +8,7 @@ It continues when it is run again, and ends with the best model retrained, teste
 """
 
 import experiments
-from dlflax.tune import sweep
+from dlflax.tune import cli
 
 if __name__ == "__main__":
-    sweep.main("grid_search", experiments, ("grid",), description=__doc__)
+    cli.main("grid_search", experiments, ("grid",), description=__doc__)

@@ -6,7 +6,7 @@ It continues when it is run again, and ends with the best model retrained, teste
 """
 
 import experiments
-from dlflax.tune import sweep
+from dlflax.tune import cli
 
 if __name__ == "__main__":
-    sweep.main("random_search", experiments, ("random", "qmc"), description=__doc__)
+    cli.main("random_search", experiments, ("random", "qmc"), description=__doc__)

@@ -20,7 +20,7 @@ from dlflax.data.picture import read_picture
 from dlflax.data.series import read
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
-from dlflax.tune import sweep
+from dlflax.tune import cli
 from experiments import image_folder, mnist, predict, sentiment
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def test_a_run_folder_of_any_name(place, name):
 def test_a_sweep_folder_of_any_name(place, name):
     for trials in ("2", "3"):
         flags = [*TINY, "--trials", trials, "--population", "2", "--run-dir", str(place / name)]
-        sweep.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+        cli.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     assert json.loads((place / name / "results.json").read_text())["trials"] == 3
     assert (place / name / "study.db").stat().st_size > 0
 
@@ -312,7 +312,7 @@ def test_every_trial_has_its_score_in_the_hparams_tab(place):
     from test_progress import values
 
     flags = [*TINY, "--trials", "3", "--population", "3", "--run-dir", "tab"]
-    sweep.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+    cli.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     boards = [*Path("tab/tensorboard").iterdir(), Path("tab/best/tensorboard")]
     assert len(boards) == 4
     for board in boards:
@@ -418,6 +418,6 @@ def test_absurd_values_of_a_run(flags, sentence, capsys):
 )
 def test_absurd_values_of_a_sweep(flags, sentence, capsys):
     with pytest.raises(SystemExit) as exit_:
-        sweep.main("random_search", experiments, ("random",), ["mnist", *TINY, *flags], "")
+        cli.main("random_search", experiments, ("random",), ["mnist", *TINY, *flags], "")
     err = capsys.readouterr().err
     assert exit_.value.code == 2 and sentence in err and len(err.strip().splitlines()) == 1

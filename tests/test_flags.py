@@ -16,7 +16,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run
-from dlflax.tune import sweep
+from dlflax.tune import cli
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -76,7 +76,8 @@ OF_SWEEPS = {
     "--sampler": ("qmc", ""), "--prune": ("2", ""), "--mode": ("map", ""), "--study": ("mine", ""),
     "--storage": ("sqlite:///mine.db", ""), "--heartbeat": ("3", ""), "--retrain-on-all": ("", ""),
     "--ensemble": ("0", ""), "--search": ("freeze-thaw", ""), "--slice": ("2", ""),
-    "--tolerance": ("0.1", ""),
+    "--tolerance": ("0.1", ""), "--prior": ("learning_rate=1e-3", ""),
+    "--warm-start": ("nothing", ""),
     "--space.learning-rate": ("1e-3 1e-2", ""), "--space.momentum": ("0 0.9", ""),
     "--space.batch-size": ("32 64", ""), "--space.model.features": ("3 5", ""),
 }  # fmt: skip
@@ -92,7 +93,7 @@ def flags_of(command):
 
 def command_of(of):
     if of == "sweep":
-        return lambda words: sweep.main(
+        return lambda words: cli.main(
             "random_search", experiments, ("random", "qmc"), ["mnist", *words], ""
         )
     name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})

@@ -19,7 +19,7 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.run import with_exit_codes
-from dlflax.tune import sweep
+from dlflax.tune import cli
 from experiments import forecast, image_folder, mnist, predict, sentiment
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -98,7 +98,7 @@ def command_line(seed):
     words = [word for word in words if word != "--distributed"]
     if seed % 4 == 3 and name == "mnist":
         extra = ("--trials", "2", "--population", "2")
-        search = lambda: sweep.main(  # noqa: E731
+        search = lambda: cli.main(  # noqa: E731
             "random_search", experiments, ("random",), ["mnist", *words, *extra], ""
         )
         return search, words

@@ -102,7 +102,8 @@ def test_expected_improvement_equals_its_definition():
     u = (best - mean) / deviation
     expected = deviation * (scipy.stats.norm.pdf(u) + u * scipy.stats.norm.cdf(u))
     with gaussian_process.float64():
-        model = gaussian_process._model(raw, *gaussian_process._arrays(points, values))
+        arrays = gaussian_process._arrays(points, values)
+        model = gaussian_process._model(raw, *arrays, own=arrays[-1])
         alone = gaussian_process._Improvement(model, np.zeros((0, 3)), rng)(new)
         beside = gaussian_process._Improvement(model, new[:2], rng)(new)
     np.testing.assert_allclose(alone + raw[-2] / 2, np.log(expected), rtol=1e-6)  # of units

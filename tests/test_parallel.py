@@ -17,7 +17,7 @@ import experiments
 from dlflax import parallel
 from dlflax.errors import InputError
 from dlflax.run import exit_codes
-from dlflax.tune import sweep
+from dlflax.tune import cli, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -233,7 +233,7 @@ def test_two_hosts_train_one_population(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "finish", lambda *_: sys.exit())  # its trials are enough
     alone = ["--dataset", "digits", "--model", "mlp", "--batch-size", "128", "--run-dir", "alone"]
     with pytest.raises(SystemExit):
-        sweep.main("random_search", experiments, ("random",), ["mnist", *alone, *flags], "")
+        cli.main("random_search", experiments, ("random",), ["mnist", *alone, *flags], "")
     two, one = (
         list(csv.DictReader((tmp_path / name / "trials.csv").read_text().splitlines()))
         for name in ("run", "alone")

@@ -21,7 +21,7 @@ from dlflax import run, train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.tune import sweep
+from dlflax.tune import cli, sweep
 
 ROOT = Path(__file__).parents[1]
 SAMPLERS = {
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 def sweep_mnist(*args, search="random_search"):
     """`python -m sweeps.SEARCH ARGS` in this process. Returns results.json."""
-    sweep.main(search, experiments, SAMPLERS[search], [*args], "")
+    cli.main(search, experiments, SAMPLERS[search], [*args], "")
     (written,) = Path().glob("runs/sweeps/*/results.json")
     return json.loads(written.read_text())
 
@@ -215,7 +215,7 @@ def test_memory_is_flat_over_200_trials(monkeypatch):
 def test_every_experiment_can_be_swept(capsys):
     for name in ("mnist", "fashion_mnist"):
         with pytest.raises(SystemExit) as exit_:
-            sweep.main("bayes_opt", experiments, SAMPLERS["bayes_opt"], [name, "--help"], "words")
+            cli.main("bayes_opt", experiments, SAMPLERS["bayes_opt"], [name, "--help"], "words")
         assert exit_.value.code == 0
         assert "--space.learning-rate" in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
-from dlflax.tune import sweep
+from dlflax.tune import cli
 from experiments import mnist
 
 FLAGS = ["--model", "mlp", "--model.features", "2", "--epochs", "1", "--population", "2"]
@@ -58,7 +58,7 @@ def test_a_run_and_a_sweep_predict():
 
 def test_a_sweep_continues(capsys):
     arguments = ["mnist", *FLAGS, "--trials", "4", "--run-dir", "sweep"]
-    sweep.main("random_search", experiments, ("random", "qmc"), arguments, "")
+    cli.main("random_search", experiments, ("random", "qmc"), arguments, "")
     assert "continuing after 2 recorded trials" in capsys.readouterr().out
     for here, there in zip(rows("sweep/trials.csv"), rows("trials_of_4.csv"), strict=True):
         assert here["learning_rate"] == there["learning_rate"] and here["l2"] == there["l2"]

@@ -49,6 +49,15 @@ def check_sweep(sweep) -> None:
         )
     if thaws and sweep.distributed:
         raise InputError("--search freeze-thaw is for one process: leave --distributed out.")
+    if sweep.prior and (thaws or sweep.sampler == "grid"):
+        other = "--search freeze-thaw" if thaws else "a grid, which tries every point"
+        raise InputError(f"--prior does not go together with {other}: leave it out.")
+    if sweep.warm_start and (thaws or sweep.sampler != "gp"):
+        other = "--search freeze-thaw" if thaws else f"--sampler {sweep.sampler}"
+        raise InputError(
+            f"--warm-start is for the Gaussian process of sweeps.bayes_opt, not for {other}: "
+            "leave it out."
+        )
     if sweep.validation == 0:
         raise InputError("--validation 0: a sweep compares its trials on validation data.")
     if sweep.rank == "cautious" and sweep.seeds == 1:

@@ -93,6 +93,23 @@ class Encoding:
         names = list(self.distributions)
         return [dict(zip(names, map(at, names, row), strict=True)) for row in uniform]
 
+    def near(
+        self, params: Mapping[str, Any], width: float, same: float, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """A draw around some of the parameters: numbers from a normal distribution over their
+        scale, of that deviation and folded at its ends; choices stay with probability `same`."""
+        found = {}
+        for name, value in params.items():
+            if levels := self._levels[name]:
+                keeps = rng.random() < same
+                found[name] = value if keeps else levels[rng.integers(len(levels))]
+            else:
+                distribution = self.distributions[name]
+                share = _share(distribution, value) + width * rng.standard_normal()
+                share = abs(share) % 2
+                found[name] = _number(distribution, min(share, 2 - share))
+        return found
+
     def neighbours(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """All configurations in which one choice is another; the numbers are the same."""
         return [

@@ -45,16 +45,20 @@ def suggest(
     finished: Sequence[tuple[Mapping[str, Any], float]],
     unfinished: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
+    known: Sequence[tuple[Mapping[str, Any], float]] = (),
 ) -> list[dict[str, Any]]:
     """The parameters of the trials to run next, one for each seed.
 
     finished: (parameters, value), the smallest value being the best; +inf and NaN count as the
-    worst of the others. unfinished: the parameters of trials that run.
+    worst of the others. unfinished: the parameters of trials that run. known: like finished, of
+    another study: it is one more dimension, whose fitted length scale tells how much the one
+    study says about the other (Swersky, Snoek and Adams 2013, multi-task).
     """
     finished, points, values = _read(encoding, finished)
+    _, others, of_others = _read(encoding, known, FITTED // 2)
     waiting, chosen = list(unfinished), []
     with float64():
-        _, model = _modelled(encoding, points, warped(values))
+        _, model = _modelled(encoding, points, warped(values), others, warped(of_others))
         for seed in seeds:
             rng = np.random.default_rng(seed)
             improvement = _Improvement(model, encoding.encode(waiting), rng)
@@ -78,18 +82,31 @@ def expected_gain(
     return math.exp(gain + raw[-2] / 2) * unit, math.exp(raw[-1] / 2) * unit
 
 
-def _read(encoding, finished):
+def _read(encoding, finished, most=MOST):
     """(those that the model is of, their points, their values)."""
-    finished = [finished[i] for i in _most_telling([value for _, value in finished], MOST)]
+    finished = [finished[i] for i in _most_telling([value for _, value in finished], most)]
     points = encoding.encode([params for params, _ in finished])
     return finished, points, np.array([value for _, value in finished], np.float64)
 
 
-def _modelled(encoding, points, values):
-    """(the fitted numbers, the model) of warped values."""
-    fitted = _most_telling(values, FITTED)
-    raw = _fit(*_arrays(points[fitted], values[fitted]), _locations(encoding))
-    return raw, _model(raw, *_arrays(points, values))
+def _modelled(encoding, points, values, others=(), of_others=()):
+    """(the fitted numbers, the model) of warped values; with those of another study, points have
+    one more column, 1 for theirs."""
+    fitted = _most_telling(values, FITTED - len(others))
+    locations, own = _locations(encoding), np.ones(len(points))
+    if len(others):
+        locations = np.append(locations, CHOICE)
+        points = np.concatenate([_column(points, 0), _column(others, 1)])
+        values = np.concatenate([values, of_others])
+        fitted = np.append(fitted, np.arange(len(own), len(points)))
+        own = np.append(own, np.zeros(len(others)))
+    raw = _fit(*_arrays(points[fitted], values[fitted]), locations)
+    return raw, _model(raw, *_arrays(points, values), padded(own))
+
+
+def _column(points, value):
+    """With one more column."""
+    return np.insert(points, points.shape[1], value, axis=1)
 
 
 def _unit(values, bent) -> float:
@@ -245,6 +262,8 @@ class _Improvement:
     """The logarithm of the expected improvement, on average over what the waiting may become."""
 
     def __init__(self, model, waiting, rng):
+        self._columns = len(model[2])
+        waiting = self._own(waiting)
         unknown = padded(np.ones(len(waiting)), least=16)
         normals = rng.standard_normal((SAMPLES, len(unknown)))
         fantasies = _fantasies(model, padded(waiting, least=16), unknown, normals)
@@ -252,23 +271,29 @@ class _Improvement:
 
     def __call__(self, points):
         """(n,) of points (n, d)."""
-        return np.asarray(_improvements(padded(points), *self._known))[: len(points)]
+        own = self._own(points)
+        return np.asarray(_improvements(padded(own), *self._known))[: len(points)]
 
     def descent(self, points):
         """(minus what a call gives, its gradient) at points (n, d)."""
-        return _descents(points, *self._known)
+        values, gradients = _descents(self._own(points), *self._known)
+        return values, np.asarray(gradients)[:, : points.shape[1]]
+
+    def _own(self, points):
+        """As points of this study, where the model knows of another one."""
+        return points if points.shape[1] == self._columns else _column(points, 0)
 
 
 @jax.jit
-def _model(raw, x, y, counts):
+def _model(raw, x, y, counts, own):
     """What is known without the waiting: points and scales, the inverse of the kernel's Cholesky
-    factor, that times the values, and the lowest mean at a point."""
+    factor, that times the values, and the lowest mean at a point of this study."""
     scales, noise = jnp.exp(raw[:-2]), jnp.exp(raw[-1] - raw[-2])
     factor = jnp.linalg.cholesky(_noisy(x, counts, scales, noise))
     inverse = solve_triangular(factor, jnp.eye(len(x)), lower=True)
     half = inverse @ (y * jnp.exp(-raw[-2] / 2))
     means = matern(x, x, scales) @ (counts * (inverse.T @ half))
-    best = jnp.where(counts.sum() > 0, jnp.min(jnp.where(counts > 0, means, jnp.inf)), 0)
+    best = jnp.where(own.sum() > 0, jnp.min(jnp.where(own > 0, means, jnp.inf)), 0)
     return x, counts, scales, inverse, half, best
 
 
@@ -327,7 +352,7 @@ def _best(encoding, improvement, finished, waiting, rng):
         full = starts.copy()
         full[:, free] = numbers
         values, gradients = improvement.descent(full)
-        return values, np.asarray(gradients)[:, free]
+        return values, gradients[:, free]
 
     ends, losses = descended(descent, starts[:, free], [(0, 1)] * int(free.sum()), STEPS)
     best = starts[np.argmin(losses)]

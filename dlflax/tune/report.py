@@ -1,7 +1,6 @@
 """The report of a sweep: written at its end, after every population, and for any folder."""
 
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,19 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from dlflax.errors import InputError
 from dlflax.files import read_json
 from dlflax.report import trial_figures
 from dlflax.report import trials as ranking
 from dlflax.report.findings import findings
 from dlflax.report.html import write_html
-from dlflax.run.folder import load_config
-from dlflax.tune.stores import sqlite_file, sqlite_url
-from dlflax.tune.trial import opening, without_password, without_template
+from dlflax.tune.stores import trials_of
 
 SHARE = 0.05  # of a sweep's time that its reports may take while it runs
 
@@ -98,27 +92,8 @@ def of_folder(
     folder: Path, storage: str | None = None, log: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Writes the report of a sweep's folder, whether the sweep runs, was stopped or is finished.
-    storage: the address of its database, if that is not in the folder. Returns what the report
-    says. InputError when the folder is not that of a sweep, or has no trial yet."""
-    saved = load_config(folder)
-    if "study" not in saved["config"]:
-        raise InputError(f"{folder} is the folder of a run, not of a sweep: it has its own report.")
-    if "search" not in saved or not {"objective", "sampler", "storage"} <= saved["config"].keys():
-        raise InputError(f"{folder}/config.json is damaged: it is not what a sweep writes.")
-    kept = saved["config"]["storage"]  # without its password
-    url = storage or os.environ.get("DLFLAX_STORAGE") or kept
-    url, study = url or sqlite_url(Path(folder) / "study.db"), saved["config"]["study"]
-    if url.startswith("sqlite") and not sqlite_file(url).exists():  # opening it would make it
-        raise InputError(f"{sqlite_file(url)} is not there: give the sweep's --storage.")
-    with opening(without_password(url)):
-        tables = RDBStorage(without_template(url))
-        names = [each.study_name for each in tables.get_all_studies()]
-        if study not in names:
-            raise InputError(f"{without_password(url)} has no study {study}: give its --storage.")
-        loaded = optuna.load_study(study_name=study, storage=tables)
-        trials, direction = loaded.get_trials(deepcopy=False), loaded.direction.name.lower()
-    if not trials:
-        raise InputError(f"the study {study} has no trial yet: wait for its first population.")
+    Returns what the report says. storage, errors: as for `trials_of`."""
+    saved, trials, direction = trials_of(folder, storage)
     results = facts(saved, trials, direction)
     with contextlib.suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
         results = {**read_json(Path(folder) / "results.json"), **results}

@@ -33,6 +33,10 @@ class Space:
     defaults: dict[str, Any] | None = None
     """What a run has without being told: its numbers, or the nearest to them that are searched;
     None where one of its choices is not among those that are searched."""
+    guess: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What a user takes for best, of some or all names."""
+    known: list[tuple[dict[str, Any], float]] = dataclasses.field(default_factory=list)
+    """Trials of another study, (parameters, value), the lowest value being the best."""
 
     def structures(self) -> int:
         """How many structures there are, hence programs to compile."""
@@ -158,6 +162,12 @@ def _current(name, recipe, hparams):
 
 def _text(items: tuple) -> str:
     return ",".join(map(str, items)) or "none"
+
+
+def parameter(name, word, recipe, hparams, space: Space, flag: str):
+    """The word as a parameter of a trial. InputError naming the flag when it cannot be one."""
+    value = _value(name, word, recipe, hparams, (*space.recipes, recipe), flag)
+    return _text(value) if isinstance(value, tuple) else value
 
 
 def _value(name, word, recipe, hparams, recipes, flag):

@@ -7,6 +7,7 @@ in Optuna's own tables, so optuna-dashboard and Optuna itself can open them.
 
 import contextlib
 import datetime
+import os
 import re
 import urllib.parse
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from dlflax.errors import InputError, RunError
+from dlflax.run.folder import load_config
 from dlflax.tune.postgres import Shared
 from dlflax.tune.rows import insert
 from dlflax.tune.trial import (
@@ -73,6 +76,34 @@ def sqlite_file(url: str) -> Path:
     if "uri=true" in url:
         database = urllib.parse.unquote(database.removeprefix("file:"))
     return Path(database)
+
+
+def trials_of(
+    folder: Path, storage: str | None = None
+) -> tuple[dict[str, Any], list[FrozenTrial], str]:
+    """(the contents of config.json, the trials so far, minimize or maximize) of a sweep's folder.
+    storage: the address of its database, if that is not in the folder. InputError when the folder
+    is not that of a sweep, or has no trial yet."""
+    saved = load_config(folder)
+    if "study" not in saved["config"]:
+        raise InputError(f"{folder} is the folder of a run, not of a sweep: it has its own report.")
+    if "search" not in saved or not {"objective", "sampler", "storage"} <= saved["config"].keys():
+        raise InputError(f"{folder}/config.json is damaged: it is not what a sweep writes.")
+    kept = saved["config"]["storage"]  # without its password
+    url = storage or os.environ.get("DLFLAX_STORAGE") or kept
+    url, study = url or sqlite_url(Path(folder) / "study.db"), saved["config"]["study"]
+    if url.startswith("sqlite") and not sqlite_file(url).exists():  # opening it would make it
+        raise InputError(f"{sqlite_file(url)} is not there: give the sweep's --storage.")
+    with opening(without_password(url)):
+        tables = RDBStorage(without_template(url))
+        names = [each.study_name for each in tables.get_all_studies()]
+        if study not in names:
+            raise InputError(f"{without_password(url)} has no study {study}: give its --storage.")
+        loaded = optuna.load_study(study_name=study, storage=tables)
+        trials, direction = loaded.get_trials(deepcopy=False), loaded.direction.name.lower()
+    if not trials:
+        raise InputError(f"the study {study} has no trial yet: wait for its first population.")
+    return saved, trials, direction
 
 
 class Local:

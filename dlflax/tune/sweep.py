@@ -8,10 +8,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import jax
@@ -30,32 +28,19 @@ from dlflax.run.config import (
 )
 from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
-from dlflax.train.hparams import numbers
-from dlflax.tune import frozen, report, stopping
+from dlflax.tune import frozen, hints, report, stopping
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.check import check_memory, check_sweep, check_transfer, check_unused
 from dlflax.tune.checkpoint import BatchCheckpoint
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
-from dlflax.tune.layout import use_all_cores
 from dlflax.tune.members import Members
 from dlflax.tune.objective import Objective
 from dlflax.tune.plan import all_recipes, log_plan, population_size
 from dlflax.tune.search import Sampler, search
-from dlflax.tune.space import STRUCTURE, space
+from dlflax.tune.space import space
 from dlflax.tune.stores import Local, open_study, sqlite_url
 from dlflax.tune.trial import without_password
-
-SPACE = {
-    "learning_rate": ("1e-4", "1e-2", "log"),
-    "dropout": ("0", "0.5"),
-    "l2": ("1e-7", "1e-3", "log"),
-}  # what is searched for an experiment without a SPACE of its own
-GRID = {
-    "learning_rate": ("3e-4", "1e-3", "3e-3"),
-    "dropout": ("0", "0.25", "0.5"),
-    "l2": ("0", "1e-5", "1e-4"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +66,12 @@ class Sweep(run.Config):
     as val_loss or val_accuracy (default: the one that decides the best epoch)."""
     sampler: Sampler = "gp"
     """How the next trials are chosen."""
+    prior: tuple[str, ...] = ()
+    """Your own best guess, NAME=VALUE such as learning_rate=3e-4 dropout=0.1: trial 1 has it, and
+    some of the others, fewer and fewer, lie around it."""
+    warm_start: str | None = None
+    """Folder of another sweep, or its name, whose trials are known from the beginning; they count
+    as much as they turn out to tell about this one."""
     search: Literal["whole", "freeze-thaw"] = "whole"
     """whole: every trial is trained to its end, or as --prune says; freeze-thaw: the epochs of
     --trials whole trials go to as many trials as are worth beginning, by their learning curves."""
@@ -106,103 +97,6 @@ class Sweep(run.Config):
     """Retrain the best on training and validation data together."""
     resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always continues
     auto: Annotated[bool, tyro.conf.Suppress] = False  # as --trials says
-
-
-def main(
-    search: str,
-    experiments: ModuleType,
-    samplers: tuple[Sampler, ...],
-    args: list[str] | None = None,
-    description: str | None = None,
-) -> None:
-    """The command line of a kind of search. experiments: the package whose modules have PRESETS and
-    may have ARCHITECTURES, SPACE and GRID; samplers: what --sampler offers, the default first.
-    Exit codes as for `run.main`."""
-
-    def command():
-        parsed = _parse(search, experiments, samplers, args, description)
-        if parsed[-1].distributed:
-            parallel.initialize()
-        run_sweep(*parsed)
-
-    use_all_cores()
-    run.with_exit_codes(command, again="the same command continues with what is recorded")
-
-
-def _parse(search, experiments, samplers, args, description):
-    args = sys.argv[1:] if args is None else list(args)
-    if "--resume" in args:
-        raise InputError("--resume: a sweep always continues; give the same command without it.")
-    given = args.pop(0) if args and not args[0].startswith("-") else "mnist"
-    experiment, grid = run.find(given, experiments), samplers == ("grid",)
-    words = getattr(experiment.module, *(("GRID", GRID) if grid else ("SPACE", SPACE)))
-    preset = None
-
-    def extend(config: run.Config) -> Sweep:
-        """The flags' defaults: those of the experiment, and those of a sweep over it."""
-        nonlocal preset
-        preset = config
-        of_flags = _space_type(config, words, grid)
-        sampler = Literal[samplers]
-        if grid:
-            sampler = Annotated[sampler, tyro.conf.Suppress]
-        fields = [
-            ("space", of_flags, of_flags()),
-            ("sampler", sampler, samplers[0]),
-            ("trials", int, 0) if grid else ("trials", int | Literal["auto"], Sweep.trials),
-        ]
-        flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
-        flags.__doc__ = Sweep.__doc__
-        common = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        return flags(**{**common, "resume": True})
-
-    sweep = run.parse(
-        experiment, args, description, prog=f"python -m sweeps.{search} {given}", extend=extend
-    )
-    chosen = _words(sweep.space)
-    given = [f"space.{name}" for name, value in chosen.items() if value != words.get(name)]
-    sweep = dataclasses.replace(sweep, space=chosen, given=(*sweep.given, *given))
-    for name in sweep.space:
-        value = getattr(sweep.hparams, name, None)
-        if value is not None and value != getattr(preset.hparams, name):
-            flag = name.replace("_", "-")
-            raise InputError(
-                f"--hparams.{flag} {value:g} and --space.{flag} contradict each other: fix it with "
-                f"--space.{flag} {value:g}, or leave --hparams.{flag} out."
-            )
-    return search, experiment, sweep
-
-
-def _space_type(config, words, grid):
-    """A dataclass with a field for everything that can be searched, for tyro."""
-    ranges = "LOW HIGH [log], or three or more choices; one value fixes it."
-    number = tyro.conf.arg(help="Values." if grid else ranges)
-    structure = tyro.conf.arg(help="Choices; each is a program of its own.")
-
-    def field(name, arg, prefix=""):
-        return name, Annotated[tuple[str, ...], arg], words.get(prefix + name, ())
-
-    skip = ("parent", "name", "num_outputs", "vocabulary", "shape")  # the data decide these
-    of_model = [f.name for f in dataclasses.fields(config.recipe.model)]
-    of_model = [name for name in of_model if name not in skip]
-    model_type = dataclasses.make_dataclass(
-        "ModelSpace", [field(name, structure, "model.") for name in of_model], frozen=True
-    )
-    return dataclasses.make_dataclass(
-        "Space",
-        [field(name, number) for name in numbers(config.hparams)]
-        + [field(name, structure) for name in STRUCTURE]
-        + [("model", model_type, model_type())],
-        frozen=True,
-    )
-
-
-def _words(space) -> dict[str, tuple[str, ...]]:
-    """The space's flags as `space` reads them, without those that are not set."""
-    flat = {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
-    of_model = flat.pop("model")
-    flat |= {f"model.{f.name}": getattr(of_model, f.name) for f in dataclasses.fields(of_model)}
-    return {name: words for name, words in flat.items() if words}
 
 
 def run_sweep(
@@ -243,7 +137,12 @@ def run_sweep(
     direction = "minimize" if lowest else "maximize"
     opened = open_study if jax.process_count() == 1 else Broadcast
     with opened(url, sweep.study, direction, tried.distributions, sweep.heartbeat, log) as store:
+        if sweep.warm_start and not store.trials():  # later they are in the settings
+            new["known"] = parallel.from_main(
+                lambda: hints.known_trials(sweep.warm_start, tried, sweep.objective, log)
+            )
         saved = store.settings(new)
+        tried = dataclasses.replace(tried, known=saved.get("known", []))
         sweep = _as_begun(sweep, converted(saved), new, log)
         parallel.from_main(lambda: write_json(folder / "config.json", saved))
         parallel.from_main(lambda: write_files(folder, examples))
@@ -261,12 +160,7 @@ def run_sweep(
         live = report.Live(folder, saved, direction, log)
         with objective, live:
             recorded = live if parallel.is_main() else lambda trials: None
-            common = dict(trials=sweep.trials, population=sweep.population, seed=sweep.seed)
-            if sweep.search == "freeze-thaw":
-                frozen.search(objective, tried, store, recorded=recorded, **common)
-            else:
-                common |= {"sampler": sweep.sampler, "enough": _enough(sweep, tried, store, log)}
-                search(objective, tried, store, recorded=recorded, **common)
+            _search(sweep, objective, tried, store, recorded, log)
         trials = store.trials()
         results = store.claim_finish(sweep.trials)
         if checkpoint:  # what it had is recorded now
@@ -285,6 +179,15 @@ def run_sweep(
     for name, command in results["commands"].items():
         log(f"{name}: {command}")
     return results
+
+
+def _search(sweep, objective, tried, store, recorded, log):
+    common = dict(trials=sweep.trials, population=sweep.population, seed=sweep.seed)
+    if sweep.search == "freeze-thaw":
+        frozen.search(objective, tried, store, recorded=recorded, **common)
+    else:
+        common |= {"sampler": sweep.sampler, "enough": _enough(sweep, tried, store, log)}
+        search(objective, tried, store, recorded=recorded, **common)
 
 
 def _enough(sweep, tried, store, log):
@@ -332,6 +235,8 @@ def _bound(sweep, search_name, experiment, log):
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
     tried = space(sweep.space, recipe, sweep.hparams, grid=grid, recipes=recipes)
+    guessed = hints.guess(sweep.prior, tried, recipe, sweep.hparams)
+    tried = dataclasses.replace(tried, guess=guessed)
     if sweep.trials == "auto":
         sweep = dataclasses.replace(sweep, trials=stopping.MOST, auto=True)
     recipe, hparams = tried.apply(tried.fixed, recipe, sweep.hparams)
@@ -372,7 +277,12 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
         "study", "ensemble", "auto", "tolerance",
         *PLACE,
     }  # fmt: skip
-    for name in ("search", "slice"):  # of studies that were begun before there was a choice
+    for name in (
+        "search",
+        "slice",
+        "prior",
+        "warm_start",
+    ):  # of studies that were begun before there was a choice
         saved["config"].setdefault(name, getattr(Sweep, name))
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])

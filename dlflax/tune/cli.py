@@ -1,0 +1,124 @@
+"""The command line of a sweep: its flags, and the space that they give."""
+
+import dataclasses
+import sys
+from types import ModuleType
+from typing import Annotated, Literal
+
+import tyro
+
+from dlflax import parallel, run
+from dlflax.errors import InputError
+from dlflax.train.hparams import numbers
+from dlflax.tune.layout import use_all_cores
+from dlflax.tune.search import Sampler
+from dlflax.tune.space import STRUCTURE
+from dlflax.tune.sweep import Sweep, run_sweep
+
+SPACE = {
+    "learning_rate": ("1e-4", "1e-2", "log"),
+    "dropout": ("0", "0.5"),
+    "l2": ("1e-7", "1e-3", "log"),
+}  # what is searched for an experiment without a SPACE of its own
+GRID = {
+    "learning_rate": ("3e-4", "1e-3", "3e-3"),
+    "dropout": ("0", "0.25", "0.5"),
+    "l2": ("0", "1e-5", "1e-4"),
+}
+
+
+def main(
+    search: str,
+    experiments: ModuleType,
+    samplers: tuple[Sampler, ...],
+    args: list[str] | None = None,
+    description: str | None = None,
+) -> None:
+    """The command line of a kind of search. experiments: the package whose modules have PRESETS and
+    may have ARCHITECTURES, SPACE and GRID; samplers: what --sampler offers, the default first.
+    Exit codes as for `run.main`."""
+
+    def command():
+        parsed = _parse(search, experiments, samplers, args, description)
+        if parsed[-1].distributed:
+            parallel.initialize()
+        run_sweep(*parsed)
+
+    use_all_cores()
+    run.with_exit_codes(command, again="the same command continues with what is recorded")
+
+
+def _parse(search, experiments, samplers, args, description):
+    args = sys.argv[1:] if args is None else list(args)
+    if "--resume" in args:
+        raise InputError("--resume: a sweep always continues; give the same command without it.")
+    given = args.pop(0) if args and not args[0].startswith("-") else "mnist"
+    experiment, grid = run.find(given, experiments), samplers == ("grid",)
+    words = getattr(experiment.module, *(("GRID", GRID) if grid else ("SPACE", SPACE)))
+    preset = None
+
+    def extend(config: run.Config) -> Sweep:
+        """The flags' defaults: those of the experiment, and those of a sweep over it."""
+        nonlocal preset
+        preset = config
+        of_flags = _space_type(config, words, grid)
+        sampler = Literal[samplers]
+        if grid:
+            sampler = Annotated[sampler, tyro.conf.Suppress]
+        fields = [
+            ("space", of_flags, of_flags()),
+            ("sampler", sampler, samplers[0]),
+            ("trials", int, 0) if grid else ("trials", int | Literal["auto"], Sweep.trials),
+        ]
+        flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
+        flags.__doc__ = Sweep.__doc__
+        common = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        return flags(**{**common, "resume": True})
+
+    sweep = run.parse(
+        experiment, args, description, prog=f"python -m sweeps.{search} {given}", extend=extend
+    )
+    chosen = _words(sweep.space)
+    given = [f"space.{name}" for name, value in chosen.items() if value != words.get(name)]
+    sweep = dataclasses.replace(sweep, space=chosen, given=(*sweep.given, *given))
+    for name in sweep.space:
+        value = getattr(sweep.hparams, name, None)
+        if value is not None and value != getattr(preset.hparams, name):
+            flag = name.replace("_", "-")
+            raise InputError(
+                f"--hparams.{flag} {value:g} and --space.{flag} contradict each other: fix it with "
+                f"--space.{flag} {value:g}, or leave --hparams.{flag} out."
+            )
+    return search, experiment, sweep
+
+
+def _space_type(config, words, grid):
+    """A dataclass with a field for everything that can be searched, for tyro."""
+    ranges = "LOW HIGH [log], or three or more choices; one value fixes it."
+    number = tyro.conf.arg(help="Values." if grid else ranges)
+    structure = tyro.conf.arg(help="Choices; each is a program of its own.")
+
+    def field(name, arg, prefix=""):
+        return name, Annotated[tuple[str, ...], arg], words.get(prefix + name, ())
+
+    skip = ("parent", "name", "num_outputs", "vocabulary", "shape")  # the data decide these
+    of_model = [f.name for f in dataclasses.fields(config.recipe.model)]
+    of_model = [name for name in of_model if name not in skip]
+    model_type = dataclasses.make_dataclass(
+        "ModelSpace", [field(name, structure, "model.") for name in of_model], frozen=True
+    )
+    return dataclasses.make_dataclass(
+        "Space",
+        [field(name, number) for name in numbers(config.hparams)]
+        + [field(name, structure) for name in STRUCTURE]
+        + [("model", model_type, model_type())],
+        frozen=True,
+    )
+
+
+def _words(space) -> dict[str, tuple[str, ...]]:
+    """The space's flags as `space` reads them, without those that are not set."""
+    flat = {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
+    of_model = flat.pop("model")
+    flat |= {f"model.{f.name}": getattr(of_model, f.name) for f in dataclasses.fields(of_model)}
+    return {name: words for name, words in flat.items() if words}

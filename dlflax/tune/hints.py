@@ -1,0 +1,97 @@
+"""What is known before a search begins: a user's guess, and the trials of another study."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlflax.errors import InputError
+from dlflax.tune.encoding import Encoding
+from dlflax.tune.space import Space, parameter
+from dlflax.tune.stores import trials_of
+
+SHARE = 0.5  # of the first trials that lie around the guess
+HALVED = 16  # trials after which the share is half as large
+WIDTH = 0.15  # deviation around a guessed number, as a share of its range
+SAME = 0.7  # how often a guessed choice is kept
+
+Known = list[tuple[dict[str, Any], float]]
+
+
+def guess(words: Sequence[str], space: Space, recipe, hparams) -> dict[str, Any]:
+    """The parameters that NAME=VALUE words give (--prior). InputError for one that is not in the
+    space."""
+    found = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in space.distributions:
+            raise InputError(
+                f"--prior {word}: give NAME=VALUE of what is searched, which is "
+                f"{', '.join(space.distributions)}; such as --prior learning_rate=1e-3."
+            )
+        if name in found:
+            raise InputError(f"--prior {word}: {name} is there twice.")
+        found[name] = value = parameter(name, text, recipe, hparams, space, f"--prior {word}")
+        if not within(space.distributions[name], value):
+            raise InputError(f"--prior {word}: it is outside --space.{name.replace('_', '-')}.")
+    return found
+
+
+def within(distribution, value) -> bool:
+    """Whether a parameter may have the value."""
+    if hasattr(distribution, "choices"):
+        return value in distribution.choices
+    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
+
+
+def around(encoding: Encoding, space: Space, seed: int, index: int) -> dict[str, Any] | None:
+    """The parameters of trial `index` if it is one that lies around the guess (Mallik et al. 2023:
+    their share falls as trials are known); None for the others. Trial 1 is the guess itself."""
+    if not space.guess or index == 0:
+        return None
+    rng = np.random.default_rng([seed, index, 1])
+    if index > 1 and rng.random() >= SHARE / (1 + index / HALVED):
+        return None
+    (params,) = encoding.spread(rng.random((1, len(encoding.distributions))))
+    if index == 1:
+        return {**(space.defaults or params), **space.guess}
+    return {**params, **encoding.near(space.guess, WIDTH, SAME, rng)}
+
+
+def known_trials(
+    study: str, space: Space, objective: str, log: Callable[[str], None] = print
+) -> Known:
+    """(parameters, value) of the trials of another study that lie in this space, the lowest value
+    being the best; what that study did not search has the number that its trials had. study: a
+    folder, or a name in runs/sweeps. InputError where there is none to use."""
+    folder = Path(study) if Path(study).exists() else Path("runs") / "sweeps" / study
+    if not folder.exists():
+        raise InputError(
+            f"--warm-start {study}: there is neither {study} nor {folder}: give the folder of a "
+            "sweep, or its name."
+        )
+    saved, trials, direction = trials_of(folder)
+    theirs = saved["config"]["objective"]
+    if theirs != objective:
+        raise InputError(
+            f"--warm-start {study}: its objective is {theirs}, not {objective}: values of "
+            f"different scores do not compare; use --objective {theirs}."
+        )
+    same: Mapping[str, Any] = saved["config"].get("hparams", {})
+    sign = 1 if direction == "minimize" else -1
+    found = []
+    for trial in trials:
+        params = {name: trial.params.get(name, same.get(name)) for name in space.distributions}
+        fits = all(within(space.distributions[name], value) for name, value in params.items())
+        if trial.value is not None and fits:
+            found.append((params, sign * trial.value))
+    if sum(math.isfinite(value) for _, value in found) < 2:
+        raise InputError(
+            f"--warm-start {study}: fewer than two of its {len(trials)} trials are finished and "
+            f"in this space ({', '.join(space.distributions)}): leave it out."
+        )
+    log(f"knows {len(found)} of the {len(trials)} trials of {folder}, those in this space")
+    return found

@@ -1,0 +1,172 @@
+"""What a search is told beforehand: a guess (--prior), another study (--warm-start)."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+import experiments
+from dlflax import train
+from dlflax.errors import InputError
+from dlflax.tune import cli, gaussian_process, hints
+from dlflax.tune.encoding import Encoding
+from dlflax.tune.search import suggest
+from dlflax.tune.space import Space, space
+from experiments.mnist import PRESETS
+
+pytestmark = pytest.mark.usefixtures("place")
+
+DISTRIBUTIONS = {
+    "learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
+    "dropout": FloatDistribution(0, 0.5),
+    "model.activation": CategoricalDistribution(["relu", "tanh", "gelu"]),
+}
+GUESS = {"learning_rate": 1e-3, "model.activation": "tanh"}
+DEFAULTS = {"learning_rate": 1e-2, "dropout": 0.1, "model.activation": "relu"}
+TINY = "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 --ensemble 0"
+
+
+@pytest.mark.parametrize("sampler", ["gp", "random", "tpe", "qmc"])
+def test_trials_around_a_guess_become_fewer(sampler):
+    told = Space(DISTRIBUTIONS, defaults=DEFAULTS, guess=GUESS)
+    plain = Space(DISTRIBUTIONS, defaults=DEFAULTS)
+    first = [trial.params for trial in suggest(sampler, told, 3, "minimize", [], range(64))]
+    assert first[0] == DEFAULTS and first[1] == {**DEFAULTS, **GUESS}
+    assert first[:9] == [t.params for t in suggest(sampler, told, 3, "minimize", [], range(9))]
+    without = [trial.params for trial in suggest(sampler, plain, 3, "minimize", [], range(64))]
+    near = [i for i in range(64) if first[i] != without[i]]
+    early, late = (sum(i in near for i in part) for part in (range(2, 22), range(44, 64)))
+    assert 3 <= early <= 14 and late < early
+    decades = np.log10([first[i]["learning_rate"] for i in near]) + 3
+    assert np.abs(decades).mean() < 0.8  # of 4 decades
+    kept = sum(first[i]["model.activation"] == "tanh" for i in near)
+    assert len(near) / 2 < kept <= len(near)
+    for params in first:
+        for name, distribution in DISTRIBUTIONS.items():
+            assert hints.within(distribution, params[name])
+
+
+def test_draws_at_the_end_of_a_range_stay_in_it():
+    encoding, rng = Encoding(DISTRIBUTIONS), np.random.default_rng(0)
+    draws = [encoding.near({"dropout": 0.5}, 0.15, 0.7, rng)["dropout"] for _ in range(500)]
+    assert min(draws) >= 0 and max(draws) <= 0.5
+    # folded at the end, the distance from it is that of a half normal distribution
+    assert np.mean(draws) == pytest.approx(0.5 - 0.5 * 0.15 * (2 / np.pi) ** 0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["learning_rate"], "NAME=VALUE"),
+        (["momentum=0.9"], "what is searched"),
+        (["learning_rate=fast"], "not a number"),
+        (["learning_rate=5"], "outside"),
+        (["learning_rate=nan"], "learning"),
+        (["model.activation=sigmoid"], "outside"),
+        (["dropout=0.1", "dropout=0.2"], "twice"),
+        ([""], "NAME=VALUE"),
+    ],
+)
+def test_a_guess_that_is_not_in_the_space(words, right):
+    recipe = PRESETS["default"].recipe
+    made = space(
+        {
+            "learning_rate": ("1e-5", "1e-1", "log"),
+            "dropout": ("0", "0.5"),
+            "model.activation": ("relu", "tanh"),
+        },
+        recipe,
+    )
+    with pytest.raises(InputError, match=right):
+        hints.guess(words, made, recipe, train.Hparams())
+    assert hints.guess(["learning-rate=1e-3", "model.activation=tanh"], made, recipe,
+                       train.Hparams()) == GUESS  # fmt: skip
+
+
+UNIT = {name: FloatDistribution(0, 1) for name in ("x", "y", "z")}
+
+
+def bowl(params, centre=0.7):
+    return sum((value - centre) ** 2 for value in params.values())
+
+
+def regret(known, seed):
+    """Of the best of 4 trials in one batch, 6 being finished."""
+    rng, encoding = np.random.default_rng(seed), Encoding(UNIT)
+    begun = [(params, bowl(params)) for params in encoding.spread(rng.random((6, 3)))]
+    found = gaussian_process.suggest(encoding, begun, [], [seed * 4 + k for k in range(4)], known)
+    return min(bowl(params) for params in found)
+
+
+def test_another_study_counts_as_much_as_it_tells():
+    rng = np.random.default_rng(9)
+    points = Encoding(UNIT).spread(rng.random((40, 3)))
+    alike = [(params, 100 + 7 * bowl(params, 0.65)) for params in points]  # of another scale
+    noise = [(params, rng.normal()) for params in points]
+    none, near, useless = (
+        np.median([regret(known, seed) for seed in range(6)]) for known in ([], alike, noise)
+    )
+    assert near < 0.5 * none
+    assert useless < 3 * none
+
+
+def test_the_best_of_another_study_are_among_the_first():
+    known = [({"x": k / 9, "y": 0.5, "z": 0.5}, float(k)) for k in reversed(range(9))]
+    first = suggest("gp", Space(UNIT, known=known), 0, "minimize", [], list(range(9)))
+    assert [trial.params for trial in first[2::2]] == [
+        {"x": k / 9, "y": 0.5, "z": 0.5} for k in range(4)
+    ]
+
+
+def sweep(name, *flags):
+    cli.main(
+        "bayes_opt", experiments, ("gp", "tpe"),
+        ["mnist", *TINY.split(), "--run-dir", name, "--study", name, *flags], "",
+    )  # fmt: skip
+    table = Path(name, "trials.csv").read_text()
+    return list(csv.DictReader(table.splitlines()))
+
+
+def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
+    first = sweep("first", "--trials", "5", "--population", "5")
+    flags = ["--population", "4", "--prior", "dropout=0.4", "--warm-start", "first"]
+    begun = sweep("second", "--trials", "4", *flags)
+    assert "knows 5 of the 5 trials of first" in capsys.readouterr().out
+    best = min(first, key=lambda row: float(row["val_loss"]))
+    assert begun[2]["learning_rate"] == best["learning_rate"]
+    assert float(begun[1]["dropout"]) == 0.4
+    saved = json.loads(Path("second", "config.json").read_text())
+    assert len(saved["known"]) == 5
+
+    shutil.copytree("second", "third")
+    more = sweep("second", "--trials", "12", *flags)
+    shutil.rmtree("first")
+    shutil.rmtree("second")
+    Path("third").rename("second")
+    assert sweep("second", "--trials", "12", *flags) == more  # what it knew is its own now
+
+
+@pytest.mark.parametrize(
+    ("flags", "right"),
+    [
+        (["--warm-start", "nowhere"], "neither nowhere nor"),
+        (["--warm-start", "first", "--sampler", "tpe"], "not for --sampler tpe"),
+        (["--warm-start", "first", "--objective", "val_accuracy"], "its objective is val_loss"),
+        (["--warm-start", "first", "--space.momentum", "0", "0.9", "--optimizer", "sgd",
+          "--space.learning-rate", "0.1", "1"], "fewer than two"),
+        (["--warm-start", "first/best"], "of a run, not of a sweep"),
+        (["--warm-start", "first", "--search", "freeze-thaw"], "freeze-thaw"),
+        (["--prior", "dropout=0.4", "--search", "freeze-thaw"], "--prior does not go"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_known(capsys, flags, right):
+    sweep("first", "--trials", "2", "--population", "2")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        sweep("second", *flags)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and right in error and "Traceback" not in error
