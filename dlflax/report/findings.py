@@ -6,6 +6,7 @@ import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
+from dlflax.report import pareto
 from dlflax.report.trials import digits, names_of, outcome, ranked
 
 FEW_EXAMPLES = 500  # of validation: below, a score of 95 % is uncertain by 1 % and more
@@ -20,6 +21,7 @@ def findings(
     if not rank or outcome(rank[0]) == "diverged":
         return []
     found = [_gain(trials, rank[0], direction, objective)]
+    found += pareto.sentence(trials, direction, objective)
     found += _ends_of_ranges(rank)
     if validation is not None and validation < FEW_EXAMPLES:
         found.append(

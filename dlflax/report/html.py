@@ -13,7 +13,10 @@ from dlflax.files import replacing
 from dlflax.report.findings import of_ensemble
 from dlflax.report.trial_figures import CAPTIONS
 from dlflax.report.trials import (
+    COSTS,
+    beside_value,
     best_epoch,
+    cost_text,
     digits,
     names_of,
     outcome,
@@ -148,15 +151,16 @@ def _list(facts) -> str:
 
 def _table(trials, direction, objective) -> str:
     """In the order given. data-v is what a click on a column's head sorts by."""
-    names, rows = names_of(trials), []
-    std = ["std"] if any("std" in trial.user_attrs for trial in trials) else []
-    columns = ["trial", "state", objective, *std, "best epoch", *names]
+    names, beside, rows = names_of(trials), beside_value(trials), []
+    columns = ["trial", "state", objective, *beside, "best epoch", *names]
     for trial in trials:
         kind = outcome(trial)
         value = trial.value if kind in ("complete", "pruned") else None
-        keys = [trial.number, kind, value, *map(trial.user_attrs.get, std)]
+        keys = [trial.number, kind, value, *map(trial.user_attrs.get, beside)]
         keys += [best_epoch(trial, direction), *map(trial.params.get, names)]
         texts = [digits(value) if key is value else short_text(key) for key in keys]
+        for place, name in enumerate(beside, 3):
+            texts[place] = cost_text(keys[place]) if name in COSTS else texts[place]
         cells = zip(("" if key is None else key for key in keys), texts, strict=True)
         row = "".join(f'<td data-v="{_escaped(key)}">{_escaped(text)}</td>' for key, text in cells)
         rows.append(f'<tr class="{kind}">{row}</tr>')

@@ -16,10 +16,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from dlflax.report import figures
+from dlflax.report.pareto import cost_name, front
 from dlflax.report.trials import best_epoch, folded, names_of, outcome, ranked, short_text
 
 CAPTIONS = {
     "history": "Every trial in the order of its number; the line is the best so far.",
+    "pareto_front": "Two objectives: of the trials on the line no other one is better in both. The "
+    "lowest on the left are cheap and good.",
     "learning_curves": "Every trial after each epoch; pruned ones end in a dot. The large dot is "
     "the best epoch of the best trial. Colours are those of the choice that matters most.",
     "slice": "Each hyperparameter over its range: see where the good values gather, and whether "
@@ -74,6 +77,8 @@ def draw(
         "parallel_coordinates": lambda: _parallel_coordinates(rank, scale),
         "importance": lambda: _importance(rank, direction, objective),
     }
+    if cost_name(trials):
+        drawings["pareto_front"] = lambda: _pareto_front(rank, scale, direction)
     return figures.draw(drawings, folder, log)
 
 
@@ -174,6 +179,22 @@ def _history(rank, scale, direction):
         axes.step(x, best, "tab:orange", where="post", label="best so far")
     _dots(axes, rank, rank[0], numbers, scale)
     return _finish(figure, axes, scale, "trial")
+
+
+def _pareto_front(rank, scale, direction):
+    name, found = cost_name(rank), front(rank, direction)
+    figure = figures.new_figure(8, 3.8)
+    axes = figure.subplots()
+    x, y = [t.user_attrs[name] for t in found], [t.value for t in found]
+    axes.step(x, y, "tab:orange", where="post", label="front")
+    for trial in found:
+        at = trial.user_attrs[name], trial.value
+        axes.annotate(f"{trial.number}", at, (4, 6), textcoords="offset points")
+    there = [trial for trial in rank if name in trial.user_attrs]
+    _dots(axes, there, rank[0], [trial.user_attrs[name] for trial in there], scale)
+    figure = _finish(figure, axes, scale, name)
+    axes.set_xscale("log")
+    return figure
 
 
 def _learning_curves(rank, direction, objective):

@@ -10,6 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 from dlflax.files import replacing
 from dlflax.report.tables import print_table
 
+COSTS = ("parameters", "flops", "milliseconds")  # what may be a second objective
+
 
 def outcome(trial: FrozenTrial) -> str:
     """complete, pruned, diverged, failed, or running for what is not finished."""
@@ -47,14 +49,13 @@ def write_trials_csv(
 ) -> None:
     """One row a finished trial, by number. The same trials give the same bytes: no clock."""
     trials = [t for t in sorted(trials, key=lambda t: t.number) if outcome(t) != "running"]
-    std = ["std"] if any("std" in trial.user_attrs for trial in trials) else []
-    names = names_of(trials)
+    names, beside = names_of(trials), beside_value(trials)
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["number", "state", objective, *std, "best_epoch", *names])
+        writer.writerow(["number", "state", objective, *beside, "best_epoch", *names])
         for trial in trials:
             row = [trial.number, outcome(trial), trial.value]
-            row += [*map(trial.user_attrs.get, std), best_epoch(trial, direction)]
+            row += [*map(trial.user_attrs.get, beside), best_epoch(trial, direction)]
             writer.writerow(row + [*map(trial.params.get, names)])
 
 
@@ -69,6 +70,10 @@ def print_trials(trials, direction: str, objective: str, limit: int = 10) -> Non
     pruned = [" pruned" * (outcome(trial) == "pruned") for trial in best]
     columns = [["trial", *(str(trial.number) for trial in best)]]
     columns += [[objective, *(value_text(t) + p for t, p in zip(best, pruned, strict=True))]]
+    columns += [
+        [n, *(cost_text(t.user_attrs.get(n)) for t in best)]
+        for n in beside_value(best) if n in COSTS
+    ]  # fmt: skip
     columns += [[n, *(short_text(t.params.get(n)) for t in best)] for n in names_of(best)]
 
     def fitting():
@@ -92,6 +97,11 @@ def print_findings(findings: list[str]) -> None:
         print(f"- {sentence}")
 
 
+def beside_value(trials) -> list[str]:
+    """What is known of a trial beside its value: its deviation between seeds, its cost."""
+    return [n for n in ("std", *COSTS) if any(n in trial.user_attrs for trial in trials)]
+
+
 def names_of(trials) -> list[str]:
     """All hyperparameters, in declared order."""
     return list(dict.fromkeys(name for trial in trials for name in trial.params))
@@ -108,6 +118,13 @@ def short_text(value) -> str:
         return f"{value:.4g}"
     text = "" if value is None else str(value)
     return text if len(text) <= 24 else text[:23] + "…"
+
+
+def cost_text(value: float | None) -> str:
+    """A whole number with its thousands, another to four digits."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value == int(value) else digits(value)
 
 
 def value_text(trial) -> str:

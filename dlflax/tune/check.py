@@ -1,8 +1,9 @@
 """What a sweep refuses before it starts."""
 
-from dlflax import transfer
+from dlflax import train, transfer
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
+from dlflax.report.trials import COSTS
 from dlflax.run.config import check, check_count, refuse_unused, unused_numbers
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.tune.search import check_sampler
@@ -58,6 +59,14 @@ def check_sweep(sweep) -> None:
             f"--warm-start is for the Gaussian process of sweeps.bayes_opt, not for {other}: "
             "leave it out."
         )
+    if sweep.cost:
+        alone = {
+            "--search freeze-thaw": thaws, "--trials auto": auto, "--prune": sweep.prune,
+            f"--sampler {sweep.sampler}": sweep.sampler in ("tpe", "cmaes"),
+            "--warm-start": sweep.warm_start,
+        }  # fmt: skip
+        for flag in (flag for flag, given in alone.items() if given):
+            raise InputError(f"{flag} goes by one objective: leave it, or {sweep.cost}, out.")
     if sweep.validation == 0:
         raise InputError("--validation 0: a sweep compares its trials on validation data.")
     if sweep.rank == "cautious" and sweep.seeds == 1:
@@ -80,6 +89,27 @@ def check_transfer(kind, tried: Space) -> None:
             )
 
 
+def check_objective(sweep, train_set, tried: Space) -> None:
+    """InputError for what is not a score or a cost, or does not compare trials."""
+    scores = sweep.recipe.task.summary(train.zero_sums(sweep.recipe, sweep.hparams, train_set))
+    known = [f"val_{name}" for name in scores if name in sweep.recipe.task.SCORES]
+    if sweep.objective not in known:
+        raise InputError(
+            f"--objective {sweep.objective} is not a score of {type(sweep.recipe.task).__name__}: "
+            f"use {' or '.join(known)}."
+        )
+    if sweep.cost and sweep.cost not in COSTS:
+        raise InputError(
+            f"--objective {sweep.objective} {sweep.cost}: the second one must be "
+            f"{', '.join(COSTS[:-1])} or {COSTS[-1]}."
+        )
+    if "loss" in tried.distributions and sweep.objective == "val_loss":
+        raise InputError(
+            "--space.loss with --objective val_loss compares different losses with each other: add "
+            f"--objective {next((n for n in known if n != 'val_loss'), 'val_SCORE')}."
+        )
+
+
 def check_memory(splits) -> None:
     """InputError where the data have to be read from disk while a model is trained."""
     if not all(map(fits, splits)):
@@ -89,9 +119,15 @@ def check_memory(splits) -> None:
         )
 
 
-def check_unused(sweep, tried: Space, recipes, train_set, log) -> None:
-    """InputError for a number that was given and that no structure reads; `log` gets those that the
-    experiment's own space has."""
+def check_recipes(sweep, tried: Space, recipes, train_set, log) -> None:
+    """InputError for a second objective in which all structures are the same, and for a number that
+    was given and that none reads; `log` gets those that the experiment's own space has."""
+    if sweep.cost and len(recipes) < 2:
+        raise InputError(
+            f"--objective {sweep.objective} {sweep.cost}: all trials have the same "
+            f"{sweep.cost}, as no structure is searched: add one, such as --space.model.features "
+            "32 64 128."
+        )
     views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
     names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
     unused = unused_numbers(names, recipes, sweep.hparams, train_set)

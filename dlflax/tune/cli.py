@@ -68,6 +68,7 @@ def _parse(search, experiments, samplers, args, description):
         fields = [
             ("space", of_flags, of_flags()),
             ("sampler", sampler, samplers[0]),
+            ("objective", tuple[str, ...], ()),
             ("trials", int, 0) if grid else ("trials", int | Literal["auto"], Sweep.trials),
         ]
         flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
@@ -78,6 +79,13 @@ def _parse(search, experiments, samplers, args, description):
     sweep = run.parse(
         experiment, args, description, prog=f"python -m sweeps.{search} {given}", extend=extend
     )
+    if len(sweep.objective) > 2:
+        raise InputError(
+            f"--objective {' '.join(sweep.objective)}: give one, or two of which the second is a "
+            f"cost, such as val_loss parameters."
+        )
+    first, second = (*sweep.objective, "", "")[:2]
+    sweep = dataclasses.replace(sweep, objective=first, cost=second)
     chosen = _words(sweep.space)
     given = [f"space.{name}" for name, value in chosen.items() if value != words.get(name)]
     sweep = dataclasses.replace(sweep, space=chosen, given=(*sweep.given, *given))

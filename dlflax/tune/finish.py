@@ -7,6 +7,7 @@ from dlflax import parallel, run
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import trials as ranking
+from dlflax.report.pareto import front
 from dlflax.run.config import more_epochs_change_the_past
 from dlflax.tune import ensemble, report
 from dlflax.tune.trial import without_password
@@ -61,6 +62,7 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
                 "hparams": best.params,
                 "run_dir": str(best_folder),
             },
+            "front": [trial.number for trial in front(trials, direction)],
             "val": retrained.get("val"),
             "test": retrained["test"],
             "ensemble": of_ensemble,

@@ -16,6 +16,7 @@ from dlflax.report import trials as ranking
 from dlflax.report.progress import SweepProgress
 from dlflax.report.tensorboard import TensorBoard
 from dlflax.tune import population
+from dlflax.tune.cost import cost
 from dlflax.tune.members import MOST_OUTPUTS
 from dlflax.tune.plan import layouts, params_text
 from dlflax.tune.search import halving_rungs, trial_seeds
@@ -33,6 +34,11 @@ class Objective:
         self.pretrained, self.members, self.checkpoint = pretrained, members, checkpoint
         self._log = log
         self.layouts = layouts(sweep, recipes, splits)
+        inputs = splits[0]["inputs"]
+        self._costs = {
+            recipe: cost(sweep.cost, recipe, sweep.hparams, inputs)
+            for recipe in (recipes if sweep.cost else ())
+        }
         self.splits = population.put_on_devices(self.layouts[recipes[0]], *splits)
         self.progress = SweepProgress(sweep.trials, len(trials))
         self._traces = population.traces
@@ -194,6 +200,8 @@ class Objective:
         curve = [float(np.mean([row[self.sweep.objective] for row in each])) for each in rows]
         curve = [value if math.isfinite(value) else worst for value in curve]
         attrs: dict[str, Any] = {}
+        if self.sweep.cost:
+            attrs[self.sweep.cost] = self._costs[members.recipe]
         if k in members.diverged:
             attrs["diverged_at"], pruned = members.diverged[k], False
         elif self.sweep.seeds > 1:

@@ -7,6 +7,7 @@ killed continues as if it had not been.
 
 import copy
 import importlib.util
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dlflax.errors import InputError
-from dlflax.tune import gaussian_process, hints
+from dlflax.report.pareto import cost_name
+from dlflax.tune import cost, gaussian_process, hints
 from dlflax.tune.encoding import Encoding, sobol
 from dlflax.tune.space import Space
 from dlflax.tune.trial import Outcome, Trial
@@ -93,11 +95,23 @@ def _seed(seed: int, index: int) -> int:
 
 def _by_gaussian_process(space, encoding, seed, direction, history, indices):
     sign = 1 if direction == "minimize" else -1
-    finished = [(t.params, sign * t.value) for t in history if t.value is not None]
+    finished = [t for t in history if t.value is not None]
+    values, params = [sign * t.value for t in finished], [t.params for t in finished]
     waiting = [t.params for t in history if not t.state.is_finished()]
-    seeds = [_seed(seed, index) for index in indices]
-    found = gaussian_process.suggest(encoding, finished, waiting, seeds, space.known)
-    return [Trial(index, params) for index, params in zip(indices, found, strict=True)]
+    name = cost_name(finished)
+    trials = []
+    # of two objectives, some trials have the same weights
+    for _, group in itertools.groupby(indices, lambda index: index // cost.BATCH if name else 0):
+        group = list(group)
+        if name:
+            costs = [t.user_attrs[name] for t in finished]
+            values = cost.weighed([sign * t.value for t in finished], costs, seed, group[0])
+        seeds, known = [_seed(seed, index) for index in group], [] if name else space.known
+        done = list(zip(params, values, strict=True))
+        found = gaussian_process.suggest(encoding, done, waiting, seeds, known)
+        waiting = waiting + found
+        trials += [Trial(index, each) for index, each in zip(group, found, strict=True)]
+    return trials
 
 
 def _by_optuna(sampler, space, seed, direction, history, indices):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from dlflax import parallel, run, train, transfer
+from dlflax import parallel, run, transfer
 from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
@@ -30,7 +30,13 @@ from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
 from dlflax.tune import frozen, hints, report, stopping
 from dlflax.tune.broadcast import Broadcast
-from dlflax.tune.check import check_memory, check_sweep, check_transfer, check_unused
+from dlflax.tune.check import (
+    check_memory,
+    check_objective,
+    check_recipes,
+    check_sweep,
+    check_transfer,
+)
 from dlflax.tune.checkpoint import BatchCheckpoint
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
@@ -63,7 +69,10 @@ class Sweep(run.Config):
     """With --seeds: cautious counts one standard deviation worse than the mean."""
     objective: str = ""
     """What makes a trial better; its best epoch counts: val_SCORE of a score of every epoch, such
-    as val_loss or val_accuracy (default: the one that decides the best epoch)."""
+    as val_loss or val_accuracy (default: the one that decides the best epoch). A second one,
+    parameters, flops or milliseconds (of an example), is to be low as well: the report then has the
+    trials that no other one beats in both."""
+    cost: Annotated[str, tyro.conf.Suppress] = ""  # the second one
     sampler: Sampler = "gp"
     """How the next trials are chosen."""
     prior: tuple[str, ...] = ()
@@ -117,7 +126,7 @@ def run_sweep(
     splits = splits.train, splits.val
     check_memory(splits)
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
-    check_unused(sweep, tried, recipes, splits[0], log)
+    check_recipes(sweep, tried, recipes, splits[0], log)
     if jax.process_count() > 1:  # the winner's retraining would say so at the end
         for recipe in recipes:
             parallel.devices(sweep.devices, recipe.batch_size)
@@ -253,18 +262,7 @@ def _bound(sweep, search_name, experiment, log):
         run_dir=sweep.run_dir or Path("runs") / "sweeps" / study,
         objective=sweep.objective or f"val_{recipe.task.monitor}",
     )  # fmt: skip
-    scores = recipe.task.summary(train.zero_sums(recipe, hparams, examples.train))
-    known = [f"val_{name}" for name in scores if name in recipe.task.SCORES]
-    if sweep.objective not in known:
-        raise InputError(
-            f"--objective {sweep.objective} is not a score of {type(recipe.task).__name__}: use "
-            f"{' or '.join(known)}."
-        )
-    if "loss" in tried.distributions and sweep.objective == "val_loss":
-        raise InputError(
-            "--space.loss with --objective val_loss compares different losses with each other: add "
-            f"--objective {next((n for n in known if n != 'val_loss'), 'val_SCORE')}."
-        )
+    check_objective(sweep, examples.train, tried)
     check_transfer(sweep.transfer, tried)
     return sweep, dataset, examples, tried
 
@@ -277,12 +275,8 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
         "study", "ensemble", "auto", "tolerance",
         *PLACE,
     }  # fmt: skip
-    for name in (
-        "search",
-        "slice",
-        "prior",
-        "warm_start",
-    ):  # of studies that were begun before there was a choice
+    later = ("search", "slice", "prior", "warm_start", "cost")
+    for name in later:  # flags that came after some studies were begun
         saved["config"].setdefault(name, getattr(Sweep, name))
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
