@@ -13,6 +13,7 @@ from PIL import Image
 
 from dlflax.report import html, trial_figures
 from dlflax.report.findings import findings
+from dlflax.report.trial_axes import scale_of
 from dlflax.report.trials import print_trials, ranked, write_trials_csv
 
 SPACE = {
@@ -175,13 +176,13 @@ def test_importance_counts_what_diverged_as_the_worst(monkeypatch):
 
 
 def test_one_bad_value_does_not_squash_the_others():
-    scale = trial_figures._scale([*values(30), 15.0], "minimize", "val_loss")
+    scale = scale_of([*values(30), 15.0], "minimize", "val_loss")
     assert scale.high < 0.3 and scale.label == "val_loss (1 beyond the axis)"
-    scale = trial_figures._scale([*(1 - v for v in values(30)), 0.1], "maximize", "val_accuracy")
+    scale = scale_of([*(1 - v for v in values(30)), 0.1], "maximize", "val_accuracy")
     assert 0.6 < scale.low < 0.8 and scale.worst == scale.low and "(1 beyond" in scale.label
-    scale = trial_figures._scale([0.05, 0.1, 0.3, 1.0, 2.3], "minimize", "val_loss")
+    scale = scale_of([0.05, 0.1, 0.3, 1.0, 2.3], "minimize", "val_loss")
     assert (scale.kind, scale.label) == ("log", "val_loss")
-    scale = trial_figures._scale([0.5, 0.5, 0.5], "minimize", "val_loss")
+    scale = scale_of([0.5, 0.5, 0.5], "minimize", "val_loss")
     assert scale.low < 0.5 < scale.high
 
 

@@ -8,7 +8,6 @@ value squash the others, and switch the whole process to another style. `rank` i
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import optuna
@@ -17,12 +16,24 @@ from optuna.trial import FrozenTrial, create_trial
 
 from dlflax.report import figures
 from dlflax.report.pareto import cost_name, front
+from dlflax.report.trial_axes import (
+    KINDS,
+    dots,
+    finish,
+    legend,
+    locator,
+    padded,
+    scale_of,
+    style_axes,
+)
 from dlflax.report.trials import best_epoch, folded, names_of, outcome, ranked, short_text
 
 CAPTIONS = {
     "history": "Every trial in the order of its number; the line is the best so far.",
     "pareto_front": "Two objectives: of the trials on the line no other one is better in both. The "
     "lowest on the left are cheap and good.",
+    "schedules": "The numbers that the best trial's weights were trained with in every epoch "
+    "(population-based training); those of the others are grey.",
     "learning_curves": "Every trial after each epoch; pruned ones end in a dot. The large dot is "
     "the best epoch of the best trial. Colours are those of the choice that matters most.",
     "slice": "Each hyperparameter over its range: see where the good values gather, and whether "
@@ -36,24 +47,7 @@ CAPTIONS = {
     "the line mean that its probabilities can be believed.",
     "reliability_of_the_ensemble": "The same of the ensemble.",
 }
-KINDS = {  # of dots, in the order of drawing
-    "pruned": dict(color="#b0b7bf"),
-    "complete": dict(color="tab:blue"),
-    "beyond the axis": dict(color="#7f96ad"),
-    "diverged": dict(color="tab:red", marker="x", linewidths=1),
-    "best": dict(color="tab:orange", s=64),
-}
 FEW = ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:cyan")  # choices have a colour
-
-
-class Scale(NamedTuple):
-    """The axis of the values."""
-
-    low: float
-    high: float
-    kind: str  # linear or log
-    label: str
-    worst: float  # low or high
 
 
 def draw(
@@ -69,7 +63,7 @@ def draw(
     values = [trial.value for trial in rank if outcome(trial) != "diverged"]
     if not values:
         return {}
-    scale = _scale(values, direction, objective)
+    scale = scale_of(values, direction, objective)
     drawings = {
         "history": lambda: _history(rank, scale, direction),
         "learning_curves": lambda: _learning_curves(rank, direction, objective),
@@ -79,92 +73,9 @@ def draw(
     }
     if cost_name(trials):
         drawings["pareto_front"] = lambda: _pareto_front(rank, scale, direction)
+    if "hparams_by_epoch" in rank[0].user_attrs:
+        drawings["schedules"] = lambda: _schedules(rank)
     return figures.draw(drawings, folder, log)
-
-
-def _scale(values, direction, objective) -> Scale:
-    """Logarithmic for losses of different sizes. It ends where a few bad values would squash the
-    others; the label then counts them."""
-    values = np.array(values)
-    minimize = direction == "minimize"
-    positive = minimize and values.min() > 0
-    bad = np.log(values) if positive else values if minimize else -values
-    fence = np.median(bad) + 4 * (np.median(bad) - bad.min())
-    kept = values[bad <= max(fence, np.quantile(bad, 0.8))]
-    kind = "log" if positive and kept.max() > 4 * kept.min() else "linear"
-    low, high = _padded(kept.min(), kept.max(), kind)
-    beyond = np.sum(values > high if minimize else values < low)
-    label = objective + (f" ({beyond:,} beyond the axis)" if beyond else "")
-    return Scale(low, high, kind, label, high if minimize else low)
-
-
-def _padded(low, high, kind) -> tuple[float, float]:
-    """The ends of an axis: a twentieth further out."""
-    if kind == "log":
-        factor = (high / low) ** 0.05 if high > low else 1.5
-        return low / factor, high * factor
-    pad = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - pad, high + pad
-
-
-def _ticks(low, high, kind):
-    """The locator for an axis from low to high."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    if kind == "linear":
-        return MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
-    subs = [1] if high > 200 * low else [1, 2, 5] if high > 9 * low else [1, 1.5, 2, 3, 5, 7]
-    return LogLocator(subs=subs)
-
-
-def _style(axes, scale):
-    from matplotlib.ticker import NullLocator
-
-    axes.set(yscale=scale.kind, ylim=(scale.low, scale.high))
-    axes.yaxis.set_major_locator(_ticks(*scale[:3]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:.6g}")  # 0.2, not 2 x 10^-1
-    axes.grid(color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _finish(figure, axes, scale, xlabel):
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set(xlabel=xlabel, ylabel=scale.label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _style(axes, scale)
-    _legend(figure, axes)
-    return figure
-
-
-def _legend(figure, axes):
-    handles, labels = axes.get_legend_handles_labels()
-    place = dict(loc="outside lower center", ncols=6, frameon=False)
-    for handle in figure.legend(handles, labels, **place).legend_handles:
-        handle.set_alpha(1)
-        if hasattr(handle, "set_sizes"):  # a dot
-            handle.set_sizes([36])
-
-
-def _dots(axes, rank, best, x, scale):
-    """A dot a trial at x; what diverged, or is beyond the axis, is at its bad end."""
-    kinds = np.array(["best" if t is best else outcome(t) for t in rank], "<U20")
-    y = np.array([t.value if outcome(t) != "diverged" else scale.worst for t in rank])
-    kinds[(y < scale.low) | (y > scale.high)] = "beyond the axis"
-    x, y = np.array(x), np.clip(y, scale.low, scale.high)
-    size = np.clip(2500 / len(rank), 10, 36)
-    for zorder, (kind, style) in enumerate(KINDS.items(), start=3):
-        if not (chosen := kinds == kind).any():
-            continue
-        style = dict(s=size, marker="o", clip_on=False, zorder=zorder) | style
-        style["label"] = f"best: trial {best.number}" if kind == "best" else kind
-        if kind == "beyond the axis":
-            style["marker"] = "^" if scale.worst == scale.high else "v"
-        if kind != "diverged":
-            style |= dict(edgecolors="white", linewidths=0.4)
-        axes.scatter(x[chosen], y[chosen], **style)
 
 
 def _history(rank, scale, direction):
@@ -177,8 +88,8 @@ def _history(rank, scale, direction):
         best = (np.minimum if direction == "minimize" else np.maximum).accumulate(values)
         x, best = [*x, max(numbers)], [*best, best[-1]]
         axes.step(x, best, "tab:orange", where="post", label="best so far")
-    _dots(axes, rank, rank[0], numbers, scale)
-    return _finish(figure, axes, scale, "trial")
+    dots(axes, rank, rank[0], numbers, scale)
+    return finish(figure, axes, scale, "trial")
 
 
 def _pareto_front(rank, scale, direction):
@@ -191,9 +102,27 @@ def _pareto_front(rank, scale, direction):
         at = trial.user_attrs[name], trial.value
         axes.annotate(f"{trial.number}", at, (4, 6), textcoords="offset points")
     there = [trial for trial in rank if name in trial.user_attrs]
-    _dots(axes, there, rank[0], [trial.user_attrs[name] for trial in there], scale)
-    figure = _finish(figure, axes, scale, name)
+    dots(axes, there, rank[0], [trial.user_attrs[name] for trial in there], scale)
+    figure = finish(figure, axes, scale, name)
     axes.set_xscale("log")
+    return figure
+
+
+def _schedules(rank):
+    names = names_of(rank)
+    figure = figures.new_figure(4 * min(len(names), 3), 3 * math.ceil(len(names) / 3))
+    grid = figure.subplots(math.ceil(len(names) / 3), min(len(names), 3), squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        for trial in reversed(rank):  # the best one above
+            values = trial.user_attrs["hparams_by_epoch"][name]
+            best = dict(color="tab:orange", linewidth=2) if trial is rank[0] else {}
+            line = dict(color="#c4cad1", linewidth=0.8, where="mid") | best
+            axes.step(range(1, len(values) + 1), values, **line)
+        log = getattr(rank[0].distributions[name], "log", False)
+        axes.set(title=name, xlabel="epoch", yscale="log" if log else "linear")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
     return figure
 
 
@@ -204,7 +133,7 @@ def _learning_curves(rank, direction, objective):
     curves = [[(e, v) for e, v in curve if math.isfinite(v)] for curve in curves]
     if max(map(len, curves)) < 2:
         return None
-    scale = _scale([value for curve in curves for _, value in curve], direction, objective)
+    scale = scale_of([value for curve in curves for _, value in curve], direction, objective)
     figure = figures.new_figure(8, 3.8)
     axes = figure.subplots()
     alpha = float(np.clip(30 / len(rank), 0.15, 0.8))
@@ -221,7 +150,7 @@ def _learning_curves(rank, direction, objective):
         axes.plot(*zip(*curves[0], strict=True), linewidth=2.5, label=label, **style)
         epoch = best_epoch(rank[0], direction)
         axes.plot(epoch, rank[0].intermediate_values[epoch], "o", **style)
-    return _finish(figure, axes, scale, "epoch")
+    return finish(figure, axes, scale, "epoch")
 
 
 def _curve_groups(rank):
@@ -273,7 +202,7 @@ def _places(trials, name):
             "linear",
         )
     kind = "log" if distribution.log else "linear"
-    ends = _padded(min(distribution.low, *values), max(distribution.high, *values), kind)
+    ends = padded(min(distribution.low, *values), max(distribution.high, *values), kind)
     return values, ends, None, kind
 
 
@@ -288,10 +217,10 @@ def _slice(rank, scale):
     for axes, name in zip(grid.flat, names, strict=False):
         having = [trial for trial in rank if name in trial.params]
         places, ends, choices, kind = _places(having, name)
-        _dots(axes, having, rank[0], places, scale)
+        dots(axes, having, rank[0], places, scale)
         axes.set(xscale=kind, xlim=ends)
         axes.set_xlabel(name, parse_math=False)
-        _style(axes, scale)
+        style_axes(axes, scale)
         if choices:
             turned = dict(rotation=35, ha="right", rotation_mode="anchor")
             style = turned if sum(map(len, choices)) > 20 else {}
@@ -301,7 +230,7 @@ def _slice(rank, scale):
         axes.set_ylabel(scale.label)
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
-    _legend(figure, grid[0, 0])
+    legend(figure, grid[0, 0])
     return figure
 
 
@@ -324,7 +253,7 @@ def _parallel_coordinates(rank, scale):
         warp = np.log if kind == "log" else np.asarray
         low, high = warp(ends)
         heights.append((warp(places) - low) / (high - low))
-        ticks = range(len(choices)) if choices else _ticks(*ends, kind).tick_values(*ends)
+        ticks = range(len(choices)) if choices else locator(*ends, kind).tick_values(*ends)
         ticks = [tick for tick in ticks if ends[0] <= tick <= ends[1]]
         for tick, label in zip(ticks, choices or map("{:.4g}".format, ticks), strict=True):
             axes.text(k - 0.03, (warp(tick) - low) / (high - low), label, **style)
@@ -366,7 +295,7 @@ def importances(trials: list[FrozenTrial], direction: str = "minimize") -> dict[
     varies = len(set(values.values())) > 1 or 0 < len(values) < len(rank)
     if len(names) < 2 or len(values) < max(4, 2 * len(names)) or not varies:
         return {}
-    scale = _scale(list(values.values()), direction, "")
+    scale = scale_of(list(values.values()), direction, "")
     study = optuna.create_study()
     for trial in rank:
         value = np.clip(values.get(trial.number, scale.worst), scale.low, scale.high)

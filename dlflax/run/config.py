@@ -40,6 +40,8 @@ class Config:
     """Stop after this many epochs without a better validation score; 0 never stops early."""
     reduce_on_plateau: int = 0
     """Halve the learning rate after this many such epochs; 0 never does."""
+    hparams_by_epoch: Annotated[dict[str, list[float]] | None, tyro.conf.Suppress] = None
+    """Name -> its value in each epoch, in place of that of hparams."""
     run_dir: Path | None = None
     """Where the run is written (default: runs/EXPERIMENT/TIME)."""
     resume: bool = False

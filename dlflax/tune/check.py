@@ -7,20 +7,16 @@ from dlflax.report.trials import COSTS
 from dlflax.run.config import check, check_count, refuse_unused, unused_numbers
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.tune.search import check_sampler
-from dlflax.tune.space import Space
+from dlflax.tune.space import Space, structural
 
 
 def check_sweep(sweep) -> None:
     """InputError for numbers that no sweep can have."""
     check(sweep)
     check_sampler(sweep.sampler)
-    thaws, auto = sweep.search == "freeze-thaw", sweep.trials == "auto"
+    searches, auto = sweep.search != "whole", sweep.trials == "auto"
     if not auto:
         check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
-    if auto and thaws:
-        raise InputError(
-            "--trials auto and --search freeze-thaw do not go together: give a number."
-        )
     if not auto and sweep.tolerance != type(sweep).tolerance:
         raise InputError("--tolerance is for --trials auto: leave it out.")
     if not 0 <= sweep.tolerance < 1:
@@ -40,28 +36,20 @@ def check_sweep(sweep) -> None:
             f"{sweep.epochs}."
         )
     check_count("slice", sweep.slice, 1)
-    if sweep.slice > 1 and not thaws:
-        raise InputError("--slice is for --search freeze-thaw: leave it out.")
-    if thaws and (sweep.prune or sweep.sampler != "gp"):
-        flag = "--prune" if sweep.prune else f"--sampler {sweep.sampler}"
+    if sweep.slice > 1 and not searches:
+        raise InputError("--slice is for --search freeze-thaw and pbt: leave it out.")
+    if searches:
+        _check_search(sweep, auto)
+    if sweep.prior and sweep.sampler == "grid":
+        raise InputError("--prior does not go together with a grid, which tries every point.")
+    if sweep.warm_start and sweep.sampler != "gp":
         raise InputError(
-            f"{flag} and --search freeze-thaw do not go together: it has a Gaussian process of its "
-            "own, which stops trials by itself. Use sweeps.bayes_opt, without the flag."
-        )
-    if thaws and sweep.distributed:
-        raise InputError("--search freeze-thaw is for one process: leave --distributed out.")
-    if sweep.prior and (thaws or sweep.sampler == "grid"):
-        other = "--search freeze-thaw" if thaws else "a grid, which tries every point"
-        raise InputError(f"--prior does not go together with {other}: leave it out.")
-    if sweep.warm_start and (thaws or sweep.sampler != "gp"):
-        other = "--search freeze-thaw" if thaws else f"--sampler {sweep.sampler}"
-        raise InputError(
-            f"--warm-start is for the Gaussian process of sweeps.bayes_opt, not for {other}: "
-            "leave it out."
+            "--warm-start is for the Gaussian process of sweeps.bayes_opt, not for --sampler "
+            f"{sweep.sampler}: leave it out."
         )
     if sweep.cost:
         alone = {
-            "--search freeze-thaw": thaws, "--trials auto": auto, "--prune": sweep.prune,
+            f"--search {sweep.search}": searches, "--trials auto": auto, "--prune": sweep.prune,
             f"--sampler {sweep.sampler}": sweep.sampler in ("tpe", "cmaes"),
             "--warm-start": sweep.warm_start,
         }  # fmt: skip
@@ -73,6 +61,29 @@ def check_sweep(sweep) -> None:
         raise InputError("--rank cautious is for --seeds 2 or more, whose spread it goes by.")
     if not 1 <= sweep.heartbeat <= 3600:
         raise InputError(f"--heartbeat {sweep.heartbeat:g} must be from 1 to 3600 seconds.")
+
+
+def _check_search(sweep, auto) -> None:
+    """InputError for what --search freeze-thaw or pbt cannot have."""
+    name, pbt = f"--search {sweep.search}", sweep.search == "pbt"
+    if sweep.sampler != "gp":
+        raise InputError(
+            f"{name} decides by itself, not by --sampler {sweep.sampler}: use sweeps.bayes_opt, "
+            "without the flag."
+        )
+    refused = {
+        "--trials auto": auto, "--prune": sweep.prune, "--distributed": sweep.distributed,
+        "--warm-start": sweep.warm_start, "--prior": sweep.prior and not pbt,
+        "--seeds": pbt and sweep.seeds > 1, "--patience": pbt and sweep.patience,
+        "--population": pbt and sweep.population not in (0, sweep.trials),
+    }  # fmt: skip
+    for flag in (flag for flag, given in refused.items() if given):
+        raise InputError(f"{flag} does not go together with {name}: leave it out.")
+    if pbt and sweep.slice >= sweep.epochs:
+        raise InputError(
+            f"--slice {sweep.slice} must be less than --epochs {sweep.epochs}: --search pbt "
+            "decides in between."
+        )
 
 
 def check_transfer(kind, tried: Space) -> None:
@@ -127,6 +138,11 @@ def check_recipes(sweep, tried: Space, recipes, train_set, log) -> None:
             f"--objective {sweep.objective} {sweep.cost}: all trials have the same "
             f"{sweep.cost}, as no structure is searched: add one, such as --space.model.features "
             "32 64 128."
+        )
+    if sweep.search == "pbt" and (names := [n for n in tried.distributions if structural(n)]):
+        raise InputError(
+            f"--space.{names[0].replace('_', '-')}: --search pbt changes numbers while it trains, "
+            "not the structure: leave it out."
         )
     views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
     names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}

@@ -59,6 +59,13 @@ def population_size(sweep, recipes, splits) -> int:
     if sweep.search == "freeze-thaw":
         wanted = 4  # one trial takes as many rounds as it has epochs, however wide a round is
     devices = len(jax.devices())
+    if sweep.search == "pbt":
+        if sweep.trials > fits:
+            raise InputError(
+                f"--search pbt trains all {sweep.trials} trials at once, and {fits} fit into half "
+                f"of the memory: use --trials {fits}."
+            )
+        return -(-sweep.trials // devices) * devices
     return max(1, min(-(-wanted // devices) * devices, fits // 2))
 
 
@@ -74,7 +81,8 @@ def log_plan(objective, dataset, splits, done, log):
     seeds = f" under {sweep.seeds} seeds" if sweep.seeds > 1 else ""
     log(
         f"{_count(sweep.trials, 'trial')} of {_count(sweep.epochs, 'epoch')}{seeds} by "
-        f"{sweep.sampler}, {_count(len(layouts), 'structure')}: {_count(len(layouts), 'compile')}"
+        f"{sweep.sampler if sweep.search == 'whole' else sweep.search}, "
+        f"{_count(len(layouts), 'structure')}: {_count(len(layouts), 'compile')}"
     )
     modes = " or ".join(sorted({layout.mode for layout in layouts.values()}))
     device = f"{jax.devices()[0].platform} device"
@@ -83,6 +91,9 @@ def log_plan(objective, dataset, splits, done, log):
     if sweep.search == "freeze-thaw":
         log(f"freeze-thaw: {sweep.trials * sweep.epochs:,} epochs, on as many trials as are worth "
             "beginning")  # fmt: skip
+    if sweep.search == "pbt":
+        log("population-based training: all trials at once; the worst quarter takes over from the "
+            f"best every {_count(sweep.slice, 'epoch')}")  # fmt: skip
     if sweep.prune:
         rungs = halving_rungs(sweep.epochs, sweep.prune)
         log(f"one in {sweep.prune} continues after epoch {', '.join(map(str, rungs))}")

@@ -28,7 +28,7 @@ from dlflax.run.config import (
 )
 from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.version_0_1 import converted
-from dlflax.tune import frozen, hints, report, stopping
+from dlflax.tune import frozen, hints, population_based, report, stopping
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.check import (
     check_memory,
@@ -81,11 +81,12 @@ class Sweep(run.Config):
     warm_start: str | None = None
     """Folder of another sweep, or its name, whose trials are known from the beginning; they count
     as much as they turn out to tell about this one."""
-    search: Literal["whole", "freeze-thaw"] = "whole"
+    search: Literal["whole", "freeze-thaw", "pbt"] = "whole"
     """whole: every trial is trained to its end, or as --prune says; freeze-thaw: the epochs of
-    --trials whole trials go to as many trials as are worth beginning, by their learning curves."""
+    --trials whole trials go to as many trials as are worth beginning, by their learning curves;
+    pbt: population-based training, in which bad trials go on from good ones with other numbers."""
     slice: int = 1
-    """--search freeze-thaw: epochs that a trial is trained for before it is decided again."""
+    """freeze-thaw and pbt: epochs that a trial is trained for before it is decided again."""
     prune: int = 0
     """Successive halving: the best 1 in N continue after 1/N, 1/N^2, ... of the epochs (try 3)."""
     mode: Literal["auto", "vmap", "map"] = "auto"
@@ -194,6 +195,9 @@ def _search(sweep, objective, tried, store, recorded, log):
     common = dict(trials=sweep.trials, population=sweep.population, seed=sweep.seed)
     if sweep.search == "freeze-thaw":
         frozen.search(objective, tried, store, recorded=recorded, **common)
+    elif sweep.search == "pbt":
+        del common["population"]  # all of them
+        population_based.search(objective, tried, store, recorded=recorded, **common)
     else:
         common |= {"sampler": sweep.sampler, "enough": _enough(sweep, tried, store, log)}
         search(objective, tried, store, recorded=recorded, **common)
@@ -225,8 +229,8 @@ def _storage(sweep: Sweep) -> str:
     of_folder = sqlite_url(sweep.run_dir / "study.db")
     url = sweep.storage or os.environ.get("DLFLAX_STORAGE") or of_folder
     alone = "--trials auto" if sweep.auto else ""
-    if sweep.search == "freeze-thaw":
-        alone = "--search freeze-thaw"
+    if sweep.search != "whole":
+        alone = f"--search {sweep.search}"
     if alone and url.startswith("postgresql"):
         raise InputError(f"{alone} is for one process: leave PostgreSQL out.")
     if sweep.heartbeat != Sweep.heartbeat and not url.startswith("postgresql"):
