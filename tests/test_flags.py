@@ -68,7 +68,7 @@ OF_RUNS = {
     "--tail": ("0.4", ""), "--model.code": ("3", ""), "--model.variational": ("", ""),
     "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("all", ""), "--head-epochs": ("2", ""),
-    "--views": ("2", ""),
+    "--views": ("2", ""), "--baseline": ("none", ""),
 }  # fmt: skip
 OF_SWEEPS = {
     "--trials": ("4", ""), "--population": ("3", ""), "--seeds": ("2", ""),

@@ -209,8 +209,8 @@ def test_a_thawed_trial_is_one_that_was_never_frozen(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"prune": 2}, "--prune and --search freeze-thaw do not go together"),
-        ({"sampler": "tpe"}, "--sampler tpe and --search freeze-thaw do not go together"),
+        ({"prune": 2}, "--prune does not go together with --search freeze-thaw"),
+        ({"sampler": "tpe"}, "freeze-thaw decides by itself, not by --sampler tpe"),
         ({"search": "whole", "slice": 2}, "--slice is for --search freeze-thaw"),
         ({"storage": "postgresql://a/b"}, "for one process"),
     ],

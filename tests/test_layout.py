@@ -56,7 +56,10 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
     ("flags", "more"),
     [
         (("--help",), set()),
-        (("--epochs", "1", "--run-dir", "run"), {"orbax", "tensorboardX", "matplotlib", "PIL"}),
+        (
+            ("--epochs", "1", "--run-dir", "run", "--baseline", "none"),
+            {"orbax", "tensorboardX", "matplotlib", "PIL"},
+        ),
     ],
 )
 def test_a_start_imports_what_it_needs(place, flags, more):

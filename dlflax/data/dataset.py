@@ -106,6 +106,9 @@ class Splits:
     """Name -> text of files that belong into the run folder."""
     notes: tuple[str, ...] = ()
     """Sentences on what was done with the data, which a run prints."""
+    plain: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """What simple models (`train.baselines`) read in place of the inputs: kind, such as texts ->
+    {"train", "val", "test": values (n, ...)}, without val where nothing is held out."""
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))

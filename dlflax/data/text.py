@@ -161,6 +161,10 @@ class Text:
             info={"length": length, "tokenizer": kind},
             files={"tokenizer.json": tokenizer_json},
             notes=tuple(notes),
+            plain={"texts": {
+                name: part["inputs"].tolist()
+                for name, part in (("train", train), ("val", val), ("test", dataset.test)) if part
+            }},
         )  # fmt: skip
 
     def read(self, inputs, data, folder):

@@ -109,6 +109,10 @@ def write_html(
     ensemble = results.get("ensemble")
     if isinstance(ensemble, dict) and (scores := _list(ensemble.get("test"))):
         parts.append(f"<div><small>ensemble; scores on the test split</small>{scores}</div>")
+    baselines = results.get("baselines")
+    for name, scores in baselines.items() if isinstance(baselines, dict) else ():
+        shown = _list(scores)
+        parts.append(f"<div><small>{_escaped(name)}; scores on the test split</small>{shown}</div>")
     parts.append("</div>")
     commands = results.get("commands")
     for name, command in commands.items() if isinstance(commands, dict) else ():

@@ -64,6 +64,7 @@ def print_results(results: dict) -> None:
             for name, row in per_class.items()
         ]  # fmt: skip
         print_table(None, ("test", "precision", "recall", "F1", "support"), lines)
+    print_baselines(results)
     if forecasts := results.get("forecasts"):
         lines = [
             (name.replace("_", " "), f"{row['rmse']:.4g}", f"{row['mae']:.4g}")
@@ -71,6 +72,21 @@ def print_results(results: dict) -> None:
         ]
         columns = ("test, in the series' unit", "rmse", "mae")
         print_table(None, columns, lines)
+
+
+def print_baselines(results: dict) -> None:
+    """Prints the test scores of simple models under those of the network."""
+    found = results.get("baselines")
+    if not found:
+        return
+    rows = {results.get("model", "the network"): results["test"], **found}
+    names = [n for n in results["test"] if any(n in scores for scores in found.values())]
+    lines = [
+        (who, *("" if scores.get(n) is None else f"{scores[n]:.4f}" for n in names))
+        for who, scores in rows.items()
+    ]
+    titles = [TITLES.get(name, name.replace("_", " ")) for name in names]
+    print_table(None, ("test, simple models beside it", *titles), lines)
 
 
 def print_table(title, columns, lines) -> None:

@@ -13,7 +13,8 @@ from dlflax import data, self_check, train
 from dlflax.errors import InputError
 from dlflax.train import hparams
 
-PLACE = ("devices", "shard_state", "distributed", "profile")  # where it runs, not what
+# where it runs and what is told of it, not what is trained
+PLACE = ("devices", "shard_state", "distributed", "profile", "baseline")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Config:
     """Join the other hosts: found by SLURM, TPU pods, Open MPI or $JAX_COORDINATOR_ADDRESS."""
     profile: bool = False
     """Write a trace of some steps to profile/ in the run's folder, for TensorBoard or Perfetto."""
+    baseline: Literal["auto", "none"] = "auto"
+    """auto: state simple models, fitted on the same data, beside the network's test scores."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = dataclasses.field(
         default=(), metadata={"saved": False}
     )

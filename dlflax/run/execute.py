@@ -19,6 +19,7 @@ from dlflax.models.flops import flops
 from dlflax.report import figures, tables
 from dlflax.report.progress import Progress
 from dlflax.report.tensorboard import TensorBoard
+from dlflax.run import baselines
 from dlflax.run.config import (
     Config,
     check,
@@ -307,7 +308,11 @@ def _report(job, fit, state, sums, outputs, results, board, log) -> None:
     except Exception as error:  # a task of one's own can raise anything
         log(f"warning: {type(recipe.task).__name__}.describe failed ({type(error).__name__}: "
             f"{error}): results.json has what came before")  # fmt: skip
+    _compare(job, results, log)
+    write_json(path, {**results, "pending": "pictures"})
     tables.print_results(results)
+    for sentence in results.get("findings", ()):
+        log(sentence)
     plain = {
         f"{split}_{name}": value for split in ("val", "test")
         for name, value in results.get(split, {}).items() if isinstance(value, float)
@@ -322,6 +327,19 @@ def _report(job, fit, state, sums, outputs, results, board, log) -> None:
         if name != "curves":
             board.picture(name, picture, int(fit.history[-1]["step"]))
     write_json(path, results)
+
+
+def _compare(job, results, log) -> None:
+    """Adds simple models, and what they say of the network, to the results."""
+    config, start = job.config, job.start
+    if config.baseline == "none":
+        return
+    found = baselines.computed(start.recipe, config.hparams, start.splits, log)
+    if not found:
+        return
+    results["baselines"] = found
+    advice = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
+    results["findings"] = baselines.verdict(results, config.recipe.task, advice)
 
 
 def forward_flops(recipe: train.Recipe, state: train.State, hparams, inputs) -> int:

@@ -112,6 +112,15 @@ def _evaluate(recipe, state, hparams, data, batch_size):
     )
 
 
+def scores(recipe: Recipe, hparams: Hparams, data, outputs) -> dict[str, float]:
+    """The task's `summary` of any model's outputs (n, ...) on data (as in `evaluate`)."""
+    batch = {name: jnp.asarray(leaf) for name, leaf in data.items() if name != "weight"}
+    batch |= {"inputs": floats(batch["inputs"]), "mask": jnp.ones(len(outputs))}
+    batch["targets"], outputs = recipe.task.targets(batch), jnp.asarray(outputs)
+    each = recipe.task.loss(outputs, batch["targets"], as_traced(hparams.evaluation()))
+    return recipe.task.summary(jax.device_get(task_sums(recipe, outputs, each, batch)))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def predict(recipe: Recipe, state: State, hparams, inputs, batch_size: int = 256):
     """The model's outputs, float32 (N, ...), on inputs (N, ...): no targets are needed."""

@@ -66,6 +66,7 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
             "front": [trial.number for trial in front(trials, direction)],
             "val": retrained.get("val"),
             "test": retrained["test"],
+            "baselines": retrained.get("baselines"),
             "ensemble": of_ensemble,
             "commands": {
                 "predict": f"{predict} {best_folder} INPUT...",

@@ -27,6 +27,7 @@ from dlflax.run.config import (
     weighted,
 )
 from dlflax.run.folder import differences, note_versions, settings, write_files
+from dlflax.run.saved import to_json
 from dlflax.run.version_0_1 import converted
 from dlflax.tune import frozen, hints, population_based, report, stopping
 from dlflax.tune.broadcast import Broadcast
@@ -281,7 +282,7 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
     }  # fmt: skip
     later = ("search", "slice", "prior", "warm_start", "cost")
     for name in later:  # flags that came after some studies were begun
-        saved["config"].setdefault(name, getattr(Sweep, name))
+        saved["config"].setdefault(name, to_json(getattr(Sweep, name)))
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
         new = {**new, "config": {**new["config"], "population": sweep.population}}

@@ -9,7 +9,7 @@ import numpy as np
 from dlflax.errors import InputError
 from dlflax.models import explain
 from dlflax.report import figures
-from dlflax.train import losses, metrics
+from dlflax.train import baselines, losses, metrics
 from dlflax.train.step import floats
 from dlflax.train.tasks.task import (
     Asked,
@@ -86,6 +86,9 @@ class Classification:
         """float32 (n,): scikit-learn's "balanced", n / (classes * examples of the own class)."""
         counts = np.bincount(targets, minlength=classes)
         return np.float32(len(targets) / (classes * np.maximum(counts, 1)))[targets]
+
+    def baselines(self, model, splits):
+        return baselines.of_classes(splits, self.model_fields(splits)["num_outputs"])
 
     def describe(self, tested: Tested) -> Description:
         """Precision, recall and F1 of each class, and the area under the ROC curve of two classes;

@@ -9,7 +9,7 @@ import numpy as np
 from dlflax.data import series
 from dlflax.errors import InputError
 from dlflax.report import figures
-from dlflax.train import losses
+from dlflax.train import baselines, losses
 from dlflax.train.tasks.task import (
     Asked,
     Description,
@@ -55,6 +55,9 @@ class Forecast:
         count = max(float(sums["count"]), 1.0)
         return {name: float(sums[key]) / count for name, key in
                 (("loss", "loss"), ("mae", "absolute_error"))}  # fmt: skip
+
+    def baselines(self, model, splits):
+        return baselines.of_series(splits)
 
     def describe(self, tested: Tested) -> Description:
         """The forecasts against the naive and the seasonal-naive one, in the series' own unit."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlflax.errors import InputError
-from dlflax.train import losses, metrics
+from dlflax.train import baselines, losses, metrics
 from dlflax.train.tasks.task import (
     Asked,
     Description,
@@ -70,6 +70,9 @@ class MultiLabel:
 
     def mean_logits(self, logits, weights):
         return metrics.mean_of_sigmoid(logits, weights)
+
+    def baselines(self, model, splits):
+        return baselines.of_labels(splits)
 
     def describe(self, tested: Tested) -> Description:
         """Precision, recall, F1 and the area under the ROC curve of each label."""

@@ -11,7 +11,7 @@ from jax import lax
 
 from dlflax.errors import InputError
 from dlflax.report import figures
-from dlflax.train import losses
+from dlflax.train import baselines, losses
 from dlflax.train.step import augmented, floats
 from dlflax.train.tasks.task import Asked, Description, Tested, check_outputs
 
@@ -47,6 +47,11 @@ class Reconstruction:
 
     def summary(self, sums) -> dict[str, float]:
         return {"loss": float(sums["loss"]) / max(float(sums["count"]), 1.0)}
+
+    def baselines(self, model, splits):
+        labelled = splits.train.get("targets", np.zeros(0)).dtype.kind in "iu"
+        probe = functools.partial(_linear_probe, splits=splits) if labelled else None
+        return baselines.of_inputs(splits, getattr(model, "code", None), probe)
 
     def describe(self, tested: Tested) -> Description:
         """How well a linear classifier does on the codes, where there are classes; reconstructions,

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlflax.errors import InputError
 from dlflax.report import figures
-from dlflax.train import losses
+from dlflax.train import baselines, losses
 from dlflax.train.tasks.task import (
     Asked,
     Description,
@@ -64,6 +64,9 @@ class Regression:
             "rmse": float(np.sqrt(squared).mean()),
             "mae": float(np.mean(sums["absolute_error"]) / count),
         }
+
+    def baselines(self, model, splits):
+        return baselines.of_numbers(splits)
 
     def describe(self, tested: Tested) -> Description:
         """The coefficient of determination, and predicted against true numbers."""

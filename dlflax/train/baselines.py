@@ -1,0 +1,266 @@
+"""Simple models beside the network, by scikit-learn: what three lines reach on the same data.
+
+A task says which there are (`Task.baselines`); each is fitted on the training data, some choose
+their one number on the validation data, and all give outputs for the test data as the network does,
+so that the task scores both in the same way. scikit-learn is imported where it is used.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+MOST_ROWS = 10_000  # training examples that are used, drawn at random
+MOST_COLUMNS = 4096  # numbers of an example; larger pictures are averaged down
+MOST_LABELS = 50
+ITERATIONS = 100  # of L-BFGS
+ALPHAS = 10.0 ** np.arange(-3, 6)  # of ridge regressions
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What a simple model gives for the test data."""
+
+    outputs: np.ndarray
+    """float32 (n, ...), as those of the network."""
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Those that the task's `summary` does not have."""
+
+
+Baselines = dict[str, Callable[[], Baseline]]
+"""Name -> function that fits it."""
+
+
+def of_classes(splits, outputs: int) -> Baselines:
+    """For targets int (n,): the share of each class, and a logistic regression on what there is to
+    read. outputs: how many the network has, 1 or the number of classes."""
+
+    def majority():
+        classes, targets = len(splits.class_names), splits.train["targets"]
+        share = np.bincount(targets, minlength=classes) / len(targets)
+        return _as_logits(np.tile(share, (len(splits.test["targets"]), 1)), outputs)
+
+    found: Baselines = {"majority class": majority}
+
+    def logistic(points, strengths):
+        def fitted():
+            return _as_logits(_logistic(points(), splits, strengths), outputs)
+
+        return fitted
+
+    if texts := splits.plain.get("texts"):
+        found["TF-IDF and logistic regression"] = logistic(lambda: _tfidf(texts), (1.0, 10.0))
+    elif (what := _columns(splits)) is not None:
+        found[f"logistic regression{what}"] = logistic(lambda: _flat(splits), (1.0,))
+    return found
+
+
+def of_labels(splits) -> Baselines:
+    """For targets 0 or 1 (n, labels): the share of each label, and a logistic regression each."""
+    targets = splits.train["targets"]
+
+    def shares():
+        share = np.clip(targets.mean(0), 1e-6, 1 - 1e-6)
+        logits = np.log(share / (1 - share))
+        return Baseline(np.tile(np.float32(logits), (len(splits.test["targets"]), 1)))
+
+    def logistic(points):
+        parts = points()
+        columns = []
+        for label in range(targets.shape[1]):
+            own = {n: getattr(splits, n) for n in ("train", "val", "test")}
+            own = {n: {"targets": p["targets"][:, label].astype(int)} for n, p in own.items() if p}
+            columns.append(_logistic(parts, _Named(**own), (1.0,))[:, 1])
+        share = np.clip(np.stack(columns, 1), 1e-6, 1 - 1e-6)
+        return Baseline(np.float32(np.log(share / (1 - share))))
+
+    found: Baselines = {"share of each label": shares}
+    if targets.shape[1] > MOST_LABELS:
+        return found
+    if texts := splits.plain.get("texts"):
+        found["TF-IDF and logistic regression"] = lambda: logistic(lambda: _tfidf(texts))
+    elif (what := _columns(splits)) is not None:
+        found[f"logistic regression{what}"] = lambda: logistic(lambda: _flat(splits))
+    return found
+
+
+def of_numbers(splits) -> Baselines:
+    """For targets float (n,) or (n, numbers): their mean, and a ridge regression."""
+    targets = splits.train["targets"].reshape(len(splits.train["targets"]), -1)
+    count = len(splits.test["targets"])
+    found: Baselines = {"mean": lambda: Baseline(np.tile(np.float32(targets.mean(0)), (count, 1)))}
+    if (what := _columns(splits)) is not None:
+        found[f"ridge regression{what}"] = lambda: Baseline(_ridge(_flat(splits), splits))
+    return found
+
+
+def of_series(splits) -> Baselines:
+    """For windows: the last season again, and a ridge autoregression."""
+    from dlflax.data.series import seasonal_naive
+
+    scale, test = splits.info["scale"], splits.test
+
+    def scored(outputs):
+        error = scale * (outputs - test["targets"])
+        return Baseline(np.float32(outputs), {"rmse": float(np.sqrt(np.nanmean(error**2)))})
+
+    def seasonal():
+        return scored(
+            seasonal_naive(test["inputs"], test["targets"].shape[1], splits.info["period"])
+        )
+
+    found: Baselines = {"the last season again": seasonal}
+    if not np.isnan(splits.train["targets"]).any(1).all():
+        found["ridge autoregression"] = lambda: scored(_ridge(_flat(splits), splits))
+    return found
+
+
+def of_inputs(splits, code: int | None, probe: Callable | None) -> Baselines:
+    """For reconstructions: principal components, as many as a code has numbers (16 where there is
+    no code). probe: (codes, test codes) -> accuracy of a classifier on them, if there are
+    classes."""
+    wanted = code or 16
+    sizes = np.prod(splits.train["inputs"].shape[1:]), len(splits.train["inputs"])
+    components = int(min(wanted, *sizes))
+
+    def pca():
+        from sklearn.decomposition import PCA
+
+        shape = splits.test["inputs"].shape
+        points = _flat(splits)
+        fitted = PCA(components, random_state=0).fit(points["train"])
+        codes = fitted.transform(points["test"])
+        outputs = np.float32(fitted.inverse_transform(codes)).reshape(shape)
+        scores = {}
+        if probe:
+            accuracy = probe(fitted.transform(_flat(splits, MOST_ROWS)["train"]), codes)
+            scores["linear_probe_accuracy"] = accuracy
+        return Baseline(outputs, scores)
+
+    return {f"{components} principal components": pca}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """Parts of the data, by name."""
+
+    train: dict[str, Any]
+    test: dict[str, Any]
+    val: dict[str, Any] | None = None
+
+
+def _columns(splits) -> str | None:
+    """What to call rows of numbers (" on pixels", or ""); None where an example is not one that a
+    linear model could read."""
+    inputs = splits.train["inputs"]
+    if inputs.dtype == np.uint8 and inputs.ndim == 4:
+        return " on pixels"
+    plain = inputs.dtype.kind in "fiu" and np.prod(inputs.shape[1:]) <= 5 * MOST_COLUMNS
+    return "" if plain and splits.kind != "text" else None
+
+
+def _flat(splits, most_rows=None):
+    """{part: float64 (n, columns)}: pixels from 0 to 1, large pictures averaged down."""
+    found = {}
+    for name in ("train", "val", "test"):
+        part = getattr(splits, name)
+        if part is None:
+            continue
+        x = np.asarray(part["inputs"])[:most_rows]
+        if x.dtype == np.uint8 and x.ndim == 4:
+            block = 1
+            while np.prod(x.shape[1:]) / block**2 > MOST_COLUMNS:
+                block += 1
+            height, width = (size // block * block for size in x.shape[1:3])
+            cut = x[:, :height, :width].reshape(
+                len(x), height // block, block, width // block, block, -1
+            )
+            x = cut.mean((2, 4), dtype=np.float32) / 255
+        found[name] = np.float64(x.reshape(len(x), -1))
+    return found
+
+
+def _tfidf(texts):
+    """{part: sparse (n, terms)} of words and pairs of words; of single characters and pairs where
+    there are hardly any blanks."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    sample = "".join(texts["train"][:1000])
+    blanks = sum(map(str.isspace, sample)) > len(sample) / 20
+    reader = TfidfVectorizer(
+        ngram_range=(1, 2),
+        analyzer="word" if blanks else "char",
+        token_pattern=r"(?u)\b\w+\b" if blanks else None,
+        sublinear_tf=True,
+    )
+    found = {"train": reader.fit_transform(texts["train"])}
+    return found | {n: reader.transform(part) for n, part in texts.items() if n != "train"}
+
+
+def _as_logits(probabilities, outputs: int) -> Baseline:
+    p = np.log(np.clip(probabilities, 1e-9, 1))
+    return Baseline(np.float32(p if outputs > 1 else p[:, 1:] - p[:, :1]))
+
+
+def _logistic(points, splits, strengths) -> np.ndarray:
+    """Probabilities (n, classes) on the test data of the regression, of several strengths that of
+    the least validation loss."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    rows = _rows(points["train"].shape[0])
+    x, y = points["train"][rows], splits.train["targets"][rows]
+    classes = max(int(splits.train["targets"].max()) + 1, 2)
+    classes = max(classes, len(getattr(splits, "class_names", ())))
+    if len(np.unique(y)) < 2:
+        return np.tile(np.eye(classes)[y[0]], (points["test"].shape[0], 1))
+
+    def whole(model, part):
+        p = np.full((part.shape[0], classes), 1e-9)
+        p[:, model.classes_] = model.predict_proba(part)
+        return p
+
+    best, least = None, np.inf
+    for strength in strengths if splits.val else strengths[:1]:
+        model = LogisticRegression(C=strength, max_iter=ITERATIONS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(x, y)
+        loss = 0.0
+        if splits.val:
+            p = whole(model, points["val"])
+            loss = -np.log(p[np.arange(len(p)), splits.val["targets"]] + 1e-9).mean()
+        if loss < least:
+            best, least = model, loss
+    return whole(best, points["test"])
+
+
+def _ridge(points, splits) -> np.ndarray:
+    """Outputs (n, numbers) on the test data, of the strength with the least validation error."""
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    y = splits.train["targets"].reshape(len(points["train"]), -1)
+    whole = np.flatnonzero(~np.isnan(y).any(1))
+    rows = whole[_rows(len(whole))]
+    best, least = None, np.inf
+    for alpha in ALPHAS if splits.val else (1.0,):
+        model = make_pipeline(StandardScaler(), Ridge(alpha))
+        model.fit(points["train"][rows], y[rows])
+        loss = 0.0
+        if splits.val:
+            truth = splits.val["targets"].reshape(len(points["val"]), -1)
+            loss = np.nanmean((model.predict(points["val"]).reshape(truth.shape) - truth) ** 2)
+        if loss < least:
+            best, least = model, loss
+    return np.float32(best.predict(points["test"])).reshape(len(points["test"]), -1)
+
+
+def _rows(count: int) -> np.ndarray:
+    """The places of the training examples that are used."""
+    if count <= MOST_ROWS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, MOST_ROWS, replace=False))

@@ -1,0 +1,203 @@
+"""Simple models beside the network: as scikit-learn's own, said, kept, never in the way."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from dlflax import run, train
+from dlflax.data import Arrays, Series, Text
+from dlflax.models import MLP, Autoencoder
+from dlflax.run import baselines
+from dlflax.train import Hparams, Recipe
+from dlflax.train import baselines as simple
+from dlflax.train.tasks import Classification, Forecast, MultiLabel, Reconstruction, Regression
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def computed(task, source, model=None, validation=0.2, log=print):
+    """(the baselines' scores, the splits)."""
+    splits = source.split(source.load(lambda line: None), validation, 0)
+    recipe = Recipe(model or MLP(features=(4,)), task)
+    return baselines.computed(recipe, Hparams(), splits, log), splits
+
+
+def digits(dtype=np.uint8):
+    images, targets = load_digits(return_X_y=True)
+    images = (images * 255 / 16).reshape(-1, 8, 8, 1).astype(dtype)
+    parts = (
+        {"inputs": images[part], "targets": targets[part].astype(np.int32)}
+        for part in (slice(0, 1000), slice(1000, None))
+    )
+    return Arrays(*parts, class_names=tuple("0123456789"))
+
+
+def test_pictures_beside_scikit_learns_own():
+    found, splits = computed(Classification(), digits())
+    assert list(found) == ["majority class", "logistic regression on pixels"]
+    flat = {n: getattr(splits, n)["inputs"].reshape(-1, 64) / 255 for n in ("train", "test")}
+    with pytest.warns(match="lbfgs"):
+        own = LogisticRegression(max_iter=100, tol=1e-9).fit(flat["train"], splits.train["targets"])
+    right = own.score(flat["test"], splits.test["targets"])
+    assert found["logistic regression on pixels"]["accuracy"] == pytest.approx(right, abs=0.005)
+    common = np.bincount(splits.train["targets"]).argmax()
+    share = np.mean(splits.test["targets"] == common)
+    assert found["majority class"]["accuracy"] == pytest.approx(share)
+
+
+def test_large_pictures_are_averaged_down():
+    images = np.arange(2 * 130 * 100 * 3, dtype=np.uint32).reshape(2, 130, 100, 3) % 251
+    splits = type("S", (), {"train": {"inputs": images.astype(np.uint8)}, "val": None,
+                            "test": {"inputs": images.astype(np.uint8)}})  # fmt: skip
+    found = simple._flat(splits)["train"]
+    assert found.shape[1] <= simple.MOST_COLUMNS
+    blocks = images[:, :128, :100].reshape(2, 32, 4, 25, 4, 3).mean((2, 4)) / 255
+    np.testing.assert_allclose(found, blocks.reshape(2, -1), rtol=1e-5)
+
+
+def test_classes_that_are_nowhere_in_training_and_one_class_alone():
+    source = digits()
+    few = source.train["targets"] < 3
+    part = {n: leaf[few] for n, leaf in source.train.items()}
+    found, _ = computed(Classification(), replace(source, train=part))
+    assert found["logistic regression on pixels"]["accuracy"] < 0.35
+    one = {n: leaf[source.train["targets"] == 1] for n, leaf in source.train.items()}
+    found, splits = computed(Classification(), replace(source, train=one))
+    share = np.mean(splits.test["targets"] == 1)
+    assert found["logistic regression on pixels"]["accuracy"] == pytest.approx(share)
+
+
+def texts():
+    rng = np.random.default_rng(0)
+    words = "fine good great happy", "bad poor sad awful"
+    rows = []
+    for i in range(240):
+        said = (
+            rng.choice(words[i % 2].split(), 2).tolist() + rng.choice(list("abcdefgh"), 6).tolist()
+        )
+        rows.append((" ".join(rng.permutation(said)), "no" if i % 2 else "yes"))
+    with open("notes.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return Text(data_dir=Path("notes.csv"))
+
+
+def test_texts_beside_scikit_learns_own():
+    found, splits = computed(Classification(), texts())
+    assert list(found) == ["majority class", "TF-IDF and logistic regression"]
+    plain = splits.plain["texts"]
+    assert list(map(len, plain.values())) == [
+        len(part["targets"]) for part in (splits.train, splits.val, splits.test)
+    ]
+    reader = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    x = reader.fit_transform(plain["train"])
+    scores = [
+        LogisticRegression(C=c).fit(x, splits.train["targets"])
+        .score(reader.transform(plain["test"]), splits.test["targets"]) for c in (1, 10)
+    ]  # fmt: skip
+    mine = found["TF-IDF and logistic regression"]["accuracy"]
+    assert min(abs(mine - score) for score in scores) < 1e-6
+
+
+def test_texts_without_blanks_are_read_by_characters():
+    parts = {"train": ["好电影很好看", "坏电影不好看"] * 20, "test": ["很好看"]}
+    matrices = simple._tfidf(parts)
+    assert matrices["train"].shape[1] > 8 and matrices["test"].nnz >= 5
+
+
+def test_numbers_labels_series_and_inputs():
+    data = load_diabetes()
+    parts = ({"inputs": np.float32(data.data[p]), "targets": np.float32(data.target[p])}
+             for p in (slice(0, 350), slice(350, None)))  # fmt: skip
+    found, splits = computed(Regression(), Arrays(*parts))
+    assert list(found) == ["mean", "ridge regression"]
+    deviation = np.sqrt(np.mean((splits.test["targets"] - splits.train["targets"].mean()) ** 2))
+    assert found["mean"]["rmse"] == pytest.approx(deviation, rel=1e-4)
+    assert found["ridge regression"]["rmse"] < 0.8 * deviation
+
+    source = digits()
+    labels = ({**part, "targets": np.stack([part["targets"] % 2, part["targets"] > 4], 1)}
+              for part in (source.train, source.test))  # fmt: skip
+    found, _ = computed(MultiLabel(), Arrays(*labels, class_names=("odd", "large")))
+    assert found["logistic regression on pixels"]["accuracy"] > 0.85
+    assert found["share of each label"]["accuracy"] == pytest.approx(0.5, abs=0.05)
+
+    found, _ = computed(Forecast(), Series(window=104, horizon=12))
+    assert found["ridge autoregression"]["rmse"] < 0.5 * found["the last season again"]["rmse"]
+
+    found, splits = computed(Reconstruction(), source, Autoencoder(code=8))
+    flat = {n: getattr(splits, n)["inputs"].reshape(-1, 64) / 255 for n in ("train", "test")}
+    middle = flat["train"].mean(0)
+    axes = np.linalg.svd(flat["train"] - middle, full_matrices=False)[2][:8]
+    back = middle + (flat["test"] - middle) @ axes.T @ axes
+    scores = found["8 principal components"]
+    assert scores["loss"] == pytest.approx(np.mean((flat["test"] - back) ** 2), rel=1e-3)
+    assert 0.7 < scores["linear_probe_accuracy"] < 1
+
+
+def trained(**options):
+    recipe = Recipe(MLP(features=(4,)), batch_size=128)
+    hparams = Hparams(learning_rate=1e-5)
+    config = run.Config(recipe, hparams, digits(), epochs=1, run_dir=Path("r"), **options)
+    lines = []
+    return run.run("digits", config, lines.append), lines
+
+
+def test_a_run_says_that_three_lines_do_better(capsys):
+    results, lines = trained()
+    said = [line for line in lines if "is not better than logistic regression on pixels" in line]
+    assert len(said) == 1 and results["findings"] == said
+    saved = json.loads(Path("r/results.json").read_text())
+    assert saved["baselines"] == results["baselines"] and saved["findings"] == said
+    assert "simple models beside it" in capsys.readouterr().out
+
+    # computed once for these data and this split, and anew where what is kept is damaged
+    fits, real = [], simple._logistic
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simple, "_logistic", lambda *args: fits.append(1) or real(*args))
+        assert computed(Classification(), digits(), validation=0.1)[0] == results["baselines"]
+        assert not fits
+        computed(Classification(), digits(), validation=0.3)
+        assert len(fits) == 1
+        for file in Path("cache/dlflax/baselines").glob("*.json"):
+            file.write_text("{damaged")
+        assert computed(Classification(), digits(), validation=0.1)[0] == results["baselines"]
+        assert len(fits) == 2
+
+
+def test_none_skips_it_and_a_better_network_is_not_told_off():
+    results, lines = trained(baseline="none")
+    assert "baselines" not in results and not any("not better" in line for line in lines)
+    task = Classification()
+    beside = {"baselines": {"a": {"accuracy": 0.8}}, "test": {"accuracy": 0.81}}
+    assert baselines.verdict(beside, task, "") == []
+    beside["test"]["accuracy"] = 0.8
+    assert "accuracy 0.8" in baselines.verdict(beside, task, "")[0]
+    lower = {"baselines": {"a": {"rmse": 0.8}, "b": {"rmse": 0.5}}, "test": {"rmse": 0.6}}
+    assert "than b, 0.5" in baselines.verdict(lower, Regression(), "")[0]
+
+
+def test_a_model_that_fails_does_not_stop_the_run(monkeypatch):
+    def failing(*_):
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(simple, "_logistic", failing)
+    results, lines = trained()
+    assert list(results["baselines"]) == ["majority class"]
+    assert any(line.startswith("warning: no logistic regression on pixels") for line in lines)
+
+
+def test_scores_of_any_outputs_are_the_loops_own():
+    source = digits(np.float32)
+    splits = source.split(source.load(), 0.1, 0)
+    recipe = Recipe(MLP(features=(4,), num_outputs=10))
+    fit = train.fit(recipe, Hparams(), splits.train, splits.val, epochs=1)
+    sums, outputs = train.evaluate(recipe, fit.state, Hparams(), splits.test)
+    mine = train.scores(recipe, Hparams(), splits.test, outputs)
+    assert mine == pytest.approx(recipe.task.summary(sums), rel=1e-5)
