@@ -12,12 +12,14 @@ test; Kim 2014 reports 76.1 % for a CNN from random vectors (10-fold).
 
 from dlflax import run
 from dlflax.data import Text
-from dlflax.models import RNN, Transformer
-from dlflax.train import Hparams, Recipe
+from dlflax.models import RNN, MiniLM, Transformer
+from dlflax.train import Cosine, Hparams, Recipe
+from dlflax.transfer import Transfer
 
 ARCHITECTURES = {
     "rnn": RNN(cell="gru", features=(64,), bidirectional=True, pooling="max", embedding=64),
     "transformer": Transformer(depth=1, width=64, pooling="max"),
+    "minilm": MiniLM(),
 }
 
 PRESETS = {
@@ -27,6 +29,14 @@ PRESETS = {
         data=Text(),
         epochs=10,
         patience=3,
+    ),
+    # a frozen encoder whose features are computed once, and a head on them
+    "minilm": run.Config(
+        recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine()),
+        hparams=Hparams(dropout=0.2, warmup=0.1),
+        data=Text(tokenizer="minilm"),
+        transfer=Transfer(weights="minilm"),
+        epochs=20,
     ),
 }
 

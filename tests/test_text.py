@@ -431,14 +431,14 @@ def test_deterministic(films, kind, tmp_path):
         assert done.stdout == expected
     shuffled = random.Random(5).sample(films.train["inputs"].tolist(), len(films.train["inputs"]))
     same = [
-        text._train_tokenizer(texts, kind, 280, True).to_str()
+        tokenizers.trained(texts, kind, 280, True).to_str()
         for texts in (shuffled, films.train["inputs"].tolist())
     ]
     assert same[0] == same[1]  # nor does the order of the texts matter
 
 
 def test_encode(films):
-    known = text._train_tokenizer(["the film The FILM caf\u00e9 cafe\u0301"] * 2, "word", 100, True)
+    known = tokenizers.trained(["the film The FILM caf\u00e9 cafe\u0301"] * 2, "word", 100, True)
     the, film, cafe = (known.token_to_id(word) for word in ("the", "film", "caf\u00e9"))
     rows = {
         "the film": [the, film, 0, 0],
@@ -458,10 +458,10 @@ def test_encode(films):
     assert encode(known.to_str(), [], 4).shape == (0, 4)
     many = encode(known.to_str(), ["the", "film"] * 5000, 1)  # more than one part
     assert (many[::2] == the).all() and (many[1::2] == film).all()
-    cased = text._train_tokenizer(["the film The FILM"] * 2, "word", 100, False)
+    cased = tokenizers.trained(["the film The FILM"] * 2, "word", 100, False)
     assert len(set(encode(cased.to_str(), ["the The film FILM"], 4)[0])) == 4
 
-    pieces = text._train_tokenizer(films.train["inputs"].tolist(), "bpe", 300, True).to_str()
+    pieces = tokenizers.trained(films.train["inputs"].tolist(), "bpe", 300, True).to_str()
     for content in ("", "\0", "\U0001f600", "[PAD]", "\u05e9\u05dc\u05d5\u05dd", "x" * 1_000_000):
         assert encode(pieces, [content], 5)[0, 0] > 0
 
@@ -473,7 +473,7 @@ def test_encode(films):
 
 def test_special_tokens(films):
     for kind in ("word", "bpe"):
-        content = json.loads(text._train_tokenizer(["a b"] * 20, kind, 300, True).to_str())
+        content = json.loads(tokenizers.trained(["a b"] * 20, kind, 300, True).to_str())
         vocabulary = content["model"]["vocab"]
         assert (vocabulary["[PAD]"], vocabulary["[UNK]"]) == (0, 1)
         assert sorted(vocabulary.values()) == list(range(len(vocabulary)))

@@ -9,6 +9,8 @@ import numpy as np
 
 from dlflax.errors import InputError
 
+POOL = 16  # batches of which the examples are sorted by length
+
 
 def permutation(n: int, seed: int, *purpose: int) -> np.ndarray:
     """An int32 (n,) permutation for this seed and purpose.
@@ -96,8 +98,13 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(n, seed, 1, epoch)
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_batches(
+    n: int, batch_size: int, seed: int, epoch: int, lengths: np.ndarray | None = None
+) -> np.ndarray:
     """`order` cut into batches: int32 (ceil(n / batch_size), batch_size) indices.
+
+    With lengths (n,) examples of like length come into the same batch: those of each POOL batches
+    are sorted by length, and the batches are put in a random order.
 
     The last batch is filled up with -1 - i for the first examples i of the same order: padding
     that does not count, so that every example counts exactly once, but is still a draw from the
@@ -107,5 +114,20 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     if n < 1 or batch_size < 1:
         raise InputError(f"batches need n and batch_size of 1 or more, not {n} and {batch_size}.")
     shuffled = order(n, seed, epoch)
+    if lengths is not None:
+        shuffled = _by_length(shuffled, np.asarray(lengths), batch_size, seed, epoch)
     padding = -1 - np.resize(shuffled, -n % batch_size)
     return np.concatenate([shuffled, padding]).reshape(-1, batch_size)
+
+
+def _by_length(shuffled, lengths, batch_size, seed, epoch):
+    """The whole batches in another order; what is left over stays last."""
+    whole = len(shuffled) // batch_size * batch_size
+    pools = [
+        shuffled[start : min(start + POOL * batch_size, whole)]
+        for start in range(0, whole, POOL * batch_size)
+    ]
+    ordered = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+    batches = np.concatenate([*ordered, shuffled[:0]]).reshape(-1, batch_size)
+    batches = batches[permutation(len(batches), seed, 2, epoch)]
+    return np.concatenate([batches.ravel(), shuffled[whole:]])

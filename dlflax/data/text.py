@@ -8,20 +8,19 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from dlflax.data import download, text_files, urls
+from dlflax.data import download, text_files, tokenizers, urls
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.order import check_fraction, stratified
+from dlflax.data.tokenizers import PAD, SPECIAL_TOKENS, UNK, encode
 from dlflax.errors import InputError
 from dlflax.files import MOST_JSON, read_bytes
 
 MOST_UNKNOWN = 0.5  # share of unknown words up to which whole words are the tokens
 LONGEST = 256  # tokens, where --length is not given
-PAD, UNK = 0, 1
-SPECIAL_TOKENS = ["[PAD]", "[UNK]"]
+OWN = ("auto", "word", "bpe")  # tokenizers that are made of the training texts
 VADER_VOCABULARY = 2000  # 86 % by five-fold cross-validation on bags of tokens; 500: 77, 1000: 82
 
 NOT_IMDB = """
@@ -49,10 +48,10 @@ class Text:
     length: int = 0
     """Tokens that a text is cut or padded to (0: so that 95 of 100 training texts fit, 256 at
     most)."""
-    tokenizer: Literal["auto", "word", "bpe"] = "auto"
-    """Whole words, or pieces of words by byte-pair encoding; auto: words, but pieces where more
-    than half of the words in held-out texts are unknown, as in languages without blanks. vader is
-    always cut into pieces."""
+    tokenizer: str = "auto"
+    """word, bpe (pieces of words by byte-pair encoding), or auto: words, but pieces where more than
+    half of the words in held-out texts are unknown, as in languages without blanks; vader is always
+    cut into pieces. minilm: that of the pretrained encoder; or a file tokenizer.json."""
     lowercase: bool = True
     """Whether the tokenizer ignores case."""
 
@@ -81,6 +80,18 @@ class Text:
         "inputs" are str in object arrays (n,), without white space around them, "targets" int32
         (n,). Raises InputError, one sentence, when no source has the texts or a file is wrong.
         """
+        if self.tokenizer in OWN:
+            return self._read(log)
+        if (self.vocabulary, self.lowercase) != (Text.vocabulary, Text.lowercase):
+            raise InputError(
+                "--vocabulary and --no-lowercase are for a tokenizer that is made of the texts, not for "
+                f"--tokenizer {self.tokenizer}: leave them out."
+            )
+        files = {"tokenizer.json": tokenizers.published(self.tokenizer, log)}
+        dataset = self._read(log)
+        return dataclasses.replace(dataset, files={**dataset.files, **files})
+
+    def _read(self, log):
         if self.data_dir is not None:
             return text_files.read_path(Path(self.data_dir).expanduser(), self.dataset, log)
         if self.dataset == "vader":
@@ -109,34 +120,16 @@ class Text:
 
         Raises InputError when a field or `validation` is out of range.
         """
-        # A lexicon's words are single words: as whole ones, those of the test would be unknown.
-        lexicon = dataset.name == "vader" and self.data_dir is None
-        kind, vocabulary = (
-            ("bpe", VADER_VOCABULARY)
-            if lexicon
-            else ("bpe" if self.tokenizer == "bpe" else "word", self.vocabulary)
-        )
-        notes = []
-        fewest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)  # 256: all bytes
-        if vocabulary < fewest:
-            raise InputError(
-                f"--vocabulary {vocabulary} is too small for the {kind} tokenizer: it needs "
-                f"{fewest} or more."
-            )
         if self.length < 0:
             raise InputError(f"--length {self.length} must be 1 or more tokens, or 0.")
         train, val = _split(dataset.train, validation, seed)
-        tokenizer = _train_tokenizer(train["inputs"].tolist(), kind, vocabulary, self.lowercase)
-        unknown = _unknown_share(tokenizer, _sample((val or train)["inputs"]))
-        if unknown > MOST_UNKNOWN and kind == "word":
-            notes.append(f"{unknown:.0%} of the words are unknown to the tokenizer")
-            if self.tokenizer == "word":
-                notes[-1] += ": try --tokenizer bpe."
-            else:
-                kind, vocabulary = "bpe", max(vocabulary, 1000)
-                notes[-1] += ", so texts are cut into pieces of words (--tokenizer bpe)."
-                texts = train["inputs"].tolist()
-                tokenizer = _train_tokenizer(texts, kind, vocabulary, self.lowercase)
+        if self.tokenizer in OWN:
+            # A lexicon's words are single words: as whole ones, those of the test would be unknown.
+            lexicon = dataset.name == "vader" and self.data_dir is None
+            tokenizer, kind, notes = self._trained(lexicon, train, val)
+        else:
+            tokenizer = tokenizers.of_json(dataset.files["tokenizer.json"])
+            kind, notes = "published", []
         tokenizer_json = tokenizer.to_str()
         sample = tokenizer.encode_batch_fast(_sample(train["inputs"]))
         lengths = np.array([len(encoding.ids) for encoding in sample])
@@ -153,8 +146,11 @@ class Text:
             inputs = encode(tokenizer_json, part["inputs"].tolist(), length)
             return {"inputs": inputs, "targets": part["targets"]}
 
+        of_train = encoded(train)
+        if self.tokenizer not in OWN:  # pretrained models are large: texts of like length together
+            of_train["length"] = np.int32((of_train["inputs"] != PAD).sum(1))
         return Splits(
-            encoded(train), encoded(val) if val else None, encoded(dataset.test),
+            of_train, encoded(val) if val else None, encoded(dataset.test),
             class_names=dataset.class_names, kind="text", unit="text",
             test_names=dataset.test["inputs"],
             model={"vocabulary": tokenizer.get_vocab_size()},
@@ -166,6 +162,32 @@ class Text:
                 for name, part in (("train", train), ("val", val), ("test", dataset.test)) if part
             }},
         )  # fmt: skip
+
+    def _trained(self, lexicon, train, val):
+        """(a tokenizer of the training texts, word or bpe, sentences)."""
+        kind, vocabulary = (
+            ("bpe", VADER_VOCABULARY)
+            if lexicon
+            else ("bpe" if self.tokenizer == "bpe" else "word", self.vocabulary)
+        )
+        fewest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)  # 256: all bytes
+        if vocabulary < fewest:
+            raise InputError(
+                f"--vocabulary {vocabulary} is too small for the {kind} tokenizer: it needs "
+                f"{fewest} or more."
+            )
+        texts, notes = train["inputs"].tolist(), []
+        tokenizer = tokenizers.trained(texts, kind, vocabulary, self.lowercase)
+        unknown = _unknown_share(tokenizer, _sample((val or train)["inputs"]))
+        if unknown > MOST_UNKNOWN and kind == "word":
+            notes.append(f"{unknown:.0%} of the words are unknown to the tokenizer")
+            if self.tokenizer == "word":
+                notes[-1] += ": try --tokenizer bpe."
+            else:
+                kind, vocabulary = "bpe", max(vocabulary, 1000)
+                notes[-1] += ", so texts are cut into pieces of words (--tokenizer bpe)."
+                tokenizer = tokenizers.trained(texts, kind, vocabulary, self.lowercase)
+        return tokenizer, kind, notes
 
     def read(self, inputs, data, folder):
         """Texts, by the run's own tokenizer."""
@@ -200,39 +222,6 @@ def _as_utf8(argument: str) -> str:
         return argument
 
 
-def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
-    """The first `length` tokens of each text: int32 (n, length), 0 is padding and 1 unknown.
-
-    A text without any token is one unknown token, so that no row is all padding. Raises InputError
-    when `tokenizer_json` is not a tokenizer of the library `tokenizers`, or a text not Unicode.
-    """
-    import tokenizers
-
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # tokenizers raises plain ones
-        raise InputError(
-            f"tokenizer.json is not what `tokenizers` wrote ({download.first_line(error)}): it "
-            "should be as the run saved it."
-        ) from None
-    tokenizer.encode_special_tokens = True  # "[PAD]" in a text is a word like any other
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=PAD, pad_token=SPECIAL_TOKENS[PAD])
-    ids = np.zeros((len(texts), length), np.int32)
-    for start in range(0, len(texts), 4096):  # in parts, because encodings are large objects
-        part = texts[start : start + 4096]
-        try:
-            encodings = tokenizer.encode_batch_fast(part)
-        except TypeError:  # half a surrogate pair is no text to tokenizers
-            wrong = next(text for text in part if not _is_unicode(text))
-            raise InputError(
-                f"the text {wrong[:60]!r} is not valid Unicode: give it in UTF-8."
-            ) from None
-        ids[start : start + len(part)] = [encoding.ids for encoding in encodings]
-    ids[ids[:, 0] == PAD, 0] = UNK
-    return ids
-
-
 def _sample(texts) -> list[str]:
     """Some 2,000 texts, from all over: they say as much as all."""
     return texts[:: max(1, len(texts) // 2000)].tolist()
@@ -242,37 +231,3 @@ def _unknown_share(tokenizer, texts: list[str]) -> float:
     """The share of the texts' tokens that the tokenizer does not know."""
     ids = [i for encoding in tokenizer.encode_batch_fast(texts) for i in encoding.ids]
     return ids.count(UNK) / max(len(ids), 1)
-
-
-def _train_tokenizer(texts: list[str], kind: str, vocabulary: int, lowercase: bool):
-    """A tokenizers.Tokenizer: its merges and numbers depend on nothing but these arguments."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    settings = {
-        "vocab_size": vocabulary,
-        "min_frequency": 2,
-        "special_tokens": SPECIAL_TOKENS,
-        "show_progress": False,
-    }
-    if kind == "word":
-        tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS[UNK]))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        trainer = trainers.WordLevelTrainer(**settings)
-    else:
-        # On bytes: an alphabet of characters has no bound, and the trainer's own limit on it
-        # breaks ties at random.
-        tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS[UNK]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        trainer = trainers.BpeTrainer(**settings)
-    steps = [normalizers.NFKC()] + [normalizers.Lowercase()] * lowercase
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -3,6 +3,7 @@
 from dlflax.models.autoencoder import Autoencoder
 from dlflax.models.cnn import CNN
 from dlflax.models.efficientnet import EfficientNetLite0
+from dlflax.models.minilm import MiniLM
 from dlflax.models.mlp import MLP
 from dlflax.models.resnet import ResNet, SmallResNet
 from dlflax.models.rnn import RNN
@@ -11,5 +12,5 @@ from dlflax.models.vgg import VGG
 
 __all__ = [
     "CNN", "MLP", "RNN", "VGG",
-    "Autoencoder", "EfficientNetLite0", "ResNet", "SmallResNet", "Transformer",
+    "Autoencoder", "EfficientNetLite0", "MiniLM", "ResNet", "SmallResNet", "Transformer",
 ]  # fmt: skip

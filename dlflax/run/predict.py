@@ -43,9 +43,8 @@ class Predictor:
         if self._state is None:
             config, model = self.config, self.config.recipe.model
             sha256 = self.data.get("weights_sha256")
-            shape = inputs.shape[1:]
-            backbone = transfer.backbone(config.transfer, model, shape, sha256, self.log)
-            seen = transfer.head_inputs(model, shape) if backbone else inputs[:1]
+            backbone = transfer.backbone(config.transfer, model, inputs, sha256, self.log)
+            seen = transfer.head_inputs(model, inputs) if backbone else inputs[:1]
             recipe = transfer.trained(config.transfer, config.recipe)
             abstract = train.abstract(recipe, config.hparams, seen)
             checkpoints = Checkpoints(self.folder / "checkpoints", config.recipe.task, self.log)

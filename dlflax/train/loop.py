@@ -283,11 +283,13 @@ class _Resident:
 
     def __init__(self, recipe, hparams, train, seed):
         self.recipe, self.seed, self.n = recipe, seed, len(train["inputs"])
+        self._lengths = train.get("length")
         self.zero = zero_sums(recipe, hparams, train)
         self.hparams, self.train = hparams, parallel.put(train)
 
     def _batches(self, epoch):
-        return parallel.put(epoch_batches(self.n, self.recipe.batch_size, self.seed, epoch))
+        size = self.recipe.batch_size
+        return parallel.put(epoch_batches(self.n, size, self.seed, epoch, self._lengths))
 
     def compile(self, state):
         """The State as it is: a call of no steps."""
@@ -313,11 +315,13 @@ class _Streamed:
 
     def __init__(self, recipe, hparams, train, seed):
         self.recipe, self.seed, self.n = recipe, seed, len(train["inputs"])
+        self._lengths = train.get("length")
         self.zero = zero_sums(recipe, hparams, train)
         self.hparams, self.train = hparams, train
 
     def _batches(self, epoch):
-        return epoch_batches(self.n, self.recipe.batch_size, self.seed, epoch)
+        size = self.recipe.batch_size
+        return epoch_batches(self.n, size, self.seed, epoch, self._lengths)
 
     def compile(self, state):
         """As that of `_Resident`."""

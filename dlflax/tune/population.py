@@ -141,7 +141,8 @@ class Population:
         patience=0, reduce_on_plateau=0, pretrained=None, keep_best=False,
     ):  # fmt: skip
         self.recipe, self.layout = recipe, layout
-        self.n = len(train_set["inputs"])
+        self.n, lengths = len(train_set["inputs"]), train_set.get("length")
+        self._lengths = None if lengths is None else np.asarray(lengths)
         steps = math.ceil(self.n / recipe.batch_size)
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)
@@ -317,7 +318,7 @@ class Population:
         made = {
             (i, j): epoch_batches(
                 self.n, self.recipe.batch_size, int(self.seeds[i, j]),
-                len(self.trainings[i][j].history) + ahead,
+                len(self.trainings[i][j].history) + ahead, self._lengths,
             )
             for i, j in set(lanes)
         }  # fmt: skip
