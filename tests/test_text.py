@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlflax.data import download, text, text_files, urls
+from dlflax.data import download, text, text_files, tokenizers, urls
 from dlflax.data.dataset import Dataset
 from dlflax.data.order import stratified
 from dlflax.data.text import Text, encode

@@ -6,9 +6,11 @@ from dlflax.data.folder import ImageFolder
 from dlflax.data.images import Images, load
 from dlflax.data.order import epoch_batches, order, split
 from dlflax.data.series import Series
+from dlflax.data.table import Table
 from dlflax.data.text import Text
 
 __all__ = [
-    "Arrays", "Dataset", "DiskArray", "ImageFolder", "Images", "Series", "Source", "Splits", "Text",
+    "Arrays", "Dataset", "DiskArray", "ImageFolder", "Images", "Series", "Source", "Splits",
+    "Table", "Text",
     "epoch_batches", "examples", "load", "order", "split",
 ]  # fmt: skip

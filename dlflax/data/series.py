@@ -1,12 +1,8 @@
 """Time series: windows of the past, and the values that follow them."""
 
-import csv
 import dataclasses
 import hashlib
 import importlib.resources
-import io
-import math
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from dlflax.data import csv_files
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.times import in_time, read_times
 from dlflax.errors import InputError
-from dlflax.files import read_bytes
 
 # in data/embedded, with their sources: (column, steps a season)
 EMBEDDED = {"co2": ("co2", 52), "sunspots": ("SUNACTIVITY", 11)}
@@ -190,12 +186,18 @@ def read(
     were observed, bool (n,)), in the order of the column with times, if there is one. As
     `Series.load` says."""
     path = Path(path)
-    header, rows = _table(path)
+    header, rows = csv_files.read(path)
     column = column or header[-1]
     if column not in header:
         raise InputError(f"{path} has no column {column!r}: it has {', '.join(header)}.")
     place = header.index(column)
-    values = _numbers(path, column, [(line, row[place].strip()) for line, row in rows])
+    cells = [row[place].strip() for _, row in rows]
+    values = csv_files.numbers(cells)
+    if isinstance(values, str):
+        line = rows[cells.index(values)][0]
+        raise InputError(f"{path}, line {line}, column {column}: {values!r} is not a number.")
+    if np.isinf(values).any():
+        raise InputError(f"{path}, column {column} has an infinite value: give numbers.")
     if (~np.isnan(values)).sum() < 8:
         raise InputError(f"{path} has {(~np.isnan(values)).sum()} numbers: a series needs more.")
     for other in range(len(header)):
@@ -215,57 +217,3 @@ def read(
         latest = np.maximum.accumulate(np.where(observed, np.arange(len(values)), 0))
         values = values[latest]
     return values, observed
-
-
-def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """(headings, [(line, cells)]) of a CSV file. InputError where a row has another length."""
-    if not path.is_file():
-        state = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {state}: a series is a CSV file with a header.")
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-        delimiter = _delimiter(text.partition("\n")[0])
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        (_, header), *rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error, ValueError, OSError) as error:
-        raise InputError(f"{path} is not a CSV file with a header ({error}).") from error
-    for line, row in rows:
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}, line {line} has {len(row)} cells under {len(header)} headings: put "
-                "numbers that have a comma in quotes, or write them without."
-            )
-    return header, rows
-
-
-def _delimiter(header: str) -> str:
-    """Of a comma, a semicolon and a tab the one that is most often in the first line."""
-    return max(",;\t", key=header.count)
-
-
-def _numbers(path: Path, column: str, cells: list[tuple[int, str]]) -> np.ndarray:
-    """float64 (n,), NaN where a cell is empty or says NaN. The column has one way to write numbers:
-    1234.5, 1,234.5, or 1.234,5."""
-    texts = [cell for _, cell in cells if cell.lower() not in ("", "na", "nan", "null")]
-    grouped = all(re.fullmatch(r"[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", cell) for cell in texts)
-    comma = r"[-+]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?"
-    decimal_comma = all(re.fullmatch(comma, cell) for cell in texts)
-    values = []
-    for line, cell in cells:
-        if cell.lower() in ("", "na", "nan", "null"):
-            values.append(math.nan)
-            continue
-        plain = cell
-        if "," in cell and grouped:
-            plain = cell.replace(",", "")
-        elif "," in cell and decimal_comma:
-            plain = cell.replace(".", "").replace(",", ".")
-        try:
-            values.append(float(plain))
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {line}, column {column}: {cell!r} is not a number."
-            ) from error
-    if np.isinf(values).any():
-        raise InputError(f"{path}, column {column} has an infinite value: give numbers.")
-    return np.array(values, np.float64)

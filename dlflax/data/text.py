@@ -84,7 +84,7 @@ class Text:
             return self._read(log)
         if (self.vocabulary, self.lowercase) != (Text.vocabulary, Text.lowercase):
             raise InputError(
-                "--vocabulary and --no-lowercase are for a tokenizer that is made of the texts, not for "
+                "--vocabulary and --no-lowercase are for a tokenizer made of the texts, not for "
                 f"--tokenizer {self.tokenizer}: leave them out."
             )
         files = {"tokenizer.json": tokenizers.published(self.tokenizer, log)}

@@ -287,6 +287,21 @@ def comparison(rows):
     return figure
 
 
+def importance(rows, score: str, limit: int = 20):
+    """How much worse the score gets without each column's values, the most important first."""
+    shown = rows[:limit]
+    figure = new_figure(8, 1 + 0.3 * len(shown))
+    axes = figure.subplots()
+    names = [_short(row["column"], 30) for row in shown]
+    values, errors = [row["importance"] for row in shown], [row["std"] for row in shown]
+    axes.barh(range(len(shown)), values, xerr=errors, color="tab:blue", error_kw={"linewidth": 1})
+    axes.set_yticks(range(len(shown)), names, parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlabel=f"{score} gets worse by so much when the column is shuffled among the rows")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def learning_rates(rates, losses, suggestion: float):
     """Figure: training loss after a few steps at each rate, floats (n,); inf where it diverged."""
     figure = new_figure(6.4, 4)

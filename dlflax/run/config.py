@@ -162,8 +162,10 @@ def check_batch_size(batch_size: int, n: int) -> None:
 
 
 def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Splits) -> train.Recipe:
-    """The recipe with those fields of its model that the data and the task, not the user, decide.
+    """The recipe with what of it the data and the task, not the user, decide: fields of its model.
     InputError when data, task and model do not go together."""
+    if hasattr(recipe.task, "of_data"):
+        recipe = dataclasses.replace(recipe, task=recipe.task.of_data(splits))
     model, kind = recipe.model, type(recipe.model).__name__
     has = {field.name for field in dataclasses.fields(model)}
     # the members of an ensemble have these fields already

@@ -135,6 +135,7 @@ NEEDED = {
 OPTIONAL = {  # what our data sources and pretrained weights add
     "light_on_dark": bool, "scale": float, "period": int, "last_window": list[float],
     "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
+    "columns": list[dict[str, Any]], "target": str, "target_mean": float, "target_scale": float,
 }  # fmt: skip
 
 

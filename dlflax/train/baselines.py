@@ -54,6 +54,15 @@ def of_classes(splits, outputs: int) -> Baselines:
         found["TF-IDF and logistic regression"] = logistic(lambda: _tfidf(texts), (1.0, 10.0))
     elif (what := _columns(splits)) is not None:
         found[f"logistic regression{what}"] = logistic(lambda: _flat(splits), (1.0,))
+    if columns := splits.plain.get("columns"):
+
+        def boosted():
+            model = _boosted("Classifier", splits, columns)
+            p = np.full((len(columns["test"]), len(splits.class_names)), 1e-9)
+            p[:, model.classes_] = model.predict_proba(columns["test"])
+            return _as_logits(p, outputs)
+
+        found["histogram gradient boosting"] = boosted
     return found
 
 
@@ -89,11 +98,46 @@ def of_labels(splits) -> Baselines:
 def of_numbers(splits) -> Baselines:
     """For targets float (n,) or (n, numbers): their mean, and a ridge regression."""
     targets = splits.train["targets"].reshape(len(splits.train["targets"]), -1)
-    count = len(splits.test["targets"])
-    found: Baselines = {"mean": lambda: Baseline(np.tile(np.float32(targets.mean(0)), (count, 1)))}
+    truth = splits.test["targets"].reshape(len(splits.test["targets"]), -1)
+    scale = splits.info.get("target_scale")
+
+    def scored(outputs):
+        outputs = np.float32(outputs).reshape(truth.shape)
+        error = outputs - truth
+        scores = {"r2": float(np.mean(1 - (error**2).sum(0) / _spread(truth)))}
+        if scale:  # in the targets' own unit
+            scores["rmse"] = float(scale * np.sqrt((error**2).mean(0)).mean())
+            scores["mae"] = float(scale * np.abs(error).mean())
+        return Baseline(outputs, scores)
+
+    found: Baselines = {"mean": lambda: scored(np.tile(targets.mean(0), (len(truth), 1)))}
     if (what := _columns(splits)) is not None:
-        found[f"ridge regression{what}"] = lambda: Baseline(_ridge(_flat(splits), splits))
+        found[f"ridge regression{what}"] = lambda: scored(_ridge(_flat(splits), splits))
+    if (columns := splits.plain.get("columns")) and targets.shape[1] == 1:
+        found["histogram gradient boosting"] = lambda: scored(
+            _boosted("Regressor", splits, columns).predict(columns["test"])
+        )
     return found
+
+
+def _spread(truth):
+    """Sum of squares around the mean (numbers,), 1 where there is none."""
+    total = ((truth - truth.mean(0)) ** 2).sum(0)
+    return np.where(total > 0, total, np.inf)
+
+
+def _boosted(kind, splits, columns):
+    """scikit-learn's gradient boosting over histograms, with its own defaults."""
+    from sklearn import ensemble
+
+    categories = splits.plain["categories"]["all"]
+    model = getattr(ensemble, f"HistGradientBoosting{kind}")(
+        categorical_features=categories, random_state=0
+    )
+    rows = columns["train"].copy()
+    for column in np.flatnonzero(categories):  # at most 255 levels, the others are missing
+        rows[rows[:, column] > 250, column] = np.nan
+    return model.fit(rows, splits.train["targets"].ravel())
 
 
 def of_series(splits) -> Baselines:

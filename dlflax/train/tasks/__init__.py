@@ -1,5 +1,6 @@
 """Tasks: what kind of job a run is. `task.Task` is the contract."""
 
+from dlflax.train.tasks.by_target import ByTarget
 from dlflax.train.tasks.classification import Classification
 from dlflax.train.tasks.forecast import Forecast
 from dlflax.train.tasks.multi_label import MultiLabel
@@ -17,6 +18,6 @@ TASKS = {
 """Their short names on the command line."""
 
 __all__ = [
-    "TASKS", "Asked", "Classification", "Description", "Forecast", "MultiLabel",
+    "TASKS", "Asked", "ByTarget", "Classification", "Description", "Forecast", "MultiLabel",
     "Reconstruction", "Regression", "Task", "Tested",
 ]  # fmt: skip

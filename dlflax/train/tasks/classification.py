@@ -9,7 +9,7 @@ import numpy as np
 from dlflax.errors import InputError
 from dlflax.models import explain
 from dlflax.report import figures
-from dlflax.train import baselines, losses, metrics
+from dlflax.train import baselines, importance, losses, metrics
 from dlflax.train.step import floats
 from dlflax.train.tasks.task import (
     Asked,
@@ -131,6 +131,17 @@ class Classification:
                 splits.test["inputs"], targets, predicted, confidence, class_names
             )
             drawn["grad_cam"] = lambda: _grad_cam(tested, wrong, predicted, confidence)
+        if "columns" in splits.info:
+
+            def log_loss(outputs):
+                p = class_probabilities(outputs)[np.arange(len(targets)), targets]
+                return float(-np.log(np.maximum(p, 1e-9)).mean())
+
+            found = importance.permutation(
+                splits.info["columns"], splits.test["inputs"], tested.predict, log_loss
+            )
+            tables["importance"] = found
+            drawn["importance"] = lambda: figures.importance(found, "log loss")
         if splits.test_names is not None:
             tables["wrong_predictions"] = [
                 {

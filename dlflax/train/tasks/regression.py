@@ -8,7 +8,7 @@ import numpy as np
 
 from dlflax.errors import InputError
 from dlflax.report import figures
-from dlflax.train import baselines, losses
+from dlflax.train import baselines, importance, losses
 from dlflax.train.tasks.task import (
     Asked,
     Description,
@@ -69,24 +69,45 @@ class Regression:
         return baselines.of_numbers(splits)
 
     def describe(self, tested: Tested) -> Description:
-        """The coefficient of determination, and predicted against true numbers."""
-        targets = np.float64(tested.splits.test["targets"]).reshape(len(tested.outputs), -1)
-        outputs = np.float64(tested.outputs).reshape(targets.shape)
+        """The coefficient of determination, predicted against true numbers, and of a table which
+        columns count; in the targets' own unit, where the data tell it."""
+        info, inputs = tested.splits.info, tested.splits.test["inputs"]
+        targets = in_unit(info, tested.splits.test["targets"]).reshape(len(tested.outputs), -1)
+
+        def numbers(outputs):
+            return in_unit(info, outputs).reshape(targets.shape)
+
+        def rmse(outputs):
+            return float(np.sqrt(np.mean((targets - numbers(outputs)) ** 2, 0)).mean())
+
+        outputs = numbers(tested.outputs)
         total = ((targets - targets.mean(0)) ** 2).sum(0)
         left = ((targets - outputs) ** 2).sum(0)
-        r2 = float(np.mean(1 - left / np.where(total > 0, total, np.inf)))
+        scores = {"r2": float(np.mean(1 - left / np.where(total > 0, total, np.inf)))}
+        if "target_scale" in info:
+            scores |= {"rmse": rmse(tested.outputs), "mae": float(np.abs(targets - outputs).mean())}
         rows = [
             {f"true_{i}": t for i, t in enumerate(row)}
             | {f"predicted_{i}": p for i, p in enumerate(guess)}
             for row, guess in zip(targets.tolist(), outputs.tolist(), strict=True)
         ]
+        tables = {"predictions": rows}
         drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
-        return Description({"r2": r2}, tables={"predictions": rows}, figures=drawn)
+        if "columns" in info:
+            found = importance.permutation(info["columns"], inputs, tested.predict, rmse)
+            tables["importance"] = found
+            drawn["importance"] = lambda: figures.importance(found, "rmse")
+        return Description(scores, tables=tables, figures=drawn)
 
     def answer(self, asked: Asked):
         answers = []
         for each, values in zip(asked.inputs, asked.outputs, strict=True):
-            values = np.ravel(values).tolist()
+            values = np.ravel(in_unit(asked.data, values)).tolist()
             words = " ".join(f"{value:.5g}" for value in values)
             answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))
         return answers
+
+
+def in_unit(info, values) -> np.ndarray:
+    """float64, in the targets' own unit: `data.Table` standardizes them."""
+    return np.float64(values) * info.get("target_scale", 1.0) + info.get("target_mean", 0.0)

@@ -54,6 +54,8 @@ class Task(Protocol):
     # (models,)) -> (n, ...), the logits of the mean probabilities: an ensemble of its models then
     # averages these, and has a temperature; of other tasks it averages the outputs.
 
+    # A task may have of_data(splits) -> the task that these data want, with which the run goes on.
+
     # A task may have baselines(model, splits) -> {name: function that fits a simple model and
     # returns its `train.baselines.Baseline`}: a run tells how the network compares with them.
 

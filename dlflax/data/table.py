@@ -1,0 +1,354 @@
+"""Tables: rows of numbers and categories, of which one column is to be predicted.
+
+What is made of a column is decided by the training rows alone, and kept as `info["columns"]`:
+
+- a column whose cells are numbers becomes their piecewise-linear encoding (Gorishniy et al. 2022)
+  over quantiles, and a missing one the median and a column that says so;
+- any other column becomes one-hot: a level that is rare or new is "other", a missing cell a level
+  of its own;
+- a column that says nothing is dropped: constant, empty, or with almost as many levels as rows.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dlflax.data import csv_files
+from dlflax.data.dataset import Dataset, Splits
+from dlflax.data.order import check_fraction, permutation, stratified
+from dlflax.errors import InputError
+from dlflax.files import printable
+
+BUNDLED = ("breast_cancer", "diabetes", "wine")  # scikit-learn's
+MOST_CLASSES = 20  # whole numbers with more values than that are taken for numbers
+FEWEST = 3  # rows that a class needs: one to train, one to validate, one to test on
+RARE = 2  # training rows below which a level is "other"
+MOST_LEVELS = 200  # of a column that is one-hot
+OTHER = "(other)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of a CSV file, as numbers that a network can read."""
+
+    dataset: str = "breast_cancer"
+    """breast_cancer, wine (classes) or diabetes (a number): scikit-learn's."""
+    data_dir: Path | None = None
+    """A CSV file with a header instead."""
+    target: str = ""
+    """The column that is predicted (default: the last one)."""
+    target_kind: Literal["auto", "classes", "number"] = "auto"
+    """What the target is taken for; auto: a number where it has more than 20 different ones or
+    fractions, else classes."""
+    ignore: tuple[str, ...] = ()
+    """Columns that are left out."""
+    bins: int = 16
+    """Pieces of the encoding of a number, at most; 0: its standardized value alone."""
+    test: float = 0.2
+    """Share of the rows, drawn by --split-seed, that is the test data."""
+    split_seed: int = 0
+    """Decides which rows these are."""
+
+    def load(self, log: Callable[[str], None] = print) -> Dataset:
+        """train and test: {"inputs": object (n, columns) of str, "targets": object (n,)}, cells as
+        the file has them. `log` gets what was dropped. InputError when it is no such table."""
+        if not 0 < self.test < 1:
+            raise InputError(f"--test {self.test:g} must be between 0 and 1.")
+        header, rows, name, source = self._read(log)
+        target = self.target or header[-1]
+        for column in (target, *self.ignore):
+            if column not in header:
+                flag = "--target" if column == target else "--ignore"
+                raise InputError(f"{flag} {column}: {source} has {', '.join(header)}.")
+        kept = [i for i, h in enumerate(header) if h != target and h not in self.ignore]
+        if not kept:
+            raise InputError(f"{source} has no column besides the target {target}.")
+        cells = np.array(rows, object).reshape(len(rows), len(header))
+        inputs, targets = cells[:, kept], cells[:, header.index(target)]
+        known = np.array([cell.lower() not in csv_files.MISSING for cell in targets], bool)
+        if not known.all():
+            log(f"{(~known).sum():,} rows have no {target}: left out.")
+        inputs, targets = inputs[known], targets[known]
+        values, classes = self._target(target, targets, log)
+        if classes:
+            few = [c for c, n in Counter(values).items() if n < FEWEST]
+            if few:
+                keep = ~np.isin(values, few)
+                log(f"{(~keep).sum()} rows are of a class with fewer than {FEWEST} rows ("
+                    f"{', '.join(sorted(map(str, few))[:5])}): left out.")  # fmt: skip
+                inputs, values = inputs[keep], values[keep]
+            classes = tuple(sorted(set(values), key=_in_order))
+            if len(classes) < 2:
+                raise InputError(
+                    f"{source}: the target {target} has fewer than two classes of {FEWEST} rows or "
+                    "more: there is nothing to tell apart."
+                )
+            values = np.array([classes.index(value) for value in values], np.int32)
+            held_out = stratified(values, self.test, self.split_seed, 3, left=2)
+        else:
+            held_out = np.zeros(len(values), bool)
+            shuffled = permutation(len(values), self.split_seed, 3)
+            held_out[shuffled[: round(self.test * len(values))]] = True
+        if held_out.sum() < 2 or (~held_out).sum() < 4:
+            raise InputError(
+                f"{source} has {len(values)} rows: too few to hold some out with --test "
+                f"{self.test:g}."
+            )
+        names = np.array([header[i] for i in kept], object)
+        content = repr((names.tolist(), inputs.tolist(), values.tolist(), classes)).encode()
+        train, test = (
+            {"inputs": inputs[part], "targets": values[part], "rows": np.flatnonzero(part)}
+            for part in (~held_out, held_out)
+        )
+        return Dataset(
+            name, source, {**train, "names": names}, {**test, "target": target},
+            class_names=classes, checksum=hashlib.sha256(content).hexdigest(),
+        )  # fmt: skip
+
+    def _read(self, log):
+        """(headings, rows of cells, name, source)."""
+        if self.data_dir is None:
+            if self.dataset not in BUNDLED:
+                raise InputError(
+                    f"--dataset {self.dataset} is unknown here: choose {', '.join(BUNDLED)}, or "
+                    "pass --data-dir FILE.csv."
+                )
+            header, rows = _bundled(self.dataset)
+            return header, rows, self.dataset, f"scikit-learn's {self.dataset}"
+        path = Path(self.data_dir).expanduser()
+        header, rows = csv_files.read(path, "a table")
+        header = [printable(name.strip()) for name in header]
+        if doubled := [name for name, count in Counter(header).items() if count > 1]:
+            raise InputError(f"{path} has two columns {doubled[0]!r}: give each a name of its own.")
+        if not rows:
+            raise InputError(f"{path} has no rows below its header.")
+        cells = [[cell.strip() for cell in row] for _, row in rows]
+        twice = len(cells) - len(set(map(tuple, cells)))
+        if twice:
+            log(f"{path.name}: {twice:,} rows are copies of others; they stay, and may be in "
+                "training and test data at once.")  # fmt: skip
+        return header, cells, path.stem, str(path.resolve())
+
+    def _target(self, name, cells, log):
+        """(values, whether they are classes)."""
+        values = csv_files.numbers(cells.tolist())
+        numeric = not isinstance(values, str)
+        different = len(set(cells.tolist()))
+        whole = numeric and bool(np.all(values == np.round(values)))
+        kind = self.target_kind
+        if kind == "auto":
+            kind = "number" if numeric and (different > MOST_CLASSES or not whole) else "classes"
+            other = "classes" if kind == "number" else "number"
+            if numeric:
+                log(f"{name}: {different:,} different numbers, taken for "
+                    f"{'a number' if kind == 'number' else 'classes'} (--target-kind {other} for "
+                    "the other).")  # fmt: skip
+        if kind == "number":
+            if not numeric:
+                raise InputError(
+                    f"--target-kind number: {name} has {values!r}, which is no number."
+                )
+            if not np.isfinite(values).all():
+                raise InputError(f"the target {name} has an infinite value: give numbers.")
+            return values, ()
+        if different > 1000:
+            raise InputError(
+                f"the target {name} has {different:,} classes: name another column by --target, or "
+                "use --target-kind number."
+            )
+        return cells, True
+
+    def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
+        """The share `validation` of the training rows, drawn by `seed`, is held out: of classes
+        that share of each. "inputs" float32 (n, d), "targets" int32 (n,), or float32 (n,) with the
+        training rows' mean 0 and deviation 1."""
+        check_fraction(validation)
+        if self.bins < 0 or self.bins > 256:
+            raise InputError(f"--bins {self.bins} must be from 0 to 256.")
+        cells, targets = dataset.train["inputs"], dataset.train["targets"]
+        held_out = np.zeros(len(targets), bool)
+        if validation and dataset.class_names:
+            held_out = stratified(targets, validation, seed, 0)
+        elif validation:
+            count = max(1, round(validation * len(targets)))
+            held_out[permutation(len(targets), seed, 0)[:count]] = True
+        names = dataset.train["names"].tolist()
+        columns, notes = fitted(names, cells[~held_out], self.bins)
+        if not columns:
+            raise InputError(
+                f"{dataset.source}: no column says anything ({' '.join(notes)}): there is nothing "
+                "to predict from."
+            )
+        mean, scale = 0.0, 1.0
+        if not dataset.class_names:
+            mean = float(targets[~held_out].mean())
+            scale = float(targets[~held_out].std()) or 1.0
+        parts = {"train": (cells[~held_out], targets[~held_out]),
+                 "val": (cells[held_out], targets[held_out]),
+                 "test": (dataset.test["inputs"], dataset.test["targets"])}  # fmt: skip
+        if not held_out.any():
+            del parts["val"]
+        made, plain = {}, {}
+        for part, (rows, values) in parts.items():
+            if not dataset.class_names:
+                values = np.float32((values - mean) / scale)
+            made[part] = {"inputs": encoded(columns, names, rows), "targets": values}
+            plain[part] = numbered(columns, names, rows)
+        info: dict[str, Any] = {"columns": columns, "target": dataset.test["target"]}
+        if not dataset.class_names:
+            info |= {"target_mean": mean, "target_scale": scale}
+        categories = np.array([column["kind"] == "categories" for column in columns])
+        return Splits(
+            made["train"], made.get("val"), made["test"], class_names=dataset.class_names,
+            kind="table", unit="row", test_names=[f"row {i + 1}" for i in dataset.test["rows"]],
+            info=info, notes=tuple(notes),
+            plain={"columns": plain, "categories": {"all": categories}},
+        )  # fmt: skip
+
+    def read(self, inputs, data, folder):
+        """Rows of CSV files with the same columns; the target's may be there or not."""
+        if not inputs:
+            raise InputError("name one or more CSV files after the run folder.")
+        columns, names, batches = data["columns"], [], []
+        for each in inputs:
+            header, rows = csv_files.read(Path(each), "a table")
+            header = [printable(name.strip()) for name in header]
+            if missing := [c["name"] for c in columns if c["name"] not in header]:
+                raise InputError(f"{each} lacks the column {missing[0]}, which the model reads.")
+            if not rows:
+                raise InputError(f"{each} has no rows below its header.")
+            cells = np.array([[cell.strip() for cell in row] for _, row in rows], object)
+            cells = cells.reshape(len(rows), len(header))
+            batches.append(encoded(columns, header, cells))
+            names += [f"{each}, row {i + 1}" for i in range(len(rows))]
+        return names, "row", {"inputs": np.concatenate(batches)}
+
+
+def fitted(names: list[str], cells: np.ndarray, bins: int) -> tuple[list[dict], list[str]]:
+    """(what is made of each column, as JSON values; sentences on what is dropped). cells: object
+    (n, columns) of the training rows."""
+    columns, notes = [], []
+    for name, column in zip(names, cells.T.tolist(), strict=True):
+        known = [cell for cell in column if cell.lower() not in csv_files.MISSING]
+        levels = Counter(known)
+        values = csv_files.numbers(column)
+        if len(levels) < 2 and len(known) in (0, len(column)):
+            notes.append(f"{name} is the same in all training rows: left out.")
+        elif not isinstance(values, str) and np.isfinite(values[~np.isnan(values)]).all():
+            columns.append(_of_numbers(name, values, bins))
+        elif len(levels) > min(max(MOST_LEVELS, len(column) // 2), 0.9 * len(column)):
+            counts = f"{len(levels):,} different texts in {len(column):,} rows"
+            notes.append(f"{name} has {counts}: left out.")
+        else:
+            kept = [level for level, count in levels.most_common(MOST_LEVELS) if count >= RARE]
+            kept = sorted(kept) or sorted(levels)
+            missing = len(known) < len(column)
+            columns.append({"name": name, "kind": "categories", "levels": kept, "missing": missing})
+    return columns, notes
+
+
+def _of_numbers(name, values, bins):
+    known = values[~np.isnan(values)]
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1))) if bins else known[:0]
+    return {
+        "name": name, "kind": "numbers", "median": float(np.median(known)),
+        "mean": float(known.mean()), "scale": float(known.std()) or 1.0,
+        "edges": edges.tolist() if len(edges) > 2 else [], "missing": len(known) < len(values),
+    }  # fmt: skip
+
+
+def width(column: dict) -> int:
+    """How many of the inputs a column becomes."""
+    if column["kind"] == "categories":
+        return len(column["levels"]) + 1 + column["missing"]
+    return 1 + max(0, len(column["edges"]) - 1) + column["missing"]
+
+
+def encoded(columns: list[dict], names: list[str], cells: np.ndarray) -> np.ndarray:
+    """float32 (n, d) of rows of cells, under these names."""
+    parts = []
+    for column in columns:
+        texts = cells[:, names.index(column["name"])].tolist()
+        make = _categories if column["kind"] == "categories" else _piecewise
+        parts.append(make(column, texts))
+    return np.float32(np.concatenate(parts, 1))
+
+
+def numbered(columns: list[dict], names: list[str], cells: np.ndarray) -> np.ndarray:
+    """float64 (n, columns): numbers, NaN where one is missing, and the number of each level."""
+    found = np.empty((len(cells), len(columns)))
+    for i, column in enumerate(columns):
+        texts = cells[:, names.index(column["name"])].tolist()
+        if column["kind"] == "categories":
+            place = {level: k + 1.0 for k, level in enumerate(column["levels"])}
+            found[:, i] = [
+                np.nan if text.lower() in csv_files.MISSING else place.get(text, 0.0)
+                for text in texts
+            ]
+        else:
+            found[:, i] = _numbers(column, texts)
+    return found
+
+
+def _numbers(column, texts) -> np.ndarray:
+    values = csv_files.numbers(texts)
+    if isinstance(values, str):
+        raise InputError(
+            f"the column {column['name']} has {values!r}, where training rows have numbers."
+        )
+    if np.isinf(values).any():
+        raise InputError(f"the column {column['name']} has an infinite value: give numbers.")
+    return values
+
+
+def _piecewise(column, texts):
+    """(n, width): the standardized value, how far each piece is filled, and whether it is
+    missing."""
+    values = _numbers(column, texts)
+    missing = np.isnan(values)
+    values = np.where(missing, column["median"], values)
+    parts = [np.clip((values - column["mean"]) / column["scale"], -10, 10)[:, None]]
+    if edges := column["edges"]:
+        low, high = np.array(edges[:-1]), np.array(edges[1:])
+        parts.append(np.clip((values[:, None] - low) / (high - low), 0, 1))
+    if column["missing"]:
+        parts.append(missing[:, None].astype(np.float64))
+    return np.concatenate(parts, 1)
+
+
+def _categories(column, texts):
+    """(n, width): one-hot over the levels, other, and whether it is missing."""
+    found = np.zeros((len(texts), width(column)))
+    place = {level: k for k, level in enumerate(column["levels"])}
+    for row, text in zip(found, texts, strict=True):
+        if text.lower() not in csv_files.MISSING:
+            row[place.get(text, len(place))] = 1
+        elif column["missing"]:
+            row[-1] = 1
+    return found
+
+
+def _bundled(name):
+    """(headings, rows of cells) of one of scikit-learn's tables."""
+    from sklearn import datasets
+
+    found = getattr(datasets, f"load_{name}")()
+    values = found.target.tolist()
+    if name != "diabetes":
+        values = [str(found.target_names[value]) for value in values]
+    rows = [
+        [*map(repr, row), str(value)]
+        for row, value in zip(found.data.tolist(), values, strict=True)
+    ]
+    return [*map(str, found.feature_names), "target"], rows
+
+
+def _in_order(value: str):
+    """Sorts numbers as numbers, before other texts."""
+    number = csv_files.numbers([value])
+    return (1, 0.0, value) if isinstance(number, str) else (0, float(number[0]), value)

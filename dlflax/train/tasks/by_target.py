@@ -1,0 +1,18 @@
+"""Classification or regression, as the data's targets are."""
+
+import dataclasses
+
+from dlflax.train.tasks.classification import Classification
+from dlflax.train.tasks.regression import Regression
+
+
+@dataclasses.dataclass(frozen=True)
+class ByTarget(Classification):
+    """`Classification` where the data have class numbers as targets, `Regression` where they have
+    floats: decided when a run reads its data, and saved as the one that it was."""
+
+    def of_data(self, splits):
+        """The task for these data."""
+        if splits.train["targets"].dtype.kind == "f":
+            return Regression()
+        return Classification(self.loss, self.monitor)

@@ -1,0 +1,38 @@
+"""Rows of a table: classes or a number out of the other columns, whatever they hold.
+
+python -m experiments.tabular                            breast cancer: not scored yet
+
+python -m experiments.tabular --data-dir houses.csv --target price
+
+What becomes of each column is said in `data/table.py`; the run states gradient boosting beside its
+network.
+"""
+
+from dlflax import run
+from dlflax.data import Table
+from dlflax.models import MLP
+from dlflax.train import AdamW, Cosine, Hparams, Recipe
+from dlflax.train.tasks import ByTarget
+
+PRESETS = {
+    "default": run.Config(
+        recipe=Recipe(
+            model=MLP(features=(128, 128)), task=ByTarget(), optimizer=AdamW(), schedule=Cosine(),
+            batch_size=32,
+        ),
+        hparams=Hparams(learning_rate=1e-3, dropout=0.2, weight_decay=0.01, warmup=0.05),
+        data=Table(),
+        epochs=100,
+        patience=20,
+        validation=0.15,
+    ),
+}  # fmt: skip
+
+SPACE = {
+    "learning_rate": ("3e-4", "1e-2", "log"),
+    "dropout": ("0", "0.5"),
+    "weight_decay": ("1e-4", "1", "log"),
+}
+
+if __name__ == "__main__":
+    run.main("tabular", PRESETS, description=__doc__)
