@@ -17,7 +17,7 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.tune import cli
-from experiments import autoencoder, forecast, image_folder, mnist, sentiment
+from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -30,6 +30,7 @@ BASE = {
     "--epochs 2",
     autoencoder: "--dataset digits --model.features 8 --epochs 1 --batch-size 64",
     image_folder: "--preset scratch --data-dir photos --size 16 --epochs 1 --batch-size 8",
+    tabular: "--data-dir sales.csv --model.features 4 --epochs 2",
     "sweep": "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 "
     "--trials 3 --population 2",
 }
@@ -68,7 +69,8 @@ OF_RUNS = {
     "--tail": ("0.4", ""), "--model.code": ("3", ""), "--model.variational": ("", ""),
     "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("all", ""), "--head-epochs": ("2", ""),
-    "--views": ("2", ""), "--baseline": ("none", ""),
+    "--views": ("2", ""), "--baseline": ("none", ""), "--target": ("other", ""),
+    "--target-kind": ("classes", ""), "--ignore": ("n", ""), "--bins": ("2", ""),
 }  # fmt: skip
 OF_SWEEPS = {
     "--trials": ("4", ""), "--population": ("3", ""), "--seeds": ("2", ""),

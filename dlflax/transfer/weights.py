@@ -166,7 +166,8 @@ def _published(model, weights: str) -> Weights | None:
         if fit and fit[0].data == "ImageNet":
             return fit[0]
         raise InputError(
-            f"--weights imagenet: none are published for {_title(model)}, only for {_known()}; "
+            f"--weights imagenet: none are published for {_title(model)}, only for "
+            f"{_known('ImageNet')}; "
             "pass --weights FILE (.safetensors, .pth), or --weights none to train from scratch."
         )
     for each in PUBLISHED:
@@ -186,8 +187,9 @@ def _title(of) -> str:
     return f"{name} {getattr(of, 'depth', '')}".strip()
 
 
-def _known() -> str:
-    *most, last = dict.fromkeys(map(_title, PUBLISHED))
+def _known(data: str = "") -> str:
+    """The models with published weights, of these data."""
+    *most, last = dict.fromkeys(_title(each) for each in PUBLISHED if data in each.data)
     return f"{', '.join(most)} and {last}"
 
 

