@@ -64,6 +64,8 @@ def stages(options: Options) -> list[Stage]:
         seeds = "--seeds", str(options.seeds)
         run_of = "benchmarks/speedrun.py", *fashion, *rows, *seeds
         listed.append(Stage("speedrun_fashion_mnist", run_of, 1800))
+        tuned = "--data-dir", str(options.fashion_dir.resolve()), *rows
+        listed.append(Stage("time to tuned", ("benchmarks/time_to_tuned.py", *tuned), 10 * 3600))
     if options.pictures:
         folder = "--data-dir", str(options.pictures.resolve())
         listed.append(Stage("features", ("benchmarks/feature_cache.py", *folder), 900))

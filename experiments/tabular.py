@@ -1,11 +1,17 @@
 """Rows of a table: classes or a number out of the other columns, whatever they hold.
 
-python -m experiments.tabular                            breast cancer: not scored yet
+python -m experiments.tabular                       breast cancer: 97.0 +- 0.6 % (5 seeds)
+
+python -m experiments.tabular --dataset wine        96.7 +- 1.0 %
+
+python -m experiments.tabular --dataset diabetes    rmse 56.0 +- 2.2
+
+gradient boosting on the same rows: 95.6 %, 98.9 %, 59.9; a linear model: 96.8 %, 98.3 %, 56.4
+(benchmarks/tables.py).
 
 python -m experiments.tabular --data-dir houses.csv --target price
 
-What becomes of each column is said in `data/table.py`; the run states gradient boosting beside its
-network.
+What becomes of each column is said in `data/table.py`.
 """
 
 from dlflax import run
