@@ -85,7 +85,7 @@ def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
     [
         (["--tolerance", "0.1"], "--tolerance is for --trials auto"),
         (["--trials", "auto", "--tolerance", "1"], "--tolerance 1 must be from 0"),
-        (["--trials", "auto", "--search", "freeze-thaw"], "do not go together"),
+        (["--trials", "auto", "--search", "freeze-thaw"], "does not go together"),
         (["--trials", "auto", "--storage", "postgresql://a/b"], "is for one process"),
         (["--trials", "many"], "auto"),
     ],

@@ -252,7 +252,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     capsys.readouterr()
     finished = sweep_mnist(*flags)
     out = capsys.readouterr().out
-    assert out.count("macro F1") == 1, "the winner's table is printed once"
+    assert out.count("precision   recall   macro F1") == 1, "the winner's table is printed once"
     assert finished["findings"] and f"- {finished['findings'][0]}" in out
     again = report.of_folder(folder)
     assert again["test"] == finished["test"] and again["trials"] == 8
