@@ -147,8 +147,13 @@ def _results_of(folder: Path) -> dict[str, Any] | None:
             (scores, tuple[dict[str, Any], ...]),
             (test.get("per_class", {}), dict[str, dict[str, float]]),
             (results.get("forecasts", {}), dict[str, dict[str, float]]),
+            (results.get("baselines", {}), dict[str, dict[str, float]]),
         ):
             typeguard.check_type(tree, kind)
+        for name, columns in (("per_class", ("precision", "recall", "f1", "support")),
+                              ("forecasts", ("rmse", "mae"))):  # fmt: skip
+            for row in (test if name == "per_class" else results).get(name, {}).values():
+                all(row[column] is not None for column in columns)  # KeyError where it is damaged
     except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError):
         return None
     return None if "pending" in results else results
