@@ -138,26 +138,45 @@ def arrays(folder, dataset="mnist", seed=0):
     return [(np.float32(s["inputs"]) / np.float32(255), s["targets"]) for s in splits]
 
 
+def keras_network(model: str, h, metrics):
+    """The compiled network with these hyperparameters."""
+    import keras
+
+    layers = keras.layers
+    l2 = {"kernel_regularizer": keras.regularizers.L2(h["l2"])}
+    stages = [layers.Conv2D(32, 3, padding="same", activation="relu", **l2),
+              layers.MaxPooling2D()] if model == "cnn" else []  # fmt: skip
+    width = 64 if model == "cnn" else 128
+    net = keras.Sequential(
+        [*stages, layers.Flatten(), layers.Dense(width, activation="relu", **l2),
+         layers.Dropout(h["dropout"]), layers.Dense(10, **l2)]
+    )  # fmt: skip
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile(keras.optimizers.Adam(h["learning_rate"]), loss, metrics=metrics)
+    return net
+
+
+def torch_network(model: str, dropout: float):
+    """The same network."""
+    from torch import nn
+
+    drop = nn.Dropout(dropout)
+    if model == "cnn":
+        stages = nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+        return nn.Sequential(*stages, nn.Linear(6272, 64), nn.ReLU(), drop, nn.Linear(64, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), drop, nn.Linear(128, 10))
+
+
 def keras(folder: str, model: str, trials: int, epochs: int) -> float:
     """A new model a trial."""
     os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
     import keras
 
-    layers = keras.layers
     (x, y), val = arrays(folder)
 
     def train(h):
         keras.backend.clear_session()
-        l2 = {"kernel_regularizer": keras.regularizers.L2(h["l2"])}
-        stages = [layers.Conv2D(32, 3, padding="same", activation="relu", **l2),
-                  layers.MaxPooling2D()] if model == "cnn" else []  # fmt: skip
-        width = 64 if model == "cnn" else 128
-        net = keras.Sequential(
-            [*stages, layers.Flatten(), layers.Dense(width, activation="relu", **l2),
-             layers.Dropout(h["dropout"]), layers.Dense(10, **l2)]
-        )  # fmt: skip
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        net.compile(keras.optimizers.Adam(h["learning_rate"]), loss, metrics=["accuracy"])
+        net = keras_network(model, h, ["accuracy"])
         net.fit(x, y, 32, epochs, verbose=0, validation_data=val, validation_batch_size=256)
 
     return one_by_one(train, trials)
@@ -231,14 +250,7 @@ def torch(folder: str, model: str, trials: int, epochs: int) -> float:
     )
 
     def train(h):
-        drop = nn.Dropout(h["dropout"])
-        if model == "cnn":
-            stages = nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
-            net = nn.Sequential(*stages, nn.Linear(6272, 64), nn.ReLU(), drop, nn.Linear(64, 10))
-        else:
-            net = nn.Sequential(
-                nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), drop, nn.Linear(128, 10)
-            )
+        net = torch_network(model, h["dropout"])
         optimizer = torch.optim.Adam(net.parameters(), h["learning_rate"])
         cross_entropy = nn.CrossEntropyLoss()
         kernels = [p for p in net.parameters() if p.ndim > 1]

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import tyro
 from stages import write_rows
-from sweep_speed import arrays, subset
+from sweep_speed import arrays, keras_network, subset, torch_network
 
 OURS = {
     "dlflax": (),
@@ -120,7 +120,6 @@ def keras(kind: str, model: str, options: dict, seed: int, watch: Watch, data) -
     import keras
     import keras_tuner
 
-    layers = keras.layers
     (x, y), val, (test_x, test_y) = data
 
     def build(hp):
@@ -128,19 +127,8 @@ def keras(kind: str, model: str, options: dict, seed: int, watch: Watch, data) -
             name: hp.Float(name, low, high, sampling="log" if log else "linear")
             for name, (low, high, log) in RANGES.items()
         }
-        l2 = {"kernel_regularizer": keras.regularizers.L2(h["l2"])}
-        stages = [layers.Conv2D(32, 3, padding="same", activation="relu", **l2),
-                  layers.MaxPooling2D()] if model == "cnn" else []  # fmt: skip
-        width = 64 if model == "cnn" else 128
-        net = keras.Sequential(
-            [*stages, layers.Flatten(), layers.Dense(width, activation="relu", **l2),
-             layers.Dropout(h["dropout"]), layers.Dense(10, **l2)]
-        )  # fmt: skip
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         cross_entropy = keras.metrics.SparseCategoricalCrossentropy("entropy", from_logits=True)
-        optimizer = keras.optimizers.Adam(h["learning_rate"])
-        net.compile(optimizer, loss, metrics=["accuracy", cross_entropy])
-        return net
+        return keras_network(model, h, ["accuracy", cross_entropy])
 
     class Told(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs):
@@ -181,13 +169,7 @@ def torch(model: str, options: dict, seed: int, watch: Watch, data) -> None:
             name: trial.suggest_float(name, low, high, log=log)
             for name, (low, high, log) in RANGES.items()
         }
-        drop = nn.Dropout(h["dropout"])
-        if model == "cnn":
-            stages = nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
-            net = nn.Sequential(*stages, nn.Linear(6272, 64), nn.ReLU(), drop, nn.Linear(64, 10))
-        else:
-            hidden = nn.Linear(784, 128), nn.ReLU()
-            net = nn.Sequential(nn.Flatten(), *hidden, drop, nn.Linear(128, 10))
+        net = torch_network(model, h["dropout"])
         optimizer = torch.optim.Adam(net.parameters(), h["learning_rate"])
         kernels = [p for p in net.parameters() if p.ndim > 1]
 

@@ -122,12 +122,11 @@ def epoch_batches(
 
 def _by_length(shuffled, lengths, batch_size, seed, epoch):
     """The whole batches in another order; what is left over stays last."""
-    whole = len(shuffled) // batch_size * batch_size
-    pools = [
-        shuffled[start : min(start + POOL * batch_size, whole)]
-        for start in range(0, whole, POOL * batch_size)
-    ]
-    ordered = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
-    batches = np.concatenate([*ordered, shuffled[:0]]).reshape(-1, batch_size)
+    whole, rest = np.split(shuffled, [len(shuffled) // batch_size * batch_size])
+    batches = whole.reshape(-1, batch_size).copy()
+    for start in range(0, len(batches), POOL):
+        pool = batches[start : start + POOL].ravel()
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches[start : start + POOL] = pool.reshape(-1, batch_size)
     batches = batches[permutation(len(batches), seed, 2, epoch)]
-    return np.concatenate([batches.ravel(), shuffled[whole:]])
+    return np.concatenate([batches.ravel(), rest])

@@ -197,8 +197,8 @@ class Table:
         for part, (rows, values) in parts.items():
             if not dataset.class_names:
                 values = np.float32((values - mean) / scale)
-            made[part] = {"inputs": encoded(columns, names, rows), "targets": values}
             plain[part] = numbered(columns, names, rows)
+            made[part] = {"inputs": encoded(columns, plain[part]), "targets": values}
         info: dict[str, Any] = {"columns": columns, "target": dataset.test["target"]}
         if not dataset.class_names:
             info |= {"target_mean": mean, "target_scale": scale}
@@ -224,7 +224,7 @@ class Table:
                 raise InputError(f"{each} has no rows below its header.")
             cells = np.array([[cell.strip() for cell in row] for _, row in rows], object)
             cells = cells.reshape(len(rows), len(header))
-            batches.append(encoded(columns, header, cells))
+            batches.append(encoded(columns, numbered(columns, header, cells)))
             names += [f"{each}, row {i + 1}" for i in range(len(rows))]
         return names, "row", {"inputs": np.concatenate(batches)}
 
@@ -269,16 +269,6 @@ def width(column: dict) -> int:
     return 1 + max(0, len(column["edges"]) - 1) + column["missing"]
 
 
-def encoded(columns: list[dict], names: list[str], cells: np.ndarray) -> np.ndarray:
-    """float32 (n, d) of rows of cells, under these names."""
-    parts = []
-    for column in columns:
-        texts = cells[:, names.index(column["name"])].tolist()
-        make = _categories if column["kind"] == "categories" else _piecewise
-        parts.append(make(column, texts))
-    return np.float32(np.concatenate(parts, 1))
-
-
 def numbered(columns: list[dict], names: list[str], cells: np.ndarray) -> np.ndarray:
     """float64 (n, columns): numbers, NaN where one is missing, and the number of each level."""
     found = np.empty((len(cells), len(columns)))
@@ -306,10 +296,18 @@ def _numbers(column, texts) -> np.ndarray:
     return values
 
 
-def _piecewise(column, texts):
+def encoded(columns: list[dict], numbers: np.ndarray) -> np.ndarray:
+    """float32 (n, d) of rows as `numbered` gives them."""
+    parts = [
+        (_categories if column["kind"] == "categories" else _piecewise)(column, values)
+        for column, values in zip(columns, numbers.T, strict=True)
+    ]
+    return np.float32(np.concatenate(parts, 1))
+
+
+def _piecewise(column, values):
     """(n, width): the standardized value, how far each piece is filled, and whether it is
     missing."""
-    values = _numbers(column, texts)
     missing = np.isnan(values)
     values = np.where(missing, column["median"], values)
     parts = [np.clip((values - column["mean"]) / column["scale"], -10, 10)[:, None]]
@@ -321,16 +319,12 @@ def _piecewise(column, texts):
     return np.concatenate(parts, 1)
 
 
-def _categories(column, texts):
+def _categories(column, numbers):
     """(n, width): one-hot over the levels, other, and whether it is missing."""
-    found = np.zeros((len(texts), width(column)))
-    place = {level: k for k, level in enumerate(column["levels"])}
-    for row, text in zip(found, texts, strict=True):
-        if text.lower() not in csv_files.MISSING:
-            row[place.get(text, len(place))] = 1
-        elif column["missing"]:
-            row[-1] = 1
-    return found
+    levels = len(column["levels"])
+    # other is 0 there and behind the levels here; a missing one is nothing where none was known
+    place = np.where(np.isnan(numbers), levels + 1, np.where(numbers == 0, levels, numbers - 1))
+    return (place[:, None] == np.arange(width(column))).astype(np.float64)
 
 
 def _bundled(name):

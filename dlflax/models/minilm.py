@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, pool
+from dlflax.models.transformer import Attention
 
 DEPTH, WIDTH, HEADS, MLP, STEPS = 6, 384, 12, 1536, 512
 LENGTHS = 4  # into so many lengths a CPU cuts batches of tokens
@@ -44,19 +45,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask):
-        split = (*x.shape[:2], HEADS, WIDTH // HEADS)
-        q, k, v = (
-            nn.Dense(WIDTH, name=name)(x).reshape(split) for name in ("query", "key", "value")
-        )
-        y = attention(q, k, v, mask).reshape(x.shape)
-        x = norm("attention_norm")(x + nn.Dense(WIDTH, name="out")(y))
+        x = norm("attention_norm")(x + Attention(HEADS, name="attention")(x, mask))
         y = jax.nn.gelu(nn.Dense(MLP, name="mlp1")(x), approximate=False)
         return norm("mlp_norm")(x + nn.Dense(WIDTH, name="mlp2")(y))
-
-
-def attention(q, k, v, mask):
-    """Softmax attention. q, k, v (n, t, heads, d), mask bool (n, t) -> (n, t, heads, d)."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
 
 
 def cut_lengths(steps: int) -> list[int]:
@@ -111,6 +102,9 @@ class MiniLM(nn.Module):
         return self.logits(self.drop(x, dropout, train))
 
 
+UNUSED = r"^pooler\.|position_ids$|attention\.self\.key\.bias$"  # of a state dict
+
+
 def torch_names() -> dict[str, str]:
     """Path of a variable -> its name in the state dict."""
     names = {
@@ -119,8 +113,8 @@ def torch_names() -> dict[str, str]:
         "embeddings/kinds": "embeddings.token_type_embeddings.weight",
     }
     layers = {
-        "query": "attention.self.query", "key": "attention.self.key",
-        "value": "attention.self.value", "out": "attention.output.dense",
+        "attention/query": "attention.self.query", "attention/key": "attention.self.key",
+        "attention/value": "attention.self.value", "attention/out": "attention.output.dense",
         "mlp1": "intermediate.dense", "mlp2": "output.dense",
     }  # fmt: skip
     norms = {"attention_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
@@ -131,6 +125,7 @@ def torch_names() -> dict[str, str]:
         for name, there in layers.items():
             names[f"{block}/{name}/kernel"] = f"{layer}.{there}.weight"
             names[f"{block}/{name}/bias"] = f"{layer}.{there}.bias"
+        del names[f"{block}/attention/key/bias"]  # softmax cancels it: `UNUSED`
         for name, there in norms.items():
             names[f"{block}/{name}/scale"] = f"{layer}.{there}.weight"
             names[f"{block}/{name}/bias"] = f"{layer}.{there}.bias"

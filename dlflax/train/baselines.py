@@ -36,9 +36,10 @@ Baselines = dict[str, Callable[[], Baseline]]
 def of_classes(splits, outputs: int) -> Baselines:
     """For targets int (n,): the share of each class, and a logistic regression on what there is to
     read. outputs: how many the network has, 1 or the number of classes."""
+    classes = len(splits.class_names)
 
     def majority():
-        classes, targets = len(splits.class_names), splits.train["targets"]
+        targets = splits.train["targets"]
         share = np.bincount(targets, minlength=classes) / len(targets)
         return _as_logits(np.tile(share, (len(splits.test["targets"]), 1)), outputs)
 
@@ -46,7 +47,7 @@ def of_classes(splits, outputs: int) -> Baselines:
 
     def logistic(points, strengths):
         def fitted():
-            return _as_logits(_logistic(points(), splits, strengths), outputs)
+            return _as_logits(_logistic(points(), splits, classes, strengths), outputs)
 
         return fitted
 
@@ -58,9 +59,7 @@ def of_classes(splits, outputs: int) -> Baselines:
 
         def boosted():
             model = _boosted("Classifier", splits, columns)
-            p = np.full((len(columns["test"]), len(splits.class_names)), 1e-9)
-            p[:, model.classes_] = model.predict_proba(columns["test"])
-            return _as_logits(p, outputs)
+            return _as_logits(_probabilities(model, columns["test"], classes), outputs)
 
         found["histogram gradient boosting"] = boosted
     return found
@@ -81,7 +80,7 @@ def of_labels(splits) -> Baselines:
         for label in range(targets.shape[1]):
             own = {n: getattr(splits, n) for n in ("train", "val", "test")}
             own = {n: {"targets": p["targets"][:, label].astype(int)} for n, p in own.items() if p}
-            columns.append(_logistic(parts, _Named(**own), (1.0,))[:, 1])
+            columns.append(_logistic(parts, _Named(**own), 2, (1.0,))[:, 1])
         share = np.clip(np.stack(columns, 1), 1e-6, 1 - 1e-6)
         return Baseline(np.float32(np.log(share / (1 - share))))
 
@@ -248,7 +247,7 @@ def _as_logits(probabilities, outputs: int) -> Baseline:
     return Baseline(np.float32(p if outputs > 1 else p[:, 1:] - p[:, :1]))
 
 
-def _logistic(points, splits, strengths) -> np.ndarray:
+def _logistic(points, splits, classes: int, strengths) -> np.ndarray:
     """Probabilities (n, classes) on the test data of the regression, of several strengths that of
     the least validation loss."""
     from sklearn.exceptions import ConvergenceWarning
@@ -256,15 +255,8 @@ def _logistic(points, splits, strengths) -> np.ndarray:
 
     rows = _rows(points["train"].shape[0])
     x, y = points["train"][rows], splits.train["targets"][rows]
-    classes = max(int(splits.train["targets"].max()) + 1, 2)
-    classes = max(classes, len(getattr(splits, "class_names", ())))
     if len(np.unique(y)) < 2:
         return np.tile(np.eye(classes)[y[0]], (points["test"].shape[0], 1))
-
-    def whole(model, part):
-        p = np.full((part.shape[0], classes), 1e-9)
-        p[:, model.classes_] = model.predict_proba(part)
-        return p
 
     best, least = None, np.inf
     for strength in strengths if splits.val else strengths[:1]:
@@ -274,11 +266,18 @@ def _logistic(points, splits, strengths) -> np.ndarray:
             model.fit(x, y)
         loss = 0.0
         if splits.val:
-            p = whole(model, points["val"])
+            p = _probabilities(model, points["val"], classes)
             loss = -np.log(p[np.arange(len(p)), splits.val["targets"]] + 1e-9).mean()
         if loss < least:
             best, least = model, loss
-    return whole(best, points["test"])
+    return _probabilities(best, points["test"], classes)
+
+
+def _probabilities(model, points, classes: int) -> np.ndarray:
+    """(n, classes), next to nothing for those that it was not trained on."""
+    p = np.full((points.shape[0], classes), 1e-9)
+    p[:, model.classes_] = model.predict_proba(points)
+    return p
 
 
 def _ridge(points, splits) -> np.ndarray:

@@ -233,8 +233,7 @@ def _convert(model, state: dict[str, np.ndarray], path: Path) -> dict:
     state = {str(name): array for name, array in state.items()}  # damaged ones have others
     if all(name.startswith("module.") for name in state):  # torch.nn.DataParallel
         state = {name.removeprefix("module."): array for name, array in state.items()}
-    unused = "num_batches_tracked", "position_ids"
-    state = {k: array for k, array in state.items() if not k.endswith(unused)}
+    state = {k: array for k, array in state.items() if not k.endswith("num_batches_tracked")}
     if isinstance(model, VGG):
         if len(model.dense) != 2:
             raise InputError(
@@ -246,7 +245,7 @@ def _convert(model, state: dict[str, np.ndarray], path: Path) -> dict:
         names = resnet.torch_names(model.depth)
         convert = functools.partial(resnet.from_torch, depth=model.depth)
     elif isinstance(model, MiniLM):
-        state = {k: array for k, array in state.items() if not k.startswith("pooler.")}
+        state = {k: array for k, array in state.items() if not re.search(minilm.UNUSED, k)}
         names, convert = minilm.torch_names(), minilm.from_torch
     else:
         names, convert = efficientnet.torch_names(), efficientnet.from_torch

@@ -71,11 +71,14 @@ class _Lanes:
         groups, hparams = objective.grouped(batch)
         (recipe,) = groups  # a State fits one structure
         self.population = objective.population(recipe, hparams, batch)
-        self.params = [dict(trial.params) for trial in batch]
-        """Of each lane, as it is trained now."""
         self.by_epoch: list[dict[str, list[float]]] = [
-            {name: [value] for name, value in each.items()} for each in self.params
+            {name: [value] for name, value in trial.params.items()} for trial in batch
         ]
+        """Of each lane, the numbers of each epoch; the last ones stay."""
+
+    def params(self) -> list[dict[str, Any]]:
+        """Of each lane, as it is trained now."""
+        return [{name: values[-1] for name, values in each.items()} for each in self.by_epoch]
 
     def take_over(self, seed: int, epoch: int) -> None:
         """Decides after an epoch, and writes down the numbers of the next ones."""
@@ -87,16 +90,13 @@ class _Lanes:
         ])  # fmt: skip
         sources = taken_over(np.nan_to_num(values, nan=math.inf), seed, epoch)
         population.take_over(sources)
-        before = [{**each} for each in self.params], [{**each} for each in self.by_epoch]
-        for lane in range(len(self.params)):
-            source = sources.get(lane, lane)
-            params, past = before[0][source], before[1][source]
+        before, self.by_epoch = list(zip(self.params(), self.by_epoch, strict=True)), []
+        for lane in range(len(before)):
+            params, past = before[sources.get(lane, lane)]
             if lane in sources:
                 rng = np.random.default_rng([seed, epoch, lane])
                 params = changed(self._encoding, params, rng)
-            self.params[lane] = params
-            whole = {name: _until(values, epoch) for name, values in past.items()}
-            self.by_epoch[lane] = {n: [*whole[n], params[n]] for n in whole}
+            self.by_epoch.append({n: [*_until(v, epoch), params[n]] for n, v in past.items()})
         self.tell()
 
     def tell(self) -> None:
@@ -104,13 +104,13 @@ class _Lanes:
         for row, numbers in zip(self.population.trainings, self.by_epoch, strict=True):
             row[0].hparams_by_epoch = numbers
 
-    def outcomes(self, epochs: int):
+    def outcomes(self):
         """Of every lane, with the numbers of each of its epochs."""
         found = []
         for lane in range(len(self._batch)):
             outcome = self._objective.outcome(self.population, lane, pruned=False)
             done = len(self.population.histories[lane][0])
-            by_epoch = {n: _until(v, min(done, epochs)) for n, v in self.by_epoch[lane].items()}
+            by_epoch = {n: _until(v, done) for n, v in self.by_epoch[lane].items()}
             attrs = {**outcome.attrs, "hparams_by_epoch": by_epoch}
             found.append(dataclasses.replace(outcome, attrs=attrs))
         return found
@@ -120,7 +120,7 @@ class _Lanes:
         same = [all(len(set(v)) == 1 for v in each.values()) for each in self.by_epoch]
         return [
             Trial(trial.index, params, trial.system_attrs if unchanged else {})
-            for trial, params, unchanged in zip(self._batch, self.params, same, strict=True)
+            for trial, params, unchanged in zip(self._batch, self.params(), same, strict=True)
         ]
 
 
@@ -149,7 +149,7 @@ def search(
     saved = checkpoint and checkpoint.notes(batch)
     if saved and checkpoint.restore(saved, [lanes.population]):
         begin, clock = saved["stage"], clock - saved["seconds"]
-        lanes.params, lanes.by_epoch = saved["params"], saved["by_epoch"]
+        lanes.by_epoch = saved["by_epoch"]
         lanes.tell()
     for stage, until in enumerate(rounds[begin:], begin):
 
@@ -158,15 +158,15 @@ def search(
             objective.tell(done / sweep.epochs, None)
             if checkpoint and checkpoint.due():
                 checkpoint.save(
-                    batch, {}, [lanes.population], stage=stage, params=lanes.params,
-                    by_epoch=lanes.by_epoch, seconds=time.perf_counter() - clock,
+                    batch, {}, [lanes.population], stage=stage, by_epoch=lanes.by_epoch,
+                    seconds=time.perf_counter() - clock,
                 )  # fmt: skip
 
         lanes.population.train(until, on_epoch)
         if until < sweep.epochs:
             lanes.take_over(seed, until)
     seconds = (time.perf_counter() - clock) / trials
-    outcomes = [dataclasses.replace(each, seconds=seconds) for each in lanes.outcomes(sweep.epochs)]
+    outcomes = [dataclasses.replace(each, seconds=seconds) for each in lanes.outcomes()]
     objective.keep(lanes.population, list(zip([t.index for t in batch], outcomes, strict=True)))
     done = lanes.trials()
     for trial, outcome in zip(done, outcomes, strict=True):
