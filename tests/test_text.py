@@ -108,6 +108,19 @@ def test_no_header(tmp_path, separator):
     check(load(write(tmp_path / f"b.{kind}.gz", packed)), "b")
 
 
+@pytest.mark.parametrize("separator", [";", "|", "\t"])
+@pytest.mark.parametrize("header", [True, False])
+def test_other_delimiters(tmp_path, separator, header):
+    """A comma in a text does not make it the delimiter, even where it is more frequent."""
+    lines = [f"{each}, and, so, on{separator}pos" for each in GOOD]
+    lines += [f'"{each}, well{separator} and\nso on"{separator}neg' for each in BAD]
+    start = [f"text{separator}label"] if header else []
+    dataset = load(write(tmp_path / "a.csv", "\n".join(start + lines)))
+    found = pairs(dataset.train, dataset.class_names) | pairs(dataset.test, dataset.class_names)
+    assert (f"{GOOD[0]}, and, so, on", "pos") in found and len(found) == 50
+    assert (f"{BAD[0]}, well{separator} and\nso on", "neg") in found
+
+
 def test_a_refused_table_leaves_the_limit_of_cells_as_it_was(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\na,b,c\na,b\n")
     with pytest.raises(InputError) as refused:  # holds on to the frames where it stopped

@@ -1,5 +1,6 @@
 """CSV files with a header, and the numbers in them."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -12,12 +13,13 @@ import numpy as np
 from dlflax.errors import InputError
 from dlflax.files import read_bytes
 
+DELIMITERS = ",;\t|"
+SNIFFED = 20_000  # characters that decide which of them it is
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells that say nothing, in small letters
 
 
 def read(path: Path, what: str = "a series") -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """(headings, [(line, cells)]) of a CSV file, maybe gzipped, whose delimiter is a comma, a
-    semicolon or a tab. what: what the file is for, in messages. InputError where it is no such
+    """(headings, [(line, cells)]) of a CSV file, maybe gzipped, whatever its `delimiter`. what: what the file is for, in messages. InputError where it is no such
     file, or a row has another length than the header."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
@@ -27,7 +29,7 @@ def read(path: Path, what: str = "a series") -> tuple[list[str], list[tuple[int,
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text))
         (_, header), *rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error, ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a CSV file with a header ({error}).") from error
@@ -40,9 +42,21 @@ def read(path: Path, what: str = "a series") -> tuple[list[str], list[tuple[int,
     return header, rows
 
 
-def _delimiter(text: str) -> str:
-    """Of a comma, a semicolon and a tab the one that is most often in the first line."""
-    return max(",;\t", key=text.partition("\n")[0].count)
+def delimiter(text: str) -> str:
+    """Of a comma, a semicolon, a tab and a bar the one that cuts each of the first lines into as
+    many cells, two or more; of several, or of none, that which is most often in the first line."""
+    first = text.partition("\n")[0]
+    lines = io.StringIO(text[:SNIFFED], newline="").readlines()
+
+    def even(mark):
+        with contextlib.suppress(csv.Error):
+            counts = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
+            if len(text) > SNIFFED:
+                counts.pop()  # cut in the middle
+            return len(set(counts)) == 1 and counts[0] > 1
+        return False
+
+    return max(DELIMITERS, key=lambda mark: (even(mark), first.count(mark)))
 
 
 def numbers(cells: list[str]) -> np.ndarray | str:

@@ -136,21 +136,23 @@ class Text:
         length = self.length
         if not length:
             length = min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
-        if cut := np.mean(lengths > length):
-            notes.append(
-                f"about {max(cut, 0.01):.0%} of the texts are longer than {length} tokens and lose "
-                f"their end: --length {lengths.max()} keeps them whole."
-            )
+        cut, longest = [], int(lengths.max())
 
         def encoded(part):
-            inputs = encode(tokenizer_json, part["inputs"].tolist(), length)
-            return {"inputs": inputs, "targets": part["targets"]}
+            inputs = encode(tokenizer_json, part["inputs"].tolist(), length + 1)  # 1 more is seen
+            cut.extend(inputs[:, length] != PAD)
+            return {"inputs": inputs[:, :length].copy(), "targets": part["targets"]}
 
-        of_train = encoded(train)
+        of_train, of_val, of_test = (part and encoded(part) for part in (train, val, dataset.test))
+        if count := int(np.sum(cut)):
+            notes.append(
+                f"{count:,} of {len(cut):,} texts are longer than {length} tokens and lose their "
+                f"end: --length {max(longest, length + 1)} keeps more of them."
+            )
         if self.tokenizer not in OWN:  # pretrained models are large: texts of like length together
             of_train["length"] = np.int32((of_train["inputs"] != PAD).sum(1))
         return Splits(
-            of_train, encoded(val) if val else None, encoded(dataset.test),
+            of_train, of_val, of_test,
             class_names=dataset.class_names, kind="text", unit="text",
             test_names=dataset.test["inputs"],
             model={"vocabulary": tokenizer.get_vocab_size()},

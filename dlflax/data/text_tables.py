@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlflax.data import idx
+from dlflax.data import csv_files, idx
 from dlflax.data.download import first_line
 from dlflax.errors import InputError
 
@@ -82,7 +82,11 @@ def _unknown_columns(path: Path, names: list[str]) -> InputError:
 def _csv_rows(path: Path, content: str, kind: str) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of each row that is not blank."""
     # In a .tsv a quotation mark is one.
-    settings = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+    settings = (
+        {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        if kind == "tsv"
+        else {"delimiter": csv_files.delimiter(content)}
+    )
     reader = csv.reader(io.StringIO(content, newline=""), strict=True, **settings)
 
     def next_row():

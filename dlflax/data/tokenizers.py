@@ -47,26 +47,24 @@ def published(name: str, log: Callable[[str], None] = print) -> str:
         text = read_bytes(path, MOST_JSON).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a tokenizer ({error}).") from error
-    tokenizer = of_json(text)
-    if tokenizer.id_to_token(PAD) is None or "pad" not in tokenizer.id_to_token(PAD).lower():
-        raise InputError(
-            f"{path}: its token 0 is {tokenizer.id_to_token(PAD)!r}; it should be the padding."
-        )
-    return tokenizer.to_str()
+    return of_json(text, str(path)).to_str()
 
 
-def of_json(text: str):
+def of_json(text: str, name: str = FILE):
     """The tokenizer, which neither cuts nor pads. InputError when the text is not one of the
-    library `tokenizers`."""
+    library `tokenizers`, or its token 0 is not the padding."""
     import tokenizers
 
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain ones
         raise InputError(
-            f"tokenizer.json is not what `tokenizers` wrote ({download.first_line(error)}): it "
-            "should be as the run saved it."
+            f"{name} is not what `tokenizers` wrote ({download.first_line(error)}): it should be "
+            "as it was saved."
         ) from None
+    padding = tokenizer.id_to_token(PAD)
+    if padding is None or "pad" not in padding.lower():
+        raise InputError(f"{name}: its token 0 is {padding!r}; it should be the padding.")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
