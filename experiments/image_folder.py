@@ -3,17 +3,29 @@ validation/ and test/ above the classes.
 
 python -m experiments.image_folder --data-dir photos
 
+Or pictures with a file of labels, which has a column of file names and one of classes, of several
+labels ("red|old"), or of numbers:
+
+python -m experiments.image_folder --data-dir photos --labels labels.csv
+
+python -m experiments.image_folder --data-dir scans --labels labels.csv --target age --group patient
+
 All that `experiments.cats_vs_dogs` has: its presets, architectures and flags.
 """
 
 from dataclasses import replace
 
 from dlflax import run
+from dlflax.train.tasks import ByTarget
 from experiments import cats_vs_dogs
 from experiments.cats_vs_dogs import ARCHITECTURES
 
 PRESETS = {
-    name: replace(preset, data=replace(preset.data, dataset=""))
+    name: replace(
+        preset,
+        recipe=replace(preset.recipe, task=ByTarget()),
+        data=replace(preset.data, dataset=""),
+    )
     for name, preset in cats_vs_dogs.PRESETS.items()
 }
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import sklearn.metrics
 from sklearn.datasets import load_diabetes, load_digits
 
@@ -253,20 +254,30 @@ def test_regression_of_pictures_with_two_numbers(place):
 def test_several_labels(place):
     scores = result("multilabel", epochs=10)["test"]
     outputs, targets = of_test("multilabel")
-    predicted = outputs > 0
-    for name, average in (("macro_f1", "macro"),):
+    labels = scores["per_class"].values()
+    predicted = outputs > scipy.special.logit([label["threshold"] for label in labels])
+    for name, average in (("macro_f1", "macro"), ("micro_f1", "micro")):
         expected = sklearn.metrics.f1_score(targets, predicted, average=average)
         assert scores[name] == pytest.approx(expected, rel=1e-5)
     assert scores["exact_match"] == pytest.approx(
         sklearn.metrics.accuracy_score(targets, predicted), rel=1e-5
     )
     assert scores["accuracy"] == pytest.approx(np.mean(predicted == targets), rel=1e-5)
+    average = sklearn.metrics.average_precision_score(targets, outputs)
+    assert scores["mean_average_precision"] == pytest.approx(average, rel=1e-5)
     auc = sklearn.metrics.roc_auc_score(targets[:, 1], outputs[:, 1])
     assert scores["per_class"]["large"]["roc_auc"] == pytest.approx(auc, rel=1e-5)
     assert scores["macro_f1"] > 0.8
     np.save("x.npy", digits()[0][:1])
     ((_, values),) = Predictor("run", experiments).answers(["x.npy"])
     assert set(values["probabilities"]) == {"odd", "large", "zero"}
+    assert values["labels"] == [
+        n for n, label in scores["per_class"].items()
+        if values["probabilities"][n] > label["threshold"]
+    ]  # fmt: skip
+    Path("run/calibration.json").write_text('{"thresholds": [0.5]}')
+    with pytest.raises(InputError, match="1 thresholds for 3 labels"):
+        Predictor("run", experiments).answers(["x.npy"])
 
 
 def test_segmentation(place):

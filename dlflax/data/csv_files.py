@@ -19,8 +19,9 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells that say nothin
 
 
 def read(path: Path, what: str = "a series") -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """(headings, [(line, cells)]) of a CSV file, maybe gzipped, whatever its `delimiter`. what: what the file is for, in messages. InputError where it is no such
-    file, or a row has another length than the header."""
+    """(headings, [(line, cells)]) of a CSV file, maybe gzipped, whatever its `delimiter`. what:
+    what the file is for, in messages. InputError where it is no such file, or a row has another
+    length than the header."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {state}: {what} is a CSV file with a header.")

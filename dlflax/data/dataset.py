@@ -60,7 +60,8 @@ class Dataset:
     "targets": of pictures uint8 (n, height, width, channels), of texts str (n,), of a series
     float64 (n,) and nothing else. `source` says where the bytes came from; `checksum` is the
     SHA-256 of all of them, by which a resume knows them. `name` is that of what was read, whatever
-    was asked for.
+    was asked for. "groups", str (n,), are examples that belong together (of one patient, say): a
+    split keeps each group on one side.
     """
 
     name: str
@@ -73,6 +74,8 @@ class Dataset:
     """Name -> text of files about the reading that belong into the run folder."""
     notes: tuple[str, ...] = ()
     """Sentences that were said when it was read."""
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else the source's `split` needs of it, such as names of columns."""
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
@@ -125,17 +128,21 @@ class Splits:
             **{name: examples(part) if part else 0 for name, part in parts.items()},
         }
         targets = self.train.get("targets")
-        if self.class_names and targets is not None and targets.ndim == 1:
-            none = np.zeros(0, np.int32)
-            counts = [
-                np.bincount(part["targets"] if part else none, minlength=len(self.class_names))
-                for part in parts.values()
-            ]
+        if self.class_names and targets is not None and targets.dtype.kind in "iu":
+            counts = [_count(part, len(self.class_names)) for part in parts.values()]
             counted["classes"] = {
                 name: {of: int(count[i]) for of, count in zip(parts, counts, strict=True)}
                 for i, name in enumerate(self.class_names)
             }  # fmt: skip
         return {**counted, "notes": list(self.notes)}
+
+
+def _count(part, classes: int) -> np.ndarray:
+    """int (classes,): how many examples of each class, or with each label, a part has."""
+    if not part:
+        return np.zeros(classes, int)
+    targets = part["targets"]
+    return targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
 
 
 def examples(data) -> int:

@@ -22,16 +22,20 @@ the test. PIL, grain and tensorflow_datasets are imported only where they are ne
 import collections
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from dlflax.data import download, folder_cache, folder_files, urls
+from dlflax.data import download, folder_cache, folder_files, folder_labels, urls
 from dlflax.data.dataset import Dataset, DiskArray, Splits
 from dlflax.data.images import read_pictures
-from dlflax.data.order import by_content, check_fraction, stratified
+from dlflax.data.order import by_content, check_fraction, held_out
+from dlflax.data.targets import standardized, unit_of
 from dlflax.errors import InputError
 from dlflax.files import host_memory
 
@@ -53,6 +57,17 @@ class ImageFolder:
     What a file holds decides, so it stays in the test when others are added."""
     split_seed: int = 0
     """Draws that share: one test set for every --seed."""
+    labels: Path | None = None
+    """A CSV file that says what the pictures below data_dir show, whatever folders they are in: a
+    column of file names, and one of classes, of several labels each, or of numbers."""
+    target: tuple[str, ...] = ()
+    """Columns of --labels that are predicted, where that is not clear."""
+    target_kind: Literal["auto", "classes", "labels", "number"] = "auto"
+    """What they are taken for; auto: a number where there are more than 20 different ones or
+    fractions; labels where cells have several, separated; else classes."""
+    group: str = ""
+    """A column of --labels, such as a patient's number: pictures with the same value are all in the
+    training, the validation or the test data."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """The pictures, as `picture.decode` brings them to `size`, in the order of their names.
@@ -76,6 +91,10 @@ class ImageFolder:
             raise InputError(f"--size {self.size} must be from 8 to 1024 pixels.")
         if not 0 < self.test < 1:
             raise InputError(f"--test {self.test} must be above 0 and below 1.")
+        for name in ("target", "group", "target_kind"):
+            if self.labels is None and getattr(self, name) != getattr(type(self), name):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is for a file of --labels: leave it out.")
         if self.split_seed < 0:
             raise InputError(f"--split-seed {self.split_seed} must be 0 or more.")
         if self.data_dir is not None:
@@ -87,17 +106,9 @@ class ImageFolder:
                 )
             if prepared := download.prepared(folder, self.dataset):
                 return self._from_tfds(prepared, log)
-            place = f"--data-dir {folder}"
-            files, folders, report = folder_files.walk(folder, place)
-            stamp = [[[file.name, file.size, file.mtime] for file in files], folders, report]
-
-            def find() -> folder_files.Found:
-                return folder_files.by_class(files, folders, report, place)
-
-            decoded = folder_cache.decoded(folder, self.size, stamp, find, place, log)
-            name = folder.resolve().name or self.dataset
-            return self._dataset(name, f"pictures in {folder.resolve()}", decoded, place, log)
-
+            return self._from_folder(folder, log)
+        if self.labels is not None:
+            raise InputError("--labels needs --data-dir, the folder that its pictures are in.")
         if not self.dataset:
             raise InputError(f"--data-dir is missing: it should be {folder_files.WANTED}.")
         if self.dataset != "cats_vs_dogs":
@@ -129,13 +140,16 @@ class ImageFolder:
         train, test = dataset.train, dataset.test
         notes = ()
         if "validation" in train and validation == 0:
-            held_out = np.zeros(len(train["targets"]), bool)
+            held = np.zeros(len(train["targets"]), bool)
             notes = ("the validation folder's pictures are trained on too (--validation 0).",)
         elif "validation" in train:
-            held_out = train["validation"]
+            held = train["validation"]
             notes = ("the validation folder is held out: no share (--validation) is drawn.",)
         else:
-            held_out = stratified(train["targets"], validation, seed, 0)
+            groups = train.get("groups")
+            held = held_out(train["targets"], validation, seed, 0, groups=groups)
+        _check_trained(dataset, ~held)
+        unit = unit_of(train["targets"][~held]) if train["targets"].dtype.kind == "f" else {}
         in_memory = train["inputs"].nbytes + test["inputs"].nbytes < host_memory() / 4
 
         def part(of, chosen):
@@ -143,15 +157,16 @@ class ImageFolder:
             inputs = DiskArray(inputs.array, inputs.index[chosen])
             if in_memory:
                 inputs = np.ascontiguousarray(inputs[:])
-            return {"inputs": inputs, "targets": of["targets"][chosen]}
+            targets = of["targets"][chosen]
+            return {"inputs": inputs, "targets": standardized(targets, unit) if unit else targets}
 
         return Splits(
-            part(train, ~held_out),
-            part(train, held_out) if held_out.any() else None,
+            part(train, ~held),
+            part(train, held) if held.any() else None,
             part(test, np.ones(len(test["targets"]), bool)),
             class_names=dataset.class_names, kind="picture", unit="file",
             test_names=test["files"],
-            info={"light_on_dark": False},
+            info={"light_on_dark": False, **dataset.info, **unit},
             files=dict(dataset.files),
             notes=notes,
         )  # fmt: skip
@@ -159,6 +174,62 @@ class ImageFolder:
     def read(self, inputs, data, folder):
         """Picture files of any size."""
         return read_pictures(inputs, data)
+
+    def _from_folder(self, folder: Path, log) -> Dataset:
+        place, labels = f"--data-dir {folder}", None
+        files, folders, report = folder_files.walk(folder, place)
+        if self.labels is not None:
+            path = self.labels.expanduser()
+            files = [file for file in files if Path(file.path).resolve() != path.resolve()]
+            labels = folder_labels.read(
+                path, files, place, self.target, self.target_kind, self.group, log
+            )
+        stamp = [[[file.name, file.size, file.mtime] for file in files], folders, report]
+        stamp += [[labels.of, labels.report]] if labels else []
+
+        def find() -> folder_files.Found:
+            if labels:
+                return folder_labels.found(labels, files, report)
+            return folder_files.by_class(files, folders, report, place)
+
+        decoded = folder_cache.decoded(folder, self.size, stamp, find, place, log)
+        name, source = folder.resolve().name or self.dataset, f"pictures in {folder.resolve()}"
+        if labels:
+            return self._labelled(name, source, decoded, labels, log)
+        return self._dataset(name, source, decoded, place, log)
+
+    def _labelled(self, name, source, decoded, labels, log) -> Dataset:
+        """A checked Dataset of what was decoded, by a file of labels."""
+        pixels, table = decoded
+        kept = np.flatnonzero(~np.array(table["repeated"], bool))
+        values = [json.loads(table["class_names"][table["labels"][i]]) for i in kept]
+        targets, class_names, of_them = labels.targets(values, log)
+        kept = kept[of_them]
+        if len(kept) < 2 * folder_labels.FEWEST:
+            raise InputError(
+                f"--labels {self.labels}: {len(kept)} usable pictures have a label, but "
+                f"{2 * folder_labels.FEWEST} or more are needed."
+            )
+        names, contents = (np.array(table[key], str)[kept] for key in ("names", "contents"))
+        groups = np.array([labels.groups[n] for n in names], str) if self.group else None
+        in_test = by_content(targets, contents, self.test, self.split_seed, 2, groups)
+        columns = {"targets": targets, "files": names}
+        columns |= {"groups": groups} if self.group else {}
+        train, test = (
+            {"inputs": DiskArray(pixels, kept[part]), **{n: c[part] for n, c in columns.items()}}
+            for part in (~in_test, in_test)
+        )
+        digest = hashlib.sha256(table["checksum"].encode())
+        for column in columns.values():
+            digest.update(repr(column.tolist()).encode())
+        files = {}
+        if table["report"]:
+            log(_summary(table["report"], table["count"]))
+            files[REPORT] = _as_csv(table["report"])
+        return Dataset(
+            name, f"{len(kept):,} {source}", train, test, class_names, digest.hexdigest(), files,
+            info={"target": ", ".join(labels.columns)},
+        )  # fmt: skip
 
     def _from_tfds(self, folder: Path, log) -> Dataset:
         files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -216,6 +287,19 @@ class ImageFolder:
             name, f"{len(labels):,} {source}", train, test, tuple(class_names), table["checksum"],
             files,
         )  # fmt: skip
+
+
+def _check_trained(dataset: Dataset, trained) -> None:
+    """InputError where whole groups left nothing of a class to train on."""
+    targets = dataset.train["targets"]
+    if "groups" not in dataset.train or targets.dtype.kind == "f":
+        return
+    there = (targets if targets.ndim == 2 else np.eye(len(dataset.class_names))[targets])[trained]
+    if len(without := np.flatnonzero(there.sum(0) == 0)):
+        raise InputError(
+            f"--group: all pictures of the class {dataset.class_names[without[0]]!r} are of groups "
+            "that are held out: use another --split-seed or --seed, or leave --group out."
+        )
 
 
 def _check_counts(labels, parts, table, place) -> None:

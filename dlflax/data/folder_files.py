@@ -122,9 +122,6 @@ def by_class(files: list[File], folders: list[str], report: list[list[str]], pla
 
     Raises InputError when the folders are neither classes nor train/ and so on with classes.
     """
-    from dlflax.data import picture
-
-    suffixes = {suffix for known in picture.FORMATS.values() for suffix in known}
     top = {name.partition("/")[0] for name in folders}
     classes = {name: set() for name in top}
     for name in folders:
@@ -162,18 +159,11 @@ def by_class(files: list[File], folders: list[str], report: list[list[str]], pla
             part = part_of(folder) if given.get(part_of(folder)) == folder else None
             folder = folder_below
         class_name, inner, _ = folder.partition("/")
-        suffix = os.path.splitext(file.name)[1].lower()
-        if suffix not in suffixes:
-            reason = f"no picture: named {suffix}" if suffix else "no picture: named without ending"
-            report.append(skipped(file.name, "no picture", reason))
-        elif not file.regular:
-            report.append(skipped(file.name, "unreadable", "unreadable: no regular file"))
-        elif part is None or not inner:
-            report.append(skipped(file.name, "outside the classes"))
-        elif file.size == 0:
-            report.append(skipped(file.name, "empty"))
-        elif file.size > MAX_BYTES:
-            report.append(skipped(file.name, "too large", "too large: more than 1 GiB"))
+        row = refused(file)
+        if row is None and (part is None or not inner):
+            row = skipped(file.name, "outside the classes")
+        if row:
+            report.append(row)
         else:
             chosen.append((order[part], numbers[class_name], file.name, part, file))
     chosen.sort(key=lambda row: row[:3])
@@ -183,6 +173,23 @@ def by_class(files: list[File], folders: list[str], report: list[list[str]], pla
         [row[3] for row in chosen], [file.size for file in found],
         lambda index: open(found[index].path, "rb"), report, count,
     )  # fmt: skip
+
+
+def refused(file: File) -> list[str] | None:
+    """The report's row of a file that is clearly no picture; None of any other."""
+    from dlflax.data import picture
+
+    suffix = os.path.splitext(file.name)[1].lower()
+    if not any(suffix in known for known in picture.FORMATS.values()):
+        reason = f"no picture: named {suffix}" if suffix else "no picture: named without ending"
+        return skipped(file.name, "no picture", reason)
+    if not file.regular:
+        return skipped(file.name, "unreadable", "unreadable: no regular file")
+    if file.size == 0:
+        return skipped(file.name, "empty")
+    if file.size > MAX_BYTES:
+        return skipped(file.name, "too large", "too large: more than 1 GiB")
+    return None
 
 
 def open_tfds(folder: Path) -> Found:

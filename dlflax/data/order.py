@@ -70,9 +70,40 @@ def stratified(targets, share: float, seed: int, *purpose: int, left: int = 1) -
     return _first_of_each(targets, place, wanted)
 
 
-def by_content(targets, contents, share: float, seed: int, left: int = 1) -> np.ndarray:
-    """As `stratified`, but each example's own content decides, so it stays what it is when others
-    come or go; a class then has about `share`. contents: str (n,), a digest of each."""
+def held_out(
+    targets, share: float, seed: int, *purpose: int, left: int = 1, groups=None
+) -> np.ndarray:
+    """bool (n,): about `share` of the examples, drawn by `seed`, as `stratified` where the targets
+    are classes, int (n,). With groups (n,), the share of these: whole ones, one or more."""
+    return _whole(
+        groups, targets, lambda targets, _: stratified(targets, share, seed, *purpose, left=left)
+    )
+
+
+def _whole(groups, targets, choose):
+    """choose(targets, names) -> bool: of the examples, or of the groups, each of which is then
+    chosen as a whole. What is no class is of one class."""
+    if groups is None:
+        classes = targets.ndim == 1 and targets.dtype.kind in "iu"
+        return choose(targets if classes else np.zeros(len(targets), np.int32), None)
+    names, group = np.unique(groups, return_inverse=True)
+    return choose(np.zeros(len(names), np.int32), names)[group]
+
+
+def by_content(
+    targets, contents, share: float, seed: int, left: int = 1, groups=None
+) -> np.ndarray:
+    """As `held_out`, but each example's own content, or its group's name, decides, so it stays what
+    it is when others come or go; a class then has about `share`. contents: str (n,), a digest of
+    each."""
+
+    def choose(targets, names):
+        return _drawn(targets, contents if names is None else names, share, seed, left)
+
+    return _whole(groups, targets, choose)
+
+
+def _drawn(targets, contents, share, seed, left):
     digests = (hashlib.sha256(f"{seed} {content}".encode()).digest() for content in contents)
     draws = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
     counts = np.bincount(targets)

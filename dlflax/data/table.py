@@ -14,18 +14,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from dlflax.data import csv_files
 from dlflax.data.dataset import Dataset, Splits
-from dlflax.data.order import check_fraction, permutation, stratified
+from dlflax.data.order import check_fraction, held_out
+from dlflax.data.targets import classes_of, numbers_or_classes, standardized, unit_of
 from dlflax.errors import InputError
 from dlflax.files import printable
 
 BUNDLED = ("breast_cancer", "diabetes", "wine")  # scikit-learn's
-MOST_CLASSES = 20  # whole numbers with more values than that are taken for numbers
 FEWEST = 3  # rows that a class needs: one to train, one to validate, one to test on
 RARE = 2  # training rows below which a level is "other"
 MOST_LEVELS = 200  # of a column that is one-hot
@@ -47,6 +47,9 @@ class Table:
     fractions, else classes."""
     ignore: tuple[str, ...] = ()
     """Columns that are left out."""
+    group: str = ""
+    """A column, such as a patient's number: rows with the same value are all in the training, the
+    validation or the test data. It is no input."""
     bins: int = 16
     """Pieces of the encoding of a number, at most; 0: its standardized value alone."""
     test: float = 0.2
@@ -61,53 +64,47 @@ class Table:
             raise InputError(f"--test {self.test:g} must be between 0 and 1.")
         header, rows, name, source = self._read(log)
         target = self.target or header[-1]
-        for column in (target, *self.ignore):
-            if column not in header:
-                flag = "--target" if column == target else "--ignore"
-                raise InputError(f"{flag} {column}: {source} has {', '.join(header)}.")
-        kept = [i for i, h in enumerate(header) if h != target and h not in self.ignore]
+        named = (("target", target), ("group", self.group), *(("ignore", c) for c in self.ignore))
+        for flag, each in named:
+            if each and each not in header:
+                raise InputError(f"--{flag} {each}: {source} has {', '.join(header)}.")
+        if self.group == target:
+            raise InputError(f"--group {target} is the target: name another column.")
+        left_out = {target, self.group, *self.ignore}
+        kept = [i for i, heading in enumerate(header) if heading not in left_out]
+
+        def column(heading):
+            return cells[:, header.index(heading)].tolist()
+
         if not kept:
             raise InputError(f"{source} has no column besides the target {target}.")
         cells = np.array(rows, object).reshape(len(rows), len(header))
-        inputs, targets = cells[:, kept], cells[:, header.index(target)]
-        known = np.array([cell.lower() not in csv_files.MISSING for cell in targets], bool)
+        known = np.array([c.lower() not in csv_files.MISSING for c in column(target)], bool)
         if not known.all():
             log(f"{(~known).sum():,} rows have no {target}: left out.")
-        inputs, targets = inputs[known], targets[known]
-        values, classes = self._target(target, targets, log)
-        if classes:
-            few = [c for c, n in Counter(values).items() if n < FEWEST]
-            if few:
-                keep = ~np.isin(values, few)
-                log(f"{(~keep).sum()} rows are of a class with fewer than {FEWEST} rows ("
-                    f"{', '.join(sorted(map(str, few))[:5])}): left out.")  # fmt: skip
-                inputs, values = inputs[keep], values[keep]
-            classes = tuple(sorted(set(values), key=_in_order))
-            if len(classes) < 2:
-                raise InputError(
-                    f"{source}: the target {target} has fewer than two classes of {FEWEST} rows or "
-                    "more: there is nothing to tell apart."
-                )
-            values = np.array([classes.index(value) for value in values], np.int32)
-            held_out = stratified(values, self.test, self.split_seed, 3, left=2)
-        else:
-            held_out = np.zeros(len(values), bool)
-            shuffled = permutation(len(values), self.split_seed, 3)
-            held_out[shuffled[: round(self.test * len(values))]] = True
-        if held_out.sum() < 2 or (~held_out).sum() < 4:
+            cells = cells[known]
+        values, classes = numbers_or_classes(target, column(target), self.target_kind, log), ()
+        if values is None:
+            found = np.array(column(target), object)
+            classes, values, keep = classes_of(found, FEWEST, "rows", log)
+            cells = cells[keep]
+        inputs, groups = cells[:, kept], np.array(column(self.group), str) if self.group else None
+        held = held_out(values, self.test, self.split_seed, 3, left=2, groups=groups)
+        if held.sum() < 2 or (~held).sum() < 4:
             raise InputError(
                 f"{source} has {len(values)} rows: too few to hold some out with --test "
                 f"{self.test:g}."
             )
-        names = np.array([header[i] for i in kept], object)
-        content = repr((names.tolist(), inputs.tolist(), values.tolist(), classes)).encode()
+        names = [header[i] for i in kept]
+        content = repr((names, inputs.tolist(), values.tolist(), classes)).encode()
+        columns = {"inputs": inputs, "targets": values, "rows": np.arange(len(values))}
+        columns |= {"groups": groups} if self.group else {}
         train, test = (
-            {"inputs": inputs[part], "targets": values[part], "rows": np.flatnonzero(part)}
-            for part in (~held_out, held_out)
+            {name: array[part] for name, array in columns.items()} for part in (~held, held)
         )
         return Dataset(
-            name, source, {**train, "names": names}, {**test, "target": target},
-            class_names=classes, checksum=hashlib.sha256(content).hexdigest(),
+            name, source, train, test, class_names=classes,
+            checksum=hashlib.sha256(content).hexdigest(), info={"names": names, "target": target},
         )  # fmt: skip
 
     def _read(self, log):
@@ -134,35 +131,6 @@ class Table:
                 "training and test data at once.")  # fmt: skip
         return header, cells, path.stem, str(path.resolve())
 
-    def _target(self, name, cells, log):
-        """(values, whether they are classes)."""
-        values = csv_files.numbers(cells.tolist())
-        numeric = not isinstance(values, str)
-        different = len(set(cells.tolist()))
-        whole = numeric and bool(np.all(values == np.round(values)))
-        kind = self.target_kind
-        if kind == "auto":
-            kind = "number" if numeric and (different > MOST_CLASSES or not whole) else "classes"
-            other = "classes" if kind == "number" else "number"
-            if numeric:
-                log(f"{name}: {different:,} different numbers, taken for "
-                    f"{'a number' if kind == 'number' else 'classes'} (--target-kind {other} for "
-                    "the other).")  # fmt: skip
-        if kind == "number":
-            if not numeric:
-                raise InputError(
-                    f"--target-kind number: {name} has {values!r}, which is no number."
-                )
-            if not np.isfinite(values).all():
-                raise InputError(f"the target {name} has an infinite value: give numbers.")
-            return values, ()
-        if different > 1000:
-            raise InputError(
-                f"the target {name} has {different:,} classes: name another column by --target, or "
-                "use --target-kind number."
-            )
-        return cells, True
-
     def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
         """The share `validation` of the training rows, drawn by `seed`, is held out: of classes
         that share of each. "inputs" float32 (n, d), "targets" int32 (n,), or float32 (n,) with the
@@ -171,37 +139,27 @@ class Table:
         if self.bins < 0 or self.bins > 256:
             raise InputError(f"--bins {self.bins} must be from 0 to 256.")
         cells, targets = dataset.train["inputs"], dataset.train["targets"]
-        held_out = np.zeros(len(targets), bool)
-        if validation and dataset.class_names:
-            held_out = stratified(targets, validation, seed, 0)
-        elif validation:
-            count = max(1, round(validation * len(targets)))
-            held_out[permutation(len(targets), seed, 0)[:count]] = True
-        names = dataset.train["names"].tolist()
-        columns, notes = fitted(names, cells[~held_out], self.bins)
+        groups = dataset.train.get("groups")
+        held = held_out(targets, validation, seed, 0, groups=groups)
+        names = dataset.info["names"]
+        columns, notes = fitted(names, cells[~held], self.bins)
         if not columns:
             raise InputError(
                 f"{dataset.source}: no column says anything ({' '.join(notes)}): there is nothing "
                 "to predict from."
             )
-        mean, scale = 0.0, 1.0
-        if not dataset.class_names:
-            mean = float(targets[~held_out].mean())
-            scale = float(targets[~held_out].std()) or 1.0
-        parts = {"train": (cells[~held_out], targets[~held_out]),
-                 "val": (cells[held_out], targets[held_out]),
+        unit = {} if dataset.class_names else unit_of(targets[~held])
+        parts = {"train": (cells[~held], targets[~held]),
+                 "val": (cells[held], targets[held]),
                  "test": (dataset.test["inputs"], dataset.test["targets"])}  # fmt: skip
-        if not held_out.any():
+        if not held.any():
             del parts["val"]
         made, plain = {}, {}
         for part, (rows, values) in parts.items():
-            if not dataset.class_names:
-                values = np.float32((values - mean) / scale)
+            values = standardized(values, unit) if unit else values
             plain[part] = numbered(columns, names, rows)
             made[part] = {"inputs": encoded(columns, plain[part]), "targets": values}
-        info: dict[str, Any] = {"columns": columns, "target": dataset.test["target"]}
-        if not dataset.class_names:
-            info |= {"target_mean": mean, "target_scale": scale}
+        info = {"columns": columns, "target": dataset.info["target"], **unit}
         categories = np.array([column["kind"] == "categories" for column in columns])
         return Splits(
             made["train"], made.get("val"), made["test"], class_names=dataset.class_names,
@@ -340,9 +298,3 @@ def _bundled(name):
         for row, value in zip(found.data.tolist(), values, strict=True)
     ]
     return [*map(str, found.feature_names), "target"], rows
-
-
-def _in_order(value: str):
-    """Sorts numbers as numbers, before other texts."""
-    number = csv_files.numbers([value])
-    return (1, 0.0, value) if isinstance(number, str) else (0, float(number[0]), value)

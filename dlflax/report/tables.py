@@ -5,6 +5,8 @@ MOST_ROWS = 12  # classes of which each gets a line
 TITLES = {
     "macro_precision": "precision", "macro_recall": "recall", "macro_f1": "macro F1",
     "calibration_error": "calib.\nerror",
+    "micro_f1": "micro\nF1", "mean_average_precision": "mean avg.\nprecision",
+    "exact_match": "exact\nmatch",
     "roc_auc": "ROC AUC", "linear_probe_accuracy": "linear probe", "r2": "R2",
 }  # fmt: skip
 
@@ -96,7 +98,10 @@ def print_table(title, columns, lines) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column(columns[0], overflow="fold")  # narrow terminals: names fold, numbers never
+    words = [word for line in lines for word in str(line[0]).split()]
+    # narrow terminals: names fold, between words where there are some; numbers never
+    widest = min(20, max(map(len, words), default=1))
+    table.add_column(columns[0], overflow="fold", min_width=widest)
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
     for line in lines:

@@ -12,7 +12,7 @@ from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
 
-VERSION = 1  # another one forgets what is on disk
+VERSION = 2  # another one forgets what is on disk
 
 
 def computed(

@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import typeguard
 
 from dlflax import data, parallel, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
-from dlflax.files import locked, read_json, write_csv, write_json
+from dlflax.files import locked, write_csv, write_json
 from dlflax.models.convolution import formulations
 from dlflax.models.flops import flops
 from dlflax.report import figures, tables
@@ -31,7 +30,7 @@ from dlflax.run.config import (
 )
 from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
-from dlflax.run.folder import begin, run_folder
+from dlflax.run.folder import CALIBRATION, begin, results_of, run_folder
 from dlflax.run.saved import flat, to_json
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.step import keywords
@@ -92,7 +91,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
     with parallel.use(count, config.shard_state):
         saved = checkpoints.restore_last(parallel.placed(job.abstract))
     over = saved and train.finished(saved.history, task, config.epochs, config.patience)
-    if over and (results := _results_of(folder)):
+    if over and (results := results_of(folder)):
         log(f"{folder} is finished already; its results:")
         tables.print_results(results)
         return results
@@ -104,10 +103,10 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
             draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
             for name, path in figures.draw(draw, folder, log).items():
                 board.picture(name, path, 0)
-        fit, state, sums, outputs = _train_and_test(job, saved, count, checkpoints, board, log)
+        fit, state, tested, calibrated = _train_and_test(job, saved, count, checkpoints, board, log)
         if main:
-            results = _results(experiment, job, fit, sums, started)
-            _report(job, fit, state, sums, outputs, results, board, log)
+            results = _results(experiment, job, fit, tested[0], started)
+            _report(job, fit, state, tested, calibrated, results, board, log)
     parallel.wait("the results are written")
     if not main:
         return {}
@@ -135,28 +134,6 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
     # the examples keep what the pretrained weights add to `info`
     return Job(config, dataset, dataclasses.replace(examples, info=splits.info), start, abstract)
-
-
-def _results_of(folder: Path) -> dict[str, Any] | None:
-    """results.json of a run that came to its end; None where it is not whole."""
-    try:
-        results = read_json(folder / "results.json")
-        test = results["test"]
-        scores = results["train"], results.get("val", {}), test
-        for tree, kind in (
-            (scores, tuple[dict[str, Any], ...]),
-            (test.get("per_class", {}), dict[str, dict[str, float]]),
-            (results.get("forecasts", {}), dict[str, dict[str, float]]),
-            (results.get("baselines", {}), dict[str, dict[str, float]]),
-        ):
-            typeguard.check_type(tree, kind)
-        for row in test.get("per_class", {}).values():  # what the tables print, or KeyError
-            _ = row["precision"], row["recall"], row["f1"], row["support"]
-        for row in results.get("forecasts", {}).values():
-            _ = row["rmse"], row["mae"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError):
-        return None
-    return None if "pending" in results else results
 
 
 def _last_step(saved) -> int | None:
@@ -201,8 +178,8 @@ def _announce(job, saved, count, log) -> None:
 
 
 def _train_and_test(job, saved, count, checkpoints, board, log):
-    """(Fit, the best State for the whole model, its sums and outputs on the test data). Terminated
-    when SIGTERM came, after saving."""
+    """(Fit, the best State for the whole model, its sums and outputs on the test data, what the
+    task fits on the validation data). Terminated when SIGTERM came, after saving."""
     config, recipe, splits = job.config, job.start.recipe, job.start.splits
     folder, task, main = config.run_dir, recipe.task, parallel.is_main()
     if main and saved and saved.history:  # the kill may have come between the two
@@ -247,9 +224,17 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
         if best + 1 < len(fit.history):
             log(f"epoch {best + 1} had the best validation {task.monitor}: testing with its "
                 "weights")  # fmt: skip
-        tested = train.evaluate(recipe, state, config.hparams, splits.test)
-        sums, outputs = jax.device_get(tested)
-        return fit, job.start.with_backbone(parallel.fetch(state)), sums, outputs
+        calibrated = _calibrated(recipe, state, config.hparams, splits.val)
+        tested = jax.device_get(train.evaluate(recipe, state, config.hparams, splits.test))
+        return fit, job.start.with_backbone(parallel.fetch(state)), tested, calibrated
+
+
+def _calibrated(recipe, state, hparams, val) -> dict[str, Any]:
+    """What the task fits on the validation outputs; {} where it does not, or there are none."""
+    if val is None or not hasattr(recipe.task, "calibrate"):
+        return {}
+    outputs = jax.device_get(train.evaluate(recipe, state, hparams, val)[1])
+    return recipe.task.calibrate(val["targets"], outputs, train.as_traced(hparams.evaluation()))
 
 
 def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
@@ -287,17 +272,18 @@ def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
     }
 
 
-def _report(job, fit, state, sums, outputs, results, board, log) -> None:
+def _report(job, fit, state, tested, calibrated, results, board, log) -> None:
     """Writes results.json, first of all, adds what the task describes and prints it; then
     TensorBoard and pictures, none of which can stop it. results is changed."""
     config, recipe, folder = job.config, job.config.recipe, job.config.run_dir
     numbers = train.as_traced(config.hparams.evaluation())
     path = folder / "results.json"
     write_json(path, {**results, "pending": "what the task describes"})
+    write_json(folder / CALIBRATION, calibrated)
     variables = train.variables(recipe, state)
     tested = Tested(
-        recipe, config.hparams, variables, job.examples, sums, outputs,
-        lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)),
+        recipe, config.hparams, variables, job.examples, *tested,
+        lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)), calibrated,
     )  # fmt: skip
     drawn = {}
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import typeguard
 
 import dlflax
 from dlflax import data
@@ -128,6 +129,7 @@ def note_versions(old: dict, new: dict, log: Callable[[str], None]) -> None:
             "the result may not be the same to the bit")  # fmt: skip
 
 
+CALIBRATION = "calibration.json"  # what the task fitted on the validation outputs
 NEEDED = {
     "name": str, "source": str, "sha256": str, "class_names": list[str], "input_shape": list[int],
     "train": int, "validation": int, "test": int,
@@ -135,7 +137,8 @@ NEEDED = {
 OPTIONAL = {  # what our data sources and pretrained weights add
     "light_on_dark": bool, "scale": float, "period": int, "last_window": list[float],
     "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
-    "columns": list[dict[str, Any]], "target": str, "target_mean": float, "target_scale": float,
+    "columns": list[dict[str, Any]], "target": str,
+    "target_mean": float | list[float], "target_scale": float | list[float],
 }  # fmt: skip
 
 
@@ -170,6 +173,41 @@ def load_config(folder: Path) -> dict[str, Any]:
     if min(saved["data"]["input_shape"], default=1) < 1:
         raise InputError(f"{path} is damaged: data.input_shape has a size below 1.")
     return {**saved, "data": DataInfo(saved["data"], path)}
+
+
+def results_of(folder: Path) -> dict[str, Any] | None:
+    """results.json of a run that came to its end; None where it is not whole."""
+    try:
+        results = read_json(folder / "results.json")
+        test = results["test"]
+        scores = results["train"], results.get("val", {}), test
+        for tree, kind in (
+            (scores, tuple[dict[str, Any], ...]),
+            (test.get("per_class", {}), dict[str, dict[str, float]]),
+            (results.get("forecasts", {}), dict[str, dict[str, float]]),
+            (results.get("baselines", {}), dict[str, dict[str, float]]),
+        ):
+            typeguard.check_type(tree, kind)
+        for row in test.get("per_class", {}).values():  # what the tables print, or KeyError
+            _ = row["precision"], row["recall"], row["f1"], row["support"]
+        for row in results.get("forecasts", {}).values():
+            _ = row["rmse"], row["mae"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError):
+        return None
+    return None if "pending" in results else results
+
+
+def load_calibration(folder: Path) -> dict[str, Any]:
+    """calibration.json of a run folder; {} where there is none. InputError for a damaged one."""
+    path = Path(folder) / CALIBRATION
+    if not path.exists():  # of a run that is not tested yet, or of an earlier version
+        return {}
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
+    check_type(found, dict[str, float | list[float]], path, "it")
+    return found
 
 
 def _check_types(values: dict, kinds: dict[str, Any], path: Path, prefix: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from dlflax import train, transfer
 from dlflax.errors import InputError
 from dlflax.run.experiment import of_run
-from dlflax.run.folder import load_config
+from dlflax.run.folder import load_calibration, load_config
 from dlflax.run.saved import config_from_json
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.tasks import Asked
@@ -92,6 +92,6 @@ class Predictor:
         variables = train.variables(config.recipe, state)
         asked = Asked(
             names, kind, batch, self.outputs(batch["inputs"]), self.data, config.recipe, variables,
-            self.folder,
+            self.folder, load_calibration(self.folder),
         )  # fmt: skip
         return config.recipe.task.answer(asked)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dlflax.train import calibration, metrics
+
 MOST_ROWS = 10_000  # training examples that are used, drawn at random
 MOST_COLUMNS = 4096  # numbers of an example; larger pictures are averaged down
 MOST_LABELS = 50
@@ -47,7 +49,9 @@ def of_classes(splits, outputs: int) -> Baselines:
 
     def logistic(points, strengths):
         def fitted():
-            return _as_logits(_logistic(points(), splits, classes, strengths), outputs)
+            parts = points()
+            of = _logistic(parts, splits, classes, strengths)
+            return _as_logits(of(parts["test"]), outputs)
 
         return fitted
 
@@ -69,20 +73,34 @@ def of_labels(splits) -> Baselines:
     """For targets 0 or 1 (n, labels): the share of each label, and a logistic regression each."""
     targets = splits.train["targets"]
 
+    def scored(logits, val_logits=None):
+        """Cut by thresholds of its own, as the network's are; the loss is of the logits."""
+        truth, cuts = splits.test["targets"], np.zeros(targets.shape[1])
+        if val_logits is not None and len(val_logits) >= calibration.FEWEST:
+            cuts = calibration.thresholds(splits.val["targets"], val_logits)
+        average = metrics.average_precision(truth, logits)
+        losses = np.logaddexp(0, logits) - truth * logits
+        return Baseline(
+            np.float32(logits - cuts),
+            {"loss": float(losses.mean()), "mean_average_precision": metrics.mean_known(average)},
+        )
+
     def shares():
         share = np.clip(targets.mean(0), 1e-6, 1 - 1e-6)
-        logits = np.log(share / (1 - share))
-        return Baseline(np.tile(np.float32(logits), (len(splits.test["targets"]), 1)))
+        return scored(np.tile(np.log(share / (1 - share)), (len(splits.test["targets"]), 1)))
 
     def logistic(points):
-        parts = points()
-        columns = []
+        parts, fitted = points(), []
         for label in range(targets.shape[1]):
             own = {n: getattr(splits, n) for n in ("train", "val", "test")}
             own = {n: {"targets": p["targets"][:, label].astype(int)} for n, p in own.items() if p}
-            columns.append(_logistic(parts, _Named(**own), 2, (1.0,))[:, 1])
-        share = np.clip(np.stack(columns, 1), 1e-6, 1 - 1e-6)
-        return Baseline(np.float32(np.log(share / (1 - share))))
+            fitted.append(_logistic(parts, _Named(**own), 2, (1.0,)))
+
+        def logits(points):
+            share = np.stack([of(points)[:, 1] for of in fitted], 1).clip(1e-6, 1 - 1e-6)
+            return np.log(share / (1 - share))
+
+        return scored(logits(parts["test"]), logits(parts["val"]) if splits.val else None)
 
     found: Baselines = {"share of each label": shares}
     if targets.shape[1] > MOST_LABELS:
@@ -98,15 +116,16 @@ def of_numbers(splits) -> Baselines:
     """For targets float (n,) or (n, numbers): their mean, and a ridge regression."""
     targets = splits.train["targets"].reshape(len(splits.train["targets"]), -1)
     truth = splits.test["targets"].reshape(len(splits.test["targets"]), -1)
-    scale = splits.info.get("target_scale")
+    scale = splits.info.get("target_scale")  # a number, or one for each
 
     def scored(outputs):
         outputs = np.float32(outputs).reshape(truth.shape)
         error = outputs - truth
         scores = {"r2": float(np.mean(1 - (error**2).sum(0) / _spread(truth)))}
-        if scale:  # in the targets' own unit
-            scores["rmse"] = float(scale * np.sqrt((error**2).mean(0)).mean())
-            scores["mae"] = float(scale * np.abs(error).mean())
+        if scale is not None:  # in the targets' own unit
+            error = error * np.array(scale)
+            scores["rmse"] = float(np.sqrt((error**2).mean(0)).mean())
+            scores["mae"] = float(np.abs(error).mean())
         return Baseline(outputs, scores)
 
     found: Baselines = {"mean": lambda: scored(np.tile(targets.mean(0), (len(truth), 1)))}
@@ -247,16 +266,16 @@ def _as_logits(probabilities, outputs: int) -> Baseline:
     return Baseline(np.float32(p if outputs > 1 else p[:, 1:] - p[:, :1]))
 
 
-def _logistic(points, splits, classes: int, strengths) -> np.ndarray:
-    """Probabilities (n, classes) on the test data of the regression, of several strengths that of
-    the least validation loss."""
+def _logistic(points, splits, classes: int, strengths) -> Callable:
+    """What gives probabilities (n, classes) for points: the regression, of several strengths that
+    of the least validation loss."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     rows = _rows(points["train"].shape[0])
     x, y = points["train"][rows], splits.train["targets"][rows]
     if len(np.unique(y)) < 2:
-        return np.tile(np.eye(classes)[y[0]], (points["test"].shape[0], 1))
+        return lambda points: np.tile(np.eye(classes)[y[0]], (points.shape[0], 1))
 
     best, least = None, np.inf
     for strength in strengths if splits.val else strengths[:1]:
@@ -270,7 +289,7 @@ def _logistic(points, splits, classes: int, strengths) -> np.ndarray:
             loss = -np.log(p[np.arange(len(p)), splits.val["targets"]] + 1e-9).mean()
         if loss < least:
             best, least = model, loss
-    return _probabilities(best, points["test"], classes)
+    return lambda points: _probabilities(best, points, classes)
 
 
 def _probabilities(model, points, classes: int) -> np.ndarray:

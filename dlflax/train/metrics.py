@@ -104,3 +104,20 @@ def roc_auc(targets, scores) -> float | None:
     if len(np.unique(targets)) < 2:
         return None
     return float(roc_auc_score(targets, scores))
+
+
+def average_precision(targets, scores) -> list[float | None]:
+    """For each label the mean precision over the recalls (scikit-learn's): targets int (n, labels),
+    scores (n, labels). None for a label that does not occur."""
+    from sklearn.metrics import average_precision_score
+
+    return [
+        float(average_precision_score(truth, score)) if truth.any() else None
+        for truth, score in zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
+    ]
+
+
+def mean_known(values: list[float | None]) -> float:
+    """The mean of those that are not None; 0 without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else 0.0

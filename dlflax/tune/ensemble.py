@@ -20,7 +20,7 @@ from dlflax import parallel, run, train
 from dlflax.report.trials import short_text
 from dlflax.run.execute import prepared
 from dlflax.run.folder import begin, load_config
-from dlflax.train import checkpoint_files
+from dlflax.train import calibration, checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.ensemble import Ensemble, NoOptimizer, mean
 from dlflax.train.step import task_sums
@@ -66,7 +66,7 @@ def choose(task, hparams, outputs, targets, most: int) -> Chosen:
     loss, counts, ensemble = best
     temperature = 1.0
     if hasattr(task, "mean_logits"):
-        temperature, loss = _temperature(task, hparams, ensemble, targets)
+        temperature, loss = calibration.temperature(task.loss, hparams, ensemble, targets)
     weights = [float(count) for count in counts / counts.sum()]
     return Chosen(weights, temperature, loss, float(np.nanmin(alone)))
 
@@ -85,19 +85,6 @@ def _losses(task, hparams, ensemble, done, outputs, targets):
         return task.loss(_joined(task, ensemble, added, done), targets, hparams).mean()
 
     return jax.lax.map(one, outputs)
-
-
-def _temperature(task, hparams, logits, targets):
-    """(the temperature with the lowest loss, that loss)."""
-    from scipy.optimize import minimize_scalar
-
-    loss = jax.jit(lambda scale: task.loss(logits * scale, targets, hparams).mean())
-    # cooler or hotter than 20 is no calibration: too few examples
-    found = minimize_scalar(
-        lambda log_t: float(loss(jnp.float32(math.exp(-log_t)))),
-        bounds=(-math.log(20), math.log(20)), method="bounded",
-    )  # fmt: skip
-    return float(math.exp(found.x)), float(found.fun)
 
 
 def build(experiment, config: run.Config, objective, trials, folder: Path, dataset, log):

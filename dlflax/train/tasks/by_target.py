@@ -1,18 +1,22 @@
-"""Classification or regression, as the data's targets are."""
+"""Classification, several labels or regression, as the data's targets are."""
 
 import dataclasses
 
 from dlflax.train.tasks.classification import Classification
+from dlflax.train.tasks.multi_label import MultiLabel
 from dlflax.train.tasks.regression import Regression
 
 
 @dataclasses.dataclass(frozen=True)
 class ByTarget(Classification):
-    """`Classification` where the data have class numbers as targets, `Regression` where they have
-    floats: decided when a run reads its data, and saved as the one that it was."""
+    """`Classification` where the data have class numbers as targets, `MultiLabel` where they have
+    0 or 1 for each label, `Regression` where they have floats: decided when a run reads its data,
+    and saved as the one that it was."""
 
     def of_data(self, splits):
         """The task for these data."""
         if splits.train["targets"].dtype.kind == "f":
             return Regression()
+        if splits.train["targets"].ndim == 2:
+            return MultiLabel()
         return Classification(self.loss, self.monitor)

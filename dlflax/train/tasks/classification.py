@@ -4,12 +4,13 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlflax.errors import InputError
 from dlflax.models import explain
 from dlflax.report import figures
-from dlflax.train import baselines, importance, losses, metrics
+from dlflax.train import baselines, calibration, importance, losses, metrics
 from dlflax.train.step import floats
 from dlflax.train.tasks.task import (
     Asked,
@@ -87,13 +88,22 @@ class Classification:
         counts = np.bincount(targets, minlength=classes)
         return np.float32(len(targets) / (classes * np.maximum(counts, 1)))[targets]
 
+    def calibrate(self, targets, outputs, hparams) -> dict[str, Any]:
+        """The temperature by which probabilities are to be believed."""
+        if len(targets) < calibration.FEWEST:
+            return {}
+        found, _ = calibration.temperature(
+            self.loss, hparams, jnp.asarray(outputs), jnp.asarray(targets)
+        )
+        return {"temperature": found}
+
     def baselines(self, model, splits):
         return baselines.of_classes(splits, self.model_fields(splits)["num_outputs"])
 
     def describe(self, tested: Tested) -> Description:
         """Precision, recall and F1 of each class, and the area under the ROC curve of two classes;
-        the confusion matrix, the most confident mistakes, and where in a photograph the model
-        looked."""
+        how far probabilities are to be believed, before and after `calibrate`; the confusion
+        matrix, the most confident mistakes, and where in a photograph the model looked."""
         splits, outputs = tested.splits, tested.outputs
         class_names, targets = splits.class_names, splits.test["targets"]
         counts = (tested.sums[name] for name in ("hits", "support", "predicted"))
@@ -107,9 +117,14 @@ class Classification:
             # the logits, not the probabilities, of which many are 1 to the last bit
             auc = metrics.roc_auc(targets, logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1))
             scores |= {} if auc is None else {"roc_auc": auc}
-        probabilities = class_probabilities(outputs)
+        temperature = tested.calibration.get("temperature", 1.0)
+        probabilities = class_probabilities(outputs / temperature)
+        before = metrics.calibration(targets, class_probabilities(outputs))
         believed = metrics.calibration(targets, probabilities)
         scores["calibration_error"] = believed["error"]
+        calibrated = {
+            "temperature": temperature, "error_before": before["error"], "error": believed["error"]
+        }  # fmt: skip
         scores["per_class"] = {
             name: {key: column[i].item() for key, column in table.items()}
             for i, name in enumerate(class_names)
@@ -134,7 +149,7 @@ class Classification:
         if "columns" in splits.info:
 
             def log_loss(outputs):
-                p = class_probabilities(outputs)[np.arange(len(targets)), targets]
+                p = class_probabilities(outputs / temperature)[np.arange(len(targets)), targets]
                 return float(-np.log(np.maximum(p, 1e-9)).mean())
 
             found = importance.permutation(
@@ -152,10 +167,11 @@ class Classification:
                 }
                 for i in wrong
             ]
-        return Description(scores, tables=tables, figures=drawn)
+        return Description(scores, {"calibration": calibrated}, tables, drawn)
 
     def answer(self, asked: Asked):
-        probabilities, answers = class_probabilities(asked.outputs), []
+        temperature = asked.calibration.get("temperature", 1.0)
+        probabilities, answers = class_probabilities(asked.outputs / temperature), []
         names = names_of_outputs(asked, probabilities.shape[1])
         for each, p in zip(asked.inputs, probabilities, strict=True):
             name, best = names[p.argmax()], float(p.max())

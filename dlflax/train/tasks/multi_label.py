@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlflax.errors import InputError
-from dlflax.train import baselines, losses, metrics
+from dlflax.train import baselines, calibration, losses, metrics
 from dlflax.train.tasks.task import (
     Asked,
     Description,
@@ -23,13 +23,18 @@ from dlflax.train.tasks.task import (
 @dataclasses.dataclass(frozen=True)
 class MultiLabel:
     """Any number of labels for each example: targets 0 or 1, (n, labels), outputs logits of the
-    same shape. A label is predicted where its probability is above a half."""
+    same shape. While training, a label is predicted where its probability is above a half; then
+    above a threshold of its own, which gives the highest F1 on the validation data."""
 
-    SCORES: ClassVar = {"macro_f1": "max", "accuracy": "max", "exact_match": "max", "loss": "min"}
+    SCORES: ClassVar = {
+        "macro_f1": "max", "micro_f1": "max", "mean_average_precision": "max", "accuracy": "max",
+        "exact_match": "max", "loss": "min",
+    }  # fmt: skip
 
     loss: losses.Loss = losses.BinaryCrossEntropy()
     monitor: str = "loss"
-    """Validation score that decides the best epoch: loss, macro_f1, accuracy or exact_match."""
+    """Validation score that decides the best epoch: loss, macro_f1, micro_f1, accuracy or
+    exact_match."""
 
     def check(self, splits, outputs) -> None:
         targets = targets_of(splits, "multilabel")
@@ -47,53 +52,91 @@ class MultiLabel:
         return batch["targets"]
 
     def sums(self, outputs, targets, mask):
-        predicted, targets = (outputs > 0).astype(jnp.float32), targets.astype(jnp.float32)
-        weight = mask[:, None]
-        right = (predicted == targets) * weight
-        return {
-            "hits": (predicted * targets * weight).sum(0),
-            "support": (targets * weight).sum(0),
-            "predicted": (predicted * weight).sum(0),
-            "right": right.mean(1).sum(),
-            "exact": (right.min(1) * mask).sum(),
-        }
+        return _counts((outputs > 0).astype(jnp.float32), targets.astype(jnp.float32), mask)
 
     def summary(self, sums) -> dict[str, float]:
-        count = max(float(sums["count"]), 1.0)
-        table = metrics.per_class(sums["hits"], sums["support"], sums["predicted"])
-        return {
-            "loss": float(sums["loss"]) / count,
-            "macro_f1": float(table["f1"].mean()),
-            "accuracy": float(sums["right"]) / count,
-            "exact_match": float(sums["exact"]) / count,
-        }
+        return {"loss": float(sums["loss"]) / max(float(sums["count"]), 1.0), **_scores(sums)}
 
     def mean_logits(self, logits, weights):
         return metrics.mean_of_sigmoid(logits, weights)
+
+    def calibrate(self, targets, outputs, hparams) -> dict[str, Any]:
+        """The thresholds, as logits."""
+        enough = len(targets) >= calibration.FEWEST
+        return {"thresholds": calibration.thresholds(targets, outputs)} if enough else {}
 
     def baselines(self, model, splits):
         return baselines.of_labels(splits)
 
     def describe(self, tested: Tested) -> Description:
-        """Precision, recall, F1 and the area under the ROC curve of each label."""
+        """Precision, recall, F1, average precision and the area under the ROC curve of each label,
+        by the thresholds."""
         targets, names = tested.splits.test["targets"], tested.splits.class_names
-        counts = (tested.sums[name] for name in ("hits", "support", "predicted"))
-        table = metrics.per_class(*counts)
+        cuts = _thresholds(tested.calibration, len(names))
+        predicted = np.float32(tested.outputs > cuts)
+        sums = _counts(predicted, np.float32(targets), np.ones(len(targets), np.float32))
+        table = metrics.per_class(*(sums[name] for name in ("hits", "support", "predicted")))
+        average = metrics.average_precision(targets, tested.outputs)
         rows = {}
         for i, name in enumerate(names):
             rows[name] = {key: column[i].item() for key, column in table.items()}
+            rows[name]["average_precision"] = average[i]
             rows[name]["roc_auc"] = metrics.roc_auc(targets[:, i], tested.outputs[:, i])
-        return Description(
-            {"per_class": rows},
-            tables={"labels": [{"label": name, **row} for name, row in rows.items()]},
-        )
+            rows[name]["threshold"] = float(jax.nn.sigmoid(cuts[i]))
+        scores = _scores({**sums, "count": len(targets)})
+        scores["mean_average_precision"] = metrics.mean_known(average)
+        labels = [{"label": name, **row} for name, row in rows.items()]
+        tables = {"labels": labels}
+        if tested.splits.test_names is not None:
+            probabilities = np.asarray(jax.nn.sigmoid(tested.outputs)).round(4).tolist()
+            tables["probabilities"] = [
+                {tested.splits.unit: str(each), **dict(zip(names, values, strict=True))}
+                for each, values in zip(tested.splits.test_names, probabilities, strict=True)
+            ]
+        return Description({**scores, "per_class": rows}, tables=tables)
 
     def answer(self, asked: Asked):
         probabilities, answers = np.asarray(jax.nn.sigmoid(asked.outputs)), []
         names = names_of_outputs(asked, probabilities.shape[1])
-        for each, p in zip(asked.inputs, probabilities, strict=True):
-            labels = [name for name, q in zip(names, p, strict=True) if q > 0.5]
+        have = asked.outputs > _thresholds(asked.calibration, len(names))
+        for each, p, predicted in zip(asked.inputs, probabilities, have, strict=True):
+            labels = [name for name, yes in zip(names, predicted, strict=True) if yes]
             every = {n: float(q) for n, q in zip(names, p, strict=True)}
             values = {asked.kind: each, "labels": labels, "probabilities": every}
             answers.append((f"{each}: {', '.join(labels) or 'no label'}", values))
         return answers
+
+
+def _thresholds(calibrated, labels: int) -> np.ndarray:
+    """float (labels,): logits above which a label is predicted."""
+    found = calibrated.get("thresholds", [0.0] * labels)
+    if len(found) != labels:
+        raise InputError(
+            f"calibration.json is damaged: it has {len(found)} thresholds for {labels} labels."
+        )
+    return np.array(found)
+
+
+def _counts(predicted, targets, mask) -> dict[str, Any]:
+    """What `_scores` needs: predicted, targets float (n, labels), 0 or 1; mask (n,)."""
+    weight = mask[:, None]
+    right = (predicted == targets) * weight
+    return {
+        "hits": (predicted * targets * weight).sum(0),
+        "support": (targets * weight).sum(0),
+        "predicted": (predicted * weight).sum(0),
+        "right": right.mean(1).sum(),
+        "exact": (right.min(1) * mask).sum(),
+    }
+
+
+def _scores(sums) -> dict[str, float]:
+    count = max(float(sums["count"]), 1.0)
+    counts = [np.asarray(sums[name], np.float64) for name in ("hits", "support", "predicted")]
+    of_all = metrics.per_class(*(each.sum() for each in counts))
+    return {
+        "macro_f1": float(metrics.per_class(*counts)["f1"].mean()),
+        "micro_f1": float(of_all["f1"]),
+        "accuracy": float(sums["right"]) / count,
+        "exact_match": float(sums["exact"]) / count,
+    }

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from dlflax.data.targets import in_unit
 from dlflax.errors import InputError
 from dlflax.report import figures
 from dlflax.train import baselines, importance, losses
@@ -72,10 +73,10 @@ class Regression:
         """The coefficient of determination, predicted against true numbers, and of a table which
         columns count; in the targets' own unit, where the data tell it."""
         info, inputs = tested.splits.info, tested.splits.test["inputs"]
-        targets = in_unit(info, tested.splits.test["targets"]).reshape(len(tested.outputs), -1)
+        targets = in_unit(tested.splits.test["targets"], info).reshape(len(tested.outputs), -1)
 
         def numbers(outputs):
-            return in_unit(info, outputs).reshape(targets.shape)
+            return in_unit(outputs, info).reshape(targets.shape)
 
         def rmse(outputs):
             return float(np.sqrt(np.mean((targets - numbers(outputs)) ** 2, 0)).mean())
@@ -86,10 +87,12 @@ class Regression:
         scores = {"r2": float(np.mean(1 - left / np.where(total > 0, total, np.inf)))}
         if "target_scale" in info:
             scores |= {"rmse": rmse(tested.outputs), "mae": float(np.abs(targets - outputs).mean())}
+        names = tested.splits.test_names
         rows = [
-            {f"true_{i}": t for i, t in enumerate(row)}
+            ({tested.splits.unit: names[k]} if names is not None else {})
+            | {f"true_{i}": t for i, t in enumerate(row)}
             | {f"predicted_{i}": p for i, p in enumerate(guess)}
-            for row, guess in zip(targets.tolist(), outputs.tolist(), strict=True)
+            for k, (row, guess) in enumerate(zip(targets.tolist(), outputs.tolist(), strict=True))
         ]
         tables = {"predictions": rows}
         drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
@@ -102,12 +105,7 @@ class Regression:
     def answer(self, asked: Asked):
         answers = []
         for each, values in zip(asked.inputs, asked.outputs, strict=True):
-            values = np.ravel(in_unit(asked.data, values)).tolist()
+            values = np.ravel(in_unit(values, asked.data)).tolist()
             words = " ".join(f"{value:.5g}" for value in values)
             answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))
         return answers
-
-
-def in_unit(info, values) -> np.ndarray:
-    """float64, in the targets' own unit: `data.Table` standardizes them."""
-    return np.float64(values) * info.get("target_scale", 1.0) + info.get("target_mean", 0.0)

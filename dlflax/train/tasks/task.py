@@ -56,6 +56,10 @@ class Task(Protocol):
 
     # A task may have of_data(splits) -> the task that these data want, with which the run goes on.
 
+    # A task may have calibrate(targets, outputs, hparams) -> {name: number or list of numbers}:
+    # fitted on the validation data's targets and outputs (n, ...) when training is done, saved as
+    # calibration.json, and given to `describe` and `answer`.
+
     # A task may have baselines(model, splits) -> {name: function that fits a simple model and
     # returns its `train.baselines.Baseline`}: a run tells how the network compares with them.
 
@@ -81,6 +85,8 @@ class Tested:
     """float32 (n, ...), of splits.test."""
     predict: Callable[[np.ndarray], np.ndarray]
     """Inputs (n, ...) -> outputs float32 (n, ...), by the same model."""
+    calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `Task.calibrate` returned; {} without validation data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +122,8 @@ class Asked:
     variables: Mapping[str, Any]
     folder: Path
     """Of the run, for what is drawn."""
+    calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """As that of `Tested`."""
 
 
 def targets_of(splits, task: str) -> np.ndarray:

@@ -1,0 +1,230 @@
+"""What pictures show by a CSV file: a file's name and its class, several labels, or numbers."""
+
+import collections
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlflax.data import csv_files
+from dlflax.data.folder_files import File, Found, listed, refused, skipped
+from dlflax.data.targets import classes_of, numbers_or_classes
+from dlflax.data.text_tables import LABEL_COLUMNS
+from dlflax.errors import InputError
+from dlflax.files import printable
+
+FEWEST = 3  # pictures that a class or a label needs: one to train, validate and test on each
+SEPARATORS = "|;"  # a cell that has one of them has several labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What a file of labels says."""
+
+    kind: str
+    """classes, labels (any number for each picture) or number (one or more)."""
+    columns: list[str]
+    """The columns that are predicted."""
+    of: dict[str, Any]
+    """A picture's name -> JSON value: its class, the list of its labels, or of its numbers."""
+    groups: dict[str, str]
+    """A picture's name -> the group that it belongs to; empty without groups."""
+    report: list[list[str]]
+    """Rows of files_skipped.csv."""
+
+    def targets(self, values: list, log: Callable[[str], None]) -> tuple[Any, tuple, np.ndarray]:
+        """(targets (n, ...), names of the classes or labels, bool: which of the values are kept) of
+        pictures with such values. InputError where there is nothing to learn."""
+        kept = np.ones(len(values), bool)
+        if self.kind == "number":
+            numbers = np.array(values, np.float64).reshape(len(values), len(self.columns))
+            return numbers[:, 0] if len(self.columns) == 1 else numbers, (), kept
+        if self.kind == "classes":
+            names, targets, kept = classes_of(np.array(values, object), FEWEST, "pictures", log)
+            return targets, names, kept
+        counts = collections.Counter(label for labels in values for label in labels)
+        names = sorted(label for label, count in counts.items() if count >= FEWEST)
+        if few := sorted(set(counts) - set(names)):
+            log(f"labels of fewer than {FEWEST} pictures are left out: {listed(few)}.")
+        if not names:
+            raise InputError(f"no label is that of {FEWEST} pictures or more: nothing to learn.")
+        have = [[label in set(labels) for label in names] for labels in values]
+        return np.array(have, np.int32), tuple(names), kept
+
+
+def read(
+    path: Path, files: list[File], place: str, target: tuple[str, ...], kind: str, group: str, log
+) -> Labels:
+    """The labels of the files below a folder. target: the columns that are predicted, () where that
+    is clear; kind: what they are taken for, auto or one of `Labels.kind`; group: a column, or "".
+    InputError when it is no such file."""
+    header, rows = csv_files.read(path, "a file of labels")
+    header = [printable(name.strip()) for name in header]
+    table = [[cell.strip() for cell in row] for _, row in rows]
+    found = _names_of(header, table, files)
+    if not any(found.values()):
+        shown = listed([file.name for file in files][:2])
+        raise InputError(
+            f"--labels {path}: no column names pictures of {place}, such as {shown}: one should."
+        )
+    file_column = max(found, key=lambda name: sum(each is not None for each in found[name]))
+    columns = _columns(path, header, file_column, target, group)
+    by_group = f", groups by {group}" if group else ""
+    log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{by_group}")
+    places = [header.index(column) for column in columns]
+    report, cells, groups = [], collections.defaultdict(list), {}
+    at_group, at_file = group and header.index(group), header.index(file_column)
+    for (line, _), row, name in zip(rows, table, found[file_column], strict=True):
+        given = [printable(row[i]) for i in places]
+        if name is None:
+            what = printable(row[at_file])
+            reason = f"no such picture: {path.name}, line {line}"
+            report.append(skipped(what, "no such picture", reason))
+        elif kind != "labels" and len(places) == 1 and given[0].lower() in csv_files.MISSING:
+            report.append(skipped(name, "no label", f"no label: {path.name}, line {line}"))
+        else:
+            cells[name].append(tuple(given))
+            if group:
+                groups[name] = row[at_group] or name  # without one: a group of its own
+    if not cells:
+        raise InputError(f"--labels {path}: no picture of {place} has a label in it.")
+    kind, values = _values(columns, cells, kind, log)
+    of = {}
+    for name, each in values.items():
+        if kind == "labels":
+            of[name] = sorted({label for labels in each for label in labels})
+        elif all(value == each[0] for value in each):
+            of[name] = each[0]
+        else:
+            reason = f"two labels: {each[0]} and {next(v for v in each if v != each[0])}"
+            report.append(skipped(name, "two labels", reason))
+    known = {row[0] for row in report}
+    for file in files:
+        if file.name not in of and file.name not in known and not refused(file):
+            reason = f"no label: no row in {path.name}"
+            report.append(skipped(file.name, "no label", reason))
+    return Labels(kind, columns, of, groups, report)
+
+
+def found(labels: Labels, files: list[File], report: list[list[str]]) -> Found:
+    """What is to be decoded: pictures with a label. Their `labels` number the different values,
+    which are `class_names`, as JSON."""
+    chosen, report = [], [*report, *labels.report]
+    for file in files:
+        if row := refused(file):
+            report.append(row)
+        elif file.name in labels.of:
+            chosen.append(file)
+    texts = [json.dumps(labels.of[file.name]) for file in chosen]
+    different = sorted(set(texts))
+    numbers = {text: number for number, text in enumerate(different)}
+    return Found(
+        different, [], [file.name for file in chosen], [numbers[text] for text in texts],
+        [""] * len(chosen), [file.size for file in chosen],
+        lambda index: open(chosen[index].path, "rb"), report, len(chosen) + len(report),
+    )  # fmt: skip
+
+
+def _names_of(header, table, files) -> dict[str, list[str | None]]:
+    """Column -> the file that each of its cells names, None where it names none: by its path below
+    the folder, or by its name alone, with or without ending, where one file has it."""
+    names = {file.name for file in files}
+    short = collections.defaultdict(list)
+    for name in names:
+        base = name.rpartition("/")[2]
+        for each in {base, base.rpartition(".")[0] or base}:
+            short[each].append(name)
+
+    def find(cell):
+        cell = printable(cell).replace("\\", "/").removeprefix("./")
+        if cell in names:
+            return cell
+        same = short.get(cell.rpartition("/")[2], []) if cell else []
+        if len(same) > 1:
+            same = [name for name in same if f"/{cell}".endswith(f"/{name}")]
+        return same[0] if len(same) == 1 else None
+
+    return {
+        name: [find(row[i]) for row in table] for i, name in enumerate(header)
+        if any(find(row[i]) for row in table[:1000])
+    }  # fmt: skip
+
+
+def _columns(path, header, file_column, target, group) -> list[str]:
+    """The columns that are predicted."""
+    for flag, name in (*(("target", each) for each in target), ("group", group)):
+        if name and (name not in header or header.count(name) > 1):
+            raise InputError(f"--{flag} {name}: {path} has the columns {listed(header)}.")
+    if target:
+        if wrong := {file_column, group} & set(target):
+            raise InputError(f"--target {wrong.pop()} is not what is predicted: name others.")
+        return list(target)
+    others = [name for name in header if name not in (file_column, group)]
+    named = [name for name in others if name.lower() in LABEL_COLUMNS]
+    chosen = others if len(others) == 1 else named
+    if len(chosen) != 1:
+        raise InputError(
+            f"{path} has the columns {listed(header)}, and which is to be predicted is not clear: "
+            "name it, or several, with --target."
+        )
+    return chosen
+
+
+def _values(columns, cells, kind, log) -> tuple[str, dict[str, list]]:
+    """(what the columns are taken for, name -> the value of each of its rows)."""
+    rows = [row for each in cells.values() for row in each]
+    if len(columns) > 1:
+        return _of_several(columns, cells, rows, kind)
+    texts, name = [row[0] for row in rows], columns[0]
+    mark = _separator(texts) if kind in ("auto", "labels") else ""
+    if kind == "labels" or mark:
+        how = f"separated by {mark!r}" if mark else "separated by blanks"
+        log(f"{name}: several labels for a picture, {how} (--target-kind classes for one class).")
+
+        def split(text):
+            parts = text.split(mark or None)
+            return [p.strip() for p in parts if p.strip().lower() not in csv_files.MISSING]
+
+        return "labels", {n: [split(row[0]) for row in each] for n, each in cells.items()}
+    numbers = numbers_or_classes(name, texts, kind, log)
+    if numbers is None:
+        return "classes", {n: [row[0] for row in each] for n, each in cells.items()}
+    each_number = iter(numbers.tolist())
+    return "number", {n: [[next(each_number)] for _ in each] for n, each in cells.items()}
+
+
+def _of_several(columns, cells, rows, kind):
+    """As `_values`: a column of 0 and 1 for each label, or of a number each."""
+    if kind == "classes":
+        raise InputError("--target-kind classes needs one column as --target.")
+    numbers = []
+    for name, column in zip(columns, zip(*rows, strict=True), strict=True):
+        values = csv_files.numbers(list(column))
+        if isinstance(values, str) or not np.isfinite(values).all():
+            wrong = values if isinstance(values, str) else "a missing or infinite number"
+            raise InputError(f"--target {name} has {wrong}: each of several should be a number.")
+        numbers.append(values)
+    table = np.stack(numbers, 1)
+    if kind == "labels" and not np.isin(table, (0, 1)).all():
+        raise InputError("--target-kind labels needs 0 or 1 in each of several columns.")
+    each_row = iter(table.tolist())
+    if kind == "labels" or (kind == "auto" and np.isin(table, (0, 1)).all()):
+        return "labels", {
+            n: [[c for c, v in zip(columns, next(each_row), strict=True) if v] for _ in each]
+            for n, each in cells.items()
+        }
+    return "number", {n: [next(each_row) for _ in each] for n, each in cells.items()}
+
+
+def _separator(texts: list[str]) -> str:
+    """The mark between labels, "" where there is none: a comma only where what it separates comes
+    again, as in "red, old" and "red, new", but not in "tench, a fish"."""
+    for mark in SEPARATORS:
+        if any(mark in text for text in texts):
+            return mark
+    parts = {part.strip() for text in texts for part in re.split(",", text)}
+    return "," if any("," in text for text in texts) and len(parts) < len(set(texts)) else ""

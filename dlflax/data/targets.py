@@ -1,0 +1,88 @@
+"""What a column that is to be predicted is taken for, and numbers in units of their deviation."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dlflax.data import csv_files
+from dlflax.errors import InputError
+
+MOST_CLASSES = 20  # whole numbers with more values than that are taken for numbers
+
+
+def numbers_or_classes(
+    name: str, cells: list[str], kind: str, log: Callable[[str], None]
+) -> np.ndarray | None:
+    """float64 (n,) where the column `name` is one of numbers, None where its cells are classes.
+    kind: "classes" or "number" as the user says, or "auto": numbers that have fractions or many
+    different values; `log` gets what they are then taken for. InputError for a cell that is no
+    number where there should be one, and for classes without end."""
+    values, different = csv_files.numbers(cells), len(set(cells))
+    numeric = not isinstance(values, str)
+    if kind == "auto":
+        whole = numeric and bool(np.all(values == np.round(values)))
+        kind = "number" if numeric and (different > MOST_CLASSES or not whole) else "classes"
+        other = "classes" if kind == "number" else "number"
+        if numeric:
+            log(f"{name}: {different:,} different numbers, taken for "
+                f"{'a number' if kind == 'number' else 'classes'} (--target-kind {other} for "
+                "the other).")  # fmt: skip
+    if kind == "number":
+        if not numeric:
+            raise InputError(f"--target-kind number: {name} has {values!r}, which is no number.")
+        if not np.isfinite(values).all():
+            raise InputError(f"the target {name} has an infinite value: give numbers.")
+        return values
+    if different > 1000:
+        raise InputError(
+            f"the target {name} has {different:,} classes: name another column by --target, or "
+            "use --target-kind number."
+        )
+    return None
+
+
+def in_order(value: str):
+    """Sorts class names that are numbers as numbers, before other texts."""
+    number = csv_files.numbers([value])
+    return (1, 0.0, value) if isinstance(number, str) else (0, float(number[0]), value)
+
+
+def classes_of(
+    cells: np.ndarray, fewest: int, what: str, log: Callable[[str], None]
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """(names of the classes, int32 (kept,) of them, bool (n,): which of the cells are kept). A
+    class with fewer than `fewest` examples, `what` they are, is left out, and `log` gets which.
+    InputError where fewer than two are left."""
+    counts = Counter(cells.tolist())
+    few = sorted((name for name, count in counts.items() if count < fewest), key=in_order)
+    names = tuple(sorted(set(counts) - set(few), key=in_order))
+    kept = ~np.isin(cells, few)
+    if few:
+        log(f"{(~kept).sum():,} {what} are of a class with fewer than {fewest} {what} ("
+            f"{', '.join(few[:5])}): left out.")  # fmt: skip
+    if len(names) < 2:
+        raise InputError(
+            f"there are fewer than two classes of {fewest} {what} or more: nothing to tell apart."
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, np.array([numbers[cell] for cell in cells[kept]], np.int32), kept
+
+
+def unit_of(values: np.ndarray) -> dict[str, Any]:
+    """Mean and deviation of numbers (n,) or (n, numbers), as `info` of a Splits keeps them."""
+    mean, scale = values.mean(0), values.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    return {"target_mean": mean.tolist(), "target_scale": scale.tolist()}
+
+
+def standardized(values, info) -> np.ndarray:
+    """float32: numbers in deviations from the mean, by what `unit_of` found."""
+    return np.float32((values - np.array(info["target_mean"])) / np.array(info["target_scale"]))
+
+
+def in_unit(values, info) -> np.ndarray:
+    """float64: back from `standardized`; as they are where nothing was found."""
+    scale, mean = info.get("target_scale", 1.0), info.get("target_mean", 0.0)
+    return np.float64(values) * np.array(scale) + np.array(mean)
