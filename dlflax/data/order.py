@@ -76,17 +76,24 @@ def held_out(
     """bool (n,): about `share` of the examples, drawn by `seed`, as `stratified` where the targets
     are classes, int (n,). With groups (n,), the share of these: whole ones, one or more."""
     return _whole(
-        groups, targets, lambda targets, _: stratified(targets, share, seed, *purpose, left=left)
-    )
+        groups, targets, left,
+        lambda targets, _: stratified(targets, share, seed, *purpose, left=left),
+    )  # fmt: skip
 
 
-def _whole(groups, targets, choose):
+def _whole(groups, targets, left, choose):
     """choose(targets, names) -> bool: of the examples, or of the groups, each of which is then
-    chosen as a whole. What is no class is of one class."""
+    chosen as a whole. What is no class is of one class. InputError for fewer than left + 1 groups.
+    """
     if groups is None:
         classes = targets.ndim == 1 and targets.dtype.kind in "iu"
         return choose(targets if classes else np.zeros(len(targets), np.int32), None)
     names, group = np.unique(groups, return_inverse=True)
+    if len(names) <= left:
+        raise InputError(
+            f"--group: there are {len(names)} groups, but training, validation and test data need "
+            f"one each: at least {left + 1} here."
+        )
     return choose(np.zeros(len(names), np.int32), names)[group]
 
 
@@ -100,7 +107,7 @@ def by_content(
     def choose(targets, names):
         return _drawn(targets, contents if names is None else names, share, seed, left)
 
-    return _whole(groups, targets, choose)
+    return _whole(groups, targets, left, choose)
 
 
 def _drawn(targets, contents, share, seed, left):

@@ -1,31 +1,35 @@
 """Numbers that are fitted on the validation outputs when training is done: what to believe, and
 where to cut. They change no weights, and are saved with the run.
 
-scikit-learn and SciPy are imported where they are used.
+scikit-learn is imported where it is used.
 """
 
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 FEWEST = 30  # validation examples below which nothing is fitted
 FEWEST_POSITIVE = 5  # of a label, below which it keeps its threshold
+POINTS = 65  # temperatures that are tried at a time
 HOTTEST = 20.0  # a temperature beyond it, or below its inverse, is no calibration
 
 
 def temperature(loss, hparams, logits, targets) -> tuple[float, float]:
-    """(the temperature by which the logits have the lowest mean loss when divided, that loss): Guo
-    et al. 2017. loss: (logits, targets, hparams) -> (n,)."""
-    from scipy.optimize import minimize_scalar
+    """(the temperature by which the logits have the lowest mean loss when divided, to about 0.1 %;
+    that loss): Guo et al. 2017. loss: (logits, targets, hparams) -> (n,)."""
 
-    mean = jax.jit(lambda scale: loss(logits * scale, targets, hparams).mean())
-    found = minimize_scalar(
-        lambda log_t: float(mean(jnp.float32(math.exp(-log_t)))),
-        bounds=(-math.log(HOTTEST), math.log(HOTTEST)), method="bounded",
-    )  # fmt: skip
-    return float(math.exp(found.x)), float(found.fun)
+    @jax.jit
+    def losses(scales):
+        return lax.map(lambda scale: loss(logits * scale, targets, hparams).mean(), scales)
+
+    middle, reach = 0.0, math.log(HOTTEST)
+    for _ in range(2):  # all of the range, then around the best of it
+        logs = np.linspace(middle - reach, middle + reach, POINTS)
+        found = np.asarray(losses(np.exp(-logs).astype(np.float32)))
+        middle, reach = float(logs[np.nanargmin(found)]), 2 * reach / (POINTS - 1)
+    return math.exp(middle), float(np.nanmin(found))
 
 
 def thresholds(targets, logits) -> list[float]:

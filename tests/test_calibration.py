@@ -1,0 +1,56 @@
+"""What is fitted on validation outputs, beside SciPy's and a search over all thresholds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+from sklearn.metrics import f1_score
+
+from dlflax.errors import InputError
+from dlflax.run.folder import load_calibration
+from dlflax.train import calibration, losses
+from dlflax.train.hparams import Hparams
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 6.0])
+def test_temperature(scale):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 500)
+    logits = np.float32(scale * (2 * np.eye(4)[truth] + rng.normal(size=(500, 4))))
+
+    def loss(log_t):
+        log_p = scipy.special.log_softmax(logits * np.exp(-log_t), 1)
+        return -log_p[np.arange(500), truth].mean()
+
+    expected = scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+    found, lowest = calibration.temperature(
+        losses.CrossEntropy(), Hparams(), logits, np.int32(truth)
+    )
+    assert found == pytest.approx(np.exp(expected.x), rel=2e-3)
+    assert lowest == pytest.approx(expected.fun, rel=1e-4)
+
+
+def test_thresholds():
+    rng = np.random.default_rng(0)
+    truth = (rng.random((300, 4)) < [0.5, 0.1, 0.3, 0.005]).astype(int)
+    logits = 2 * truth + rng.normal(size=truth.shape) - 3
+    found = calibration.thresholds(truth, logits)
+    assert found[3] == 0  # too few to say
+    for label in range(3):
+        best = max(f1_score(truth[:, label], logits[:, label] >= t) for t in logits[:, label])
+        assert f1_score(truth[:, label], logits[:, label] > found[label]) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"thresholds": "x"}', '{"a": {"b": 1}}', '{"a": [""]}']
+)
+def test_damaged_files(tmp_path, text):
+    assert load_calibration(tmp_path) == {}
+    Path(tmp_path, "calibration.json").write_text(text)
+    with pytest.raises(InputError, match="calibration.json is damaged"):
+        load_calibration(tmp_path)
+    Path(tmp_path, "calibration.json").write_text(json.dumps({"a": 1, "b": [1, 2.5]}))
+    assert load_calibration(tmp_path) == {"a": 1, "b": [1, 2.5]}

@@ -1,0 +1,256 @@
+"""Pictures with a file of labels: what it is taken for, groups, odd files, whole runs."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlflax import run
+from dlflax.data import ImageFolder
+from dlflax.errors import InputError
+from dlflax.run.exit_codes import with_exit_codes
+from experiments import image_folder, predict
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def photos(n=60, seed=0):
+    """Pictures that are red or blue, and striped or not: [(name, colour, striped, brightness)]."""
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(n):
+        pixels = rng.integers(0, 60, (16, 16, 3), dtype=np.uint8)
+        colour, striped, level = i % 2, i % 3 == 0, int(rng.integers(80, 190))
+        pixels[..., 2 * colour] += np.uint8(level)
+        if striped:
+            pixels[::4] = 250
+        path = Path("photos", f"part{i % 4}", f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        rows.append((f"{i}.png", ("red", "blue")[colour], striped, round(float(pixels.mean()), 2)))
+    return rows
+
+
+def write(header, rows, name="labels.csv", delimiter=","):
+    with open(name, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return Path(name)
+
+
+def source(path="labels.csv", **fields):
+    return ImageFolder("", data_dir=Path("photos"), size=16, labels=Path(path), **fields)
+
+
+def splits_of(source, validation=0.2, log=lambda _: None):
+    dataset = source.load(log)
+    return dataset, source.split(dataset, validation, 0)
+
+
+def refused(**fields):
+    with pytest.raises(InputError) as error:
+        splits_of(source(**fields))
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def test_classes_by_whatever_names_the_files():
+    rows = photos()
+    ways = (
+        lambda name, i: f"part{i % 4}/{name}",
+        lambda name, i: name,
+        lambda name, i: Path(name).stem,
+        lambda name, i: f"C:\\data\\part{i % 4}\\{name}",
+        lambda name, i: f"./part{i % 4}/{name}",
+    )
+    found = []
+    for way in ways:
+        write(["id", "label"], [(way(row[0], i), row[1]) for i, row in enumerate(rows)])
+        dataset, splits = splits_of(source())
+        assert dataset.class_names == ("blue", "red") and splits.train["targets"].dtype == np.int32
+        for part in (splits.train, splits.val, splits.test):
+            blue = part["inputs"][..., 2].mean((1, 2)) > part["inputs"][..., 0].mean((1, 2))
+            np.testing.assert_array_equal(part["targets"] == 0, blue)
+        found.append(dataset.checksum)
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("mark", ["|", ";", ", ", " "])
+def test_several_labels(mark):
+    rows = [(n, mark.join([c] + ["striped"] * s)) for n, c, s, _ in photos()]
+    write(["file", "tags"], rows, delimiter="," if mark == "|" else "\t")
+    said = []
+    kind = {"target_kind": "labels"} if mark == " " else {}
+    dataset, splits = splits_of(source(**kind), log=said.append)
+    assert dataset.class_names == ("blue", "red", "striped")
+    assert splits.train["targets"].shape[1] == 3 and splits.summary()["classes"]["red"]["test"]
+    striped = splits.test["inputs"][:, ::4].min((1, 2, 3)) == 250
+    np.testing.assert_array_equal(splits.test["targets"][:, 2], striped)
+    assert any("several labels for a picture, separated by" in line for line in said)
+
+
+def test_columns_of_0_and_1_and_rows_that_come_again():
+    rows = photos()
+    write(["file", "red", "striped"], [(n, int(c == "red"), int(s)) for n, c, s, _ in rows])
+    columns = splits_of(source(target=("red", "striped")))[1]
+    again = [(n, "red") for n, c, _, _ in rows if c == "red"]
+    again += [(n, "striped") for n, _, s, _ in rows if s] + [(n, "") for n, *_ in rows]
+    write(["file", "tag"], again)
+    one = splits_of(source(target_kind="labels"))[1]
+    for name in ("train", "val", "test"):
+        a, b = getattr(columns, name), getattr(one, name)
+        np.testing.assert_array_equal(a["targets"], b["targets"])
+    assert (columns.train["targets"].sum(1) == 0).any()  # a picture may have none
+
+
+def test_a_comma_in_the_name_of_a_class():
+    names = {"red": "tench, Tinca tinca", "blue": "goldfish, Carassius auratus"}
+    write(["file", "label"], [(n, names[c]) for n, c, *_ in photos()])
+    assert splits_of(source())[0].class_names == tuple(sorted(names.values()))
+
+
+def test_numbers():
+    write(["file", "brightness", "red"], [(n, b, 2 * b) for n, _, _, b in photos()])
+    _, splits = splits_of(source(target=("brightness",)))
+    means = splits.test["inputs"].mean((1, 2, 3))
+    unit = splits.info
+    np.testing.assert_allclose(
+        splits.test["targets"] * unit["target_scale"] + unit["target_mean"], means, atol=0.01
+    )
+    assert abs(splits.train["targets"].mean()) < 1e-5
+    _, two = splits_of(source(target=("brightness", "red")))
+    assert two.train["targets"].shape[1] == 2 and len(two.info["target_mean"]) == 2
+    np.testing.assert_allclose(two.train["targets"][:, 0], two.train["targets"][:, 1], atol=1e-5)
+
+
+def test_groups_stay_on_one_side():
+    rows = photos()
+    write(["file", "label", "patient"], [(n, c, i // 5) for i, (n, c, *_) in enumerate(rows)])
+    dataset, splits = splits_of(source(group="patient"))
+    sides = {}
+    for name in ("train", "val", "test"):
+        for row in getattr(splits, name)["inputs"]:
+            sides.setdefault(row.tobytes(), name)
+    of_group = {}
+    for i, (name, *_) in enumerate(rows):
+        pixels = np.asarray(Image.open(Path("photos", f"part{i % 4}", name)))
+        of_group.setdefault(i // 5, set()).add(sides[pixels.tobytes()])
+    assert all(len(side) == 1 for side in of_group.values())
+    assert set.union(*of_group.values()) == {"train", "val", "test"}
+    # a group that comes later moves no other one into or out of the test
+    assert set(dataset.test["groups"]) <= {str(i) for i in range(12)}
+    write(["file", "label", "patient"], [(n, c, i // 5) for i, (n, c, *_) in enumerate(rows[:50])])
+    assert set(source(group="patient").load(print).test["groups"]) <= set(dataset.test["groups"])
+
+
+def test_odd_rows_are_listed():
+    rows = [(n, c) for n, c, *_ in photos()]
+    odd = [("nowhere.png", "red"), (rows[0][0], "blue"), (rows[1][0], rows[1][1])]
+    rows[2] = (rows[2][0], "NA")
+    write(["file", "label"], [*rows[:-1], *odd])
+    dataset = source().load(lambda _: None)
+    listed = {row["file"]: row["reason"] for row in csv.DictReader(
+        dataset.files["files_skipped.csv"].splitlines()) if row["what"] == "skipped"}  # fmt: skip
+    assert listed == {
+        "nowhere.png": "no such picture: labels.csv, line 61",
+        "part0/0.png": "two labels: red and blue",
+        "part2/2.png": "no label: labels.csv, line 4",
+        "part3/59.png": "no label: no row in labels.csv",
+    }
+    assert len(dataset.train["files"]) + len(dataset.test["files"]) == 57
+
+
+def test_bad_files():
+    rows = photos(24)
+    write(["a", "b"], [("x", "y"), ("z", "w")])
+    assert "no column names pictures" in refused()
+    write(["file", "a", "b"], [(n, c, c) for n, c, *_ in rows])
+    assert "is not clear" in refused()
+    assert "--target c: " in refused(target=("c",))
+    assert "--group c: " in refused(target=("a",), group="c")
+    assert "--target file is not what is predicted" in refused(target=("file",))
+    assert "should be a number" in refused(target=("a", "b"))
+    assert "which is no number" in refused(target=("a",), target_kind="number")
+    write(["file", "label"], [(n, "red") for n, *_ in rows])
+    assert "fewer than two classes" in refused()
+    write(["file", "label"], [(n, i) for i, (n, *_) in enumerate(rows)])
+    assert "fewer than two classes" in refused(target_kind="classes")
+    write(["file", "label", "p"], [(n, c, c) for n, c, *_ in rows])
+    assert "there are 2 groups" in refused(group="p")
+    write(["file", "label", "p"], [(n, c, c + str(i % 5 * (c == "red"))) for i, (n, c, *_) in
+                                   enumerate(rows)])  # fmt: skip
+    with pytest.raises(InputError, match="all pictures of the class 'blue' are of groups"):
+        for seed in range(20):
+            splits_of(source(group="p", split_seed=seed))
+    assert "does not exist" in refused(path="nothing.csv")
+    with pytest.raises(InputError, match="--group is for a file of --labels"):
+        ImageFolder(data_dir=Path("photos"), group="p").load(print)
+
+
+FLAGS = ["--preset", "scratch", "--data-dir", "photos", "--labels", "labels.csv", "--size", "16",
+         "--epochs", "8", "--batch-size", "8", "--model.features", "8", "--run-dir", "run",
+         "--hparams.learning-rate", "5e-3", "--hparams.dropout", "0", "--augment"]  # fmt: skip
+
+
+def ran(*flags):
+    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, [*FLAGS, *flags])
+    return json.loads(Path("run/results.json").read_text(encoding="utf-8"))
+
+
+def answer(capsys, name):
+    capsys.readouterr()
+    predict.command(Path("run"), (name,), json_output=True)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_run_with_several_labels(capsys):
+    rows = photos(200)
+    write(["file", "tags"], [(n, "|".join([c] + ["striped"] * s)) for n, c, s, _ in rows])
+    results = ran("--baseline", "none", "--validation", "0.3")
+    assert results["task"] == "MultiLabel" and results["test"]["macro_f1"] > 0.9
+    saved = json.loads(Path("run/calibration.json").read_text(encoding="utf-8"))
+    assert len(saved["thresholds"]) == 3
+    assert answer(capsys, "photos/part0/0.png")["labels"] == ["red", "striped"]
+    with open("run/probabilities.csv", newline="", encoding="utf-8") as file:
+        assert next(csv.reader(file)) == ["file", "blue", "red", "striped"]
+
+
+def test_a_run_with_numbers_goes_on_to_the_same_bits(capsys):
+    write(["file", "brightness"], [(n, b) for n, _, _, b in photos()])
+    flags = ["--baseline", "none", "--schedule", "constant", "--hparams.warmup", "0"]
+    whole = ran(*flags, "--epochs", "4")["test"]
+    Path("run").rename("whole")
+    ran(*flags, "--epochs", "2")
+    again = ran(*flags, "--resume", "--epochs", "4")["test"]
+    assert again == whole and {"rmse", "mae", "r2"} <= set(again)
+    (value,) = answer(capsys, "photos/part0/0.png")["values"]
+    assert 0 < value < 255
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_files_of_labels(seed, capsys):
+    """Whatever is in it: a run, or one sentence."""
+    rng = np.random.default_rng(seed)
+    rows = [[n, c, str(b)] for n, c, _, b in photos(int(rng.choice([0, 3, 24])))]
+    odd = ("", "nan", '"', "\x00", "1,5", "x" * 3000, "\u202e", "9" * 400, "inf", "\r", "..", "|")
+    for _ in range(rng.integers(1, 6)):
+        if rows:
+            row = rows[rng.integers(len(rows))]
+            row[rng.integers(3)] = str(rng.choice(odd))
+    Path("photos").mkdir(exist_ok=True)
+    text = "\n".join(";".join(row) for row in [["file", "label", "level"], *rows])
+    content = bytearray(text.encode(str(rng.choice(["utf-8", "utf-16", "latin-1"])), "replace"))
+    if rng.random() < 0.3 and content:
+        content[rng.integers(len(content))] = rng.integers(256)
+    Path("labels.csv").write_bytes(bytes(content))
+    target = str(rng.choice(["label", "level", "file", "nothing"]))
+    try:
+        with_exit_codes(lambda: ran("--epochs", "1", "--baseline", "none", "--target", target))
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    err = capsys.readouterr().err
+    assert code in (0, None, 2) and "Traceback" not in err
+    assert code != 2 or (err.startswith("error: ") and err.count("\n") == 1), err
