@@ -69,8 +69,10 @@ OF_RUNS = {
     "--tail": ("0.4", ""), "--model.code": ("3", ""), "--model.variational": ("", ""),
     "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("all", ""), "--head-epochs": ("2", ""),
-    "--views": ("2", ""), "--baseline": ("none", ""), "--target": ("other", ""),
+    "--views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
+    "--target": ("other", ""),
     "--target-kind": ("classes", ""), "--ignore": ("n", ""), "--bins": ("2", ""),
+    "--group": ("n", ""), "--labels": ("labels.csv", ""),
 }  # fmt: skip
 OF_SWEEPS = {
     "--trials": ("4", ""), "--population": ("3", ""), "--seeds": ("2", ""),
@@ -116,6 +118,9 @@ def data(place):
         for i in range(20):
             pixels = rng.integers(0, 256 - 60 * k, (6, 6, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((24, 24)).save(Path("photos") / name / f"{i}.png")
+    with open("labels.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [(f"{name}/{i}.png", i % 3) for name in "ab" for i in range(20)]
+        csv.writer(file).writerows([("file", "label"), *rows])
 
 
 def left_by(of, words):
@@ -159,8 +164,8 @@ OWN = {  # flags that mnist does not have
     "--no-model.bidirectional --model.pooling --model.embedding",
     forecast: "--column --window --horizon --period --tail",
     autoencoder: "--model.code --model.variational",
-    image_folder: "--size --test --split-seed",
-    tabular: "--target --target-kind --ignore --bins --test --split-seed",
+    image_folder: "--size --test --split-seed --labels --target --target-kind --group",
+    tabular: "--target --target-kind --ignore --group --bins --test --split-seed",
 }
 
 
@@ -179,7 +184,7 @@ def test_a_flag_does_something_or_is_refused(data, place, monkeypatch, of, flag,
     found = {}
     for name, more in (("without", []), ("with", [flag, *words.split()])):
         (place / name).mkdir()
-        for shared in ("notes.csv", "sales.csv", "photos"):
+        for shared in ("notes.csv", "sales.csv", "labels.csv", "photos"):
             (place / name / shared).symlink_to(place / shared)
         monkeypatch.chdir(place / name)
         found[name] = left_by(of, [*BASE[of].split(), *needs.split(), *more])

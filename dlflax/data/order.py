@@ -83,11 +83,9 @@ def held_out(
 
 def _whole(groups, targets, left, choose):
     """choose(targets, names) -> bool: of the examples, or of the groups, each of which is then
-    chosen as a whole. What is no class is of one class. InputError for fewer than left + 1 groups.
-    """
+    chosen as a whole. InputError for fewer than left + 1 groups."""
     if groups is None:
-        classes = targets.ndim == 1 and targets.dtype.kind in "iu"
-        return choose(targets if classes else np.zeros(len(targets), np.int32), None)
+        return choose(_strata(targets), None)
     names, group = np.unique(groups, return_inverse=True)
     if len(names) <= left:
         raise InputError(
@@ -95,6 +93,32 @@ def _whole(groups, targets, left, choose):
             f"one each: at least {left + 1} here."
         )
     return choose(np.zeros(len(names), np.int32), names)[group]
+
+
+def folds_of(targets, count: int, seed: int, groups=None) -> np.ndarray:
+    """int (n,): the fold of each example, 0 to count - 1, drawn by `seed`: of classes as many in
+    each as can be, as for `held_out`; or whole groups, so that the folds are about as large.
+    InputError for fewer groups than folds."""
+    if groups is None:
+        fold = np.empty(len(targets), np.int32)
+        by_class = np.lexsort((permutation(len(targets), seed, 4), _strata(targets)))
+        fold[by_class] = np.arange(len(targets)) % count
+        return fold
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < count:
+        raise InputError(f"--folds {count}: there are {len(names)} groups, and each needs one.")
+    sizes, filled = np.bincount(group), np.zeros(count, int)
+    of = np.empty(len(names), np.int32)
+    for each in np.lexsort((permutation(len(names), seed, 4), -sizes)):  # the largest first
+        of[each] = np.argmin(filled)
+        filled[of[each]] += sizes[each]
+    return of[group]
+
+
+def _strata(targets):
+    """int (n,): the classes; all one where the targets are none."""
+    classes = targets.ndim == 1 and targets.dtype.kind in "iu"
+    return targets if classes else np.zeros(len(targets), np.int32)
 
 
 def by_content(

@@ -91,6 +91,20 @@ def print_baselines(results: dict) -> None:
     print_table(None, ("test, simple models beside it", *titles), lines)
 
 
+def print_folds(results: dict) -> None:
+    """Prints the mean of each test score over the folds, its standard deviation, and the means of
+    simple models."""
+    beside = results.get("baselines", {})
+    lines = [
+        (TITLES.get(name, name.replace("_", " ")).replace("\n", " "), f"{mean:.4f}",
+         f"{results['spread'][name]:.4f}",
+         *(f"{scores[name]:.4f}" if name in scores else "" for scores in beside.values()))
+        for name, mean in results["test"].items()
+    ]  # fmt: skip
+    columns = (f"test, {results['folds']} folds", "mean", "deviation")
+    print_table(None, (*columns, *(name.replace(" ", "\n") for name in beside)), lines)
+
+
 def print_table(title, columns, lines) -> None:
     """Prints lines of words under columns; all but the first are aligned right."""
     from rich import box

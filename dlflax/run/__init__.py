@@ -6,9 +6,10 @@ from dlflax.run.execute import run
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, find
 from dlflax.run.folder import load_config
+from dlflax.run.folds import cross_validate
 from dlflax.run.saved import config_from_json, to_json
 
 __all__ = [
-    "Config", "Experiment", "config_from_json", "find", "load_config", "main", "parse", "run",
-    "to_json", "with_exit_codes",
+    "Config", "Experiment", "config_from_json", "cross_validate", "find", "load_config",
+    "main", "parse", "run", "to_json", "with_exit_codes",
 ]  # fmt: skip

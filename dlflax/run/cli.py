@@ -17,6 +17,7 @@ from dlflax.run.execute import run
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, of_presets
 from dlflax.run.folder import load_config
+from dlflax.run.folds import cross_validate
 from dlflax.run.saved import config_from_json
 from dlflax.train.augment import AUGMENTATIONS, with_strengths
 from dlflax.train.losses import LOSSES
@@ -54,7 +55,7 @@ def main(
         config = parse(found, args, description)
         if config.distributed:
             parallel.initialize()
-        run(found, config)
+        (cross_validate if config.folds else run)(found, config)
 
     with_exit_codes(command)
 

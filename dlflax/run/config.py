@@ -14,7 +14,7 @@ from dlflax.errors import InputError
 from dlflax.train import hparams
 
 # where it runs and what is told of it, not what is trained
-PLACE = ("devices", "shard_state", "distributed", "profile", "baseline")
+PLACE = ("devices", "shard_state", "distributed", "profile", "baseline", "folds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Config:
     """Halve the learning rate after this many such epochs; 0 never does."""
     hparams_by_epoch: Annotated[dict[str, list[float]] | None, tyro.conf.Suppress] = None
     """Name -> its value in each epoch, in place of that of hparams."""
+    folds: int = 0
+    """Cross-validate: train so many times, each time testing on another part of all the data."""
     run_dir: Path | None = None
     """Where the run is written (default: runs/EXPERIMENT/TIME)."""
     resume: bool = False
@@ -68,7 +70,8 @@ def check(config: Config) -> None:
     hparams.check(config.hparams)
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed {config.seed} must be from 0 to {2**32 - 1}.")
-    for name, least in (("epochs", 1), ("patience", 0), ("reduce_on_plateau", 0), ("devices", 0)):
+    for name, least in (("epochs", 1), ("patience", 0), ("reduce_on_plateau", 0), ("devices", 0),
+                        ("folds", 0)):  # fmt: skip
         check_count(name, getattr(config, name), least)
     if not 0 <= config.validation < 1:
         raise InputError(f"--validation {config.validation:g} must be from 0 up to below 1.")

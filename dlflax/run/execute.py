@@ -64,6 +64,8 @@ def run(
     of results.json. experiment: or its name, of presets that no module has; dataset: what config
     names, if it is loaded already. Raises InputError and RunError."""
     started = time.perf_counter()
+    if config.folds:
+        raise InputError("folds are for `run.cross_validate`: leave them out.")
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     job = prepared(config, log, dataset)
@@ -103,10 +105,10 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
             draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
             for name, path in figures.draw(draw, folder, log).items():
                 board.picture(name, path, 0)
-        fit, state, tested, calibrated = _train_and_test(job, saved, count, checkpoints, board, log)
+        fit, state, tests, found = _train_and_test(job, saved, count, checkpoints, board, log)
         if main:
-            results = _results(experiment, job, fit, tested[0], started)
-            _report(job, fit, state, tested, calibrated, results, board, log)
+            results = _results(experiment, job, fit, tests[0], started)
+            _report(job, fit, tested(job, state, *tests, found), results, board, log)
     parallel.wait("the results are written")
     if not main:
         return {}
@@ -224,12 +226,12 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
         if best + 1 < len(fit.history):
             log(f"epoch {best + 1} had the best validation {task.monitor}: testing with its "
                 "weights")  # fmt: skip
-        calibrated = _calibrated(recipe, state, config.hparams, splits.val)
-        tested = jax.device_get(train.evaluate(recipe, state, config.hparams, splits.test))
-        return fit, job.start.with_backbone(parallel.fetch(state)), tested, calibrated
+        found = calibrated(recipe, state, config.hparams, splits.val)
+        tests = jax.device_get(train.evaluate(recipe, state, config.hparams, splits.test))
+        return fit, job.start.with_backbone(parallel.fetch(state)), tests, found
 
 
-def _calibrated(recipe, state, hparams, val) -> dict[str, Any]:
+def calibrated(recipe, state, hparams, val) -> dict[str, Any]:
     """What the task fits on the validation outputs; {} where it does not, or there are none."""
     if val is None or not hasattr(recipe.task, "calibrate"):
         return {}
@@ -272,19 +274,23 @@ def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
     }
 
 
-def _report(job, fit, state, tested, calibrated, results, board, log) -> None:
+def tested(job: Job, state: train.State, sums, outputs, calibration) -> Tested:
+    """What the task describes: a State of the whole model, and what it gave for the test data."""
+    config, recipe = job.config, job.config.recipe
+    numbers = train.as_traced(config.hparams.evaluation())
+    return Tested(
+        recipe, config.hparams, train.variables(recipe, state), job.examples, sums, outputs,
+        lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)), calibration,
+    )  # fmt: skip
+
+
+def _report(job, fit, tested, results, board, log) -> None:
     """Writes results.json, first of all, adds what the task describes and prints it; then
     TensorBoard and pictures, none of which can stop it. results is changed."""
     config, recipe, folder = job.config, job.config.recipe, job.config.run_dir
-    numbers = train.as_traced(config.hparams.evaluation())
     path = folder / "results.json"
     write_json(path, {**results, "pending": "what the task describes"})
-    write_json(folder / CALIBRATION, calibrated)
-    variables = train.variables(recipe, state)
-    tested = Tested(
-        recipe, config.hparams, variables, job.examples, *tested,
-        lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)), calibrated,
-    )  # fmt: skip
+    write_json(folder / CALIBRATION, tested.calibration)
     drawn = {}
     try:
         described = recipe.task.describe(tested)

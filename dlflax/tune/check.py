@@ -14,6 +14,8 @@ def check_sweep(sweep) -> None:
     """InputError for numbers that no sweep can have."""
     check(sweep)
     check_sampler(sweep.sampler)
+    if sweep.folds:
+        raise InputError("--folds is for a single run, not for a sweep: leave it out.")
     searches, auto = sweep.search != "whole", sweep.trials == "auto"
     if not auto:
         check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)

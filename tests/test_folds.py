@@ -1,0 +1,121 @@
+"""Cross-validation: who is in which fold, what is saved, going on."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer
+
+from dlflax import run
+from dlflax.data import Arrays, Series, Table
+from dlflax.data.folds import folds
+from dlflax.data.order import folds_of
+from dlflax.errors import InputError
+from experiments import image_folder, mnist, tabular
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def test_every_fold_has_its_share_of_each_class():
+    targets = np.repeat(np.arange(4), [50, 23, 9, 2])
+    of = folds_of(targets, 5, 0)
+    counts = np.array([np.bincount(targets[of == fold], minlength=4) for fold in range(5)])
+    assert (np.ptp(counts, 0) <= 1).all() and np.ptp(counts.sum(1)) <= 1
+    np.testing.assert_array_equal(of, folds_of(targets, 5, 0))
+    assert (of != folds_of(targets, 5, 1)).any()
+
+
+def test_groups_are_whole_and_folds_about_as_large():
+    groups = np.repeat([f"g{i}" for i in range(30)], np.arange(1, 31))
+    of = folds_of(np.zeros(len(groups), np.float32), 4, 0, groups)
+    assert all(len(set(of[groups == name])) == 1 for name in set(groups))
+    assert np.ptp(np.bincount(of)) < 10
+    with pytest.raises(InputError, match="there are 3 groups"):
+        folds_of(np.zeros(3), 4, 0, np.array(["a", "b", "c"]))
+
+
+def test_each_example_is_tested_once():
+    source = Table()
+    dataset = source.load(lambda _: None)
+    tested, cut = [], folds(dataset, 4, 0)
+    for part in cut:
+        rows = set(part.train["rows"]), set(part.test["rows"])
+        assert not rows[0] & rows[1] and len(rows[0] | rows[1]) == 569
+        tested += part.test["rows"].tolist()
+        splits = source.split(part, 0.2, 0)
+        assert len(splits.test["targets"]) == len(rows[1])
+    assert sorted(tested) == list(range(569))
+    joined = np.concatenate([part.test["targets"] for part in cut])
+    assert joined.sum() == (load_breast_cancer().target == 0).sum() or (1 - joined).sum()
+
+
+def test_bad_folds():
+    dataset = Series().load(lambda _: None)
+    with pytest.raises(InputError, match="not for a series"):
+        folds(dataset, 3, 0)
+    arrays = Arrays(*[{"inputs": np.zeros((4, 2), np.float32), "targets": np.arange(4) % 2}] * 2)
+    for count in (1, 9):
+        with pytest.raises(InputError, match="--folds"):
+            folds(arrays.load(lambda _: None), count, 0)
+
+
+FLAGS = ["--folds", "3", "--epochs", "2", "--run-dir", "run"]
+
+
+def ran(*flags, of=tabular):
+    name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
+    run.main(name, of.PRESETS, architectures, [*FLAGS, *flags])
+    return json.loads(Path("run/results.json").read_text(encoding="utf-8"))
+
+
+def test_scores_and_going_on(capsys):
+    results = ran("--patience", "0")
+    assert len(results["each"]) == results["folds"] == 3
+    for name, mean in results["test"].items():
+        values = [one["test"][name] for one in results["each"]]
+        assert mean == pytest.approx(np.mean(values))
+        assert results["spread"][name] == pytest.approx(np.std(values, ddof=1))
+    assert results["baselines"]["majority class"]["accuracy"] == pytest.approx(0.627, abs=0.01)
+    with open("run/folds.csv", newline="", encoding="utf-8") as file:
+        assert [int(row["test"]) for row in csv.DictReader(file)] == [190, 190, 189]
+    # as if it had been killed in the third fold
+    path, text = Path("run/results.json"), Path("run/results.json").read_text(encoding="utf-8")
+    cut = json.loads(text)
+    path.write_text(json.dumps({**cut, "each": cut["each"][:2]}), encoding="utf-8")
+    again = ran("--patience", "0", "--resume")
+    assert again["test"] == results["test"] and again["each"][:2] == results["each"][:2]
+    for flags, sentence in (((), "already holds a run"),
+                            (("--resume", "--seed", "1"), "other flags or data")):  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            ran("--patience", "0", *flags)
+        assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_fold_is_as_a_run(monkeypatch):
+    """The same scores as an ordinary run whose test data are that fold."""
+    flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "16"]
+    results = ran(*flags, "--baseline", "none", of=mnist)
+    config = run.parse(run.Experiment("mnist", mnist), [*flags, "--epochs", "2"])
+    dataset = config.data.load(lambda _: None)
+    config = run.parse(
+        run.Experiment("mnist", mnist), [*flags, "--epochs", "2", "--run-dir", "alone"]
+    )
+    alone = run.run("mnist", config, dataset=folds(dataset, 3, 0)[1])
+    for name, value in results["each"][1]["test"].items():
+        assert alone["test"][name] == value
+
+
+def test_pictures(capsys):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        pixels = rng.integers(0, 90, (12, 12, 3), dtype=np.uint8) + np.uint8(120 * (i % 2))
+        path = Path("photos", "ab"[i % 2], f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    flags = ["--preset", "scratch", "--data-dir", "photos", "--size", "12", "--batch-size", "8"]
+    results = ran(*flags, "--model.features", "4", "--baseline", "none", of=image_folder)
+    assert sum(one["examples"]["test"] for one in results["each"]) == 30
