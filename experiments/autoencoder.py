@@ -1,9 +1,11 @@
-"""MNIST through 32 numbers and back: an autoencoder, plain, denoising or variational.
+"""MNIST through 32 numbers and back: an autoencoder, plain, denoising, unwarping or variational.
 
 python -m experiments.autoencoder                        squared error a pixel 0.0039 (3 seeds),
                                                          linear probe of the code 90.2 +- 0.1 %
 
 python -m experiments.autoencoder --preset denoising     0.0136 on clean digits, 94.2 % (1 seed)
+
+python -m experiments.autoencoder --preset unwarping     not scored over 20 epochs yet
 
 python -m experiments.autoencoder --preset variational   not scored over 20 epochs yet
 """
@@ -13,7 +15,7 @@ from dataclasses import replace
 from dlflax import run
 from dlflax.models import Autoencoder
 from dlflax.train import Cosine, Hparams, Recipe
-from dlflax.train.augment import Noise
+from dlflax.train.augment import Noise, Warp
 from dlflax.train.tasks import Reconstruction
 
 PLAIN = run.Config(
@@ -28,6 +30,11 @@ PRESETS = {
         PLAIN,
         recipe=replace(PLAIN.recipe, augment=(Noise(),)),
         hparams=PLAIN.hparams.replace(noise=1.0),
+    ),
+    "unwarping": replace(
+        PLAIN,
+        recipe=replace(PLAIN.recipe, augment=(Warp(),)),
+        hparams=PLAIN.hparams.replace(translate=2.0, rotate=12.0, zoom=0.1),
     ),
     "variational": replace(
         PLAIN, recipe=replace(PLAIN.recipe, model=Autoencoder(variational=True))

@@ -12,7 +12,7 @@ from dlflax.errors import InputError
 from dlflax.train import Hparams
 from dlflax.train.augment import AUGMENTATIONS, augment, mix, with_strengths
 
-OPERATIONS = tuple(AUGMENTATIONS)[:-2]  # without mix, which is both, and noise, which corrupts
+OPERATIONS = tuple(AUGMENTATIONS)[:-3]  # without mix, which is both, and those that corrupt
 OFF = Hparams(flip=0.0)
 ON = Hparams(
     crop=3.0, flip=0.5, translate=2.0, rotate=20.0, zoom=0.2, brightness=0.3, contrast=0.4,
@@ -270,11 +270,15 @@ def test_what_an_augmentation_refuses(names, inputs, sentence):
         augment(chosen, jax.random.key(0), {"inputs": inputs}, ON, corrupt=names == ("noise",))
 
 
+def corrupts(each):
+    return getattr(each, "corrupts", False)
+
+
 def test_one_that_is_named_has_a_strength():
     for name, each in AUGMENTATIONS.items():
         hparams = with_strengths((each,), Hparams(flip=0.0))
         assert all(getattr(hparams, number) > 0 for number in each.numbers), name
-        images = augment((each,), jax.random.key(0), {"inputs": IMAGES}, hparams, name == "noise")
+        images = augment((each,), jax.random.key(0), {"inputs": IMAGES}, hparams, corrupts(each))
         assert (np.asarray(images["inputs"]) != IMAGES).any(), name
     given = Hparams(translate=1.0)  # one number that is set leaves the others as they are
     assert with_strengths((AUGMENTATIONS["affine"],), given) == given

@@ -141,6 +141,14 @@ def test_numbers_labels_series_and_inputs():
     assert 0.7 < scores["linear_probe_accuracy"] < 1
 
 
+def test_of_many_examples_some_are_used(monkeypatch):
+    monkeypatch.setattr(simple, "MOST_ROWS", 300)
+    for task, model in ((Reconstruction(), Autoencoder(code=8)), (Classification(), None)):
+        found, _ = computed(task, digits(), model)
+        assert all(np.isfinite(list(scores.values())).all() for scores in found.values())
+        assert len(found) == (1 if model else 2)
+
+
 def trained(**options):
     recipe = Recipe(MLP(features=(4,)), batch_size=128)
     hparams = Hparams(learning_rate=1e-5)

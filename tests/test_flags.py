@@ -66,7 +66,9 @@ OF_RUNS = {
     "--no-lowercase": ("", ""), "--model.cell": ("lstm", ""), "--no-model.bidirectional": ("", ""),
     "--model.pooling": ("last", ""), "--model.embedding": ("3", ""),
     "--column": ("other", ""), "--window": ("8", ""), "--horizon": ("3", ""), "--period": ("4", ""),
-    "--tail": ("0.4", ""), "--model.code": ("3", ""), "--model.variational": ("", ""),
+    "--tail": ("0.4", ""), "--past-covariates": ("other", ""),
+    "--future-covariates": ("other", ""),
+    "--model.code": ("3", ""), "--model.variational": ("", ""),
     "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("all", ""), "--head-epochs": ("2", ""),
     "--views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
@@ -162,7 +164,7 @@ def test_no_flag_is_forgotten(of):
 OWN = {  # flags that mnist does not have
     sentiment: "--vocabulary --length --tokenizer --no-lowercase --model.cell "
     "--no-model.bidirectional --model.pooling --model.embedding",
-    forecast: "--column --window --horizon --period --tail",
+    forecast: "--column --window --horizon --period --tail --past-covariates --future-covariates",
     autoencoder: "--model.code --model.variational",
     image_folder: "--size --test --split-seed --labels --target --target-kind --group",
     tabular: "--target --target-kind --ignore --group --bins --test --split-seed",

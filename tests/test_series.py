@@ -1,16 +1,20 @@
 """Time series: what is read, how it is cut, and the forecasts that need no model."""
 
 import csv
+import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlflax import run
 from dlflax.data import Series
 from dlflax.data.series import naive, read, seasonal_naive
 from dlflax.errors import InputError
 from dlflax.train import Hparams, losses, tasks
+from experiments import forecast, predict
 
 
 def write(path, rows, header=("date", "value")):
@@ -171,3 +175,96 @@ def test_files_that_are_no_series(tmp_path):
     ):
         with pytest.raises(InputError, match=sentence):
             read(path)
+
+
+def shop(path, n=400, later=0):
+    """Sales that follow a price which is set beforehand, and yesterday's visitors."""
+    rng = np.random.default_rng(0)
+    price, visitors = rng.normal(3, 1, n + later), rng.normal(50, 9, n + later)
+    sales = 100 - 9 * price + np.concatenate([[0], visitors[:-1]])
+    rows = [
+        (str(np.datetime64("2020-01-01") + i), price[i], visitors[i], sales[i] if i < n else "")
+        for i in range(n + later)
+    ]
+    return write(path, rows, ("date", "price", "visitors", "sales"))
+
+
+def test_covariates_by_hand(tmp_path):
+    path = shop(tmp_path / "shop.csv", 60)
+    series = Series(data_dir=path, window=5, horizon=2, past_covariates=("visitors",),
+                    future_covariates=("price",))  # fmt: skip
+    dataset = series.load(lambda _: None)
+    splits = series.split(dataset, 0.2, 0)
+    table = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(2, 1, 3))
+    unit = splits.info["covariates"]
+    inputs = splits.train["inputs"]
+    assert inputs.shape[1:] == (5, 4)
+    back = inputs[:, :, 1:] * np.array(unit["target_scale"])[[0, 1, 1]]
+    back += np.array(unit["target_mean"])[[0, 1, 1]]
+    for window in (0, 7):
+        now = slice(window, window + 5)
+        np.testing.assert_allclose(back[window, :, :2], table[now, :2], atol=1e-3)
+        np.testing.assert_allclose(back[window, :, 2], table[window + 2 : window + 7, 1], atol=1e-3)
+    # what comes after a border is not in the deviations
+    own = table[:38, 0]
+    assert unit["target_mean"][0] == pytest.approx(own.mean())
+    longer = dataclasses.replace(series, horizon=6)
+    with pytest.raises(InputError, match="--window of 6 or more"):
+        longer.split(longer.load(lambda _: None), 0.2, 0)
+
+
+def test_what_is_known_of_the_future_is_used(place, capsys):
+    """A forecast from a file that goes on with the covariates, by the model trained with them."""
+    path, asked = shop(place / "shop.csv"), shop(place / "asked.csv", 380, later=20)
+    flags = ["--data-dir", str(path), "--column", "sales", "--window", "4", "--horizon", "2",
+             "--baseline", "none", "--hparams.learning-rate", "3e-3", "--batch-size", "16",
+             "--epochs", "40", "--validation", "0.25", "--hparams.weight-decay", "0"]  # fmt: skip
+    seen = ["--past-covariates", "visitors", "--future-covariates", "price"]
+    rmse = {}
+    for name, more in (("with", seen), ("without", [])):
+        run.main("forecast", forecast.PRESETS, forecast.ARCHITECTURES,
+                 [*flags, *more, "--run-dir", name])  # fmt: skip
+        results = json.loads((place / name / "results.json").read_text(encoding="utf-8"))
+        rmse[name] = results["test"]["rmse"]
+        assert 0.7 < results["interval"]["coverage"] <= 1
+    assert rmse["with"] < 0.75 * rmse["without"]
+    capsys.readouterr()
+    predict.command(place / "with", (str(asked),), json_output=True)
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    truth = np.loadtxt(shop(place / "all.csv"), delimiter=",", skiprows=1, usecols=3)[380:382]
+    assert np.abs(np.array(answer["forecast"]) - truth).max() < 3 * rmse["with"]
+    assert answer["coverage"] == 0.9
+    assert all(a < b < c for a, b, c in zip(
+        answer["low"], answer["forecast"], answer["high"], strict=True))  # fmt: skip
+    with pytest.raises(SystemExit):
+        predict.command(place / "with", (str(path),), json_output=True)
+    assert "price must go on for 2 rows after the last value" in capsys.readouterr().err
+    with pytest.raises(InputError, match="the series: price must go on for 2 rows"):
+        predict.command(place / "with", (), json_output=True)
+
+
+def test_an_interval_holds_what_it_says():
+    """Errors of another size at every step, the same in validation and test."""
+    rng = np.random.default_rng(0)
+    spread = np.array([1.0, 2.0, 4.0])
+    targets, test = (rng.normal(size=(4000, 3)) * spread for _ in range(2))
+    found = tasks.Forecast().calibrate(targets, np.zeros((4000, 3)), Hparams())
+    half = np.array(found["half_width"])
+    np.testing.assert_allclose((np.abs(test) <= half).mean(0), 0.9, atol=0.02)
+    np.testing.assert_allclose(half, 1.645 * spread, rtol=0.08)
+    assert tasks.Forecast().calibrate(targets[:10], np.zeros((10, 3)), Hparams()) == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"past_covariates": ("nothing",)}, "no column 'nothing'"),
+        ({"column": "price", "future_covariates": ("price",)}, "cannot be a covariate"),
+        ({"past_covariates": ("date",)}, "is not a number"),
+    ],
+)
+def test_bad_covariates(tmp_path, flags, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Series(data_dir=shop(tmp_path / "a.csv", 60), **flags).load(lambda _: None)
+    with pytest.raises(InputError, match="are for a file"):
+        Series(past_covariates=("price",)).load(lambda _: None)

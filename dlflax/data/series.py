@@ -12,6 +12,7 @@ import numpy as np
 
 from dlflax.data import csv_files
 from dlflax.data.dataset import Dataset, Splits
+from dlflax.data.targets import standardized, unit_of
 from dlflax.data.times import in_time, read_times
 from dlflax.errors import InputError
 
@@ -21,7 +22,7 @@ EMBEDDED = {"co2": ("co2", 52), "sunspots": ("SUNACTIVITY", 11)}
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One column of numbers, in steps of equal length, cut into windows."""
+    """One column of numbers, in steps of equal length, and others beside it, cut into windows."""
 
     dataset: str = "co2"
     """co2 (Mauna Loa, weekly, 1958 to 2001) or sunspots (yearly, 1700 to 2008)."""
@@ -29,6 +30,11 @@ class Series:
     """A CSV file with a header instead."""
     column: str | None = None
     """Which column of it (default: the last one)."""
+    past_covariates: tuple[str, ...] = ()
+    """Other columns of the file, whose past the model sees too."""
+    future_covariates: tuple[str, ...] = ()
+    """Columns that are known beforehand, such as holidays: their values over the horizon are seen
+    too, in training as when forecasting, where the file goes on with them after the last value."""
     window: int = 104
     """Steps of the past that the model sees."""
     horizon: int = 52
@@ -39,9 +45,14 @@ class Series:
     """Share of the series, at its end, that is the test data."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
-        """train and test: {"inputs": float64 (n,), "observed": bool (n,)}, the series before the
-        tail and the tail. What is missing, which `log` is told, has the value before it and is not
-        observed. InputError when the file is not such a series or too short."""
+        """train and test: {"inputs": float64 (n,), "observed": bool (n,), "covariates": float64
+        (n, columns), where there are any}, the series before the tail and the tail. What is
+        missing, which `log` is told, has the value before it and is not observed. InputError when
+        the file is not such a series or too short."""
+        if self._covariates() and self.data_dir is None:
+            raise InputError(
+                "--past-covariates and --future-covariates are for a file: --data-dir."
+            )
         if self.data_dir is not None:
             if self.dataset != type(self).dataset:
                 raise InputError(f"--dataset {self.dataset} and --data-dir: give one of them.")
@@ -61,21 +72,32 @@ class Series:
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
                 "pass --data-dir FILE.csv."
             )
-        values, observed = read(path, column, log)
+        values, observed, covariates = read_columns(path, column, self._covariates(), log)
+        ahead = covariates[len(values) :]
         content = values.tobytes() + (b"" if observed.all() else observed.tobytes())
+        content += covariates.tobytes()
         checksum = hashlib.sha256(content).hexdigest()
         if not 0 < self.tail < 1:
             raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
         start = len(values) - round(self.tail * len(values))
+        columns = {"inputs": values, "observed": observed}
+        columns |= {"covariates": covariates[: len(values)]} if self._covariates() else {}
         train, test = (
-            {"inputs": values[part], "observed": observed[part]}
+            {name: column[part] for name, column in columns.items()}
             for part in (slice(0, start), slice(start, None))
         )
-        return Dataset(name, source, train, test, class_names=(), checksum=checksum)
+        info = {"ahead": ahead.tolist()}
+        return Dataset(name, source, train, test, class_names=(), checksum=checksum, info=info)
+
+    def _covariates(self) -> tuple[str, ...]:
+        return (*self.past_covariates, *self.future_covariates)
 
     def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
-        """Windows "inputs" float32 (n, window, 1) and "targets" float32 (n, horizon), both less the
-        window's last value, and divided by `scale`, the standard deviation of the training targets;
+        """Windows "inputs" float32 (n, window, channels) and "targets" float32 (n, horizon). The
+        first channel and the targets are the series less the window's last value, divided by
+        `scale`, the standard deviation of the training targets; then come, in deviations from their
+        mean, past covariates, and each future covariate twice, as it is and as it will be `horizon`
+        steps later;
         of the test also "last", float64 (n, 1), that value, and "first", int32 (n,), the step of
         the tail at which its targets begin. Targets that were not observed are NaN, which
         `train.losses` leave out; windows without any observed target are left out too.
@@ -110,6 +132,14 @@ class Series:
                     f"targets, too few for --window {self.window} and --horizon {self.horizon}: "
                     f"the part needs {needs}; give smaller ones."
                 )
+        if self.future_covariates and self.horizon > self.window:
+            raise InputError(
+                f"--future-covariates needs a --window of {self.horizon} or more, the --horizon."
+            )
+        beside, unit = None, {}
+        if self._covariates():
+            beside = np.concatenate([dataset.train["covariates"], dataset.test["covariates"]])
+            unit = {"covariates": unit_of(beside[:val_start])}
         past, future, _ = windows["train"]
         scale = float(np.nanstd(future - past[:, -1:])) or 1.0
 
@@ -118,32 +148,66 @@ class Series:
             last = past[:, -1:]
             # for the test alone: training has no use for them
             more = {"last": last, "first": np.int32(first - len(before))} if name == "test" else {}
+            inputs = np.float32((past - last) / scale)[:, :, None]
+            if beside is not None:
+                steps = np.arange(-self.window, self.horizon if self.future_covariates else 0)
+                around = beside[first[:, None] + steps[None]]
+                inputs = np.concatenate([inputs, self._channels(around, unit["covariates"])], 2)
             return {
-                "inputs": np.float32((past - last) / scale)[:, :, None],
+                "inputs": inputs,
                 "targets": np.float32((future - last) / scale),
                 **more,
             }
 
+        if beside is not None:  # as a file that is asked about has them
+            ahead = np.reshape(dataset.info["ahead"], (-1, beside.shape[1]))
+            last_covariates = np.concatenate([beside[-self.window :], ahead])
         return Splits(
             arrays("train"), arrays("val") if validation else None, arrays("test"),
             kind="series", unit="file",
-            info={"scale": scale, "period": period, "last_window": values[-self.window :].tolist()},
+            info={
+                "scale": scale, "period": period, "last_window": values[-self.window :].tolist(),
+                **({} if beside is None else {"last_covariates": last_covariates.tolist(), **unit}),
+            },
         )  # fmt: skip
 
     def read(self, inputs, data, folder):
         """Windows: the last of each CSV file, or with no input of the series trained on; "last" as
         in `split`."""
-        windows = {path: read(path, self.column, _to_stderr)[0][-self.window :] for path in inputs}
-        windows = windows or {"the series": np.array(data["last_window"])}
-        for path, window in windows.items():
-            if len(window) < self.window:
+        windows = {}  # name -> (values, covariates from the first of them on)
+        for path in inputs:
+            values, _, beside = read_columns(path, self.column, self._covariates(), _to_stderr)
+            if len(values) < self.window:
                 raise InputError(
-                    f"{path} has {len(window)} values: the model looks at the last {self.window}."
+                    f"{path} has {len(values)} values: the model looks at the last {self.window}."
                 )
-        past = np.stack(list(windows.values()))
+            windows[path] = values[-self.window :], beside[len(values) - self.window :]
+        if not windows:
+            windows["the series"] = np.array(data["last_window"]), data.get("last_covariates")
+        past = np.stack([values for values, _ in windows.values()])
         last = past[:, -1:]
-        batch = {"inputs": np.float32((past - last) / data["scale"])[:, :, None], "last": last}
-        return list(windows), "file", batch
+        seen = np.float32((past - last) / data["scale"])[:, :, None]
+        if self._covariates():
+            needed = self.window + (self.horizon if self.future_covariates else 0)
+            rows = []
+            for path, (_, beside) in windows.items():
+                if len(beside) < needed:
+                    raise InputError(
+                        f"{path}: {', '.join(self.future_covariates)} must go on for "
+                        f"{self.horizon} rows after the last value, and there are "
+                        f"{len(beside) - self.window}."
+                    )
+                rows.append(np.asarray(beside)[:needed])
+            seen = np.concatenate([seen, self._channels(np.stack(rows), data["covariates"])], 2)
+        return list(windows), "file", {"inputs": seen, "last": last}
+
+    def _channels(self, around, unit) -> np.ndarray:
+        """float32 (n, window, channels) of covariates around windows, (n, window, columns), or
+        (n, window + horizon, columns) where some are known beforehand."""
+        values = standardized(around, unit)
+        known = values[:, :, len(self.past_covariates) :]
+        later = known[:, self.horizon :] if known.shape[2] else known[:, : self.window]
+        return np.concatenate([values[:, : self.window], later], 2)
 
     def _period(self) -> int:
         if self.period < 0:
@@ -182,38 +246,64 @@ def _windows(values, truth, start, stop, window, horizon):
 def read(
     path: Path, column: str | None = None, log: Callable[[str], None] = print
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One column, by default the last, of a CSV file with a header: (float64 (n,), which of them
-    were observed, bool (n,)), in the order of the column with times, if there is one. As
+    """The first two of `read_columns`, without covariates."""
+    return read_columns(path, column, (), log)[:2]
+
+
+def read_columns(
+    path: Path, column: str | None, covariates: tuple[str, ...], log: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One column, by default the last, of a CSV file with a header, up to its last value: (float64
+    (n,), which of them were observed, bool (n,), the covariates beside it and in the rows after it,
+    float64 (n + more, columns)), in the order of the column with times, if there is one. As
     `Series.load` says."""
     path = Path(path)
     header, rows = csv_files.read(path)
-    column = column or header[-1]
-    if column not in header:
-        raise InputError(f"{path} has no column {column!r}: it has {', '.join(header)}.")
-    place = header.index(column)
+    column = column or [name for name in header if name not in covariates][-1:][0]
+    for name in (column, *covariates):
+        if name not in header:
+            raise InputError(f"{path} has no column {name!r}: it has {', '.join(header)}.")
+    if column in covariates:
+        raise InputError(f"{column} is what is forecast: it cannot be a covariate too.")
+    places = [header.index(name) for name in (column, *covariates)]
+    table = np.stack([_numbers(path, header[place], place, rows) for place in places], 1)
+    if (known := (~np.isnan(table[:, 0])).sum()) < 8:
+        raise InputError(f"{path} has {known} numbers: a series needs more.")
+    for other in range(len(header)):
+        if other in places:
+            continue
+        times = read_times([row[other] for _, row in rows])
+        if times is not None:
+            table = in_time(times, table, path, log)
+            break
+    missing = np.isnan(table)
+    if missing.all(0).any():
+        raise InputError(f"{path}: the column {header[places[missing.all(0).argmax()]]} is empty.")
+    if begin := int(np.argmin(missing, 0).max()):
+        log(f"{path.name}: the first {begin} values are missing: left out.")
+    table, missing = table[begin:], missing[begin:]
+    latest = np.maximum.accumulate(np.where(missing, 0, np.arange(len(table))[:, None]))
+    filled, observed = np.take_along_axis(table, latest, 0), ~missing[:, 0]
+    end = len(table)
+    if covariates:  # rows after the last value say what is known of the future
+        end = int(np.flatnonzero(observed)[-1]) + 1
+        if gaps := int(missing[:end, 1:].sum()):
+            log(f"{path.name}: {gaps} covariates are missing: the value before stands in for them.")
+    if not observed[:end].all():
+        log(
+            f"{path.name}: {(~observed[:end]).sum()} of {end} values are missing: the value "
+            "before stands in for them, and no forecast is judged by them."
+        )
+    return filled[:end, 0], observed[:end], filled[:, 1:]
+
+
+def _numbers(path, name, place, rows) -> np.ndarray:
+    """float64 (n,) of a column, NaN where a cell is empty."""
     cells = [row[place].strip() for _, row in rows]
     values = csv_files.numbers(cells)
     if isinstance(values, str):
         line = rows[cells.index(values)][0]
-        raise InputError(f"{path}, line {line}, column {column}: {values!r} is not a number.")
+        raise InputError(f"{path}, line {line}, column {name}: {values!r} is not a number.")
     if np.isinf(values).any():
-        raise InputError(f"{path}, column {column} has an infinite value: give numbers.")
-    if (~np.isnan(values)).sum() < 8:
-        raise InputError(f"{path} has {(~np.isnan(values)).sum()} numbers: a series needs more.")
-    for other in range(len(header)):
-        times = read_times([row[other] for _, row in rows]) if other != place else None
-        if times is not None:
-            values = in_time(times, values, path, log)
-            break
-    if begin := int(np.argmin(np.isnan(values))):
-        log(f"{path.name}: the first {begin} values are missing: left out.")
-    values = values[begin:]
-    observed = ~np.isnan(values)
-    if not observed.all():
-        log(
-            f"{path.name}: {(~observed).sum()} of {len(values)} values are missing: the value "
-            "before stands in for them, and no forecast is judged by them."
-        )
-        latest = np.maximum.accumulate(np.where(observed, np.arange(len(values)), 0))
-        values = values[latest]
-    return values, observed
+        raise InputError(f"{path}, column {name} has an infinite value: give numbers.")
+    return values

@@ -45,8 +45,8 @@ def read_times(column: list[str]) -> np.ndarray | None:
 def in_time(
     times: np.ndarray, values: np.ndarray, path: Path, log: Callable[[str], None]
 ) -> np.ndarray:
-    """The values in the order of their times, NaN where a step is missing; `log` gets the interval
-    and what was changed. InputError for times that are irregular or there twice."""
+    """The values, (n, ...), in the order of their times, NaN where a step is missing; `log` gets
+    the interval and what was changed. InputError for times that are irregular or there twice."""
     order = np.argsort(times, kind="stable")
     if (order != np.arange(len(order))).any():
         log(f"{path.name}: the rows are not in the order of their times: sorted.")
@@ -74,7 +74,7 @@ def in_time(
             f"{_interval(steps.max())} apart: give one row for each step of equal length."
         )
     log(f"{path.name}: one row a {what}, from {_shown(times[0])} to {_shown(times[-1])}.")
-    spread = np.full(count, np.nan)
+    spread = np.full((count, *values.shape[1:]), np.nan)
     spread[at] = values
     return spread
 

@@ -241,12 +241,13 @@ def latent(codes, targets, class_names, title):
     return figure
 
 
-def forecast(truth, forecasts, horizon_errors):
+def forecast(truth, forecasts, horizon_errors, half_width=None):
     """Figure: the test tail with forecasts from several of its points, and the error against how
     far ahead one looks.
 
     truth: float (n,), in the series' own unit; forecasts: name -> [(first step, values), ...];
-    horizon_errors: name -> root mean squared error of each step ahead, (horizon,).
+    horizon_errors: name -> root mean squared error of each step ahead, (horizon,); half_width:
+    of the interval around the first one's forecasts, (horizon,).
     """
     figure = new_figure(11, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
@@ -256,6 +257,9 @@ def forecast(truth, forecasts, horizon_errors):
         for k, (start, values) in enumerate(pieces):
             at = np.arange(start, start + len(values))
             left.plot(at, values, color=colours[name], linewidth=1.2, label=None if k else name)
+            if half_width is not None and name == next(iter(forecasts)):
+                low, high = values - half_width, values + half_width
+                left.fill_between(at, low, high, color=colours[name], alpha=0.2, linewidth=0)
     left.set(title="forecasts of the test tail", xlabel="step of the tail")
     for name, errors in horizon_errors.items():
         right.plot(np.arange(1, len(errors) + 1), errors, color=colours[name], label=name)

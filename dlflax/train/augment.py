@@ -60,6 +60,14 @@ class Affine:
 
 
 @dataclasses.dataclass(frozen=True)
+class Warp(Affine):
+    """`affine`, which an autoencoder is to undo: its code then says little of where a thing is and
+    how it is turned."""
+
+    corrupts: ClassVar = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Brightness:
     """`brightness`."""
 
@@ -144,6 +152,7 @@ AUGMENTATIONS = {
     "mixup": MixUp(),
     "cutmix": CutMix(),
     "mix": Mix(),
+    "warp": Warp(),
     "noise": Noise(),
 }
 """Their short names on the command line."""

@@ -192,12 +192,12 @@ def of_inputs(splits, code: int | None, probe: Callable | None) -> Baselines:
 
         shape = splits.test["inputs"].shape
         points = _flat(splits)
-        fitted = PCA(components, random_state=0).fit(points["train"])
+        fitted = PCA(components, random_state=0).fit(points["train"][_rows(len(points["train"]))])
         codes = fitted.transform(points["test"])
         outputs = np.float32(fitted.inverse_transform(codes)).reshape(shape)
         scores = {}
         if probe:
-            accuracy = probe(fitted.transform(_flat(splits, MOST_ROWS)["train"]), codes)
+            accuracy = probe(fitted.transform(points["train"]), codes)
             scores["linear_probe_accuracy"] = accuracy
         return Baseline(outputs, scores)
 
@@ -223,14 +223,14 @@ def _columns(splits) -> str | None:
     return "" if plain and splits.kind != "text" else None
 
 
-def _flat(splits, most_rows=None):
+def _flat(splits):
     """{part: float64 (n, columns)}: pixels from 0 to 1, large pictures averaged down."""
     found = {}
     for name in ("train", "val", "test"):
         part = getattr(splits, name)
         if part is None:
             continue
-        x = np.asarray(part["inputs"])[:most_rows]
+        x = np.asarray(part["inputs"])
         if x.dtype == np.uint8 and x.ndim == 4:
             block = 1
             while np.prod(x.shape[1:]) / block**2 > MOST_COLUMNS:

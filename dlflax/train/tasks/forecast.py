@@ -9,7 +9,7 @@ import numpy as np
 from dlflax.data import series
 from dlflax.errors import InputError
 from dlflax.report import figures
-from dlflax.train import baselines, losses
+from dlflax.train import baselines, calibration, losses
 from dlflax.train.tasks.task import (
     Asked,
     Description,
@@ -18,6 +18,8 @@ from dlflax.train.tasks.task import (
     described,
     targets_of,
 )  # fmt: skip
+
+COVERAGE = 0.9  # of the intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +58,23 @@ class Forecast:
         return {name: float(sums[key]) / count for name, key in
                 (("loss", "loss"), ("mae", "absolute_error"))}  # fmt: skip
 
+    def calibrate(self, targets, outputs, hparams) -> dict[str, Any]:
+        """How far from the forecast COVERAGE of the validation values lie, at each step: the
+        quantile of conformal prediction (Lei et al. 2018), for the windows are not independent."""
+        errors = np.abs(np.asarray(outputs, np.float64) - targets)
+        known = (~np.isnan(errors)).sum(0)
+        if known.min() < calibration.FEWEST:
+            return {}
+        shares = np.minimum(1, np.ceil((known + 1) * COVERAGE) / known)
+        half = [np.nanquantile(e, share) for e, share in zip(errors.T, shares, strict=True)]
+        return {"coverage": COVERAGE, "half_width": [float(each) for each in half]}
+
     def baselines(self, model, splits):
         return baselines.of_series(splits)
 
     def describe(self, tested: Tested) -> Description:
-        """The forecasts against the naive and the seasonal-naive one, in the series' own unit."""
+        """The forecasts against the naive and the seasonal-naive one, in the series' own unit, and
+        how many of the values are in the interval of `calibrate`."""
         splits, outputs = tested.splits, tested.outputs
         test, scale, period = splits.test, splits.info["scale"], splits.info["period"]
         horizon = outputs.shape[1]
@@ -75,6 +89,15 @@ class Forecast:
             for name, e in errors.items()
         }
 
+        half, results = half_width(tested.calibration, horizon), {"forecasts": scores}
+        if half is not None:
+            known = ~np.isnan(test["targets"])
+            inside = (np.abs(outputs - test["targets"]) <= half)[known].mean()
+            results["interval"] = {
+                "coverage_wanted": tested.calibration["coverage"], "coverage": float(inside),
+                "mean_width": float(2 * scale * np.mean(half)),
+            }  # fmt: skip
+
         def draw():
             last, first = test["last"], test["first"]
             values = {name: last + scale * each for name, each in forecasts.items()}
@@ -88,15 +111,35 @@ class Forecast:
             names = ("model", "seasonal_naive", "naive")
             squares = {name: np.ma.masked_invalid(errors[name] ** 2) for name in names}
             by_step = {name: np.sqrt(squares[name].mean(0)).filled(np.nan) for name in names}
-            return figures.forecast(truth, pieces, by_step)
+            return figures.forecast(truth, pieces, by_step, None if half is None else scale * half)
 
-        return Description({"rmse": scores["model"]["rmse"]}, {"forecasts": scores},
-                           figures={"forecast": draw})  # fmt: skip
+        return Description({"rmse": scores["model"]["rmse"]}, results, figures={"forecast": draw})
 
     def answer(self, asked: Asked):
         answers = []
         values = asked.batch["last"] + asked.data["scale"] * asked.outputs
-        for each, row in zip(asked.inputs, values.tolist(), strict=True):
+        half = half_width(asked.calibration, values.shape[1])
+        for each, row in zip(asked.inputs, values, strict=True):
             words = f"after {each}: {' '.join(f'{value:.4g}' for value in row)}"
-            answers.append((words, {asked.kind: each, "forecast": row}))
+            more = {}
+            if half is not None:
+                low, high = row - asked.data["scale"] * half, row + asked.data["scale"] * half
+                coverage = asked.calibration["coverage"]
+                lows, highs = (" ".join(f"{v:.4g}" for v in each) for each in (low, high))
+                words += f"; {coverage:.0%} within {lows} and {highs}"
+                more = {"coverage": coverage, "low": low.tolist(), "high": high.tolist()}
+            answers.append((words, {asked.kind: each, "forecast": row.tolist(), **more}))
         return answers
+
+
+def half_width(calibrated, horizon: int) -> np.ndarray | None:
+    """float (horizon,), in units of the scale; None where there is none. InputError for one of
+    another length."""
+    if "half_width" not in calibrated:
+        return None
+    found = np.atleast_1d(calibrated["half_width"])
+    if len(found) != horizon:
+        raise InputError(
+            f"calibration.json is damaged: it has {len(found)} intervals for {horizon} steps."
+        )
+    return found
