@@ -63,7 +63,7 @@ def child(trials, population, data, mode, features, epochs) -> dict:
     from dlflax import data as sources
     from dlflax import train
     from dlflax.models import MLP
-    from dlflax.tune import population as populations
+    from dlflax.train import population as populations
 
     train_set, val_set = sources.split(sources.load("digits", log=lambda _: None).train)
     train_set = {name: np.concatenate([leaf] * data) for name, leaf in train_set.items()}

@@ -86,8 +86,8 @@ def build(options: Options) -> None:
     """Writes FILE."""
     from dlflax.models import MLP
     from dlflax.train import Hparams, Recipe
-    from dlflax.tune.layout import Layout, use_all_cores
-    from dlflax.tune.population import Population
+    from dlflax.train.layout import Layout, use_all_cores
+    from dlflax.train.population import Population
 
     use_all_cores()
     import jax

@@ -108,8 +108,8 @@ def floor(folder: str, model: str, trials: int, epochs: int, at_once: int) -> fl
     import numpy as np
 
     from dlflax import data, train
-    from dlflax.tune import population
-    from dlflax.tune.layout import layout_for, use_all_cores
+    from dlflax.train import population
+    from dlflax.train.layout import layout_for, use_all_cores
     from experiments.mnist import ARCHITECTURES, PRESETS
 
     use_all_cores()

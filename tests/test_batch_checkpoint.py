@@ -9,9 +9,10 @@ from sklearn.datasets import load_digits
 from dlflax import train
 from dlflax.data.arrays import Arrays
 from dlflax.models import MLP
-from dlflax.tune import checkpoint, population, sweep
-from dlflax.tune.layout import Layout
-from dlflax.tune.population import Population
+from dlflax.train import population
+from dlflax.train.layout import Layout
+from dlflax.train.population import Population
+from dlflax.tune import checkpoint, sweep
 
 RECIPE = train.Recipe(MLP(features=(8,)), schedule=train.Cosine(), batch_size=64, ema=True)
 SWEEPS = {

@@ -12,9 +12,8 @@ from test_train import assert_equal
 
 from dlflax import train
 from dlflax.models import CNN, MLP, RNN, SmallResNet, Transformer
-from dlflax.train import Hparams, Recipe, loop
-from dlflax.tune import population
-from dlflax.tune.layout import layout_for
+from dlflax.train import Hparams, Recipe, loop, population
+from dlflax.train.layout import layout_for
 
 pytestmark = pytest.mark.slow
 

@@ -104,7 +104,7 @@ def test_a_fold_is_as_a_run(monkeypatch):
     )
     alone = run.run("mnist", config, dataset=folds(dataset, 3, 0)[1])
     for name, value in results["each"][1]["test"].items():
-        assert alone["test"][name] == value
+        assert alone["test"][name] == pytest.approx(value, rel=1e-3, abs=1e-4)
 
 
 def test_pictures(capsys):
@@ -119,3 +119,20 @@ def test_pictures(capsys):
     flags = ["--preset", "scratch", "--data-dir", "photos", "--size", "12", "--batch-size", "8"]
     results = ran(*flags, "--model.features", "4", "--baseline", "none", of=image_folder)
     assert sum(one["examples"]["test"] for one in results["each"]) == 30
+
+
+def test_folds_are_lanes_of_one_population(capsys, monkeypatch):
+    """And score what each of them scores when it is trained alone."""
+    from dlflax.run import folds as command
+
+    flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "16", "--patience", "1"]
+    lanes = ran(*flags, "--baseline", "none", of=mnist)
+    assert "training 3 folds as one population" in capsys.readouterr().out
+    monkeypatch.setattr(command, "_fit_together", lambda jobs: False)
+    Path("run").rename("lanes")
+    alone = ran(*flags, "--baseline", "none", of=mnist)
+    assert "population" not in capsys.readouterr().out
+    for one, other in zip(lanes["each"], alone["each"], strict=True):
+        assert one["examples"] == other["examples"] and one["epochs_run"] == other["epochs_run"]
+        for name, value in one["test"].items():
+            assert other["test"][name] == pytest.approx(value, rel=1e-3, abs=1e-4)

@@ -13,12 +13,12 @@ from dlflax import train
 from dlflax.data.arrays import Arrays
 from dlflax.errors import InputError
 from dlflax.models import MLP
+from dlflax.train.layout import Layout
+from dlflax.train.population import Population
 from dlflax.tune import checkpoint, freeze_thaw, sweep
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.freeze_thaw import Curve, decide
 from dlflax.tune.gaussian_process import float64, padded
-from dlflax.tune.layout import Layout
-from dlflax.tune.population import Population
 from dlflax.tune.search import trial_seeds
 
 ENCODING = Encoding({"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)})

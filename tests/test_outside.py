@@ -19,11 +19,11 @@ import experiments
 from dlflax import run, train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
+from dlflax.train import population
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
-from dlflax.tune import population
-from dlflax.tune.layout import Layout
-from dlflax.tune.population import Population
+from dlflax.train.layout import Layout
+from dlflax.train.population import Population
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your_own_experiment.md").read_text(encoding="utf-8")

@@ -6,10 +6,9 @@ from sklearn.datasets import load_digits
 
 from dlflax import train
 from dlflax.models import CNN, MLP
-from dlflax.train import Hparams, Recipe
-from dlflax.tune import population
-from dlflax.tune.layout import Layout, layout_for
-from dlflax.tune.population import Population
+from dlflax.train import Hparams, Recipe, population
+from dlflax.train.layout import Layout, layout_for
+from dlflax.train.population import Population
 
 MLP_RECIPE = Recipe(model=MLP(features=(16,)), batch_size=64)
 HPARAMS = [

@@ -11,9 +11,10 @@ from test_batch_checkpoint import Killed, arrays, killed_when_saved
 import experiments
 from dlflax import run, train
 from dlflax.models import MLP
-from dlflax.tune import checkpoint, cli, population, population_based, sweep
+from dlflax.train import population
+from dlflax.train.layout import layout_for
+from dlflax.tune import checkpoint, cli, population_based, sweep
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.layout import layout_for
 
 pytestmark = pytest.mark.usefixtures("place")
 

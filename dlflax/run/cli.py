@@ -20,6 +20,7 @@ from dlflax.run.folder import load_config
 from dlflax.run.folds import cross_validate
 from dlflax.run.saved import config_from_json
 from dlflax.train.augment import AUGMENTATIONS, with_strengths
+from dlflax.train.layout import use_all_cores
 from dlflax.train.losses import LOSSES
 from dlflax.train.optim import OPTIMIZERS, SCHEDULES
 from dlflax.train.tasks import TASKS
@@ -53,6 +54,8 @@ def main(
 
     def command():
         config = parse(found, args, description)
+        if config.folds:
+            use_all_cores()
         if config.distributed:
             parallel.initialize()
         (cross_validate if config.folds else run)(found, config)

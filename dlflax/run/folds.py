@@ -1,7 +1,6 @@
 """Cross-validation: the same run on every fold of the data, and what it scores on the others."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,24 +9,29 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.data.folds import folds
-from dlflax.errors import InputError
-from dlflax.files import read_json, write_csv, write_json
+from dlflax.errors import InputError, RunError
+from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
+from dlflax.report.progress import counting
 from dlflax.run import baselines
 from dlflax.run.config import Config, check, load
-from dlflax.run.execute import calibrated, prepared, tested
+from dlflax.run.execute import Job, calibrated, prepared, tested
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import run_folder
 from dlflax.run.saved import to_json
+from dlflax.train.layout import layout_for
+from dlflax.train.population import Population
 
 Log = Callable[[str], None]
 
 
 def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> dict[str, Any]:
     """Trains once for each of config.folds folds, validates within the others as any run does, and
-    tests on the fold, so that every example is tested once. Writes folds.csv and results.json, and
-    returns what that holds: mean and standard deviation of each test score. Each fold is saved when
-    it is done, and not done again with --resume. Raises InputError and RunError."""
+    tests on the fold, so that every example is tested once: all folds as lanes of one population
+    where they are of one shape and fit into memory, else one after the other. Writes folds.csv and
+    results.json, and returns what that holds: mean and standard deviation of each test score. Each
+    fold is saved when it is done, and not done again with --resume. Raises InputError and RunError.
+    """
     check(config)
     _refuse(config)
     dataset = load(config.data, log)
@@ -44,8 +48,15 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
         "folds": config.folds,
         "settings": settings,
     }
-    for fold, part in enumerate(parts[len(each) :], len(each) + 1):
-        each.append(_of_fold(config, part, log if fold == 1 else lambda _: None))
+    # what is said of the first fold is true of all
+    jobs = [prepared(config, (lambda _: None) if k else log, part) for k, part in enumerate(parts)]
+    if len(each) < len(jobs) and _fit_together(jobs):
+        each, trained = [], _as_lanes(jobs, log)  # all of them again: to the same bits
+    else:
+        jobs = jobs[len(each) :]
+        trained = map(_alone, jobs)
+    for fold, (job, (state, epochs)) in enumerate(zip(jobs, trained, strict=True), len(each) + 1):
+        each.append(_scored(job, state, epochs, log))
         write_json(path, {**results, "each": each, "pending": "more folds"})
         test = each[-1]["test"]
         log(
@@ -101,32 +112,102 @@ def _done(config: Config, settings) -> list[dict[str, Any]]:
     return each[: config.folds]
 
 
-def _of_fold(config: Config, dataset: data.Dataset, log: Log) -> dict[str, Any]:
-    """What one fold scores, JSON values."""
-    started = time.perf_counter()
-    job = prepared(config, log, dataset)
-    recipe, splits, hparams = job.start.recipe, job.start.splits, job.config.hparams
-    fit = train.fit(
-        recipe, hparams, splits.train, splits.val, epochs=config.epochs, seed=config.seed,
-        patience=config.patience, reduce_on_plateau=config.reduce_on_plateau,
-        hparams_by_epoch=config.hparams_by_epoch, pretrained=job.start.pretrained,
+def _fit_together(jobs) -> bool:
+    """Whether all folds can be lanes of one population: one program for all, data that fit into
+    memory as often as there are folds, and one start."""
+    first, parts = jobs[0].start, []
+    for start in (job.start for job in jobs):
+        if start.splits.val is None or start.pretrained or start.recipe != first.recipe:
+            return False
+        parts += [start.splits.train, start.splits.val]
+    arrays = [part[name] for part in parts for name in part]
+    kinds = {
+        tuple((name, part[name].shape[1:], part[name].dtype) for name in first.splits.val)
+        for part in parts
+    }
+    steps = {-(-data.examples(part) // first.recipe.batch_size) for part in parts[::2]}
+    size = sum(array.nbytes for array in arrays)
+    in_memory = all(isinstance(array, np.ndarray) for array in arrays)
+    return len(kinds) == len(steps) == 1 and in_memory and size < host_memory() / 4
+
+
+def _as_lanes(jobs, log: Log) -> list[tuple[train.State, int]]:
+    """The best State of each fold, and how many epochs it was trained, by one population."""
+    config, recipe, hparams = jobs[0].config, jobs[0].start.recipe, jobs[0].config.hparams
+    sets = [[getattr(job.start.splits, name) for job in jobs] for name in ("train", "val")]
+    rows = [_places(part) for part in sets]
+    whole = [
+        {name: np.concatenate([each[name] for each in part]) for name in part[0]} for part in sets
+    ]
+    inputs = whole[0]["inputs"][:1]
+    layout = layout_for(recipe, hparams, inputs, len(jobs))
+    log(f"training {len(jobs)} folds as one population, {layout.mode} on {layout.devices} devices")
+    population = Population(
+        recipe, [hparams] * len(jobs), np.full((len(jobs), 1), config.seed), *whole,
+        epochs=config.epochs, layout=layout, patience=config.patience,
+        reduce_on_plateau=config.reduce_on_plateau, keep_best=True,
+        rows=list(zip(*rows, strict=True)),
     )  # fmt: skip
-    found = calibrated(recipe, fit.best, hparams, splits.val)
-    sums, outputs = jax.device_get(train.evaluate(recipe, fit.best, hparams, splits.test))
-    state = job.start.with_backbone(fit.best)
-    described = job.config.recipe.task.describe(tested(job, state, sums, outputs, found))
-    scores = recipe.task.summary(sums) | described.scores
+    with counting("epochs", config.epochs) as advance:
+        population.train(config.epochs, lambda: advance(1))
+    if population.diverged:
+        fold, step = min(population.diverged.items())
+        raise RunError(
+            f"fold {fold + 1}: the loss became NaN or infinite at step {step}: try a smaller "
+            "--hparams.learning-rate."
+        )
+    best, found = population.best(1), []
+    for fold, (history,) in enumerate(population.histories):
+        collections = dict(best[fold, 0][0])
+        params = collections.pop("params")
+        state = train.State(None, params, collections, None, None, None)
+        found.append((state, len(history)))
+    return found
+
+
+def _places(parts) -> list[np.ndarray]:
+    """For each of the parts its rows in all of them, one after another."""
+    ends = np.cumsum([data.examples(part) for part in parts])
+    return [
+        np.arange(end - data.examples(part), end, dtype=np.int32)
+        for part, end in zip(parts, ends, strict=True)
+    ]
+
+
+def _alone(job: Job) -> tuple[train.State, int]:
+    """As one of `_as_lanes`, by itself."""
+    config, start = job.config, job.start
+    fit = train.fit(
+        start.recipe, config.hparams, start.splits.train, start.splits.val, epochs=config.epochs,
+        seed=config.seed, patience=config.patience, reduce_on_plateau=config.reduce_on_plateau,
+        pretrained=start.pretrained,
+    )  # fmt: skip
+    recipe = start.recipe
+    collections = dict(train.variables(recipe, fit.best))
+    params = collections.pop("params")
+    return train.State(None, params, collections, None, None, None), len(fit.history)
+
+
+def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, Any]:
+    """What one fold scores, JSON values. state: the variables to evaluate with."""
+    splits, hparams, task = job.start.splits, job.config.hparams, job.config.recipe.task
+    recipe = dataclasses.replace(job.start.recipe, ema=False)
+    found = calibrated(recipe, state, hparams, splits.val)
+    sums, outputs = jax.device_get(train.evaluate(recipe, state, hparams, splits.test))
+    whole = dataclasses.replace(job.config.recipe, ema=False)
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=whole))
+    described = task.describe(tested(job, job.start.with_backbone(state), sums, outputs, found))
+    scores = task.summary(sums) | described.scores
     beside = {}
-    if config.baseline != "none":
+    if job.config.baseline != "none":
         beside = {"baselines": baselines.computed(recipe, hparams, splits, log)}
     parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
     return {
-        "model": type(job.config.recipe.model).__name__,
-        "task": type(job.config.recipe.task).__name__,
+        "model": type(whole.model).__name__,
+        "task": type(task).__name__,
         "examples": {name: data.examples(part) if part else 0 for name, part in parts.items()},
-        "epochs_run": len(fit.history),
+        "epochs_run": epochs,
         "test": {name: value for name, value in scores.items() if isinstance(value, float)},
-        "seconds": time.perf_counter() - started,
         **beside,
     }
 
@@ -134,8 +215,7 @@ def _of_fold(config: Config, dataset: data.Dataset, log: Log) -> dict[str, Any]:
 def _summary(each) -> dict[str, Any]:
     """Means and standard deviations over the folds."""
     test = [one["test"] for one in each]
-    found = {"test": _over(np.mean, test), "spread": _over(lambda x: np.std(x, ddof=1), test),
-             "seconds": sum(one["seconds"] for one in each)}  # fmt: skip
+    found = {"test": _over(np.mean, test), "spread": _over(lambda x: np.std(x, ddof=1), test)}
     if "baselines" in each[0]:
         names = [n for n in each[0]["baselines"] if all(n in one["baselines"] for one in each)]
         found["baselines"] = {

@@ -95,7 +95,13 @@ def evaluate(recipe: Recipe, state: State, hparams: Hparams, data, batch_size: i
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _evaluate(recipe, state, hparams, data, batch_size):
     n = data["inputs"].shape[0]
-    batches = _all_batches(n, batch_size)
+    sums, outputs = evaluate_batches(recipe, state, hparams, data, all_batches(n, batch_size))
+    return sums, outputs.reshape(-1, *outputs.shape[2:])[:n]
+
+
+def evaluate_batches(recipe, state, hparams, data, batches):
+    """`evaluate` of the examples in batches, int32 (batches, size), -1 for padding: (sums, outputs
+    float32 (batches, size, ...)). hparams: those to evaluate with."""
 
     def one(index):
         batch = parallel.split_batch(_gather(data, parallel.split_batch(index)))
@@ -106,10 +112,7 @@ def _evaluate(recipe, state, hparams, data, batch_size):
         return parallel.replicated((task_sums(recipe, outputs, each, batch), outputs))
 
     sums, outputs = lax.map(one, batches)
-    return (
-        jax.tree.map(lambda leaf: leaf.sum(0), sums),
-        outputs.reshape(-1, *outputs.shape[2:])[:n],
-    )
+    return jax.tree.map(lambda leaf: leaf.sum(0), sums), outputs
 
 
 def scores(recipe: Recipe, hparams: Hparams, data, outputs) -> dict[str, float]:
@@ -130,11 +133,11 @@ def predict(recipe: Recipe, state: State, hparams, inputs, batch_size: int = 256
         batch = parallel.split_batch(_gather({"inputs": inputs}, parallel.split_batch(index)))
         return parallel.replicated(forward(recipe, state, hparams, batch["inputs"]))
 
-    outputs = lax.map(one, _all_batches(n, batch_size))
+    outputs = lax.map(one, all_batches(n, batch_size))
     return outputs.reshape(-1, *outputs.shape[2:])[:n]
 
 
-def _all_batches(n, batch_size):
+def all_batches(n, batch_size: int = 256):
     """int32 (batches, size): every example once, in order, then -1, padding."""
     batch_size = -(-min(batch_size, n) // parallel.size()) * parallel.size()
     batches = math.ceil(n / batch_size)

@@ -12,7 +12,7 @@ import jax
 
 from dlflax.errors import RunError
 from dlflax.train import checkpoint_files
-from dlflax.tune.population import Population
+from dlflax.train.population import Population
 from dlflax.tune.trial import Outcome, Trial
 
 SHARE = 0.05  # of a sweep's time that its checkpoints may take

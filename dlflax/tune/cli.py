@@ -10,7 +10,7 @@ import tyro
 from dlflax import parallel, run
 from dlflax.errors import InputError
 from dlflax.train.hparams import numbers
-from dlflax.tune.layout import use_all_cores
+from dlflax.train.layout import use_all_cores
 from dlflax.tune.search import Sampler
 from dlflax.tune.space import STRUCTURE
 from dlflax.tune.sweep import Sweep, run_sweep

@@ -15,7 +15,7 @@ from dlflax import parallel, train
 from dlflax.report import trials as ranking
 from dlflax.report.progress import SweepProgress
 from dlflax.report.tensorboard import TensorBoard
-from dlflax.tune import population
+from dlflax.train import population
 from dlflax.tune.cost import cost
 from dlflax.tune.members import MOST_OUTPUTS
 from dlflax.tune.plan import layouts, params_text

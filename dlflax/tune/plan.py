@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.config import check_batch_size
-from dlflax.tune.layout import Layout, lane_bytes, layout_for, memory
+from dlflax.train.layout import Layout, lane_bytes, layout_for, memory
 from dlflax.tune.search import halving_rungs
 from dlflax.tune.space import structural
 

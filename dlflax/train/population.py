@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlflax import parallel, train
 from dlflax.data.order import epoch_batches
-from dlflax.tune.layout import Layout
+from dlflax.train.layout import Layout
 
 traces = 0
 """How many programs this process has traced for `train_epoch`: one a Recipe and Layout."""
@@ -37,25 +37,34 @@ def init(recipe: train.Recipe, layout: Layout, hparams, inputs, seeds, pretraine
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train_epoch(recipe, layout, states, hparams, train_set, val_set, batches, slots, counts):
+def train_epoch(
+    recipe, layout, states, hparams, train_set, val_set, batches, slots, counts, val_batches=None
+):
     """One epoch and its validation for every lane, in one compiled call.
 
     states, hparams: leaves (width, ...); data as for `train.train_steps`, a copy on every device;
-    batches: int32 (width, steps, batch_size); slots: int32 (width,), for each device the lanes of
-    its share that are to be trained, first; counts: int32 (devices,), how many these are. Under
-    map the others keep their State, under vmap they are trained as well.
+    batches: int32 (width, steps, batch_size); val_batches: int32 (width, batches, size), where each
+    lane has validation examples of its own, as `train.evaluate_batches` takes them; slots: int32
+    (width,), for each device the lanes of its share that are to be trained, first; counts: int32
+    (devices,), how many these are. Under map the others keep their State, under vmap they are
+    trained as well.
     Returns (States, (training sums, validation sums)), leaves (width, ...).
     """
     global traces
     traces += 1
 
-    def one(state, hparams, batches):
+    def one(state, hparams, batches, val_batches):
         start, stop = np.int32(0), np.int32(batches.shape[0])
         zero = train.zero_sums(recipe, hparams, train_set)
         state, sums = train.train_steps(
             recipe, state, hparams, train_set, batches, zero, start, stop
         )
-        return state, (sums, train.evaluate(recipe, state, hparams, val_set)[0])
+        if val_batches is None:
+            return state, (sums, train.evaluate(recipe, state, hparams, val_set)[0])
+        numbers = train.as_traced(hparams.evaluation())
+        return state, (
+            sums, train.evaluate_batches(recipe, state, numbers, val_set, val_batches)[0]
+        )  # fmt: skip
 
     def at(tree, slot):
         return jax.tree.map(lambda leaf: leaf[slot], tree)
@@ -63,17 +72,18 @@ def train_epoch(recipe, layout, states, hparams, train_set, val_set, batches, sl
     def put(tree, slot, values):
         return jax.tree.map(lambda leaf, value: leaf.at[slot].set(value), tree, values)
 
-    def on_device(states, hparams, batches, slots, counts):
+    def on_device(states, hparams, batches, slots, counts, val_batches):
+        own = hparams, batches, val_batches
         if layout.mode == "vmap":
-            return jax.vmap(one)(states, hparams, batches)
+            return jax.vmap(one)(states, *own)
 
         def lane(i, carry):
             states, sums = carry
             slot = slots[i]
-            state, new = one(at(states, slot), at(hparams, slot), batches[slot])
+            state, new = one(at(states, slot), *at(own, slot))
             return put(states, slot, state), put(sums, slot, new)
 
-        shapes = jax.eval_shape(one, at(states, 0), at(hparams, 0), batches[0])[1]
+        shapes = jax.eval_shape(one, at(states, 0), *at(own, 0))[1]
         sums = jax.tree.map(
             lambda s: jnp.zeros((layout.lanes_per_device, *s.shape), s.dtype), shapes
         )
@@ -81,9 +91,9 @@ def train_epoch(recipe, layout, states, hparams, train_set, val_set, batches, sl
 
     cut = P("lane")
     mapped = jax.shard_map(
-        on_device, mesh=layout.sharding().mesh, in_specs=(cut,) * 5, out_specs=cut, check_vma=False
+        on_device, mesh=layout.sharding().mesh, in_specs=(cut,) * 6, out_specs=cut, check_vma=False
     )
-    return mapped(states, hparams, batches, slots, counts)
+    return mapped(states, hparams, batches, slots, counts, val_batches)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -133,17 +143,18 @@ class Population:
     hparams: one a configuration (n); seeds: uint32 (n, seeds). train_set, val_set: arrays as for
     `train.fit`, put on all devices; pretrained: as for `train.init`. The lanes may be fewer than
     the layout's width, never more. keep_best: `best` will be asked for, which takes a lane's
-    variables once more.
+    variables once more. rows: for each configuration the examples, int32 (n,), of train_set and of
+    val_set that are its own, as in cross-validation; as many steps an epoch for all of them.
     """
 
     def __init__(
         self, recipe, hparams, seeds, train_set, val_set, *, epochs, layout,
-        patience=0, reduce_on_plateau=0, pretrained=None, keep_best=False,
+        patience=0, reduce_on_plateau=0, pretrained=None, keep_best=False, rows=None,
     ):  # fmt: skip
-        self.recipe, self.layout = recipe, layout
+        self.recipe, self.layout, self._rows = recipe, layout, rows
         self.n, lengths = len(train_set["inputs"]), train_set.get("length")
         self._lengths = None if lengths is None else np.asarray(lengths)
-        steps = math.ceil(self.n / recipe.batch_size)
+        steps = math.ceil((len(rows[0][0]) if rows else self.n) / recipe.batch_size)
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)
         self.trainings = [
@@ -185,7 +196,7 @@ class Population:
             slots, counts = _active(running, self.layout)
             self._states, sums = train_epoch(
                 self.recipe, self.layout, self._states, self._hparams(),
-                self.train_set, self.val_set, batches, slots, counts,
+                self.train_set, self.val_set, batches, slots, counts, self._val_batches(),
             )  # fmt: skip
             if any(len(self.trainings[i][j].history) + 1 < untils[i] for i, j in running.values()):
                 batches = self._batches(ahead=1)  # while the devices work
@@ -314,21 +325,38 @@ class Population:
 
     def _batches(self, ahead=0):
         """int32 (width, steps, batch_size): of each lane's next epoch, or of the one after it."""
-        lanes = self._filled()
-        made = {
-            (i, j): epoch_batches(
-                self.n, self.recipe.batch_size, int(self.seeds[i, j]),
-                len(self.trainings[i][j].history) + ahead, self._lengths,
-            )
-            for i, j in set(lanes)
-        }  # fmt: skip
+        lanes, made = self._filled(), {}
+        for i, j in set(lanes):
+            own = self._rows and self._rows[i][0]
+            batches = epoch_batches(
+                self.n if own is None else len(own), self.recipe.batch_size,
+                int(self.seeds[i, j]), len(self.trainings[i][j].history) + ahead,
+                self._lengths if own is None or self._lengths is None else self._lengths[own],
+            )  # fmt: skip
+            made[i, j] = batches if own is None else _of_rows(own, batches)
         return self._put(np.stack([made[lane] for lane in lanes]))
+
+    def _val_batches(self):
+        """int32 (width, batches, size) of the lanes' own validation examples, or None."""
+        if self._rows is None:
+            return None
+        most = max(len(rows) for _, rows in self._rows)
+        own = [np.pad(rows, (0, most - len(rows)), constant_values=-1) for _, rows in self._rows]
+        places = train.all_batches(most)
+        return self._put(
+            np.stack([np.where(places < 0, -1, own[i][places]) for i, _ in self._filled()])
+        )
 
     def _filled(self):
         return [lane or (0, 0) for lane in self._lanes]
 
     def _put(self, tree):
         return parallel.place(tree, self.layout.sharding("lane"))
+
+
+def _of_rows(rows, batches):
+    """Batches of places in rows, as `epoch_batches` makes them, as batches of rows."""
+    return np.where(batches < 0, -1 - rows[-1 - batches], rows[batches])
 
 
 def put_on_devices(layout: Layout, *data):
