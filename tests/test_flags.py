@@ -63,7 +63,8 @@ OF_RUNS = {
         "translate", "rotate", "zoom", "crop", "flip", "brightness", "contrast", "cutout", "mixup",
         "cutmix", "noise")},
     "--vocabulary": ("10", ""), "--length": ("3", ""), "--tokenizer": ("bpe", ""),
-    "--no-lowercase": ("", ""), "--model.cell": ("lstm", ""), "--no-model.bidirectional": ("", ""),
+    "--no-lowercase": ("", ""), "--vectors": ("words.txt", ""),
+    "--model.cell": ("lstm", ""), "--no-model.bidirectional": ("", ""),
     "--model.pooling": ("last", ""), "--model.embedding": ("3", ""),
     "--column": ("other", ""), "--window": ("8", ""), "--horizon": ("3", ""), "--period": ("4", ""),
     "--tail": ("0.4", ""), "--past-covariates": ("other", ""),
@@ -120,6 +121,7 @@ def data(place):
         for i in range(20):
             pixels = rng.integers(0, 256 - 60 * k, (6, 6, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((24, 24)).save(Path("photos") / name / f"{i}.png")
+    Path("words.txt").write_text("good 1 2 3\npoor -1 2 3\nday 0 0 0.5\n")
     with open("labels.csv", "w", newline="", encoding="utf-8") as file:
         rows = [(f"{name}/{i}.png", i % 3) for name in "ab" for i in range(20)]
         csv.writer(file).writerows([("file", "label"), *rows])
@@ -162,7 +164,7 @@ def test_no_flag_is_forgotten(of):
 
 
 OWN = {  # flags that mnist does not have
-    sentiment: "--vocabulary --length --tokenizer --no-lowercase --model.cell "
+    sentiment: "--vocabulary --length --tokenizer --no-lowercase --vectors --model.cell "
     "--no-model.bidirectional --model.pooling --model.embedding",
     forecast: "--column --window --horizon --period --tail --past-covariates --future-covariates",
     autoencoder: "--model.code --model.variational",
@@ -186,7 +188,7 @@ def test_a_flag_does_something_or_is_refused(data, place, monkeypatch, of, flag,
     found = {}
     for name, more in (("without", []), ("with", [flag, *words.split()])):
         (place / name).mkdir()
-        for shared in ("notes.csv", "sales.csv", "labels.csv", "photos"):
+        for shared in ("notes.csv", "sales.csv", "labels.csv", "words.txt", "photos"):
             (place / name / shared).symlink_to(place / shared)
         monkeypatch.chdir(place / name)
         found[name] = left_by(of, [*BASE[of].split(), *needs.split(), *more])

