@@ -20,7 +20,6 @@ from dlflax.train.optim import Constant
 from dlflax.transfer import weights
 from dlflax.transfer.features import Features
 
-
 # Of vectors of words beside the model's other numbers: rt-polarity's validation loss, 2 seeds, GRU
 # and Transformer: 0.461 and 0.508 with half of GloVe's or less, 0.470 and 0.527 with all of it.
 VECTOR_SCALE = 0.5
