@@ -5,7 +5,7 @@ python -m experiments.autoencoder                        squared error a pixel 0
 
 python -m experiments.autoencoder --preset denoising     0.0136 on clean digits, 94.2 % (1 seed)
 
-python -m experiments.autoencoder --preset unwarping     0.0154 on clean digits, 95.8 +- 0.1 % (3 seeds)
+python -m experiments.autoencoder --preset unwarping     0.0154, 95.8 +- 0.1 % (3 seeds)
 
 python -m experiments.autoencoder --preset variational   not scored over 20 epochs yet
 """

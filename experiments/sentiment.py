@@ -42,6 +42,14 @@ PRESETS = {
         transfer=Transfer(weights="minilm"),
         epochs=20,
     ),
+    # for some hundred labels: the encoder draws the texts of a class together first
+    "few": run.Config(
+        recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine(), batch_size=32),
+        hparams=Hparams(learning_rate=1e-2, backbone_rate=0.005, warmup=0.1, clip_norm=1.0),
+        data=Text(tokenizer="minilm"),
+        transfer=Transfer(weights="minilm", finetune="contrastive"),
+        epochs=20,
+    ),
 }
 
 if __name__ == "__main__":

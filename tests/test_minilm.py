@@ -15,7 +15,7 @@ from dlflax.data import epoch_batches, hub, tokenizers
 from dlflax.data.text import Text
 from dlflax.errors import InputError
 from dlflax.models import MiniLM, minilm
-from dlflax.transfer import weights
+from dlflax.transfer import contrastive, weights
 from experiments import predict, sentiment
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -89,11 +89,13 @@ def films():
 
 
 @needs_weights
-@pytest.mark.parametrize("finetune", ["head", "last-blocks"])
+@pytest.mark.parametrize("finetune", ["head", "last-blocks", "contrastive"])
 def test_a_few_films(capsys, finetune):
     films()
     command = ["--preset", "minilm", "--data-dir", "films.csv", "--finetune", finetune]
     epochs = "40" if finetune == "head" else "2"
+    if finetune == "contrastive":
+        command, epochs = [*command[2:], "--preset", "few", "--contrastive-epochs", "1"], "10"
     command += ["--epochs", epochs, "--batch-size", "16", "--run-dir", "r"]
     run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, command)
     results = json.loads(Path("r/results.json").read_text())
@@ -102,6 +104,22 @@ def test_a_few_films(capsys, finetune):
     predict.command(Path("r"), ("what a wonderful film", "dull and tedious"))
     out = capsys.readouterr().out
     assert "pos (" in out.splitlines()[0] and "neg (" in out.splitlines()[1]
+
+
+def test_the_contrastive_loss_by_hand():
+    """Beside plain loops over anchors and pairs."""
+    rng = np.random.default_rng(0)
+    features, classes = np.float32(rng.normal(size=(7, 5))), np.array([0, 1, 0, 2, 1, 0, 1])
+    z = features / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = []
+    for i in range(7):
+        others = [j for j in range(7) if j != i]
+        total = sum(np.exp(z[i] @ z[j] / contrastive.TEMPERATURE) for j in others)
+        same = [j for j in others if classes[j] == classes[i]]
+        terms = [-np.log(np.exp(z[i] @ z[j] / contrastive.TEMPERATURE) / total) for j in same]
+        expected.append(np.mean(terms) if terms else 0.0)
+    found = contrastive.supervised_contrastive(features, classes, None)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_what_is_not_there_is_said(monkeypatch):

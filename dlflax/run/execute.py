@@ -129,7 +129,7 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     start = transfer.prepare(config.transfer, recipe, config.hparams, examples, config.seed, log)
     splits = weighted(config.class_weights, recipe.task, start.splits)
     start = dataclasses.replace(start, splits=splits)
-    views = transfer.numbers_of_views(config.transfer, config.recipe, config.hparams)
+    views = transfer.numbers_of_start(config.transfer, config.recipe, config.hparams)
     names = {flag.partition(".")[2] for flag in config.given}
     unused = unused_numbers(names, [start.recipe], config.hparams, splits.train)
     refuse_unused(config.given, unused - {*views}, start.recipe)

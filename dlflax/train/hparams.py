@@ -68,8 +68,8 @@ class Hparams:
     label_smoothing: float = number(0.0, at_least=0, below=1)
     """Share of the target spread evenly over the classes."""
     backbone_rate: float = number(0.1, at_least=0)
-    """--finetune last-blocks and all: learning rate of the pretrained parameters, as a fraction of
-    that of the last layer."""
+    """--finetune last-blocks, all and contrastive: learning rate of the pretrained parameters, as a
+    fraction of that of the last layer."""
     clip_norm: float = number(0.0, at_least=0)
     """Largest global gradient norm; 0 does not clip."""
     warmup: float = number(0.0, at_least=0, below=1)

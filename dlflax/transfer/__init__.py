@@ -7,13 +7,13 @@ from dlflax.transfer.prepare import (
     backbone,
     check,
     head_inputs,
-    numbers_of_views,
+    numbers_of_start,
     prepare,
     trained,
     with_backbone,
 )
 
 __all__ = [
-    "Features", "Start", "Transfer", "backbone", "check", "head_inputs", "numbers_of_views",
+    "Features", "Start", "Transfer", "backbone", "check", "head_inputs", "numbers_of_start",
     "prepare", "trained", "with_backbone",
 ]  # fmt: skip

@@ -17,7 +17,9 @@ from dlflax import data, train
 from dlflax.errors import InputError
 from dlflax.train.augment import augment, numbers
 from dlflax.train.optim import Constant
+from dlflax.train.step import HEAD
 from dlflax.transfer import weights
+from dlflax.transfer.contrastive import drawn_together
 from dlflax.transfer.features import Features
 
 # Of vectors of words beside the model's other numbers: rt-polarity's validation loss, 2 seeds, GRU
@@ -31,11 +33,14 @@ class Transfer:
 
     weights: str = "imagenet"
     """imagenet, the name of a published set, a file (.safetensors, .pth), or none: from scratch."""
-    finetune: Literal["none", "head", "last-blocks", "all"] = "head"
+    finetune: Literal["none", "head", "last-blocks", "all", "contrastive"] = "head"
     """What is trained of a pretrained model: its last layer, its last blocks too, or all of it;
-    none takes no weights, as --weights none."""
+    contrastive, for few labels: all, so that examples of a class come together, then its last
+    layer; none takes no weights, as --weights none."""
     head_epochs: int = 5
     """--finetune last-blocks and all: so many epochs of the last layer alone come first."""
+    contrastive_epochs: int = 10
+    """--finetune contrastive: epochs that draw the examples of a class together."""
     views: int = 0
     """--finetune head: so many augmented views (--augment) of every training picture, besides the
     picture itself."""
@@ -103,7 +108,7 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
     """InputError for what does not go together."""
     if transfer is None:
         return
-    for name in ("head_epochs", "views"):
+    for name in ("head_epochs", "contrastive_epochs", "views"):
         if getattr(transfer, name) < 0:
             flag = f"--{name.replace('_', '-')} {getattr(transfer, name)}"
             raise InputError(f"{flag} must be 0 or more.")
@@ -113,6 +118,9 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
             "--head-epochs is for --finetune last-blocks and all, whose last layer is trained "
             "alone first: leave it out."
         )
+    contrastive = transfer.pretrained and transfer.finetune == "contrastive"
+    if transfer.contrastive_epochs != Transfer.contrastive_epochs and not contrastive:
+        raise InputError("--contrastive-epochs is for --finetune contrastive: leave it out.")
     if transfer.views and not transfer.frozen:
         raise InputError(
             "--views is for --finetune head, whose features are computed once; elsewhere --augment "
@@ -141,11 +149,14 @@ def _mixes(augmentations, hparams) -> bool:
     return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, traced), picture)
 
 
-def numbers_of_views(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]:
-    """Names of the numbers that decide the augmented views of which features are computed."""
-    if transfer is None or not (transfer.frozen and transfer.views):
+def numbers_of_start(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]:
+    """Names of the numbers that what `prepare` does goes by: those of augmented views, of which
+    features are computed, and the rate of a contrastive start."""
+    if transfer is None or not transfer.pretrained:
         return ()
-    return tuple(numbers(recipe.augment, hparams))
+    if transfer.finetune == "contrastive":
+        return ("backbone_rate",)
+    return tuple(numbers(recipe.augment, hparams)) if transfer.frozen and transfer.views else ()
 
 
 def trained(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:
@@ -155,7 +166,9 @@ def trained(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:
         return recipe
     if transfer.frozen:
         return _of_head(recipe)
-    chosen = recipe.model.LAST_BLOCKS if transfer.finetune == "last-blocks" else "."
+    chosen = {"last-blocks": recipe.model.LAST_BLOCKS, "contrastive": f"^{HEAD}"}.get(
+        transfer.finetune, "."
+    )
     return dataclasses.replace(recipe, trainable=recipe.trainable or chosen)
 
 
@@ -180,6 +193,12 @@ def prepare(
     model, path = _with_features(recipe.model)
     variables, sha256 = _read(transfer.weights, model, splits.train["inputs"][:1], log)
     splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
+    if transfer.finetune == "contrastive":
+        variables = drawn_together(
+            recipe, hparams, variables, splits.train, transfer.contrastive_epochs, seed, log
+        )
+        pretrained = jax.device_get(variables)
+        return Start(trained(transfer, recipe), splits, pretrained=pretrained)
     frozen = _on_features(transfer, recipe, hparams, splits, variables, sha256, log)
     if transfer.finetune == "head":
         return dataclasses.replace(frozen, backbone=_placed(variables, path))

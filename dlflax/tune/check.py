@@ -163,7 +163,7 @@ def check_recipes(sweep, tried: Space, recipes, train_set, pretrained, log) -> N
             f"--space.{names[0].replace('_', '-')}: --search pbt changes numbers while it trains, "
             "not the structure: leave it out."
         )
-    views = transfer.numbers_of_views(sweep.transfer, sweep.recipe, sweep.hparams)
+    views = transfer.numbers_of_start(sweep.transfer, sweep.recipe, sweep.hparams)
     names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
     unused = unused_numbers(names, recipes, sweep.hparams, train_set)
     refuse_unused(sweep.given, unused - {*views}, recipes[0])

@@ -1,0 +1,102 @@
+"""Contrastive fine-tuning for few labels: an encoder draws examples of one class together, before a
+last layer is trained on what it then computes (SetFit: Tunstall et al. 2022)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlflax import train
+from dlflax.errors import InputError
+from dlflax.train.tasks import Description
+
+TEMPERATURE = 0.3
+
+
+class Encoder(nn.Module):
+    """The features of a model, (n, ...) -> (n, d), as its outputs."""
+
+    model: nn.Module
+
+    def __call__(self, x, *, train: bool = False):
+        return self.model.features(x, train)
+
+
+def supervised_contrastive(features, classes, hparams):
+    """For each example how far those of its class are from it, beside all others of the batch
+    (Khosla et al. 2020, eq. 2): features (n, d), classes int (n,) -> (n,). 0 for one that is alone
+    of its class."""
+    z = features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-6)
+    others = ~jnp.eye(len(z), dtype=bool)
+    near = jnp.where(others, z @ z.T / TEMPERATURE, -jnp.inf)
+    log_p = near - jax.nn.logsumexp(near, axis=1, keepdims=True)
+    same = others & (classes[:, None] == classes[None, :])
+    return -jnp.where(same, log_p, 0.0).sum(1) / jnp.maximum(same.sum(1), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """A task without anything to report: the classes only say which examples belong together."""
+
+    SCORES: ClassVar = {"loss": "min"}
+
+    loss: Callable = supervised_contrastive
+    monitor: str = "loss"
+
+    def check(self, splits, outputs) -> None:
+        """Nothing: `drawn_together` looks at the targets."""
+
+    def model_fields(self, splits) -> dict[str, Any]:
+        return {}
+
+    def targets(self, batch):
+        return batch["targets"]
+
+    def sums(self, outputs, targets, mask):
+        return {}
+
+    def summary(self, sums) -> dict[str, float]:
+        return {"loss": float(sums["loss"]) / max(float(sums["count"]), 1.0)}
+
+    def describe(self, tested) -> Description:
+        return Description()
+
+    def answer(self, asked):
+        return []
+
+
+def drawn_together(
+    recipe: train.Recipe,
+    hparams: train.Hparams,
+    variables: dict[str, Any],
+    train_set,
+    epochs: int,
+    seed: int,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """The variables of a pretrained model, without its last layer, after so many epochs by the
+    contrastive loss, at the learning rate of its backbone. InputError where the targets are no
+    classes, or there is one example of each."""
+    targets = train_set["targets"]
+    if targets.ndim != 1 or targets.dtype.kind not in "iu":
+        raise InputError("--finetune contrastive is for classes: use head, last-blocks or all.")
+    if np.bincount(targets).max() < 2:
+        raise InputError("--finetune contrastive needs several examples of a class.")
+    log(f"drawing examples of a class together, {epochs} epochs")
+    contrastive = dataclasses.replace(
+        recipe, model=Encoder(recipe.model), task=Contrastive(), ema=False, trainable=""
+    )
+    numbers = hparams.replace(learning_rate=hparams.learning_rate * hparams.backbone_rate)
+    nested = {name: {"model": tree} for name, tree in variables.items()}
+    fit = train.fit(
+        contrastive, numbers, train_set, epochs=epochs, seed=seed, pretrained=nested
+    )  # fmt: skip
+    log(f"their loss went from {fit.history[0]['train_loss']:.3f} to "
+        f"{fit.history[-1]['train_loss']:.3f}")  # fmt: skip
+    state = fit.best
+    found = {"params": state.params["model"]}
+    return {**found, **{name: tree["model"] for name, tree in state.collections.items()}}
