@@ -4,7 +4,11 @@ python -m experiments.sentiment                    IMDB: not scored yet, there w
 
 python -m experiments.sentiment --data-dir rt-polarity                      77.3 +- 0.5 % (3 seeds)
 
+the same with --vectors glove                                               79.1 +- 0.7 %
+
 python -m experiments.sentiment --data-dir rt-polarity --model transformer  75.5 +- 0.3 %
+
+the same with --vectors glove                                               76.2 +- 2.2 %
 
 python -m experiments.sentiment --data-dir rt-polarity --preset minilm      75.8 % (1 seed)
 
