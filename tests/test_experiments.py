@@ -130,6 +130,7 @@ def test_last_blocks_then_predict(capsys):
     results = ran(cats_vs_dogs, *flags, "--epochs", "1", "--validation", "0.2")
     assert results["test"]["accuracy"] > 0.7
     assert "the last layer alone reached a val accuracy of" in capsys.readouterr().out
+    assert results["baselines"]["the last layer alone"]["accuracy"] > 0.6
     predict.command(Path("run"), (picture,), json_output=True)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["class"] == "flower"
 

@@ -99,7 +99,9 @@ def test_a_few_films(capsys, finetune):
     command += ["--epochs", epochs, "--batch-size", "16", "--run-dir", "r"]
     run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, command)
     results = json.loads(Path("r/results.json").read_text())
-    assert results["test"]["accuracy"] > 0.9 and len(results["baselines"]) == 2
+    assert results["test"]["accuracy"] > 0.9
+    alone = ["the last layer alone"] if finetune == "last-blocks" else []
+    assert list(results["baselines"])[2:] == alone
     capsys.readouterr()
     predict.command(Path("r"), ("what a wonderful film", "dull and tedious"))
     out = capsys.readouterr().out

@@ -11,6 +11,7 @@ from dlflax import train
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
+from dlflax.train.tasks import Tested
 
 VERSION = 2  # another one forgets what is on disk
 
@@ -46,6 +47,12 @@ def computed(
     except OSError:
         pass  # it is computed again
     return found
+
+
+def described(task, tested: Tested) -> dict[str, float]:
+    """All test scores that are numbers."""
+    scores = task.summary(tested.sums) | task.describe(tested).scores
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
 def verdict(results: dict[str, Any], task, advice: str) -> list[str]:

@@ -305,7 +305,7 @@ def _report(job, fit, tested, results, board, log) -> None:
     except Exception as error:  # a task of one's own can raise anything
         log(f"warning: {type(recipe.task).__name__}.describe failed ({type(error).__name__}: "
             f"{error}): results.json has what came before")  # fmt: skip
-    _compare(job, results, log)
+    _compare(job, tested, results, log)
     write_json(path, {**results, "pending": "pictures"})
     tables.print_results(results)
     for sentence in results.get("findings", ()):
@@ -326,12 +326,16 @@ def _report(job, fit, tested, results, board, log) -> None:
     write_json(path, results)
 
 
-def _compare(job, results, log) -> None:
+def _compare(job, tested, results, log) -> None:
     """Adds simple models, and what they say of the network, to the results."""
     config, start = job.config, job.start
     if config.baseline == "none":
         return
     found = baselines.computed(start.recipe, config.hparams, start.splits, log)
+    if start.head:
+        sums, outputs = start.head()
+        head = dataclasses.replace(tested, sums=sums, outputs=outputs, calibration={})
+        found["the last layer alone"] = baselines.described(config.recipe.task, head)
     if not found:
         return
     results["baselines"] = found

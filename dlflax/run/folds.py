@@ -196,8 +196,7 @@ def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, An
     sums, outputs = jax.device_get(train.evaluate(recipe, state, hparams, splits.test))
     whole = dataclasses.replace(job.config.recipe, ema=False)
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=whole))
-    described = task.describe(tested(job, job.start.with_backbone(state), sums, outputs, found))
-    scores = task.summary(sums) | described.scores
+    of_test = tested(job, job.start.with_backbone(state), sums, outputs, found)
     beside = {}
     if job.config.baseline != "none":
         beside = {"baselines": baselines.computed(recipe, hparams, splits, log)}
@@ -207,7 +206,7 @@ def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, An
         "task": type(task).__name__,
         "examples": {name: data.examples(part) if part else 0 for name, part in parts.items()},
         "epochs_run": epochs,
-        "test": {name: value for name, value in scores.items() if isinstance(value, float)},
+        "test": baselines.described(task, of_test),
         **beside,
     }
 

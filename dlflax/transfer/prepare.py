@@ -67,6 +67,9 @@ class Start:
     """Variables for `train.init`, which go into the State."""
     backbone: dict[str, Any] | None = None
     """Variables of a frozen backbone, which stay outside of it."""
+    head: Callable[[], tuple[dict, np.ndarray]] | None = None
+    """Where more than the last layer is trained: the sums and outputs on the test data of that
+    layer alone, as `train.evaluate` gives them."""
 
     def with_backbone(self, state: train.State) -> train.State:
         """A State of all the model, for pictures, whatever was trained."""
@@ -199,10 +202,14 @@ def prepare(
         )
         pretrained = jax.device_get(variables)
         return Start(trained(transfer, recipe), splits, pretrained=pretrained)
-    frozen = _on_features(transfer, recipe, hparams, splits, variables, sha256, log)
+    compute, head_alone = Features(model, variables, sha256, log), None
     if transfer.finetune == "head":
+        frozen = _on_features(transfer, recipe, hparams, splits, compute)
         return dataclasses.replace(frozen, backbone=_placed(variables, path))
     if transfer.head_epochs:
+        frozen = _on_features(
+            transfer, recipe, hparams, dataclasses.replace(splits, test=None), compute
+        )
         log(f"training the last layer alone, {transfer.head_epochs} epochs")
         head = dataclasses.replace(frozen.recipe, schedule=Constant(), ema=False)
         parts = frozen.splits
@@ -215,7 +222,13 @@ def prepare(
         if score in row:
             log(f"the last layer alone reached a {score.replace('_', ' ')} of {row[score]:.4f}")
         variables = {**variables, "params": {**variables["params"], **fit.best.params}}
-    return Start(trained(transfer, recipe), splits, pretrained=jax.device_get(variables))
+
+        def head_alone():
+            test = {**splits.test, "inputs": compute(splits.test["inputs"])}
+            return jax.device_get(train.evaluate(head, fit.best, hparams, test))
+
+    pretrained = jax.device_get(variables)
+    return Start(trained(transfer, recipe), splits, pretrained=pretrained, head=head_alone)
 
 
 def _with_vectors(recipe, hparams, splits) -> dict[str, Any] | None:
@@ -288,15 +301,12 @@ def _read(name, model, inputs, log):
     return variables, sha256
 
 
-def _on_features(transfer, recipe, hparams, splits, variables, sha256, log):
+def _on_features(transfer, recipe, hparams, splits, compute):
     """The head's recipe, without augmentation, on features of all splits."""
-    if transfer.finetune != "head" and not transfer.head_epochs:
-        return None
-    compute = Features(_with_features(recipe.model)[0], variables, sha256, log)
     parts = {}
     for name in ("train", "val", "test"):
         part = getattr(splits, name)
-        if part is None or (name == "test" and transfer.finetune != "head"):
+        if part is None:
             parts[name] = None
             continue
         rows = [{**part, "inputs": compute(part["inputs"])}]
