@@ -104,7 +104,7 @@ class ImageFolder:
                 raise InputError(
                     f"--data-dir {folder} {state}: it should be {folder_files.WANTED}."
                 )
-            if prepared := download.prepared(folder, self.dataset):
+            if self.labels is None and (prepared := download.prepared(folder, self.dataset)):
                 return self._from_tfds(prepared, log)
             return self._from_folder(folder, log)
         if self.labels is not None:

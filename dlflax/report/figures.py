@@ -259,7 +259,10 @@ def forecast(truth, forecasts, horizon_errors, half_width=None):
             left.plot(at, values, color=colours[name], linewidth=1.2, label=None if k else name)
             if half_width is not None and name == next(iter(forecasts)):
                 low, high = values - half_width, values + half_width
-                left.fill_between(at, low, high, color=colours[name], alpha=0.2, linewidth=0)
+                left.fill_between(
+                    at, low, high, color=colours[name], alpha=0.2, linewidth=0,
+                    label=None if k else "interval",
+                )  # fmt: skip
     left.set(title="forecasts of the test tail", xlabel="step of the tail")
     for name, errors in horizon_errors.items():
         right.plot(np.arange(1, len(errors) + 1), errors, color=colours[name], label=name)
