@@ -229,7 +229,9 @@ def test_a_run_with_numbers_goes_on_to_the_same_bits(capsys):
     assert 0 < value < 255
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 40))]
+)
 def test_damaged_files_of_labels(seed, capsys):
     """Whatever is in it: a run, or one sentence."""
     rng = np.random.default_rng(seed)
