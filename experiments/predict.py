@@ -2,6 +2,8 @@
 
 python -m experiments.predict runs/mnist/2026-01-31_12-00-00 digit.png photo.jpg
 
+python -m experiments.predict runs/image_folder/2026-01-31_12-00-00 photos --csv answers.csv
+
 python -m experiments.predict runs/sentiment/2026-01-31_12-00-00 "a gorgeous mess" "dull"
 
 python -m experiments.predict runs/forecast/2026-01-31_12-00-00
@@ -18,33 +20,42 @@ import tyro
 
 import experiments
 from dlflax import run
-from dlflax.files import printable
-from dlflax.run.predict import Predictor
+from dlflax.files import printable, write_csv
+from dlflax.report.progress import counting
+from dlflax.run.predict import Predictor, as_row
 
 
 def command(
     run_dir: tyro.conf.Positional[Path],
     inputs: tyro.conf.Positional[tuple[str, ...]] = (),
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    csv: Path | None = None,
     experiment: str = "",
 ) -> None:
     """Prints a line for each input. Ends with 3 when some could not be used.
 
     Args:
         run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
-        inputs: Picture files, texts, .npy files, or CSV files of a series (none: what comes after
-            the run's).
+        inputs: Picture files, folders of them, patterns ("photos/*.jpg"), texts, .npy files, or CSV
+            files of a table or a series (none: what comes after the run's); - reads one a line from
+            standard input.
         json_output: One JSON object a line, with every probability, code or value.
+        csv: A file for the same as a table, a row an input, instead of printing them.
         experiment: The file or module that made the run, where it has moved or was not run here.
     """
     predictor = Predictor(run_dir, experiments, experiment or None, _to_stderr)
-    refused = []
-    for sentence, values in predictor.answers(list(inputs), refused.append):
+    refused, named = [], predictor.expanded(list(inputs))
+    with counting("predicting", len(named) if csv else 0) as advance:
+        answers = predictor.answers(named, refused.append, advance)
+    if csv and answers:
+        write_csv(csv, [as_row(values) for _, values in answers])
+        _to_stderr(f"{len(answers):,} answers are in {csv}")
+    for sentence, values in () if csv else answers:
         print(json.dumps(values) if json_output else printable(sentence))
     for error in refused:
         _to_stderr(printable(f"error: {error}"))
     if refused:
-        sys.exit(3 if len(refused) < len(inputs) else 2)
+        sys.exit(3 if len(refused) < len(named) else 2)
 
 
 def _to_stderr(sentence: str) -> None:

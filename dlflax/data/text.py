@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -39,6 +40,8 @@ NOT_IMDB = """
 @dataclasses.dataclass(frozen=True)
 class Text:
     """Labelled texts, as rows of token numbers."""
+
+    INPUTS: ClassVar = "texts"  # what `predict` is given, in place of files
 
     dataset: str = "imdb_reviews"
     """imdb_reviews, vader (single words, installed), or any set of texts that TFDS has prepared."""

@@ -1,6 +1,8 @@
 """The model of a run folder, for new inputs."""
 
 import functools
+import glob
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,8 @@ from dlflax.run.folder import load_calibration, load_config
 from dlflax.run.saved import config_from_json
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.tasks import Asked
+
+AT_ONCE = 256  # inputs that are read and computed at a time
 
 
 class Predictor:
@@ -74,17 +78,45 @@ class Predictor:
         batch = {k: np.concatenate([each[k] for each in batches]) for k in (batches or [{}])[0]}
         return names, kind, batch
 
+    def expanded(self, inputs: list[str]) -> list[str]:
+        """What a user names, one by one: for "-" the lines of standard input; where inputs are
+        files, for a folder all that is below it but hidden ones, by name, and for a pattern such as
+        "photos/*.jpg" what it fits. InputError for a folder or a pattern without files."""
+        files, found = getattr(self.config.data, "INPUTS", "files") == "files", []
+        for each in inputs:
+            if each == "-":
+                found += [line for line in sys.stdin.read().splitlines() if line.strip()]
+            elif files and not Path(each).exists() and set(each) & set("*?["):
+                found += _some(each, sorted(glob.glob(each, recursive=True)))
+            elif files and Path(each).is_dir():
+                below = (p for p in Path(each).rglob("*") if p.is_file())
+                shown = [p for p in below if not any(s.startswith(".") for s in p.parts)]
+                found += _some(each, sorted(map(str, shown)))
+            else:
+                found.append(each)
+        return found
+
     def answers(
-        self, inputs: list[str], on_refused: Callable[[InputError], None] | None = None
-    ) -> list[tuple[str, dict]]:
+        self, inputs: list[str], on_refused: Callable[[InputError], None] | None = None,
+        advance: Callable[[int], None] = lambda more: None,
+    ) -> list[tuple[str, dict]]:  # fmt: skip
         """For each input, a file or text, one sentence, and the same as JSON values. on_refused
-        gets the error of each that cannot be used; without it the first one is raised."""
-        config = self.config
-        if not hasattr(config.data, "read"):
+        gets the error of each that cannot be used; without it the first one is raised. advance is
+        told how many more are done."""
+        if not hasattr(self.config.data, "read"):
             raise InputError(
-                f"{type(config.data).__name__} has no method read, which predict needs: "
+                f"{type(self.config.data).__name__} has no method read, which predict needs: "
                 "read(inputs, data, folder) -> (names, kind, batch)."
             )
+        found = []
+        for start in range(0, max(len(inputs), 1), AT_ONCE):
+            some = inputs[start : start + AT_ONCE]
+            found += self._answers(some, on_refused)
+            advance(len(some))
+        return found
+
+    def _answers(self, inputs, on_refused):
+        config = self.config
         names, kind, batch = self._read(inputs, on_refused)
         if not names:
             return []
@@ -95,3 +127,23 @@ class Predictor:
             self.folder, load_calibration(self.folder),
         )  # fmt: skip
         return config.recipe.task.answer(asked)
+
+
+def _some(what: str, files: list[str]) -> list[str]:
+    if not files:
+        raise InputError(f"{what} has no files: name a folder or a pattern that has some.")
+    return files
+
+
+def as_row(values: dict) -> dict:
+    """A line of a CSV file: {"probabilities": {"cat": 0.9}, "values": [1]} as {"probabilities.cat":
+    0.9, "values.1": 1}."""
+    row = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = {str(i): each for i, each in enumerate(value, 1)}
+        if isinstance(value, dict):
+            row |= {f"{name}.{key}": each for key, each in as_row(value).items()}
+        else:
+            row[name] = value
+    return row

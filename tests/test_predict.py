@@ -1,0 +1,110 @@
+"""What predict is given: folders, patterns, standard input; what it gives: lines, JSON, a table."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import experiments
+from dlflax import run
+from dlflax.errors import InputError
+from dlflax.run import predict as predictor
+from dlflax.run.exit_codes import with_exit_codes
+from experiments import mnist, predict, sentiment
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs on digits and on texts, and a folder of digits, one of which is no picture."""
+    place = tmp_path_factory.mktemp("runs")
+    flags = ["--model", "mlp", "--dataset", "digits", "--epochs", "3", "--baseline", "none"]
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*flags, "--run-dir", f"{place}/digits"])
+    rows = [f"{'good' if i % 2 else 'poor'} day number {i},{i % 2}" for i in range(90)]
+    (place / "notes.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    flags = ["--data-dir", f"{place}/notes.csv", "--epochs", "5", "--baseline", "none"]
+    flags += ["--batch-size", "8", "--model.features", "8", "--hparams.dropout", "0"]
+    run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES,
+             [*flags, "--run-dir", f"{place}/texts"])  # fmt: skip
+    images, targets = load_digits(return_X_y=True)
+    for i in range(12):
+        folder = place / "pictures" / ("a", "b", ".hidden")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.uint8(255 - images[i].reshape(8, 8) * 15).repeat(6, 0).repeat(6, 1)
+        Image.fromarray(np.pad(pixels, 20, constant_values=255)).save(
+            folder / f"{i}-{targets[i]}.png"
+        )
+    (place / "pictures" / "b" / "no.png").write_bytes(b"no picture")
+    return place
+
+
+def ended(command):
+    try:
+        with_exit_codes(command)
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+def test_a_folder_is_answered_but_for_what_is_no_picture(trained, capsys):
+    code = ended(lambda: predict.command(trained / "digits", (f"{trained}/pictures",), True))
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    names = [Path(answer["file"]).name for answer in answers]
+    assert code == 3 and err.count("error: ") == 1 and "no.png" in err
+    assert len(names) == 8 and names[:4] == sorted(names[:4])
+    right = [answer["class"] == Path(answer["file"]).stem[-1] for answer in answers]
+    assert np.mean(right) > 0.6
+
+
+def test_patterns_and_standard_input(trained, capsys, monkeypatch):
+    assert (
+        ended(lambda: predict.command(trained / "digits", (f"{trained}/pictures/*/*-1.png",))) == 0
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    for wrong in (f"{trained}/pictures/*/*.gif", str(trained / "empty")):
+        (trained / "empty").mkdir(exist_ok=True)
+        assert ended(lambda wrong=wrong: predict.command(trained / "digits", (wrong,))) == 2
+        assert "has no files" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("a good day\n\na poor day\n"))
+    assert ended(lambda: predict.command(trained / "texts", ("-",), True)) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"] for answer in answers] == ["a good day", "a poor day"]
+    assert [answer["class"] for answer in answers] == ["1", "0"]
+    # a text may have any mark, and be called like a folder
+    monkeypatch.chdir(trained)
+    assert ended(lambda: predict.command(trained / "texts", ("good?", "pictures"), True)) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_table_of_answers(trained, capsys, place):
+    monkey = (trained / "digits", (f"{trained}/pictures",), False, Path("answers.csv"))
+    assert ended(lambda: predict.command(*monkey)) == 3
+    out, err = capsys.readouterr()
+    assert not out and "8 answers are in answers.csv" in err
+    with open("answers.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 and set(rows[0]) == {
+        "file", "class", "probability", *(f"probabilities.{i}" for i in range(10))}  # fmt: skip
+    assert sum(float(rows[0][f"probabilities.{i}"]) for i in range(10)) == pytest.approx(1)
+    missing = (trained / "texts", ("good",), False, Path("nowhere/answers.csv"))
+    assert ended(lambda: predict.command(*missing)) in (1, 2)
+    assert "nowhere" in capsys.readouterr().err
+    assert predictor.as_row({"a": [1, {"b": 2}], "c": "d"}) == {"a.1": 1, "a.2.b": 2, "c": "d"}
+
+
+def test_many_inputs_are_read_a_part_at_a_time(trained, monkeypatch):
+    monkeypatch.setattr(predictor, "AT_ONCE", 3)
+    whole = predictor.Predictor(trained / "digits", experiments, log=lambda _: None)
+    names, done = [str(p) for p in sorted(trained.glob("pictures/a/*"))] * 2, []
+    answers = whole.answers(names, advance=done.append)
+    assert done == [3, 3, 2] and [values["file"] for _, values in answers] == names
+    assert answers[0][1]["probabilities"] == pytest.approx(answers[4][1]["probabilities"])
+    with pytest.raises(InputError):
+        whole.answers([*names, str(trained / "pictures/b/no.png")])
