@@ -10,5 +10,14 @@ NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 1
 """Whether jaxlib writes several lines of 3 KB to stderr for every cached program that it loads on a
 CPU: "Loading XLA:CPU AOT result. Target machine feature +prefer-no-gather is not supported"."""
 
+
+def load(run_dir, log=print):
+    """The trained model of a run folder or a sweep's, as `dlflax.run.model.Model`: its `predict`
+    takes arrays, files, texts and tables."""
+    from dlflax.run.model import Model  # only now: whoever imports dlflax may not need JAX
+
+    return Model(run_dir, log)
+
+
 if NOISY_CACHE and "jax" not in sys.modules:  # later would be too late
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 
+import dlflax
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run import predict as predictor
 from dlflax.run.exit_codes import with_exit_codes
-from experiments import mnist, predict, sentiment
+from experiments import mnist, predict, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -108,3 +109,39 @@ def test_many_inputs_are_read_a_part_at_a_time(trained, monkeypatch):
     assert answers[0][1]["probabilities"] == pytest.approx(answers[4][1]["probabilities"])
     with pytest.raises(InputError):
         whole.answers([*names, str(trained / "pictures/b/no.png")])
+
+
+def test_a_loaded_model_says_what_the_command_says(trained, capsys):
+    model = dlflax.load(trained / "digits", log=lambda _: None)
+    assert model.class_names == tuple("0123456789") and model.input_shape == (28, 28, 1)
+    names = [str(path) for path in sorted(trained.glob("pictures/a/*"))]
+    predict.command(trained / "digits", tuple(names), True)
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert model.predict(names) == said == model.predict(str(trained / "pictures/a"))
+    (alone,) = model.predict(Path(names[0]))
+    assert alone["probabilities"] == pytest.approx(said[0]["probabilities"], abs=1e-5)
+    source = mnist.PRESETS["default"].data
+    images = type(source)("digits").load(lambda _: None).test["inputs"][:300]
+    whole = model.predict(images)
+    assert len(whole) == 300 and model.predict(images[0])[0]["class"] == whole[0]["class"]
+    assert model.predict(np.float32(images[:2]) / 255)[1]["probabilities"] == pytest.approx(
+        whole[1]["probabilities"], abs=1e-5
+    )
+    for wrong in (images[:, :9], np.array(["a"]), [1, 2], np.zeros((2, 3, 28, 28, 1))):
+        with pytest.raises(InputError, match="predict takes arrays in shape"):
+            model.predict(wrong)
+    texts = dlflax.load(trained / "texts", log=lambda _: None)
+    assert [a["class"] for a in texts.predict(["a good day", "a poor day"])] == ["1", "0"]
+
+
+def test_a_loaded_model_reads_tables(trained, place):
+    flags = ["--epochs", "3", "--baseline", "none", "--run-dir", "table", "--dataset", "diabetes"]
+    run.main("tabular", tabular.PRESETS, {}, flags)
+    frame = load_diabetes(as_frame=True).data[:5]
+    found = dlflax.load("table", log=lambda _: None).predict(frame)
+    frame.to_csv("rows.csv", index=False)
+    again = dlflax.load("table", log=lambda _: None).predict("rows.csv")
+    assert [a["values"] for a in found] == [a["values"] for a in again] and len(found) == 5
+    assert [a["row"] for a in found] == list(range(5))
+    with pytest.raises(InputError, match="lacks the column"):
+        dlflax.load("table", log=lambda _: None).predict(frame[["age"]])

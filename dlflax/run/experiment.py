@@ -169,12 +169,12 @@ def of_presets(name: str, presets: Mapping[str, Any], architectures=None) -> Exp
     return Experiment(name, module)
 
 
-def find(given: str, package: ModuleType) -> Experiment:
-    """The experiment that a user names: one of `package`, a module, or a file. InputError where
-    there is none, or its code fails."""
+def find(given: str, package: ModuleType | None) -> Experiment:
+    """The experiment that a user names: one of `package`, if there is one, a module, or a file.
+    InputError where there is none, or its code fails."""
     if given.endswith(".py") or "/" in given:
         return _from_file(Path(given).expanduser())
-    names = [found.name for found in pkgutil.iter_modules(package.__path__)]
+    names = [found.name for found in pkgutil.iter_modules(package.__path__)] if package else []
     module_name = f"{package.__name__}.{given}" if given in names else given
     with contextlib.suppress(ImportError, ValueError):
         if importlib.util.find_spec(module_name):

@@ -30,7 +30,7 @@ class Predictor:
     """
 
     def __init__(
-        self, run_dir: Path, package: ModuleType, experiment: str | None = None,
+        self, run_dir: Path, package: ModuleType | None = None, experiment: str | None = None,
         log: Callable[[str], None] = print,
     ):  # fmt: skip
         run_dir = Path(run_dir)
@@ -116,10 +116,13 @@ class Predictor:
         return found
 
     def _answers(self, inputs, on_refused):
-        config = self.config
         names, kind, batch = self._read(inputs, on_refused)
-        if not names:
-            return []
+        return self.of_batch(names, kind, batch) if names else []
+
+    def of_batch(self, names: list[str], kind: str, batch) -> list[tuple[str, dict]]:
+        """`answers` for what is read already: "inputs" (n, ...) and what else there is, their names
+        and what one is called."""
+        config = self.config
         state = self.state(batch["inputs"])
         variables = train.variables(config.recipe, state)
         asked = Asked(

@@ -5,25 +5,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dlflax import train
 from dlflax.errors import InputError
+from dlflax.models.encoder import Encoder
 from dlflax.train.tasks import Description
 
 TEMPERATURE = 0.3
-
-
-class Encoder(nn.Module):
-    """The features of a model, (n, ...) -> (n, d), as its outputs."""
-
-    model: nn.Module
-
-    def __call__(self, x, *, train: bool = False):
-        return self.model.features(x, train)
 
 
 def supervised_contrastive(features, classes, hparams):

@@ -1,0 +1,68 @@
+"""A trained model in Python: dlflax.load("runs/mnist/first").predict(pictures)."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlflax.errors import InputError
+from dlflax.run.predict import AT_ONCE, Predictor
+
+
+class Model:
+    """The model of a run folder, or of a sweep's, ready to answer.
+
+    run_dir: the folder; log: gets a sentence for what the user should know. InputError for a folder
+    that cannot be used.
+    """
+
+    def __init__(self, run_dir: str | Path, log: Callable[[str], None] = print):
+        self._predictor = Predictor(Path(run_dir), log=log)
+        self.class_names: tuple[str, ...] = tuple(self._predictor.data["class_names"])
+        """Of classes or labels, by number."""
+        self.input_shape: tuple[int, ...] = tuple(self._predictor.data["input_shape"])
+        """Of one example, as the model sees it."""
+
+    def predict(self, inputs: Any) -> list[dict[str, Any]]:
+        """What `experiments.predict --json` says of each input: for classes {"class",
+        "probability", "probabilities": {name: probability}}, calibrated; for numbers {"values"}; of
+        other tasks what they answer.
+
+        inputs: an array as the model was trained with, (n, *input_shape) or one example: uint8
+        pictures or floats; a path or a text, or a list of them; a table of pandas with the columns
+        of the training data. InputError for any other, and for a file that cannot be used.
+        """
+        if hasattr(inputs, "to_csv"):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "table.csv"
+                inputs.to_csv(path, index=False)
+                answers = self._predictor.answers([str(path)])
+            return [{**values, "row": i} for i, (_, values) in enumerate(answers)]
+        if isinstance(inputs, str | Path):
+            inputs = [inputs]
+        if isinstance(inputs, list | tuple) and all(isinstance(x, str | Path) for x in inputs):
+            named = self._predictor.expanded([str(x) for x in inputs])
+            return [values for _, values in self._predictor.answers(named)]
+        return self._of_array(inputs)
+
+    def _of_array(self, inputs) -> list[dict[str, Any]]:
+        array = np.asarray(inputs)
+        array = array[None] if array.shape == self.input_shape else array
+        if array.dtype.kind not in "fiub" or array.shape[1:] != self.input_shape:
+            raise InputError(
+                f"predict takes arrays in shape {('n', *self.input_shape)}, paths, texts or a "
+                f"table, not {array.dtype} in shape {array.shape}."
+            )
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        if "last_window" in self._predictor.data:
+            raise InputError("predict takes the CSV file of a series, not an array.")
+        found = []
+        for start in range(0, len(array), AT_ONCE):
+            part = array[start : start + AT_ONCE]
+            names = [str(start + i) for i in range(len(part))]
+            answers = self._predictor.of_batch(names, "row", {"inputs": part})
+            found += [values for _, values in answers]
+        return found
