@@ -30,8 +30,8 @@ from stages import write_rows
 
 from dlflax import models, train
 from dlflax.report import tables
-from dlflax.run.execute import forward_flops
 from dlflax.run.exit_codes import compilation_cache
+from dlflax.run.profile import forward_flops
 
 # (model, inputs of one example): those of the experiments, and the usual ones of photographs
 MODELS = {

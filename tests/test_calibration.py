@@ -1,5 +1,6 @@
 """What is fitted on validation outputs, beside SciPy's and a search over all thresholds."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import scipy.optimize
 import scipy.special
 from sklearn.metrics import f1_score
 
+from dlflax import run
+from dlflax.data import Images
 from dlflax.errors import InputError
+from dlflax.models import MLP
 from dlflax.run.folder import load_calibration
-from dlflax.train import calibration, losses
+from dlflax.train import Recipe, calibration, losses
 from dlflax.train.hparams import Hparams
+from dlflax.train.tasks import Classification
+from experiments import mnist
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 6.0])
@@ -54,3 +60,18 @@ def test_damaged_files(tmp_path, text):
         load_calibration(tmp_path)
     Path(tmp_path, "calibration.json").write_text(json.dumps({"a": 1, "b": [1, 2.5]}))
     assert load_calibration(tmp_path) == {"a": 1, "b": [1, 2.5]}
+
+
+def test_a_calibration_that_fails_stops_nothing(place, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such numbers")
+
+    monkeypatch.setattr(Classification, "calibrate", fails)
+    config = dataclasses.replace(
+        mnist.PRESETS["default"], recipe=Recipe(MLP((4,))), data=Images("digits"), epochs=1,
+        run_dir=Path("run"), baseline="none",
+    )  # fmt: skip
+    said = []
+    results = run.run("digits", config, said.append)
+    assert "calibrate failed (RuntimeError: no such numbers)" in " ".join(said)
+    assert results["calibration"]["temperature"] == 1 and load_calibration(Path("run")) == {}

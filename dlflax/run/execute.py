@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +12,6 @@ import numpy as np
 from dlflax import data, parallel, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, write_csv, write_json
-from dlflax.models.convolution import formulations
-from dlflax.models.flops import flops
 from dlflax.report import figures, tables
 from dlflax.report.progress import Progress
 from dlflax.report.tensorboard import TensorBoard
@@ -31,9 +28,9 @@ from dlflax.run.config import (
 from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import CALIBRATION, begin, results_of, run_folder
+from dlflax.run.profile import forward_flops, profile
 from dlflax.run.saved import flat, to_json
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.train.step import keywords
 from dlflax.train.tasks import Tested
 
 Log = Callable[[str], None]
@@ -176,7 +173,7 @@ def _announce(job, saved, count, log) -> None:
     if saved:
         log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
     if config.profile and parallel.is_main():
-        _profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")
+        profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")
 
 
 def _train_and_test(job, saved, count, checkpoints, board, log):
@@ -226,17 +223,24 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
         if best + 1 < len(fit.history):
             log(f"epoch {best + 1} had the best validation {task.monitor}: testing with its "
                 "weights")  # fmt: skip
-        found = calibrated(recipe, state, config.hparams, splits.val)
+        found = calibrated(recipe, state, config.hparams, splits.val, log)
         tests = jax.device_get(train.evaluate(recipe, state, config.hparams, splits.test))
         return fit, job.start.with_backbone(parallel.fetch(state)), tests, found
 
 
-def calibrated(recipe, state, hparams, val) -> dict[str, Any]:
-    """What the task fits on the validation outputs; {} where it does not, or there are none."""
+def calibrated(recipe, state, hparams, val, log: Log) -> dict[str, Any]:
+    """What the task fits on the validation outputs; {} where it does not, there are none, or it
+    fails, which is said."""
     if val is None or not hasattr(recipe.task, "calibrate"):
         return {}
     outputs = jax.device_get(train.evaluate(recipe, state, hparams, val)[1])
-    return recipe.task.calibrate(val["targets"], outputs, train.as_traced(hparams.evaluation()))
+    try:
+        numbers = train.as_traced(hparams.evaluation())
+        return recipe.task.calibrate(val["targets"], outputs, numbers)
+    except Exception as error:  # a task of one's own can raise anything
+        log(f"warning: {type(recipe.task).__name__}.calibrate failed ({type(error).__name__}: "
+            f"{error}): nothing is fitted on the validation data")  # fmt: skip
+        return {}
 
 
 def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
@@ -341,44 +345,6 @@ def _compare(job, tested, results, log) -> None:
     results["baselines"] = found
     advice = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
     results["findings"] = baselines.verdict(results, config.recipe.task, advice)
-
-
-def forward_flops(recipe: train.Recipe, state: train.State, hparams, inputs) -> int:
-    """Operations of the model's forward pass on one example, inputs (1, ...); state may be
-    abstract. Convolutions count as such, whatever formulation they are computed by."""
-    model = recipe.model
-    if hasattr(model, "formulation"):
-        recipe = dataclasses.replace(recipe, model=model.clone(formulation="lax"))
-    return flops(*_forward(recipe, state, hparams), inputs)
-
-
-def _forward(recipe, state, hparams):
-    """(the model's forward pass, a function of variables and inputs; the variables)."""
-    model, options = recipe.model, keywords(recipe.model, hparams, train=False)
-    variables = {"params": state.params, **state.collections}
-    return lambda v, x: model.apply(v, train.floats(x), **options), variables
-
-
-def _profile(recipe, hparams, train_set, folder: Path) -> None:
-    """Prints how the convolutions are computed, and writes a trace of 20 steps of a State of its
-    own, after they are compiled: for TensorBoard's profile plugin, and perfetto_trace.json.gz for
-    https://ui.perfetto.dev."""
-    hparams = train.as_traced(hparams)
-    n = min(data.examples(train_set), 20 * recipe.batch_size)
-    part = {name: array[:n] for name, array in train_set.items()}
-    batches = data.epoch_batches(n, recipe.batch_size, 0, 0)
-    abstract = train.abstract(recipe, hparams, part["inputs"][:1])
-    if rows := formulations(*_forward(recipe, abstract, hparams), part["inputs"]):
-        tables.print_table(None, ("convolution", "computed as"), rows)
-    for context in (
-        contextlib.nullcontext(),
-        jax.profiler.trace(folder, create_perfetto_trace=True),
-    ):
-        state = train.init(recipe, hparams, part["inputs"][:1], jax.random.key(0))
-        sums, stop = train.zero_sums(recipe, hparams, part), np.int32(len(batches))
-        with context:
-            done = train.train_steps(recipe, state, hparams, part, batches, sums, np.int32(0), stop)
-            jax.block_until_ready(done)
 
 
 def _augmented_picture(config, train_set):

@@ -192,7 +192,7 @@ def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, An
     """What one fold scores, JSON values. state: the variables to evaluate with."""
     splits, hparams, task = job.start.splits, job.config.hparams, job.config.recipe.task
     recipe = dataclasses.replace(job.start.recipe, ema=False)
-    found = calibrated(recipe, state, hparams, splits.val)
+    found = calibrated(recipe, state, hparams, splits.val, log)
     sums, outputs = jax.device_get(train.evaluate(recipe, state, hparams, splits.test))
     whole = dataclasses.replace(job.config.recipe, ema=False)
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=whole))

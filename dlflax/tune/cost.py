@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dlflax import train
-from dlflax.run.execute import forward_flops
+from dlflax.run.profile import forward_flops
 from dlflax.tune.gaussian_process import warped
 
 EXAMPLES = 64  # that a model is timed with
