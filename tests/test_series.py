@@ -261,6 +261,7 @@ def test_an_interval_holds_what_it_says():
         ({"past_covariates": ("nothing",)}, "no column 'nothing'"),
         ({"column": "price", "future_covariates": ("price",)}, "cannot be a covariate"),
         ({"past_covariates": ("date",)}, "is not a number"),
+        ({"past_covariates": ("date", "price", "visitors", "sales")}, "cannot be a covariate"),
     ],
 )
 def test_bad_covariates(tmp_path, flags, sentence):

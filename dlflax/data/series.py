@@ -259,7 +259,7 @@ def read_columns(
     `Series.load` says."""
     path = Path(path)
     header, rows = csv_files.read(path)
-    column = column or [name for name in header if name not in covariates][-1:][0]
+    column = column or next((name for name in header[::-1] if name not in covariates), header[-1])
     for name in (column, *covariates):
         if name not in header:
             raise InputError(f"{path} has no column {name!r}: it has {', '.join(header)}.")
