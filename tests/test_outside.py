@@ -69,6 +69,7 @@ def test_the_file_is_short():
     assert len(RINGS.splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_train_kill_resume_sweep_continue_predict_compare(place):
     flags = ["--epochs", "30", "--batch-size", "4", "--hparams.gamma", "1.5", "--hparams.dropout"]
     flags += ["0.1"]

@@ -163,6 +163,7 @@ def hosts(tmp_path, *flags, module=("experiments.mnist",)):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_hosts_and_one_dies(tmp_path):
     """The other says so at once, the run goes on with both, and ends as on one device."""
     first, second = hosts(tmp_path, "--epochs", "400")

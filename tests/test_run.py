@@ -170,12 +170,14 @@ def test_one_epoch_of_mnist_itself():
     not Path("/usr/share/datasets/fashion-mnist").exists(),
     reason="Debian's dataset-fashion-mnist is not installed",
 )
+@pytest.mark.slow
 def test_one_epoch_of_fashion_mnist():
     results = train_mnist(*FAST, "--epochs", "1", "--batch-size", "128", module=fashion_mnist)
     assert results["dataset"] == "fashion_mnist"
     assert results["test"]["accuracy"] > 0.75
 
 
+@pytest.mark.slow
 def test_the_best_preset_trains():
     results = train_mnist(
         *("--preset", "best", "--epochs", "2", "--batch-size", "64"),
@@ -213,6 +215,7 @@ def kill_when(process, condition, number=signal.SIGKILL):
     return process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_result_is_the_same_to_the_bit(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(whole)
@@ -255,6 +258,7 @@ def test_killed_anywhere_the_result_is_the_same_to_the_bit(tmp_path):
     assert results[0]["test"] == results[1]["test"] and results[0]["val"] == results[1]["val"]
 
 
+@pytest.mark.slow
 def test_a_failed_write_says_so_and_keeps_what_is_saved(tmp_path):
     """No file may grow over 20 kB: what a full disk does, with another reason."""
     process = start(tmp_path / "run", "--epochs", "2")

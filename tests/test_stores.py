@@ -373,6 +373,7 @@ def once(total):
     return dict.fromkeys(range(total), 1)
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_or_freeze(url):
     """All three start at once, on an empty database, and call different time zones theirs."""
     with workers(url, 20, [60, 5, 0.5], [0, 0, 60]) as (killed, frozen, lives):

@@ -178,6 +178,7 @@ def start(study, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_table_and_the_winner_are_the_same(tmp_path):
     begun = time.monotonic()
     with start("whole", tmp_path) as whole:
@@ -197,6 +198,7 @@ def test_killed_again_and_again_the_table_and_the_winner_are_the_same(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_200_trials(monkeypatch):
     used, real = [], sweep.Objective.__call__
 
