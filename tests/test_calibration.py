@@ -17,7 +17,7 @@ from dlflax.models import MLP
 from dlflax.run.folder import load_calibration
 from dlflax.train import Recipe, calibration, losses
 from dlflax.train.hparams import Hparams
-from dlflax.train.tasks import Classification
+from dlflax.train.tasks import Asked, Classification
 from experiments import mnist
 
 
@@ -51,7 +51,16 @@ def test_thresholds():
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{", '{"thresholds": "x"}', '{"a": {"b": 1}}', '{"a": [""]}']
+    "text",
+    [
+        "[]",
+        "{",
+        '{"thresholds": "x"}',
+        '{"a": {"b": 1}}',
+        '{"a": [""]}',
+        '{"temperature": [1]}',
+        '{"coverage": NaN}',
+    ],
 )
 def test_damaged_files(tmp_path, text):
     assert load_calibration(tmp_path) == {}
@@ -60,6 +69,14 @@ def test_damaged_files(tmp_path, text):
         load_calibration(tmp_path)
     Path(tmp_path, "calibration.json").write_text(json.dumps({"a": 1, "b": [1, 2.5]}))
     assert load_calibration(tmp_path) == {"a": 1, "b": [1, 2.5]}
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, 1e300])
+def test_temperatures_that_are_none(wrong):
+    asked = Asked([], "row", {}, np.zeros((0, 2)), {"class_names": ["a", "b"]}, None, {}, Path(),
+                  {"temperature": wrong})  # fmt: skip
+    with pytest.raises(InputError, match="calibration.json is damaged"):
+        Classification().answer(asked)
 
 
 def test_a_calibration_that_fails_stops_nothing(place, monkeypatch):

@@ -129,7 +129,10 @@ SPACES = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if i != 1 else []) for i, name in enumerate(SPACES)],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if i != 1 else [])
+        for i, name in enumerate(SPACES)
+    ],
 )
 def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

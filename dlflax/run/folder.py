@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import typeguard
 
 import dlflax
@@ -130,6 +131,9 @@ def note_versions(old: dict, new: dict, log: Callable[[str], None]) -> None:
 
 
 CALIBRATION = "calibration.json"  # what the task fitted on the validation outputs
+CALIBRATED = {  # what our tasks fit
+    "temperature": float, "thresholds": list[float], "coverage": float, "half_width": list[float],
+}  # fmt: skip
 NEEDED = {
     "name": str, "source": str, "sha256": str, "class_names": list[str], "input_shape": list[int],
     "train": int, "validation": int, "test": int,
@@ -208,6 +212,9 @@ def load_calibration(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
     check_type(found, dict[str, float | list[float]], path, "it")
+    _check_types(found, {n: kind for n, kind in CALIBRATED.items() if n in found}, path, "")
+    if not all(np.isfinite(value).all() for value in found.values()):
+        raise InputError(f"{path} is damaged: it has a number that is NaN or infinite.")
     return found
 
 

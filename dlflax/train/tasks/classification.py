@@ -117,7 +117,7 @@ class Classification:
             # the logits, not the probabilities, of which many are 1 to the last bit
             auc = metrics.roc_auc(targets, logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1))
             scores |= {} if auc is None else {"roc_auc": auc}
-        temperature = tested.calibration.get("temperature", 1.0)
+        temperature = _temperature(tested.calibration)
         probabilities = class_probabilities(outputs / temperature)
         before = metrics.calibration(targets, class_probabilities(outputs))
         believed = metrics.calibration(targets, probabilities)
@@ -170,7 +170,7 @@ class Classification:
         return Description(scores, {"calibration": calibrated}, tables, drawn)
 
     def answer(self, asked: Asked):
-        temperature = asked.calibration.get("temperature", 1.0)
+        temperature = _temperature(asked.calibration)
         probabilities, answers = class_probabilities(asked.outputs / temperature), []
         names = names_of_outputs(asked, probabilities.shape[1])
         for each, p in zip(asked.inputs, probabilities, strict=True):
@@ -179,6 +179,14 @@ class Classification:
             values = {asked.kind: each, "class": name, "probability": best, "probabilities": every}
             answers.append((f"{each}: {name} ({best:.1%})", values))
         return answers
+
+
+def _temperature(calibrated) -> float:
+    """1 where none was fitted. InputError for one that no run writes."""
+    found = calibrated.get("temperature", 1.0)
+    if not 0 < found < 1e6:
+        raise InputError(f"calibration.json is damaged: a temperature of {found:g} is none.")
+    return found
 
 
 def _confused(predicted, targets, class_names):
