@@ -294,7 +294,8 @@ def _report(job, fit, tested, results, board, log) -> None:
     config, recipe, folder = job.config, job.config.recipe, job.config.run_dir
     path = folder / "results.json"
     write_json(path, {**results, "pending": "what the task describes"})
-    write_json(folder / CALIBRATION, tested.calibration)
+    if tested.calibration:
+        write_json(folder / CALIBRATION, tested.calibration)
     drawn = {}
     try:
         described = recipe.task.describe(tested)
