@@ -90,14 +90,14 @@ def command_line(seed):
     name = module.__name__.rpartition(".")[2]
     base = {"mnist": TINY, "image_folder": ("--data-dir", "nothing")}.get(name, ("--epochs", "1"))
     known = flags_of(module)
-    if module is sentiment:  # seven times 7,500 words take minutes; test_flags has it
-        known.remove("--folds")
     words = list(base)
     for flag in rng.choice(known, 1 + seed % 3, replace=False):
         words.append(str(flag))
         values = NUMBERS if rng.random() < 0.7 else ABSURD
         words += [str(rng.choice(values)) for _ in range(1 + (rng.random() < 0.1))]
     words = [word for word in words if word != "--distributed"]
+    if module is sentiment and "--folds" in words:  # 7,500 words seven times take minutes
+        words[words.index("--folds") + 1] = "1"
     if seed % 4 == 3 and name == "mnist":
         extra = ("--trials", "2", "--population", "2")
         search = lambda: cli.main(  # noqa: E731
