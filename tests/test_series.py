@@ -269,3 +269,8 @@ def test_bad_covariates(tmp_path, flags, sentence):
         Series(data_dir=shop(tmp_path / "a.csv", 60), **flags).load(lambda _: None)
     with pytest.raises(InputError, match="are for a file"):
         Series(past_covariates=("price",)).load(lambda _: None)
+
+
+def test_an_interval_without_its_coverage_is_damaged():
+    with pytest.raises(InputError, match="calibration.json is damaged"):
+        tasks.forecast.half_width({"half_width": [1.0, 2.0]}, 2)

@@ -60,7 +60,7 @@ class Forecast:
 
     def calibrate(self, targets, outputs, hparams) -> dict[str, Any]:
         """How far from the forecast COVERAGE of the validation values lie, at each step: the
-        quantile of conformal prediction (Lei et al. 2018), for the windows are not independent."""
+        quantile of conformal prediction (Lei et al. 2018), although windows overlap."""
         errors = np.abs(np.asarray(outputs, np.float64) - targets)
         known = (~np.isnan(errors)).sum(0)
         if known.min() < calibration.FEWEST:
@@ -137,6 +137,8 @@ def half_width(calibrated, horizon: int) -> np.ndarray | None:
     another length."""
     if "half_width" not in calibrated:
         return None
+    if "coverage" not in calibrated:
+        raise InputError("calibration.json is damaged: it has half_width, but no coverage.")
     found = np.atleast_1d(calibrated["half_width"])
     if len(found) != horizon:
         raise InputError(
