@@ -222,13 +222,9 @@ class ImageFolder:
         digest = hashlib.sha256(table["checksum"].encode())
         for column in columns.values():
             digest.update(repr(column.tolist()).encode())
-        files = {}
-        if table["report"]:
-            log(_summary(table["report"], table["count"]))
-            files[REPORT] = _as_csv(table["report"])
         return Dataset(
-            name, f"{len(kept):,} {source}", train, test, class_names, digest.hexdigest(), files,
-            info={"target": ", ".join(labels.columns)},
+            name, f"{len(kept):,} {source}", train, test, class_names, digest.hexdigest(),
+            _report_file(table, log), info={"target": ", ".join(labels.columns)},
         )  # fmt: skip
 
     def _from_tfds(self, folder: Path, log) -> Dataset:
@@ -246,7 +242,7 @@ class ImageFolder:
     def _dataset(self, name, source, decoded, place, log) -> Dataset:
         """A checked Dataset of what was decoded."""
         pixels, table = decoded
-        report, class_names = table["report"], table["class_names"]
+        class_names = table["class_names"]
         kept = np.flatnonzero(~np.array(table["repeated"], bool))
         labels = np.array(table["labels"], np.int32)[kept]
         parts, names, contents = (
@@ -279,13 +275,9 @@ class ImageFolder:
         train, test = part(~in_test), part(in_test)
         if "validation" in table["given"]:
             train["validation"] = parts[~in_test] == "validation"
-        files = {}
-        if report:
-            log(_summary(report, table["count"]))
-            files[REPORT] = _as_csv(report)
         return Dataset(
             name, f"{len(labels):,} {source}", train, test, tuple(class_names), table["checksum"],
-            files,
+            _report_file(table, log),
         )  # fmt: skip
 
 
@@ -333,6 +325,15 @@ def _check_counts(labels, parts, table, place) -> None:
 def _counted(counts: collections.Counter) -> str:
     """For example "5 truncated, 4 empty"."""
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+
+
+def _report_file(table: dict, log) -> dict[str, str]:
+    """{name: text} of the report's file, which `log` gets the summary of; {} where nothing is
+    odd."""
+    if not table["report"]:
+        return {}
+    log(_summary(table["report"], table["count"]))
+    return {REPORT: _as_csv(table["report"])}
 
 
 def _summary(report: list[list[str]], count: int) -> str:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,5 +225,5 @@ def _separator(texts: list[str]) -> str:
     for mark in SEPARATORS:
         if any(mark in text for text in texts):
             return mark
-    parts = {part.strip() for text in texts for part in re.split(",", text)}
+    parts = {part.strip() for text in texts for part in text.split(",")}
     return "," if any("," in text for text in texts) and len(parts) < len(set(texts)) else ""

@@ -55,7 +55,10 @@ def described(task, tested: Tested) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
-def verdict(results: dict[str, Any], task, advice: str) -> list[str]:
+ADVICE = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
+
+
+def verdict(results: dict[str, Any], task, advice: str = ADVICE) -> list[str]:
     """A sentence where a simple model is as good as the network by the task's first score; else
     []."""
     name = next(iter(task.SCORES))

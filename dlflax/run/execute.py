@@ -105,7 +105,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
         fit, state, tests, found = _train_and_test(job, saved, count, checkpoints, board, log)
         if main:
             results = _results(experiment, job, fit, tests[0], started)
-            _report(job, fit, tested(job, state, *tests, found), results, board, log)
+            _report(job, fit, as_tested(job, state, *tests, found), results, board, log)
     parallel.wait("the results are written")
     if not main:
         return {}
@@ -278,7 +278,7 @@ def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
     }
 
 
-def tested(job: Job, state: train.State, sums, outputs, calibration) -> Tested:
+def as_tested(job: Job, state: train.State, sums, outputs, calibration) -> Tested:
     """What the task describes: a State of the whole model, and what it gave for the test data."""
     config, recipe = job.config, job.config.recipe
     numbers = train.as_traced(config.hparams.evaluation())
@@ -344,8 +344,7 @@ def _compare(job, tested, results, log) -> None:
     if not found:
         return
     results["baselines"] = found
-    advice = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
-    results["findings"] = baselines.verdict(results, config.recipe.task, advice)
+    results["findings"] = baselines.verdict(results, config.recipe.task)
 
 
 def _augmented_picture(config, train_set):

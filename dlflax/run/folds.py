@@ -15,7 +15,7 @@ from dlflax.report import tables
 from dlflax.report.progress import counting
 from dlflax.run import baselines
 from dlflax.run.config import Config, check, load
-from dlflax.run.execute import Job, calibrated, prepared, tested
+from dlflax.run.execute import Job, as_tested, calibrated, prepared
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import run_folder
 from dlflax.run.saved import to_json
@@ -67,8 +67,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     rows = [{"fold": i + 1, **one["examples"], **one["test"]} for i, one in enumerate(each)]
     write_csv(config.run_dir / "folds.csv", rows)
     if "baselines" in results:
-        advice = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
-        results["findings"] = baselines.verdict(results, config.recipe.task, advice)
+        results["findings"] = baselines.verdict(results, config.recipe.task)
     write_json(path, {**results, "each": each})
     tables.print_folds(results)
     for sentence in results.get("findings", ()):
@@ -158,10 +157,7 @@ def _as_lanes(jobs, log: Log) -> list[tuple[train.State, int]]:
         )
     best, found = population.best(1), []
     for fold, (history,) in enumerate(population.histories):
-        collections = dict(best[fold, 0][0])
-        params = collections.pop("params")
-        state = train.State(None, params, collections, None, None, None)
-        found.append((state, len(history)))
+        found.append((train.of_variables(best[fold, 0][0]), len(history)))
     return found
 
 
@@ -182,10 +178,7 @@ def _alone(job: Job) -> tuple[train.State, int]:
         seed=config.seed, patience=config.patience, reduce_on_plateau=config.reduce_on_plateau,
         pretrained=start.pretrained,
     )  # fmt: skip
-    recipe = start.recipe
-    collections = dict(train.variables(recipe, fit.best))
-    params = collections.pop("params")
-    return train.State(None, params, collections, None, None, None), len(fit.history)
+    return train.of_variables(train.variables(start.recipe, fit.best)), len(fit.history)
 
 
 def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, Any]:
@@ -196,7 +189,7 @@ def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, An
     sums, outputs = jax.device_get(train.evaluate(recipe, state, hparams, splits.test))
     whole = dataclasses.replace(job.config.recipe, ema=False)
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=whole))
-    of_test = tested(job, job.start.with_backbone(state), sums, outputs, found)
+    of_test = as_tested(job, job.start.with_backbone(state), sums, outputs, found)
     beside = {}
     if job.config.baseline != "none":
         beside = {"baselines": baselines.computed(recipe, hparams, splits, log)}

@@ -121,9 +121,7 @@ def _outputs(recipe, layout, variables, hparams, val_set):
     plain = dataclasses.replace(recipe, ema=False)
 
     def one(variables, hparams):
-        others = dict(variables)
-        state = train.State(None, others.pop("params"), others, None, None, None)
-        return train.evaluate(plain, state, hparams, val_set)[1]
+        return train.evaluate(plain, train.of_variables(variables), hparams, val_set)[1]
 
     def on_device(variables, hparams):
         if layout.mode == "vmap":
@@ -151,10 +149,12 @@ class Population:
         self, recipe, hparams, seeds, train_set, val_set, *, epochs, layout,
         patience=0, reduce_on_plateau=0, pretrained=None, keep_best=False, rows=None,
     ):  # fmt: skip
-        self.recipe, self.layout, self._rows = recipe, layout, rows
-        self.n, lengths = len(train_set["inputs"]), train_set.get("length")
+        self.recipe, self.layout = recipe, layout
+        lengths, everything = train_set.get("length"), np.arange(len(train_set["inputs"]))
         self._lengths = None if lengths is None else np.asarray(lengths)
-        steps = math.ceil((len(rows[0][0]) if rows else self.n) / recipe.batch_size)
+        rows = rows or [(np.int32(everything), None)] * len(hparams)
+        self._rows, self._val_rows = zip(*rows, strict=True)
+        steps = math.ceil(len(self._rows[0]) / recipe.batch_size)
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)
         self.trainings = [
@@ -190,13 +190,13 @@ class Population:
         """Trains what is neither finished nor diverged up to `until` epochs, which may be of each
         configuration. on_epoch is called when all of them have one more."""
         untils = [until] * len(self.trainings) if isinstance(until, int) else until
-        batches = None
+        batches, val_batches = None, self._val_batches()
         while running := self._running(untils):
             batches = self._batches() if batches is None else batches
             slots, counts = _active(running, self.layout)
             self._states, sums = train_epoch(
                 self.recipe, self.layout, self._states, self._hparams(),
-                self.train_set, self.val_set, batches, slots, counts, self._val_batches(),
+                self.train_set, self.val_set, batches, slots, counts, val_batches,
             )  # fmt: skip
             if any(len(self.trainings[i][j].history) + 1 < untils[i] for i, j in running.values()):
                 batches = self._batches(ahead=1)  # while the devices work
@@ -327,21 +327,21 @@ class Population:
         """int32 (width, steps, batch_size): of each lane's next epoch, or of the one after it."""
         lanes, made = self._filled(), {}
         for i, j in set(lanes):
-            own = self._rows and self._rows[i][0]
+            own = self._rows[i]
             batches = epoch_batches(
-                self.n if own is None else len(own), self.recipe.batch_size,
-                int(self.seeds[i, j]), len(self.trainings[i][j].history) + ahead,
-                self._lengths if own is None or self._lengths is None else self._lengths[own],
+                len(own), self.recipe.batch_size, int(self.seeds[i, j]),
+                len(self.trainings[i][j].history) + ahead,
+                None if self._lengths is None else self._lengths[own],
             )  # fmt: skip
-            made[i, j] = batches if own is None else _of_rows(own, batches)
+            made[i, j] = _of_rows(own, batches)
         return self._put(np.stack([made[lane] for lane in lanes]))
 
     def _val_batches(self):
         """int32 (width, batches, size) of the lanes' own validation examples, or None."""
-        if self._rows is None:
+        if self._val_rows[0] is None:
             return None
-        most = max(len(rows) for _, rows in self._rows)
-        own = [np.pad(rows, (0, most - len(rows)), constant_values=-1) for _, rows in self._rows]
+        most = max(map(len, self._val_rows))
+        own = [np.pad(rows, (0, most - len(rows)), constant_values=-1) for rows in self._val_rows]
         places = train.all_batches(most)
         return self._put(
             np.stack([np.where(places < 0, -1, own[i][places]) for i, _ in self._filled()])

@@ -113,6 +113,12 @@ def variables(recipe: Recipe, state: State) -> dict[str, Any]:
     return {"params": state.ema, **collections}
 
 
+def of_variables(variables: dict[str, Any]) -> State:
+    """A State of nothing but variables, to evaluate with by a recipe that does not average."""
+    collections = dict(variables)
+    return State(None, collections.pop("params"), collections, None, None, None)
+
+
 def forward(recipe: Recipe, state: State, hparams: Hparams, inputs):
     """The model's outputs, float32 (n, ...), on inputs (n, ...) of any dtype, not training."""
     dtype = jnp.dtype(recipe.compute_dtype)
