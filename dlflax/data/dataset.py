@@ -31,6 +31,9 @@ class Source(Protocol):
         one is, "file" say, the batch with "inputs" (n, ...)). data: what config.json says of the
         data, `Splits.info` among it; folder: of the run, with `Splits.files`."""
 
+    # A source whose `read` computes something may have raw(data) -> Raw: an exported model is then
+    # given what it computes from; that of another is given "inputs".
+
 
 class DiskArray:
     """Some rows of an array that lies on disk (`numpy.memmap`): read when they are indexed.
@@ -138,6 +141,21 @@ class Splits:
                 for i, name in enumerate(self.class_names)
             }  # fmt: skip
         return {**counted, "notes": list(self.notes)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """What an exported model is given, of a source that has `raw`."""
+
+    shape: tuple[int, ...]
+    """Of one example."""
+    dtype: str
+    meaning: str
+    """Of its numbers, for the user."""
+    batch: Callable[[Any], dict[str, Any]]
+    """Traceable: (n, *shape) -> the batch that `Source.read` gives."""
+    of: Callable[[Splits], np.ndarray]
+    """The test examples of Splits, so: (n, *shape)."""
 
 
 def _count(part, classes: int) -> np.ndarray:

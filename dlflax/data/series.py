@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dlflax.data import csv_files
-from dlflax.data.dataset import Dataset, Splits
+from dlflax.data.dataset import Dataset, Raw, Splits
 from dlflax.data.targets import standardized, unit_of
 from dlflax.data.times import in_time, read_times
 from dlflax.errors import InputError
@@ -201,13 +201,45 @@ class Series:
             seen = np.concatenate([seen, self._channels(np.stack(rows), data["covariates"])], 2)
         return list(windows), "file", {"inputs": seen, "last": last}
 
-    def _channels(self, around, unit) -> np.ndarray:
+    def raw(self, data) -> Raw:
+        """Windows in the columns' own units; where covariates are known beforehand, with `horizon`
+        steps more, in which the series itself may be anything."""
+        import jax.numpy as jnp
+
+        later = self.horizon if self.future_covariates else 0
+        columns = ("the series", *self._covariates())
+
+        def batch(raw):
+            past = raw[:, : self.window, 0]
+            last = past[:, -1:]
+            seen = ((past - last) / data["scale"])[:, :, None]
+            if self._covariates():
+                beside = self._channels(raw[:, :, 1:], data["covariates"], jnp)
+                seen = jnp.concatenate([seen, beside], 2)
+            return {"inputs": seen, "last": last}
+
+        def of(splits):  # of covariates their means: a window of the test data does not keep them
+            seen, last = splits.test["inputs"], splits.test["last"]
+            raw = np.zeros((len(seen), self.window + later, len(columns)), np.float32)
+            raw[:, : self.window, 0] = last + data["scale"] * seen[:, :, 0]
+            if self._covariates():
+                raw[:, :, 1:] = data["covariates"]["target_mean"]
+            return raw
+
+        more = f", and {later} steps after them" if later else ""
+        return Raw(
+            (self.window + later, len(columns)), "float32",
+            f"the last {self.window} values of {', '.join(columns)}{more}", batch, of,
+        )  # fmt: skip
+
+    def _channels(self, around, unit, xp=np):
         """float32 (n, window, channels) of covariates around windows, (n, window, columns), or
-        (n, window + horizon, columns) where some are known beforehand."""
+        (n, window + horizon, columns) where some are known beforehand. xp: jax.numpy for traced
+        ones."""
         values = standardized(around, unit)
         known = values[:, :, len(self.past_covariates) :]
         later = known[:, self.horizon :] if known.shape[2] else known[:, : self.window]
-        return np.concatenate([values[:, : self.window], later], 2)
+        return xp.concatenate([values[:, : self.window], later], 2)
 
     def _period(self) -> int:
         if self.period < 0:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from dlflax.data import csv_files
-from dlflax.data.dataset import Dataset, Splits
+from dlflax.data.dataset import Dataset, Raw, Splits
 from dlflax.data.order import check_fraction, held_out
 from dlflax.data.targets import classes_of, numbers_or_classes, standardized, unit_of
 from dlflax.errors import InputError
@@ -168,6 +168,19 @@ class Table:
             plain={"columns": plain, "categories": {"all": categories}},
         )  # fmt: skip
 
+    def raw(self, data) -> Raw:
+        """Rows as `numbered` gives them."""
+        import jax.numpy as jnp
+
+        columns = data["columns"]
+        return Raw(
+            (len(columns),), "float32",
+            "a row of the table: its numbers, NaN where one is missing; of a text its place in the "
+            "column's levels, counted from 1, or 0 for any other",
+            lambda numbers: {"inputs": encoded(columns, numbers, jnp)},
+            lambda splits: np.float32(splits.plain["columns"]["test"]),
+        )  # fmt: skip
+
     def read(self, inputs, data, folder):
         """Rows of CSV files with the same columns; the target's may be there or not."""
         if not inputs:
@@ -254,35 +267,35 @@ def _numbers(column, texts) -> np.ndarray:
     return values
 
 
-def encoded(columns: list[dict], numbers: np.ndarray) -> np.ndarray:
-    """float32 (n, d) of rows as `numbered` gives them."""
+def encoded(columns: list[dict], numbers, xp=np):
+    """float32 (n, d) of rows as `numbered` gives them. xp: jax.numpy for traced ones."""
     parts = [
-        (_categories if column["kind"] == "categories" else _piecewise)(column, values)
-        for column, values in zip(columns, numbers.T, strict=True)
+        (_categories if column["kind"] == "categories" else _piecewise)(column, numbers[:, i], xp)
+        for i, column in enumerate(columns)
     ]
-    return np.float32(np.concatenate(parts, 1))
+    return xp.concatenate(parts, 1).astype(np.float32)
 
 
-def _piecewise(column, values):
+def _piecewise(column, values, xp):
     """(n, width): the standardized value, how far each piece is filled, and whether it is
     missing."""
-    missing = np.isnan(values)
-    values = np.where(missing, column["median"], values)
-    parts = [np.clip((values - column["mean"]) / column["scale"], -10, 10)[:, None]]
+    missing = xp.isnan(values)
+    values = xp.where(missing, column["median"], values)
+    parts = [xp.clip((values - column["mean"]) / column["scale"], -10, 10)[:, None]]
     if edges := column["edges"]:
-        low, high = np.array(edges[:-1]), np.array(edges[1:])
-        parts.append(np.clip((values[:, None] - low) / (high - low), 0, 1))
+        low, high = np.array([edges[:-1]]), np.array([edges[1:]])
+        parts.append(xp.clip((values[:, None] - low) / (high - low), 0, 1))
     if column["missing"]:
-        parts.append(missing[:, None].astype(np.float64))
-    return np.concatenate(parts, 1)
+        parts.append(missing[:, None].astype(values.dtype))
+    return xp.concatenate(parts, 1)
 
 
-def _categories(column, numbers):
+def _categories(column, numbers, xp):
     """(n, width): one-hot over the levels, other, and whether it is missing."""
     levels = len(column["levels"])
     # other is 0 there and behind the levels here; a missing one is nothing where none was known
-    place = np.where(np.isnan(numbers), levels + 1, np.where(numbers == 0, levels, numbers - 1))
-    return (place[:, None] == np.arange(width(column))).astype(np.float64)
+    place = xp.where(xp.isnan(numbers), levels + 1, xp.where(numbers == 0, levels, numbers - 1))
+    return (place[:, None] == np.arange(width(column))[None]).astype(numbers.dtype)
 
 
 def _bundled(name):

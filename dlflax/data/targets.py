@@ -79,10 +79,12 @@ def unit_of(values: np.ndarray) -> dict[str, Any]:
 
 def standardized(values, info) -> np.ndarray:
     """float32: numbers in deviations from the mean, by what `unit_of` found."""
-    return np.float32((values - np.array(info["target_mean"])) / np.array(info["target_scale"]))
+    values = (values - np.array(info["target_mean"])) / np.array(info["target_scale"])
+    return values.astype(np.float32)
 
 
-def in_unit(values, info) -> np.ndarray:
-    """float64: back from `standardized`; as they are where nothing was found."""
+def in_unit(values, info):
+    """Back from `standardized`; as they are where nothing was found. float64 (n, ...) of NumPy
+    arrays; float32 of traced ones."""
     scale, mean = info.get("target_scale", 1.0), info.get("target_mean", 0.0)
-    return np.float64(values) * np.array(scale) + np.array(mean)
+    return values * np.array(scale, np.float64) + np.array(mean, np.float64)

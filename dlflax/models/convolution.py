@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.models.flops import inner_jaxprs
+from dlflax.models.platform import on_cpu
 
 How = Literal["lax", "product", "own gradient"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -28,7 +29,7 @@ def convolution(x, kernel, stride: int = 1, pads: Pads = NO_PADS, how: How | Non
     """x (n, h, w, c), kernel (k, k, c, f), `pads` zeros before and behind rows and columns ->
     (n, rows, columns, f). how: the formulation, by default the fastest for a CPU or elsewhere;
     cpu: which of both, by default where it runs."""
-    cpu = jax.default_backend() == "cpu" if cpu is None else cpu
+    cpu = on_cpu() if cpu is None else cpu
     how = how or fastest(min(x.shape[1:3]), cpu)
     function = {"lax": _lax, "product": _product, "own gradient": _own_gradient}[how]
     with formulated(how):

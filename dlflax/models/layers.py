@@ -12,6 +12,7 @@ from jax import lax
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, formulated, im2col, kernel_gradient, windows
 from dlflax.models.norm import sums
+from dlflax.models.platform import is_portable, on_cpu
 from dlflax.models.pooling import largest, max_pool
 
 Activation = Literal[
@@ -81,8 +82,7 @@ def feature_map(module, x):
 
 def for_cpu(formulation: Formulation) -> bool:
     """Whether convolutions are to be computed in the way that suits XLA:CPU."""
-    auto = formulation == "auto" and jax.default_backend() == "cpu"
-    return auto or formulation == "matmul"
+    return on_cpu() if formulation == "auto" else formulation == "matmul" and not is_portable()
 
 
 class Conv(nn.Module):

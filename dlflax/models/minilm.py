@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, pool
+from dlflax.models.platform import on_cpu
 from dlflax.models.transformer import Attention
 
 DEPTH, WIDTH, HEADS, MLP, STEPS = 6, 384, 12, 1536, 512
@@ -83,7 +84,7 @@ class MiniLM(nn.Module):
         lengths = cut_lengths(tokens.shape[1])
         if lengths[-1] > STEPS:
             raise InputError(f"--length {lengths[-1]}: MiniLM reads {STEPS} tokens at most.")
-        if jax.default_backend() != "cpu" or self.is_initializing() or len(lengths) == 1:
+        if not on_cpu() or self.is_initializing() or len(lengths) == 1:
             return self._encode(tokens)
         longest = jnp.max(jnp.sum(tokens > 0, 1))
         place = jnp.searchsorted(jnp.asarray(lengths), longest)

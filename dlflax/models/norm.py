@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dlflax.models.platform import on_cpu
+
 
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy 2015) over all axes but the last.
@@ -31,7 +33,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, c)
         if use_running_average:
             return _scaled(x, mean.value, lax.rsqrt(var.value + self.epsilon) * scale, bias)
-        normalize = _normalized if jax.default_backend() == "cpu" else _plain
+        normalize = _normalized if on_cpu() else _plain
         y, *found = normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for running, new in zip((mean, var), lax.stop_gradient(found), strict=True):

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.models.convolution import NO_PADS, Pads, windows
+from dlflax.models.platform import is_portable, on_cpu
 
 
 def max_pool(x, k: int = 2, stride: int = 2, pads: Pads = NO_PADS, cpu: bool | None = None):
     """The largest in each k x k window: x float (n, h, w, c) -> (n, rows, columns, c). pads: of
     -inf, before and behind rows and columns. cpu: whether it is computed in the way that suits
     XLA:CPU, by default if it runs there. The gradient goes to the first of equal ones."""
-    cpu = jax.default_backend() == "cpu" if cpu is None else cpu
+    cpu = on_cpu() if cpu is None else cpu
+    if is_portable():  # not every format has windows of any size
+        return largest(windows(x, k, stride, pads, -jnp.inf))[0]
     return (_own_gradient if cpu else _lax)(x, k, stride, pads)
 
 

@@ -10,6 +10,7 @@ from jax import lax
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, Embed, pool
+from dlflax.models.platform import is_portable
 
 Cell = Literal["simple", "gru", "lstm"]
 GATES = {"simple": 1, "gru": 3, "lstm": 4}
@@ -64,8 +65,17 @@ class Recurrent(nn.Module):
             return new, new[0]
 
         start = (zero, zero) if self.cell == "lstm" else (zero,)
-        (last, *_), outputs = lax.scan(step, start, (inputs, steps), reverse=self.reverse)
+        (last, *_), outputs = _scan(step, start, (inputs, steps), self.reverse)
         return jnp.swapaxes(outputs, 0, 1), last
+
+
+def _scan(step, start, along, reverse):
+    """`lax.scan`; ONNX has none in reverse."""
+    turned = reverse and is_portable()
+    if turned:
+        along = jax.tree.map(lambda x: jnp.flip(x, 0), along)
+    last, outputs = lax.scan(step, start, along, reverse=reverse and not turned)
+    return last, jnp.flip(outputs, 0) if turned else outputs
 
 
 _zeros = nn.initializers.zeros

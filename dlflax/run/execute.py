@@ -104,6 +104,8 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
                 board.picture(name, path, 0)
         fit, state, tests, found = _train_and_test(job, saved, count, checkpoints, board, log)
         if main:
+            if config.transfer and config.transfer.self_contained:
+                transfer.save(job.start.backbone, folder)
             results = _results(experiment, job, fit, tests[0], started)
             _report(job, fit, as_tested(job, state, *tests, found), results, board, log)
     parallel.wait("the results are written")

@@ -61,7 +61,7 @@ def settings(
             "source": dataset.source,
             "sha256": dataset.checksum,
             "class_names": list(splits.class_names),
-            "input_shape": list(test.shape[1:]),
+            "input_shape": list(test.shape[1:]), "dtype": str(test.dtype),
             **splits.info,
             "train": len(splits.train["inputs"]), "validation": held_out, "test": len(test),
         },

@@ -38,6 +38,7 @@ class Predictor:
             run_dir = run_dir / "best"
         saved = load_config(run_dir)
         self.folder, self.data, self.log = run_dir, saved["data"], log
+        self.experiment = saved["experiment"]
         made_by = of_run(saved, run_dir, experiment, package, log)
         self.config = config_from_json(saved["config"], run_dir, made_by)
         self._state = None
@@ -47,7 +48,9 @@ class Predictor:
         if self._state is None:
             config, model = self.config, self.config.recipe.model
             sha256 = self.data.get("weights_sha256")
-            backbone = transfer.backbone(config.transfer, model, inputs, sha256, self.log)
+            backbone = transfer.backbone(
+                config.transfer, model, inputs, sha256, self.folder, self.log
+            )
             seen = transfer.head_inputs(model, inputs) if backbone else inputs[:1]
             recipe = transfer.trained(config.transfer, config.recipe)
             abstract = train.abstract(recipe, config.hparams, seen)

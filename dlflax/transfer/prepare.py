@@ -11,14 +11,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from dlflax import data, train
 from dlflax.errors import InputError
 from dlflax.train.augment import augment, numbers
 from dlflax.train.optim import Constant
 from dlflax.train.step import HEAD
-from dlflax.transfer import weights
+from dlflax.transfer.backbone import placed, read, with_backbone, with_features
 from dlflax.transfer.contrastive import drawn_together
 from dlflax.transfer.features import Features
 
@@ -44,6 +43,9 @@ class Transfer:
     views: int = 0
     """--finetune head: so many augmented views (--augment) of every training picture, besides the
     picture itself."""
+    self_contained: bool = False
+    """--finetune head: save the frozen part with the run too, so that its folder can be copied to a
+    machine that has no pretrained weights."""
 
     @property
     def pretrained(self) -> bool:
@@ -76,37 +78,6 @@ class Start:
         return with_backbone(state, self.backbone)
 
 
-def with_backbone(state: train.State, backbone: dict[str, Any] | None) -> train.State:
-    """The State of a head with its frozen backbone's variables; without one as it is."""
-    if not backbone:
-        return state
-    params, collections = backbone["params"], dict(backbone)
-    del collections["params"]
-    return state.replace(
-        params=_joined(params, state.params),
-        ema=state.ema and _joined(params, state.ema),
-        collections=_joined(collections, state.collections),
-        ema_collections=state.ema_collections and _joined(collections, state.ema_collections),
-    )
-
-
-def _joined(tree, other):
-    """Two trees of dicts with different leaves as one."""
-    flat = (traverse_util.flatten_dict(each) for each in (tree, other))
-    return traverse_util.unflatten_dict({k: v for each in flat for k, v in each.items()})
-
-
-def _with_features(model):
-    """Where a model's backbone is: (its module, its path in the variables). Of an ensemble of heads
-    the first one has it."""
-    return (model.members[0], "members_0") if isinstance(model, train.Ensemble) else (model, None)
-
-
-def _placed(variables, path):
-    """The backbone's variables where the model has them."""
-    return {name: {path: tree} for name, tree in variables.items()} if path else variables
-
-
 def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparams) -> None:
     """InputError for what does not go together."""
     if transfer is None:
@@ -120,6 +91,11 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
         raise InputError(
             "--head-epochs is for --finetune last-blocks and all, whose last layer is trained "
             "alone first: leave it out."
+        )
+    if transfer.self_contained and not transfer.frozen:
+        raise InputError(
+            "--self-contained is for --finetune head: all other models are saved whole. Leave it "
+            "out."
         )
     contrastive = transfer.pretrained and transfer.finetune == "contrastive"
     if transfer.contrastive_epochs != Transfer.contrastive_epochs and not contrastive:
@@ -135,7 +111,7 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
         raise InputError(
             "--augment mixup, cutmix and mix have no meaning with --finetune head: leave them out."
         )
-    if transfer.pretrained and not hasattr(_with_features(recipe.model)[0], "LAST_BLOCKS"):
+    if transfer.pretrained and not hasattr(with_features(recipe.model)[0], "LAST_BLOCKS"):
         raise InputError(
             f"--weights {transfer.weights}: there are none for a {type(recipe.model).__name__}; "
             "use --weights none to train it from scratch."
@@ -193,8 +169,8 @@ def prepare(
     check(transfer, recipe, hparams)
     if transfer is None or not transfer.pretrained:
         return Start(recipe, splits, pretrained=_with_vectors(recipe, hparams, splits))
-    model, path = _with_features(recipe.model)
-    variables, sha256 = _read(transfer.weights, model, splits.train["inputs"][:1], log)
+    model, path = with_features(recipe.model)
+    variables, sha256 = read(transfer.weights, model, splits.train["inputs"][:1], log)
     splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
     if transfer.finetune == "contrastive":
         variables = drawn_together(
@@ -205,7 +181,7 @@ def prepare(
     compute, head_alone = Features(model, variables, sha256, log), None
     if transfer.finetune == "head":
         frozen = _on_features(transfer, recipe, hparams, splits, compute)
-        return dataclasses.replace(frozen, backbone=_placed(variables, path))
+        return dataclasses.replace(frozen, backbone=placed(variables, path))
     if transfer.head_epochs:
         frozen = _on_features(
             transfer, recipe, hparams, dataclasses.replace(splits, test=None), compute
@@ -252,53 +228,6 @@ def _with_vectors(recipe, hparams, splits) -> dict[str, Any] | None:
     known = ~np.isnan(vectors[:, 0])
     wide[known, : vectors.shape[1]] = VECTOR_SCALE * vectors[known]
     return {"params": {"embedding": {"embedding": wide}}}
-
-
-def backbone(transfer: Transfer | None, model, inputs, sha256: str | None, log=print):
-    """The variables of a run's frozen backbone, for inputs such as these; None where all is in the
-    checkpoint. InputError when the weights are not those, by sha256, that the run was
-    trained with."""
-    if transfer is None or not transfer.frozen:
-        return None
-    model, path = _with_features(model)
-    variables, found = _read(transfer.weights, model, inputs, log)
-    if found != sha256:
-        raise InputError(
-            f"--weights {transfer.weights} are not those that the run was trained with (sha256 "
-            f"{found[:12]} in place of {str(sha256)[:12]}): bring back that file."
-        )
-    return _placed(variables, path)
-
-
-def head_inputs(model, inputs) -> np.ndarray:
-    """Zeros in the shape of what a head sees of one of such inputs: (1, d)."""
-
-    def features(x):
-        return model.init_with_output(jax.random.key(0), x, method="features")[0]
-
-    seen = jax.eval_shape(features, _one(inputs))
-    return np.zeros(seen.shape, np.float32)
-
-
-def _one(inputs):
-    """One of them, abstract, as a model sees it."""
-    return jax.eval_shape(train.floats, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype))
-
-
-def _read(name, model, inputs, log):
-    """(variables of everything but the last layer, sha256 of the file)."""
-    loaded, sha256, what = weights.read(model, name, log)
-    log(what)
-    fresh = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), _one(inputs))
-    try:
-        variables = weights.graft(fresh, loaded)
-    except InputError as error:
-        if inputs.ndim != 4:
-            raise
-        height, width = inputs.shape[1:3]
-        raise InputError(f"{error} The pictures have {height} x {width} pixels.") from error
-    del variables["params"]["logits"]
-    return variables, sha256
 
 
 def _on_features(transfer, recipe, hparams, splits, compute):

@@ -6,7 +6,7 @@ from dlflax.train.tasks.forecast import Forecast
 from dlflax.train.tasks.multi_label import MultiLabel
 from dlflax.train.tasks.reconstruction import Reconstruction
 from dlflax.train.tasks.regression import Regression
-from dlflax.train.tasks.task import Asked, Description, Task, Tested
+from dlflax.train.tasks.task import Asked, Description, Task, Tested, predictions
 
 TASKS = {
     "classification": Classification(),
@@ -19,5 +19,5 @@ TASKS = {
 
 __all__ = [
     "TASKS", "Asked", "ByTarget", "Classification", "Description", "Forecast", "MultiLabel",
-    "Reconstruction", "Regression", "Task", "Tested",
+    "Reconstruction", "Regression", "Task", "Tested", "predictions",
 ]  # fmt: skip

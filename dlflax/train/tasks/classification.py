@@ -169,9 +169,12 @@ class Classification:
             ]
         return Description(scores, {"calibration": calibrated}, tables, drawn)
 
+    def predictions(self, outputs, batch, data, calibration):
+        """The probability of each class."""
+        return {"probabilities": _probabilities(outputs / _temperature(calibration))}
+
     def answer(self, asked: Asked):
-        temperature = _temperature(asked.calibration)
-        probabilities, answers = class_probabilities(asked.outputs / temperature), []
+        probabilities, answers = np.asarray(asked.predictions()["probabilities"]), []
         names = names_of_outputs(asked, probabilities.shape[1])
         for each, p in zip(asked.inputs, probabilities, strict=True):
             name, best = names[p.argmax()], float(p.max())
@@ -203,10 +206,15 @@ def _confused(predicted, targets, class_names):
 
 def class_probabilities(logits) -> np.ndarray:
     """float32 (n, classes) from logits (n, classes), or (n,) or (n, 1) of the second of two."""
-    logits = np.asarray(logits).reshape(len(logits), -1)
+    return np.asarray(_probabilities(np.asarray(logits)))
+
+
+def _probabilities(logits):
+    """The same, of NumPy or traced ones."""
+    logits = logits.reshape(logits.shape[0], -1)
     if logits.shape[1] == 1:
-        logits = np.concatenate([np.zeros_like(logits), logits], 1)
-    return np.asarray(jax.nn.softmax(logits))
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], 1)
+    return jax.nn.softmax(logits)
 
 
 def _grad_cam(tested, wrong, predicted, confidence):

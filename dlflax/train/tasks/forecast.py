@@ -115,15 +115,22 @@ class Forecast:
 
         return Description({"rmse": scores["model"]["rmse"]}, results, figures={"forecast": draw})
 
+    def predictions(self, outputs, batch, data, calibration):
+        """The forecast, and the ends of its intervals, in the series' unit."""
+        values = batch["last"] + data["scale"] * outputs
+        half = half_width(calibration, values.shape[1])
+        if half is None:
+            return {"forecast": values}
+        reach = data["scale"] * half[None]
+        return {"forecast": values, "low": values - reach, "high": values + reach}
+
     def answer(self, asked: Asked):
-        answers = []
-        values = asked.batch["last"] + asked.data["scale"] * asked.outputs
-        half = half_width(asked.calibration, values.shape[1])
-        for each, row in zip(asked.inputs, values, strict=True):
+        answers, found = [], asked.predictions()
+        for i, (each, row) in enumerate(zip(asked.inputs, found["forecast"], strict=True)):
             words = f"after {each}: {' '.join(f'{value:.4g}' for value in row)}"
             more = {}
-            if half is not None:
-                low, high = row - asked.data["scale"] * half, row + asked.data["scale"] * half
+            if "low" in found:
+                low, high = found["low"][i], found["high"][i]
                 coverage = asked.calibration["coverage"]
                 lows, highs = (" ".join(f"{v:.4g}" for v in each) for each in (low, high))
                 words += f"; {coverage:.0%} within {lows} and {highs}"

@@ -95,10 +95,14 @@ class MultiLabel:
             ]
         return Description({**scores, "per_class": rows}, tables=tables)
 
+    def predictions(self, outputs, batch, data, calibration):
+        """The probability of each label, and whether it is above the label's threshold."""
+        cuts = np.float32(_thresholds(calibration, outputs.shape[-1]))
+        return {"probabilities": jax.nn.sigmoid(outputs), "labels": outputs > cuts[None]}
+
     def answer(self, asked: Asked):
-        probabilities, answers = np.asarray(jax.nn.sigmoid(asked.outputs)), []
-        names = names_of_outputs(asked, probabilities.shape[1])
-        have = asked.outputs > _thresholds(asked.calibration, len(names))
+        probabilities, have = map(np.asarray, asked.predictions().values())
+        names, answers = names_of_outputs(asked, probabilities.shape[1]), []
         for each, p, predicted in zip(asked.inputs, probabilities, have, strict=True):
             labels = [name for name, yes in zip(names, predicted, strict=True) if yes]
             every = {n: float(q) for n, q in zip(names, p, strict=True)}

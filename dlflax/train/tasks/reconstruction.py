@@ -73,6 +73,9 @@ class Reconstruction:
                 drawn["samples"] = lambda: _samples(tested, codes)
         return Description(scores, figures=drawn)
 
+    def predictions(self, outputs, batch, data, calibration):
+        return {"reconstruction": outputs}
+
     def answer(self, asked: Asked):
         folder, answers = asked.folder / "predictions", []
         inputs = np.asarray(floats(asked.batch["inputs"]))

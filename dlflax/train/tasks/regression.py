@@ -102,10 +102,14 @@ class Regression:
             drawn["importance"] = lambda: figures.importance(found, "rmse")
         return Description(scores, tables=tables, figures=drawn)
 
+    def predictions(self, outputs, batch, data, calibration):
+        """The numbers, in the targets' unit."""
+        return {"values": in_unit(outputs, data)}
+
     def answer(self, asked: Asked):
         answers = []
-        for each, values in zip(asked.inputs, asked.outputs, strict=True):
-            values = np.ravel(in_unit(values, asked.data)).tolist()
+        for each, values in zip(asked.inputs, asked.predictions()["values"], strict=True):
+            values = np.ravel(values).tolist()
             words = " ".join(f"{value:.5g}" for value in values)
             answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))
         return answers

@@ -60,6 +60,10 @@ class Task(Protocol):
     # fitted on the validation data's targets and outputs (n, ...) when training is done, saved as
     # calibration.json, and given to `describe` and `answer`.
 
+    # A task may have predictions(outputs, batch, data, calibration) -> {name: array (n, ...)}: what
+    # the outputs mean, such as probabilities or numbers in their unit. NumPy or traced: `answer`
+    # says the same as a file that `run.export` writes. batch and data as in `Asked`.
+
     # A task may have baselines(model, splits) -> {name: function that fits a simple model and
     # returns its `train.baselines.Baseline`}: a run tells how the network compares with them.
 
@@ -124,6 +128,20 @@ class Asked:
     """Of the run, for what is drawn."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """As that of `Tested`."""
+
+    def predictions(self) -> dict[str, Any]:
+        """What the recipe's task says that the outputs mean; just the outputs of a task that does
+        not."""
+        return predictions(
+            self.recipe.task, self.outputs, self.batch, self.data, self.calibration
+        )
+
+
+def predictions(task: Task, outputs, batch, data, calibration) -> dict[str, Any]:
+    """`Task.predictions`; {"outputs": ...} of a task without it."""
+    if not hasattr(task, "predictions"):
+        return {"outputs": outputs}
+    return task.predictions(outputs, batch, data, calibration)
 
 
 def targets_of(splits, task: str) -> np.ndarray:

@@ -1,0 +1,242 @@
+"""A trained model as a file that runs without this package: ONNX, or StableHLO by `jax.export`.
+
+What it is given is what a user has (bytes of a picture, numbers of tokens, a row, a window of a
+series in its own unit), and what it gives are the task's predictions (probabilities, numbers in
+their unit): what is done before and after the network is in the file.
+
+jax.export, jax2onnx and onnxruntime are imported where they are used.
+"""
+
+import dataclasses
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+import dlflax
+from dlflax import data, train
+from dlflax.errors import InputError, RunError
+from dlflax.files import replacing, write_json
+from dlflax.models.platform import portable
+from dlflax.run.folder import load_calibration
+from dlflax.run.predict import Predictor
+from dlflax.train.tasks import predictions
+from dlflax.transfer.weights import PUBLISHED
+
+Format = Literal["onnx", "stablehlo"]
+TOLERANCE = 1e-4  # more than that between the file and the model is an error
+BATCHES = (1, 7, 64)  # sizes that a file is tried with
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
+
+
+def export(
+    run: Path | Predictor, to: Format = "onnx", file: Path | None = None,
+    log: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
+    """Writes the model of a run folder, or of a sweep's, and returns the file's path (default:
+    model.onnx or model.stablehlo in the folder). What it takes and gives is in FILE.json, and in
+    an ONNX file's metadata. The file is tried against the model on test examples first: RunError,
+    and no file, for a difference above TOLERANCE (of probabilities; of numbers, a share of the
+    largest one). InputError for a folder that cannot be used, or a model that cannot be exported.
+    """
+    predictor = run if isinstance(run, Predictor) else Predictor(run, log=log)
+    file = Path(file or predictor.folder / f"model.{to}")
+    function, raw = exported(predictor)
+    log(f"translating a {type(predictor.config.recipe.model).__name__} to {to}")
+    content, loaded = (_onnx if to == "onnx" else _stablehlo)(function, raw)
+    inputs, what = _examples(predictor, raw)
+    difference = _largest_difference(function, loaded(content), inputs)
+    said = f"largest difference from the model on {len(inputs)} {what}: {difference:.1e}"
+    if not difference <= TOLERANCE:  # NaN too
+        raise RunError(f"{file} is not written: {said}, and {TOLERANCE:.0e} is allowed.")
+    about = {**_about(predictor, raw, function), "format": to, "difference": difference}
+    if to == "onnx":
+        content = _with_metadata(content, about)
+    try:
+        with replacing(file) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}.") from error
+    write_json(file.with_name(f"{file.name}.json"), about)
+    log(f"{file}: {len(content) / 1e6:,.1f} MB; {said}")
+    return file
+
+
+def exported(predictor: Predictor) -> tuple[Callable[[Any], dict[str, Any]], data.Raw]:
+    """(raw inputs (n, ...) -> the task's predictions, traceable; what raw inputs are). In float32,
+    whatever the run was computed in."""
+    config, info = predictor.config, predictor.data
+    recipe = dataclasses.replace(config.recipe, compute_dtype="float32")
+    shape, dtype = tuple(info["input_shape"]), dtype_of(info)
+    state = predictor.state(np.zeros((1, *shape), dtype))
+    numbers = train.as_traced(config.hparams.evaluation())
+    fitted = load_calibration(predictor.folder)
+    if hasattr(config.data, "raw"):
+        raw = config.data.raw(info)
+    else:
+        raw = data.Raw(
+            shape, dtype, _meaning(info, shape, dtype), lambda inputs: {"inputs": inputs},
+            lambda splits: np.asarray(splits.test["inputs"][: max(BATCHES)]),
+        )  # fmt: skip
+
+    def function(inputs):
+        batch = raw.batch(inputs)
+        outputs = train.forward(recipe, state, numbers, batch["inputs"])
+        found = predictions(recipe.task, outputs, batch, info, fitted)
+        if hasattr(recipe.model, "encode"):
+            seen = train.floats(batch["inputs"])
+            variables = train.variables(recipe, state)
+            found["code"] = recipe.model.apply(variables, seen, method="encode")
+        return found
+
+    return function, raw
+
+
+def dtype_of(info) -> str:
+    """Of a model's inputs; config.json of runs before version 0.3 does not say it."""
+    shape = info["input_shape"]
+    pictures = len(shape) == 3 and shape[2] in (1, 3)
+    guess = "uint8" if pictures else "int32" if "tokenizer" in info else "float32"
+    return info.get("dtype", guess)
+
+
+def _meaning(info, shape, dtype) -> str:
+    if dtype == "uint8":
+        kind = {1: "gray", 3: "RGB"}.get(shape[-1], "")
+        how = "light on dark" if info.get("light_on_dark") else "upright"
+        return f"{kind} pictures of {shape[0]} x {shape[1]} pixels, 0 to 255, {how}"
+    if "tokenizer" in info:
+        return f"numbers of {shape[0]} tokens by the run's tokenizer.json, 0 behind the text"
+    return "as in training"
+
+
+def _specification(raw) -> jax.ShapeDtypeStruct:
+    """With a free batch size."""
+    from jax import export
+
+    sizes = export.symbolic_shape(",".join(["n", *map(str, raw.shape)]))
+    return jax.ShapeDtypeStruct(sizes, np.dtype(raw.dtype))
+
+
+def _stablehlo(function, raw):
+    """(the serialized program, bytes -> function of inputs)."""
+    from jax import export
+
+    with portable():
+        made = export.export(jax.jit(function), platforms=PLATFORMS)(_specification(raw))
+
+    def loaded(content):
+        program = export.deserialize(bytearray(content))
+        return lambda inputs: {n: np.asarray(each) for n, each in program.call(inputs).items()}
+
+    return bytes(made.serialize()), loaded
+
+
+def _onnx(function, raw):
+    """(the serialized model, bytes -> function of inputs). Outputs have the predictions' names."""
+    try:
+        import jax2onnx
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(
+            "--to onnx needs jax2onnx and onnxruntime: pip install 'dlflax[export]'."
+        ) from error
+    names = list(jax.eval_shape(function, jax.ShapeDtypeStruct((1, *raw.shape), raw.dtype)))
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of values without a type
+    try:
+        with portable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what others do inside
+            model = jax2onnx.to_onnx(
+                lambda inputs: tuple(function(inputs)[name] for name in names),
+                [_specification(raw)], input_names=["inputs"], output_names=names,
+            )  # fmt: skip
+        content = model.SerializeToString()
+    except Exception as error:  # a model of one's own can have anything in it
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"--to onnx: jax2onnx cannot translate the model ({reason}): use --to stablehlo."
+        ) from error
+
+    def loaded(content):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns of what it optimizes
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return lambda inputs: dict(zip(names, session.run(names, {"inputs": inputs}), strict=True))
+
+    return content, loaded
+
+
+def _examples(predictor, raw) -> tuple[np.ndarray, str]:
+    """(raw inputs, what they are): of the run's test data, where those are still there."""
+    config, info, size = predictor.config, predictor.data, max(BATCHES)
+    try:
+        dataset = config.data.load(lambda sentence: None)
+        if dataset.checksum != info["sha256"]:
+            raise InputError("other data.")
+        splits = config.data.split(dataset, config.validation, config.seed)
+        return raw.of(splits)[:size], "test examples"
+    except Exception:  # whatever became of the data: they are only the better examples
+        generator, dtype = np.random.default_rng(0), np.dtype(raw.dtype)
+    if dtype.kind == "f":
+        return np.float32(generator.normal(size=(size, *raw.shape))), "random inputs"
+    most = 256 if dtype == np.uint8 else max(2, getattr(config.recipe.model, "vocabulary", 2))
+    return generator.integers(0, most, (size, *raw.shape)).astype(dtype), "random inputs"
+
+
+def _largest_difference(function, loaded, inputs) -> float:
+    """Between what the model and the file make of batches of several sizes; of numbers other than
+    probabilities as a share of the largest."""
+    model, worst = jax.jit(function), 0.0
+    for size in BATCHES:
+        some = np.resize(inputs, (size, *inputs.shape[1:]))
+        found, wanted = loaded(some), model(some)
+        for name, expected in wanted.items():
+            expected = np.asarray(expected)
+            if expected.dtype == bool:  # follows from the probabilities
+                continue
+            largest = max(1.0, float(np.abs(expected).max(initial=0)))
+            apart = np.abs(np.float64(found[name]) - expected).max(initial=0) / largest
+            worst = max(worst, float(apart)) if np.isfinite(apart) else float("nan")
+    return worst
+
+
+def _about(predictor, raw, function) -> dict[str, Any]:
+    """JSON values: what a user of the file has to know."""
+    info, recipe = predictor.data, predictor.config.recipe
+    outputs = jax.eval_shape(function, jax.ShapeDtypeStruct((1, *raw.shape), raw.dtype))
+    about = {
+        "made_by": f"dlflax {dlflax.__version__}",
+        "experiment": predictor.experiment,
+        "data": info["name"],
+        "model": type(recipe.model).__name__,
+        "task": type(recipe.task).__name__,
+        "inputs": {"shape": ["n", *raw.shape], "dtype": raw.dtype, "meaning": raw.meaning},
+        "outputs": {
+            name: {"shape": ["n", *each.shape[1:]], "dtype": str(each.dtype)}
+            for name, each in outputs.items()
+        },
+        "classes": list(info["class_names"]),
+    }
+    about |= {name: info[name] for name in ("columns", "target") if name in info}
+    about |= load_calibration(predictor.folder)
+    for published in PUBLISHED:
+        if published.sha256 == info.get("weights_sha256"):
+            about["weights"] = {
+                "name": published.name, "licence": published.licence, "data": published.data,
+                "mean": published.mean, "std": published.std,
+            }  # fmt: skip
+    return about
+
+
+def _with_metadata(content: bytes, about) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(content)
+    texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in about.items()}
+    onnx.helper.set_model_props(model, texts)
+    return model.SerializeToString()
