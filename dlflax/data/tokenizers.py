@@ -3,6 +3,7 @@
 The library `tokenizers` is imported where it is used: start-up time counts.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,10 +77,7 @@ def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
     A text without any token is one unknown token, so that no row is all padding. Raises InputError
     when `tokenizer_json` is not a tokenizer of the library `tokenizers`, or a text not Unicode.
     """
-    tokenizer = of_json(tokenizer_json)
-    tokenizer.encode_special_tokens = True  # "[PAD]" in a text is a word like any other
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=PAD, pad_token=tokenizer.id_to_token(PAD))
+    tokenizer = _cutting(tokenizer_json, length)
     ids = np.zeros((len(texts), length), np.int32)
     for start in range(0, len(texts), 4096):  # in parts, because encodings are large objects
         part = texts[start : start + 4096]
@@ -93,6 +91,16 @@ def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
         ids[start : start + len(part)] = [encoding.ids for encoding in encodings]
     ids[ids[:, 0] == PAD, 0] = UNK
     return ids
+
+
+@functools.lru_cache(4)  # who serves texts asks for the same one again and again
+def _cutting(tokenizer_json: str, length: int):
+    """The tokenizer, set to cut and pad to a length."""
+    tokenizer = of_json(tokenizer_json)
+    tokenizer.encode_special_tokens = True  # "[PAD]" in a text is a word like any other
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=PAD, pad_token=tokenizer.id_to_token(PAD))
+    return tokenizer
 
 
 def trained(texts: list[str], kind: str, vocabulary: int, lowercase: bool):

@@ -23,7 +23,6 @@ from dlflax import data, train
 from dlflax.errors import InputError, RunError
 from dlflax.files import replacing, write_json
 from dlflax.models.platform import portable
-from dlflax.run.folder import load_calibration
 from dlflax.run.predict import Predictor
 from dlflax.train.tasks import predictions
 from dlflax.transfer.weights import PUBLISHED
@@ -72,22 +71,21 @@ def exported(predictor: Predictor) -> tuple[Callable[[Any], dict[str, Any]], dat
     whatever the run was computed in."""
     config, info = predictor.config, predictor.data
     recipe = dataclasses.replace(config.recipe, compute_dtype="float32")
-    shape, dtype = tuple(info["input_shape"]), dtype_of(info)
+    shape, dtype = tuple(info["input_shape"]), predictor.dtype
     state = predictor.state(np.zeros((1, *shape), dtype))
     numbers = train.as_traced(config.hparams.evaluation())
-    fitted = load_calibration(predictor.folder)
     if hasattr(config.data, "raw"):
         raw = config.data.raw(info)
     else:
         raw = data.Raw(
-            shape, dtype, _meaning(info, shape, dtype), lambda inputs: {"inputs": inputs},
+            shape, dtype, _meaning(predictor), lambda inputs: {"inputs": inputs},
             lambda splits: np.asarray(splits.test["inputs"][: max(BATCHES)]),
         )  # fmt: skip
 
     def function(inputs):
         batch = raw.batch(inputs)
         outputs = train.forward(recipe, state, numbers, batch["inputs"])
-        found = predictions(recipe.task, outputs, batch, info, fitted)
+        found = predictions(recipe.task, outputs, batch, info, predictor.calibration)
         if hasattr(recipe.model, "encode"):
             seen = train.floats(batch["inputs"])
             variables = train.variables(recipe, state)
@@ -97,20 +95,13 @@ def exported(predictor: Predictor) -> tuple[Callable[[Any], dict[str, Any]], dat
     return function, raw
 
 
-def dtype_of(info) -> str:
-    """Of a model's inputs; config.json of runs before version 0.3 does not say it."""
-    shape = info["input_shape"]
-    pictures = len(shape) == 3 and shape[2] in (1, 3)
-    guess = "uint8" if pictures else "int32" if "tokenizer" in info else "float32"
-    return info.get("dtype", guess)
-
-
-def _meaning(info, shape, dtype) -> str:
-    if dtype == "uint8":
-        kind = {1: "gray", 3: "RGB"}.get(shape[-1], "")
+def _meaning(predictor) -> str:
+    info, shape = predictor.data, predictor.data["input_shape"]
+    if predictor.kind == "picture":
+        colours = {1: "gray", 3: "RGB"}[shape[2]]
         how = "light on dark" if info.get("light_on_dark") else "upright"
-        return f"{kind} pictures of {shape[0]} x {shape[1]} pixels, 0 to 255, {how}"
-    if "tokenizer" in info:
+        return f"{colours} pictures of {shape[0]} x {shape[1]} pixels, 0 to 255, {how}"
+    if predictor.kind == "text":
         return f"numbers of {shape[0]} tokens by the run's tokenizer.json, 0 behind the text"
     return "as in training"
 
@@ -223,7 +214,7 @@ def _about(predictor, raw, function) -> dict[str, Any]:
         "classes": list(info["class_names"]),
     }
     about |= {name: info[name] for name in ("columns", "target") if name in info}
-    about |= load_calibration(predictor.folder)
+    about |= predictor.calibration
     for published in PUBLISHED:
         if published.sha256 == info.get("weights_sha256"):
             about["weights"] = {

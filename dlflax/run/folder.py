@@ -59,6 +59,7 @@ def settings(
         "data": {
             "name": dataset.name,
             "source": dataset.source,
+            "kind": splits.kind,
             "sha256": dataset.checksum,
             "class_names": list(splits.class_names),
             "input_shape": list(test.shape[1:]), "dtype": str(test.dtype),
@@ -141,7 +142,7 @@ NEEDED = {
 OPTIONAL = {  # what our data sources and pretrained weights add
     "light_on_dark": bool, "scale": float, "period": int, "last_window": list[float],
     "last_covariates": list[list[float]], "covariates": dict[str, list[float]],
-    "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
+    "kind": str, "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
     "columns": list[dict[str, Any]], "target": str,
     "target_mean": float | list[float], "target_scale": float | list[float],
 }  # fmt: skip

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dlflax.errors import InputError
+from dlflax.run.export import Format, export
 from dlflax.run.predict import AT_ONCE, Predictor
 
 
@@ -48,21 +46,14 @@ class Model:
         return self._of_array(inputs)
 
     def _of_array(self, inputs) -> list[dict[str, Any]]:
-        array = np.asarray(inputs)
-        array = array[None] if array.shape == self.input_shape else array
-        if array.dtype.kind not in "fiub" or array.shape[1:] != self.input_shape:
-            raise InputError(
-                f"predict takes arrays in shape {('n', *self.input_shape)}, paths, texts or a "
-                f"table, not {array.dtype} in shape {array.shape}."
-            )
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
-        if "last_window" in self._predictor.data:
-            raise InputError("predict takes the CSV file of a series, not an array.")
-        found = []
+        array, found = self._predictor.checked_array(inputs), []
         for start in range(0, len(array), AT_ONCE):
             part = array[start : start + AT_ONCE]
             names = [str(start + i) for i in range(len(part))]
             answers = self._predictor.of_batch(names, "row", {"inputs": part})
             found += [values for _, values in answers]
         return found
+
+    def export(self, to: Format = "onnx", file: str | Path | None = None) -> Path:
+        """Writes the model as a file that runs without this package: see `run.export`."""
+        return export(self._predictor, to, file and Path(file), self._predictor.log)

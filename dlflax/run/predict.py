@@ -122,15 +122,51 @@ class Predictor:
         names, kind, batch = self._read(inputs, on_refused)
         return self.of_batch(names, kind, batch) if names else []
 
-    def of_batch(self, names: list[str], kind: str, batch) -> list[tuple[str, dict]]:
+    @functools.cached_property
+    def calibration(self) -> dict:
+        """What the run's task fitted on its validation data. InputError for a damaged file."""
+        return load_calibration(self.folder)
+
+    @property
+    def kind(self) -> str:
+        """What an example is, as `Splits.kind`: picture, text, table, series, array."""
+        shape = self.data["input_shape"]
+        guess = "picture" if len(shape) == 3 and shape[2] in (1, 3) else "array"
+        guess = "table" if "columns" in self.data else guess  # before version 0.3 it was not saved
+        guess = "series" if "last_window" in self.data else guess
+        return self.data.get("kind", "text" if "tokenizer" in self.data else guess)
+
+    @property
+    def dtype(self) -> str:
+        """Of the model's inputs."""
+        guess = {"picture": "uint8", "text": "int32"}.get(self.kind, "float32")
+        return self.data.get("dtype", guess)
+
+    def checked_array(self, inputs) -> np.ndarray:
+        """Arrays as the model was trained with, (n, *input_shape), of one such example or many.
+        InputError for any other."""
+        array, shape = np.asarray(inputs), tuple(self.data["input_shape"])
+        array = array[None] if array.shape == shape else array
+        if array.dtype.kind not in "fiub" or array.shape[1:] != shape:
+            raise InputError(
+                f"predict takes arrays in shape {('n', *shape)}, paths, texts or a table, not "
+                f"{array.dtype} in shape {array.shape}."
+            )
+        if self.kind == "series":
+            raise InputError("predict takes the CSV file of a series, not an array.")
+        return array.astype(np.float32) if array.dtype == np.float64 else array
+
+    def of_batch(
+        self, names: list[str], kind: str, batch, draw: bool = True
+    ) -> list[tuple[str, dict]]:
         """`answers` for what is read already: "inputs" (n, ...) and what else there is, their names
-        and what one is called."""
+        and what one is called. Without draw no picture is written."""
         config = self.config
         state = self.state(batch["inputs"])
         variables = train.variables(config.recipe, state)
         asked = Asked(
             names, kind, batch, self.outputs(batch["inputs"]), self.data, config.recipe, variables,
-            self.folder, load_calibration(self.folder),
+            self.folder if draw else None, self.calibration,
         )  # fmt: skip
         return config.recipe.task.answer(asked)
 

@@ -77,7 +77,7 @@ class Reconstruction:
         return {"reconstruction": outputs}
 
     def answer(self, asked: Asked):
-        folder, answers = asked.folder / "predictions", []
+        folder, answers = asked.folder and asked.folder / "predictions", []
         inputs = np.asarray(floats(asked.batch["inputs"]))
         codes = [None] * len(inputs)
         if hasattr(asked.recipe.model, "encode"):
@@ -85,7 +85,7 @@ class Reconstruction:
         for each, x, output, code in zip(asked.inputs, inputs, asked.outputs, codes, strict=True):
             values = {asked.kind: each, "mean_squared_error": float(np.mean((x - output) ** 2))}
             words = f"{each}: mean squared error {values['mean_squared_error']:.4f}"
-            if x.ndim == 3:
+            if folder and x.ndim == 3:
                 folder.mkdir(exist_ok=True)
                 made = folder / f"{Path(each).stem}.png"
                 figures.save_figure(figures.reconstructions(x[None], output[None]), made)

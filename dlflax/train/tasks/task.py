@@ -124,8 +124,8 @@ class Asked:
     """What config.json says of the data: class_names, input_shape, and the source's own."""
     recipe: Any
     variables: Mapping[str, Any]
-    folder: Path
-    """Of the run, for what is drawn."""
+    folder: Path | None
+    """Of the run, for what is drawn; None where nothing is to be."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """As that of `Tested`."""
 
