@@ -77,14 +77,21 @@ def unit_of(values: np.ndarray) -> dict[str, Any]:
     return {"target_mean": mean.tolist(), "target_scale": scale.tolist()}
 
 
-def standardized(values, info) -> np.ndarray:
-    """float32: numbers in deviations from the mean, by what `unit_of` found."""
-    values = (values - np.array(info["target_mean"])) / np.array(info["target_scale"])
-    return values.astype(np.float32)
+def standardized(values, info):
+    """float32 (n, ...): numbers in deviations from the mean, by what `unit_of` found. NumPy arrays
+    or traced ones."""
+    mean, scale = (_along(info[name], values) for name in ("target_mean", "target_scale"))
+    return ((values - mean) / scale).astype(np.float32)
 
 
 def in_unit(values, info):
     """Back from `standardized`; as they are where nothing was found. float64 (n, ...) of NumPy
     arrays; float32 of traced ones."""
-    scale, mean = info.get("target_scale", 1.0), info.get("target_mean", 0.0)
-    return values * np.array(scale, np.float64) + np.array(mean, np.float64)
+    scale = _along(info.get("target_scale", 1.0), values)
+    return values * scale + _along(info.get("target_mean", 0.0), values)
+
+
+def _along(numbers, values) -> np.ndarray:
+    """A number, or one for each place of the last axis of `values`, in as many dimensions."""
+    numbers = np.array(numbers, np.float64)
+    return numbers.reshape((1,) * (values.ndim - 1) + (-1,)) if numbers.ndim else numbers

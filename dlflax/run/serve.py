@@ -12,6 +12,7 @@ import contextlib
 import importlib.resources
 import io
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -256,15 +257,17 @@ def serve(
 ) -> None:  # fmt: skip
     """Answers until SIGTERM or SIGINT, then what it has accepted. InputError where the port is
     taken; else as `app`."""
-    config = uvicorn.Config(
-        app(predictor), host, port, log_level="warning", limit_concurrency=None,
-        timeout_graceful_shutdown=STOP_SECONDS, timeout_keep_alive=30, server_header=False,
-    )  # fmt: skip
     try:
-        bound = config.bind_socket()
-    except (OSError, SystemExit) as error:
-        raise InputError(f"--host {host} --port {port} cannot be used: is it taken?") from error
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} --port {port} cannot be used: {reason}.") from error
     with bound:
+        config = uvicorn.Config(
+            app(predictor), log_level="warning", timeout_graceful_shutdown=STOP_SECONDS,
+            timeout_keep_alive=30, server_header=False,
+        )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
         log(f"http://{shown}:{bound.getsockname()[1]} answers for {predictor.folder}; Ctrl-C ends")
         _Server(config).run(sockets=[bound])
