@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,52 @@ def test_blank_or_ambiguous(tmp_path):
     dim = read_picture(save(tmp_path / "dim.png", drawing(paper=128)), SHAPE, True)
     want = read_picture(save(tmp_path / "b.png", drawing()), SHAPE, True)
     np.testing.assert_array_equal(dim, want)  # gray paper with black ink is no riddle
+
+
+def lit(kind, darkest, height, width):
+    """How light falls on a page: float (height, width), 1 where it is brightest."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return {
+        "from the left": 1 - (1 - darkest) * x,
+        "from above": 1 - (1 - darkest) * y,
+        "a lamp": 1 - (1 - darkest) * np.clip(2 * ((x - 0.3) ** 2 + (y - 0.4) ** 2), 0, 1),
+        "a soft shadow": darkest + (1 - darkest) / (1 + np.exp(25 * (x - 0.55))),
+        "a hard shadow": np.where(x + 0.3 * y < 0.6, 1, darkest),
+    }[kind]
+
+
+KINDS = ["from the left", "from above", "a lamp", "a soft shadow", "a hard shadow"]
+
+
+@pytest.mark.parametrize(
+    "kind, ink, paper", [(k, 30, 230) for k in KINDS] + [(k, 230, 40) for k in KINDS[:4]]
+)
+def test_a_page_in_uneven_light(tmp_path, kind, ink, paper):
+    rng, worst = np.random.default_rng(0), []
+    for digit in digits()[:5]:
+        page = Image.new("L", (450, 600), 255)
+        page.paste(ImageOps.invert(Image.fromarray(digit)).resize((280, 280)), (85, 150))
+        want = read_picture(save(tmp_path / "clean.png", page), SHAPE, True)
+        even = ink + np.asarray(page, float) * (paper - ink) / 255
+        for darkest in (0.8, 0.6, 0.4):
+            shown = even * lit(kind, darkest, *even.shape) + rng.normal(0, 3, even.shape)
+            path = save(tmp_path / "a.jpg", shown.clip(0, 255).astype(np.uint8), quality=85)
+            got = read_picture(path, SHAPE, True)
+            worst.append(np.corrcoef(got.ravel(), want.ravel())[0, 1])
+    assert np.median(worst) > 0.85 and min(worst) > 0.4, worst  # a pixel off costs .3
+
+
+def test_avif_and_heic(tmp_path, monkeypatch):
+    want = read_picture(save(tmp_path / "a.png", drawing()), SHAPE, True)
+    avif = save(tmp_path / "a.avif", drawing("RGB"), quality=95)
+    assert difference(read_picture(avif, SHAPE, True), want) < 3
+    pillow_heif = pytest.importorskip("pillow_heif")
+    heic = tmp_path / "IMG_1.HEIC"
+    pillow_heif.from_pillow(drawing("RGB")).save(heic, quality=95)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for known in (Image.OPEN, Image.MIME):
+        known.pop("HEIF", None)
+    refuse(heic, r"a HEIC picture needs pillow-heif \(pip install 'dlflax\[heic\]'\)")
+    monkeypatch.undo()
+    whole = read_picture(heic, (90, 120, 1), False)
+    assert difference(whole, np.asarray(drawing())) < 3

@@ -10,25 +10,25 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dlflax.data import ink as ink_on_paper
 from dlflax.errors import InputError
 
 # A list, not all that Pillow knows: opening PostScript, for one, would start another program.
 FORMATS = {
     "PNG": (".png", ".apng"), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "GIF": (".gif",),
     "BMP": (".bmp", ".dib"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
+    "WEBP": (".webp",), "AVIF": (".avif",), "HEIF": (".heic", ".heif", ".hif"),
 }  # fmt: skip
+HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # as telephones do
 MAX_SIDE = 65_535  # pixels, as in JPEG: Pillow takes 16 bytes and more for a row, however short
 BIG = 16_000_000  # pixels: of such pictures one is decoded at a time, for the memory it takes
-MIN_CONTRAST = 32  # of 255: less than this between darkest and lightest is a blank picture
-INK = 0.2  # of the strongest ink: fainter pixels do not count for the bounding box
 
 _big = threading.Lock()
 
 
 class PictureError(InputError):
     """A file that cannot be used as a picture. `kind` says why: "no picture", "truncated",
-    "corrupt" or "too large"; `detail` says more about it, or is empty."""
+    "corrupt", "too large" or what is missing; `detail` says more about it, or is empty."""
 
     def __init__(self, message: str, kind: str, detail: str = ""):
         super().__init__(message)
@@ -69,9 +69,7 @@ def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np
             image, _ = _open(file, path, lambda image: image)
     except PermissionError as error:
         raise InputError(f"{path}: may not be read; allow it, or give another file.") from error
-    gray = _light_on_dark(path, image)
-    if gray.shape != (height, width):
-        gray = _as_mnist(gray, height, width)
+    gray = ink_on_paper.light_on_dark(path, image, (height, width))
     return np.repeat(gray[:, :, None], channels, axis=2).reshape(shape)
 
 
@@ -106,7 +104,8 @@ def _open(
     """What `use` makes of the picture, upright, in mode L, RGB or RGBA, and what was odd about it;
     of a JPEG at no less than `enough` pixels a side, where that is given."""
     try:
-        with Image.open(file, formats=list(FORMATS)) as image:
+        _know_heic(file, path)
+        with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             pixels = image.width * image.height
             if pixels > Image.MAX_IMAGE_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width:,} x {image.height:,} pixels")
@@ -118,6 +117,8 @@ def _open(
                 deep = any(";16" in str(tile[3]) for tile in image.tile)
                 converted = _converted(image)
                 return use(converted), _oddities(path, image, mode, deep, converted)
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
         raise PictureError(
             f"{path}: not a picture; give {' or '.join(FORMATS)}.", "no picture"
@@ -135,6 +136,23 @@ def _open(
             f"{path}: damaged or cut short ({text}); give a whole one.",
             "truncated" if short else "corrupt", text,
         ) from error  # fmt: skip
+
+
+def _know_heic(file: BinaryIO, path: Path) -> None:
+    """Teaches Pillow to read HEIC, where the file is that. PictureError without pillow-heif."""
+    start = file.read(12)
+    file.seek(0)
+    Image.init()  # all that this Pillow reads, AVIF or not
+    if start[4:8] != b"ftyp" or start[8:12] not in HEIC or "HEIF" in Image.OPEN:
+        return
+    try:
+        import pillow_heif
+    except ImportError:
+        raise PictureError(
+            f"{path}: a HEIC picture needs pillow-heif (pip install 'dlflax[heic]'); install it, "
+            "or give JPEG.", "HEIC, which needs pillow-heif",
+        ) from None  # fmt: skip
+    pillow_heif.register_heif_opener()
 
 
 def _converted(image: Image.Image) -> Image.Image:
@@ -177,57 +195,3 @@ def _to_uint8(pixels: np.ndarray, mode: str) -> np.ndarray:
     full = {"F": (1, 255, 4095, 65535), "I": (255, 4095, 65535)}.get(mode, (4095, 65535))
     full = next((top for top in full if pixels.max() <= top), pixels.max())
     return np.round(pixels.clip(0) * (255 / full)).astype(np.uint8)
-
-
-def _border(pixels: np.ndarray) -> np.ndarray:
-    return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-
-
-def _light_on_dark(path: Path, image: Image.Image) -> np.ndarray:
-    """uint8 (rows, columns) with a dark background."""
-    gray = np.asarray(image.convert("L"))
-    if image.mode == "RGBA":
-        alpha = np.asarray(image.getchannel("A"))
-        opaque = _border(alpha) >= 128
-        if opaque.mean() >= 0.5:
-            behind = np.median(_border(gray)[opaque])
-        else:
-            behind = 0 if alpha.any() and np.average(gray, weights=alpha) >= 128 else 255
-        gray = np.round(behind + (gray - behind) * (alpha / 255)).astype(np.uint8)
-    low, high = int(gray.min()), int(gray.max())
-    if high - low < MIN_CONTRAST:
-        raise InputError(
-            f"{path}: blank, or nearly so; give a picture with dark ink on a light "
-            "background or light ink on a dark one."
-        )
-    background = (np.median(_border(gray)) - low) / (high - low)
-    if 1 / 3 < background < 2 / 3:
-        raise InputError(
-            f"{path}: the border is neither dark nor light, so what is ink cannot be "
-            "told; give dark ink on a light background or light ink on a dark one."
-        )
-    return gray if background < 0.5 else 255 - gray
-
-
-def _as_mnist(gray: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Light ink on dark, of any size, drawn the way MNIST was: uint8 (height, width)."""
-    border = _border(gray).astype(np.float32)
-    ink = gray - np.median(border)
-    # Paper is not even: what the border itself varies by is no ink. Nothing for a clean drawing.
-    noise = min(2 * np.percentile(np.abs(border - np.median(border)), 90), ink.max() / 2)
-    ink = ((ink - noise) / (ink.max() - noise)).clip(0, 1).astype(np.float32)
-    rows, columns = np.nonzero((ink > INK).any(1))[0], np.nonzero((ink > INK).any(0))[0]
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scale = min(height * 20 / 28 / ink.shape[0], width * 20 / 28 / ink.shape[1])
-    size = [max(1, round(scale * side)) for side in ink.shape]
-    ink = np.asarray(Image.fromarray(ink).resize(size[::-1], Image.Resampling.LANCZOS)).clip(0, 1)
-    ink = np.round(ink * (255 / ink.max())).astype(np.uint8)  # thin strokes end below 1
-    corner = []
-    for axis, side in enumerate((height, width)):
-        mass = ink.sum(1 - axis, dtype=np.float64)
-        centre = np.average(np.arange(len(mass)), weights=mass)
-        # 14 of 28, as in MNIST, and never over the edge.
-        corner.append(min(max(0, round(side / 2 - centre)), side - size[axis]))
-    frame = np.zeros((height, width), np.uint8)
-    frame[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]] = ink
-    return frame

@@ -1,4 +1,7 @@
-"""The frozen backbone of a head: read from pretrained weights, kept beside the State, saved."""
+"""The frozen backbone of a head: read from pretrained weights, kept beside the State, saved.
+
+safetensors is imported where it is used: start-up time counts.
+"""
 
 import hashlib
 from pathlib import Path
@@ -6,8 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
 from dlflax import train
@@ -70,6 +71,8 @@ def backbone(transfer, model, inputs, sha256: str | None, folder: Path, log=prin
 def save(variables, folder: Path) -> None:
     """Writes a frozen backbone's variables into the run's folder. RunError where the disk does not
     take them."""
+    import safetensors.numpy
+
     flat = {
         path: np.asarray(leaf)
         for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()
@@ -83,6 +86,8 @@ def save(variables, folder: Path) -> None:
 
 def _load(path: Path, model, inputs):
     """What `save` wrote, if it is whole and fits the model."""
+    import safetensors.numpy
+
     try:
         with safetensors.safe_open(path, "np") as file:
             wanted = (file.metadata() or {}).get("sha256")
