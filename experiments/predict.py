@@ -51,7 +51,9 @@ def command(
         write_csv(csv, [as_row(values) for _, values in answers])
         _to_stderr(f"{len(answers):,} answers are in {csv}")
     for sentence, values in () if csv else answers:
-        print(json.dumps(values) if json_output else printable(sentence))
+        # only a forecast has several lines: in a name they are not to be believed
+        lines = sentence.split("\n") if predictor.kind == "series" else [sentence]
+        print(json.dumps(values) if json_output else "\n".join(map(printable, lines)))
     for error in refused:
         _to_stderr(printable(f"error: {error}"))
     if refused:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from dlflax import run
-from dlflax.data import Series
+from dlflax.data import Series, series, times
 from dlflax.data.series import naive, read, seasonal_naive
 from dlflax.errors import InputError
 from dlflax.train import Hparams, losses, tasks
@@ -274,3 +275,57 @@ def test_bad_covariates(tmp_path, flags, sentence):
 def test_an_interval_without_its_coverage_is_damaged():
     with pytest.raises(InputError, match="calibration.json is damaged"):
         tasks.forecast.half_width({"half_width": [1.0, 2.0]}, 2)
+
+
+@pytest.mark.parametrize(
+    "calendar, rows, wanted",
+    [
+        (("2024-01-31", "month"), (0, 1, 2, 13), "2024-01-31 2024-02-29 2024-03-31 2025-02-28"),
+        (("2024-01-30", "month"), (1, 2), "2024-02-29 2024-03-30"),
+        (("2023-12-31", "quarter"), (1, 2), "2024-03-31 2024-06-30"),
+        (("1700-01-01", "year"), (0, 309), "1700-01-01 2009-01-01"),
+        (("2024-02-29", "year"), (1, 4), "2025-02-28 2028-02-29"),
+        (("2024-05-03", "weekday"), (0, 1, 6), "2024-05-03 2024-05-06 2024-05-13"),
+        (("1958-03-29", "604800"), (0, 1), "1958-03-29 1958-04-05"),
+        (("2024-05-03T22:30:00", "3600"), (1, 2), "2024-05-03T23:30:00 2024-05-04T00:30:00"),
+    ],
+)  # fmt: skip
+def test_the_times_of_rows(calendar, rows, wanted):
+    assert times.stamps(dict(zip(("first", "step"), calendar, strict=True)), rows) == wanted.split()
+
+
+@pytest.mark.parametrize("step", ["D", "W", "B", "MS", "ME", "QE", "YE", "h"])
+def test_a_calendar_goes_on_as_that_of_pandas(tmp_path, step):
+    pandas = pytest.importorskip("pandas")
+    index = pandas.date_range("2021-01-04", periods=60, freq=step)
+    rows = [f"{time:%Y-%m-%d %H:%M},{i % 7}" for i, time in enumerate(index[:40])]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["time,y", *rows, ""]), encoding="utf-8")
+    *_, calendar = series.read_columns(path, None, (), lambda _: None)
+    found = times.stamps(calendar, range(40, 60))
+    assert [np.datetime64(each) for each in found] == [np.datetime64(t) for t in index[40:]]
+
+
+def test_a_forecast_has_dates_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    days = np.datetime64("2024-01-01") + np.arange(420)
+    rows = [f"{day},{np.sin(i / 4):.3f}" for i, day in enumerate(days)]
+    Path("a.csv").write_text("\n".join(["day,y", *rows]), encoding="utf-8")
+    flags = ["--data-dir", "a.csv", "--window", "20", "--horizon", "5", "--epochs", "2"]
+    flags += ["--baseline", "none", "--run-dir", "run", "--period", "1"]
+    run.main("forecast", forecast.PRESETS, forecast.ARCHITECTURES, flags)
+    capsys.readouterr()
+    predict.command(Path("run"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "after the series:" and lines[1].split()[0] == "2025-02-24"
+    assert "(" in lines[1] and lines[-2].startswith("90% of the validation values")
+    assert Path(lines[-1].removeprefix("picture: ")).stat().st_size > 5000
+    Path("new.csv").write_text("\n".join(["day,y", *rows[:200]]), encoding="utf-8")
+    predict.command(Path("run"), ("new.csv",), True)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["times"][0] == str(days[200]) and len(answer["low"]) == 5
+    Path("run/predictions").rename("run/gone")
+    Path("run/predictions").write_text("in the way", encoding="utf-8")
+    predict.command(Path("run"))  # a picture stops nothing
+    assert "picture" not in capsys.readouterr().out

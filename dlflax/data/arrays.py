@@ -91,7 +91,7 @@ class Arrays:
             train, val, test, class_names=dataset.class_names,
             kind="picture" if pictures else "array", unit="row",
             test_names=[str(i) for i in range(len(test["inputs"]))],
-            info={"light_on_dark": False},
+            info={"light_on_dark": False, "dtype": str(inputs.dtype)},
         )  # fmt: skip
 
     def read(self, inputs, data, folder: Path):

@@ -13,7 +13,7 @@ import numpy as np
 from dlflax.data import csv_files
 from dlflax.data.dataset import Dataset, Raw, Splits
 from dlflax.data.targets import standardized, unit_of
-from dlflax.data.times import in_time, read_times
+from dlflax.data.times import in_time, read_times, stamps
 from dlflax.errors import InputError
 
 # in data/embedded, with their sources: (column, steps a season)
@@ -72,7 +72,9 @@ class Series:
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
                 "pass --data-dir FILE.csv."
             )
-        values, observed, covariates = read_columns(path, column, self._covariates(), log)
+        values, observed, covariates, calendar = read_columns(
+            path, column, self._covariates(), log
+        )
         ahead = covariates[len(values) :]
         content = values.tobytes() + (b"" if observed.all() else observed.tobytes())
         content += covariates.tobytes()
@@ -86,7 +88,7 @@ class Series:
             {name: column[part] for name, column in columns.items()}
             for part in (slice(0, start), slice(start, None))
         )
-        info = {"ahead": ahead.tolist()}
+        info = {"ahead": ahead.tolist(), "calendar": calendar}
         return Dataset(name, source, train, test, class_names=(), checksum=checksum, info=info)
 
     def _covariates(self) -> tuple[str, ...]:
@@ -167,6 +169,7 @@ class Series:
             kind="series", unit="file",
             info={
                 "scale": scale, "period": period, "last_window": values[-self.window :].tolist(),
+                "times": self._times(dataset.info["calendar"], len(values)),
                 **({} if beside is None else {"last_covariates": last_covariates.tolist(), **unit}),
             },
         )  # fmt: skip
@@ -175,8 +178,12 @@ class Series:
         """Windows: the last of each CSV file, or with no input of the series trained on; "last" as
         in `split`."""
         windows = {}  # name -> (values, covariates from the first of them on)
+        times = []
         for path in inputs:
-            values, _, beside = read_columns(path, self.column, self._covariates(), _to_stderr)
+            values, _, beside, calendar = read_columns(
+                path, self.column, self._covariates(), _to_stderr
+            )
+            times.append(self._times(calendar, len(values)))
             if len(values) < self.window:
                 raise InputError(
                     f"{path} has {len(values)} values: the model looks at the last {self.window}."
@@ -184,6 +191,7 @@ class Series:
             windows[path] = values[-self.window :], beside[len(values) - self.window :]
         if not windows:
             windows["the series"] = np.array(data["last_window"]), data.get("last_covariates")
+            times.append(data.get("times", [""] * self.horizon))
         past = np.stack([values for values, _ in windows.values()])
         last = past[:, -1:]
         seen = np.float32((past - last) / data["scale"])[:, :, None]
@@ -199,7 +207,14 @@ class Series:
                     )
                 rows.append(np.asarray(beside)[:needed])
             seen = np.concatenate([seen, self._channels(np.stack(rows), data["covariates"])], 2)
-        return list(windows), "file", {"inputs": seen, "last": last}
+        batch = {"inputs": seen, "last": last, "times": np.array(times)}
+        return list(windows), "file", batch
+
+    def _times(self, calendar, rows: int) -> list[str]:
+        """Of the steps that follow so many rows; empty ones where the file has none."""
+        if calendar is None:
+            return [""] * self.horizon
+        return stamps(calendar, range(rows, rows + self.horizon))
 
     def raw(self, data) -> Raw:
         """Windows in the columns' own units; where covariates are known beforehand, with `horizon`
@@ -284,11 +299,11 @@ def read(
 
 def read_columns(
     path: Path, column: str | None, covariates: tuple[str, ...], log: Callable[[str], None]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, str] | None]:
     """One column, by default the last, of a CSV file with a header, up to its last value: (float64
     (n,), which of them were observed, bool (n,), the covariates beside it and in the rows after it,
-    float64 (n + more, columns)), in the order of the column with times, if there is one. As
-    `Series.load` says."""
+    float64 (n + more, columns), the calendar of the rows, for `stamps`), in the order of the column
+    with times, if there is one. As `Series.load` says."""
     path = Path(path)
     header, rows = csv_files.read(path)
     column = column or next((name for name in header[::-1] if name not in covariates), header[-1])
@@ -301,12 +316,13 @@ def read_columns(
     table = np.stack([_numbers(path, header[place], place, rows) for place in places], 1)
     if (known := (~np.isnan(table[:, 0])).sum()) < 8:
         raise InputError(f"{path} has {known} numbers: a series needs more.")
+    calendar = None
     for other in range(len(header)):
         if other in places:
             continue
         times = read_times([row[other] for _, row in rows])
         if times is not None:
-            table = in_time(times, table, path, log)
+            table, calendar = in_time(times, table, path, log)
             break
     missing = np.isnan(table)
     if missing.all(0).any():
@@ -314,6 +330,8 @@ def read_columns(
     if begin := int(np.argmin(missing, 0).max()):
         log(f"{path.name}: the first {begin} values are missing: left out.")
     table, missing = table[begin:], missing[begin:]
+    if calendar is not None:
+        calendar = {**calendar, "first": stamps(calendar, [begin])[0]}
     latest = np.maximum.accumulate(np.where(missing, 0, np.arange(len(table))[:, None]))
     filled, observed = np.take_along_axis(table, latest, 0), ~missing[:, 0]
     end = len(table)
@@ -326,7 +344,7 @@ def read_columns(
             f"{path.name}: {(~observed[:end]).sum()} of {end} values are missing: the value "
             "before stands in for them, and no forecast is judged by them."
         )
-    return filled[:end, 0], observed[:end], filled[:, 1:]
+    return filled[:end, 0], observed[:end], filled[:, 1:], calendar
 
 
 def _numbers(path, name, place, rows) -> np.ndarray:

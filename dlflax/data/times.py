@@ -6,7 +6,7 @@ quarters and years count as steps; anything else is irregular, and refused.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +20,7 @@ FORMATS = (
     "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M",
 )  # fmt: skip
 CALENDAR = {"month": (28, 31), "quarter": (89, 92), "year": (365, 366)}  # days
+MONTHS = {"month": 1, "quarter": 3, "year": 12}
 DAY = 86_400.0
 MOST_MISSING = 0.5  # of all steps
 
@@ -44,9 +45,10 @@ def read_times(column: list[str]) -> np.ndarray | None:
 
 def in_time(
     times: np.ndarray, values: np.ndarray, path: Path, log: Callable[[str], None]
-) -> np.ndarray:
-    """The values, (n, ...), in the order of their times, NaN where a step is missing; `log` gets
-    the interval and what was changed. InputError for times that are irregular or there twice."""
+) -> tuple[np.ndarray, dict[str, str]]:
+    """The values, (n, ...), in the order of their times, NaN where a step is missing, and the
+    calendar of their rows, for `stamps`; `log` gets the interval and what was changed. InputError
+    for times that are irregular or there twice."""
     order = np.argsort(times, kind="stable")
     if (order != np.arange(len(order))).any():
         log(f"{path.name}: the rows are not in the order of their times: sorted.")
@@ -58,14 +60,15 @@ def in_time(
     days = steps / DAY
     for name, (low, high) in CALENDAR.items():
         if ((days >= low) & (days <= high)).all() and len(set(days)) > 1:
-            log(f"{path.name}: one row a {name}, from {_shown(times[0])} to {_shown(times[-1])}.")
-            return values
+            log(f"{path.name}: one row every {name}, from {_shown(times[0])} to {_shown(times[-1])}.")
+            return values, {"first": _shown(times[0]), "step": name}
     step = float(np.median(steps))
-    places, what = (times - times[0]) / step, _interval(step)
+    places, what, each = (times - times[0]) / step, _interval(step), f"{step:g}"
     weekdays = ((times // DAY + 3) % 7 < 5).all()  # 1970-01-01 was a Thursday
     if step == DAY and weekdays and (steps % DAY == 0).all():
         dates = (times // DAY).astype("datetime64[D]")
         places, what = np.busday_count(dates[0], dates).astype(float), "day without weekends"
+        each = "weekday"
     at = np.round(places).astype(np.int64)
     count = at[-1] + 1
     if np.abs(places - at).max() > 0.01 or count * (1 - MOST_MISSING) > len(values):
@@ -73,10 +76,28 @@ def in_time(
             f"{path} has rows at irregular times, {_interval(steps.min())} to "
             f"{_interval(steps.max())} apart: give one row for each step of equal length."
         )
-    log(f"{path.name}: one row a {what}, from {_shown(times[0])} to {_shown(times[-1])}.")
+    log(f"{path.name}: one row every {what}, from {_shown(times[0])} to {_shown(times[-1])}.")
     spread = np.full((count, *values.shape[1:]), np.nan)
     spread[at] = values
-    return spread
+    return spread, {"first": _shown(times[0]), "step": each}
+
+
+def stamps(calendar: dict[str, str], rows: Iterable[int]) -> list[str]:
+    """The times of rows, counted from 0, as `in_time` found their calendar: "2001-12-29"."""
+    first, step = np.datetime64(calendar["first"]), calendar["step"]
+    if step == "weekday":
+        return [str(np.busday_offset(first, row)) for row in rows]
+    if step not in CALENDAR:
+        begin = (first - np.datetime64(0, "s")) / np.timedelta64(1, "s")
+        return [_shown(begin + row * float(step)) for row in rows]
+    found, month = [], first.astype("datetime64[M]")
+    day = (first - month.astype("datetime64[D]")).astype(int)
+    at_end = (first + 1).astype("datetime64[M]") != month
+    for row in rows:
+        there = month + row * MONTHS[step]
+        last = ((there + 1).astype("datetime64[D]") - there.astype("datetime64[D]")).astype(int) - 1
+        found.append(str(there.astype("datetime64[D]") + (last if at_end else min(day, last))))
+    return found
 
 
 def _interval(seconds: float) -> str:

@@ -273,6 +273,28 @@ def forecast(truth, forecasts, horizon_errors, half_width=None):
     return figure
 
 
+def outlook(past, values, band, times):
+    """Figure: what comes after a series. past (n,), values (horizon,), in the series' own unit;
+    band: (lows, highs), (horizon,) each, or None; times: what the steps ahead are called, or ""
+    each."""
+    figure = new_figure(8, 3.4)
+    axes = figure.subplots()
+    ahead = np.arange(1, len(values) + 1)
+    axes.plot(np.arange(1 - len(past), 1), past, color="black", linewidth=1, label="so far")
+    axes.plot(ahead, values, color="tab:orange", linewidth=1.5, marker="." * (len(values) < 15),
+              label="forecast")  # fmt: skip
+    if band is not None:
+        axes.fill_between(ahead, *band, color="tab:orange", alpha=0.2, linewidth=0,
+                          label="interval")  # fmt: skip
+    if times[0]:
+        shown = np.unique(np.linspace(1, len(times), min(3, len(times))).round().astype(int))
+        axes.set_xticks(shown, [times[k - 1] for k in shown], fontsize=8)
+    axes.set(xlabel="" if times[0] else "steps ahead")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def comparison(rows):
     """Figure: score against training time, a labelled point an approach. rows: dicts with name,
     score (its name), mean, std or None, seconds and parameters."""
@@ -339,6 +361,18 @@ def save_figure(figure, path: str | Path) -> None:
     """A PNG, written atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def save_prediction(figure, folder: Path, name: str) -> Path | None:
+    """Writes predictions/NAME.png in a run's folder, NAME without what follows the last dot; None
+    where the folder cannot be written."""
+    path = folder / "predictions" / f"{Path(name).stem}.png"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save_figure(figure, path)
+    except OSError:
+        return None
+    return path
 
 
 def draw(

@@ -141,7 +141,7 @@ NEEDED = {
 }  # fmt: skip
 OPTIONAL = {  # what our data sources and pretrained weights add
     "light_on_dark": bool, "scale": float, "period": int, "last_window": list[float],
-    "last_covariates": list[list[float]], "covariates": dict[str, list[float]],
+    "times": list[str], "last_covariates": list[list[float]], "covariates": dict[str, list[float]],
     "kind": str, "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
     "columns": list[dict[str, Any]], "target": str,
     "target_mean": float | list[float], "target_scale": float | list[float],

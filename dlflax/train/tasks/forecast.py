@@ -8,6 +8,7 @@ import numpy as np
 
 from dlflax.data import series
 from dlflax.errors import InputError
+from dlflax.files import printable
 from dlflax.report import figures
 from dlflax.train import baselines, calibration, losses
 from dlflax.train.tasks.task import (
@@ -125,17 +126,31 @@ class Forecast:
         return {"forecast": values, "low": values - reach, "high": values + reach}
 
     def answer(self, asked: Asked):
+        """The steps ahead with their times and intervals, a line each, and a picture of them."""
         answers, found = [], asked.predictions()
+        batch, scale = asked.batch, asked.data["scale"]
         for i, (each, row) in enumerate(zip(asked.inputs, found["forecast"], strict=True)):
-            words = f"after {each}: {' '.join(f'{value:.4g}' for value in row)}"
-            more = {}
+            values = {asked.kind: each, "forecast": row.tolist()}
+            if (times := batch["times"][i].tolist())[0]:
+                values["times"] = times
+            band = None
             if "low" in found:
-                low, high = found["low"][i], found["high"][i]
-                coverage = asked.calibration["coverage"]
-                lows, highs = (" ".join(f"{v:.4g}" for v in each) for each in (low, high))
-                words += f"; {coverage:.0%} within {lows} and {highs}"
-                more = {"coverage": coverage, "low": low.tolist(), "high": high.tolist()}
-            answers.append((words, {asked.kind: each, "forecast": row.tolist(), **more}))
+                band = found["low"][i], found["high"][i]
+                low, high = (ends.tolist() for ends in band)
+                values |= {"coverage": asked.calibration["coverage"], "low": low, "high": high}
+            lines = [f"after {printable(each)}:"]
+            for step, value in enumerate(row):
+                ends = f"  ({band[0][step]:.5g} to {band[1][step]:.5g})" if band else ""
+                lines.append(f"  {times[step] or step + 1}  {value:.5g}{ends}")
+            if band:
+                lines.append(f"{values['coverage']:.0%} of the validation values lay in such brackets.")
+            if asked.folder:
+                past = batch["last"][i] + scale * batch["inputs"][i, :, 0]
+                figure = figures.outlook(past, row, band, times)
+                if made := figures.save_prediction(figure, asked.folder, each):
+                    values["picture"] = str(made)
+                    lines.append(f"picture: {made}")
+            answers.append(("\n".join(lines), values))
         return answers
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -77,7 +76,7 @@ class Reconstruction:
         return {"reconstruction": outputs}
 
     def answer(self, asked: Asked):
-        folder, answers = asked.folder and asked.folder / "predictions", []
+        answers: list = []
         inputs = np.asarray(floats(asked.batch["inputs"]))
         codes = [None] * len(inputs)
         if hasattr(asked.recipe.model, "encode"):
@@ -85,12 +84,11 @@ class Reconstruction:
         for each, x, output, code in zip(asked.inputs, inputs, asked.outputs, codes, strict=True):
             values = {asked.kind: each, "mean_squared_error": float(np.mean((x - output) ** 2))}
             words = f"{each}: mean squared error {values['mean_squared_error']:.4f}"
-            if folder and x.ndim == 3:
-                folder.mkdir(exist_ok=True)
-                made = folder / f"{Path(each).stem}.png"
-                figures.save_figure(figures.reconstructions(x[None], output[None]), made)
-                values["picture"] = str(made)
-                words += f", reconstruction in {made}"
+            if asked.folder and x.ndim == 3:
+                figure = figures.reconstructions(x[None], output[None])
+                if made := figures.save_prediction(figure, asked.folder, each):
+                    values["picture"] = str(made)
+                    words += f", reconstruction in {made}"
             answers.append((words, values | ({"code": code} if code is not None else {})))
         return answers
 
