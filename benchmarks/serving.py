@@ -76,8 +76,10 @@ def main(run: str) -> None:
         for i in range(4):
             rate, statuses, seconds = asyncio.run(measure(port, content))
             half, most = np.quantile(seconds, (0.5, 0.99)) * 1000
-            print(f"round {i + 1}: {rate:.0f} requests a second, {half:.0f} ms each (median; 99 %: "
-                  f"{most:.0f}), statuses {dict(statuses)}, {memory(process):.0f} MB", flush=True)  # fmt: skip
+            print(
+                f"round {i + 1}: {rate:.0f} requests a second, {half:.0f} ms each (median; 99 %: "
+                f"{most:.0f}), statuses {dict(statuses)}, {memory(process):.0f} MB", flush=True,
+            )  # fmt: skip
     finally:
         process.terminate()
         print("ended with", process.wait(60))

@@ -21,6 +21,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.compare import compare
+from dlflax.run.flags import with_lists
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Options:
 def command(args: list[str]) -> list[dict]:
     """The rows of the table. Raises InputError."""
     options, rest = tyro.cli(
-        Options, args=args, description=__doc__, prog="python -m experiments.compare",
+        Options, args=with_lists(args, ("models",)),
+        description=__doc__, prog="python -m experiments.compare",
         return_unknown_args=True,
     )  # fmt: skip
     if options.seeds < 1:

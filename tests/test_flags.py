@@ -92,10 +92,10 @@ OF_SWEEPS = {
 
 
 def flags_of(command):
-    """All flags in a command's --help."""
+    """All flags in a command's --help-all."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        command(["--help"])
+        command(["--help-all"])
     return set(re.findall(r"^[│|\s]*(--[a-z][a-z0-9.-]+)", out.getvalue(), re.MULTILINE))
 
 

@@ -79,8 +79,8 @@ def cases(name, count, sample):
 
 def flags_of(experiment, args=()):
     """All flags that its --help shows."""
-    _, out, _ = ended(lambda: run.main("mnist", experiment.PRESETS, args=[*args, "--help"]))
-    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]+", out)) - {"--help"})
+    _, out, _ = ended(lambda: run.main("mnist", experiment.PRESETS, args=[*args, "--help-all"]))
+    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]+", out)) - {"--help", "--help-all"})
 
 
 def command_line(seed):

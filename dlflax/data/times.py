@@ -60,7 +60,7 @@ def in_time(
     days = steps / DAY
     for name, (low, high) in CALENDAR.items():
         if ((days >= low) & (days <= high)).all() and len(set(days)) > 1:
-            log(f"{path.name}: one row every {name}, from {_shown(times[0])} to {_shown(times[-1])}.")
+            log(_interval_of(path, name, times))
             return values, {"first": _shown(times[0]), "step": name}
     step = float(np.median(steps))
     places, what, each = (times - times[0]) / step, _interval(step), f"{step:g}"
@@ -76,10 +76,14 @@ def in_time(
             f"{path} has rows at irregular times, {_interval(steps.min())} to "
             f"{_interval(steps.max())} apart: give one row for each step of equal length."
         )
-    log(f"{path.name}: one row every {what}, from {_shown(times[0])} to {_shown(times[-1])}.")
+    log(_interval_of(path, what, times))
     spread = np.full((count, *values.shape[1:]), np.nan)
     spread[at] = values
     return spread, {"first": _shown(times[0]), "step": each}
+
+
+def _interval_of(path, what: str, times) -> str:
+    return f"{path.name}: one row every {what}, from {_shown(times[0])} to {_shown(times[-1])}."
 
 
 def stamps(calendar: dict[str, str], rows: Iterable[int]) -> list[str]:
@@ -101,7 +105,7 @@ def stamps(calendar: dict[str, str], rows: Iterable[int]) -> list[str]:
 
 
 def _interval(seconds: float) -> str:
-    """ "7 days", for "one row a ..."."""
+    """ "7 days", for "one row every ..."."""
     units = (("day", DAY), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
     name, length = next((unit for unit in units if seconds >= unit[1]), units[-1])
     count = seconds / length

@@ -12,6 +12,7 @@ import tyro
 
 from dlflax import parallel
 from dlflax.errors import InputError
+from dlflax.run import flags
 from dlflax.run.config import PLACE, Config
 from dlflax.run.execute import run
 from dlflax.run.exit_codes import with_exit_codes
@@ -110,6 +111,7 @@ def parse(
     """Config from the flags, over the preset's values or, with --resume, over the saved ones.
     extend turns it into that of another command, with more flags."""
     args = sys.argv[1:] if args is None else list(args)
+    args = flags.with_lists(args, ("augment",))
     presets, architectures = experiment.presets, experiment.architectures
     recipes = [preset.recipe for preset in presets.values()]
     choices = {kind: tuple(things(kind, recipes)) for kind in SHORT_NAMES}
@@ -137,14 +139,31 @@ def parse(
         numbers = with_strengths(recipe.augment, numbers)
     default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
     command = _command(default, preset, tuple(presets), tuple(architectures), choices)
-    config = tyro.cli(
-        command, prog=prog or experiment.command, description=description, args=args, config=TYRO
-    )
+    config = _parsed(command, prog or experiment.command, description, args, default)
     changed = [
         f"hparams.{f.name}" for f in dataclasses.fields(numbers)
         if getattr(config.hparams, f.name) != getattr(numbers, f.name)
     ]  # fmt: skip
     return dataclasses.replace(config, given=tuple(changed))
+
+
+def _parsed(command, prog, description, args, default):
+    """The Config of the flags. InputError for a flag that there is not; --help and --help-all end
+    the process."""
+    options = dict(prog=prog, description=description, config=TYRO)
+    args = flags.rewritten(args, default)
+
+    def whole():
+        tyro.cli(command, args=["--help"], **options)
+
+    if "--help-all" in args:
+        args = ["--help"]
+    elif {"-h", "--help"} & {*args}:
+        print(flags.help_of(whole, default, prog), end="")
+        sys.exit(0)
+    config, unknown = tyro.cli(command, args=args, return_unknown_args=True, **options)
+    flags.refuse_unknown(unknown, whole, prog)
+    return config
 
 
 def _first_look(args, presets, architectures, choices):
@@ -163,7 +182,7 @@ def _first_look(args, presets, architectures, choices):
             ("resume", bool, False),
         ],
     )
-    without_help = [arg for arg in args if arg not in ("-h", "--help")]
+    without_help = [arg for arg in args if arg not in ("-h", "--help", "--help-all")]
     chosen, _ = tyro.cli(
         first, args=without_help, config=TYRO, add_help=False, return_unknown_args=True
     )

@@ -61,7 +61,7 @@ def _parse(search, experiments, samplers, args, description):
         """The flags' defaults: those of the experiment, and those of a sweep over it."""
         nonlocal preset
         preset = config
-        of_flags = _space_type(config, words, grid)
+        of_flags = _space_type(config, words)
         sampler = Literal[samplers]
         if grid:
             sampler = Annotated[sampler, tyro.conf.Suppress]
@@ -100,25 +100,24 @@ def _parse(search, experiments, samplers, args, description):
     return search, experiment, sweep
 
 
-def _space_type(config, words, grid):
+def _space_type(config, words):
     """A dataclass with a field for everything that can be searched, for tyro."""
-    ranges = "LOW HIGH [log], or three or more choices; one value fixes it."
-    number = tyro.conf.arg(help="Values." if grid else ranges)
-    structure = tyro.conf.arg(help="Choices; each is a program of its own.")
 
-    def field(name, arg, prefix=""):
-        return name, Annotated[tuple[str, ...], arg], words.get(prefix + name, ())
+    def field(name, prefix=""):
+        of = Annotated[tuple[str, ...], tyro.conf.arg(help="")]  # said once, above all
+        return name, of, words.get(prefix + name, ())
 
     skip = ("parent", "name", "num_outputs", "vocabulary", "shape")  # the data decide these
     of_model = [f.name for f in dataclasses.fields(config.recipe.model)]
     of_model = [name for name in of_model if name not in skip]
     model_type = dataclasses.make_dataclass(
-        "ModelSpace", [field(name, structure, "model.") for name in of_model], frozen=True
+        "ModelSpace", [field(name, "model.") for name in of_model], frozen=True
     )
+    model_type.__doc__ = "What of the model is searched over."
     return dataclasses.make_dataclass(
         "Space",
-        [field(name, number) for name in numbers(config.hparams)]
-        + [field(name, structure) for name in STRUCTURE]
+        [field(name) for name in numbers(config.hparams)]
+        + [field(name) for name in STRUCTURE]
         + [("model", model_type, model_type())],
         frozen=True,
     )

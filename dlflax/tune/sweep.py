@@ -56,7 +56,8 @@ class Sweep(run.Config):
     Saved as config.json."""
 
     space: Any = None
-    """What is searched over."""
+    """What is searched over. Of a number: LOW HIGH [log], or three or more choices, and one fixes
+    it; of a grid its values. Of what is no number: choices, each a program of its own."""
     trials: int | Literal["auto"] = 64
     """Trials in all: the same command with more of them continues (a grid, 0: every point). auto:
     until another one is not expected to gain more than chance or the tolerance."""

@@ -143,7 +143,8 @@ class Forecast:
                 ends = f"  ({band[0][step]:.5g} to {band[1][step]:.5g})" if band else ""
                 lines.append(f"  {times[step] or step + 1}  {value:.5g}{ends}")
             if band:
-                lines.append(f"{values['coverage']:.0%} of the validation values lay in such brackets.")
+                share = f"{values['coverage']:.0%}"
+                lines.append(f"{share} of the validation values lay in such brackets.")
             if asked.folder:
                 past = batch["last"][i] + scale * batch["inputs"][i, :, 0]
                 figure = figures.outlook(past, row, band, times)

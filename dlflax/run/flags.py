@@ -1,0 +1,133 @@
+"""What a user types as the flags that there are: short names, lists with commas, near misses; and
+a help that shows what matters first."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable, Collection
+
+from dlflax.errors import InputError
+from dlflax.train.augment import AUGMENTATIONS
+from dlflax.train.augment import numbers as of_augmentations
+from dlflax.train.hparams import numbers
+
+SHORT = {"lr": "learning-rate"}
+WITH_PREFIX = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space")
+LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may be called "price, EUR"
+FEW_NEED = {  # flags that --help leaves out
+    "--devices", "--shard-state", "--distributed", "--profile", "--trainable", "--compute-dtype",
+    "--baseline", "--class-weights", "--reduce-on-plateau", "--self-contained", "--head-epochs",
+    "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--slice", "--mode",
+    "--tolerance", "--heartbeat", "--storage", "--study", "--retrain-on-all", "--model.formulation",
+    "--space.model.formulation", "--space.compute-dtype", "--space.ema",
+}  # fmt: skip
+
+
+def rewritten(args: list[str], default) -> list[str]:
+    """The words with short names in full, `--lr 0.1` as `--hparams.learning-rate 0.1`, and lists
+    with commas, `--model.features 32,64`, as words of their own. default: a Config, whose fields
+    are the flags."""
+    own, lists = _fields(default)
+    of_hparams, found = {*numbers(default.hparams), *SHORT}, []
+    for word in args:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            prefix, _, name = flag[2:].rpartition(".")
+            if prefix in ("", "hparams", "space") and name.replace("-", "_") in of_hparams - own:
+                prefix = prefix or "hparams"
+                word = f"--{prefix}.{SHORT.get(name, name)}{equals}{value}"
+        found.append(word)
+    return with_lists(found, lists)
+
+
+def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
+    """The words with "32,64" as "32", "64" behind a flag whose last part is in `lists`."""
+    found, in_list = [], False
+    for word in args:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            in_list = flag.rpartition(".")[2].strip("-").replace("-", "_") in lists
+            if in_list and LIST.fullmatch(value):
+                found += [flag, *value.split(",")]
+                continue
+        elif in_list and LIST.fullmatch(word):
+            found += word.split(",")
+            continue
+        found.append(word)
+    return found
+
+
+def _fields(value, prefixed: bool = False) -> tuple[set[str], set[str]]:
+    """(names of the flags without a prefix, names of those that take lists) of a dataclass."""
+    own, lists = set(), set()
+    for field in dataclasses.fields(value):
+        each = getattr(value, field.name, None)
+        if not prefixed:
+            own.add(field.name)
+        if isinstance(each, tuple) or str(field.type).startswith("tuple"):
+            lists.add(field.name)
+        if dataclasses.is_dataclass(each) and field.name != "hparams":
+            more = _fields(each, prefixed or field.name in WITH_PREFIX)
+            own, lists = own | more[0], lists | more[1]
+    return own, lists
+
+
+def refuse_unknown(words: list[str], show: Callable[[], None], command: str) -> None:
+    """InputError that names the first word that is no flag, and the flag of the help, as `show`
+    prints it, that looks most like it."""
+    if not words:
+        return
+    flag = next((word for word in words if word.startswith("-")), None)
+    if flag is None:
+        raise InputError(f"{words[0]!r} belongs to no flag: see {command} --help.")
+    known = re.findall(r"(?m)^[│ ] (--[a-z][a-z0-9.-]*)", printed(show))
+    flag, of_last = flag.partition("=")[0], {}
+    for option in known:
+        of_last.setdefault(option.rpartition(".")[2].strip("-"), option)
+    last = flag.rpartition(".")[2].strip("-")
+    near = difflib.get_close_matches(last, of_last, 1, 0.6)
+    near = [of_last[near[0]]] if near else difflib.get_close_matches(flag, known, 1, 0.6)
+    advice = f"did you mean {near[0]}?" if near else f"see {command} --help-all."
+    raise InputError(f"{flag} is no flag of this command: {advice}")
+
+
+def help_of(show: Callable[[], None], default, command: str) -> str:
+    """What `show`, which prints a help and exits, prints, without the flags that few need and those
+    of augmentations that the experiment does not have."""
+    hparams, augment = default.hparams, default.recipe.augment
+    idle = {*of_augmentations(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
+    idle -= {*of_augmentations(augment, hparams)}
+    idle |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
+    idle = [f"{of}.{name.replace('_', '-')}" for name in idle for of in ("hparams", "space")]
+    shown, count = _without(printed(show), {*FEW_NEED, *(f"--{name}" for name in idle)})
+    return (
+        f"{shown}\n{command} --help-all shows {count} more flags.\n"
+        "In short: --lr 0.01 for --hparams.learning-rate, --dropout 0.3 for --hparams.dropout, and "
+        "so on;\nlists are 32 64 or 32,64.\n"
+    )
+
+
+def printed(show: Callable[[], None]) -> str:
+    """What `show`, which may exit, prints."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # tyro draws boxes as it allows
+    with io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) as out:
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            show()
+        return out.buffer.getvalue().decode(encoding)
+
+
+def _without(text: str, hidden: Collection[str]) -> tuple[str, int]:
+    """(tyro's help without the entries of some flags and lines of empty defaults, how many)."""
+    kept, count, skipped = [], 0, False
+    for line in text.splitlines(keepends=True):
+        if entry := re.match(r"[│ ] (--?[a-z][a-z0-9.-]*)", line):
+            skipped = entry[1] in hidden
+            count += skipped
+        elif line[0] in "╭╰" or not line.strip():
+            skipped = False
+        if not skipped and not re.fullmatch(r"[│ ]\s+\(default: \)\s*│?\s*", line):
+            kept.append(line)
+    return "".join(kept), count

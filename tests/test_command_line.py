@@ -1,0 +1,161 @@
+"""Short names, lists with commas, near misses, a short help, lists of what there is, `dlflax`."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import experiments
+from dlflax import run
+from dlflax.run import flags
+from dlflax.run.exit_codes import with_exit_codes
+from dlflax.run.experiment import of_presets
+from dlflax.tune import cli
+from experiments import listing, mnist, sentiment
+from sweeps import command
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def parsed(words, module=mnist):
+    return run.parse(of_presets("x", module.PRESETS, module.ARCHITECTURES), words.split())
+
+
+@pytest.mark.parametrize(
+    "short, full",
+    [
+        ("--lr 0.1", "--hparams.learning-rate 0.1"),
+        ("--lr=0.1 --dropout=0.3", "--hparams.learning-rate 0.1 --hparams.dropout 0.3"),
+        ("--hparams.lr 0.1 --l2 1e-4", "--hparams.learning-rate 0.1 --hparams.l2 1e-4"),
+        ("--weight-decay 0.1 --optimizer adamw",
+         "--hparams.weight-decay 0.1 --optimizer adamw"),
+        ("--model.features 32,64", "--model.features 32 64"),
+        ("--model.features=32,64 --epochs 3", "--model.features 32 64 --epochs 3"),
+        ("--augment crop,flip", "--augment crop flip"),
+        ("--augment affine,cutout --rotate 9", "--augment affine cutout --hparams.rotate 9"),
+    ],
+)  # fmt: skip
+def test_short_is_the_same_as_long(short, full):
+    found, wanted = parsed(short), parsed(full)
+    assert found == wanted != parsed("")
+    assert found.given == wanted.given
+
+
+def test_a_short_name_never_hides_a_flag_of_the_data():
+    @flags.dataclasses.dataclass(frozen=True)
+    class Data(type(mnist.PRESETS["default"].data)):
+        noise: float = 0.0
+
+    default = replace(mnist.PRESETS["default"], data=Data())
+    assert flags.rewritten(["--noise", "1", "--zoom", "2"], default) == [
+        "--noise", "1", "--hparams.zoom", "2"]  # fmt: skip
+    # values and names of columns stay as they are
+    assert flags.with_lists(["--target", "price, EUR", "--x", "1,2"], {"target"}) == [
+        "--target", "price, EUR", "--x", "1,2"]  # fmt: skip
+
+
+def test_a_sweep_knows_short_names_too(monkeypatch):
+    found = []
+    monkeypatch.setattr(cli, "run_sweep", lambda *parsed: found.append(parsed[-1]))
+    for words in (
+        ["--space.lr", "1e-4,1e-2,log", "--dropout", "0.1", "--space.dropout"],
+        ["--space.learning-rate", "1e-4", "1e-2", "log", "--hparams.dropout", "0.1",
+         "--space.dropout"],
+    ):  # fmt: skip
+        cli.main("random_search", experiments, ("random",), ["mnist", *words])
+    assert found[0].space == found[1].space and found[0].hparams == found[1].hparams
+    assert found[0].space["learning_rate"] == ("1e-4", "1e-2", "log")
+
+
+@pytest.mark.parametrize(
+    "words, near",
+    [
+        ("--lerning-rate 1", "--hparams.learning-rate"),
+        ("--hparams.drop-out 1", "--hparams.dropout"),
+        ("--epoch 3", "--epochs"),
+        ("--model.feature 3", "--model.features"),
+        ("--batchsize 3", "--batch-size"),
+        ("--qqqqq", "see x --help-all"),
+        ("epochs", "'epochs' belongs to no flag"),
+    ],
+)
+def test_an_unknown_flag_is_one_sentence_with_the_near_one(words, near, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        with_exit_codes(lambda: parsed(words))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and near.removeprefix("see x ") in said
+
+
+def test_help_shows_what_the_experiment_has(capsys):
+    def shown(words, module=mnist):
+        with pytest.raises(SystemExit) as stopped:
+            parsed(words, module)
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    short, whole = shown("--help"), shown("--help-all")
+    for flag in ("--epochs", "--model.features", "--hparams.dropout", "--augment"):
+        assert flag in short and flag in whole
+    for flag in ("--hparams.mixup", "--shard-state", "--hparams.kl-weight"):
+        assert flag not in short and flag in whole
+    assert "--hparams.rotate" in shown("--augment affine --help")
+    assert "--help-all shows" in short and "shows" not in whole.splitlines()[-1]
+    assert "--vocabulary" in shown("-h", sentiment)
+    assert len(short.splitlines()) < 150
+
+
+def test_help_of_a_sweep_says_a_thing_once(capsys):
+    with pytest.raises(SystemExit):
+        cli.main("bayes_opt", experiments, ("gp",), ["mnist", "--help"], "words")
+    said = capsys.readouterr().out
+    assert said.count("each a program of its own") <= 1 and len(said.splitlines()) < 220
+
+
+def test_lists_of_what_there_is():
+    for package in ("experiments", "sweeps"):
+        done = subprocess.run(
+            [sys.executable, "-m", package], capture_output=True, text=True, check=True
+        )
+        for name in ("mnist", "sentiment", "predict", "serve", "bayes_opt"):
+            assert f".{name} " in done.stdout
+    here = listing.Path(listing.__file__).parent
+    for path in (*here.glob("*.py"), *(here.parent / "sweeps").glob("*.py")):
+        assert listing.first_sentence(path)
+
+
+def test_dlflax_runs_the_modules(monkeypatch, capsys, place):
+    ran = []
+
+    def run_module(name, run_name, alter_sys):
+        ran.append((name, command.sys.argv[1:]))
+
+    monkeypatch.setattr(command.runpy, "run_module", run_module)
+
+    def dlflax(words):
+        monkeypatch.setattr("sys.argv", ["dlflax", *words.split()])
+        command.main()
+        return ran.pop() if ran else None
+
+    assert dlflax("train mnist --epochs 3") == ("experiments.mnist", ["--epochs", "3"])
+    assert dlflax("train cats-vs-dogs") == ("experiments.cats_vs_dogs", [])
+    assert dlflax("sweep mnist --trials 2") == ("sweeps.bayes_opt", ["mnist", "--trials", "2"])
+    assert dlflax("sweep --search random mnist") == ("sweeps.random_search", ["mnist"])
+    assert dlflax("sweep mnist --search=grid") == ("sweeps.grid_search", ["mnist"])
+    assert dlflax("sweep mnist --search pbt") == ("sweeps.bayes_opt", ["mnist", "--search", "pbt"])
+    assert dlflax("predict RUN a.png") == ("experiments.predict", ["RUN", "a.png"])
+    assert dlflax("find-learning-rate mnist") == ("experiments.find_learning_rate", ["mnist"])
+    assert dlflax("report x") == ("sweeps.report", ["x"])
+    assert dlflax("list") is None and "dlflax train mnist" in capsys.readouterr().out
+    assert dlflax("") is None
+    (place / "own.py").write_text("import sys\nprint('own', sys.argv[1:])\n", encoding="utf-8")
+    capsys.readouterr()
+    dlflax("train own.py --a")
+    assert capsys.readouterr().out == "own ['--a']\n"
+    monkeypatch.undo()
+    for words in (["nothing"], ["train"], ["train", "none"], ["train", "gone.py"]):
+        monkeypatch.setattr("sys.argv", ["dlflax", *words])
+        with pytest.raises(SystemExit) as stopped:
+            command.main()
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
