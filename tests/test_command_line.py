@@ -55,6 +55,17 @@ def test_a_short_name_never_hides_a_flag_of_the_data():
         "--target", "price, EUR", "--x", "1,2"]  # fmt: skip
 
 
+def test_a_choice_of_a_space_may_be_a_list(monkeypatch):
+    found = []
+    monkeypatch.setattr(cli, "run_sweep", lambda *parsed: found.append(parsed[-1].space))
+    words = ["mnist", "--space.model.features", "16,32", "16", "--space.model.activation",
+             "relu,tanh", "--space.augment", "crop,flip", "crop"]  # fmt: skip
+    cli.main("random_search", experiments, ("random",), words)
+    assert found[0]["model.features"] == ("16,32", "16")
+    assert found[0]["model.activation"] == ("relu", "tanh")
+    assert found[0]["augment"] == ("crop,flip", "crop")
+
+
 def test_a_sweep_knows_short_names_too(monkeypatch):
     found = []
     monkeypatch.setattr(cli, "run_sweep", lambda *parsed: found.append(parsed[-1]))

@@ -44,12 +44,13 @@ def rewritten(args: list[str], default) -> list[str]:
 
 
 def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
-    """The words with "32,64" as "32", "64" behind a flag whose last part is in `lists`."""
+    """The words with "32,64" as "32", "64" behind the flags in `lists`, such as
+    "model.features"."""
     found, in_list = [], False
     for word in args:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
-            in_list = flag.rpartition(".")[2].strip("-").replace("-", "_") in lists
+            in_list = flag[2:].replace("-", "_") in lists
             if in_list and LIST.fullmatch(value):
                 found += [flag, *value.split(",")]
                 continue
@@ -60,19 +61,21 @@ def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
     return found
 
 
-def _fields(value, prefixed: bool = False) -> tuple[set[str], set[str]]:
-    """(names of the flags without a prefix, names of those that take lists) of a dataclass."""
+def _fields(value, prefix: str = "") -> tuple[set[str], set[str]]:
+    """(names of the flags without a prefix, flags that take lists) of a dataclass."""
     own, lists = set(), set()
     for field in dataclasses.fields(value):
         each = getattr(value, field.name, None)
-        if not prefixed:
+        if not prefix:
             own.add(field.name)
         if isinstance(each, tuple) or str(field.type).startswith("tuple"):
-            lists.add(field.name)
+            lists.add(prefix + field.name)
         if dataclasses.is_dataclass(each) and field.name != "hparams":
-            more = _fields(each, prefixed or field.name in WITH_PREFIX)
+            inner = f"{prefix}{field.name}." if field.name in WITH_PREFIX else prefix
+            more = _fields(each, inner)
             own, lists = own | more[0], lists | more[1]
-    return own, lists
+    # of a space's choices one may itself be a list: --space.model.features 32,64 128
+    return own, {name for name in lists if name.removeprefix("space.") not in lists - {name}}
 
 
 def refuse_unknown(words: list[str], show: Callable[[], None], command: str) -> None:
