@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import experiments
-from dlflax import data, train, transfer
+from dlflax import data, run, train, transfer
 from dlflax.data import stream
 from dlflax.data.arrays import Arrays
 from dlflax.data.dataset import DiskArray
@@ -324,3 +324,32 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
     expected = jnp.tensordot(jnp.float32(model.weights), jnp.stack(each), 1)
     together = jax.nn.softmax(predictor.outputs(inputs) * model.temperature)
     np.testing.assert_allclose(together, expected, atol=1e-5)
+
+
+def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatch):
+    """Its folder goes on where the weights are gone, and says so when it is damaged."""
+    monkeypatch.chdir(tmp_path)
+    config = run.Config(
+        RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
+        transfer=Transfer(self_contained=True), epochs=2, run_dir=tmp_path / "run",
+    )  # fmt: skip
+    run.run("halves", config, lambda line: None)
+    inputs = pictures(6, 3)["inputs"]
+    wanted = Predictor(tmp_path / "run", experiments, log=lambda line: None).outputs(inputs)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+    def gone(*_):
+        raise InputError("the weights are not here.")
+
+    monkeypatch.setattr(weights, "read", gone)
+    moved = Predictor(tmp_path / "elsewhere", experiments, log=lambda line: None)
+    np.testing.assert_array_equal(moved.outputs(inputs), wanted)
+    path = tmp_path / "elsewhere" / "backbone.safetensors"
+    whole = path.read_bytes()
+    for wrong in (whole[:-4], whole[:-4] + b"abcd", b"", whole[:10]):
+        path.write_bytes(wrong)
+        with pytest.raises(InputError, match="backbone.safetensors is damaged"):
+            Predictor(tmp_path / "elsewhere", experiments, log=lambda line: None).outputs(inputs)
+    path.unlink()
+    with pytest.raises(InputError, match="the weights are not here"):
+        Predictor(tmp_path / "elsewhere", experiments, log=lambda line: None).outputs(inputs)
