@@ -11,10 +11,11 @@ import tyro
 
 from dlflax import data, self_check, train
 from dlflax.errors import InputError
+from dlflax.report.loggers import Log
 from dlflax.train import hparams
 
 # where it runs and what is told of it, not what is trained
-PLACE = ("devices", "shard_state", "distributed", "profile", "baseline", "folds")
+PLACE = ("devices", "shard_state", "distributed", "profile", "baseline", "folds", "log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Config:
     """Write a trace of some steps to profile/ in the run's folder, for TensorBoard or Perfetto."""
     baseline: Literal["auto", "none"] = "auto"
     """auto: state simple models, fitted on the same data, beside the network's test scores."""
+    log: Log = "none"
+    """Where scores and pictures are sent too, besides TensorBoard's files."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = dataclasses.field(
         default=(), metadata={"saved": False}
     )

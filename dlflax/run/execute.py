@@ -13,6 +13,7 @@ from dlflax import data, parallel, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, write_csv, write_json
 from dlflax.report import figures, tables
+from dlflax.report.loggers import Together, opened
 from dlflax.report.progress import Progress
 from dlflax.report.tensorboard import TensorBoard
 from dlflax.run import baselines
@@ -96,7 +97,10 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
         return results
 
     _announce(job, None if over else saved, count, log)
-    board = TensorBoard(folder / "tensorboard", _last_step(saved), log) if main else None
+    board = None
+    if main:
+        others = opened(config.log, experiment.name, folder, log)
+        board = Together(TensorBoard(folder / "tensorboard", _last_step(saved), log), others)
     with contextlib.closing(board) if main else contextlib.nullcontext():
         if main and config.recipe.augment and job.examples.kind == "picture":
             draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
