@@ -72,7 +72,7 @@ OF_RUNS = {
     "--model.code": ("3", ""), "--model.variational": ("", ""),
     "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("all", ""),
-    "--self-contained": ("", ""), "--head-epochs": ("2", ""),
+    "--self-contained": ("", ""), "--log": ("wandb", ""), "--head-epochs": ("2", ""),
     "--contrastive-epochs": ("2", ""),
     "--views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
     "--target": ("other", ""),
