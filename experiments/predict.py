@@ -31,6 +31,7 @@ def command(
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     csv: Path | None = None,
     experiment: str = "",
+    tta: int = 0,
 ) -> None:
     """Prints a line for each input. Ends with 3 when some could not be used.
 
@@ -42,8 +43,10 @@ def command(
         json_output: One JSON object a line, with every probability, code or value.
         csv: A file for the same as a table, a row an input, instead of printing them.
         experiment: The file or module that made the run, where it has moved or was not run here.
+        tta: Test-time augmentation: so many views of each input, changed by the run's own
+            --augment, count besides the input itself.
     """
-    predictor = Predictor(run_dir, experiments, experiment or None, _to_stderr)
+    predictor = Predictor(run_dir, experiments, experiment or None, _to_stderr, tta)
     refused, named = [], predictor.expanded(list(inputs))
     with counting("predicting", len(named) if csv else 0) as advance:
         answers = predictor.answers(named, refused.append, advance)

@@ -145,3 +145,71 @@ def test_a_loaded_model_reads_tables(trained, place):
     assert [a["row"] for a in found] == list(range(5))
     with pytest.raises(InputError, match="lacks the column"):
         dlflax.load("table", log=lambda _: None).predict(frame[["age"]])
+
+
+def test_evaluate_gives_the_runs_own_scores(trained, place):
+    """On its test data, as an array; on labelled data at a path, class by class as trained."""
+    model = dlflax.load(trained / "digits", log=lambda _: None)
+    test = type(mnist.PRESETS["default"].data)("digits").load(lambda _: None).test
+    found = model.evaluate(test["inputs"], test["targets"])
+    saved = json.loads((trained / "digits" / "results.json").read_text(encoding="utf-8"))["test"]
+    for name in ("loss", "accuracy", "macro_f1"):
+        assert found[name] == pytest.approx(saved[name], rel=1e-5)
+    with pytest.raises(InputError, match="as many targets as inputs"):
+        model.evaluate(test["inputs"], test["targets"][:3])
+
+    texts = dlflax.load(trained / "texts", log=lambda _: None)
+    rows = [f"{'good' if i % 2 else 'poor'} day number {i + 500},{i % 2}" for i in range(20)]
+    Path("more.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    found = texts.evaluate("more.csv")
+    answers = texts.predict([row.partition(",")[0] for row in rows])
+    right = [answer["class"] == row[-1] for answer, row in zip(answers, rows, strict=True)]
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    Path("other.csv").write_text("text,label\n" + "a,x\nb,x\nc,y\nd,y\n", encoding="utf-8")
+    with pytest.raises(InputError, match="other.csv has the class x, and the model knows 0, 1"):
+        texts.evaluate("other.csv")
+    with pytest.raises(InputError, match="does not exist"):
+        texts.evaluate("nothing.csv")
+
+
+def test_evaluate_a_table_in_its_own_unit(place):
+    generator = np.random.default_rng(0)
+    rows = [(x, 100 + 30 * x + generator.normal()) for x in generator.normal(size=150)]
+    text = ["x,price", *(f"{x},{y}" for x, y in rows)]
+    Path("a.csv").write_text("\n".join(text), encoding="utf-8")
+    run.main("tabular", tabular.PRESETS, {}, ["--data-dir", "a.csv", "--epochs", "5",
+             "--baseline", "none", "--run-dir", "table"])  # fmt: skip
+    model = dlflax.load("table", log=lambda _: None)
+    guessed = [each["values"][0] for each in model.predict("a.csv")]
+    error = np.array(guessed) - [y for _, y in rows]
+    assert model.evaluate("a.csv")["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
+
+
+def test_test_time_augmentation_is_the_mean_over_views(place, capsys):
+    flags = ["--dataset", "digits", "--model", "mlp", "--epochs", "1", "--baseline", "none"]
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES,
+             [*flags, "--augment", "crop", "cutmix", "--run-dir", "shifted"])  # fmt: skip
+    images = type(mnist.PRESETS["default"].data)("digits").load(lambda _: None).test["inputs"][:5]
+    model = dlflax.load("shifted", log=lambda _: None)
+
+    def probabilities(model, images):
+        return np.array([list(each["probabilities"].values()) for each in model.predict(images)])
+
+    plain = probabilities(model, images)
+    several = predictor.Predictor(Path("shifted"), log=lambda _: None, tta=3)
+    views = [np.asarray(predictor.train.floats(images))]
+    for i in range(3):
+        batch = {"inputs": predictor.jnp.asarray(views[0])}
+        views.append(predictor.augment(
+            several._augmentations(), predictor.jax.random.key(i), batch, several.config.hparams
+        )["inputs"])  # fmt: skip
+    assert len(several._augmentations()) == 1  # cutmix mixes examples
+    logits = [model._predictor.outputs(np.asarray(view)) for view in views]
+    wanted = np.mean([predictor.jax.nn.softmax(each) for each in logits], 0)
+    found = predictor.jax.nn.softmax(several.outputs(images))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert not np.allclose(probabilities(dlflax.load("shifted", lambda _: None, tta=3), images),
+                           plain, atol=1e-3)  # fmt: skip
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*flags, "--run-dir", "plain"])
+    with pytest.raises(InputError, match="--tta 3 needs a run with --augment"):
+        dlflax.load("plain", lambda _: None, tta=3)

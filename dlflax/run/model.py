@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dlflax.run.evaluate import labelled, scores
 from dlflax.run.export import Format, export
 from dlflax.run.predict import AT_ONCE, Predictor
 
@@ -12,12 +15,12 @@ from dlflax.run.predict import AT_ONCE, Predictor
 class Model:
     """The model of a run folder, or of a sweep's, ready to answer.
 
-    run_dir: the folder; log: gets a sentence for what the user should know. InputError for a folder
-    that cannot be used.
+    run_dir: the folder; log: gets a sentence for what the user should know; tta: so many augmented
+    views of each input count besides itself. InputError for a folder that cannot be used.
     """
 
-    def __init__(self, run_dir: str | Path, log: Callable[[str], None] = print):
-        self._predictor = Predictor(Path(run_dir), log=log)
+    def __init__(self, run_dir: str | Path, log: Callable[[str], None] = print, tta: int = 0):
+        self._predictor = Predictor(Path(run_dir), log=log, tta=tta)
         self.class_names: tuple[str, ...] = tuple(self._predictor.data["class_names"])
         """Of classes or labels, by number."""
         self.input_shape: tuple[int, ...] = tuple(self._predictor.data["input_shape"])
@@ -53,6 +56,19 @@ class Model:
             answers = self._predictor.of_batch(names, "row", {"inputs": part})
             found += [values for _, values in answers]
         return found
+
+    def evaluate(self, data: Any, targets: Any = None) -> dict[str, float]:
+        """Scores on labelled data: those that a run states for every epoch, numbers in their unit.
+
+        data: a path, read as the training data were (a folder of pictures, a file of texts, a
+        table), all of it; or an array as for `predict`, with targets as in training, (n, ...),
+        such as class numbers. InputError for data that the model was not made for.
+        """
+        if targets is None:
+            inputs, targets = labelled(self._predictor, Path(data))
+        else:
+            inputs, targets = self._predictor.checked_array(data), np.asarray(targets)
+        return scores(self._predictor, inputs, targets)
 
     def export(self, to: Format = "onnx", file: str | Path | None = None) -> Path:
         """Writes the model as a file that runs without this package: see `run.export`."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlflax import train, transfer
@@ -14,7 +16,9 @@ from dlflax.errors import InputError
 from dlflax.run.experiment import of_run
 from dlflax.run.folder import load_calibration, load_config
 from dlflax.run.saved import config_from_json
+from dlflax.train.augment import CutMix, Mix, MixUp, augment
 from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.ensemble import mean as mean_of
 from dlflax.train.tasks import Asked
 
 AT_ONCE = 256  # inputs that are read and computed at a time
@@ -26,12 +30,13 @@ class Predictor:
     damaged checkpoint.
 
     package: whose modules are the experiments known by name; experiment: the file or module that
-    made the run, where it is not where the run says.
+    made the run, where it is not where the run says; tta: so many views of each input, changed by
+    the run's own augmentations, count besides the input itself (test-time augmentation).
     """
 
     def __init__(
         self, run_dir: Path, package: ModuleType | None = None, experiment: str | None = None,
-        log: Callable[[str], None] = print,
+        log: Callable[[str], None] = print, tta: int = 0,
     ):  # fmt: skip
         run_dir = Path(run_dir)
         if (run_dir / "best" / "config.json").exists():  # the folder of a sweep
@@ -41,7 +46,11 @@ class Predictor:
         self.experiment = saved["experiment"]
         made_by = of_run(saved, run_dir, experiment, package, log)
         self.config = config_from_json(saved["config"], run_dir, made_by)
-        self._state = None
+        self._state, self.tta = None, tta
+        if tta < 0 or tta and not self._augmentations():
+            raise InputError(
+                f"--tta {tta} needs a run with --augment, such as flip or crop, and 0 or more."
+            )
 
     def state(self, inputs) -> train.State:
         """inputs: a batch of what is to be predicted."""
@@ -60,9 +69,32 @@ class Predictor:
         return self._state
 
     def outputs(self, inputs) -> np.ndarray:
-        """The model's outputs, float32 (n, ...), on inputs (n, ...)."""
-        numbers = train.as_traced(self.config.hparams.evaluation())
-        return np.asarray(train.predict(self.config.recipe, self.state(inputs), numbers, inputs))
+        """The model's outputs, float32 (n, ...), on inputs (n, ...); with `tta` the mean over the
+        views: of probabilities, as logits, where the task has `mean_logits`."""
+        recipe, numbers = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
+        state = self.state(inputs)
+
+        def of(seen):
+            return np.asarray(train.predict(recipe, state, numbers, seen))
+
+        if not self.tta:
+            return of(inputs)
+        strengths = train.as_traced(self.config.hparams)
+        views = [of(inputs)]
+        for i in range(self.tta):
+            batch = {"inputs": train.floats(jnp.asarray(inputs))}
+            batch = augment(self._augmentations(), jax.random.key(i), batch, strengths)
+            views.append(of(batch["inputs"]))
+        weights = jnp.full(len(views), 1 / len(views), jnp.float32)
+        return np.asarray(mean_of(recipe.task, jnp.stack(views), weights))
+
+    def _augmentations(self):
+        """Those of the run that change one example at a time, and that its loss does not undo."""
+        single = (MixUp, CutMix, Mix)
+        return tuple(
+            each for each in self.config.recipe.augment
+            if not isinstance(each, single) and not getattr(each, "corrupts", False)
+        )  # fmt: skip
 
     def _read(self, inputs, on_refused):
         """What the data source reads of the inputs, without those that are refused."""
