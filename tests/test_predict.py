@@ -165,7 +165,9 @@ def test_evaluate_gives_the_runs_own_scores(trained, place):
     answers = texts.predict([row.partition(",")[0] for row in rows])
     right = [answer["class"] == row[-1] for answer, row in zip(answers, rows, strict=True)]
     assert found["accuracy"] == pytest.approx(np.mean(right))
-    Path("other.csv").write_text("text,label\n" + "a,x\nb,x\nc,y\nd,y\n", encoding="utf-8")
+    Path("other.csv").write_text(
+        "\n".join(["text,label", *(f"day {i},{'xy'[i % 2]}" for i in range(20))]), encoding="utf-8"
+    )
     with pytest.raises(InputError, match="other.csv has the class x, and the model knows 0, 1"):
         texts.evaluate("other.csv")
     with pytest.raises(InputError, match="does not exist"):

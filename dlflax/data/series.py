@@ -192,6 +192,8 @@ class Series:
         if not windows:
             windows["the series"] = np.array(data["last_window"]), data.get("last_covariates")
             times.append(data.get("times", [""] * self.horizon))
+            if len(times[0]) != self.horizon:
+                raise InputError("config.json is damaged: data.times has not one for each step.")
         past = np.stack([values for values, _ in windows.values()])
         last = past[:, -1:]
         seen = np.float32((past - last) / data["scale"])[:, :, None]

@@ -161,18 +161,23 @@ class Predictor:
 
     @property
     def kind(self) -> str:
-        """What an example is, as `Splits.kind`: picture, text, table, series, array."""
+        """What an example is, as `Splits.kind`: picture, text, table, series, or array for all
+        else."""
         shape = self.data["input_shape"]
         guess = "picture" if len(shape) == 3 and shape[2] in (1, 3) else "array"
         guess = "table" if "columns" in self.data else guess  # before version 0.3 it was not saved
         guess = "series" if "last_window" in self.data else guess
-        return self.data.get("kind", "text" if "tokenizer" in self.data else guess)
+        kind = self.data.get("kind", "text" if "tokenizer" in self.data else guess)
+        return kind if kind in ("picture", "text", "table", "series") else "array"
 
     @property
     def dtype(self) -> str:
         """Of the model's inputs."""
         guess = {"picture": "uint8", "text": "int32"}.get(self.kind, "float32")
-        return self.data.get("dtype", guess)
+        found = self.data.get("dtype", guess)
+        if found not in ("uint8", "int32", "float32", "float16", "int8", "int16", "uint16"):
+            raise InputError(f"config.json is damaged: data.dtype {found!r} is none of a model's.")
+        return found
 
     def checked_array(self, inputs) -> np.ndarray:
         """Arrays as the model was trained with, (n, *input_shape), of one such example or many.
