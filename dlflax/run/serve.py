@@ -183,8 +183,10 @@ async def _gone(*_):
 
 
 async def _http(_, error):
-    say = {404: "there is nothing here: see /openapi.json.", 405: "use another method: see "
-           "/openapi.json."}  # fmt: skip
+    say = {
+        404: "there is nothing here: see /openapi.json.",
+        405: "use another method: see /openapi.json.",
+    }
     sentence = say.get(error.status_code, str(error.detail))
     return JSONResponse({"error": sentence}, error.status_code, headers=error.headers)
 
@@ -228,15 +230,17 @@ def _looked(predictor, inputs) -> dict[str, str | None]:
     heat = _heat(predictor, inputs)
     return {
         "seen": _png(inputs[0]),
-        "looked": None if heat is None else _png(np.uint8(255 * heat[0])[:, :, None]),
+        "looked": None if heat is None else _png(heat[0][:, :, None]),
     }
 
 
 def _png(pixels: np.ndarray) -> str:
-    """uint8 (h, w, 1 or 3)."""
+    """Of uint8 or of floats in 0..1, (h, w, 1 or 3)."""
     from PIL import Image
 
     content = io.BytesIO()
+    if pixels.dtype != np.uint8:
+        pixels = np.uint8(255 * pixels.clip(0, 1))
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(content, "PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
