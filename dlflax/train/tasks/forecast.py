@@ -17,6 +17,7 @@ from dlflax.train.tasks.task import (
     Tested,
     check_outputs,
     described,
+    predicted,
     targets_of,
 )  # fmt: skip
 
@@ -127,7 +128,7 @@ class Forecast:
 
     def answer(self, asked: Asked):
         """The steps ahead with their times and intervals, a line each, and a picture of them."""
-        answers, found = [], asked.predictions()
+        answers, found = [], predicted(self, asked)
         batch, scale = asked.batch, asked.data["scale"]
         for i, (each, row) in enumerate(zip(asked.inputs, found["forecast"], strict=True)):
             values = {asked.kind: each, "forecast": row.tolist()}

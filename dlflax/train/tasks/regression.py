@@ -16,6 +16,7 @@ from dlflax.train.tasks.task import (
     Tested,
     check_outputs,
     described,
+    predicted,
     targets_of,
 )  # fmt: skip
 
@@ -108,7 +109,7 @@ class Regression:
 
     def answer(self, asked: Asked):
         answers = []
-        for each, values in zip(asked.inputs, asked.predictions()["values"], strict=True):
+        for each, values in zip(asked.inputs, predicted(self, asked)["values"], strict=True):
             values = np.ravel(values).tolist()
             words = " ".join(f"{value:.5g}" for value in values)
             answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))

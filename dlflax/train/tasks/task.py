@@ -129,19 +129,17 @@ class Asked:
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """As that of `Tested`."""
 
-    def predictions(self) -> dict[str, Any]:
-        """What the recipe's task says that the outputs mean; just the outputs of a task that does
-        not."""
-        return predictions(
-            self.recipe.task, self.outputs, self.batch, self.data, self.calibration
-        )
-
 
 def predictions(task: Task, outputs, batch, data, calibration) -> dict[str, Any]:
     """`Task.predictions`; {"outputs": ...} of a task without it."""
     if not hasattr(task, "predictions"):
         return {"outputs": outputs}
     return task.predictions(outputs, batch, data, calibration)
+
+
+def predicted(task: Task, asked: Asked) -> dict[str, Any]:
+    """`predictions` for what was asked."""
+    return predictions(task, asked.outputs, asked.batch, asked.data, asked.calibration)
 
 
 def targets_of(splits, task: str) -> np.ndarray:
