@@ -19,7 +19,7 @@ from dlflax.train.tasks.task import (
     check_outputs,
     described,
     names_of_outputs,
-    predicted,
+    predictions_of,
     targets_of,
 )
 
@@ -175,7 +175,7 @@ class Classification:
         return {"probabilities": _probabilities(outputs / _temperature(calibration))}
 
     def answer(self, asked: Asked):
-        probabilities, answers = np.asarray(predicted(self, asked)["probabilities"]), []
+        probabilities, answers = np.asarray(predictions_of(self, asked)["probabilities"]), []
         names = names_of_outputs(asked, probabilities.shape[1])
         for each, p in zip(asked.inputs, probabilities, strict=True):
             name, best = names[p.argmax()], float(p.max())

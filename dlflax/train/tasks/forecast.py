@@ -17,7 +17,7 @@ from dlflax.train.tasks.task import (
     Tested,
     check_outputs,
     described,
-    predicted,
+    predictions_of,
     targets_of,
 )  # fmt: skip
 
@@ -128,7 +128,7 @@ class Forecast:
 
     def answer(self, asked: Asked):
         """The steps ahead with their times and intervals, a line each, and a picture of them."""
-        answers, found = [], predicted(self, asked)
+        answers, found = [], predictions_of(self, asked)
         batch, scale = asked.batch, asked.data["scale"]
         for i, (each, row) in enumerate(zip(asked.inputs, found["forecast"], strict=True)):
             values = {asked.kind: each, "forecast": row.tolist()}

@@ -16,7 +16,7 @@ from dlflax.train.tasks.task import (
     check_outputs,
     described,
     names_of_outputs,
-    predicted,
+    predictions_of,
     targets_of,
 )  # fmt: skip
 
@@ -102,7 +102,7 @@ class MultiLabel:
         return {"probabilities": jax.nn.sigmoid(outputs), "labels": outputs > cuts[None]}
 
     def answer(self, asked: Asked):
-        probabilities, have = map(np.asarray, predicted(self, asked).values())
+        probabilities, have = map(np.asarray, predictions_of(self, asked).values())
         names, answers = names_of_outputs(asked, probabilities.shape[1]), []
         for each, p, predicted in zip(asked.inputs, probabilities, have, strict=True):
             labels = [name for name, yes in zip(names, predicted, strict=True) if yes]

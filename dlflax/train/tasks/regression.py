@@ -16,7 +16,7 @@ from dlflax.train.tasks.task import (
     Tested,
     check_outputs,
     described,
-    predicted,
+    predictions_of,
     targets_of,
 )  # fmt: skip
 
@@ -109,7 +109,7 @@ class Regression:
 
     def answer(self, asked: Asked):
         answers = []
-        for each, values in zip(asked.inputs, predicted(self, asked)["values"], strict=True):
+        for each, values in zip(asked.inputs, predictions_of(self, asked)["values"], strict=True):
             values = np.ravel(values).tolist()
             words = " ".join(f"{value:.5g}" for value in values)
             answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))

@@ -137,7 +137,7 @@ def predictions(task: Task, outputs, batch, data, calibration) -> dict[str, Any]
     return task.predictions(outputs, batch, data, calibration)
 
 
-def predicted(task: Task, asked: Asked) -> dict[str, Any]:
+def predictions_of(task: Task, asked: Asked) -> dict[str, Any]:
     """`predictions` for what was asked."""
     return predictions(task, asked.outputs, asked.batch, asked.data, asked.calibration)
 
