@@ -6,6 +6,7 @@ quarters and years count as steps; anything else is irregular, and refused.
 """
 
 import itertools
+from calendar import monthrange
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -94,13 +95,14 @@ def stamps(calendar: dict[str, str], rows: Iterable[int]) -> list[str]:
     if step not in CALENDAR:
         begin = (first - np.datetime64(0, "s")) / np.timedelta64(1, "s")
         return [_shown(begin + row * float(step)) for row in rows]
-    found, month = [], first.astype("datetime64[M]")
-    day = (first - month.astype("datetime64[D]")).astype(int)
-    at_end = (first + 1).astype("datetime64[M]") != month
+    begin, found = datetime.fromisoformat(calendar["first"]), []
+    at_end = begin.day == monthrange(begin.year, begin.month)[1]
     for row in rows:
-        there = month + row * MONTHS[step]
-        last = ((there + 1).astype("datetime64[D]") - there.astype("datetime64[D]")).astype(int) - 1
-        found.append(str(there.astype("datetime64[D]") + (last if at_end else min(day, last))))
+        months = 12 * begin.year + begin.month - 1 + row * MONTHS[step]
+        year, month = months // 12, months % 12 + 1
+        last = monthrange(year, month)[1]
+        day = last if at_end else min(begin.day, last)
+        found.append(f"{year:04}-{month:02}-{day:02}")
     return found
 
 
