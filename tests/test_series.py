@@ -184,7 +184,12 @@ def shop(path, n=400, later=0):
     price, visitors = rng.normal(3, 1, n + later), rng.normal(50, 9, n + later)
     sales = 100 - 9 * price + np.concatenate([[0], visitors[:-1]])
     rows = [
-        (str(np.datetime64("2020-01-01") + i), price[i], visitors[i], sales[i] if i < n else "")
+        (
+            str(np.datetime64("2020-01-01") + np.timedelta64(i, "D")),
+            price[i],
+            visitors[i],
+            sales[i] if i < n else "",
+        )
         for i in range(n + later)
     ]
     return write(path, rows, ("date", "price", "visitors", "sales"))
