@@ -15,6 +15,7 @@ from dlflax.report.loggers import Log
 from dlflax.train import hparams
 
 # where it runs and what is told of it, not what is trained
+MOST_OF_A_SIZE = 2**31 - 1  # of a model
 PLACE = ("devices", "shard_state", "distributed", "profile", "baseline", "folds", "log")
 
 
@@ -100,6 +101,12 @@ def check(config: Config) -> None:
             )
         if dataclasses.is_dataclass(thing):
             hparams.check_ranges(thing, flag)
+    for field in dataclasses.fields(recipe.model):
+        value = getattr(recipe.model, field.name)
+        for size in value if isinstance(value, tuple) else (value,):
+            if isinstance(size, int) and abs(size) > MOST_OF_A_SIZE:  # XLA has no such shapes
+                flag = f"--model.{field.name.replace('_', '-')}"
+                raise InputError(f"{flag} {size} must be {MOST_OF_A_SIZE:,} or less.")
     task = config.recipe.task
     if task.monitor not in task.SCORES:
         raise InputError(f"--task.monitor {task.monitor} must be one of {', '.join(task.SCORES)}.")
