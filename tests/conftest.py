@@ -54,3 +54,16 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
     monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def small_run():
+    """(folder, module of an experiment, flags): trains two epochs of it into the folder, which has
+    the experiment's name."""
+    from dlflax import run
+
+    def train(folder, module, *flags):
+        words = ["--epochs", "2", "--baseline", "none", "--run-dir", str(folder), *flags]
+        run.main(folder.name, module.PRESETS, getattr(module, "ARCHITECTURES", {}), words)
+
+    return train

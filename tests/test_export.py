@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 import dlflax
-from dlflax import data, models, run, train
+from dlflax import data, models, train
 from dlflax.errors import InputError, RunError
 from dlflax.run import export
 from dlflax.run.exit_codes import with_exit_codes
@@ -78,14 +78,12 @@ def test_every_architecture_is_the_same_in_a_file(name, to):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, small_run):
     """Small runs of several kinds of data: pictures, texts, a table with texts in it, a series."""
     place = tmp_path_factory.mktemp("runs")
-    quick = ["--epochs", "2", "--baseline", "none"]
 
     def train_one(name, module, *flags):
-        chosen = getattr(module, "ARCHITECTURES", {})
-        run.main(name, module.PRESETS, chosen, [*quick, "--run-dir", f"{place}/{name}", *flags])
+        small_run(place / name, module, *flags)
 
     train_one("mnist", mnist, "--model", "mlp", "--dataset", "digits")
     rows = [f"{'good' if i % 2 else 'poor'} day number {i},{i % 2}" for i in range(400)]

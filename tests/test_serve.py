@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from dlflax import data, run
+from dlflax import data
 from dlflax.errors import InputError
 from dlflax.run import serve, serve_inputs
 from dlflax.run.export import exported
@@ -32,14 +32,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, small_run):
     """Small runs of pictures, texts, a table and a series."""
     place = tmp_path_factory.mktemp("runs")
-    quick = ["--epochs", "2", "--baseline", "none"]
 
     def train_one(name, module, *flags):
-        chosen = getattr(module, "ARCHITECTURES", {})
-        run.main(name, module.PRESETS, chosen, [*quick, "--run-dir", f"{place}/{name}", *flags])
+        small_run(place / name, module, *flags)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)

@@ -189,8 +189,7 @@ class Table:
         for each in inputs:
             header, rows = csv_files.read(Path(each), "a table")
             header = [printable(name.strip()) for name in header]
-            if missing := [c["name"] for c in columns if c["name"] not in header]:
-                raise InputError(f"{each} lacks the column {missing[0]}, which the model reads.")
+            check_columns(columns, header, each)
             if not rows:
                 raise InputError(f"{each} has no rows below its header.")
             cells = np.array([[cell.strip() for cell in row] for _, row in rows], object)
@@ -265,6 +264,12 @@ def _numbers(column, texts) -> np.ndarray:
     if np.isinf(values).any():
         raise InputError(f"the column {column['name']} has an infinite value: give numbers.")
     return values
+
+
+def check_columns(columns: list[dict], names: list[str], place) -> None:
+    """InputError where what is at `place`, with these headings, lacks a column."""
+    if missing := [column["name"] for column in columns if column["name"] not in names]:
+        raise InputError(f"{place} lacks the column {missing[0]}, which the model reads.")
 
 
 def encoded(columns: list[dict], numbers, xp=np):

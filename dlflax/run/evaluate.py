@@ -33,10 +33,8 @@ def labelled(predictor: Predictor, place: Path) -> tuple[np.ndarray, np.ndarray]
     if predictor.kind == "text":
         inputs = source.read(inputs.tolist(), info, predictor.folder)[2]["inputs"]
     elif predictor.kind == "table":
-        names = dataset.info["names"]
-        if missing := [c["name"] for c in info["columns"] if c["name"] not in names]:
-            raise InputError(f"{place} lacks the column {missing[0]}, which the model reads.")
-        columns = info["columns"]
+        columns, names = info["columns"], dataset.info["names"]
+        table.check_columns(columns, names, place)
         inputs = table.encoded(columns, table.numbered(columns, names, inputs))
     return predictor.checked_array(inputs), _targets(targets, dataset, info, place)
 
