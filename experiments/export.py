@@ -11,6 +11,7 @@ import tyro
 
 import experiments
 from dlflax import run
+from dlflax.run import flags
 from dlflax.run.export import Format, export
 from dlflax.run.predict import Predictor
 
@@ -35,6 +36,4 @@ def command(
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(
-        lambda: tyro.cli(command, prog="python -m experiments.export", description=__doc__)
-    )
+    run.with_exit_codes(lambda: flags.called(command, "python -m experiments.export", __doc__))

@@ -22,6 +22,7 @@ import experiments
 from dlflax import run
 from dlflax.files import printable, write_csv
 from dlflax.report.progress import counting
+from dlflax.run import flags
 from dlflax.run.predict import Predictor, as_row
 
 
@@ -69,10 +70,7 @@ def _to_stderr(sentence: str) -> None:
 
 if __name__ == "__main__":
     run.with_exit_codes(
-        lambda: tyro.cli(
-            command,
-            prog="python -m experiments.predict",
-            description=__doc__,
-            config=(tyro.conf.FlagCreatePairsOff,),
+        lambda: flags.called(
+            command, "python -m experiments.predict", __doc__, (tyro.conf.FlagCreatePairsOff,)
         )
     )

@@ -12,6 +12,7 @@ import tyro
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
+from dlflax.run import flags
 from dlflax.run.predict import Predictor
 
 
@@ -40,6 +41,4 @@ def command(
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(
-        lambda: tyro.cli(command, prog="python -m experiments.serve", description=__doc__)
-    )
+    run.with_exit_codes(lambda: flags.called(command, "python -m experiments.serve", __doc__))

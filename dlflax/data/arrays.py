@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ class Arrays:
     name: str = "arrays"
     """What the data are called."""
 
-    def load(self, log=print) -> Dataset:
+    def load(self, log: Callable[[str], None] = print) -> Dataset:
         """The arrays, checked. InputError, one sentence, for what cannot be examples."""
         parts, digest = {}, hashlib.sha256()
         for part in ("train", "test"):
@@ -94,7 +95,9 @@ class Arrays:
             info={"light_on_dark": False, "dtype": str(inputs.dtype)},
         )  # fmt: skip
 
-    def read(self, inputs, data, folder: Path):
+    def read(
+        self, inputs: list[str], data: Mapping[str, Any], folder: Path
+    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
         """Files .npy, (..., one row) or (n, ...) each; or pictures, where the arrays are some."""
         if not inputs:
             raise InputError("name one or more .npy files after the run folder.")

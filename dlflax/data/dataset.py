@@ -166,6 +166,6 @@ def _count(part, classes: int) -> np.ndarray:
     return targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
 
 
-def examples(data) -> int:
+def examples(data: Mapping[str, Any]) -> int:
     """How many examples arrays {"inputs": (n, ...), ...} hold."""
     return len(data["inputs"])

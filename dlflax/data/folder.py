@@ -25,9 +25,9 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -171,7 +171,9 @@ class ImageFolder:
             notes=notes,
         )  # fmt: skip
 
-    def read(self, inputs, data, folder):
+    def read(
+        self, inputs: list[str], data: Mapping[str, Any], folder: Path
+    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
         """Picture files of any size."""
         return read_pictures(inputs, data)
 

@@ -9,8 +9,9 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,9 @@ class Images:
             info={"light_on_dark": _light_on_dark(dataset.train["inputs"])},
         )  # fmt: skip
 
-    def read(self, inputs, data, folder):
+    def read(
+        self, inputs: list[str], data: Mapping[str, Any], folder: Path
+    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
         """Picture files of any size."""
         return read_pictures(inputs, data)
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,7 @@ class Series:
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
                 "pass --data-dir FILE.csv."
             )
-        values, observed, covariates, calendar = read_columns(
-            path, column, self._covariates(), log
-        )
+        values, observed, covariates, calendar = read_columns(path, column, self._covariates(), log)
         ahead = covariates[len(values) :]
         content = values.tobytes() + (b"" if observed.all() else observed.tobytes())
         content += covariates.tobytes()
@@ -174,7 +172,9 @@ class Series:
             },
         )  # fmt: skip
 
-    def read(self, inputs, data, folder):
+    def read(
+        self, inputs: list[str], data: Mapping[str, Any], folder: Path
+    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
         """Windows: the last of each CSV file, or with no input of the series trained on; "last" as
         in `split`."""
         windows = {}  # name -> (values, covariates from the first of them on)
@@ -218,7 +218,7 @@ class Series:
             return [""] * self.horizon
         return stamps(calendar, range(rows, rows + self.horizon))
 
-    def raw(self, data) -> Raw:
+    def raw(self, data: Mapping[str, Any]) -> Raw:
         """Windows in the columns' own units; where covariates are known beforehand, with `horizon`
         steps more, in which the series itself may be anything."""
         import jax.numpy as jnp

@@ -12,9 +12,9 @@ What is made of a column is decided by the training rows alone, and kept as `inf
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -168,7 +168,7 @@ class Table:
             plain={"columns": plain, "categories": {"all": categories}},
         )  # fmt: skip
 
-    def raw(self, data) -> Raw:
+    def raw(self, data: Mapping[str, Any]) -> Raw:
         """Rows as `numbered` gives them."""
         import jax.numpy as jnp
 
@@ -181,7 +181,9 @@ class Table:
             lambda splits: np.float32(splits.plain["columns"]["test"]),
         )  # fmt: skip
 
-    def read(self, inputs, data, folder):
+    def read(
+        self, inputs: list[str], data: Mapping[str, Any], folder: Path
+    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
         """Rows of CSV files with the same columns; the target's may be there or not."""
         if not inputs:
             raise InputError("name one or more CSV files after the run folder.")

@@ -6,9 +6,9 @@ tokenizers and tensorflow_datasets are imported only where they are needed.
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -212,7 +212,9 @@ class Text:
                 tokenizer = tokenizers.trained(texts, kind, vocabulary, self.lowercase)
         return tokenizer, kind, notes
 
-    def read(self, inputs, data, folder):
+    def read(
+        self, inputs: list[str], data: Mapping[str, Any], folder: Path
+    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
         """Texts, by the run's own tokenizer."""
         if not inputs:
             raise InputError("name one or more texts, in quotes, after the run folder.")

@@ -72,7 +72,7 @@ class Experiment:
         name = self.module_name or self.name
         return str(self.file) if self.file else name.removeprefix("experiments.")
 
-    def default_data(self):
+    def default_data(self) -> Any:
         """The data source of the default preset, None without presets."""
         return getattr(self.presets.get("default"), "data", None)
 
@@ -82,7 +82,7 @@ class Experiment:
             return {"file": str(self.file), "sha256": _sha256(self.file)}
         return {"module": self.module_name} if self.module else {}
 
-    def resolve(self, reference: str, path: Path, libraries: bool = False):
+    def resolve(self, reference: str, path: Path, libraries: bool = False) -> Any:
         """The class or function that `reference` ("module:name") names, in the saved file `path`.
         InputError for one that is not there or not trusted. libraries: functions of JAX, Flax and
         optax will do."""

@@ -4,10 +4,14 @@ a help that shows what matters first."""
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import re
 import sys
 from collections.abc import Callable, Collection
+from typing import Any
+
+import tyro
 
 from dlflax.errors import InputError
 from dlflax.train.augment import AUGMENTATIONS
@@ -78,9 +82,25 @@ def _fields(value, prefix: str = "") -> tuple[set[str], set[str]]:
     return own, {name for name in lists if name.removeprefix("space.") not in lists - {name}}
 
 
-def refuse_unknown(words: list[str], show: Callable[[], None], command: str) -> None:
+def called(function: Callable, prog: str, description: str | None, config=()) -> Any:
+    """What a function returns that is called with the words of the command line, by tyro.
+    InputError for a word that is none of its flags, before it is called."""
+
+    @functools.wraps(function)
+    def later(*args, **kwargs):
+        return functools.partial(function, *args, **kwargs)
+
+    how = {"prog": prog, "description": description, "config": config}
+    call, unknown = tyro.cli(later, return_unknown_args=True, **how)
+    refuse_unknown(unknown, lambda: tyro.cli(later, args=["--help"], **how), prog, "--help")
+    return call()
+
+
+def refuse_unknown(
+    words: list[str], show: Callable[[], None], command: str, all_flags: str = "--help-all"
+) -> None:
     """InputError that names the first word that is no flag, and the flag of the help, as `show`
-    prints it, that looks most like it."""
+    prints it, that looks most like it. all_flags: the flag that shows every other one."""
     if not words:
         return
     flag = next((word for word in words if word.startswith("-")), None)
@@ -93,7 +113,7 @@ def refuse_unknown(words: list[str], show: Callable[[], None], command: str) -> 
     last = flag.rpartition(".")[2].strip("-")
     near = difflib.get_close_matches(last, of_last, 1, 0.6)
     near = [of_last[near[0]]] if near else difflib.get_close_matches(flag, known, 1, 0.6)
-    advice = f"did you mean {near[0]}?" if near else f"see {command} --help-all."
+    advice = f"did you mean {near[0]}?" if near else f"see {command} {all_flags}."
     raise InputError(f"{flag} is no flag of this command: {advice}")
 
 

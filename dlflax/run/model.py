@@ -48,7 +48,7 @@ class Model:
             return [values for _, values in self._predictor.answers(named)]
         return self._of_array(inputs)
 
-    def _of_array(self, inputs) -> list[dict[str, Any]]:
+    def _of_array(self, inputs: Any) -> list[dict[str, Any]]:
         array, found = self._predictor.checked_array(inputs), []
         for start in range(0, len(array), AT_ONCE):
             part = array[start : start + AT_ONCE]
@@ -72,4 +72,5 @@ class Model:
 
     def export(self, to: Format = "onnx", file: str | Path | None = None) -> Path:
         """Writes the model as a file that runs without this package: see `run.export`."""
-        return export(self._predictor, to, file and Path(file), self._predictor.log)
+        path = Path(file) if file else None
+        return export(self._predictor, to, path, self._predictor.log)

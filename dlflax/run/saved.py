@@ -22,7 +22,7 @@ from dlflax.run.experiment import OWN, Experiment, reference
 from dlflax.transfer import Transfer
 
 
-def to_json(value, place: str = "config"):
+def to_json(value: Any, place: str = "config") -> Any:
     """A Config and everything in it as JSON values. InputError names the field that cannot be."""
     if value is None or isinstance(value, bool | int | float | str):
         return value

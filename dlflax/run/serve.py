@@ -94,9 +94,7 @@ class Batches:
 
     async def _compute(self, items) -> None:
         names = [name for some, *_ in items for name in some]
-        batch = {
-            key: np.concatenate([part[key] for _, _, part, _ in items]) for key in items[0][2]
-        }
+        batch = {key: np.concatenate([part[key] for _, _, part, _ in items]) for key in items[0][2]}
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(

@@ -6,6 +6,8 @@ own and a lane of a population share them, and a resume needs nothing more.
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dlflax.train.hparams import Hparams
 from dlflax.train.step import NEVER
@@ -20,7 +22,7 @@ def improved(task, value: float, best: float) -> bool:
     return value > best if task.SCORES[task.monitor] == "max" else value < best
 
 
-def best_epoch(history: History, task) -> int:
+def best_epoch(history: History, task: Any) -> int:
     """0-based index of the row with the best value of the monitored score on the validation data,
     the first on a tie; of the last row where there is no validation."""
     name = f"val_{task.monitor}"
@@ -33,7 +35,7 @@ def best_epoch(history: History, task) -> int:
     return best
 
 
-def finished(history: History, task, epochs: int, patience: int = 0) -> bool:
+def finished(history: History, task: Any, epochs: int, patience: int = 0) -> bool:
     """Whether a run is over: all epochs are done, or `patience` of them (0 never stops) brought no
     better validation score. Without validation patience does nothing."""
     if patience and history and len(history) - 1 - best_epoch(history, task) >= patience:
@@ -41,7 +43,7 @@ def finished(history: History, task, epochs: int, patience: int = 0) -> bool:
     return len(history) >= epochs
 
 
-def plateau_factor(history: History, task, patience: int, factor: float = 0.5) -> float:
+def plateau_factor(history: History, task: Any, patience: int, factor: float = 0.5) -> float:
     """What reduce-on-plateau has multiplied the learning rate by after these epochs: `factor` for
     every `patience` epochs in a row without a better validation score (Keras' ReduceLROnPlateau
     with min_delta 0). 1 for patience 0, and without validation."""
@@ -88,7 +90,9 @@ class Training:
         factor = plateau_factor(self.history, self.task, self.reduce_on_plateau)
         return hparams.replace(learning_rate=hparams.learning_rate * factor)
 
-    def add(self, sums, val_sums=None, **more: float) -> dict[str, float]:
+    def add(
+        self, sums: Mapping[str, Any], val_sums: Mapping[str, Any] | None = None, **more: float
+    ) -> dict[str, float]:
         """Appends the row of one more epoch, and returns it; notes where it diverged. sums: of the
         training steps; val_sums: of the validation, if any; more: columns that are not scores."""
         epoch = len(self.history) + 1

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import jax
 import numpy as np
@@ -102,6 +102,11 @@ class Hparams:
     """Weight of a variational autoencoder's KL divergence."""
     total_steps: Annotated[float, tyro.conf.Suppress] = number(1.0, at_least=0)
     """Length of the schedule in steps; `fit` sets it from the epochs."""
+
+    if TYPE_CHECKING:  # flax.struct adds it
+
+        def replace(self, **numbers: Any) -> Self:
+            """A copy with other numbers."""
 
     def evaluation(self) -> "Hparams":
         """The numbers to score with: the loss then has no label smoothing. Override it where a

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -40,7 +40,7 @@ class Layout:
 
 
 def layout_for(
-    recipe: train.Recipe, hparams: train.Hparams, inputs, lanes: int, mode: Mode | None = None
+    recipe: train.Recipe, hparams: train.Hparams, inputs: Any, lanes: int, mode: Mode | None = None
 ) -> Layout:
     """The layout for `lanes` at once; mode None chooses it by what was measured: on a CPU one
     virtual device a core and map, but vmap below 20,000 parameters, where a step is mostly
@@ -64,7 +64,7 @@ def use_all_cores() -> None:
             jax.config.update("jax_num_cpu_devices", cores)
 
 
-def lane_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs) -> int:
+def lane_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs: Any) -> int:
     """At least what a lane takes in memory: its State, its best variables, and its gradient while
     it is trained."""
     state = train.abstract(recipe, hparams, inputs)

@@ -9,8 +9,8 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,10 @@ def _gather(data, index):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_steps(recipe: Recipe, state: State, hparams, data, batches, sums, start, stop):
+def train_steps(
+    recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batches: Any,
+    sums: Any, start: Any, stop: Any,
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
     """Steps `start` to `stop` of one epoch in one compiled call, over device-resident data.
 
     data: {"inputs": (N, ...), "targets": (N, ...)}; batches: int32 (steps, batch_size) from
@@ -50,7 +53,10 @@ def train_steps(recipe: Recipe, state: State, hparams, data, batches, sums, star
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_piece(recipe: Recipe, state: State, hparams, piece, sums, start, stop):
+def train_piece(
+    recipe: Recipe, state: State, hparams: Hparams, piece: Mapping[str, Any], sums: Any, start: Any,
+    stop: Any,
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
     """`train_steps` of batches that are there as such: arrays (steps, batch_size, ...), from
     `data.stream`."""
 
@@ -71,7 +77,9 @@ def _steps(recipe, state, hparams, batch, sums, start, stop):
     return lax.fori_loop(start, stop, body, (state, sums))
 
 
-def evaluate(recipe: Recipe, state: State, hparams: Hparams, data, batch_size: int = 256):
+def evaluate(
+    recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batch_size: int = 256
+) -> tuple[dict[str, jax.Array], jax.Array]:
     """Scores data (as in `train_steps`) without training, every example once.
 
     Returns (sums, outputs): sums hold `loss`, `count` and the task's own; outputs are float32
@@ -99,7 +107,9 @@ def _evaluate(recipe, state, hparams, data, batch_size):
     return sums, outputs.reshape(-1, *outputs.shape[2:])[:n]
 
 
-def evaluate_batches(recipe, state, hparams, data, batches):
+def evaluate_batches(
+    recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batches: Any
+) -> tuple[dict[str, jax.Array], jax.Array]:
     """`evaluate` of the examples in batches, int32 (batches, size), -1 for padding: (sums, outputs
     float32 (batches, size, ...)). hparams: those to evaluate with."""
 
@@ -115,7 +125,9 @@ def evaluate_batches(recipe, state, hparams, data, batches):
     return jax.tree.map(lambda leaf: leaf.sum(0), sums), outputs
 
 
-def scores(recipe: Recipe, hparams: Hparams, data, outputs) -> dict[str, float]:
+def scores(
+    recipe: Recipe, hparams: Hparams, data: Mapping[str, Any], outputs: Any
+) -> dict[str, float]:
     """The task's `summary` of any model's outputs (n, ...) on data (as in `evaluate`)."""
     batch = {name: jnp.asarray(leaf) for name, leaf in data.items() if name != "weight"}
     batch |= {"inputs": floats(batch["inputs"]), "mask": jnp.ones(len(outputs))}
@@ -125,7 +137,9 @@ def scores(recipe: Recipe, hparams: Hparams, data, outputs) -> dict[str, float]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def predict(recipe: Recipe, state: State, hparams, inputs, batch_size: int = 256):
+def predict(
+    recipe: Recipe, state: State, hparams: Hparams, inputs: Any, batch_size: int = 256
+) -> jax.Array:
     """The model's outputs, float32 (N, ...), on inputs (N, ...): no targets are needed."""
     n = inputs.shape[0]
 
@@ -137,7 +151,7 @@ def predict(recipe: Recipe, state: State, hparams, inputs, batch_size: int = 256
     return outputs.reshape(-1, *outputs.shape[2:])[:n]
 
 
-def all_batches(n, batch_size: int = 256):
+def all_batches(n: int, batch_size: int = 256) -> np.ndarray:
     """int32 (batches, size): every example once, in order, then -1, padding."""
     batch_size = -(-min(batch_size, n) // parallel.size()) * parallel.size()
     batches = math.ceil(n / batch_size)
@@ -178,15 +192,15 @@ class Fit:
 def fit(
     recipe: Recipe,
     hparams: Hparams,
-    train,
-    val=None,
+    train: Mapping[str, Any],
+    val: Mapping[str, Any] | None = None,
     *,
     epochs: int,
     seed: int = 0,
     patience: int = 0,
     reduce_on_plateau: int = 0,
     hparams_by_epoch: dict[str, list[float]] | None = None,
-    pretrained=None,
+    pretrained: Mapping[str, Any] | None = None,
     resume: Saved | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_steps: Callable[[int, int, dict], None] | None = None,

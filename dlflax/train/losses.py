@@ -7,6 +7,7 @@ the end of this file, or your own. hparams may be traced.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from dlflax.train.hparams import number
 Loss = Callable  # (outputs, targets, hparams) -> (n,)
 
 
-def cross_entropy(logits, targets, label_smoothing=0.0):
+def cross_entropy(logits: Any, targets: Any, label_smoothing: Any = 0.0) -> jax.Array:
     """Softmax cross-entropy. logits (n, classes), targets int (n,) -> (n,), in nats.
 
     label_smoothing s in [0, 1) trains towards (1 - s) one-hot + s / classes (Szegedy et al. 2016,
@@ -28,7 +29,7 @@ def cross_entropy(logits, targets, label_smoothing=0.0):
     return -(1.0 - label_smoothing) * true - label_smoothing * log_p.mean(-1)
 
 
-def binary_cross_entropy(logits, targets, label_smoothing=0.0):
+def binary_cross_entropy(logits: Any, targets: Any, label_smoothing: Any = 0.0) -> jax.Array:
     """Sigmoid cross-entropy, averaged over outputs. logits (n,) or (n, k), targets 0/1 of the same
     size -> (n,). Label smoothing s moves targets to t (1 - s) + s / 2, as Keras does."""
     logits = logits.astype(jnp.float32).reshape(logits.shape[0], -1)
@@ -37,19 +38,19 @@ def binary_cross_entropy(logits, targets, label_smoothing=0.0):
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
 
-def mean_squared_error(outputs, targets):
+def mean_squared_error(outputs: Any, targets: Any) -> jax.Array:
     """Squared error averaged over an example's outputs, but those whose target is NaN (unknown).
     Same sizes in, (n,) out."""
     return _mean_of_known(jnp.square, outputs, targets)
 
 
-def mean_absolute_error(outputs, targets):
+def mean_absolute_error(outputs: Any, targets: Any) -> jax.Array:
     """Absolute error averaged over an example's outputs, but those whose target is NaN (unknown).
     Same sizes in, (n,) out."""
     return _mean_of_known(jnp.abs, outputs, targets)
 
 
-def huber(outputs, targets, delta=1.0):
+def huber(outputs: Any, targets: Any, delta: float = 1.0) -> jax.Array:
     """Huber 1964: squared error / 2 up to `delta`, and linear beyond, averaged over an example's
     outputs, but those whose target is NaN (unknown). Same sizes in, (n,) out."""
     return _mean_of_known(lambda error: optax.huber_loss(error, delta=delta), outputs, targets)
@@ -64,7 +65,7 @@ def _mean_of_known(of, outputs, targets):
     return each.sum(-1) / jnp.maximum(known.sum(-1), 1)
 
 
-def l2(params):
+def l2(params: Any) -> jax.Array:
     """Sum of squares of all kernels (leaves of two or more dimensions), as `keras.regularizers.L2`
     on every kernel. Returns a float32 scalar, to be multiplied by the l2 hyperparameter."""
     return sum(

@@ -9,6 +9,7 @@ then does the same with the same numbers. Nothing here reads files or prints.
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlflax import parallel, train
 from dlflax.data.order import epoch_batches
-from dlflax.train.layout import Layout
+from dlflax.train.layout import Layout, layout_for
 
 traces = 0
 """How many programs this process has traced for `train_epoch`: one a Recipe and Layout."""
@@ -162,7 +163,7 @@ class Population:
              for _ in row]
             for h, row in zip(hparams, self.seeds, strict=True)
         ]  # fmt: skip
-        """[configuration][seed] -> the lane's record: rows without learning rate and speed."""
+        """`[configuration][seed]` -> the lane's record: rows without learning rate and speed."""
         self.train_set, self.val_set = put_on_devices(layout, train_set, val_set)
         everything = [(i, j) for i, row in enumerate(self.seeds) for j in range(len(row))]
         self._lanes = _dealt(everything, layout)
@@ -174,7 +175,7 @@ class Population:
 
     @property
     def histories(self) -> list[list[train.History]]:
-        """[configuration][seed] -> rows, one an epoch."""
+        """`[configuration][seed]` -> rows, one an epoch."""
         return [[lane.history for lane in row] for row in self.trainings]
 
     @property
@@ -352,6 +353,18 @@ class Population:
 
     def _put(self, tree):
         return parallel.place(tree, self.layout.sharding("lane"))
+
+
+def fit_all(
+    recipe: train.Recipe, hparams: Sequence[train.Hparams], train_set: Mapping, val_set: Mapping,
+    *, epochs: int, seeds: Sequence[int] = (0,),
+) -> Population:  # fmt: skip
+    """The Population, done, of configurations under every seed, with `histories` and `scores`."""
+    each = [seeds] * len(hparams)
+    where = layout_for(recipe, hparams[0], train_set["inputs"][:1], len(hparams) * len(seeds))
+    lanes = Population(recipe, hparams, each, train_set, val_set, epochs=epochs, layout=where)
+    lanes.train(epochs)
+    return lanes
 
 
 def _of_rows(rows, batches):

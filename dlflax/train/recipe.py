@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -63,7 +63,10 @@ class State:
     ema_collections: Any = None  # like collections, averaged alike; None where there are no floats
 
 
-def init(recipe: Recipe, hparams: Hparams, inputs, key, pretrained=None) -> State:
+def init(
+    recipe: Recipe, hparams: Hparams, inputs: Any, key: jax.Array,
+    pretrained: Mapping[str, Any] | None = None,
+) -> State:  # fmt: skip
     """A fresh State. inputs: one batch or a single example's batch (1, ...), any dtype; `key` is a
     typed PRNG key, which alone decides the parameters and all later randomness. pretrained: some of
     the variables, {"params": {...}, ...}, which are taken in place of the fresh ones (of several
@@ -99,7 +102,7 @@ def as_dict(state: State) -> dict:
     return {k: v for k, v in fields.items() if k != "ema_collections" or v is not None}
 
 
-def abstract(recipe: Recipe, hparams: Hparams, inputs) -> State:
+def abstract(recipe: Recipe, hparams: Hparams, inputs: Any) -> State:
     """Shapes and dtypes of `init`'s State, which restoring a checkpoint needs. Computes nothing."""
     return jax.eval_shape(lambda: init(recipe, hparams, inputs, jax.random.key(0)))
 
@@ -119,7 +122,7 @@ def of_variables(variables: dict[str, Any]) -> State:
     return State(None, collections.pop("params"), collections, None, None, None)
 
 
-def forward(recipe: Recipe, state: State, hparams: Hparams, inputs):
+def forward(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> jax.Array:
     """The model's outputs, float32 (n, ...), on inputs (n, ...) of any dtype, not training."""
     dtype = jnp.dtype(recipe.compute_dtype)
     evaluated = variables(recipe, state)
@@ -129,7 +132,7 @@ def forward(recipe: Recipe, state: State, hparams: Hparams, inputs):
     return cast(outputs, jnp.float32)
 
 
-def output_shape(recipe: Recipe, hparams: Hparams, inputs) -> jax.ShapeDtypeStruct:
+def output_shape(recipe: Recipe, hparams: Hparams, inputs: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the model's outputs on inputs (n, ...). Computes nothing."""
 
     def outputs(inputs):
@@ -139,7 +142,7 @@ def output_shape(recipe: Recipe, hparams: Hparams, inputs) -> jax.ShapeDtypeStru
     return jax.eval_shape(outputs, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
 
 
-def used_numbers(recipe: Recipe, hparams: Hparams, data) -> set[str]:
+def used_numbers(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> set[str]:
     """Names of the numbers of `hparams` that a step computes with. data: arrays (N, ...), as for
     `train_steps`. Computes nothing."""
     batch = {
@@ -157,7 +160,7 @@ def used_numbers(recipe: Recipe, hparams: Hparams, data) -> set[str]:
     return {name for name, v in zip(names, found.jaxpr.invars, strict=False) if id(v) in read}
 
 
-def zero_sums(recipe: Recipe, hparams: Hparams, data) -> dict[str, np.ndarray]:
+def zero_sums(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The sums of no examples: NumPy zeros in the shapes that a step's sums have. data: arrays
     (N, ...), as for `train_steps`."""
     shapes = tuple((name, leaf.shape[1:], str(leaf.dtype)) for name, leaf in data.items())

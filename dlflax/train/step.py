@@ -11,7 +11,8 @@ Nothing here knows of the loop, of files or of devices.
 import functools
 import inspect
 import re
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,10 @@ from dlflax.errors import InputError
 from dlflax.models.norm import frozen_norms
 from dlflax.train import losses, optim
 from dlflax.train.augment import augment
-from dlflax.train.hparams import numbers
+from dlflax.train.hparams import Hparams, numbers
+
+if TYPE_CHECKING:  # they import this file
+    from dlflax.train.recipe import Recipe, State
 
 HEAD = "logits/"  # path of the last layer's parameters, which Hparams.backbone_rate leaves alone
 NEVER = np.int32(2**31 - 1)  # first_bad_step where all were good
@@ -44,7 +48,9 @@ class Gradient(NamedTuple):
     """The model's other variables afterwards."""
 
 
-def step(recipe, state, hparams, batch):
+def step(
+    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any]
+) -> "tuple[State, dict[str, jax.Array]]":
     """One update. Pure: the caller picks jit, vmap, map or shard.
 
     batch: inputs (n, ...), uint8 pictures or floats or ints; targets (n, ...), as the task wants
@@ -55,14 +61,18 @@ def step(recipe, state, hparams, batch):
     return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
 
 
-def prepare(recipe, state, hparams, batch):
+def prepare(
+    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any]
+) -> tuple[dict[str, Any], jax.Array]:
     """(the batch as the model and the loss see it in training, the key of the model's randomness).
     All randomness of a step is of `fold_in(state.key, state.step)`."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     return augmented(recipe, hparams, batch, augment_key), dropout_key
 
 
-def augmented(recipe, hparams, batch, key):
+def augmented(
+    recipe: "Recipe", hparams: Hparams, batch: Mapping[str, Any], key: jax.Array
+) -> dict[str, Any]:
     """The batch as the model and the loss see it in training."""
     batch = {**batch, "inputs": floats(batch["inputs"])}
     batch = augment(recipe.augment, key, batch, hparams)
@@ -70,7 +80,7 @@ def augmented(recipe, hparams, batch, key):
     return augment(recipe.augment, key, batch, hparams, corrupt=True)
 
 
-def floats(inputs):
+def floats(inputs: Any) -> Any:
     """Pictures are kept as bytes until a step uses them: uint8 0..255 -> float32 0..1."""
     return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
 
@@ -94,7 +104,9 @@ def keywords(model, hparams, train: bool) -> dict[str, Any]:
     return {name: train if name == "train" else getattr(hparams, name) for name in sorted(names)}
 
 
-def gradient(recipe, state, hparams, batch, key) -> Gradient:
+def gradient(
+    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any], key: jax.Array
+) -> Gradient:
     """The gradient of the objective on a batch, as `prepare` gives both, at the State's parameters:
     of those that are trained."""
     trained_params, others = trained(recipe, state.params)
@@ -143,7 +155,9 @@ def objective(recipe, params, collections, hparams, batch, key):
     return mean + hparams.l2 * penalty, (outputs, each, collections)
 
 
-def update(recipe, state, hparams, batch, found: Gradient):
+def update(
+    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any], found: Gradient
+) -> "tuple[State, dict[str, jax.Array]]":
     """(State after the optimizer's update with this gradient, sums).
 
     sums: `loss` without the penalty and `count`, float32; those of the task; and `first_bad_step`,
@@ -228,7 +242,7 @@ def joined(recipe, trained, others):
     return traverse_util.unflatten_dict({**trained, **others}, sep="/")
 
 
-def moved(recipe, state, direction):
+def moved(recipe: "Recipe", state: "State", direction: Any) -> "State":
     """The State with its trained parameters moved by `direction`, which is like their gradient."""
     params, others = trained(recipe, state.params)
     params = jax.tree.map(lambda leaf, by: leaf + by, params, direction)

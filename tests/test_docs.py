@@ -1,0 +1,225 @@
+"""The README and the site: their Python runs as it stands, their commands and flags are there."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlflax import run
+from experiments import mnist
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":  # a chapter of the guide
+        text = re.sub(r"(?m)^# ?", "", text)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text("utf-8").splitlines()) <= 150
+
+
+def test_a_loaded_model(place):
+    (loaded,) = (block for block in blocks(ROOT / "docs/deploy.md", "python") if "load(" in block)
+    folder = re.search(r'load\("(.*?)"', loaded)[1]
+    flags = ["--dataset", "digits", "--model", "mlp", "--epochs", "1", "--run-dir", folder]
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*flags, "--baseline", "none"])
+    pixels = np.full((40, 40), 255, np.uint8)
+    pixels[8:32, 17:23] = 0
+    Image.fromarray(pixels).save("digit.png")
+    names = {}
+    shown = loaded.replace("model.predict", "answers = model.predict")
+    exec("\n".join(line for line in shown.splitlines() if "evaluate" not in line), names)
+    (answer,) = names["answers"]
+    assert Path(folder, "model.stablehlo").exists()
+    assert answer["file"] == "digit.png" and set(answer["probabilities"]) == set("0123456789")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+def test_library_example(isolated, monkeypatch, capsys, page):
+    exec("\n".join(blocks(ROOT / page, "python")), {})
+    assert "'accuracy': 0." in capsys.readouterr().out
+
+
+def test_own_experiment(tmp_path):
+    own = blocks(ROOT / "docs/your_own_experiment.md", "python")[0]
+    (tmp_path / "products.py").write_text(own)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "products.py", "--epochs", "20", "--run-dir", "run"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["task"] == "Regression" and results["test"]["r2"] > 0.3
+
+
+def commands(path: Path):
+    """(module, words) of each `python -m experiments.X ...` in a page's blocks, without those of
+    files that a reader writes."""
+    for block in blocks(path, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.search(r"python -m ((?:experiments|sweeps)[.\w]*)(.*)", line)
+            if found and not re.search(r"\w\.py\b|my_package", found[2]):
+                yield found[1], shlex.split(re.sub(r"[|;&].*", "", found[2]), comments=True)
+
+
+class Reached(Exception):
+    """A command has understood its words."""
+
+
+class Stop:
+    """In the place of what a command would do."""
+
+    def __init__(self, *_, **__):
+        raise Reached
+
+
+def every(paths):
+    known = {(module, tuple(words)): path for path in paths for module, words in commands(path)}
+    return [
+        pytest.param(module, words, id=f"{path.stem}-{module}-{' '.join(words)}"[:80])
+        for (module, words), path in known.items()
+    ]
+
+
+def check_command(monkeypatch, module, words):
+    for place in (
+        "dlflax.run.cli.run", "dlflax.run.cli.cross_validate", "dlflax.tune.cli.run_sweep",
+        "dlflax.run.predict.Predictor", "dlflax.tune.report.of_folder",
+        "dlflax.run.compare.compare",
+        "dlflax.run.find_learning_rate.find_learning_rate", "experiments.listing.list_all",
+    ):  # fmt: skip
+        monkeypatch.setattr(place, Stop)
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    if "--resume" in words:  # of a run that is not there
+        return
+    with pytest.raises((Reached, SystemExit)) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.type is Reached or "--help" in words or "--help-all" in words
+
+
+@pytest.mark.parametrize(("module", "words"), every([README]))
+def test_commands_of_the_readme(place, monkeypatch, module, words):
+    check_command(monkeypatch, module, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "words"), every([*PAGES, *sorted((ROOT / "guide").glob("[0-9]*.py"))])
+)
+def test_commands_of_the_site(place, monkeypatch, module, words):
+    check_command(monkeypatch, module, words)
+
+
+@pytest.mark.parametrize("path", [README, *PAGES], ids=lambda path: path.name)
+def test_files_that_are_named_are_there(path):
+    """Links to files of the repository, and commands that run one of them."""
+    text = path.read_text("utf-8")
+    links = {link for link in re.findall(r"\]\(([^)#:\s]+)", text)}
+    links = {link for link in links if not link.startswith("guide/")}  # pages that are made
+    assert all((path.parent / link).exists() for link in links), links
+    scripts = re.findall(r"(?:python|pytest) ((?:benchmarks|guide|tests)/\w+\.py)", text)
+    scripts += [
+        f"{name.replace('.', '/')}.py" for name in re.findall(r"-m (benchmarks\.\w+)", text)
+    ]
+    assert all((ROOT / script).exists() for script in scripts), scripts
+
+
+def test_how_tos_for_hardware_that_was_never_at_hand_say_so():
+    for name in ("gpus_and_tpus", "many_machines"):
+        first = (ROOT / f"docs/{name}.md").read_text("utf-8").split("\n\n")[1]
+        assert re.fullmatch(r"\*.*(not yet|yet:).*\*", first, re.DOTALL), name
+
+
+@pytest.mark.slow
+def test_types_of_the_public_functions():
+    """mypy, on a program that uses them: [tool.mypy] in pyproject.toml."""
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", os.devnull],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_is_whole(tmp_path):
+    """Its commands run from it, in an empty folder, with the page of `serve` and the data."""
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "*.egg-info", "tests")
+    )
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run(
+        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("dlflax-*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    empty.mkdir()
+    environment = {
+        **os.environ, "PYTHONPATH": str(site), "DLFLAX_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"), "TFDS_DATA_DIR": str(tmp_path / "no_tfds"),
+    }  # fmt: skip
+    for command in (
+        "-c 'import dlflax; print(dlflax.__file__)'",
+        "-m sweeps.command list",
+        "-m experiments.mnist --model mlp --epochs 1 --run-dir run",
+        "-m experiments.forecast --epochs 1 --run-dir series",
+        "-m experiments.export run --to stablehlo",
+        "-m sweeps.random_search mnist --model mlp --epochs 1 --trials 2 --run-dir sweep",
+    ):
+        ran = subprocess.run(
+            [sys.executable, *shlex.split(command)],
+            cwd=empty, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        assert "import dlflax" not in command or ran.stdout.startswith(str(site))
+    assert (site / "dlflax/py.typed").exists() and (site / "dlflax/run/serve.html").exists()
+
+
+FAKE_SRUN = """#!/bin/bash
+echo "$@" >> srun.txt
+exit "${CODE:-0}"
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_the_script_for_slurm(tmp_path, code):
+    """Its command is understood, and it is put back into the queue by exit code 75 alone."""
+    for name, text in (("srun", FAKE_SRUN), ("scontrol", '#!/bin/bash\necho "$@" >> again.txt\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CODE": str(code),
+        "DLFLAX_STORAGE": "postgresql+psycopg://me@host/sweeps", "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "3",
+    }  # fmt: skip
+    script = ["bash", ROOT / "docs/cluster/sweep.slurm"]
+    assert subprocess.run(script, cwd=tmp_path, env=environment).returncode == code
+    assert "-m sweeps.bayes_opt mnist" in (tmp_path / "srun.txt").read_text()
+    again = tmp_path / "again.txt"
+    assert (again.exists() and again.read_text() == "requeue 7_3\n") == (code == 75)
+    del environment["DLFLAX_STORAGE"]
+    refused = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert refused.returncode != 0 and "DLFLAX_STORAGE: set it" in refused.stderr
+
+
+def test_a_sweep_s_commands_for_clusters_are_understood(place, monkeypatch):
+    for name in ("sweep.slurm", "sweep.sky.yaml"):
+        text = (ROOT / "docs/cluster" / name).read_text("utf-8")
+        (line,) = re.findall(r"python -m (sweeps\.\w+)(.*)", text)
+        check_command(monkeypatch, line[0], shlex.split(line[1]))
