@@ -131,7 +131,9 @@ print("the server ended with", server.wait())
 # ## The picture
 #
 # Left: the validation loss of a hundred heads against the learning rate. Right: can its
-# probabilities be believed? Where it says 90 %, nine of ten should be right.
+# probabilities be believed? Where it says 90 %, nine of ten should be right. It is too sure of
+# itself: 49 validation photographs chose it among a hundred heads, and corrected its probabilities
+# as well. More of them (`--validation 0.3`), or more photographs, is what this model needs most.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

@@ -11,7 +11,7 @@ import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "colab_tpu.ipynb"
 SMALL = {
-    "REPOSITORY": "nowhere", "EPOCHS": 2, "TRIALS": 2, "TRIAL_EPOCHS": 1, "POPULATION": 2,
+    "EPOCHS": 2, "TRIALS": 2, "TRIAL_EPOCHS": 1, "POPULATION": 2,
 }  # fmt: skip
 
 # Runs {id: code}, read from stdin, as a kernel would, in one namespace. IPython is not needed:
@@ -88,6 +88,55 @@ def test_file(notebook):
         assert not any(word in line for line in lines)
     tags = {cell["id"]: cell["metadata"].get("tags") for cell in notebook["cells"]}
     assert tags.pop("parameters") == ["parameters"] and not any(tags.values())
+
+
+INSTALL = """
+import importlib.util, json, subprocess, sys, types
+from pathlib import Path
+
+ran = []
+importlib.util.find_spec = lambda name: None  # a fresh runtime: dlflax is not installed
+subprocess.run = lambda words, **_: ran.append(words) or types.SimpleNamespace(stdout="cpu 0.10.1")
+if sys.argv[1] == "upload":
+    files = types.SimpleNamespace(upload=lambda: Path("dlflax-main.zip").touch())
+    sys.modules["google.colab"] = types.SimpleNamespace(files=files)
+names = {}
+for cell in json.load(sys.stdin):
+    exec(cell, names)
+print(ran[-1][-1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "installed"),
+    [
+        ("dlflax/dlflax/py.typed", "dlflax"),  # a clone beside it
+        ("dlflax/py.typed", "."),  # a clone that it is run in
+        ("../dlflax/py.typed", ".."),  # in notebooks/ of a clone
+        ("dlflax-main.zip", "dlflax-main.zip"),
+        ("my_dlflax-0.2.0.tar.gz", "my_dlflax-0.2.0.tar.gz"),
+        ("upload", "dlflax-main.zip"),  # Colab asks for it
+        ("dlflax.egg-info/PKG-INFO", None),
+    ],
+)
+def test_finds_what_to_install_without_an_edit(notebook, tmp_path, there, installed):
+    folder = tmp_path / "clone" / "place"
+    folder.mkdir(parents=True)
+    if there != "upload":
+        (folder / there).parent.mkdir(parents=True, exist_ok=True)
+        (folder / there).touch()
+    cells = code_cells(notebook)
+    ran = subprocess.run(
+        [sys.executable, "-c", INSTALL, there], cwd=folder, text=True, capture_output=True,
+        input=json.dumps([cells["parameters"], cells["install"]]),
+    )  # fmt: skip
+    if installed is None:
+        assert "put a clone of dlflax, or an archive, beside this notebook" in ran.stderr
+    else:
+        assert (
+            Path(ran.stdout.strip().replace("[cuda]", "")).resolve()
+            == (folder / installed).resolve()
+        ), ran.stderr
 
 
 @pytest.mark.slow
