@@ -4,13 +4,13 @@ matplotlib is imported where it is used: start-up time counts.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from dlflax.files import replacing
+from dlflax.report import fonts
 
 MOST_CLASSES = 60  # in a confusion matrix: larger ones cannot be read, and take gigabytes
 
@@ -380,15 +380,16 @@ def draw(
 ) -> dict[str, Path]:
     """Draws and saves NAME.png for each drawing that returns a Figure. Returns {name: path}. A
     picture never stops a run: what fails is one warning to `log`."""
-    paths = {}
+    paths: dict[str, Path] = {}
     for name, drawing in drawings.items():
         path = Path(folder) / f"{name}.png"
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing from")  # any name may come up
-                if (figure := drawing()) is not None:
-                    save_figure(figure, path)
-                    paths[name] = path
+            figure, missing = fonts.drawn(drawing, lambda each, path=path: save_figure(each, path))
+            if missing:
+                log(f"note: no font of this machine has {missing[:10]}: they are boxes in {path}. "
+                    "Fonts of all scripts: https://fonts.google.com/noto")  # fmt: skip
+            if figure is not None:
+                paths[name] = path
         except Exception as error:  # matplotlib and a task of one's own can raise anything
             reason = (str(error).strip().splitlines() or [""])[0][:200]
             log(f"warning: {path} could not be drawn ({type(error).__name__}: {reason}).")

@@ -43,6 +43,7 @@ pre { font: 13px/1.5 ui-monospace, monospace; background: var(--panel); padding:
 figure { margin: 0 }
 ul { margin: .4rem 0 1.2rem; padding-left: 1.2rem }
 img { max-width: 100%; height: auto; display: block }
+@media screen and (max-width: 700px) { figure { overflow-x: auto } img { max-width: none; zoom: .82 } }
 .table { overflow: auto; max-height: 85vh }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
