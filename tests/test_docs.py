@@ -19,7 +19,7 @@ from experiments import mnist
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "guide/README.md"]
 
 
 def blocks(path: Path, language: str) -> list[str]:
