@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dlflax import run
+from dlflax import run, train
 from dlflax.data import epoch_batches, hub, tokenizers
 from dlflax.data.text import Text
 from dlflax.errors import InputError
@@ -64,6 +64,32 @@ def test_a_batch_is_cut_to_its_longest_text():
     assert list(head["params"]) == ["logits"]
     with pytest.raises(InputError, match="512 tokens at most"):
         model.apply(variables, np.ones((1, 600), np.int32))
+
+
+@pytest.mark.parametrize("longest", [2, 6, 16])
+def test_the_gradient_of_a_cut_batch_is_that_of_the_whole(longest):
+    """Of the loss by the uncut model, differentiated here; padding moves nothing."""
+    tokens = np.zeros((3, 16), np.int32)
+    for row, length in zip(tokens, (1, longest, 2), strict=True):
+        row[:length] = np.arange(1, length + 1)
+    recipe = train.Recipe(model=MiniLM(vocabulary=50), batch_size=3)
+    hparams = train.as_traced(train.Hparams())
+    state = train.init(recipe, hparams, tokens, jax.random.key(0))
+    batch = {"inputs": tokens, "targets": np.int32([0, 1, 1]), "mask": np.ones(3, np.float32)}
+
+    def loss(params):
+        pooled = recipe.model.apply({"params": params}, tokens, method="_encode")
+        logits = pooled @ params["logits"]["kernel"] + params["logits"]["bias"][None]
+        return train.losses.cross_entropy(logits, batch["targets"]).mean()
+
+    batch, key = train.prepare(recipe, state, hparams, batch)
+    found = train.gradient(recipe, state, hparams, batch, key)
+    expected, gradient = jax.value_and_grad(loss)(state.params)
+    np.testing.assert_allclose(found.objective, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda ours, right: np.testing.assert_allclose(ours, right, atol=2e-5),
+        found.gradient, gradient,
+    )  # fmt: skip
 
 
 def test_texts_of_like_length_come_into_one_batch():

@@ -65,7 +65,8 @@ class MiniLM(nn.Module):
     may be traced, acts on the features.
 
     On a CPU a batch is cut to the length of its longest text, in steps of a quarter: a batch of
-    short texts (`data.order` puts texts of like length together) costs less.
+    short texts (`data.order` puts texts of like length together) costs less. In training the step
+    does it, by `cuts`: a gradient through a choice keeps what every one of its branches would need.
     """
 
     LAST_BLOCKS = r"^(block[56]/|logits/)"  # parameters that --finetune last-blocks trains
@@ -79,17 +80,26 @@ class MiniLM(nn.Module):
             setattr(self, f"block{i + 1}", Block())
         self.drop, self.logits = Dropout(), nn.Dense(self.num_outputs)
 
+    @nn.nowrap
+    def cuts(self, x):
+        """(int32 (), which of the next is the shortest that has all of the texts; the batch cut to
+        each length, [(n, t) int]). None where there is nothing to cut."""
+        if not jnp.issubdtype(x.dtype, jnp.integer) or not on_cpu() or x.shape[1] == 1:
+            return None
+        lengths = cut_lengths(x.shape[1])
+        place = jnp.searchsorted(jnp.asarray(lengths), jnp.max(jnp.sum(x > 0, 1)))
+        return place, [x[:, :end] for end in lengths]
+
     def features(self, tokens, train: bool = False):
         """(n, t) int -> (n, 384): the mean of the last block's output over the tokens."""
-        lengths = cut_lengths(tokens.shape[1])
-        if lengths[-1] > STEPS:
-            raise InputError(f"--length {lengths[-1]}: MiniLM reads {STEPS} tokens at most.")
-        if not on_cpu() or self.is_initializing() or len(lengths) == 1:
+        if tokens.shape[1] > STEPS:
+            raise InputError(f"--length {tokens.shape[1]}: MiniLM reads {STEPS} tokens at most.")
+        cuts = None if train or self.is_initializing() else self.cuts(tokens)
+        if cuts is None:
             return self._encode(tokens)
-        longest = jnp.max(jnp.sum(tokens > 0, 1))
-        place = jnp.searchsorted(jnp.asarray(lengths), longest)
-        cuts = [lambda module, x, end=end: module._encode(x[:, :end]) for end in lengths]
-        return nn.switch(place, cuts, self, tokens)
+        place, cut = cuts
+        branches = [lambda module, i=i: module._encode(cut[i]) for i in range(len(cut))]
+        return nn.switch(place, branches, self)
 
     def _encode(self, tokens):
         mask, x = tokens > 0, self.embeddings(tokens)

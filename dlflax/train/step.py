@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
+from jax import lax
 
 from dlflax.errors import InputError
 from dlflax.models.norm import frozen_norms
@@ -111,12 +112,21 @@ def gradient(
     of those that are trained."""
     trained_params, others = trained(recipe, state.params)
 
-    def of_params(trained_params):
-        params = joined(recipe, trained_params, others)
-        return objective(recipe, params, state.collections, hparams, batch, key)
+    def of_inputs(inputs):
+        def of_params(trained_params):
+            params = joined(recipe, trained_params, others)
+            whole = {**batch, "inputs": inputs}
+            return objective(recipe, params, state.collections, hparams, whole, key)
 
-    with_gradient = jax.value_and_grad(of_params, has_aux=True)
-    (value, (outputs, each, collections)), gradient = with_gradient(trained_params)
+        return jax.value_and_grad(of_params, has_aux=True)(trained_params)
+
+    # a model may cut a batch to what is in it; chosen out here, a cut keeps nothing of the others
+    cuts = recipe.model.cuts(batch["inputs"]) if hasattr(recipe.model, "cuts") else None
+    if cuts is None:
+        found = of_inputs(batch["inputs"])
+    else:
+        found = lax.switch(cuts[0], [functools.partial(of_inputs, each) for each in cuts[1]])
+    (value, (outputs, each, collections)), gradient = found
     return Gradient(gradient, value, outputs, each, collections)
 
 
