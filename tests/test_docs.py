@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,10 @@ def check_command(monkeypatch, module, words):
     ):  # fmt: skip
         monkeypatch.setattr(place, Stop)
     monkeypatch.setattr(sys, "argv", [module, *words])
-    monkeypatch.delitem(sys.modules, module, raising=False)
     if "--resume" in words:  # of a run that is not there
         return
-    with pytest.raises((Reached, SystemExit)) as ended:
+    with pytest.raises((Reached, SystemExit)) as ended, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
         runpy.run_module(module, run_name="__main__")
     assert ended.type is Reached or "--help" in words or "--help-all" in words
 

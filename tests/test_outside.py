@@ -27,7 +27,7 @@ from dlflax.train.population import Population
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your_own_experiment.md").read_text(encoding="utf-8")
-RINGS, SAM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+_, RINGS, SAM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
