@@ -31,19 +31,13 @@ def executed(chapter: Path, folder: Path) -> nbformat.NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # the same at every build
     # a chapter's commands find this clone, and say nothing that depends on the width of a terminal
-    old = {name: os.environ.get(name) for name in ("PYTHONPATH", "COLUMNS")}
-    os.environ |= {"PYTHONPATH": str(HERE.parent), "COLUMNS": "100"}
-    try:
-        NotebookClient(
-            notebook, timeout=600, resources={"metadata": {"path": str(folder)}},
-            record_timing=False, coalesce_streams=True,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        ).execute()  # fmt: skip
-    finally:
-        for name, value in old.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "COLUMNS": "100"}
+    NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(folder)}},
+        record_timing=False, coalesce_streams=True,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+    ).execute(env=environment)  # fmt: skip
     for cell in notebook.cells:
-        cell.pop("execution_count", None)
         if cell.cell_type == "code":
             cell.execution_count = None
     return notebook

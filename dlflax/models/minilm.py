@@ -97,9 +97,8 @@ class MiniLM(nn.Module):
         cuts = None if train or self.is_initializing() else self.cuts(tokens)
         if cuts is None:
             return self._encode(tokens)
-        place, cut = cuts
-        branches = [lambda module, i=i: module._encode(cut[i]) for i in range(len(cut))]
-        return nn.switch(place, branches, self)
+        branches = [lambda module, part=part: module._encode(part) for part in cuts[1]]
+        return nn.switch(cuts[0], branches, self)
 
     def _encode(self, tokens):
         mask, x = tokens > 0, self.embeddings(tokens)

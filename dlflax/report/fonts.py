@@ -42,7 +42,7 @@ def _fallback(letters: str) -> Iterator[None]:
     from matplotlib import font_manager
 
     names, left = [], set(letters)
-    for path in sorted(font_manager.findSystemFonts()) if left else ():
+    for path in sorted(font_manager.findSystemFonts()):
         try:
             font = font_manager.get_font(path)
             has = left & {chr(code) for code in font.get_charmap()}

@@ -14,8 +14,8 @@ from dlflax.errors import InputError
 from dlflax.report.loggers import Log
 from dlflax.train import hparams
 
-# where it runs and what is told of it, not what is trained
 MOST_OF_A_SIZE = 2**31 - 1  # of a model
+# where it runs and what is told of it, not what is trained
 PLACE = ("devices", "shard_state", "distributed", "profile", "baseline", "folds", "log")
 
 
