@@ -36,8 +36,11 @@ class Attention(nn.Module):
         width = x.shape[-1]
         split = (*x.shape[:2], self.heads, width // self.heads)
         # no bias for the keys: softmax would cancel it, and it would get no gradient
+        # all steps of all examples as one matrix: XLA:CPU would transpose anything else for the
+        # gradient of the kernels
+        rows = x.reshape(-1, width)
         q, k, v = (
-            nn.Dense(width, use_bias=name != "key", name=name)(x).reshape(split)
+            nn.Dense(width, use_bias=name != "key", name=name)(rows).reshape(split)
             for name in ("query", "key", "value")
         )
         if self.rotary:
@@ -45,7 +48,7 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask[:, None, None, :]
         y = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return nn.Dense(width, name="out")(y.reshape(x.shape))
+        return nn.Dense(width, name="out")(y.reshape(-1, width)).reshape(x.shape)
 
 
 class Block(nn.Module):
