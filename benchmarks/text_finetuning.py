@@ -1,5 +1,6 @@
 """Seconds a step of `experiments.sentiment --preset best`, all of MiniLM trained, beside PyTorch
-with transformers on the same batches, in turns.
+with transformers on the same batches, in turns: in bfloat16, as the preset and `torch.autocast`
+have it, and in float32.
 
 python benchmarks/text_finetuning.py --data-dir rt-polarity         (pip install torch transformers)
 
@@ -34,6 +35,8 @@ class Options:
     """The Python that has PyTorch and transformers."""
     one: Literal["", "dlflax", "torch"] = ""
     """Measures one of them, on the batches in a folder, --data-dir."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """With --one: in which numbers."""
 
 
 def timed(step, batches) -> list[float]:
@@ -46,7 +49,7 @@ def timed(step, batches) -> list[float]:
     return seconds[SKIPPED:]
 
 
-def dlflax(batches):
+def dlflax(batches, compute_dtype):
     """`train.step`, compiled once."""
     import functools
 
@@ -56,7 +59,7 @@ def dlflax(batches):
     from experiments.sentiment import PRESETS
 
     config = PRESETS["best"]
-    recipe = dataclasses.replace(config.recipe, trainable=".")
+    recipe = dataclasses.replace(config.recipe, trainable=".", compute_dtype=compute_dtype)
     state = train.init(recipe, config.hparams, batches[0][0], jax.random.key(0))
     hparams = train.as_traced(config.hparams.replace(total_steps=1000.0))
     compiled = jax.jit(functools.partial(train.step, recipe), donate_argnums=0)
@@ -70,7 +73,7 @@ def dlflax(batches):
     return timed(step, batches)
 
 
-def torch(batches):
+def torch(batches, compute_dtype):
     """Adam on the mean of the last layer's outputs, as sentence-transformers has it, eager."""
     import torch
     from transformers import BertConfig, BertModel
@@ -84,7 +87,8 @@ def torch(batches):
     def step(tokens, targets):
         tokens = torch.from_numpy(tokens[:, : int((tokens > 0).sum(1).max())].astype(np.int64))
         mask = (tokens > 0).float()
-        outputs = encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16, enabled=compute_dtype == "bfloat16"):
+            outputs = encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         mean = (outputs * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         loss = torch.nn.functional.cross_entropy(head(mean), torch.from_numpy(targets).long())
         optimizer.zero_grad()
@@ -112,22 +116,27 @@ def main() -> None:
     if options.one:
         with np.load(options.data_dir / "batches.npz") as saved:
             batches = list(zip(saved["tokens"], saved["targets"], strict=True))
-        seconds = {"dlflax": dlflax, "torch": torch}[options.one](batches)
-        print(json.dumps(seconds))
+        measure = {"dlflax": dlflax, "torch": torch}[options.one]
+        print(json.dumps(measure(batches, options.compute_dtype)))
         return
-    found = {"dlflax": [], "torch": []}
+    turns = [(name, dtype) for dtype in ("bfloat16", "float32") for name in ("dlflax", "torch")]
+    found = {turn: [] for turn in turns}
     with tempfile.TemporaryDirectory() as folder:
         write_batches(options.data_dir, Path(folder))
-        for turn in range(2 * options.rounds):
-            name = ("dlflax", "torch")[turn % 2]
+        for name, dtype in turns * options.rounds:
             python = sys.executable if name == "dlflax" else options.torch_python
             words = [python, __file__, "--data-dir", folder, "--one", name]
+            words += ["--compute-dtype", dtype]
             ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             seconds = json.loads(ran.stdout.splitlines()[-1])
-            found[name].append(statistics.mean(seconds))
-            print(f"{name}: {found[name][-1]:.3f} s a step of {len(seconds)}")
-    ours, theirs = (statistics.median(each) for each in found.values())
-    print(f"PyTorch takes {theirs / ours:.2f} times as long ({theirs:.3f} s, dlflax {ours:.3f} s)")
+            found[name, dtype].append(statistics.mean(seconds))
+            print(f"{name} {dtype}: {found[name, dtype][-1]:.3f} s a step of {len(seconds)}")
+    for dtype in ("bfloat16", "float32"):
+        ours, theirs = (statistics.median(found[name, dtype]) for name in ("dlflax", "torch"))
+        print(
+            f"{dtype}: PyTorch takes {theirs / ours:.2f} times as long ({theirs:.3f} s, dlflax "
+            f"{ours:.3f} s)"
+        )
 
 
 if __name__ == "__main__":

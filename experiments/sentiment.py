@@ -53,7 +53,7 @@ PRESETS = {
     "best": run.Config(
         recipe=Recipe(
             model=ARCHITECTURES["minilm"], task=Classification(monitor="accuracy"),
-            schedule=Cosine(), batch_size=64,
+            schedule=Cosine(), batch_size=64, compute_dtype="bfloat16",
         ),
         hparams=Hparams(dropout=0.2, warmup=0.1),
         data=Text(tokenizer="minilm"),

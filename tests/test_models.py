@@ -17,6 +17,7 @@ from dlflax.models.layers import (
     depthwise_lax,
     depthwise_slices,
 )  # fmt: skip
+from dlflax.models.platform import portable
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, patches, pieces, rotary
 from dlflax.train import SGD, Hparams, Recipe, Saved, abstract, as_traced, init, step
@@ -140,12 +141,18 @@ def test_training_and_evaluation_differ_where_they_should(tried):
     assert np.allclose(outputs, trained, atol=1e-6) != random
 
 
-def test_it_computes_in_bfloat16(tried):
+@pytest.mark.parametrize("platform", ["CPU", "any"])
+def test_it_computes_in_bfloat16(tried, platform):
     outputs = tried.apply(tried.state.params, tried.inputs)
     half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
     inputs = tried.inputs if tried.inputs.dtype == jnp.int32 else half(tried.inputs)
-    rounded = tried.apply(half(tried.state.params), inputs)
-    assert rounded.dtype == jnp.bfloat16
+    if platform == "CPU":  # `Dense` goes on in float32 there
+        rounded = tried.apply(half(tried.state.params), inputs)
+    else:
+        Tried.apply.clear_cache()  # which does not know of platforms
+        with portable():
+            rounded = tried.apply(half(tried.state.params), inputs)
+        assert rounded.dtype == jnp.bfloat16
     np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
 
 

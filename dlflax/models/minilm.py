@@ -14,6 +14,7 @@ import tyro
 from flax import traverse_util
 
 from dlflax.errors import InputError
+from dlflax.models.dense import Dense
 from dlflax.models.layers import Dropout, pool
 from dlflax.models.platform import on_cpu
 from dlflax.models.transformer import Attention
@@ -54,8 +55,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, mask):
         x = norm("attention_norm")(x + Attention(HEADS, name="attention")(x, mask))
-        y = gelu(nn.Dense(MLP, name="mlp1")(x.reshape(-1, WIDTH)))  # see `Attention`
-        return norm("mlp_norm")(x + nn.Dense(WIDTH, name="mlp2")(y).reshape(x.shape))
+        y = gelu(Dense(MLP, name="mlp1")(x))
+        return norm("mlp_norm")(x + Dense(WIDTH, name="mlp2")(y))
 
 
 def cut_lengths(steps: int) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from dlflax.errors import InputError
+from dlflax.models.dense import Dense
 from dlflax.models.layers import Dropout, Embed, pool
 
 
@@ -36,11 +37,8 @@ class Attention(nn.Module):
         width = x.shape[-1]
         split = (*x.shape[:2], self.heads, width // self.heads)
         # no bias for the keys: softmax would cancel it, and it would get no gradient
-        # all steps of all examples as one matrix: XLA:CPU would transpose anything else for the
-        # gradient of the kernels
-        rows = x.reshape(-1, width)
         q, k, v = (
-            nn.Dense(width, use_bias=name != "key", name=name)(rows).reshape(split)
+            Dense(width, use_bias=name != "key", name=name)(x).reshape(split)
             for name in ("query", "key", "value")
         )
         if self.rotary:
@@ -48,7 +46,7 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask[:, None, None, :]
         y = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return nn.Dense(width, name="out")(y.reshape(-1, width)).reshape(x.shape)
+        return Dense(width, name="out")(y.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -63,8 +61,8 @@ class Block(nn.Module):
     def __call__(self, x, mask, dropout, train):
         y = Attention(self.heads, self.rotary, name="attention")(norm("norm1")(x), mask)
         x = x + Dropout()(y, dropout, train)
-        y = jax.nn.gelu(nn.Dense(self.mlp, name="mlp1")(norm("norm2")(x)))
-        y = nn.Dense(x.shape[-1], name="mlp2")(Dropout()(y, dropout, train))
+        y = jax.nn.gelu(Dense(self.mlp, name="mlp1")(norm("norm2")(x)))
+        y = Dense(x.shape[-1], name="mlp2")(Dropout()(y, dropout, train))
         return x + Dropout()(y, dropout, train)
 
 
