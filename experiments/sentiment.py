@@ -12,7 +12,7 @@ the same with --vectors glove                                               76.2
 
 python -m experiments.sentiment --data-dir rt-polarity --preset minilm      75.8 % (1 seed)
 
-the same with --preset best                                                 82.9 +- 0.5 % (3 seeds)
+the same with --preset best                                                 82.9 +- 0.4 % (3 seeds)
 
 200 labels, --preset few (benchmarks/few_labels.py, 10 draws)               74.2 +- 1.3 %
 

@@ -40,7 +40,8 @@ class Recipe:
     augment: tuple[Augmentation, ...] = ()
     """Random changes of training inputs: (key, batch, hparams) -> batch, one after the other."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of activations and gradients; parameters and the update stay float32."""
+    """Dtype of activations and gradients; parameters and the update stay float32. On a CPU the
+    activations of Transformers stay float32, too: `models.dense`."""
     ema: bool = False
     """Evaluate a moving average of the weights instead of the last ones."""
     trainable: str = ""
