@@ -23,6 +23,7 @@ import tyro
 
 STEPS, SKIPPED = 40, 16  # of so many steps the first few, of which some compile, do not count
 RATE = 1e-4
+DTYPES = ("bfloat16", "float32")
 
 
 @dataclasses.dataclass
@@ -35,7 +36,7 @@ class Options:
     """The Python that has PyTorch and transformers."""
     one: Literal["", "dlflax", "torch"] = ""
     """Measures one of them, on the batches in a folder, --data-dir."""
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    compute_dtype: Literal[DTYPES] = "bfloat16"
     """With --one: in which numbers."""
 
 
@@ -119,7 +120,7 @@ def main() -> None:
         measure = {"dlflax": dlflax, "torch": torch}[options.one]
         print(json.dumps(measure(batches, options.compute_dtype)))
         return
-    turns = [(name, dtype) for dtype in ("bfloat16", "float32") for name in ("dlflax", "torch")]
+    turns = [(name, dtype) for dtype in DTYPES for name in ("dlflax", "torch")]
     found = {turn: [] for turn in turns}
     with tempfile.TemporaryDirectory() as folder:
         write_batches(options.data_dir, Path(folder))
@@ -131,7 +132,7 @@ def main() -> None:
             seconds = json.loads(ran.stdout.splitlines()[-1])
             found[name, dtype].append(statistics.mean(seconds))
             print(f"{name} {dtype}: {found[name, dtype][-1]:.3f} s a step of {len(seconds)}")
-    for dtype in ("bfloat16", "float32"):
+    for dtype in DTYPES:
         ours, theirs = (statistics.median(found[name, dtype]) for name in ("dlflax", "torch"))
         print(
             f"{dtype}: PyTorch takes {theirs / ours:.2f} times as long ({theirs:.3f} s, dlflax "

@@ -28,8 +28,8 @@ def norm(name):
 
 
 def gelu(x):
-    """x Phi(x) (Hendrycks and Gimpel 2016), in the form that PyTorch has: erf costs a CPU less than
-    the erfc of `jax.nn.gelu`, which is as exact."""
+    """x Phi(x) (Hendrycks and Gimpel 2016), in the form that PyTorch has: its erf costs a CPU less
+    than the erfc of `jax.nn.gelu`."""
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
