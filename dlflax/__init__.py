@@ -17,13 +17,16 @@ NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 1
 CPU: "Loading XLA:CPU AOT result. Target machine feature +prefer-no-gather is not supported"."""
 
 
-def load(run_dir: str | Path, log: Callable[[str], None] = print, tta: int = 0) -> "Model":
+def load(
+    run_dir: str | Path, log: Callable[[str], None] = print, tta: int = 0,
+    experiment: str | None = None,
+) -> "Model":  # fmt: skip
     """The trained model of a run folder or a sweep's, as `dlflax.run.model.Model`: its `predict`
     takes arrays, files, texts and tables; it has `evaluate` and `export` too. tta: so many
-    augmented views of each input count besides itself."""
+    augmented views of each input count besides itself; experiment: as --experiment of `predict`."""
     from dlflax.run.model import Model  # only now: whoever imports dlflax may not need JAX
 
-    return Model(run_dir, log, tta)
+    return Model(run_dir, log, tta, experiment)
 
 
 if NOISY_CACHE and "jax" not in sys.modules:  # later would be too late

@@ -75,7 +75,7 @@ OF_RUNS = {
     "--self-contained": ("", ""), "--log": ("wandb", ""), "--head-epochs": ("2", ""),
     "--contrastive-epochs": ("2", ""),
     "--views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
-    "--target": ("other", ""),
+    "--target": ("other", ""), "--decimal": (",", ""),
     "--target-kind": ("classes", ""), "--ignore": ("n", ""), "--bins": ("2", ""),
     "--group": ("n", ""), "--labels": ("labels.csv", ""),
 }  # fmt: skip
@@ -168,10 +168,11 @@ def test_no_flag_is_forgotten(of):
 OWN = {  # flags that mnist does not have
     sentiment: "--vocabulary --length --tokenizer --no-lowercase --vectors --model.cell "
     "--no-model.bidirectional --model.pooling --model.embedding",
-    forecast: "--column --window --horizon --period --tail --past-covariates --future-covariates",
+    forecast: "--column --decimal --window --horizon --period --tail --past-covariates "
+    "--future-covariates",
     autoencoder: "--model.code --model.variational",
     image_folder: "--size --test --split-seed --labels --target --target-kind --group",
-    tabular: "--target --target-kind --ignore --group --bins --test --split-seed",
+    tabular: "--target --target-kind --decimal --ignore --group --bins --test --split-seed",
 }
 
 

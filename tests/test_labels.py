@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dlflax import run
-from dlflax.data import ImageFolder
+from dlflax.data import ImageFolder, folder_files, folder_labels
 from dlflax.errors import InputError
 from dlflax.run.exit_codes import with_exit_codes
 from experiments import image_folder, predict
@@ -64,6 +64,9 @@ def test_classes_by_whatever_names_the_files():
         lambda name, i: Path(name).stem,
         lambda name, i: f"C:\\data\\part{i % 4}\\{name}",
         lambda name, i: f"./part{i % 4}/{name}",
+        lambda name, i: f"photos/part{i % 4}/{Path(name).stem}",
+        lambda name, i: f"../photos/part{i % 4}/{name}",
+        lambda name, i: str(Path(f"photos/part{i % 4}/{name}").absolute()),
     )
     found = []
     for way in ways:
@@ -75,6 +78,49 @@ def test_classes_by_whatever_names_the_files():
             np.testing.assert_array_equal(part["targets"] == 0, blue)
         found.append(dataset.checksum)
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cell", "name"),
+    [
+        (["2024/0.png"], "2023/0.png", None),
+        (["2024/0.png"], "2023\\0", None),
+        (["2024/0.png"], "/data/2023/0.png", None),
+        (["2024/0.png"], "photos/0.png", None),
+        (["2024/0.png"], "0.png", "2024/0.png"),
+        (["a/2024/0.png"], "2024/0", "a/2024/0.png"),
+        (["a/2024/0.png", "b/2024/0.png"], "2024/0.png", None),
+        (["a/2024/0.png", "2024/0.png"], "2024/0.png", "2024/0.png"),
+        (["a/0.png", "b/0.png"], "0.png", None),
+        (["0.png"], "photos2023/0.png", None),
+        (["0.png"], "/home/me/photos2023/0.png", None),
+        (["0.png"], "/home/me/photos/0.png", "0.png"),
+        (["0.png"], "photos/0", "0.png"),
+        (["0.png", "photos/0.png"], "photos/0.png", "photos/0.png"),
+        (["t/0.png"], "{here}/old/t/0.png", None),
+        (["t/0.png"], "s3://bucket/old/t/0.png", "t/0.png"),
+        (["0.png"], "", None),
+    ],
+)
+def test_a_cell_with_folders_names_no_file_of_another_folder(place, files, cell, name):
+    for file in ("old/t/0.png", *(f"photos/{file}" for file in files)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+    walked = folder_files.walk(Path("photos"), "photos")[0]
+    table = [["else", cell.format(here=place)], ["else", "nothing.png"]]
+    expected = {"file": [name, None]} if name else {}
+    assert folder_labels._names_of(["x", "file"], table, walked) == expected
+
+
+def test_labels_of_another_folder_are_refused():
+    rows = [(f"2023/{name}", colour) for name, colour, *_ in photos()]
+    write(["file", "kind"], rows)
+    assert "no column names pictures of --data-dir photos, such as " in refused()
+    # of the same names in folders of another computer, which may be those: an example is shown
+    write(["file", "kind"], [(f"D:/old/part{i % 4}/{i}.png", row[1]) for i, row in enumerate(rows)])
+    said = []
+    splits_of(source(), log=said.append)
+    assert "labels.csv: kind of the pictures in file (D:/old/part0/0.png is part0/0.png)" in said
 
 
 @pytest.mark.parametrize("mark", ["|", ";", ", ", " "])

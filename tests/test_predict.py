@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
@@ -16,7 +17,7 @@ from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run import predict as predictor
 from dlflax.run.exit_codes import with_exit_codes
-from experiments import mnist, predict, sentiment, tabular
+from experiments import image_folder, mnist, predict, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -82,6 +83,23 @@ def test_patterns_and_standard_input(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     assert ended(lambda: predict.command(trained / "texts", ("good?", "pictures"), True)) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_folder_beside_and_a_hidden_one(trained, capsys, monkeypatch):
+    """Dots in the path that is named hide nothing."""
+    expected = [path.name for path in sorted(trained.glob("pictures/a/*"))]
+    (trained / "pictures" / ".hidden" / ".thumbnails").mkdir(exist_ok=True)
+    (trained / "pictures" / ".hidden" / ".thumbnails" / "x.png").touch()
+    monkeypatch.chdir(trained / "texts")
+    for name in ("../pictures/a", "../texts/../pictures/a/", "./../pictures/a"):
+        assert ended(lambda name=name: predict.command(Path("../digits"), (name,), True)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [Path(json.loads(line)["file"]).name for line in lines] == expected
+    assert ended(lambda: predict.command(Path("../digits"), ("../pictures/.hidden",), True)) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    monkeypatch.chdir(trained / "pictures" / ".hidden")
+    assert ended(lambda: predict.command(Path("../../digits"), (".",), True)) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_a_table_of_answers(trained, capsys, place):
@@ -185,6 +203,73 @@ def test_evaluate_a_table_in_its_own_unit(place):
     guessed = [each["values"][0] for each in model.predict("a.csv")]
     error = np.array(guessed) - [y for _, y in rows]
     assert model.evaluate("a.csv")["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
+
+
+def test_an_array_means_one_thing(trained):
+    """Pixels from 0 to 255 in any integer type, or floats from 0 to 1; never other numbers."""
+    model = dlflax.load(trained / "digits", log=lambda _: None)
+    test = type(mnist.PRESETS["default"].data)("digits").load(lambda _: None).test
+    images, targets = test["inputs"][:20], test["targets"][:20]
+    wanted = model.predict(images)
+    for kind in ("int64", "int16", "uint32"):
+        assert model.predict(images.astype(kind)) == wanted
+    for wrong in (images.astype(float), np.int64(images) - 1, images / 255 * np.nan, images > 9):
+        with pytest.raises(InputError, match="predict takes"):
+            model.predict(wrong)
+    for place, number in ((3, 99), (0, -1)):
+        wrong = targets.copy()
+        wrong[place] = number
+        with pytest.raises(InputError, match="targets must be class numbers from 0 to 9"):
+            model.evaluate(images, wrong)
+    for wrong in (targets[:, None], targets.astype(float), [str(t) for t in targets], 3):
+        with pytest.raises(InputError):
+            model.evaluate(images, wrong)
+    texts = dlflax.load(trained / "texts", log=lambda _: None)
+    wanted = texts.predict(["a good day", "a poor day"])
+    frame = pd.DataFrame({"text": ["a good day", "a poor day"], "number": [1, 2]})
+    assert texts.predict(frame["text"]) == texts.predict(frame[["text"]]) == wanted
+    for wrong in (frame, frame["number"], pd.Series(["a", None])):
+        with pytest.raises(InputError, match="column of texts"):
+            texts.predict(wrong)
+    shape = (1, *texts.input_shape)
+    for wrong in (np.full(shape, 10**9), np.full(shape, -1), np.full(shape, 2.5)):
+        with pytest.raises(InputError, match="predict takes"):
+            texts.predict(wrong)
+
+
+def test_scores_of_every_split_are_in_the_unit_of_the_target(place):
+    """Of images: in training, on the test data, and by evaluate."""
+    rng = np.random.default_rng(0)
+    light = rng.uniform(0, 255, 90)
+    (place / "lamps").mkdir()
+    rows = ["file,lumen"]
+    for i, value in enumerate(light):
+        pixels = np.full((16, 16, 3), value, np.uint8)
+        Image.fromarray(pixels).save(f"lamps/{i:02}.png")
+        rows.append(f"{i:02}.png,{10_000 + 40 * value:.1f}")
+    Path("lumen.csv").write_text("\n".join(rows), encoding="utf-8")
+    flags = ["--preset", "scratch", "--size", "16", "--epochs", "3", "--batch-size", "8",
+             "--data-dir", "lamps", "--labels", "lumen.csv", "--baseline", "none"]  # fmt: skip
+    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES,
+             [*flags, "--run-dir", "r"])  # fmt: skip
+    model = dlflax.load("r", log=lambda _: None)
+    pictures = np.stack([np.array(Image.open(f"lamps/{i:02}.png")) for i in range(90)])
+    lumen = np.array([float(row.partition(",")[2]) for row in rows[1:]])
+    guessed = np.array([each["values"][0] for each in model.predict(pictures)])
+    found = model.evaluate(pictures, lumen)
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean((guessed - lumen) ** 2)), rel=1e-4)
+    assert found["mae"] == pytest.approx(np.abs(guessed - lumen).mean(), rel=1e-4)
+    results = json.loads(Path("r/results.json").read_text(encoding="utf-8"))
+    with open("r/predictions.csv", newline="", encoding="utf-8") as file:
+        test = np.array([[float(row[n]) for n in ("true_0", "predicted_0")]
+                         for row in csv.DictReader(file)])  # fmt: skip
+    rmse = np.sqrt(np.mean((test[:, 0] - test[:, 1]) ** 2))
+    assert results["test"]["rmse"] == pytest.approx(rmse, rel=1e-4)
+    for split in ("train", "val"):  # of standardized targets it would be about 1
+        assert results[split]["rmse"] > 100
+    for wrong in (np.full(90, np.nan), np.zeros(90, bool), lumen[:, None].repeat(2, 1)):
+        with pytest.raises(InputError):
+            model.evaluate(pictures, wrong)
 
 
 def test_test_time_augmentation_is_the_mean_over_views(place, capsys):

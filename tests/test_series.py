@@ -172,7 +172,7 @@ def test_files_that_are_no_series(tmp_path):
         (tmp_path / "nowhere.csv", "does not exist"),
         (tmp_path, "is not a file"),
         (short, "has 1 numbers"),
-        (endless, "has an infinite value"),
+        (endless, "line 2, column value: 'inf' is not a number"),
     ):
         with pytest.raises(InputError, match=sentence):
             read(path)

@@ -72,15 +72,15 @@ def test_the_encoding_of_a_number():
     cells = np.array([["0.5"], ["2"], ["9"], ["-1"], [""]], object)
     right = [[-0.25, 0.5, 0, 0], [0.5, 1, 0.5, 0], [4, 1, 1, 0], [-1, 0, 0, 0], [0.5, 1, 0.5, 1]]
     np.testing.assert_allclose(
-        table.encoded([column], table.numbered([column], ["x"], cells)), right
+        table.encoded([column], table.numbered([column], ["x"], cells, {})), right
     )
     kinds = {"name": "k", "kind": "categories", "levels": ["a", "b"], "missing": False}
     cells = np.array([["a"], ["b"], ["new"], [""]], object)
     right = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
     np.testing.assert_array_equal(
-        table.encoded([kinds], table.numbered([kinds], ["k"], cells)), right
+        table.encoded([kinds], table.numbered([kinds], ["k"], cells, {})), right
     )
-    found = table.numbered([kinds], ["k"], cells)
+    found = table.numbered([kinds], ["k"], cells, {})
     np.testing.assert_array_equal(found[:, 0], [1, 2, 0, np.nan])
 
 

@@ -355,7 +355,7 @@ def test_a_class_number_beyond_the_names_is_refused():
     parts = ({"inputs": np.zeros((9, 2), np.float32), "targets": np.arange(9) % 3},) * 2
     source = Arrays(*parts, class_names=("a", "b"))
     splits = source.split(source.load(print), 0.2, 0)
-    with pytest.raises(InputError, match="must be class numbers from 0 to 1; they go from 0 to 2"):
+    with pytest.raises(InputError, match="must be class numbers from 0 to 1; these go from 0 to 2"):
         bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
 
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from dlflax.data import csv_files
-from dlflax.data.folder_files import File, Found, listed, refused, skipped
+from dlflax.data.folder_files import File, Found, listed, refused, shown, skipped
+from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.targets import classes_of, numbers_or_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
@@ -61,29 +63,34 @@ def read(
     """The labels of the files below a folder. target: the columns that are predicted, () where that
     is clear; kind: what they are taken for, auto or one of `Labels.kind`; group: a column, or "".
     InputError when it is no such file."""
-    header, rows = csv_files.read(path, "a file of labels")
+    header, rows, delimiter = csv_files.read(path, "a file of labels")
     header = [printable(name.strip()) for name in header]
     table = [[cell.strip() for cell in row] for _, row in rows]
     found = _names_of(header, table, files)
     if not any(found.values()):
-        shown = listed([file.name for file in files][:2])
+        examples = listed([file.name for file in files][:2])
         raise InputError(
-            f"--labels {path}: no column names pictures of {place}, such as {shown}: one should."
+            f"--labels {path}: no column names pictures of {place}, such as {examples}: one "
+            "should, with the same folders or none."
         )
     file_column = max(found, key=lambda name: sum(each is not None for each in found[name]))
     columns = _columns(path, header, file_column, target, group)
     by_group = f", groups by {group}" if group else ""
-    log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{by_group}")
+    at_file = header.index(file_column)
+    pairs = zip(table, found[file_column], strict=True)
+    cell, name = next((printable(row[at_file]), name) for row, name in pairs if name)
+    example = "" if cell == name else f" ({cell} is {name})"
+    log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{example}{by_group}")
     places = [header.index(column) for column in columns]
     report, cells, groups = [], collections.defaultdict(list), {}
-    at_group, at_file = group and header.index(group), header.index(file_column)
+    at_group = group and header.index(group)
     for (line, _), row, name in zip(rows, table, found[file_column], strict=True):
         given = [printable(row[i]) for i in places]
         if name is None:
             what = printable(row[at_file])
             reason = f"no such picture: {path.name}, line {line}"
             report.append(skipped(what, "no such picture", reason))
-        elif kind != "labels" and len(places) == 1 and given[0].lower() in csv_files.MISSING:
+        elif kind != "labels" and len(places) == 1 and given[0].lower() in MISSING:
             report.append(skipped(name, "no label", f"no label: {path.name}, line {line}"))
         else:
             cells[name].append(tuple(given))
@@ -91,7 +98,11 @@ def read(
                 groups[name] = row[at_group] or name  # without one: a group of its own
     if not cells:
         raise InputError(f"--labels {path}: no picture of {place} has a label in it.")
-    kind, values = _values(columns, cells, kind, log)
+    texts = zip(*(row for rows in cells.values() for row in rows), strict=True)
+    formats = infer_formats(
+        dict(zip(columns, texts, strict=True)), delimiter, "auto", path, "write 1234.5"
+    )
+    kind, values = _values(columns, cells, kind, formats, log)
     of = {}
     for name, each in values.items():
         if kind == "labels":
@@ -129,23 +140,34 @@ def found(labels: Labels, files: list[File], report: list[list[str]]) -> Found:
 
 
 def _names_of(header, table, files) -> dict[str, list[str | None]]:
-    """Column -> the file that each of its cells names, None where it names none: by its path below
-    the folder, or by its name alone, with or without ending, where one file has it."""
+    """Column -> the file that each of its cells names, None where it names none: by the end of its
+    path, all folders that the cell has among it, with or without ending, where one file has it."""
     names = {file.name for file in files}
-    short = collections.defaultdict(list)
+    whole, ends = {}, {}  # path below the folder, or an end of it -> its file, None for several
     for name in names:
-        base = name.rpartition("/")[2]
-        for each in {base, base.rpartition(".")[0] or base}:
-            short[each].append(name)
+        for path in {name, os.path.splitext(name)[0]}:
+            parts = path.split("/")
+            for i in range(len(parts)):
+                end = "/".join(parts[i:])
+                ends[end] = None if end in ends else name
+            whole[path] = None if path in whole else name
+    root = Path(files[0].path).parents[files[0].name.count("/")] if files else Path()
+    roots = [shown(path).split("/") for path in (os.path.abspath(root), os.path.realpath(root))]
 
     def find(cell):
-        cell = printable(cell).replace("\\", "/").removeprefix("./")
-        if cell in names:
-            return cell
-        same = short.get(cell.rpartition("/")[2], []) if cell else []
-        if len(same) > 1:
-            same = [name for name in same if f"/{cell}".endswith(f"/{name}")]
-        return same[0] if len(same) == 1 else None
+        parts = printable(cell).replace("\\", "/").split("/")
+        absolute = parts[0] in ("", "~") or ":" in parts[0]
+        elsewhere = absolute and not os.path.exists(cell)  # a path of another computer
+        parts = [part for part in parts if part not in ("", ".", "..")]
+        if (path := "/".join(parts)) in names:
+            return path
+        same = {ends[path]} if path in ends else set()
+        for i in range(1, len(parts)):  # the first i lead to the folder
+            below = "/".join(parts[i:])
+            moved = elsewhere and ("/" in below or any(r[-1:] == parts[i - 1 : i] for r in roots))
+            if below in whole and (moved or any(r[-i:] == parts[:i] for r in roots)):
+                same.add(whole[below])
+        return same.pop() if len(same) == 1 else None
 
     return {
         name: [find(row[i]) for row in table] for i, name in enumerate(header)
@@ -173,11 +195,13 @@ def _columns(path, header, file_column, target, group) -> list[str]:
     return chosen
 
 
-def _values(columns, cells, kind, log) -> tuple[str, dict[str, list]]:
+def _values(
+    columns, cells, kind, formats: dict[str, NumberFormat], log
+) -> tuple[str, dict[str, list]]:
     """(what the columns are taken for, name -> the value of each of its rows)."""
     rows = [row for each in cells.values() for row in each]
     if len(columns) > 1:
-        return _of_several(columns, cells, rows, kind)
+        return _of_several(columns, cells, rows, kind, formats)
     texts, name = [row[0] for row in rows], columns[0]
     mark = _separator(texts) if kind in ("auto", "labels") else ""
     if kind == "labels" or mark:
@@ -186,23 +210,23 @@ def _values(columns, cells, kind, log) -> tuple[str, dict[str, list]]:
 
         def split(text):
             parts = text.split(mark or None)
-            return [p.strip() for p in parts if p.strip().lower() not in csv_files.MISSING]
+            return [p.strip() for p in parts if p.strip().lower() not in MISSING]
 
         return "labels", {n: [split(row[0]) for row in each] for n, each in cells.items()}
-    numbers = numbers_or_classes(name, texts, kind, log)
+    numbers = numbers_or_classes(name, texts, kind, log, formats[name])
     if numbers is None:
         return "classes", {n: [row[0] for row in each] for n, each in cells.items()}
     each_number = iter(numbers.tolist())
     return "number", {n: [[next(each_number)] for _ in each] for n, each in cells.items()}
 
 
-def _of_several(columns, cells, rows, kind):
+def _of_several(columns, cells, rows, kind, formats):
     """As `_values`: a column of 0 and 1 for each label, or of a number each."""
     if kind == "classes":
         raise InputError("--target-kind classes needs one column as --target.")
     numbers = []
     for name, column in zip(columns, zip(*rows, strict=True), strict=True):
-        values = csv_files.numbers(list(column))
+        values = formats[name].parse(column)
         if isinstance(values, str) or not np.isfinite(values).all():
             wrong = values if isinstance(values, str) else "a missing or infinite number"
             raise InputError(f"--target {name} has {wrong}: each of several should be a number.")

@@ -6,11 +6,11 @@ import importlib.resources
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from dlflax.data import csv_files
+from dlflax.data import csv_files, numbers
 from dlflax.data.dataset import Dataset, Raw, Splits
 from dlflax.data.targets import standardized, unit_of
 from dlflax.data.times import in_time, read_times, stamps
@@ -28,6 +28,8 @@ class Series:
     """co2 (Mauna Loa, weekly, 1958 to 2001) or sunspots (yearly, 1700 to 2008)."""
     data_dir: Path | None = None
     """A CSV file with a header instead."""
+    decimal: Literal["auto", ".", ","] = "auto"
+    """The decimal mark of its numbers; auto: as the file shows, column by column."""
     column: str | None = None
     """Which column of it (default: the last one)."""
     past_covariates: tuple[str, ...] = ()
@@ -72,7 +74,11 @@ class Series:
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
                 "pass --data-dir FILE.csv."
             )
-        values, observed, covariates, calendar = read_columns(path, column, self._covariates(), log)
+        if self.decimal != "auto" and self.data_dir is None:
+            raise InputError(f"--decimal {self.decimal} is for a file: pass --data-dir.")
+        values, observed, covariates, style, calendar = read_columns(
+            path, column, self._covariates(), log, decimal=self.decimal
+        )
         ahead = covariates[len(values) :]
         content = values.tobytes() + (b"" if observed.all() else observed.tobytes())
         content += covariates.tobytes()
@@ -86,7 +92,7 @@ class Series:
             {name: column[part] for name, column in columns.items()}
             for part in (slice(0, start), slice(start, None))
         )
-        info = {"ahead": ahead.tolist(), "calendar": calendar}
+        info = {"ahead": ahead.tolist(), "calendar": calendar, **style}
         return Dataset(name, source, train, test, class_names=(), checksum=checksum, info=info)
 
     def _covariates(self) -> tuple[str, ...]:
@@ -168,6 +174,7 @@ class Series:
             info={
                 "scale": scale, "period": period, "last_window": values[-self.window :].tolist(),
                 "times": self._times(dataset.info["calendar"], len(values)),
+                **{name: dataset.info[name] for name in ("target", "delimiter", "formats")},
                 **({} if beside is None else {"last_covariates": last_covariates.tolist(), **unit}),
             },
         )  # fmt: skip
@@ -180,8 +187,8 @@ class Series:
         windows = {}  # name -> (values, covariates from the first of them on)
         times = []
         for path in inputs:
-            values, _, beside, calendar = read_columns(
-                path, self.column, self._covariates(), _to_stderr
+            values, _, beside, _, calendar = read_columns(
+                path, self.column, self._covariates(), _to_stderr, data
             )
             times.append(self._times(calendar, len(values)))
             if len(values) < self.window:
@@ -300,14 +307,17 @@ def read(
 
 
 def read_columns(
-    path: Path, column: str | None, covariates: tuple[str, ...], log: Callable[[str], None]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, str] | None]:
+    path: Path, column: str | None, covariates: tuple[str, ...], log: Callable[[str], None],
+    style: Mapping[str, Any] | None = None, decimal: str = "auto",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any], dict[str, str] | None]:  # fmt: skip
     """One column, by default the last, of a CSV file with a header, up to its last value: (float64
     (n,), which of them were observed, bool (n,), the covariates beside it and in the rows after it,
-    float64 (n + more, columns), the calendar of the rows, for `stamps`), in the order of the column
-    with times, if there is one. As `Series.load` says."""
+    float64 (n + more, columns), how the file is written, the calendar of the rows, for `stamps`),
+    in the order of the column with times, if there is one. As `Series.load` says. style: how the
+    training file was written, which then holds for this one."""
     path = Path(path)
-    header, rows = csv_files.read(path)
+    usual = (style or {}).get("delimiter", ",")
+    header, rows, delimiter = csv_files.read(path, usual=usual)
     column = column or next((name for name in header[::-1] if name not in covariates), header[-1])
     for name in (column, *covariates):
         if name not in header:
@@ -315,7 +325,19 @@ def read_columns(
     if column in covariates:
         raise InputError(f"{column} is what is forecast: it cannot be a covariate too.")
     places = [header.index(name) for name in (column, *covariates)]
-    table = np.stack([_numbers(path, header[place], place, rows) for place in places], 1)
+    cells = {header[place]: [row[place].strip() for _, row in rows] for place in places}
+    if style is None:
+        formats = numbers.infer_formats(cells, delimiter, decimal, path)
+        for note in numbers.describe_formats(cells, formats):
+            log(note)
+        style = {"target": column, "delimiter": delimiter, "formats": numbers.to_json(formats)}
+    else:  # the column may have another name here
+        saved = numbers.from_json(style.get("formats", {}))
+        formats = {name: saved.get(name, numbers.NumberFormat()) for name in cells}
+        formats[column] = saved.get(style.get("target"), formats[column])
+        if delimiter != usual:
+            numbers.check_like(cells, formats, delimiter, path)
+    table = np.stack([_numbers(path, name, cells[name], formats, rows) for name in cells], 1)
     if (known := (~np.isnan(table[:, 0])).sum()) < 8:
         raise InputError(f"{path} has {known} numbers: a series needs more.")
     calendar = None
@@ -346,13 +368,12 @@ def read_columns(
             f"{path.name}: {(~observed[:end]).sum()} of {end} values are missing: the value "
             "before stands in for them, and no forecast is judged by them."
         )
-    return filled[:end, 0], observed[:end], filled[:, 1:], calendar
+    return filled[:end, 0], observed[:end], filled[:, 1:], style, calendar
 
 
-def _numbers(path, name, place, rows) -> np.ndarray:
+def _numbers(path, name, cells, formats, rows) -> np.ndarray:
     """float64 (n,) of a column, NaN where a cell is empty."""
-    cells = [row[place].strip() for _, row in rows]
-    values = csv_files.numbers(cells)
+    values = formats[name].parse(cells)
     if isinstance(values, str):
         line = rows[cells.index(values)][0]
         raise InputError(f"{path}, line {line}, column {name}: {values!r} is not a number.")

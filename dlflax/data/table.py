@@ -18,10 +18,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dlflax.data import csv_files
+from dlflax.data import csv_files, numbers
 from dlflax.data.dataset import Dataset, Raw, Splits
+from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.order import check_fraction, held_out
-from dlflax.data.targets import classes_of, numbers_or_classes, standardized, unit_of
+from dlflax.data.targets import (
+    MOST_DROPPED,
+    classes_of,
+    numbers_or_classes,
+    standardized,
+    unit_of,
+)
 from dlflax.errors import InputError
 from dlflax.files import printable
 
@@ -40,6 +47,8 @@ class Table:
     """breast_cancer, wine (classes) or diabetes (a number): scikit-learn's."""
     data_dir: Path | None = None
     """A CSV file with a header instead."""
+    decimal: Literal["auto", ".", ","] = "auto"
+    """The decimal mark of its numbers; auto: as the file shows, column by column."""
     target: str = ""
     """The column that is predicted (default: the last one)."""
     target_kind: Literal["auto", "classes", "number"] = "auto"
@@ -62,7 +71,7 @@ class Table:
         the file has them. `log` gets what was dropped. InputError when it is no such table."""
         if not 0 < self.test < 1:
             raise InputError(f"--test {self.test:g} must be between 0 and 1.")
-        header, rows, name, source = self._read(log)
+        header, rows, name, source, delimiter = self._read(log)
         target = self.target or header[-1]
         named = (("target", target), ("group", self.group), *(("ignore", c) for c in self.ignore))
         for flag, each in named:
@@ -79,13 +88,16 @@ class Table:
         if not kept:
             raise InputError(f"{source} has no column besides the target {target}.")
         cells = np.array(rows, object).reshape(len(rows), len(header))
-        known = np.array([c.lower() not in csv_files.MISSING for c in column(target)], bool)
-        if not known.all():
-            log(f"{(~known).sum():,} rows have no {target}: left out.")
-            cells = cells[known]
-        values, classes = numbers_or_classes(target, column(target), self.target_kind, log), ()
+        cells = cells[_have_target(column(target), target, source, log)]
+        written = {heading: column(heading) for heading in (*(header[i] for i in kept), target)}
+        formats = numbers.infer_formats(written, delimiter, self.decimal, source)
+        for note in numbers.describe_formats(written, formats):
+            log(note)
+        values, classes = numbers_or_classes(
+            target, written[target], self.target_kind, log, formats[target]
+        ), ()  # fmt: skip
         if values is None:
-            found = np.array(column(target), object)
+            found = np.array(written[target], object)
             classes, values, keep = classes_of(found, FEWEST, "rows", log)
             cells = cells[keep]
         inputs, groups = cells[:, kept], np.array(column(self.group), str) if self.group else None
@@ -104,21 +116,26 @@ class Table:
         )
         return Dataset(
             name, source, train, test, class_names=classes,
-            checksum=hashlib.sha256(content).hexdigest(), info={"names": names, "target": target},
+            checksum=hashlib.sha256(content).hexdigest(), info={
+                "names": names, "target": target, "delimiter": delimiter,
+                "formats": numbers.to_json(formats),
+            },
         )  # fmt: skip
 
     def _read(self, log):
-        """(headings, rows of cells, name, source)."""
+        """(headings, rows of cells, name, source, delimiter)."""
         if self.data_dir is None:
+            if self.decimal != "auto":
+                raise InputError(f"--decimal {self.decimal} is for a file: pass --data-dir.")
             if self.dataset not in BUNDLED:
                 raise InputError(
                     f"--dataset {self.dataset} is unknown here: choose {', '.join(BUNDLED)}, or "
                     "pass --data-dir FILE.csv."
                 )
             header, rows = _bundled(self.dataset)
-            return header, rows, self.dataset, f"scikit-learn's {self.dataset}"
+            return header, rows, self.dataset, f"scikit-learn's {self.dataset}", ","
         path = Path(self.data_dir).expanduser()
-        header, rows = csv_files.read(path, "a table")
+        header, rows, delimiter = csv_files.read(path, "a table")
         header = [printable(name.strip()) for name in header]
         if doubled := [name for name, count in Counter(header).items() if count > 1]:
             raise InputError(f"{path} has two columns {doubled[0]!r}: give each a name of its own.")
@@ -129,7 +146,7 @@ class Table:
         if twice:
             log(f"{path.name}: {twice:,} rows are copies of others; they stay, and may be in "
                 "training and test data at once.")  # fmt: skip
-        return header, cells, path.stem, str(path.resolve())
+        return header, cells, path.stem, str(path.resolve()), delimiter
 
     def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
         """The share `validation` of the training rows, drawn by `seed`, is held out: of classes
@@ -142,7 +159,8 @@ class Table:
         groups = dataset.train.get("groups")
         held = held_out(targets, validation, seed, 0, groups=groups)
         names = dataset.info["names"]
-        columns, notes = fitted(names, cells[~held], self.bins)
+        formats = numbers.from_json(dataset.info["formats"])
+        columns, notes = fitted(names, cells[~held], self.bins, formats)
         if not columns:
             raise InputError(
                 f"{dataset.source}: no column says anything ({' '.join(notes)}): there is nothing "
@@ -157,9 +175,10 @@ class Table:
         made, plain = {}, {}
         for part, (rows, values) in parts.items():
             values = standardized(values, unit) if unit else values
-            plain[part] = numbered(columns, names, rows)
+            plain[part] = numbered(columns, names, rows, formats)
             made[part] = {"inputs": encoded(columns, plain[part]), "targets": values}
-        info = {"columns": columns, "target": dataset.info["target"], **unit}
+        info = {name: dataset.info[name] for name in ("target", "delimiter", "formats")}
+        info |= {"columns": columns, **unit}
         categories = np.array([column["kind"] == "categories" for column in columns])
         return Splits(
             made["train"], made.get("val"), made["test"], class_names=dataset.class_names,
@@ -187,28 +206,85 @@ class Table:
         """Rows of CSV files with the same columns; the target's may be there or not."""
         if not inputs:
             raise InputError("name one or more CSV files after the run folder.")
-        columns, names, batches = data["columns"], [], []
+        names, batches = [], []
         for each in inputs:
-            header, rows = csv_files.read(Path(each), "a table")
-            header = [printable(name.strip()) for name in header]
-            check_columns(columns, header, each)
-            if not rows:
-                raise InputError(f"{each} has no rows below its header.")
-            cells = np.array([[cell.strip() for cell in row] for _, row in rows], object)
-            cells = cells.reshape(len(rows), len(header))
-            batches.append(encoded(columns, numbered(columns, header, cells)))
+            header, cells = _rows_like(data, Path(each))
+            rows = numbered(data["columns"], header, cells, _formats(data))
+            batches.append(encoded(data["columns"], rows))
             names += [f"{each}, row {i + 1}" for i in range(len(rows))]
         return names, "row", {"inputs": np.concatenate(batches)}
 
+    def read_targets(self, path: Path, data: Mapping[str, Any]) -> np.ndarray:
+        """Returns the targets of all rows of a CSV file, as in training: class numbers, int32 (n,),
+        or numbers in their unit, float64 (n,). Raises InputError for a class that the run had
+        not."""
+        header, cells = _rows_like(data, path)
+        target = data["target"]
+        if target not in header:
+            raise InputError(f"{path} lacks the column {target}, which the model predicts.")
+        texts = cells[:, header.index(target)].tolist()
+        classes = {name: number for number, name in enumerate(data["class_names"])}
+        if not classes:
+            how = _formats(data).get(target, NumberFormat())
+            values = how.parse(texts)
+            if isinstance(values, str) or not np.isfinite(values).all():
+                wrong = values if isinstance(values, str) else "a missing or infinite value"
+                raise InputError(f"{path}, column {target} has {wrong}: give numbers.")
+            return values
+        if unknown := [text for text in texts if text not in classes]:
+            raise InputError(
+                f"{path} has the class {unknown[0]!r} in {target}, and the model knows "
+                f"{', '.join(classes)[:200]}."
+            )
+        return np.array([classes[text] for text in texts], np.int32)
 
-def fitted(names: list[str], cells: np.ndarray, bins: int) -> tuple[list[dict], list[str]]:
+
+def _formats(data) -> dict[str, NumberFormat]:
+    """The formats of the training columns, by name."""
+    return numbers.from_json(data.get("formats", {}))
+
+
+def _rows_like(data, path: Path) -> tuple[list[str], np.ndarray]:
+    """(headings, object (n, columns) of cells) of a CSV file with the columns of the run."""
+    usual = data.get("delimiter", ",")  # an older run has none
+    header, rows, delimiter = csv_files.read(path, "a table", usual)
+    header = [printable(name.strip()) for name in header]
+    check_columns(data["columns"], header, path)
+    if not rows:
+        raise InputError(f"{path} has no rows below its header.")
+    cells = np.array([[cell.strip() for cell in row] for _, row in rows], object)
+    cells = cells.reshape(len(rows), len(header))
+    if delimiter != usual:  # another program wrote it, maybe by another rule
+        at = {c["name"]: header.index(c["name"]) for c in data["columns"] if c["kind"] == "numbers"}
+        columns = {name: cells[:, place].tolist() for name, place in at.items()}
+        numbers.check_like(columns, _formats(data), delimiter, path)
+    return header, cells
+
+
+def _have_target(cells: list[str], target: str, source: str, log) -> np.ndarray:
+    """bool (n,): which rows have a target. InputError where many have a word for none."""
+    known = np.array([cell.lower() not in MISSING for cell in cells], bool)
+    words = [cell for cell in cells if cell and cell.lower() in MISSING]
+    if len(words) > MOST_DROPPED * len(cells):
+        raise InputError(
+            f"{source}: {len(words):,} of {len(cells):,} rows have {words[0]!r} as {target}, which "
+            "stands for a missing value: give it another name if it is a class, or remove them."
+        )
+    if not known.all():
+        log(f"{(~known).sum():,} rows have no {target}: left out.")
+    return known
+
+
+def fitted(
+    names: list[str], cells: np.ndarray, bins: int, formats: Mapping[str, NumberFormat]
+) -> tuple[list[dict], list[str]]:
     """(what is made of each column, as JSON values; sentences on what is dropped). cells: object
     (n, columns) of the training rows."""
     columns, notes = [], []
     for name, column in zip(names, cells.T.tolist(), strict=True):
-        known = [cell for cell in column if cell.lower() not in csv_files.MISSING]
+        known = [cell for cell in column if cell.lower() not in MISSING]
         levels = Counter(known)
-        values = csv_files.numbers(column)
+        values = formats[name].parse(column)
         if len(levels) < 2 and len(known) in (0, len(column)):
             notes.append(f"{name} is the same in all training rows: left out.")
         elif not isinstance(values, str) and np.isfinite(values[~np.isnan(values)]).all():
@@ -241,7 +317,10 @@ def width(column: dict) -> int:
     return 1 + max(0, len(column["edges"]) - 1) + column["missing"]
 
 
-def numbered(columns: list[dict], names: list[str], cells: np.ndarray) -> np.ndarray:
+def numbered(
+    columns: list[dict], names: list[str], cells: np.ndarray,
+    formats: Mapping[str, NumberFormat],
+) -> np.ndarray:  # fmt: skip
     """float64 (n, columns): numbers, NaN where one is missing, and the number of each level."""
     found = np.empty((len(cells), len(columns)))
     for i, column in enumerate(columns):
@@ -249,22 +328,23 @@ def numbered(columns: list[dict], names: list[str], cells: np.ndarray) -> np.nda
         if column["kind"] == "categories":
             place = {level: k + 1.0 for k, level in enumerate(column["levels"])}
             found[:, i] = [
-                np.nan if text.lower() in csv_files.MISSING else place.get(text, 0.0)
-                for text in texts
+                np.nan if text.lower() in MISSING else place.get(text, 0.0) for text in texts
             ]
         else:
-            found[:, i] = _numbers(column, texts)
+            found[:, i] = _numbers(column["name"], texts, formats.get(column["name"]))
     return found
 
 
-def _numbers(column, texts) -> np.ndarray:
-    values = csv_files.numbers(texts)
+def _numbers(name, texts, how) -> np.ndarray:
+    how = how or NumberFormat()
+    values = how.parse(texts)
     if isinstance(values, str):
         raise InputError(
-            f"the column {column['name']} has {values!r}, where training rows have numbers."
+            f"the column {name} has {values!r}, where training rows have numbers such as "
+            f"{how.describe()}."
         )
     if np.isinf(values).any():
-        raise InputError(f"the column {column['name']} has an infinite value: give numbers.")
+        raise InputError(f"the column {name} has an infinite value: give numbers.")
     return values
 
 

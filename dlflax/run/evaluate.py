@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlflax import train
-from dlflax.data import table
+from dlflax.data import Splits
 from dlflax.data.targets import standardized
 from dlflax.errors import InputError
 from dlflax.run.predict import AT_ONCE, Predictor
@@ -16,7 +16,7 @@ from dlflax.train.step import task_sums
 
 
 def labelled(predictor: Predictor, place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs as the model sees them, targets as in training) of all examples at `place`, which is
+    """(inputs as the model sees them, targets as `scores` takes them) of all examples at `place`,
     read as the run's data were. InputError for what cannot be read so, and for unknown classes."""
     source, info = predictor.config.data, predictor.data
     if predictor.kind not in ("picture", "text", "table") or not hasattr(source, "data_dir"):
@@ -25,6 +25,9 @@ def labelled(predictor: Predictor, place: Path) -> tuple[np.ndarray, np.ndarray]
         )
     if not place.exists():
         raise InputError(f"{place} does not exist: name labelled data as the run was trained with.")
+    if predictor.kind == "table":
+        inputs = source.read([str(place)], info, predictor.folder)[2]["inputs"]
+        return inputs, source.read_targets(place, info)
     dataset = dataclasses.replace(source, data_dir=place).load(predictor.log)
     inputs, targets = (
         np.concatenate([np.asarray(part[name][:]) for part in (dataset.train, dataset.test)])
@@ -32,16 +35,13 @@ def labelled(predictor: Predictor, place: Path) -> tuple[np.ndarray, np.ndarray]
     )
     if predictor.kind == "text":
         inputs = source.read(inputs.tolist(), info, predictor.folder)[2]["inputs"]
-    elif predictor.kind == "table":
-        columns, names = info["columns"], dataset.info["names"]
-        table.check_columns(columns, names, place)
-        inputs = table.encoded(columns, table.numbered(columns, names, inputs))
-    return predictor.checked_array(inputs), _targets(targets, dataset, info, place)
+    return predictor.checked_array(inputs), _class_numbers(targets, dataset, info, place)
 
 
-def _targets(targets, dataset, info, place):
+def _class_numbers(targets, dataset, info, place):
+    """The targets by the run's own numbers of classes or labels; numbers as they are."""
     if not dataset.class_names:
-        return standardized(targets, info) if "target_mean" in info else targets
+        return targets
     known = {name: number for number, name in enumerate(info["class_names"])}
     if unknown := [name for name in dataset.class_names if name not in known]:
         raise InputError(
@@ -52,19 +52,31 @@ def _targets(targets, dataset, info, place):
 
 
 def scores(predictor: Predictor, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """What the task's `summary` says of them."""
-    recipe, n = predictor.config.recipe, len(inputs)
-    if not n or len(targets) != n:
-        raise InputError(f"evaluate needs as many targets as inputs: {len(targets)} for {n}.")
+    """What the task's `summary` says of them. targets: class numbers, labels, or numbers in their
+    own unit. InputError for others than the task takes."""
+    recipe, info, n = predictor.config.recipe, predictor.data, len(inputs)
+    targets = np.asarray(targets)
+    if not n or targets.shape[:1] != (n,):
+        raise InputError(
+            f"evaluate needs as many targets as inputs: targets of shape {targets.shape} for {n}."
+        )
+    if "target_mean" in info:
+        targets = standardized(_numbers(targets), info)
     outputs = np.concatenate([
         predictor.outputs(inputs[start : start + AT_ONCE]) for start in range(0, n, AT_ONCE)
     ])  # fmt: skip
-    numbers = train.as_traced(predictor.config.hparams.evaluation())
+    part = {"inputs": inputs, "targets": targets}
+    splits = Splits(part, None, part, class_names=tuple(info["class_names"]), info=dict(info))
+    recipe.task.check(splits, lambda: jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype))
+    task = recipe.task.of_data(splits) if hasattr(recipe.task, "of_data") else recipe.task
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
     batch = {"targets": targets, "mask": jnp.ones(n, jnp.float32)}
-    each = recipe.task.loss(outputs, targets, numbers)
-    found = recipe.task.summary(jax.device_get(task_sums(recipe, outputs, each, batch)))
-    scale = np.ravel(predictor.data.get("target_scale", 1.0))
-    if len(scale) == 1:  # the mean over several numbers has no unit
-        found |= {name: float(found[name] * scale[0]) for name in ("rmse", "mae") if name in found}
-    return found
+    numbers = train.as_traced(predictor.config.hparams.evaluation())
+    losses = task.loss(outputs, targets, numbers)
+    return task.summary(jax.device_get(task_sums(recipe, outputs, losses, batch)))
+
+
+def _numbers(targets: np.ndarray) -> np.ndarray:
+    if targets.dtype.kind not in "fiu" or not np.isfinite(targets).all():
+        raise InputError("evaluate needs finite numbers as targets, in the unit of the target.")
+    return targets.astype(np.float64)

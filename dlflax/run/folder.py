@@ -89,6 +89,7 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     old = load_config(folder)
     steps = -(-new["data"]["train"] // config.recipe.batch_size)
     free = {"data.data_dir", "data.dataset", "run_dir", "resume", *PLACE}
+    free.add("recipe.task.scale")  # of the data, which are compared
     if not more_epochs_change_the_past(config, old["config"].get("epochs", Config.epochs), steps):
         free.add("epochs")
     if different := differences(old, new, free):
@@ -143,7 +144,8 @@ OPTIONAL = {  # what our data sources and pretrained weights add
     "light_on_dark": bool, "scale": float, "period": int, "last_window": list[float],
     "times": list[str], "last_covariates": list[list[float]], "covariates": dict[str, list[float]],
     "kind": str, "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
-    "columns": list[dict[str, Any]], "target": str,
+    "columns": list[dict[str, Any]], "target": str, "delimiter": str,
+    "formats": dict[str, dict[str, str]],
     "target_mean": float | list[float], "target_scale": float | list[float],
 }  # fmt: skip
 

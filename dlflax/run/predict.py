@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlflax import train, transfer
+from dlflax.data import table
 from dlflax.errors import InputError
 from dlflax.run.experiment import of_run
 from dlflax.run.folder import load_calibration, load_config
@@ -125,7 +126,8 @@ class Predictor:
                 found += _some(each, sorted(glob.glob(each, recursive=True)))
             elif files and Path(each).is_dir():
                 below = (p for p in Path(each).rglob("*") if p.is_file())
-                shown = [p for p in below if not any(s.startswith(".") for s in p.parts)]
+                parts = ((p, p.relative_to(each).parts) for p in below)  # not those of ../photos
+                shown = [p for p, names in parts if not any(n.startswith(".") for n in names)]
                 found += _some(each, sorted(map(str, shown)))
             else:
                 found.append(each)
@@ -180,18 +182,33 @@ class Predictor:
         return found
 
     def checked_array(self, inputs) -> np.ndarray:
-        """Arrays as the model was trained with, (n, *input_shape), of one such example or many.
+        """Arrays (n, *shape), of one example or many, as the model sees them: pixels as uint8 or as
+        floats from 0 to 1, rows of a table in the units of its columns, else as trained with.
         InputError for any other."""
-        array, shape = np.asarray(inputs), tuple(self.data["input_shape"])
+        array = np.asarray(inputs)
+        columns = self.data["columns"] if self.kind == "table" else None
+        shape = tuple(self.data["input_shape"]) if columns is None else (len(columns),)
         array = array[None] if array.shape == shape else array
-        if array.dtype.kind not in "fiub" or array.shape[1:] != shape:
-            raise InputError(
-                f"predict takes arrays in shape {('n', *shape)}, paths, texts or a table, not "
-                f"{array.dtype} in shape {array.shape}."
-            )
         if self.kind == "series":
             raise InputError("predict takes the CSV file of a series, not an array.")
-        return array.astype(np.float32) if array.dtype == np.float64 else array
+        if array.dtype.kind not in "fiu" or array.shape[1:] != shape:
+            rows = "" if columns is None else f" ({', '.join(c['name'] for c in columns)[:200]})"
+            raise InputError(
+                f"predict takes arrays in shape {('n', *shape)}{rows}, paths, texts or "
+                f"a data frame, no {array.dtype} in shape {array.shape}."
+            )
+        if columns is not None:
+            return _encoded_rows(columns, array)
+        if self.dtype == "uint8":
+            return _pixels(array)
+        with np.errstate(over="ignore"):  # said below
+            cast = array.astype(self.dtype)
+        if not np.isfinite(cast).all() or cast.dtype.kind != "f" and (cast != array).any():
+            raise InputError(f"predict takes finite numbers of {self.dtype}: there are others.")
+        most = getattr(self.config.recipe.model, "vocabulary", None)
+        if self.kind == "text" and cast.size and not 0 <= cast.min() <= cast.max() < most:
+            raise InputError(f"predict takes tokens from 0 to {most - 1}: there are others.")
+        return cast
 
     def of_batch(
         self, names: list[str], kind: str, batch, draw: bool = True
@@ -206,6 +223,31 @@ class Predictor:
             self.folder if draw else None, self.calibration,
         )  # fmt: skip
         return config.recipe.task.answer(asked)
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    """uint8 (n, ...), or float32 from 0 to 1, which the model does not divide by 255."""
+    whole = array.dtype.kind in "iu"
+    most = 255 if whole else 1
+    if not ((array >= 0) & (array <= most)).all():  # NaN, too
+        raise InputError(
+            "predict takes pixels as whole numbers from 0 to 255 or as floats from 0 to 1; these "
+            f"{array.dtype} go from {np.min(array):g} to {np.max(array):g}."
+        )
+    return array.astype(np.uint8 if whole else np.float32)
+
+
+def _encoded_rows(columns: list[dict], array: np.ndarray) -> np.ndarray:
+    """float32 (n, d) of rows of numbers, NaN where one is missing, in the order of the columns."""
+    if texts := [c["name"] for c in columns if c["kind"] != "numbers"]:
+        raise InputError(
+            f"predict takes no array for a table with texts ({texts[0]}): give a data frame or a "
+            "CSV file."
+        )
+    rows = np.float64(array)
+    if np.isinf(rows).any():
+        raise InputError("predict takes finite numbers, or NaN for a missing one.")
+    return table.encoded(columns, rows)
 
 
 def _some(what: str, files: list[str]) -> list[str]:

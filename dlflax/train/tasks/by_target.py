@@ -16,7 +16,7 @@ class ByTarget(Classification):
     def of_data(self, splits):
         """The task for these data."""
         if splits.train["targets"].dtype.kind == "f":
-            return Regression()
+            return Regression().of_data(splits)
         if splits.train["targets"].ndim == 2:
             return MultiLabel()
         return Classification(self.loss, self.monitor)

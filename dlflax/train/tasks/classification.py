@@ -52,8 +52,8 @@ class Classification:
                 (part["targets"] >= 0) & (part["targets"] < classes)
             ):
                 raise InputError(
-                    f"the {name} targets must be class numbers from 0 to {classes - 1}; they go "
-                    f"from {np.min(part['targets'])} to {np.max(part['targets'])}."
+                    f"targets must be class numbers from 0 to {classes - 1}; these go from "
+                    f"{np.min(part['targets'])} to {np.max(part['targets'])}."
                 )
         others = ((), (1,)) if classes == 2 else ()
         check_outputs(outputs, (classes,), f"{classes} classes", *others)

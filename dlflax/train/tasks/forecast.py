@@ -1,10 +1,11 @@
 """The values of a series that follow a window of its past."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from dlflax.data import series
 from dlflax.errors import InputError
@@ -35,6 +36,13 @@ class Forecast:
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
     """Validation score that decides the best epoch: loss or mae."""
+    scale: Annotated[float, tyro.conf.Suppress] = dataclasses.field(default=1.0, compare=False)
+    """By which the data source divided the series: mae is in the series' unit. The data decide; the
+    traced step does not read it."""
+
+    def of_data(self, splits):
+        """This task with the scale of these data."""
+        return dataclasses.replace(self, scale=splits.info.get("scale", 1.0))
 
     def check(self, splits, outputs) -> None:
         targets = targets_of(splits, "forecast")
@@ -57,8 +65,8 @@ class Forecast:
 
     def summary(self, sums) -> dict[str, float]:
         count = max(float(sums["count"]), 1.0)
-        return {name: float(sums[key]) / count for name, key in
-                (("loss", "loss"), ("mae", "absolute_error"))}  # fmt: skip
+        mae = self.scale * float(sums["absolute_error"]) / count
+        return {"loss": float(sums["loss"]) / count, "mae": mae}
 
     def calibrate(self, targets, outputs, hparams) -> dict[str, Any]:
         """How far from the forecast COVERAGE of the validation values lie, at each step: the

@@ -1,10 +1,11 @@
 """One number or several for each example."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from dlflax.data.targets import in_unit
 from dlflax.errors import InputError
@@ -31,6 +32,16 @@ class Regression:
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
     """Validation score that decides the best epoch: loss, rmse or mae."""
+    scale: Annotated[tuple[float, ...], tyro.conf.Suppress] = dataclasses.field(
+        default=(), compare=False
+    )
+    """Of each target, by which the data source divided it: rmse and mae are in the targets' unit.
+    The data decide; the traced step does not read it."""
+
+    def of_data(self, splits):
+        """This task with the scale of these data."""
+        scale = np.ravel(splits.info.get("target_scale", ()))
+        return dataclasses.replace(self, scale=tuple(scale.tolist()))
 
     def check(self, splits, outputs) -> None:
         targets = targets_of(splits, "regression")
@@ -60,11 +71,15 @@ class Regression:
 
     def summary(self, sums) -> dict[str, float]:
         count = max(float(sums["count"]), 1.0)
-        squared = np.asarray(sums["squared_error"], np.float64) / count
+        squared, absolute = (
+            np.asarray(sums[name], np.float64) / count
+            for name in ("squared_error", "absolute_error")
+        )
+        scale = np.array(self.scale or 1.0)
         return {
             "loss": float(sums["loss"]) / count,
-            "rmse": float(np.sqrt(squared).mean()),
-            "mae": float(np.mean(sums["absolute_error"]) / count),
+            "rmse": float((scale * np.sqrt(squared)).mean()),
+            "mae": float((scale * absolute).mean()),
         }
 
     def baselines(self, model, splits):
@@ -86,8 +101,6 @@ class Regression:
         total = ((targets - targets.mean(0)) ** 2).sum(0)
         left = ((targets - outputs) ** 2).sum(0)
         scores = {"r2": float(np.mean(1 - left / np.where(total > 0, total, np.inf)))}
-        if "target_scale" in info:
-            scores |= {"rmse": rmse(tested.outputs), "mae": float(np.abs(targets - outputs).mean())}
         names = tested.splits.test_names
         rows = [
             ({tested.splits.unit: names[k]} if names is not None else {})

@@ -1,0 +1,221 @@
+"""Numbers as people write them: one format a column, inferred once, applied for ever, said."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dlflax
+from dlflax import run
+from dlflax.data import Series, Table, numbers
+from dlflax.data.numbers import NumberFormat, infer_formats
+from dlflax.errors import InputError
+from dlflax.run import serve_inputs
+from experiments import forecast, tabular
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def write(path, rows, delimiter=","):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    return Path(path)
+
+
+def infer(cells, delimiter=";", decimal="auto", **others):
+    return infer_formats({"x": cells, **others}, delimiter, decimal, "a.csv")["x"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "right"),
+    [
+        (["1,234", "2,5"], [1.234, 2.5]),
+        (["9.521,2", "9.341"], [9521.2, 9341]),
+        (["0,512", "12,250"], [0.512, 12.25]),
+        (["1.234.567", "1.234"], [1234567, 1234]),
+        (["1,234,567.5", "1,234", "NA"], [1234567.5, 1234, np.nan]),
+        (["45.120", "1.050", "980"], [45120, 1050, 980]),
+        (["12,34,567", "1,234"], [1234567, 1234]),
+        (["1 234,5", "12\u00a0345", "1\u202f234"], [1234.5, 12345, 1234]),
+        (["1'234.5", "12’345"], [1234.5, 12345]),
+        (["-1,5", "\u22122,25", "+3,75", ",5", "1e-3", "1,5E+3"],
+         [-1.5, -2.25, 3.75, 0.5, 0.001, 1500]),
+        (["€1.234,50", "2,5 €", "-€ 3,5"], [1234.5, 2.5, -3.5]),
+        (["EUR 10,679.5", "EUR 9,100", "0"], [10679.5, 9100, 0]),
+        (["12.5 %", "9%"], [12.5, 9]),
+        (["80 kg", "75.5kg"], [80, 75.5]),
+        (["12 km/h", "5.5 km/h", "1,005 km/h"], [12, 5.5, 1005]),
+        (["7.5 m²"], [7.5]),
+        (["US$5.25", "US$ 1,000"], [5.25, 1000]),
+    ],
+)  # fmt: skip
+def test_a_column_of_numbers(cells, right):
+    how = infer(cells)
+    np.testing.assert_array_equal(how.parse(cells), right)
+    for cell, value in zip(cells, right, strict=True):  # a cell alone is the same number
+        np.testing.assert_array_equal(how.parse([cell]), [value])
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["1.5", "2.5.1"], ["12", "1_2"], ["5 kg", "12 lb"], ["5%", "6"], ["10k", "500"], ["$5", "€6"],
+     ["12:30"], ["2024-01-30"], ["3", "A3"], ["1,2,3"], ["0x1F"], ["5 5 5"], ["--5"], ["inf"]],
+)  # fmt: skip
+def test_what_is_no_column_of_numbers(cells):
+    assert isinstance(infer(cells, ",").parse(cells), str)
+
+
+def test_what_a_column_leaves_open_its_file_decides():
+    open_cells = ["1,234", "2,345"]
+    assert infer(open_cells, ";", other=["0,5"]).decimal == ","
+    assert infer(open_cells, ";", other=["0.5", "x"]).decimal == "."
+    assert infer(open_cells, ",").decimal == "."
+    assert infer(open_cells, ";", ",").decimal == ","
+    assert infer(["1.500", "2"], ",", other=["0.25"]).decimal == "."
+    for cells, delimiter, word in (
+        (open_cells, ";", "'2,345' may have thousands or a fraction"),
+        (["1.234"], "\t", "'1.234' may have"),
+        (["2,5", "9521.2"], ",", "'9521.2' and '2,5'"),
+    ):
+        with pytest.raises(InputError, match=f"a.csv, column x.*{word}.*--decimal"):
+            infer(cells, delimiter)
+
+
+def test_any_dialect_gives_the_same_numbers():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        decimal = rng.choice([".", ","])
+        group = rng.choice(["", numbers.MARKS[decimal], " ", "\u00a0", "'"])
+        unit = rng.choice(["", "$", "%", "kg", "EUR"])
+        values = np.round(rng.normal(0, 10 ** rng.integers(0, 7), 20), int(rng.integers(1, 4)))
+        values[0] = 0.25  # shows the decimal mark
+        table = str.maketrans({",": group, ".": decimal})
+        cells = [f"{value:,}".translate(table) + " " * bool(rng.integers(2)) * bool(unit) + unit
+                 for value in values]  # fmt: skip
+        how = infer(cells, rng.choice([",", ";", "\t"]))
+        assert how == NumberFormat(decimal, unit)
+        np.testing.assert_array_equal(how.parse(cells), values)
+        again = [how.write(value) for value in values.tolist()]
+        np.testing.assert_array_equal(how.parse(again), values)
+
+
+def boards(path):
+    """price = 2 length + width, with decimal commas; some lengths with three digits behind."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(120):
+        length, width = round(rng.uniform(1, 9), 3 if i % 3 == 0 else 1), round(rng.random(), 2)
+        cells = (f"{length}", f"{width:.2f}", f"{2 * length + width:.2f} €")
+        rows.append([cell.replace(".", ",") for cell in cells])
+    return write(path, [("length", "width", "price"), *rows], ";")
+
+
+def values_of(answers):
+    return [answer["values"][0] for answer in answers]
+
+
+def test_a_row_means_the_same_by_every_way_in(capsys):
+    flags = ["--data-dir", str(boards("boards.csv")), "--epochs", "20", "--run-dir", "r"]
+    run.main("tabular", tabular.PRESETS, {}, [*flags, "--baseline", "none"])
+    assert "numbers are read as 1.234,5 in length, width." in capsys.readouterr().out
+    model = dlflax.load("r", log=lambda _: None)
+    lengths = ("1,234", "2,5", "2,500", "1.234,5")
+    together = write("a.csv", [("length", "width"), *((x, "0,50") for x in lengths)], ";")
+    right = values_of(model.predict(str(together)))
+    assert right[0] == pytest.approx(2.97, abs=1) and right[1] == right[2]
+    typed = pd.DataFrame({"length": [1.234, 2.5, 2.5, 1234.5], "width": 0.5})
+    assert values_of(model.predict(typed)) == pytest.approx(right)
+    assert values_of(model.predict(typed.astype(str).replace(r"\.", ",", regex=True))) == right
+    assert values_of(model.predict(typed.to_numpy())) == pytest.approx(right)
+    assert values_of(model.predict(typed.iloc[0])) == pytest.approx(right[:1])
+    body = json.dumps({"rows": typed.to_dict("records")}).encode()
+    names, kind, batch = serve_inputs.inputs_of(model._predictor, "application/json", body)
+    answers = [values for _, values in model._predictor.of_batch(names, kind, batch)]
+    assert values_of(answers) == pytest.approx(right)
+    for i, x in enumerate(lengths):
+        alone = write("b.csv", [("length", "width"), (x, "0,50")], ";")
+        assert values_of(model.predict(str(alone))) == pytest.approx(right[i : i + 1])
+    write("wrong.csv", [("length", "width"), ("2.5", "0,50")], ";")
+    with pytest.raises(InputError, match="column length has '2.5', where training rows have"):
+        model.predict("wrong.csv")
+    # another delimiter: by another program, which may have another rule
+    for cells, word in (("2.5", "has numbers such as 1,234.5"), ("1.234", "write the file as")):
+        write("other.csv", [("length", "width"), (cells, "1")], "\t")
+        with pytest.raises(InputError, match=word):
+            model.predict("other.csv")
+    write("other.csv", [("width", "length"), ("1,0", "2,5")], "\t")
+    assert len(model.predict("other.csv")) == 1
+
+
+def test_a_table_is_evaluated_as_it_was_trained():
+    """The target by its name, its kind and format as in training, all rows."""
+    run.main("tabular", tabular.PRESETS, {}, ["--data-dir", str(boards("boards.csv")),
+             "--epochs", "20", "--run-dir", "r", "--baseline", "none"])  # fmt: skip
+    model = dlflax.load("r", log=lambda _: None)
+    rows = [(f"{2 * i},000", "1,5", f"{i},5", "x") for i in range(1, 6)]
+    write("few.csv", [("price", "length", "width", "note"), *rows], ";")
+    error = np.array(values_of(model.predict("few.csv"))) - [2.0 * i for i in range(1, 6)]
+    wanted = pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-4)
+    assert model.evaluate("few.csv")["rmse"] == wanted
+    frame = pd.DataFrame({"length": 1.5, "width": np.arange(1, 6) + 0.5})
+    frame["price"] = 2 * np.arange(1, 6)
+    assert model.evaluate(frame)["rmse"] == wanted
+    features, prices = frame[["length", "width"]].to_numpy(), frame["price"].to_numpy()
+    assert model.evaluate(features, prices)["rmse"] == wanted
+    with pytest.raises(InputError, match="lacks the column price, which the model predicts"):
+        model.evaluate(frame[["length", "width"]])
+    kinds = [(f"{i}", f"{i % 7}", "ab"[i % 2]) for i in range(60)]
+    write("kinds.csv", [("i", "j", "kind"), *kinds])
+    run.main("tabular", tabular.PRESETS, {}, ["--data-dir", "kinds.csv", "--epochs", "2",
+             "--run-dir", "k", "--baseline", "none"])  # fmt: skip
+    model = dlflax.load("k", log=lambda _: None)
+    write("one.csv", [("kind", "i", "j"), *((k, i, j) for i, j, k in kinds[:20:2])])
+    answers = model.predict("one.csv")  # one class alone
+    assert model.evaluate("one.csv")["accuracy"] == np.mean([a["class"] == "a" for a in answers])
+    write("new.csv", [("i", "j", "kind"), (1, 2, "c")])
+    with pytest.raises(InputError, match="has the class 'c' in kind, and the model knows a, b"):
+        model.evaluate("new.csv")
+
+
+def test_a_series_keeps_its_format(capsys):
+    values = 9500 + 300 * np.sin(np.arange(120) / 4)
+    cells = [f"{v:,.1f}".translate(str.maketrans(",.", ".,")) for v in values]
+    cells = [cell.removesuffix(",0") for cell in cells]
+    cells[3], values[3] = "9.341", 9341
+    path = write("a.csv", [("n", "value"), *enumerate(cells)], ";")
+    np.testing.assert_allclose(Series(data_dir=path).load(print).train["inputs"][3], 9341)
+    run.main("forecast", forecast.PRESETS, {}, ["--data-dir", "a.csv", "--epochs", "1", "--window",
+             "12", "--horizon", "3", "--run-dir", "r", "--baseline", "none"])  # fmt: skip
+    assert "numbers are read as 1.234,5 in value." in capsys.readouterr().out
+    model = dlflax.load("r", log=lambda _: None)
+    short = [f"9.{300 + i}" for i in range(12)]  # which alone could be fractions
+    (answer,) = model.predict(str(write("b.csv", [("n", "value"), *enumerate(short)], ";")))
+    assert min(answer["forecast"]) > 5000
+    with pytest.raises(InputError, match="--decimal , is for a file"):
+        Series(decimal=",").load(print)
+
+
+@pytest.mark.parametrize("price", ["€{:,.0f}", "EUR {:,.0f}", "{:,.0f} $", "${:,.0f}"])
+def test_a_target_with_a_currency_is_a_number(price):
+    amounts = [5000 + 37 * i for i in range(90)]
+    rows = [(i % 7, 25 + i / 10, price.format(amount)) for i, amount in enumerate(amounts)]
+    dataset = Table(data_dir=write("a.csv", [("rooms", "area", "price"), *rows])).load(print)
+    assert not dataset.class_names
+    read = np.concatenate([dataset.train["targets"], dataset.test["targets"]])
+    np.testing.assert_array_equal(np.sort(read), amounts)
+
+
+def test_many_rows_are_not_dropped_in_silence():
+    rows = [(i, f"about {1000 + i if i % 9 else i % 2}") for i in range(90)]
+    with pytest.raises(InputError, match="80 of 90 rows are of a class with fewer than 3 rows"):
+        Table(data_dir=write("a.csv", [("x", "price"), *rows])).load(print)
+    rows = [(i, ("none", "mild", "severe")[i % 3]) for i in range(90)]
+    with pytest.raises(InputError, match="30 of 90 rows have 'none' as finding"):
+        Table(data_dir=write("b.csv", [("x", "finding"), *rows])).load(print)
+    rows = [(i, ("", "mild", "severe")[i % 3]) for i in range(90)]
+    said = []
+    assert len(Table(data_dir=write("c.csv", [("x", "f"), *rows])).load(said.append).test["rows"])
+    assert said[0].startswith("30 rows have no f")
