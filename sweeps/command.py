@@ -59,7 +59,7 @@ def _run(name: str, words: list[str]) -> None:
         runpy.run_path(name, run_name="__main__")
         return
     sys.argv = [name, *words]
-    sys.path.insert(0, "")
+    sys.path.append("")  # last: no file of the current folder stands in for a library
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     except ImportError as error:

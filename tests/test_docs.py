@@ -1,5 +1,6 @@
 """The README and the site: their Python runs as it stands, their commands and flags are there."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,12 @@ def test_the_wheel_is_whole(tmp_path):
         check=True,
     )
     (wheel,) = tmp_path.glob("dlflax-*.whl")
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for name in ("dlflax", "experiments", "sweeps") for path in (ROOT / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }  # fmt: skip
+    assert {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n} == files
     site, empty = tmp_path / "site", tmp_path / "empty"
     subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, wheel], check=True)
     empty.mkdir()
@@ -190,6 +198,29 @@ def test_the_wheel_is_whole(tmp_path):
         assert ran.returncode == 0, ran.stderr
         assert "import dlflax" not in command or ran.stdout.startswith(str(site))
     assert (site / "dlflax/py.typed").exists() and (site / "dlflax/run/serve.html").exists()
+
+
+def test_an_editable_install_comes_before_the_folder_of_the_clone(tmp_path):
+    """A script beside a clone finds the package in it, not the clone itself, which has its name."""
+    build = f"import hatchling.build; hatchling.build.build_editable({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("dlflax-*.whl")
+    site, beside = tmp_path / "site", tmp_path / "beside"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert {path.suffix for path in site.iterdir()} == {".pth", ".dist-info"}
+    (beside / "dlflax" / "dlflax").mkdir(parents=True)
+    script = beside / "script.py"
+    script.write_text(
+        f"import site; site.addsitedir({str(site)!r})\n"
+        "import dlflax, experiments, sweeps; print(dlflax.load, dlflax.__file__)"
+    )
+    # without those that are installed here: -S reads none of their .pth files
+    installed = Path(importlib.util.find_spec("jaxlib").origin).parents[1]
+    ran = subprocess.run(
+        [sys.executable, "-S", script], env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.stdout.endswith(f"{ROOT / 'dlflax' / '__init__.py'}\n"), ran.stderr
 
 
 FAKE_SRUN = """#!/bin/bash

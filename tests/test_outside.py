@@ -2,22 +2,29 @@
 stands, through every command, in real processes; another that replaces the training step."""
 
 import csv
+import importlib.util
 import json
 import os
+import py_compile
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dlflax
 import experiments
 from dlflax import run, train
 from dlflax.errors import InputError
+from dlflax.run.experiment import of_run
 from dlflax.run.predict import Predictor
 from dlflax.train import population
 from dlflax.train.checkpoint import Checkpoints
@@ -291,16 +298,195 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
         (("hparams",), "dlflax.train:State", "class"),
         (("data",), "dlflax.transfer:Transfer", "class"),
         (("data",), "dlflax.files:write_json", "function"),
+        (("recipe", "optimizer"), "dlflax.run.folder:write_files", "function"),
+        (("recipe", "step"), "dlflax.train.checkpoint_files:write", "function"),
+        (("recipe", "model"), "rings:Rings", "class"),
+        (("recipe", "optimizer"), "rings:rings", "class"),
     ]:
         assert "nothing was called" in strangers(put(where, {key: name})), (where, name)
+    # reached through a module that is trusted, and defined elsewhere
+    for name in [
+        "dlflax.files:os.execvp", "dlflax.files:os", "dlflax.files:Path", "dlflax.files:Path.touch",
+        "dlflax.files:read_bytes.__globals__", "dlflax.run.experiment:importlib.import_module",
+        "dlflax.run.saved:Config.__init__.__globals__", "dlflax.data:ImageFolder.__class__",
+        "experiments.mnist:run.main", "rings:np.save", "rings:Classification", "rings:dataclasses",
+        "rings:MyHparams.replace", "rings:Rings.check", "rings:train.step", "rings:RECIPE",
+        "rings:", "rings:Net.__init_subclass__", "rings\n:x", "rings:a\n", "jax.numpy:save",
+        "flax.linen:nowrap",
+    ]:  # fmt: skip
+        for where in PLACES:
+            for key in ("class", "function"):
+                sentence = strangers(put(where, {key: name}))
+                assert "nothing was called" not in sentence, (where, name)
     for value in (None, 3, "os:system", [], {"class": "CNN"}, {"class": ":x"}, {"class": None}):
         strangers(put(("recipe", "optimizer"), value))
     for change in (
         lambda saved: saved.update(defined_in={"module": "evil"}),
         lambda saved: saved.update(defined_in={"file": str(place / "given" / "evil.py")}),
         lambda saved: saved.update(defined_in={"file": str(place / "evil.py"), "sha256": "0"}),
+        lambda saved: saved["defined_in"].update(file=str(place / "evil.py")),
+        lambda saved: saved["defined_in"].update(file="evil.py"),
+        lambda saved: saved["defined_in"].update(file=f"{place}/given/../rings.py"),
+        lambda saved: saved["defined_in"].update(file="a\0b\n" + "x" * 5000),
+        lambda saved: saved.update(defined_in={"module": "evil.rings"}),
+        lambda saved: saved.update(defined_in={"module": "os"}),
     ):
-        assert "if you trust it, add --experiment" in strangers(change)
+        assert "was never run on this machine: if you trust it, add --exp" in strangers(change)
+
+
+def test_a_file_is_run_as_it_was_run_before(strangers, place, monkeypatch):
+    """Its path and its own bytes decide; naming it is enough, once."""
+    ours, evil = place / "rings.py", (place / "evil.py").read_bytes()
+    monkeypatch.syspath_prepend(place / "given")  # as where `python -m` is called in that folder
+    changed = f"{ours}, which has changed since it last ran on this machine: if you trust it, add"
+
+    def answer(**given):
+        sys.modules.pop("experiment_file_rings", None)
+        return dlflax.load(place / "given", log=lambda _: None, **given).predict("points.npy")
+
+    expected = answer()
+    ours.write_bytes(evil)
+    assert changed in strangers(lambda saved: None)
+    ours.unlink()
+    assert "is not there any more: add --experiment FILE" in strangers(lambda saved: None)
+    ours.symlink_to(place / "given" / "rings.py")
+    (place / "given" / "rings.py").write_text(RINGS)  # the same, beside modules of the stranger
+    assert changed in strangers(lambda saved: None)
+    ours.unlink()
+
+    # what Python would run in the place of these bytes
+    ours.write_text(RINGS)
+    poisoned = importlib.util.cache_from_source(str(ours))
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(place / "evil.py"), poisoned, invalidation_mode=mode)
+    assert answer() == expected and not (place / "mark").exists()
+
+    # an honest change
+    (place / "mine").mkdir()
+    (place / "mine" / "helper.py").write_text("WIDTH = 32\n")
+    (place / "given" / "helper.py").write_bytes(evil)
+    edited = f"from helper import *\n{RINGS}".replace("= 32", "= WIDTH")
+    ours.write_text(edited)
+    assert changed in strangers(lambda saved: None)
+    other = place / "mine" / "rings.py"
+    other.write_text(edited)
+    assert answer(experiment=str(other)) == expected and not (place / "mark").exists()
+    assert strangers(put(("recipe", "optimizer"), {"function": "evil:loss"}))
+    path = place / "given" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["defined_in"]["file"] = str(other)
+    saved["config"]["recipe"]["optimizer"] = {"function": "rings:adopt"}
+    path.write_text(json.dumps(saved))
+    assert answer() == expected  # noted
+
+
+def test_a_module_is_run_as_it_was_run_before(place, monkeypatch):
+    mark, noted = place / "mark", f"from pathlib import Path\nPath('loaded').touch()\n{RINGS}"
+    for name, text in (("lib/package/__init__.py", ""), ("lib/package/rings.py", noted),
+                       ("lib/package/evil.py", EVIL.format(mark=mark))):  # fmt: skip
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+    monkeypatch.syspath_prepend(place / "lib")
+    notes = place / "cache" / "dlflax" / "experiments.json"
+
+    def load(name="package.rings", **given):
+        for module in ("package", "package.rings", "package.evil"):
+            sys.modules.pop(module, None)
+        (place / "loaded").unlink(missing_ok=True)
+        saved = {"experiment": "x", "defined_in": {"module": name}}
+        try:
+            return of_run(saved, place, given.get("experiment"), None, print).module_name
+        except InputError as error:
+            assert not (place / "loaded").exists() and not mark.exists()
+            return str(error)
+
+    assert "was never run on this machine" in load()
+    assert load(experiment="package.rings") == "package.rings"
+    for _ in range(2):
+        assert load() == "package.rings" and (place / "loaded").exists()
+    for name in ("package.evil", "package", "package.rings.x", "package..rings", ""):
+        assert "was never run on this machine" in load(name) or not name
+    changed = "package.rings, which has changed since it last ran on this machine"
+    for file in ("lib/package/rings.py", "lib/package/__init__.py"):
+        text = (place / file).read_text()
+        (place / file).write_text(text + "# edited\n")
+        assert changed in load()
+        (place / file).write_text(text)
+        assert load() == "package.rings"
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    for name in ("rings", "__init__"):
+        poisoned = importlib.util.cache_from_source(str(place / "lib/package" / f"{name}.py"))
+        py_compile.compile(str(place / "lib/package/evil.py"), poisoned, invalidation_mode=mode)
+    assert load() == "package.rings" and not mark.exists()
+    # the same bytes in the folder where the command is called, with other modules beside them
+    shutil.copytree(place / "lib" / "package", place / "package")
+    monkeypatch.syspath_prepend(place)
+    assert changed in load()
+    shutil.rmtree(place / "package")
+    # as earlier versions noted modules; damaged notes
+    shutil.rmtree(place / "lib" / "package" / "__pycache__")
+    earlier = {"files": {}, "modules": {"package.rings": str(place / "lib/package/__init__.py")}}
+    for text in (
+        json.dumps(earlier), "[]", "{", '{"modules": {"package.rings": {}}}', '{"modules": 3}'
+    ):  # fmt: skip
+        notes.write_text(text)
+        assert "on this machine: if you trust it, add --experiment package.rings" in load()
+        assert load(experiment="package.rings") == load() == "package.rings"
+
+
+FIELDS = """
+import collections.abc, os, jax, flax.linen as nn, jax.numpy as jnp
+from dlflax import run
+from dlflax.data import Images
+from dlflax.train import Hparams, Recipe
+
+@jax.jit
+def doubled(x):
+    return 2 * x
+
+def plain(x):
+    return x
+
+class Net(nn.Module):
+    act: collections.abc.Callable = nn.relu
+    dtype: jnp.dtype = jnp.dtype("float32")
+    num_outputs: int = 10
+
+PRESETS = {"default": run.Config(Recipe(Net()), Hparams(), Images("digits"))}
+"""
+
+
+def test_what_a_model_s_field_may_name(place):
+    (place / "fields.py").write_text(FIELDS)
+    experiment = run.find("fields.py", experiments)
+    config = experiment.presets["default"]
+
+    def load(**fields):
+        saved = run.to_json(config)
+        saved["recipe"]["model"] |= fields
+        return run.config_from_json(saved, place, experiment).recipe.model
+
+    module = experiment.module
+    for function in (
+        nn.relu, nn.gelu, jnp.tanh, jnp.mean, jnp.maximum, nn.max_pool, nn.softmax,
+        jax.nn.initializers.zeros, module.doubled, module.plain,
+    ):  # fmt: skip
+        model = module.Net(act=function, dtype=jnp.dtype("bfloat16"))
+        saved = run.to_json(model)
+        assert load(**saved) == model, function
+    for name in (
+        "os:system", "fields:os.system", "fields:jnp.save", "fields:Net", "fields:Images",
+        "jax.numpy:load", "jax.numpy:save", "jax.numpy:savez", "jax.numpy:linalg.svd",
+        "jax.numpy:set_printoptions", "jax.numpy:ndarray", "flax.linen:nowrap", "flax.linen:jit",
+        "flax.linen:Module.apply", "flax.linen:intercept_methods", "flax:linen", "jax:jit",
+        "flax.linen.initializers:Any", "optax:Params", "dlflax.files:read_json",
+        "dlflax.train.checkpoint_files:write", "dlflax.run:main", "builtins:open",
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="names "):
+            load(act={"function": name})
+    for name in ("O", "S9", "datetime64", "f4,f4", "nothing", ["f4"], None, {"names": []}):
+        with pytest.raises(InputError):
+            load(dtype={"dtype": name})
 
 
 def test_what_config_json_cannot_hold_is_said(place):

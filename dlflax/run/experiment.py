@@ -1,26 +1,25 @@
 """An experiment: a module with PRESETS, given by name, as a module or as a file; what is trusted.
 
-A run folder names the classes that made it. Nothing outside of dlflax is imported for it unless the
-user has trained with it on this machine before, or names it now: a stranger's folder chooses no
-code. What was trained with is noted in experiments.json in the cache folder.
+A run folder names the classes that made it. Nothing outside of dlflax is run for it unless the user
+names it now, or has run the same bytes at the same path on this machine before (`trust.py`): a
+stranger's folder chooses no code.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import importlib.util
-import json
 import pkgutil
 import sys
-import traceback
 from collections.abc import Callable, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, read_bytes, read_json, replacing
+from dlflax.files import printable, read_bytes
+from dlflax.run import trust
 
 OWN = ("dlflax", "experiments")  # packages that come with this one
 LIBRARIES = (  # whose functions a model's field may name
@@ -79,7 +78,7 @@ class Experiment:
     def defined_in(self) -> dict[str, str]:
         """Where it lives, for config.json."""
         if self.file:
-            return {"file": str(self.file), "sha256": _sha256(self.file)}
+            return {"file": str(self.file), "sha256": trust.sha256(read_bytes(self.file))}
         return {"module": self.module_name} if self.module else {}
 
     def resolve(self, reference: str, path: Path, libraries: bool = False) -> Any:
@@ -95,29 +94,54 @@ class Experiment:
         root = module_name.partition(".")[0]
         if root in OWN or (libraries and module_name in LIBRARIES):
             module = _imported(module_name, path)
-        elif module_name == self.module_name:
-            module = self.module
-        elif module_name in self._trusted():
-            own = module_name == _shown_name("__main__")
-            module = sys.modules["__main__"] if own else _imported(module_name, path)
-        elif module_name == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
-            module = sys.modules["__main__"]  # a notebook or a prompt: what the user typed there
         else:
+            module = self._find_trusted(module_name)
+        shown = f"{path} names {printable(str(reference))}"
+        if module is None:
             raise InputError(
-                f"{path} names {reference}, of a module that no run on this machine has used: if "
-                f"you trust it, name the experiment with --experiment FILE or MODULE."
+                f"{shown}, of a module that no run on this machine has used as it is now: if you "
+                "trust it, name the experiment with --experiment FILE or MODULE."
             )
-        found = module
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is None:
-            raise InputError(f"{path} names {reference}, and there is no {name} in that module.")
-        return found
+        thing = module
+        for part in name.split("."):  # through classes alone, not into what a module imports
+            inside = thing is module or isinstance(thing, type)
+            thing = getattr(thing, part, None) if inside else None
+        if not _is_defined_in(thing, module, name):
+            raise InputError(f"{shown}, and that module defines no {printable(name)}.")
+        return thing
 
-    def _trusted(self) -> set[str]:
-        """Names of the modules that are imported when a saved file names them."""
-        noted = {name for name, origin in _noted()["modules"].items() if _origin(name) == origin}
-        return noted | {module for preset in self.presets.values() for module in modules_of(preset)}
+    def _find_trusted(self, module_name: str) -> ModuleType | None:
+        """The module of this name, outside of dlflax, if the user trusts it; else None."""
+        if module_name == self.module_name:
+            return self.module
+        if module_name == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+            return sys.modules["__main__"]  # a notebook or a prompt: what the user typed there
+        if module_name in modules_of(self._parts()):
+            names = (module_name, _FILE + module_name, "__main__")
+            modules = [sys.modules[name] for name in names if name in sys.modules]
+            return next((m for m in modules if _shown_name(m.__name__) == module_name), None)
+        return trust.import_noted(module_name)
+
+    def _parts(self) -> tuple:
+        """All that its presets and architectures hold."""
+        return (*self.presets.values(), *self.architectures.values())
+
+
+def _is_defined_in(thing, module: ModuleType, name: str) -> bool:
+    """True for a class or function that the module defines: for those of a library, any module of
+    the library or of one that it is built on."""
+    home = getattr(thing, "__module__", None)
+    if not isinstance(home, str) or isinstance(thing, ModuleType):
+        return False
+    root, home_root = (each.partition(".")[0] for each in (module.__name__, home))
+    if module.__name__ in LIBRARIES:
+        return home_root in ("jax", "flax", "optax")
+    inside = home_root in OWN if root in OWN else home == module.__name__
+    return inside and _qualified_name(thing) == name
+
+
+def _qualified_name(thing) -> str | None:
+    return getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
 
 
 def modules_of(value) -> set[str]:
@@ -140,7 +164,7 @@ def modules_of(value) -> set[str]:
 def reference(thing) -> str | None:
     """ "module:name" of a class or function; None for one that cannot be found by it."""
     module_name = getattr(thing, "__module__", None)
-    name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
+    name = _qualified_name(thing)
     if not module_name or not name or "<" in name:
         return None
     if module_name.partition(".")[0] == "dlflax":  # the shortest place that has it
@@ -172,62 +196,87 @@ def of_presets(name: str, presets: Mapping[str, Any], architectures=None) -> Exp
 def find(given: str, package: ModuleType | None) -> Experiment:
     """The experiment that a user names: one of `package`, if there is one, a module, or a file.
     InputError where there is none, or its code fails."""
+    return _checked(_locate(given, package))
+
+
+def _locate(given: str, package: ModuleType | None) -> Experiment:
+    """As `find`, of any module or file, with PRESETS or without."""
     if given.endswith(".py") or "/" in given:
         return _from_file(Path(given).expanduser())
     names = [found.name for found in pkgutil.iter_modules(package.__path__)] if package else []
     module_name = f"{package.__name__}.{given}" if given in names else given
-    with contextlib.suppress(ImportError, ValueError):
-        if importlib.util.find_spec(module_name):
-            try:
-                module = importlib.import_module(module_name)
-            except Exception as error:
-                raise _broken(module_name, error) from error
-            if hasattr(module, "PRESETS"):
-                return _checked(Experiment(given.rpartition(".")[2], module))
-            if module_name == given:
-                raise _without_presets(given)
+    spec = None
+    try:
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(module_name)
+        module = importlib.import_module(module_name) if spec else None
+    except Exception as error:
+        raise trust.failure(module_name, error) from error
+    if hasattr(module, "PRESETS") or (module and module_name == given):
+        return Experiment(given.rpartition(".")[2], module)
     shipped = [
         name for name in names
         if hasattr(importlib.import_module(f"{package.__name__}.{name}"), "PRESETS")
     ]  # fmt: skip
-    raise InputError(
-        f"unknown experiment {given!r}: choose one of {', '.join(shipped)}, or give a module or a "
-        "file that ends in .py."
-    )
+    choice = f"choose one of {', '.join(shipped)}, or give" if shipped else "give"
+    raise InputError(f"unknown experiment {given!r}: {choice} a module or a file that ends in .py.")
 
 
 def of_run(saved: dict, folder: Path, given: str | None, package, log: Callable) -> Experiment:
     """The experiment that a run folder was made by. saved: its config.json; given: what the user
-    names instead. InputError where it is gone or not trusted."""
+    names instead, which is noted as run. InputError where it is gone or not trusted."""
     where, name = saved.get("defined_in", {}), saved["experiment"]
     if given:
-        return find(given, package)
-    if path := where.get("file"):
-        noted = _noted()["files"]
-        if path not in noted and where.get("sha256") not in noted.values():
-            raise InputError(
-                f"{folder} was trained by {path}, which was never run on this machine: if you "
-                f"trust it, add --experiment {path}."
-            )
-        if not Path(path).is_file():
-            raise InputError(
-                f"{folder} was trained by {path}, which is not there any more: add --experiment "
-                "FILE with its new place."
-            )
-        found = _from_file(Path(path))
-        note_changes(where, found, log)
-        return dataclasses.replace(found, name=name)
+        experiment = _locate(given, package)
+        if hasattr(experiment.module, "PRESETS"):
+            _checked(experiment)
+        remember(experiment, experiment._parts())
+        return experiment
+    if "file" in where:
+        experiment = _load_noted(where["file"], folder)
+        note_changes(where, experiment, log)
+        return dataclasses.replace(experiment, name=name)
     module_name = where.get("module", "")
     if module_name.partition(".")[0] in OWN:
         return Experiment(name, _imported(module_name, folder / "config.json"))
-    if module_name in _noted()["modules"]:
-        return find(module_name, package)
-    if module_name:
+    if not module_name:
+        return Experiment(name)
+    main = sys.modules["__main__"]
+    if module_name == _shown_name("__main__") and hasattr(main, "PRESETS"):
+        return _checked(Experiment(name, main))
+    if module := trust.import_noted(module_name):
+        return _checked(Experiment(name, module))
+    known = module_name in trust.read_notes()["modules"]
+    raise _refusal(folder, f"the module {module_name}", module_name, known)
+
+
+def _load_noted(file: str, folder: Path) -> Experiment:
+    """The experiment in a file that is as it was noted, or that runs now. InputError for any
+    other."""
+    path, noted = Path(file), trust.read_notes()["files"].get(file)
+    if _is_main(path):
+        return _checked(_from_file(path))
+    if noted is None:
+        raise _refusal(folder, file, file, known=False)
+    try:
+        content = read_bytes(path)
+    except (OSError, ValueError):
         raise InputError(
-            f"{folder} was trained by the module {module_name}, which was never run on this "
-            f"machine: if you trust it, add --experiment {module_name}."
-        )
-    return Experiment(name)
+            f"{folder} was trained by {path}, which is not there any more: add --experiment FILE "
+            "with its new place."
+        ) from None
+    if trust.sha256(content) != noted or path.resolve() != path:
+        raise _refusal(folder, file, file, known=True)
+    return _checked(_from_file(path, content))
+
+
+def _refusal(folder: Path, made_by: str, name: str, known: bool) -> InputError:
+    made_by, name = printable(made_by), printable(name)
+    state = "has changed since it last ran" if known else "was never run"
+    return InputError(
+        f"{folder} was trained by {made_by}, which {state} on this machine: if you trust it, add "
+        f"--experiment {name}."
+    )
 
 
 def note_changes(where: dict, experiment: Experiment, log: Callable[[str], None]) -> None:
@@ -239,67 +288,43 @@ def note_changes(where: dict, experiment: Experiment, log: Callable[[str], None]
 
 def remember(experiment: Experiment, config) -> None:
     """Notes what this run uses from outside of dlflax, so that its folder can be read again."""
-    files, modules = {}, {}
+    files, names = {}, modules_of(config)
     if experiment.file:
-        files[str(experiment.file)] = _sha256(experiment.file)
+        files[str(experiment.file)] = trust.sha256(read_bytes(experiment.file))
+        names.discard(experiment.module_name)
     elif experiment.module_name.partition(".")[0] not in (*OWN, ""):
-        modules[experiment.module_name] = _origin(experiment.module_name)
-    for name in modules_of(config) - {experiment.module_name}:
-        modules[name] = _origin(name)
-    modules = {name: origin for name, origin in modules.items() if origin}
-    noted = _noted()
-    if files.items() <= noted["files"].items() and modules.items() <= noted["modules"].items():
-        return
-    noted = {"files": noted["files"] | files, "modules": noted["modules"] | modules}
-    with contextlib.suppress(OSError):  # without the note, predict asks for --experiment
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with replacing(cache_folder() / "experiments.json") as temporary:
-            temporary.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+        names.add(experiment.module_name)
+    trust.add_notes(files, names)
 
 
-def _noted() -> dict[str, dict[str, str]]:
-    """{"files": {path: sha256}, "modules": {name: file}}."""
-    noted = {}
-    with contextlib.suppress(OSError, ValueError):
-        noted = read_json(cache_folder() / "experiments.json")
-    noted = noted if isinstance(noted, dict) else {}
-    return {k: v if isinstance(v := noted.get(k), dict) else {} for k in ("files", "modules")}
+def _is_main(path: Path) -> bool:
+    """True if it is the script that runs."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return bool(main) and Path(main).resolve() == path
 
 
-def _origin(module_name: str) -> str | None:
-    """The file that a module would be imported from; nothing is imported but what it is in."""
-    root = module_name.partition(".")[0]
-    if root in sys.stdlib_module_names:
-        return None
-    with contextlib.suppress(ImportError, ValueError, AttributeError):
-        spec = importlib.util.find_spec(root)
-        return str(Path(spec.origin).resolve()) if spec and spec.origin else None
-    return None
-
-
-def _from_file(path: Path) -> Experiment:
+def _from_file(path: Path, content: bytes | None = None) -> Experiment:
+    """The experiment in a file, with PRESETS or without. content: of the file, if it is read."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {state}: give the .py file of an experiment.")
     path = path.resolve()
-    main = sys.modules["__main__"]
-    if getattr(main, "__file__", None) and Path(main.__file__).resolve() == path:
-        return _checked(Experiment(path.stem, main))
+    if _is_main(path):
+        return Experiment(path.stem, sys.modules["__main__"])
     name = _FILE + path.stem
-    if (module := sys.modules.get(name)) is None or module.__file__ != str(path):
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        if str(path.parent) not in sys.path:  # what lies beside it, as when Python runs it
-            sys.path.append(str(path.parent))
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise _broken(path, error) from error
-    if not hasattr(module, "PRESETS"):
-        raise _without_presets(path)
-    return _checked(Experiment(path.stem, module))
+    try:
+        content = read_bytes(path) if content is None else content
+        spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
+        spec.loader_state = trust.sha256(content)
+        module = sys.modules.get(name)
+        loaded = module and (module.__file__, module.__spec__.loader_state)
+        if loaded != (str(path), spec.loader_state):
+            if str(path.parent) not in sys.path:  # what lies beside it, as when Python runs it
+                sys.path.insert(0, str(path.parent))
+            module = trust.execute(spec, content)
+    except Exception as error:
+        raise trust.failure(path, error) from error
+    return Experiment(path.stem, module)
 
 
 def _checked(experiment: Experiment) -> Experiment:
@@ -317,23 +342,13 @@ def _without_presets(given) -> InputError:
     )
 
 
-def _broken(given, error: Exception) -> InputError:
-    """Where the code of an experiment failed, in one sentence."""
-    if isinstance(error, InputError):
-        return error
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-    file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return InputError(f"{given} cannot be imported: {file}, line {line}: {reason}.")
-
-
 def _imported(module_name: str, path: Path) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
-            f"{path} names the module {module_name}, which cannot be imported ({error})."
+            f"{path} names the module {printable(module_name)}, which cannot be imported "
+            f"({printable(str(error))})."
         ) from error
 
 
@@ -345,7 +360,3 @@ def _shown_name(module_name: str) -> str:
             return main.__spec__.name
         return Path(main.__file__).stem if getattr(main, "__file__", None) else "__main__"
     return module_name.removeprefix(_FILE)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(read_bytes(path)).hexdigest()

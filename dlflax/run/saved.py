@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import typeguard
 
@@ -127,6 +129,15 @@ KINDS = {
     "loss": "called as (outputs, targets, hparams)",
 }
 ARGUMENTS = {"optimizer": 2, "schedule": 2, "augment": 3, "step": 4, "loss": 3}
+PURE = (  # modules whose functions may be called, of dlflax and of Flax
+    "dlflax.train.augment", "dlflax.train.ensemble", "dlflax.train.losses", "dlflax.train.optim",
+    "dlflax.train.step", "flax.linen.activation", "flax.linen.attention",
+    "flax.linen.initializers", "flax.linen.pooling",
+)  # fmt: skip
+IMPURE = {  # functions of jax.numpy that read or write files, or change how arrays are printed
+    "load", "save", "savez", "fromfile", "printoptions", "set_printoptions", "get_printoptions",
+}  # fmt: skip
+TRACED = (type(jax.jit(abs)), jax.custom_jvp, jax.custom_vjp, jnp.ufunc)
 TASK_METHODS = ("check", "model_fields", "targets", "sums", "summary", "describe", "answer")
 
 
@@ -172,24 +183,28 @@ class _Reader:
         if not isinstance(value, dict):
             return value
         if "dtype" in value:
-            return np.dtype(value["dtype"])
+            dtype = np.dtype(str(value["dtype"]))
+            if dtype.kind != "b" and not jnp.issubdtype(dtype, np.number):
+                raise InputError(f"{self.path}: {place}.{name} is {dtype}, no dtype of a model.")
+            return dtype
         if "class" in value and name != "loss":  # a field of a thing, say a part of a model
             found = self.experiment.resolve(value["class"], self.path)
-            self._expect(dataclasses.is_dataclass(found), f"{place}.{name}", value)
+            is_kind = isinstance(found, type) and dataclasses.is_dataclass(found)
+            self._expect(is_kind, f"{place}.{name}", value)
             return self._built(found, {k: v for k, v in value.items() if k != "class"}, place)
         if "function" in value and name != "loss":
-            self._expect(place == "model", f"{place}.{name}", value)
-            found = self.experiment.resolve(value["function"], self.path, libraries=True)
-            self._expect(callable(found) and not isinstance(found, type), place, value)
-            return found
+            function = self.experiment.resolve(value["function"], self.path, libraries=True)
+            right = place == "model" and _is_array_function(function)
+            self._expect(right, f"{place}.{name}", value, "a function that a model may call")
+            return function
         return self.thing(value, name)
 
-    def _expect(self, right, place, value):
+    def _expect(self, right, place, value, kind="a dataclass"):
         if not right:
             named = value.get("class") or value.get("function")
             raise InputError(
-                f"{self.path}: {place} names {named}, which is not "
-                f"{KINDS.get(place, 'a dataclass')}: nothing was called."
+                f"{self.path}: {place} names {named}, which is not {KINDS.get(place, kind)}: "
+                "nothing was called."
             )
 
 
@@ -197,14 +212,25 @@ def _is_function(found, arguments: int) -> bool:
     """Whether it is a plain function that can be called with so many arguments."""
     if not isinstance(found, types.FunctionType):
         return False
-    own, *parts = found.__module__.split(".")
-    if own in OWN and parts[:1] != ["train"]:  # of ours only what is pure
+    if found.__module__.partition(".")[0] in OWN and found.__module__ not in PURE:
         return False
     try:
         inspect.signature(found).bind(*[None] * arguments)
     except TypeError:
         return False
     return True
+
+
+def _is_array_function(thing) -> bool:
+    """True for a traced function, and for a plain one unless a library has it for other ends."""
+    if isinstance(thing, TRACED):
+        return True
+    if not isinstance(thing, types.FunctionType):
+        return False
+    root = thing.__module__.partition(".")[0]
+    if root in ("flax", *OWN):
+        return thing.__module__ in PURE
+    return root != "jax" or thing.__name__ not in IMPURE
 
 
 def _is_kind(found, place: str) -> bool:
