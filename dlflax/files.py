@@ -65,29 +65,32 @@ def most_to_read() -> int:
     return host_memory() // 4
 
 
-def opened(path: str | Path) -> BinaryIO:
-    """An open file that has an end: a pipe or a device would be read for ever. OSError for those
-    and for all else that cannot be read."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+def opened(path: str | Path, follow: bool = True) -> BinaryIO:
+    """An open file that has an end: a pipe or a device would be read for ever. OSError for those,
+    for all else that cannot be read, and without `follow` for a symbolic link."""
+    if not stat.S_ISREG(os.stat(path, follow_symlinks=follow).st_mode):
         raise OSError(errno.EINVAL, "no regular file", str(path))
-    return open(path, "rb")
+    # where there is no such flag (Windows), a link put there just now would be followed
+    extra = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))
 
 
-def read_bytes(path: str | Path, most: int | None = None) -> bytes:
-    """What a regular file holds. OSError when it is larger than `most` bytes, by default a quarter
-    of the memory."""
+def read_bytes(path: str | Path, most: int | None = None, follow: bool = True) -> bytes:
+    """What a regular file holds; `follow` as in `opened`. OSError when it is larger than `most`
+    bytes, by default a quarter of the memory."""
     most = most or most_to_read()
-    with opened(path) as file:
+    with opened(path, follow) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most / 1e6:,.0f} MB", str(path))
     return content
 
 
-def read_json(path: str | Path):
-    """The JSON values in a file of ours. OSError; ValueError for anything else in it."""
+def read_json(path: str | Path, follow: bool = True):
+    """The JSON values in a file of ours; `follow` as in `opened`. OSError; ValueError for anything
+    else in it."""
     try:
-        return json.loads(read_bytes(path, MOST_JSON).decode("utf-8"))
+        return json.loads(read_bytes(path, MOST_JSON, follow).decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -21,6 +21,7 @@ def command(
     host: str = "127.0.0.1",
     port: int = 8000,
     experiment: str = "",
+    allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Serves the model of a run or a sweep until Ctrl-C or SIGTERM; then it finishes what it has.
 
@@ -29,6 +30,8 @@ def command(
         host: Address to listen at; 0.0.0.0 lets others in, who can then ask it anything.
         port: Port to listen at; 0 takes any free one.
         experiment: The file or module that made the run, where it has moved or was not run here.
+        allow_host: A name that others reach the server by, such as models.example.com, beside
+            localhost and the host; each name with a flag of its own.
     """
     try:
         from dlflax.run.serve import serve
@@ -37,7 +40,7 @@ def command(
             raise
         sentence = "serve needs Starlette and uvicorn: pip install 'dlflax[serve]'."
         raise InputError(sentence) from error
-    serve(Predictor(run_dir, experiments, experiment or None), host, port)
+    serve(Predictor(run_dir, experiments, experiment or None), host, port, allow_hosts=allow_host)
 
 
 if __name__ == "__main__":

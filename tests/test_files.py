@@ -47,6 +47,16 @@ def test_what_has_no_end_is_not_read(place, kind):
             source(data_dir=named).load(lambda _: None)
 
 
+def test_links_are_not_followed_where_they_may_not_be(place):
+    Path("a.json").write_text("3")
+    Path("link.json").symlink_to("a.json")
+    (place / "folder").symlink_to(place)
+    assert read_json("link.json") == read_json("folder/a.json", follow=False) == 3
+    for name in ("link.json", "folder", "none.json"):
+        with pytest.raises(OSError):
+            read_json(name, follow=False)
+
+
 def test_bombs_are_not_unpacked(place, monkeypatch):
     monkeypatch.setattr(files, "host_memory", lambda: 4 * 10**6)
     Path("bomb.gz").write_bytes(gzip.compress(bytes(10**7)))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFile, ImageOps
 
-from dlflax.data.picture import read_picture
+from dlflax.data.picture import PictureError, count_pixels, read_picture
 from dlflax.errors import InputError
 
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist/t10k-images-idx3-ubyte.gz"
@@ -231,6 +231,18 @@ def test_damaged_png(tmp_path):
 def test_bomb(tmp_path, monkeypatch, factor):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(120 * 90 / factor))  # warns, then raises
     refuse(save(tmp_path / "a.png", drawing()), "too large")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP"])
+def test_pixels_are_counted_before_they_are_decoded(format, monkeypatch):
+    file, path = io.BytesIO(), Path("a.bin")
+    Image.new("L", (1200, 900)).save(file, format)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    assert count_pixels(file, path, (28, 28, 1), True) == 1200 * 900
+    drafted = 600 * 450 if format == "JPEG" else 1200 * 900  # no less than twice the side
+    assert count_pixels(file, path, (200, 224, 3), False) == drafted
+    with pytest.raises(PictureError, match="not a picture"):
+        count_pixels(io.BytesIO(b"no"), path, (28, 28, 1), True)
 
 
 def test_blank_or_ambiguous(tmp_path):

@@ -1,5 +1,6 @@
 """A model behind HTTP: the answers of predict, one sentence for bad input, a clean end."""
 
+import asyncio
 import base64
 import io
 import json
@@ -175,7 +176,7 @@ def malformed():
     for i in range(20):
         yield generator.bytes(i * 50), binary, {422}
     bomb = Image.new("L", (12_000, 12_000))
-    yield png(bomb), binary, {422}
+    yield png(bomb), binary, {413}
     yield png(Image.new("1", (60_000, 60))), binary, {422}
     yield b"x" * (serve.MOST_BYTES + 1), binary, {413}
     yield b"", {**binary, "content-length": str(2 * 10**9)}, {413}
@@ -216,6 +217,7 @@ def test_what_else_is_there(runs, digits):
     assert "https://" not in page.text  # nothing from elsewhere
     card = digits.get("/card").json()
     assert card["takes"] == "pictures" and card["draw"] and card["test"]["accuracy"] > 0
+    assert "findings" not in card and "findings" not in page.text
     assert card["pictures"][0] == "confusion_matrix.png"
     assert digits.get("/pictures/confusion_matrix.png").content.startswith(b"\x89PNG")
     for hidden in ("config.json", "..%2fconfig.json", "none.png", "%2e%2e"):
@@ -275,11 +277,259 @@ def test_too_many_wait_their_turn(digits, monkeypatch):
     assert digits.post("/predict", json=asked).status_code == 413
 
 
-def started(folder):
+def too_much(kind):
+    """(media type, body, what the sentence says) of requests that are refused before the work."""
+    if kind == "mnist":
+        large, other = (Image.new("1", size) for size in ((1001, 1000), (999, 1000)))
+        frames = [Image.new("P", (1001, 1000), i) for i in range(3)]
+        yield "image/gif", png(frames[0], "GIF", save_all=True, append_images=frames[1:]), "1 mill"
+        for format in ("PNG", "TIFF", "WEBP", "JPEG"):
+            yield "image/png", png(large.convert("RGB"), format), "1 million"
+        yield "image/png", png(Image.new("1", (12_000, 12_000))), "1 million"
+        yield "application/json", {"pictures": [png(other), png(large)]}, "picture 2 is too large"
+        yield "application/json", {"pictures": [png(other)] * 5}, "4 million"
+    elif kind == "sentiment":
+        yield "text/plain", b"a" * 1001, "1,000 characters"
+        yield "application/json", {"texts": ["a" * 600, "\u20ac" * 401]}, "1,000 characters"
+    elif kind == "tabular":
+        columns = ",".join(f"column {i}" for i in range(13))
+        rows = [columns, *[",".join(["1"] * 13)] * 257]
+        for end in ("\n", "\r", "\r\n\r\n"):
+            yield "text/csv", f"\ufeff{end.join(rows)}", "256 rows"
+        yield "text/csv", "\n".join(rows).replace(",", ";"), "256 rows"
+        yield "application/json", {"rows": [{}] * 257}, "256 rows"
+    else:
+        yield "text/csv", "year,spots\n" + "1,1\n" * 41, "40 rows"
+        yield "application/json", {"rows": [{"spots": 1}] * 41}, "40 rows"
+
+
+@pytest.mark.parametrize("kind", ["mnist", "sentiment", "tabular", "forecast"])
+def test_too_much_is_refused_before_the_work(runs, kind, monkeypatch):
+    predictor = Predictor(runs / kind, log=lambda _: None)
+    monkeypatch.setattr(type(predictor.config.data), "read", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(serve_inputs, "MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(serve_inputs, "MOST_STEPS", 40)
+    monkeypatch.setattr(serve_inputs, "MOST_PIXELS", 10**6)
+    monkeypatch.setattr(serve_inputs, "MOST_PIXELS_IN_ALL", 4 * 10**6)
+    for media, body, words in too_much(kind):
+        if isinstance(body, dict):
+            body = json.dumps(body, default=lambda content: base64.b64encode(content).decode())
+        body = body if isinstance(body, bytes) else body.encode()
+        with pytest.raises(serve_inputs.Refused, match=words) as refused:
+            serve_inputs.inputs_of(predictor, media, body)
+        assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("comma", [",", ";"])
+def test_rows_are_counted_as_they_are_read(runs, comma):
+    predictor = Predictor(runs / "tabular", log=lambda _: None)
+    names = [column["name"] for column in predictor.data["columns"]]
+    note = f'"a{comma}\n\r\n""\n"'
+    lines = [comma.join([*names, "note"]), *[comma.join(["1"] * len(names) + [note])] * 256]
+    body = "\n\n".join(lines).encode()
+    assert len(serve_inputs.inputs_of(predictor, "text/csv", body)[0]) == 256
+
+
+def test_numbers_that_json_does_not_have(runs, monkeypatch):
+    """Too large ones are refused, and what a model makes of others is null."""
+    with client_of(runs, "forecast") as client:
+        for values in ([1e308] * 40, [1.0] * 30 + [-1e308] + [1.0] * 9, [1.0] * 39 + [1e39]):
+            rows = [{"year": 1700 + i, "spots": value} for i, value in enumerate(values)]
+            answer = client.post("/predict", json={"rows": rows})
+            assert answer.status_code == 422 and "float32" in answer.json()["error"], answer.text
+    predictor = Predictor(runs / "mnist", log=lambda _: None)
+    values = {"class": "1", "probability": np.nan, "values": [np.inf, (-np.inf, 1.5, None)]}
+    with TestClient(serve.app(predictor)) as client:
+        monkeypatch.setattr(predictor, "of_batch", lambda names, *_, draw: [("", values)] * 8)
+        answer = client.post("/predict", content=odd_pictures()[0])
+        assert answer.json()["answers"] == [
+            {"class": "1", "probability": None, "values": [None, [None, 1.5, None]]}
+        ]
+
+
+def test_odd_files_in_a_run_folder(runs, tmp_path):
+    """Nothing is served that is a link, or no file; the card is valid, whatever is in results."""
+    folder, results = tmp_path / "run", tmp_path / "run" / "results.json"
+    shutil.copytree(runs / "mnist", folder)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "link.png").symlink_to(tmp_path / "secret")
+    (folder / "inside.png").symlink_to(folder / "config.json")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    (tmp_path / "latest").symlink_to(folder)  # which users may have
+
+    def strictly(text):
+        return json.loads(text, parse_constant=lambda word: pytest.fail(word))
+
+    with client_of(tmp_path, "latest") as client:
+        card = strictly(client.get("/card").text)
+        assert "curves.png" in card["pictures"] and card["test"]["accuracy"] > 0
+        assert client.get("/pictures/curves.png").status_code == 200
+        for name in ("link", "inside", "gone", "folder", "pipe"):
+            assert f"{name}.png" not in card["pictures"]
+            answer = client.get(f"/pictures/{name}.png")
+            assert answer.status_code == 404 and "openapi" in answer.json()["error"]
+        for text in (
+            '{"test": {"accuracy": NaN, "loss": 1e999}, "baselines": {"a": {"loss": -Infinity}}}',
+            "[]", "3", "NaN", '{"test": 3}', '{"test": {"loss": [NaN]}}', '{"baselines": [1]}',
+            '{"baselines": {"a": null}}', '{"data": 7, "parameters": NaN}', '{"parameters": "3"}',
+            '{"data": {"notes": 3}}', '{"data": {"notes": ["\\ud800", NaN, [1]]}}', "[" * 9999, "",
+        ):  # fmt: skip
+            results.write_text(text)
+            card = strictly(client.get("/card").text)
+            assert set(card["test"].values()) <= {None} and card["parameters"] is None
+        results.rename(tmp_path / "results.json")
+        (tmp_path / "results.json").write_text('{"test": {"accuracy": 1}}')
+        results.symlink_to(tmp_path / "results.json")
+        assert client.get("/card").json()["test"] == {}
+        results.unlink()
+        os.mkfifo(results)
+        assert client.get("/card").json()["test"] == {}
+
+
+async def asgi(app, body: bytes, gone=None, media="application/json"):
+    """(status, body) of what an application answers; body None: the client stops in the middle of
+    it. gone: an event, after which the client is gone."""
+    sent, answered = [], asyncio.Event()
+    parts = [{"type": "http.request", "body": body or b"{", "more_body": body is None}]
+
+    async def receive():
+        if not parts:
+            await (gone or answered).wait()
+            return {"type": "http.disconnect"}
+        return parts.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", media.encode())]
+    scope = {
+        "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict",
+        "query_string": b"", "headers": headers, "server": ("127.0.0.1", 80), "http_version": "1.1",
+    }  # fmt: skip
+    await app(scope, receive, send)
+    answered.set()
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+@pytest.fixture
+def stuck(runs, monkeypatch):
+    """(an application, an event that is set when a picture is read, which takes until the next
+    one is set, that one, sizes of the files that were read)."""
+    predictor, sizes = Predictor(runs / "mnist", log=lambda _: None), []
+    begun, end = threading.Event(), threading.Event()
+    read = type(predictor.config.data).read
+
+    def stop(*args):
+        sizes.append(Path(args[1][0]).stat().st_size)
+        begun.set()
+        assert end.wait(60)
+        return read(*args)
+
+    app = serve.app(predictor)
+    monkeypatch.setattr(type(predictor.config.data), "read", stop)
+    yield app, begun, end, sizes
+    end.set()
+
+
+THREE = json.dumps({"pictures": [base64.b64encode(odd_pictures()[0]).decode()] * 3}).encode()
+
+
+def test_many_pictures_keep_nobody_waiting(stuck):
+    """Those of other requests are read between them."""
+    app, begun, end, sizes = stuck
+    small = odd_pictures()[7]
+
+    async def go():
+        answers = [asyncio.create_task(asgi(app, THREE)) for _ in range(2)]
+        await asyncio.to_thread(begun.wait)
+        answers.append(asyncio.create_task(asgi(app, small, media="image/bmp")))
+        for _ in range(50):  # until it stands in the queue
+            await asyncio.sleep(0)
+        end.set()
+        while len(sizes) < 7:
+            await asyncio.sleep(0.01)
+        [answer.cancel() for answer in answers]
+        await asyncio.gather(*answers)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    assert sizes.index(len(small)) < 5
+
+
+def test_work_ends_with_its_client(stuck):
+    app, begun, end, sizes = stuck
+
+    async def go():
+        gone = asyncio.Event()
+        answer = asyncio.create_task(asgi(app, THREE, gone))
+        await asyncio.to_thread(begun.wait)
+        gone.set()
+        await answer
+        end.set()
+        return await asyncio.wait_for(asgi(app, b"{}"), 60)  # the threads are free
+
+    status, _ = asyncio.run(go())
+    assert status == 422 and len(sizes) == 1
+
+
+def test_work_takes_no_longer_than_it_may(stuck, monkeypatch):
+    app, _, end, sizes = stuck
+    monkeypatch.setattr(serve, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(serve, "READ_SECONDS", 0.1)
+    status, body = asyncio.run(asgi(app, THREE))
+    assert status == 503 and "0.1 seconds" in json.loads(body)["error"]
+    end.set()
+    status, body = asyncio.run(asgi(app, None))
+    assert status == 408 and "0.1 seconds" in json.loads(body)["error"] and len(sizes) == 1
+
+
+def test_a_server_that_stops_says_so(stuck):
+    app, begun, *_ = stuck
+
+    async def go():
+        answer = asyncio.create_task(asgi(app, THREE))
+        await asyncio.to_thread(begun.wait)
+        answer.cancel()  # as uvicorn does
+        return await answer
+
+    status, body = asyncio.run(go())
+    assert status == 503 and "stops" in json.loads(body)["error"]
+
+
+def test_bodies_share_the_memory(digits, stuck, monkeypatch):
+    app, begun, end, _ = stuck
+    monkeypatch.setattr(serve, "MOST_BYTES_IN_ALL", len(THREE) + 1)
+
+    async def go():
+        first = asyncio.create_task(asgi(app, THREE, asyncio.Event()))
+        await asyncio.to_thread(begun.wait)
+        second = await asgi(app, THREE)
+        first.cancel()
+        await first
+        end.set()
+        return second, await asgi(app, b"{" + b" " * (len(THREE) - 1))
+
+    second, third = asyncio.run(go())
+    assert second[0] == 429 and third[0] == 400  # there is room again
+
+
+STUCK = """
+import runpy, sys, time
+from dlflax.run import serve
+serve.STOP_SECONDS, serve.SAY_SECONDS, read = 4, 2, serve.read_part
+size, sys.argv = int(sys.argv[1]), ["serve", *sys.argv[2:]]
+serve.read_part = lambda part: time.sleep(600) if len(part.args[2]) == size else read(part)
+runpy.run_module("experiments.serve", run_name="__main__")
+"""
+
+
+def started(folder, *command):
     """(a server's process, its address)."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.serve", str(folder), "--port", "0"],
+        [sys.executable, *(command or ("-m", "experiments.serve")), str(folder), "--port", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )  # fmt: skip
     for line in process.stdout:
         if line.startswith("http://"):
@@ -293,28 +543,42 @@ def asked(address, content):
         return json.load(answer)["answers"][0]
 
 
+def half_sent(address, content):
+    """(a connection on which half of a request is sent, the other half)."""
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    lines = ["POST /predict HTTP/1.1", "Host: localhost", "Content-Type: image/png"]
+    head = "\r\n".join([*lines, f"Content-Length: {len(content)}", "", ""])
+    connection.sendall(head.encode() + content[:50])
+    return connection, content[50:]
+
+
+def reply(connection) -> bytes:
+    with connection:
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
 def test_the_command_ends_cleanly_and_answers_the_same_again(runs):
-    content = odd_pictures()[7]
+    """With a request that is on its way, and one that keeps its thread for ever."""
+    content, other = odd_pictures()[7], odd_pictures()[5]
     process, address = started(runs / "mnist")
     first = asked(address, content)
     process.kill()
     process.communicate(timeout=60)
-    process, address = started(runs / "mnist")
+    process, address = started(runs / "mnist", "-c", STUCK, str(len(other)))
     assert asked(address, content) == first
-    host, port = address.removeprefix("http://").split(":")
-    slow = socket.create_connection((host, int(port)))  # a request that is on its way
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(content)}\r\n\r\n"  # fmt: skip  # noqa: E501
-    slow.sendall(head.encode() + content[:50])
-    time.sleep(0.5)
+    slow, rest = half_sent(address, content)
+    stuck, rest_of_stuck = half_sent(address, other)
+    stuck.sendall(rest_of_stuck)
+    assert asked(address, content) == first  # by the other thread
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
-    slow.sendall(content[50:])
-    reply = b""
-    with slow:
-        while part := slow.recv(65536):
-            reply += part
-    assert b" 200 " in reply.split(b"\r\n")[0] and first["class"].encode() in reply
-    out, err = process.communicate(timeout=60)
+    slow.sendall(rest)
+    answer = reply(slow)
+    assert b" 200 " in answer.split(b"\r\n")[0] and first["class"].encode() in answer
+    answer = reply(stuck)
+    assert b" 503 " in answer.split(b"\r\n")[0] and b"the server stops" in answer
+    out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and "stopped" in out and "Traceback" not in err
     with pytest.raises(urllib.error.URLError):
         asked(address, content)
@@ -325,6 +589,8 @@ def test_a_port_that_is_taken_and_a_folder_that_is_none(runs, tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"--port {port} cannot be used"):
             serve.serve(Predictor(runs / "mnist", log=lambda _: None), port=port)
+        with pytest.raises(InputError, match="--allow-host 'http://a' is no host"):
+            serve.serve(Predictor(runs / "mnist", log=lambda _: None), allow_hosts=["http://a"])
     with pytest.raises(InputError, match="not a run folder"):
         Predictor(tmp_path / "none")
 

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,7 +95,23 @@ def decode(
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return np.array(image).reshape(shape)
 
-    return _open(file, path, fitted, 2 * max(height, width))
+    return _open(file, path, fitted, _enough(shape))
+
+
+def count_pixels(file: BinaryIO, path: Path, shape: tuple[int, int, int], ink: bool) -> int:
+    """Counts the pixels that `read_picture` would decode, from the file's header alone. `path` is
+    for messages. PictureError as `decode`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _open_header(file, path) as image:
+            if not ink:
+                image.draft(None, (_enough(shape),) * 2)
+            return image.width * image.height
+
+
+def _enough(shape: tuple[int, int, int]) -> int:
+    """Pixels a side below which a JPEG is not decoded for `shape`."""
+    return 2 * max(shape[:2])
 
 
 def _open(
@@ -103,20 +119,28 @@ def _open(
 ) -> tuple[Any, tuple[str, ...]]:
     """What `use` makes of the picture, upright, in mode L, RGB or RGBA, and what was odd about it;
     of a JPEG at no less than `enough` pixels a side, where that is given."""
+    with _open_header(file, path) as image:
+        pixels = image.width * image.height
+        if enough:
+            image.draft(None, (enough, enough))  # nothing but a JPEG can do that
+        with _big if pixels > BIG else contextlib.nullcontext():
+            mode = image.mode
+            # 16-bit colours are in no mode of Pillow's: it drops their low bytes.
+            deep = any(";16" in str(tile[3]) for tile in image.tile)
+            converted = _converted(image)
+            return use(converted), _oddities(path, image, mode, deep, converted)
+
+
+@contextlib.contextmanager
+def _open_header(file: BinaryIO, path: Path) -> Iterator[Image.Image]:
+    """Opens a picture file, of which nothing is decoded. PictureError for what it is not, is too
+    much of, or raises while it is open."""
     try:
         _know_heic(file, path)
         with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            pixels = image.width * image.height
-            if pixels > Image.MAX_IMAGE_PIXELS or max(image.size) > MAX_SIDE:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width:,} x {image.height:,} pixels")
-            if enough:
-                image.draft(None, (enough, enough))  # nothing but a JPEG can do that
-            with _big if pixels > BIG else contextlib.nullcontext():
-                mode = image.mode
-                # 16-bit colours are in no mode of Pillow's: it drops their low bytes.
-                deep = any(";16" in str(tile[3]) for tile in image.tile)
-                converted = _converted(image)
-                return use(converted), _oddities(path, image, mode, deep, converted)
+            yield image
     except PictureError:
         raise
     except UnidentifiedImageError as error:

@@ -11,31 +11,41 @@ import concurrent.futures
 import contextlib
 import importlib.resources
 import io
+import ipaddress
+import os
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from dlflax import train
 from dlflax.errors import InputError
+from dlflax.files import read_bytes
 from dlflax.models import explain
 from dlflax.run.predict import Predictor
-from dlflax.run.serve_card import card, openapi, pictures
-from dlflax.run.serve_inputs import Refused, inputs_of
+from dlflax.run.serve_card import PICTURE, card, openapi
+from dlflax.run.serve_http import JSON, LOCAL, HostCheck, Protocol, host_name
+from dlflax.run.serve_inputs import Inputs, Refused, join, parts_of, read_part
 
 SIZES = (1, 8, 64)  # of batches that are computed
 MOST_BYTES = 20 * 2**20  # of a request
+MOST_BYTES_IN_ALL = 2**28  # of all requests that wait
 MOST_WAITING = 4096  # inputs
 READ_SECONDS = 30  # that a request's body may take
-STOP_SECONDS = 30  # in which what was accepted is answered when it is told to stop
+ANSWER_SECONDS = 60  # that the answer may take after that
+STOP_SECONDS = 30  # after which the process is gone when it is told to stop
+SAY_SECONDS = 5  # of these, to say to whoever still waits that there will be no answer
+BUSY = "too many requests are waiting: try again in a second."
 
 
 class Batches:
@@ -60,12 +70,20 @@ class Batches:
             repeated = {name: np.repeat(array, size, 0) for name, array in batch.items()}
             self._computed(["x"] * size, "row", repeated)
 
+    @contextlib.contextmanager
+    def room(self, count: int):
+        """So many more inputs wait while it lasts. Refused where they are too many."""
+        if self._waiting + count > MOST_WAITING:
+            raise Refused(429, BUSY)
+        self._waiting += count
+        try:
+            yield
+        finally:
+            self._waiting -= count
+
     async def answers(self, names: list[str], kind: str, batch) -> list[dict[str, Any]]:
         """What predict says of each, as JSON values. Refused where too many are waiting."""
-        if self._waiting + len(names) > MOST_WAITING:
-            raise Refused(429, "too many requests are waiting: try again in a second.")
-        self._waiting += len(names)
-        try:
+        with self.room(len(names)):
             parts = []
             for start in range(0, len(names), SIZES[-1]):
                 rows = slice(start, start + SIZES[-1])
@@ -74,18 +92,16 @@ class Batches:
                 self._queue.put_nowait((names[rows], kind, part, done))
                 parts.append(done)
             return [values for part in await asyncio.gather(*parts) for values in part]
-        finally:
-            self._waiting -= len(names)
 
     async def run(self) -> None:
         """Computes for ever."""
         held = None
         while True:
-            items = [held or await self._queue.get()]
-            count, held = len(items[0][0]), None
+            items, held = [held or await self._queue.get()], None
+            count = len(items[0][0])
             while not self._queue.empty():
                 item = self._queue.get_nowait()
-                if count + len(item[0]) > SIZES[-1] or item[1] != items[0][1]:
+                if count + len(item[0]) > SIZES[-1] or _layout(item) != _layout(items[0]):
                     held = item
                     break
                 items.append(item)
@@ -93,13 +109,13 @@ class Batches:
             await self._compute(items)
 
     async def _compute(self, items) -> None:
-        names = [name for some, *_ in items for name in some]
-        batch = {key: np.concatenate([part[key] for _, _, part, _ in items]) for key in items[0][2]}
+        items = [item for item in items if not item[3].cancelled()]  # who asked may be gone
+        if not items:
+            return
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(
-                self._thread, self._computed, names, items[0][1], batch
-            )
+            names, kind, batch = join([item[:3] for item in items])
+            found = await loop.run_in_executor(self._thread, self._computed, names, kind, batch)
         except Exception as error:
             for *_, done in items:
                 if not done.cancelled():
@@ -115,69 +131,162 @@ class Batches:
         more = size - len(names)
         batch = {k: np.concatenate([v, np.repeat(v[:1], more, 0)]) for k, v in batch.items()}
         padded = [*names, *names[:1] * more]
-        answers = self._predictor.of_batch(padded, kind, batch, draw=False)
+        with np.errstate(all="ignore"):  # an answer without a number is null
+            answers = self._predictor.of_batch(padded, kind, batch, draw=False)
         return [values for _, values in answers[: len(names)]]
 
 
-def app(predictor: Predictor) -> Starlette:
-    """The page and the interface of a run's model, whose state is read and compiled first.
-    InputError and RunError as Predictor."""
-    batches = Batches(predictor)
+def _layout(item):
+    """What has to be the same for items to be one batch: pixels may be uint8 or float32."""
+    _, kind, batch, _ = item
+    return kind, [(name, array.dtype, array.shape[1:]) for name, array in batch.items()]
+
+
+class Bodies:
+    """Reads the bodies of requests, of which all together have MOST_BYTES_IN_ALL."""
+
+    def __init__(self):
+        self._bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request):
+        """All of one. Refused when it is too large, takes too long, or many others wait."""
+        limit = f"a request may have {MOST_BYTES // 2**20} MB."
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refused(415, "send the body as it is, without Content-Encoding.")
+        length = request.headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MOST_BYTES:
+            raise Refused(413, limit)
+        body = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(READ_SECONDS):
+                    async for part in request.stream():
+                        body += part
+                        self._bytes += len(part)
+                        if len(body) > MOST_BYTES:
+                            raise Refused(413, limit)
+                        if self._bytes > MOST_BYTES_IN_ALL:
+                            raise Refused(429, BUSY)
+            except TimeoutError:
+                sentence = f"the request took longer than {READ_SECONDS} seconds."
+                raise Refused(408, sentence) from None
+            yield body
+        finally:
+            self._bytes -= len(body)
+
+
+def app(
+    predictor: Predictor, hosts: Collection[str] = LOCAL, origins: Collection[str] = ()
+) -> Starlette:
+    """The page and the interface of a run's model, whose state is read and compiled first; hosts
+    and origins as `HostCheck`. InputError and RunError as Predictor."""
+    batches, bodies = Batches(predictor), Bodies()
     batches.warm_up()
     _heat(predictor, np.zeros((1, *predictor.data["input_shape"]), predictor.dtype))
     readers = concurrent.futures.ThreadPoolExecutor(2)
     page = importlib.resources.files("dlflax.run").joinpath("serve.html").read_text("utf-8")
 
-    async def asked(request):
-        body, kind = await _body(request), request.headers.get("content-type", "")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(readers, inputs_of, predictor, kind, body)
+    def in_thread(*work):
+        return asyncio.get_running_loop().run_in_executor(readers, *work)
 
-    async def predict(request):
-        return JSONResponse({"answers": await batches.answers(*await asked(request))})
+    async def inputs(request, body, most=None) -> Inputs:
+        kind = request.headers.get("content-type", "")
+        some = (await in_thread(parts_of, predictor, kind, body))[:most]
+        with batches.room(len(some)):  # one after the other: others' are read in between
+            return join([await in_thread(read_part, part) for part in some])
 
-    async def look(request):
-        names, kind, batch = await asked(request)
-        (values,) = await batches.answers(names[:1], kind, {k: v[:1] for k, v in batch.items()})
-        loop = asyncio.get_running_loop()
-        seen = await loop.run_in_executor(readers, _looked, predictor, batch["inputs"][:1])
-        return JSONResponse({"answer": values, **seen})
+    async def predict(request, body):
+        return {"answers": await batches.answers(*await inputs(request, body))}
 
-    async def picture(request):
+    async def look(request, body):
+        if predictor.kind != "picture":
+            raise Refused(404, "this model does not look at pictures.")
+        names, kind, batch = await inputs(request, body, 1)
+        (values,) = await batches.answers(names, kind, batch)
+        return {"answer": values, **await in_thread(_looked, predictor, batch["inputs"])}
+
+    def post(path, answer):
+        async def respond(request):
+            try:
+                async with bodies.read(request) as body:
+                    return JSON(await _until_gone(request, answer(request, body)))
+            except asyncio.CancelledError:  # by uvicorn, before the process ends
+                raise Refused(503, "the server stops: ask again later.") from None
+
+        return Route(path, respond, methods=["POST"])
+
+    def picture(request):
         name = request.path_params["name"]
-        if name not in pictures(predictor.folder):
+        if not PICTURE.fullmatch(name):
             raise HTTPException(404)
-        return FileResponse(predictor.folder / name)
+        try:
+            content = read_bytes(predictor.folder / name, follow=False)
+        except OSError:  # there is none, or it is a link to somewhere else
+            raise HTTPException(404) from None
+        return Response(content, media_type="image/png")
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
         task = asyncio.create_task(batches.run())
         yield
         task.cancel()
-        readers.shutdown(wait=False)
+        readers.shutdown(wait=False, cancel_futures=True)
 
     async def health(_):
-        return JSONResponse({"status": "ok"})
+        return JSON({"status": "ok"})
 
     routes = [
         Route("/", lambda _: HTMLResponse(page)),
         Route("/health", health),
-        Route("/card", lambda _: JSONResponse(card(predictor))),
-        Route("/openapi.json", lambda _: JSONResponse(openapi(predictor))),
+        Route("/card", lambda _: JSON(card(predictor))),
+        Route("/openapi.json", lambda _: JSON(openapi(predictor))),
         Route("/pictures/{name}", picture),
-        Route("/predict", predict, methods=["POST"]),
-        Route("/look", look, methods=["POST"]),
+        post("/predict", predict),
+        post("/look", look),
     ]
-    handlers = {Refused: _refused, HTTPException: _http, ClientDisconnect: _gone}
-    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    handlers = {
+        Refused: _refused, HTTPException: _http, ClientDisconnect: _gone, Exception: _failed,
+    }  # fmt: skip
+    check = Middleware(HostCheck, hosts=hosts, origins=origins)
+    return Starlette(
+        routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=[check]
+    )
+
+
+async def _until_gone(request: Request, work: Coroutine):
+    """Returns what `work` does; cancels it when its client is gone or ANSWER_SECONDS are over."""
+
+    async def disconnection():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnection())]
+    try:
+        done, _ = await asyncio.wait(
+            tasks, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        if tasks[0] in done:
+            return tasks[0].result()
+        if done:
+            raise ClientDisconnect
+        sentence = f"no answer within {ANSWER_SECONDS} seconds: send less, or ask again later."
+        raise Refused(503, sentence)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _refused(_, error):
-    return JSONResponse({"error": error.sentence}, error.status)
+    return JSON({"error": error.sentence}, error.status)
 
 
 async def _gone(*_):
     return Response(status_code=400)  # which nobody reads
+
+
+async def _failed(*_):
+    return JSON({"error": "the server failed on this request: its log says how."}, 500)
 
 
 async def _http(_, error):
@@ -186,27 +295,7 @@ async def _http(_, error):
         405: "use another method: see /openapi.json.",
     }
     sentence = say.get(error.status_code, str(error.detail))
-    return JSONResponse({"error": sentence}, error.status_code, headers=error.headers)
-
-
-async def _body(request: Request) -> bytes:
-    """All of it. Refused when it is too large, or takes too long."""
-    limit = f"a request may have {MOST_BYTES // 2**20} MB."
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "send the body as it is, without Content-Encoding.")
-    length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MOST_BYTES:
-        raise Refused(413, limit)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(READ_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BYTES:
-                    raise Refused(413, limit)
-    except TimeoutError:
-        raise Refused(408, f"the request took longer than {READ_SECONDS} seconds.") from None
-    return bytes(body)
+    return JSON({"error": sentence}, error.status_code, headers=error.headers)
 
 
 def _heat(predictor, inputs) -> np.ndarray | None:
@@ -223,8 +312,6 @@ def _heat(predictor, inputs) -> np.ndarray | None:
 
 def _looked(predictor, inputs) -> dict[str, str | None]:
     """The picture as the model saw it, and where it looked, as data URIs of PNG files."""
-    if predictor.kind != "picture":
-        raise Refused(404, "this model does not look at pictures.")
     heat = _heat(predictor, inputs)
     return {
         "seen": _png(inputs[0]),
@@ -252,13 +339,28 @@ class _Server(uvicorn.Server):
             signal.signal(number, self.handle_exit)
         yield
 
+    def handle_exit(self, sig, frame):
+        super().handle_exit(sig, frame)
+        # a thread that still decodes or computes would keep the process
+        end = threading.Timer(STOP_SECONDS, os._exit, (0,))
+        end.daemon = True
+        end.start()
+
 
 def serve(
     predictor: Predictor, host: str = "127.0.0.1", port: int = 8000,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = lambda line: print(line, flush=True),
+    allow_hosts: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Answers until SIGTERM or SIGINT, then what it has accepted. InputError where the port is
-    taken; else as `app`."""
+    """Answers until SIGTERM or SIGINT, then what it has accepted. allow_hosts: names, beside the
+    host, that are answered, and whose pages may ask. InputError where the port is taken or a name
+    is none; else as `app`."""
+    for name in allow_hosts:
+        if not host_name(name):
+            raise InputError(
+                f"--allow-host {name!r} is no host: give a name such as models.example.com, or an "
+                "address."
+            )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         bound = socket.create_server((host, port), family=family, backlog=2048)
@@ -266,11 +368,15 @@ def serve(
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"--host {host} --port {port} cannot be used: {reason}.") from error
     with bound:
+        origins = set(map(host_name, allow_hosts))
+        hosts = {*LOCAL, host_name(host), *origins}
+        if ipaddress.ip_address(bound.getsockname()[0]).is_unspecified:  # 0.0.0.0: of all networks
+            hosts.add(host_name(socket.gethostname()))
         config = uvicorn.Config(
-            app(predictor), log_level="warning", timeout_graceful_shutdown=STOP_SECONDS,
-            timeout_keep_alive=30, server_header=False,
+            app(predictor, hosts, origins), http=Protocol, ws="none", log_level="warning",
+            timeout_graceful_shutdown=STOP_SECONDS - SAY_SECONDS, server_header=False,
         )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
         log(f"http://{shown}:{bound.getsockname()[1]} answers for {predictor.folder}; Ctrl-C ends")
         _Server(config).run(sockets=[bound])
-    log("stopped; all that was asked is answered.")
+    log("stopped.")

@@ -1,31 +1,34 @@
 """What a served model says of itself: its card, and the description of its interface."""
 
+import contextlib
 import re
 from typing import Any
 
 import dlflax
 from dlflax.files import read_json
 from dlflax.run.predict import Predictor
-from dlflax.run.serve_inputs import KEYS, MOST_INPUTS
+from dlflax.run.serve_inputs import KEYS, most_inputs
 from dlflax.transfer.weights import PUBLISHED
 
 PICTURE = re.compile(r"[a-z0-9_]+\.png")  # that a run draws
 
 
 def pictures(folder) -> list[str]:
-    """Names of the pictures in a run's folder, the confusion matrix first."""
-    found = sorted(path.name for path in folder.glob("*.png") if PICTURE.fullmatch(path.name))
-    return sorted(found, key=lambda name: name != "confusion_matrix.png")
+    """Names of the pictures in a run's folder, the confusion matrix first. None of them is a link,
+    which may lead to any file."""
+    files = (path for path in folder.glob("*.png") if path.is_file() and not path.is_symlink())
+    names = sorted(path.name for path in files if PICTURE.fullmatch(path.name))
+    return sorted(names, key=lambda name: name != "confusion_matrix.png")
 
 
 def card(predictor: Predictor) -> dict[str, Any]:
     """The model card (Mitchell et al. 2019) as JSON values: what it is, what it was trained on, how
     well it does, beside simple models; and what a page needs to ask it."""
     info, recipe = predictor.data, predictor.config.recipe
-    try:
-        results = read_json(predictor.folder / "results.json")
-    except (OSError, ValueError):  # of a run that is not finished
-        results = {}
+    results = {}
+    with contextlib.suppress(OSError, ValueError):  # a run that is not finished has none
+        results = read_json(predictor.folder / "results.json", follow=False)
+    baselines, notes = _part(results, "baselines"), _part(_part(results, "data"), "notes", list)
     weights = [w for w in PUBLISHED if w.sha256 == info.get("weights_sha256")]
     columns = [
         {name: column.get(name) for name in ("name", "kind", "median", "levels")}
@@ -34,21 +37,26 @@ def card(predictor: Predictor) -> dict[str, Any]:
     return {
         "experiment": predictor.experiment, "run": predictor.folder.name,
         "model": type(recipe.model).__name__, "task": type(recipe.task).__name__,
-        "parameters": results.get("parameters"),
+        "parameters": _part(results, "parameters", int) or None,
         "takes": KEYS[predictor.kind], "kind": predictor.kind,
         "draw": bool(info.get("light_on_dark")),
         "input_shape": info["input_shape"], "columns": columns, "classes": info["class_names"],
         "series": info.get("last_window", [])[-104:],
         "data": {
             "name": info["name"], "train": info["train"], "validation": info["validation"],
-            "test": info["test"], "notes": results.get("data", {}).get("notes", []),
+            "test": info["test"], "notes": [note for note in notes if isinstance(note, str)],
         },
-        "test": _plain(results.get("test", {})),
-        "baselines": {n: _plain(each) for n, each in results.get("baselines", {}).items()},
-        "findings": results.get("findings", []),
+        "test": _plain(_part(results, "test")),
+        "baselines": {name: _plain(_part(baselines, name)) for name in baselines},
         "weights": [{"name": w.name, "licence": w.licence, "data": w.data} for w in weights],
         "pictures": pictures(predictor.folder),
     }  # fmt: skip
+
+
+def _part(values, name: str, kind: type = dict):
+    """values[name]; an empty one where a file that others may have written has none of its kind."""
+    part = values.get(name) if isinstance(values, dict) else None
+    return part if isinstance(part, kind) else kind()
 
 
 def _plain(scores) -> dict[str, float]:
@@ -57,7 +65,7 @@ def _plain(scores) -> dict[str, float]:
 
 def openapi(predictor: Predictor) -> dict[str, Any]:
     """The interface as OpenAPI 3.1."""
-    key = KEYS[predictor.kind]
+    key, most = KEYS[predictor.kind], most_inputs(predictor.kind)
     item: dict[str, Any] = {
         "pictures": {"type": "string", "contentEncoding": "base64"},
         "texts": {"type": "string"},
@@ -66,7 +74,7 @@ def openapi(predictor: Predictor) -> dict[str, Any]:
     }[key]
     body = {
         "type": "object", "required": [key], "additionalProperties": False,
-        "properties": {key: {"type": "array", "items": item, "maxItems": MOST_INPUTS}},
+        "properties": {key: {"type": "array", "items": item, "maxItems": most}},
     }  # fmt: skip
     content: dict[str, Any] = {"application/json": {"schema": body}}
     whole = {"picture": "image/*", "text": "text/plain", "table": "text/csv", "series": "text/csv"}
@@ -81,7 +89,8 @@ def openapi(predictor: Predictor) -> dict[str, Any]:
 
     def operation(summary, answer, asks=True):
         responses = {"200": {"description": answer, "content": {"application/json": {}}}}
-        refused = {str(n): error for n in (400, 408, 413, 415, 422, 429)} if asks else {}
+        statuses = (400, 403, 408, 413, 415, 421, 422, 429, 503) if asks else (421,)
+        refused = {str(status): error for status in statuses}
         asked = {"requestBody": {"required": True, "content": content}} if asks else {}
         return {"summary": summary, **asked, "responses": {**responses, **refused}}
 
