@@ -1,5 +1,6 @@
 """Texts: every source, every way a file can be wrong, the split and the tokenizer."""
 
+import collections
 import csv
 import functools
 import gzip
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -422,6 +424,67 @@ def test_only_training_texts_train_the_tokenizer(tmp_path):
     assert (data.split(dataset, 0, 3).train["inputs"] > 1).all()
 
 
+def clauses(rng):
+    """Chinese-like: clauses of a small inventory of characters, each with its commas."""
+    characters = "天气很好心情坏电影难看精彩房间服务"
+    ends = "，，、。"
+    return "".join("".join(rng.choices(characters, k=rng.randint(3, 9))) + end for end in ends)
+
+
+def english(rng):
+    """Words by Zipf's law, with punctuation after each third."""
+    drawn = rng.choices(range(2000), [1 / (i + 1) for i in range(2000)], k=20)
+    return " ".join(f"w{i}x{',!?.;'[i % 5] if i % 3 else ''}" for i in drawn)
+
+
+def thai(rng):
+    return "".join(rng.choices("กขคงจฉชซาิีุู", k=20)) + " 555 !!"
+
+
+KINDS_OF_TEXTS = {
+    "commas": (clauses, "bpe"),
+    "commas of ASCII": (lambda rng: clauses(rng).translate(str.maketrans("，、。", ",,.")), "bpe"),
+    "thai": (thai, "bpe"),
+    "pictographs": (lambda rng: "".join(rng.choices("😀😂🔥👍🎉", k=8)) + " , !", "bpe"),
+    "half of them": (lambda rng: rng.choice((clauses, english))(rng), "bpe"),
+    "with known words": (lambda rng: f"很好，{clauses(rng)}iPhone 14 不错！", "bpe"),
+    "identifiers": (lambda rng: f"v_{rng.random()} = f(({rng.random()}), [()]);", "bpe"),
+    "english": (english, "word"),
+    "with blanks": (lambda rng: " ".join(clauses(rng)), "word"),
+    "code": (lambda rng: f"for i in range({rng.randint(1, 9)}): x[i] += {rng.random()}", "word"),
+    "punctuation alone": (lambda rng: "".join(rng.choices("!?.,", k=9)), "word"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS_OF_TEXTS)
+def test_words_are_the_tokens_where_most_of_them_are_known(name):
+    draw, kind = KINDS_OF_TEXTS[name]
+    rng = random.Random(0)
+    texts = np.array([draw(rng) for _ in range(400)], object)
+    part = {"inputs": texts, "targets": np.arange(400, dtype=np.int32) % 2}
+    dataset = Dataset("notes", "here", part, part, ("bad", "good"), "")
+    splits = Text().split(dataset, 0.2, 0)
+    assert splits.info["tokenizer"] == kind
+    assert any("are unknown to the tokenizer, so" in note for note in splits.notes) == (
+        kind == "bpe"
+    )
+
+
+def test_share_of_unreadable_texts_as_counted_by_hand():
+    rng = random.Random(0)
+    train, held_out = ([draw(rng) for _ in range(60) for draw in (clauses, english)] for _ in "ab")
+    counts = collections.Counter(word for each in train for word in re.findall(r"\w+", each))
+
+    def letters(each, most):
+        return sum(len(word) for word in re.findall(r"\w+", each) if counts[word] <= most)
+
+    unreadable = [letters(each, 1) > 2 / 3 * letters(each, 1e9) for each in held_out]
+    tokenizer = tokenizers.trained(train, "word", 8000, True)
+    assert text._unreadable_share(tokenizer, held_out) == pytest.approx(np.mean(unreadable))
+    assert 0.5 <= np.mean(unreadable) < 0.9
+    assert text._unreadable_share(tokenizer, ["，。!?", ""]) == 0
+
+
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_deterministic(films, kind, tmp_path):
     """The same bytes in another process, with another number of threads and hash seed."""
@@ -744,7 +807,8 @@ def test_real_texts():
     assert "holds 'rt-polarity.neg', 'rt-polarity.pos', 'sms-spam.tsv'" in refused(REAL)
 
     splits = Text(vocabulary=2000).split(sms, 0.1, 0)
-    assert splits.model == {"vocabulary": 2000}
+    assert splits.model == {"vocabulary": 2000} and splits.info["tokenizer"] == "word"
+    assert Text().split(films, 0.1, 0).info["tokenizer"] == "word"
 
 
 @pytest.mark.slow
