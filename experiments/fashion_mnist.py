@@ -12,6 +12,7 @@ from dlflax.data import Images
 from experiments.mnist import ARCHITECTURES, PRESETS
 
 PRESETS = {name: replace(preset, data=Images("fashion_mnist")) for name, preset in PRESETS.items()}
+del PRESETS["digits"]
 PRESETS["default"] = replace(PRESETS["default"], epochs=8)
 PRESETS["fast"] = replace(PRESETS["fast"], epochs=5)
 

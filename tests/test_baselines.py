@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+import dlflax
 from dlflax import run, train
 from dlflax.data import Arrays, Series, Text
-from dlflax.models import MLP, Autoencoder
+from dlflax.models import CNN, MLP, RNN, Autoencoder, ResNet
 from dlflax.run import baselines
 from dlflax.train import Hparams, Recipe
 from dlflax.train import baselines as simple
@@ -26,7 +28,8 @@ def computed(task, source, model=None, validation=0.2, log=print):
     """(the baselines' scores, the splits)."""
     splits = source.split(source.load(lambda line: None), validation, 0)
     recipe = Recipe(model or MLP(features=(4,)), task)
-    return baselines.computed(recipe, Hparams(), splits, log), splits
+    beside = baselines.fit_baselines(recipe, Hparams(), splits, log)
+    return {name: baseline.scores for name, baseline in beside.items()}, splits
 
 
 def digits(dtype=np.uint8):
@@ -149,12 +152,12 @@ def test_of_many_examples_some_are_used(monkeypatch):
         assert len(found) == (1 if model else 2)
 
 
-def trained(**options):
-    recipe = Recipe(MLP(features=(4,)), batch_size=128)
-    hparams = Hparams(learning_rate=1e-5)
-    config = run.Config(recipe, hparams, digits(), epochs=1, run_dir=Path("r"), **options)
+def trained(features=(4,), learning_rate=1e-5, advice=baselines.ADVICE, epochs=1, **options):
+    recipe = Recipe(MLP(features=features), batch_size=128)
+    hparams = Hparams(learning_rate=learning_rate)
+    config = run.Config(recipe, hparams, digits(), epochs=epochs, run_dir=Path("r"), **options)
     lines = []
-    return run.run("digits", config, lines.append), lines
+    return run.run("digits", config, lines.append, advice=advice), lines
 
 
 def test_a_run_says_that_three_lines_do_better(capsys):
@@ -179,16 +182,126 @@ def test_a_run_says_that_three_lines_do_better(capsys):
         assert len(fits) == 2
 
 
-def test_none_skips_it_and_a_better_network_is_not_told_off():
+def test_none_skips_it():
     results, lines = trained(baseline="none")
     assert "baselines" not in results and not any("not better" in line for line in lines)
-    task = Classification()
-    beside = {"baselines": {"a": {"accuracy": 0.8}}, "test": {"accuracy": 0.81}}
-    assert baselines.verdict(beside, task, "") == []
-    beside["test"]["accuracy"] = 0.8
-    assert "accuracy 0.8" in baselines.verdict(beside, task, "")[0]
+
+
+@pytest.mark.parametrize(("alone", "p"), [((0, 0), 1), ((3, 8), 0.2265625), ((0, 9), 0.00390625)])
+def test_mcnemar_is_a_sum_of_binomial_coefficients(alone, p):
+    few, n = min(alone), sum(alone)
+    tail = 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n
+    assert min(1, tail) == p
+    counts = {"network_alone": alone[0], "baseline_alone": alone[1], "examples": 100}
+    assert baselines.mcnemar_p(counts) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("network", "alone", "sentence"),
+    [
+        (0.9, None, ""),
+        (0.8, None, "as good as a, accuracy 0.8: do"),
+        (0.7, None, "The network, accuracy 0.7, is not better than a, 0.8: do"),
+        (0.8, (7, 7), "as good as a, accuracy 0.8: do"),
+        (0.75, (3, 8), "network, accuracy 0.75, and a, 0.8, are not different on 1,000 examples"),
+        (0.75, (3, 8), "(McNemar p = 0.23): do"),
+        (0.85, (8, 3), "not different on 1,000 examples (McNemar p = 0.23)."),
+        (0.7, (0, 9), "The network, accuracy 0.7, is not better than a, 0.8: do"),
+        (0.9, (9, 0), ""),
+    ],
+)
+def test_verdict(network, alone, sentence):
+    results = {
+        "test": {"accuracy": network},
+        "baselines": {"b": {"accuracy": 0.6}, "a": {"accuracy": 0.8}, "c": {"loss": 1.0}},
+    }
+    if alone:
+        counts = dict(zip(("network_alone", "baseline_alone"), alone, strict=True))
+        results["mcnemar"] = {"a": {**counts, "examples": 1000}}
+    said = baselines.verdict(results, Classification(), advice="do")
+    assert [sentence in line for line in said] == [True] * bool(sentence)
+
+
+def test_verdict_on_scores_that_are_to_be_low():
     lower = {"baselines": {"a": {"rmse": 0.8}, "b": {"rmse": 0.5}}, "test": {"rmse": 0.6}}
-    assert "than b, 0.5" in baselines.verdict(lower, Regression(), "")[0]
+    assert "than b, 0.5" in baselines.verdict(lower, Regression())[0]
+    lower["test"]["rmse"] = 0.499999
+    assert "as good as b, rmse 0.5: " in baselines.verdict(lower, Regression())[0]
+    lower["test"]["rmse"] = 0.4
+    assert baselines.verdict(lower, Regression()) == []
+
+
+def test_counts_of_a_run_are_those_of_its_predictions():
+    results, _ = trained((32,), 1e-2, epochs=4)
+    source = digits()
+    splits = source.split(source.load(), 0.1, 0)
+    x = {n: getattr(splits, n)["inputs"].reshape(-1, 64) / 255 for n in ("train", "test")}
+    own = LogisticRegression(max_iter=1000).fit(x["train"], splits.train["targets"])
+    truth = splits.test["targets"]
+    answers = dlflax.load(Path("r")).predict(splits.test["inputs"])
+    answers = np.array([int(answer["class"]) for answer in answers])
+    network, beside = answers == truth, own.predict(x["test"]) == truth
+    assert network.mean() == pytest.approx(results["test"]["accuracy"])
+    counts = results["mcnemar"]["logistic regression on pixels"]
+    assert counts["examples"] == len(truth)
+    assert counts["network_alone"] == pytest.approx(np.sum(network & ~beside), abs=6)
+    assert counts["baseline_alone"] == pytest.approx(np.sum(beside & ~network), abs=6)
+    common = truth == np.bincount(splits.train["targets"]).argmax()
+    assert results["mcnemar"]["majority class"] == {
+        "network_alone": np.sum(network & ~common), "baseline_alone": np.sum(common & ~network),
+        "examples": len(truth),
+    }  # fmt: skip
+
+
+def test_correct_examples_are_on_disk_too():
+    recipe, source = Recipe(MLP(features=(4,)), Classification()), digits()
+    splits = source.split(source.load(), 0.1, 0)
+    first, again = (baselines.fit_baselines(recipe, Hparams(), splits) for _ in "ab")
+    assert list(first) == list(again)
+    for name, baseline in first.items():
+        assert baseline.scores == again[name].scores
+        np.testing.assert_array_equal(baseline.correct, again[name].correct)
+        assert baseline.correct.mean() == pytest.approx(baseline.scores["accuracy"])
+    (path,) = Path("cache/dlflax/baselines").glob("*.json")
+    for broken in ("", "AAAA", "?", 3):
+        saved = json.loads(path.read_text())
+        for entry in saved.values():
+            entry["correct"] = broken
+        path.write_text(json.dumps(saved))
+        third = baselines.fit_baselines(recipe, Hparams(), splits)
+        assert [each.correct.tolist() for each in third.values()] == [
+            each.correct.tolist() for each in first.values()
+        ]
+
+
+def test_no_verdict_where_the_network_is_the_baseline():
+    results, _ = trained(features=(), learning_rate=1e-3, epochs=8)
+    beside = results["baselines"]
+    assert results["test"]["accuracy"] < beside["logistic regression on pixels"]["accuracy"]
+    assert results["test"]["accuracy"] > beside["majority class"]["accuracy"]
+    assert results["findings"] == []
+    # other simple models are compared
+    results["baselines"]["histogram gradient boosting"] = {"accuracy": 0.99}
+    (said,) = baselines.verdict(results, Classification(), linear=True)
+    assert "not better than histogram gradient boosting" in said
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "linear"),
+    [
+        (MLP(features=()), (8, 8, 1), True),
+        (MLP(features=(4,)), (8, 8, 1), False),
+        (CNN(features=(), dense=()), (8, 8, 1), True),
+        (CNN(), (8, 8, 1), False),
+        (ResNet("18"), (512,), True),  # features, of which the head is trained
+        (ResNet("18"), (32, 32, 3), False),
+        (RNN(), (8, 3), False),
+    ],
+)
+def test_which_networks_are_linear(model, shape, linear):
+    inputs = np.zeros((1, *shape), np.float32)
+    params = train.abstract(Recipe(model), Hparams(), inputs).params
+    assert baselines.is_linear(params, inputs) == linear
 
 
 def test_a_model_that_fails_does_not_stop_the_run(monkeypatch):

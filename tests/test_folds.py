@@ -78,6 +78,11 @@ def test_scores_and_going_on(capsys):
         assert mean == pytest.approx(np.mean(values))
         assert results["spread"][name] == pytest.approx(np.std(values, ddof=1))
     assert results["baselines"]["majority class"]["accuracy"] == pytest.approx(0.627, abs=0.01)
+    for name, counts in results["mcnemar"].items():
+        parts = [one["mcnemar"][name] for one in results["each"]]
+        assert counts == {key: sum(part[key] for part in parts) for key in counts}
+        assert counts["examples"] == 569
+    assert "logistic regression" in results["mcnemar"]
     with open("run/folds.csv", newline="", encoding="utf-8") as file:
         assert [int(row["test"]) for row in csv.DictReader(file)] == [190, 190, 189]
     # as if it had been killed in the third fold

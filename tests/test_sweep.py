@@ -235,8 +235,8 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
         return train(self, batch)
 
     flags = [*FAST, "--epochs", "1", "--trials", "8", "--population", "4"]
-    monkeypatch.setattr(Objective, "__call__", stopped)
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Objective, "__call__", stopped)
         sweep_mnist(*flags)
     folder = Path("runs/sweeps/mnist_random_search")
     assert len(table(folder)) == 4 and not (folder / "results.json").exists()
@@ -249,13 +249,13 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     assert (results["trials"], results["complete"]) == (4, 4)
     assert "144 examples" in (folder / "report.html").read_text()
 
-    monkeypatch.undo()
-    monkeypatch.chdir(folder.parents[2])
     capsys.readouterr()
     finished = sweep_mnist(*flags)
     out = capsys.readouterr().out
     assert out.count("precision   recall   macro F1") == 1, "the winner's table is printed once"
     assert finished["findings"] and f"- {finished['findings'][0]}" in out
+    (verdict,) = json.loads((folder / "best" / "results.json").read_text())["findings"]
+    assert verdict in out and "sweeps." not in verdict
     again = report.of_folder(folder)
     assert again["test"] == finished["test"] and again["trials"] == 8
 

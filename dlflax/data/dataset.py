@@ -79,6 +79,8 @@ class Dataset:
     """Sentences that were said when it was read."""
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What else the source's `split` needs of it, such as names of columns."""
+    stands_in_for: str = ""
+    """Name of the data set that was asked for, where this one replaces it."""
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))

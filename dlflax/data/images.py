@@ -172,7 +172,7 @@ class _Read:
         name = self.name
         if name == "mnist":
             self.log(NOT_MNIST)
-            return self.digits()
+            return dataclasses.replace(self.digits(), stands_in_for=name)
         if name == "cifar10":
             raise InputError(
                 f"cifar10 is not on this machine and cannot be downloaded: pass --data-dir with "

@@ -1,26 +1,44 @@
 """The simple models that a run states beside its network, kept on disk for the next run."""
 
+import base64
+import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from dlflax import train
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
+from dlflax.train import metrics
 from dlflax.train.tasks import Tested
 
-VERSION = 2  # another one forgets what is on disk
+VERSION = 3  # another one forgets what is on disk
+CHANCE = 0.05  # a difference with a larger p is not stated as one
+LINEAR = ("logistic regression", "ridge ")  # beginnings of the names of linear models of the inputs
+ADVICE = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
+ADVICE_IN_SWEEP = "train longer, or take what is simpler."
 
 
-def computed(
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What a simple model reaches on the test data."""
+
+    scores: dict[str, float]
+    correct: np.ndarray | None
+    """bool (n,), as `correct_predictions` returns it."""
+
+
+def fit_baselines(
     recipe: train.Recipe, hparams: train.Hparams, splits, log: Callable[[str], None] = print
-) -> dict[str, dict[str, float]]:
-    """Name -> scores on the test data of each simple model that the task has. What fails is said
-    and left out: none of it may stop a run."""
+) -> dict[str, Baseline]:
+    """Fits each simple model that the task has, unless it is on disk. What fails is said and left
+    out: none of it may stop a run."""
     task = recipe.task
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     if not hasattr(task, "baselines"):
@@ -31,19 +49,20 @@ def computed(
     names = {name: recipe.task.SCORES.get(name) for name in recipe.task.SCORES}
     known = [VERSION, type(task).__qualname__, repr(task.loss), names, list(splits.class_names)]
     path = cache_folder() / "baselines" / f"{_digest(known, splits, parts)}.json"
-    found = _read(path)
+    found = _read(path, len(splits.test["inputs"]))
     for name, fitted in task.baselines(recipe.model, splits).items():
         if name in found:
             continue
         try:
-            baseline = fitted()
-            scores = train.scores(recipe, hparams, splits.test, baseline.outputs)
-            found[name] = {**scores, **baseline.scores}
+            simple = fitted()
+            scores = train.scores(recipe, hparams, splits.test, simple.outputs) | simple.scores
+            correct = correct_predictions(task, splits.test, simple.outputs, scores)
+            found[name] = Baseline(scores, correct)
         except Exception as error:  # scikit-learn's, on data that no test has seen
             log(f"warning: no {name} beside it ({type(error).__name__}: {error})")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+        write_json(path, {name: _to_json(baseline) for name, baseline in found.items()})
     except OSError:
         pass  # it is computed again
     return found
@@ -55,33 +74,96 @@ def described(task, tested: Tested) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
-ADVICE = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
+def correct_predictions(task, test, outputs, scores: dict[str, float]) -> np.ndarray | None:
+    """Returns bool (n,), the test examples whose class is right; None where the task's first score
+    is not their share."""
+    targets = test.get("targets")
+    if next(iter(task.SCORES)) != "accuracy" or np.ndim(targets) != 1 or outputs.ndim > 2:
+        return None
+    correct = metrics.predictions(np.asarray(outputs)) == targets
+    accuracy = scores.get("accuracy", math.nan)
+    return correct if math.isclose(correct.mean(), accuracy, abs_tol=1e-5) else None
 
 
-def verdict(results: dict[str, Any], task, advice: str = ADVICE) -> list[str]:
-    """A sentence where a simple model is as good as the network by the task's first score; else
-    []."""
+def mcnemar_counts(network: np.ndarray | None, baselines: dict[str, Baseline]) -> dict[str, Any]:
+    """Returns for each baseline what McNemar's test goes by: how many examples the network alone
+    predicts right, and how many the baseline alone. network: as `Baseline.correct`."""
+    return {
+        name: {
+            "network_alone": int(np.sum(network & ~baseline.correct)),
+            "baseline_alone": int(np.sum(baseline.correct & ~network)),
+            "examples": len(network),
+        }
+        for name, baseline in baselines.items()
+        if network is not None and baseline.correct is not None
+    }
+
+
+def mcnemar_p(counts: dict[str, int]) -> float:
+    """Returns the p-value of McNemar's exact test, two-sided."""
+    from scipy.stats import binomtest
+
+    alone = counts["network_alone"], counts["baseline_alone"]
+    return float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
+
+
+def is_linear(params, inputs: np.ndarray) -> bool:
+    """True if a network with these parameters is one linear layer on the inputs (n, ...), as
+    logistic and ridge regressions are."""
+    kernels = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+    return len(kernels) == 1 and kernels[0][:-1] == (math.prod(inputs.shape[1:]),)
+
+
+def verdict(results: dict[str, Any], task, linear: bool = False, advice: str = ADVICE) -> list[str]:
+    """Returns a sentence unless the network is better than the best simple model, by the task's
+    first score and beyond chance. linear: the network is itself such a model as `LINEAR` names."""
     name = next(iter(task.SCORES))
     sign = 1 if task.SCORES[name] == "min" else -1
     mine = results["test"].get(name)
-    others = {n: each[name] for n, each in results["baselines"].items() if name in each}
+    others = {
+        other: scores[name] for other, scores in results["baselines"].items()
+        if name in scores and not (linear and other.startswith(LINEAR))
+    }  # fmt: skip
     if mine is None or not others:
         return []
     best = min(others, key=lambda n: sign * others[n])
-    if sign * mine < sign * others[best]:
-        return []
-    score = name.replace("_", " ")
-    return [
-        f"The network, {score} {mine:.4g}, is not better than {best}, {others[best]:.4g}: {advice}"
-    ]
+    score, a, b = name.replace("_", " "), f"{mine:.4g}", f"{others[best]:.4g}"
+    if a == b:
+        return [f"The network is as good as {best}, {score} {b}: {advice}"]
+    better = sign * mine < sign * others[best]
+    counts = results.get("mcnemar", {}).get(best)
+    if counts and (p := mcnemar_p(counts)) > CHANCE:
+        return [
+            f"The network, {score} {a}, and {best}, {b}, are not different on "
+            f"{counts['examples']:,} examples (McNemar p = {p:.2g})"
+            + ("." if better else f": {advice}")
+        ]
+    return [] if better else [f"The network, {score} {a}, is not better than {best}, {b}: {advice}"]
 
 
-def _read(path) -> dict[str, dict[str, float]]:
+def _to_json(baseline: Baseline) -> dict[str, Any]:
+    correct = baseline.correct
+    if correct is not None:
+        correct = base64.b64encode(np.packbits(correct).tobytes()).decode()
+    return {"scores": baseline.scores, "correct": correct}
+
+
+def _read(path, examples: int) -> dict[str, Baseline]:
+    """Reads what `_to_json` wrote; {} where it is not there or damaged."""
     try:
-        found = read_json(path)
-        return {n: {k: float(v) for k, v in each.items()} for n, each in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError, InputError):
+        return {name: _of_json(saved, examples) for name, saved in read_json(path).items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError):
         return {}
+
+
+def _of_json(saved, examples: int) -> Baseline:
+    scores, correct = {k: float(v) for k, v in saved["scores"].items()}, saved["correct"]
+    if correct is not None:
+        packed = np.frombuffer(base64.b64decode(correct, validate=True), np.uint8)
+        if len(packed) != -(-examples // 8):
+            raise ValueError("of other examples")
+        correct = np.unpackbits(packed, count=examples).astype(bool)
+    return Baseline(scores, correct)
 
 
 def _digest(known, splits, parts) -> str:

@@ -1,5 +1,6 @@
 """The command line of an experiment: flags over a preset, or over what a run was begun with."""
 
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -20,6 +21,7 @@ from dlflax.run.experiment import Experiment, of_presets
 from dlflax.run.folder import load_config
 from dlflax.run.folds import cross_validate
 from dlflax.run.saved import config_from_json
+from dlflax.run.stand_in import changes, stand_in_presets
 from dlflax.train.augment import AUGMENTATIONS, with_strengths
 from dlflax.train.layout import use_all_cores
 from dlflax.train.losses import LOSSES
@@ -128,23 +130,33 @@ def parse(
             default = config_from_json(saved, folder, experiment)
         as_new = {name: getattr(Config, name) for name in PLACE}  # perhaps on another machine
         default = dataclasses.replace(default, run_dir=folder, **as_new)
-    recipe = with_things(default.recipe, vars(chosen), recipes)
-    model = architectures.get(chosen.model, recipe.model)
     # a preset, or a run that is resumed, has that architecture with fields of its own
     as_it_is = resumed or chosen.preset or chosen.model in presets
-    if type(model) is not type(recipe.model) or not as_it_is:
-        recipe = dataclasses.replace(recipe, model=model)
-    numbers = default.hparams
-    if chosen.augment:
-        numbers = with_strengths(recipe.augment, numbers)
-    default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
-    command = _command(default, preset, tuple(presets), tuple(architectures), choices)
-    config = _parsed(command, prog or experiment.command, description, args, default)
-    changed = [
-        f"hparams.{f.name}" for f in dataclasses.fields(numbers)
-        if getattr(config.hparams, f.name) != getattr(numbers, f.name)
-    ]  # fmt: skip
-    return dataclasses.replace(config, given=tuple(changed))
+
+    def over(default: Config) -> Config:
+        """The flags over a Config's values."""
+        recipe = with_things(default.recipe, vars(chosen), recipes)
+        model = architectures.get(chosen.model, recipe.model)
+        if type(model) is not type(recipe.model) or not as_it_is:
+            recipe = dataclasses.replace(recipe, model=model)
+        numbers = default.hparams
+        if chosen.augment:
+            numbers = with_strengths(recipe.augment, numbers)
+        default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
+        command = _command(default, preset, tuple(presets), tuple(architectures), choices)
+        config = _parsed(command, prog or experiment.command, description, args, default)
+        changed = [
+            f"hparams.{f.name}" for f in dataclasses.fields(numbers)
+            if getattr(config.hparams, f.name) != getattr(numbers, f.name)
+        ]  # fmt: skip
+        return dataclasses.replace(config, given=tuple(changed))
+
+    config, stand_ins = over(default), {}
+    others = {} if as_it_is else stand_in_presets(presets, config)
+    for name, other in others.items():
+        with contextlib.suppress(InputError):  # a flag that the other preset does not have
+            stand_ins[name] = changes(config, over(other))
+    return dataclasses.replace(config, stand_ins=stand_ins)
 
 
 def _parsed(command, prog, description, args, default):

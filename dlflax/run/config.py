@@ -67,6 +67,10 @@ class Config:
         default=(), metadata={"saved": False}
     )
     """Flags of numbers that the user gave, such as hparams.momentum: refused if they do nothing."""
+    stand_ins: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = dataclasses.field(
+        default_factory=dict, metadata={"saved": False}
+    )
+    """Name of a data set -> fields with other values where it stands in for the one asked for."""
 
 
 def check(config: Config) -> None:

@@ -21,6 +21,7 @@ from dlflax.run.config import (
     Config,
     check,
     check_batch_size,
+    load,
     prepare_data,
     refuse_unused,
     unused_numbers,
@@ -31,6 +32,7 @@ from dlflax.run.experiment import Experiment
 from dlflax.run.folder import CALIBRATION, begin, results_of, run_folder
 from dlflax.run.profile import forward_flops, profile
 from dlflax.run.saved import flat, to_json
+from dlflax.run.stand_in import with_stand_in
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.tasks import Tested
 
@@ -50,6 +52,8 @@ class Job:
     """What is trained, and from where; its splits may be features of the examples."""
     abstract: train.State
     """Shapes of the State that is trained."""
+    advice: str = baselines.ADVICE
+    """What to do where a simple model is as good as the network."""
 
 
 def run(
@@ -57,10 +61,11 @@ def run(
     config: Config,
     log: Log = print,
     dataset: data.Dataset | None = None,
+    advice: str = baselines.ADVICE,
 ) -> dict[str, Any]:
     """Trains, tests once with the best checkpoint, and writes the run folder. Returns the contents
     of results.json. experiment: or its name, of presets that no module has; dataset: what config
-    names, if it is loaded already. Raises InputError and RunError."""
+    names, if it is loaded already; advice: as in `Job`. Raises InputError and RunError."""
     started = time.perf_counter()
     if config.folds:
         raise InputError("folds are for `run.cross_validate`: leave them out.")
@@ -71,7 +76,8 @@ def run(
     if config.shard_state and count == 1:
         raise InputError("--shard-state is for several devices, and one is used: leave it out.")
     folder = parallel.from_main(lambda: run_folder(experiment, job.config))
-    job = dataclasses.replace(job, config=dataclasses.replace(job.config, run_dir=folder))
+    config = dataclasses.replace(job.config, run_dir=folder)
+    job = dataclasses.replace(job, config=config, advice=advice)
     lock = locked(folder / ".lock") if parallel.is_main() else contextlib.nullcontext(True)
     with lock as free:
         if parallel.any_host(not free):
@@ -115,8 +121,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
     parallel.wait("the results are written")
     if not main:
         return {}
-    wanted = getattr(config.data, "dataset", job.dataset.name)
-    if job.dataset.name != wanted and getattr(config.data, "data_dir", None) is None:
+    if wanted := job.dataset.stands_in_for:
         log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
     log(f"pictures, metrics and checkpoints: {folder}")
     return results
@@ -126,6 +131,8 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     """Reads the data, splits them, fits the model to them, and prepares pretrained weights. Raises
     InputError for what does not go together."""
     check(config)
+    dataset = dataset or load(config.data, log)
+    config = with_stand_in(config, dataset, log)
     dataset, examples, recipe = prepare_data(config, log, dataset)
     config = dataclasses.replace(config, recipe=recipe)
     check_batch_size(recipe.batch_size, data.examples(examples.train))
@@ -339,18 +346,25 @@ def _report(job, fit, tested, results, board, log) -> None:
 
 def _compare(job, tested, results, log) -> None:
     """Adds simple models, and what they say of the network, to the results."""
-    config, start = job.config, job.start
+    config, start, task = job.config, job.start, job.config.recipe.task
     if config.baseline == "none":
         return
-    found = baselines.computed(start.recipe, config.hparams, start.splits, log)
+    beside = baselines.fit_baselines(start.recipe, config.hparams, start.splits, log)
     if start.head:
         sums, outputs = start.head()
         head = dataclasses.replace(tested, sums=sums, outputs=outputs, calibration={})
-        found["the last layer alone"] = baselines.described(config.recipe.task, head)
-    if not found:
+        scores = baselines.described(task, head)
+        correct = baselines.correct_predictions(task, start.splits.test, outputs, scores)
+        beside["the last layer alone"] = baselines.Baseline(scores, correct)
+    if not beside:
         return
-    results["baselines"] = found
-    results["findings"] = baselines.verdict(results, config.recipe.task)
+    results["baselines"] = {name: baseline.scores for name, baseline in beside.items()}
+    correct = baselines.correct_predictions(
+        task, start.splits.test, tested.outputs, results["test"]
+    )
+    results["mcnemar"] = baselines.mcnemar_counts(correct, beside)
+    linear = baselines.is_linear(job.abstract.params, start.splits.train["inputs"])
+    results["findings"] = baselines.verdict(results, task, linear, job.advice)
 
 
 def _augmented_picture(config, train_set):

@@ -32,7 +32,7 @@ def find_learning_rate(
     if steps < 20:
         raise InputError(f"--steps {steps} must be 20 or more: fewer tell nothing.")
     job = prepared(dataclasses.replace(config, run_dir=folder), log)
-    recipe = job.start.recipe
+    config, recipe = job.config, job.start.recipe
     train_set, batches = _few(job.start.splits.train, recipe.batch_size, steps, config.seed)
     per_epoch = -(-data.examples(job.start.splits.train) // recipe.batch_size)
     hparams = config.hparams.replace(warmup=0.0, total_steps=float(config.epochs * per_epoch))

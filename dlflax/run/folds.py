@@ -19,6 +19,7 @@ from dlflax.run.execute import Job, as_tested, calibrated, prepared
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import run_folder
 from dlflax.run.saved import to_json
+from dlflax.run.stand_in import with_stand_in
 from dlflax.train.layout import layout_for
 from dlflax.train.population import Population
 
@@ -35,6 +36,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     check(config)
     _refuse(config)
     dataset = load(config.data, log)
+    config = with_stand_in(config, dataset, log)
     parts = folds(dataset, config.folds, config.seed)
     place = ("run_dir", "resume", "baseline")
     settings = {k: v for k, v in to_json(config).items() if k not in place}
@@ -50,6 +52,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     }
     # what is said of the first fold is true of all
     jobs = [prepared(config, (lambda _: None) if k else log, part) for k, part in enumerate(parts)]
+    linear = baselines.is_linear(jobs[0].abstract.params, jobs[0].start.splits.train["inputs"])
     if len(each) < len(jobs) and _fit_together(jobs):
         each, trained = [], _as_lanes(jobs, log)  # all of them again: to the same bits
     else:
@@ -67,7 +70,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     rows = [{"fold": i + 1, **one["examples"], **one["test"]} for i, one in enumerate(each)]
     write_csv(config.run_dir / "folds.csv", rows)
     if "baselines" in results:
-        results["findings"] = baselines.verdict(results, config.recipe.task)
+        results["findings"] = baselines.verdict(results, config.recipe.task, linear)
     write_json(path, {**results, "each": each})
     tables.print_folds(results)
     for sentence in results.get("findings", ()):
@@ -190,28 +193,37 @@ def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, An
     whole = dataclasses.replace(job.config.recipe, ema=False)
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=whole))
     of_test = as_tested(job, job.start.with_backbone(state), sums, outputs, found)
-    beside = {}
+    scores, beside = baselines.described(task, of_test), {}
     if job.config.baseline != "none":
-        beside = {"baselines": baselines.computed(recipe, hparams, splits, log)}
+        simple = baselines.fit_baselines(recipe, hparams, splits, log)
+        correct = baselines.correct_predictions(task, splits.test, outputs, scores)
+        beside["baselines"] = {name: baseline.scores for name, baseline in simple.items()}
+        beside["mcnemar"] = baselines.mcnemar_counts(correct, simple)
     parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
     return {
         "model": type(whole.model).__name__,
         "task": type(task).__name__,
         "examples": {name: data.examples(part) if part else 0 for name, part in parts.items()},
         "epochs_run": epochs,
-        "test": baselines.described(task, of_test),
+        "test": scores,
         **beside,
     }
 
 
 def _summary(each) -> dict[str, Any]:
-    """Means and standard deviations over the folds."""
+    """Means and standard deviations over the folds; McNemar's counts over all examples."""
     test = [one["test"] for one in each]
     found = {"test": _over(np.mean, test), "spread": _over(lambda x: np.std(x, ddof=1), test)}
     if "baselines" in each[0]:
         names = [n for n in each[0]["baselines"] if all(n in one["baselines"] for one in each)]
         found["baselines"] = {
             n: _over(np.mean, [one["baselines"][n] for one in each]) for n in names
+        }
+        tests = [one.get("mcnemar", {}) for one in each]  # not in folds of an earlier version
+        found["mcnemar"] = {
+            n: {count: sum(test[n][count] for test in tests) for count in tests[0][n]}
+            for n in names
+            if all(n in test for test in tests)
         }
     return found
 

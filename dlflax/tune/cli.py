@@ -55,12 +55,9 @@ def _parse(search, experiments, samplers, args, description):
     given = args.pop(0) if args and not args[0].startswith("-") else "mnist"
     experiment, grid = run.find(given, experiments), samplers == ("grid",)
     words = getattr(experiment.module, *(("GRID", GRID) if grid else ("SPACE", SPACE)))
-    preset = None
 
     def extend(config: run.Config) -> Sweep:
         """The flags' defaults: those of the experiment, and those of a sweep over it."""
-        nonlocal preset
-        preset = config
         of_flags = _space_type(config, words)
         sampler = Literal[samplers]
         if grid:
@@ -90,9 +87,8 @@ def _parse(search, experiments, samplers, args, description):
     given = [f"space.{name}" for name, value in chosen.items() if value != words.get(name)]
     sweep = dataclasses.replace(sweep, space=chosen, given=(*sweep.given, *given))
     for name in sweep.space:
-        value = getattr(sweep.hparams, name, None)
-        if value is not None and value != getattr(preset.hparams, name):
-            flag = name.replace("_", "-")
+        if f"hparams.{name}" in sweep.given:
+            flag, value = name.replace("_", "-"), getattr(sweep.hparams, name)
             raise InputError(
                 f"--hparams.{flag} {value:g} and --space.{flag} contradict each other: fix it with "
                 f"--space.{flag} {value:g}, or leave --hparams.{flag} out."

@@ -18,6 +18,7 @@ import numpy as np
 
 from dlflax import parallel, run, train
 from dlflax.report.trials import short_text
+from dlflax.run import baselines
 from dlflax.run.execute import prepared
 from dlflax.run.folder import begin, load_config
 from dlflax.train import calibration, checkpoint_files
@@ -127,7 +128,8 @@ def build(experiment, config: run.Config, objective, trials, folder: Path, datas
     config = dataclasses.replace(config, run_dir=folder, resume=resume)
     if not checkpoint_files.steps(folder / "checkpoints"):
         _save(experiment, config, [member for member, _ in chosen], dataset, scores, log)
-    tested = run.run(experiment, dataclasses.replace(config, resume=True), log, dataset)
+    config = dataclasses.replace(config, resume=True)
+    tested = run.run(experiment, config, log, dataset, baselines.ADVICE_IN_SWEEP)
     return {
         "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for m, w in chosen],
         "temperature": found.temperature,

@@ -8,6 +8,7 @@ from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
+from dlflax.run import baselines
 from dlflax.run.config import more_epochs_change_the_past
 from dlflax.tune import ensemble, report
 from dlflax.tune.trial import without_password
@@ -44,7 +45,8 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
     # one host looks, and moves what is in the way, before all begin
     resume = parallel.from_main(lambda: ensemble.in_folder(winner, best_folder).resume)
     winner = dataclasses.replace(winner, run_dir=best_folder, resume=resume)
-    retrained = run.run(experiment, winner, log, dataset)  # {} on other hosts than the first
+    # {} on other hosts than the first
+    retrained = run.run(experiment, winner, log, dataset, baselines.ADVICE_IN_SWEEP)
 
     def results_with(of_ensemble):
         predict = "python -m experiments.predict"

@@ -23,11 +23,13 @@ from dlflax.report.findings import of_ensemble
 from dlflax.report.trials import print_findings, print_trials
 from dlflax.run.config import (
     PLACE,
+    load,
     prepare_data,
     weighted,
 )
 from dlflax.run.folder import differences, note_versions, settings, write_files
 from dlflax.run.saved import to_json
+from dlflax.run.stand_in import with_stand_in
 from dlflax.run.version_0_1 import converted
 from dlflax.tune import frozen, hints, population_based, report, stopping
 from dlflax.tune.broadcast import Broadcast
@@ -246,7 +248,9 @@ def _bound(sweep, search_name, experiment, log):
     """(the sweep with nothing left open, its Dataset, Splits, Space). InputError for what does not
     go together."""
     check_sweep(sweep)
-    dataset, examples, recipe = prepare_data(sweep, log)
+    dataset = load(sweep.data, log)
+    sweep = with_stand_in(sweep, dataset, log)
+    _, examples, recipe = prepare_data(sweep, log, dataset)
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
     tried = space(sweep.space, recipe, sweep.hparams, grid=grid, recipes=recipes)
