@@ -44,6 +44,71 @@ def test_all_formulations_agree(how, k, stride, side):
             np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
 
 
+def by_taps(x, kernel, stride, pads, dy):
+    """Output and both gradients in float64, a tap of the kernel at a time."""
+    x, (rows, columns) = np.pad(np.float64(x), ((0, 0), *pads, (0, 0))), dy.shape[1:3]
+    y, dx, dkernel = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(kernel.shape)
+    for i, j in np.ndindex(kernel.shape[:2]):
+        seen = np.s_[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
+        y += x[seen] @ kernel[i, j]
+        dx[seen] += dy @ kernel[i, j].T
+        dkernel[i, j] = np.einsum("nhwc,nhwf->cf", x[seen], dy)
+    (top, bottom), (left, right) = pads
+    return y, dx[:, top : x.shape[1] - bottom, left : x.shape[2] - right], dkernel
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_own_gradient_of_any_shape(k, stride):
+    """Pads of each side its own, some wider than the kernel, and pixels that no window reaches."""
+    rng = np.random.default_rng([k, stride])
+    for _ in range(5):
+        pads = tuple(tuple(map(int, rng.integers(0, k + 2, 2))) for _ in range(2))
+        sides = [max(1, k - sum(pad)) + int(rng.integers(0, 9)) for pad in pads]
+        out = [(side + sum(pad) - k) // stride + 1 for side, pad in zip(sides, pads, strict=True)]
+        x, kernel = rng.normal(size=(2, *sides, 3)), rng.normal(size=(k, k, 3, 4)) / k
+        x, kernel, dy = np.float32(x), np.float32(kernel), np.float32(rng.normal(size=(2, *out, 4)))
+
+        @jax.jit
+        def results(x, kernel, dy, pads=pads):
+            y, backward = jax.vjp(
+                lambda *args: convolution(*args, stride, pads, "own gradient"), x, kernel
+            )
+            return y, *backward(dy)
+
+        expected = by_taps(x, kernel, stride, pads, dy)
+        for result, right in zip(results(x, kernel, dy), expected, strict=True):
+            np.testing.assert_allclose(result, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_a_population(stride):
+    """Mapped at once and one after the other, inputs and kernels of each member its own."""
+    rng = np.random.default_rng(0)
+    xs, kernels = rng.normal(size=(3, 4, 9, 8, 5)), rng.normal(size=(3, 3, 3, 5, 6)) / 3
+    xs, kernels = jnp.float32(xs), jnp.float32(kernels)
+
+    def gradients(how, x, kernel):
+        return values(how, x, kernel, stride, symmetric(3))
+
+    expected = [gradients("lax", *member) for member in zip(xs, kernels, strict=True)]
+    one = functools.partial(gradients, "own gradient")
+    in_turn = jax.lax.map(lambda member: one(*member), (xs, kernels))
+    for results in (jax.vmap(one)(xs, kernels), in_turn):
+        for result, *rights in zip(results, *expected, strict=True):
+            np.testing.assert_allclose(result, jnp.stack(rights), rtol=1e-4, atol=1e-4)
+
+
+def test_the_kernels_gradient_adds_in_float32():
+    """In bfloat16, of which 256 + 1 is 256, a sum over many pixels would stand still."""
+    x, dy = jnp.ones((4, 16, 16, 1), jnp.bfloat16), jnp.full((4, 16, 16, 1), 0.5, jnp.bfloat16)
+    kernel = jnp.zeros((3, 3, 1, 1), jnp.bfloat16)
+    _, backward = jax.vjp(lambda kernel: convolution(x, kernel, 1, symmetric(3), "own gradient"),
+                          kernel)  # fmt: skip
+    (dkernel,) = backward(dy)
+    assert float(dkernel[1, 1, 0, 0]) == 512 and float(dkernel[0, 0, 0, 0]) == 450
+
+
 @pytest.mark.parametrize("how", ALL)
 def test_mapped_over_kernels_and_in_half_precision(how):
     """As a population maps it over trials."""

@@ -21,7 +21,6 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 NO_PADS: Pads = ((0, 0), (0, 0))
 
 SCOPE = "convolution: "
-PIECE_BYTES = 2**23  # of patches at a time: 0.5 to 32 MiB measured, 8 best or nearly so
 
 
 def convolution(x, kernel, stride: int = 1, pads: Pads = NO_PADS, how: How | None = None,
@@ -74,10 +73,19 @@ def symmetric(kernel_size: int) -> Pads:
     return (side, side), (side, side)
 
 
-def _lax(x, kernel, stride, pads):
+def _lax(x, kernel, stride, pads, dilation: int = 1):
+    """XLA's own. Negative pads crop x; dilation: of the kernel."""
+    if min(map(min, pads)) < 0:  # given these, XLA:CPU reads beyond x (openxla/xla issue 48713)
+        x = jnp.pad(x, ((0, 0), *((max(a, 0), max(b, 0)) for a, b in pads), (0, 0)))
+        rows, columns = (
+            slice(max(-a, 0), side - max(-b, 0))
+            for side, (a, b) in zip(x.shape[1:3], pads, strict=True)
+        )
+        x, pads = x[:, rows, columns], NO_PADS
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+        x, kernel, (stride, stride), pads, rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
 
 
 def windows(x, k: int, stride: int, pads: Pads, fill: float = 0.0):
@@ -117,18 +125,44 @@ def kernel_gradient(patches, dy):
     return jnp.einsum("nhwp,nhwf->pf", patches, dy)
 
 
-def _cut(x, dy, k):
-    """x and dy, (n, ...) each, as (pieces, n / pieces, ...): a piece has PIECE_BYTES of patches."""
-    n, c = len(x), x.shape[-1]
-    patches = dy.shape[1] * dy.shape[2] * k * k * c * x.dtype.itemsize
-    most = max(1, min(n, PIECE_BYTES // patches))
-    size = next(size for size in range(most, 0, -1) if n % size == 0)
-    return tuple(each.reshape(n // size, size, *each.shape[1:]) for each in (x, dy))
+def _input_gradient(dy, kernel, shape, stride, pads):
+    """The gradient of x (n, h, w, c), its `shape`: for each phase of the stride a convolution of dy
+    by the taps that reach its pixels, as XLA's of a dilated dy multiplies zeros."""
+    n, h, w, c = shape
+    spare = max(0, stride - kernel.shape[0])  # every phase needs a tap
+    kernel = jnp.pad(kernel, ((0, spare), (0, spare), (0, 0), (0, 0)))
+    sides = [-(-side // stride) for side in (h, w)]
+
+    def phase(*place):
+        taps, padding = [], []
+        for i, side, out, (before, _) in zip(place, sides, dy.shape[1:3], pads, strict=True):
+            first, tap = divmod(i + before, stride)  # pixel i is dy's pixel `first` by this tap
+            reach = len(range(tap, kernel.shape[0], stride)) - 1
+            taps.append(slice(tap, None, stride))
+            padding.append((reach - first, side + first - out))
+        turned = kernel[tuple(taps)][::-1, ::-1].transpose(0, 1, 3, 2)
+        return _lax(dy, turned, 1, padding)
+
+    dx = jnp.stack([phase(i, j) for i in range(stride) for j in range(stride)])
+    dx = dx.reshape(stride, stride, n, *sides, c).transpose(2, 3, 0, 4, 1, 5)
+    return dx.reshape(n, sides[0] * stride, sides[1] * stride, c)[:, :h, :w]
+
+
+def _kernel_gradient(x, dy, k, stride, pads):
+    """The gradient of the kernel (k, k, c, f), float32: a forward convolution of x by dy, in the
+    order NHWC, which alone XLA:CPU computes by its fast kernels inside a loop."""
+    x, dy = (array.astype(jnp.float32) for array in (x, dy))
+    padding = [
+        (before, k - before + (out - 1) * stride - side)
+        for side, out, (before, _) in zip(x.shape[1:3], dy.shape[1:3], pads, strict=True)
+    ]
+    x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+    return _lax(x, dy, 1, padding, stride).transpose(1, 2, 0, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _own_gradient(x, kernel, stride, pads):
-    """The gradients a piece of the batch at a time, as products of patches."""
+    """Both gradients as what XLA:CPU is fast at: forward convolutions, or products for 1x1."""
     return (_product if kernel.shape[0] == 1 else _lax)(x, kernel, stride, pads)
 
 
@@ -139,26 +173,14 @@ def _forward(x, kernel, stride, pads):
 def _backward(stride, pads, residuals, dy):
     x, kernel = residuals
     k, _, c, f = kernel.shape
-    rows = kernel.reshape(k * k * c, f)
-    by_lax = k > 1 and stride == 1  # of dy by the kernel turned by half
-
-    def gradients(x, dy):
-        patches, transposed = jax.vjp(lambda x: im2col(x, k, stride, pads), x)
-        dx = None if by_lax else transposed(dy @ rows.T)[0]
-        return kernel_gradient(patches, dy), dx
-
-    def add(total, piece):
-        found, dx = gradients(*piece)
-        return total + found, dx
-
-    if k == 1:  # there is nothing to copy, so no pieces
-        total, dx = gradients(x, dy)
+    if k == 1:
+        patches, transposed = jax.vjp(lambda x: im2col(x, 1, stride, pads), x)
+        (dx,) = transposed(dy @ kernel.reshape(c, f).T)
+        dkernel = kernel_gradient(patches, dy).reshape(kernel.shape)
     else:
-        total, dx = lax.scan(add, jnp.zeros((k * k * c, f), jnp.float32), _cut(x, dy, k))
-    if by_lax:
-        turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-        dx = _lax(dy, turned, 1, tuple((k - 1 - a, k - 1 - b) for a, b in pads))
-    return dx.reshape(x.shape), total.reshape(kernel.shape).astype(kernel.dtype)
+        dx = _input_gradient(dy, kernel, x.shape, stride, pads)
+        dkernel = _kernel_gradient(x, dy, k, stride, pads)
+    return dx, dkernel.astype(kernel.dtype)
 
 
 _own_gradient.defvjp(_forward, _backward)

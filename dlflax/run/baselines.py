@@ -1,10 +1,12 @@
 """The simple models that a run states beside its network, kept on disk for the next run."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from dlflax.train import metrics
 from dlflax.train.tasks import Tested
 
 VERSION = 3  # another one forgets what is on disk
+SILENT_SECONDS = 2.0  # a fit that takes longer is announced
 CHANCE = 0.05  # a difference with a larger p is not stated as one
 LINEAR = ("logistic regression", "ridge ")  # beginnings of the names of linear models of the inputs
 ADVICE = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
@@ -54,7 +57,8 @@ def fit_baselines(
         if name in found:
             continue
         try:
-            simple = fitted()
+            with _announce(f"fitting {name} ...", log):
+                simple = fitted()
             scores = train.scores(recipe, hparams, splits.test, simple.outputs) | simple.scores
             correct = correct_predictions(task, splits.test, simple.outputs, scores)
             found[name] = Baseline(scores, correct)
@@ -66,6 +70,18 @@ def fit_baselines(
     except OSError:
         pass  # it is computed again
     return found
+
+
+@contextlib.contextmanager
+def _announce(line: str, log: Callable[[str], None]):
+    """Logs the line once what is inside takes longer than SILENT_SECONDS."""
+    timer = threading.Timer(SILENT_SECONDS, log, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def described(task, tested: Tested) -> dict[str, float]:

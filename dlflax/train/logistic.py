@@ -1,0 +1,103 @@
+"""Multinomial logistic regression: optax's L-BFGS in float32, one compiled program for every L2.
+
+It runs in coordinates in which least squares would take one step (whitened by the Cholesky factor of
+the inputs' Gram matrix). That takes a fifth of the iterations on pixels, and a hundredth on columns
+of different units.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+ITERATIONS = 600
+TOLERANCE = 1e-5  # of the objective: what one step more must promise to gain
+TOLERANCE_DIAGONAL = 1e-7  # the promise is smaller than the gain where columns depend on each other
+MOST_COLUMNS = 1024  # of a Gram matrix: a larger one costs more than it saves
+CURVATURE = 0.1  # a typical p (1 - p): 0.03 to 0.25 take about as long
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticRegression:
+    """A fitted model, with scikit-learn's names."""
+
+    classes_: np.ndarray
+    coef_: np.ndarray
+    """(classes, columns)."""
+    intercept_: np.ndarray
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        """(n, columns) -> (n, classes)."""
+        logits = x @ self.coef_.T + self.intercept_
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        return p / p.sum(1, keepdims=True)
+
+
+def fitter(x: np.ndarray) -> Callable[[np.ndarray, float], LogisticRegression]:
+    """Returns a function of the targets int (n,) and the C of scikit-learn that fits x (n, columns)
+    to them."""
+    if not np.isfinite(x).all():
+        raise ValueError("inputs that are not finite")
+    mean = x.mean(0)
+    design = np.float32(np.column_stack([x - mean, np.ones(len(x))]))
+    full = design.shape[1] <= MOST_COLUMNS
+    gram = np.float64(design.T @ design) / len(x) if full else np.square(np.float64(design)).mean(0)
+    rows = jnp.asarray(design)
+
+    def fit(targets, strength):
+        classes, numbers = np.unique(targets, return_inverse=True)
+        l2 = np.full(rows.shape[1], 1 / (strength * len(rows)))
+        l2[-1] = 0  # the intercept's
+        if full:
+            ridge = np.diag(l2 + 1e-6 * np.diag(gram))  # columns may depend on each other
+            basis = np.linalg.inv(np.linalg.cholesky(CURVATURE * gram + ridge)).T
+        else:
+            basis = 1 / np.sqrt(CURVATURE * gram + l2)[:, None]  # of the diagonal alone
+        start = jnp.zeros((rows.shape[1], len(classes)))
+        tolerance = TOLERANCE if full else TOLERANCE_DIAGONAL
+        arrays = jnp.float32(basis), jnp.float32(l2[:, None]), tolerance
+        weights = np.float64(_minimize(rows, jnp.int32(numbers), start, *arrays)).T
+        coef, intercept = weights[:, :-1], weights[:, -1]
+        return LogisticRegression(classes, coef, intercept - coef @ mean)
+
+    return fit
+
+
+@jax.jit
+def _minimize(x, targets, start, basis, l2, tolerance):
+    """Weights (columns, classes) of the least mean cross-entropy plus half the weighed squares."""
+    truth = jax.nn.one_hot(targets, start.shape[1])
+
+    def weights(coordinates):
+        if basis.shape[1] == 1:
+            return basis * coordinates
+        return jnp.dot(basis, coordinates, precision="highest")
+
+    def objective(coordinates):
+        w = weights(coordinates)
+        logits = jnp.dot(x, w, precision="highest")
+        losses = jax.nn.logsumexp(logits, 1) - jnp.sum(logits * truth, 1)
+        return jnp.mean(losses) + jnp.sum(l2 * w**2) / 2
+
+    line_search = optax.scale_by_backtracking_linesearch(20, store_grad=True)
+    solver = optax.lbfgs(linesearch=line_search)
+    value_and_gradient = optax.value_and_grad_from_state(objective)
+
+    def step(carry):
+        i, point, state, *_ = carry
+        value, gradient = value_and_gradient(point, state=state)
+        update, state = solver.update(
+            gradient, state, point, value=value, grad=gradient, value_fn=objective
+        )
+        # half the square is what a step gains where the curvature is 1, as the basis has it
+        gain = jnp.vdot(gradient, gradient) / 2
+        return i + 1, optax.apply_updates(point, update), state, gain > tolerance * value
+
+    def unfinished(carry):
+        return carry[3] & (carry[0] < ITERATIONS)
+
+    carry = jnp.int32(0), start, solver.init(start), jnp.bool_(True)
+    return weights(jax.lax.while_loop(unfinished, step, carry)[1])
