@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dlflax import models
+from dlflax.models import convolution as formulation
 from dlflax.models.convolution import convolution, fastest, formulations, symmetric
 from dlflax.models.layers import conv_pool_matmul
 
@@ -59,15 +60,17 @@ def by_taps(x, kernel, stride, pads, dy):
 
 @pytest.mark.parametrize("k", [2, 3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_own_gradient_of_any_shape(k, stride):
-    """Pads of each side its own, some wider than the kernel, and pixels that no window reaches."""
+def test_own_gradient_of_any_shape(k, stride, monkeypatch):
+    """Pads of each side its own, some wider than the kernel, pixels that no window reaches, and
+    batches that pieces do not divide."""
     rng = np.random.default_rng([k, stride])
     for _ in range(5):
+        monkeypatch.setattr(formulation, "PIECE_BYTES", int(rng.integers(1, 4)) * 2**12)
         pads = tuple(tuple(map(int, rng.integers(0, k + 2, 2))) for _ in range(2))
         sides = [max(1, k - sum(pad)) + int(rng.integers(0, 9)) for pad in pads]
         out = [(side + sum(pad) - k) // stride + 1 for side, pad in zip(sides, pads, strict=True)]
-        x, kernel = rng.normal(size=(2, *sides, 3)), rng.normal(size=(k, k, 3, 4)) / k
-        x, kernel, dy = np.float32(x), np.float32(kernel), np.float32(rng.normal(size=(2, *out, 4)))
+        x, kernel = rng.normal(size=(5, *sides, 3)), rng.normal(size=(k, k, 3, 4)) / k
+        x, kernel, dy = np.float32(x), np.float32(kernel), np.float32(rng.normal(size=(5, *out, 4)))
 
         @jax.jit
         def results(x, kernel, dy, pads=pads):
