@@ -132,7 +132,8 @@ def test_a_row_means_the_same_by_every_way_in(capsys):
     assert values_of(model.predict(typed.to_numpy())) == pytest.approx(right)
     assert values_of(model.predict(typed.iloc[0])) == pytest.approx(right[:1])
     body = json.dumps({"rows": typed.to_dict("records")}).encode()
-    names, kind, batch = serve_inputs.inputs_of(model._predictor, "application/json", body)
+    (part,) = serve_inputs.parts_of(model._predictor, "application/json", body)
+    names, kind, batch = serve_inputs.read_part(part)
     answers = [values for _, values in model._predictor.of_batch(names, kind, batch)]
     assert values_of(answers) == pytest.approx(right)
     for i, x in enumerate(lengths):

@@ -303,6 +303,11 @@ def too_much(kind):
         yield "application/json", {"rows": [{"spots": 1}] * 41}, "40 rows"
 
 
+def read_request(predictor, media, body):
+    parts = serve_inputs.parts_of(predictor, media, body)
+    return serve_inputs.join([serve_inputs.read_part(part) for part in parts])
+
+
 @pytest.mark.parametrize("kind", ["mnist", "sentiment", "tabular", "forecast"])
 def test_too_much_is_refused_before_the_work(runs, kind, monkeypatch):
     predictor = Predictor(runs / kind, log=lambda _: None)
@@ -316,7 +321,7 @@ def test_too_much_is_refused_before_the_work(runs, kind, monkeypatch):
             body = json.dumps(body, default=lambda content: base64.b64encode(content).decode())
         body = body if isinstance(body, bytes) else body.encode()
         with pytest.raises(serve_inputs.Refused, match=words) as refused:
-            serve_inputs.inputs_of(predictor, media, body)
+            read_request(predictor, media, body)
         assert refused.value.status == 413
 
 
@@ -327,7 +332,7 @@ def test_rows_are_counted_as_they_are_read(runs, comma):
     note = f'"a{comma}\n\r\n""\n"'
     lines = [comma.join([*names, "note"]), *[comma.join(["1"] * len(names) + [note])] * 256]
     body = "\n\n".join(lines).encode()
-    assert len(serve_inputs.inputs_of(predictor, "text/csv", body)[0]) == 256
+    assert len(read_request(predictor, "text/csv", body)[0]) == 256
 
 
 def test_numbers_that_json_does_not_have(runs, monkeypatch):

@@ -38,11 +38,6 @@ class Refused(Exception):
         self.status, self.sentence = status, sentence
 
 
-def inputs_of(predictor: Predictor, content_type: str, body: bytes) -> Inputs:
-    """Reads all parts of a request."""
-    return join([read_part(part) for part in parts_of(predictor, content_type, body)])
-
-
 def parts_of(predictor: Predictor, content_type: str, body: bytes) -> list[Callable[[], Inputs]]:
     """Returns functions for `read_part`, each for some inputs of a request: JSON with the key that
     is in KEYS, or the bytes of a picture, a CSV file or a text. Refused for anything else, and for
@@ -200,7 +195,7 @@ def _of_rows(predictor, rows: list):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.csv"
         csv_files.write(path, header, cells, predictor.data)
-        return _read(predictor, [path], ["the rows"])
+        return _read(predictor, path, "the rows")
 
 
 def _of_file(predictor, name: str, content: bytes) -> Inputs:
@@ -208,23 +203,16 @@ def _of_file(predictor, name: str, content: bytes) -> Inputs:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"0{Path(name).suffix}"
         path.write_bytes(content)
-        return _read(predictor, [path], [name])
+        return _read(predictor, path, name)
 
 
-def _read(predictor, paths: list[Path], names: list[str]):
-    """What the source reads of them, by the names that the user knows."""
+def _read(predictor, path: Path, name: str) -> Inputs:
+    """What the source reads of a file, by the name that the user knows."""
+    source = predictor.config.data
     try:
-        found, kind, batch = predictor.config.data.read(
-            [str(path) for path in paths], predictor.data, predictor.folder
-        )
+        names, kind, batch = source.read([str(path)], predictor.data, predictor.folder)
     except InputError as error:
-        raise InputError(_renamed(str(error), paths, names)) from error
-    if len(found) > MOST_INPUTS:
+        raise InputError(str(error).replace(str(path), name)) from error
+    if len(names) > MOST_INPUTS:
         raise Refused(413, f"a request may have {MOST_INPUTS} rows.")
-    return [_renamed(each, paths, names) for each in found], kind, batch
-
-
-def _renamed(sentence: str, paths, names) -> str:
-    for path, name in zip(paths, names, strict=True):
-        sentence = sentence.replace(str(path), name)
-    return sentence
+    return [each.replace(str(path), name) for each in names], kind, batch
