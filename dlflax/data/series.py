@@ -293,6 +293,8 @@ def _windows(values, truth, start, stop, window, horizon):
     """(past (n, window), future (n, horizon), first step of the future (n,)) of all windows whose
     targets lie in start..stop and are not all NaN."""
     first = np.arange(max(start, window), stop - horizon + 1)
+    if not len(first):  # before anything as long as an absurd horizon is made
+        return np.empty((0, window)), np.empty((0, horizon)), first
     future = truth[first[:, None] + np.arange(horizon)[None]]
     known = ~np.isnan(future).all(1)
     past = values[first[known, None] + np.arange(-window, 0)[None]]

@@ -149,10 +149,10 @@ def _input_gradient(dy, kernel, shape, stride, pads):
     return dx.reshape(n, sides[0] * stride, sides[1] * stride, c)[:, :h, :w]
 
 
-def _pieces(x, dy):
-    """x and dy, (n, ...) each, as (pieces, n / pieces, ...): of PIECE_BYTES, with zeros behind."""
+def _pieces(x, dy, piece_bytes):
+    """x and dy, (n, ...) each, as (pieces, n / pieces, ...): of so many bytes, with zeros behind."""
     n = len(x)
-    most = min(n, max(2, PIECE_BYTES // (4 * (x[0].size + dy[0].size))))
+    most = min(n, max(2, piece_bytes // (4 * (x[0].size + dy[0].size))))
     pieces = -(-n // most)
     size = -(-n // pieces)
     spare = pieces * size - n
@@ -164,7 +164,9 @@ def _pieces(x, dy):
 
 def _kernel_gradient(x, dy, k, stride, pads):
     """The gradient of the kernel (k, k, c, f), float32: forward convolutions of x by dy, in the
-    order NHWC, which alone XLA:CPU computes by its fast kernels inside a loop."""
+    order NHWC, which alone XLA:CPU computes by its fast kernels inside a loop; or a product of
+    patches where these are few and large."""
+    by_patches = k == 3 and stride == 2 and min(dy.shape[1:3]) >= 14
     padding = [
         (before, k - before + (out - 1) * stride - side)
         for side, out, (before, _) in zip(x.shape[1:3], dy.shape[1:3], pads, strict=True)
@@ -172,16 +174,21 @@ def _kernel_gradient(x, dy, k, stride, pads):
 
     def add(total, piece):
         x, dy = (array.astype(jnp.float32) for array in piece)
+        if by_patches:
+            gradient = kernel_gradient(im2col(x, k, stride, pads), dy)
+            return total + gradient.reshape(k, k, *total.shape[::3]).transpose(2, 0, 1, 3), None
         x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
         return total + _lax(x, dy, 1, padding, stride), None
 
     start = jnp.zeros((x.shape[-1], k, k, dy.shape[-1]), jnp.float32)
-    return lax.scan(add, start, _pieces(x, dy))[0].transpose(1, 2, 0, 3)
+    pieces = _pieces(x, dy, PIECE_BYTES // 4 if by_patches else PIECE_BYTES)
+    return lax.scan(add, start, pieces)[0].transpose(1, 2, 0, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _own_gradient(x, kernel, stride, pads):
-    """Both gradients as what XLA:CPU is fast at: forward convolutions, or products for 1x1."""
+    """Both gradients as what XLA:CPU is fast at: forward convolutions, or products of patches for
+    1x1 and where the shape says so."""
     return (_product if kernel.shape[0] == 1 else _lax)(x, kernel, stride, pads)
 
 
@@ -192,12 +199,14 @@ def _forward(x, kernel, stride, pads):
 def _backward(stride, pads, residuals, dy):
     x, kernel = residuals
     k, _, c, f = kernel.shape
-    if k == 1:
-        patches, transposed = jax.vjp(lambda x: im2col(x, 1, stride, pads), x)
-        (dx,) = transposed(dy @ kernel.reshape(c, f).T)
-        dkernel = kernel_gradient(patches, dy).reshape(kernel.shape)
+    if k == 1 or min(dy.shape[1:3]) <= 7:
+        patches, transposed = jax.vjp(lambda x: im2col(x, k, stride, pads), x)
+        (dx,) = transposed(dy @ kernel.reshape(k * k * c, f).T)
     else:
         dx = _input_gradient(dy, kernel, x.shape, stride, pads)
+    if k == 1:
+        dkernel = kernel_gradient(patches, dy).reshape(kernel.shape)
+    else:
         dkernel = _kernel_gradient(x, dy, k, stride, pads)
     return dx, dkernel.astype(kernel.dtype)
 
