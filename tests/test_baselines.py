@@ -237,6 +237,7 @@ def test_verdict_on_scores_that_are_to_be_low():
     assert baselines.verdict(lower, Regression()) == []
 
 
+@pytest.mark.slow
 def test_counts_of_a_run_are_those_of_its_predictions():
     results, _ = trained((32,), 1e-2, epochs=4)
     source = digits()
@@ -257,6 +258,20 @@ def test_counts_of_a_run_are_those_of_its_predictions():
         "network_alone": np.sum(network & ~common), "baseline_alone": np.sum(common & ~network),
         "examples": len(truth),
     }  # fmt: skip
+
+
+def test_baselines_of_another_season_are_others():
+    """Though the arrays are the same: what is on disk is told apart by all that decides it."""
+    year, month = (
+        computed(Forecast(), Series("sunspots", window=22, horizon=11, period=period))[0]
+        for period in (11, 1)
+    )
+    name = "the last season again"
+    assert year[name] != month[name]
+    assert (
+        month[name]
+        == computed(Forecast(), Series("sunspots", window=22, horizon=11, period=1))[0][name]
+    )  # from the disk
 
 
 def test_correct_examples_are_on_disk_too():

@@ -30,6 +30,8 @@ def read(
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
+        if "\0" in text:  # UTF-16 without its mark, or no text at all; NumPy's strings drop it
+            raise ValueError("it has the character NUL: save it as UTF-8")
         mark = delimiter(text, usual)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
         (_, header), *rows = [(reader.line_num, row) for row in reader if row]

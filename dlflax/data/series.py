@@ -132,11 +132,11 @@ class Series:
         for name, (past, *_) in windows.items():
             if not len(past) and (name != "val" or validation):
                 start, stop = borders[name]
-                needs = self.horizon + (self.window if name == "train" else 0)
+                steps = max(0, stop - start + (self.window if name == "train" else 0))
+                flags = "--window and --horizon, together" if name == "train" else "--horizon,"
                 raise InputError(
-                    f"{dataset.source}: its {name} part has {max(0, stop - start):,} steps for "
-                    f"targets, too few for --window {self.window} and --horizon {self.horizon}: "
-                    f"the part needs {needs}; give smaller ones."
+                    f"{dataset.source}: its {name} part has {steps:,} steps, too few for --window "
+                    f"{self.window} and --horizon {self.horizon}: give {flags} at most {steps}."
                 )
         if self.future_covariates and self.horizon > self.window:
             raise InputError(

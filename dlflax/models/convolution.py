@@ -150,7 +150,8 @@ def _input_gradient(dy, kernel, shape, stride, pads):
 
 
 def _pieces(x, dy, piece_bytes):
-    """x and dy, (n, ...) each, as (pieces, n / pieces, ...): of so many bytes, with zeros behind."""
+    """x and dy, (n, ...) each, as (pieces, n / pieces, ...): of so many bytes, with zeros behind
+    them."""
     n = len(x)
     most = min(n, max(2, piece_bytes // (4 * (x[0].size + dy[0].size))))
     pieces = -(-n // most)

@@ -49,8 +49,7 @@ def fit_baselines(
     if not all(map(fits, parts)):
         log("no simple models beside it: the data do not fit into memory")
         return {}
-    names = {name: recipe.task.SCORES.get(name) for name in recipe.task.SCORES}
-    known = [VERSION, type(task).__qualname__, repr(task.loss), names, list(splits.class_names)]
+    known = [VERSION, repr(task), task.SCORES, list(splits.class_names), splits.info]
     path = cache_folder() / "baselines" / f"{_digest(known, splits, parts)}.json"
     found = _read(path, len(splits.test["inputs"]))
     for name, fitted in task.baselines(recipe.model, splits).items():

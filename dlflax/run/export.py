@@ -168,7 +168,7 @@ def _examples(predictor, raw) -> tuple[np.ndarray, str]:
     try:
         dataset = config.data.load(lambda sentence: None)
         if dataset.checksum != info["sha256"]:
-            raise InputError("other data.")
+            raise InputError(f"{dataset.source} is other data than the run's.")
         splits = config.data.split(dataset, config.validation, config.seed)
         return raw.of(splits)[:size], "test examples"
     except Exception:  # whatever became of the data: they are only the better examples
