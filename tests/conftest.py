@@ -1,19 +1,26 @@
 """Strict on purpose: silent broadcasting and warnings fail a test; two CPU devices."""
 
 import atexit
+import contextlib
+import fcntl
+import importlib
+import io
 import os
+import re
 import shutil
 import tempfile
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all of it
     # what one test compiled, another need not
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlflax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-    # level 0: a test's programs run for milliseconds, and compiling them would take seconds
+    # a test's programs run for milliseconds: what compiles them soonest
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
         + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+        + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # see dlflax.NOISY_CACHE
@@ -21,16 +28,23 @@ os.environ["KERAS_BACKEND"] = "jax"  # the independent implementation that tests
 os.environ["DLFLAX_OFFLINE"] = "1"
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from dlflax.report.figures import draw as DRAW  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_freed():
-    """Programs take memory maps, of which Linux lets a process have 65,530: beyond, XLA crashes."""
+    """Programs take memory, and memory maps, of which Linux lets a process have 65,530: beyond, XLA
+    crashes. So they are kept for other tests of the same shapes, but not without end."""
     yield
-    jax.clear_caches()
+    status = Path("/proc/self/status")
+    kilobytes = int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) if status.exists() else 0
+    if not kilobytes or kilobytes > 3e6 or Path("/proc/self/maps").read_bytes().count(b"\n") > 3e4:
+        jax.clear_caches()
 
 
 @pytest.fixture
@@ -54,6 +68,76 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
     monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Figures take longer than such runs: they are drawn where a test is marked with `figures`."""
+    if not request.node.get_closest_marker("figures"):
+        from dlflax.report import figures
+
+        monkeypatch.setattr(figures, "draw", lambda *_: {})
+
+
+ZOO = {  # name -> (experiment, its flags)
+    "digits": ("mnist", "--dataset digits --model.features 8 --epochs 3"),
+    "texts": ("sentiment", "--data-dir {root}/notes.csv --model.features 8 --hparams.dropout 0"
+              " --epochs 3 --batch-size 8"),
+    "table": ("tabular", "--data-dir {root}/table.csv"),
+    "wine": ("tabular", "--dataset wine"),
+    "series": ("forecast", "--data-dir {root}/series.csv --column y --future-covariates day"
+               " --window 14 --horizon 7 --period 7"),
+    "sunspots": ("forecast", "--dataset sunspots --window 22 --horizon 11"),
+}  # fmt: skip
+
+
+def write_zoo_data():
+    """notes.csv, table.csv and series.csv: texts, a table with gaps and words, a series."""
+    rng = np.random.default_rng(0)
+    notes = [f"{'good' if i % 2 else 'poor'} day number {i},{i % 2}" for i in range(200)]
+    numbers = ["" if i % 9 == 0 else str(rng.normal()) for i in range(120)]
+    cells = [f"{n},{'red' if i % 3 else 'blue'},{0.3 * i + i % 3}" for i, n in enumerate(numbers)]
+    steps = [f"{i},{np.sin(i / 3) + i / 50:.4f},{i % 7}" for i in range(600)]
+    for name, header, lines in (
+        ("notes", "text,label", notes), ("table", "a,colour,price", cells),
+        ("series", "t,y,day", steps),
+    ):  # fmt: skip
+        Path(f"{name}.csv").write_text("\n".join([header, *lines]), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """name -> the folder of a finished run, as in ZOO, with its figures: trained once for all
+    workers, by the first that asks. Never written to: copy it."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "zoo"
+    root.mkdir(exist_ok=True)
+
+    def run_of(name):
+        from dlflax import run
+        from dlflax.report import figures
+
+        folder = root / name
+        with open(root / f"{name}.lock", "w") as lock, pytest.MonkeyPatch.context() as patch:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / f"{name}.done").exists():
+                patch.chdir(root)
+                patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+                patch.setattr("dlflax.run.exit_codes.compilation_cache", lambda: None)
+                patch.setattr(figures, "draw", DRAW)
+                write_zoo_data()
+                experiment, flags = ZOO[name]
+                module = importlib.import_module(f"experiments.{experiment}")
+                words = ["--epochs", "2", "--baseline", "none", "--run-dir", str(folder)]
+                words += flags.format(root=root).split()
+                with contextlib.redirect_stdout(io.StringIO()):  # no test's output
+                    run.main(
+                        experiment, module.PRESETS, getattr(module, "ARCHITECTURES", {}), words
+                    )
+                (root / f"{name}.done").touch()
+        return folder
+
+    return run_of
 
 
 @pytest.fixture(scope="session")

@@ -228,6 +228,7 @@ def test_cutmix_shares_are_those_of_the_paper():
     assert abs(np.std(shares) - expected.std()) < 0.04
 
 
+@pytest.mark.slow
 def test_three_trials_of_all_equal_one_operation_after_the_other():
     """In the order given, each with a key of its own, under vmap too."""
     hparams = jax.tree.map(lambda on: on * np.array([0.0, 0.5, 1.0], np.float32), ON)

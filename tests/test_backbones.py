@@ -45,6 +45,7 @@ def test_parameters_as_torchvision_counts_them(model, count):
 MODELS = [EfficientNetLite0(num_outputs=3), ResNet("18", num_outputs=3), VGG("11", (8, 6), 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 def test_features_in_place_of_pictures(model):
     """The same logits from `features` as from pictures, and `init` makes a last layer for them."""
@@ -85,6 +86,7 @@ def test_last_blocks(model, parts):
     assert chosen == parts
 
 
+@pytest.mark.slow
 def test_vgg16_is_that_of_keras_applications():
     keras = pytest.importorskip("keras")
     x = np.random.default_rng(0).normal(size=(2, 48, 32, 3)).astype(np.float32)
@@ -168,6 +170,7 @@ def keras_resnet(keras, depth):
     return keras.Model(inputs, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", ["50"])
 def test_resnet_is_that_of_keras_layers(depth):
     """Inference and training mode, odd sides, and a torch state dict of the same weights."""

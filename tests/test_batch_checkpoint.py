@@ -63,17 +63,11 @@ def killed_when_saved(monkeypatch):
     monkeypatch.setattr(checkpoint.BatchCheckpoint, "save", saved)
 
 
-QUICK = [("one structure", "map")]
 ALL = [(name, mode) for name in SWEEPS for mode in ("vmap", "map")]
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        *QUICK,
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ALL if each not in QUICK),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), ALL)
 def test_stopped_after_any_epoch(name, mode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = dict(SWEEPS[name], ensemble=0)

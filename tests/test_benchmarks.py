@@ -17,6 +17,7 @@ def stages(monkeypatch):
     return stages
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_is_stopped_with_its_children(stages, tmp_path):
     child = tmp_path / "child"
     hang = (

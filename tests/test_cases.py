@@ -15,10 +15,11 @@ from PIL import Image
 
 import experiments
 from dlflax import run
-from dlflax.data import Series, Text
+from dlflax.data import ImageFolder, Series, Text
 from dlflax.data.picture import read_picture
 from dlflax.data.series import read
 from dlflax.errors import InputError
+from dlflax.report import figures, tables
 from dlflax.run.predict import Predictor
 from dlflax.tune import cli
 from experiments import image_folder, mnist, predict, sentiment
@@ -58,6 +59,7 @@ def one_quick(*names):
     return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", one_quick("project [v2]", "a*b?c", "50 % #1", 'it\'s "quoted"', "größe 大小", "x" * 200)
 )
@@ -71,6 +73,7 @@ def test_a_run_folder_of_any_name(place, name):
     assert len(Predictor(folder, experiments).answers(["x.png"])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_quick("project [v2]", "why?", "50 % #1"))
 def test_a_sweep_folder_of_any_name(place, name):
     for trials in ("2", "3"):
@@ -107,24 +110,18 @@ def photos(place, names, shade):
             Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
 
 
-SCRATCH = ["--preset", "scratch", "--size", "16", "--epochs", "1", "--batch-size", "4"]
-
-
-def test_one_bad_file_does_not_silence_the_others(place, capsys):
+def test_one_bad_file_does_not_silence_the_others(place, zoo, capsys):
     photos(place, ("day", "night"), lambda k, i: 200 - 150 * k + i)
-    flags = ["--data-dir", "photos", "--run-dir", "out"]
-    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, [*SCRATCH, *flags])
     Path("cut.png").write_bytes(Path("photos/day/1.png").read_bytes()[:40])
-    capsys.readouterr()
+    good = ["photos/day/1.png", "photos/night/1.png"]
     with pytest.raises(SystemExit) as exit_:
-        predict.command(Path("out"), ("photos/day/1.png", "cut.png", "photos/night/1.png"), True)
+        predict.command(zoo("digits"), (good[0], "cut.png", good[1]), True)
     out, err = capsys.readouterr()
     assert exit_.value.code == 3
-    files = [json.loads(line)["file"] for line in out.splitlines()]
-    assert files == ["photos/day/1.png", "photos/night/1.png"]
-    assert "using the weights of epoch 1 of 1" in err and "error: cut.png: " in err
+    assert [json.loads(line)["file"] for line in out.splitlines()] == good
+    assert re.search("using the weights of epoch . of 3", err) and "error: cut.png: " in err
     with pytest.raises(SystemExit) as exit_:
-        predict.command(Path("out"), ("cut.png",), True)
+        predict.command(zoo("digits"), ("cut.png",), True)
     assert exit_.value.code == 2
 
 
@@ -134,26 +131,25 @@ def test_one_bad_file_does_not_silence_the_others(place, capsys):
 @pytest.mark.parametrize(
     "names", [("Training", "Testing"), ("TRAIN", "Test"), ("train", "testing")]
 )
-def test_parts_by_their_names_in_any_case(place, names, capsys):
+def test_parts_by_their_names_in_any_case(place, names):
     for name in names:
-        photos(place / "photos" / "x", (), lambda *_: 0)
         for k, fruit in enumerate(("apple", "plum")):
             folder = place / "photos" / name / fruit
             folder.mkdir(parents=True)
             for i in range(6):
                 pixels = np.full((20, 20, 3), 40 + 100 * k + i + 20 * (name in names[1]), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    flags = ["--data-dir", "photos", "--run-dir", "out"]
-    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, [*SCRATCH, *flags])
-    assert run.load_config(Path("out"))["data"]["class_names"] == ["apple", "plum"]
-    assert run.load_config(Path("out"))["data"]["test"] == 12
+    dataset = ImageFolder(data_dir=place / "photos", size=16).load(lambda _: None)
+    assert dataset.class_names == ("apple", "plum") and len(dataset.test["targets"]) == 12
 
 
+@pytest.mark.figures
 def test_names_with_dollars_are_shown_as_they_are(place, capsys):
-    photos(place, ("$5_$10", "$10_$20"), lambda k, i: 200 - 150 * k + i)
-    flags = ["--data-dir", "photos", "--run-dir", "out"]
-    run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, [*SCRATCH, *flags])
-    assert "$5_$10" in capsys.readouterr().out and Path("out/confusion_matrix.png").exists()
+    names, said = ("$5_$10", "$10_$20"), []
+    matrix = {"matrix": lambda: figures.confusion_matrix(np.eye(2, dtype=int), names)}
+    assert figures.draw(matrix, place, said.append)["matrix"].exists() and not said
+    tables.print_table(None, ("class", "count"), [(name, "1") for name in names])
+    assert "$5_$10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("most", [210, 4095, 4096, 65535])
@@ -219,6 +215,7 @@ def test_texts_with_two_labels_are_left_out_in_any_order(place):
     assert checksums == {40}
 
 
+@pytest.mark.slow
 def test_a_class_that_never_occurs_does_not_count(place):
     write(place / "notes.csv", [*texts(120), ("one of its own", "other")])
     flags = ["--data-dir", "notes.csv", "--epochs", "8", "--batch-size", "16", "--run-dir", "out"]

@@ -138,6 +138,7 @@ def test_refused_places(tmp_path):
     assert "nowhere does not exist: it should be cifar-10-binary" in refused(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_nowhere(monkeypatch):
     """One sentence why it cannot be downloaded, and one what to pass; soon, if nothing answers."""
     said = []

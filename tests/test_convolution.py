@@ -21,6 +21,7 @@ def arrays(n, side, c, f, k, dtype=jnp.float32):
     return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def values(how, x, kernel, stride, pads):
     """Outputs, and both gradients of a function of them."""
 

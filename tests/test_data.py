@@ -214,6 +214,7 @@ def test_unroutable_host(monkeypatch):
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.slow
 def test_hanging_name_lookup(monkeypatch):
     monkeypatch.delenv("DLFLAX_OFFLINE")
     over = threading.Event()

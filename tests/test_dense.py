@@ -52,6 +52,7 @@ def test_bfloat16_on_a_cpu_rounds_what_is_multiplied_and_nothing_else(dtype):
     np.testing.assert_allclose(of_kernel, right, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_lanes_in_bfloat16_are_as_alone():
     x = jax.random.normal(jax.random.key(0), (7, 8))
     weights = jax.random.normal(jax.random.key(1), (7, 6))

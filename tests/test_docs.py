@@ -52,12 +52,16 @@ def test_a_loaded_model(place):
     assert answer["file"] == "digit.png" and set(answer["probabilities"]) == set("0123456789")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/library.md", marks=SLOW)])
 def test_library_example(isolated, monkeypatch, capsys, page):
     exec("\n".join(blocks(ROOT / page, "python")), {})
     assert "'accuracy': 0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_own_experiment(tmp_path):
     own = blocks(ROOT / "docs/your_own_experiment.md", "python")[0]
     (tmp_path / "products.py").write_text(own)

@@ -181,6 +181,7 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "sweep" / "ensemble" / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_without_an_ensemble_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = sweep.Sweep(

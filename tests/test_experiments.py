@@ -28,7 +28,7 @@ from experiments import (
     sentiment,
 )  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.figures]
 
 
 def swept(experiment, *flags):
@@ -66,6 +66,7 @@ def ran(module, *flags):
     return json.loads(Path("run/results.json").read_text())
 
 
+@pytest.mark.slow
 def test_mnist_by_rows():
     results = ran(mnist, "--model", "rnn", "--model.features", "16", "--epochs", "2")
     assert results["model"] == "RNN" and results["test"]["accuracy"] > 0.3
@@ -160,6 +161,7 @@ def check_autoencoder(results, folder):
             assert min(picture.size) > 100
 
 
+@pytest.mark.slow
 def test_autoencoder(capsys):
     results = swept("autoencoder", *AUTOENCODER)
     check_autoencoder(results, Path("sweep/best"))
@@ -168,6 +170,7 @@ def test_autoencoder(capsys):
     assert Path(answer["picture"]).exists()
 
 
+@pytest.mark.slow
 def test_autoencoder_variational_and_denoising():
     flags = ["--preset", "variational", "--augment", "noise", "--hparams.noise", "0.2"]
     flags += ["--hparams.kl-weight", "0.1"]
@@ -175,6 +178,7 @@ def test_autoencoder_variational_and_denoising():
     assert Path("run/augmented.png").exists()
 
 
+@pytest.mark.slow
 def test_sentiment(capsys):
     flags = ["--dataset", "vader", "--length", "6", "--model.features", "8"]
     results = swept("sentiment", *flags, "--epochs", "2", "--space.learning-rate", "1e-2")
@@ -187,6 +191,7 @@ def test_sentiment(capsys):
     assert good["probabilities"]["positive"] > bad["probabilities"]["positive"]
 
 
+@pytest.mark.slow
 def test_forecast(capsys):
     flags = ["--dataset", "sunspots", "--window", "22", "--horizon", "11", "--batch-size", "16"]
     results = swept("forecast", *flags, "--epochs", "20", "--space.learning-rate", "3e-3")
@@ -253,6 +258,7 @@ def test_compare_refuses(capsys):
             compare.command(flags)
 
 
+@pytest.mark.slow
 def test_find_learning_rate(capsys):
     flags = ["mnist", "--model", "mlp", "--model.features", "16", "--batch-size", "64"]
     found = find_learning_rate.command([*flags, "--steps", "40", "--run-dir", "rates"])

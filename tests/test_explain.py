@@ -38,7 +38,12 @@ def scaled(maps):
     return maps / maps.max((1, 2), keepdims=True)
 
 
-@pytest.mark.parametrize("name", MODELS)
+LARGE = ("efficientnet", "resnet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in MODELS]
+)
 def test_every_model_of_photographs(name):
     """A map each, from no more than a forward pass and the gradient of what follows the map; and
     no trace of it in the variables, nor in what is computed without it."""

@@ -2,6 +2,7 @@
 comes before and after the network in the file."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,6 @@ from dlflax.errors import InputError, RunError
 from dlflax.run import export
 from dlflax.run.exit_codes import with_exit_codes
 from experiments import export as command
-from experiments import forecast, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -46,7 +46,7 @@ CASES = {
     "efficientnet": (models.EfficientNetLite0(), RGB),
     "minilm": (models.MiniLM(50), TOKENS),
 }  # fmt: skip
-QUICK = ("cnn", "gru both ways")
+QUICK = ("mlp", "gru both ways")
 FORMATS = {"onnx": export._onnx, "stablehlo": export._stablehlo}
 
 
@@ -78,27 +78,12 @@ def test_every_architecture_is_the_same_in_a_file(name, to):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, small_run):
-    """Small runs of several kinds of data: pictures, texts, a table with texts in it, a series."""
+def runs(tmp_path_factory, zoo):
+    """Copies of runs of several kinds of data, to write beside."""
     place = tmp_path_factory.mktemp("runs")
-
-    def train_one(name, module, *flags):
-        small_run(place / name, module, *flags)
-
-    train_one("mnist", mnist, "--model", "mlp", "--dataset", "digits")
-    rows = [f"{'good' if i % 2 else 'poor'} day number {i},{i % 2}" for i in range(400)]
-    (place / "notes.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-    train_one("sentiment", sentiment, "--data-dir", f"{place}/notes.csv", "--model.features", "8")
-    generator = np.random.default_rng(0)
-    numbers = ["" if i % 9 == 0 else str(generator.normal()) for i in range(120)]
-    cells = [f"{n},{'red' if i % 3 else 'blue'},{0.3 * i + i % 3}" for i, n in enumerate(numbers)]
-    (place / "table.csv").write_text("\n".join(["a,colour,price", *cells]), encoding="utf-8")
-    train_one("tabular", tabular, "--data-dir", f"{place}/table.csv")
-    steps = [f"{i},{np.sin(i / 3) + i / 50:.4f},{i % 7}" for i in range(600)]
-    (place / "series.csv").write_text("\n".join(["t,y,day", *steps]), encoding="utf-8")
-    small = ["--window", "14", "--horizon", "7", "--period", "7", "--column", "y"]
-    train_one("forecast", forecast, "--data-dir", f"{place}/series.csv", *small,
-              "--future-covariates", "day")  # fmt: skip
+    for name in ("digits", "texts", "table", "series"):
+        shutil.copytree(zoo(name), place / name)
+    shutil.copy(zoo("series").parent / "series.csv", place)
     return place
 
 
@@ -107,9 +92,9 @@ def session(path):
 
 
 def test_pictures(runs):
-    model = dlflax.load(runs / "mnist", log=lambda _: None)
+    model = dlflax.load(runs / "digits", log=lambda _: None)
     said = []
-    path = export.export(runs / "mnist", "onnx", runs / "digits.onnx", said.append)
+    path = export.export(runs / "digits", "onnx", runs / "digits.onnx", said.append)
     assert path == runs / "digits.onnx"
     assert "largest difference from the model on 64 test examples" in said[-1]
     images = data.Images("digits").load(lambda _: None).test["inputs"][:50]
@@ -123,12 +108,12 @@ def test_pictures(runs):
 
 
 def test_texts(runs):
-    model = dlflax.load(runs / "sentiment", log=lambda _: None)
+    model = dlflax.load(runs / "texts", log=lambda _: None)
     path = model.export()
-    assert path == runs / "sentiment" / "model.onnx"
+    assert path == runs / "texts" / "model.onnx"
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(runs / "sentiment" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(runs / "texts" / "tokenizer.json"))
     tokens = np.zeros((1, *model.input_shape), np.int32)
     ids = tokenizer.encode("a good day").ids
     tokens[0, : len(ids)] = ids
@@ -138,7 +123,7 @@ def test_texts(runs):
 
 
 def test_a_row_of_a_table(runs):
-    model = dlflax.load(runs / "tabular", log=lambda _: None)
+    model = dlflax.load(runs / "table", log=lambda _: None)
     path = model.export(file=runs / "row.onnx")
     about = json.loads((runs / "row.onnx.json").read_text(encoding="utf-8"))
     levels = about["columns"][1]["levels"]
@@ -150,7 +135,7 @@ def test_a_row_of_a_table(runs):
 
 
 def test_a_window_of_a_series(runs):
-    model = dlflax.load(runs / "forecast", log=lambda _: None)
+    model = dlflax.load(runs / "series", log=lambda _: None)
     path = model.export(file=runs / "series.onnx")
     rows = [line.split(",") for line in (runs / "series.csv").read_text("utf-8").split()[1:]]
     raw = np.float32([[y, day] for _, y, day in rows[-30:]])
@@ -166,19 +151,19 @@ def test_a_window_of_a_series(runs):
 
 
 def test_stablehlo_runs_by_jax_alone(runs):
-    path = export.export(runs / "mnist", "stablehlo", runs / "digits.stablehlo", lambda _: None)
+    path = export.export(runs / "digits", "stablehlo", runs / "digits.stablehlo", lambda _: None)
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     assert {"cpu", "cuda", "tpu"} <= set(program.platforms)
     images = data.Images("digits").load(lambda _: None).test["inputs"][:5]
     found = np.asarray(program.call(images)["probabilities"])
-    wanted = dlflax.load(runs / "mnist", log=lambda _: None).predict(images)
+    wanted = dlflax.load(runs / "digits", log=lambda _: None).predict(images)
     np.testing.assert_allclose(
         found, [list(each["probabilities"].values()) for each in wanted], atol=1e-5
     )
 
 
 def test_the_file_needs_neither_jax_nor_this_package(runs, tmp_path):
-    path = export.export(runs / "mnist", "onnx", runs / "alone.onnx", lambda _: None)
+    path = export.export(runs / "digits", "onnx", runs / "alone.onnx", lambda _: None)
     only = tmp_path / "packages"
     only.mkdir()
     for package in (onnxruntime, np):
@@ -204,7 +189,7 @@ def test_the_file_needs_neither_jax_nor_this_package(runs, tmp_path):
 def test_a_file_that_differs_is_not_written(runs, monkeypatch):
     monkeypatch.setattr(export, "_largest_difference", lambda *_: float("nan"))
     with pytest.raises(RunError, match="is not written: largest difference"):
-        export.export(runs / "mnist", "stablehlo", runs / "wrong.stablehlo", lambda _: None)
+        export.export(runs / "digits", "stablehlo", runs / "wrong.stablehlo", lambda _: None)
     assert not list(runs.glob("*wrong*"))
 
 
@@ -229,13 +214,13 @@ def test_the_largest_difference_is_of_every_output_and_size():
     assert np.isnan(differ(function, wrong("large", np.nan, 1), inputs))
 
 
-def test_data_that_are_gone_are_replaced_by_random_ones(runs, monkeypatch):
-    said = []
-    (runs / "notes.csv").rename(runs / "elsewhere.csv")
-    try:
-        export.export(runs / "sentiment", "stablehlo", runs / "gone.stablehlo", said.append)
-    finally:
-        (runs / "elsewhere.csv").rename(runs / "notes.csv")
+def test_data_that_are_gone_are_replaced_by_random_ones(runs, tmp_path):
+    folder, said = tmp_path / "run", []
+    shutil.copytree(runs / "texts", folder)
+    saved = (folder / "config.json").read_text(encoding="utf-8")
+    saved = saved.replace("notes.csv", "gone.csv")
+    (folder / "config.json").write_text(saved, encoding="utf-8")
+    export.export(folder, "stablehlo", tmp_path / "gone.stablehlo", said.append)
     assert "64 random inputs" in said[-1]
 
 
@@ -248,17 +233,17 @@ def test_bad_input_is_one_sentence(runs, tmp_path, monkeypatch, capsys):
         return stopped.value.code, capsys.readouterr().err
 
     assert ended(tmp_path / "none")[0] == 2
-    code, said = ended(runs / "mnist", "stablehlo", tmp_path / "no" / "folder" / "x")
+    code, said = ended(runs / "digits", "stablehlo", tmp_path / "no" / "folder" / "x")
     assert code == 2 and said.count("\n") == 1 and "cannot be written" in said
 
     def fails(*_, **__):
         raise NotImplementedError("no such primitive")
 
     monkeypatch.setattr(jax2onnx, "to_onnx", fails)
-    code, said = ended(runs / "mnist")
+    code, said = ended(runs / "digits")
     assert code == 2 and "no such primitive): use --to stablehlo" in said
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    code, said = ended(runs / "mnist")
+    code, said = ended(runs / "digits")
     assert code == 2 and "pip install 'dlflax[export]'" in said
     with pytest.raises(InputError):
         dlflax.load(tmp_path / "none")

@@ -1,22 +1,32 @@
-"""Every flag of every command changes what a run leaves or says, or is refused where it cannot.
+"""Every flag of every command changes what is computed, or is refused where it cannot.
 
 All of them: python -m pytest tests/test_flags.py -m 'slow or not slow'.
 """
 
 import contextlib
 import csv
+import dataclasses
+import functools
+import hashlib
 import io
+import itertools
 import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from PIL import Image
 
 import experiments
-from dlflax import run
-from dlflax.tune import cli
+from dlflax import run, train
+from dlflax.errors import InputError
+from dlflax.run.execute import prepared
+from dlflax.run.experiment import of_presets
+from dlflax.run.saved import to_json
+from dlflax.tune import cli, sweep
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -129,31 +139,95 @@ def data(place):
         csv.writer(file).writerows([("file", "label"), *rows])
 
 
-def left_by(of, words):
-    """What a command leaves and says, without times and places; None where it was refused."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            command_of(of)(words)
-        except SystemExit as exit_:
-            assert exit_.code in (1, 2) and "Traceback" not in err.getvalue(), err.getvalue()
-            return None
-    folders = [path.parent for path in Path().rglob("results.json")]
-    results = [json.loads((folder / "results.json").read_text()) for folder in sorted(folders)]
-    for tree in results:
-        for name in ("seconds", "process_seconds", "compile_seconds", "examples_per_second",
-                     "trials_per_minute", "traces", "commands"):  # fmt: skip
-            tree.pop(name, None)
-    said = [line for line in out.getvalue().splitlines() if re.match(r"on |\d+ at once", line)]
-    files = sorted(str(path) for path in Path().rglob("*") if path.suffix in (".png", ".db", ".gz"))
-    metrics = [
-        [{k: v for k, v in row.items() if "second" not in k}
-         for row in csv.DictReader(path.read_text().splitlines())]
-        for path in sorted(Path().rglob("metrics.csv"))
+def program(recipe, hparams, data, test):
+    """(what is compiled: the step, the evaluation, the initial weights; the numbers that the step
+    reads, with their values)."""
+    numbers = train.as_traced(hparams)
+    state = train.abstract(recipe, hparams, data["inputs"][:1])
+    batch = {name: array[: recipe.batch_size] for name, array in data.items()}
+    batch["mask"] = np.ones(recipe.batch_size, np.float32)
+    step = jax.make_jaxpr(lambda numbers, *of: recipe.step(recipe, of[0], numbers, of[1]))(
+        numbers, state, batch
+    )
+    read = {id(variable) for equation in step.eqns for variable in equation.invars}
+    names = [field.name for field in dataclasses.fields(hparams)]
+    used = [
+        (name, getattr(hparams, name))
+        for name, variable in zip(names, step.jaxpr.invars, strict=False) if id(variable) in read
     ]  # fmt: skip
-    left = json.dumps([results, said, files, metrics], sort_keys=True)
-    left = left.replace(str(Path.cwd()), "HERE").replace(str(Path.cwd().parent), "HERE")
-    return re.sub(r"20\d\d-\d\d-\d\d_\d\d-\d\d-\d\d", "NOW", left)
+    traced = [
+        step,
+        jax.make_jaxpr(lambda *of: train.evaluate(recipe, *of))(state, hparams, test),
+        jax.make_jaxpr(functools.partial(train.init, recipe))(
+            numbers, data["inputs"][:1], jax.random.key(0)
+        ),
+    ]
+    return re.sub(r"0x[0-9a-f]+", "", "".join(map(str, traced))), used
+
+
+def digest(part):
+    """Of arrays, by their names."""
+    return {
+        name: hashlib.sha256(np.ascontiguousarray(array[:]).tobytes()).hexdigest()
+        for name, array in (part or {}).items() if array[:].dtype != object
+    }  # fmt: skip
+
+
+def decisions_of_run(of, words):
+    """Yields what a command line decides: what the host does, then the data, then the program with
+    the numbers that it reads. Nothing is trained."""
+    name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
+    config = run.parse(of_presets(name, of.PRESETS, architectures), words)
+    yield of_the_host(config), config.recipe.task.monitor
+    job = prepared(config, lambda _: None)
+    recipe, splits = job.start.recipe, job.start.splits
+    yield (
+        [digest(part) for part in (splits.train, splits.val, splits.test)], str(splits.info),
+        digest(traverse_util.flatten_dict(job.start.pretrained or {}, sep="/")),
+    )  # fmt: skip
+    yield program(recipe, job.config.hparams, splits.train, splits.test)
+
+
+def of_the_host(config):
+    """The saved form of a Config without what is compared by what it leads to."""
+    saved = to_json(dataclasses.replace(config, recipe=None, hparams=None, data=None))
+    return {name: value for name, value in saved.items() if value is not None}
+
+
+def decisions_of_sweep(words, monkeypatch):
+    """Yields those of a sweep, up to its first trial."""
+    parsed, seen = [], []
+
+    class Begins(Exception):
+        pass
+
+    def recipes(chosen, tried, recipes, train_set, *more):
+        check(chosen, tried, recipes, train_set, *more)
+        seen.append([of_the_host(chosen), str(tried)])
+        seen.extend(program(r, chosen.hparams, train_set, train_set) for r in recipes)
+
+    def begin(*given):
+        seen.append([str(each) for each in given[:-1]])
+        raise Begins
+
+    check = sweep.check_recipes
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "use_all_cores", lambda: None)
+        patch.setattr(run, "with_exit_codes", lambda command, **_: command())
+        patch.setattr(cli, "run_sweep", lambda *of: parsed.extend(of))
+        command_of("sweep")(words)
+    yield of_the_host(parsed[-1])
+    with monkeypatch.context() as patch, contextlib.suppress(Begins):
+        patch.setattr(sweep, "settings", lambda *_: {})
+        patch.setattr(sweep, "check_recipes", recipes)
+        patch.setattr(sweep, "open_study", begin)
+        sweep.run_sweep(*parsed, lambda _: None)
+    yield from seen
+
+
+def decisions(of, words, monkeypatch):
+    found = decisions_of_sweep(words, monkeypatch) if of == "sweep" else decisions_of_run(of, words)
+    return (json.dumps(part, sort_keys=True) for part in found)
 
 
 @pytest.mark.slow
@@ -186,26 +260,30 @@ def cases():
                 yield pytest.param(of, flag, words, needs, id=f"{name} {flag}", marks=marks)
 
 
+WITHOUT = {}  # (command, needs) -> (what was decided without the flag so far, what decides more)
+
+
 @pytest.mark.parametrize(("of", "flag", "words", "needs"), list(cases()))
-def test_a_flag_does_something_or_is_refused(data, place, monkeypatch, of, flag, words, needs):
-    found = {}
-    for name, more in (("without", []), ("with", [flag, *words.split()])):
-        (place / name).mkdir()
-        for shared in ("notes.csv", "sales.csv", "labels.csv", "words.txt", "photos"):
-            (place / name / shared).symlink_to(place / shared)
-        monkeypatch.chdir(place / name)
-        found[name] = left_by(of, [*BASE[of].split(), *needs.split(), *more])
-    assert found["without"] is not None
-    assert found["with"] != found["without"]
+def test_a_flag_does_something_or_is_refused(data, monkeypatch, of, flag, words, needs):
+    base = [*BASE[of].split(), *needs.split()]
+    before = WITHOUT.setdefault((of, needs), [])
+    acts, out, err = False, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            for i, part in enumerate(decisions(of, [*base, flag, *words.split()], monkeypatch)):
+                if i >= len(before):  # the first is cheap, and most flags show there
+                    before[:] = itertools.islice(decisions(of, base, monkeypatch), None if i else 1)
+                if acts := part != before[i]:
+                    break
+        except InputError:
+            acts = True
+        except SystemExit as exit_:  # tyro's own
+            acts = exit_.code == 2
+    assert acts, out.getvalue() + err.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("of", [mnist, "sweep"], ids=["mnist", "sweep"])
-def test_nothing_changes_by_itself(data, place, monkeypatch, of):
+def test_nothing_changes_by_itself(data, monkeypatch, of):
     """Or the test above would see changes that no flag makes."""
-    found = []
-    for name in ("once", "again"):
-        (place / name).mkdir()
-        monkeypatch.chdir(place / name)
-        found.append(left_by(of, BASE[of].split()))
-    assert found[0] == found[1]
+    once, again = (list(decisions(of, BASE[of].split(), monkeypatch)) for _ in range(2))
+    assert once == again and len(once) > 2

@@ -653,6 +653,7 @@ ImageFolder(data_dir=sys.argv[1], size=16).load()
 """
 
 
+@pytest.mark.slow
 def test_killed_while_decoding(tmp_path):
     root = write(tmp_path / "a", cat=4, dog=4)
     for moment in ("begin", "header", "pixels", "table"):
@@ -683,6 +684,7 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert caches(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_two_at_once(tmp_path):
     root = write(tmp_path / "a", cat=40, dog=40)
     code = (

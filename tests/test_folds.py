@@ -70,6 +70,7 @@ def ran(*flags, of=tabular):
     return json.loads(Path("run/results.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_scores_and_going_on(capsys):
     results = ran("--patience", "0")
     assert len(results["each"]) == results["folds"] == 3
@@ -112,6 +113,7 @@ def test_a_fold_is_as_a_run(monkeypatch):
         assert alone["test"][name] == pytest.approx(value, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_pictures(capsys):
     from PIL import Image
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dlflax.report import figures, fonts
 
+pytestmark = pytest.mark.figures
 FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 

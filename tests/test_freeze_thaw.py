@@ -162,6 +162,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_killed_after_any_round_it_decides_the_same(tmp_path, monkeypatch):
     """Two structures, two seeds, some diverge: the same table to the byte."""
     monkeypatch.chdir(tmp_path)
@@ -188,6 +189,7 @@ def test_killed_after_any_round_it_decides_the_same(tmp_path, monkeypatch):
     assert not (tmp_path / "killed" / "population").exists()
 
 
+@pytest.mark.slow
 def test_a_thawed_trial_is_one_that_was_never_frozen(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {"learning_rate": ("1e-2", "1e-1", "log")}

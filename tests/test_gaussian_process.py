@@ -169,6 +169,7 @@ def test_it_finds_the_best_of_a_mixed_space():
     assert min(value for _, value in known) < 0.02
 
 
+@pytest.mark.slow
 def test_a_long_study_compiles_no_more_than_a_handful_and_looks_at_a_subset(monkeypatch):
     monkeypatch.setattr(gaussian_process, "MOST", 100)
     encoding = Encoding(MIXED)

@@ -74,6 +74,7 @@ def test_keras_gives_the_number_that_is_beside_its_lines(block):
     assert said.getvalue().strip() == promised
 
 
+@pytest.mark.slow
 def test_a_chapter_is_a_script_too(tmp_path):
     subprocess.run([sys.executable, CHAPTERS[0]], cwd=tmp_path, check=True, capture_output=True)
     assert [path.suffix for path in tmp_path.iterdir()] == [".png"]

@@ -102,6 +102,7 @@ def regret(known, seed):
     return min(bowl(params) for params in found)
 
 
+@pytest.mark.slow
 def test_another_study_counts_as_much_as_it_tells():
     rng = np.random.default_rng(9)
     points = Encoding(UNIT).spread(rng.random((40, 3)))
@@ -151,6 +152,16 @@ def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
     assert sweep("second", "--trials", "12", *flags) == more  # what it knew is its own now
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A finished sweep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("sweeps"))
+        patch.setattr("dlflax.run.exit_codes.compilation_cache", lambda: None)
+        sweep("first", "--trials", "2", "--population", "2")
+        return Path("first").resolve()
+
+
 @pytest.mark.parametrize(
     ("flags", "right"),
     [
@@ -164,9 +175,8 @@ def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
         (["--prior", "dropout=0.4", "--search", "freeze-thaw"], "--prior does not go"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_known(capsys, flags, right):
-    sweep("first", "--trials", "2", "--population", "2")
-    capsys.readouterr()
+def test_what_cannot_be_known(place, first, capsys, flags, right):
+    shutil.copytree(first, place / "first")
     with pytest.raises(SystemExit) as exit_:
         sweep("second", *flags)
     error = capsys.readouterr().err

@@ -10,7 +10,7 @@ from dlflax import run
 from dlflax.report import loggers
 from experiments import mnist
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.figures]
 FLAGS = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--baseline", "none"]
 
 
@@ -29,6 +29,7 @@ def store(place, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:::mlflow", "ignore::FutureWarning")
 def test_mlflow_has_what_the_run_has(store):
     trained("--log", "mlflow")
@@ -61,6 +62,7 @@ def test_a_store_that_fails_is_one_warning(store, monkeypatch, capsys):
     assert Path("run/results.json").exists() and "pictures, metrics and checkpoints" in out
 
 
+@pytest.mark.slow
 def test_weights_and_biases(monkeypatch):
     """By a stand-in: what it is told."""
     told, config, summary = [], {}, {}

@@ -111,7 +111,10 @@ KERAS_OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", KERAS_OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    ["adam", *(pytest.param(n, marks=pytest.mark.slow) for n in KERAS_OPTIMIZERS if n != "adam")],
+)
 def test_ten_steps_match_keras(rng, name):
     """Same weights: same logits, same loss with L2, same gradients; and after 10 steps the same
     weights. A dense-64 CNN on noise, batch 8, with L2 1e-3."""

@@ -21,8 +21,7 @@ from dlflax.models.layers import (
 from dlflax.models.platform import portable
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, patches, pieces, rotary
-from dlflax.train import SGD, Hparams, Recipe, Saved, abstract, as_traced, init, step
-from dlflax.train.checkpoint import Checkpoints
+from dlflax.testing import ModelSuite, Tried
 from dlflax.train.tasks import Classification, Reconstruction
 
 PICTURES = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
@@ -42,6 +41,7 @@ MODELS = {
     "autoencoder": (Autoencoder((16,), 3, shape=(12, 12, 1)), PICTURES),
     "variational": (Autoencoder((16,), 3, variational=True, shape=(12, 12, 1)), PICTURES),
 }  # fmt: skip
+TASKS = Classification(), Reconstruction()
 COUNTS = [
     (MLP(), (28, 28, 1), 101_770),
     (CNN(), (28, 28, 1), 402_442),
@@ -52,125 +52,36 @@ COUNTS = [
 ]
 
 
-# What the trainer relies on, of every model: one claim a test.
-
-
-class Tried:
-    """A model with its recipe, a batch and its jitted init and step, compiled once."""
-
-    def __init__(self, name):
-        self.name, (self.model, self.inputs) = name, MODELS[name]
-        self.rebuilds = isinstance(self.model, Autoencoder)
-        task = Reconstruction() if self.rebuilds else Classification()
-        self.recipe = Recipe(self.model, task, SGD(), batch_size=4)
-        self.batch = {"inputs": self.inputs, "targets": jnp.arange(4), "mask": jnp.ones(4)}
-        self.hparams, self.traces = as_traced(Hparams(learning_rate=0.1)), []
-        self.init = jax.jit(
-            lambda seed: init(self.recipe, self.hparams, self.inputs[:1], jax.random.key(seed))
+class TestModels(ModelSuite):
+    @pytest.fixture(params=MODELS)
+    def job(self, request):
+        model, inputs = MODELS[request.param]
+        return (
+            model,
+            Reconstruction() if isinstance(model, Autoencoder) else Classification(),
+            inputs,
         )
-        self.step = jax.jit(self.one_step)
-        self.state = self.init(0)
 
-    def one_step(self, state, hparams):
-        self.traces.append(0)
-        return step(self.recipe, state, hparams, self.batch)
+    def test_training_and_evaluation_differ_where_they_should(self, tried):
+        outputs = tried.apply(tried.state.params, tried.inputs)
+        trained = tried.apply(tried.state.params, tried.inputs, True)
+        rebuilds = isinstance(tried.model, Autoencoder)
+        assert outputs.shape == (tried.inputs.shape if rebuilds else (4, 10))
+        # batch statistics, a drawn code
+        random = isinstance(tried.model, SmallResNet) or rebuilds and tried.model.variational
+        assert np.allclose(outputs, trained, atol=1e-6) != random
 
-    @functools.cached_property
-    def new(self):
-        return self.step(self.state, self.hparams)[0]
-
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="train")
-    def apply(self, params, inputs, train=False):
-        variables, rngs = (
-            {"params": params, **self.state.collections},
-            {"dropout": jax.random.key(1)},
-        )
-        return self.model.apply(variables, inputs, train=train, rngs=rngs, mutable=["batch_stats"])[
-            0
-        ]
-
-
-@pytest.fixture(params=MODELS, scope="module")
-def tried(request):
-    return Tried(request.param)
-
-
-def test_the_seed_decides_the_parameters(tried):
-    assert_equal(tried.state, tried.init(0))
-
-
-def test_a_step_is_pure(tried):
-    assert_equal(*(tried.step(tried.state, tried.hparams) for _ in range(2)))
-
-
-def test_a_gradient_reaches_every_parameter(tried):
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(tried.state.params),
-        jax.tree.leaves(tried.new.params), strict=True,
-    ):  # fmt: skip
-        assert np.any(a != b), path
-    assert all(np.any(a != b) for a, b in pairs(tried.state.collections, tried.new.collections))
-
-
-def test_another_dropout_rate_acts_and_is_the_same_program(tried):
-    tried.step(tried.state, tried.hparams)
-    before = len(tried.traces)
-    dropped, _ = tried.step(tried.state, tried.hparams.replace(dropout=np.float32(0.5)))
-    assert any(np.any(a != b) for a, b in pairs(tried.new.params, dropped.params))
-    assert len(tried.traces) == before
-
-
-def test_two_trials_at_once_are_as_each_alone(tried):
-    double, other = jax.tree.map(lambda leaf: 2 * leaf, tried.hparams), tried.init(1)
-    both, two = (
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-        for trees in ((tried.state, other), (tried.hparams, double))
-    )
-    together, _ = jax.jit(jax.vmap(tried.one_step))(both, two)
-    second = tried.step(other, double)[0]
-    alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), tried.new, second)
-    for a, b in pairs((alone.params, alone.collections), (together.params, together.collections)):
-        np.testing.assert_allclose(a, b, atol=2e-5)
-
-
-def test_training_and_evaluation_differ_where_they_should(tried):
-    outputs = tried.apply(tried.state.params, tried.inputs)
-    trained = tried.apply(tried.state.params, tried.inputs, train=True)
-    assert outputs.shape == (tried.inputs.shape if tried.rebuilds else (4, 10))
-    assert outputs.dtype == jnp.float32
-    random = tried.name in ("resnet", "variational")  # batch statistics, a drawn code
-    assert np.allclose(outputs, trained, atol=1e-6) != random
-
-
-@pytest.mark.parametrize("platform", ["CPU", "any"])
-def test_it_computes_in_bfloat16(tried, platform):
-    outputs = tried.apply(tried.state.params, tried.inputs)
-    half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
-    inputs = tried.inputs if tried.inputs.dtype == jnp.int32 else half(tried.inputs)
-    Tried.apply.clear_cache()  # which does not know of platforms
-    with portable() if platform == "any" else contextlib.nullcontext():
-        rounded = tried.apply(half(tried.state.params), inputs)
-    in_float32 = platform == "CPU" and isinstance(tried.model, Transformer)  # see `Dense`
-    assert rounded.dtype == (jnp.float32 if in_float32 else jnp.bfloat16)
-    np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
-
-
-def test_it_saves_and_restores(tried, tmp_path):
-    saved = Checkpoints(tmp_path, tried.recipe.task)
-    saved.save(Saved(tried.new, [{"epoch": 1, "step": 1, "val_loss": 0.0}]))
-    restored, *_ = saved.restore_last(abstract(tried.recipe, Hparams(), tried.inputs[:1]))
-    assert_equal(tried.new, restored)
-
-
-def pairs(a, b):
-    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-
-
-def assert_equal(a, b):
-    for x, y in pairs(a, b):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
+    @pytest.mark.parametrize("platform", ["CPU", "any"])
+    def test_it_computes_in_bfloat16(self, tried, platform):
+        outputs = tried.apply(tried.state.params, tried.inputs)
+        half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
+        inputs = tried.inputs if tried.inputs.dtype == jnp.int32 else half(tried.inputs)
+        Tried.apply.clear_cache()  # which does not know of platforms
+        with portable() if platform == "any" else contextlib.nullcontext():
+            rounded = tried.apply(half(tried.state.params), inputs)
+        in_float32 = platform == "CPU" and isinstance(tried.model, Transformer)  # see `Dense`
+        assert rounded.dtype == (jnp.float32 if in_float32 else jnp.bfloat16)
+        np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("model, shape, count", COUNTS)

@@ -151,6 +151,7 @@ def test_a_row_means_the_same_by_every_way_in(capsys):
     assert len(model.predict("other.csv")) == 1
 
 
+@pytest.mark.slow
 def test_a_table_is_evaluated_as_it_was_trained():
     """The target by its name, its kind and format as in training, all rows."""
     run.main("tabular", tabular.PRESETS, {}, ["--data-dir", str(boards("boards.csv")),

@@ -77,6 +77,14 @@ def test_the_file_is_short():
 
 
 @pytest.mark.slow
+def test_the_suites_of_the_page(place):
+    (suites,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
+    (place / "test_rings.py").write_text(suites)
+    out = ran(place, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_rings.py")
+    assert re.search(r"(?m)^1\d passed", out), out
+
+
+@pytest.mark.slow
 def test_train_kill_resume_sweep_continue_predict_compare(place):
     flags = ["--epochs", "30", "--batch-size", "4", "--hparams.gamma", "1.5", "--hparams.dropout"]
     flags += ["0.1"]
@@ -182,6 +190,7 @@ def test_a_step_of_ones_own_alone_and_as_a_lane(place):
     assert population.traces == before + 1
 
 
+@pytest.mark.slow
 def test_a_module_is_an_experiment_too(place, monkeypatch):
     (place / "my_package").mkdir()
     (place / "my_package" / "__init__.py").touch()
@@ -334,6 +343,7 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
         assert "was never run on this machine: if you trust it, add --exp" in strangers(change)
 
 
+@pytest.mark.slow
 def test_a_file_is_run_as_it_was_run_before(strangers, place, monkeypatch):
     """Its path and its own bytes decide; naming it is enough, once."""
     ours, evil = place / "rings.py", (place / "evil.py").read_bytes()
@@ -489,6 +499,7 @@ def test_what_a_model_s_field_may_name(place):
             load(dtype={"dtype": name})
 
 
+@pytest.mark.slow
 def test_what_config_json_cannot_hold_is_said(place):
     (place / "lambdas.py").write_text(
         RINGS.replace("optimizer=adopt", "optimizer=lambda rate, hparams: optax.sgd(rate)")

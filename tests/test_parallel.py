@@ -214,6 +214,7 @@ def test_two_hosts_stop_in_the_middle_of_an_epoch(tmp_path):
     assert 647 < step < 2 * 647
 
 
+@pytest.mark.slow
 def test_two_hosts_train_one_population(tmp_path, monkeypatch):
     """As one host with as many devices does, this process; one has the storage and prints."""
     module = "sweeps.random_search", "mnist"

@@ -87,6 +87,7 @@ def test_what_a_model_costs():
     assert slow > fast > 0
 
 
+@pytest.mark.slow
 def test_the_search_spreads_over_the_front():
     """A loss that falls with the width: with two objectives narrow ones are searched as well."""
     space = {

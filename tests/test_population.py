@@ -45,7 +45,7 @@ def losses(trials):
     ("recipe", "layouts"),
     [
         (MLP_RECIPE, [Layout("vmap", 2, 4), Layout("map", 1, 4)]),
-        (
+        pytest.param(
             Recipe(
                 model=CNN(features=(4,), dense=(8,)),
                 schedule=train.Cosine(),
@@ -53,6 +53,7 @@ def losses(trials):
                 ema=True,
             ),
             [Layout("vmap", 2, 4)],
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +18,17 @@ from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run import predict as predictor
 from dlflax.run.exit_codes import with_exit_codes
-from experiments import image_folder, mnist, predict, sentiment, tabular
+from experiments import image_folder, mnist, predict, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, zoo):
     """Runs on digits and on texts, and a folder of digits, one of which is no picture."""
     place = tmp_path_factory.mktemp("runs")
-    flags = ["--model", "mlp", "--dataset", "digits", "--epochs", "3", "--baseline", "none"]
-    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*flags, "--run-dir", f"{place}/digits"])
-    rows = [f"{'good' if i % 2 else 'poor'} day number {i},{i % 2}" for i in range(90)]
-    (place / "notes.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-    flags = ["--data-dir", f"{place}/notes.csv", "--epochs", "5", "--baseline", "none"]
-    flags += ["--batch-size", "8", "--model.features", "8", "--hparams.dropout", "0"]
-    run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES,
-             [*flags, "--run-dir", f"{place}/texts"])  # fmt: skip
+    for name in ("digits", "texts"):
+        shutil.copytree(zoo(name), place / name)
     images, targets = load_digits(return_X_y=True)
     for i in range(12):
         folder = place / "pictures" / ("a", "b", ".hidden")[i % 3]
@@ -272,6 +267,7 @@ def test_scores_of_every_split_are_in_the_unit_of_the_target(place):
             model.evaluate(pictures, wrong)
 
 
+@pytest.mark.slow
 def test_test_time_augmentation_is_the_mean_over_views(place, capsys):
     flags = ["--dataset", "digits", "--model", "mlp", "--epochs", "1", "--baseline", "none"]
     run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES,

@@ -16,6 +16,8 @@ from dlflax.report.findings import findings
 from dlflax.report.trial_axes import scale_of
 from dlflax.report.trials import print_trials, ranked, write_trials_csv
 
+pytestmark = pytest.mark.figures
+
 SPACE = {
     "learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
     "dropout": FloatDistribution(0, 0.5),
@@ -186,6 +188,7 @@ def test_one_bad_value_does_not_squash_the_others():
     assert scale.low < 0.5 < scale.high
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_of_ten_hyperparameters(tmp_path):
     import matplotlib
 

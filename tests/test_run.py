@@ -77,6 +77,7 @@ def test_two_architectures_of_one_class():
         assert config.recipe.model.features == features
 
 
+@pytest.mark.figures
 def test_a_run_leaves_everything(capsys):
     results = train_mnist("--epochs", "3", "--hparams.dropout", "0.1", "--patience", "3")
     out = capsys.readouterr().out
@@ -125,6 +126,8 @@ def test_a_run_leaves_everything(capsys):
     assert (folder / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
+@pytest.mark.figures
 def test_validation_0_trains_on_all(capsys):
     arguments = (*FAST, "--validation", "0", "--hparams.dropout", "0.2")
     train_mnist(*arguments, "--run-dir", "whole", "--epochs", "3")
@@ -362,6 +365,7 @@ def test_predict_refuses_with_a_sentence(tmp_path):
     assert done.stderr == "error: nowhere is not a run folder: no readable config.json in it.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["dlflax", "jax"])
 def test_a_cached_program_is_loaded_in_silence(tmp_path, first):
     program = f"import {first}, jax; from dlflax.run import exit_codes\n"

@@ -219,6 +219,7 @@ def test_covariates_by_hand(tmp_path):
         longer.split(longer.load(lambda _: None), 0.2, 0)
 
 
+@pytest.mark.slow
 def test_what_is_known_of_the_future_is_used(place, capsys):
     """A forecast from a file that goes on with the covariates, by the model trained with them."""
     path, asked = shop(place / "shop.csv"), shop(place / "asked.csv", 380, later=20)

@@ -26,42 +26,18 @@ from dlflax.errors import InputError
 from dlflax.run import serve, serve_inputs
 from dlflax.run.export import exported
 from dlflax.run.predict import Predictor
-from experiments import forecast, mnist, sentiment, tabular
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, small_run):
-    """Small runs of pictures, texts, a table and a series."""
-    place = tmp_path_factory.mktemp("runs")
-
-    def train_one(name, module, *flags):
-        small_run(place / name, module, *flags)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        patch.setattr("dlflax.run.exit_codes.compilation_cache", lambda: None)
-        train_one("mnist", mnist, "--dataset", "digits", "--model.features", "8")
-        rows = [f"{'good' if i % 2 else 'poor'} day number {i},{i % 2}" for i in range(200)]
-        (place / "notes.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-        train_one("sentiment", sentiment, "--data-dir", f"{place}/notes.csv",
-                  "--model.features", "8")  # fmt: skip
-        train_one("tabular", tabular, "--dataset", "wine")
-        train_one("forecast", forecast, "--dataset", "sunspots", "--window", "22",
-                  "--horizon", "11")  # fmt: skip
-    return place
-
-
-def client_of(runs, name):
-    return TestClient(serve.app(Predictor(runs / name, log=lambda _: None)))
+def client_of(folder):
+    return TestClient(serve.app(Predictor(folder, log=lambda _: None)))
 
 
 @pytest.fixture(scope="module")
-def digits(runs):
-    with client_of(runs, "mnist") as client:
+def digits(zoo):
+    with client_of(zoo("digits")) as client:
         yield client
 
 
@@ -108,12 +84,12 @@ def odd_pictures() -> list[bytes]:
     return found
 
 
-def test_predict_serve_and_export_agree_on_odd_pictures(runs, digits, tmp_path):
+def test_predict_serve_and_export_agree_on_odd_pictures(zoo, digits, tmp_path):
     contents = odd_pictures()
     paths = [tmp_path / f"{i}.png" for i in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
-    predictor = Predictor(runs / "mnist", log=lambda _: None)
+    predictor = Predictor(zoo("digits"), log=lambda _: None)
     answers = predictor.answers([str(path) for path in paths])
     said = np.array([list(values["probabilities"].values()) for _, values in answers])
     one_by_one = [
@@ -132,8 +108,8 @@ def test_predict_serve_and_export_agree_on_odd_pictures(runs, digits, tmp_path):
     np.testing.assert_allclose(function(batch["inputs"])["probabilities"], said, atol=1e-5)
 
 
-def test_other_kinds_of_inputs(runs):
-    with client_of(runs, "sentiment") as client:
+def test_other_kinds_of_inputs(zoo):
+    with client_of(zoo("texts")) as client:
         answers = client.post("/predict", json={"texts": ["a good day", "é", ""]}).json()
         assert [each["text"] for each in answers["answers"]] == ["a good day", "é", ""]
         alone = client.post("/predict", content=b"a good day",
@@ -142,7 +118,7 @@ def test_other_kinds_of_inputs(runs):
             answers["answers"][0]["probabilities"], abs=1e-5
         )
         assert client.post("/look", json={"texts": ["a"]}).status_code == 404
-    with client_of(runs, "tabular") as client:
+    with client_of(zoo("wine")) as client:
         columns = client.get("/card").json()["columns"]
         row = {column["name"]: column["median"] for column in columns}
         answers = client.post("/predict", json={"rows": [row, row]}).json()["answers"]
@@ -155,9 +131,9 @@ def test_other_kinds_of_inputs(runs):
         gone = client.post("/predict", json={"rows": [{"alcohol": 1}]})
         assert gone.status_code == 422 and "lacks the column" in gone.json()["error"]
         assert "/tmp" not in gone.text
-    with client_of(runs, "forecast") as client:
+    with client_of(zoo("sunspots")) as client:
         (answer,) = client.post("/predict", json={"rows": []}).json()["answers"]
-        predictor = Predictor(runs / "forecast", log=lambda _: None)
+        predictor = Predictor(zoo("sunspots"), log=lambda _: None)
         ((_, values),) = predictor.answers([])
         assert answer["forecast"] == pytest.approx(values["forecast"])
         years = [{"year": 1700 + i, "spots": i % 11} for i in range(40)]
@@ -209,7 +185,7 @@ def test_a_hundred_malformed_bodies(digits):
     assert good.status_code == 200  # it is still well
 
 
-def test_what_else_is_there(runs, digits):
+def test_what_else_is_there(zoo, digits):
     assert digits.get("/health").json() == {"status": "ok"}
     page = digits.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -243,8 +219,8 @@ def test_where_it_looked(digits):
     assert found["answer"]["class"] in "0123456789"
 
 
-def test_requests_share_batches_of_compiled_sizes(runs):
-    predictor = Predictor(runs / "mnist", log=lambda _: None)
+def test_requests_share_batches_of_compiled_sizes(zoo):
+    predictor = Predictor(zoo("digits"), log=lambda _: None)
     sizes, of_batch = [], predictor.of_batch
 
     def counted(names, kind, batch, draw=True):
@@ -279,7 +255,7 @@ def test_too_many_wait_their_turn(digits, monkeypatch):
 
 def too_much(kind):
     """(media type, body, what the sentence says) of requests that are refused before the work."""
-    if kind == "mnist":
+    if kind == "digits":
         large, other = (Image.new("1", size) for size in ((1001, 1000), (999, 1000)))
         frames = [Image.new("P", (1001, 1000), i) for i in range(3)]
         yield "image/gif", png(frames[0], "GIF", save_all=True, append_images=frames[1:]), "1 mill"
@@ -288,10 +264,10 @@ def too_much(kind):
         yield "image/png", png(Image.new("1", (12_000, 12_000))), "1 million"
         yield "application/json", {"pictures": [png(other), png(large)]}, "picture 2 is too large"
         yield "application/json", {"pictures": [png(other)] * 5}, "4 million"
-    elif kind == "sentiment":
+    elif kind == "texts":
         yield "text/plain", b"a" * 1001, "1,000 characters"
         yield "application/json", {"texts": ["a" * 600, "\u20ac" * 401]}, "1,000 characters"
-    elif kind == "tabular":
+    elif kind == "wine":
         columns = ",".join(f"column {i}" for i in range(13))
         rows = [columns, *[",".join(["1"] * 13)] * 257]
         for end in ("\n", "\r", "\r\n\r\n"):
@@ -308,9 +284,9 @@ def read_request(predictor, media, body):
     return serve_inputs.join([serve_inputs.read_part(part) for part in parts])
 
 
-@pytest.mark.parametrize("kind", ["mnist", "sentiment", "tabular", "forecast"])
-def test_too_much_is_refused_before_the_work(runs, kind, monkeypatch):
-    predictor = Predictor(runs / kind, log=lambda _: None)
+@pytest.mark.parametrize("kind", ["digits", "texts", "wine", "sunspots"])
+def test_too_much_is_refused_before_the_work(zoo, kind, monkeypatch):
+    predictor = Predictor(zoo(kind), log=lambda _: None)
     monkeypatch.setattr(type(predictor.config.data), "read", lambda *_: pytest.fail("it was read"))
     monkeypatch.setattr(serve_inputs, "MOST_CHARACTERS", 1000)
     monkeypatch.setattr(serve_inputs, "MOST_STEPS", 40)
@@ -326,8 +302,8 @@ def test_too_much_is_refused_before_the_work(runs, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("comma", [",", ";"])
-def test_rows_are_counted_as_they_are_read(runs, comma):
-    predictor = Predictor(runs / "tabular", log=lambda _: None)
+def test_rows_are_counted_as_they_are_read(zoo, comma):
+    predictor = Predictor(zoo("wine"), log=lambda _: None)
     names = [column["name"] for column in predictor.data["columns"]]
     note = f'"a{comma}\n\r\n""\n"'
     lines = [comma.join([*names, "note"]), *[comma.join(["1"] * len(names) + [note])] * 256]
@@ -335,14 +311,14 @@ def test_rows_are_counted_as_they_are_read(runs, comma):
     assert len(read_request(predictor, "text/csv", body)[0]) == 256
 
 
-def test_numbers_that_json_does_not_have(runs, monkeypatch):
+def test_numbers_that_json_does_not_have(zoo, monkeypatch):
     """Too large ones are refused, and what a model makes of others is null."""
-    with client_of(runs, "forecast") as client:
+    with client_of(zoo("sunspots")) as client:
         for values in ([1e308] * 40, [1.0] * 30 + [-1e308] + [1.0] * 9, [1.0] * 39 + [1e39]):
             rows = [{"year": 1700 + i, "spots": value} for i, value in enumerate(values)]
             answer = client.post("/predict", json={"rows": rows})
             assert answer.status_code == 422 and "float32" in answer.json()["error"], answer.text
-    predictor = Predictor(runs / "mnist", log=lambda _: None)
+    predictor = Predictor(zoo("digits"), log=lambda _: None)
     values = {"class": "1", "probability": np.nan, "values": [np.inf, (-np.inf, 1.5, None)]}
     with TestClient(serve.app(predictor)) as client:
         monkeypatch.setattr(predictor, "of_batch", lambda names, *_, draw: [("", values)] * 8)
@@ -352,10 +328,10 @@ def test_numbers_that_json_does_not_have(runs, monkeypatch):
         ]
 
 
-def test_odd_files_in_a_run_folder(runs, tmp_path):
+def test_odd_files_in_a_run_folder(zoo, tmp_path):
     """Nothing is served that is a link, or no file; the card is valid, whatever is in results."""
     folder, results = tmp_path / "run", tmp_path / "run" / "results.json"
-    shutil.copytree(runs / "mnist", folder)
+    shutil.copytree(zoo("digits"), folder)
     (tmp_path / "secret").write_text("secret")
     (folder / "link.png").symlink_to(tmp_path / "secret")
     (folder / "inside.png").symlink_to(folder / "config.json")
@@ -367,7 +343,7 @@ def test_odd_files_in_a_run_folder(runs, tmp_path):
     def strictly(text):
         return json.loads(text, parse_constant=lambda word: pytest.fail(word))
 
-    with client_of(tmp_path, "latest") as client:
+    with client_of(tmp_path / "latest") as client:
         card = strictly(client.get("/card").text)
         assert "curves.png" in card["pictures"] and card["test"]["accuracy"] > 0
         assert client.get("/pictures/curves.png").status_code == 200
@@ -419,10 +395,10 @@ async def asgi(app, body: bytes, gone=None, media="application/json"):
 
 
 @pytest.fixture
-def stuck(runs, monkeypatch):
+def stuck(zoo, monkeypatch):
     """(an application, an event that is set when a picture is read, which takes until the next
     one is set, that one, sizes of the files that were read)."""
-    predictor, sizes = Predictor(runs / "mnist", log=lambda _: None), []
+    predictor, sizes = Predictor(zoo("digits"), log=lambda _: None), []
     begun, end = threading.Event(), threading.Event()
     read = type(predictor.config.data).read
 
@@ -563,14 +539,15 @@ def reply(connection) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_the_command_ends_cleanly_and_answers_the_same_again(runs):
+@pytest.mark.slow
+def test_the_command_ends_cleanly_and_answers_the_same_again(zoo):
     """With a request that is on its way, and one that keeps its thread for ever."""
     content, other = odd_pictures()[7], odd_pictures()[5]
-    process, address = started(runs / "mnist")
+    process, address = started(zoo("digits"))
     first = asked(address, content)
     process.kill()
     process.communicate(timeout=60)
-    process, address = started(runs / "mnist", "-c", STUCK, str(len(other)))
+    process, address = started(zoo("digits"), "-c", STUCK, str(len(other)))
     assert asked(address, content) == first
     slow, rest = half_sent(address, content)
     stuck, rest_of_stuck = half_sent(address, other)
@@ -589,13 +566,13 @@ def test_the_command_ends_cleanly_and_answers_the_same_again(runs):
         asked(address, content)
 
 
-def test_a_port_that_is_taken_and_a_folder_that_is_none(runs, tmp_path):
+def test_a_port_that_is_taken_and_a_folder_that_is_none(zoo, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"--port {port} cannot be used"):
-            serve.serve(Predictor(runs / "mnist", log=lambda _: None), port=port)
+            serve.serve(Predictor(zoo("digits"), log=lambda _: None), port=port)
         with pytest.raises(InputError, match="--allow-host 'http://a' is no host"):
-            serve.serve(Predictor(runs / "mnist", log=lambda _: None), allow_hosts=["http://a"])
+            serve.serve(Predictor(zoo("digits"), log=lambda _: None), allow_hosts=["http://a"])
     with pytest.raises(InputError, match="not a run folder"):
         Predictor(tmp_path / "none")
 
@@ -603,7 +580,7 @@ def test_a_port_that_is_taken_and_a_folder_that_is_none(runs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 @pytest.mark.parametrize("size", [(1200, 800), (390, 844)])
-def test_the_page_in_a_browser(runs, size, tmp_path):
+def test_the_page_in_a_browser(zoo, size, tmp_path):
     """Draws, drops and types. With SCREENSHOT=docs/serve.png it takes the README's picture."""
     playwright = pytest.importorskip("playwright.sync_api")
     (tmp_path / "digit.png").write_bytes(odd_pictures()[7])
@@ -611,7 +588,7 @@ def test_the_page_in_a_browser(runs, size, tmp_path):
         "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
     ]  # fmt: skip
-    processes = {name: started(runs / name) for name in ("mnist", "sentiment", "forecast")}
+    processes = {name: started(zoo(name)) for name in ("digits", "texts", "sunspots")}
     try:
         with playwright.sync_playwright() as browsers:
             browser = browsers.chromium.launch(executable_path=CHROMIUM, args=options)
@@ -624,7 +601,7 @@ def test_the_page_in_a_browser(runs, size, tmp_path):
                 page.goto(processes[name][1])
                 page.wait_for_selector("#scores tr")
 
-            answer("mnist")
+            answer("digits")
             box = page.locator("#draw").bounding_box()
             x, y, side = box["x"], box["y"], box["width"]
             page.mouse.move(x + 0.3 * side, y + 0.2 * side)
@@ -652,12 +629,12 @@ def test_the_page_in_a_browser(runs, size, tmp_path):
             assert "damaged" in page.inner_text("#error")
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
-            answer("sentiment")
+            answer("texts")
             page.fill("#text", "a good day")
             page.click("#ask")
             page.wait_for_selector("#answer")
             assert page.inner_text("#answer") in ("0", "1")
-            answer("forecast")
+            answer("sunspots")
             page.click("#ask")
             page.wait_for_selector("#bars svg polyline >> nth=1")
             own = ("http://127.0.0.1", "data:", "blob:")

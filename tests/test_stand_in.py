@@ -102,6 +102,7 @@ def test_a_flag_that_the_other_preset_lacks_is_no_error(digits):
         run.parse(experiment, ["--no-such", "1"])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
     def train(*flags):
         run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*SMALL, *flags])
@@ -132,6 +133,7 @@ def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
     assert again["test"] == results["test"] and again["val"] == results["val"]
 
 
+@pytest.mark.slow
 def test_a_sweep_begins_from_the_preset_and_its_space_wins():
     flags = [*SMALL, "--epochs", "1", "--trials", "2", "--space.learning-rate", "0.1", "0.2", "0.3"]
     flags += ["--ensemble", "0", "--hparams.zoom", "0.2"]
@@ -146,6 +148,7 @@ def test_a_sweep_begins_from_the_preset_and_its_space_wins():
     assert numbers["learning_rate"] in (0.1, 0.2, 0.3)
 
 
+@pytest.mark.slow
 def test_folds_and_the_search_for_a_learning_rate(monkeypatch):
     words = [*SMALL, "--epochs", "1", "--folds", "2", "--run-dir", "folds"]
     run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, words)

@@ -401,6 +401,7 @@ def test_workers_that_are_killed_or_freeze(url):
         assert [trial.index for trial in store.take(suggest, 4, 22)] == [20, 21]
 
 
+@pytest.mark.slow
 def test_the_database_goes_away(server, url, monkeypatch):
     """For longer than a silence that means death: nobody is given up for it."""
     with open_(url) as third, workers(url, 20, [0.3, 0.3], [0, 0]) as both:
@@ -441,6 +442,7 @@ def silence(url, trial):
     return since.total_seconds()
 
 
+@pytest.mark.slow
 def test_one_worker_finishes(url):
     said, results = [], []
     with open_(url) as first, open_(url, log=said.append) as second:

@@ -56,6 +56,7 @@ def best_parameters(folder):
     return jax.tree.leaves(checkpoints.restore_best(abstract).params)
 
 
+@pytest.mark.figures
 def test_a_sweep_leaves_everything_and_goes_on(capsys):
     flags = [*FAST, "--epochs", "2", "--population", "4", "--space.model.features", "16", "32,16"]
     results = sweep_mnist(*flags, "--trials", "10", "--space.learning-rate", "1e-3", "1e30", "log")
@@ -116,6 +117,7 @@ def test_grid_seeds_and_halving(capsys):
     )
 
 
+@pytest.mark.slow
 def test_maximizing_accuracy_and_retraining_on_all():
     results = sweep_mnist(
         *FAST, "--epochs", "2", "--trials", "4", "--objective", "val_accuracy", "--sampler", "qmc",
@@ -222,6 +224,7 @@ def test_every_experiment_can_be_swept(capsys):
         assert "--space.learning-rate" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     """Written after its first population, and by `sweeps.report` at any time."""
     from dlflax.tune import report
@@ -260,6 +263,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     assert again["test"] == finished["test"] and again["trials"] == 8
 
 
+@pytest.mark.slow
 def test_no_report_of_what_is_no_sweep(tmp_path):
     from dlflax.tune import report
 

@@ -154,6 +154,7 @@ def command(*flags):
     return json.loads(Path("r/results.json").read_text())
 
 
+@pytest.mark.figures
 def test_a_number_from_a_file(capsys):
     write("houses.csv", HEADER, houses())
     results = command("--data-dir", "houses.csv", "--target", "price", "--batch-size", "16")

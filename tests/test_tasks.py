@@ -23,6 +23,7 @@ from dlflax.report import figures
 from dlflax.run.config import bind_to_data
 from dlflax.run.predict import Predictor
 from dlflax.run.saved import to_json
+from dlflax.testing import TaskSuite
 from dlflax.train import losses, tasks
 from dlflax.train.tasks import TASKS
 
@@ -136,67 +137,10 @@ def cases():
 CASES = cases()
 
 
-@pytest.fixture(params=CASES, scope="module")
-def bound(request):
-    """(recipe, splits, State, sums, outputs) of a fresh model on the validation data."""
-    task, model, source = CASES[request.param]
-    splits = source.split(source.load(lambda _: None), 0.1, 0)
-    recipe = bind_to_data(train.Recipe(model, task, batch_size=16), train.Hparams(), splits)
-    state = train.init(recipe, train.Hparams(), splits.val["inputs"][:1], jax.random.key(0))
-    return recipe, splits, state, *train.evaluate(recipe, state, train.Hparams(), splits.val)
-
-
-def test_hashed_by_value_and_saved(bound):
-    recipe, *_ = bound
-    assert recipe.task == dataclasses.replace(recipe.task)
-    assert hash(recipe.task) == hash(dataclasses.replace(recipe.task))
-
-
-def test_loss_is_one_number_an_example(bound):
-    recipe, splits, _, _, outputs = bound
-    batch = {**splits.val, "inputs": train.floats(jnp.asarray(splits.val["inputs"]))}
-    numbers = train.as_traced(train.Hparams())
-    each = jax.jit(recipe.task.loss)(outputs, recipe.task.targets(batch), numbers)
-    assert each.shape == (len(outputs),) and each.dtype == jnp.float32
-    assert np.isfinite(each).all()
-
-
-def test_zeros_have_the_shapes_of_sums(bound):
-    recipe, splits, _, sums, _ = bound
-    zeros = train.zero_sums(recipe, train.Hparams(), splits.val)
-    assert set(zeros) == {*sums, "first_bad_step"}
-    for name, leaf in sums.items():
-        assert (zeros[name].shape, zeros[name].dtype) == (leaf.shape, leaf.dtype)
-        assert not np.any(zeros[name])
-
-
-def test_sums_add_up_and_padding_does_not_count(bound):
-    recipe, splits, state, sums, _ = bound
-    half = len(splits.val["inputs"]) // 2
-    parts = [
-        train.evaluate(recipe, state, train.Hparams(), {k: v[p] for k, v in splits.val.items()}, 7)
-        for p in (slice(half), slice(half, None))
-    ]  # in batches of 7, the last one padded
-    for name, leaf in sums.items():
-        np.testing.assert_allclose(parts[0][0][name] + parts[1][0][name], leaf, rtol=1e-4)
-
-
-def test_the_summary_has_declared_scores_in_finite_numbers(bound):
-    recipe, splits, _, sums, _ = bound
-    scores = recipe.task.summary(sums)
-    assert "loss" in scores and recipe.task.monitor in scores
-    assert set(scores) <= set(recipe.task.SCORES)
-    assert set(recipe.task.SCORES.values()) <= {"min", "max"}
-    assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
-    empty = recipe.task.summary(train.zero_sums(recipe, train.Hparams(), splits.val))
-    assert all(np.isfinite(value) for value in empty.values())  # of no examples too
-
-
-def test_the_mean_loss_is_that_of_all_examples(bound):
-    recipe, splits, _, sums, outputs = bound
-    batch = {**splits.val, "inputs": train.floats(jnp.asarray(splits.val["inputs"]))}
-    each = recipe.task.loss(outputs, recipe.task.targets(batch), train.Hparams())
-    assert recipe.task.summary(sums)["loss"] == pytest.approx(float(each.mean()), rel=1e-4)
+class TestTasks(TaskSuite):
+    @pytest.fixture(params=CASES)
+    def job(self, request):
+        return CASES[request.param]
 
 
 @pytest.fixture
@@ -223,6 +167,7 @@ def of_test(name):
     return Predictor("run", experiments).outputs(test["inputs"]), test["targets"]
 
 
+@pytest.mark.figures
 def test_regression_of_a_table(place, capsys):
     scores = result("regression of a table", epochs=30)["test"]
     outputs, targets = of_test("regression of a table")
@@ -241,6 +186,7 @@ def test_regression_of_a_table(place, capsys):
     assert values["values"] == pytest.approx([float(outputs[0])], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_regression_of_pictures_with_two_numbers(place):
     scores = result("regression of pictures", epochs=10)["test"]
     outputs, targets = of_test("regression of pictures")
@@ -251,6 +197,7 @@ def test_regression_of_pictures_with_two_numbers(place):
     assert scores["r2"] > 0.3
 
 
+@pytest.mark.slow
 def test_several_labels(place):
     scores = result("multilabel", epochs=10)["test"]
     outputs, targets = of_test("multilabel")
@@ -301,6 +248,7 @@ def test_one_logit_for_two_classes(place):
     assert best["val_accuracy"] == pytest.approx(right) and right > 0.8
 
 
+@pytest.mark.figures
 def test_an_autoencoder_by_another_name(place):
     """Any model whose outputs have the inputs' shape; without encode there is no probe."""
 
@@ -359,6 +307,7 @@ def test_a_class_number_beyond_the_names_is_refused():
         bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
 
 
+@pytest.mark.figures
 def test_results_are_saved_before_anything_is_drawn(place, monkeypatch, capsys):
     """A picture that fails is one warning."""
 

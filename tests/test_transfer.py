@@ -108,6 +108,7 @@ def test_frozen_is_unchanged_to_the_bit(pretrained, ema):
     assert sum(sizes) == 2 * sum(trained) + 1
 
 
+@pytest.mark.slow
 def test_backbone_rate_is_a_fraction_of_the_learning_rate(pretrained):
     """One step of plain SGD moves the backbone a tenth as far as with a fraction of 1."""
     recipe = replace(RECIPE, optimizer=train.SGD())
@@ -292,6 +293,7 @@ def test_every_augmentation_has_its_numbers():
     assert all(hasattr(Hparams(), name) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["head", "last-blocks"])
 def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, finetune):
     """Heads share the frozen backbone, which is computed once; others have all in the State."""
@@ -326,6 +328,7 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
     np.testing.assert_allclose(together, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatch):
     """Its folder goes on where the weights are gone, and says so when it is damaged."""
     monkeypatch.chdir(tmp_path)

@@ -155,6 +155,7 @@ def branin(x, y):
     return inner**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10
 
 
+@pytest.mark.slow
 def test_tpe_learns_from_what_was_recorded():
     found = space.Space({"x": FloatDistribution(-5, 10), "y": FloatDistribution(0, 15)})
 

@@ -103,6 +103,7 @@ def test_glove():
     assert cosine == pytest.approx(0.861, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_file(capsys):
     """Not needed to predict; a run that is resumed has them in its State."""
     flags = [*FLAGS, "--vectors", "words.vec", "--model.features", "4", "--run-dir", "run"]
@@ -115,6 +116,7 @@ def test_a_run_goes_on_without_the_file(capsys):
     assert '"class"' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_begins_with_them():
     from dlflax.tune import cli
 

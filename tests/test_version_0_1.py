@@ -56,6 +56,7 @@ def test_a_run_and_a_sweep_predict():
         assert len(values["probabilities"]) == 10
 
 
+@pytest.mark.slow
 def test_a_sweep_continues(capsys):
     arguments = ["mnist", *FLAGS, "--trials", "4", "--run-dir", "sweep"]
     cli.main("random_search", experiments, ("random", "qmc"), arguments, "")

