@@ -127,6 +127,7 @@ def test_a_full_disk_does_not_stop_a_sweep(tmp_path, monkeypatch):
     assert not saving.due() and len(said) == 1 and "No space left on device" in said[0]
 
 
+@pytest.mark.slow
 def test_another_study_in_the_same_folder_begins_anew(tmp_path, monkeypatch):
     """Its trials have the same numbers and hyperparameters, and other epochs."""
     monkeypatch.chdir(tmp_path)

@@ -127,13 +127,8 @@ SPACES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if i != 1 else [])
-        for i, name in enumerate(SPACES)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPACES)
 def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     task, model, options = SPACES[name]

@@ -202,6 +202,7 @@ def test_forecast(capsys):
     assert len(predicted(capsys, "mine.csv")[0]["forecast"]) == 11
 
 
+@pytest.mark.slow
 def test_compare(capsys):
     flags = ["forecast", "--dataset", "sunspots", "--window", "22", "--horizon", "11", "--epochs"]
     flags += ["2", "--seeds", "2", "--models", "mlp", "rnn", "--run-dir", "compared"]

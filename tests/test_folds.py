@@ -99,6 +99,7 @@ def test_scores_and_going_on(capsys):
         assert stopped.value.code == 2 and sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fold_is_as_a_run(monkeypatch):
     """The same scores as an ordinary run whose test data are that fold."""
     flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "16"]

@@ -162,6 +162,7 @@ def first(tmp_path_factory):
         return Path("first").resolve()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "right"),
     [

@@ -250,6 +250,7 @@ def answer(capsys, name):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_run_with_several_labels(capsys):
     rows = photos(200)
     write(["file", "tags"], [(n, "|".join([c] + ["striped"] * s)) for n, c, s, _ in rows])

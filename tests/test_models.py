@@ -52,16 +52,13 @@ COUNTS = [
 ]
 
 
-class TestModels(ModelSuite):
-    @pytest.fixture(params=MODELS)
-    def job(self, request):
-        model, inputs = MODELS[request.param]
-        return (
-            model,
-            Reconstruction() if isinstance(model, Autoencoder) else Classification(),
-            inputs,
-        )
+@pytest.fixture(params=MODELS, scope="module")
+def job(request):
+    model, inputs = MODELS[request.param]
+    return model, TASKS[isinstance(model, Autoencoder)], inputs
 
+
+class TestModels(ModelSuite):
     def test_training_and_evaluation_differ_where_they_should(self, tried):
         outputs = tried.apply(tried.state.params, tried.inputs)
         trained = tried.apply(tried.state.params, tried.inputs, True)

@@ -122,6 +122,7 @@ def sweep(*flags, search="bayes_opt", samplers=("gp", "tpe")):
     cli.main(search, experiments, samplers, ["mnist", *TINY.split(), *flags], "")
 
 
+@pytest.mark.figures
 @pytest.mark.slow
 def test_a_sweep_with_two_objectives(capsys):
     flags = ["--trials", "6", "--population", "3", "--space.model.features", "4", "16"]

@@ -103,6 +103,7 @@ def run_sweep(folder, **options):
     return (folder / "trials.csv").read_bytes(), results
 
 
+@pytest.mark.figures
 @pytest.mark.slow
 def test_killed_after_every_epoch_it_decides_the_same(place, monkeypatch):
     right, results = run_sweep(place / "whole")

@@ -102,6 +102,7 @@ def test_a_sweep_leaves_everything_and_goes_on(capsys):
     assert "epochs was 2, now 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_grid_seeds_and_halving(capsys):
     flags = [*FAST, "--space.learning-rate", "1e-5", "3e-3", "--space.dropout", "0", "0.2"]
     flags += ["--space.l2", "--epochs", "4", "--seeds", "2", "--rank", "cautious", "--prune", "2"]

@@ -137,10 +137,13 @@ def cases():
 CASES = cases()
 
 
+@pytest.fixture(params=CASES, scope="module")
+def job(request):
+    return CASES[request.param]
+
+
 class TestTasks(TaskSuite):
-    @pytest.fixture(params=CASES)
-    def job(self, request):
-        return CASES[request.param]
+    """Each of them, by the fixture above."""
 
 
 @pytest.fixture

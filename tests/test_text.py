@@ -791,6 +791,7 @@ def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
 # Real texts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the development copy of the texts")
 def test_real_texts():
     said = []

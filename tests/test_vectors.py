@@ -33,6 +33,7 @@ def started(model, **fields):
     return recipe, splits, transfer.prepare(None, recipe, config.hparams, splits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [RNN(features=(4,), embedding=5), Transformer(depth=1, width=8, heads=2, mlp=8)]
 )
