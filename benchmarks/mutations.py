@@ -115,6 +115,7 @@ def run(path, start, stop, new, tests, marks, seconds):
             ).returncode
         except subprocess.TimeoutExpired:
             code = 1  # a fault that hangs is found
+        code = 1 if code == 2 else code  # which pytest-xdist ends with after -x
         return code, time.monotonic() - began
 
 

@@ -133,7 +133,11 @@ def test_numbers_labels_series_and_inputs():
     source = digits()
     labels = ({**part, "targets": np.stack([part["targets"] % 2, part["targets"] > 4], 1)}
               for part in (source.train, source.test))  # fmt: skip
-    found, _ = computed(MultiLabel(), Arrays(*labels, class_names=("odd", "large")))
+    found, splits = computed(MultiLabel(), Arrays(*labels, class_names=("odd", "large")))
+    shares = splits.train["targets"].mean(0)
+    losses = [log_loss(truth, np.full(len(truth), share))
+              for truth, share in zip(splits.test["targets"].T, shares, strict=True)]  # fmt: skip
+    assert found["share of each label"]["loss"] == pytest.approx(np.mean(losses), rel=1e-3)
     assert found["logistic regression on pixels"]["accuracy"] > 0.85
     assert found["share of each label"]["accuracy"] == pytest.approx(0.5, abs=0.05)
 

@@ -95,6 +95,7 @@ def test_stopped_after_any_epoch(name, mode, tmp_path, monkeypatch):
     assert not (tmp_path / "killed" / "population").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_or_a_stranger_s_checkpoint_is_not_used(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     whole, _ = run_sweep(tmp_path / "whole", "map", ensemble=0)

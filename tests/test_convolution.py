@@ -35,7 +35,7 @@ def values(how, x, kernel, stride, pads):
 
 @pytest.mark.parametrize("how", ALL)
 @pytest.mark.parametrize(("k", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (7, 2)])
-@pytest.mark.parametrize("side", [2, 7, 16])
+@pytest.mark.parametrize("side", [2, 7, pytest.param(16, marks=pytest.mark.slow)])
 def test_all_formulations_agree(how, k, stride, side):
     x, kernel = arrays(6, side, 17, 5, k)
     for pads in (symmetric(k), ((0, k // 2), (k // 2, 0))):

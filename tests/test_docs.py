@@ -36,6 +36,7 @@ def test_the_readme_is_short():
     assert len(README.read_text("utf-8").splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_a_loaded_model(place):
     (loaded,) = (block for block in blocks(ROOT / "docs/deploy.md", "python") if "load(" in block)
     folder = re.search(r'load\("(.*?)"', loaded)[1]

@@ -280,6 +280,7 @@ def test_find_learning_rate(capsys):
     assert 1e-5 < found["suggestion"] < 1
 
 
+@pytest.mark.slow
 def test_every_learning_rate_is_trained_as_it_is_alone():
     from dlflax.run import find_learning_rate as module
 

@@ -160,6 +160,7 @@ def test_it_works_with_little_and_with_bad_values(finished):
             assert distribution._contains(distribution.to_internal_repr(params[name]))
 
 
+@pytest.mark.slow
 def test_it_finds_the_best_of_a_mixed_space():
     encoding = Encoding(MIXED)
     known = [(params, score(params)) for params in sobol(encoding, 0, 16)]

@@ -68,7 +68,7 @@ class TestModels(ModelSuite):
         random = isinstance(tried.model, SmallResNet) or rebuilds and tried.model.variational
         assert np.allclose(outputs, trained, atol=1e-6) != random
 
-    @pytest.mark.parametrize("platform", ["CPU", "any"])
+    @pytest.mark.parametrize("platform", ["CPU", pytest.param("any", marks=pytest.mark.slow)])
     def test_it_computes_in_bfloat16(self, tried, platform):
         outputs = tried.apply(tried.state.params, tried.inputs)
         half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))

@@ -492,6 +492,7 @@ def test_a_trial_that_kills_its_worker_is_tried_four_times(url):
     database.engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["enqueued", "waiting", "asked", "failed", "ours, failed"])
 def test_trials_of_others_are_left_alone(url, kind):
     """As the dashboard's or a script's; and one of ours that somebody set to FAIL."""

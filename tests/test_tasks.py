@@ -230,6 +230,7 @@ def test_several_labels(place):
         Predictor("run", experiments).answers(["x.npy"])
 
 
+@pytest.mark.slow
 def test_segmentation(place):
     scores = result("segmentation", epochs=5)["test"]
     outputs, targets = of_test("segmentation")

@@ -206,6 +206,7 @@ def test_plateau_factor_matches_keras():
         assert ours == float(model.optimizer.learning_rate.value)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_parameters_float32(digits):
     for model in (CNN((4,), dense=(32,)), Counting()):
         fit = train.fit(

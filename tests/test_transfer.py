@@ -22,7 +22,7 @@ from dlflax.run.predict import Predictor
 from dlflax.train import Hparams, Recipe, augment
 from dlflax.train.step import objective
 from dlflax.train.tasks import Classification
-from dlflax.transfer import Transfer, weights
+from dlflax.transfer import Transfer, features, weights
 from dlflax.tune import ensemble, sweep
 
 RNG = np.random.default_rng(0)
@@ -82,6 +82,7 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [False, True])
 def test_frozen_is_unchanged_to_the_bit(pretrained, ema):
     """Parameters, batch statistics and the moving average of what is not trained."""
@@ -356,3 +357,11 @@ def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatc
     path.unlink()
     with pytest.raises(InputError, match="the weights are not here"):
         Predictor(tmp_path / "elsewhere", experiments, log=lambda line: None).outputs(inputs)
+
+
+def test_texts_are_batched_by_the_length_that_a_model_is_cut_to():
+    """Padding, 0, is no token."""
+    lengths = [3, 30, 4, 32, 3]
+    tokens = np.int32([[1] * n + [0] * (32 - n) for n in lengths])
+    batches = list(features._batches([(str(i), i) for i in range(5)], tokens))
+    assert [[i for _, i in batch] for batch in batches] == [[0, 2, 4], [1, 3]]

@@ -182,6 +182,16 @@ def test_a_finite_space_ends_when_every_configuration_was_tried(sampler):
     assert sorted(tried) == sorted(tuple(point[name] for name in GRID) for point in found.grid())
 
 
+def test_a_space_in_which_all_was_tried_gives_a_trial_again():
+    found = space.Space(GRID)
+    history = [
+        create_trial(params=point, distributions=GRID, value=1.0, user_attrs={"index": i})
+        for i, point in enumerate(found.grid())
+    ]
+    (trial,) = search.suggest("random", found, 0, "minimize", history, [len(history)])
+    assert trial.params in list(found.grid())
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "cmaes"])
 def test_the_first_trial_has_the_defaults(sampler):
     words = {

@@ -163,6 +163,7 @@ def refused(model, name, **more):
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_model(tmp_path):
     path, model = tmp_path / "a.safetensors", ResNet("18")
 
