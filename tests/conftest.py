@@ -141,16 +141,3 @@ def zoo(tmp_path_factory):
         return folder
 
     return run_of
-
-
-@pytest.fixture(scope="session")
-def small_run():
-    """(folder, module of an experiment, flags): trains two epochs of it into the folder, which has
-    the experiment's name."""
-    from dlflax import run
-
-    def train(folder, module, *flags):
-        words = ["--epochs", "2", "--baseline", "none", "--run-dir", str(folder), *flags]
-        run.main(folder.name, module.PRESETS, getattr(module, "ARCHITECTURES", {}), words)
-
-    return train

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from test_train import assert_equal
 
 from dlflax import train
 from dlflax.models import CNN, MLP, RNN, SmallResNet, Transformer
+from dlflax.testing import assert_equal
 from dlflax.train import Hparams, Recipe, loop, population
 from dlflax.train.layout import layout_for
 

@@ -201,7 +201,7 @@ def test_two_hosts_stop_in_the_middle_of_an_epoch(tmp_path):
     """Within seconds of SIGTERM to one of them, and go on from there."""
     flags = ["--batch-size", "2", "--model.features", "768", "768", "--epochs", "2"]
     pair = hosts(tmp_path, *flags)
-    metrics, deadline = tmp_path / "run" / "metrics.csv", time.monotonic() + 240
+    metrics, deadline = tmp_path / "run" / "metrics.csv", time.monotonic() + 120
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:  # the first epoch's
         assert pair[0].poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

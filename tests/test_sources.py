@@ -64,6 +64,14 @@ class TestSources(SourceSuite):
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(folder / "x.png")
         return ["x.png"]
 
+    def missing(self, source):
+        if isinstance(source, Text):
+            return None
+        return "nowhere.npy" if isinstance(source, Arrays) else "nowhere.csv"
+
+    def test_its_kind_is_known(self, splits):
+        assert splits.kind in ("picture", "text", "table", "series", "array")
+
     def test_a_test_example_is_read_as_it_was_split(self, source, splits, tmp_path):
         if splits.kind in ("text", "series", "table"):
             pytest.skip("it is encoded")

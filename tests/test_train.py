@@ -10,6 +10,7 @@ import scipy.ndimage
 from dlflax import train
 from dlflax.errors import RunError
 from dlflax.models import CNN, MLP
+from dlflax.testing import assert_equal
 from dlflax.train import Hparams, Recipe, augment, losses
 from dlflax.train.step import objective
 from dlflax.train.tasks import Classification, Regression
@@ -46,11 +47,6 @@ def digits():
 
 init = jax.jit(train.init, static_argnums=0)
 step = jax.jit(train.step, static_argnums=0)
-
-
-def assert_equal(a, b):
-    a, b = (tree.replace(key=jax.random.key_data(tree.key)) for tree in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_every_number_changes_without_a_trace(digits):

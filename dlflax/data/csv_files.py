@@ -47,9 +47,9 @@ def read(
 
 
 def delimiter(text: str, usual: str = ",") -> str:
-    """Of a comma, a semicolon, a tab and a bar the one that cuts each of the first lines into as
-    many cells, two or more; of several, or of none, that which is most often in the first line, or
-    the usual one."""
+    """Returns the mark, a comma, a semicolon, a tab or a bar, that cuts each of the first lines
+    into as many cells, two or more; of several, or of none, that which is most often in the first
+    line, or the usual one."""
     first = text.partition("\n")[0]
     lines = io.StringIO(text[:SNIFFED], newline="").readlines()
 

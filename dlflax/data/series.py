@@ -31,7 +31,7 @@ class Series:
     decimal: Literal["auto", ".", ","] = "auto"
     """The decimal mark of its numbers; auto: as the file shows, column by column."""
     column: str | None = None
-    """Which column of it (default: the last one)."""
+    """The column of it that is forecast (default: the last one)."""
     past_covariates: tuple[str, ...] = ()
     """Other columns of the file, whose past the model sees too."""
     future_covariates: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ class Series:
         return list(windows), "file", batch
 
     def _times(self, calendar, rows: int) -> list[str]:
-        """Of the steps that follow so many rows; empty ones where the file has none."""
+        """Returns the times of the steps behind so many rows; empty where the file has none."""
         if calendar is None:
             return [""] * self.horizon
         return stamps(calendar, range(rows, rows + self.horizon))
@@ -274,7 +274,7 @@ class Series:
 
 
 def _to_stderr(sentence: str) -> None:
-    """What is said while predicting is not part of the answers."""
+    """Prints to stderr: notes while predicting are not part of the answers."""
     print(sentence, file=sys.stderr)
 
 

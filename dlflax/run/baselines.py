@@ -30,7 +30,7 @@ ADVICE_IN_SWEEP = "train longer, or take what is simpler."
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What a simple model reaches on the test data."""
+    """The test scores of a simple model."""
 
     scores: dict[str, float]
     correct: np.ndarray | None

@@ -25,12 +25,12 @@ ALPHAS = 10.0 ** np.arange(-3, 6)  # of ridge regressions
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What a simple model gives for the test data."""
+    """The outputs of a simple model for the test data."""
 
     outputs: np.ndarray
     """float32 (n, ...), as those of the network."""
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Those that the task's `summary` does not have."""
+    """Test scores that the task's `summary` does not have."""
 
 
 Baselines = dict[str, Callable[[], Baseline]]
@@ -211,8 +211,8 @@ class _Named:
 
 
 def _columns(splits) -> str | None:
-    """What to call rows of numbers (" on pixels", or ""); None where an example is not one that a
-    linear model could read."""
+    """Returns the name of rows of numbers (" on pixels", or ""); None where an example is not one
+    that a linear model could read."""
     inputs = splits.train["inputs"]
     if inputs.dtype == np.uint8 and inputs.ndim == 4:
         return " on pixels"
@@ -282,8 +282,8 @@ def _fitter(points) -> Callable:
 
 
 def _logistic(fit, points, splits, classes: int, strengths) -> Callable:
-    """What gives probabilities (n, classes) for points: the regression by `fit` of the strength
-    from which on the validation loss rises, 1 without validation data."""
+    """Returns a function from points to probabilities (n, classes): the regression by `fit` of the
+    strength from which on the validation loss rises, 1 without validation data."""
     y = splits.train["targets"][_rows(len(splits.train["targets"]))]
     if len(np.unique(y)) < 2:
         return lambda points: np.tile(np.eye(classes)[y[0]], (points.shape[0], 1))
