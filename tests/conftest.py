@@ -1,22 +1,21 @@
 """Strict on purpose: silent broadcasting and warnings fail a test; two CPU devices."""
 
-import atexit
 import contextlib
 import fcntl
+import gc
 import importlib
 import importlib.metadata
 import io
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all of it
-    # what one test compiled, another need not
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlflax-tests-")
+    # what one test compiled, another need not, nor the next session: pytest --cache-clear clears it
+    programs = Path(__file__).parents[1] / ".pytest_cache" / "d" / "programs"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # no lines of Python in programs
     # a test's programs run for milliseconds: what compiles them soonest
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
@@ -37,6 +36,13 @@ import pytest  # noqa: E402
 from dlflax.report.figures import draw as DRAW  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    """The libraries stay; what tests leave behind is looked for less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,12 +80,16 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def no_figures(request, monkeypatch):
-    """Figures take longer than such runs: they are drawn where a test is marked with `figures`."""
-    if not request.node.get_closest_marker("figures"):
-        from dlflax.report import figures
+def no_figures_no_baselines(request, monkeypatch):
+    """Both take longer than such runs: they are made where a test is marked with `figures`, or with
+    `baselines`."""
+    from dlflax.report import figures
+    from dlflax.run import baselines
 
+    if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr(figures, "draw", lambda *_: {})
+    if not request.node.get_closest_marker("baselines"):
+        monkeypatch.setattr(baselines, "fit_baselines", lambda *_: {})
 
 
 ZOO = {  # name -> (experiment, its flags)

@@ -23,7 +23,7 @@ from dlflax.train import Hparams, Recipe
 from dlflax.train import baselines as simple
 from dlflax.train.tasks import Classification, Forecast, MultiLabel, Reconstruction, Regression
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.baselines]
 
 
 def computed(task, source, model=None, validation=0.2, log=print):

@@ -88,8 +88,8 @@ def test_mnist_by_patches_augmented():
 def test_cifar10():
     """Patches of photographs in CIFAR-10's files; BatchNorm's statistics in a population."""
     write_cifar(Path("cifar"), train=300, test=50)
-    flags = ["--model.features", "8", "16", "--model.depth", "1"]
-    flags += ["--epochs", "8", "--batch-size", "32", "--space.learning-rate", "0.1"]
+    flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble", "0"]
+    flags += ["--epochs", "6", "--batch-size", "32", "--space.learning-rate", "0.1"]
     results = swept("cifar10", "--data-dir", "cifar", *flags)
     assert results["model"] == "SmallResNet" and results["test"]["accuracy"] > 0.3
     assert Path("sweep/best/augmented.png").exists()

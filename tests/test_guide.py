@@ -18,6 +18,7 @@ from PIL import Image
 
 GUIDE = Path(__file__).parents[1] / "guide"
 CHAPTERS = sorted(GUIDE.glob("[0-9][0-9]_*.py"))
+SHORT = ("01", "03", "04", "05")  # seconds each; the others take a minute and more
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -66,6 +67,7 @@ def keras_blocks():
             yield pytest.param(block, id=chapter.stem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [*keras_blocks()])
 def test_keras_gives_the_number_that_is_beside_its_lines(block):
     (promised,) = re.findall(r"print\(.*\)  # (\S+)", block)
@@ -95,8 +97,14 @@ def picture(notebook) -> np.ndarray:
         return np.asarray(image.convert("L").resize((64, 24))) / 255
 
 
-@pytest.mark.slow
-@chapters
+@pytest.mark.parametrize(
+    "chapter",
+    [
+        pytest.param(path, id=path.stem, marks=getattr(pytest.mark, mark))
+        for path in CHAPTERS
+        for mark in ["slow" if path.name[:2] in SHORT else "release"]
+    ],
+)
 def test_what_is_committed_is_what_running_it_gives(chapter, tmp_path, monkeypatch):
     """The words to the letter; numbers nearly: another processor rounds otherwise, and training and
     searches go on from there."""

@@ -1,7 +1,8 @@
-"""Losses, metrics and optimizers against Keras (JAX backend), scikit-learn and NumPy."""
+"""Losses, metrics and optimizers against Keras (golden.py), scikit-learn and NumPy."""
 
 import functools
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +16,6 @@ from dlflax.train import Hparams, hparams, losses, metrics, optim
 from dlflax.train.step import objective
 from dlflax.train.tasks import Classification
 
-keras = pytest.importorskip("keras")
-
 
 @pytest.fixture
 def rng():
@@ -24,26 +23,16 @@ def rng():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_matches_keras(rng, smoothing):
-    logits = rng.normal(size=(16, 10)).astype(np.float32) * 5
-    targets = rng.integers(0, 10, 16).astype(np.int32)
-    expected = keras.losses.categorical_crossentropy(
-        keras.utils.to_categorical(targets, 10), logits, True, label_smoothing=smoothing
-    )
+def test_cross_entropies_match_keras(smoothing):
+    keras = golden.saved("losses")
     np.testing.assert_allclose(
-        losses.cross_entropy(logits, targets, smoothing), expected, rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_binary_cross_entropy_matches_keras(rng, smoothing):
-    logits = rng.normal(size=(16, 3)).astype(np.float32) * 5
-    targets = rng.integers(0, 2, (16, 3))
-    expected = keras.losses.binary_crossentropy(
-        targets, logits, from_logits=True, label_smoothing=smoothing
-    )
-    got = losses.binary_cross_entropy(logits, targets, smoothing)
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
+        losses.cross_entropy(keras["logits"], keras["classes"], smoothing),
+        keras[f"cross_entropy_{smoothing}"], rtol=1e-5,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        losses.binary_cross_entropy(keras["logits"][:, :3], keras["labels"], smoothing),
+        keras[f"binary_{smoothing}"], rtol=1e-5,
+    )  # fmt: skip
 
 
 def test_mean_squared_error_by_hand(rng):
@@ -77,76 +66,33 @@ def test_metrics_match_scikit_learn(rng):
     assert row["macro_f1"] == pytest.approx(expected[2].mean())
 
 
-def _keras_cnn(variables, l2):
-    """The same network in Keras with the same weights."""
-    penalty = keras.regularizers.L2(l2)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Conv2D(32, 3, padding="same", activation="relu", kernel_regularizer=penalty),
-            layers.MaxPool2D(),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu", kernel_regularizer=penalty),
-            layers.Dense(10, kernel_regularizer=penalty),
-        ]
-    )
-    model.set_weights([np.asarray(w) for w in _in_order(variables)])
-    return model
-
-
-def _in_order(params):
+def in_order(params):
     return [params[a][b] for a in ("conv1", "dense1", "logits") for b in ("kernel", "bias")]
 
 
-# Keras adds epsilon before the bias correction of v, optax (as Kingma and Ba 2015) after it: over
-# ten steps 5e-10 there is 1e-8 here, within a factor of two.
-EPSILON = 5e-10
-KERAS_OPTIMIZERS = {
-    "adam": lambda: keras.optimizers.Adam(1e-3, epsilon=EPSILON),
-    "adamw": lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.0, epsilon=EPSILON),
-    "sgd": lambda: keras.optimizers.SGD(1e-3, momentum=0.9),
-    "nesterov": lambda: keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
-    "lion": lambda: keras.optimizers.Lion(1e-3, weight_decay=0.0),
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["adam", *(pytest.param(n, marks=pytest.mark.slow) for n in KERAS_OPTIMIZERS if n != "adam")],
-)
-def test_ten_steps_match_keras(rng, name):
-    """Same weights: same logits, same loss with L2, same gradients; and after 10 steps the same
-    weights. A dense-64 CNN on noise, batch 8, with L2 1e-3."""
-    l2 = 1e-3
-    hparams = Hparams(learning_rate=1e-3, l2=l2, momentum=0.9)
-    recipe = train.Recipe(model=CNN(), optimizer=optim.OPTIMIZERS[name], batch_size=8)
-    inputs = rng.random((10, 8, 28, 28, 1), np.float32)
-    targets = rng.integers(0, 10, (10, 8)).astype(np.int32)
+def small_cnn(optimizer="sgd"):
+    """Keras' CNN here: its recipe, numbers, and state with its weights."""
+    model = CNN(features=(4,), dense=(16,))
+    recipe = train.Recipe(model=model, optimizer=optim.OPTIMIZERS[optimizer], batch_size=8)
+    hparams = Hparams(learning_rate=1e-3, l2=golden.L2, momentum=0.9)
+    inputs, _ = golden.batches()
     state = jax.jit(train.init, static_argnums=0)(recipe, hparams, inputs[0], jax.random.key(0))
+    weights = (weight for key, weight in golden.saved("gradient").items() if "weights" in key)
+    params = jax.tree.map(np.zeros_like, state.params)
+    for layer in ("conv1", "dense1", "logits"):
+        params[layer] = {"kernel": next(weights), "bias": next(weights)}
+    return recipe, hparams, state.replace(params=params)
 
-    def batch(i):
-        return {"inputs": inputs[i], "targets": targets[i], "mask": np.ones(8, np.float32)}
 
-    with jax.numpy_rank_promotion("allow"):
-        model = _keras_cnn(state.params, l2)
-        model.compile(
-            KERAS_OPTIMIZERS[name](), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        )
-        reported = float(model.evaluate(inputs[0], targets[0], verbose=0))
+def batch(i):
+    inputs, targets = (each[i] for each in golden.batches())
+    return {"inputs": inputs, "targets": targets, "mask": np.ones(8, np.float32)}
 
-        @jax.jit
-        @functools.partial(jax.value_and_grad, has_aux=True)
-        def keras_loss(weights):
-            logits, _ = model.stateless_call(weights, [], inputs[0])
-            each = keras.losses.sparse_categorical_crossentropy(targets[0], logits, True)
-            return each.mean() + l2 * sum((w**2).sum() for w in weights if w.ndim > 1), logits
 
-        (expected_loss, expected_logits), expected_gradient = keras_loss(
-            [v.value for v in model.trainable_variables]
-        )
-        for i in range(10):
-            model.train_on_batch(inputs[i], targets[i])
+def test_logits_loss_and_gradient_match_keras():
+    """Of a CNN with L2, from the same weights."""
+    recipe, hparams, state = small_cnn()
+    keras = golden.saved("gradient")
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -154,20 +100,26 @@ def test_ten_steps_match_keras(rng, name):
         return objective(recipe, params, {}, hparams, batch(0), jax.random.key(0))
 
     (loss, (logits, _, _)), gradient = our_loss(state.params)
-    np.testing.assert_allclose(loss, reported, rtol=1e-5)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
-    for ours, theirs in zip(_in_order(gradient), expected_gradient, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(loss, keras["reported"], rtol=1e-5)
+    np.testing.assert_allclose(loss, keras["loss"], rtol=1e-5)
+    np.testing.assert_allclose(logits, keras["logits"], atol=1e-5)
+    for i, ours in enumerate(in_order(gradient)):
+        np.testing.assert_allclose(ours, keras[f"gradient{i}"], atol=1e-5)
 
+
+@pytest.mark.parametrize("name", golden.OPTIMIZERS)
+def test_ten_steps_match_keras(name):
+    """From the same weights to the same weights."""
+    recipe, hparams, state = small_cnn(name)
+    keras = golden.saved("ten_steps")
     step = jax.jit(train.step, static_argnums=0)
     for i in range(10):
         state, _ = step(recipe, state, hparams, batch(i))
     # Adam divides by the gradient: where that is about epsilon (weights of dead units) it magnifies
     # any difference, hence the quantile; ten steps move a weight by up to 1e-2
     most, worst = (1e-5, 1e-5) if "adam" not in name else (3e-5, 5e-4)
-    for ours, theirs in zip(_in_order(state.params), model.get_weights(), strict=True):
-        difference = np.abs(ours - theirs)
+    for i, ours in enumerate(in_order(state.params)):
+        difference = np.abs(ours - keras[f"{name}{i}"])
         assert np.quantile(difference, 0.99) < most
         assert difference.max() < worst
 

@@ -50,8 +50,8 @@ def test_embeddings_are_those_of_transformers():
     np.testing.assert_allclose(alone / np.linalg.norm(alone), found[:1], atol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_batch_is_cut_to_its_longest_text():
+def test_a_batch_is_cut_to_its_longest_text(monkeypatch):
+    monkeypatch.setattr(minilm, "DEPTH", 1)
     model = MiniLM(vocabulary=50)
     tokens = np.zeros((3, 16), np.int32)
     for row, length in zip(tokens, (3, 6, 2), strict=True):
@@ -70,8 +70,9 @@ def test_a_batch_is_cut_to_its_longest_text():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("longest", [2, 6, 16])
-def test_the_gradient_of_a_cut_batch_is_that_of_the_whole(longest):
+def test_the_gradient_of_a_cut_batch_is_that_of_the_whole(longest, monkeypatch):
     """Of the loss by the uncut model, differentiated here; padding moves nothing."""
+    monkeypatch.setattr(minilm, "DEPTH", 1)
     tokens = np.zeros((3, 16), np.int32)
     for row, length in zip(tokens, (1, longest, 2), strict=True):
         row[:length] = np.arange(1, length + 1)
@@ -123,8 +124,10 @@ def films():
 
 
 @needs_weights
+@pytest.mark.baselines
 @pytest.mark.parametrize("finetune", ["head", "last-blocks", "contrastive"])
-def test_a_few_films(capsys, finetune):
+def test_a_few_films(capsys, finetune, monkeypatch):
+    monkeypatch.setattr(minilm, "LENGTHS", 2)  # programs take longer than training
     films()
     command = ["--preset", "minilm", "--data-dir", "films.csv", "--finetune", finetune]
     epochs = "40" if finetune == "head" else "2"

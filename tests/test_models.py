@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,50 +110,29 @@ def test_padding_never_changes_a_result(model):
     np.testing.assert_allclose(apply(variables, kept), apply(short, kept[:, :4]), atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["simple", "gru", "lstm"])
+@pytest.mark.parametrize("cell", golden.CELLS)
 def test_recurrent_layers_match_keras(cell):
     """Outputs and last state, with a mask, from the same weights."""
-    keras = pytest.importorskip("keras")
-    x = np.random.default_rng(0).normal(size=(3, 7, 5)).astype(np.float32)
-    mask = np.arange(7)[None] < np.array([[7], [4], [1]])
-    kinds = {"simple": "SimpleRNN", "gru": "GRU", "lstm": "LSTM"}
-    layer = getattr(keras.layers, kinds[cell])(6, return_sequences=True, return_state=True)
-    with jax.numpy_rank_promotion("allow"):
-        layer.build(x.shape)
-        rng = np.random.default_rng(1)
-        weights = [np.float32(rng.normal(size=w.shape)) for w in layer.get_weights()]
-        layer.set_weights(weights)
-        outputs, last, *_ = layer(x, mask=mask)
-    kernel, recurrent, bias = weights
-    params = {"kernel": kernel, "recurrent_kernel": recurrent, "bias": bias}
+    keras = golden.saved(cell)
+    params = {name: keras[name] for name in ("kernel", "recurrent_kernel", "bias")}
     if cell == "gru":
-        params |= {"bias": bias[0], "recurrent_bias": bias[1]}
-    ours, ours_last = Recurrent(6, cell).apply({"params": params}, x, jnp.asarray(mask))
-    np.testing.assert_allclose(ours, outputs, atol=1e-5)
-    np.testing.assert_allclose(ours_last, last, atol=1e-5)
+        params |= dict(zip(("bias", "recurrent_bias"), keras["bias"], strict=True))
+    apply = jax.jit(Recurrent(6, cell).apply)
+    ours, last = apply({"params": params}, keras["x"], golden.MASK)
+    np.testing.assert_allclose(ours, keras["outputs"], atol=1e-5)
+    np.testing.assert_allclose(last, keras["last"], atol=1e-5)
 
 
 def test_attention_matches_keras():
-    keras = pytest.importorskip("keras")
-    x = np.random.default_rng(0).normal(size=(3, 7, 8)).astype(np.float32)
-    mask = np.arange(7)[None] < np.array([[7], [4], [1]])
-    layer = keras.layers.MultiHeadAttention(num_heads=2, key_dim=4)
-    with jax.numpy_rank_promotion("allow"):
-        layer.build(x.shape, x.shape)
-        rng = np.random.default_rng(1)
-        weights = [np.float32(rng.normal(size=w.shape)) for w in layer.get_weights()]
-        weights[3] *= 0  # the keys' bias, which changes nothing
-        layer.set_weights(weights)
-        expected = layer(x, x, attention_mask=mask[:, None, :])
-    q, q_bias, k, _, v, v_bias, out, out_bias = weights
+    keras = golden.saved("attention")
     params = {
-        "query": {"kernel": q.reshape(8, 8), "bias": q_bias.reshape(8)},
-        "key": {"kernel": k.reshape(8, 8)},
-        "value": {"kernel": v.reshape(8, 8), "bias": v_bias.reshape(8)},
-        "out": {"kernel": out.reshape(8, 8), "bias": out_bias},
+        "query": {"kernel": keras["q"].reshape(8, 8), "bias": keras["q_bias"].reshape(8)},
+        "key": {"kernel": keras["k"].reshape(8, 8)},
+        "value": {"kernel": keras["v"].reshape(8, 8), "bias": keras["v_bias"].reshape(8)},
+        "out": {"kernel": keras["out"].reshape(8, 8), "bias": keras["out_bias"]},
     }
-    ours = Attention(2).apply({"params": params}, x, jnp.asarray(mask))
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    ours = jax.jit(Attention(2).apply)({"params": params}, keras["x"], golden.MASK)
+    np.testing.assert_allclose(ours, keras["outputs"], atol=1e-5)
 
 
 def test_rotary_positions_turn_pairs_and_only_distance_counts():
@@ -252,21 +232,11 @@ def test_depthwise_sums_are_lax_convolution(size, kernel_size, stride):
 
 def test_convolution_matches_keras():
     """The stage conv, ReLU, max-pool, in Keras' order, from the same weights."""
-    keras = pytest.importorskip("keras")
-    x = np.random.default_rng(0).normal(size=(3, 28, 28, 1)).astype(np.float32)
-    stage = keras.Sequential(
-        [keras.layers.Conv2D(32, 3, padding="same", activation="relu"), keras.layers.MaxPool2D()]
-    )
-    with jax.numpy_rank_promotion("allow"):
-        stage.build(x.shape)
-        kernel, bias = stage.get_weights()
-        bias = bias + np.linspace(-0.1, 0.1, 32, dtype=np.float32)
-        stage.set_weights([kernel, bias])
-        expected = np.asarray(stage(x))
-    variables = {"params": {"kernel": kernel, "bias": bias}}
+    keras = golden.saved("convolution")
+    variables = {"params": {"kernel": keras["kernel"], "bias": keras["bias"]}}
     for formulation in ("lax", "matmul"):
-        out = jax.jit(Conv(32, 3, True, formulation).apply)(variables, x)
-        np.testing.assert_allclose(jax.nn.relu(out), expected, atol=1e-5)
+        out = jax.jit(Conv(8, 3, True, formulation).apply)(variables, keras["x"])
+        np.testing.assert_allclose(jax.nn.relu(out), keras["outputs"], atol=1e-5)
 
 
 def test_dropout_rate_is_traced_and_keeps_the_mean():

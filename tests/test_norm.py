@@ -31,8 +31,11 @@ def test_equals_flax(shape, platform, monkeypatch):
                 mutable=["batch_stats"],
             )  # fmt: skip
 
-        y, backward, statistics = jax.vjp(call, variables["params"], x, has_aux=True)
-        return y, backward(dy), statistics
+        def values(params, x, dy):
+            y, backward, statistics = jax.vjp(call, params, x, has_aux=True)
+            return y, backward(dy), statistics
+
+        return jax.jit(values)(variables["params"], x, dy)
 
     found = both(BatchNorm(momentum=0.9, epsilon=1e-3))
     expected = both(nn.BatchNorm(momentum=0.9, epsilon=1e-3))
@@ -71,11 +74,12 @@ def test_vmap_over_trials_is_each_alone():
     x = np.float32(rng.normal(size=(3, 4, 6, 6, 2)))
     scale, bias = (np.float32(rng.normal(size=(3, 2))) for _ in range(2))
 
+    @jax.jit
     def one(x, scale, bias):
         y, backward = jax.vjp(lambda *a: norm._normalized(*a, 1e-5)[0], x, scale, bias)
         return y, backward(jnp.sin(y))
 
-    together = jax.vmap(one)(x, scale, bias)
+    together = jax.jit(jax.vmap(one))(x, scale, bias)
     for i in range(3):
         alone = one(x[i], scale[i], bias[i])
         jax.tree.map(

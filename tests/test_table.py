@@ -154,6 +154,7 @@ def command(*flags):
     return json.loads(Path("r/results.json").read_text())
 
 
+@pytest.mark.baselines
 @pytest.mark.figures
 def test_a_number_from_a_file(capsys):
     write("houses.csv", HEADER, houses())
@@ -177,6 +178,7 @@ def test_a_number_from_a_file(capsys):
     assert "lacks the column size" in capsys.readouterr().err
 
 
+@pytest.mark.baselines
 def test_classes_that_pip_ships(capsys):
     results = command("--dataset", "wine")
     assert results["task"] == "Classification" and results["test"]["accuracy"] > 0.8
@@ -184,6 +186,7 @@ def test_classes_that_pip_ships(capsys):
     assert "simple models beside it" in capsys.readouterr().out
 
 
+@pytest.mark.baselines
 def test_gradient_boosting_is_scikit_learns_own():
     source = Table(dataset="diabetes")
     splits = source.split(source.load(lambda line: None), 0.2, 0)

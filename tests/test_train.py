@@ -1,6 +1,7 @@
 """The engine: one trace, same bits however it is cut up, exact counting."""
 
 import flax.linen as nn
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,18 +189,10 @@ def test_without_validation_the_last_epoch_is_the_best(digits):
 
 
 def test_plateau_factor_matches_keras():
-    keras = pytest.importorskip("keras")
-    losses = [3.0, 2.0, 2.5, 2.0, 1.9, 2.0, 2.0, 2.0, 2.0, 1.0, 1.5]
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(1.0), "mse")
-    callback = keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, min_delta=0.0)
-    callback.set_model(model)
-    callback.on_train_begin()
-    for epoch, loss in enumerate(losses):
-        callback.on_epoch_end(epoch, {"val_loss": loss})
-        rows = [{"val_loss": loss} for loss in losses[: epoch + 1]]
-        ours = train.plateau_factor(rows, Classification(), patience=2)
-        assert ours == float(model.optimizer.learning_rate.value)
+    keras = golden.saved("plateau")
+    rows = [{"val_loss": loss} for loss in keras["losses"]]
+    for epoch, rate in enumerate(keras["rates"]):
+        assert train.plateau_factor(rows[: epoch + 1], Classification(), patience=2) == rate
 
 
 @pytest.mark.slow
