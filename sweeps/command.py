@@ -7,6 +7,8 @@ dlflax sweep mnist --search random          is   python -m sweeps.random_search 
 dlflax predict RUN digit.png                is   python -m experiments.predict RUN digit.png
 """
 
+import importlib.metadata
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ SEARCHES = {"bayes": "bayes_opt", "random": "random_search", "grid": "grid_searc
 
 def main() -> None:
     """Runs what the words of the command line name; exits 2 where they name nothing."""
+    os.environ["DLFLAX_PROGRAM"] = "dlflax"  # commands that are printed begin as this one
     name, *words = sys.argv[1:] or ["list"]
     known = {each.replace("_", "-"): f"experiments.{each}" for each in COMMANDS}
     if name in ("list", "-h", "--help"):
@@ -26,6 +29,11 @@ def main() -> None:
         _run(known[name], words)
     elif name == "report":
         _run("sweeps.report", words)
+    elif name == "--version":
+        print(f"dlflax {importlib.metadata.version('dlflax')}")
+    elif name == "train" and words[:1] in (["-h"], ["--help"]):
+        print("dlflax train EXPERIMENT [FLAGS]\n")
+        print(list_all("dlflax "))
     elif name == "train":
         experiment, *words = words or _refuse("train needs an experiment: dlflax train mnist.")
         shipped = f"experiments.{experiment.replace('-', '_')}"

@@ -49,6 +49,7 @@ def test_mlflow_has_what_the_run_has(store):
 
 
 @pytest.mark.filterwarnings("ignore:::mlflow", "ignore::FutureWarning")
+@pytest.mark.slow
 def test_a_store_that_fails_is_one_warning(store, monkeypatch, capsys):
     import mlflow
 

@@ -50,6 +50,7 @@ def test_embeddings_are_those_of_transformers():
     np.testing.assert_allclose(alone / np.linalg.norm(alone), found[:1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_is_cut_to_its_longest_text(monkeypatch):
     monkeypatch.setattr(minilm, "DEPTH", 1)
     model = MiniLM(vocabulary=50)

@@ -87,7 +87,7 @@ def test_the_suites_of_the_page(place):
 @pytest.mark.slow
 def test_train_kill_resume_sweep_continue_predict_compare(place):
     flags = ["--epochs", "30", "--batch-size", "4", "--hparams.gamma", "1.5", "--hparams.dropout"]
-    flags += ["0.1"]
+    flags += ["0.1", "--baseline", "none"]
     ran(place, "rings.py", *flags, "--run-dir", "whole")
     process = start(place, "rings.py", *flags, "--run-dir", "killed")
     while len(list((place / "killed").glob(f"checkpoints/*/{MANIFEST}"))) < 2:
@@ -119,7 +119,8 @@ def test_train_kill_resume_sweep_continue_predict_compare(place):
 
     # a sweep over a number of one's own, and more trials of it
     sweep = ["-m", "sweeps.random_search", "rings.py", "--run-dir", "sweep", "--epochs", "3"]
-    sweep += ["--space.learning-rate", "0.01", "--population", "4", "--trials"]
+    sweep += ["--space.learning-rate", "0.01", "--population", "4", "--baseline", "none"]
+    sweep += ["--trials"]
     assert "1 structure: 1 compile" in ran(place, *sweep, "4")
     results = json.loads((place / "sweep" / "results.json").read_text())
     assert results["traces"] == 1 and list(results["best"]["hparams"]) == ["gamma"]

@@ -152,7 +152,8 @@ def hosts(tmp_path, *flags, module=("experiments.mnist",)):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", *module, "--dataset", "digits", "--model", "mlp"]
-    command += ["--batch-size", "128", "--distributed", "--run-dir", "run", *flags]
+    command += ["--batch-size", "128", "--distributed", "--run-dir", "run", "--baseline", "none"]
+    command += flags
     return [
         subprocess.Popen(
             command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -185,6 +186,7 @@ def test_two_hosts_and_one_dies(tmp_path):
     assert f"resuming after epoch {done}" in out
     assert "epoch" not in out_second  # one prints and writes
     flags = ["--dataset", "digits", "--model", "mlp", "--batch-size", "128", "--run-dir", "alone"]
+    flags += ["--baseline", "none"]
     subprocess.run(
         [sys.executable, "-m", "experiments.mnist", *flags, "--epochs", str(done + 2)],
         cwd=tmp_path, env=environment(tmp_path, 1), check=True, capture_output=True,
@@ -199,7 +201,7 @@ def test_two_hosts_and_one_dies(tmp_path):
 @pytest.mark.slow
 def test_two_hosts_stop_in_the_middle_of_an_epoch(tmp_path):
     """Within seconds of SIGTERM to one of them, and go on from there."""
-    flags = ["--batch-size", "2", "--model.features", "768", "768", "--epochs", "2"]
+    flags = ["--batch-size", "2", "--model.features", "512", "512", "--epochs", "2"]
     pair = hosts(tmp_path, *flags)
     metrics, deadline = tmp_path / "run" / "metrics.csv", time.monotonic() + 120
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:  # the first epoch's

@@ -79,12 +79,13 @@ def test_two_architectures_of_one_class():
 
 @pytest.mark.figures
 def test_a_run_leaves_everything(capsys):
-    results = train_mnist("--epochs", "3", "--hparams.dropout", "0.1", "--patience", "3")
+    flags = ["--model.features", "8", "--epochs", "3", "--hparams.dropout", "0.1"]
+    results = train_mnist(*flags, "--patience", "3")
     out = capsys.readouterr().out
     assert "NOT MNIST" in out and "digits, not of mnist" in out
     assert "epoch  3/3" in out and "\x1b" not in out  # no terminal: plain lines
     assert results["experiment"] == "mnist" and results["dataset"] == "digits"
-    assert results["model"] == "CNN" and results["parameters"] == 402_442
+    assert results["model"] == "CNN" and results["parameters"] == 101_146
     assert results["hparams"]["dropout"] == 0.1 and results["seed"] == 0
     assert results["epochs_run"] == 3 and 1 <= results["best_epoch"] <= 3
     for name in ("seconds", "compile_seconds", "examples_per_second"):
@@ -203,7 +204,8 @@ def start(folder, *args, run_python=("-m", "experiments.mnist")):
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, *run_python, *FAST, "--run-dir", str(folder)]
-        + ["--batch-size", "8", "--epochs", "12", "--hparams.dropout", "0.2", *args],
+        + ["--batch-size", "8", "--epochs", "12", "--hparams.dropout", "0.2"]
+        + ["--baseline", "none", *args],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

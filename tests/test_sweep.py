@@ -176,7 +176,8 @@ def start(study, tmp_path):
     env = {**os.environ, "XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": cache}
     return subprocess.Popen(
         [sys.executable, "-m", "sweeps.bayes_opt", *FAST, "--epochs", "2", "--trials", "12"]
-        + ["--population", "4", "--study", study, "--run-dir", str(tmp_path / study)],
+        + ["--population", "4", "--study", study, "--run-dir", str(tmp_path / study)]
+        + ["--baseline", "none"],
         cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 

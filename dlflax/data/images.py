@@ -23,15 +23,11 @@ from dlflax.files import cache_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
-NOT_MNIST = """
-**********************************************************************
-*  WARNING: this is NOT MNIST.                                       *
-*  MNIST could not be downloaded and no --data-dir was given, so     *
-*  this run uses scikit-learn's 1,797 digits, enlarged to 28 x 28.   *
-*  Its scores say nothing about MNIST. For the real one, pass        *
-*  --data-dir FOLDER with train-images-idx3-ubyte.gz and the three   *
-*  other IDX files.                                                  *
-**********************************************************************"""
+NOT_MNIST = (
+    "NOT MNIST: scikit-learn's 1,797 digits, enlarged to 28 x 28, stand in for it; their scores "
+    "say nothing about MNIST. --data-dir FOLDER reads the real one (train-images-idx3-ubyte.gz and "
+    "the three other IDX files)."
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,16 +28,12 @@ LONGEST = 256  # tokens, where --length is not given
 OWN = ("auto", "word", "bpe")  # tokenizers that are made of the training texts
 VADER_VOCABULARY = 2000  # 86 % by five-fold cross-validation on bags of tokens; 500: 77, 1000: 82
 
-NOT_IMDB = """
-**********************************************************************
-*  WARNING: these are NOT the IMDB reviews.                          *
-*  They could not be downloaded and no --data-dir was given, so      *
-*  this run uses the VADER lexicon: about 7,500 single words, each   *
-*  rated by ten people, cut into pieces (bpe) whatever the           *
-*  tokenizer. Its scores say nothing about reviews. For real texts,  *
-*  pass --data-dir with a .csv, .tsv or .jsonl file, a folder with   *
-*  one .txt file a class, or aclImdb/.                               *
-**********************************************************************"""
+NOT_IMDB = (
+    "NOT the IMDB reviews: the VADER lexicon, about 7,500 single words rated by ten people each, "
+    "cut into pieces (bpe) whatever the tokenizer, stands in for them; its scores say nothing "
+    "about reviews. --data-dir reads real texts (a .csv, .tsv or .jsonl file, a folder with one "
+    ".txt file a class, or aclImdb/)."
+)
 
 
 @dataclasses.dataclass(frozen=True)

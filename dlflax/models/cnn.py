@@ -6,7 +6,15 @@ import flax.linen as nn
 import tyro
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Activation, Conv, Dropout, Formulation, activation, feature_map
+from dlflax.models.layers import (
+    Activation,
+    Conv,
+    Dropout,
+    Formulation,
+    Padding,
+    activation,
+    feature_map,
+)  # fmt: skip
 
 
 class CNN(nn.Module):
@@ -27,6 +35,8 @@ class CNN(nn.Module):
     """Widths of the hidden dense layers."""
     kernel_size: int = 3
     """Side of the convolution kernels, in pixels."""
+    padding: Padding = "same"
+    """same: a convolution keeps the size, with zeros around the picture; valid: no zeros."""
     activation: Activation = "relu"
     """Activation of every hidden layer."""
     dropout_on: Literal["dense", "all"] = "dense"
@@ -38,7 +48,10 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool = False, dropout=0.0):
         widths = (*self.features, *self.dense, self.depth, self.kernel_size)
-        if min(widths) < 1 or min(x.shape[1:3]) < 2 ** len(self.features):
+        side, lost = min(x.shape[1:3]), self.depth * (self.kernel_size - 1)
+        for _ in self.features:
+            side = (side - (lost if self.padding == "valid" else 0)) // 2
+        if min(widths) < 1 or side < 1:
             raise InputError(
                 f"--model.features {self.features}, --model.dense {self.dense}, --model.depth "
                 f"{self.depth} and --model.kernel-size {self.kernel_size} must be 1 or more, with "
@@ -49,7 +62,9 @@ class CNN(nn.Module):
             for i in range(self.depth):
                 last = i == self.depth - 1
                 name = f"conv{stage + 1}" + (f"_{i + 1}" if self.depth > 1 else "")
-                x = act(Conv(features, self.kernel_size, last, self.formulation, name=name)(x))
+                conv = Conv(features, self.kernel_size, last, self.formulation,
+                            padding=self.padding, name=name)  # fmt: skip
+                x = act(conv(x))
             if self.dropout_on == "all":
                 x = Dropout()(x, dropout, train)
         x = feature_map(self, x).reshape(x.shape[0], -1)

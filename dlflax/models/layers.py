@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, formulated, im2col, kernel_gradient, windows
+from dlflax.models.convolution import (
+    NO_PADS,
+    convolution,
+    formulated,
+    im2col,
+    kernel_gradient,
+    windows,
+)  # fmt: skip
 from dlflax.models.norm import sums
 from dlflax.models.platform import is_portable, on_cpu
 from dlflax.models.pooling import largest, max_pool
@@ -20,6 +27,7 @@ Activation = Literal[
     "softplus", "soft_sign", "hard_tanh", "hard_sigmoid", "hard_silu", "mish", "identity",
 ]  # fmt: skip
 Formulation = Literal["auto", "matmul", "lax"]
+Padding = Literal["same", "valid"]
 
 
 def activation(name: str):
@@ -86,10 +94,11 @@ def for_cpu(formulation: Formulation) -> bool:
 
 
 class Conv(nn.Module):
-    """Stride-1 SAME convolution, optionally followed by a 2x2 max-pool (a trailing odd row or
-    column is dropped, as Keras' "valid" pooling does), then the bias, if any.
+    """Stride-1 convolution, optionally followed by a 2x2 max-pool (a trailing odd row or column is
+    dropped, as Keras' "valid" pooling does), then the bias, if any.
 
-    x: (n, h, w, c) float -> (n, h, w, features), or (n, h // 2, w // 2, features) with `pool`.
+    x: (n, h, w, c) float -> (n, h, w, features), or (n, h // 2, w // 2, features) with `pool`;
+    with padding "valid" h and w are less by kernel_size - 1.
     Parameters: kernel (k, k, c, features), bias (features,): the same for every formulation.
     Pooling before the bias and the activation equals pooling after them for every nondecreasing
     activation (ReLU, sigmoid, tanh, ...) and touches a quarter of the numbers.
@@ -103,25 +112,26 @@ class Conv(nn.Module):
     pool: bool = False
     formulation: Formulation = "auto"
     use_bias: bool = True
+    padding: Padding = "same"
 
     @nn.compact
     def __call__(self, x):
         k, c = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, c, self.features))
-        y = _conv(x, kernel, self.pool, for_cpu(self.formulation))
+        y = _conv(x, kernel, self.pool, for_cpu(self.formulation), self.padding)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return y + bias.reshape(1, 1, 1, -1)
 
 
-def _conv(x, kernel, pool, cpu):
+def _conv(x, kernel, pool, cpu, padding):
     """The convolution of `Conv` and its max-pool."""
     k, _, c, _ = kernel.shape
-    if cpu and c < 16:
+    if cpu and c < 16 and padding == "same":
         with formulated("product with max-pool" if pool else "product in pieces"):
             return (conv_pool_matmul if pool else conv_matmul)(x, kernel)
-    y = convolution(x, kernel, 1, _same_pads(k), cpu=cpu)
+    y = convolution(x, kernel, 1, _same_pads(k) if padding == "same" else NO_PADS, cpu=cpu)
     return max_pool(y, cpu=cpu) if pool else y
 
 

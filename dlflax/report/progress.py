@@ -7,8 +7,17 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from typing import Literal
 
+SILENT_SECONDS = 2.0  # what takes longer is announced
+MOST_LINES = 7  # epochs that have a line of their own, and the best
+MEANINGS = {
+    "*": "the best so far", "acc": "accuracy, the share that is right",
+    "F1": "mean F1 of the classes", "val": "on the validation data, which it is not trained on",
+}  # fmt: skip
 SHORT = {"accuracy": "acc", "macro_f1": "F1"}  # names of scores in the line of an epoch
 
 
@@ -16,15 +25,22 @@ class Progress:
     """A bar on a terminal; elsewhere no more than one plain line an epoch. A context manager.
 
     epochs: of the whole run. first_epoch: how many of them an earlier run has done. score: the name
-    of the one that is shown beside the loss.
+    of the one that is shown beside the loss. lines: the epochs that get one; of some the first, the
+    last and the best are.
     """
 
     def __init__(
         self, epochs: int, steps_per_epoch: int, batch_size: int, first_epoch: int = 0,
         score: str = "accuracy",
+        lines: Literal["all", "some", "none"] = "some",
     ):  # fmt: skip
         self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
         self.score = score
+        spread = {1 + i * (epochs - 1) // (MOST_LINES - 1) for i in range(MOST_LINES)}
+        every = range(1, epochs + 1)
+        self._lines = {"all": {*every}, "some": {first_epoch + 1, *spread}, "none": set()}[lines]
+        self._printed: set[int] = set()
+        self._first_epoch = first_epoch
         self.interactive = interactive()
         self._shown = (first_epoch, 0, {})
         self._run_mark = self._epoch_mark = None  # (clock, step) of the first update
@@ -61,9 +77,28 @@ class Progress:
             self._ends = clock + (clock - since) / (step - first) * left
 
     def epoch_end(self, row: dict, best: bool) -> None:
-        """Prints one line from a row of the History, with a star when it is the best so far. What
-        the row lacks is left out; so is, on a narrow terminal, what matters least."""
+        """Prints one line from a row of the History, with a star when it is the best so far, if
+        this epoch has one. What the row lacks is left out; so is, on a narrow terminal, what
+        matters least."""
         self._epoch_mark = None
+        if int(row["epoch"]) in self._lines:
+            self._print(row, best)
+
+    def end(self, rows: list[dict], best: int, validated: bool) -> None:
+        """Prints the lines of the best epoch, rows[best], and of the last one, if they have none,
+        and what the marks mean. validated: whether there is a best one."""
+        new = [row for row in rows if int(row["epoch"]) > self._first_epoch] if self._lines else []
+        for row in [*rows[best : best + 1], *rows[-1:]] if new else []:
+            if int(row["epoch"]) not in self._printed:
+                self._print(row, validated and row is rows[best])
+        used = [SHORT.get(name.removeprefix("val_"), "") for name in rows[-1]]
+        marks = ["*", "val"] if validated else []
+        marks += [mark for mark in dict.fromkeys(used) if mark in MEANINGS]
+        if new and marks:
+            print("; ".join(f"{mark}: {MEANINGS[mark]}" for mark in marks), flush=True)
+
+    def _print(self, row: dict, best: bool) -> None:
+        self._printed.add(int(row["epoch"]))
         width = max(2, len(str(self.epochs)))
         parts = [(f"epoch {int(row['epoch']):>{width}}/{self.epochs}", 0)]
         parts += _score_parts(row, self.score)
@@ -126,6 +161,18 @@ def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
         if len("  ".join(texts)) <= width:
             break
     return texts
+
+
+@contextlib.contextmanager
+def announced(line: str, log: Callable[[str], None] = print):
+    """Logs the line once what is inside takes longer than SILENT_SECONDS."""
+    timer = threading.Timer(SILENT_SECONDS, log, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def interactive() -> bool:

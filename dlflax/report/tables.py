@@ -1,6 +1,9 @@
 """Tables on the screen. rich is imported where it is used: start-up time counts."""
 
-SPLITS = ("train", "val", "test")
+import math
+
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+LESS = ("macro_precision", "macro_recall", "calibration_error")  # scores that not everyone looks at
 MOST_ROWS = 12  # classes of which each gets a line
 TITLES = {
     "macro_precision": "precision", "macro_recall": "recall", "macro_f1": "macro F1",
@@ -11,20 +14,28 @@ TITLES = {
 }  # fmt: skip
 
 
-def print_data_table(summary: dict) -> None:
-    """Prints what the data were taken for, `data.Splits.summary`: a line a class unless they are
-    many."""
-    shape = " x ".join(map(str, summary["input_shape"])) or "one number"
+def data_text(summary: dict) -> str:
+    """What the data were taken for, `data.Splits.summary`, in one line."""
+    shape, classes = summary["input_shape"], summary.get("classes", {})
+    size = " x ".join(map(str, shape[:2])) or "one number"
+    what = {
+        "picture": f"{'grey' if shape[-1:] == [1] else 'colour'} images of {size} pixels",
+        "text": f"texts of up to {size} tokens",
+        "table": f"rows of {size} numbers",
+        "series": f"windows of {size} values",
+    }.get(summary["kind"], f"examples of shape {' x '.join(map(str, shape)) or size}")
+    counts = [row["train"] for row in classes.values()]
+    few = ", ".join(f"{name} ({count:,})" for name, count in zip(classes, counts, strict=False))
+    several = f"{len(counts):,} classes of {min(counts, default=0):,} to {max(counts, default=0):,}"
+    return what + (f"; {few if len(counts) <= 3 else several} to train on" if classes else "")
+
+
+def print_class_table(summary: dict) -> None:
+    """Prints how many examples of each class there are, unless the classes are many."""
     classes = summary.get("classes", {})
-    title = f"taken for: {summary['kind']}, {shape}, {summary['input_type']}"
     if 0 < len(classes) <= MOST_ROWS:
         lines = [(name, *(f"{count:,}" for count in row.values())) for name, row in classes.items()]
-        print_table(title, ("class", "train", "validation", "test"), lines)
-        return
-    if classes:
-        counts = [row["train"] for row in classes.values()]
-        title += f", {len(classes):,} classes of {min(counts):,} to {max(counts):,} to train on"
-    print(title)
+        print_table(None, ("class", "train", "validation", "test"), lines)
 
 
 def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], total: int) -> None:
@@ -40,55 +51,44 @@ def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], t
     print_table(name, ("parameter", "shape", "count"), [*lines, ("total", "", f"{total:,}")])
 
 
-def print_results(results: dict) -> None:
-    """Prints the scores in results["train"], ["val"] and ["test"], whichever are there, those of
-    each test class unless they are many, and the forecasts."""
-    splits = {split: results[split] for split in SPLITS if results.get(split)}
+def number_text(value: float | None) -> str:
+    """A number as people read it: 0.9777, 58.40, 145,860."""
+    if value is None:
+        return ""
+    size = abs(value) if math.isfinite(value) else 0
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.2f}" if size >= 10 else f"{value:.4f}"
+
+
+def print_results(results: dict, verbose: bool = False) -> None:
+    """Prints one table of the scores in results["train"], ["val"] and ["test"], whichever are
+    there, with those of simple models under them, and the forecasts. verbose: all scores, and those
+    of each test class unless they are many."""
+    rows = {name: results[split] for split, name in SPLITS.items() if results.get(split)}
     have = dict.fromkeys(
-        name for scores in splits.values() for name, value in scores.items()
-        if isinstance(value, (int, float))
+        name for scores in rows.values() for name, value in scores.items()
+        if isinstance(value, (int, float)) and (verbose or name not in LESS)
     )  # fmt: skip
     # the order of a table that is read often; others follow
     first = ("loss", "accuracy", "macro_precision", "macro_recall", "macro_f1")
     have = [n for n in first if n in have] + [n for n in have if n not in first]
-    lines = []
-    for split, scores in splits.items():
-        values = [scores.get(name) for name in have]
-        lines.append([split, *("" if value is None else f"{value:.4f}" for value in values)])
+    rows |= {f"test: {name}": scores for name, scores in results.get("baselines", {}).items()}
+    for name, scores in results.get("forecasts", {}).items():
+        if name != "model" and not (name == "seasonal_naive" and results.get("baselines")):
+            rows[f"test: {name.replace('_', ' ')}"] = scores
     if have:
+        lines = [
+            (name, *(number_text(scores.get(n)) for n in have)) for name, scores in rows.items()
+        ]
         titles = [TITLES.get(name, name.replace("_", " ")) for name in have]
         print_table(None, ["", *titles], lines)
     per_class = results.get("test", {}).get("per_class", {})
-    if 0 < len(per_class) <= MOST_ROWS:
+    if verbose and 0 < len(per_class) <= MOST_ROWS:
         lines = [
             (name, *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")),
              f"{row['support']:,}")
             for name, row in per_class.items()
         ]  # fmt: skip
         print_table(None, ("test", "precision", "recall", "F1", "support"), lines)
-    print_baselines(results)
-    if forecasts := results.get("forecasts"):
-        lines = [
-            (name.replace("_", " "), f"{row['rmse']:.4g}", f"{row['mae']:.4g}")
-            for name, row in forecasts.items()
-        ]
-        columns = ("test, in the series' unit", "rmse", "mae")
-        print_table(None, columns, lines)
-
-
-def print_baselines(results: dict) -> None:
-    """Prints the test scores of simple models under those of the network."""
-    found = results.get("baselines")
-    if not found:
-        return
-    rows = {results.get("model", "the network"): results["test"], **found}
-    names = [n for n in results["test"] if any(n in scores for scores in found.values())]
-    lines = [
-        (who, *("" if scores.get(n) is None else f"{scores[n]:.4f}" for n in names))
-        for who, scores in rows.items()
-    ]
-    titles = [TITLES.get(name, name.replace("_", " ")) for name in names]
-    print_table(None, ("test, simple models beside it", *titles), lines)
 
 
 def print_folds(results: dict) -> None:
@@ -111,7 +111,8 @@ def print_table(title, columns, lines) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+                  show_edge=False)  # fmt: skip
     words = [word for line in lines for word in str(line[0]).split()]
     # narrow terminals: names fold, between words where there are some; numbers never
     widest = min(20, max(map(len, words), default=1))

@@ -1,12 +1,10 @@
 """The simple models that a run states beside its network, kept on disk for the next run."""
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,15 +15,16 @@ from dlflax import train
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
+from dlflax.report.progress import announced
+from dlflax.report.tables import number_text
 from dlflax.train import metrics
 from dlflax.train.tasks import Tested
 
 VERSION = 3  # another one forgets what is on disk
-SILENT_SECONDS = 2.0  # a fit that takes longer is announced
 CHANCE = 0.05  # a difference with a larger p is not stated as one
 LINEAR = ("logistic regression", "ridge ")  # beginnings of the names of linear models of the inputs
-ADVICE = "train longer, tune it with sweeps.bayes_opt, or take what is simpler."
-ADVICE_IN_SWEEP = "train longer, or take what is simpler."
+TUNE = " tune it with sweeps.bayes_opt,"
+ADVICE = f"train longer,{TUNE} or take what is simpler."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ def fit_baselines(
         if name in found:
             continue
         try:
-            with _announce(f"fitting {name} ...", log):
+            with announced(f"fitting {name} ...", log):
                 simple = fitted()
             scores = train.scores(recipe, hparams, splits.test, simple.outputs) | simple.scores
             correct = correct_predictions(task, splits.test, simple.outputs, scores)
@@ -69,18 +68,6 @@ def fit_baselines(
     except OSError:
         pass  # it is computed again
     return found
-
-
-@contextlib.contextmanager
-def _announce(line: str, log: Callable[[str], None]):
-    """Logs the line once what is inside takes longer than SILENT_SECONDS."""
-    timer = threading.Timer(SILENT_SECONDS, log, (line,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def described(task, tested: Tested) -> dict[str, float]:
@@ -129,9 +116,13 @@ def is_linear(params, inputs: np.ndarray) -> bool:
     return len(kernels) == 1 and kernels[0][:-1] == (math.prod(inputs.shape[1:]),)
 
 
-def verdict(results: dict[str, Any], task, linear: bool = False, advice: str = ADVICE) -> list[str]:
-    """Returns a sentence unless the network is better than the best simple model, by the task's
-    first score and beyond chance. linear: the network is itself such a model as `LINEAR` names."""
+def verdict(
+    results: dict[str, Any], task, linear: bool = False, in_sweep: bool = False
+) -> list[str]:
+    """Returns a sentence on whether the network is better than the best simple model, by the task's
+    first score and beyond chance; none where there is nothing to compare. linear: the network is
+    itself such a model as `LINEAR` names; in_sweep: whether it is the winner of a search."""
+    advice = ADVICE.replace(TUNE, "") if in_sweep else ADVICE
     name = next(iter(task.SCORES))
     sign = 1 if task.SCORES[name] == "min" else -1
     mine = results["test"].get(name)
@@ -142,7 +133,7 @@ def verdict(results: dict[str, Any], task, linear: bool = False, advice: str = A
     if mine is None or not others:
         return []
     best = min(others, key=lambda n: sign * others[n])
-    score, a, b = name.replace("_", " "), f"{mine:.4g}", f"{others[best]:.4g}"
+    score, a, b = name.replace("_", " "), number_text(mine), number_text(others[best])
     if a == b:
         return [f"The network is as good as {best}, {score} {b}: {advice}"]
     better = sign * mine < sign * others[best]
@@ -150,10 +141,11 @@ def verdict(results: dict[str, Any], task, linear: bool = False, advice: str = A
     if counts and (p := mcnemar_p(counts)) > CHANCE:
         return [
             f"The network, {score} {a}, and {best}, {b}, are not different on "
-            f"{counts['examples']:,} examples (McNemar p = {p:.2g})"
+            f"{counts['examples']:,} examples (McNemar's test, p = {p:.2g})"
             + ("." if better else f": {advice}")
         ]
-    return [] if better else [f"The network, {score} {a}, is not better than {best}, {b}: {advice}"]
+    end = f"is better than {best}, {b}." if better else f"is not better than {best}, {b}: {advice}"
+    return [f"The network, {score} {a}, {end}"]
 
 
 def _to_json(baseline: Baseline) -> dict[str, Any]:

@@ -115,8 +115,11 @@ def parse(
     args = sys.argv[1:] if args is None else list(args)
     args = flags.with_lists(args, ("augment",))
     presets, architectures = experiment.presets, experiment.architectures
+    args = flags.with_data(args, presets["default"].data)
     recipes = [preset.recipe for preset in presets.values()]
-    choices = {kind: tuple(things(kind, recipes)) for kind in SHORT_NAMES}
+    choices = {kind: tuple(sorted(things(kind, recipes))) for kind in SHORT_NAMES}
+    named = {**choices, "preset": tuple(presets), "model": tuple(sorted(architectures))}
+    flags.check_choices(args, named)
     chosen = _first_look(args, tuple(presets), tuple(architectures), choices)
 
     # an architecture may have a preset of its own name
@@ -143,7 +146,7 @@ def parse(
         if chosen.augment:
             numbers = with_strengths(recipe.augment, numbers)
         default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
-        command = _command(default, preset, tuple(presets), tuple(architectures), choices)
+        command = _command(default, preset, tuple(presets), architectures, choices)
         config = _parsed(command, prog or experiment.command, description, args, default)
         changed = [
             f"hparams.{f.name}" for f in dataclasses.fields(numbers)
@@ -165,14 +168,16 @@ def _parsed(command, prog, description, args, default):
     options = dict(prog=prog, description=description, config=TYRO)
     args = flags.rewritten(args, default)
 
-    def whole():
-        tyro.cli(command, args=["--help"], **options)
+    def whole(compact: bool = False):
+        of_help = {"description": (description or "").partition("\n\n")[0]} if compact else {}
+        tyro.cli(command, args=["--help"], compact_help=compact, **options | of_help)
 
     if "--help-all" in args:
         args = ["--help"]
     elif {"-h", "--help"} & {*args}:
-        print(flags.help_of(whole, default, prog), end="")
+        print(flags.help_of(lambda: whole(compact=True), default, prog), end="")
         sys.exit(0)
+    flags.check_choices(args, flags.choices_of(default))
     config, unknown = tyro.cli(command, args=args, return_unknown_args=True, **options)
     flags.refuse_unknown(unknown, whole, prog)
     return config
@@ -218,9 +223,12 @@ def _command(default, preset, presets, architectures, choices):
         ],
     }
     defaults = {"config": default, "preset": preset}
-    if architectures:
-        kinds["architecture"] = Annotated[Literal[architectures] | None, argument("model")]
-        defaults["architecture"] = None
+    if architectures:  # what is shown; the first look has taken it
+        names = tuple(sorted(architectures))
+        own = [n for n in names if type(architectures[n]) is type(recipe.model)]
+        of = Literal[names] if own else Literal[names] | None
+        kinds["architecture"] = Annotated[of, argument("model")]
+        defaults["architecture"] = own[0] if own else None
     for kind, names in choices.items():
         # what tyro shows as the default; the first look has put the thing itself into the recipe
         if kind == "augment":

@@ -45,14 +45,14 @@ def compare(
             place = folder / (f"{name}_seed{seed}" if seeds > 1 else name)
             resume = (place / "config.json").exists()
             one = replace(config, seed=seed, run_dir=place, resume=resume)
-            print(f"\n{name}, seed {seed}")
-            results.append(run(experiment, one, dataset=dataset))
+            print(f"training {name}, seed {seed} ({config.epochs:,} epochs), in {place}")
+            results.append(run(experiment, one, dataset=dataset, brief=True))
         rows.append(_row(name, config.recipe.task, results))
     direction = config.recipe.task.SCORES[rows[0]["score"]]
     rows.sort(key=lambda row: row["mean"] if direction == "min" else -row["mean"])
     write_csv(folder / "comparison.csv", rows)
     figures.draw({"comparison": lambda: figures.comparison(rows)}, folder, print)
-    _print(rows, results[-1].get("forecasts", {}), dataset.name)
+    _print(rows, results[-1], dataset.name)
     print(f"table and picture: {folder}")
     return rows
 
@@ -75,19 +75,21 @@ def _row(name, task, results):
     }
 
 
-def _print(rows, forecasts, dataset):
+def _print(rows, last, dataset):
+    """The table, with the simple models of the last run under it."""
     score = rows[0]["score"]
     columns = ("model", f"test {score}", "parameters", "FLOPs", "epochs", "seconds")
     lines = [
         (
             row["name"],
-            f"{row['mean']:.4f}" + (f" +- {row['std']:.4f}" if row["std"] is not None else ""),
+            tables.number_text(row["mean"])
+            + (f" +- {tables.number_text(row['std'])}" if row["std"] is not None else ""),
             f"{row['parameters']:,}", f"{row['flops_per_example']:,}", str(row["epochs"]),
             f"{row['seconds']:.1f}",
         )
         for row in rows
     ]  # fmt: skip
-    for name in ("seasonal_naive", "naive"):
-        if name in forecasts:
-            lines.append((name.replace("_", " "), f"{forecasts[name][score]:.4f}", *[""] * 4))
+    for name, scores in last.get("baselines", {}).items():
+        if score in scores:
+            lines.append((name, tables.number_text(scores[score]), *[""] * 4))
     tables.print_table(f"{dataset}; FLOPs of a forward pass of one example", columns, lines)

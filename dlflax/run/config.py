@@ -16,7 +16,9 @@ from dlflax.train import hparams
 
 MOST_OF_A_SIZE = 2**31 - 1  # of a model
 # where it runs and what is told of it, not what is trained
-PLACE = ("devices", "shard_state", "distributed", "profile", "baseline", "folds", "log")
+PLACE = (
+    "devices", "shard_state", "distributed", "profile", "baseline", "folds", "log", "verbose",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Config:
     """auto: state simple models, fitted on the same data, beside the network's test scores."""
     log: Log = "none"
     """Where scores and pictures are sent too, besides TensorBoard's files."""
+    verbose: bool = False
+    """Print more: every epoch, every parameter of the network, the scores of each class."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = dataclasses.field(
         default=(), metadata={"saved": False}
     )

@@ -14,7 +14,7 @@ from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, write_csv, write_json
 from dlflax.report import figures, tables
 from dlflax.report.loggers import Together, opened
-from dlflax.report.progress import Progress
+from dlflax.report.progress import Progress, announced
 from dlflax.report.tensorboard import TensorBoard
 from dlflax.run import baselines
 from dlflax.run.config import (
@@ -30,6 +30,7 @@ from dlflax.run.config import (
 from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import CALIBRATION, begin, results_of, run_folder
+from dlflax.run.next_steps import next_steps
 from dlflax.run.profile import forward_flops, profile
 from dlflax.run.saved import flat, to_json
 from dlflax.run.stand_in import with_stand_in
@@ -52,8 +53,9 @@ class Job:
     """What is trained, and from where; its splits may be features of the examples."""
     abstract: train.State
     """Shapes of the State that is trained."""
-    advice: str = baselines.ADVICE
-    """What to do where a simple model is as good as the network."""
+    brief: bool = False
+    """Whether it is part of something larger, which says what the data are and prints the scores of
+    all."""
 
 
 def run(
@@ -61,11 +63,11 @@ def run(
     config: Config,
     log: Log = print,
     dataset: data.Dataset | None = None,
-    advice: str = baselines.ADVICE,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Trains, tests once with the best checkpoint, and writes the run folder. Returns the contents
     of results.json. experiment: or its name, of presets that no module has; dataset: what config
-    names, if it is loaded already; advice: as in `Job`. Raises InputError and RunError."""
+    names, if it is loaded already; brief: as in `Job`. Raises InputError and RunError."""
     started = time.perf_counter()
     if config.folds:
         raise InputError("folds are for `run.cross_validate`: leave them out.")
@@ -77,7 +79,7 @@ def run(
         raise InputError("--shard-state is for several devices, and one is used: leave it out.")
     folder = parallel.from_main(lambda: run_folder(experiment, job.config))
     config = dataclasses.replace(job.config, run_dir=folder)
-    job = dataclasses.replace(job, config=config, advice=advice)
+    job = dataclasses.replace(job, config=config, brief=brief)
     lock = locked(folder / ".lock") if parallel.is_main() else contextlib.nullcontext(True)
     with lock as free:
         if parallel.any_host(not free):
@@ -98,8 +100,9 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
         saved = checkpoints.restore_last(parallel.placed(job.abstract))
     over = saved and train.finished(saved.history, task, config.epochs, config.patience)
     if over and (results := results_of(folder)):
-        log(f"{folder} is finished already; its results:")
-        tables.print_results(results)
+        if not job.brief:
+            log(f"{folder} is finished already; its results:")
+            tables.print_results(results, config.verbose)
         return results
 
     _announce(job, None if over else saved, count, log)
@@ -121,17 +124,30 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
     parallel.wait("the results are written")
     if not main:
         return {}
+    if not job.brief:
+        _end(experiment, job, log)
+    return results
+
+
+def _end(experiment, job, log) -> None:
+    """Where everything is, and what to do next."""
+    folder, source = job.config.run_dir, job.config.data
     if wanted := job.dataset.stands_in_for:
         log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
     log(f"pictures, metrics and checkpoints: {folder}")
-    return results
+    log("next:")
+    own = getattr(source, "data_dir", None) is not None
+    for line in next_steps(experiment, job.examples.kind, folder, own):
+        log(line)
 
 
 def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = None) -> Job:
     """Reads the data, splits them, fits the model to them, and prepares pretrained weights. Raises
     InputError for what does not go together."""
     check(config)
-    dataset = dataset or load(config.data, log)
+    if dataset is None:
+        with announced("reading the data ...", log):
+            dataset = load(config.data, log)
     config = with_stand_in(config, dataset, log)
     dataset, examples, recipe = prepare_data(config, log, dataset)
     config = dataclasses.replace(config, recipe=recipe)
@@ -160,15 +176,26 @@ def _parameters(job) -> tuple[int, int]:
 
 
 def _announce(job, saved, count, log) -> None:
-    """What the data are, where it runs, what the model is made of."""
+    """What the data are, where it runs, what the model is made of; all of it with --verbose."""
     config, splits, device = job.config, job.start.splits, jax.devices()[0]
+    if saved:
+        log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
+    if config.profile and parallel.is_main():
+        profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")
+    if job.brief:
+        return
+    summary = job.examples.summary()
     held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
     log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
-        f"{data.examples(splits.test):,} test")  # fmt: skip
-    tables.print_data_table(job.examples.summary())
+        f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
+    if config.verbose:
+        tables.print_class_table(summary)
     several = f"{count} x " if count > 1 else ""
     hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    log(f"on {several}{device.device_kind}{hosts}, writing {config.run_dir}")
+    name, (total, frozen) = type(config.recipe.model).__name__, _parameters(job)
+    fixed = f" and {frozen:,} that stay as they are" if frozen else ""
+    log(f"network: {name}, {total:,} parameters{fixed}; on {several}{device.device_kind}{hosts}, "
+        f"writing {config.run_dir}")  # fmt: skip
     parameters = jax.tree_util.tree_leaves_with_path(job.abstract.params)
     rows = [
         ("/".join(str(getattr(k, "key", k)) for k in path), leaf.shape, leaf.size)
@@ -179,14 +206,8 @@ def _announce(job, saved, count, log) -> None:
             (name, "", sum(leaf.size for leaf in jax.tree.leaves(tree)))
             for name, tree in job.abstract.params.items()
         ]
-    total, frozen = _parameters(job)
-    tables.print_model_table(type(config.recipe.model).__name__, rows, total)
-    if frozen:
-        log(f"and {frozen:,} parameters that stay as they are")
-    if saved:
-        log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
-    if config.profile and parallel.is_main():
-        profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")
+    if config.verbose:
+        tables.print_model_table(name, rows, total)
 
 
 def _train_and_test(job, saved, count, checkpoints, board, log):
@@ -199,7 +220,12 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
         board.scalars(saved.history[-1], _last_step(saved))
     steps = -(-data.examples(splits.train) // recipe.batch_size)
     done = len(saved.history) if saved else 0
-    progress = Progress(config.epochs, steps, recipe.batch_size, done, next(iter(task.SCORES)))
+    lines = "all" if config.verbose else "none" if job.brief else "some"
+    progress = Progress(
+        config.epochs, steps, recipe.batch_size, done, next(iter(task.SCORES)), lines
+    )
+    if main and done < config.epochs and not job.brief:
+        log(f"compiling, then training: {config.epochs:,} epochs of {steps:,} steps")
 
     def on_steps(epoch, done, sums):
         progress.update(epoch, done, task.summary(sums))
@@ -232,8 +258,10 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
                 "--resume."
             )
         best = train.best_epoch(fit.history, task)
+        if main:
+            progress.end(fit.history, best, splits.val is not None)
         state = fit.best or checkpoints.restore_best(parallel.placed(job.abstract))
-        if best + 1 < len(fit.history):
+        if best + 1 < len(fit.history) and not job.brief:
             log(f"epoch {best + 1} had the best validation {task.monitor}: testing with its "
                 "weights")  # fmt: skip
         found = calibrated(recipe, state, config.hparams, splits.val, log)
@@ -315,6 +343,9 @@ def _report(job, fit, tested, results, board, log) -> None:
         results["test"] |= described.scores
         results |= described.results
         write_json(path, {**results, "pending": "tables and pictures"})
+        if per_class := results["test"].get("per_class"):
+            rows = [{"class": name, **scores} for name, scores in per_class.items()]
+            write_csv(folder / "per_class.csv", rows)
         for name, rows in described.tables.items():
             write_csv(folder / f"{name}.csv", rows)
         drawn = described.figures
@@ -325,9 +356,10 @@ def _report(job, fit, tested, results, board, log) -> None:
             f"{error}): results.json has what came before")  # fmt: skip
     _compare(job, tested, results, log)
     write_json(path, {**results, "pending": "pictures"})
-    tables.print_results(results)
-    for sentence in results.get("findings", ()):
-        log(sentence)
+    if not job.brief:
+        tables.print_results(results, config.verbose)
+        for sentence in results.get("findings", ()):
+            log(sentence)
     plain = {
         f"{split}_{name}": value for split in ("val", "test")
         for name, value in results.get(split, {}).items() if isinstance(value, float)
@@ -338,9 +370,10 @@ def _report(job, fit, tested, results, board, log) -> None:
     drawings = {"curves": lambda: figures.curves(fit.history, score, best), **drawn}
     if isinstance(recipe.model, train.Ensemble):  # which has no epochs
         del drawings["curves"]
-    for name, picture in figures.draw(drawings, folder, log).items():
-        if name != "curves":
-            board.picture(name, picture, int(fit.history[-1]["step"]))
+    with announced("drawing ...", log):
+        for name, picture in figures.draw(drawings, folder, log).items():
+            if name != "curves":
+                board.picture(name, picture, int(fit.history[-1]["step"]))
     write_json(path, results)
 
 
@@ -364,7 +397,7 @@ def _compare(job, tested, results, log) -> None:
     )
     results["mcnemar"] = baselines.mcnemar_counts(correct, beside)
     linear = baselines.is_linear(job.abstract.params, start.splits.train["inputs"])
-    results["findings"] = baselines.verdict(results, task, linear, job.advice)
+    results["findings"] = baselines.verdict(results, task, linear, job.brief)
 
 
 def _augmented_picture(config, train_set):

@@ -8,8 +8,8 @@ import functools
 import io
 import re
 import sys
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -26,7 +26,9 @@ FEW_NEED = {  # flags that --help leaves out
     "--baseline", "--class-weights", "--reduce-on-plateau", "--self-contained", "--head-epochs",
     "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--slice", "--mode",
     "--tolerance", "--heartbeat", "--storage", "--study", "--retrain-on-all", "--model.formulation",
-    "--space.model.formulation", "--space.compute-dtype", "--space.ema",
+    "--space.model.formulation", "--space.compute-dtype", "--space.ema", "--log", "--task.monitor",
+    "--optimizer.b1", "--optimizer.b2", "--optimizer.eps", "--hparams.ema-decay", "-H",
+    "--hparams.label-smoothing", "--hparams.clip-norm",
 }  # fmt: skip
 
 
@@ -63,6 +65,48 @@ def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
             continue
         found.append(word)
     return found
+
+
+def with_data(args: list[str], source) -> list[str]:
+    """The words with a first one that is no flag as --data-dir, if the source has that."""
+    if args and not args[0].startswith("-") and hasattr(source, "data_dir"):
+        return ["--data-dir", *args]
+    return args
+
+
+def choices_of(value, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Flag -> the words that it takes, of the fields of a dataclass that take one of several."""
+    found, hints = {}, get_type_hints(type(value), include_extras=False)
+    for field in dataclasses.fields(value):
+        each = getattr(value, field.name, None)
+        words = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
+        if words and all(isinstance(word, str) for word in words):
+            found[prefix + field.name] = words
+        if dataclasses.is_dataclass(each):
+            inner = f"{prefix}{field.name}." if field.name in WITH_PREFIX else prefix
+            found |= choices_of(each, inner)
+    return found
+
+
+def check_choices(args: list[str], choices: Mapping[str, Collection[str]]) -> None:
+    """InputError for a word behind one of these flags that is none of its choices, with the nearest
+    one."""
+    flag = None
+    for word in args:
+        given = word
+        if word.startswith("--"):
+            flag, equals, given = word.partition("=")
+            if not equals:
+                continue
+        known = choices.get(flag[2:].replace("-", "_"), ()) if flag else ()
+        if known and given not in known:
+            of_any_case = {name.lower(): name for name in known}
+            near = difflib.get_close_matches(given.lower(), of_any_case, 1, 0.5)
+            advice = f"did you mean {of_any_case[near[0]]}? " if near else ""
+            raise InputError(
+                f"{flag} {given} is not one of its choices: {advice}"
+                f"There are {', '.join(sorted(known))}."
+            )
 
 
 def _fields(value, prefix: str = "") -> tuple[set[str], set[str]]:
@@ -125,9 +169,22 @@ def help_of(show: Callable[[], None], default, command: str) -> str:
     idle -= {*of_augmentations(augment, hparams)}
     idle |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
     idle = [f"{of}.{name.replace('_', '-')}" for name in idle for of in ("hparams", "space")]
+    more = ""
+    if space := getattr(default, "space", None):  # of a sweep: what is searched already
+        model = {f"model.{field.name}" for field in dataclasses.fields(default.recipe.model)}
+        empty = {f.name for f in dataclasses.fields(space) if getattr(space, f.name) == ()}
+        of_model = {f.name for f in dataclasses.fields(space.model)}
+        of_model = {f"model.{name}" for name in of_model if getattr(space.model, name) == ()}
+        idle += [*model, *(f"hparams.{name}" for name in numbers(hparams))]
+        idle += [*(f"space.{name.replace('_', '-')}" for name in empty | of_model)]
+        idle = [name.replace("_", "-") for name in idle]
+        more = (
+            "Any number and any field of the model can be searched, --space.NAME, or fixed, "
+            "--hparams.NAME.\n"
+        )
     shown, count = _without(printed(show), {*FEW_NEED, *(f"--{name}" for name in idle)})
     return (
-        f"{shown}\n{command} --help-all shows {count} more flags.\n"
+        f"{shown}\n{command} --help-all shows {count} more flags.\n{more}"
         "In short: --lr 0.01 for --hparams.learning-rate, --dropout 0.3 for --hparams.dropout, and "
         "so on;\nlists are 32 64 or 32,64.\n"
     )
@@ -143,14 +200,20 @@ def printed(show: Callable[[], None]) -> str:
 
 
 def _without(text: str, hidden: Collection[str]) -> tuple[str, int]:
-    """(tyro's help without the entries of some flags and lines of empty defaults, how many)."""
-    kept, count, skipped = [], 0, False
+    """(tyro's help without the entries of some flags, boxes that have no others, and lines of empty
+    defaults; how many)."""
+    kept, box, count, skipped, entries = [], [], 0, False, 0
     for line in text.splitlines(keepends=True):
-        if entry := re.match(r"[│ ] (--?[a-z][a-z0-9.-]*)", line):
+        if entry := re.match(r"[│ ] (--?[a-zA-Z][a-z0-9.-]*)", line):
             skipped = entry[1] in hidden
-            count += skipped
+            count, entries = count + skipped, entries + (not skipped)
         elif line[0] in "╭╰" or not line.strip():
             skipped = False
-        if not skipped and not re.fullmatch(r"[│ ]\s+\(default: \)\s*│?\s*", line):
-            kept.append(line)
-    return "".join(kept), count
+        if line[0] in "╭╰":
+            box.append(line)
+            if line[0] == "╰":
+                kept += box if entries else []
+                box, entries = [], 0
+        elif not skipped and not re.fullmatch(r"[│ ]\s+\(default: \)\s*│?\s*", line):
+            (box if box else kept).append(line)
+    return "".join(kept + box), count

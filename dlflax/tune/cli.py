@@ -55,6 +55,8 @@ def _parse(search, experiments, samplers, args, description):
     given = args.pop(0) if args and not args[0].startswith("-") else "mnist"
     experiment, grid = run.find(given, experiments), samplers == ("grid",)
     words = getattr(experiment.module, *(("GRID", GRID) if grid else ("SPACE", SPACE)))
+    if grid and any(word.startswith("--space.") for word in args):
+        words = {}  # a grid is over what is named, and nothing else
 
     def extend(config: run.Config) -> Sweep:
         """The flags' defaults: those of the experiment, and those of a sweep over it."""

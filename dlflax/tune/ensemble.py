@@ -18,7 +18,6 @@ import numpy as np
 
 from dlflax import parallel, run, train
 from dlflax.report.trials import short_text
-from dlflax.run import baselines
 from dlflax.run.execute import prepared
 from dlflax.run.folder import begin, load_config
 from dlflax.train import calibration, checkpoint_files
@@ -129,7 +128,7 @@ def build(experiment, config: run.Config, objective, trials, folder: Path, datas
     if not checkpoint_files.steps(folder / "checkpoints"):
         _save(experiment, config, [member for member, _ in chosen], dataset, scores, log)
     config = dataclasses.replace(config, resume=True)
-    tested = run.run(experiment, config, log, dataset, baselines.ADVICE_IN_SWEEP)
+    tested = run.run(experiment, config, log, dataset, brief=True)
     return {
         "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for m, w in chosen],
         "temperature": found.temperature,

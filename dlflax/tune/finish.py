@@ -8,7 +8,6 @@ from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
-from dlflax.run import baselines
 from dlflax.run.config import more_epochs_change_the_past
 from dlflax.tune import ensemble, report
 from dlflax.tune.trial import without_password
@@ -46,7 +45,7 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
     resume = parallel.from_main(lambda: ensemble.in_folder(winner, best_folder).resume)
     winner = dataclasses.replace(winner, run_dir=best_folder, resume=resume)
     # {} on other hosts than the first
-    retrained = run.run(experiment, winner, log, dataset, baselines.ADVICE_IN_SWEEP)
+    retrained = run.run(experiment, winner, log, dataset, brief=True)
 
     def results_with(of_ensemble):
         predict = "python -m experiments.predict"
@@ -69,6 +68,7 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
             "val": retrained.get("val"),
             "test": retrained["test"],
             "baselines": retrained.get("baselines"),
+            "verdict": retrained.get("findings", []),
             "ensemble": of_ensemble,
             "commands": {
                 "predict": f"{predict} {best_folder} INPUT...",

@@ -19,7 +19,6 @@ from dlflax import parallel, run, transfer
 from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
-from dlflax.report.findings import of_ensemble
 from dlflax.report.trials import print_findings, print_trials
 from dlflax.run.config import (
     PLACE,
@@ -186,9 +185,14 @@ def run_sweep(
             store.finish(results)
         else:
             log("another worker retrained the best and wrote the report.")
-            tables.print_results(results)
     print_trials(trials, direction, sweep.objective)
-    print_findings([*results["findings"], *of_ensemble(results)])
+    together = results.get("ensemble")
+    models = {"the ensemble": together["test"]} if together else {}
+    beside = {**models, **(results.get("baselines") or {})}
+    tables.print_results({**results, "baselines": beside}, sweep.verbose)
+    for sentence in results.get("verdict", ()):
+        log(sentence)
+    print_findings(results["findings"])
     log(f"report: {folder / 'report.html'}")
     for name, command in results["commands"].items():
         log(f"{name}: {command}")
