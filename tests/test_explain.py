@@ -301,11 +301,11 @@ def test_results_fit_a_terminal(capsys, monkeypatch, classes):
     split = {"loss": 12.3456, "accuracy": 0.9, "macro_f1": 0.8}
     test = {**split, "macro_precision": 0.7, "macro_recall": 0.6, "roc_auc": 0.95}
     test["per_class"] = {f"class {i}": row for i in range(classes)}
-    tables.print_results({"train": split, "val": split, "test": test})
+    tables.print_results({"train": split, "val": split, "test": test}, verbose=True)
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[0] == ["loss", "accuracy", "precision", "recall", "macro", "F1", "ROC", "AUC"]
-    assert ["val", "12.3456", "0.9000", "0.8000"] in lines
-    assert ["test", *["12.3456", "0.9000", "0.7000", "0.6000", "0.8000", "0.9500"]] in lines
+    assert ["validation", "12.35", "0.9000", "0.8000"] in lines
+    assert ["test", *["12.35", "0.9000", "0.7000", "0.6000", "0.8000", "0.9500"]] in lines
     table = [line for line in lines if line[0] == "class"]
     assert len(table) == (classes if classes <= 12 else 0)
     if table:

@@ -183,7 +183,7 @@ def test_classes_that_pip_ships(capsys):
     results = command("--dataset", "wine")
     assert results["task"] == "Classification" and results["test"]["accuracy"] > 0.8
     assert "histogram gradient boosting" in results["baselines"]
-    assert "simple models beside it" in capsys.readouterr().out
+    assert "test: histogram gradient boosting" in capsys.readouterr().out
 
 
 @pytest.mark.baselines

@@ -144,6 +144,8 @@ def verdict(
             f"{counts['examples']:,} examples (McNemar's test, p = {p:.2g})"
             + ("." if better else f": {advice}")
         ]
+    if better and linear:  # what is left is too simple to be better than
+        return []
     end = f"is better than {best}, {b}." if better else f"is not better than {best}, {b}: {advice}"
     return [f"The network, {score} {a}, {end}"]
 

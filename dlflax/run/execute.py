@@ -16,7 +16,7 @@ from dlflax.report import figures, tables
 from dlflax.report.loggers import Together, opened
 from dlflax.report.progress import Progress, announced
 from dlflax.report.tensorboard import TensorBoard
-from dlflax.run import baselines
+from dlflax.run import announce, baselines
 from dlflax.run.config import (
     Config,
     check,
@@ -30,7 +30,6 @@ from dlflax.run.config import (
 from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import CALIBRATION, begin, results_of, run_folder
-from dlflax.run.next_steps import next_steps
 from dlflax.run.profile import forward_flops, profile
 from dlflax.run.saved import flat, to_json
 from dlflax.run.stand_in import with_stand_in
@@ -105,7 +104,14 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
             tables.print_results(results, config.verbose)
         return results
 
-    _announce(job, None if over else saved, count, log)
+    resumed = None if over else saved
+    if resumed:
+        log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
+    if config.profile and main:
+        recipe, examples = job.start.recipe, job.start.splits.train
+        profile(recipe, config.hparams, examples, folder / "profile")
+    if not job.brief:
+        announce.before(job, count, log)
     board = None
     if main:
         others = opened(config.log, experiment.name, folder, log)
@@ -125,20 +131,8 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
     if not main:
         return {}
     if not job.brief:
-        _end(experiment, job, log)
+        announce.after(experiment, job, log)
     return results
-
-
-def _end(experiment, job, log) -> None:
-    """Where everything is, and what to do next."""
-    folder, source = job.config.run_dir, job.config.data
-    if wanted := job.dataset.stands_in_for:
-        log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
-    log(f"pictures, metrics and checkpoints: {folder}")
-    log("next:")
-    own = getattr(source, "data_dir", None) is not None
-    for line in next_steps(experiment, job.examples.kind, folder, own):
-        log(line)
 
 
 def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = None) -> Job:
@@ -166,48 +160,6 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
 
 def _last_step(saved) -> int | None:
     return int(saved.history[-1]["step"]) if saved and saved.history else None
-
-
-def _parameters(job) -> tuple[int, int]:
-    """(those that are trained or at least in the State, those of a frozen backbone)."""
-    frozen = jax.tree.leaves((job.start.backbone or {}).get("params", {}))
-    own = jax.tree.leaves(job.abstract.params)
-    return sum(leaf.size for leaf in own), sum(leaf.size for leaf in frozen)
-
-
-def _announce(job, saved, count, log) -> None:
-    """What the data are, where it runs, what the model is made of; all of it with --verbose."""
-    config, splits, device = job.config, job.start.splits, jax.devices()[0]
-    if saved:
-        log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
-    if config.profile and parallel.is_main():
-        profile(job.start.recipe, config.hparams, splits.train, config.run_dir / "profile")
-    if job.brief:
-        return
-    summary = job.examples.summary()
-    held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
-    log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
-        f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
-    if config.verbose:
-        tables.print_class_table(summary)
-    several = f"{count} x " if count > 1 else ""
-    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    name, (total, frozen) = type(config.recipe.model).__name__, _parameters(job)
-    fixed = f" and {frozen:,} that stay as they are" if frozen else ""
-    log(f"network: {name}, {total:,} parameters{fixed}; on {several}{device.device_kind}{hosts}, "
-        f"writing {config.run_dir}")  # fmt: skip
-    parameters = jax.tree_util.tree_leaves_with_path(job.abstract.params)
-    rows = [
-        ("/".join(str(getattr(k, "key", k)) for k in path), leaf.shape, leaf.size)
-        for path, leaf in parameters
-    ]
-    if isinstance(config.recipe.model, train.Ensemble):  # a line a member
-        rows = [
-            (name, "", sum(leaf.size for leaf in jax.tree.leaves(tree)))
-            for name, tree in job.abstract.params.items()
-        ]
-    if config.verbose:
-        tables.print_model_table(name, rows, total)
 
 
 def _train_and_test(job, saved, count, checkpoints, board, log):
@@ -302,7 +254,7 @@ def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
         "data": job.examples.summary(),
         "model": type(config.recipe.model).__name__,
         "task": type(task).__name__,
-        "parameters": sum(_parameters(job)),
+        "parameters": sum(announce.count_parameters(job)),
         "flops_per_example": forward_flops(
             job.start.recipe, state, config.hparams, job.examples.train["inputs"][:1]
         ),

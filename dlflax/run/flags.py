@@ -9,6 +9,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -68,9 +69,9 @@ def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
 
 
 def with_data(args: list[str], source) -> list[str]:
-    """The words with a first one that is no flag as --data-dir, if the source has that."""
-    if args and not args[0].startswith("-") and hasattr(source, "data_dir"):
-        return ["--data-dir", *args]
+    """The words with a first one that is a file or folder as --data-dir, if the source has that."""
+    if args and not args[0].startswith("-") and Path(args[0]).exists():
+        return ["--data-dir", *args] if hasattr(source, "data_dir") else args
     return args
 
 

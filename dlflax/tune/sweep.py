@@ -185,6 +185,12 @@ def run_sweep(
             store.finish(results)
         else:
             log("another worker retrained the best and wrote the report.")
+    _print_end(sweep, trials, direction, results, log)
+    return results
+
+
+def _print_end(sweep, trials, direction, results, log) -> None:
+    """The best trials, the test scores of what came of them, and where everything is."""
     print_trials(trials, direction, sweep.objective)
     together = results.get("ensemble")
     models = {"the ensemble": together["test"]} if together else {}
@@ -193,10 +199,9 @@ def run_sweep(
     for sentence in results.get("verdict", ()):
         log(sentence)
     print_findings(results["findings"])
-    log(f"report: {folder / 'report.html'}")
+    log(f"report: {sweep.run_dir / 'report.html'}")
     for name, command in results["commands"].items():
         log(f"{name}: {command}")
-    return results
 
 
 def _search(sweep, objective, tried, store, recorded, log):

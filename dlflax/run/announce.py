@@ -1,0 +1,112 @@
+"""What a run says before it begins and after its end, where what comes next stands as commands that
+work when they are pasted."""
+
+import importlib.util
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from dlflax import data, train
+from dlflax.report import tables
+from dlflax.run.experiment import Experiment
+
+Log = Callable[[str], None]
+
+EXTRAS = {"serve": ("starlette", "uvicorn")}  # extra -> the modules that it installs
+OWN_DATA = {  # kind of data -> the experiment for a user's own, and what it reads
+    "picture": ("image_folder", "a folder with a folder of images for each class"),
+    "text": ("sentiment", "a CSV file with a text and a label in each row"),
+    "table": ("tabular", "a CSV file"),
+    "series": ("forecast", "a CSV file with a row for each time"),
+}
+
+
+def count_parameters(job) -> tuple[int, int]:
+    """(those that are trained or at least in the State, those of a frozen backbone)."""
+    frozen = jax.tree.leaves((job.start.backbone or {}).get("params", {}))
+    own = jax.tree.leaves(job.abstract.params)
+    return sum(leaf.size for leaf in own), sum(leaf.size for leaf in frozen)
+
+
+def before(job, count: int, log: Log) -> None:
+    """Says what the data are, where it runs, what the model is made of; all of it with
+    --verbose. job: an `execute.Job`; count: of devices."""
+    config, splits, device = job.config, job.start.splits, jax.devices()[0]
+    summary = job.examples.summary()
+    held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
+    log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
+        f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
+    if config.verbose:
+        tables.print_class_table(summary)
+    several = f"{count} x " if count > 1 else ""
+    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    name, (total, frozen) = type(config.recipe.model).__name__, count_parameters(job)
+    fixed = f" and {frozen:,} that stay as they are" if frozen else ""
+    log(f"network: {name}, {total:,} parameters{fixed}; on {several}{device.device_kind}{hosts}, "
+        f"writing {config.run_dir}")  # fmt: skip
+    if config.verbose:
+        tables.print_model_table(name, _rows(config.recipe.model, job.abstract.params), total)
+
+
+def _rows(model, params) -> list[tuple[str, tuple[int, ...] | str, int]]:
+    """(name, shape, values) of each parameter; of an ensemble those of each member together."""
+    if isinstance(model, train.Ensemble):
+        return [
+            (name, "", sum(leaf.size for leaf in jax.tree.leaves(tree)))
+            for name, tree in params.items()
+        ]
+    return [
+        ("/".join(str(getattr(k, "key", k)) for k in path), leaf.shape, leaf.size)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def after(experiment: Experiment, job, log: Log) -> None:
+    """Says where everything is, and what to do next."""
+    folder, source = job.config.run_dir, job.config.data
+    if wanted := job.dataset.stands_in_for:
+        log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
+    log(f"pictures, metrics and checkpoints: {folder}")
+    log("next:")
+    own = getattr(source, "data_dir", None) is not None
+    for line in next_steps(experiment, job.examples.kind, folder, own):
+        log(line)
+
+
+def command(module: str, *words: str) -> str:
+    """The command line of a module such as "experiments.predict", by the program that this process
+    was started as, `dlflax` or python."""
+    package, _, name = module.rpartition(".")
+    if os.environ.get("DLFLAX_PROGRAM") != "dlflax":
+        return shlex.join(["python", "-m", module, *words])
+    search = {"bayes_opt": "sweep"}.get(name, name.replace("_", "-"))
+    trains = package == "experiments" and name in {each for each, _ in OWN_DATA.values()}
+    return shlex.join(["dlflax", *(["train", name] if trains else [search]), *words])
+
+
+def extra_hint(extra: str) -> str:
+    """How an optional extra is installed, where one of its modules is missing."""
+    missing = any(importlib.util.find_spec(module) is None for module in EXTRAS[extra])
+    return f"   (first: pip install -e '.[{extra}]')" if missing else ""
+
+
+def next_steps(experiment: Experiment, kind: str, folder: Path, own_data: bool) -> list[str]:
+    """One line for each thing to do now. kind: as `data.Splits.kind`; own_data: whether the data
+    are the user's already."""
+    steps = []
+    for name in ("wrong_predictions.png", "wrong_predictions.csv"):
+        if (folder / name).exists():
+            steps.append(("look at its mistakes", str(folder / name)))
+            break
+    what = "draw on a page, or give it images" if kind == "picture" else "try it on a page"
+    steps.append((what, command("experiments.serve", str(folder)) + extra_hint("serve")))
+    steps.append(("search for better settings", command("sweeps.bayes_opt", experiment.argument)))
+    if not own_data and kind in OWN_DATA:
+        name, reads = OWN_DATA[kind]
+        yours = command(f"experiments.{name}", "--data-dir", "PATH")
+        steps.append(("take your own data", f"{yours}   ({reads})"))
+    width = max(len(what) for what, _ in steps)
+    return [f"  {what:{width}}  {line}" for what, line in steps]
