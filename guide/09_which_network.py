@@ -83,7 +83,8 @@ ran = subprocess.run([sys.executable, "-m", *words], check=True, capture_output=
 with open("forecasts/comparison.csv", newline="", encoding="utf-8") as file:
     for row in csv.DictReader(file):
         print(f"{row['name']}: error {float(row['mean']):.2f} ppm, {row['parameters']} parameters")
-naive = next(line.split()[2] for line in ran.stdout.splitlines() if "seasonal naive" in line)
+table = ran.stdout.splitlines()
+naive = next(line.split()[4] for line in table if "the last season again" in line)
 print(f"seasonal naive: error {float(naive):.2f} ppm, no parameters")
 
 # %% [markdown]

@@ -581,7 +581,7 @@ def test_a_port_that_is_taken_and_a_folder_that_is_none(zoo, tmp_path):
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 @pytest.mark.parametrize("size", [(1200, 800), (390, 844)])
 def test_the_page_in_a_browser(zoo, size, tmp_path):
-    """Draws, drops and types. With SCREENSHOT=docs/serve.png it takes the README's picture."""
+    """Draws, drops and types."""
     playwright = pytest.importorskip("playwright.sync_api")
     (tmp_path / "digit.png").write_bytes(odd_pictures()[7])
     options = [
@@ -612,8 +612,6 @@ def test_the_page_in_a_browser(zoo, size, tmp_path):
             page.wait_for_selector("#seen canvas >> nth=1")
             assert page.inner_text("#answer") in set("0123456789")
             assert page.locator("#bars .row").count() == 10
-            if os.environ.get("SCREENSHOT") and size[0] > 1000:
-                page.screenshot(path=os.environ["SCREENSHOT"])
             page.click("text=Clear")
             assert page.locator("#answer").count() == 0
             page.set_input_files("#file", tmp_path / "digit.png")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-SILENT_SECONDS = 2.0  # what takes longer is announced
+SILENT_SECONDS = 2.0  # what takes longer is announcement
 MOST_LINES = 7  # epochs that have a line of their own, and the best
 MEANINGS = {
     "*": "the best so far", "acc": "accuracy, the share that is right",
@@ -164,7 +164,7 @@ def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def announced(line: str, log: Callable[[str], None] = print):
+def announcement(line: str, log: Callable[[str], None] = print):
     """Logs the line once what is inside takes longer than SILENT_SECONDS."""
     timer = threading.Timer(SILENT_SECONDS, log, (line,))
     timer.daemon = True

@@ -15,7 +15,7 @@ TITLES = {
 
 
 def data_text(summary: dict) -> str:
-    """What the data were taken for, `data.Splits.summary`, in one line."""
+    """Returns `data.Splits.summary` in words, in one line."""
     shape, classes = summary["input_shape"], summary.get("classes", {})
     size = " x ".join(map(str, shape[:2])) or "one number"
     what = {
@@ -31,7 +31,7 @@ def data_text(summary: dict) -> str:
 
 
 def print_class_table(summary: dict) -> None:
-    """Prints how many examples of each class there are, unless the classes are many."""
+    """Prints the number of examples of each class, unless the classes are many."""
     classes = summary.get("classes", {})
     if 0 < len(classes) <= MOST_ROWS:
         lines = [(name, *(f"{count:,}" for count in row.values())) for name, row in classes.items()]
@@ -52,7 +52,7 @@ def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], t
 
 
 def number_text(value: float | None) -> str:
-    """A number as people read it: 0.9777, 58.40, 145,860."""
+    """Returns a number as people read it: 0.9777, 58.40, 145,860."""
     if value is None:
         return ""
     size = abs(value) if math.isfinite(value) else 0

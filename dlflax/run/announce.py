@@ -1,4 +1,4 @@
-"""What a run says before it begins and after its end, where what comes next stands as commands that
+"""Logs what a run is made of before it begins, and after its end what to do next, as commands that
 work when they are pasted."""
 
 import importlib.util
@@ -25,15 +25,15 @@ OWN_DATA = {  # kind of data -> the experiment for a user's own, and what it rea
 
 
 def count_parameters(job) -> tuple[int, int]:
-    """(those that are trained or at least in the State, those of a frozen backbone)."""
+    """Returns (values of the State's parameters, values of a frozen backbone's)."""
     frozen = jax.tree.leaves((job.start.backbone or {}).get("params", {}))
     own = jax.tree.leaves(job.abstract.params)
     return sum(leaf.size for leaf in own), sum(leaf.size for leaf in frozen)
 
 
-def before(job, count: int, log: Log) -> None:
-    """Says what the data are, where it runs, what the model is made of; all of it with
-    --verbose. job: an `execute.Job`; count: of devices."""
+def log_start(job, count: int, log: Log) -> None:
+    """Logs what the data and the network are, and where it runs; with --verbose each class and each
+    parameter. job: an `execute.Job`; count: of devices."""
     config, splits, device = job.config, job.start.splits, jax.devices()[0]
     summary = job.examples.summary()
     held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
@@ -52,7 +52,7 @@ def before(job, count: int, log: Log) -> None:
 
 
 def _rows(model, params) -> list[tuple[str, tuple[int, ...] | str, int]]:
-    """(name, shape, values) of each parameter; of an ensemble those of each member together."""
+    """Returns (name, shape, values) of each parameter; of an ensemble of each member."""
     if isinstance(model, train.Ensemble):
         return [
             (name, "", sum(leaf.size for leaf in jax.tree.leaves(tree)))
@@ -64,8 +64,8 @@ def _rows(model, params) -> list[tuple[str, tuple[int, ...] | str, int]]:
     ]
 
 
-def after(experiment: Experiment, job, log: Log) -> None:
-    """Says where everything is, and what to do next."""
+def log_end(experiment: Experiment, job, log: Log) -> None:
+    """Logs where everything is, and what to do next."""
     folder, source = job.config.run_dir, job.config.data
     if wanted := job.dataset.stands_in_for:
         log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
@@ -77,8 +77,8 @@ def after(experiment: Experiment, job, log: Log) -> None:
 
 
 def command(module: str, *words: str) -> str:
-    """The command line of a module such as "experiments.predict", by the program that this process
-    was started as, `dlflax` or python."""
+    """Returns the command line of a module such as "experiments.predict", of the program that this
+    process was started as, `dlflax` or python."""
     package, _, name = module.rpartition(".")
     if os.environ.get("DLFLAX_PROGRAM") != "dlflax":
         return shlex.join(["python", "-m", module, *words])
@@ -88,13 +88,13 @@ def command(module: str, *words: str) -> str:
 
 
 def extra_hint(extra: str) -> str:
-    """How an optional extra is installed, where one of its modules is missing."""
+    """Returns how an optional extra is installed, where one of its modules is missing."""
     missing = any(importlib.util.find_spec(module) is None for module in EXTRAS[extra])
     return f"   (first: pip install -e '.[{extra}]')" if missing else ""
 
 
 def next_steps(experiment: Experiment, kind: str, folder: Path, own_data: bool) -> list[str]:
-    """One line for each thing to do now. kind: as `data.Splits.kind`; own_data: whether the data
+    """Returns a line for each next step. kind: as `data.Splits.kind`; own_data: whether the data
     are the user's already."""
     steps = []
     for name in ("wrong_predictions.png", "wrong_predictions.csv"):

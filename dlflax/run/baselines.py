@@ -15,7 +15,7 @@ from dlflax import train
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
-from dlflax.report.progress import announced
+from dlflax.report.progress import announcement
 from dlflax.report.tables import number_text
 from dlflax.train import metrics
 from dlflax.train.tasks import Tested
@@ -55,7 +55,7 @@ def fit_baselines(
         if name in found:
             continue
         try:
-            with announced(f"fitting {name} ...", log):
+            with announcement(f"fitting {name} ...", log):
                 simple = fitted()
             scores = train.scores(recipe, hparams, splits.test, simple.outputs) | simple.scores
             correct = correct_predictions(task, splits.test, simple.outputs, scores)

@@ -14,7 +14,7 @@ from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, write_csv, write_json
 from dlflax.report import figures, tables
 from dlflax.report.loggers import Together, opened
-from dlflax.report.progress import Progress, announced
+from dlflax.report.progress import Progress, announcement
 from dlflax.report.tensorboard import TensorBoard
 from dlflax.run import announce, baselines
 from dlflax.run.config import (
@@ -111,7 +111,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
         recipe, examples = job.start.recipe, job.start.splits.train
         profile(recipe, config.hparams, examples, folder / "profile")
     if not job.brief:
-        announce.before(job, count, log)
+        announce.log_start(job, count, log)
     board = None
     if main:
         others = opened(config.log, experiment.name, folder, log)
@@ -131,7 +131,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
     if not main:
         return {}
     if not job.brief:
-        announce.after(experiment, job, log)
+        announce.log_end(experiment, job, log)
     return results
 
 
@@ -140,7 +140,7 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     InputError for what does not go together."""
     check(config)
     if dataset is None:
-        with announced("reading the data ...", log):
+        with announcement("reading the data ...", log):
             dataset = load(config.data, log)
     config = with_stand_in(config, dataset, log)
     dataset, examples, recipe = prepare_data(config, log, dataset)
@@ -322,7 +322,7 @@ def _report(job, fit, tested, results, board, log) -> None:
     drawings = {"curves": lambda: figures.curves(fit.history, score, best), **drawn}
     if isinstance(recipe.model, train.Ensemble):  # which has no epochs
         del drawings["curves"]
-    with announced("drawing ...", log):
+    with announcement("drawing ...", log):
         for name, picture in figures.draw(drawings, folder, log).items():
             if name != "curves":
                 board.picture(name, picture, int(fit.history[-1]["step"]))

@@ -69,14 +69,15 @@ def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
 
 
 def with_data(args: list[str], source) -> list[str]:
-    """The words with a first one that is a file or folder as --data-dir, if the source has that."""
+    """Returns the words with a first one that is a file or folder as --data-dir, if the source has
+    that field."""
     if args and not args[0].startswith("-") and Path(args[0]).exists():
         return ["--data-dir", *args] if hasattr(source, "data_dir") else args
     return args
 
 
 def choices_of(value, prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """Flag -> the words that it takes, of the fields of a dataclass that take one of several."""
+    """Returns flag -> its choices, for the fields of a dataclass that are a Literal."""
     found, hints = {}, get_type_hints(type(value), include_extras=False)
     for field in dataclasses.fields(value):
         each = getattr(value, field.name, None)
@@ -90,8 +91,8 @@ def choices_of(value, prefix: str = "") -> dict[str, tuple[str, ...]]:
 
 
 def check_choices(args: list[str], choices: Mapping[str, Collection[str]]) -> None:
-    """InputError for a word behind one of these flags that is none of its choices, with the nearest
-    one."""
+    """Raises InputError for a word behind one of these flags that is none of its choices; it names
+    the nearest one."""
     flag = None
     for word in args:
         given = word
@@ -201,20 +202,20 @@ def printed(show: Callable[[], None]) -> str:
 
 
 def _without(text: str, hidden: Collection[str]) -> tuple[str, int]:
-    """(tyro's help without the entries of some flags, boxes that have no others, and lines of empty
-    defaults; how many)."""
-    kept, box, count, skipped, entries = [], [], 0, False, 0
+    """(tyro's help without the entries of some flags, groups that have no others, and lines of
+    empty defaults; how many)."""
+    groups, count, skipped = [[0]], 0, False  # each with how many entries it has, then its lines
     for line in text.splitlines(keepends=True):
         if entry := re.match(r"[│ ] (--?[a-zA-Z][a-z0-9.-]*)", line):
             skipped = entry[1] in hidden
-            count, entries = count + skipped, entries + (not skipped)
+            count += skipped
+            groups[-1][0] += not skipped
+        elif re.match(r"[╭ ](─ )?\S*( ?options) ", line):  # boxes are blank where there are none
+            groups.append([0])
+            skipped = False
         elif line[0] in "╭╰" or not line.strip():
             skipped = False
-        if line[0] in "╭╰":
-            box.append(line)
-            if line[0] == "╰":
-                kept += box if entries else []
-                box, entries = [], 0
-        elif not skipped and not re.fullmatch(r"[│ ]\s+\(default: \)\s*│?\s*", line):
-            (box if box else kept).append(line)
-    return "".join(kept + box), count
+        if not skipped and not re.fullmatch(r"[│ ]\s+\(default: \)\s*│?\s*", line):
+            groups[-1].append(line)
+    shown = [groups[0], *(group for group in groups[1:] if group[0])]
+    return "".join(line for _, *lines in shown for line in lines), count

@@ -190,7 +190,7 @@ def run_sweep(
 
 
 def _print_end(sweep, trials, direction, results, log) -> None:
-    """The best trials, the test scores of what came of them, and where everything is."""
+    """Prints the best trials, the test scores of the winner and the ensemble, and what is where."""
     print_trials(trials, direction, sweep.objective)
     together = results.get("ensemble")
     models = {"the ensemble": together["test"]} if together else {}
