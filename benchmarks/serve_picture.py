@@ -53,6 +53,7 @@ def main() -> None:
             page.screenshot(path=options.picture)
     finally:
         server.terminate()
+        server.wait()
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ os.truncate("photos/defective/broken.png", 3000)
 
 # %%
 said = run("python -m experiments.image_folder --data-dir photos --run-dir first")
-print("\n".join(line for line in said.splitlines() if "could not" in line or " train, " in line))
+said = said.replace(f"{Path.cwd()}/", "").splitlines()
+print("\n".join(line for line in said if "could not" in line or " train, " in line))
 
 # %% [markdown]
 # ## 3. Is it good? The baseline, the mistakes, the probabilities

@@ -75,14 +75,15 @@ def attention(keras) -> dict:
 
 def convolution(keras) -> dict:
     """A convolution, ReLU, and a max-pool, in Keras' order."""
-    x = np.float32(np.random.default_rng(0).normal(size=(3, 12, 10, 1)))
+    found = {"x": np.float32(np.random.default_rng(0).normal(size=(3, 12, 10, 1)))}
     layers = keras.layers
-    stage = keras.Sequential(
-        [layers.Conv2D(8, 3, padding="same", activation="relu"), layers.MaxPool2D()]
-    )
-    stage.build(x.shape)
-    kernel, bias = _weights(stage)
-    return {"x": x, "kernel": kernel, "bias": bias, "outputs": stage(x)}
+    for padding in ("same", "valid"):
+        conv = layers.Conv2D(8, 3, padding=padding, activation="relu")
+        stage = keras.Sequential([conv, layers.MaxPool2D()])
+        stage.build(found["x"].shape)
+        found["kernel"], found["bias"] = _weights(stage)  # the same for both
+        found[padding] = stage(found["x"])
+    return found
 
 
 def _cnn(keras):

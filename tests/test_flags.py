@@ -83,7 +83,7 @@ OF_RUNS = {
     "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("all", ""),
     "--self-contained": ("", ""), "--log": ("wandb", ""), "--head-epochs": ("2", ""),
-    "--contrastive-epochs": ("2", ""),
+    "--contrastive-epochs": ("2", ""), "--verbose": ("", ""), "--model.padding": ("valid", ""),
     "--views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
     "--target": ("other", ""), "--decimal": (",", ""),
     "--target-kind": ("classes", ""), "--ignore": ("n", ""), "--bins": ("2", ""),

@@ -71,6 +71,7 @@ def ran(*flags, of=tabular):
 
 
 @pytest.mark.slow
+@pytest.mark.baselines
 def test_scores_and_going_on(capsys):
     results = ran("--patience", "0")
     assert len(results["each"]) == results["folds"] == 3

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 
 import golden
 import jax
@@ -31,6 +32,7 @@ TEXTS = jnp.int32([[5, 2, 9, 0, 0, 0], [1, 0, 0, 0, 0, 0], [3, 3, 8, 7, 2, 6], [
 MODELS = {
     "mlp": (MLP((8,)), PICTURES),
     "cnn": (CNN((4, 6), depth=2, dense=(8, 8), dropout_on="all", formulation="lax"), PICTURES),
+    "cnn without padding": (CNN((4,), padding="valid", dense=(8,)), PICTURES),
     "resnet": (SmallResNet((4, 6), depth=1, formulation="lax"), PICTURES),
     "lstm of rows": (RNN("lstm", (8,)), PICTURES),
     "gru of texts": (RNN("gru", (8,), bidirectional=True, pooling="max", vocabulary=10), TEXTS),
@@ -234,9 +236,10 @@ def test_convolution_matches_keras():
     """The stage conv, ReLU, max-pool, in Keras' order, from the same weights."""
     keras = golden.saved("convolution")
     variables = {"params": {"kernel": keras["kernel"], "bias": keras["bias"]}}
-    for formulation in ("lax", "matmul"):
-        out = jax.jit(Conv(8, 3, True, formulation).apply)(variables, keras["x"])
-        np.testing.assert_allclose(jax.nn.relu(out), keras["outputs"], atol=1e-5)
+    for formulation, padding in itertools.product(("lax", "matmul"), ("same", "valid")):
+        conv = Conv(8, 3, True, formulation, padding=padding)
+        out = jax.jit(conv.apply)(variables, keras["x"])
+        np.testing.assert_allclose(jax.nn.relu(out), keras[padding], atol=1e-5)
 
 
 def test_dropout_rate_is_traced_and_keeps_the_mean():

@@ -34,19 +34,17 @@ def count_parameters(job) -> tuple[int, int]:
 def log_start(job, count: int, log: Log) -> None:
     """Logs what the data and the network are, and where it runs; with --verbose each class and each
     parameter. job: an `execute.Job`; count: of devices."""
-    config, splits, device = job.config, job.start.splits, jax.devices()[0]
+    config, splits = job.config, job.start.splits
     summary = job.examples.summary()
     held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
     log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
         f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
     if config.verbose:
         tables.print_class_table(summary)
-    several = f"{count} x " if count > 1 else ""
-    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     name, (total, frozen) = type(config.recipe.model).__name__, count_parameters(job)
     fixed = f" and {frozen:,} that stay as they are" if frozen else ""
-    log(f"network: {name}, {total:,} parameters{fixed}; on {several}{device.device_kind}{hosts}, "
-        f"writing {config.run_dir}")  # fmt: skip
+    log(f"network: {name}, {total:,} parameters{fixed}; {devices_text(count)}, writing "
+        f"{config.run_dir}")  # fmt: skip
     if config.verbose:
         tables.print_model_table(name, _rows(config.recipe.model, job.abstract.params), total)
 
@@ -62,6 +60,13 @@ def _rows(model, params) -> list[tuple[str, tuple[int, ...] | str, int]]:
         ("/".join(str(getattr(k, "key", k)) for k in path), leaf.shape, leaf.size)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
+
+
+def devices_text(count: int) -> str:
+    """Returns "on 2 x cpu of 2 hosts"."""
+    several = f"{count} x " if count > 1 else ""
+    hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    return f"on {several}{jax.devices()[0].device_kind}{hosts}"
 
 
 def log_end(experiment: Experiment, job, log: Log) -> None:

@@ -112,6 +112,8 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
         profile(recipe, config.hparams, examples, folder / "profile")
     if not job.brief:
         announce.log_start(job, count, log)
+    elif count > 1:
+        log(announce.devices_text(count))
     board = None
     if main:
         others = opened(config.log, experiment.name, folder, log)
