@@ -23,8 +23,8 @@ from dlflax.models.platform import is_portable, on_cpu
 from dlflax.models.pooling import largest, max_pool
 
 Activation = Literal[
-    "relu", "sigmoid", "tanh", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "relu6",
-    "softplus", "soft_sign", "hard_tanh", "hard_sigmoid", "hard_silu", "mish", "identity",
+    "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "identity", "leaky_relu",
+    "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softplus", "tanh",
 ]  # fmt: skip
 Formulation = Literal["auto", "matmul", "lax"]
 Padding = Literal["same", "valid"]

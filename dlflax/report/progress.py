@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-SILENT_SECONDS = 2.0  # what takes longer is announcement
+SILENT_SECONDS = 2.0  # what takes longer is announced
 MOST_LINES = 7  # epochs that have a line of their own, and the best
 MEANINGS = {
     "*": "the best so far", "acc": "accuracy, the share that is right",

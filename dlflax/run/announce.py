@@ -42,7 +42,7 @@ def log_start(job, count: int, log: Log) -> None:
     if config.verbose:
         tables.print_class_table(summary)
     name, (total, frozen) = type(config.recipe.model).__name__, count_parameters(job)
-    fixed = f" and {frozen:,} that stay as they are" if frozen else ""
+    fixed = f" and {frozen:,} frozen ones" if frozen else ""
     log(f"network: {name}, {total:,} parameters{fixed}; {devices_text(count)}, writing "
         f"{config.run_dir}")  # fmt: skip
     if config.verbose:

@@ -219,7 +219,8 @@ def _command(default, preset, presets, architectures, choices):
     kinds = {
         "config": Annotated[type(default), tyro.conf.arg(name="")],
         "preset": Annotated[
-            Literal[presets], tyro.conf.arg(help="Values that the other flags start from.")
+            Literal[tuple(sorted(presets))],
+            tyro.conf.arg(help="Values that the other flags start from."),
         ],
     }
     defaults = {"config": default, "preset": preset}

@@ -179,7 +179,8 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
         config.epochs, steps, recipe.batch_size, done, next(iter(task.SCORES)), lines
     )
     if main and done < config.epochs and not job.brief:
-        log(f"compiling, then training: {config.epochs:,} epochs of {steps:,} steps")
+        epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs:,} epochs"
+        log(f"compiling, then training: {epochs} of {steps:,} steps")
 
     def on_steps(epoch, done, sums):
         progress.update(epoch, done, task.summary(sums))
@@ -215,11 +216,14 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
         if main:
             progress.end(fit.history, best, splits.val is not None)
         state = fit.best or checkpoints.restore_best(parallel.placed(job.abstract))
+        if len(fit.history) < config.epochs and not job.brief:
+            log(f"stopped: {config.patience} epochs without a better validation {task.monitor}")
         if best + 1 < len(fit.history) and not job.brief:
             log(f"epoch {best + 1} had the best validation {task.monitor}: testing with its "
                 "weights")  # fmt: skip
-        found = calibrated(recipe, state, config.hparams, splits.val, log)
-        tests = jax.device_get(train.evaluate(recipe, state, config.hparams, splits.test))
+        with announcement("testing ...", log):
+            found = calibrated(recipe, state, config.hparams, splits.val, log)
+            tests = jax.device_get(train.evaluate(recipe, state, config.hparams, splits.test))
         return fit, job.start.with_backbone(parallel.fetch(state)), tests, found
 
 

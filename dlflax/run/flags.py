@@ -78,10 +78,13 @@ def with_data(args: list[str], source) -> list[str]:
 
 def choices_of(value, prefix: str = "") -> dict[str, tuple[str, ...]]:
     """Returns flag -> its choices, for the fields of a dataclass that are a Literal."""
-    found, hints = {}, get_type_hints(type(value), include_extras=False)
+    found, hints = {}, {}
+    with contextlib.suppress(NameError):  # of a class whose annotations name what is not there
+        hints = get_type_hints(type(value))
     for field in dataclasses.fields(value):
         each = getattr(value, field.name, None)
-        words = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
+        hint = hints.get(field.name)
+        words = get_args(hint) if get_origin(hint) is Literal else ()
         if words and all(isinstance(word, str) for word in words):
             found[prefix + field.name] = words
         if dataclasses.is_dataclass(each):
