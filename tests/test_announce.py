@@ -29,7 +29,7 @@ def lines_of(capsys, name, *flags):
 
 def check_commands(lines):
     """Each command that is printed names something that is there."""
-    commands = [line for line in lines if re.search(r"  python -m (experiments|sweeps)\.", line)]
+    commands = [line for line in lines if re.search(r"python -m (experiments|sweeps)\.", line)]
     assert len(commands) >= 2
     for line in commands:
         _, _, module, *words = shlex.split(line[line.index("python") :].partition("   (")[0])
@@ -70,7 +70,17 @@ def test_all_of_it_by_verbose(capsys):
     assert sum(re.match(r" \d +[01]\.\d{4} +[01]\.\d{4}", line) is not None for line in lines) == 10
 
 
-def test_a_command_begins_as_the_run_was_started(monkeypatch):
+def test_a_command_begins_as_the_run_was_started(monkeypatch, place):
+    programs = place / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "dlflax"):
+        (programs / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert announce.command("sweeps.report", "a") == ".venv/bin/python -m sweeps.report a"
+    monkeypatch.chdir(place / ".venv")
+    assert announce.program("dlflax") == "bin/dlflax"
+    monkeypatch.setenv("PATH", str(programs))  # as in an active environment
     assert announce.command("sweeps.bayes_opt", "my net.py") == (
         "python -m sweeps.bayes_opt 'my net.py'"
     )
@@ -85,7 +95,9 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
     assert announce.extra_hint("serve") == ""
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setattr(announce.importlib.util, "find_spec", lambda name: None)
-    assert announce.extra_hint("serve") == "   (first: pip install -e '.[serve]')"
+    monkeypatch.setattr(announce, "program", lambda name: name)
+    hint = "   (first: python -m pip install -e '.[serve]')"
+    assert announce.extra_hint("serve") == hint
 
 
 @pytest.mark.slow

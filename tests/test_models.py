@@ -262,7 +262,7 @@ def test_dropout_rate_is_traced_and_keeps_the_mean():
 
 def test_activations_are_the_ones_of_jax_nn():
     assert all(callable(activation(name)) for name in Activation.__args__)
-    with pytest.raises(InputError, match="unknown activation 'rellu': choose one of relu, "):
+    with pytest.raises(InputError, match="unknown activation 'rellu': choose one of celu, "):
         activation("rellu")
 
 

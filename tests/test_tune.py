@@ -100,7 +100,7 @@ def test_a_grid_in_declared_order():
         ("augment", "none flip,turn", "'turn' must be one of crop, flip"),
         ("ema", "yes no", "true or false"),
         ("model.features", "32 3.5", "32,64"),
-        ("model.activation", "relu swish", "one of relu"),
+        ("model.activation", "relu swish", "one of celu"),
     ],
 )  # fmt: skip
 def test_refusals(name, words, reason):

@@ -4,6 +4,8 @@ work when they are pasted."""
 import importlib.util
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,16 +88,26 @@ def command(module: str, *words: str) -> str:
     process was started as, `dlflax` or python."""
     package, _, name = module.rpartition(".")
     if os.environ.get("DLFLAX_PROGRAM") != "dlflax":
-        return shlex.join(["python", "-m", module, *words])
+        return shlex.join([program("python"), "-m", module, *words])
     search = {"bayes_opt": "sweep"}.get(name, name.replace("_", "-"))
     trains = package == "experiments" and name in {each for each, _ in OWN_DATA.values()}
-    return shlex.join(["dlflax", *(["train", name] if trains else [search]), *words])
+    return shlex.join([program("dlflax"), *(["train", name] if trains else [search]), *words])
+
+
+def program(name: str) -> str:
+    """Returns what starts `name` of this environment: its name, if a shell finds that one, or its
+    path."""
+    path = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if not path.exists() or (found and Path(found).absolute() == path):
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def extra_hint(extra: str) -> str:
     """Returns how an optional extra is installed, where one of its modules is missing."""
     missing = any(importlib.util.find_spec(module) is None for module in EXTRAS[extra])
-    return f"   (first: pip install -e '.[{extra}]')" if missing else ""
+    return f"   (first: {program('python')} -m pip install -e '.[{extra}]')" if missing else ""
 
 
 def next_steps(experiment: Experiment, kind: str, folder: Path, own_data: bool) -> list[str]:
