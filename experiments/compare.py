@@ -21,7 +21,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.compare import compare
-from dlflax.run.flags import with_lists
+from dlflax.run.flags import OPTIONAL, with_lists
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def command(args: list[str]) -> list[dict]:
     options, rest = tyro.cli(
         Options, args=with_lists(args, ("models",)),
         description=__doc__, prog="python -m experiments.compare",
-        return_unknown_args=True,
+        return_unknown_args=True, registry=OPTIONAL,
     )  # fmt: skip
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds} must be 1 or more.")

@@ -18,6 +18,7 @@ import tyro
 import experiments
 from dlflax import run
 from dlflax.run.find_learning_rate import find_learning_rate
+from dlflax.run.flags import OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def command(args: list[str]) -> dict:
     """What was found. Raises InputError and RunError."""
     options, rest = tyro.cli(
         Options, args=args, description=__doc__, prog="python -m experiments.find_learning_rate",
-        return_unknown_args=True,
+        return_unknown_args=True, registry=OPTIONAL,
     )  # fmt: skip
     experiment = run.find(options.experiment, experiments)
     config = run.parse(experiment, rest)

@@ -28,12 +28,12 @@ def losses(keras) -> dict:
     rng, found = np.random.default_rng(0), {}
     logits = np.float32(rng.normal(size=(16, 10)) * 5)
     classes, labels = rng.integers(0, 10, 16), rng.integers(0, 2, (16, 3))
-    for smoothing in (0.0, 0.1):
+    for smoothing, of_labels in ((0.0, 0.0), (0.1, 0.2)):
         found[f"cross_entropy_{smoothing}"] = keras.losses.categorical_crossentropy(
             keras.utils.to_categorical(classes, 10), logits, True, label_smoothing=smoothing
         )
-        found[f"binary_{smoothing}"] = keras.losses.binary_crossentropy(
-            labels, logits[:, :3], from_logits=True, label_smoothing=smoothing
+        found[f"binary_{of_labels}"] = keras.losses.binary_crossentropy(
+            labels, logits[:, :3], from_logits=True, label_smoothing=of_labels
         )
     return {**found, "logits": logits, "classes": np.int32(classes), "labels": labels}
 

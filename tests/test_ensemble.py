@@ -1,7 +1,6 @@
 """Ensembles: their mean, choice and temperature by other means; of every kind of sweep."""
 
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -132,6 +131,7 @@ SPACES = {
 @pytest.mark.parametrize("name", SPACES)
 def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")  # no name is folded
     task, model, options = SPACES[name]
     options = dict(options)
     space = {"learning_rate": ("1e-2", "3e-2", "log"), "dropout": ("0", "0.3")}
@@ -154,7 +154,8 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
             "loss"
         ]
     )
-    assert re.search(r" test: the( ensemble)? +\d", capsys.readouterr().out)
+    said = f" test: the ensemble of {len(found['models'])} models "
+    assert said in capsys.readouterr().out
 
     # the saved run says what its members say together
     predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments)

@@ -18,7 +18,6 @@ from PIL import Image
 
 GUIDE = Path(__file__).parents[1] / "guide"
 CHAPTERS = sorted(GUIDE.glob("[0-9][0-9]_*.py"))
-SHORT = ("01", "03", "04", "05")  # seconds each; the others take a minute and more
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -97,14 +96,8 @@ def picture(notebook) -> np.ndarray:
         return np.asarray(image.convert("L").resize((64, 24))) / 255
 
 
-@pytest.mark.parametrize(
-    "chapter",
-    [
-        pytest.param(path, id=path.stem, marks=getattr(pytest.mark, mark))
-        for path in CHAPTERS
-        for mark in ["slow" if path.name[:2] in SHORT else "release"]
-    ],
-)
+@pytest.mark.slow
+@chapters
 def test_what_is_committed_is_what_running_it_gives(chapter, tmp_path, monkeypatch):
     """The words to the letter; numbers nearly: another processor rounds otherwise, and training and
     searches go on from there."""

@@ -162,7 +162,7 @@ def test_validation_0_trains_on_all(capsys):
     assert before == predicted("whole", "x.png")
 
 
-@pytest.mark.release
+@pytest.mark.slow
 @pytest.mark.skipif(not MNIST.exists(), reason="no MNIST files beside the repository")
 def test_one_epoch_of_mnist_itself():
     results = train_mnist("--data-dir", str(MNIST), "--epochs", "1", "--batch-size", "128")

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from dlflax.report.tables import number_text
+
 SILENT_SECONDS = 2.0  # what takes longer is announced
 MOST_LINES = 7  # epochs that have a line of their own, and the best
 MEANINGS = {
@@ -128,7 +130,7 @@ class Progress:
         parts = [(f"epoch {epoch + 1}/{self.epochs}", 0), (" " * 10, 3), (step_text, 4)]
         for rank, name in enumerate(dict.fromkeys(("loss", self.score))):
             if name in scores:
-                parts.append((f"{SHORT.get(name, name)} {scores[name]:.4f}", rank))
+                parts.append((f"{SHORT.get(name, name)} {number_text(scores[name])}", rank))
         parts += [] if self._speed is None else [(f"{self._speed:,.0f} examples/s", 5)]
         parts += [(f"{left} left", 2)]
         room = self._live.console.width - 1  # some terminals wrap after the last column
@@ -150,7 +152,7 @@ def _score_parts(row: dict, score: str) -> list[tuple[str, int]]:
             rank = 4 if name in others else 0 if split == "val" else 1 + main.index(name)
             value = row[f"{split}_{name}"]
             what = "val " * (split == "val") + SHORT.get(name, name)
-            parts.append((f"{what} {value:.4f}", rank))
+            parts.append((f"{what} {number_text(value)}", rank))
     return parts
 
 

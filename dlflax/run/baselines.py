@@ -134,7 +134,7 @@ def verdict(
         return []
     best = min(others, key=lambda n: sign * others[n])
     score, a, b = name.replace("_", " "), number_text(mine), number_text(others[best])
-    if a == b:
+    if f"{mine:.4g}" == f"{others[best]:.4g}":
         return [f"The network is as good as {best}, {score} {b}: {advice}"]
     better = sign * mine < sign * others[best]
     counts = results.get("mcnemar", {}).get(best)

@@ -165,7 +165,7 @@ def parse(
 def _parsed(command, prog, description, args, default):
     """The Config of the flags. InputError for a flag that there is not; --help and --help-all end
     the process."""
-    options = dict(prog=prog, description=description, config=TYRO)
+    options = dict(prog=prog, description=description, config=TYRO, registry=flags.OPTIONAL)
     args = flags.rewritten(args, default)
 
     def whole(compact: bool = False):

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -31,6 +32,26 @@ FEW_NEED = {  # flags that --help leaves out
     "--optimizer.b1", "--optimizer.b2", "--optimizer.eps", "--hparams.ema-decay", "-H",
     "--hparams.label-smoothing", "--hparams.clip-norm",
 }  # fmt: skip
+
+
+OPTIONAL = tyro.constructors.ConstructorRegistry()
+METAVARS = {Path: "PATH", str: "STR", int: "INT", float: "FLOAT"}
+
+
+@OPTIONAL.primitive_rule
+def optional(info: tyro.constructors.PrimitiveTypeInfo):
+    """Returns tyro's specification of `Path | None` and the like, which shows PATH and not
+    {None}|PATH; None for another type."""
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if len(kinds) != 1 or NoneType not in get_args(info.type) or kinds[0] not in METAVARS:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=METAVARS[kinds[0]],
+        instance_from_str=lambda words: None if words == ["None"] else kinds[0](words[0]),
+        is_instance=lambda value: value is None or isinstance(value, kinds[0]),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def rewritten(args: list[str], default) -> list[str]:
@@ -71,9 +92,9 @@ def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
 def with_data(args: list[str], source) -> list[str]:
     """Returns the words with a first one that is a file or folder as --data-dir, if the source has
     that field."""
-    if args and not args[0].startswith("-") and Path(args[0]).exists():
-        return ["--data-dir", *args] if hasattr(source, "data_dir") else args
-    return args
+    takes = "data_dir" in {field.name for field in dataclasses.fields(source)}
+    is_data = takes and args and not args[0].startswith("-") and Path(args[0]).exists()
+    return ["--data-dir", *args] if is_data else args
 
 
 def choices_of(value, prefix: str = "") -> dict[str, tuple[str, ...]]:
@@ -139,7 +160,7 @@ def called(function: Callable, prog: str, description: str | None, config=()) ->
     def later(*args, **kwargs):
         return functools.partial(function, *args, **kwargs)
 
-    how = {"prog": prog, "description": description, "config": config}
+    how = {"prog": prog, "description": description, "config": config, "registry": OPTIONAL}
     call, unknown = tyro.cli(later, return_unknown_args=True, **how)
     refuse_unknown(unknown, lambda: tyro.cli(later, args=["--help"], **how), prog, "--help")
     return call()

@@ -8,6 +8,7 @@ from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
+from dlflax.run.announce import command
 from dlflax.run.config import more_epochs_change_the_past
 from dlflax.tune import ensemble, report
 from dlflax.tune.trial import without_password
@@ -48,8 +49,9 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
     retrained = run.run(experiment, winner, log, dataset, brief=True)
 
     def results_with(of_ensemble):
-        predict = "python -m experiments.predict"
-        more = {"predict by the ensemble": f"{predict} {folder / 'ensemble'} INPUT..."}
+        predict = ("experiments.predict", str(best_folder), "INPUT...")
+        by_ensemble = command(predict[0], str(folder / "ensemble"), predict[-1])
+        more = {"predict by the ensemble": by_ensemble}
         return {
             **report.facts(saved, trials, direction),
             "structures": len(objective.layouts),
@@ -71,7 +73,7 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
             "verdict": retrained.get("findings", []),
             "ensemble": of_ensemble,
             "commands": {
-                "predict": f"{predict} {best_folder} INPUT...",
+                "predict": command(*predict),
                 **(more if of_ensemble else {}),
                 "tensorboard": f"tensorboard --logdir {folder}",
                 "dashboard": f"optuna-dashboard {without_password(url)}",

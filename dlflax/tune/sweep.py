@@ -193,7 +193,9 @@ def _print_end(sweep, trials, direction, results, log) -> None:
     """Prints the best trials, the test scores of the winner and the ensemble, and what is where."""
     print_trials(trials, direction, sweep.objective)
     together = results.get("ensemble")
-    models = {"the ensemble": together["test"]} if together else {}
+    models = {}
+    if together:
+        models[f"the ensemble of {len(together['models'])} models"] = together["test"]
     beside = {**models, **(results.get("baselines") or {})}
     tables.print_results({**results, "baselines": beside}, sweep.verbose)
     for sentence in results.get("verdict", ()):
