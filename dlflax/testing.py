@@ -24,8 +24,11 @@ import pytest
 from dlflax import train
 from dlflax.data import Splits
 from dlflax.errors import InputError
-from dlflax.run.config import bind_to_data
+from dlflax.run.config import bind_to_data, check_task
+from dlflax.train.batch import gather, with_targets
 from dlflax.train.checkpoint import Checkpoints
+from dlflax.train.metrics import Additive, Collecting, additive_scores
+from dlflax.train.tasks import Asked, Task
 
 
 class SourceSuite:
@@ -104,10 +107,16 @@ class SourceSuite:
 
 
 class TaskSuite:
-    """Tests a `Task`. Fixture `job`: (the task, a model, a data source) that go together.
-    `hparams`: those that its loss takes."""
+    """Tests a `Task` and its metrics. Fixture `job`: (the task, a model, a data source) that go
+    together. `hparams`: those that its loss takes."""
 
     hparams: train.Hparams = train.Hparams()
+    loss_is_of_an_example: bool = True
+    """False for a loss that compares the examples of a batch with each other."""
+
+    def inputs(self, splits: Splits) -> dict[str, np.ndarray]:
+        """Returns two examples as the data source reads them of what a user predicts."""
+        return {name: array[:2] for name, array in splits.test.items()}
 
     @pytest.fixture
     def bound(self, job):
@@ -118,21 +127,34 @@ class TaskSuite:
         splits = source.split(_load(source), 0.1, 0)
         recipe = bind_to_data(train.Recipe(model, task, batch_size=16), self.hparams, splits)
         state = train.init(recipe, self.hparams, splits.val["inputs"][:1], jax.random.key(0))
-        return recipe, splits, state, *train.evaluate(recipe, state, self.hparams, splits.val)
+        return recipe, splits, state, *train.evaluate_sums(recipe, state, self.hparams, splits.val)
 
     def test_it_is_hashed_by_value(self, bound):
         task = bound[0].task
+        assert isinstance(task, Task)
         assert task == dataclasses.replace(task) and hash(task) == hash(dataclasses.replace(task))
 
     def test_the_loss_is_one_number_an_example(self, bound):
         recipe, splits, _, sums, outputs = bound
-        batch = {**splits.val, "inputs": train.floats(jnp.asarray(splits.val["inputs"]))}
-        numbers = train.as_traced(self.hparams)
-        each = jax.jit(recipe.task.loss)(outputs, recipe.task.targets(batch), numbers)
-        assert each.shape == (len(outputs),) and each.dtype == jnp.float32
-        assert np.isfinite(each).all()
-        mean = recipe.task.summary(sums)["loss"]
-        np.testing.assert_allclose(mean, float(each.mean()), rtol=1e-4)
+        numbers = train.as_traced(self.hparams.evaluation())
+        index = jnp.arange(len(outputs), dtype=jnp.int32)[:256]  # a batch of an evaluation
+        batch = with_targets(recipe.task, gather(splits.val, index))
+        losses = jax.jit(recipe.task.loss)(outputs[:256], batch, numbers)
+        assert losses.shape == index.shape and losses.dtype == jnp.float32
+        assert np.isfinite(losses).all()
+        if len(outputs) <= 256:
+            np.testing.assert_allclose(sums["loss"] / len(outputs), losses.mean(), rtol=1e-4)
+
+    def test_padding_changes_no_loss(self, bound):
+        recipe, splits, _, _, outputs = bound
+        numbers = train.as_traced(self.hparams.evaluation())
+        padded = np.int32([0, 1, 2, 3, -1, -2, -1])  # four examples, and three times padding
+
+        def losses(index):
+            batch = with_targets(recipe.task, gather(splits.val, jnp.asarray(index)))
+            return recipe.task.loss(outputs[np.where(index < 0, -1 - index, index)], batch, numbers)
+
+        np.testing.assert_allclose(losses(padded)[:4], losses(padded[:4]), rtol=1e-4, atol=1e-6)
 
     def test_zeros_have_the_shapes_of_sums(self, bound):
         recipe, splits, _, sums, _ = bound
@@ -140,27 +162,54 @@ class TaskSuite:
         assert set(zeros) == {*sums, "first_bad_step"}
         for name, leaf in sums.items():
             assert (zeros[name].shape, zeros[name].dtype) == (leaf.shape, leaf.dtype)
-            assert not np.any(zeros[name])
+            assert leaf.dtype == np.float32 and not np.any(zeros[name])
 
     def test_sums_add_up_and_padding_does_not_count(self, bound):
         recipe, splits, state, sums, _ = bound
         half = len(splits.val["inputs"]) // 2
         parts = [
-            train.evaluate(recipe, state, self.hparams, {k: v[p] for k, v in splits.val.items()}, 7)
+            train.evaluate_sums(
+                recipe, state, self.hparams, {k: v[p] for k, v in splits.val.items()}, 7
+            )[0]
             for p in (slice(half), slice(half, None))
         ]  # in batches of 7, the last one padded
         for name, leaf in sums.items():
-            np.testing.assert_allclose(parts[0][0][name] + parts[1][0][name], leaf, rtol=1e-4)
+            if name != "loss" or self.loss_is_of_an_example:
+                np.testing.assert_allclose(parts[0][name] + parts[1][name], leaf, rtol=1e-4)
 
-    def test_the_summary_has_declared_scores_in_finite_numbers(self, bound):
-        recipe, splits, _, sums, _ = bound
-        scores = recipe.task.summary(sums)
-        assert "loss" in scores and recipe.task.monitor in scores
-        assert set(scores) <= set(recipe.task.SCORES)
-        assert set(recipe.task.SCORES.values()) <= {"min", "max"}
+    def test_every_metric_is_a_finite_number(self, bound):
+        recipe, splits, state, sums, outputs = bound
+        check_task(recipe.task)
+        scores, again = train.evaluate(recipe, state, self.hparams, splits.val)
+        np.testing.assert_array_equal(outputs, again)
+        assert list(scores)[0] == "loss" and recipe.task.metric().name in scores
         assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
-        empty = recipe.task.summary(train.zero_sums(recipe, self.hparams, splits.val))
+        for metric in recipe.task.metrics:
+            assert isinstance(metric, Additive | Collecting) and metric.direction in ("min", "max")
+            assert (
+                metric == dataclasses.replace(metric) and recipe.task.metric(metric.name) == metric
+            )
+        assert scores == train.scores(recipe.task, self.hparams, splits.val, outputs)
+        empty = additive_scores(
+            recipe.task.metrics, train.zero_sums(recipe, self.hparams, splits.val)
+        )
         assert all(np.isfinite(value) for value in empty.values())
+
+    def test_answers_are_a_sentence_and_json_for_each_input(self, bound):
+        recipe, splits, state, _, outputs = bound
+        names = splits.class_names or tuple(map(str, range(outputs.shape[-1])))
+        batch, data = self.inputs(splits), {**splits.info, "class_names": names}
+        numbers = train.as_traced(self.hparams.evaluation())
+        outputs = train.predict(recipe, state, numbers, batch["inputs"])
+        predictions = recipe.task.predictions(outputs, batch, data, {})
+        predictions = {name: np.asarray(each) for name, each in predictions.items()}
+        assert all(len(array) == 2 for array in predictions.values())
+        variables = train.variables(recipe, state)
+        asked = Asked(["a", "b"], "file", batch, predictions, data, recipe, variables, None)
+        answers = recipe.task.answers(asked)
+        assert len(answers) == 2
+        for sentence, values in answers:
+            assert isinstance(sentence, str) and json.loads(json.dumps(values)) == values
 
 
 class ModelSuite:

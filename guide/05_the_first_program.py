@@ -47,7 +47,7 @@ for epoch, row in enumerate(fit.history, 1):
     print(
         f"epoch {epoch}: loss {row['train_loss']:.2f}, of validation {row['val_accuracy']:.1%} right"
     )
-sums, logits = train.evaluate(recipe, fit.best, hparams, digits.test)
+_, logits = train.evaluate(recipe, fit.best, hparams, digits.test)
 right = (logits.argmax(1) == digits.test["targets"]).sum()
 print(f"test: {right} of {len(logits)} right")
 
@@ -134,6 +134,6 @@ for layer, leaves in shapes.params.items():
 scores = []
 for seed in range(3):
     fit = train.fit(recipe, hparams, train_set, val_set, epochs=5, seed=seed)
-    sums, _ = train.evaluate(recipe, fit.best, hparams, digits.test)
-    scores.append(recipe.task.summary(sums)["accuracy"])
+    scores_of_test, _ = train.evaluate(recipe, fit.best, hparams, digits.test)
+    scores.append(scores_of_test["accuracy"])
 print("test accuracy:", ", ".join(f"{score:.1%}" for score in scores))

@@ -163,8 +163,8 @@ moved = {**val_set, "inputs": np.roll(val_set["inputs"], 3, axis=2)}
 for name in ("MLP", "CNN"):
     recipe = train.Recipe(model=networks[name], schedule=train.Cosine())
     fit = train.fit(recipe, hparams, few, val_set, epochs=40)
-    sums, _ = train.evaluate(recipe, fit.best, hparams, moved)
-    after = recipe.task.summary(sums)["accuracy"]
+    scores, _ = train.evaluate(recipe, fit.best, hparams, moved)
+    after = scores["accuracy"]
     print(f"{name}: {right[name][0]:.0%} before, {after:.0%} when moved")
 
 # %% [markdown]

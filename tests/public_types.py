@@ -22,7 +22,7 @@ fit: train.Fit = train.fit(recipe, hparams, train_set, val_set, epochs=2, seed=1
 best: train.State | None = fit.best
 assert best is not None
 loss: float = fit.history[0]["val_loss"]
-sums, logits = train.evaluate(recipe, best, hparams, mnist.test)
+tested, logits = train.evaluate(recipe, best, hparams, mnist.test)
 outputs: jax.Array = train.predict(recipe, best, hparams, mnist.test["inputs"])
 shapes: train.State = train.abstract(recipe, hparams, train_set["inputs"])
 state, of_step = train.step(recipe, best, hparams, {"inputs": outputs})

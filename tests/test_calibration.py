@@ -17,7 +17,7 @@ from dlflax.models import MLP
 from dlflax.run.folder import load_calibration
 from dlflax.train import Recipe, calibration, losses
 from dlflax.train.hparams import Hparams
-from dlflax.train.tasks import Asked, Classification
+from dlflax.train.tasks import Classification
 from experiments import mnist
 
 
@@ -33,7 +33,7 @@ def test_temperature(scale):
 
     expected = scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded")
     found, lowest = calibration.temperature(
-        losses.CrossEntropy(), Hparams(), logits, np.int32(truth)
+        losses.CrossEntropy(), Hparams(), logits, {"targets": np.int32(truth)}
     )
     assert found == pytest.approx(np.exp(expected.x), rel=2e-3)
     assert lowest == pytest.approx(expected.fun, rel=1e-4)
@@ -73,10 +73,8 @@ def test_damaged_files(tmp_path, text):
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, 1e300])
 def test_temperatures_that_are_none(wrong):
-    asked = Asked([], "row", {}, np.zeros((0, 2)), {"class_names": ["a", "b"]}, None, {}, Path(),
-                  {"temperature": wrong})  # fmt: skip
     with pytest.raises(InputError, match="calibration.json is damaged"):
-        Classification().answer(asked)
+        Classification().predictions(np.zeros((0, 2)), {}, {}, {"temperature": wrong})
 
 
 def test_a_calibration_that_fails_stops_nothing(place, monkeypatch):

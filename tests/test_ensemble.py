@@ -17,7 +17,7 @@ from dlflax.data.arrays import Arrays
 from dlflax.models import MLP, Autoencoder
 from dlflax.run.predict import Predictor
 from dlflax.train import metrics
-from dlflax.train.ensemble import Ensemble, mean
+from dlflax.train.ensemble import Ensemble
 from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
 from dlflax.tune import ensemble, sweep
 from dlflax.tune.members import Members
@@ -30,14 +30,14 @@ TARGETS = RNG.integers(0, 3, 40)
 def test_the_mean_is_that_of_the_probabilities():
     weights = np.float32([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05])
     expected = np.tensordot(weights, softmax(LOGITS, -1), 1)
-    found = softmax(mean(Classification(), jnp.asarray(LOGITS), weights), -1)
+    found = softmax(Classification().mean(jnp.asarray(LOGITS), weights), -1)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     expected = logit(np.tensordot(weights, expit(LOGITS), 1))
     for task, logits in ((MultiLabel(), LOGITS), (Classification(), LOGITS[..., :1])):
-        found = mean(task, jnp.asarray(logits), weights)
+        found = task.mean(jnp.asarray(logits), weights)
         np.testing.assert_allclose(found, expected[..., : logits.shape[-1]], atol=1e-5)
     expected = np.tensordot(weights, LOGITS, 1)
-    np.testing.assert_allclose(mean(Regression(), jnp.asarray(LOGITS), weights), expected, 1e-5)
+    np.testing.assert_allclose(Regression().mean(jnp.asarray(LOGITS), weights), expected, 1e-5)
 
 
 def loss_of(logits):
@@ -58,14 +58,18 @@ def test_the_choice_is_the_greedy_one_and_the_temperature_the_best():
         losses = [together([*picked, i]) for i in range(8)]
         picked.append(int(np.argmin(losses)))
         best = min(best, (min(losses), list(picked)))
-    found = ensemble.choose(Classification(), train.Hparams(), jnp.asarray(LOGITS), TARGETS, 8)
+    found = ensemble.choose(
+        Classification(), train.Hparams(), jnp.asarray(LOGITS), {"targets": TARGETS}, 8
+    )
     np.testing.assert_allclose(found.weights, np.bincount(best[1], minlength=8) / len(best[1]))
     assert found.alone == pytest.approx(min(map(loss_of, LOGITS)), abs=1e-5)
     logits = np.log(np.mean(probabilities[best[1]], 0))
     cooled = minimize_scalar(lambda t: loss_of(logits / t), bounds=(0.05, 20), method="bounded")
     assert found.loss == pytest.approx(cooled.fun, abs=1e-5)
     assert found.temperature == pytest.approx(cooled.x, rel=0.02)
-    few = ensemble.choose(Classification(), train.Hparams(), jnp.asarray(LOGITS), TARGETS, 2)
+    few = ensemble.choose(
+        Classification(), train.Hparams(), jnp.asarray(LOGITS), {"targets": TARGETS}, 2
+    )
     assert np.sum(np.array(few.weights) > 0) <= 2
 
 
@@ -167,7 +171,7 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
         variables = {"params": state.params[f"members_{i}"]}
         variables |= {k: v[f"members_{i}"] for k, v in state.collections.items()}
         each.append(member.apply(variables, inputs))
-    together = mean(task, jnp.stack(each), jnp.float32(recipe.model.weights))
+    together = task.mean(jnp.stack(each), jnp.float32(recipe.model.weights))
     np.testing.assert_allclose(
         predictor.outputs(inputs), together / recipe.model.temperature, rtol=1e-4, atol=1e-5
     )

@@ -302,8 +302,7 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
     zero = train.zero_sums(recipe, numbers, few)
     state, _ = train.train_steps(recipe, state, numbers, few, batches, zero, 0, 17)
     _, alone = train.train_steps(recipe, state, numbers, few, batches, zero, 17, 22)
-    assert recipe.task.summary(jax.device_get(alone))["loss"] == pytest.approx(
-        recipe.task.summary({name: leaf[1] for name, leaf in sums.items()})["loss"], rel=1e-5
-    )
+    assert sums["count"][1] == alone["count"]
+    assert sums["loss"][1] == pytest.approx(float(alone["loss"]), rel=1e-5)
     assert module._lowest(np.array([3, 2, 1, 0.5, np.inf, 9])) == 2
     assert module._lowest(np.array([np.inf, 4.0])) == 1

@@ -146,9 +146,9 @@ def program(recipe, hparams, data, test):
     state = train.abstract(recipe, hparams, data["inputs"][:1])
     batch = {name: array[: recipe.batch_size] for name, array in data.items()}
     batch["mask"] = np.ones(recipe.batch_size, np.float32)
-    step = jax.make_jaxpr(lambda numbers, *of: recipe.step(recipe, of[0], numbers, of[1]))(
-        numbers, state, batch
-    )
+    step = jax.make_jaxpr(
+        lambda numbers, *of: (recipe.step or train.step)(recipe, of[0], numbers, of[1])
+    )(numbers, state, batch)
     read = {id(variable) for equation in step.eqns for variable in equation.invars}
     names = [field.name for field in dataclasses.fields(hparams)]
     used = [
@@ -157,7 +157,7 @@ def program(recipe, hparams, data, test):
     ]  # fmt: skip
     traced = [
         step,
-        jax.make_jaxpr(lambda *of: train.evaluate(recipe, *of))(state, hparams, test),
+        jax.make_jaxpr(lambda *of: train.evaluate_sums(recipe, *of))(state, hparams, test),
         jax.make_jaxpr(functools.partial(train.init, recipe))(
             numbers, data["inputs"][:1], jax.random.key(0)
         ),

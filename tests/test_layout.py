@@ -96,13 +96,13 @@ def test_tensorboard_leaves_torch_alone(tmp_path):
     (tmp_path / "torch.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "board.py").write_text(
         "import sys\n"
-        "from dlflax.report.tensorboard import TensorBoard\n"
-        "said = []\n"
-        "TensorBoard('board', log=said.append).close()\n"
-        "print(said, 'torch' in sys.modules)\n"
+        "from pathlib import Path\n"
+        "from dlflax.report.loggers import TensorBoard\n"
+        "TensorBoard('mnist', Path('board')).close()\n"
+        "print('torch' in sys.modules)\n"
     )
     ran = subprocess.run(
         [sys.executable, "board.py"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert ran.stdout.split() == ["[]", "False"]
-    assert list(tmp_path.glob("board/events*"))
+    assert ran.stdout.split() == ["False"]
+    assert list(tmp_path.glob("board/tensorboard/events*"))

@@ -96,10 +96,48 @@ def test_weights_and_biases(monkeypatch):
         raise RuntimeError("no network")
 
     wandb.init, said = refuses, []
-    silent = loggers.opened("wandb", "mnist", Path("run"), said.append)
+    silent = loggers.start("wandb", "mnist", Path("run"), None, said.append)
     silent.scalars({"loss": 1.0}, 1)
     silent.close()
     assert said == ["warning: nothing is sent to Wandb (no network)."]
+
+
+class Failing(loggers.Logger):
+    """Takes one row, then none."""
+
+    def __init__(self, rows, starts=True):
+        if not starts:
+            raise OSError("no disk")
+        self.rows = rows
+
+    def scalars(self, row, step):
+        self.rows.append(row)
+        if len(self.rows) > 1:
+            raise ValueError("enough")
+
+    def picture(self, name, path, step):
+        self.rows.append(name)
+
+    hparams = close = lambda self, *_: None
+
+
+def test_a_logger_that_fails_stops_nothing():
+    said, good, bad = [], [], []
+    several = loggers.Loggers(
+        {"none": lambda: Failing([], starts=False), "bad": lambda: Failing(bad),
+         "good": lambda: loggers.Loggers({"inner": lambda: Failing(good)}, said.append)},
+        said.append,
+    )  # fmt: skip
+    for step in range(3):
+        several.scalars({"loss": 1.0}, step)
+    several.picture("curves", Path("x"), 1)
+    several.close()
+    assert len(bad) == 2 == len(good)
+    assert said == [
+        "warning: nothing is sent to none (no disk).",
+        "warning: nothing more is sent to bad (enough).",
+        "warning: nothing more is sent to inner (enough).",
+    ]
 
 
 def test_a_package_that_is_missing_is_one_sentence(monkeypatch, capsys):

@@ -147,7 +147,7 @@ def test_a_few_films(capsys, finetune, monkeypatch):
 
 
 def test_the_contrastive_loss_by_hand():
-    """Beside plain loops over anchors and pairs."""
+    """Beside plain loops over anchors and pairs, of which padding is none."""
     rng = np.random.default_rng(0)
     features, classes = np.float32(rng.normal(size=(7, 5))), np.array([0, 1, 0, 2, 1, 0, 1])
     z = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -158,8 +158,10 @@ def test_the_contrastive_loss_by_hand():
         same = [j for j in others if classes[j] == classes[i]]
         terms = [-np.log(np.exp(z[i] @ z[j] / contrastive.TEMPERATURE) / total) for j in same]
         expected.append(np.mean(terms) if terms else 0.0)
-    found = contrastive.supervised_contrastive(features, classes, None)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    padded = np.concatenate([np.arange(7), [2, 3, 3]])
+    batch = {"targets": classes[padded], "mask": np.float32(np.arange(10) < 7)}
+    found = contrastive.supervised_contrastive(features[padded], batch, None)
+    np.testing.assert_allclose(found[:7], expected, rtol=1e-5)
 
 
 def test_what_is_not_there_is_said(monkeypatch):

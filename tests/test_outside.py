@@ -24,8 +24,10 @@ import dlflax
 import experiments
 from dlflax import run, train
 from dlflax.errors import InputError
+from dlflax.run.config import bind_to_data
 from dlflax.run.experiment import of_run
 from dlflax.run.predict import Predictor
+from dlflax.testing import TaskSuite
 from dlflax.train import population
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
@@ -35,6 +37,9 @@ from dlflax.train.population import Population
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your_own_experiment.md").read_text(encoding="utf-8")
 _, RINGS, SAM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+NNX, SUITES = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
+METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+(NEIGHBOURS,) = re.findall(r"```python\n(.*?)```", METRICS, re.DOTALL)
 
 
 @pytest.fixture
@@ -72,14 +77,13 @@ def parameters(folder, experiment):
     return jax.tree.leaves(checkpoints.restore_last(abstract).state.params)
 
 
-def test_the_file_is_short():
-    assert len(RINGS.splitlines()) <= 60
+def test_the_files_are_short():
+    assert len(RINGS.splitlines()) <= 60 and len(NEIGHBOURS.splitlines()) <= 70
 
 
 @pytest.mark.slow
 def test_the_suites_of_the_page(place):
-    (suites,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
-    (place / "test_rings.py").write_text(suites)
+    (place / "test_rings.py").write_text(SUITES)
     out = ran(place, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_rings.py")
     assert re.search(r"(?m)^1\d passed", out), out
 
@@ -191,6 +195,101 @@ def test_a_step_of_ones_own_alone_and_as_a_lane(place):
     assert population.traces == before + 1
 
 
+def neighbours(place):
+    """The page's module, imported from its file."""
+    (place / "neighbours.py").write_text(NEIGHBOURS)
+    return run.find("neighbours.py", experiments)
+
+
+class TestNeighbours(TaskSuite):
+    """A loss over the batch, and a metric of all examples."""
+
+    loss_is_of_an_example = False
+
+    @pytest.fixture
+    def job(self, place):
+        config = neighbours(place).presets["default"]
+        return config.recipe.task, config.recipe.model, config.data
+
+
+def test_metric_learning(place, capsys):
+    """It learns, by a metric that decides the best epoch and a sweep."""
+    experiment = neighbours(place)
+    run.main("neighbours.py", experiment.presets, args=["--epochs", "3", "--run-dir", "first"])
+    results = json.loads((place / "first" / "results.json").read_text(encoding="utf-8"))
+    rows = list(csv.DictReader((place / "first" / "metrics.csv").read_text("utf-8").splitlines()))
+    values = [float(row["val_recall@1"]) for row in rows]
+    assert results["best_epoch"] == 1 + np.argmax(values)
+    assert results["val"]["recall@1"] == max(values) and results["test"]["recall@1"] > 0.9
+    predictor = Predictor("first", experiments, "neighbours.py")
+    inputs = np.zeros((1, 28, 28, 1), np.uint8)
+    ((_, answer),) = predictor.of_batch(["a"], "file", {"inputs": inputs}, draw=False)
+    assert np.linalg.norm(answer["embedding"]) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_metric_learning_is_swept(place):
+    (place / "neighbours.py").write_text(NEIGHBOURS)
+    ran(place, "-m", "sweeps.random_search", "neighbours.py", "--trials", "4", "--epochs", "2",
+        "--batch", "2", "--sweep-dir", "swept", "--baseline", "none")  # fmt: skip
+    trials = list(csv.DictReader((place / "swept" / "trials.csv").read_text("utf-8").splitlines()))
+    values = [float(trial["value"]) for trial in trials]
+    found = json.loads((place / "swept" / "results.json").read_text(encoding="utf-8"))
+    assert len(values) == 4 and max(values) > 0.8
+    assert found["best"]["value"] == max(values)
+
+
+def nnx_rings(place):
+    """rings.py with the page's NNX module as its model."""
+    start, end = RINGS.index("class Net("), RINGS.index("def focal_loss")
+    (place / "nnx_rings.py").write_text(RINGS[:start] + NNX + "\n\n" + RINGS[end:])
+    return run.find("nnx_rings.py", experiments)
+
+
+def test_an_nnx_module_is_a_model(place, capsys):
+    """BatchNorm and dropout train; resumed to the bit; as members; predicted and exported."""
+    experiment = nnx_rings(place)
+    flags = ["--model.width", "16", "--batch-size", "8", "--validation", "0.25"]
+    for folder, epochs in (("whole", "6"), ("parts", "4")):
+        run.main("nnx_rings.py", experiment.presets,
+                 args=[*flags, "--epochs", epochs, "--run-dir", folder])  # fmt: skip
+    run.main("nnx_rings.py", experiment.presets,
+             args=["--epochs", "6", "--run-dir", "parts", "--resume"])  # fmt: skip
+    results = [json.loads((place / f / "results.json").read_text()) for f in ("whole", "parts")]
+    assert results[0]["test"] == results[1]["test"] and results[0]["test"]["accuracy"] > 0.8
+    model = dlflax.load("whole", experiment="nnx_rings.py")
+    points = np.load("points.npy")
+    assert [answer["class"] for answer in model.predict(points)] == ["inner", "outer"]
+    first, again = (model.predict(points)[0]["probability"] for _ in range(2))
+    assert first == again  # dropout and batch statistics are those of an evaluation
+    file = model.export("stablehlo")
+    assert file.exists() and "largest difference" in capsys.readouterr().out
+
+    config = experiment.presets["default"]
+    splits = config.data.split(config.data.load(print), 0.25, 0)
+    recipe = bind_to_data(config.recipe, config.hparams, splits)
+    alone = train.fit(recipe, config.hparams, splits.train, splits.val, epochs=2)
+    start = train.init(recipe, config.hparams, splits.train["inputs"][:1], jax.random.key(0))
+    for old, new in zip(jax.tree.leaves(start.collections),
+                        jax.tree.leaves(alone.state.collections), strict=True):  # fmt: skip
+        assert np.any(old != new)
+    members = Population(recipe, [config.hparams] * 2, [[0]] * 2, splits.train, splits.val,
+                         epochs=2, layout=Layout("vmap", 2, 2))  # fmt: skip
+    members.train(2)
+    for name in ("train_loss", "val_loss"):
+        together = [row[name] for row in members.histories[1][0]]
+        np.testing.assert_allclose(together, [row[name] for row in alone.history], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_nnx_module_is_swept(place):
+    nnx_rings(place)
+    ran(place, "-m", "sweeps.random_search", "nnx_rings.py", "--trials", "4", "--epochs", "2",
+        "--batch", "2", "--sweep-dir", "swept", "--space.model.width", "8", "16")  # fmt: skip
+    found = json.loads((place / "swept" / "results.json").read_text(encoding="utf-8"))
+    assert found["best"]["params"]["model.width"] in (8, 16)
+
+
 @pytest.mark.slow
 def test_a_module_is_an_experiment_too(place, monkeypatch):
     (place / "my_package").mkdir()
@@ -237,7 +336,7 @@ class Adam:
     def __call__(self, learning_rate, hparams):
         Path(r"{mark}").touch()
 
-def loss(outputs, targets, hparams):
+def loss(outputs, batch, hparams):
     Path(r"{mark}").touch()
 
 PRESETS = {{}}

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dlflax import files
-from dlflax.report import figures, tables, tensorboard
+from dlflax.report import figures, tables
+from dlflax.report.loggers import TensorBoard
 from dlflax.report.progress import Progress, _fitting, counting
 
 ROW = {
@@ -169,14 +170,13 @@ def test_what_does_not_fit_is_left_out():
 
 
 def test_tensorboard(tmp_path):
-    board = tensorboard.TensorBoard(tmp_path / "tensorboard")
+    board = TensorBoard("mnist", tmp_path)
     board.scalars(ROW | {"val_loss": float("nan"), "test_loss": None}, 400)
     figures.save_figure(figures.curves(history(2), "accuracy"), tmp_path / "curves.png")
     board.picture("curves", tmp_path / "curves.png", 400)
     board.hparams({"learning_rate": 0.1, "features": (64, 32), "l2": 0, "augment": True}, {
         "test_accuracy": 0.5
     })  # fmt: skip
-    board.close()
     board.close()
     found = {value.tag: (step, value) for step, value in values(tmp_path)}
     scalars = {tag: step for tag, (step, v) in found.items() if v.HasField("simple_value")}
@@ -197,7 +197,7 @@ def test_tensorboard(tmp_path):
 def test_tensorboard_hparams_are_the_plugins(tmp_path):
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-    board = tensorboard.TensorBoard(tmp_path / "tensorboard")
+    board = TensorBoard("mnist", tmp_path)
     given = {"learning_rate": 0.1, "name": "cnn", "augment": True, "features": [64, 32], "no": None}
     board.hparams(given, {"val_loss": 2.0})
     board.close()
@@ -218,7 +218,7 @@ def test_tensorboard_resume_within_a_second_keeps_and_purges(tmp_path):
     from tensorboardX.proto.event_pb2 import SessionLog
 
     for purge_step, steps in ((None, (100, 200, 300)), (201, (300,))):
-        board = tensorboard.TensorBoard(tmp_path / "tensorboard", purge_step)
+        board = TensorBoard("mnist", tmp_path, purge_step)
         for step in steps:
             board.scalars({"val_loss": step / 100}, step)
         board.close()
@@ -233,11 +233,11 @@ def test_tensorboards_own_reader_shows_it(tmp_path):
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     for purge_step, steps in ((None, (100, 200, 300)), (201, (300, 400))):
-        board = tensorboard.TensorBoard(tmp_path / "tensorboard", purge_step)
+        board = TensorBoard("mnist", tmp_path, purge_step)
         for step in steps:
             board.scalars({"val_loss": step / 100}, step)
         board.close()
-    board = tensorboard.TensorBoard(tmp_path / "tensorboard", 401)
+    board = TensorBoard("mnist", tmp_path, 401)
     figures.save_figure(figures.curves(history(2), "accuracy"), tmp_path / "curves.png")
     board.picture("curves", tmp_path / "curves.png", 400)
     board.hparams({"learning_rate": 0.1}, {"test_accuracy": 0.5})

@@ -94,7 +94,7 @@ def test_a_run_leaves_everything(capsys):
     assert set(results["val"]) == {"loss", "accuracy", "macro_f1"}
     assert set(results["test"]) == {
         "loss", "accuracy", "macro_f1", "macro_precision", "macro_recall", "per_class",
-        "calibration_error",
+        "calibration_error", "roc_auc", "average_precision",
     }  # fmt: skip
     assert results["test"]["accuracy"] > 0.85
     support = [c["support"] for c in results["test"]["per_class"].values()]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax import run
+from dlflax import run, train
 from dlflax.data import Series, series, times
 from dlflax.data.series import naive, read, seasonal_naive
 from dlflax.errors import InputError
@@ -79,10 +79,9 @@ def test_regression_scores_in_the_series_own_unit():
         "seasonal_naive": np.sqrt(np.mean((np.stack([values[first - 11 + k] for k in range(11)], 1)
                                            - truth) ** 2)),
     }  # fmt: skip
-    tested = tasks.Tested(None, None, {}, splits, {}, splits.test["targets"], None)
+    tested = tasks.Tested(None, None, {}, splits, splits.test["targets"], None)
     described = tasks.Forecast().describe(tested)
     scores = described.results
-    assert described.scores == {"rmse": 0.0}
     assert scores["forecasts"]["model"] == {"rmse": 0.0, "mae": 0.0}
     for name, rmse in expected.items():
         assert scores["forecasts"][name]["rmse"] == pytest.approx(rmse, rel=1e-5)
@@ -112,9 +111,10 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     assert np.isnan(splits.train["targets"]).sum() == 3 and np.isnan(splits.test["targets"]).any()
     # a model that is right wherever something was measured is perfect
     perfect = np.where(np.isnan(splits.test["targets"]), 1e6, splits.test["targets"])
-    tested = tasks.Tested(None, None, {}, splits, {}, np.float32(perfect), None)
+    tested = tasks.Tested(None, None, {}, splits, np.float32(perfect), None)
     described = tasks.Forecast().describe(tested)
-    assert described.scores == {"rmse": 0.0}
+    scores = train.scores(tasks.Forecast(), Hparams(), splits.test, np.float32(perfect))
+    assert scores == {"loss": 0, "rmse": 0, "mae": 0}
     drawn = described.figures["forecast"]().axes[0].lines[0].get_ydata()
     tail = np.array(cells[-8:], object)
     np.testing.assert_allclose(drawn, [np.nan if c == "" else c for c in tail], atol=1e-4)
@@ -126,10 +126,11 @@ def test_unknown_targets_do_not_count(loss):
     """Nor do they touch the gradient; an example is averaged over what is known of it."""
     loss = losses.LOSSES[loss]
     outputs, targets = jnp.array([[1.0, 2.0], [3.0, 9.0]]), jnp.array([[0.0, jnp.nan], [1.0, 4.0]])
-    each = loss(outputs, targets, Hparams())
-    alone = loss(outputs[:1, :1], targets[:1, :1], Hparams())
-    np.testing.assert_allclose(each, [alone[0], loss(outputs, targets, Hparams())[1]])
-    gradient = jax.grad(lambda o: loss(o, targets, Hparams()).sum())(outputs)
+    batch = {"targets": targets}
+    each = loss(outputs, batch, Hparams())
+    alone = loss(outputs[:1, :1], {"targets": targets[:1, :1]}, Hparams())
+    np.testing.assert_allclose(each, [alone[0], loss(outputs, batch, Hparams())[1]])
+    gradient = jax.grad(lambda o: loss(o, batch, Hparams()).sum())(outputs)
     assert np.isfinite(gradient).all() and gradient[0, 1] == 0
 
 
@@ -255,11 +256,12 @@ def test_an_interval_holds_what_it_says():
     rng = np.random.default_rng(0)
     spread = np.array([1.0, 2.0, 4.0])
     targets, test = (rng.normal(size=(4000, 3)) * spread for _ in range(2))
-    found = tasks.Forecast().calibrate(targets, np.zeros((4000, 3)), Hparams())
+    found = tasks.Forecast().calibrate(np.zeros((4000, 3)), {"targets": targets}, Hparams())
     half = np.array(found["half_width"])
     np.testing.assert_allclose((np.abs(test) <= half).mean(0), 0.9, atol=0.02)
     np.testing.assert_allclose(half, 1.645 * spread, rtol=0.08)
-    assert tasks.Forecast().calibrate(targets[:10], np.zeros((10, 3)), Hparams()) == {}
+    few = {"targets": targets[:10]}
+    assert tasks.Forecast().calibrate(np.zeros((10, 3)), few, Hparams()) == {}
 
 
 @pytest.mark.parametrize(

@@ -25,22 +25,41 @@ from dlflax.run.predict import Predictor
 from dlflax.run.saved import to_json
 from dlflax.testing import TaskSuite
 from dlflax.train import losses, tasks
-from dlflax.train.tasks import TASKS
+from dlflax.train.metrics import Additive
+from dlflax.train.tasks import TASKS, Task
 
 RNG = np.random.default_rng(0)
 
 
-def pixel_loss(logits, targets, hparams):
-    truth = jax.nn.one_hot(targets, logits.shape[-1])
+def pixel_loss(logits, batch, hparams):
+    truth = jax.nn.one_hot(batch["targets"], logits.shape[-1])
     return -(truth * jax.nn.log_softmax(logits)).sum(-1).mean((1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation:
+class MeanIoU(Additive):
+    """The mean over the classes of the pixels that truth and prediction share."""
+
+    name: str = "mean_iou"
+
+    def update(self, outputs, batch):
+        truth, guess = (
+            jax.nn.one_hot(each, outputs.shape[-1]) * batch["mask"].reshape(-1, 1, 1, 1)
+            for each in (batch["targets"], outputs.argmax(-1))
+        )
+        both = (truth * guess).sum((0, 1, 2))
+        return {"both": both, "either": (truth + guess).sum((0, 1, 2)) - both}
+
+    def compute(self, sums):
+        return np.mean(sums["both"] / np.maximum(sums["either"], 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Task):
     """A class for every pixel: targets int (n, h, w), outputs logits (n, h, w, classes). The proof
     that a task needs no line of the library."""
 
-    SCORES = {"mean_iou": "max", "accuracy": "max", "loss": "min"}
+    metrics = (MeanIoU(),)
     loss: losses.Loss = pixel_loss
     monitor: str = "mean_iou"
 
@@ -51,26 +70,11 @@ class Segmentation:
     def model_fields(self, splits):
         return {"num_outputs": int(splits.train["targets"].max()) + 1}
 
-    def targets(self, batch):
-        return batch["targets"]
-
-    def sums(self, outputs, targets, mask):
-        truth, guess = (jax.nn.one_hot(each, outputs.shape[-1]) * mask.reshape(-1, 1, 1, 1)
-                        for each in (targets, outputs.argmax(-1)))  # fmt: skip
-        both, pixels = (truth * guess).sum((0, 1, 2)), (truth + guess).sum((0, 1, 2))
-        return {"both": both, "either": pixels - both, "pixels": truth.sum()}
-
-    def summary(self, sums):
-        iou = np.asarray(sums["both"]) / np.maximum(sums["either"], 1)
-        accuracy = np.sum(sums["both"]) / np.maximum(sums["pixels"], 1)
-        loss = sums["loss"] / np.maximum(sums["count"], 1)
-        return {"loss": float(loss), "mean_iou": float(iou.mean()), "accuracy": float(accuracy)}
-
     def describe(self, tested):
         return tasks.Description({"pixels": int(tested.splits.test["targets"].size)})
 
-    def answer(self, asked):
-        classes = asked.outputs.argmax(-1)
+    def answers(self, asked):
+        classes = asked.predictions["outputs"].argmax(-1)
         shares = [np.bincount(each.ravel(), minlength=2).tolist() for each in classes]
         return [(f"{name}: {share}", {"pixels": share})
                 for name, share in zip(asked.inputs, shares, strict=True)]  # fmt: skip
@@ -144,6 +148,10 @@ def job(request):
 
 class TestTasks(TaskSuite):
     """Each of them, by the fixture above."""
+
+    def inputs(self, splits):
+        batch = super().inputs(splits)
+        return {**batch, "times": np.full(batch["targets"].shape, "")} if "last" in batch else batch
 
 
 @pytest.fixture
@@ -343,14 +351,22 @@ def test_everything_of_a_config_is_saved_by_where_it_lives():
             assert module.startswith(("dlflax.", __name__)) and name
 
 
-def crosswise(outputs, targets, hparams):
+def crosswise(outputs, batch, hparams):
     return jnp.mean(outputs)
+
+
+def of_before(outputs, targets, hparams):
+    return jnp.abs(outputs[:, 0] - targets)
 
 
 @pytest.mark.parametrize(
     ("loss", "sentence"),
     [
-        (losses.BinaryCrossEntropy(), "loss BinaryCrossEntropy .* does not take outputs of shape"),
+        (losses.BinaryCrossEntropy(), r"loss BinaryCrossEntropy .* fails on outputs \(2, 10\)"),
+        (
+            of_before,
+            r"loss of_before .* takes \(outputs, batch, hparams\), and the targets are batch",
+        ),
         (
             crosswise,
             r"loss crosswise .* must give one number for each example, .* gives shape \(\)",

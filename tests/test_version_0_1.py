@@ -46,7 +46,12 @@ def test_a_run_resumes(capsys):
         for name in ("run/results.json", "run_with_4_epochs.json")
     )
     assert ours["test"]["loss"] == pytest.approx(theirs["test"]["loss"], rel=1e-4)
-    assert ours["test"].keys() == {*theirs["test"], "calibration_error"}
+    assert ours["test"].keys() == {
+        *theirs["test"],
+        "calibration_error",
+        "roc_auc",
+        "average_precision",
+    }
 
 
 def test_a_run_and_a_sweep_predict():

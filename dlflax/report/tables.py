@@ -3,14 +3,16 @@
 import math
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
-LESS = ("macro_precision", "macro_recall", "calibration_error")  # scores that not everyone looks at
+# scores that not everyone looks at
+LESS = ("macro_precision", "macro_recall", "average_precision", "calibration_error")
 MOST_ROWS = 12  # classes of which each gets a line
 TITLES = {
     "macro_precision": "precision", "macro_recall": "recall", "macro_f1": "macro F1",
     "calibration_error": "calib.\nerror",
     "micro_f1": "micro\nF1", "mean_average_precision": "mean avg.\nprecision",
     "exact_match": "exact\nmatch",
-    "roc_auc": "ROC AUC", "linear_probe_accuracy": "linear probe", "r2": "R2",
+    "roc_auc": "ROC AUC", "average_precision": "average\nprecision",
+    "linear_probe_accuracy": "linear probe", "r2": "R2",
 }  # fmt: skip
 
 
@@ -66,9 +68,11 @@ def print_results(results: dict, verbose: bool = False) -> None:
     there, with those of simple models under them, and the forecasts. verbose: all scores, and those
     of each test class unless they are many."""
     rows = {name: results[split] for split, name in SPLITS.items() if results.get(split)}
+    many = len(results.get("test", {}).get("per_class", ())) > 2
+    less = (*LESS, "roc_auc") if many else LESS
     have = dict.fromkeys(
         name for scores in rows.values() for name, value in scores.items()
-        if isinstance(value, (int, float)) and (verbose or name not in LESS)
+        if isinstance(value, (int, float)) and (verbose or name not in less)
     )  # fmt: skip
     # the order of a table that is read often; others follow
     first = ("loss", "accuracy", "macro_precision", "macro_recall", "macro_f1")

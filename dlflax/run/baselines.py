@@ -20,7 +20,7 @@ from dlflax.report.tables import number_text
 from dlflax.train import metrics
 from dlflax.train.tasks import Tested
 
-VERSION = 3  # another one forgets what is on disk
+VERSION = 4  # another one forgets what is on disk
 CHANCE = 0.05  # a difference with a larger p is not stated as one
 LINEAR = ("logistic regression", "ridge ")  # beginnings of the names of linear models of the inputs
 TUNE = " tune it with sweeps.bayes_opt,"
@@ -43,21 +43,22 @@ def fit_baselines(
     out: none of it may stop a run."""
     task = recipe.task
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
-    if not hasattr(task, "baselines"):
+    fits_of = task.baselines(recipe.model, splits)
+    if not fits_of:
         return {}
     if not all(map(fits, parts)):
         log("no simple models beside it: the data do not fit into memory")
         return {}
-    known = [VERSION, repr(task), task.SCORES, list(splits.class_names), splits.info]
+    known = [VERSION, repr(task), repr(task.metrics), list(splits.class_names), splits.info]
     path = cache_folder() / "baselines" / f"{_digest(known, splits, parts)}.json"
     found = _read(path, len(splits.test["inputs"]))
-    for name, fitted in task.baselines(recipe.model, splits).items():
+    for name, fit in fits_of.items():
         if name in found:
             continue
         try:
             with announcement(f"fitting {name} ...", log):
-                simple = fitted()
-            scores = train.scores(recipe, hparams, splits.test, simple.outputs) | simple.scores
+                simple = fit()
+            scores = train.scores(task, hparams, splits.test, simple.outputs) | simple.scores
             correct = correct_predictions(task, splits.test, simple.outputs, scores)
             found[name] = Baseline(scores, correct)
         except Exception as error:  # scikit-learn's, on data that no test has seen
@@ -70,9 +71,10 @@ def fit_baselines(
     return found
 
 
-def described(task, tested: Tested) -> dict[str, float]:
-    """All test scores that are numbers."""
-    scores = task.summary(tested.sums) | task.describe(tested).scores
+def described(task, scores: dict[str, float], tested: Tested) -> dict[str, float]:
+    """Returns all test scores that are numbers: those of the metrics, and what the task
+    describes."""
+    scores = scores | task.describe(tested).scores
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
@@ -80,7 +82,7 @@ def correct_predictions(task, test, outputs, scores: dict[str, float]) -> np.nda
     """Returns bool (n,), the test examples whose class is right; None where the task's first score
     is not their share."""
     targets = test.get("targets")
-    if next(iter(task.SCORES)) != "accuracy" or np.ndim(targets) != 1 or outputs.ndim > 2:
+    if task.metric().name != "accuracy" or np.ndim(targets) != 1 or outputs.ndim > 2:
         return None
     correct = metrics.predictions(np.asarray(outputs)) == targets
     accuracy = scores.get("accuracy", math.nan)
@@ -123,8 +125,8 @@ def verdict(
     first score and beyond chance; none where there is nothing to compare. linear: the network is
     itself such a model as `LINEAR` names; in_sweep: whether it is the winner of a search."""
     advice = ADVICE.replace(TUNE, "") if in_sweep else ADVICE
-    name = next(iter(task.SCORES))
-    sign = 1 if task.SCORES[name] == "min" else -1
+    name = task.metric().name
+    sign = 1 if task.metric().direction == "min" else -1
     mine = results["test"].get(name)
     others = {
         other: scores[name] for other, scores in results["baselines"].items()

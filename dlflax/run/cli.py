@@ -96,6 +96,13 @@ def with_things(recipe, chosen: Mapping[str, Any], recipes):
         if kind == "augment":
             recipe = dataclasses.replace(recipe, augment=tuple(known[name] for name in given))
         elif kind == "loss":
+            if given == short_name(kind, recipe.task.loss):
+                continue
+            if "loss" not in {field.name for field in dataclasses.fields(recipe.task)}:
+                raise InputError(
+                    f"--loss {given}: {type(recipe.task).__name__} has a loss of its own; remove "
+                    "the flag, or choose another --task."
+                )
             task = dataclasses.replace(recipe.task, loss=known[given])
             recipe = dataclasses.replace(recipe, task=task)
         elif given != short_name(kind, getattr(recipe, kind)):

@@ -48,7 +48,7 @@ def compare(
             print(f"training {name}, seed {seed} ({config.epochs:,} epochs), in {place}")
             results.append(run(experiment, one, dataset=dataset, brief=True))
         rows.append(_row(name, config.recipe.task, results))
-    direction = config.recipe.task.SCORES[rows[0]["score"]]
+    direction = config.recipe.task.metric(rows[0]["score"]).direction
     rows.sort(key=lambda row: row["mean"] if direction == "min" else -row["mean"])
     write_csv(folder / "comparison.csv", rows)
     figures.draw({"comparison": lambda: figures.comparison(rows)}, folder, print)
@@ -60,7 +60,8 @@ def compare(
 def _row(name, task, results):
     """One line of the table, from the runs of all seeds."""
     last = results[-1]
-    score = next(score for score in (*task.SCORES, "loss") if score in last["test"])
+    names = [metric.name for metric in task.metrics]
+    score = next(name for name in (*names, "loss") if name in last["test"])
     values = [each["test"][score] for each in results]
     return {
         "name": name,

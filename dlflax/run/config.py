@@ -13,6 +13,9 @@ from dlflax import data, self_check, train
 from dlflax.errors import InputError
 from dlflax.report.loggers import Log
 from dlflax.train import hparams
+from dlflax.train.augment import augment_batch
+from dlflax.train.batch import check_keys
+from dlflax.train.tasks import Task
 
 MOST_OF_A_SIZE = 2**31 - 1  # of a model
 # where it runs and what is told of it, not what is trained
@@ -96,7 +99,9 @@ def check(config: Config) -> None:
         )
     check_count("batch_size", config.recipe.batch_size, 1)
     recipe = config.recipe
+    check_task(recipe.task)
     parts = (("task", recipe.task), ("task.loss", recipe.task.loss),
+             *(("task.metrics", each) for each in recipe.task.metrics),
              ("optimizer", recipe.optimizer), ("schedule", recipe.schedule),
              *(("augment", each) for each in recipe.augment), ("data", config.data))  # fmt: skip
     for flag, thing in parts:
@@ -115,9 +120,6 @@ def check(config: Config) -> None:
             if isinstance(size, int) and abs(size) > MOST_OF_A_SIZE:  # XLA has no such shapes
                 flag = f"--model.{field.name.replace('_', '-')}"
                 raise InputError(f"{flag} {size} must be {MOST_OF_A_SIZE:,} or less.")
-    task = config.recipe.task
-    if task.monitor not in task.SCORES:
-        raise InputError(f"--task.monitor {task.monitor} must be one of {', '.join(task.SCORES)}.")
 
 
 def check_count(name: str, value: int, least: int, most: int = 10**9) -> None:
@@ -185,8 +187,9 @@ def check_batch_size(batch_size: int, n: int) -> None:
 def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Splits) -> train.Recipe:
     """The recipe with what of it the data and the task, not the user, decide: fields of its model.
     InputError when data, task and model do not go together."""
-    if hasattr(recipe.task, "of_data"):
-        recipe = dataclasses.replace(recipe, task=recipe.task.of_data(splits))
+    for part in (splits.train, splits.val, splits.test):
+        check_keys(part or {})
+    recipe = dataclasses.replace(recipe, task=recipe.task.for_data(splits))
     model, kind = recipe.model, type(recipe.model).__name__
     has = {field.name for field in dataclasses.fields(model)}
     # the members of an ensemble have these fields already
@@ -213,30 +216,48 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
 
 
 def _try(recipe, numbers, data, outputs) -> None:
-    """InputError where an augmentation is not for such inputs, or the loss not for such outputs and
-    targets. Computes nothing."""
+    """Raises InputError where an augmentation is not for such inputs, or the loss or a metric not
+    for such outputs and batches. Computes nothing."""
     batch = {
         name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
         for name, array in data.items()
     }
+    batch["mask"] = jax.ShapeDtypeStruct((2,), np.float32)
     outputs = jax.ShapeDtypeStruct((2, *outputs.shape[1:]), np.float32)
-    augment = functools.partial(train.augmented, recipe, numbers, key=jax.random.key(0))
-    targets = jax.eval_shape(augment, batch)["targets"]
+    augment = functools.partial(augment_batch, recipe, numbers, key=jax.random.key(0))
+    batch = jax.eval_shape(augment, batch)
     loss, task = recipe.task.loss, type(recipe.task).__name__
-    name = getattr(loss, "__name__", type(loss).__name__)
+    name = f"the loss {getattr(loss, '__name__', type(loss).__name__)} of {task}"
     try:
-        shape = jax.eval_shape(loss, outputs, targets, numbers).shape
-    except (TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        shape = jax.eval_shape(loss, outputs, batch, numbers).shape
+    except Exception as error:  # a loss of one's own can raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        shapes = ", ".join(f"{key} {array.shape}" for key, array in batch.items())
         raise InputError(
-            f"the loss {name} of {task} does not take outputs of shape {outputs.shape} and targets "
-            f"of shape {targets.shape} ({reason})."
+            f"{name} fails on outputs {outputs.shape} and a batch of {shapes} ({reason}): a loss "
+            'takes (outputs, batch, hparams), and the targets are batch["targets"].'
         ) from error
     if shape != (2,):
         raise InputError(
-            f"the loss {name} of {task} must give one number for each example, (n,): for two it "
-            f"gives shape {shape}."
+            f"{name} must give one number for each example, (n,): for two it gives shape {shape}."
         )
+
+
+def check_task(task) -> None:
+    """Raises InputError for what is not a `Task`, and for metrics without names of their own."""
+    if not isinstance(task, Task):
+        raise InputError(
+            f"--task: {type(task).__name__} must inherit from dlflax.train.tasks.Task, which lists "
+            "the methods to write."
+        )
+    names = [metric.name for metric in task.metrics]
+    for name in names:
+        if names.count(name) > 1 or name == "loss" or "/" in name or not name:
+            raise InputError(
+                f"{type(task).__name__} has a metric named {name!r}: give each a name of its own, "
+                "not loss, without a slash."
+            )
+    task.metric(task.monitor)
 
 
 def refuse_unused(given, unused: set[str], recipe: train.Recipe) -> None:
@@ -266,8 +287,6 @@ def weighted(class_weights: str, task, splits: data.Splits) -> data.Splits:
     InputError where the task has none."""
     if class_weights == "none":
         return splits
-    if not hasattr(task, "example_weights"):
-        raise InputError("--class-weights balanced is for classes: leave it out.")
     weight = task.example_weights(splits.train["targets"], len(splits.class_names))
     return dataclasses.replace(splits, train={**splits.train, "weight": weight})
 

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dlflax import train
@@ -12,7 +11,6 @@ from dlflax.data import Splits
 from dlflax.data.targets import standardized
 from dlflax.errors import InputError
 from dlflax.run.predict import AT_ONCE, Predictor
-from dlflax.train.step import task_sums
 
 
 def labelled(predictor: Predictor, place: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +50,8 @@ def _class_numbers(targets, dataset, info, place):
 
 
 def scores(predictor: Predictor, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """What the task's `summary` says of them. targets: class numbers, labels, or numbers in their
-    own unit. InputError for others than the task takes."""
+    """Returns the loss and every metric of the task. targets: class numbers, labels, or numbers in
+    their own unit. Raises InputError for others than the task takes."""
     recipe, info, n = predictor.config.recipe, predictor.data, len(inputs)
     targets = np.asarray(targets)
     if not n or targets.shape[:1] != (n,):
@@ -68,12 +66,7 @@ def scores(predictor: Predictor, inputs: np.ndarray, targets: np.ndarray) -> dic
     part = {"inputs": inputs, "targets": targets}
     splits = Splits(part, None, part, class_names=tuple(info["class_names"]), info=dict(info))
     recipe.task.check(splits, lambda: jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype))
-    task = recipe.task.of_data(splits) if hasattr(recipe.task, "of_data") else recipe.task
-    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
-    batch = {"targets": targets, "mask": jnp.ones(n, jnp.float32)}
-    numbers = train.as_traced(predictor.config.hparams.evaluation())
-    losses = task.loss(outputs, targets, numbers)
-    return task.summary(jax.device_get(task_sums(recipe, outputs, losses, batch)))
+    return train.scores(recipe.task.for_data(splits), predictor.config.hparams, part, outputs)
 
 
 def _numbers(targets: np.ndarray) -> np.ndarray:

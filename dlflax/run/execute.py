@@ -12,10 +12,8 @@ import numpy as np
 from dlflax import data, parallel, train, transfer
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import locked, write_csv, write_json
-from dlflax.report import figures, tables
-from dlflax.report.loggers import Together, opened
+from dlflax.report import figures, loggers, tables
 from dlflax.report.progress import Progress, announcement
-from dlflax.report.tensorboard import TensorBoard
 from dlflax.run import announce, baselines
 from dlflax.run.config import (
     Config,
@@ -33,8 +31,10 @@ from dlflax.run.folder import CALIBRATION, begin, results_of, run_folder
 from dlflax.run.profile import forward_flops, profile
 from dlflax.run.saved import flat, to_json
 from dlflax.run.stand_in import with_stand_in
+from dlflax.train.augment import augment_batch
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.train.tasks import Tested
+from dlflax.train.metrics import additive_scores
+from dlflax.train.tasks import Task, Tested
 
 Log = Callable[[str], None]
 
@@ -116,8 +116,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
         log(announce.devices_text(count))
     board = None
     if main:
-        others = opened(config.log, experiment.name, folder, log)
-        board = Together(TensorBoard(folder / "tensorboard", _last_step(saved), log), others)
+        board = loggers.start(config.log, experiment.name, folder, _last_step(saved), log)
     with contextlib.closing(board) if main else contextlib.nullcontext():
         if main and config.recipe.augment and job.examples.kind == "picture":
             draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
@@ -128,7 +127,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
             if config.transfer and config.transfer.self_contained:
                 transfer.save(job.start.backbone, folder)
             results = _results(experiment, job, fit, tests[0], started)
-            _report(job, fit, as_tested(job, state, *tests, found), results, board, log)
+            _report(job, fit, as_tested(job, state, tests[1], found), results, board, log)
     parallel.wait("the results are written")
     if not main:
         return {}
@@ -165,7 +164,7 @@ def _last_step(saved) -> int | None:
 
 
 def _train_and_test(job, saved, count, checkpoints, board, log):
-    """(Fit, the best State for the whole model, its sums and outputs on the test data, what the
+    """(Fit, the best State for the whole model, its scores and outputs on the test data, what the
     task fits on the validation data). Terminated when SIGTERM came, after saving."""
     config, recipe, splits = job.config, job.start.recipe, job.start.splits
     folder, task, main = config.run_dir, recipe.task, parallel.is_main()
@@ -175,15 +174,13 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
     steps = -(-data.examples(splits.train) // recipe.batch_size)
     done = len(saved.history) if saved else 0
     lines = "all" if config.verbose else "none" if job.brief else "some"
-    progress = Progress(
-        config.epochs, steps, recipe.batch_size, done, next(iter(task.SCORES)), lines
-    )
+    progress = Progress(config.epochs, steps, recipe.batch_size, done, task.metric().name, lines)
     if main and done < config.epochs and not job.brief:
         epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs:,} epochs"
         log(f"compiling, then training: {epochs} of {steps:,} steps")
 
     def on_steps(epoch, done, sums):
-        progress.update(epoch, done, task.summary(sums))
+        progress.update(epoch, done, additive_scores(task.metrics, sums))
 
     def on_epoch(fit):
         # the checkpoint first: everything below can be written again from its history
@@ -223,26 +220,26 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
                 "weights")  # fmt: skip
         with announcement("testing ...", log):
             found = calibrated(recipe, state, config.hparams, splits.val, log)
-            tests = jax.device_get(train.evaluate(recipe, state, config.hparams, splits.test))
+            tests = train.evaluate(recipe, state, config.hparams, splits.test)
         return fit, job.start.with_backbone(parallel.fetch(state)), tests, found
 
 
 def calibrated(recipe, state, hparams, val, log: Log) -> dict[str, Any]:
     """What the task fits on the validation outputs; {} where it does not, there are none, or it
     fails, which is said."""
-    if val is None or not hasattr(recipe.task, "calibrate"):
+    if val is None or type(recipe.task).calibrate is Task.calibrate:
         return {}
-    outputs = jax.device_get(train.evaluate(recipe, state, hparams, val)[1])
+    outputs = jax.device_get(train.evaluate_sums(recipe, state, hparams, val)[1])
     try:
-        numbers = train.as_traced(hparams.evaluation())
-        return recipe.task.calibrate(val["targets"], outputs, numbers)
+        numbers, batch = train.as_traced(hparams.evaluation()), train.host_batch(recipe.task, val)
+        return recipe.task.calibrate(outputs, batch, numbers)
     except Exception as error:  # a task of one's own can raise anything
         log(f"warning: {type(recipe.task).__name__}.calibrate failed ({type(error).__name__}: "
             f"{error}): nothing is fitted on the validation data")  # fmt: skip
         return {}
 
 
-def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
+def _results(experiment, job, fit, test_scores, started) -> dict[str, Any]:
     """results.json without what the task describes."""
     config, task, history = job.config, job.config.recipe.task, fit.history
     best = train.best_epoch(history, task)
@@ -273,16 +270,16 @@ def _results(experiment, job, fit, sums, started) -> dict[str, Any]:
         "compile_seconds": fit.compile_seconds,
         "examples_per_second": float(np.mean([row["examples_per_second"] for row in history])),
         **scores,
-        "test": task.summary(sums),
+        "test": test_scores,
     }
 
 
-def as_tested(job: Job, state: train.State, sums, outputs, calibration) -> Tested:
+def as_tested(job: Job, state: train.State, outputs, calibration) -> Tested:
     """What the task describes: a State of the whole model, and what it gave for the test data."""
     config, recipe = job.config, job.config.recipe
     numbers = train.as_traced(config.hparams.evaluation())
     return Tested(
-        recipe, config.hparams, train.variables(recipe, state), job.examples, sums, outputs,
+        recipe, config.hparams, train.variables(recipe, state), job.examples, outputs,
         lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)), calibration,
     )  # fmt: skip
 
@@ -323,7 +320,7 @@ def _report(job, fit, tested, results, board, log) -> None:
         for name, value in results.get(split, {}).items() if isinstance(value, float)
     }  # fmt: skip
     board.hparams({**_hparams(config), **flat(to_json(recipe))}, plain)
-    score = next(iter(recipe.task.SCORES))
+    score = recipe.task.metric().name
     best = train.best_epoch(fit.history, recipe.task) if job.start.splits.val else None
     drawings = {"curves": lambda: figures.curves(fit.history, score, best), **drawn}
     if isinstance(recipe.model, train.Ensemble):  # which has no epochs
@@ -342,9 +339,9 @@ def _compare(job, tested, results, log) -> None:
         return
     beside = baselines.fit_baselines(start.recipe, config.hparams, start.splits, log)
     if start.head:
-        sums, outputs = start.head()
-        head = dataclasses.replace(tested, sums=sums, outputs=outputs, calibration={})
-        scores = baselines.described(task, head)
+        scores, outputs = start.head()
+        head = dataclasses.replace(tested, outputs=outputs, calibration={})
+        scores = baselines.described(task, scores, head)
         correct = baselines.correct_predictions(task, start.splits.test, outputs, scores)
         beside["the last layer alone"] = baselines.Baseline(scores, correct)
     if not beside:
@@ -361,7 +358,7 @@ def _compare(job, tested, results, log) -> None:
 def _augmented_picture(config, train_set):
     """Figure: what training makes of a few pictures."""
     batch = {name: array[:8] for name, array in train_set.items()}
-    draw = jax.jit(train.augmented, static_argnums=0)
+    draw = jax.jit(augment_batch, static_argnums=0)
     draws = [
         draw(config.recipe, config.hparams, batch, jax.random.key(i))["inputs"] for i in range(7)
     ]

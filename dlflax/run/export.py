@@ -23,8 +23,8 @@ from dlflax import data, train
 from dlflax.errors import InputError, RunError
 from dlflax.files import replacing, write_json
 from dlflax.models.platform import portable
+from dlflax.models.protocols import Encoding, ReadingTokens
 from dlflax.run.predict import Predictor
-from dlflax.train.tasks import predictions
 from dlflax.transfer.weights import PUBLISHED
 
 Format = Literal["onnx", "stablehlo"]
@@ -85,8 +85,8 @@ def exported(predictor: Predictor) -> tuple[Callable[[Any], dict[str, Any]], dat
     def function(inputs):
         batch = raw.batch(inputs)
         outputs = train.forward(recipe, state, numbers, batch["inputs"])
-        found = predictions(recipe.task, outputs, batch, info, predictor.calibration)
-        if hasattr(recipe.model, "encode"):
+        found = recipe.task.predictions(outputs, batch, info, predictor.calibration)
+        if isinstance(recipe.model, Encoding):
             seen = train.floats(batch["inputs"])
             variables = train.variables(recipe, state)
             found["code"] = recipe.model.apply(variables, seen, method="encode")
@@ -175,7 +175,9 @@ def _examples(predictor, raw) -> tuple[np.ndarray, str]:
         generator, dtype = np.random.default_rng(0), np.dtype(raw.dtype)
     if dtype.kind == "f":
         return np.float32(generator.normal(size=(size, *raw.shape))), "random inputs"
-    most = 256 if dtype == np.uint8 else max(2, getattr(config.recipe.model, "vocabulary", 2))
+    model = config.recipe.model
+    tokens = model.vocabulary if isinstance(model, ReadingTokens) else 2
+    most = 256 if dtype == np.uint8 else max(2, tokens)
     return generator.integers(0, most, (size, *raw.shape)).astype(dtype), "random inputs"
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from dlflax import data, train
@@ -160,7 +159,7 @@ def _as_lanes(jobs, log: Log) -> list[tuple[train.State, int]]:
         )
     best, found = population.best(1), []
     for fold, (history,) in enumerate(population.histories):
-        found.append((train.of_variables(best[fold, 0][0]), len(history)))
+        found.append((train.from_variables(best[fold, 0][0]), len(history)))
     return found
 
 
@@ -181,7 +180,7 @@ def _alone(job: Job) -> tuple[train.State, int]:
         seed=config.seed, patience=config.patience, reduce_on_plateau=config.reduce_on_plateau,
         pretrained=start.pretrained,
     )  # fmt: skip
-    return train.of_variables(train.variables(start.recipe, fit.best)), len(fit.history)
+    return train.from_variables(train.variables(start.recipe, fit.best)), len(fit.history)
 
 
 def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, Any]:
@@ -189,11 +188,11 @@ def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, An
     splits, hparams, task = job.start.splits, job.config.hparams, job.config.recipe.task
     recipe = dataclasses.replace(job.start.recipe, ema=False)
     found = calibrated(recipe, state, hparams, splits.val, log)
-    sums, outputs = jax.device_get(train.evaluate(recipe, state, hparams, splits.test))
+    scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
     whole = dataclasses.replace(job.config.recipe, ema=False)
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=whole))
-    of_test = as_tested(job, job.start.with_backbone(state), sums, outputs, found)
-    scores, beside = baselines.described(task, of_test), {}
+    of_test = as_tested(job, job.start.with_backbone(state), outputs, found)
+    scores, beside = baselines.described(task, scores, of_test), {}
     if job.config.baseline != "none":
         simple = baselines.fit_baselines(recipe, hparams, splits, log)
         correct = baselines.correct_predictions(task, splits.test, outputs, scores)

@@ -14,12 +14,12 @@ import numpy as np
 from dlflax import train, transfer
 from dlflax.data import table
 from dlflax.errors import InputError
+from dlflax.models.protocols import ReadingTokens
 from dlflax.run.experiment import of_run
 from dlflax.run.folder import load_calibration, load_config
 from dlflax.run.saved import config_from_json
 from dlflax.train.augment import CutMix, Mix, MixUp, augment
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.train.ensemble import mean as mean_of
 from dlflax.train.tasks import Asked
 
 AT_ONCE = 256  # inputs that are read and computed at a time
@@ -71,7 +71,7 @@ class Predictor:
 
     def outputs(self, inputs) -> np.ndarray:
         """The model's outputs, float32 (n, ...), on inputs (n, ...); with `tta` the mean over the
-        views: of probabilities, as logits, where the task has `mean_logits`."""
+        views, as the task's `mean` has it."""
         recipe, numbers = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
         state = self.state(inputs)
 
@@ -87,7 +87,7 @@ class Predictor:
             batch = augment(self._augmentations(), jax.random.key(i), batch, strengths)
             views.append(of(batch["inputs"]))
         weights = jnp.full(len(views), 1 / len(views), jnp.float32)
-        return np.asarray(mean_of(recipe.task, jnp.stack(views), weights))
+        return np.asarray(recipe.task.mean(jnp.stack(views), weights))
 
     def _augmentations(self):
         """Those of the run that change one example at a time, and that its loss does not undo."""
@@ -205,7 +205,8 @@ class Predictor:
             cast = array.astype(self.dtype)
         if not np.isfinite(cast).all() or cast.dtype.kind != "f" and (cast != array).any():
             raise InputError(f"predict takes finite numbers of {self.dtype}: there are others.")
-        most = getattr(self.config.recipe.model, "vocabulary", None)
+        model = self.config.recipe.model
+        most = model.vocabulary if isinstance(model, ReadingTokens) else 1
         if self.kind == "text" and cast.size and not 0 <= cast.min() <= cast.max() < most:
             raise InputError(f"predict takes tokens from 0 to {most - 1}: there are others.")
         return cast
@@ -215,14 +216,16 @@ class Predictor:
     ) -> list[tuple[str, dict]]:
         """`answers` for what is read already: "inputs" (n, ...) and what else there is, their names
         and what one is called. Without draw no picture is written."""
-        config = self.config
-        state = self.state(batch["inputs"])
-        variables = train.variables(config.recipe, state)
+        recipe = self.config.recipe
+        variables = train.variables(recipe, self.state(batch["inputs"]))
+        predictions = recipe.task.predictions(
+            self.outputs(batch["inputs"]), batch, self.data, self.calibration
+        )
         asked = Asked(
-            names, kind, batch, self.outputs(batch["inputs"]), self.data, config.recipe, variables,
-            self.folder if draw else None, self.calibration,
+            names, kind, batch, {name: np.asarray(each) for name, each in predictions.items()},
+            self.data, recipe, variables, self.folder if draw else None, self.calibration,
         )  # fmt: skip
-        return config.recipe.task.answer(asked)
+        return recipe.task.answers(asked)
 
 
 def _pixels(array: np.ndarray) -> np.ndarray:

@@ -10,15 +10,16 @@ import numpy as np
 from dlflax import data, train
 from dlflax.models.convolution import formulations
 from dlflax.models.flops import flops
+from dlflax.models.protocols import Convolving
 from dlflax.report import tables
-from dlflax.train.step import keywords
+from dlflax.train.recipe import keywords
 
 
 def forward_flops(recipe: train.Recipe, state: train.State, hparams, inputs) -> int:
     """Operations of the model's forward pass on one example, inputs (1, ...); state may be
     abstract. Convolutions count as such, whatever formulation they are computed by."""
     model = recipe.model
-    if hasattr(model, "formulation"):
+    if isinstance(model, Convolving):
         recipe = dataclasses.replace(recipe, model=model.clone(formulation="lax"))
     return flops(*_forward(recipe, state, hparams), inputs)
 

@@ -21,6 +21,7 @@ from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.config import Config, check
 from dlflax.run.experiment import OWN, Experiment, reference
+from dlflax.train.tasks import Task
 from dlflax.transfer import Transfer
 
 
@@ -81,7 +82,7 @@ def config_from_json(saved: dict, folder: Path, experiment: Experiment) -> Confi
                 optimizer=read.thing(recipe.pop("optimizer"), "optimizer"),
                 schedule=read.thing(recipe.pop("schedule"), "schedule"),
                 augment=tuple(read.thing(each, "augment") for each in recipe.pop("augment")),
-                step=read.thing(recipe.pop("step"), "step"),
+                step=read.step(recipe.pop("step")),
                 **recipe,
             ),
             "hparams": read.thing(saved["hparams"], "hparams"),
@@ -121,12 +122,12 @@ KINDS = {
     "model": "a Linen module",
     "hparams": "a subclass of Hparams",
     "data": "a data source, with the methods load and split",
-    "task": "a task, with the methods of dlflax.train.tasks.Task",
+    "task": "a subclass of dlflax.train.tasks.Task",
     "optimizer": "called as (learning_rate, hparams)",
     "schedule": "called as (step, hparams)",
     "augment": "called as (key, batch, hparams)",
     "step": "called as (recipe, state, hparams, batch)",
-    "loss": "called as (outputs, targets, hparams)",
+    "loss": "called as (outputs, batch, hparams)",
 }
 ARGUMENTS = {"optimizer": 2, "schedule": 2, "augment": 3, "step": 4, "loss": 3}
 PURE = (  # modules whose functions may be called, of dlflax and of Flax
@@ -138,7 +139,6 @@ IMPURE = {  # functions of jax.numpy that read or write files, or change how arr
     "load", "save", "savez", "fromfile", "printoptions", "set_printoptions", "get_printoptions",
 }  # fmt: skip
 TRACED = (type(jax.jit(abs)), jax.custom_jvp, jax.custom_vjp, jnp.ufunc)
-TASK_METHODS = ("check", "model_fields", "targets", "sums", "summary", "describe", "answer")
 
 
 class _Reader:
@@ -157,6 +157,13 @@ class _Reader:
             return found
         self._expect(_is_kind(found, place), place, value)
         return self._built(found, {k: v for k, v in value.items() if k != "class"}, place)
+
+    def step(self, value):
+        """Returns the training step; None, the default, for `train.step` by its name."""
+        if value is None:
+            return None
+        found = self.thing(value, "step")
+        return None if found is train.step else found
 
     def built(self, cls, place: str = "", **fields):
         """cls(**fields), each of which is of the type that the class says."""
@@ -244,8 +251,7 @@ def _is_kind(found, place: str) -> bool:
     if place == "data":
         return all(callable(getattr(found, name, None)) for name in ("load", "split"))
     if place == "task":
-        methods = all(callable(getattr(found, name, None)) for name in TASK_METHODS)
-        return methods and hasattr(found, "SCORES")
+        return issubclass(found, Task)
     call = getattr(found, "__call__", None)  # noqa: B004
     return place in ARGUMENTS and _is_function(call, ARGUMENTS[place] + 1)
 

@@ -9,7 +9,6 @@ from dlflax.run.saved import to_json
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.losses import BinaryCrossEntropy
 from dlflax.train.optim import OPTIMIZERS, SCHEDULES
-from dlflax.train.step import step
 from dlflax.train.tasks import Classification, Forecast, Reconstruction
 
 TASKS = {
@@ -34,7 +33,7 @@ def converted(saved: dict[str, Any]) -> dict[str, Any]:
         "batch_size": recipe["batch_size"],
         "augment": [to_json(AUGMENTATIONS[name]) for name in recipe["augment"]],
         **{name: recipe[name] for name in ("compute_dtype", "ema", "trainable")},
-        "step": to_json(step),
+        "step": None,
     }
     config = {
         **saved["config"],

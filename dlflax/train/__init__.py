@@ -1,41 +1,38 @@
 """Training as a pure function of its hyperparameters: Recipe, Hparams, State, and the loop."""
 
+from dlflax.train.batch import Batch, floats
 from dlflax.train.ensemble import Ensemble
-from dlflax.train.history import History, Training, best_epoch, finished, plateau_factor
-from dlflax.train.hparams import Hparams, as_traced, number
-from dlflax.train.loop import (
-    Fit,
-    Saved,
+from dlflax.train.evaluation import (
     all_batches,
     evaluate,
     evaluate_batches,
-    fit,
+    evaluate_sums,
+    host_batch,
     predict,
     scores,
-    train_piece,
-    train_steps,
 )
+from dlflax.train.history import Evaluated, History, Training, best_epoch, finished, plateau_factor
+from dlflax.train.hparams import Hparams, as_traced, number
+from dlflax.train.loop import Fit, Saved, fit, train_piece, train_steps
 from dlflax.train.optim import SGD, Adam, AdamW, Constant, Cosine, Linear, Lion, Muon, RMSprop
 from dlflax.train.recipe import (
     Recipe,
-    State,
     abstract,
-    as_dict,
     forward,
     init,
-    of_variables,
     output_shape,
-    used_numbers,
     variables,
     zero_sums,
 )
-from dlflax.train.step import augmented, floats, gradient, moved, prepare, step, update
+from dlflax.train.state import State, as_dict, from_variables
+from dlflax.train.step import gradient, prepare, shift_params, step, update, used_numbers
 
 __all__ = [
-    "Adam", "AdamW", "Constant", "Cosine", "Ensemble", "Fit", "History", "Hparams", "Linear",
-    "Lion", "Muon", "RMSprop", "Recipe", "SGD", "Saved", "State", "Training", "abstract",
-    "all_batches", "as_dict", "as_traced", "augmented", "best_epoch", "evaluate",
-    "evaluate_batches", "finished", "fit", "floats", "forward", "gradient", "init", "moved",
-    "number", "of_variables", "output_shape", "plateau_factor", "predict", "prepare", "scores",
-    "step", "train_piece", "train_steps", "update", "used_numbers", "variables", "zero_sums",
+    "Adam", "AdamW", "Batch", "Constant", "Cosine", "Ensemble", "Evaluated", "Fit", "History",
+    "Hparams", "Linear", "Lion", "Muon", "RMSprop", "Recipe", "SGD", "Saved", "State", "Training",
+    "abstract", "all_batches", "as_dict", "as_traced", "best_epoch", "evaluate",
+    "evaluate_batches", "evaluate_sums", "finished", "fit", "floats", "forward", "from_variables",
+    "gradient", "host_batch", "init", "number", "output_shape", "plateau_factor", "predict",
+    "prepare", "scores", "shift_params", "step", "train_piece", "train_steps", "update",
+    "used_numbers", "variables", "zero_sums",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from dlflax.errors import InputError
+from dlflax.train.batch import floats
 from dlflax.train.hparams import numbers as names_of
 
 Augmentation = Callable  # (key, batch, hparams) -> batch
@@ -170,6 +171,15 @@ def augment(augmentations: tuple[Augmentation, ...], key, batch, hparams, corrup
                     "--augment mixup cutmix: use mix, which draws one of the two for each batch."
                 )
     return batch
+
+
+def augment_batch(recipe, hparams, batch, key):
+    """Returns the batch as the model and the loss see it in training. recipe: with `augment` and
+    `task`, of which it takes the targets."""
+    batch = {**batch, "inputs": floats(batch["inputs"])}
+    batch = augment(recipe.augment, key, batch, hparams)
+    batch = {**batch, "targets": recipe.task.targets(batch)}
+    return augment(recipe.augment, key, batch, hparams, corrupt=True)
 
 
 def numbers(augmentations, hparams) -> tuple[str, ...]:

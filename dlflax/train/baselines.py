@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.train import calibration, logistic, metrics
+from dlflax.train import calibration, logistic
 
 MOST_ROWS = 10_000  # training examples that are used, drawn at random
 MOST_COLUMNS = 4096  # numbers of an example; larger pictures are averaged down
@@ -30,7 +30,7 @@ class Baseline:
     outputs: np.ndarray
     """float32 (n, ...), as those of the network."""
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Test scores that the task's `summary` does not have."""
+    """Test scores that are no metric of the outputs."""
 
 
 Baselines = dict[str, Callable[[], Baseline]]
@@ -80,12 +80,8 @@ def of_labels(splits) -> Baselines:
         truth, cuts = splits.test["targets"], np.zeros(targets.shape[1])
         if val_logits is not None and len(val_logits) >= calibration.FEWEST:
             cuts = calibration.thresholds(splits.val["targets"], val_logits)
-        average = metrics.average_precision(truth, logits)
         losses = np.logaddexp(0, logits) - truth * logits
-        return Baseline(
-            np.float32(logits - cuts),
-            {"loss": float(losses.mean()), "mean_average_precision": metrics.mean_known(average)},
-        )
+        return Baseline(np.float32(logits - cuts), {"loss": float(losses.mean())})
 
     def shares():
         share = np.clip(targets.mean(0), 1e-6, 1 - 1e-6)
@@ -121,9 +117,7 @@ def of_numbers(splits) -> Baselines:
     truth = splits.test["targets"].reshape(len(splits.test["targets"]), -1)
 
     def scored(outputs):
-        outputs = np.float32(outputs).reshape(truth.shape)
-        left = ((outputs - truth) ** 2).sum(0)
-        return Baseline(outputs, {"r2": float(np.mean(1 - left / _spread(truth)))})
+        return Baseline(np.float32(outputs).reshape(truth.shape))
 
     found: Baselines = {"mean": lambda: scored(np.tile(targets.mean(0), (len(truth), 1)))}
     if (what := _columns(splits)) is not None:
@@ -133,12 +127,6 @@ def of_numbers(splits) -> Baselines:
             _boosted("Regressor", splits, columns).predict(columns["test"])
         )
     return found
-
-
-def _spread(truth):
-    """Sum of squares around the mean (numbers,), 1 where there is none."""
-    total = ((truth - truth.mean(0)) ** 2).sum(0)
-    return np.where(total > 0, total, np.inf)
 
 
 def _boosted(kind, splits, columns):
@@ -159,20 +147,15 @@ def of_series(splits) -> Baselines:
     """For windows: the last season again, and a ridge autoregression."""
     from dlflax.data.series import seasonal_naive
 
-    scale, test = splits.info["scale"], splits.test
-
-    def scored(outputs):
-        error = scale * (outputs - test["targets"])
-        return Baseline(np.float32(outputs), {"rmse": float(np.sqrt(np.nanmean(error**2)))})
+    test = splits.test
 
     def seasonal():
-        return scored(
-            seasonal_naive(test["inputs"], test["targets"].shape[1], splits.info["period"])
-        )
+        horizon = test["targets"].shape[1]
+        return Baseline(np.float32(seasonal_naive(test["inputs"], horizon, splits.info["period"])))
 
     found: Baselines = {"the last season again": seasonal}
     if not np.isnan(splits.train["targets"]).any(1).all():
-        found["ridge autoregression"] = lambda: scored(_ridge(_flat(splits), splits))
+        found["ridge autoregression"] = lambda: Baseline(_ridge(_flat(splits), splits))
     return found
 
 

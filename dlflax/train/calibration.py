@@ -7,6 +7,7 @@ scikit-learn is imported where it is used.
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -16,13 +17,14 @@ POINTS = 65  # temperatures that are tried at a time
 HOTTEST = 20.0  # a temperature beyond it, or below its inverse, is no calibration
 
 
-def temperature(loss, hparams, logits, targets) -> tuple[float, float]:
-    """(the temperature by which the logits have the lowest mean loss when divided, to about 0.1 %;
-    that loss): Guo et al. 2017. loss: (logits, targets, hparams) -> (n,)."""
+def temperature(loss, hparams, logits, batch) -> tuple[float, float]:
+    """Returns the temperature by which the logits, divided, have the lowest mean loss, to about
+    0.1 %, and that loss (Guo et al. 2017). loss: (logits, batch, hparams) -> (n,)."""
+    logits = jnp.asarray(logits)
 
     @jax.jit
     def losses(scales):
-        return lax.map(lambda scale: loss(logits * scale, targets, hparams).mean(), scales)
+        return lax.map(lambda scale: loss(logits * scale, batch, hparams).mean(), scales)
 
     middle, reach = 0.0, math.log(HOTTEST)
     for _ in range(2):  # all of the range, then around the best of it

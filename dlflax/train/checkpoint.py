@@ -12,7 +12,7 @@ from dlflax.errors import RunError
 from dlflax.train import checkpoint_files
 from dlflax.train.history import best_epoch
 from dlflax.train.loop import Saved
-from dlflax.train.recipe import State, as_dict
+from dlflax.train.state import State, as_dict
 
 
 class Checkpoints:

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from dlflax.train.hparams import Hparams
-from dlflax.train.step import keywords
+from dlflax.train.recipe import keywords
 
 
 class Ensemble(nn.Module):
-    """The mean of what its members say: where the task has `mean_logits`, of their probabilities,
-    as logits, divided by the temperature (Guo et al. 2017); else of their outputs."""
+    """The mean of its members' outputs by `Task.mean`, divided by the temperature (Guo et al.
+    2017)."""
 
     members: tuple[nn.Module, ...]
     hparams: tuple[Hparams, ...]
@@ -36,19 +36,12 @@ class Ensemble(nn.Module):
             member(inputs, **keywords(member, numbers, train))
             for member, numbers in zip(self.members, self.hparams, strict=True)
         ]
-        outputs = mean(self.task, jnp.stack(outputs), jnp.float32(self.weights))
+        outputs = self.task.mean(jnp.stack(outputs), jnp.float32(self.weights))
         return outputs / self.temperature
 
     def features(self, inputs):
         """What the members' heads see, where they share a backbone."""
         return self.members[0].features(inputs)
-
-
-def mean(task, outputs, weights):
-    """What an ensemble says: outputs float32 (models, n, ...), weights (models,) -> (n, ...)."""
-    if hasattr(task, "mean_logits"):
-        return task.mean_logits(outputs, weights)
-    return jnp.tensordot(weights, outputs, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,15 @@ own and a lane of a population share them, and a resume needs nothing more.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from dlflax.errors import InputError
 from dlflax.train.hparams import Hparams
-from dlflax.train.step import NEVER
+from dlflax.train.metrics import Collecting, additive_scores, collecting_scores
+from dlflax.train.recipe import NEVER
+from dlflax.train.tasks import Task
 
 History = list[dict[str, float]]
 """One row an epoch: epoch (from 1), step, train_<score>, val_<score>, and of a run of its own
@@ -19,7 +24,7 @@ learning_rate, seconds and examples_per_second. Without validation no val_*."""
 
 def improved(task, value: float, best: float) -> bool:
     """Whether a value of the task's monitored score is better than another."""
-    return value > best if task.SCORES[task.monitor] == "max" else value < best
+    return value > best if task.metric(task.monitor).direction == "max" else value < best
 
 
 def best_epoch(history: History, task: Any) -> int:
@@ -59,11 +64,22 @@ def plateau_factor(history: History, task: Any, patience: int, factor: float = 0
     return scale
 
 
+class Evaluated(NamedTuple):
+    """The validation of one epoch."""
+
+    sums: Mapping[str, Any]
+    """The sums of `metrics.batch_sums`."""
+    outputs: Any = None
+    """float32 (N, ...), which collecting metrics need."""
+    batch: Mapping[str, Any] | None = None
+    """The examples, as `loop.host_batch` returns them."""
+
+
 @dataclasses.dataclass
 class Training:
     """One training in progress: a run of its own, or a lane of a population."""
 
-    task: object
+    task: Task
     hparams: Hparams
     steps_per_epoch: int
     epochs: int
@@ -74,6 +90,14 @@ class Training:
     history: History = dataclasses.field(default_factory=list)
     diverged_at: int | None = None
     """1-based step at which the loss or the gradient was no longer finite."""
+    objective: str = "loss"
+    """A metric that every epoch has besides the monitor."""
+
+    @property
+    def collecting(self) -> tuple[Collecting, ...]:
+        """The collecting metrics that every epoch's validation has."""
+        names = {self.task.monitor, self.objective}
+        return tuple(m for m in self.task.metrics if isinstance(m, Collecting) and m.name in names)
 
     def finished(self, until: int | None = None) -> bool:
         """Whether there is nothing more to train, up to `until` epochs (default: all)."""
@@ -91,26 +115,46 @@ class Training:
         return hparams.replace(learning_rate=hparams.learning_rate * factor)
 
     def add(
-        self, sums: Mapping[str, Any], val_sums: Mapping[str, Any] | None = None, **more: float
+        self, sums: Mapping[str, Any], val: Evaluated | None = None, **more: float
     ) -> dict[str, float]:
         """Appends the row of one more epoch, and returns it; notes where it diverged. sums: of the
-        training steps; val_sums: of the validation, if any; more: columns that are not scores."""
-        epoch = len(self.history) + 1
-        step = epoch * self.steps_per_epoch
-        splits = {"train": sums} | ({} if val_sums is None else {"val": val_sums})
-        row = {"epoch": epoch, "step": step}
-        for split, each in splits.items():
-            summary = self.task.summary(each).items()
-            row |= {f"{split}_{name}": float(value) for name, value in summary}
-        row |= more
+        training steps; more: columns that are not scores. Raises InputError for a collecting metric
+        that is undefined on the validation data."""
+        epoch, metrics = len(self.history) + 1, self.task.metrics
+        step, row = epoch * self.steps_per_epoch, {}
+        scores = {"train": additive_scores(metrics, sums)}
+        if val is not None:
+            scores["val"] = additive_scores(metrics, val.sums)
+            if self.collecting:
+                outputs = np.asarray(val.outputs)
+                scores["val"] |= collecting_scores(self.collecting, outputs, val.batch)
+        for split, values in scores.items():
+            row |= {f"{split}_{name}": float(value) for name, value in values.items()}
+        row = {"epoch": epoch, "step": step, **row, **more}
         self.history.append(row)
         if sums["first_bad_step"] < step:
             self.diverged_at = int(sums["first_bad_step"]) + 1
-        elif not math.isfinite(row.get(f"val_{self.task.monitor}", 0.0)) or not math.isfinite(
-            row.get("val_loss", 0.0)
-        ):
+        elif not math.isfinite(row.get("val_loss", 0.0)):
             self.diverged_at = step
+        elif undefined := [
+            name
+            for name in ("loss", self.task.monitor, self.objective)
+            if not math.isfinite(row.get(f"val_{name}", 0.0))
+        ]:
+            self._refuse(undefined[0], step, val)
         return row
+
+    def _refuse(self, name, step, val) -> None:
+        """Raises InputError for a metric that these validation data do not define; where a model
+        has no finite outputs, that diverged."""
+        collecting = name in {metric.name for metric in self.collecting}
+        if not collecting or not np.isfinite(val.outputs).all():
+            self.diverged_at = step
+            return
+        raise InputError(
+            f"{name} is undefined on the {len(val.outputs):,} validation examples: choose another "
+            "--task.monitor or --objective, or other validation data."
+        )
 
 
 def diverged(sums) -> bool:

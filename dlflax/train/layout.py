@@ -6,6 +6,7 @@ import os
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -53,6 +54,25 @@ def layout_for(
     if jax.process_count() == 1:  # of several hosts all take part, whether they have lanes or not
         devices = min(devices, lanes)
     return Layout(mode, devices, -(-lanes // devices) * devices)
+
+
+def deal_lanes(lanes, layout: Layout) -> list:
+    """Returns the lane at each place, None where there is none: dealt out like cards, so that every
+    device has as much to do."""
+    places = [None] * layout.width
+    for k, lane in enumerate(lanes):
+        places[k % layout.devices * layout.lanes_per_device + k // layout.devices] = lane
+    return places
+
+
+def active_slots(places, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `slots` and `counts` of `population.train_epoch` for the lanes at these places."""
+    slots, counts = np.zeros(layout.width, np.int32), np.zeros(layout.devices, np.int32)
+    for place in sorted(places):
+        device, slot = divmod(place, layout.lanes_per_device)
+        slots[device * layout.lanes_per_device + counts[device]] = slot
+        counts[device] += 1
+    return slots, counts
 
 
 def use_all_cores() -> None:

@@ -1,6 +1,5 @@
-"""The loop over epochs, and evaluation: what calls `Recipe.step` on a device.
+"""The loop over epochs: `train_steps` loops the step on the device, `fit` is the loop over epochs.
 
-`train_steps` loops the step on the device, `evaluate` scores, `fit` is the loop over epochs.
 Nothing here reads files or prints.
 """
 
@@ -19,19 +18,15 @@ from jax import lax
 
 from dlflax import parallel
 from dlflax.data.order import epoch_batches
-from dlflax.data.stream import fits, slices, stream
-from dlflax.errors import RunError
-from dlflax.train.history import History, Training, best_epoch, diverged
+from dlflax.data.stream import fits, stream
+from dlflax.errors import InputError, RunError
+from dlflax.train.batch import gather
+from dlflax.train.evaluation import evaluate_sums, host_batch
+from dlflax.train.history import Evaluated, History, Training, best_epoch, diverged
 from dlflax.train.hparams import Hparams, as_traced
-from dlflax.train.recipe import Recipe, State, forward, init_placed, zero_sums
-from dlflax.train.step import floats, task_sums
-
-
-def _gather(data, index):
-    """The batch at index (n,) int32; a negative one, -1 - i, is example i as padding: mask 0."""
-    at = jnp.where(index < 0, -1 - index, index)
-    batch = {name: jnp.take(leaf, at, axis=0) for name, leaf in data.items()}
-    return {**batch, "mask": (index >= 0).astype(jnp.float32)}
+from dlflax.train.recipe import Recipe, init_placed, zero_sums
+from dlflax.train.state import State
+from dlflax.train.step import step
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -47,7 +42,7 @@ def train_steps(
     """
 
     def batch(i):
-        return _gather(data, parallel.split_batch(batches[i]))
+        return gather(data, parallel.split_batch(batches[i]))
 
     return _steps(recipe, state, hparams, batch, sums, start, stop)
 
@@ -67,96 +62,16 @@ def train_piece(
 
 
 def _steps(recipe, state, hparams, batch, sums, start, stop):
+    update_state = recipe.step or step
+
     def body(i, carry):
         state, sums = carry
-        state, new = recipe.step(recipe, state, hparams, parallel.split_batch(batch(i)))
+        state, new = update_state(recipe, state, hparams, parallel.split_batch(batch(i)))
         bad = jnp.minimum(sums["first_bad_step"], new.pop("first_bad_step"))
         sums = {**{name: sums[name] + new[name] for name in new}, "first_bad_step": bad}
         return parallel.constrain_state(state), parallel.replicated(sums)
 
     return lax.fori_loop(start, stop, body, (state, sums))
-
-
-def evaluate(
-    recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batch_size: int = 256
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Scores data (as in `train_steps`) without training, every example once.
-
-    Returns (sums, outputs): sums hold `loss`, `count` and the task's own; outputs are float32
-    (N, ...). The averaged weights are used where there are any. Arrays on disk (`DiskArray`) are
-    read in pieces.
-    """
-    data = {name: leaf for name, leaf in data.items() if name != "weight"}
-    hparams = as_traced(hparams.evaluation())
-    if isinstance(data["inputs"], jax.Array):
-        return _evaluate(recipe, state, hparams, data, batch_size)
-    if fits(data):
-        return _evaluate(recipe, state, hparams, parallel.put(data), batch_size)
-    parts = [
-        jax.device_get(_evaluate(recipe, state, hparams, parallel.put(part), batch_size))
-        for part in slices(data)
-    ]
-    sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(sums for sums, _ in parts))
-    return sums, np.concatenate([outputs for _, outputs in parts])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _evaluate(recipe, state, hparams, data, batch_size):
-    n = data["inputs"].shape[0]
-    sums, outputs = evaluate_batches(recipe, state, hparams, data, all_batches(n, batch_size))
-    return sums, outputs.reshape(-1, *outputs.shape[2:])[:n]
-
-
-def evaluate_batches(
-    recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batches: Any
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """`evaluate` of the examples in batches, int32 (batches, size), -1 for padding: (sums, outputs
-    float32 (batches, size, ...)). hparams: those to evaluate with."""
-
-    def one(index):
-        batch = parallel.split_batch(_gather(data, parallel.split_batch(index)))
-        batch = {**batch, "inputs": floats(batch["inputs"])}
-        batch["targets"] = recipe.task.targets(batch)
-        outputs = forward(recipe, state, hparams, batch["inputs"])
-        each = recipe.task.loss(outputs, batch["targets"], hparams)
-        return parallel.replicated((task_sums(recipe, outputs, each, batch), outputs))
-
-    sums, outputs = lax.map(one, batches)
-    return jax.tree.map(lambda leaf: leaf.sum(0), sums), outputs
-
-
-def scores(
-    recipe: Recipe, hparams: Hparams, data: Mapping[str, Any], outputs: Any
-) -> dict[str, float]:
-    """The task's `summary` of any model's outputs (n, ...) on data (as in `evaluate`)."""
-    batch = {name: jnp.asarray(leaf) for name, leaf in data.items() if name != "weight"}
-    batch |= {"inputs": floats(batch["inputs"]), "mask": jnp.ones(len(outputs))}
-    batch["targets"], outputs = recipe.task.targets(batch), jnp.asarray(outputs)
-    each = recipe.task.loss(outputs, batch["targets"], as_traced(hparams.evaluation()))
-    return recipe.task.summary(jax.device_get(task_sums(recipe, outputs, each, batch)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def predict(
-    recipe: Recipe, state: State, hparams: Hparams, inputs: Any, batch_size: int = 256
-) -> jax.Array:
-    """The model's outputs, float32 (N, ...), on inputs (N, ...): no targets are needed."""
-    n = inputs.shape[0]
-
-    def one(index):
-        batch = parallel.split_batch(_gather({"inputs": inputs}, parallel.split_batch(index)))
-        return parallel.replicated(forward(recipe, state, hparams, batch["inputs"]))
-
-    outputs = lax.map(one, all_batches(n, batch_size))
-    return outputs.reshape(-1, *outputs.shape[2:])[:n]
-
-
-def all_batches(n: int, batch_size: int = 256) -> np.ndarray:
-    """int32 (batches, size): every example once, in order, then -1, padding."""
-    batch_size = -(-min(batch_size, n) // parallel.size()) * parallel.size()
-    batches = math.ceil(n / batch_size)
-    index = np.arange(batches * batch_size, dtype=np.int32)
-    return np.where(index < n, index, -1).reshape(batches, batch_size)
 
 
 class Saved(NamedTuple):
@@ -230,6 +145,7 @@ def fit(
         list(resume.history),
     )  # fmt: skip
     feed = (_Resident if fits(train) else _Streamed)(recipe, hparams, train, seed)
+    host_val = host_batch(recipe.task, val) if val is not None and training.collecting else None
     val = parallel.put(val) if val is not None and fits(val) else val
     progress = Fit(resume.state, None, training.history, 0.0)
     clock = time.perf_counter()
@@ -244,24 +160,24 @@ def fit(
         partial = None
         if progress.partial:
             return progress
-        seconds, val_sums = time.perf_counter() - clock, None
+        seconds, tested = time.perf_counter() - clock, None
         if val is not None and not evaluated:  # only now, so that the first step comes sooner
             lap = time.perf_counter()
-            jax.block_until_ready(evaluate(recipe, progress.state, hparams, val))
+            jax.block_until_ready(evaluate_sums(recipe, progress.state, hparams, val))
             progress.compile_seconds += time.perf_counter() - lap
             clock, evaluated = clock + time.perf_counter() - lap, True
         if val is not None:
-            val_sums, _ = jax.device_get(evaluate(recipe, progress.state, hparams, val))
+            val_sums, outputs = evaluate_sums(recipe, progress.state, hparams, val)
+            tested = Evaluated(jax.device_get(val_sums), outputs, host_val)
         current, step = training.current_hparams(), np.float32(int(progress.state.step) - 1)
         training.add(
-            sums, val_sums, learning_rate=float(recipe.schedule(step, current)),
+            sums, tested, learning_rate=float(recipe.schedule(step, current)),
             seconds=time.perf_counter() - clock, examples_per_second=n / seconds,
         )  # fmt: skip
         if training.diverged_at:
             raise _divergence(recipe, current, training.diverged_at)
-        if val is not None and best_epoch(training.history, recipe.task) + 1 == len(
-            training.history
-        ):
+        last = len(training.history) - 1
+        if val is not None and best_epoch(training.history, recipe.task) == last:
             progress.best = jax.tree.map(jnp.copy, progress.state)
         if on_epoch:
             on_epoch(progress)
@@ -277,6 +193,11 @@ def _epoch(feed, training, progress, partial, should_stop, on_steps):
     current = training.current_hparams()
     numbers, sums, done = as_traced(current), feed.zero, 0
     if partial:
+        if set(partial) != set(feed.zero):
+            raise InputError(
+                "--resume: the checkpoint lies inside an epoch and has the sums of other metrics: "
+                "continue with the task and the version of dlflax that wrote it."
+            )
         sums = {k: np.asarray(partial[k], leaf.dtype) for k, leaf in feed.zero.items()}
         done = int(progress.state.step) - epoch * steps
     last = training.history[-1].get("seconds", math.inf) if training.history else math.inf

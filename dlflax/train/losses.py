@@ -1,8 +1,9 @@
 """Losses, one number an example, and Keras' L2 penalty.
 
 The functions take outputs before the last activation (logits) and return float32 (n,). A task has
-its loss as a frozen dataclass or a function, (outputs, targets, hparams) -> (n,): one of those at
-the end of this file, or your own. hparams may be traced.
+its loss as a frozen dataclass or a function, (outputs, batch, hparams) -> (n,): one of those at the
+end of this file, or your own. batch: as `train.batch.Batch`, with "targets" and "mask"; hparams may
+be traced.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import optax
 
 from dlflax.train.hparams import number
 
-Loss = Callable  # (outputs, targets, hparams) -> (n,)
+Loss = Callable  # (outputs, batch, hparams) -> (n,)
 
 
 def cross_entropy(logits: Any, targets: Any, label_smoothing: Any = 0.0) -> jax.Array:
@@ -79,32 +80,32 @@ def l2(params: Any) -> jax.Array:
 class CrossEntropy:
     """`cross_entropy` with `Hparams.label_smoothing`."""
 
-    def __call__(self, outputs, targets, hparams):
-        return cross_entropy(outputs, targets, hparams.label_smoothing)
+    def __call__(self, outputs, batch, hparams):
+        return cross_entropy(outputs, batch["targets"], hparams.label_smoothing)
 
 
 @dataclasses.dataclass(frozen=True)
 class BinaryCrossEntropy:
     """`binary_cross_entropy` with `Hparams.label_smoothing`."""
 
-    def __call__(self, outputs, targets, hparams):
-        return binary_cross_entropy(outputs, targets, hparams.label_smoothing)
+    def __call__(self, outputs, batch, hparams):
+        return binary_cross_entropy(outputs, batch["targets"], hparams.label_smoothing)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanSquaredError:
     """`mean_squared_error`."""
 
-    def __call__(self, outputs, targets, hparams):
-        return mean_squared_error(outputs, targets)
+    def __call__(self, outputs, batch, hparams):
+        return mean_squared_error(outputs, batch["targets"])
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanAbsoluteError:
     """`mean_absolute_error`."""
 
-    def __call__(self, outputs, targets, hparams):
-        return mean_absolute_error(outputs, targets)
+    def __call__(self, outputs, batch, hparams):
+        return mean_absolute_error(outputs, batch["targets"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +115,8 @@ class Huber:
     delta: float = number(1.0, above=0)
     """Error from which on the loss is linear."""
 
-    def __call__(self, outputs, targets, hparams):
-        return huber(outputs, targets, self.delta)
+    def __call__(self, outputs, batch, hparams):
+        return huber(outputs, batch["targets"], self.delta)
 
 
 LOSSES = {

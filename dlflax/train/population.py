@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlflax import parallel, train
 from dlflax.data.order import epoch_batches
-from dlflax.train.layout import Layout, layout_for
+from dlflax.train.layout import Layout, active_slots, deal_lanes, layout_for
 
 traces = 0
 """How many programs this process has traced for `train_epoch`: one a Recipe and Layout."""
@@ -37,10 +37,11 @@ def init(recipe: train.Recipe, layout: Layout, hparams, inputs, seeds, pretraine
     return lax.with_sharding_constraint(jax.vmap(one)(hparams, seeds), layout.sharding("lane"))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="with_outputs", donate_argnums=2)
 def train_epoch(
-    recipe, layout, states, hparams, train_set, val_set, batches, slots, counts, val_batches=None
-):
+    recipe, layout, states, hparams, train_set, val_set, batches, slots, counts, val_batches=None,
+    *, with_outputs=False,
+):  # fmt: skip
     """One epoch and its validation for every lane, in one compiled call.
 
     states, hparams: leaves (width, ...); data as for `train.train_steps`, a copy on every device;
@@ -49,7 +50,8 @@ def train_epoch(
     (width,), for each device the lanes of its share that are to be trained, first; counts: int32
     (devices,), how many these are. Under map the others keep their State, under vmap they are
     trained as well.
-    Returns (States, (training sums, validation sums)), leaves (width, ...).
+    Returns (States, (training sums, validation sums, with_outputs: the outputs of the validation,
+    else None)), leaves (width, ...).
     """
     global traces
     traces += 1
@@ -61,11 +63,13 @@ def train_epoch(
             recipe, state, hparams, train_set, batches, zero, start, stop
         )
         if val_batches is None:
-            return state, (sums, train.evaluate(recipe, state, hparams, val_set)[0])
-        numbers = train.as_traced(hparams.evaluation())
-        return state, (
-            sums, train.evaluate_batches(recipe, state, numbers, val_set, val_batches)[0]
-        )  # fmt: skip
+            val_sums, outputs = train.evaluate_sums(recipe, state, hparams, val_set)
+        else:
+            val_sums, outputs = train.evaluate_batches(
+                recipe, state, train.as_traced(hparams.evaluation()), val_set, val_batches
+            )
+            outputs = outputs.reshape(-1, *outputs.shape[2:])
+        return state, (sums, val_sums, outputs if with_outputs else None)
 
     def at(tree, slot):
         return jax.tree.map(lambda leaf: leaf[slot], tree)
@@ -122,7 +126,7 @@ def _outputs(recipe, layout, variables, hparams, val_set):
     plain = dataclasses.replace(recipe, ema=False)
 
     def one(variables, hparams):
-        return train.evaluate(plain, train.of_variables(variables), hparams, val_set)[1]
+        return train.evaluate_sums(plain, train.from_variables(variables), hparams, val_set)[1]
 
     def on_device(variables, hparams):
         if layout.mode == "vmap":
@@ -144,11 +148,13 @@ class Population:
     the layout's width, never more. keep_best: `best` will be asked for, which takes a lane's
     variables once more. rows: for each configuration the examples, int32 (n,), of train_set and of
     val_set that are its own, as in cross-validation; as many steps an epoch for all of them.
+    objective: name of a metric that every epoch has, whatever the task monitors.
     """
 
     def __init__(
         self, recipe, hparams, seeds, train_set, val_set, *, epochs, layout,
         patience=0, reduce_on_plateau=0, pretrained=None, keep_best=False, rows=None,
+        objective="loss",
     ):  # fmt: skip
         self.recipe, self.layout = recipe, layout
         lengths, everything = train_set.get("length"), np.arange(len(train_set["inputs"]))
@@ -159,14 +165,16 @@ class Population:
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)
         self.trainings = [
-            [train.Training(recipe.task, h, steps, epochs, patience, reduce_on_plateau)
-             for _ in row]
+            [train.Training(recipe.task, h, steps, epochs, patience, reduce_on_plateau,
+                            objective=objective) for _ in row]
             for h, row in zip(hparams, self.seeds, strict=True)
         ]  # fmt: skip
         """`[configuration][seed]` -> the lane's record: rows without learning rate and speed."""
+        collecting = self.trainings[0][0].collecting
+        self._host_val = train.host_batch(recipe.task, val_set) if collecting else None
         self.train_set, self.val_set = put_on_devices(layout, train_set, val_set)
         everything = [(i, j) for i, row in enumerate(self.seeds) for j in range(len(row))]
-        self._lanes = _dealt(everything, layout)
+        self._lanes = deal_lanes(everything, layout)
         inputs = train_set["inputs"][:1]
         self._states = init(recipe, layout, self._hparams(), inputs, self._lane_seeds(), pretrained)
         self._best = None
@@ -194,20 +202,30 @@ class Population:
         batches, val_batches = None, self._val_batches()
         while running := self._running(untils):
             batches = self._batches() if batches is None else batches
-            slots, counts = _active(running, self.layout)
+            slots, counts = active_slots(running, self.layout)
             self._states, sums = train_epoch(
                 self.recipe, self.layout, self._states, self._hparams(),
                 self.train_set, self.val_set, batches, slots, counts, val_batches,
+                with_outputs=self._host_val is not None,
             )  # fmt: skip
             if any(len(self.trainings[i][j].history) + 1 < untils[i] for i, j in running.values()):
                 batches = self._batches(ahead=1)  # while the devices work
-            train_sums, val_sums = parallel.gathered(sums)
+            sums = parallel.gathered(sums)
             for place, (i, j) in running.items():
-                self.trainings[i][j].add(_at(train_sums, place), _at(val_sums, place))
+                train_sums, *tested = _at(sums, place)
+                self.trainings[i][j].add(train_sums, self._validation(i, *tested))
             if self._best is not None:
                 improved = self._put(self._improved(running))
                 self._best = _better(self.recipe, self._best, self._states, improved)
             on_epoch()
+
+    def _validation(self, i, sums, outputs):
+        """Returns the validation of one lane of configuration i."""
+        rows, batch = self._val_rows[i], self._host_val
+        if batch is not None and rows is not None:
+            # its examples come first, then padding
+            batch, outputs = {n: leaf[rows] for n, leaf in batch.items()}, outputs[: len(rows)]
+        return train.Evaluated(sums, outputs, batch)
 
     def _improved(self, running):
         """bool (width,): lanes for which the last epoch was the best so far."""
@@ -276,7 +294,7 @@ class Population:
             devices = self.layout.devices
             width = -(-len(lanes) // devices) * devices
             self.layout = dataclasses.replace(self.layout, width=width)
-        self._lanes = _dealt(sorted(lanes), self.layout)
+        self._lanes = deal_lanes(sorted(lanes), self.layout)
         index = np.int32([old.get(lane, 0) for lane in self._lanes])
         sharding = self.layout.sharding("lane")
         self._states, self._best = _gather(sharding, (self._states, self._best), index)
@@ -296,7 +314,7 @@ class Population:
     def scores(self, metric: str) -> np.ndarray:
         """Each configuration's best `val_<metric>` so far under each seed, float64 (n, seeds), in
         the direction that the task gives it; +-inf, the worst, once it diverged."""
-        lowest = self.recipe.task.SCORES[metric] == "min"
+        lowest = self.recipe.task.metric(metric).direction == "min"
         best, worst = (min, np.inf) if lowest else (max, -np.inf)
         diverged = self.diverged
         return np.array(
@@ -375,25 +393,6 @@ def _of_rows(rows, batches):
 def put_on_devices(layout: Layout, *data):
     """The data with a copy on each of the layout's devices; free where it is there already."""
     return parallel.place(data, layout.sharding())
-
-
-def _dealt(lanes, layout):
-    """The lane at each place, None where there is none: dealt out like cards, so that every device
-    has as much to do."""
-    places = [None] * layout.width
-    for k, lane in enumerate(lanes):
-        places[k % layout.devices * layout.lanes_per_device + k // layout.devices] = lane
-    return places
-
-
-def _active(places, layout):
-    """`slots` and `counts` of `train_epoch` for the lanes at these places."""
-    slots, counts = np.zeros(layout.width, np.int32), np.zeros(layout.devices, np.int32)
-    for place in sorted(places):
-        device, slot = divmod(place, layout.lanes_per_device)
-        slots[device * layout.lanes_per_device + counts[device]] = slot
-        counts[device] += 1
-    return slots, counts
 
 
 def _at(tree, place):

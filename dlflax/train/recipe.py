@@ -1,21 +1,28 @@
-"""Recipe and State: the structure of a training run, and all that changes in it."""
+"""Recipe: the structure of a training run, and its model as functions of a State."""
 
 import dataclasses
 import functools
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct, traverse_util
+from flax import traverse_util
 
 from dlflax import parallel
+from dlflax.errors import InputError
 from dlflax.train import optim
 from dlflax.train.augment import Augmentation
-from dlflax.train.hparams import Hparams, as_traced
-from dlflax.train.step import NEVER, cast, floats, keywords, step, task_sums, trained
-from dlflax.train.tasks import Classification
+from dlflax.train.batch import cast, floats, with_targets
+from dlflax.train.hparams import Hparams, numbers
+from dlflax.train.metrics import batch_sums
+from dlflax.train.state import State
+from dlflax.train.tasks import Classification, Task
+
+NEVER = np.int32(2**31 - 1)  # first_bad_step where all were good
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Recipe:
     model: Any
     """A Linen module, called as model(inputs), with the keyword `train` and those that have the
     name of a number of Hparams, such as `dropout`, where its call has them."""
-    task: Any = Classification()
-    """What kind of job it is (`tasks.Task`): loss, targets, scores, report, predictions."""
+    task: Task = Classification()
+    """Loss, metrics, and the meaning of the outputs."""
     optimizer: optim.Optimizer = optim.Adam()
     """Update rule: (learning_rate, hparams) -> optax.GradientTransformation."""
     schedule: optim.Schedule = optim.Constant()
@@ -47,21 +54,8 @@ class Recipe:
     trainable: str = ""
     """Regular expression of the parameters to be trained, such as ^(stage4|logits): the others stay
     as they are, batch statistics included; empty trains all."""
-    step: Callable = step
-    """One update: (recipe, state, hparams, batch) -> (State, sums), as `train.step`."""
-
-
-@struct.dataclass
-class State:
-    """All that changes in training, and all that a checkpoint holds."""
-
-    step: jax.Array  # int32 scalar: steps done
-    params: Any  # float32
-    collections: Any  # the model's other variables (batch statistics, ...)
-    opt_state: Any
-    ema: Any  # like params, or None without Recipe.ema
-    key: jax.Array  # never changes; a step's randomness is fold_in(key, step)
-    ema_collections: Any = None  # like collections, averaged alike; None where there are no floats
+    step: Callable | None = None
+    """One update: (recipe, state, hparams, batch) -> (State, sums); None is `train.step`."""
 
 
 def init(
@@ -74,7 +68,7 @@ def init(
     hosts NumPy arrays)."""
     init_key, key = jax.random.split(key)
     fresh = recipe.model.init(
-        init_key, floats(inputs), **keywords(recipe.model, hparams, train=False)
+        init_keys(init_key), floats(inputs), **keywords(recipe.model, hparams, train=False)
     )
     fresh.pop("losses", None)  # of one call, not of the State
     if pretrained:
@@ -82,7 +76,7 @@ def init(
         fresh = traverse_util.unflatten_dict({**own, **given})
     params = fresh.pop("params")
     optimizer = optim.transformation(recipe.optimizer, 0.0, hparams)
-    opt_state = optimizer.init(trained(recipe, params)[0])
+    opt_state = optimizer.init(partition_params(recipe, params)[0])
     # a copy, because a donated State must not hold one buffer twice
     ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
     floating = any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(fresh))
@@ -94,13 +88,6 @@ def init(
 def init_placed(recipe, hparams, inputs, seed, pretrained):
     """`init` of the key of `seed`, compiled, every leaf where `parallel` says."""
     return parallel.constrain_state(init(recipe, hparams, inputs, jax.random.key(seed), pretrained))
-
-
-def as_dict(state: State) -> dict:
-    """The State as it is saved: a field that came later is left out where it holds nothing, so that
-    checkpoints from before it have the same structure."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return {k: v for k, v in fields.items() if k != "ema_collections" or v is not None}
 
 
 def abstract(recipe: Recipe, hparams: Hparams, inputs: Any) -> State:
@@ -115,12 +102,6 @@ def variables(recipe: Recipe, state: State) -> dict[str, Any]:
         return {"params": state.params, **state.collections}
     collections = state.collections if state.ema_collections is None else state.ema_collections
     return {"params": state.ema, **collections}
-
-
-def of_variables(variables: dict[str, Any]) -> State:
-    """A State of nothing but variables, to evaluate with by a recipe that does not average."""
-    collections = dict(variables)
-    return State(None, collections.pop("params"), collections, None, None, None)
 
 
 def forward(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> jax.Array:
@@ -138,27 +119,10 @@ def output_shape(recipe: Recipe, hparams: Hparams, inputs: Any) -> jax.ShapeDtyp
 
     def outputs(inputs):
         options = keywords(recipe.model, hparams, train=False)
-        return recipe.model.init_with_output(jax.random.key(0), floats(inputs), **options)[0]
+        keys = init_keys(jax.random.key(0))
+        return recipe.model.init_with_output(keys, floats(inputs), **options)[0]
 
     return jax.eval_shape(outputs, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
-
-
-def used_numbers(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> set[str]:
-    """Names of the numbers of `hparams` that a step computes with. data: arrays (N, ...), as for
-    `train_steps`. Computes nothing."""
-    batch = {
-        name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
-        for name, array in data.items()
-    }
-    batch["mask"] = jax.ShapeDtypeStruct((2,), jnp.float32)
-    state = abstract(recipe, hparams, data["inputs"][:1])
-    one = functools.partial(recipe.step, recipe)
-    found = jax.make_jaxpr(lambda numbers, state, batch: one(state, numbers, batch))(
-        as_traced(hparams), state, batch
-    )
-    read = {id(variable) for equation in found.eqns for variable in equation.invars}
-    names = [field.name for field in dataclasses.fields(hparams)]
-    return {name for name, v in zip(names, found.jaxpr.invars, strict=False) if id(v) in read}
 
 
 def zero_sums(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -174,10 +138,53 @@ def _zero_sums(recipe, kind, shapes):
     outputs = output_shape(recipe, kind(), batch["inputs"])
 
     def one(batch, outputs):
-        batch = {**batch, "inputs": floats(batch["inputs"]), "mask": jnp.ones(1)}
-        batch["targets"] = recipe.task.targets(batch)
-        return task_sums(recipe, outputs.astype(jnp.float32), jnp.zeros(1), batch)
+        batch = with_targets(recipe.task, {**batch, "mask": jnp.ones(1)})
+        return batch_sums(recipe.task.metrics, outputs.astype(jnp.float32), jnp.zeros(1), batch)
 
     found = jax.eval_shape(one, batch, outputs)
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in found.items()}
     return {**zeros, "first_bad_step": NEVER}
+
+
+def init_keys(key: Any) -> dict[str, Any]:
+    """Returns the keys of a model's initialization: a stream of its own for dropout, which some
+    models draw from even then."""
+    return {"params": key, "dropout": jax.random.fold_in(key, 1)}
+
+
+def keywords(model, hparams, train: bool) -> dict[str, Any]:
+    """Returns `train` and the numbers of hparams for which the model's call has a keyword of that
+    name."""
+    names = {"train", *numbers(hparams)}
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+        names &= {p.name for p in parameters}
+    return {name: train if name == "train" else getattr(hparams, name) for name in sorted(names)}
+
+
+def partition_params(recipe, params):
+    """Returns (parameters that are trained, the others), each {path: leaf} where Recipe.trainable
+    chooses; else (params, {}). Raises InputError where it matches none."""
+    if not recipe.trainable:
+        return params, {}
+    parts = {}, {}
+    try:
+        for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+            parts[not re.search(recipe.trainable, path)][path] = leaf
+    except re.error as error:
+        raise InputError(
+            f"--trainable {recipe.trainable}: not a regular expression ({error})."
+        ) from error
+    if not parts[0]:
+        raise InputError(
+            f"--trainable {recipe.trainable} matches no parameter: they have names such as "
+            f"{next(iter(parts[1]))}."
+        )
+    return parts
+
+
+def merge_params(recipe, trained, others):
+    """Returns the parameters that `partition_params` split."""
+    if not recipe.trainable:
+        return trained
+    return traverse_util.unflatten_dict({**trained, **others}, sep="/")

@@ -8,37 +8,34 @@ of, for a step of your own.
 Nothing here knows of the loop, of files or of devices.
 """
 
+import dataclasses
 import functools
-import inspect
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import traverse_util
 from jax import lax
 
-from dlflax.errors import InputError
 from dlflax.models.norm import frozen_norms
+from dlflax.models.protocols import CuttingBatches
 from dlflax.train import losses, optim
-from dlflax.train.augment import augment
-from dlflax.train.hparams import Hparams, numbers
-
-if TYPE_CHECKING:  # they import this file
-    from dlflax.train.recipe import Recipe, State
+from dlflax.train.augment import augment_batch
+from dlflax.train.batch import Batch, cast
+from dlflax.train.hparams import Hparams, as_traced
+from dlflax.train.metrics import batch_sums
+from dlflax.train.recipe import NEVER, Recipe, abstract, keywords, merge_params, partition_params
+from dlflax.train.state import State
 
 HEAD = "logits/"  # path of the last layer's parameters, which Hparams.backbone_rate leaves alone
-NEVER = np.int32(2**31 - 1)  # first_bad_step where all were good
 
 
 class Gradient(NamedTuple):
     """What `gradient` computes on one batch of n examples."""
 
     gradient: Any
-    """Like `trained(recipe, params)`, float32."""
+    """Like `partition_params(recipe, params)`, float32."""
     objective: jax.Array
     """What is minimized, a float32 scalar."""
     outputs: jax.Array
@@ -50,78 +47,44 @@ class Gradient(NamedTuple):
 
 
 def step(
-    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any]
-) -> "tuple[State, dict[str, jax.Array]]":
+    recipe: Recipe, state: State, hparams: Hparams, batch: Batch
+) -> tuple[State, dict[str, jax.Array]]:
     """One update. Pure: the caller picks jit, vmap, map or shard.
 
-    batch: inputs (n, ...), uint8 pictures or floats or ints; targets (n, ...), as the task wants
-    them; mask float32 (n,), 0 for padding; maybe weight float32 (n,), what an example's loss
-    counts. Returns (State, sums) as `update`.
+    batch: as the data source gives it, and its mask. Returns (State, sums) as `update`.
     """
     batch, key = prepare(recipe, state, hparams, batch)
     return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
 
 
 def prepare(
-    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any]
+    recipe: Recipe, state: State, hparams: Hparams, batch: Batch
 ) -> tuple[dict[str, Any], jax.Array]:
     """(the batch as the model and the loss see it in training, the key of the model's randomness).
     All randomness of a step is of `fold_in(state.key, state.step)`."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    return augmented(recipe, hparams, batch, augment_key), dropout_key
-
-
-def augmented(
-    recipe: "Recipe", hparams: Hparams, batch: Mapping[str, Any], key: jax.Array
-) -> dict[str, Any]:
-    """The batch as the model and the loss see it in training."""
-    batch = {**batch, "inputs": floats(batch["inputs"])}
-    batch = augment(recipe.augment, key, batch, hparams)
-    batch = {**batch, "targets": recipe.task.targets(batch)}
-    return augment(recipe.augment, key, batch, hparams, corrupt=True)
-
-
-def floats(inputs: Any) -> Any:
-    """Pictures are kept as bytes until a step uses them: uint8 0..255 -> float32 0..1."""
-    return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
-
-
-def cast(tree, dtype):
-    """The tree with all its floats in this dtype."""
-
-    def one(leaf):
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(one, tree)
-
-
-def keywords(model, hparams, train: bool) -> dict[str, Any]:
-    """What the model's call is given besides its inputs: `train` and the numbers of hparams, each
-    where the call has a keyword of that name."""
-    names = {"train", *numbers(hparams)}
-    parameters = inspect.signature(type(model).__call__).parameters.values()
-    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-        names &= {p.name for p in parameters}
-    return {name: train if name == "train" else getattr(hparams, name) for name in sorted(names)}
+    return augment_batch(recipe, hparams, batch, augment_key), dropout_key
 
 
 def gradient(
-    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any], key: jax.Array
+    recipe: Recipe, state: State, hparams: Hparams, batch: Batch, key: jax.Array
 ) -> Gradient:
     """The gradient of the objective on a batch, as `prepare` gives both, at the State's parameters:
     of those that are trained."""
-    trained_params, others = trained(recipe, state.params)
+    trained_params, others = partition_params(recipe, state.params)
 
     def of_inputs(inputs):
         def of_params(trained_params):
-            params = joined(recipe, trained_params, others)
+            params = merge_params(recipe, trained_params, others)
             whole = {**batch, "inputs": inputs}
             return objective(recipe, params, state.collections, hparams, whole, key)
 
         return jax.value_and_grad(of_params, has_aux=True)(trained_params)
 
     # a model may cut a batch to what is in it; chosen out here, a cut keeps nothing of the others
-    cuts = recipe.model.cuts(batch["inputs"]) if hasattr(recipe.model, "cuts") else None
+    cuts = None
+    if isinstance(recipe.model, CuttingBatches):
+        cuts = recipe.model.cuts(batch["inputs"])
     if cuts is None:
         found = of_inputs(batch["inputs"])
     else:
@@ -148,32 +111,32 @@ def objective(recipe, params, collections, hparams, batch, key):
             mutable=[*collections, "losses"],
         )
     outputs = cast(outputs, jnp.float32)
-    loss, targets = recipe.task.loss, batch["targets"]
-    each = loss(outputs, targets, hparams)
+    loss = recipe.task.loss
+    each = loss(outputs, batch, hparams)
     weight = batch["mask"] * batch["weight"] if "weight" in batch else batch["mask"]
     total = jnp.sum(each * weight)
     if "partner" in batch:  # a target's loss has the weight of that target's class
         share, partner = batch["share"], batch["partner"]
-        other = loss(outputs, targets[partner], hparams)
+        other = loss(outputs, {**batch, "targets": batch["targets"][partner]}, hparams)
         others = batch.get("weight", jnp.ones_like(share))[partner]
         total = jnp.sum(share * each * weight + (1 - share) * other * others * batch["mask"])
         each = share * each + (1 - share) * other
     if own := jax.tree.leaves(collections.pop("losses", {})):
         total = total + hparams.kl_weight * jnp.sum(sum(own) * weight)
     mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
-    penalty = losses.l2(trained(recipe, params)[0])
+    penalty = losses.l2(partition_params(recipe, params)[0])
     return mean + hparams.l2 * penalty, (outputs, each, collections)
 
 
 def update(
-    recipe: "Recipe", state: "State", hparams: Hparams, batch: Mapping[str, Any], found: Gradient
-) -> "tuple[State, dict[str, jax.Array]]":
+    recipe: Recipe, state: State, hparams: Hparams, batch: Batch, found: Gradient
+) -> tuple[State, dict[str, jax.Array]]:
     """(State after the optimizer's update with this gradient, sums).
 
     sums: `loss` without the penalty and `count`, float32; those of the task; and `first_bad_step`,
     the 0-based step if the objective or the gradient is not finite, else a large number.
     """
-    params, others = trained(recipe, state.params)
+    params, others = partition_params(recipe, state.params)
     rate = recipe.schedule(state.step, hparams)
     optimizer = optim.transformation(recipe.optimizer, rate, hparams)
     updates, opt_state = optimizer.update(
@@ -189,9 +152,9 @@ def update(
     if recipe.ema:
         # the warm-up of the decay keeps the initial weights from lingering in a short run
         decay = jnp.minimum(hparams.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        old, kept = trained(recipe, ema)
+        old, kept = partition_params(recipe, ema)
         new = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, old, params)
-        ema = joined(recipe, new, kept)
+        ema = merge_params(recipe, new, kept)
         if ema_collections is not None:
             ema_collections = jax.tree.map(
                 functools.partial(_average, decay), ema_collections, found.collections
@@ -199,12 +162,12 @@ def update(
 
     finite = jnp.isfinite(found.objective) & jnp.isfinite(optax.tree.norm(found.gradient))
     sums = {
-        **task_sums(recipe, found.outputs, found.losses, batch),
+        **batch_sums(recipe.task.metrics, found.outputs, found.losses, batch),
         "first_bad_step": jnp.where(finite, NEVER, state.step),
     }
     state = state.replace(
-        step=state.step + 1, params=joined(recipe, params, others), opt_state=opt_state, ema=ema,
-        collections=found.collections, ema_collections=ema_collections,
+        step=state.step + 1, params=merge_params(recipe, params, others), opt_state=opt_state,
+        ema=ema, collections=found.collections, ema_collections=ema_collections,
     )  # fmt: skip
     return state, sums
 
@@ -216,44 +179,27 @@ def _average(decay, old, new):
     return old + (1 - decay) * (new - old)
 
 
-def task_sums(recipe, outputs, each, batch):
-    """`loss`, `count` and the task's own sums over the examples that count."""
-    mask = batch["mask"]
-    own = recipe.task.sums(outputs, batch["targets"], mask)
-    # padding may be anything, NaN included: select, do not multiply
-    return {"loss": jnp.sum(jnp.where(mask > 0, each, 0.0)), "count": mask.sum(), **own}
+def shift_params(recipe: Recipe, state: State, direction: Any) -> State:
+    """Returns the State with `direction`, which is like the gradient, added to the parameters that
+    are trained."""
+    params, others = partition_params(recipe, state.params)
+    params = jax.tree.map(jnp.add, params, direction)
+    return state.replace(params=merge_params(recipe, params, others))
 
 
-def trained(recipe, params):
-    """(parameters that are trained, the others), each {path: leaf} where Recipe.trainable chooses;
-    else (params, {}). InputError where it matches none."""
-    if not recipe.trainable:
-        return params, {}
-    parts = {}, {}
-    try:
-        for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
-            parts[not re.search(recipe.trainable, path)][path] = leaf
-    except re.error as error:
-        raise InputError(
-            f"--trainable {recipe.trainable}: not a regular expression ({error})."
-        ) from error
-    if not parts[0]:
-        raise InputError(
-            f"--trainable {recipe.trainable} matches no parameter: they have names such as "
-            f"{next(iter(parts[1]))}."
-        )
-    return parts
-
-
-def joined(recipe, trained, others):
-    """The reverse of `trained`."""
-    if not recipe.trainable:
-        return trained
-    return traverse_util.unflatten_dict({**trained, **others}, sep="/")
-
-
-def moved(recipe: "Recipe", state: "State", direction: Any) -> "State":
-    """The State with its trained parameters moved by `direction`, which is like their gradient."""
-    params, others = trained(recipe, state.params)
-    params = jax.tree.map(lambda leaf, by: leaf + by, params, direction)
-    return state.replace(params=joined(recipe, params, others))
+def used_numbers(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the numbers of `hparams` that a step computes with. data: arrays
+    (N, ...), as for `train_steps`. Computes nothing."""
+    batch = {
+        name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
+        for name, array in data.items()
+    }
+    batch["mask"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    state = abstract(recipe, hparams, data["inputs"][:1])
+    one = functools.partial(recipe.step or step, recipe)
+    program = jax.make_jaxpr(lambda numbers, state, batch: one(state, numbers, batch))(
+        as_traced(hparams), state, batch
+    )
+    read = {id(variable) for equation in program.eqns for variable in equation.invars}
+    names = [field.name for field in dataclasses.fields(hparams)]
+    return {name for name, v in zip(names, program.jaxpr.invars, strict=False) if id(v) in read}

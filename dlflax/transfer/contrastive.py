@@ -12,17 +12,18 @@ import numpy as np
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.models.encoder import Encoder
-from dlflax.train.tasks import Description
+from dlflax.train.losses import Loss
+from dlflax.train.tasks import Task
 
 TEMPERATURE = 0.3
 
 
-def supervised_contrastive(features, classes, hparams):
-    """For each example how far those of its class are from it, beside all others of the batch
-    (Khosla et al. 2020, eq. 2): features (n, d), classes int (n,) -> (n,). 0 for one that is alone
-    of its class."""
+def supervised_contrastive(features, batch, hparams):
+    """Returns for each example the distance to those of its class, relative to all others of the
+    batch that are no padding (Khosla et al. 2020, eq. 2): features (n, d), targets int (n,) ->
+    (n,). 0 for one that is alone of its class."""
     z = features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-6)
-    others = ~jnp.eye(len(z), dtype=bool)
+    classes, others = batch["targets"], ~jnp.eye(len(z), dtype=bool) & (batch["mask"] > 0)[None]
     near = jnp.where(others, z @ z.T / TEMPERATURE, -jnp.inf)
     log_p = near - jax.nn.logsumexp(near, axis=1, keepdims=True)
     same = others & (classes[:, None] == classes[None, :])
@@ -30,33 +31,13 @@ def supervised_contrastive(features, classes, hparams):
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
-    """A task without anything to report: the classes only say which examples belong together."""
+class Contrastive(Task):
+    """Features in which examples of a class are near each other: a start for another task."""
 
-    SCORES: ClassVar = {"loss": "min"}
+    metrics: ClassVar = ()
+    loss: Loss = supervised_contrastive
 
-    loss: Callable = supervised_contrastive
-    monitor: str = "loss"
-
-    def check(self, splits, outputs) -> None:
-        """Nothing: `drawn_together` looks at the targets."""
-
-    def model_fields(self, splits) -> dict[str, Any]:
-        return {}
-
-    def targets(self, batch):
-        return batch["targets"]
-
-    def sums(self, outputs, targets, mask):
-        return {}
-
-    def summary(self, sums) -> dict[str, float]:
-        return {"loss": float(sums["loss"]) / max(float(sums["count"]), 1.0)}
-
-    def describe(self, tested) -> Description:
-        return Description()
-
-    def answer(self, asked):
+    def answers(self, asked):
         return []
 
 

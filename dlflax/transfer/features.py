@@ -18,8 +18,8 @@ from dlflax.files import cache_folder, replacing
 from dlflax.models.minilm import cut_lengths
 from dlflax.report.progress import counting
 from dlflax.train.augment import augment, numbers
+from dlflax.train.batch import floats
 from dlflax.train.hparams import Hparams, as_traced
-from dlflax.train.step import floats
 
 BATCH = 32  # pictures a call; always this many, so that a picture's features depend on it alone
 KEPT = 1024  # pictures a file of the cache: what a kill loses

@@ -14,6 +14,7 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.errors import InputError
+from dlflax.models.protocols import Backbone
 from dlflax.train.augment import augment, numbers
 from dlflax.train.optim import Constant
 from dlflax.train.step import HEAD
@@ -111,7 +112,7 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
         raise InputError(
             "--augment mixup, cutmix and mix have no meaning with --finetune head: leave them out."
         )
-    if transfer.pretrained and not hasattr(with_features(recipe.model)[0], "LAST_BLOCKS"):
+    if transfer.pretrained and not isinstance(with_features(recipe.model)[0], Backbone):
         raise InputError(
             f"--weights {transfer.weights}: there are none for a {type(recipe.model).__name__}; "
             "use --weights none to train it from scratch."
@@ -194,14 +195,14 @@ def prepare(
             epochs=transfer.head_epochs, seed=seed,
         )  # fmt: skip
         row = fit.history[train.best_epoch(fit.history, recipe.task)]
-        score = f"{'val' if parts.val else 'train'}_{next(iter(recipe.task.SCORES))}"
+        score = f"{'val' if parts.val else 'train'}_{recipe.task.metric().name}"
         if score in row:
             log(f"the last layer alone reached a {score.replace('_', ' ')} of {row[score]:.4f}")
         variables = {**variables, "params": {**variables["params"], **fit.best.params}}
 
         def head_alone():
             test = {**splits.test, "inputs": compute(splits.test["inputs"])}
-            return jax.device_get(train.evaluate(head, fit.best, hparams, test))
+            return train.evaluate(head, fit.best, hparams, test)
 
     pretrained = jax.device_get(variables)
     return Start(trained(transfer, recipe), splits, pretrained=pretrained, head=head_alone)

@@ -160,8 +160,7 @@ def class_names() -> tuple[str, ...]:
 
 def _published(model, weights: str) -> Weights | None:
     """The set of `PUBLISHED` that is asked for; None for anything else, which should be a file."""
-    depth = getattr(model, "depth", "")
-    fit = [each for each in PUBLISHED if (each.model, each.depth) == (type(model), depth)]
+    fit = [each for each in PUBLISHED if (each.model, each.depth) == (type(model), _depth(model))]
     if weights == "imagenet":
         if fit and fit[0].data == "ImageNet":
             return fit[0]
@@ -184,7 +183,12 @@ def _published(model, weights: str) -> Weights | None:
 def _title(of) -> str:
     """ "ResNet 50", of a model or of `Weights`."""
     name = of.model.__name__ if isinstance(of, Weights) else type(of).__name__
-    return f"{name} {getattr(of, 'depth', '')}".strip()
+    return f"{name} {_depth(of)}".strip()
+
+
+def _depth(of) -> str:
+    """Returns the field `depth` of a model or of `Weights`; "" without one."""
+    return {f.name: of.depth for f in dataclasses.fields(of) if f.name == "depth"}.get("depth", "")
 
 
 def _known(data: str = "") -> str:

@@ -119,11 +119,10 @@ def _check_pretrained(pretrained, recipes, hparams, inputs) -> None:
 
 def check_objective(sweep, train_set, tried: Space) -> None:
     """InputError for what is not a score or a cost, or does not compare trials."""
-    scores = sweep.recipe.task.summary(train.zero_sums(sweep.recipe, sweep.hparams, train_set))
-    known = [f"val_{name}" for name in scores if name in sweep.recipe.task.SCORES]
+    known = ["val_loss", *(f"val_{metric.name}" for metric in sweep.recipe.task.metrics)]
     if sweep.objective not in known:
         raise InputError(
-            f"--objective {sweep.objective} is not a score of {type(sweep.recipe.task).__name__}: "
+            f"--objective {sweep.objective} is not a metric of {type(sweep.recipe.task).__name__}: "
             f"use {' or '.join(known)}."
         )
     if sweep.cost and sweep.cost not in COSTS:

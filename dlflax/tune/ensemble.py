@@ -22,8 +22,7 @@ from dlflax.run.execute import prepared
 from dlflax.run.folder import begin, load_config
 from dlflax.train import calibration, checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.train.ensemble import Ensemble, NoOptimizer, mean
-from dlflax.train.step import task_sums
+from dlflax.train.ensemble import Ensemble, NoOptimizer
 
 FIRST = 5  # of the best alone, as many at most as are best together, to begin with
 ROUNDS = 30
@@ -41,21 +40,21 @@ class Chosen(NamedTuple):
     """Of the best model alone."""
 
 
-def choose(task, hparams, outputs, targets, most: int) -> Chosen:
-    """Greedy selection from outputs float32 (models, n, ...) and targets (n, ...), of at most
-    `most` different models."""
+def choose(task, hparams, outputs, batch, most: int) -> Chosen:
+    """Returns the greedy selection of at most `most` different models from their outputs, float32
+    (models, n, ...), on a batch of n examples."""
     nothing = jnp.zeros_like(outputs[0])
-    alone = np.asarray(_losses(task, hparams, nothing, jnp.float32(0), outputs, targets))
+    alone = np.asarray(_losses(task, hparams, nothing, jnp.float32(0), outputs, batch))
     order = np.argsort(np.nan_to_num(alone, nan=np.inf), kind="stable")[: min(FIRST, most)]
     prefixes = [(float(alone[order[0]]), outputs[order[0]])]
     for done, added in enumerate(order[1:], 1):
         joined = _joined(task, prefixes[-1][1], outputs[added], jnp.float32(done))
-        prefixes.append((float(task.loss(joined, targets, hparams).mean()), joined))
+        prefixes.append((float(task.loss(joined, batch, hparams).mean()), joined))
     size = int(np.argmin([loss for loss, _ in prefixes]))
     counts = np.bincount(order[: size + 1], minlength=len(outputs))
     best, ensemble = (prefixes[size][0], counts.copy(), prefixes[size][1]), prefixes[size][1]
     for done in range(size + 1, ROUNDS):
-        new = np.asarray(_losses(task, hparams, ensemble, jnp.float32(done), outputs, targets))
+        new = np.asarray(_losses(task, hparams, ensemble, jnp.float32(done), outputs, batch))
         if np.sum(counts > 0) >= most:
             new = np.where(counts > 0, new, math.inf)
         added = int(np.argmin(new))
@@ -65,8 +64,8 @@ def choose(task, hparams, outputs, targets, most: int) -> Chosen:
             best = float(new[added]), counts.copy(), ensemble
     loss, counts, ensemble = best
     temperature = 1.0
-    if hasattr(task, "mean_logits"):
-        temperature, loss = calibration.temperature(task.loss, hparams, ensemble, targets)
+    if task.logits:
+        temperature, loss = calibration.temperature(task.loss, hparams, ensemble, batch)
     weights = [float(count) for count in counts / counts.sum()]
     return Chosen(weights, temperature, loss, float(np.nanmin(alone)))
 
@@ -74,15 +73,15 @@ def choose(task, hparams, outputs, targets, most: int) -> Chosen:
 def _joined(task, ensemble, added, done):
     """What an ensemble of so many models says with one more; of 0, that one alone."""
     shares = jnp.stack([done, jnp.float32(1)]) / (done + 1)
-    return mean(task, jnp.stack([ensemble, added]), shares)
+    return task.mean(jnp.stack([ensemble, added]), shares)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(task, hparams, ensemble, done, outputs, targets):
+def _losses(task, hparams, ensemble, done, outputs, batch):
     """The mean loss of the ensemble with each of the models added, float32 (models,)."""
 
     def one(added):
-        return task.loss(_joined(task, ensemble, added, done), targets, hparams).mean()
+        return task.loss(_joined(task, ensemble, added, done), batch, hparams).mean()
 
     return jax.lax.map(one, outputs)
 
@@ -97,12 +96,9 @@ def build(experiment, config: run.Config, objective, trials, folder: Path, datas
         return None
     task, hparams = config.recipe.task, train.as_traced(config.hparams.evaluation())
     outputs = jnp.stack([member.outputs for member in members])
-    batch = {
-        name: jnp.asarray(leaf[: outputs.shape[1]]) for name, leaf in objective.splits[1].items()
-    }
-    batch["inputs"] = train.floats(batch["inputs"])
-    batch["targets"] = task.targets(batch)
-    found = choose(task, hparams, outputs, batch["targets"], objective.sweep.ensemble)
+    part = {name: leaf[: outputs.shape[1]] for name, leaf in objective.splits[1].items()}
+    batch = train.host_batch(task, part)
+    found = choose(task, hparams, outputs, batch, objective.sweep.ensemble)
     chosen = [(member, w) for member, w in zip(members, found.weights, strict=True) if w]
     if len(chosen) < 2:
         log("no ensemble: none is better than the best model alone")
@@ -118,9 +114,9 @@ def build(experiment, config: run.Config, objective, trials, folder: Path, datas
 
     shares = jnp.float32([w for _, w in chosen])
     picked = jnp.stack([member.outputs for member, _ in chosen])
-    logits = mean(task, picked, shares) / found.temperature
+    logits = task.mean(picked, shares) / found.temperature
     config = _as_run(config, chosen, of_trial, found.temperature)
-    scores = _scores(config.recipe, hparams, logits, batch)
+    scores = train.scores(task, config.hparams, part, logits)
     # one host looks, and moves what is in the way, before all begin
     resume = parallel.from_main(lambda: in_folder(config, folder).resume)
     parallel.from_main(lambda: folder.mkdir(exist_ok=True))
@@ -161,12 +157,6 @@ def _as_run(config, chosen, of_trial, temperature):
         config, recipe=recipe, epochs=1, patience=0, reduce_on_plateau=0, given=(),
         transfer=config.transfer if frozen else None,
     )  # fmt: skip
-
-
-def _scores(recipe, hparams, outputs, batch) -> dict[str, float]:
-    batch = {**batch, "mask": jnp.ones(len(outputs))}
-    losses = recipe.task.loss(outputs, batch["targets"], hparams)
-    return recipe.task.summary(jax.device_get(task_sums(recipe, outputs, losses, batch)))
 
 
 def _save(experiment, config, members, dataset, scores, log) -> None:

@@ -1,6 +1,7 @@
 """Trains batches of trials: what the search loop calls."""
 
 import dataclasses
+import functools
 import importlib
 import math
 import shutil
@@ -13,8 +14,8 @@ from optuna.trial import TrialState
 
 from dlflax import parallel, train
 from dlflax.report import trials as ranking
+from dlflax.report.loggers import Loggers, TensorBoard
 from dlflax.report.progress import SweepProgress
-from dlflax.report.tensorboard import TensorBoard
 from dlflax.train import population
 from dlflax.tune.cost import cost
 from dlflax.tune.members import MOST_OUTPUTS
@@ -127,6 +128,7 @@ class Objective:
             *self.splits, epochs=sweep.epochs, layout=self.layouts[recipe],
             patience=sweep.patience, reduce_on_plateau=sweep.reduce_on_plateau,
             pretrained=self.pretrained, keep_best=self.members is not None,
+            objective=sweep.objective.removeprefix("val_"),
         )  # fmt: skip
 
     def _on_epoch(self, batch, clock, outcomes, trained, active, stage):
@@ -238,9 +240,10 @@ class Objective:
             self._boards.submit(self._write_board, trial, outcome)
 
     def _write_board(self, trial, outcome):
-        folder = self.sweep.run_dir / "tensorboard" / f"trial_{trial.index:04d}"
-        shutil.rmtree(folder, ignore_errors=True)  # of the same trial, before a kill
-        board = TensorBoard(folder)
+        folder, name = self.sweep.run_dir / "tensorboard", f"trial_{trial.index:04d}"
+        shutil.rmtree(folder / name, ignore_errors=True)  # of the same trial, before a kill
+        start = functools.partial(TensorBoard, "", folder, name=name)
+        board = Loggers({"TensorBoard": start}, self._log)
         for epoch, value in outcome.intermediate.items():
             board.scalars({self.sweep.objective: value}, epoch)
         board.hparams(trial.params, {self.sweep.objective: outcome.value})

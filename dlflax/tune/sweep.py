@@ -146,7 +146,7 @@ def run_sweep(
         raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
 
     url = _storage(sweep)
-    lowest = sweep.recipe.task.SCORES[sweep.objective.removeprefix("val_")] == "min"
+    lowest = sweep.recipe.task.metric(sweep.objective.removeprefix("val_")).direction == "min"
     direction = "minimize" if lowest else "maximize"
     opened = open_study if jax.process_count() == 1 else Broadcast
     with opened(url, sweep.study, direction, tried.distributions, sweep.heartbeat, log) as store:

@@ -6,18 +6,12 @@ from dlflax.train.tasks.forecast import Forecast
 from dlflax.train.tasks.multi_label import MultiLabel
 from dlflax.train.tasks.reconstruction import Reconstruction
 from dlflax.train.tasks.regression import Regression
-from dlflax.train.tasks.task import Asked, Description, Task, Tested, predictions
+from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
-TASKS = {
-    "classification": Classification(),
-    "multilabel": MultiLabel(),
-    "regression": Regression(),
-    "forecast": Forecast(),
-    "reconstruction": Reconstruction(),
-}
-"""Their short names on the command line."""
+TASKS = {task.__name__.lower(): task() for task in Task.__subclasses__()}
+"""The shipped tasks by their short names on the command line, such as multilabel."""
 
 __all__ = [
     "TASKS", "Asked", "ByTarget", "Classification", "Description", "Forecast", "MultiLabel",
-    "Reconstruction", "Regression", "Task", "Tested", "predictions",
+    "Reconstruction", "Regression", "Task", "Tested",
 ]  # fmt: skip

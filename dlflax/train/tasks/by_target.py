@@ -13,10 +13,10 @@ class ByTarget(Classification):
     0 or 1 for each label, `Regression` where they have floats: decided when a run reads its data,
     and saved as the one that it was."""
 
-    def of_data(self, splits):
+    def for_data(self, splits):
         """The task for these data."""
         if splits.train["targets"].dtype.kind == "f":
-            return Regression().of_data(splits)
+            return Regression().for_data(splits)
         if splits.train["targets"].ndim == 2:
             return MultiLabel()
         return Classification(self.loss, self.monitor)

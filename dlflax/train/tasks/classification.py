@@ -11,31 +11,35 @@ from dlflax.errors import InputError
 from dlflax.models import explain
 from dlflax.report import figures
 from dlflax.train import baselines, calibration, importance, losses, metrics
-from dlflax.train.step import floats
+from dlflax.train.batch import floats
 from dlflax.train.tasks.task import (
     Asked,
     Description,
+    Task,
     Tested,
     check_outputs,
     described,
     names_of_outputs,
-    predictions_of,
     targets_of,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """One class of several for each example: targets int (n,), outputs logits (n, classes)."""
 
-    SCORES: ClassVar = {
-        "accuracy": "max", "macro_f1": "max", "macro_precision": "max", "macro_recall": "max",
-        "roc_auc": "max", "loss": "min", "calibration_error": "min",
-    }  # fmt: skip
+    logits: ClassVar = True
+    metrics: ClassVar = (
+        metrics.Accuracy(), metrics.MacroF1(),
+        metrics.MacroMean("macro_precision", score="precision"),
+        metrics.MacroMean("macro_recall", score="recall"),
+        metrics.ROCAUC(), metrics.AveragePrecision(),
+    )  # fmt: skip
 
     loss: losses.Loss = losses.CrossEntropy()
     monitor: str = "loss"
-    """Validation score that decides the best epoch: loss, accuracy or macro_f1."""
+    """Metric whose validation value decides the best epoch: loss, accuracy, macro_f1,
+    macro_precision, macro_recall, roc_auc or average_precision."""
 
     def check(self, splits, outputs) -> None:
         targets, classes = targets_of(splits, "classification"), len(splits.class_names)
@@ -63,66 +67,34 @@ class Classification:
         binary = isinstance(self.loss, losses.BinaryCrossEntropy)
         return {"num_outputs": 1 if binary and classes == 2 else classes}
 
-    def targets(self, batch):
-        return batch["targets"]
-
-    def sums(self, outputs, targets, mask):
-        predicted = metrics.predictions(outputs)
-        classes = max(2, outputs.shape[-1] if outputs.ndim > 1 else 1)
-        hits, support, guessed = metrics.class_counts(predicted, targets, mask, classes)
-        return {"hits": hits, "support": support, "predicted": guessed}
-
-    def summary(self, sums) -> dict[str, float]:
-        count = max(float(sums["count"]), 1.0)
-        table = metrics.per_class(sums["hits"], sums["support"], sums["predicted"])
-        return {
-            "loss": float(sums["loss"]) / count,
-            "accuracy": float(np.sum(np.asarray(sums["hits"], np.float64))) / count,
-            "macro_f1": metrics.macro(table, "f1"),
-        }
-
-    def mean_logits(self, logits, weights):
-        return metrics.mean_of_softmax(logits, weights)
+    def mean(self, outputs, weights):
+        return metrics.mean_of_softmax(outputs, weights)
 
     def example_weights(self, targets, classes: int) -> np.ndarray:
         """float32 (n,): scikit-learn's "balanced", n / (classes * examples of the own class)."""
         counts = np.bincount(targets, minlength=classes)
         return np.float32(len(targets) / (classes * np.maximum(counts, 1)))[targets]
 
-    def calibrate(self, targets, outputs, hparams) -> dict[str, Any]:
-        """The temperature by which probabilities are to be believed."""
-        if len(targets) < calibration.FEWEST:
+    def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
+        """Returns the temperature that calibrates the probabilities."""
+        if len(outputs) < calibration.FEWEST:
             return {}
-        found, _ = calibration.temperature(
-            self.loss, hparams, jnp.asarray(outputs), jnp.asarray(targets)
-        )
-        return {"temperature": found}
+        return {"temperature": calibration.temperature(self.loss, hparams, outputs, batch)[0]}
 
     def baselines(self, model, splits):
         return baselines.of_classes(splits, self.model_fields(splits)["num_outputs"])
 
     def describe(self, tested: Tested) -> Description:
-        """Precision, recall and F1 of each class, and the area under the ROC curve of two classes;
-        how far probabilities are to be believed, before and after `calibrate`; the confusion
-        matrix, the most confident mistakes, and where in a photograph the model looked."""
+        """Returns the scores of each class, and the calibration error before and after `calibrate`;
+        draws the confusion matrix, the most confident mistakes, and Grad-CAM of photographs."""
         splits, outputs = tested.splits, tested.outputs
         class_names, targets = splits.class_names, splits.test["targets"]
-        counts = (tested.sums[name] for name in ("hits", "support", "predicted"))
-        table = metrics.per_class(*counts)
-        scores = {
-            "macro_precision": metrics.macro(table, "precision"),
-            "macro_recall": metrics.macro(table, "recall"),
-        }
-        logits = outputs.reshape(len(outputs), -1)
-        if len(class_names) == 2:
-            # the logits, not the probabilities, of which many are 1 to the last bit
-            auc = metrics.roc_auc(targets, logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1))
-            scores |= {} if auc is None else {"roc_auc": auc}
+        table = metrics.per_class_of(outputs, targets)
         temperature = _temperature(tested.calibration)
         probabilities = class_probabilities(outputs / temperature)
         before = metrics.calibration(targets, class_probabilities(outputs))
         believed = metrics.calibration(targets, probabilities)
-        scores["calibration_error"] = believed["error"]
+        scores: dict[str, Any] = {"calibration_error": believed["error"]}
         calibrated = {
             "temperature": temperature, "error_before": before["error"], "error": believed["error"]
         }  # fmt: skip
@@ -174,8 +146,8 @@ class Classification:
         """The probability of each class."""
         return {"probabilities": _probabilities(outputs / _temperature(calibration))}
 
-    def answer(self, asked: Asked):
-        probabilities, answers = np.asarray(predictions_of(self, asked)["probabilities"]), []
+    def answers(self, asked: Asked):
+        probabilities, answers = np.asarray(asked.predictions["probabilities"]), []
         names = names_of_outputs(asked, probabilities.shape[1])
         for each, p in zip(asked.inputs, probabilities, strict=True):
             name, best = names[p.argmax()], float(p.max())

@@ -1,9 +1,8 @@
 """The values of a series that follow a window of its past."""
 
 import dataclasses
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -11,14 +10,14 @@ from dlflax.data import series
 from dlflax.errors import InputError
 from dlflax.files import printable
 from dlflax.report import figures
-from dlflax.train import baselines, calibration, losses
+from dlflax.train import baselines, calibration, losses, metrics
 from dlflax.train.tasks.task import (
     Asked,
     Description,
+    Task,
     Tested,
     check_outputs,
     described,
-    predictions_of,
     targets_of,
 )  # fmt: skip
 
@@ -26,22 +25,24 @@ COVERAGE = 0.9  # of the intervals
 
 
 @dataclasses.dataclass(frozen=True)
-class Forecast:
+class Forecast(Task):
     """The values of a series that follow a window of its past, as `data.Series` gives them: targets
     and outputs float (n, horizon), less the window's last value and divided by a scale. Targets
     that were not observed are NaN: a loss of your own has to leave them out, as `losses` do."""
 
-    SCORES: ClassVar = {"rmse": "min", "mae": "min", "loss": "min"}
-
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
-    """Validation score that decides the best epoch: loss or mae."""
+    """Metric whose validation value decides the best epoch: loss, rmse or mae."""
     scale: Annotated[float, tyro.conf.Suppress] = dataclasses.field(default=1.0, compare=False)
     """By which the data source divided the series: mae is in the series' unit. The data decide; the
     traced step does not read it."""
 
-    def of_data(self, splits):
-        """This task with the scale of these data."""
+    @property
+    def metrics(self):
+        return metrics.ForecastRMSE(scale=self.scale), metrics.ForecastMAE(scale=self.scale)
+
+    def for_data(self, splits):
+        """Returns this task with the scale of these data."""
         return dataclasses.replace(self, scale=splits.info.get("scale", 1.0))
 
     def check(self, splits, outputs) -> None:
@@ -56,22 +57,11 @@ class Forecast:
     def model_fields(self, splits) -> dict[str, Any]:
         return {"num_outputs": targets_of(splits, "forecast").shape[-1]}
 
-    def targets(self, batch):
-        return batch["targets"]
-
-    def sums(self, outputs, targets, mask):
-        error = losses.mean_absolute_error(outputs, targets)
-        return {"absolute_error": jnp.sum(jnp.where(mask > 0, error, 0.0))}
-
-    def summary(self, sums) -> dict[str, float]:
-        count = max(float(sums["count"]), 1.0)
-        mae = self.scale * float(sums["absolute_error"]) / count
-        return {"loss": float(sums["loss"]) / count, "mae": mae}
-
-    def calibrate(self, targets, outputs, hparams) -> dict[str, Any]:
-        """How far from the forecast COVERAGE of the validation values lie, at each step: the
-        quantile of conformal prediction (Lei et al. 2018), although windows overlap."""
-        errors = np.abs(np.asarray(outputs, np.float64) - targets)
+    def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
+        """Returns half the width of the interval around a forecast that has COVERAGE of the
+        validation values, at each step. It is the quantile of conformal prediction (Lei et al.
+        2018), although windows overlap."""
+        errors = np.abs(np.asarray(outputs, np.float64) - batch["targets"])
         known = (~np.isnan(errors)).sum(0)
         if known.min() < calibration.FEWEST:
             return {}
@@ -123,7 +113,7 @@ class Forecast:
             by_step = {name: np.sqrt(squares[name].mean(0)).filled(np.nan) for name in names}
             return figures.forecast(truth, pieces, by_step, None if half is None else scale * half)
 
-        return Description({"rmse": scores["model"]["rmse"]}, results, figures={"forecast": draw})
+        return Description(results=results, figures={"forecast": draw})
 
     def predictions(self, outputs, batch, data, calibration):
         """The forecast, and the ends of its intervals, in the series' unit."""
@@ -134,9 +124,9 @@ class Forecast:
         reach = data["scale"] * half[None]
         return {"forecast": values, "low": values - reach, "high": values + reach}
 
-    def answer(self, asked: Asked):
-        """The steps ahead with their times and intervals, a line each, and a picture of them."""
-        answers, found = [], predictions_of(self, asked)
+    def answers(self, asked: Asked):
+        """Returns the steps ahead with their times and intervals, a line each, and a figure."""
+        answers, found = [], asked.predictions
         batch, scale = asked.batch, asked.data["scale"]
         for i, (each, row) in enumerate(zip(asked.inputs, found["forecast"], strict=True)):
             values = {asked.kind: each, "forecast": row.tolist()}

@@ -9,23 +9,25 @@ import numpy as np
 from jax import lax
 
 from dlflax.errors import InputError
+from dlflax.models.protocols import Decoding, Encoding, Variational
 from dlflax.report import figures
 from dlflax.train import baselines, losses
-from dlflax.train.step import augmented, floats
-from dlflax.train.tasks.task import Asked, Description, Tested, check_outputs
+from dlflax.train.augment import augment_batch
+from dlflax.train.batch import floats
+from dlflax.train.tasks.task import Asked, Description, Task, Tested, check_outputs
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Task):
     """The inputs themselves: outputs (n, ...) of the inputs' shape, which are uint8 pictures, seen
     as 0..1, or floats. Of a model that has the methods `encode`, inputs -> codes (n, k), and
     `decode`, back, the codes are described too."""
 
-    SCORES: ClassVar = {"loss": "min", "linear_probe_accuracy": "max"}
+    metrics: ClassVar = ()
 
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
-    """Validation score that decides the best epoch: loss."""
+    """Metric whose validation value decides the best epoch: loss."""
 
     def check(self, splits, outputs) -> None:
         inputs = splits.train["inputs"]
@@ -41,16 +43,10 @@ class Reconstruction:
     def targets(self, batch):
         return batch["inputs"]
 
-    def sums(self, outputs, targets, mask):
-        return {}
-
-    def summary(self, sums) -> dict[str, float]:
-        return {"loss": float(sums["loss"]) / max(float(sums["count"]), 1.0)}
-
     def baselines(self, model, splits):
         labelled = splits.train.get("targets", np.zeros(0)).dtype.kind in "iu"
         probe = functools.partial(_linear_probe, splits=splits) if labelled else None
-        return baselines.of_inputs(splits, getattr(model, "code", None), probe)
+        return baselines.of_inputs(splits, _code_size(model, splits), probe)
 
     def describe(self, tested: Tested) -> Description:
         """How well a linear classifier does on the codes, where there are classes; reconstructions,
@@ -59,7 +55,7 @@ class Reconstruction:
         labelled = splits.train.get("targets", np.zeros(0)).dtype.kind in "iu"
         if splits.kind == "picture":
             drawn["reconstructions"] = lambda: _reconstructions(tested)
-        if hasattr(model, "encode"):
+        if isinstance(model, Encoding):
             codes, test_codes = (
                 encode(tested.recipe, tested.variables, part["inputs"])
                 for part in (splits.train, splits.test)
@@ -68,20 +64,20 @@ class Reconstruction:
                 accuracy = _linear_probe(codes, test_codes, splits)
                 scores["linear_probe_accuracy"] = accuracy
                 drawn["latent"] = lambda: _latent(test_codes, splits)
-            if hasattr(model, "decode") and splits.kind == "picture":
+            if isinstance(model, Decoding) and splits.kind == "picture":
                 drawn["samples"] = lambda: _samples(tested, codes)
         return Description(scores, figures=drawn)
 
     def predictions(self, outputs, batch, data, calibration):
         return {"reconstruction": outputs}
 
-    def answer(self, asked: Asked):
+    def answers(self, asked: Asked):
         answers: list = []
         inputs = np.asarray(floats(asked.batch["inputs"]))
-        codes = [None] * len(inputs)
-        if hasattr(asked.recipe.model, "encode"):
+        outputs, codes = asked.predictions["reconstruction"], [None] * len(inputs)
+        if isinstance(asked.recipe.model, Encoding):
             codes = encode(asked.recipe, asked.variables, asked.batch["inputs"]).tolist()
-        for each, x, output, code in zip(asked.inputs, inputs, asked.outputs, codes, strict=True):
+        for each, x, output, code in zip(asked.inputs, inputs, outputs, codes, strict=True):
             values = {asked.kind: each, "mean_squared_error": float(np.mean((x - output) ** 2))}
             words = f"{each}: mean squared error {values['mean_squared_error']:.4f}"
             if asked.folder and x.ndim == 3:
@@ -91,6 +87,15 @@ class Reconstruction:
                     words += f", reconstruction in {made}"
             answers.append((words, values | ({"code": code} if code is not None else {})))
         return answers
+
+
+def _code_size(model, splits) -> int | None:
+    """Returns the numbers in a code of the model; None where it has no codes."""
+    if not isinstance(model, Encoding):
+        return None
+    x = jax.ShapeDtypeStruct((1, *splits.train["inputs"].shape[1:]), np.float32)
+    initialize = functools.partial(model.init_with_output, jax.random.key(0), method="encode")
+    return jax.eval_shape(initialize, x)[0].shape[-1]
 
 
 def encode(recipe, variables, inputs) -> np.ndarray:
@@ -122,7 +127,7 @@ def _reconstructions(tested):
     if not any(getattr(each, "corrupts", False) for each in recipe.augment):
         inputs = np.asarray(floats(shown["inputs"]))
         return figures.reconstructions(inputs, tested.outputs[:12], None)
-    draw = jax.jit(augmented, static_argnums=0)
+    draw = jax.jit(augment_batch, static_argnums=0)
     seen = draw(recipe, tested.hparams, shown, jax.random.key(0))
     noisy = np.asarray(seen["inputs"])
     return figures.reconstructions(np.asarray(seen["targets"]), tested.predict(noisy), noisy)
@@ -130,12 +135,13 @@ def _reconstructions(tested):
 
 def _samples(tested, codes):
     generator = np.random.default_rng(0)
-    if getattr(tested.recipe.model, "variational", False):
+    model = tested.recipe.model
+    if isinstance(model, Variational) and model.variational:
         drawn = generator.normal(size=(50, codes.shape[1]))
     else:  # a plain autoencoder knows no distribution of codes: the normal one that fits them
         spread = np.atleast_2d(np.cov(codes.T))
         drawn = generator.multivariate_normal(codes.mean(0), spread, 50)
-    pictures = tested.recipe.model.apply(tested.variables, np.float32(drawn), method="decode")
+    pictures = model.apply(tested.variables, np.float32(drawn), method="decode")
     return figures.samples(np.asarray(pictures))
 
 

@@ -1,45 +1,47 @@
 """One number or several for each example."""
 
 import dataclasses
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from dlflax.data.targets import in_unit
 from dlflax.errors import InputError
 from dlflax.report import figures
-from dlflax.train import baselines, importance, losses
+from dlflax.train import baselines, importance, losses, metrics
 from dlflax.train.tasks.task import (
     Asked,
     Description,
+    Task,
     Tested,
     check_outputs,
     described,
-    predictions_of,
     targets_of,
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(Task):
     """One number or several for each example: targets float (n,) or (n, numbers), outputs
     (n, numbers). Scores are means over the numbers, as scikit-learn's."""
 
-    SCORES: ClassVar = {"rmse": "min", "mae": "min", "r2": "max", "loss": "min"}
-
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
-    """Validation score that decides the best epoch: loss, rmse or mae."""
+    """Metric whose validation value decides the best epoch: loss, rmse, mae or r2."""
     scale: Annotated[tuple[float, ...], tyro.conf.Suppress] = dataclasses.field(
         default=(), compare=False
     )
     """Of each target, by which the data source divided it: rmse and mae are in the targets' unit.
     The data decide; the traced step does not read it."""
 
-    def of_data(self, splits):
-        """This task with the scale of these data."""
+    @property
+    def metrics(self):
+        rmse = metrics.MeanError("rmse", scale=self.scale)
+        return rmse, dataclasses.replace(rmse, name="mae", power=1), metrics.R2()
+
+    def for_data(self, splits):
+        """Returns this task with the scale of these data."""
         scale = np.ravel(splits.info.get("target_scale", ()))
         return dataclasses.replace(self, scale=tuple(scale.tolist()))
 
@@ -61,33 +63,12 @@ class Regression:
         targets = targets_of(splits, "regression")
         return {"num_outputs": targets.shape[1] if targets.ndim > 1 else 1}
 
-    def targets(self, batch):
-        return batch["targets"]
-
-    def sums(self, outputs, targets, mask):
-        outputs = outputs.reshape(outputs.shape[0], -1)
-        error = jnp.where(mask[:, None] > 0, outputs - targets.reshape(outputs.shape), 0.0)
-        return {"squared_error": (error**2).sum(0), "absolute_error": jnp.abs(error).sum(0)}
-
-    def summary(self, sums) -> dict[str, float]:
-        count = max(float(sums["count"]), 1.0)
-        squared, absolute = (
-            np.asarray(sums[name], np.float64) / count
-            for name in ("squared_error", "absolute_error")
-        )
-        scale = np.array(self.scale or 1.0)
-        return {
-            "loss": float(sums["loss"]) / count,
-            "rmse": float((scale * np.sqrt(squared)).mean()),
-            "mae": float((scale * absolute).mean()),
-        }
-
     def baselines(self, model, splits):
         return baselines.of_numbers(splits)
 
     def describe(self, tested: Tested) -> Description:
-        """The coefficient of determination, predicted against true numbers, and of a table which
-        columns count; in the targets' own unit, where the data tell it."""
+        """Returns predicted against true numbers, and the importance of a table's columns; in the
+        targets' own unit, where the data have it."""
         info, inputs = tested.splits.info, tested.splits.test["inputs"]
         targets = in_unit(tested.splits.test["targets"], info).reshape(len(tested.outputs), -1)
 
@@ -98,9 +79,6 @@ class Regression:
             return float(np.sqrt(np.mean((targets - numbers(outputs)) ** 2, 0)).mean())
 
         outputs = numbers(tested.outputs)
-        total = ((targets - targets.mean(0)) ** 2).sum(0)
-        left = ((targets - outputs) ** 2).sum(0)
-        scores = {"r2": float(np.mean(1 - left / np.where(total > 0, total, np.inf)))}
         names = tested.splits.test_names
         rows = [
             ({tested.splits.unit: names[k]} if names is not None else {})
@@ -114,15 +92,15 @@ class Regression:
             found = importance.permutation(info["columns"], inputs, tested.predict, rmse)
             tables["importance"] = found
             drawn["importance"] = lambda: figures.importance(found, "rmse")
-        return Description(scores, tables=tables, figures=drawn)
+        return Description(tables=tables, figures=drawn)
 
     def predictions(self, outputs, batch, data, calibration):
         """The numbers, in the targets' unit."""
         return {"values": in_unit(outputs, data)}
 
-    def answer(self, asked: Asked):
+    def answers(self, asked: Asked):
         answers = []
-        for each, values in zip(asked.inputs, predictions_of(self, asked)["values"], strict=True):
+        for each, values in zip(asked.inputs, asked.predictions["values"], strict=True):
             values = np.ravel(values).tolist()
             words = " ".join(f"{value:.5g}" for value in values)
             answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))

@@ -1,77 +1,126 @@
-"""The contract of a task: what kind of job a run is.
+"""The contract of a task: loss, metrics, and the meaning of a model's outputs.
 
-A task is a frozen dataclass with the attributes and methods of `Task`. Those shipped are in the
-files beside this one; write your own from scratch, or as a subclass that overrides some methods.
+A task is a frozen dataclass that inherits from `Task`. Those shipped are in the files beside this
+one; subclass the nearest, or `Task` itself.
 """
 
+import abc
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlflax.errors import InputError
+from dlflax.train.metrics import MeanLoss, Metric
+
+LOSS = MeanLoss()
 
 
-class Task(Protocol):
-    """What the loss is, what the outputs are compared with, which scores there are, what is
-    reported of the test outputs and what a prediction looks like.
+class Task(abc.ABC):
+    """Loss, metrics and answers, which every task defines, and hooks with a default.
 
-    In training n examples are a batch: "inputs" (n, ...), what else the data source gives, and
-    "mask" float32 (n,), 0 for padding, which must not count.
+    In training n examples are a batch: the keys of `train.batch.Batch`, among them "inputs"
+    (n, ...), "targets" and "mask" float32 (n,), 0 for padding, which must not count; and all other
+    arrays of the data source, (n, ...) each.
     """
 
-    loss: Callable[[Any, Any, Any], Any]
-    """(outputs float32 (n, ...), targets, hparams) -> float32 (n,). hparams may be traced."""
-    monitor: str
-    """The score whose best validation value decides the best epoch, patience and the plateau."""
-    SCORES: Mapping[str, Literal["min", "max"]]
-    """Every score with the direction in which it is better; the first one is what approaches are
-    compared by. Those that `summary` returns are scores of every epoch."""
+    monitor: str = "loss"
+    """Name of the metric whose best validation value decides the best epoch, patience and the
+    plateau."""
+    logits: ClassVar[bool] = False
+    """True if outputs are logits, which an ensemble may divide by a temperature."""
 
-    def check(self, splits, outputs: Callable[[], jax.ShapeDtypeStruct]) -> None:
-        """InputError, in one sentence, when the data (`data.Splits`) or the model's outputs are not
-        what this task takes. outputs() gives shape and dtype of those of one example, (1, ...)."""
+    def __init_subclass__(cls, **options):
+        """Lets a method replace a parent's field of its name, such as `loss`. A dataclass would set
+        the field, and never call the method."""
+        super().__init_subclass__(**options)
+        fields = getattr(cls, "__dataclass_fields__", {})
+        hints = dict(cls.__dict__.get("__annotations__", {}))
+        methods = [n for n, v in vars(cls).items() if inspect.isfunction(v) and n not in hints]
+        cls.__annotations__ = hints | {name: ClassVar[Any] for name in methods if name in fields}
 
-    def model_fields(self, splits) -> dict[str, Any]:
-        """Fields of the model that the task decides from the data, such as num_outputs; a model
-        without such a field is left as it is."""
+    @abc.abstractmethod
+    def loss(self, outputs: jax.Array, batch: Mapping[str, Any], hparams: Any) -> jax.Array:
+        """Returns the loss of each example, float32 (n,); that of padding is ignored. outputs:
+        float32 (n, ...). Traced. A field of this name that is so called will do: `losses`."""
 
-    def targets(self, batch) -> Any:
-        """What the outputs are compared with: (n, ...). The inputs are floats by then, as the
-        augmentations left them."""
+    @property
+    @abc.abstractmethod
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics besides the loss. The first one is what approaches are compared by."""
 
-    def sums(self, outputs, targets, mask) -> dict[str, Any]:
-        """Sums over the examples that count, float32 arrays of any shape, which add up over batches
-        and devices. `loss` and `count` are added by the step."""
+    @abc.abstractmethod
+    def answers(self, asked: "Asked") -> list[tuple[str, dict[str, Any]]]:
+        """Returns for each input that `predict` was given one sentence, and the same as JSON
+        values."""
 
-    def summary(self, sums) -> dict[str, float]:
-        """Scores from the sums, "loss" among them."""
+    def metric(self, name: str | None = None) -> Metric:
+        """Returns the metric of that name, the loss among them; without a name the first one.
+        Raises InputError for another."""
+        known = {metric.name: metric for metric in (*self.metrics, LOSS)}
+        if name is not None and name not in known:
+            raise InputError(f"--task.monitor {name} must be one of {', '.join(known)}.")
+        return known[name or next(iter(known))]
 
-    # A task whose outputs are logits may have mean_logits(logits (models, n, ...), weights
-    # (models,)) -> (n, ...), the logits of the mean probabilities: an ensemble of its models then
-    # averages these, and has a temperature; of other tasks it averages the outputs.
+    def for_data(self, splits: Any) -> "Task":
+        """Returns the task for these data (`data.Splits`), with which the run continues; default:
+        itself."""
+        return self
 
-    # A task may have of_data(splits) -> the task that these data want, with which the run goes on.
+    def check(self, splits: Any, outputs: Callable[[], jax.ShapeDtypeStruct]) -> None:
+        """Raises InputError, in one sentence, when the data or the model's outputs are not what
+        this task takes. outputs() gives shape and dtype of those of one example, (1, ...)."""
+        return None
 
-    # A task may have calibrate(targets, outputs, hparams) -> {name: number or list of numbers}:
-    # fitted on the validation data's targets and outputs (n, ...) when training is done, saved as
-    # calibration.json, and given to `describe` and `answer`.
+    def model_fields(self, splits: Any) -> dict[str, Any]:
+        """Returns the fields of the model that the data decide, such as num_outputs. A model need
+        not have them."""
+        return {}
 
-    # A task may have predictions(outputs, batch, data, calibration) -> {name: array (n, ...)}: what
-    # the outputs mean, such as probabilities or numbers in their unit. NumPy or traced: `answer`
-    # says the same as a file that `run.export` writes. batch and data as in `Asked`.
+    def targets(self, batch: Mapping[str, Any]) -> Any:
+        """Returns what the outputs are compared with, (n, ...). The inputs are floats by then, as
+        the augmentations left them. Traced."""
+        return batch["targets"]
 
-    # A task may have baselines(model, splits) -> {name: function that fits a simple model and
-    # returns its `train.baselines.Baseline`}: a run tells how the network compares with them.
+    def mean(self, outputs: jax.Array, weights: jax.Array) -> jax.Array:
+        """Returns the outputs of an ensemble, (n, ...). outputs: those of its models, float32
+        (models, n, ...); weights: (models,), which add up to 1. Traced."""
+        return jnp.tensordot(weights, outputs, 1)
+
+    def example_weights(self, targets: np.ndarray, classes: int) -> np.ndarray:
+        """Returns the factors of --class-weights balanced, float32 (n,), of targets (n, ...).
+        Raises InputError where the task has no classes, which is the default."""
+        raise InputError("--class-weights balanced is for classes: remove the flag.")
+
+    def calibrate(
+        self, outputs: np.ndarray, batch: Mapping[str, np.ndarray], hparams: Any
+    ) -> dict[str, Any]:
+        """Returns what is fitted on all validation outputs (N, ...) when training is done, name ->
+        number or list of numbers: saved as calibration.json. batch: as for `Collecting` metrics."""
+        return {}
+
+    def predictions(
+        self, outputs: Any, batch: Mapping[str, Any], data: Mapping[str, Any],
+        calibration: Mapping[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Returns the meaning of outputs, such as probabilities or numbers in their unit: name ->
+        (n, ...). `answers` gets it, and it is in the file that `run.export` writes. data and
+        calibration: as those of `Asked`. NumPy or traced."""
+        return {"outputs": outputs}
+
+    def baselines(self, model: Any, splits: Any) -> dict[str, Callable[[], Any]]:
+        """Returns the reference models to be stated beside the network, name -> function that fits
+        one and returns its `train.baselines.Baseline`."""
+        return {}
 
     def describe(self, tested: "Tested") -> "Description":
-        """What more there is to say of the test outputs."""
-
-    def answer(self, asked: "Asked") -> list[tuple[str, dict[str, Any]]]:
-        """For each input that `predict` was given one sentence, and the same as JSON values."""
+        """Returns what there is to report of the test outputs besides the metrics."""
+        return Description()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +133,6 @@ class Tested:
     """{"params": ..., ...}, those to evaluate with."""
     splits: Any
     """`data.Splits`, as the data source made them."""
-    sums: Mapping[str, np.ndarray]
     outputs: np.ndarray
     """float32 (n, ...), of splits.test."""
     predict: Callable[[np.ndarray], np.ndarray]
@@ -118,8 +166,8 @@ class Asked:
     """What one is: "file", "text", ..."""
     batch: Mapping[str, np.ndarray]
     """"inputs" (n, ...) and what else the data source read."""
-    outputs: np.ndarray
-    """float32 (n, ...)."""
+    predictions: Mapping[str, np.ndarray]
+    """The arrays of `Task.predictions`."""
     data: Mapping[str, Any]
     """What config.json says of the data: class_names, input_shape, and the source's own."""
     recipe: Any
@@ -128,18 +176,6 @@ class Asked:
     """Of the run, for what is drawn; None where nothing is to be."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """As that of `Tested`."""
-
-
-def predictions(task: Task, outputs, batch, data, calibration) -> dict[str, Any]:
-    """`Task.predictions`; {"outputs": ...} of a task without it."""
-    if not hasattr(task, "predictions"):
-        return {"outputs": outputs}
-    return task.predictions(outputs, batch, data, calibration)
-
-
-def predictions_of(task: Task, asked: Asked) -> dict[str, Any]:
-    """`predictions` for what was asked."""
-    return predictions(task, asked.outputs, asked.batch, asked.data, asked.calibration)
 
 
 def targets_of(splits, task: str) -> np.ndarray:

@@ -1,8 +1,100 @@
-"""Metrics as sums and counts, so that batches, devices and hosts add up exactly."""
+"""Metrics of one class of several. scikit-learn is imported where it is used: start-up time
+counts."""
+
+import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dlflax.train.metrics.metric import Additive, Collecting
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy(Additive):
+    """The share of examples whose class is predicted. targets int (n,), outputs as `predictions`
+    takes them."""
+
+    name: str = "accuracy"
+
+    def update(self, outputs, batch):
+        right = predictions(outputs) == batch["targets"]
+        return {"right": jnp.sum(jnp.where(batch["mask"] > 0, right, False), dtype=jnp.float32)}
+
+    def compute(self, sums):
+        return sums["right"] / sums["count"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MacroF1(Additive):
+    """The mean F1 of the classes that occur in truth or prediction (scikit-learn's macro average).
+    targets int (n,), outputs as `predictions` takes them."""
+
+    name: str = "macro_f1"
+
+    def update(self, outputs, batch):
+        classes = max(2, outputs.shape[-1] if outputs.ndim > 1 else 1)
+        counts = class_counts(predictions(outputs), batch["targets"], batch["mask"], classes)
+        return dict(zip(("hits", "support", "predicted"), counts, strict=True))
+
+    def compute(self, sums):
+        return macro(per_class(sums["hits"], sums["support"], sums["predicted"]), "f1")
+
+
+@dataclasses.dataclass(frozen=True)
+class MacroMean(Collecting):
+    """The mean precision or recall of the classes, as `MacroF1`."""
+
+    score: Literal["precision", "recall"] = "precision"
+
+    def compute(self, outputs, batch):
+        return macro(per_class_of(outputs, batch["targets"]), self.score)
+
+
+@dataclasses.dataclass(frozen=True)
+class ROCAUC(Collecting):
+    """Area under the ROC curve (scikit-learn's). Two classes are ranked by the difference of their
+    logits; of more, each is ranked against the rest by its probability, and the mean taken.
+    targets int (n,)."""
+
+    name: str = "roc_auc"
+
+    def compute(self, outputs, batch):
+        pairs = one_against_rest(outputs, batch["targets"])
+        return mean_or_nan([roc_auc(truth, score) for truth, score in pairs])
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragePrecision(Collecting):
+    """Mean precision over the recalls (scikit-learn's): of two classes that of the second, of more
+    the mean over each against the rest. targets int (n,)."""
+
+    name: str = "average_precision"
+
+    def compute(self, outputs, batch):
+        pairs = one_against_rest(outputs, batch["targets"])
+        return mean_or_nan([average_precision(t[:, None], score[:, None])[0] for t, score in pairs])
+
+
+def one_against_rest(outputs, targets) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns (truth bool (n,), score (n,)) for the second of two classes, or for each of more. The
+    score is higher for the class. outputs: logits as `predictions` takes them."""
+    logits = np.float64(outputs).reshape(len(outputs), -1)
+    if logits.shape[1] <= 2:
+        # the logits, not the probabilities, of which many are 1 to the last bit
+        return [(targets == 1, logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1))]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return [(targets == k, p[:, k]) for k in range(p.shape[1])]
+
+
+def per_class_of(outputs, targets) -> dict[str, np.ndarray]:
+    """Returns `per_class` of logits outputs, as `predictions` takes them, and targets int (n,)."""
+    classes = max(2, outputs.shape[-1] if np.ndim(outputs) > 1 else 1)
+    predicted = np.asarray(predictions(jnp.asarray(outputs)))
+    counts = (targets[predicted == targets], targets, predicted)
+    return per_class(*(np.bincount(each, minlength=classes) for each in counts))
 
 
 def predictions(outputs):
@@ -75,11 +167,11 @@ def _log_weights(logits, weights):
 
 
 def calibration(targets, probabilities, bins: int = 15) -> dict[str, np.ndarray | float]:
-    """How far the probabilities of the predicted classes can be believed: examples in `bins` equal
-    intervals by the highest probability. targets int (n,); probabilities float (n, classes).
+    """Returns the calibration of the predicted classes' probabilities, in `bins` equal intervals of
+    the highest probability. targets int (n,); probabilities float (n, classes).
 
-    Returns `count`, `confidence` (mean probability) and `accuracy`, (bins,) each, 0 where a bin is
-    empty; and `error`, the expected calibration error: the mean difference of the two, by count
+    Its keys: `count`, `confidence` (mean probability) and `accuracy`, (bins,) each, 0 where a bin
+    is empty; and `error`, the expected calibration error: the mean difference of the two, by count
     (Guo et al. 2017, section 2).
     """
     confidence = np.asarray(probabilities, np.float64).max(1)
@@ -115,6 +207,11 @@ def average_precision(targets, scores) -> list[float | None]:
         float(average_precision_score(truth, score)) if truth.any() else None
         for truth, score in zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
     ]
+
+
+def mean_or_nan(values: list[float | None]) -> float:
+    """Returns the mean, NaN where one is None."""
+    return float("nan") if None in values else float(np.mean(values))
 
 
 def mean_known(values: list[float | None]) -> float:

@@ -1,0 +1,39 @@
+"""Metrics, shipped and your own: `metric.Metric` is the contract."""
+
+from dlflax.train.metrics.classes import (
+    ROCAUC,
+    Accuracy,
+    AveragePrecision,
+    MacroF1,
+    MacroMean,
+    average_precision,
+    calibration,
+    class_counts,
+    confusion,
+    mean_known,
+    mean_of_sigmoid,
+    mean_of_softmax,
+    per_class,
+    per_class_of,
+    predictions,
+    roc_auc,
+)
+from dlflax.train.metrics.labels import LabelAccuracy, LabelF1, MeanAveragePrecision
+from dlflax.train.metrics.metric import (
+    Additive,
+    Collecting,
+    MeanLoss,
+    Metric,
+    additive_scores,
+    batch_sums,
+    collecting_scores,
+)
+from dlflax.train.metrics.numbers import R2, ForecastMAE, ForecastRMSE, MeanError
+
+__all__ = [
+    "Accuracy", "Additive", "AveragePrecision", "Collecting", "ForecastMAE", "ForecastRMSE",
+    "LabelAccuracy", "LabelF1", "MacroF1", "MacroMean", "MeanAveragePrecision", "MeanError",
+    "MeanLoss", "Metric", "R2", "ROCAUC", "additive_scores", "average_precision", "batch_sums",
+    "calibration", "class_counts", "collecting_scores", "confusion", "mean_known",
+    "mean_of_sigmoid", "mean_of_softmax", "per_class", "per_class_of", "predictions", "roc_auc",
+]  # fmt: skip

@@ -1,0 +1,62 @@
+"""Metrics of any number of labels."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from dlflax.train.metrics.classes import average_precision, mean_known, per_class
+from dlflax.train.metrics.metric import Additive, Collecting
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelMetric(Additive):
+    """A metric of labels, each predicted where its logit is above 0. targets: 0 or 1, (n, labels);
+    outputs: logits of the same shape."""
+
+    def labels(self, outputs, batch):
+        """Returns (predicted, targets, mask (n, 1)), float32 and 0 or 1, but 0 under the mask."""
+        mask = (batch["mask"] > 0)[:, None]
+        predicted = jnp.where(mask, outputs > 0, False).astype(jnp.float32)
+        return predicted, jnp.where(mask, batch["targets"], 0).astype(jnp.float32), mask
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelF1(LabelMetric):
+    """F1 of labels: macro, the mean over the labels, or micro, of all labels together."""
+
+    average: Literal["macro", "micro"] = "macro"
+
+    def update(self, outputs, batch):
+        predicted, targets, _ = self.labels(outputs, batch)
+        counts = {"hits": predicted * targets, "support": targets, "predicted": predicted}
+        axis = 0 if self.average == "macro" else None
+        return {name: count.sum(axis) for name, count in counts.items()}
+
+    def compute(self, sums):
+        return per_class(sums["hits"], sums["support"], sums["predicted"])["f1"].mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelAccuracy(LabelMetric):
+    """The share of labels that are right, or of examples all of whose labels are (exact)."""
+
+    exact: bool = False
+
+    def update(self, outputs, batch):
+        predicted, targets, mask = self.labels(outputs, batch)
+        right = ((predicted == targets) & mask).astype(jnp.float32)
+        return {"right": (right.min(1) if self.exact else right.mean(1)).sum()}
+
+    def compute(self, sums):
+        return sums["right"] / sums["count"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanAveragePrecision(Collecting):
+    """The mean over the labels that occur of `average_precision`."""
+
+    name: str = "mean_average_precision"
+
+    def compute(self, outputs, batch):
+        return mean_known(average_precision(batch["targets"], outputs))

@@ -1,0 +1,79 @@
+"""Metrics of numbers. scikit-learn is imported where it is used: start-up time counts."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from dlflax.train.losses import mean_absolute_error
+from dlflax.train.metrics.metric import Additive, Collecting
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanError(Additive):
+    """Root mean squared or mean absolute error, the mean over the numbers of an example. targets
+    float (n,) or (n, numbers), outputs (n, numbers)."""
+
+    direction: Literal["min", "max"] = "min"
+    power: int = 2
+    """2: root mean squared; 1: mean absolute."""
+    scale: tuple[float, ...] = ()
+    """Units of each number, by which the targets were divided; () is 1."""
+
+    def update(self, outputs, batch):
+        outputs = outputs.reshape(outputs.shape[0], -1)
+        error = outputs - batch["targets"].reshape(outputs.shape)
+        error = jnp.where(batch["mask"][:, None] > 0, error, 0.0)
+        return {"error": (error**2 if self.power == 2 else jnp.abs(error)).sum(0)}
+
+    def compute(self, sums):
+        mean = sums["error"] / sums["count"]
+        return (np.array(self.scale or 1.0) * (np.sqrt(mean) if self.power == 2 else mean)).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class R2(Collecting):
+    """Coefficient of determination (scikit-learn's), the mean over the numbers. targets float (n,)
+    or (n, numbers), outputs (n, numbers)."""
+
+    name: str = "r2"
+
+    def compute(self, outputs, batch):
+        from sklearn.metrics import r2_score
+
+        if len(outputs) < 2:
+            return float("nan")
+        outputs = np.float64(outputs).reshape(len(outputs), -1)
+        return float(r2_score(np.float64(batch["targets"]).reshape(outputs.shape), outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastMAE(Additive):
+    """Mean absolute error of an example's known steps, the mean over the examples. targets: float
+    (n, horizon), NaN where unknown; outputs of the same shape."""
+
+    name: str = "mae"
+    direction: Literal["min", "max"] = "min"
+    scale: float = 1.0
+
+    def update(self, outputs, batch):
+        error = mean_absolute_error(outputs, batch["targets"])
+        return {"error": jnp.sum(jnp.where(batch["mask"] > 0, error, 0.0))}
+
+    def compute(self, sums):
+        return self.scale * sums["error"] / sums["count"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastRMSE(Collecting):
+    """Root mean squared error over all steps that are known, as `ForecastMAE`."""
+
+    name: str = "rmse"
+    direction: Literal["min", "max"] = "min"
+    scale: float = 1.0
+
+    def compute(self, outputs, batch):
+        squares = np.square(np.float64(self.scale * (outputs - batch["targets"])))
+        known = squares[~np.isnan(squares)]
+        return float(np.sqrt(known.mean())) if known.size else float("nan")
