@@ -74,9 +74,9 @@ def test_stopped_after_any_epoch(name, mode, tmp_path, monkeypatch):
     epochs = [0]
     real = population.train_epoch
 
-    def counted(*args):
+    def counted(*args, **options):
         epochs[0] += 1
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(population, "train_epoch", counted)
     whole, _ = run_sweep(tmp_path / "whole", mode, **options)
