@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlflax.run.model import Model
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 12)
 """Whether jaxlib writes several lines of 3 KB to stderr for every cached program that it loads on a

@@ -13,6 +13,7 @@ and pytest, which has to be installed, runs one test for each promise.
 import dataclasses
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ import numpy as np
 import pytest
 
 from dlflax import train
-from dlflax.data import Splits
+from dlflax.data import Source, Splits, make_splits
 from dlflax.errors import InputError
 from dlflax.run.config import bind_to_data, check_task
+from dlflax.run.experiment import Experiment
+from dlflax.run.saved import load_encoder, save_encoder
 from dlflax.train.batch import gather, with_targets
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import Additive, Collecting, additive_scores
@@ -32,77 +35,97 @@ from dlflax.train.tasks import Asked, Task
 
 
 class SourceSuite:
-    """Tests a `data.Source`. Fixture `source`: a small one. `given`: what a user would predict."""
+    """Tests a `data.Source` and its encoder. Fixture `source`: a small one. `given`: what a user
+    would predict."""
 
-    def given(self, source: Any, splits: Splits, folder: Path) -> list[str] | None:
-        """Returns one input as a user gives it to `read`, such as the path of a file that it writes
-        into the folder; None where the source has no `read`. The first test example, if it can."""
+    def given(self, source: Source, splits: Splits, folder: Path) -> Any:
+        """Returns the first test example as a user gives it to `Encoder.parse`; None where it has
+        no such form. It may write a file into the folder, and return its path."""
         return None
 
-    def missing(self, source: Any) -> str | None:
-        """Returns the name of a file that is not there; None where any word is an input."""
+    def missing(self, source: Source) -> str | None:
+        """Returns the name of a file that is not there; None where any word is an example."""
         return "nowhere.csv"
 
     @pytest.fixture
     def splits(self, source):
-        return source.split(_load(source), 0.25, 0)
+        return _splits(source)
 
     def test_loading_again_gives_the_same_data(self, source):
         assert _load(source).checksum == _load(dataclasses.replace(source)).checksum
         assert len(_load(source).checksum) == 64
 
     def test_splitting_is_a_function_of_its_arguments(self, source):
-        dataset = _load(source)
-        a, b = (source.split(dataset, 0.25, 3).train for _ in range(2))
-        assert list(a) == list(b)
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
+        a, b = (_splits(source, seed=3) for _ in range(2))
+        assert a.encoder == b.encoder and list(a.train) == list(b.train)
+        for name in a.train:
+            np.testing.assert_array_equal(a.train[name], b.train[name])
 
     def test_the_test_data_do_not_depend_on_the_seed(self, source):
         dataset = _load(source)
-        # of texts the inputs are tokens, which the training texts number
-        a, b = (source.split(dataset, 0.25, seed).test["targets"] for seed in (0, 1))
+        a, b = (
+            dataset.split.rows(dataset.examples, 0.25, seed, _silent)["test"] for seed in (0, 1)
+        )
         np.testing.assert_array_equal(a, b)
 
+    def test_every_example_is_in_one_part_at_most(self, source):
+        dataset = _load(source)
+        parts = dataset.split.rows(dataset.examples, 0.25, 0, _silent)
+        rows = np.concatenate(list(parts.values()))
+        assert len(set(rows.tolist())) == len(rows) <= len(dataset.examples)
+
     def test_nothing_is_held_out_for_a_share_of_zero(self, source, splits):
-        whole = source.split(_load(source), 0.0, 0)
+        whole = _splits(source, 0.0)
         assert whole.val is None and len(splits.val["inputs"]) > 0
         assert len(whole.train["inputs"]) >= len(splits.train["inputs"]) + len(splits.val["inputs"])
 
     def test_arrays_are_what_the_trainer_takes(self, splits):
         for part in (splits.train, splits.val, splits.test):
-            assert {"inputs", "targets"} <= set(part)
-            assert len({len(array) for array in part.values()}) == 1
+            assert "inputs" in part and len({len(array) for array in part.values()}) == 1
             assert part["inputs"].dtype in (np.uint8, np.float32, np.int32)
             assert part["inputs"].dtype == splits.train["inputs"].dtype
             assert part["inputs"].shape[1:] == splits.train["inputs"].shape[1:]
-            assert part["targets"].dtype in (np.int32, np.float32)
+            if "targets" in part:
+                assert part["targets"].dtype in (np.int32, np.float32)
 
-    def test_what_is_saved_is_json_and_text(self, splits):
-        assert json.loads(json.dumps(splits.info)) == splits.info
-        assert all(isinstance(text, str) for text in splits.files.values())
-        if splits.test_names is not None:
-            assert len(splits.test_names) == len(splits.test["inputs"])
+    def test_the_encoder_is_fitted_on_the_training_examples_alone(self, source, splits):
+        assert source.encoder(splits.examples["train"], _silent) == splits.encoder
 
-    def test_what_a_user_gives_becomes_inputs_of_the_same_kind(self, source, splits, tmp_path):
+    def test_the_encoder_is_saved_and_read(self, splits, tmp_path):
+        save_encoder(tmp_path, splits.encoder)
+        defined = type(splits.encoder).__module__
+        experiment = Experiment("test", sys.modules[defined])
+        assert load_encoder(tmp_path, experiment) == splits.encoder
+
+    def test_an_example_is_encoded_alone_as_among_others(self, splits):
+        encoder, examples = splits.encoder, splits.examples["test"]
+        for row in (0, len(examples) - 1):
+            alone = encoder.encode(examples.take(np.array([row])))
+            for name, array in alone.items():
+                np.testing.assert_array_equal(array[0], splits.test[name][row])
+
+    def test_an_exported_model_computes_the_same_inputs(self, splits):
+        encoder, spec = splits.encoder, splits.encoder.spec()
+        raw = np.asarray(encoder.raw(splits.examples["test"].take(slice(4)))[:]).astype(spec.dtype)
+        assert raw.shape[1:] == spec.shape
+        traced = jax.jit(lambda raw: encoder.batch(raw, jnp))(raw)
+        for name, array in encoder.batch(raw).items():
+            np.testing.assert_allclose(traced[name], array, rtol=1e-5, atol=1e-5)
+
+    def test_what_a_user_gives_becomes_the_same_inputs(self, source, splits, tmp_path):
         given = self.given(source, splits, tmp_path)
         if given is None:
-            pytest.skip("it has no `read`")
-        for name, text in splits.files.items():
-            (tmp_path / name).write_text(text, encoding="utf-8")
-        data = {"input_shape": splits.test["inputs"].shape[1:], **splits.info}
-        names, kind, batch = source.read(given, data, tmp_path)
-        assert len(names) == 1 == len(batch["inputs"]) and isinstance(kind, str)
-        assert batch["inputs"].dtype == splits.test["inputs"].dtype
-        assert batch["inputs"].shape[1:] == splits.test["inputs"].shape[1:]
+            pytest.skip("its examples are given in no other form")
+        examples = splits.encoder.parse(given)
+        assert len(examples) == 1
+        inputs = splits.encoder.encode(examples)["inputs"]
+        np.testing.assert_array_equal(inputs[0], splits.test["inputs"][0])
 
-    def test_what_is_not_there_is_one_sentence(self, source, splits, tmp_path):
-        name = self.missing(source)
-        if self.given(source, splits, tmp_path) is None or name is None:
+    def test_what_is_not_there_is_one_sentence(self, source, splits):
+        if (name := self.missing(source)) is None:
             pytest.skip("it reads no files")
-        data = {"input_shape": splits.test["inputs"].shape[1:], **splits.info}
         with pytest.raises(InputError, match=name) as error:
-            source.read([name], data, tmp_path)
+            splits.encoder.parse(name)
         assert "\n" not in str(error.value)
 
 
@@ -114,17 +137,13 @@ class TaskSuite:
     loss_is_of_an_example: bool = True
     """False for a loss that compares the examples of a batch with each other."""
 
-    def inputs(self, splits: Splits) -> dict[str, np.ndarray]:
-        """Returns two examples as the data source reads them of what a user predicts."""
-        return {name: array[:2] for name, array in splits.test.items()}
-
     @pytest.fixture
     def bound(self, job):
         """(recipe, splits, State, sums, outputs) of a fresh model on the validation data."""
         return _once(self._bound, job)
 
     def _bound(self, task, model, source):
-        splits = source.split(_load(source), 0.1, 0)
+        splits = _splits(source, 0.1)
         recipe = bind_to_data(train.Recipe(model, task, batch_size=16), self.hparams, splits)
         state = train.init(recipe, self.hparams, splits.val["inputs"][:1], jax.random.key(0))
         return recipe, splits, state, *train.evaluate_sums(recipe, state, self.hparams, splits.val)
@@ -196,16 +215,19 @@ class TaskSuite:
         assert all(np.isfinite(value) for value in empty.values())
 
     def test_answers_are_a_sentence_and_json_for_each_input(self, bound):
-        recipe, splits, state, _, outputs = bound
-        names = splits.class_names or tuple(map(str, range(outputs.shape[-1])))
-        batch, data = self.inputs(splits), {**splits.info, "class_names": names}
+        recipe, splits, state, *_ = bound
+        examples = splits.examples["test"].take(slice(2))
+        batch, target = splits.encoder.batch(splits.encoder.raw(examples)), splits.target
+        columns = {"times": np.full((2, 100), ""), **examples.columns}
         numbers = train.as_traced(self.hparams.evaluation())
         outputs = train.predict(recipe, state, numbers, batch["inputs"])
-        predictions = recipe.task.predictions(outputs, batch, data, {})
+        predictions = recipe.task.predictions(outputs, batch, target, {})
         predictions = {name: np.asarray(each) for name, each in predictions.items()}
         assert all(len(array) == 2 for array in predictions.values())
         variables = train.variables(recipe, state)
-        asked = Asked(["a", "b"], "file", batch, predictions, data, recipe, variables, None)
+        asked = Asked(
+            ["a", "b"], "file", batch, columns, predictions, target, recipe, variables, None
+        )  # fmt: skip
         answers = recipe.task.answers(asked)
         assert len(answers) == 2
         for sentence, values in answers:
@@ -322,5 +344,13 @@ def _once(function, job):
     return _DONE[key][1]
 
 
+def _silent(sentence: str) -> None:
+    """Logs nothing."""
+
+
 def _load(source):
-    return source.load(lambda sentence: None)
+    return source.load(_silent)
+
+
+def _splits(source, validation=0.25, seed=0):
+    return make_splits(source, _load(source), validation, seed)

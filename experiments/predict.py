@@ -12,6 +12,7 @@ python -m experiments.predict runs/autoencoder/2026-01-31_12-00-00 digit.png
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ import tyro
 
 import experiments
 from dlflax import run
+from dlflax.errors import InputError
 from dlflax.files import printable, write_csv
 from dlflax.report.progress import counting
 from dlflax.run import flags
@@ -49,6 +51,8 @@ def command(
     """
     predictor = Predictor(run_dir, experiments, experiment or None, _to_stderr, tta)
     refused, named = [], predictor.expanded(list(inputs))
+    if csv and csv.exists() and any(_is_file(name, csv) for name in named):
+        raise InputError(f"--csv {csv} is one of the files that are asked about: name another.")
     with counting("predicting", len(named) if csv else 0) as advance:
         answers = predictor.answers(named, refused.append, advance)
     if csv and answers:
@@ -56,12 +60,16 @@ def command(
         _to_stderr(f"{len(answers):,} answers are in {csv}")
     for sentence, values in () if csv else answers:
         # only a forecast has several lines: in a name they are not to be believed
-        lines = sentence.split("\n") if predictor.kind == "series" else [sentence]
+        lines = sentence.split("\n") if predictor.encoder.form.widget == "series" else [sentence]
         print(json.dumps(values) if json_output else "\n".join(map(printable, lines)))
     for error in refused:
         _to_stderr(printable(f"error: {error}"))
     if refused:
         sys.exit(3 if len(refused) < len(named) else 2)
+
+
+def _is_file(name: str, file: Path) -> bool:
+    return os.path.exists(name) and os.path.samefile(name, file)
 
 
 def _to_stderr(sentence: str) -> None:

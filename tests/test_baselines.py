@@ -16,7 +16,8 @@ from sklearn.metrics import log_loss
 
 import dlflax
 from dlflax import run, train
-from dlflax.data import Arrays, Series, Text
+from dlflax.data import Arrays, Series, Text, make_splits
+from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, RNN, Autoencoder, ResNet
 from dlflax.report import progress
 from dlflax.run import baselines
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.baselines]
 
 def computed(task, source, model=None, validation=0.2, log=print):
     """(the baselines' scores, the splits)."""
-    splits = source.split(source.load(lambda line: None), validation, 0)
+    splits = make_splits(source, source.load(lambda line: None), validation, 0)
     recipe = Recipe(model or MLP(features=(4,)), task)
     beside = baselines.fit_baselines(recipe, Hparams(), splits, log)
     return {name: baseline.scores for name, baseline in beside.items()}, splits
@@ -73,15 +74,26 @@ def test_large_pictures_are_averaged_down():
 
 
 def test_classes_that_are_nowhere_in_training_and_one_class_alone():
-    source = digits()
-    few = source.train["targets"] < 3
+    source, task = digits(), Classification()
+    splits = make_splits(source, source.load(), 0.2, 0)
+
+    def fitted(classes):
+        parts = {name: getattr(splits, name) for name in ("train", "val")}
+        parts = {
+            name: {n: leaf[np.isin(part["targets"], classes)] for n, leaf in part.items()}
+            for name, part in parts.items()
+        }
+        beside = baselines.fit_baselines(
+            Recipe(MLP(features=(4,)), task), Hparams(), replace(splits, **parts)
+        )
+        return beside["logistic regression on pixels"].scores["accuracy"]
+
+    assert fitted([0, 1, 2]) < 0.35
+    assert fitted([1]) == pytest.approx(np.mean(splits.test["targets"] == 1))
+    few = source.train["targets"] < 3  # such a split comes of no data source
     part = {n: leaf[few] for n, leaf in source.train.items()}
-    found, _ = computed(Classification(), replace(source, train=part))
-    assert found["logistic regression on pixels"]["accuracy"] < 0.35
-    one = {n: leaf[source.train["targets"] == 1] for n, leaf in source.train.items()}
-    found, splits = computed(Classification(), replace(source, train=one))
-    share = np.mean(splits.test["targets"] == 1)
-    assert found["logistic regression on pixels"]["accuracy"] == pytest.approx(share)
+    with pytest.raises(InputError, match="the class '3' has no example to train on"):
+        computed(task, replace(source, train=part))
 
 
 def texts():
@@ -101,7 +113,7 @@ def texts():
 def test_texts_beside_scikit_learns_own():
     found, splits = computed(Classification(), texts())
     assert list(found) == ["majority class", "TF-IDF and logistic regression"]
-    plain = splits.plain["texts"]
+    plain = {name: splits.plain(name).texts for name in ("train", "val", "test")}
     assert list(map(len, plain.values())) == [
         len(part["targets"]) for part in (splits.train, splits.val, splits.test)
     ]
@@ -253,7 +265,7 @@ def test_verdict_on_scores_that_are_to_be_low():
 def test_counts_of_a_run_are_those_of_its_predictions():
     results, _ = trained((32,), 1e-2, epochs=4)
     source = digits()
-    splits = source.split(source.load(), 0.1, 0)
+    splits = make_splits(source, source.load(), 0.1, 0)
     x = {n: getattr(splits, n)["inputs"].reshape(-1, 64) / 255 for n in ("train", "test")}
     own = LogisticRegression(max_iter=1000).fit(x["train"], splits.train["targets"])
     truth = splits.test["targets"]
@@ -288,7 +300,7 @@ def test_baselines_of_another_season_are_others():
 
 def test_correct_examples_are_on_disk_too():
     recipe, source = Recipe(MLP(features=(4,)), Classification()), digits()
-    splits = source.split(source.load(), 0.1, 0)
+    splits = make_splits(source, source.load(), 0.1, 0)
     first, again = (baselines.fit_baselines(recipe, Hparams(), splits) for _ in "ab")
     assert list(first) == list(again)
     for name, baseline in first.items():
@@ -349,7 +361,7 @@ def test_a_model_that_fails_does_not_stop_the_run(monkeypatch):
 
 def test_scores_of_any_outputs_are_the_loops_own():
     source = digits(np.float32)
-    splits = source.split(source.load(), 0.1, 0)
+    splits = make_splits(source, source.load(), 0.1, 0)
     recipe = Recipe(MLP(features=(4,), num_outputs=10))
     fit = train.fit(recipe, Hparams(), splits.train, splits.val, epochs=1)
     scores, outputs = train.evaluate(recipe, fit.state, Hparams(), splits.test)

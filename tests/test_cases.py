@@ -15,9 +15,9 @@ from PIL import Image
 
 import experiments
 from dlflax import run
-from dlflax.data import ImageFolder, Series, Text
+from dlflax.data import ImageFolder, Series, Text, make_splits
 from dlflax.data.picture import read_picture
-from dlflax.data.series import read
+from dlflax.data.series_file import read
 from dlflax.errors import InputError
 from dlflax.report import figures, tables
 from dlflax.run.predict import Predictor
@@ -171,21 +171,23 @@ def test_words_of_a_language_without_blanks_become_pieces(place):
 
     path = write(place / "reviews.csv", texts(200, text))
     source = Text(data_dir=path)
-    splits = source.split(source.load(lambda _: None), 0.1, 0)
+    splits = make_splits(source, source.load(lambda _: None), 0.1, 0)
     assert "words are unknown to the tokenizer" in splits.notes[0]
-    assert "--tokenizer bpe" in splits.notes[0] and splits.info["tokenizer"] == "bpe"
+    assert "--tokenizer bpe" in splits.notes[0] and splits.encoder.tokens == "bpe"
     assert (splits.train["inputs"] > 1).sum(1).mean() > 3  # several known tokens each
-    words_alone = Text(data_dir=path, tokenizer="word").split(source.load(lambda _: None), 0.1, 0)
+    words_alone = make_splits(
+        Text(data_dir=path, tokenizer="word"), source.load(lambda _: None), 0.1, 0
+    )
     assert "try --tokenizer bpe" in words_alone.notes[0]
 
 
 def test_texts_that_are_cut_are_counted(place):
     path = write(place / "letters.csv", texts(60, lambda i: f"a {'word ' * 400} end{i % 2} {i}"))
     source = Text(data_dir=path)
-    notes = source.split(source.load(lambda _: None), 0.1, 0).notes
+    notes = make_splits(source, source.load(lambda _: None), 0.1, 0).notes
     assert notes == (
-        "60 of 60 texts are longer than 256 tokens and lose their end: --length 403 keeps more of "
-        "them.",
+        "100.0% of the training texts are longer than 256 tokens and lose their end: --length 403 "
+        "keeps more of them.",
     )
 
 

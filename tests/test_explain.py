@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dlflax import train
-from dlflax.data.dataset import DiskArray, Splits
+from dlflax.data import Classes, DiskArray, Examples, Splits
+from dlflax.data.image_encoder import ImageEncoder
 from dlflax.models import (
     CNN,
     MLP,
@@ -179,9 +180,10 @@ def judged(model, variables, images, targets, names, files=True):
     scores, outputs = train.evaluate(recipe, state, Hparams(), test)
     pool = np.concatenate([255 - images, images])
     rows = Read(pool, len(images) + np.arange(len(images)))
+    named = Examples({"inputs": rows}, targets, [f"{i:03}.jpg" for i in range(len(targets))])
     splits = Splits(
-        test, None, {"inputs": rows, "targets": targets}, names, "picture", "file",
-        np.array([f"{i:03}.jpg" for i in range(len(targets))]) if files else None,
+        test, None, {"inputs": rows, "targets": targets},
+        ImageEncoder(Classes(names), images.shape[1:]), {"test": named} if files else {},
     )  # fmt: skip
     tested = tasks.Tested(recipe, Hparams(), variables, splits, outputs, None)
     described = tasks.Classification().describe(tested)

@@ -69,7 +69,7 @@ def test_every_architecture_is_the_same_in_a_file(name, monkeypatch):
         outputs = model.apply(variables, train.floats(inputs))
         return {"doubled": 2 * outputs, "outputs": outputs}
 
-    raw = data.Raw(shape, dtype, "", lambda x: {"inputs": x}, lambda splits: inputs)
+    raw = data.Spec(shape, dtype, "")
     wanted = np.asarray(jax.jit(function)(inputs)["outputs"])
     for to, write in FORMATS.items():
         content, loaded = write(function, raw)

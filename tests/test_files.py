@@ -12,8 +12,18 @@ import numpy as np
 import pytest
 
 from dlflax import files
-from dlflax.data import Arrays, ImageFolder, Series, Text, idx
-from dlflax.data.dataset import Dataset
+from dlflax.data import (
+    Dataset,
+    Examples,
+    Given,
+    ImageFolder,
+    Nothing,
+    Series,
+    Text,
+    idx,
+    make_splits,
+)
+from dlflax.data.arrays import ArrayEncoder
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, printable, read_bytes, read_json, tidy_cache
 from dlflax.transfer.torch_file import read_state_dict
@@ -33,10 +43,10 @@ def test_what_has_no_end_is_not_read(place, kind):
         path.mkdir()
     with pytest.raises(OSError):
         read_bytes(path)
-    data = {"input_shape": [3], "dtype": "float32"}
+    encoder = ArrayEncoder(Nothing(), (3,), "float32")
     for read in (
         lambda: idx.read_bytes(path),
-        lambda: Arrays().read([str(path)], data, place),
+        lambda: encoder.parse(path),
         lambda: read_state_dict(path),
     ):
         with pytest.raises(InputError):
@@ -111,7 +121,8 @@ def test_the_cache_is_tidied(place, monkeypatch):
 )
 def test_names_cannot_steer_a_terminal(place, text, shown):
     assert printable(text) == shown
-    assert Dataset("x", "x", {}, {}, (text,), "").class_names == (shown,)
+    examples, split = Examples({}, classes=(text,)), Given(np.zeros(0, bool))
+    assert Dataset(examples, split, "x", "x", "").class_names == (shown,)
     files.write_csv(place / "a.csv", [{"name": text}])
     assert shown in (place / "a.csv").read_text("utf-8")
 
@@ -131,8 +142,8 @@ def test_what_the_data_were_taken_for_is_kept(place):
 
     source = ImageFolder(data_dir=place / "photos", size=16)
     dataset = load(source, lambda _: None)
-    summary = source.split(dataset, 0.2, 0).summary()
-    assert json.dumps(summary) and summary["kind"] == "picture"
+    summary = make_splits(source, dataset, 0.2, 0).summary()
+    assert json.dumps(summary) and summary["examples"] == "colour images of 16 x 16 pixels"
     assert summary["input_shape"] == [16, 16, 3] and summary["input_type"] == "uint8"
     totals = {name: sum(row.values()) for name, row in summary["classes"].items()}
     assert totals == {"a": 12, "b": 13}

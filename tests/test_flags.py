@@ -182,7 +182,7 @@ def decisions_of_run(of, words):
     job = prepared(config, lambda _: None)
     recipe, splits = job.start.recipe, job.start.splits
     yield (
-        [digest(part) for part in (splits.train, splits.val, splits.test)], str(splits.info),
+        [digest(part) for part in (splits.train, splits.val, splits.test)], str(splits.encoder),
         digest(traverse_util.flatten_dict(job.start.pretrained or {}, sep="/")),
     )  # fmt: skip
     yield program(recipe, job.config.hparams, splits.train, splits.test)

@@ -23,7 +23,18 @@ import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from dlflax.data import ImageFolder, download, folder, folder_cache, folder_files, urls
+from dlflax.data import (
+    Classes,
+    DiskArray,
+    ImageFolder,
+    download,
+    folder,
+    folder_cache,
+    folder_files,
+    make_splits,
+    urls,
+)
+from dlflax.data.image_encoder import ImageEncoder
 from dlflax.data.picture import read_picture
 from dlflax.errors import InputError
 
@@ -68,17 +79,22 @@ def load(root, log=None, **fields):
 
 def check(dataset, root, size=16):
     """Every picture is what prediction makes of its file; train and test share none."""
-    for part in (dataset.train, dataset.test):
+    for name in ("train", "test"):
+        part, files = getattr(dataset, name), files_of(dataset, name)
         assert part["inputs"].dtype == np.uint8 and part["targets"].dtype == np.int32
-        assert len(part["inputs"]) == len(part["targets"]) == len(part["files"])
-        for pixels, label, name in zip(
-            part["inputs"][:], part["targets"], part["files"], strict=True
-        ):
+        assert len(part["inputs"]) == len(part["targets"]) == len(files)
+        for pixels, label, name in zip(part["inputs"][:], part["targets"], files, strict=True):
             want = read_picture(root / name, (size, size, 3), False)
             np.testing.assert_array_equal(pixels, want, str(name))
             assert dataset.class_names[label] in Path(name).parts
-    names = [*dataset.train["files"], *dataset.test["files"]]
+    names = dataset.examples.names
     assert len(set(names)) == len(names)
+
+
+def files_of(dataset, part):
+    """The names of the files of `dataset.train` or `dataset.test`, in their order."""
+    in_test = dataset.split.test(dataset.examples)
+    return np.array(dataset.examples.names)[in_test if part == "test" else ~in_test].tolist()
 
 
 def report(dataset):
@@ -119,27 +135,27 @@ def test_what_is_written_is_read(tmp_path, monkeypatch):
     assert dataset.name == "animals" and dataset.source == f"26 pictures in {root}"
     assert dataset.class_names == ("cat", "dog") and dataset.files == {}
     assert np.bincount(dataset.test["targets"]).min() >= 1
-    names = {*dataset.train["files"], *dataset.test["files"]}
-    assert "cat/nested/deep/A.JPEG" in names
+    assert "cat/nested/deep/A.JPEG" in dataset.examples.names
     never(monkeypatch)
     again = load(root, pytest.fail)  # nothing is said either
     assert again.checksum == dataset.checksum and again.class_names == dataset.class_names
     for part in ("train", "test"):
-        for key in ("inputs", "targets", "files"):
+        assert files_of(again, part) == files_of(dataset, part)
+        for key in ("inputs", "targets"):
             ours, theirs = getattr(dataset, part)[key], getattr(again, part)[key]
             np.testing.assert_array_equal(ours[:], theirs[:])
 
 
 def test_the_test_share_is_drawn_by_its_own_seed(tmp_path):
     root = write(tmp_path / "a", cat=20, dog=10, emu=3)
-    drawn = [set(load(root, split_seed=seed).test["files"]) for seed in (0, 0, 1)]
+    drawn = [set(files_of(load(root, split_seed=seed), "test")) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     for share, least, most in ((0.2, 1, 9), (0.5, 1, 16), (0.999, 1, 18)):
         dataset = load(root, test=share)
         counts = np.bincount(dataset.test["targets"])
         assert least <= counts[0] <= most and counts.min() == counts[2] == 1
         # What is kept suffices for a validation share, too.
-        splits = ImageFolder().split(dataset, 0.5, 0)
+        splits = make_splits(ImageFolder(), dataset, 0.5, 0)
         for part in (splits.train, splits.val, splits.test):
             assert set(part["targets"]) == {0, 1, 2}
 
@@ -148,10 +164,10 @@ def test_split(tmp_path, monkeypatch):
     root = write(tmp_path / "a", cat=20, dog=30)
     (root / "cat" / "empty.png").touch()
     dataset, source = load(root), ImageFolder(size=16)
-    splits = source.split(dataset, 0.25, 0)
-    assert splits.model == {} and splits.class_names == ("cat", "dog")
-    assert list(splits.test_names) == list(dataset.test["files"])
-    assert splits.info == {"light_on_dark": False}
+    splits = make_splits(source, dataset, 0.25, 0)
+    assert splits.encoder.model_fields() == {} and splits.class_names == ("cat", "dog")
+    assert splits.names("test") == files_of(dataset, "test")
+    assert splits.encoder == ImageEncoder(Classes(("cat", "dog")), (16, 16, 3), False)
     assert (
         splits.files == dataset.files
         and "cat/empty.png,skipped,empty" in splits.files["files_skipped.csv"]
@@ -167,24 +183,24 @@ def test_split(tmp_path, monkeypatch):
     every = np.concatenate([part["inputs"] for part in parts])
     assert len(np.unique(every.reshape(len(every), -1), axis=0)) == 50
 
-    again, other = source.split(dataset, 0.25, 0), source.split(dataset, 0.25, 1)
+    again, other = make_splits(source, dataset, 0.25, 0), make_splits(source, dataset, 0.25, 1)
     np.testing.assert_array_equal(again.val["inputs"], splits.val["inputs"])
     assert (other.val["inputs"] != splits.val["inputs"]).any()
     np.testing.assert_array_equal(other.test["inputs"], splits.test["inputs"])
-    none = source.split(dataset, 0, 0)
+    none = make_splits(source, dataset, 0, 0)
     assert none.val is None and len(none.train["inputs"]) == counts[:2].sum()
     for wrong in (-0.1, 1, float("nan")):
         with pytest.raises(InputError, match="from 0 up to below 1"):
-            source.split(dataset, wrong, 0)
+            make_splits(source, dataset, wrong, 0)
 
     # Not into memory where that would take a quarter of it.
     nbytes = 50 * 16 * 16 * 3
-    monkeypatch.setattr(folder, "host_memory", lambda: 4 * nbytes)
-    streamed = source.split(dataset, 0.25, 0)
-    assert isinstance(streamed.train["inputs"], folder.DiskArray)
+    monkeypatch.setattr("dlflax.data.dataset.host_memory", lambda: 4 * nbytes)
+    streamed = make_splits(source, dataset, 0.25, 0)
+    assert isinstance(streamed.train["inputs"], DiskArray)
     np.testing.assert_array_equal(streamed.val["inputs"][:], splits.val["inputs"])
-    monkeypatch.setattr(folder, "host_memory", lambda: 4 * nbytes + 4)
-    assert isinstance(source.split(dataset, 0.25, 0).train["inputs"], np.ndarray)
+    monkeypatch.setattr("dlflax.data.dataset.host_memory", lambda: 4 * nbytes + 4)
+    assert isinstance(make_splits(source, dataset, 0.25, 0).train["inputs"], np.ndarray)
 
 
 @pytest.mark.parametrize("val", ["validation", "val", "valid", None])
@@ -203,8 +219,8 @@ def test_folders_of_their_own_for_the_parts(tmp_path, val, test):
     assert dataset.class_names == ("cat", "dog")
     outside = [("skipped", "outside the classes")]
     assert report(dataset) == {"above.png": outside, "notes/b.png": outside}
-    splits = ImageFolder().split(dataset, 0.5, 0)
-    drawn = [] if test else [Path(name).parts[0] for name in dataset.test["files"]]
+    splits = make_splits(ImageFolder(), dataset, 0.5, 0)
+    drawn = [] if test else [Path(name).parts[0] for name in files_of(dataset, "test")]
     assert set(drawn) <= {"train"}
     counts = [np.bincount(part["targets"]).tolist() for part in (splits.test, splits.val)]
     if test:
@@ -213,13 +229,14 @@ def test_folders_of_their_own_for_the_parts(tmp_path, val, test):
     left = [total - (0 if test else drawn) for total, drawn in zip([6, 4], counts[0], strict=True)]
     assert counts[1] == ([2, 1] if val else [round(0.5 * n) for n in left])
     if val:
-        assert dataset.train["validation"].dtype == bool
-        for name, held_out in zip(dataset.train["files"], dataset.train["validation"], strict=True):
-            assert held_out == name.startswith(f"{val}/")
-        whole = ImageFolder().split(dataset, 0, 0)  # all are trained on, and that is said
+        held_out = dataset.split.in_validation
+        assert held_out.dtype == bool
+        for name, held in zip(dataset.examples.names, held_out, strict=True):
+            assert held == name.startswith(f"{val}/")
+        whole = make_splits(ImageFolder(), dataset, 0, 0)  # all are trained on, and that is said
         assert whole.val is None and "are trained on too" in whole.notes[0]
     else:
-        assert "validation" not in dataset.train
+        assert dataset.split.in_validation is None
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -325,7 +342,7 @@ def test_odd_pictures_are_converted_and_listed(tmp_path):
         "files_skipped.csv: "
     )
     assert "4 animated, 4 of one colour, 3 16-bit, 2 misnamed" in said[1]
-    assert len(dataset.train["files"]) + len(dataset.test["files"]) == 31
+    assert len(dataset.examples.names) == 31
 
 
 def test_upright_and_a_huge_jpeg_decoded_small(tmp_path, monkeypatch):
@@ -346,9 +363,10 @@ def test_upright_and_a_huge_jpeg_decoded_small(tmp_path, monkeypatch):
     dataset = load(root)
     assert set(drafted) == {(75, 50)}  # an eighth
     found = [
-        part["inputs"][index]
-        for part in (dataset.train, dataset.test)
-        for index in np.flatnonzero(part["files"] == "cat/lying.jpg")
+        getattr(dataset, part)["inputs"][index]
+        for part in ("train", "test")
+        for index, name in enumerate(files_of(dataset, part))
+        if name == "cat/lying.jpg"
     ]
     pixels = found[0].astype(int)
     assert (pixels[:7, :, 2] > 200).all() and (pixels[9:, :, 0] > 200).all()
@@ -423,7 +441,7 @@ def test_names_of_any_bytes(tmp_path):
             file.write(encoded("PNG", i))
     (root / "dog" / "ü,\n.txt").touch()
     dataset = ImageFolder(data_dir=root, size=16).load(lambda _: None)
-    names = [*dataset.train["files"], *dataset.test["files"]]
+    names = dataset.examples.names
     assert {"cat/\\xff.png", 'cat/süß 🐈\\n,".png'} < set(names)
     assert report(dataset) == {"dog/ü,\\n.txt": [("skipped", "no picture: named .txt")]}
     json.dumps(names).encode()
@@ -454,7 +472,7 @@ def test_same_bytes(tmp_path):
     dataset = load(parts)
     reason = "same bytes as test/cat/1.png"
     assert report(dataset) == {"train/cat/z.png": [("skipped", reason)]}
-    assert len(dataset.test["files"]) == 4
+    assert len(files_of(dataset, "test")) == 4
 
 
 def saved_anew(path, how):
@@ -506,7 +524,7 @@ def test_pictures_that_are_alike_are_listed_and_kept(tmp_path):
     for i in range(3):
         scene.crop((6 * i, 2 * i, 170 + 6 * i, 130 + 2 * i)).save(root / "cat" / f"burst{i}.png")
     dataset = load(root)
-    assert len(dataset.train["files"]) + len(dataset.test["files"]) == 27
+    assert len(dataset.examples.names) == 27
     listed = report(dataset)
     assert set(listed) <= {f"cat/burst{i}.png" for i in range(3)} and listed
     assert all(what == "listed" for rows in listed.values() for what, _ in rows)
@@ -523,7 +541,7 @@ def test_pictures_that_are_alike_are_listed_and_kept(tmp_path):
         picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         picture.save(belt / ("good", "bad")[i % 2] / f"{i}.png")
     dataset = load(belt, size=64)
-    assert len(dataset.train["files"]) + len(dataset.test["files"]) == 40
+    assert len(dataset.examples.names) == 40
 
 
 def test_a_flipped_bit_in_the_cache_is_decoded_again(tmp_path):
@@ -599,7 +617,7 @@ def test_changed_files_are_decoded_again(tmp_path):
     image(2).save(root / "cat" / "4.png")
     third = load(root)
     assert len(third.train["targets"]) + len(third.test["targets"]) == 9
-    assert set(second.test["files"]) <= set(third.test["files"])  # it stays
+    assert set(files_of(second, "test")) <= set(files_of(third, "test"))  # it stays
     (root / "cat" / "4.png").unlink()
     assert load(root).checksum == second.checksum
     (root / "emu").mkdir()
@@ -725,7 +743,7 @@ def test_no_room_for_the_cache(tmp_path, monkeypatch):
         dataset = load(root, said.append)
         assert dataset.checksum == checksum and words in "".join(said)
         assert said[-1] == f"Decoding 8 pictures of {root} into memory."
-        ImageFolder().split(dataset, 0.2, 0)
+        make_splits(ImageFolder(), dataset, 0.2, 0)
 
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -818,8 +836,7 @@ ImageFolder(data_dir=sys.argv[2], size=32).load(lambda _: None)
 before = peak()
 said = []
 data = ImageFolder(data_dir=sys.argv[1], size=32).load(said.append)
-names = [*data.train["files"].tolist(), *data.test["files"].tolist()]
-print(json.dumps([peak() - before, said, names, data.files["files_skipped.csv"]]))
+print(json.dumps([peak() - before, said, data.examples.names, data.files["files_skipped.csv"]]))
 """
 
 
@@ -910,10 +927,9 @@ def test_download(tmp_path, monkeypatch):
     root = tmp_path / "unpacked"
     with zipfile.ZipFile(packed) as archive:
         archive.extractall(root)
-    for part in (dataset.train, dataset.test):
-        for pixels, label, name in zip(
-            part["inputs"][:], part["targets"], part["files"], strict=True
-        ):
+    for part in ("train", "test"):
+        of, files = getattr(dataset, part), files_of(dataset, part)
+        for pixels, label, name in zip(of["inputs"][:], of["targets"], files, strict=True):
             np.testing.assert_array_equal(pixels, read_picture(root / name, (16, 16, 3), False))
             assert label == taken[name][1]
     assert np.bincount(dataset.test["targets"]).tolist() == [1, 1]
@@ -967,5 +983,5 @@ def test_photographs(tmp_path):
     dataset = load(root, size=64)
     assert dataset.files == {} and dataset.source.startswith("40 pictures in ")
     assert np.bincount(dataset.test["targets"]).min() >= 1
-    splits = ImageFolder().split(dataset, 0.25, 0)
+    splits = make_splits(ImageFolder(), dataset, 0.25, 0)
     assert splits.train["inputs"].shape[1:] == (64, 64, 3) and splits.train["inputs"].std() > 30

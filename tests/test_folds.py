@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from dlflax import run
-from dlflax.data import Arrays, Series, Table
+from dlflax.data import Arrays, Series, Table, make_splits
 from dlflax.data.folds import folds
 from dlflax.data.order import folds_of
 from dlflax.errors import InputError
@@ -41,12 +41,12 @@ def test_each_example_is_tested_once():
     dataset = source.load(lambda _: None)
     tested, cut = [], folds(dataset, 4, 0)
     for part in cut:
-        rows = set(part.train["rows"]), set(part.test["rows"])
+        splits = make_splits(source, part, 0.2, 0)
+        rows = {*splits.names("train"), *splits.names("val")}, set(splits.names("test"))
         assert not rows[0] & rows[1] and len(rows[0] | rows[1]) == 569
-        tested += part.test["rows"].tolist()
-        splits = source.split(part, 0.2, 0)
-        assert len(splits.test["targets"]) == len(rows[1])
-    assert sorted(tested) == list(range(569))
+        tested += splits.names("test")
+        assert len(splits.test["targets"]) == len(part.test["targets"]) == len(rows[1])
+    assert sorted(tested) == sorted(f"row {i + 1}" for i in range(569))
     joined = np.concatenate([part.test["targets"] for part in cut])
     assert joined.sum() == (load_breast_cancer().target == 0).sum() or (1 - joined).sum()
 

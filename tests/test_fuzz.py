@@ -18,7 +18,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run
-from dlflax.data import ImageFolder, Series, Table, Text
+from dlflax.data import ImageFolder, Series, Table, Text, make_splits
 from dlflax.data.numbers import NumberFormat, infer_formats
 from dlflax.data.times import read_times
 from dlflax.errors import InputError
@@ -26,6 +26,7 @@ from dlflax.run import config as configs
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import of_presets
 from dlflax.run.predict import Predictor
+from dlflax.run.saved import load_encoder
 from dlflax.run.serve_inputs import Refused, parts_of, read_part
 from dlflax.tune import cli
 from experiments import forecast, image_folder, mnist, predict, sentiment, tabular
@@ -83,7 +84,7 @@ def csv_bytes(draw, header, rows):
 def read_by(source):
     """Loads and splits; nothing, or the one sentence."""
     try:
-        splits = source.split(source.load(lambda _: None), 0.2, 0)
+        splits = make_splits(source, source.load(lambda _: None), 0.2, 0)
     except InputError as error:
         assert one_sentence(str(error)), error
         return
@@ -248,6 +249,30 @@ def test_config_json(zoo, place, name):
     check()
 
 
+@pytest.mark.parametrize("name", [*ZOO, "table"])
+def test_encoder_json(zoo, place, name):
+    """As config.json."""
+    folder = zoo(name)
+    saved = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    module = {"texts": sentiment, "digits": mnist, "series": forecast, "table": tabular}[name]
+    experiment = of_presets(module.__name__.rpartition(".")[2], module.PRESETS, {})
+    if name == "texts":
+        shutil.copy(folder / "tokenizer.json", place)
+
+    @examples(120)
+    @given(st.sampled_from(list(places(saved))[1:]), WRONG | st.just(...))
+    def check(where, value):
+        tree = json.loads(json.dumps(saved))
+        damage(tree, where, value)
+        (place / "encoder.json").write_text(json.dumps(tree), encoding="utf-8")
+        try:
+            load_encoder(place, experiment)
+        except InputError as error:
+            assert one_sentence(str(error)), error
+
+    check()
+
+
 LEAVES = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9)
 JSON = LEAVES
 for _ in range(3):
@@ -268,17 +293,18 @@ BODIES = st.one_of(
 
 @pytest.mark.parametrize("name", [*ZOO, "table"])
 def test_request_bodies(zoo, name):
-    predictor = Predictor(zoo(name), log=lambda _: None)
+    encoder = Predictor(zoo(name), log=lambda _: None).encoder
 
     @examples(150)
     @given(BODIES)
     def check(request):
         try:
-            names, _, batch = read_part(parts_of(predictor, *request)[0])
+            examples = read_part(encoder, parts_of(encoder, *request)[0])
         except Refused as refused:
             assert 400 <= refused.status < 500 and one_sentence(refused.sentence)
         else:
-            assert len(names) == len(batch["inputs"]) > 0
+            inputs = encoder.batch(encoder.raw(examples))["inputs"]
+            assert len(examples.names) == len(inputs) > 0
 
     check()
 

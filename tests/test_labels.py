@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dlflax import run
-from dlflax.data import ImageFolder, folder_files, folder_labels
+from dlflax.data import ImageFolder, folder_files, folder_labels, make_splits
 from dlflax.errors import InputError
 from experiments import image_folder, predict
 
@@ -44,7 +44,7 @@ def source(path="labels.csv", **fields):
 
 def splits_of(source, validation=0.2, log=lambda _: None):
     dataset = source.load(log)
-    return dataset, source.split(dataset, validation, 0)
+    return dataset, make_splits(source, dataset, validation, 0)
 
 
 def refused(**fields):
@@ -160,13 +160,10 @@ def test_numbers():
     write(["file", "brightness", "red"], [(n, b, 2 * b) for n, _, _, b in photos()])
     _, splits = splits_of(source(target=("brightness",)))
     means = splits.test["inputs"].mean((1, 2, 3))
-    unit = splits.info
-    np.testing.assert_allclose(
-        splits.test["targets"] * unit["target_scale"] + unit["target_mean"], means, atol=0.01
-    )
+    np.testing.assert_allclose(splits.target.in_unit(splits.test["targets"]), means, atol=0.01)
     assert abs(splits.train["targets"].mean()) < 1e-5
     _, two = splits_of(source(target=("brightness", "red")))
-    assert two.train["targets"].shape[1] == 2 and len(two.info["target_mean"]) == 2
+    assert two.train["targets"].shape[1] == 2 and len(two.target.mean) == 2
     np.testing.assert_allclose(two.train["targets"][:, 0], two.train["targets"][:, 1], atol=1e-5)
 
 
@@ -185,9 +182,11 @@ def test_groups_stay_on_one_side():
     assert all(len(side) == 1 for side in of_group.values())
     assert set.union(*of_group.values()) == {"train", "val", "test"}
     # a group that comes later moves no other one into or out of the test
-    assert set(dataset.test["groups"]) <= {str(i) for i in range(12)}
+    tested = set(dataset.split.groups[dataset.split.test(dataset.examples)])
+    assert tested <= {str(i) for i in range(12)}
     write(["file", "label", "patient"], [(n, c, i // 5) for i, (n, c, *_) in enumerate(rows[:50])])
-    assert set(source(group="patient").load(print).test["groups"]) <= set(dataset.test["groups"])
+    fewer = source(group="patient").load(print)
+    assert set(fewer.split.groups[fewer.split.test(fewer.examples)]) <= tested
 
 
 def test_odd_rows_are_listed():
@@ -204,7 +203,7 @@ def test_odd_rows_are_listed():
         "part2/2.png": "no label: labels.csv, line 4",
         "part3/59.png": "no label: no row in labels.csv",
     }
-    assert len(dataset.train["files"]) + len(dataset.test["files"]) == 57
+    assert len(dataset.examples.names) == 57
 
 
 def test_bad_files():
@@ -226,7 +225,8 @@ def test_bad_files():
     assert "there are 2 groups" in refused(group="p")
     write(["file", "label", "p"], [(n, c, c + str(i % 5 * (c == "red"))) for i, (n, c, *_) in
                                    enumerate(rows)])  # fmt: skip
-    with pytest.raises(InputError, match="all pictures of the class 'blue' are of groups"):
+    sentence = "the class 'blue' has no example to train on: all of its examples are of groups"
+    with pytest.raises(InputError, match=sentence):
         for seed in range(20):
             splits_of(source(group="p", split_seed=seed))
     assert "does not exist" in refused(path="nothing.csv")

@@ -12,7 +12,7 @@ import sklearn.metrics as sk
 from scipy.special import softmax
 
 from dlflax import parallel, run, train
-from dlflax.data import Arrays
+from dlflax.data import Arrays, make_splits
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.run.config import bind_to_data, check
@@ -216,7 +216,7 @@ def test_reserved_keys_of_the_data():
         check_keys(wrong)
     source = Arrays(wrong, wrong)
     with pytest.raises(InputError, match="mask and share"):
-        splits = source.split(source.load(print), 0.1, 0)
+        splits = make_splits(source, source.load(print), 0.1, 0)
         bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
     with pytest.raises(InputError, match=r"array named length of float64 \(200, 2\).*one int an"):
         check_keys({**data, "length": np.ones((200, 2))})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dlflax import run, train
-from dlflax.data import epoch_batches, hub, tokenizers
+from dlflax.data import epoch_batches, hub, make_splits, tokenizers
 from dlflax.data.text import Text
 from dlflax.errors import InputError
 from dlflax.models import MiniLM, minilm
@@ -190,13 +190,13 @@ def test_what_is_not_there_is_said(monkeypatch):
 def test_a_tokenizer_of_ones_own():
     films()
     source = Text(data_dir=Path("films.csv"))
-    splits = source.split(source.load(), 0.1, 0)
+    splits = make_splits(source, source.load(), 0.1, 0)
     Path("mine").mkdir()
-    Path("mine/tokenizer.json").write_text(splits.files["tokenizer.json"], encoding="utf-8")
+    Path("mine/tokenizer.json").write_text(splits.encoder.tokenizer, encoding="utf-8")
     own = Text(data_dir=Path("films.csv"), tokenizer="mine")
-    again = own.split(own.load(), 0.1, 0)
+    again = make_splits(own, own.load(), 0.1, 0)
     np.testing.assert_array_equal(again.test["inputs"], splits.test["inputs"])
-    assert again.info["tokenizer"] == "published" and "length" in again.train
+    assert again.encoder.tokens == "published" and "length" in again.train
     with pytest.raises(InputError, match="leave them out"):
         Text(data_dir=Path("films.csv"), tokenizer="mine", vocabulary=10).load()
     shutil.rmtree("mine")

@@ -1,6 +1,7 @@
 """An experiment of one's own, in a file outside of the repository: the text of the docs as it
 stands, through every command, in real processes; another that replaces the training step."""
 
+import base64
 import csv
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import flax.linen as nn
@@ -23,11 +25,13 @@ import pytest
 import dlflax
 import experiments
 from dlflax import run, train
+from dlflax.data import Examples, make_splits
 from dlflax.errors import InputError
 from dlflax.run.config import bind_to_data
 from dlflax.run.experiment import of_run
 from dlflax.run.predict import Predictor
-from dlflax.testing import TaskSuite
+from dlflax.run.saved import load_encoder
+from dlflax.testing import SourceSuite, TaskSuite
 from dlflax.train import population
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
@@ -39,6 +43,8 @@ PAGE = (ROOT / "docs" / "your_own_experiment.md").read_text(encoding="utf-8")
 _, RINGS, SAM = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 NNX, SUITES = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
 METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+OWN_DATA = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+(SOUNDS,) = re.findall(r"```python\n(.*?)```", OWN_DATA, re.DOTALL)
 (NEIGHBOURS,) = re.findall(r"```python\n(.*?)```", METRICS, re.DOTALL)
 
 
@@ -71,7 +77,7 @@ def ran(place, *args, code=0):
 def parameters(folder, experiment):
     saved = run.load_config(folder)
     config = run.config_from_json(saved["config"], folder, experiment)
-    inputs = np.zeros((1, *saved["data"]["input_shape"]), np.float32)
+    inputs = load_encoder(folder, experiment).batch(np.zeros((1, 2), np.float32))["inputs"]
     abstract = train.abstract(config.recipe, config.hparams, inputs)
     checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
     return jax.tree.leaves(checkpoints.restore_last(abstract).state.params)
@@ -79,6 +85,7 @@ def parameters(folder, experiment):
 
 def test_the_files_are_short():
     assert len(RINGS.splitlines()) <= 60 and len(NEIGHBOURS.splitlines()) <= 70
+    assert len(SOUNDS.splitlines()) <= 90 and max(map(len, SOUNDS.splitlines())) <= 100
 
 
 @pytest.mark.slow
@@ -151,7 +158,7 @@ def test_train_kill_resume_sweep_continue_predict_compare(place):
 
 
 SAM_EXPERIMENT = (
-    "import flax\nfrom dlflax import run\nfrom dlflax.data import Images\n"
+    "import flax\nfrom dlflax import run\nfrom dlflax.data import Images, make_splits\n"
     "from dlflax.models import MLP\nfrom dlflax.train import Hparams, Recipe, number\n"
     + SAM
     + """
@@ -171,7 +178,7 @@ def test_a_step_of_ones_own_alone_and_as_a_lane(place):
     (place / "my_sam.py").write_text(SAM_EXPERIMENT)
     experiment = run.find("my_sam.py", experiments)
     config = experiment.presets["default"]
-    splits = config.data.split(config.data.load(print), 0.1, 0)
+    splits = make_splits(config.data, config.data.load(print), 0.1, 0)
     data = splits.train, splits.val
     plain = train.Recipe(config.recipe.model)
     losses = {
@@ -223,7 +230,7 @@ def test_metric_learning(place, capsys):
     assert results["val"]["recall@1"] == max(values) and results["test"]["recall@1"] > 0.9
     predictor = Predictor("first", experiments, "neighbours.py")
     inputs = np.zeros((1, 28, 28, 1), np.uint8)
-    ((_, answer),) = predictor.of_batch(["a"], "file", {"inputs": inputs}, draw=False)
+    ((_, answer),) = predictor.of_examples(Examples({"inputs": inputs}), draw=False)
     assert np.linalg.norm(answer["embedding"]) == pytest.approx(1)
 
 
@@ -266,7 +273,7 @@ def test_an_nnx_module_is_a_model(place, capsys):
     assert file.exists() and "largest difference" in capsys.readouterr().out
 
     config = experiment.presets["default"]
-    splits = config.data.split(config.data.load(print), 0.25, 0)
+    splits = make_splits(config.data, config.data.load(print), 0.25, 0)
     recipe = bind_to_data(config.recipe, config.hparams, splits)
     alone = train.fit(recipe, config.hparams, splits.train, splits.val, epochs=2)
     start = train.init(recipe, config.hparams, splits.train["inputs"][:1], jax.random.key(0))
@@ -288,6 +295,110 @@ def test_an_nnx_module_is_swept(place):
         "--run-dir", "swept", "--space.model.width", "8", "16")  # fmt: skip
     found = json.loads((place / "swept" / "results.json").read_text(encoding="utf-8"))
     assert found["best"]["hparams"]["model.width"] in (8, 16)
+
+
+def write_sounds(folder, seed, count=25):
+    """WAV files of low and of high tones, with noise, of different lengths."""
+    rng = np.random.default_rng(seed)
+    for name, frequency in (("low", 300), ("high", 1500)):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            time_of = np.arange(3000 + rng.integers(0, 2000)) / 8000
+            tone = np.sin(2 * np.pi * frequency * (1 + 0.2 * rng.normal()) * time_of)
+            values = np.int16(8000 * (tone + 0.3 * rng.normal(size=len(time_of))))
+            with wave.open(str(folder / name / f"{i}.wav"), "wb") as file:
+                file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
+                file.writeframes(values.tobytes())
+
+
+@pytest.fixture
+def sounds(place):
+    """The page's experiment, and its data."""
+    (place / "sounds.py").write_text(SOUNDS)
+    write_sounds(place / "sounds", 0)
+    write_sounds(place / "new", 1, 4)
+    return run.find("sounds.py", experiments)
+
+
+class TestSounds(SourceSuite):
+    @pytest.fixture
+    def source(self, sounds):
+        return sounds.presets["default"].data
+
+    def given(self, source, splits, folder):
+        return splits.examples["test"].names[0]
+
+
+def test_a_kind_of_data_of_ones_own(sounds, place, capsys):
+    """It trains, predicts a folder, evaluates a labelled one, is exported and served."""
+    from starlette.testclient import TestClient
+
+    from dlflax.run import serve
+
+    run.main("sounds.py", sounds.presets, args=["--run-dir", "r"])
+    results = json.loads((place / "r" / "results.json").read_text(encoding="utf-8"))
+    assert results["test"]["accuracy"] > 0.9
+    model = dlflax.load("r", experiment="sounds.py", log=lambda _: None)
+    assert model.class_names == ("high", "low")
+    answers = model.predict("new")
+    assert [Path(answer["sound"]).parent.name for answer in answers] == ["high"] * 4 + ["low"] * 4
+    right = [answer["class"] == Path(answer["sound"]).parent.name for answer in answers]
+    assert model.evaluate("new")["accuracy"] == pytest.approx(np.mean(right))
+    file = model.export("stablehlo")
+    program = jax.export.deserialize(bytearray(file.read_bytes()))
+    encoder = load_encoder(place / "r", sounds)
+    waves = encoder.raw(encoder.parse_with_targets(place / "new"))
+    exported = np.asarray(program.call(waves)["probabilities"])
+    said = [list(answer["probabilities"].values()) for answer in answers]
+    np.testing.assert_allclose(exported, said, atol=1e-5)
+    content = (place / "new" / "low" / "0.wav").read_bytes()
+    predictor = Predictor("r", experiments, "sounds.py", log=lambda _: None)
+    with TestClient(serve.app(predictor), base_url="http://localhost") as client:
+        card = client.get("/card").json()
+        assert card["takes"] == "sounds" and card["media"] == ["audio/*"]
+        sent = client.post("/predict", content=content, headers={"content-type": "audio/wav"})
+        listed = client.post(
+            "/predict", json={"sounds": [base64.b64encode(content).decode()] * 2}
+        )
+        wrong = client.post("/predict", content=b"x", headers={"content-type": "audio/wav"})
+    (answer,) = sent.json()["answers"]
+    assert answer["probabilities"] == pytest.approx(answers[4]["probabilities"], abs=1e-5)
+    assert len(listed.json()["answers"]) == 2
+    assert wrong.status_code == 422 and "no WAV file" in wrong.json()["error"]
+    with pytest.raises(InputError, match="nowhere.wav is no file"):
+        model.predict("nowhere.wav")
+
+
+@pytest.mark.slow
+def test_a_kind_of_data_of_ones_own_by_commands(sounds, place):
+    """Killed, resumed to the same bits, swept, predicted from a folder, asked on its page."""
+    flags = ["--epochs", "30", "--batch-size", "2", "--baseline", "none"]
+    ran(place, "sounds.py", *flags, "--run-dir", "whole")
+    process = start(place, "sounds.py", *flags, "--run-dir", "killed")
+    while len(list((place / "killed").glob(f"checkpoints/*/{MANIFEST}"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    ran(place, "sounds.py", "--run-dir", "killed", "--resume")
+    tests = [json.loads((place / f / "results.json").read_text())["test"]
+             for f in ("whole", "killed")]  # fmt: skip
+    assert tests[0] == tests[1]
+    ran(place, "-m", "sweeps.random_search", "sounds.py", "--trials", "4", "--epochs", "2",
+        "--run-dir", "swept", "--baseline", "none")  # fmt: skip
+    out = ran(place, "-m", "experiments.predict", "swept", "new", "--experiment", "sounds.py")
+    assert len(out.splitlines()) == 8
+    process = start(place, "-m", "experiments.serve", "whole", "--port", "0", "--experiment",
+                    "sounds.py")  # fmt: skip
+    try:
+        address = next(re.search(r"http://\S+", line) for line in process.stdout if "http" in line)
+        with page_of(address[0]) as page:
+            page.set_input_files("#file", place / "new" / "low" / "0.wav")
+            page.wait_for_selector("#answer")
+            assert page.inner_text("#answer") in ("low", "high")
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 @pytest.mark.slow

@@ -60,8 +60,7 @@ def predicted(folder, path):
 def parameters(folder):
     saved = run.load_config(folder)
     config = run.config_from_json(saved["config"], folder, run.Experiment("mnist"))
-    shape = saved["data"]["input_shape"]
-    inputs = np.zeros((1, *shape), np.uint8)
+    inputs = Predictor(folder, experiments).example()["inputs"]
     abstract = train.abstract(config.recipe, config.hparams, inputs)
     checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
     state, history, _ = checkpoints.restore_last(abstract)

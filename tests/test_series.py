@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.resources
 import json
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from dlflax import run, train
-from dlflax.data import Series, series, times
-from dlflax.data.series import naive, read, seasonal_naive
+from dlflax.data import Series, make_splits, times
+from dlflax.data.series import naive, seasonal_naive
+from dlflax.data.series_file import read, read_file
 from dlflax.errors import InputError
 from dlflax.train import Hparams, losses, tasks
 from experiments import forecast, predict
@@ -32,17 +34,17 @@ def test_windows_by_hand(tmp_path):
     """The values 0..39: every window and target is known."""
     series = Series(data_dir=counted(tmp_path), window=5, horizon=3, tail=0.25)
     dataset = series.load()
-    splits = series.split(dataset, 0.2, seed=0)
+    splits = make_splits(series, dataset, 0.2, seed=0)
     # 30 values before the tail, the last 6 of which are for validation
     assert [len(part["targets"]) for part in (splits.train, splits.val, splits.test)] == [17, 4, 8]
     for part in (splits.train, splits.val, splits.test):
         assert part["inputs"].dtype == part["targets"].dtype == np.float32
-        scale = splits.info["scale"]
+        scale = splits.target.scale
         np.testing.assert_allclose(part["inputs"][0, :, 0] * scale, [-4, -3, -2, -1, 0], atol=1e-5)
         np.testing.assert_allclose(part["targets"][0] * scale, [1, 2, 3], atol=1e-5)
-    assert splits.info["last_window"] == [35, 36, 37, 38, 39]
+    assert splits.encoder.own_window == ((35,), (36,), (37,), (38,), (39,))
     assert tasks.Forecast().model_fields(splits) == {"num_outputs": 3}
-    whole = series.split(dataset, 0.0, seed=1)
+    whole = make_splits(series, dataset, 0.0, seed=1)
     assert whole.val is None and len(whole.train["targets"]) == 23
 
 
@@ -50,7 +52,7 @@ def test_no_target_is_in_two_parts(tmp_path):
     values = np.random.default_rng(0).normal(size=60)
     path = write(tmp_path / "a.csv", [(i, v) for i, v in enumerate(values)])
     series = Series(data_dir=path, window=6, horizon=4)
-    splits = series.split(series.load(), 0.2, seed=0)
+    splits = make_splits(series, series.load(), 0.2, seed=0)
     steps = [  # from one value to the next, as unique as the values
         {round(float(x), 4) for x in np.diff(part["targets"], axis=1).ravel()}
         for part in (splits.train, splits.val, splits.test)
@@ -68,10 +70,12 @@ def test_regression_scores_in_the_series_own_unit():
     """Against pandas-free arithmetic on the raw series: a perfect model, and both baselines."""
     series = Series("sunspots", window=22, horizon=11)
     dataset = series.load(lambda _: None)
-    splits = series.split(dataset, 0.1, seed=0)
-    values = np.concatenate([dataset.train["inputs"], dataset.test["inputs"]])
+    splits = make_splits(series, dataset, 0.1, seed=0)
+    path = importlib.resources.files("dlflax.data") / "embedded" / "sunspots.csv"
+    values = np.loadtxt(path, delimiter=",", skiprows=1, usecols=1)
     assert len(values) == 309 and values.max() == 190.2
-    start = len(dataset.train["inputs"])
+    start = 309 - round(series.tail * 309)
+    assert dataset.test["first"][0] == start
     first = np.arange(start, len(values) - 10)
     truth = np.stack([values[first + k] for k in range(11)], 1)
     expected = {
@@ -87,7 +91,7 @@ def test_regression_scores_in_the_series_own_unit():
         assert scores["forecasts"][name]["rmse"] == pytest.approx(rmse, rel=1e-5)
     (figure,) = (draw() for draw in described.figures.values())
     drawn = figure.axes[0].lines[0].get_ydata()
-    np.testing.assert_allclose(drawn, dataset.test["inputs"], atol=1e-3)
+    np.testing.assert_allclose(drawn, values[start:], atol=1e-3)
 
 
 def test_what_is_missing_never_comes_from_the_future(tmp_path):
@@ -103,8 +107,8 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     ]
     assert values[:5].tolist() == [2, 4, 4, 4, 10] and np.flatnonzero(~observed)[0] == 2
     series = Series(data_dir=path, window=4, horizon=3)
-    splits = series.split(series.load(lambda _: None), 0.2, 0)
-    scale = splits.info["scale"]
+    splits = make_splits(series, series.load(lambda _: None), 0.2, 0)
+    scale = splits.target.scale
     for part in (splits.train, splits.val, splits.test):
         unknown = np.isnan(part["targets"])
         assert not np.isnan(part["inputs"]).any() and not unknown.all(1).any()
@@ -137,7 +141,7 @@ def test_unknown_targets_do_not_count(loss):
 def test_gaps_of_the_series_that_is_shipped():
     said = []
     dataset = Series("co2").load(said.append)
-    assert len(dataset.train["inputs"]) + len(dataset.test["inputs"]) == 2284
+    assert dataset.split.steps == 2284
     assert "59 of 2284 values are missing" in said[-1]
 
 
@@ -159,7 +163,7 @@ def test_refusals(tmp_path, fields, sentence):
     fields = {"data_dir": counted(tmp_path), "window": 5, "horizon": 3, **fields}
     with pytest.raises(InputError, match=sentence):
         series = Series(**fields)
-        series.split(series.load(), 0.1, 0)
+        make_splits(series, series.load(), 0.1, 0)
 
 
 def test_files_that_are_no_series(tmp_path):
@@ -201,23 +205,25 @@ def test_covariates_by_hand(tmp_path):
     series = Series(data_dir=path, window=5, horizon=2, past_covariates=("visitors",),
                     future_covariates=("price",))  # fmt: skip
     dataset = series.load(lambda _: None)
-    splits = series.split(dataset, 0.2, 0)
+    splits = make_splits(series, dataset, 0.2, 0)
     table = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(2, 1, 3))
-    unit = splits.info["covariates"]
+    unit = splits.encoder
     inputs = splits.train["inputs"]
     assert inputs.shape[1:] == (5, 4)
-    back = inputs[:, :, 1:] * np.array(unit["target_scale"])[[0, 1, 1]]
-    back += np.array(unit["target_mean"])[[0, 1, 1]]
+    back = inputs[:, :, 1:] * np.array(unit.covariate_scale)[[0, 1, 1]]
+    back += np.array(unit.covariate_mean)[[0, 1, 1]]
     for window in (0, 7):
         now = slice(window, window + 5)
         np.testing.assert_allclose(back[window, :, :2], table[now, :2], atol=1e-3)
         np.testing.assert_allclose(back[window, :, 2], table[window + 2 : window + 7, 1], atol=1e-3)
-    # what comes after a border is not in the deviations
-    own = table[:38, 0]
-    assert unit["target_mean"][0] == pytest.approx(own.mean())
+    # what comes after a border is not in the deviations: the last training window ends before the
+    # two steps of its target, and these at the border, 38
+    own = table[:36, 0]
+    assert unit.covariate_mean[0] == pytest.approx(own.mean())
+    assert unit.covariate_scale[0] == pytest.approx(own.std())
     longer = dataclasses.replace(series, horizon=6)
     with pytest.raises(InputError, match="--window of 6 or more"):
-        longer.split(longer.load(lambda _: None), 0.2, 0)
+        make_splits(longer, longer.load(lambda _: None), 0.2, 0)
 
 
 @pytest.mark.slow
@@ -309,7 +315,7 @@ def test_a_calendar_goes_on_as_that_of_pandas(tmp_path, step):
     rows = [f"{time:%Y-%m-%d %H:%M},{i % 7}" for i, time in enumerate(index[:40])]
     path = tmp_path / "a.csv"
     path.write_text("\n".join(["time,y", *rows, ""]), encoding="utf-8")
-    *_, calendar = series.read_columns(path, None, (), lambda _: None)
+    calendar = read_file(path, None, (), lambda _: None).calendar
     found = times.stamps(calendar, range(40, 60))
     assert [np.datetime64(each) for each in found] == [np.datetime64(t) for t in index[40:]]
 

@@ -22,6 +22,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dlflax import data
+from dlflax.data import Limits, join, picture
 from dlflax.errors import InputError
 from dlflax.run import serve, serve_inputs
 from dlflax.run.export import exported
@@ -104,8 +105,8 @@ def test_predict_serve_and_export_agree_on_odd_pictures(zoo, digits, tmp_path):
     served = [list(each["probabilities"].values()) for each in together]
     np.testing.assert_allclose(served, said, atol=1e-5)
     function, _ = exported(predictor)
-    _, _, batch = predictor.config.data.read([str(path) for path in paths], predictor.data, None)
-    np.testing.assert_allclose(function(batch["inputs"])["probabilities"], said, atol=1e-5)
+    raw = predictor.encoder.raw(predictor.encoder.parse([str(path) for path in paths]))
+    np.testing.assert_allclose(function(raw)["probabilities"], said, atol=1e-5)
 
 
 def test_other_kinds_of_inputs(zoo):
@@ -119,7 +120,7 @@ def test_other_kinds_of_inputs(zoo):
         )
         assert client.post("/look", json={"texts": ["a"]}).status_code == 404
     with client_of(zoo("wine")) as client:
-        columns = client.get("/card").json()["columns"]
+        columns = client.get("/card").json()["outlook"]["columns"]
         row = {column["name"]: column["median"] for column in columns}
         answers = client.post("/predict", json={"rows": [row, row]}).json()["answers"]
         assert answers[0]["probabilities"] == answers[1]["probabilities"]
@@ -192,7 +193,7 @@ def test_what_else_is_there(zoo, digits):
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page.text  # nothing from elsewhere
     card = digits.get("/card").json()
-    assert card["takes"] == "pictures" and card["draw"] and card["test"]["accuracy"] > 0
+    assert card["takes"] == "pictures" and card["outlook"]["draw"] and card["test"]["accuracy"] > 0
     assert "findings" not in card and "findings" not in page.text
     assert card["pictures"][0] == "confusion_matrix.png"
     assert digits.get("/pictures/confusion_matrix.png").content.startswith(b"\x89PNG")
@@ -221,13 +222,13 @@ def test_where_it_looked(digits):
 
 def test_requests_share_batches_of_compiled_sizes(zoo):
     predictor = Predictor(zoo("digits"), log=lambda _: None)
-    sizes, of_batch = [], predictor.of_batch
+    sizes, outputs = [], predictor._outputs
 
-    def counted(names, kind, batch, draw=True):
-        sizes.append(len(names))
-        return of_batch(names, kind, batch, draw)
+    def counted(inputs):
+        sizes.append(len(inputs))
+        return outputs(inputs)
 
-    predictor.of_batch = counted
+    predictor._outputs = counted
     content = odd_pictures()[0]
     with TestClient(serve.app(predictor)) as client:
         assert sizes == list(serve.SIZES)
@@ -249,7 +250,7 @@ def test_too_many_wait_their_turn(digits, monkeypatch):
     asked = {"pictures": [base64.b64encode(odd_pictures()[0]).decode()] * 4}
     answer = digits.post("/predict", json=asked)
     assert answer.status_code == 429 and "try again" in answer.json()["error"]
-    monkeypatch.setattr(serve_inputs, "MOST_INPUTS", 3)
+    monkeypatch.setattr(serve_inputs, "LIMITS", Limits(rows=3))
     assert digits.post("/predict", json=asked).status_code == 413
 
 
@@ -280,18 +281,18 @@ def too_much(kind):
 
 
 def read_request(predictor, media, body):
-    parts = serve_inputs.parts_of(predictor, media, body)
-    return serve_inputs.join([serve_inputs.read_part(part) for part in parts])
+    encoder = predictor.encoder
+    parts = serve_inputs.parts_of(encoder, media, body)
+    return join([serve_inputs.read_part(encoder, part) for part in parts])
 
 
 @pytest.mark.parametrize("kind", ["digits", "texts", "wine", "sunspots"])
 def test_too_much_is_refused_before_the_work(zoo, kind, monkeypatch):
     predictor = Predictor(zoo(kind), log=lambda _: None)
-    monkeypatch.setattr(type(predictor.config.data), "read", lambda *_: pytest.fail("it was read"))
-    monkeypatch.setattr(serve_inputs, "MOST_CHARACTERS", 1000)
-    monkeypatch.setattr(serve_inputs, "MOST_STEPS", 40)
-    monkeypatch.setattr(serve_inputs, "MOST_PIXELS", 10**6)
-    monkeypatch.setattr(serve_inputs, "MOST_PIXELS_IN_ALL", 4 * 10**6)
+    for of, name in ((type(predictor.encoder), "raw"), (picture, "read_picture")):
+        monkeypatch.setattr(of, name, lambda *_: pytest.fail("it was read"))
+    limits = Limits(steps=40, characters=1000, pixels=10**6, pixels_in_all=4 * 10**6)
+    monkeypatch.setattr(serve_inputs, "LIMITS", limits)
     for media, body, words in too_much(kind):
         if isinstance(body, dict):
             body = json.dumps(body, default=lambda content: base64.b64encode(content).decode())
@@ -304,11 +305,11 @@ def test_too_much_is_refused_before_the_work(zoo, kind, monkeypatch):
 @pytest.mark.parametrize("comma", [",", ";"])
 def test_rows_are_counted_as_they_are_read(zoo, comma):
     predictor = Predictor(zoo("wine"), log=lambda _: None)
-    names = [column["name"] for column in predictor.data["columns"]]
+    names = [column.name for column in predictor.encoder.columns]
     note = f'"a{comma}\n\r\n""\n"'
     lines = [comma.join([*names, "note"]), *[comma.join(["1"] * len(names) + [note])] * 256]
     body = "\n\n".join(lines).encode()
-    assert len(read_request(predictor, "text/csv", body)[0]) == 256
+    assert len(read_request(predictor, "text/csv", body)) == 256
 
 
 def test_numbers_that_json_does_not_have(zoo, monkeypatch):
@@ -321,7 +322,7 @@ def test_numbers_that_json_does_not_have(zoo, monkeypatch):
     predictor = Predictor(zoo("digits"), log=lambda _: None)
     values = {"class": "1", "probability": np.nan, "values": [np.inf, (-np.inf, 1.5, None)]}
     with TestClient(serve.app(predictor)) as client:
-        monkeypatch.setattr(predictor, "of_batch", lambda names, *_, draw: [("", values)] * 8)
+        monkeypatch.setattr(predictor, "of_examples", lambda *_, draw: [("", values)] * 8)
         answer = client.post("/predict", content=odd_pictures()[0])
         assert answer.json()["answers"] == [
             {"class": "1", "probability": None, "values": [None, [None, 1.5, None]]}
@@ -400,16 +401,16 @@ def stuck(zoo, monkeypatch):
     one is set, that one, sizes of the files that were read)."""
     predictor, sizes = Predictor(zoo("digits"), log=lambda _: None), []
     begun, end = threading.Event(), threading.Event()
-    read = type(predictor.config.data).read
+    parse = type(predictor.encoder).parse
 
-    def stop(*args):
-        sizes.append(Path(args[1][0]).stat().st_size)
+    def stop(self, upload, *args):
+        sizes.append(len(upload.content))
         begun.set()
         assert end.wait(60)
-        return read(*args)
+        return parse(self, upload, *args)
 
     app = serve.app(predictor)
-    monkeypatch.setattr(type(predictor.config.data), "read", stop)
+    monkeypatch.setattr(type(predictor.encoder), "parse", stop)
     yield app, begun, end, sizes
     end.set()
 

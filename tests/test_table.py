@@ -1,6 +1,7 @@
 """Tables: what becomes of each column, classes and numbers, bad files."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from sklearn.datasets import load_diabetes
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from dlflax import run
-from dlflax.data import Table, table
+from dlflax.data import Table, make_splits
+from dlflax.data.numbers import NumberFormat
+from dlflax.data.table_encoder import CategoryColumn, NumberColumn
 from dlflax.errors import InputError
 from experiments import predict, tabular
 
@@ -43,45 +46,40 @@ def test_what_becomes_of_each_column():
     path = write("houses.csv", HEADER, houses())
     source, said = Table(data_dir=path, bins=4), []
     dataset = source.load(said.append)
-    splits = source.split(dataset, 0.2, 0)
+    splits = make_splits(source, dataset, 0.2, 0)
     assert any("taken for a number" in line for line in said)
-    size, kind = splits.info["columns"]
-    assert size["kind"] == "numbers" and size["missing"] and len(size["edges"]) == 5
-    assert kind["kind"] == "categories" and kind["levels"] == ["flat", "house", "villa"]
-    assert kind["missing"]
+    size, kind = splits.encoder.columns
+    assert isinstance(size, NumberColumn) and size.missing and len(size.edges) == 5
+    assert isinstance(kind, CategoryColumn) and kind.levels == ("flat", "house", "villa")
+    assert kind.missing
     assert any(note.startswith("id has") for note in splits.notes)
     assert any(note.startswith("same is the same") for note in splits.notes)
     parts = [splits.train, splits.val, splits.test]
     assert [len(part["targets"]) for part in parts] == [77, 19, 24]
-    wide = table.width(size) + table.width(kind)
+    wide = size.width() + kind.width()
     assert all(part["inputs"].shape[1] == wide == 6 + 5 for part in parts)
     assert splits.train["targets"].mean() == pytest.approx(0, abs=1e-5)
     assert splits.train["targets"].std() == pytest.approx(1, abs=1e-5)
     # only the training rows decide: other test rows change nothing
-    other = dataset.test["inputs"].copy()
-    other[:, 0] = "1e9"
-    changed = {**dataset.test, "inputs": other}
-    again = source.split(dataset.__class__(**{**vars(dataset), "test": changed}), 0.2, 0)
-    assert again.info == splits.info
+    examples = dataset.examples
+    other = np.where(dataset.split.test(examples), "1e9", examples.columns["size"])
+    changed = dataclasses.replace(examples, columns={**examples.columns, "size": other})
+    again = make_splits(source, dataclasses.replace(dataset, examples=changed), 0.2, 0)
+    assert (again.test["inputs"] != splits.test["inputs"]).any(1).all()
+    assert again.encoder == splits.encoder
     np.testing.assert_array_equal(again.train["inputs"], splits.train["inputs"])
 
 
 def test_the_encoding_of_a_number():
-    column = {"name": "x", "kind": "numbers", "median": 2.0, "mean": 1.0, "scale": 2.0,
-              "edges": [0.0, 1.0, 3.0], "missing": True}  # fmt: skip
-    cells = np.array([["0.5"], ["2"], ["9"], ["-1"], [""]], object)
+    column = NumberColumn("x", NumberFormat(), 2.0, 1.0, 2.0, (0.0, 1.0, 3.0), missing=True)
+    cells = ["0.5", "2", "9", "-1", ""]
     right = [[-0.25, 0.5, 0, 0], [0.5, 1, 0.5, 0], [4, 1, 1, 0], [-1, 0, 0, 0], [0.5, 1, 0.5, 1]]
-    np.testing.assert_allclose(
-        table.encoded([column], table.numbered([column], ["x"], cells, {})), right
-    )
-    kinds = {"name": "k", "kind": "categories", "levels": ["a", "b"], "missing": False}
-    cells = np.array([["a"], ["b"], ["new"], [""]], object)
+    np.testing.assert_allclose(column.encode(column.numbers(cells), np), right)
+    kinds = CategoryColumn("k", ("a", "b"), missing=False)
+    cells = ["a", "b", "new", ""]
     right = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
-    np.testing.assert_array_equal(
-        table.encoded([kinds], table.numbered([kinds], ["k"], cells, {})), right
-    )
-    found = table.numbered([kinds], ["k"], cells, {})
-    np.testing.assert_array_equal(found[:, 0], [1, 2, 0, np.nan])
+    np.testing.assert_array_equal(kinds.encode(kinds.numbers(cells), np), right)
+    np.testing.assert_array_equal(kinds.numbers(cells), [1, 2, 0, np.nan])
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -93,10 +91,10 @@ def test_numbers_as_people_write_them(delimiter):
         rows.append(delimiter.join([number, "xy"[i % 2], str(i % 2)]))
     Path("t.csv").write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
     source = Table(data_dir=Path("t.csv"))
-    splits = source.split(source.load(lambda line: None), 0.2, 0)
+    splits = make_splits(source, source.load(lambda line: None), 0.2, 0)
     assert splits.class_names == ("0", "1")
-    assert splits.info["columns"][0]["kind"] == "numbers"
-    assert splits.info["columns"][0]["mean"] > 5000
+    assert isinstance(splits.encoder.columns[0], NumberColumn)
+    assert splits.encoder.columns[0].mean > 5000
 
 
 @pytest.mark.parametrize(
@@ -122,7 +120,7 @@ def test_tables_that_cannot_be_used(content, options, right):
     Path("bad.csv").write_text(content, encoding="utf-8")
     source = Table(data_dir=Path("bad.csv"), **options)
     with pytest.raises(InputError, match=right):
-        source.split(source.load(lambda line: None), 0.2, 0)
+        make_splits(source, source.load(lambda line: None), 0.2, 0)
 
 
 def test_generated_tables_train_or_are_refused():
@@ -139,7 +137,7 @@ def test_generated_tables_train_or_are_refused():
         Path("t.csv").write_text("\n".join(lines), encoding="utf-8")
         source = Table(data_dir=Path("t.csv"))
         try:
-            splits = source.split(source.load(lambda line: None), 0.2, i)
+            splits = make_splits(source, source.load(lambda line: None), 0.2, i)
         except InputError as error:
             assert str(error).count("\n") == 0
             continue
@@ -189,13 +187,13 @@ def test_classes_that_pip_ships(capsys):
 @pytest.mark.baselines
 def test_gradient_boosting_is_scikit_learns_own():
     source = Table(dataset="diabetes")
-    splits = source.split(source.load(lambda line: None), 0.2, 0)
-    plain, found = splits.plain["columns"], splits.train["targets"]
-    model = HistGradientBoostingRegressor(random_state=0).fit(plain["train"], found)
-    error = model.predict(plain["test"]) - splits.test["targets"]
+    splits = make_splits(source, source.load(lambda line: None), 0.2, 0)
+    found = splits.train["targets"]
+    model = HistGradientBoostingRegressor(random_state=0).fit(splits.plain("train").rows, found)
+    error = model.predict(splits.plain("test").rows) - splits.test["targets"]
     results = command("--dataset", "diabetes", "--validation", "0.2")
-    rmse = np.sqrt(np.mean(error**2)) * splits.info["target_scale"]
+    rmse = np.sqrt(np.mean(error**2)) * splits.target.scale[0]
     mine = results["baselines"]["histogram gradient boosting"]["rmse"]
     assert mine == pytest.approx(rmse, rel=1e-4)
     truth = load_diabetes().target
-    assert splits.info["target_mean"] == pytest.approx(truth.mean(), rel=0.1)
+    assert splits.target.mean[0] == pytest.approx(truth.mean(), rel=0.1)

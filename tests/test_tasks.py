@@ -16,7 +16,7 @@ from sklearn.datasets import load_diabetes, load_digits
 
 import experiments
 from dlflax import run, train
-from dlflax.data import Arrays, Series
+from dlflax.data import Arrays, Series, make_splits
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, Autoencoder
 from dlflax.report import figures
@@ -251,7 +251,7 @@ def test_segmentation(place):
 def test_one_logit_for_two_classes(place):
     model = MLP((16,), num_outputs=1)
     task, _, source = CASES["one logit"]
-    splits = source.split(source.load(lambda _: None), 0.1, 0)
+    splits = make_splits(source, source.load(lambda _: None), 0.1, 0)
     recipe = train.Recipe(model, task)
     fit = train.fit(recipe, train.Hparams(learning_rate=1e-2), splits.train, splits.val, epochs=3)
     _, outputs = train.evaluate(recipe, fit.best, train.Hparams(), splits.val)
@@ -305,7 +305,7 @@ SHAPES = {
 def test_data_of_another_task_are_refused_in_a_sentence(task, shape, sentence):
     inputs, targets = SHAPES[shape]
     source = arrays(inputs, targets, 15, 5)
-    splits = source.split(source.load(print), 0.2, 0)
+    splits = make_splits(source, source.load(print), 0.2, 0)
     with pytest.raises(InputError, match=sentence) as error:
         bind_to_data(train.Recipe(MLP((4,)), TASKS[task]), train.Hparams(), splits)
     assert "\n" not in str(error.value)
@@ -314,7 +314,7 @@ def test_data_of_another_task_are_refused_in_a_sentence(task, shape, sentence):
 def test_a_class_number_beyond_the_names_is_refused():
     parts = ({"inputs": np.zeros((9, 2), np.float32), "targets": np.arange(9) % 3},) * 2
     source = Arrays(*parts, class_names=("a", "b"))
-    splits = source.split(source.load(print), 0.2, 0)
+    splits = make_splits(source, source.load(print), 0.2, 0)
     with pytest.raises(InputError, match="must be class numbers from 0 to 1; these go from 0 to 2"):
         bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
 
@@ -375,7 +375,7 @@ def of_before(outputs, targets, hparams):
 )
 def test_a_loss_that_does_not_fit_is_refused_in_a_sentence(loss, sentence):
     source = arrays(IMAGES, LABELS)
-    splits = source.split(source.load(print), 0.1, 0)
+    splits = make_splits(source, source.load(print), 0.1, 0)
     recipe = train.Recipe(MLP((4,)), tasks.Classification(loss))
     with pytest.raises(InputError, match=sentence):
         bind_to_data(recipe, train.Hparams(), splits)

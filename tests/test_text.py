@@ -20,11 +20,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlflax.data import download, text, text_files, tokenizers, urls
-from dlflax.data.dataset import Dataset
+from dlflax.data import (
+    Dataset,
+    Examples,
+    Given,
+    download,
+    make_splits,
+    text,
+    text_files,
+    tokenizers,
+    urls,
+)
 from dlflax.data.order import stratified
-from dlflax.data.text import Text, encode
+from dlflax.data.text import Text
+from dlflax.data.tokenizers import encode
 from dlflax.errors import InputError
+from dlflax.run.saved import save_encoder
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
 GOOD = [f"a good film number {i}" for i in range(20)]
@@ -147,7 +158,9 @@ def test_quoting(tmp_path):
     both = [*dataset.train["inputs"], *dataset.test["inputs"]]
     assert set(odd) <= set(both)
     assert csv.field_size_limit() == 131_072  # as others expect it
-    assert Text(length=3, tokenizer="bpe").split(dataset, 0.2, 0).train["inputs"].all(1).any()
+    assert (
+        make_splits(Text(length=3, tokenizer="bpe"), dataset, 0.2, 0).train["inputs"].all(1).any()
+    )
 
     lines = "".join(f'"stray {each}\tpos\n' for each in GOOD) + "".join(
         f"{each}\tneg\n" for each in BAD
@@ -376,9 +389,9 @@ def films(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
-def test_split(films, kind):
+def test_split(films, kind, tmp_path):
     data = Text(vocabulary=300, length=12, tokenizer=kind)
-    splits = data.split(films, 0.25, seed=1)
+    splits = make_splits(data, films, 0.25, seed=1)
     n = len(films.train["inputs"])
     counts = np.bincount(films.train["targets"])
     held_out = int(np.round(counts / 4).sum())  # of each class a fourth
@@ -386,19 +399,19 @@ def test_split(films, kind):
     for part, count in ((splits.train, n - held_out), (splits.val, held_out), (splits.test, 12)):
         assert part["inputs"].shape == (count, 12) and part["inputs"].dtype == np.int32
         assert part["targets"].shape == (count,) and part["targets"].dtype == np.int32
-        assert part["inputs"].min() >= 0 and part["inputs"].max() < splits.model["vocabulary"]
+        assert part["inputs"].min() >= 0 and part["inputs"].max() < splits.encoder.vocabulary
         assert (part["inputs"][:, 0] > 0).all()
-    assert len(splits.class_names) == 2 and 20 < splits.model["vocabulary"] <= 300
-    assert splits.info == {"length": 12, "tokenizer": kind}
-    ((name, content),) = splits.files.items()
-    assert name == "tokenizer.json"
+    assert len(splits.class_names) == 2 and 20 < splits.encoder.vocabulary <= 300
+    assert (splits.encoder.length, splits.encoder.tokens) == (12, kind)
+    save_encoder(tmp_path, splits.encoder)
+    content = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     np.testing.assert_array_equal(
         encode(content, films.test["inputs"].tolist(), 12), splits.test["inputs"]
     )
-    whole = data.split(films, 0, seed=1)
+    whole = make_splits(data, films, 0, seed=1)
     assert whole.val is None and len(whole.train["inputs"]) == n
     np.testing.assert_array_equal(whole.train["targets"], films.train["targets"])
-    other = data.split(films, 0.25, seed=2)
+    other = make_splits(data, films, 0.25, seed=2)
     assert (other.val["inputs"] != splits.val["inputs"]).any()
 
 
@@ -408,20 +421,20 @@ def test_only_training_texts_train_the_tokenizer(tmp_path):
     path = write(tmp_path / "a.csv", HEAD + "\n".join(lines))
     data = Text(data_dir=path, length=2, tokenizer="word")
     dataset = data.load(silent)
-    before = data.split(dataset, 0.2, 3)
+    before = make_splits(data, dataset, 0.2, 3)
     chosen = stratified(dataset.train["targets"], 0.2, 3, 0)
     held_out = set(dataset.train["inputs"][chosen])
     assert len(held_out) == 18
-    dataset.train["inputs"][:] = [
-        content.replace("seen", "unseen") if content in held_out else content
-        for content in dataset.train["inputs"]
+    inputs = dataset.examples.columns["inputs"]
+    inputs[:] = [
+        content.replace("seen", "unseen") if content in held_out else content for content in inputs
     ]
-    splits = data.split(dataset, 0.2, 3)
+    splits = make_splits(data, dataset, 0.2, 3)
     assert (splits.val["inputs"][:, 0] == 1).all() and (splits.val["inputs"][:, 1] > 1).all()
     assert (splits.train["inputs"] > 1).all()
-    assert splits.files == before.files
+    assert splits.encoder == before.encoder
     # With nothing held out it is known.
-    assert (data.split(dataset, 0, 3).train["inputs"] > 1).all()
+    assert (make_splits(data, dataset, 0, 3).train["inputs"] > 1).all()
 
 
 def clauses(rng):
@@ -456,15 +469,22 @@ KINDS_OF_TEXTS = {
 }
 
 
+def trained_and_tested_on(texts):
+    """A Dataset whose training and test texts are the same, of two classes by turns."""
+    targets = np.arange(len(texts), dtype=np.int32) % 2
+    examples = Examples(
+        {"inputs": np.concatenate([texts, texts])}, np.tile(targets, 2), (), ("bad", "good")
+    )
+    return Dataset(examples, Given(np.repeat([False, True], len(texts))), "notes", "here", "")
+
+
 @pytest.mark.parametrize("name", KINDS_OF_TEXTS)
 def test_words_are_the_tokens_where_most_of_them_are_known(name):
     draw, kind = KINDS_OF_TEXTS[name]
     rng = random.Random(0)
     texts = np.array([draw(rng) for _ in range(400)], object)
-    part = {"inputs": texts, "targets": np.arange(400, dtype=np.int32) % 2}
-    dataset = Dataset("notes", "here", part, part, ("bad", "good"), "")
-    splits = Text().split(dataset, 0.2, 0)
-    assert splits.info["tokenizer"] == kind
+    splits = make_splits(Text(), trained_and_tested_on(texts), 0.2, 0)
+    assert splits.encoder.tokens == kind
     assert any("are unknown to the tokenizer, so" in note for note in splits.notes) == (
         kind == "bpe"
     )
@@ -489,11 +509,11 @@ def test_share_of_unreadable_texts_as_counted_by_hand():
 def test_deterministic(films, kind, tmp_path):
     """The same bytes in another process, with another number of threads and hash seed."""
     data = Text(data_dir=tmp_path / "films.csv", vocabulary=280, tokenizer=kind)
-    expected = data.split(films, 0.1, 0).files["tokenizer.json"]
+    expected = make_splits(data, films, 0.1, 0).encoder.tokenizer
     code = (
-        "import sys; from pathlib import Path; from dlflax.data.text import Text\n"
+        "import sys; from pathlib import Path; from dlflax.data import Text, make_splits\n"
         f"data = Text('', Path({str(tmp_path / 'films.csv')!r}), 280, tokenizer={kind!r})\n"
-        "sys.stdout.write(data.split(data.load(), 0.1, 0).files['tokenizer.json'])"
+        "sys.stdout.write(make_splits(data, data.load(), 0.1, 0).encoder.tokenizer)"
     )
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed}
@@ -553,8 +573,8 @@ def test_special_tokens(films):
         vocabulary = content["model"]["vocab"]
         assert (vocabulary["[PAD]"], vocabulary["[UNK]"]) == (0, 1)
         assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
-    splits = Text(vocabulary=10, tokenizer="word").split(films, 0.1, 0)
-    assert splits.model["vocabulary"] == 10 and splits.train["inputs"].max() == 9
+    splits = make_splits(Text(vocabulary=10, tokenizer="word"), films, 0.1, 0)
+    assert splits.encoder.vocabulary == 10 and splits.train["inputs"].max() == 9
 
 
 @pytest.mark.parametrize(
@@ -570,7 +590,7 @@ def test_special_tokens(films):
 )
 def test_bad_fields(films, fields, sentence):
     with pytest.raises(InputError, match=sentence):
-        Text(**fields).split(films, 0.1, 0)
+        make_splits(Text(**fields), films, 0.1, 0)
 
 
 # VADER
@@ -591,15 +611,15 @@ def test_vader(tmp_path):
     data = Text("vader", length=8)
     again = data.load(silent)
     assert again.checksum == dataset.checksum
-    splits = data.split(again, 0.1, 0)
-    assert splits.info["tokenizer"] == "bpe"
-    assert splits.model == {"vocabulary": text.VADER_VOCABULARY}
+    splits = make_splits(data, again, 0.1, 0)
+    assert splits.encoder.tokens == "bpe"
+    assert splits.encoder.model_fields() == {"vocabulary": text.VADER_VOCABULARY}
     unknown = dataset.test["inputs"][(splits.test["inputs"] == 1).any(1)]
     assert unknown.tolist() == ["86"]  # of all words the only one with a 6
     assert (splits.test["inputs"] > 0).sum(1).mean() > 2
     # Only the lexicon itself: not a user's file of that name.
     path = write(tmp_path / "vader.csv", HEAD + rows())
-    assert Text(data_dir=path).split(load(path), 0.1, 0).info["tokenizer"] == "word"
+    assert make_splits(Text(data_dir=path), load(path), 0.1, 0).encoder.tokens == "word"
 
 
 def test_vader_can_be_learnt():
@@ -608,7 +628,7 @@ def test_vader_can_be_learnt():
     from sklearn.linear_model import LogisticRegression
 
     data = Text("vader", length=16)
-    splits = data.split(data.load(silent), 0, 0)
+    splits = make_splits(data, data.load(silent), 0, 0)
     bag = CountVectorizer(analyzer=lambda row: row[row > 0].tolist())
     model = LogisticRegression(max_iter=1000)
     model.fit(bag.fit_transform(splits.train["inputs"]), splits.train["targets"])
@@ -806,18 +826,16 @@ def test_real_texts():
     assert len(sms.test["inputs"]) == 516
     assert "holds 'rt-polarity.neg', 'rt-polarity.pos', 'sms-spam.tsv'" in refused(REAL)
 
-    splits = Text(vocabulary=2000).split(sms, 0.1, 0)
-    assert splits.model == {"vocabulary": 2000} and splits.info["tokenizer"] == "word"
-    assert Text().split(films, 0.1, 0).info["tokenizer"] == "word"
+    splits = make_splits(Text(vocabulary=2000), sms, 0.1, 0)
+    assert splits.encoder.model_fields() == {"vocabulary": 2000}
+    assert splits.encoder.tokens == "word"
+    assert make_splits(Text(), films, 0.1, 0).encoder.tokens == "word"
 
 
 @pytest.mark.slow
 def test_length_0_fits_95_of_100_training_texts():
-    words = [" ".join(["good"] * (1 + i % 100)) for i in range(500)]
-    part = {"inputs": np.array(words, object), "targets": np.arange(500, dtype=np.int32) % 2}
-    dataset = Dataset("films", "here", part, part, ("bad", "good"), "")
-    splits = Text().split(dataset, 0.0, 0)
-    assert splits.info["length"] == splits.train["inputs"].shape[1] == 96
-    long = {**part, "inputs": np.array(["good " * 300] * len(words), object)}
-    dataset = Dataset("films", "here", long, long, ("bad", "good"), "")
-    assert Text().split(dataset, 0.0, 0).info["length"] == 256
+    words = np.array([" ".join(["good"] * (1 + i % 100)) for i in range(500)], object)
+    splits = make_splits(Text(), trained_and_tested_on(words), 0.0, 0)
+    assert splits.encoder.length == splits.train["inputs"].shape[1] == 96
+    long = trained_and_tested_on(np.array(["good " * 300] * len(words), object))
+    assert make_splits(Text(), long, 0.0, 0).encoder.length == 256

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 import experiments
 from dlflax import data, run, train, transfer
 from dlflax.data import stream
-from dlflax.data.arrays import Arrays
+from dlflax.data.arrays import ArrayEncoder, Arrays
 from dlflax.data.dataset import DiskArray
 from dlflax.errors import InputError
 from dlflax.models import CNN
@@ -238,7 +238,10 @@ def test_class_weights_are_those_of_scikit_learn():
 
     targets = np.int32([0, 0, 0, 0, 1, 2, 2])
     inputs = RNG.normal(size=(7, 4)).astype(np.float32)
-    splits = data.Splits({"inputs": inputs, "targets": targets}, None, {}, ("a", "b", "c"))
+    splits = data.Splits(
+        {"inputs": inputs, "targets": targets}, None, {},
+        ArrayEncoder(data.Classes(("a", "b", "c")), (4,), "float32"),
+    )  # fmt: skip
     weight = weighted("balanced", Classification(), splits).train["weight"]
     np.testing.assert_allclose(weight, compute_sample_weight("balanced", targets), rtol=1e-6)
     # and they multiply the loss of an example

@@ -42,7 +42,7 @@ def test_an_embedding_begins_with_them(model):
     assert "vectors of words.vec: 3 of" in " ".join(splits.notes)
     from dlflax.data.tokenizers import of_json
 
-    ids = of_json(splits.files["tokenizer.json"]).get_vocab()
+    ids = of_json(splits.encoder.tokenizer).get_vocab()
     table = start.pretrained["params"]["embedding"]["embedding"]
     np.testing.assert_array_equal(table[ids["good"], :3], [0.5, 1, 1.5])
     np.testing.assert_array_equal(table[ids["day"], :3], [0, 0, 0.25])

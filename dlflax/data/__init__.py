@@ -1,16 +1,35 @@
-"""Where examples come from, and their order in training. `dataset.Source` is the contract."""
+"""Where examples come from, and their order in training. `dataset.Source` is the contract of a
+source, `encoder.Encoder` that of what makes arrays of its examples."""
 
 from dlflax.data.arrays import Arrays
-from dlflax.data.dataset import Dataset, DiskArray, Raw, Source, Splits, examples
+from dlflax.data.dataset import Dataset, Source, Splits, examples, make_splits
+from dlflax.data.encoder import (
+    BASE64,
+    DiskArray,
+    Encoder,
+    Examples,
+    Form,
+    Limits,
+    Plain,
+    Spec,
+    TooMuch,
+    Upload,
+    as_upload,
+    join,
+)
 from dlflax.data.folder import ImageFolder
 from dlflax.data.images import Images, load
 from dlflax.data.order import epoch_batches, order, split
 from dlflax.data.series import Series
+from dlflax.data.split import ByContent, ByTime, Given, Share
 from dlflax.data.table import Table
+from dlflax.data.target import Classes, Labels, Nothing, Numbers, Steps, Target
 from dlflax.data.text import Text
 
 __all__ = [
-    "Arrays", "Dataset", "DiskArray", "ImageFolder", "Images", "Raw", "Series", "Source", "Splits",
-    "Table", "Text",
-    "epoch_batches", "examples", "load", "order", "split",
+    "Arrays", "BASE64", "ByContent", "ByTime", "Classes", "Dataset", "DiskArray", "Encoder",
+    "Examples", "Form", "Given", "ImageFolder", "Images", "Labels", "Limits", "Nothing", "Numbers",
+    "Plain", "Series", "Share", "Source", "Spec", "Splits", "Steps", "Table", "Target", "Text",
+    "TooMuch", "Upload", "as_upload", "epoch_batches", "examples", "join", "load", "make_splits",
+    "order", "split",
 ]  # fmt: skip

@@ -4,20 +4,22 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
 
-from dlflax.data.dataset import Dataset, Splits
-from dlflax.data.images import read_pictures
-from dlflax.data.order import split
+from dlflax.data.dataset import Dataset, Source
+from dlflax.data.encoder import Encoder, Examples, Form, Limits, Spec, TooMuch, as_path
+from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.npy import read_npy
+from dlflax.data.split import Given
+from dlflax.data.target import Classes, Labels, Nothing, Numbers
 from dlflax.errors import InputError
-from dlflax.files import opened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Arrays:
+class Arrays(Source):
     """NumPy arrays in memory: Arrays({"inputs": x, "targets": y}, {"inputs": ..., "targets": ...}).
 
     inputs (n, ...): floats, ints, or uint8 pictures (n, h, w, c), c 1 or 3, which the model sees as
@@ -45,7 +47,7 @@ class Arrays:
         parts, digest = {}, hashlib.sha256()
         for part in ("train", "test"):
             given = getattr(self, part)
-            if not hasattr(given, "items") or "inputs" not in given:
+            if not isinstance(given, Mapping) or "inputs" not in given:
                 raise InputError(
                     f'Arrays: {part} must be a dict with "inputs" and, unless the task is '
                     'reconstruction, "targets": {"inputs": x, "targets": y}.'
@@ -69,10 +71,17 @@ class Arrays:
                     f"Arrays: train has {name} of {array.dtype} {array.shape[1:]} a row and test "
                     f"{shown}: both must have the same."
                 )
-        return Dataset(
-            self.name, f"arrays {self.name!r}", parts["train"], parts["test"],
-            self._names(parts["train"].get("targets")), digest.hexdigest(),
-        )  # fmt: skip
+        train, test = parts["train"], parts["test"]
+        columns = {name: np.concatenate([train[name], test[name]]) for name in train}
+        target = columns.pop("targets", None)
+        rows = len(columns["inputs"])
+        in_test = np.arange(rows) >= len(train["inputs"])
+        names = [str(i if i < len(train["inputs"]) else i - len(train["inputs"]))
+                 for i in range(rows)]  # fmt: skip
+        style = {"classes": self._names(train.get("targets"))}
+        examples = Examples(columns, target, names, self.class_names, style)
+        split = Given(in_test, by_class=False)
+        return Dataset(examples, split, self.name, f"arrays {self.name!r}", digest.hexdigest())
 
     def _names(self, targets) -> tuple[str, ...]:
         if self.class_names or targets is None:
@@ -83,44 +92,71 @@ class Arrays:
             return tuple(str(i) for i in range(max(0, int(targets.max())) + 1))
         return ()
 
-    def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
-        """The share `validation` of the training rows, drawn by `seed`, is held out."""
-        train, val = split(dict(dataset.train), validation, seed)
-        inputs, test = dataset.train["inputs"], dict(dataset.test)
-        pictures = inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[3] in (1, 3)
-        return Splits(
-            train, val, test, class_names=dataset.class_names,
-            kind="picture" if pictures else "array", unit="row",
-            test_names=[str(i) for i in range(len(test["inputs"]))],
-            info={"light_on_dark": False, "dtype": str(inputs.dtype)},
-        )  # fmt: skip
+    def encoder(self, train: Examples, log: Callable[[str], None]) -> Encoder:
+        """Returns the encoder of these arrays, of images where they are some."""
+        inputs, target = train.columns["inputs"], _target(train)
+        if inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[3] in (1, 3):
+            return ImageEncoder(target, inputs.shape[1:])
+        return ArrayEncoder(target, inputs.shape[1:], str(inputs.dtype))
 
-    def read(
-        self, inputs: list[str], data: Mapping[str, Any], folder: Path
-    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
-        """Files .npy, (..., one row) or (n, ...) each; or pictures, where the arrays are some."""
-        if not inputs:
+
+@dataclasses.dataclass(frozen=True)
+class ArrayEncoder(Encoder):
+    """Arrays of one shape and dtype, as they are."""
+
+    form: ClassVar = Form("row", "inputs", {"type": "array"}, widget="array")
+
+    target: Classes | Labels | Numbers | Nothing
+    shape: tuple[int, ...]
+    """The shape of an example."""
+    dtype: str
+
+    def parse(self, given: Any, limits: Limits | None = None) -> Examples:
+        """Takes an array or nested lists of one example or several, or a .npy file of them."""
+        if self.dtype not in ("uint8", "int32", "float32", "float16", "int8", "int16", "uint16"):
+            raise InputError(f"encoder.json is damaged: dtype {self.dtype!r} is none of a model's.")
+        if given is None:
             raise InputError("name one or more .npy files after the run folder.")
-        shape, dtype = tuple(data["input_shape"]), np.dtype(data["dtype"])
-        if dtype == np.uint8 and not all(path.endswith(".npy") for path in inputs):
-            return read_pictures(inputs, data)
-        names, rows = [], []
-        for path in inputs:
-            try:
-                with opened(path):  # a pipe would be waited for
-                    array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                reason = getattr(error, "strerror", None) or "not an array of NumPy"
-                raise InputError(f"{path} cannot be read as a .npy file: {reason}.") from error
-            array = array[None] if array.shape == shape else array
-            if array.shape[1:] != shape or array.dtype.kind not in "fiub":
-                raise InputError(
-                    f"{path} has {array.dtype} in shape {array.shape}: the model takes {dtype} in "
-                    f"shape {shape}, or (n, ...) of it."
-                )
-            names += [path] if len(array) == 1 else [f"{path}[{i}]" for i in range(len(array))]
-            rows.append(array.astype(dtype))
-        return names, "row", {"inputs": np.concatenate(rows)}
+        file = "" if as_path(given) is None else str(given)
+        try:
+            array = read_npy(Path(given)) if file else np.asarray(given)
+        except ValueError as error:
+            raise InputError(
+                str(error) if file else "inputs must be an array of numbers."
+            ) from error
+        array = array[None] if array.shape == self.shape else array
+        if array.dtype.kind not in "fiub" or array.shape[1:] != self.shape:
+            place = f"{file} has" if file else "predict was given"
+            raise InputError(
+                f"{place} {array.dtype} in shape {array.shape}: the model takes {self.dtype} in "
+                f"shape {self.shape}, or (n, ...) of it."
+            )
+        if limits and len(array) > limits.rows:
+            raise TooMuch(f"a request may have {limits.rows} inputs.")
+        with np.errstate(over="ignore"):  # said below
+            cast = array.astype(self.dtype)
+        if not np.isfinite(cast).all() or cast.dtype.kind != "f" and (cast != array).any():
+            raise InputError(f"predict takes finite numbers of {self.dtype}: there are others.")
+        names = [f"{file}[{i}]" if file else str(i) for i in range(len(cast))]
+        return Examples({"inputs": cast}, None, [file] if file and len(cast) == 1 else names)
+
+    def encode(self, examples: Examples) -> dict[str, Any]:
+        others = {name: c for name, c in examples.columns.items() if name != "inputs"}
+        return {**super().encode(examples), **others}
+
+    def spec(self) -> Spec:
+        return Spec(self.shape, self.dtype, "as in training")
+
+
+def _target(train: Examples) -> Classes | Labels | Numbers | Nothing:
+    values = train.target
+    if values is None:
+        return Nothing()
+    if values.dtype.kind == "f":
+        return Numbers() if values.ndim <= 2 else Nothing()
+    if values.ndim == 2 and np.isin(values, (0, 1)).all():
+        return Labels(train.style["classes"])
+    return Classes(train.style["classes"]) if values.ndim == 1 else Nothing()
 
 
 def _checked(part: str, name: str, array) -> np.ndarray:

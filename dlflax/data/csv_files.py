@@ -4,11 +4,13 @@ import contextlib
 import csv
 import gzip
 import io
-from collections.abc import Iterable
+import itertools
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from dlflax.data.numbers import from_json, write_cell
+from dlflax.data.encoder import TooMuch, Upload
+from dlflax.data.numbers import NumberFormat, check_like
 from dlflax.errors import InputError
 from dlflax.files import read_bytes
 
@@ -19,14 +21,25 @@ SNIFFED = 20_000  # characters that decide which of them it is
 def read(
     path: Path, what: str = "a series", usual: str = ","
 ) -> tuple[list[str], list[tuple[int, list[str]]], str]:
-    """(headings, [(line, cells)], the delimiter) of a CSV file, maybe gzipped. what: what the file
-    is for, in messages; usual: the delimiter, where the file does not show another. InputError
-    where it is no such file, or a row has another length than the header."""
+    """Returns (headings, [(line, cells)], the delimiter) of a CSV file, maybe gzipped. what: the
+    purpose of the file, in messages; usual: the delimiter, where the file does not show another.
+    Raises InputError where it is no such file, or a row has another length than the header."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {state}: {what} is a CSV file with a header.")
     try:
         content = read_bytes(path)
+    except OSError as error:
+        raise InputError(f"{path} is not a CSV file with a header ({error}).") from error
+    return parse(content, path, usual)
+
+
+def parse(
+    content: bytes, path: Path, usual: str = ",", most: int = sys.maxsize
+) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """Reads the bytes of a file of that name, as `read` does. Raises TooMuch for more than `most`
+    rows."""
+    try:
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
@@ -34,7 +47,15 @@ def read(
             raise ValueError("it has the character NUL: save it as UTF-8")
         mark = delimiter(text, usual)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
-        (_, header), *rows = [(reader.line_num, row) for row in reader if row]
+        lines = ((reader.line_num, row) for row in reader if row)
+        _, header = next(lines, (0, None))
+        if header is None:
+            raise ValueError("it is empty")
+        rows = list(itertools.islice(lines, most))
+        if next(lines, None) is not None:
+            raise TooMuch(f"a request may have {most:,} rows.")
+    except TooMuch:
+        raise
     except (UnicodeDecodeError, csv.Error, ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a CSV file with a header ({error}).") from error
     for line, row in rows:
@@ -44,6 +65,25 @@ def read(
                 "numbers that have a comma in quotes, or write them without."
             )
     return header, rows, mark
+
+
+def read_like(
+    given: Path | Upload, usual: str, formats: Mapping[str, NumberFormat], most: int = sys.maxsize
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Returns (headings, [(line, cells)]) of a CSV file, written as a training file with that
+    delimiter and those formats of its columns was. Raises InputError where another delimiter shows
+    that another program wrote it, and its numbers do not have these formats."""
+    if isinstance(given, Upload):
+        path = Path(given.name)
+        header, rows, mark = parse(given.content, path, usual, most)
+    else:
+        path = given
+        header, rows, mark = read(given, "a table", usual)
+    if mark != usual:
+        at = {name: header.index(name) for name in formats if name in header}
+        columns = {name: [row[i].strip() for _, row in rows] for name, i in at.items()}
+        check_like(columns, formats, mark, path)
+    return header, rows
 
 
 def delimiter(text: str, usual: str = ",") -> str:
@@ -62,15 +102,3 @@ def delimiter(text: str, usual: str = ",") -> str:
         return False
 
     return max(DELIMITERS, key=lambda mark: (even(mark), first.count(mark), mark == usual))
-
-
-def write(path: Path, header: list[str], rows: Iterable[Iterable[Any]], data) -> None:
-    """Writes typed rows, as JSON and data frames have them, in the style of a run's training file.
-    data: what config.json says of the data."""
-    formats = from_json(data.get("formats", {}))
-    with open(path, "w", newline="", encoding="utf-8", errors="replace") as file:
-        writer = csv.writer(file, delimiter=data.get("delimiter", ","))
-        writer.writerow(header)
-        for row in rows:
-            cells = zip(header, row, strict=True)
-            writer.writerow([write_cell(value, formats.get(name)) for name, value in cells])

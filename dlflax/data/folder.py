@@ -25,25 +25,25 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from dlflax.data import download, folder_cache, folder_files, folder_labels, urls
-from dlflax.data.dataset import Dataset, DiskArray, Splits
-from dlflax.data.images import read_pictures
-from dlflax.data.order import by_content, check_fraction, held_out
-from dlflax.data.targets import standardized, unit_of
+from dlflax.data.dataset import Dataset, Source
+from dlflax.data.encoder import DiskArray, Examples
+from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.split import ByContent, Given
+from dlflax.data.target import Classes, Labels, Numbers
 from dlflax.errors import InputError
-from dlflax.files import host_memory
 
 REPORT = "files_skipped.csv"
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(Source):
     """Pictures in one folder a class, of any size and format."""
 
     dataset: str = "cats_vs_dogs"
@@ -127,55 +127,14 @@ class ImageFolder:
             "before), unpack it and pass --data-dir PetImages."
         )
 
-    def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
-        """The share `validation` of each class, drawn by `seed`, is held out of the training
-        pictures; where there is a validation folder it is that, whatever the share above 0.
-
-        Every class keeps one picture to train on and, with a share above 0, gives one. "inputs"
-        are uint8 (n, size, size, 3) in memory when all of them take less than a quarter of it,
-        else `DiskArray`; "targets" are int32 (n,). Raises InputError when `validation` is not from
-        0 up to below 1.
-        """
-        check_fraction(validation)
-        train, test = dataset.train, dataset.test
-        notes = ()
-        if "validation" in train and validation == 0:
-            held = np.zeros(len(train["targets"]), bool)
-            notes = ("the validation folder's pictures are trained on too (--validation 0).",)
-        elif "validation" in train:
-            held = train["validation"]
-            notes = ("the validation folder is held out: no share (--validation) is drawn.",)
+    def encoder(self, train: Examples, log: Callable[[str], None]) -> ImageEncoder:
+        """Returns the encoder of these images, with their mean target where it is a number."""
+        values, names = train.target, train.style.get("columns", ())
+        if values.dtype.kind == "f":
+            target = Numbers.fit(values, names)
         else:
-            groups = train.get("groups")
-            held = held_out(train["targets"], validation, seed, 0, groups=groups)
-        _check_trained(dataset, ~held)
-        unit = unit_of(train["targets"][~held]) if train["targets"].dtype.kind == "f" else {}
-        in_memory = train["inputs"].nbytes + test["inputs"].nbytes < host_memory() / 4
-
-        def part(of, chosen):
-            inputs = of["inputs"]
-            inputs = DiskArray(inputs.array, inputs.index[chosen])
-            if in_memory:
-                inputs = np.ascontiguousarray(inputs[:])
-            targets = of["targets"][chosen]
-            return {"inputs": inputs, "targets": standardized(targets, unit) if unit else targets}
-
-        return Splits(
-            part(train, ~held),
-            part(train, held) if held.any() else None,
-            part(test, np.ones(len(test["targets"]), bool)),
-            class_names=dataset.class_names, kind="picture", unit="file",
-            test_names=test["files"],
-            info={"light_on_dark": False, **dataset.info, **unit},
-            files=dict(dataset.files),
-            notes=notes,
-        )  # fmt: skip
-
-    def read(
-        self, inputs: list[str], data: Mapping[str, Any], folder: Path
-    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
-        """Picture files of any size."""
-        return read_pictures(inputs, data)
+            target = Labels(train.classes) if values.ndim == 2 else Classes(train.classes)
+        return ImageEncoder(target, train.columns["inputs"].shape[1:])
 
     def _from_folder(self, folder: Path, log) -> Dataset:
         place, labels = f"--data-dir {folder}", None
@@ -214,19 +173,19 @@ class ImageFolder:
             )
         names, contents = (np.array(table[key], str)[kept] for key in ("names", "contents"))
         groups = np.array([labels.groups[n] for n in names], str) if self.group else None
-        in_test = by_content(targets, contents, self.test, self.split_seed, 2, groups)
-        columns = {"targets": targets, "files": names}
-        columns |= {"groups": groups} if self.group else {}
-        train, test = (
-            {"inputs": DiskArray(pixels, kept[part]), **{n: c[part] for n, c in columns.items()}}
-            for part in (~in_test, in_test)
-        )
+        split = ByContent(self.test, self.split_seed, groups, contents)
+        examples = Examples(
+            {"inputs": DiskArray(pixels, kept)}, targets, names.tolist(), class_names,
+            {"columns": tuple(labels.columns)},
+        )  # fmt: skip
         digest = hashlib.sha256(table["checksum"].encode())
+        in_test = split.test(examples)
+        columns = {"targets": targets, "files": names} | ({"groups": groups} if self.group else {})
         for column in columns.values():
-            digest.update(repr(column.tolist()).encode())
+            digest.update(repr([column[~in_test].tolist(), column[in_test].tolist()]).encode())
         return Dataset(
-            name, f"{len(kept):,} {source}", train, test, class_names, digest.hexdigest(),
-            _report_file(table, log), info={"target": ", ".join(labels.columns)},
+            examples, split, name, f"{len(kept):,} {source}", digest.hexdigest(),
+            files=_report_file(table, log),
         )  # fmt: skip
 
     def _from_tfds(self, folder: Path, log) -> Dataset:
@@ -251,49 +210,23 @@ class ImageFolder:
             np.array(table[key], str)[kept] for key in ("parts", "names", "contents")
         )
         _check_counts(labels, parts, table, place)
-        in_test = parts == "test"
+        validation = parts == "validation" if "validation" in table["given"] else None
+        split = ByContent(self.test, self.split_seed, None, contents, validation)
         if "test" in table["given"]:
-            for flag, name in (("--test", "test"), ("--split-seed", "split_seed")):
-                if getattr(self, name) != getattr(type(self), name):
+            for flag, field in (("--test", "test"), ("--split-seed", "split_seed")):
+                if getattr(self, field) != getattr(type(self), field):
                     raise InputError(
-                        f"{flag} {getattr(self, name)}: {place} has a test folder, so none is "
+                        f"{flag} {getattr(self, field)}: {place} has a test folder, so none is "
                         "drawn: leave it out."
                     )
-        else:
-            free = np.flatnonzero(parts != "validation")
-            left = 1 if "validation" in table["given"] else 2
-            in_test[free] = by_content(
-                labels[free], contents[free], self.test, self.split_seed, left
-            )
-
-        def part(chosen):
-            chosen = np.flatnonzero(chosen)
-            return {
-                "inputs": DiskArray(pixels, kept[chosen]),
-                "targets": labels[chosen],
-                "files": names[chosen],
-            }
-
-        train, test = part(~in_test), part(in_test)
-        if "validation" in table["given"]:
-            train["validation"] = parts[~in_test] == "validation"
-        return Dataset(
-            name, f"{len(labels):,} {source}", train, test, tuple(class_names), table["checksum"],
-            _report_file(table, log),
-        )  # fmt: skip
-
-
-def _check_trained(dataset: Dataset, trained) -> None:
-    """InputError where whole groups left nothing of a class to train on."""
-    targets = dataset.train["targets"]
-    if "groups" not in dataset.train or targets.dtype.kind == "f":
-        return
-    there = (targets if targets.ndim == 2 else np.eye(len(dataset.class_names))[targets])[trained]
-    if len(without := np.flatnonzero(there.sum(0) == 0)):
-        raise InputError(
-            f"--group: all pictures of the class {dataset.class_names[without[0]]!r} are of groups "
-            "that are held out: use another --split-seed or --seed, or leave --group out."
+            split = Given(parts == "test", validation)
+        examples = Examples(
+            {"inputs": DiskArray(pixels, kept)}, labels, names.tolist(), tuple(class_names)
         )
+        return Dataset(
+            examples, split, name, f"{len(labels):,} {source}", table["checksum"],
+            files=_report_file(table, log),
+        )  # fmt: skip
 
 
 def _check_counts(labels, parts, table, place) -> None:

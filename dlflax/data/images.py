@@ -9,15 +9,17 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlflax.data import cifar, download, idx
-from dlflax.data.dataset import Dataset, Splits
-from dlflax.data.order import split
+from dlflax.data.dataset import Dataset, Source
+from dlflax.data.encoder import Examples
+from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.split import Given
+from dlflax.data.target import Classes
 from dlflax.errors import InputError
 from dlflax.files import cache_folder
 
@@ -31,7 +33,7 @@ NOT_MNIST = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class Images(Source):
     """Labelled pictures of one size, with a test split of their own."""
 
     dataset: str = "mnist"
@@ -43,34 +45,10 @@ class Images:
         """`load`."""
         return load(self.dataset, self.data_dir, log=log)
 
-    def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
-        """The share `validation` of the training images, drawn by `seed`, is held out."""
-        train, val = split(dataset.train, validation, seed)
-        return Splits(
-            train, val, dict(dataset.test),
-            class_names=dataset.class_names, kind="picture", unit="file",
-            info={"light_on_dark": _light_on_dark(dataset.train["inputs"])},
-        )  # fmt: skip
-
-    def read(
-        self, inputs: list[str], data: Mapping[str, Any], folder: Path
-    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
-        """Picture files of any size."""
-        return read_pictures(inputs, data)
-
-
-def read_pictures(paths, data):
-    """What `Source.read` returns, for picture files: uint8 (n, h, w, c). InputError for one that
-    cannot be used."""
-    from dlflax.data.picture import MAX_SIDE, read_picture
-
-    if not paths:
-        raise InputError("name one or more picture files after the run folder.")
-    shape = tuple(data["input_shape"])
-    if len(shape) != 3 or shape[2] not in (1, 3) or max(shape) > MAX_SIDE:
-        raise InputError(f"config.json is damaged: data.input_shape {list(shape)} is no picture's.")
-    pictures = [read_picture(path, shape, data["light_on_dark"]) for path in paths]
-    return list(paths), "file", {"inputs": np.stack(pictures)}
+    def encoder(self, train: Examples, log: Callable[[str], None]) -> ImageEncoder:
+        """Returns the encoder of these images."""
+        images = train.columns["inputs"]
+        return ImageEncoder(Classes(train.classes), images.shape[1:], _light_on_dark(images))
 
 
 def _light_on_dark(images) -> bool:
@@ -229,8 +207,14 @@ def _dataset(name, source, parts, class_names, places) -> Dataset:
     for array in (array for part in parts for array in part):
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array))
-    train, test = ({"inputs": inputs, "targets": targets} for inputs, targets in parts)
-    return Dataset(name, source, train, test, tuple(class_names), digest.hexdigest())
+    return _of_arrays(name, source, parts, class_names, digest.hexdigest())
+
+
+def _of_arrays(name, source, parts, class_names, checksum) -> Dataset:
+    images, targets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    in_test = np.arange(len(images)) >= len(parts[0][0])
+    examples = Examples({"inputs": images}, targets, (), tuple(class_names))
+    return Dataset(examples, Given(in_test, by_class=False), name, source, checksum)
 
 
 def _cached(name, files, cache_dir, log, read) -> Dataset:
@@ -242,14 +226,15 @@ def _cached(name, files, cache_dir, log, read) -> Dataset:
     try:
         with open(path, "rb") as file, np.load(file) as saved:  # a zip file, which has checksums
             if saved["stamp"].item() == stamp:
-                train, test = (
-                    {key: saved[f"{part}_{key}"] for key in ("inputs", "targets")}
+                parts = [
+                    [saved[f"{part}_{key}"] for key in ("inputs", "targets")]
                     for part in ("train", "test")
+                ]
+                name, source, checksum = (
+                    saved[key].item() for key in ("name", "source", "checksum")
                 )
-                text = {key: saved[key].item() for key in ("name", "source", "checksum")}
-                return Dataset(
-                    train=train, test=test, class_names=tuple(saved["class_names"].tolist()), **text
-                )
+                classes = saved["class_names"].tolist()
+                return _of_arrays(name, source, parts, classes, checksum)
     except Exception:  # damaged bytes can raise anything, and all it costs is decoding again
         pass
     data = read()

@@ -50,6 +50,10 @@ class NumberFormat:
     unit: str = ""
     """What stands before or behind every number: a currency, %, kg."""
 
+    def __post_init__(self):
+        if self.decimal not in MARKS:
+            raise InputError(f"the decimal mark of numbers must be . or , but is {self.decimal!r}.")
+
     def parse(self, cells: Sequence[str]) -> np.ndarray | str:
         """Returns float64 (n,), NaN where a cell is one of MISSING; or the first cell that is no
         number of this format."""
@@ -210,19 +214,3 @@ def write_cell(value: Any, how: NumberFormat | None) -> str:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
         return str(value)
     return (how or NumberFormat()).write(value)
-
-
-def to_json(formats: Mapping[str, NumberFormat]) -> dict[str, dict[str, str]]:
-    """Returns the formats as JSON values."""
-    return {name: dataclasses.asdict(each) for name, each in formats.items()}
-
-
-def from_json(saved: Mapping[str, Mapping[str, str]]) -> dict[str, NumberFormat]:
-    """Returns what `to_json` wrote. Raises InputError for anything else."""
-    try:
-        formats = {name: NumberFormat(**each) for name, each in saved.items()}
-    except TypeError as error:
-        raise InputError(f"config.json is damaged: data.formats ({error}).") from error
-    if wrong := [name for name, each in formats.items() if each.decimal not in MARKS]:
-        raise InputError(f"config.json is damaged: data.formats of {wrong[0]} has no decimal mark.")
-    return formats

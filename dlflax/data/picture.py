@@ -1,6 +1,7 @@
 """One picture file, turned into what a trained image classifier expects."""
 
 import contextlib
+import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,8 +36,11 @@ class PictureError(InputError):
         self.kind, self.detail = kind, detail
 
 
-def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np.ndarray:
-    """One picture file of any size and mode, as uint8 of `shape` (h, w, c), c 1 or 3.
+def read_picture(
+    path: str | Path, shape: tuple[int, int, int], ink: bool, content: bytes | None = None
+) -> np.ndarray:
+    """Returns a picture file of any size and mode as uint8 of `shape` (h, w, c), c 1 or 3. content:
+    its bytes, where `path` is but a name.
 
     The first frame of an animation, turned upright by its EXIF orientation. 16-bit and float
     pixels are scaled to 0..255.
@@ -58,11 +62,12 @@ def read_picture(path: str | Path, shape: tuple[int, int, int], ink: bool) -> np
     """
     path = Path(path)
     height, width, channels = shape
-    if not path.is_file():
+    if content is None and not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path}: {what}; give one picture file, for example a PNG or JPEG.")
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
+        stream = open(path, "rb") if content is None else io.BytesIO(content)  # noqa: SIM115
+        with stream as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on odd metadata; what matters raises
             if not ink:
                 return decode(file, path, shape)[0]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -76,30 +75,3 @@ def classes_of(
             f"{', '.join(few[:5])}): left out.")  # fmt: skip
     numbers = {name: number for number, name in enumerate(names)}
     return names, np.array([numbers[cell] for cell in cells[kept]], np.int32), kept
-
-
-def unit_of(values: np.ndarray) -> dict[str, Any]:
-    """Mean and deviation of numbers (n,) or (n, numbers), as `info` of a Splits keeps them."""
-    mean, scale = values.mean(0), values.std(0)
-    scale = np.where(scale > 0, scale, 1.0)
-    return {"target_mean": mean.tolist(), "target_scale": scale.tolist()}
-
-
-def standardized(values, info):
-    """float32 (n, ...): numbers in deviations from the mean, by what `unit_of` found. NumPy arrays
-    or traced ones."""
-    mean, scale = (_along(info[name], values) for name in ("target_mean", "target_scale"))
-    return ((values - mean) / scale).astype(np.float32)
-
-
-def in_unit(values, info):
-    """Back from `standardized`; as they are where nothing was found. float64 (n, ...) of NumPy
-    arrays; float32 of traced ones."""
-    scale = _along(info.get("target_scale", 1.0), values)
-    return values * scale + _along(info.get("target_mean", 0.0), values)
-
-
-def _along(numbers, values) -> np.ndarray:
-    """A number, or one for each place of the last axis of `values`, in as many dimensions."""
-    numbers = np.array(numbers, np.float64)
-    return numbers.reshape((1,) * (values.ndim - 1) + (-1,)) if numbers.ndim else numbers

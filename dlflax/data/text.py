@@ -5,21 +5,20 @@ tokenizers and tensorflow_datasets are imported only where they are needed.
 
 import dataclasses
 import math
-import os
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 
 from dlflax.data import download, text_files, tokenizers, urls
 from dlflax.data import vectors as word_vectors
-from dlflax.data.dataset import Dataset, Splits
-from dlflax.data.order import check_fraction, stratified
-from dlflax.data.tokenizers import PAD, SPECIAL_TOKENS, UNK, encode
+from dlflax.data.dataset import Dataset, Source
+from dlflax.data.encoder import Examples
+from dlflax.data.target import Classes
+from dlflax.data.text_encoder import TextEncoder
+from dlflax.data.tokenizers import SPECIAL_TOKENS, UNK
 from dlflax.errors import InputError
-from dlflax.files import MOST_JSON, read_bytes
 
 # auto: pieces, where in this share of the texts unknown words have this share of the letters. That
 # is so in 0.8 of Chinese reviews and more; in 0.3 of 200 English ones, in 0.05 of 1,000
@@ -37,10 +36,8 @@ NOT_IMDB = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(Source):
     """Labelled texts, as rows of token numbers."""
-
-    INPUTS: ClassVar = "texts"  # what `predict` is given, in place of files
 
     dataset: str = "imdb_reviews"
     """imdb_reviews, vader (single words, installed), or any set of texts that TFDS has prepared."""
@@ -84,8 +81,8 @@ class Text:
         both sides, and a tenth of each class is drawn, the same one in every run. `log` gets that
         and a sentence for each source that failed.
 
-        "inputs" are str in object arrays (n,), without white space around them, "targets" int32
-        (n,). Raises InputError, one sentence, when no source has the texts or a file is wrong.
+        "inputs" are str in object arrays (n,), without white space around them. Raises
+        InputError, one sentence, when no source has the texts or a file is wrong.
         """
         if self.tokenizer in OWN:
             return self._read(log)
@@ -99,9 +96,11 @@ class Text:
                 f"--vectors {self.vectors} is for words, and --tokenizer {self.tokenizer} has "
                 "tokens of its own: leave one of them out."
             )
-        files = {"tokenizer.json": tokenizers.published(self.tokenizer, log)}
+        style = {"tokenizer.json": tokenizers.published(self.tokenizer, log)}
         dataset = self._read(log)
-        return dataclasses.replace(dataset, files={**dataset.files, **files})
+        return dataclasses.replace(
+            dataset, examples=dataclasses.replace(dataset.examples, style=style)
+        )
 
     def _read(self, log):
         if self.data_dir is not None:
@@ -125,70 +124,45 @@ class Text:
         log(NOT_IMDB)
         return dataclasses.replace(text_files.vader(log), stands_in_for=self.dataset)
 
-    def split(self, dataset: Dataset, validation: float, seed: int) -> Splits:
-        """The share `validation` of each class's training texts, drawn by `seed`, is held out: at
-        least one, but never the last. What is left trains the tokenizer. "inputs" are as `encode`
-        gives them, "targets" int32 (n,).
-
-        Raises InputError when a field or `validation` is out of range.
-        """
+    def encoder(self, train: Examples, log: Callable[[str], None]) -> TextEncoder:
+        """Returns the encoder of these texts, of which it makes a tokenizer, unless that is
+        published. Raises InputError when a field is out of range."""
         if self.length < 0:
             raise InputError(f"--length {self.length} must be 1 or more tokens, or 0.")
-        train, val = _split(dataset.train, validation, seed)
         if self.tokenizer in OWN:
             # A lexicon's words are single words: as whole ones, those of the test would be unknown.
-            lexicon = dataset.name == "vader" and self.data_dir is None
-            tokenizer, kind, notes = self._trained(lexicon, train, val)
+            lexicon = train.style.get("lexicon", False) and self.data_dir is None
+            tokenizer, kind = self._fit_tokenizer(lexicon, train.columns["inputs"].tolist(), log)
         else:
-            tokenizer = tokenizers.of_json(dataset.files["tokenizer.json"])
-            kind, notes = "published", []
-        tokenizer_json = tokenizer.to_str()
-        sample = tokenizer.encode_batch_fast(_sample(train["inputs"]))
+            tokenizer, kind = tokenizers.of_json(train.style["tokenizer.json"]), "published"
+        sample = tokenizer.encode_batch_fast(_sample(train.columns["inputs"]))
         lengths = np.array([len(encoding.ids) for encoding in sample])
         length = self.length
         if not length:
             length = min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
-        cut, longest = [], int(lengths.max())
-
-        def encoded(part):
-            inputs = encode(tokenizer_json, part["inputs"].tolist(), length + 1)  # 1 more is seen
-            cut.extend(inputs[:, length] != PAD)
-            return {"inputs": inputs[:, :length].copy(), "targets": part["targets"]}
-
-        of_train, of_val, of_test = (part and encoded(part) for part in (train, val, dataset.test))
-        if count := int(np.sum(cut)):
-            notes.append(
-                f"{count:,} of {len(cut):,} texts are longer than {length} tokens and lose their "
-                f"end: --length {max(longest, length + 1)} keeps more of them."
+        if share := np.mean(lengths > length):
+            log(
+                f"{share:.1%} of the training texts are longer than {length} tokens and lose their "
+                f"end: --length {int(lengths.max())} keeps more of them."
             )
-        if self.tokenizer not in OWN:  # pretrained models are large: texts of like length together
-            of_train["length"] = np.int32((of_train["inputs"] != PAD).sum(1))
-        vectors = None
-        if self.vectors != "none":
-            if kind != "word":
-                raise InputError(
-                    "--vectors is for whole words, and these texts are cut into pieces: add "
-                    "--tokenizer word, or remove --vectors."
-                )
-            tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
-            vectors = word_vectors.of_tokens(self.vectors, tokens, notes.append)
-        return Splits(
-            of_train, of_val, of_test,
-            class_names=dataset.class_names, kind="text", unit="text",
-            test_names=dataset.test["inputs"],
-            model={"vocabulary": tokenizer.get_vocab_size()},
-            info={"length": length, "tokenizer": kind},
-            files={"tokenizer.json": tokenizer_json},
-            notes=tuple(notes),
-            vectors=vectors,
-            plain={"texts": {
-                name: part["inputs"].tolist()
-                for name, part in (("train", train), ("val", val), ("test", dataset.test)) if part
-            }},
-        )  # fmt: skip
+        return TextEncoder(
+            Classes(train.classes), tokenizer.to_str(), length, kind, tokenizer.get_vocab_size()
+        )
 
-    def _trained(self, lexicon, train, val):
-        """(a tokenizer of the training texts, word or bpe, sentences)."""
+    def token_vectors(self, encoder: TextEncoder, log: Callable[[str], None]) -> np.ndarray | None:
+        if self.vectors == "none":
+            return None
+        if encoder.tokens != "word":
+            raise InputError(
+                "--vectors is for whole words, and these texts are cut into pieces: add "
+                "--tokenizer word, or remove --vectors."
+            )
+        tokenizer = tokenizers.of_json(encoder.tokenizer)
+        tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+        return word_vectors.of_tokens(self.vectors, tokens, log)
+
+    def _fit_tokenizer(self, lexicon, texts, log):
+        """(a tokenizer of the training texts, word or bpe)."""
         kind, vocabulary = (
             ("bpe", VADER_VOCABULARY)
             if lexicon
@@ -200,56 +174,22 @@ class Text:
                 f"--vocabulary {vocabulary} is too small for the {kind} tokenizer: it needs "
                 f"{fewest} or more."
             )
-        texts, notes = train["inputs"].tolist(), []
-        tokenizer = tokenizers.trained(texts, kind, vocabulary, self.lowercase)
-        unreadable = 0.0
-        if kind == "word":
-            unreadable = _unreadable_share(tokenizer, _sample((val or train)["inputs"]))
+        unreadable = self._unreadable(texts, vocabulary) if kind == "word" else 0.0
         if unreadable > UNREADABLE_TEXTS:
-            notes.append(
-                f"in {unreadable:.0%} of the texts most words are unknown to the tokenizer"
-            )
+            note = f"in {unreadable:.0%} of the texts most words are unknown to the tokenizer"
             if self.tokenizer == "word":
-                notes[-1] += ": try --tokenizer bpe."
+                log(f"{note}: try --tokenizer bpe.")
             else:
                 kind, vocabulary = "bpe", max(vocabulary, 1000)
-                notes[-1] += ", so texts are cut into pieces of words (--tokenizer bpe)."
-                tokenizer = tokenizers.trained(texts, kind, vocabulary, self.lowercase)
-        return tokenizer, kind, notes
+                log(f"{note}, so texts are cut into pieces of words (--tokenizer bpe).")
+        return tokenizers.trained(texts, kind, vocabulary, self.lowercase), kind
 
-    def read(
-        self, inputs: list[str], data: Mapping[str, Any], folder: Path
-    ) -> tuple[list[str], str, dict[str, np.ndarray]]:
-        """Texts, by the run's own tokenizer."""
-        if not inputs:
-            raise InputError("name one or more texts, in quotes, after the run folder.")
-        path = folder / "tokenizer.json"
-        try:
-            tokenizer = read_bytes(path, MOST_JSON).decode("utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is damaged: it is not UTF-8.") from error
-        texts = list(map(_as_utf8, inputs))
-        return texts, "text", {"inputs": encode(tokenizer, texts, data["length"])}
-
-
-def _split(train, validation: float, seed: int):
-    """(train, validation or None)."""
-    check_fraction(validation)
-    held_out = stratified(train["targets"], validation, seed, 0)
-    kept, out = (
-        {name: array[chosen] for name, array in train.items()} for chosen in (~held_out, held_out)
-    )
-    return kept, out if held_out.any() else None
-
-
-def _as_utf8(argument: str) -> str:
-    """An argument of the command line whose bytes the locale could not read: they are UTF-8."""
-    try:
-        return os.fsencode(argument).decode("utf-8")
-    except UnicodeError:  # said by `encode`
-        return argument
+    def _unreadable(self, texts, vocabulary) -> float:
+        """The share of new texts that a tokenizer of words cannot read: of a tenth of the training
+        texts, by one of the others."""
+        rest = [text for i, text in enumerate(texts) if i % 10 or len(texts) == 1]
+        tokenizer = tokenizers.trained(rest, "word", vocabulary, self.lowercase)
+        return _unreadable_share(tokenizer, _sample(np.array(texts[::10], object)))
 
 
 def _sample(texts) -> list[str]:

@@ -10,13 +10,16 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dlflax.data import download
 from dlflax.data.dataset import Dataset
+from dlflax.data.encoder import Examples
 from dlflax.data.folder_files import part_of
 from dlflax.data.order import stratified
+from dlflax.data.split import Given
 from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
 from dlflax.errors import InputError
 
@@ -29,8 +32,21 @@ WANTED = (
 )
 
 
-def read_path(path: Path, dataset: str, log) -> Dataset:
-    """What `--data-dir` names, of whatever kind it is; `dataset` is its name in a TFDS folder."""
+def read_with_classes(path: Path, log) -> tuple[list[str], list[str]]:
+    """Returns all texts that a path names, and the name of the class of each: none is dropped."""
+
+    def pairs(name, source, class_names, train, test, place, log):
+        found = [part for part in (train, test) if part]
+        texts = [text.strip() for part in found for text in part[0]]
+        return texts, [class_names[number] for part in found for number in part[1]]
+
+    return read_path(path, "", log, pairs)
+
+
+def read_path(path: Path, dataset: str, log, make=None) -> Any:
+    """Returns the Dataset that `--data-dir` names, of whatever kind it is; `dataset` is its name in
+    a TFDS folder. make: makes something else of what is read, with the arguments of `_dataset`."""
+    make = make or _dataset
     place, source = f"--data-dir {path}", str(path.resolve())
     if path.is_file():
         if not (match := TABLE.search(path.name)):
@@ -39,7 +55,7 @@ def read_path(path: Path, dataset: str, log) -> Dataset:
         class_names = _ordered(set(labels))
         numbers = {label: number for number, label in enumerate(class_names)}
         train = texts, [numbers[label] for label in labels]
-        return _dataset(path.name[: match.start()], source, class_names, train, None, place, log)
+        return make(path.name[: match.start()], source, class_names, train, None, place, log)
 
     if not path.exists():
         start = f"{path.name}."
@@ -51,7 +67,7 @@ def read_path(path: Path, dataset: str, log) -> Dataset:
         }
         if len(files) < 2:
             raise InputError(f"{place} does not exist: it should be {WANTED}.")
-        return _read_classes(path.name, f"{source}.*", _class_files(files), None, place, log)
+        return _read_classes(make, path.name, f"{source}.*", _class_files(files), None, place, log)
 
     if found := prepared(path, dataset):
         return read_tfds(dataset, found, log)
@@ -72,24 +88,24 @@ def read_path(path: Path, dataset: str, log) -> Dataset:
                 f"{place} has the classes {listed(train)} in train and {listed(test)} in test, "
                 "but they should be the same."
             )
-        return _read_classes(path.name, source, train, test, place, log)
+        return _read_classes(make, path.name, source, train, test, place, log)
     files = {entry.name: entry for entry in entries if entry.name not in folders}
     stems = {file.stem for file in files.values()}
     if folders and not files:
-        return _read_classes(path.name, source, _class_folders(path), None, place, log)
+        return _read_classes(make, path.name, source, _class_folders(path), None, place, log)
     if files and not folders and not any(TABLE.search(name) for name in files):
         if all(file.suffix == ".txt" for file in files.values()):
             files = {file.stem: file for file in files.values()}
-            return _read_classes(path.name, source, _class_files(files), None, place, log)
+            return _read_classes(make, path.name, source, _class_files(files), None, place, log)
         if len(stems) == 1:
             files = {file.suffix.removeprefix("."): file for file in files.values()}
-            return _read_classes(stems.pop(), source, _class_files(files), None, place, log)
+            return _read_classes(make, stems.pop(), source, _class_files(files), None, place, log)
     holds = listed([*files, *(f"{name}/" for name in folders)]) or "nothing"
     raise InputError(f"{place} holds {holds}: it should be one data set, that is {WANTED}.")
 
 
-def _read_classes(name, source, train, test, place, log) -> Dataset:
-    """A Dataset of {class: texts}."""
+def _read_classes(make, name, source, train, test, place, log):
+    """Makes something of {class: texts}."""
     class_names = _ordered(train)
     parts = [
         part
@@ -99,7 +115,7 @@ def _read_classes(name, source, train, test, place, log) -> Dataset:
         )
         for part in (train, test)
     ]
-    return _dataset(name, source, class_names, *parts, place, log)
+    return make(name, source, class_names, *parts, place, log)
 
 
 def _class_files(files: dict[str, Path]) -> dict[str, list[str]]:
@@ -225,6 +241,7 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
             f"{place} has no example of the class {shown(empty)} to train on, but every class "
             "needs one."
         )
+    in_test = np.zeros(len(train[0]), bool)
     if test is None:
         if counts.max() == 1:
             raise InputError(
@@ -232,27 +249,26 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
                 "classes: a class needs several texts."
             )
         in_test = stratified(train[1], TEST_SHARE, 0, 2)  # whatever the run's seed, one test split
-        train, test = (
-            ([train[0][index] for index in np.flatnonzero(chosen)], train[1][chosen])
-            for chosen in (~in_test, in_test)
-        )
+        test = [], np.zeros(0, np.int32)
     elif not test[0]:
         raise InputError(f"{place} has no texts to test on: at least one is needed.")
 
+    in_test = np.concatenate([in_test, np.ones(len(test[0]), bool)])
+    texts, targets = [*train[0], *test[0]], np.concatenate([train[1], test[1]])
     digest = hashlib.sha256(json.dumps(class_names).encode())
-    arrays = []
-    for texts, targets in (train, test):
-        digest.update(f"{len(texts)} texts".encode())
-        for text in texts:
-            content = text.encode()
+    for chosen in (~in_test, in_test):
+        digest.update(f"{chosen.sum()} texts".encode())
+        for i in np.flatnonzero(chosen):
+            content = texts[i].encode()
             digest.update(b"%d:" % len(content))  # or "a", "bc" would be as "ab", "c"
             digest.update(content)
-        digest.update(targets.astype("<i4").tobytes())
-        # Objects: in a NumPy array of strings each takes the room of the longest.
-        inputs = np.empty(len(texts), object)
-        inputs[:] = texts
-        arrays.append({"inputs": inputs, "targets": targets})
-    return Dataset(name, source, *arrays, tuple(class_names), digest.hexdigest())
+        digest.update(targets[chosen].astype("<i4").tobytes())
+    # Objects: in a NumPy array of strings each takes the room of the longest.
+    inputs = np.empty(len(texts), object)
+    inputs[:] = texts
+    style = {"lexicon": name == "vader"}
+    examples = Examples({"inputs": inputs}, targets, texts, tuple(class_names), style)
+    return Dataset(examples, Given(in_test), name, source, digest.hexdigest())
 
 
 def _key(text: str) -> str:

@@ -18,14 +18,7 @@ TITLES = {
 
 def data_text(summary: dict) -> str:
     """Returns `data.Splits.summary` in words, in one line."""
-    shape, classes = summary["input_shape"], summary.get("classes", {})
-    size = " x ".join(map(str, shape[:2])) or "one number"
-    what = {
-        "picture": f"{'grey' if shape[-1:] == [1] else 'colour'} images of {size} pixels",
-        "text": f"texts of up to {size} tokens",
-        "table": f"rows of {size} numbers",
-        "series": f"windows of {size} values",
-    }.get(summary["kind"], f"examples of shape {' x '.join(map(str, shape)) or size}")
+    what, classes = summary["examples"], summary.get("classes", {})
     counts = [row["train"] for row in classes.values()]
     few = ", ".join(f"{name} ({count:,})" for name, count in zip(classes, counts, strict=False))
     several = f"{len(counts):,} classes of {min(counts, default=0):,} to {max(counts, default=0):,}"

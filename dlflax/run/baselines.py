@@ -49,7 +49,7 @@ def fit_baselines(
     if not all(map(fits, parts)):
         log("no simple models beside it: the data do not fit into memory")
         return {}
-    known = [VERSION, repr(task), repr(task.metrics), list(splits.class_names), splits.info]
+    known = [VERSION, repr(task), repr(task.metrics), repr(splits.encoder)]
     path = cache_folder() / "baselines" / f"{_digest(known, splits, parts)}.json"
     found = _read(path, len(splits.test["inputs"]))
     for name, fit in fits_of.items():
@@ -184,7 +184,8 @@ def _digest(known, splits, parts) -> str:
             array = np.ascontiguousarray(part[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.view(np.uint8).data if array.size else b"")
-    for values in splits.plain.values():
-        for name, each in values.items():
-            digest.update(repr((name, list(each))).encode())
+    for name, part in splits.examples.items():
+        for column, values in part.columns.items():
+            if values.dtype == object:
+                digest.update(repr((name, column, values.tolist())).encode())
     return digest.hexdigest()

@@ -167,9 +167,7 @@ def prepare_data(config: Config, log, dataset: data.Dataset | None = None):
     RunError where this installation computes wrong."""
     self_check.check()
     dataset = dataset or load(config.data, log)
-    splits = config.data.split(dataset, config.validation, config.seed)
-    for note in splits.notes:
-        log(note)
+    splits = data.make_splits(config.data, dataset, config.validation, config.seed, log)
     splits = dataclasses.replace(splits, notes=(*dataset.notes, *splits.notes))
     recipe = bind_to_data(config.recipe, config.hparams, splits)
     return dataset, splits, fit_to_few(recipe, splits, log)
@@ -193,7 +191,7 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
     model, kind = recipe.model, type(recipe.model).__name__
     has = {field.name for field in dataclasses.fields(model)}
     # the members of an ensemble have these fields already
-    of_data = {} if isinstance(model, train.Ensemble) else splits.model
+    of_data = {} if isinstance(model, train.Ensemble) else splits.encoder.model_fields()
     for name, value in of_data.items():
         if name not in has:
             raise InputError(

@@ -35,6 +35,7 @@ from dlflax.train.augment import augment_batch
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import additive_scores
 from dlflax.train.tasks import Task, Tested
+from dlflax.train.tasks.task import has_images
 
 Log = Callable[[str], None]
 
@@ -118,7 +119,7 @@ def _run(experiment, job, count, started, log) -> dict[str, Any]:
     if main:
         board = loggers.start(config.log, experiment.name, folder, _last_step(saved), log)
     with contextlib.closing(board) if main else contextlib.nullcontext():
-        if main and config.recipe.augment and job.examples.kind == "picture":
+        if main and config.recipe.augment and has_images(job.examples):
             draw = {"augmented": lambda: _augmented_picture(config, job.examples.train)}
             for name, path in figures.draw(draw, folder, log).items():
                 board.picture(name, path, 0)
@@ -155,8 +156,8 @@ def prepared(config: Config, log: Log = print, dataset: data.Dataset | None = No
     unused = unused_numbers(names, [start.recipe], config.hparams, splits.train)
     refuse_unused(config.given, unused - {*views}, start.recipe)
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
-    # the examples keep what the pretrained weights add to `info`
-    return Job(config, dataset, dataclasses.replace(examples, info=splits.info), start, abstract)
+    examples = dataclasses.replace(examples, weights_sha256=splits.weights_sha256)
+    return Job(config, dataset, examples, start, abstract)
 
 
 def _last_step(saved) -> int | None:

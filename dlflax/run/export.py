@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dlflax
-from dlflax import data, train
+from dlflax import train
+from dlflax.data import Spec
 from dlflax.errors import InputError, RunError
 from dlflax.files import replacing, write_json
 from dlflax.models.platform import portable
@@ -45,15 +47,15 @@ def export(
     """
     predictor = run if isinstance(run, Predictor) else Predictor(run, log=log)
     file = Path(file or predictor.folder / f"model.{to}")
-    function, raw = exported(predictor)
+    function, spec = exported(predictor)
     log(f"translating a {type(predictor.config.recipe.model).__name__} to {to}")
-    content, loaded = (_onnx if to == "onnx" else _stablehlo)(function, raw)
-    inputs, what = _examples(predictor, raw)
+    content, loaded = (_onnx if to == "onnx" else _stablehlo)(function, spec)
+    inputs, what = _examples(predictor, spec)
     difference = _largest_difference(function, loaded(content), inputs)
     said = f"largest difference from the model on {len(inputs)} {what}: {difference:.1e}"
     if not difference <= TOLERANCE:  # NaN too
         raise RunError(f"{file} is not written: {said}, and {TOLERANCE:.0e} is allowed.")
-    about = {**_about(predictor, raw, function), "format": to, "difference": difference}
+    about = {**_about(predictor, spec, function), "format": to, "difference": difference}
     if to == "onnx":
         content = _with_metadata(content, about)
     try:
@@ -66,60 +68,41 @@ def export(
     return file
 
 
-def exported(predictor: Predictor) -> tuple[Callable[[Any], dict[str, Any]], data.Raw]:
-    """(raw inputs (n, ...) -> the task's predictions, traceable; what raw inputs are). In float32,
-    whatever the run was computed in."""
-    config, info = predictor.config, predictor.data
+def exported(predictor: Predictor) -> tuple[Callable[[Any], dict[str, Any]], Spec]:
+    """Returns (raw arrays (n, ...) -> the task's predictions, traceable; what a raw array is). In
+    float32, whatever the run was computed in."""
+    config, encoder = predictor.config, predictor.encoder
     recipe = dataclasses.replace(config.recipe, compute_dtype="float32")
-    shape, dtype = tuple(info["input_shape"]), predictor.dtype
-    state = predictor.state(np.zeros((1, *shape), dtype))
+    state = predictor.state()
     numbers = train.as_traced(config.hparams.evaluation())
-    if hasattr(config.data, "raw"):
-        raw = config.data.raw(info)
-    else:
-        raw = data.Raw(
-            shape, dtype, _meaning(predictor), lambda inputs: {"inputs": inputs},
-            lambda splits: np.asarray(splits.test["inputs"][: max(BATCHES)]),
-        )  # fmt: skip
 
-    def function(inputs):
-        batch = raw.batch(inputs)
+    def function(raw):
+        batch = encoder.batch(raw, jnp)
         outputs = train.forward(recipe, state, numbers, batch["inputs"])
-        found = recipe.task.predictions(outputs, batch, info, predictor.calibration)
+        made = recipe.task.predictions(outputs, batch, encoder.target, predictor.calibration)
         if isinstance(recipe.model, Encoding):
             seen = train.floats(batch["inputs"])
             variables = train.variables(recipe, state)
-            found["code"] = recipe.model.apply(variables, seen, method="encode")
-        return found
+            made["code"] = recipe.model.apply(variables, seen, method="encode")
+        return made
 
-    return function, raw
-
-
-def _meaning(predictor) -> str:
-    info, shape = predictor.data, predictor.data["input_shape"]
-    if predictor.kind == "picture":
-        colours = {1: "gray", 3: "RGB"}[shape[2]]
-        how = "light on dark" if info.get("light_on_dark") else "upright"
-        return f"{colours} pictures of {shape[0]} x {shape[1]} pixels, 0 to 255, {how}"
-    if predictor.kind == "text":
-        return f"numbers of {shape[0]} tokens by the run's tokenizer.json, 0 behind the text"
-    return "as in training"
+    return function, encoder.spec()
 
 
-def _specification(raw) -> jax.ShapeDtypeStruct:
+def _specification(spec) -> jax.ShapeDtypeStruct:
     """With a free batch size."""
     from jax import export
 
-    sizes = export.symbolic_shape(",".join(["n", *map(str, raw.shape)]))
-    return jax.ShapeDtypeStruct(sizes, np.dtype(raw.dtype))
+    sizes = export.symbolic_shape(",".join(["n", *map(str, spec.shape)]))
+    return jax.ShapeDtypeStruct(sizes, np.dtype(spec.dtype))
 
 
-def _stablehlo(function, raw):
+def _stablehlo(function, spec):
     """(the serialized program, bytes -> function of inputs)."""
     from jax import export
 
     with portable():
-        made = export.export(jax.jit(function), platforms=PLATFORMS)(_specification(raw))
+        made = export.export(jax.jit(function), platforms=PLATFORMS)(_specification(spec))
 
     def loaded(content):
         program = export.deserialize(bytearray(content))
@@ -128,7 +111,7 @@ def _stablehlo(function, raw):
     return bytes(made.serialize()), loaded
 
 
-def _onnx(function, raw):
+def _onnx(function, spec):
     """(the serialized model, bytes -> function of inputs). Outputs have the predictions' names."""
     try:
         import jax2onnx
@@ -137,14 +120,14 @@ def _onnx(function, raw):
         raise InputError(
             "--to onnx needs jax2onnx and onnxruntime: pip install 'dlflax[export]'."
         ) from error
-    names = list(jax.eval_shape(function, jax.ShapeDtypeStruct((1, *raw.shape), raw.dtype)))
+    names = list(jax.eval_shape(function, jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)))
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of values without a type
     try:
         with portable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what others do inside
             model = jax2onnx.to_onnx(
                 lambda inputs: tuple(function(inputs)[name] for name in names),
-                [_specification(raw)], input_names=["inputs"], output_names=names,
+                [_specification(spec)], input_names=["inputs"], output_names=names,
             )  # fmt: skip
         content = model.SerializeToString()
     except Exception as error:  # a model of one's own can have anything in it
@@ -162,23 +145,24 @@ def _onnx(function, raw):
     return content, loaded
 
 
-def _examples(predictor, raw) -> tuple[np.ndarray, str]:
-    """(raw inputs, what they are): of the run's test data, where those are still there."""
-    config, info, size = predictor.config, predictor.data, max(BATCHES)
+def _examples(predictor, spec) -> tuple[np.ndarray, str]:
+    """(raw arrays, what they are): of the run's test data, where those are still there."""
+    config, size = predictor.config, max(BATCHES)
     try:
         dataset = config.data.load(lambda sentence: None)
-        if dataset.checksum != info["sha256"]:
+        if dataset.checksum != predictor.data["sha256"]:
             raise InputError(f"{dataset.source} is other data than the run's.")
-        splits = config.data.split(dataset, config.validation, config.seed)
-        return raw.of(splits)[:size], "test examples"
+        rows = dataset.split.rows(dataset.examples, 0.0, 0, lambda sentence: None)["test"]
+        raw = predictor.encoder.raw(dataset.examples.take(rows[:size]))
+        return np.asarray(raw[:]).astype(spec.dtype), "test examples"
     except Exception:  # whatever became of the data: they are only the better examples
-        generator, dtype = np.random.default_rng(0), np.dtype(raw.dtype)
+        generator, dtype = np.random.default_rng(0), np.dtype(spec.dtype)
     if dtype.kind == "f":
-        return np.float32(generator.normal(size=(size, *raw.shape))), "random inputs"
+        return np.float32(generator.normal(size=(size, *spec.shape))), "random inputs"
     model = config.recipe.model
     tokens = model.vocabulary if isinstance(model, ReadingTokens) else 2
     most = 256 if dtype == np.uint8 else max(2, tokens)
-    return generator.integers(0, most, (size, *raw.shape)).astype(dtype), "random inputs"
+    return generator.integers(0, most, (size, *spec.shape)).astype(dtype), "random inputs"
 
 
 def _largest_difference(function, loaded, inputs) -> float:
@@ -198,27 +182,27 @@ def _largest_difference(function, loaded, inputs) -> float:
     return worst
 
 
-def _about(predictor, raw, function) -> dict[str, Any]:
+def _about(predictor, spec, function) -> dict[str, Any]:
     """JSON values: what a user of the file has to know."""
-    info, recipe = predictor.data, predictor.config.recipe
-    outputs = jax.eval_shape(function, jax.ShapeDtypeStruct((1, *raw.shape), raw.dtype))
+    info, recipe, encoder = predictor.data, predictor.config.recipe, predictor.encoder
+    outputs = jax.eval_shape(function, jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype))
     about = {
         "made_by": f"dlflax {dlflax.__version__}",
         "experiment": predictor.experiment,
         "data": info["name"],
         "model": type(recipe.model).__name__,
         "task": type(recipe.task).__name__,
-        "inputs": {"shape": ["n", *raw.shape], "dtype": raw.dtype, "meaning": raw.meaning},
+        "inputs": {"shape": ["n", *spec.shape], "dtype": spec.dtype, "meaning": spec.meaning},
         "outputs": {
             name: {"shape": ["n", *each.shape[1:]], "dtype": str(each.dtype)}
             for name, each in outputs.items()
         },
-        "classes": list(info["class_names"]),
+        "classes": list(encoder.target.classes),
     }
-    about |= {name: info[name] for name in ("columns", "target") if name in info}
+    about |= {name: each for name, each in encoder.outlook().items() if name == "columns"}
     about |= predictor.calibration
     for published in PUBLISHED:
-        if published.sha256 == info.get("weights_sha256"):
+        if published.sha256 == info["weights_sha256"]:
             about["weights"] = {
                 "name": published.name, "licence": published.licence, "data": published.data,
                 "mean": published.mean, "std": published.std,

@@ -18,8 +18,7 @@ from dlflax.errors import InputError
 from dlflax.files import read_json, write_json
 from dlflax.run.config import PLACE, Config, more_epochs_change_the_past
 from dlflax.run.experiment import Experiment, note_changes, remember
-from dlflax.run.saved import check_type, flat, to_json
-from dlflax.run.version_0_1 import converted
+from dlflax.run.saved import check_type, flat, save_encoder, to_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
 
@@ -59,11 +58,8 @@ def settings(
         "data": {
             "name": dataset.name,
             "source": dataset.source,
-            "kind": splits.kind,
             "sha256": dataset.checksum,
-            "class_names": list(splits.class_names),
-            "input_shape": list(test.shape[1:]), "dtype": str(test.dtype),
-            **splits.info,
+            "weights_sha256": splits.weights_sha256,
             "train": len(splits.train["inputs"]), "validation": held_out, "test": len(test),
         },
         "versions": {
@@ -83,6 +79,7 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     if not path.exists():
         if config.resume:
             log(f"{folder} holds no run yet: starting from the beginning.")
+        save_encoder(folder, splits.encoder)
         write_files(folder, splits)
         write_json(path, new)
         return
@@ -114,7 +111,7 @@ def differences(old: dict, new: dict, free: set[str]) -> str:
     """What differs between two `settings`, in words; "" if nothing but what is in `free` does."""
     names = ("sha256", "weights_sha256")
     was, now = (
-        flat({**each["config"], **{name: each["data"].get(name) for name in names}})
+        flat({**each["config"], **{name: each["data"][name] for name in names}})
         for each in (old, new)
     )
     return "; ".join(
@@ -136,38 +133,31 @@ CALIBRATION = "calibration.json"  # what the task fitted on the validation outpu
 CALIBRATED = {  # what our tasks fit
     "temperature": float, "thresholds": list[float], "coverage": float, "half_width": list[float],
 }  # fmt: skip
-NEEDED = {
-    "name": str, "source": str, "sha256": str, "class_names": list[str], "input_shape": list[int],
-    "train": int, "validation": int, "test": int,
+DATA = {
+    "name": str, "source": str, "sha256": str, "weights_sha256": str, "train": int,
+    "validation": int, "test": int,
 }  # fmt: skip
-OPTIONAL = {  # what our data sources and pretrained weights add
-    "light_on_dark": bool, "scale": float, "period": int, "last_window": list[float],
-    "times": list[str], "last_covariates": list[list[float]], "covariates": dict[str, list[float]],
-    "kind": str, "length": int, "tokenizer": str, "dtype": str, "weights_sha256": str,
-    "columns": list[dict[str, Any]], "target": str, "delimiter": str,
-    "formats": dict[str, dict[str, str]],
-    "target_mean": float | list[float], "target_scale": float | list[float],
-}  # fmt: skip
+LAST = "the commit b547de7"  # that reads the run folders of 0.1 and 0.2
 
 
-class DataInfo(dict):
-    """What config.json says of the data; an InputError names what is not there."""
-
-    def __init__(self, values, path: Path):
-        super().__init__(values)
-        self.path = path
-
-    def __missing__(self, name):
-        raise InputError(f"{self.path} is damaged: data.{name} is missing.")
+def check_version(saved: dict[str, Any], place: Any) -> None:
+    """Raises InputError for settings that a version of dlflax before 0.3 wrote."""
+    version = saved["versions"]["dlflax"]
+    if version.startswith(("0.1.", "0.2.")):
+        raise InputError(
+            f"{place} was written by dlflax {version}: {LAST} of this project reads it, this "
+            "version begins anew."
+        )
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """config.json of a run folder, as this version writes it. InputError when it is not one."""
+    """Returns config.json of a run folder. Raises InputError when it is not one of this version."""
     path = Path(folder) / "config.json"
     try:
         saved = read_json(path)
-        saved["config"]["recipe"], saved["data"]["class_names"], saved["versions"]["dlflax"]
-        saved = converted(saved)
+        check_version(saved, folder)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{folder} is not a run folder: no readable config.json in it.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -175,12 +165,8 @@ def load_config(folder: Path) -> dict[str, Any]:
     fields = {"experiment": str, "defined_in": dict[str, str], "config": dict[str, Any],
               "versions": dict[str, str], "data": dict[str, Any]}  # fmt: skip
     _check_types(saved, fields, path, "")
-    _check_types(saved["data"], NEEDED, path, "data.")
-    given = {name: kind for name, kind in OPTIONAL.items() if name in saved["data"]}
-    _check_types(saved["data"], given, path, "data.")
-    if min(saved["data"]["input_shape"], default=1) < 1:
-        raise InputError(f"{path} is damaged: data.input_shape has a size below 1.")
-    return {**saved, "data": DataInfo(saved["data"], path)}
+    _check_types(saved["data"], DATA, path, "data.")
+    return saved
 
 
 def results_of(folder: Path) -> dict[str, Any] | None:

@@ -1,15 +1,16 @@
 """A trained model in Python: dlflax.load("runs/mnist/first").predict(pictures)."""
 
-import tempfile
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlflax.data import csv_files
+import numpy as np
+
+from dlflax.data import Classes, Examples, Labels, Numbers, Target
 from dlflax.errors import InputError
-from dlflax.run.evaluate import labelled, scores
 from dlflax.run.export import Format, export
-from dlflax.run.predict import AT_ONCE, Predictor
+from dlflax.run.predict import Predictor
 
 
 class Model:
@@ -25,9 +26,9 @@ class Model:
         experiment: str | None = None,
     ):  # fmt: skip
         self._predictor = Predictor(Path(run_dir), None, experiment, log, tta)
-        self.class_names: tuple[str, ...] = tuple(self._predictor.data["class_names"])
+        self.class_names: tuple[str, ...] = self._predictor.encoder.target.classes
         """Of classes or labels, by number."""
-        self.input_shape: tuple[int, ...] = tuple(self._predictor.data["input_shape"])
+        self.input_shape: tuple[int, ...] = tuple(self._predictor.example()["inputs"].shape[1:])
         """Of one example, as the model sees it."""
 
     def predict(self, inputs: Any) -> list[dict[str, Any]]:
@@ -35,77 +36,72 @@ class Model:
         "probability", "probabilities": {name: probability}}, calibrated; for numbers {"values"}; of
         other tasks what they answer.
 
-        inputs: an array of one example or many, as `Predictor.checked_array` takes them: pixels as
-        uint8 or as floats from 0 to 1, rows of numbers in a table's own units; a path or a text, or
-        a list or a pandas Series of them; a data frame of pandas with the columns of the training
-        data. InputError for any other, and for a file that cannot be used.
+        inputs: what `Encoder.parse` takes: an array of one example or many, pixels as uint8 or as
+        floats from 0 to 1, rows of numbers in a table's own units; a path or a text, or a list or a
+        pandas Series of them; rows {column: value}, or a data frame of pandas, with the columns of
+        the training data. InputError for any other, and for a file that cannot be used.
         """
-        if hasattr(inputs, "to_csv"):
-            inputs = self._of_pandas(inputs)
-            if hasattr(inputs, "columns"):
-                answers = self._of_frame(inputs, self._predictor.answers)
-                return [{**values, "row": i} for i, (_, values) in enumerate(answers)]
-        if isinstance(inputs, str | Path):
-            inputs = [inputs]
-        if isinstance(inputs, list | tuple) and all(isinstance(x, str | Path) for x in inputs):
-            named = self._predictor.expanded([str(x) for x in inputs])
+        encoder = self._predictor.encoder
+        given = [inputs] if isinstance(inputs, str | Path) else inputs
+        if isinstance(given, list | tuple) and all(isinstance(x, str | Path) for x in given):
+            named = self._predictor.expanded([str(x) for x in given])
             return [values for _, values in self._predictor.answers(named)]
-        return self._of_array(inputs)
-
-    def _of_pandas(self, given: Any) -> Any:
-        """A data frame for a table or a series; else the list of a Series' values."""
-        kind, framed = self._predictor.kind, hasattr(given, "columns")
-        if kind in ("table", "series"):
-            if framed:
-                return given
-            names = {c["name"] for c in self._predictor.data.get("columns", ())}
-            return given.to_frame().T if names and names <= set(given.index) else given.to_frame()
-        if framed and len(given.columns) != 1:
-            raise InputError(
-                f"this model takes no data frame of {len(given.columns)} columns: give the column "
-                "of texts or paths."
-            )
-        values = (given.iloc[:, 0] if framed else given).tolist()
-        if not all(isinstance(value, str | Path) for value in values):
-            raise InputError("a column of texts or paths has other values, such as missing ones.")
-        return values
-
-    def _of_frame(self, frame: Any, use: Callable[[list[str]], Any]) -> Any:
-        """What `use` makes of a CSV file of the data frame."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "table.csv"
-            rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False)
-            csv_files.write(path, list(map(str, frame.columns)), rows, self._predictor.data)
-            return use([str(path)])
-
-    def _of_array(self, inputs: Any) -> list[dict[str, Any]]:
-        array, found = self._predictor.checked_array(inputs), []
-        for start in range(0, len(array), AT_ONCE):
-            part = array[start : start + AT_ONCE]
-            names = [str(start + i) for i in range(len(part))]
-            answers = self._predictor.of_batch(names, "row", {"inputs": part})
-            found += [values for _, values in answers]
-        return found
+        if isinstance(given, list | tuple) and not all(isinstance(x, Mapping) for x in given):
+            given = np.array(given)
+        examples = encoder.parse(given)
+        answers = [values for _, values in self._predictor.of_examples(examples)]
+        if len(examples.names):
+            return answers
+        return [{**values, encoder.form.noun: i} for i, values in enumerate(answers)]
 
     def evaluate(self, data: Any, targets: Any = None) -> dict[str, float]:
-        """Scores on labelled data: those that a run states for every epoch, numbers in their unit.
+        """Scores on labelled data: those that a run states for every epoch, in the target's unit.
 
         data: a path, read as the training data were (a folder of pictures, a file of texts, a
         table), all of it, or a data frame with the target; or an array as for `predict`, with
         targets (n, ...): class numbers, labels, or numbers in their own unit. InputError for data
         that the model was not made for.
         """
+        encoder = self._predictor.encoder
         if targets is not None:
-            inputs = self._predictor.checked_array(data)
-        elif hasattr(data, "columns"):
-            inputs, targets = self._of_frame(
-                data, lambda paths: labelled(self._predictor, Path(paths[0]))
+            examples = with_target(encoder.parse(data), np.asarray(targets), encoder.target)
+        elif isinstance(data, str | Path) and not Path(data).exists():
+            raise InputError(
+                f"{data} does not exist: name labelled data as the run was trained with."
             )
         else:
-            inputs, targets = labelled(self._predictor, Path(data))
-        return scores(self._predictor, inputs, targets)
+            given = Path(data) if isinstance(data, str | Path) else data
+            examples = encoder.parse_with_targets(given)
+        return self._predictor.scores(examples)
 
     def export(self, to: Format = "onnx", file: str | Path | None = None) -> Path:
         """Writes the model as a file that runs without this package: see `run.export`."""
         path = Path(file) if file else None
         return export(self._predictor, to, path, self._predictor.log)
+
+
+def with_target(examples: Examples, values: np.ndarray, target: Target) -> Examples:
+    """Returns the examples with these target values, (n, ...). Raises InputError for values of
+    another shape or kind than the target's."""
+    n = len(examples)
+    if not n or values.shape[:1] != (n,):
+        raise InputError(
+            f"evaluate needs as many targets as inputs: targets of shape {values.shape} for {n}."
+        )
+    if isinstance(target, Classes):
+        if (
+            values.dtype.kind not in "iu"
+            or values.ndim != 1
+            or not np.all((values >= 0) & (values < len(target.names)))
+        ):
+            raise InputError(
+                f"evaluate: targets must be class numbers from 0 to {len(target.names) - 1}, (n,)."
+            )
+    elif isinstance(target, Labels):
+        if values.shape != (n, len(target.names)) or not np.isin(values, (0, 1)).all():
+            raise InputError("evaluate needs 0 or 1 for each label, (n, labels), as targets.")
+    elif isinstance(target, Numbers):
+        right = values.dtype.kind in "fiu" and values.size == n * len(target.mean)
+        if not right or not np.isfinite(values).all():
+            raise InputError("evaluate needs finite numbers as targets, in the unit of the target.")
+    return dataclasses.replace(examples, target=values)

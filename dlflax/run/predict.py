@@ -6,23 +6,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dlflax import train, transfer
-from dlflax.data import table
+from dlflax.data import Classes, Encoder, Examples, join
+from dlflax.data.target import UNKNOWN
 from dlflax.errors import InputError
-from dlflax.models.protocols import ReadingTokens
 from dlflax.run.experiment import of_run
 from dlflax.run.folder import load_calibration, load_config
-from dlflax.run.saved import config_from_json
+from dlflax.run.saved import config_from_json, load_encoder
 from dlflax.train.augment import CutMix, Mix, MixUp, augment
+from dlflax.train.batch import SIZES, padded_size
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.tasks import Asked
 
-AT_ONCE = 256  # inputs that are read and computed at a time
+AT_ONCE = 256  # inputs that are read at a time
 
 
 class Predictor:
@@ -43,25 +45,32 @@ class Predictor:
         if (run_dir / "best" / "config.json").exists():  # the folder of a sweep
             run_dir = run_dir / "best"
         saved = load_config(run_dir)
+        run_dir = run_dir.absolute()  # the process may go elsewhere
         self.folder, self.data, self.log = run_dir, saved["data"], log
         self.experiment = saved["experiment"]
         made_by = of_run(saved, run_dir, experiment, package, log)
         self.config = config_from_json(saved["config"], run_dir, made_by)
+        self.encoder: Encoder = load_encoder(run_dir, made_by)
         self._state, self.tta = None, tta
         if tta < 0 or tta and not self._augmentations():
             raise InputError(
                 f"--tta {tta} needs a run with --augment, such as flip or crop, and 0 or more."
             )
 
-    def state(self, inputs) -> train.State:
-        """inputs: a batch of what is to be predicted."""
+    def example(self) -> dict[str, Any]:
+        """Returns the batch of one example of zeros."""
+        spec = self.encoder.spec()
+        return self.encoder.batch(np.zeros((1, *spec.shape), spec.dtype))
+
+    def state(self) -> train.State:
+        """Returns the State of the model, read when it is first asked for."""
         if self._state is None:
-            config, model = self.config, self.config.recipe.model
-            sha256 = self.data.get("weights_sha256")
+            config, model, inputs = self.config, self.config.recipe.model, self.example()["inputs"]
+            sha256 = self.data["weights_sha256"]
             backbone = transfer.backbone(
                 config.transfer, model, inputs, sha256, self.folder, self.log
             )
-            seen = transfer.head_inputs(model, inputs) if backbone else inputs[:1]
+            seen = transfer.head_inputs(model, inputs) if backbone else inputs
             recipe = transfer.trained(config.transfer, config.recipe)
             abstract = train.abstract(recipe, config.hparams, seen)
             checkpoints = Checkpoints(self.folder / "checkpoints", config.recipe.task, self.log)
@@ -69,23 +78,30 @@ class Predictor:
             self._state = transfer.with_backbone(state, backbone)
         return self._state
 
-    def outputs(self, inputs) -> np.ndarray:
-        """The model's outputs, float32 (n, ...), on inputs (n, ...); with `tta` the mean over the
-        views, as the task's `mean` has it."""
-        recipe, numbers = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
-        state = self.state(inputs)
+    def outputs(self, inputs: np.ndarray) -> np.ndarray:
+        """Returns the model's outputs on inputs (n, ...), float32 (n, ...), computed in batches of
+        SIZES. With `tta` it is the mean over the views, as the task's `mean` has it."""
+        parts = [
+            self._outputs(pad_rows(inputs[start : start + SIZES[-1]]))
+            for start in range(0, len(inputs), SIZES[-1])
+        ]
+        return np.concatenate(parts)[: len(inputs)]
 
-        def of(seen):
+    def _outputs(self, inputs) -> np.ndarray:
+        recipe, numbers = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
+        state = self.state()
+
+        def predict(seen):
             return np.asarray(train.predict(recipe, state, numbers, seen))
 
         if not self.tta:
-            return of(inputs)
+            return predict(inputs)
         strengths = train.as_traced(self.config.hparams)
-        views = [of(inputs)]
+        views = [predict(inputs)]
         for i in range(self.tta):
             batch = {"inputs": train.floats(jnp.asarray(inputs))}
             batch = augment(self._augmentations(), jax.random.key(i), batch, strengths)
-            views.append(of(batch["inputs"]))
+            views.append(predict(batch["inputs"]))
         weights = jnp.full(len(views), 1 / len(views), jnp.float32)
         return np.asarray(recipe.task.mean(jnp.stack(views), weights))
 
@@ -97,28 +113,11 @@ class Predictor:
             if not isinstance(each, single) and not getattr(each, "corrupts", False)
         )  # fmt: skip
 
-    def _read(self, inputs, on_refused):
-        """What the data source reads of the inputs, without those that are refused."""
-        read = functools.partial(self.config.data.read, data=self.data, folder=self.folder)
-        if on_refused is None or not inputs:
-            return read(inputs)
-        names, kind, batches = [], "", []
-        for each in inputs:
-            try:
-                some, kind, batch = read([each])
-            except InputError as error:
-                on_refused(error)
-                continue
-            names += some
-            batches.append(batch)
-        batch = {k: np.concatenate([each[k] for each in batches]) for k in (batches or [{}])[0]}
-        return names, kind, batch
-
     def expanded(self, inputs: list[str]) -> list[str]:
         """What a user names, one by one: for "-" the lines of standard input; where inputs are
         files, for a folder all that is below it but hidden ones, by name, and for a pattern such as
         "photos/*.jpg" what it fits. InputError for a folder or a pattern without files."""
-        files, found = getattr(self.config.data, "INPUTS", "files") == "files", []
+        files, found = self.encoder.form.files, []
         for each in inputs:
             if each == "-":
                 found += [line for line in sys.stdin.read().splitlines() if line.strip()]
@@ -140,117 +139,86 @@ class Predictor:
         """For each input, a file or text, one sentence, and the same as JSON values. on_refused
         gets the error of each that cannot be used; without it the first one is raised. advance is
         told how many more are done."""
-        if not hasattr(self.config.data, "read"):
-            raise InputError(
-                f"{type(self.config.data).__name__} has no method read, which predict needs: "
-                "read(inputs, data, folder) -> (names, kind, batch)."
-            )
-        found = []
-        for start in range(0, max(len(inputs), 1), AT_ONCE):
+        if not inputs:  # what the run itself has, such as its series
+            return self.of_examples(self.encoder.parse(None))
+        answers = []
+        for start in range(0, len(inputs), AT_ONCE):
             some = inputs[start : start + AT_ONCE]
-            found += self._answers(some, on_refused)
+            if parts := self._parse_all(some, on_refused):
+                answers += self.of_examples(join(parts))
             advance(len(some))
-        return found
+        return answers
 
-    def _answers(self, inputs, on_refused):
-        names, kind, batch = self._read(inputs, on_refused)
-        return self.of_batch(names, kind, batch) if names else []
+    def _parse_all(self, inputs, on_refused) -> list[Examples]:
+        parts = []
+        for given in inputs:
+            try:
+                parts.append(self.encoder.parse(given))
+            except InputError as error:
+                if on_refused is None:
+                    raise
+                on_refused(error)
+        return parts
 
     @functools.cached_property
     def calibration(self) -> dict:
         """What the run's task fitted on its validation data. InputError for a damaged file."""
         return load_calibration(self.folder)
 
-    @property
-    def kind(self) -> str:
-        """What an example is, as `Splits.kind`: picture, text, table, series, or array for all
-        else."""
-        shape = self.data["input_shape"]
-        guess = "picture" if len(shape) == 3 and shape[2] in (1, 3) else "array"
-        guess = "table" if "columns" in self.data else guess  # before version 0.3 it was not saved
-        guess = "series" if "last_window" in self.data else guess
-        kind = self.data.get("kind", "text" if "tokenizer" in self.data else guess)
-        return kind if kind in ("picture", "text", "table", "series") else "array"
-
-    @property
-    def dtype(self) -> str:
-        """Of the model's inputs."""
-        guess = {"picture": "uint8", "text": "int32"}.get(self.kind, "float32")
-        found = self.data.get("dtype", guess)
-        if found not in ("uint8", "int32", "float32", "float16", "int8", "int16", "uint16"):
-            raise InputError(f"config.json is damaged: data.dtype {found!r} is none of a model's.")
-        return found
-
-    def checked_array(self, inputs) -> np.ndarray:
-        """Arrays (n, *shape), of one example or many, as the model sees them: pixels as uint8 or as
-        floats from 0 to 1, rows of a table in the units of its columns, else as trained with.
-        InputError for any other."""
-        array = np.asarray(inputs)
-        columns = self.data["columns"] if self.kind == "table" else None
-        shape = tuple(self.data["input_shape"]) if columns is None else (len(columns),)
-        array = array[None] if array.shape == shape else array
-        if self.kind == "series":
-            raise InputError("predict takes the CSV file of a series, not an array.")
-        if array.dtype.kind not in "fiu" or array.shape[1:] != shape:
-            rows = "" if columns is None else f" ({', '.join(c['name'] for c in columns)[:200]})"
-            raise InputError(
-                f"predict takes arrays in shape {('n', *shape)}{rows}, paths, texts or "
-                f"a data frame, no {array.dtype} in shape {array.shape}."
-            )
-        if columns is not None:
-            return _encoded_rows(columns, array)
-        if self.dtype == "uint8":
-            return _pixels(array)
-        with np.errstate(over="ignore"):  # said below
-            cast = array.astype(self.dtype)
-        if not np.isfinite(cast).all() or cast.dtype.kind != "f" and (cast != array).any():
-            raise InputError(f"predict takes finite numbers of {self.dtype}: there are others.")
-        model = self.config.recipe.model
-        most = model.vocabulary if isinstance(model, ReadingTokens) else 1
-        if self.kind == "text" and cast.size and not 0 <= cast.min() <= cast.max() < most:
-            raise InputError(f"predict takes tokens from 0 to {most - 1}: there are others.")
-        return cast
-
-    def of_batch(
-        self, names: list[str], kind: str, batch, draw: bool = True
-    ) -> list[tuple[str, dict]]:
-        """`answers` for what is read already: "inputs" (n, ...) and what else there is, their names
-        and what one is called. Without draw no picture is written."""
+    def of_examples(self, examples: Examples, draw: bool = True) -> list[tuple[str, dict]]:
+        """`answers` for examples. Without draw no picture is written."""
         recipe = self.config.recipe
-        variables = train.variables(recipe, self.state(batch["inputs"]))
-        predictions = recipe.task.predictions(
-            self.outputs(batch["inputs"]), batch, self.data, self.calibration
-        )
+        batch = self.encoder.batch(self.encoder.raw(examples))
         asked = Asked(
-            names, kind, batch, {name: np.asarray(each) for name, each in predictions.items()},
-            self.data, recipe, variables, self.folder if draw else None, self.calibration,
+            list(map(str, examples.names or range(len(examples)))), self.encoder.form.noun, batch,
+            examples.columns, self.predictions(batch), self.encoder.target, recipe,
+            train.variables(recipe, self.state()), self.folder if draw else None, self.calibration,
         )  # fmt: skip
         return recipe.task.answers(asked)
 
+    def predictions(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns `Task.predictions` of a batch of n examples, (n, ...) each, computed in batches
+        of SIZES, whatever n."""
+        count, parts = len(batch["inputs"]), []
+        for start in range(0, count, SIZES[-1]):
+            padded = {n: pad_rows(array[start : start + SIZES[-1]]) for n, array in batch.items()}
+            outputs = self._outputs(padded["inputs"])
+            parts.append(self.config.recipe.task.predictions(
+                outputs, padded, self.encoder.target, self.calibration
+            ))  # fmt: skip
+        return {
+            name: np.concatenate([np.asarray(part[name]) for part in parts])[:count]
+            for name in parts[0]
+        }
 
-def _pixels(array: np.ndarray) -> np.ndarray:
-    """uint8 (n, ...), or float32 from 0 to 1, which the model does not divide by 255."""
-    whole = array.dtype.kind in "iu"
-    most = 255 if whole else 1
-    if not ((array >= 0) & (array <= most)).all():  # NaN, too
-        raise InputError(
-            "predict takes pixels as whole numbers from 0 to 255 or as floats from 0 to 1; these "
-            f"{array.dtype} go from {np.min(array):g} to {np.max(array):g}."
-        )
-    return array.astype(np.uint8 if whole else np.float32)
+    def scores(self, examples: Examples) -> dict[str, float]:
+        """Returns the loss and every metric of the task on examples with their target, all of
+        them. One of a class that the model does not have is counted as wrong, which is said."""
+        target, task = self.encoder.target, self.config.recipe.task
+        unknown = np.zeros(len(examples), bool)
+        if isinstance(target, Classes):
+            unknown = np.asarray(examples.target) == UNKNOWN
+        if unknown.any():
+            self.log(
+                f"{unknown.sum():,} of {len(unknown):,} examples are of classes that the model "
+                "does not have: they count as wrong."
+            )
+        arrays = self.encoder.encode(examples)
+        outputs = self.outputs(arrays["inputs"])
+        scores = train.scores(task, self.config.hparams, arrays, outputs)
+        if unknown.any():  # of which there is no loss
+            known = {name: array[~unknown] for name, array in arrays.items()}
+            del scores["loss"]
+            if not unknown.all():
+                some = train.scores(task, self.config.hparams, known, outputs[~unknown])
+                scores = {"loss": some["loss"], **scores}
+        return scores
 
 
-def _encoded_rows(columns: list[dict], array: np.ndarray) -> np.ndarray:
-    """float32 (n, d) of rows of numbers, NaN where one is missing, in the order of the columns."""
-    if texts := [c["name"] for c in columns if c["kind"] != "numbers"]:
-        raise InputError(
-            f"predict takes no array for a table with texts ({texts[0]}): give a data frame or a "
-            "CSV file."
-        )
-    rows = np.float64(array)
-    if np.isinf(rows).any():
-        raise InputError("predict takes finite numbers, or NaN for a missing one.")
-    return table.encoded(columns, rows)
+def pad_rows(array: np.ndarray) -> np.ndarray:
+    """Returns the rows, filled up to one of SIZES with copies of the first."""
+    more = padded_size(len(array)) - len(array)
+    return np.concatenate([array, np.repeat(array[:1], more, 0)]) if more else array
 
 
 def _some(what: str, files: list[str]) -> list[str]:

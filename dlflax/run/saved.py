@@ -6,6 +6,7 @@ and called only if it is of the kind that is expected at its place.
 
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from pathlib import Path
@@ -18,7 +19,9 @@ import numpy as np
 import typeguard
 
 from dlflax import train
+from dlflax.data import Encoder, Source
 from dlflax.errors import InputError
+from dlflax.files import MOST_JSON, read_bytes, read_json, write_json
 from dlflax.run.config import Config, check
 from dlflax.run.experiment import OWN, Experiment, reference
 from dlflax.train.tasks import Task
@@ -104,6 +107,61 @@ def config_from_json(saved: dict, folder: Path, experiment: Experiment) -> Confi
         ) from error
 
 
+ENCODER = "encoder.json"
+MOST_VALUES = 2**28  # of one example
+
+
+def save_encoder(folder: Path, encoder: Encoder) -> None:
+    """Writes encoder.json, and the files of its large fields. Raises InputError for a field that
+    JSON cannot hold."""
+    saved = to_json(encoder, "encoder")
+    for field in dataclasses.fields(encoder):
+        if name := field.metadata.get("file"):
+            (folder / name).write_text(saved.pop(field.name), encoding="utf-8")
+    write_json(folder / ENCODER, saved)
+
+
+def load_encoder(folder: Path, experiment: Experiment) -> Encoder:
+    """Returns the encoder of a run folder. Raises InputError for one that is damaged, or not
+    trusted, as `config_from_json`."""
+    path = folder / ENCODER
+    try:
+        saved = read_json(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
+    read = _Reader(folder, experiment, ENCODER)
+    try:
+        encoder = read.thing(saved, "encoder")
+        spec = encoder.spec()
+        if min(spec.shape, default=1) < 1 or math.prod(spec.shape) > MOST_VALUES:
+            raise ValueError(f"an example of shape {spec.shape}")
+        encoder.batch(np.zeros((1, *spec.shape), spec.dtype))
+    except InputError as error:
+        raise (
+            error if str(error).startswith(str(path)) else InputError(f"{path} is damaged: {error}")
+        ) from error
+    except Exception as error:  # numbers that no run wrote can do anything
+        raise InputError(f"{path} is damaged ({error}): copy the run's folder again.") from error
+    return encoder
+
+
+def _large_fields(kind: type, folder: Path) -> dict[str, str]:
+    """The fields of an encoder that are files of their own."""
+    fields = {}
+    for field in dataclasses.fields(kind):
+        if name := field.metadata.get("file"):
+            path = folder / Path(name).name
+            try:
+                fields[field.name] = read_bytes(path, MOST_JSON).decode("utf-8")
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path} is damaged: it is not UTF-8.") from error
+    return fields
+
+
 def check_type(value, kind, path: Path, place: str) -> None:
     """InputError unless the value is of the kind, a type as annotations write it."""
     try:
@@ -121,7 +179,8 @@ def check_type(value, kind, path: Path, place: str) -> None:
 KINDS = {
     "model": "a Linen module",
     "hparams": "a subclass of Hparams",
-    "data": "a data source, with the methods load and split",
+    "data": "a subclass of dlflax.data.Source",
+    "encoder": "a subclass of dlflax.data.Encoder",
     "task": "a subclass of dlflax.train.tasks.Task",
     "optimizer": "called as (learning_rate, hparams)",
     "schedule": "called as (step, hparams)",
@@ -144,8 +203,8 @@ TRACED = (type(jax.jit(abs)), jax.custom_jvp, jax.custom_vjp, jnp.ufunc)
 class _Reader:
     """Builds things from their JSON, each checked for the place where it stands."""
 
-    def __init__(self, folder: Path, experiment: Experiment):
-        self.path, self.experiment = Path(folder) / "config.json", experiment
+    def __init__(self, folder: Path, experiment: Experiment, file: str = "config.json"):
+        self.path, self.experiment = Path(folder) / file, experiment
 
     def thing(self, value, place: str):
         """What a JSON object at this place of the Config stands for."""
@@ -176,6 +235,8 @@ class _Reader:
     def _built(self, cls, fields, place):
         hints = typing.get_type_hints(cls) if fields else {}
         values = {k: self._value(v, hints.get(k), place, k) for k, v in fields.items()}
+        if place == "encoder":
+            values |= _large_fields(cls, self.path.parent)
         missing = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("saved", True)]
         if missing:  # arrays in memory: the experiment that is run has them
             ours = self.experiment.default_data()
@@ -249,7 +310,9 @@ def _is_kind(found, place: str) -> bool:
     if place == "hparams":
         return issubclass(found, train.Hparams)
     if place == "data":
-        return all(callable(getattr(found, name, None)) for name in ("load", "split"))
+        return issubclass(found, Source)
+    if place == "encoder":
+        return issubclass(found, Encoder)
     if place == "task":
         return issubclass(found, Task)
     call = getattr(found, "__call__", None)  # noqa: B004

@@ -29,15 +29,16 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from dlflax import train
+from dlflax.data import Examples, join
 from dlflax.errors import InputError
 from dlflax.files import read_bytes
 from dlflax.models import explain
 from dlflax.run.predict import Predictor
 from dlflax.run.serve_card import PICTURE, card, openapi
 from dlflax.run.serve_http import JSON, LOCAL, HostCheck, Protocol, host_name
-from dlflax.run.serve_inputs import Inputs, Refused, join, parts_of, read_part
+from dlflax.run.serve_inputs import Refused, parts_of, read_part
+from dlflax.train.batch import SIZES
 
-SIZES = (1, 8, 64)  # of batches that are computed
 MOST_BYTES = 20 * 2**20  # of a request
 MOST_BYTES_IN_ALL = 2**28  # of all requests that wait
 MOST_WAITING = 4096  # inputs
@@ -60,15 +61,10 @@ class Batches:
 
     def warm_up(self) -> None:
         """Compiles every size."""
-        predictor = self._predictor
-        if predictor.kind == "series":
-            _, _, batch = predictor.config.data.read([], predictor.data, predictor.folder)
-        else:
-            shape = tuple(predictor.data["input_shape"])
-            batch = {"inputs": np.zeros((1, *shape), predictor.dtype)}
+        example = self._predictor.example()
         for size in SIZES:
-            repeated = {name: np.repeat(array, size, 0) for name, array in batch.items()}
-            self._computed(["x"] * size, "row", repeated)
+            repeated = {name: np.repeat(array, size, 0) for name, array in example.items()}
+            self._predictor.predictions(repeated)
 
     @contextlib.contextmanager
     def room(self, count: int):
@@ -81,15 +77,14 @@ class Batches:
         finally:
             self._waiting -= count
 
-    async def answers(self, names: list[str], kind: str, batch) -> list[dict[str, Any]]:
+    async def answers(self, examples: Examples) -> list[dict[str, Any]]:
         """What predict says of each, as JSON values. Refused where too many are waiting."""
-        with self.room(len(names)):
+        with self.room(len(examples)):
             parts = []
-            for start in range(0, len(names), SIZES[-1]):
-                rows = slice(start, start + SIZES[-1])
-                part = {name: array[rows] for name, array in batch.items()}
+            for start in range(0, len(examples), SIZES[-1]):
+                part = examples.take(slice(start, start + SIZES[-1]))
                 done = asyncio.get_running_loop().create_future()
-                self._queue.put_nowait((names[rows], kind, part, done))
+                self._queue.put_nowait((part, done))
                 parts.append(done)
             return [values for part in await asyncio.gather(*parts) for values in part]
 
@@ -101,7 +96,7 @@ class Batches:
             count = len(items[0][0])
             while not self._queue.empty():
                 item = self._queue.get_nowait()
-                if count + len(item[0]) > SIZES[-1] or _layout(item) != _layout(items[0]):
+                if count + len(item[0]) > SIZES[-1] or _layout(item[0]) != _layout(items[0][0]):
                     held = item
                     break
                 items.append(item)
@@ -109,37 +104,32 @@ class Batches:
             await self._compute(items)
 
     async def _compute(self, items) -> None:
-        items = [item for item in items if not item[3].cancelled()]  # who asked may be gone
+        items = [item for item in items if not item[1].cancelled()]  # who asked may be gone
         if not items:
             return
         loop = asyncio.get_running_loop()
         try:
-            names, kind, batch = join([item[:3] for item in items])
-            found = await loop.run_in_executor(self._thread, self._computed, names, kind, batch)
+            examples = join([part for part, _ in items])
+            found = await loop.run_in_executor(self._thread, self._computed, examples)
         except Exception as error:
-            for *_, done in items:
+            for _, done in items:
                 if not done.cancelled():
                     done.set_exception(error)
             return
-        for some, _, _, done in items:
+        for some, done in items:
             if not done.cancelled():  # who asked may be gone
                 done.set_result(found[: len(some)])
             found = found[len(some) :]
 
-    def _computed(self, names, kind, batch) -> list[dict[str, Any]]:
-        size = next(size for size in SIZES if size >= len(names))
-        more = size - len(names)
-        batch = {k: np.concatenate([v, np.repeat(v[:1], more, 0)]) for k, v in batch.items()}
-        padded = [*names, *names[:1] * more]
+    def _computed(self, examples) -> list[dict[str, Any]]:
         with np.errstate(all="ignore"):  # an answer without a number is null
-            answers = self._predictor.of_batch(padded, kind, batch, draw=False)
-        return [values for _, values in answers[: len(names)]]
+            answers = self._predictor.of_examples(examples, draw=False)
+        return [values for _, values in answers]
 
 
-def _layout(item):
-    """What has to be the same for items to be one batch: pixels may be uint8 or float32."""
-    _, kind, batch, _ = item
-    return kind, [(name, array.dtype, array.shape[1:]) for name, array in batch.items()]
+def _layout(examples):
+    """The layout that examples of one batch share: pixels may be uint8 or float32."""
+    return [(name, column.dtype, column.shape[1:]) for name, column in examples.columns.items()]
 
 
 class Bodies:
@@ -183,28 +173,31 @@ def app(
     and origins as `HostCheck`. InputError and RunError as Predictor."""
     batches, bodies = Batches(predictor), Bodies()
     batches.warm_up()
-    _heat(predictor, np.zeros((1, *predictor.data["input_shape"]), predictor.dtype))
+    _heat(predictor, predictor.example()["inputs"])
     readers = concurrent.futures.ThreadPoolExecutor(2)
     page = importlib.resources.files("dlflax.run").joinpath("serve.html").read_text("utf-8")
 
     def in_thread(*work):
         return asyncio.get_running_loop().run_in_executor(readers, *work)
 
-    async def inputs(request, body, most=None) -> Inputs:
-        kind = request.headers.get("content-type", "")
-        some = (await in_thread(parts_of, predictor, kind, body))[:most]
+    encoder = predictor.encoder
+
+    async def inputs(request, body, most=None) -> Examples:
+        media = request.headers.get("content-type", "")
+        some = (await in_thread(parts_of, encoder, media, body))[:most]
         with batches.room(len(some)):  # one after the other: others' are read in between
-            return join([await in_thread(read_part, part) for part in some])
+            return join([await in_thread(read_part, encoder, part) for part in some])
 
     async def predict(request, body):
-        return {"answers": await batches.answers(*await inputs(request, body))}
+        return {"answers": await batches.answers(await inputs(request, body))}
 
     async def look(request, body):
-        if predictor.kind != "picture":
+        if encoder.image(predictor.example()["inputs"], 0) is None:
             raise Refused(404, "this model does not look at pictures.")
-        names, kind, batch = await inputs(request, body, 1)
-        (values,) = await batches.answers(names, kind, batch)
-        return {"answer": values, **await in_thread(_looked, predictor, batch["inputs"])}
+        examples = (await inputs(request, body, 1)).take(slice(1))
+        (values,) = await batches.answers(examples)
+        seen = encoder.batch(encoder.raw(examples))["inputs"]
+        return {"answer": values, **await in_thread(_looked, predictor, seen)}
 
     def post(path, answer):
         async def respond(request):
@@ -300,10 +293,10 @@ async def _http(_, error):
 
 def _heat(predictor, inputs) -> np.ndarray | None:
     """Where the model looks in pictures, float32 (n, h, w); None for one that cannot say."""
-    if predictor.kind != "picture":
+    if predictor.encoder.image(inputs, 0) is None:
         return None
     recipe = predictor.config.recipe
-    variables = train.variables(recipe, predictor.state(inputs))
+    variables = train.variables(recipe, predictor.state())
     try:
         return explain.grad_cam(recipe.model, variables, train.floats(inputs))
     except (TypeError, ValueError):  # an ensemble has several feature maps

@@ -7,7 +7,7 @@ from typing import Any
 import dlflax
 from dlflax.files import read_json
 from dlflax.run.predict import Predictor
-from dlflax.run.serve_inputs import KEYS, most_inputs
+from dlflax.run.serve_inputs import most_inputs
 from dlflax.transfer.weights import PUBLISHED
 
 PICTURE = re.compile(r"[a-z0-9_]+\.png")  # that a run draws
@@ -29,19 +29,17 @@ def card(predictor: Predictor) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):  # a run that is not finished has none
         results = read_json(predictor.folder / "results.json", follow=False)
     baselines, notes = _part(results, "baselines"), _part(_part(results, "data"), "notes", list)
-    weights = [w for w in PUBLISHED if w.sha256 == info.get("weights_sha256")]
-    columns = [
-        {name: column.get(name) for name in ("name", "kind", "median", "levels")}
-        for column in info.get("columns", ())
-    ]
+    weights = [w for w in PUBLISHED if w.sha256 == info["weights_sha256"]]
+    encoder, form = predictor.encoder, predictor.encoder.form
     return {
         "experiment": predictor.experiment, "run": predictor.folder.name,
         "model": type(recipe.model).__name__, "task": type(recipe.task).__name__,
         "parameters": _part(results, "parameters", int) or None,
-        "takes": KEYS[predictor.kind], "kind": predictor.kind,
-        "draw": bool(info.get("light_on_dark")),
-        "input_shape": info["input_shape"], "columns": columns, "classes": info["class_names"],
-        "series": info.get("last_window", [])[-104:],
+        "takes": form.key, "widget": form.widget, "media": list(form.media),
+        "base64": form.schema.get("contentEncoding") == "base64",
+        "input_shape": list(predictor.example()["inputs"].shape[1:]),
+        "classes": list(encoder.target.classes),
+        "outlook": dict(encoder.outlook()),
         "data": {
             "name": info["name"], "train": info["train"], "validation": info["validation"],
             "test": info["test"], "notes": [note for note in notes if isinstance(note, str)],
@@ -65,21 +63,14 @@ def _plain(scores) -> dict[str, float]:
 
 def openapi(predictor: Predictor) -> dict[str, Any]:
     """The interface as OpenAPI 3.1."""
-    key, most = KEYS[predictor.kind], most_inputs(predictor.kind)
-    item: dict[str, Any] = {
-        "pictures": {"type": "string", "contentEncoding": "base64"},
-        "texts": {"type": "string"},
-        "rows": {"type": "object"},
-        "inputs": {"type": "array"},
-    }[key]
+    form, most = predictor.encoder.form, most_inputs(predictor.encoder)
+    key, item = form.key, dict(form.schema)
     body = {
         "type": "object", "required": [key], "additionalProperties": False,
         "properties": {key: {"type": "array", "items": item, "maxItems": most}},
     }  # fmt: skip
     content: dict[str, Any] = {"application/json": {"schema": body}}
-    whole = {"picture": "image/*", "text": "text/plain", "table": "text/csv", "series": "text/csv"}
-    if predictor.kind in whole:
-        content[whole[predictor.kind]] = {"schema": {"type": "string"}}
+    content |= {media: {"schema": {"type": "string"}} for media in form.media}
     error = {
         "description": "What was wrong, in one sentence.",
         "content": {"application/json": {"schema": {

@@ -20,10 +20,10 @@ MODULES = re.compile(r"[\w.]+:|[()',]")  # of classes, and what is around lists
 def stand_in_presets(presets: Mapping[str, Config], config: Config) -> dict[str, Config]:
     """Returns the presets that have the name of their data set, another one than the default's, and
     are for the config's architecture: settings for one say nothing of another."""
-    asked = getattr(presets["default"].data, "dataset", None)
+    asked = vars(presets["default"].data).get("dataset")
     return {
         name: preset for name, preset in presets.items()
-        if name == getattr(preset.data, "dataset", None) != asked
+        if name == vars(preset.data).get("dataset") != asked
         and type(preset.recipe.model) is type(config.recipe.model)
     }  # fmt: skip
 
@@ -38,7 +38,7 @@ def changes(config: Config, other: Config) -> dict[str, Any]:
 def with_stand_in(config: Config, dataset: Dataset, log: Callable[[str], None]) -> Config:
     """Returns the Config for a Dataset that may stand in for the one asked for. It names the data
     that were loaded, so that a resumed run reads the same; `log` gets what it changes."""
-    asked = getattr(config.data, "dataset", None)
+    asked = vars(config.data).get("dataset")
     if not dataset.stands_in_for or dataset.stands_in_for != asked:
         return config
     preset = config.stand_ins.get(dataset.name, {})

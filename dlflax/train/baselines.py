@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dlflax.data.encoder import Plain
 from dlflax.train import calibration, logistic
 
 MOST_ROWS = 10_000  # training examples that are used, drawn at random
@@ -57,17 +58,18 @@ def of_classes(splits, outputs: int) -> Baselines:
 
         return fitted
 
-    if texts := splits.plain.get("texts"):
+    plain = _plain(splits)
+    if texts := _texts(plain):
         found["TF-IDF and logistic regression"] = regression(lambda: _tfidf(texts), (1.0, 10.0))
     elif (what := _columns(splits)) is not None:
         found[f"logistic regression{what}"] = regression(lambda: _flat(splits, few=True), STRENGTHS)
-    if columns := splits.plain.get("columns"):
+    if rows := _rows_of(plain):
 
-        def boosted():
-            model = _boosted("Classifier", splits, columns)
-            return _as_logits(_probabilities(model, columns["test"], classes), outputs)
+        def boost():
+            model = _boosted("Classifier", splits, rows["train"], plain["train"].categories)
+            return _as_logits(_probabilities(model, rows["test"], classes), outputs)
 
-        found["histogram gradient boosting"] = boosted
+        found["histogram gradient boosting"] = boost
     return found
 
 
@@ -104,7 +106,7 @@ def of_labels(splits) -> Baselines:
     found: Baselines = {"share of each label": shares}
     if targets.shape[1] > MOST_LABELS:
         return found
-    if texts := splits.plain.get("texts"):
+    if texts := _texts(_plain(splits)):
         found["TF-IDF and logistic regression"] = lambda: regressions(lambda: _tfidf(texts))
     elif (what := _columns(splits)) is not None:
         found[f"logistic regression{what}"] = lambda: regressions(lambda: _flat(splits, few=True))
@@ -122,22 +124,39 @@ def of_numbers(splits) -> Baselines:
     found: Baselines = {"mean": lambda: scored(np.tile(targets.mean(0), (len(truth), 1)))}
     if (what := _columns(splits)) is not None:
         found[f"ridge regression{what}"] = lambda: scored(_ridge(_flat(splits), splits))
-    if (columns := splits.plain.get("columns")) and targets.shape[1] == 1:
-        found["histogram gradient boosting"] = lambda: scored(
-            _boosted("Regressor", splits, columns).predict(columns["test"])
-        )
+    plain = _plain(splits)
+    if (rows := _rows_of(plain)) and targets.shape[1] == 1:
+
+        def boost():
+            model = _boosted("Regressor", splits, rows["train"], plain["train"].categories)
+            return scored(model.predict(rows["test"]))
+
+        found["histogram gradient boosting"] = boost
     return found
 
 
-def _boosted(kind, splits, columns):
+def _plain(splits) -> dict[str, Plain]:
+    """The examples of each part as `Encoder.plain` gives them; {} where it gives none."""
+    parts = {name: splits.plain(name) for name in splits.examples}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _texts(plain: dict[str, Plain]) -> dict[str, Any]:
+    return {name: part.texts for name, part in plain.items() if part.texts is not None}
+
+
+def _rows_of(plain: dict[str, Plain]) -> dict[str, np.ndarray]:
+    return {name: part.rows for name, part in plain.items() if part.rows is not None}
+
+
+def _boosted(kind, splits, rows, categories):
     """scikit-learn's gradient boosting over histograms, with its own defaults."""
     from sklearn import ensemble
 
-    categories = splits.plain["categories"]["all"]
     model = getattr(ensemble, f"HistGradientBoosting{kind}")(
-        categorical_features=categories, random_state=0
+        categorical_features=np.array(categories), random_state=0
     )
-    rows = columns["train"].copy()
+    rows = rows.copy()
     for column in np.flatnonzero(categories):  # at most 255 levels, the others are missing
         rows[rows[:, column] > 250, column] = np.nan
     return model.fit(rows, splits.train["targets"].ravel())
@@ -151,7 +170,7 @@ def of_series(splits) -> Baselines:
 
     def seasonal():
         horizon = test["targets"].shape[1]
-        return Baseline(np.float32(seasonal_naive(test["inputs"], horizon, splits.info["period"])))
+        return Baseline(np.float32(seasonal_naive(test["inputs"], horizon, splits.target.period)))
 
     found: Baselines = {"the last season again": seasonal}
     if not np.isnan(splits.train["targets"]).any(1).all():
@@ -200,7 +219,7 @@ def _columns(splits) -> str | None:
     if inputs.dtype == np.uint8 and inputs.ndim == 4:
         return " on pixels"
     plain = inputs.dtype.kind in "fiu" and np.prod(inputs.shape[1:]) <= 5 * MOST_COLUMNS
-    return "" if plain and splits.kind != "text" else None
+    return "" if plain and not _texts(_plain(splits)) else None
 
 
 def _flat(splits, few: bool = False):

@@ -74,6 +74,16 @@ def gather(data: Mapping[str, Any], index: Any) -> dict[str, Any]:
     return {**batch, "mask": (index >= 0).astype(jnp.float32)}
 
 
+SIZES = (1, 8, 64)  # of the batches that a trained model answers
+
+
+def padded_size(count: int) -> int:
+    """Returns the size that so many inputs are padded to: one of SIZES, or a multiple of the
+    largest. So a trained model has few programs, whatever it is asked."""
+    fitting = [size for size in SIZES if size >= count]
+    return fitting[0] if fitting else -(-count // SIZES[-1]) * SIZES[-1]
+
+
 def with_targets(task: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the batch as a task's loss and metrics take it when a model is evaluated."""
     batch = {**batch, "inputs": floats(batch["inputs"])}

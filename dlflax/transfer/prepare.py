@@ -172,7 +172,7 @@ def prepare(
         return Start(recipe, splits, pretrained=_with_vectors(recipe, hparams, splits))
     model, path = with_features(recipe.model)
     variables, sha256 = read(transfer.weights, model, splits.train["inputs"][:1], log)
-    splits = dataclasses.replace(splits, info={**splits.info, "weights_sha256": sha256})
+    splits = dataclasses.replace(splits, weights_sha256=sha256)
     if transfer.finetune == "contrastive":
         variables = drawn_together(
             recipe, hparams, variables, splits.train, transfer.contrastive_epochs, seed, log

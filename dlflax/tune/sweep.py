@@ -26,10 +26,8 @@ from dlflax.run.config import (
     prepare_data,
     weighted,
 )
-from dlflax.run.folder import differences, note_versions, settings, write_files
-from dlflax.run.saved import to_json
+from dlflax.run.folder import check_version, differences, note_versions, settings, write_files
 from dlflax.run.stand_in import with_stand_in
-from dlflax.run.version_0_1 import converted
 from dlflax.tune import frozen, hints, population_based, report, stopping
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.check import (
@@ -125,7 +123,7 @@ def run_sweep(
         experiment = run.Experiment(experiment)
     sweep, dataset, examples, tried = _bound(sweep, search_name, experiment, log)
     start = transfer.prepare(sweep.transfer, sweep.recipe, sweep.hparams, examples, sweep.seed, log)
-    examples = dataclasses.replace(examples, info=start.splits.info)
+    examples = dataclasses.replace(examples, weights_sha256=start.splits.weights_sha256)
     splits = weighted(sweep.class_weights, sweep.recipe.task, start.splits)
     splits = splits.train, splits.val
     check_memory(splits)
@@ -156,7 +154,8 @@ def run_sweep(
             )
         saved = store.settings(new)
         tried = dataclasses.replace(tried, known=saved.get("known", []))
-        sweep = _as_begun(sweep, converted(saved), new, log)
+        check_version(saved, f"the study {sweep.study}")
+        sweep = _as_begun(sweep, saved, new, log)
         parallel.from_main(lambda: write_json(folder / "config.json", saved))
         parallel.from_main(lambda: write_files(folder, examples))
         trials = store.trials()
@@ -296,9 +295,6 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
         "study", "ensemble", "auto", "tolerance",
         *PLACE,
     }  # fmt: skip
-    later = ("search", "slice", "prior", "warm_start", "cost")
-    for name in later:  # flags that came after some studies were begun
-        saved["config"].setdefault(name, to_json(getattr(Sweep, name)))
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
         new = {**new, "config": {**new["config"], "population": sweep.population}}

@@ -92,7 +92,8 @@ def per_class_of(outputs, targets) -> dict[str, np.ndarray]:
     """Returns `per_class` of logits outputs, as `predictions` takes them, and targets int (n,)."""
     classes = max(2, outputs.shape[-1] if np.ndim(outputs) > 1 else 1)
     predicted = np.asarray(predictions(jnp.asarray(outputs)))
-    counts = (targets[predicted == targets], targets, predicted)
+    known = targets[targets >= 0]  # others are of classes that the model does not have
+    counts = (targets[predicted == targets], known, predicted)
     return per_class(*(np.bincount(each, minlength=classes) for each in counts))
 
 

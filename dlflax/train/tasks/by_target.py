@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from dlflax.data.target import Labels, Numbers
 from dlflax.train.tasks.classification import Classification
 from dlflax.train.tasks.multi_label import MultiLabel
 from dlflax.train.tasks.regression import Regression
@@ -15,8 +16,8 @@ class ByTarget(Classification):
 
     def for_data(self, splits):
         """The task for these data."""
-        if splits.train["targets"].dtype.kind == "f":
+        if isinstance(splits.target, Numbers):
             return Regression().for_data(splits)
-        if splits.train["targets"].ndim == 2:
+        if isinstance(splits.target, Labels):
             return MultiLabel()
         return Classification(self.loss, self.monitor)

@@ -19,6 +19,7 @@ from dlflax.train.tasks.task import (
     Tested,
     check_outputs,
     described,
+    has_images,
     names_of_outputs,
     targets_of,
 )
@@ -114,26 +115,25 @@ class Classification(Task):
         tables = {}
         if len(class_names) > figures.MOST_CLASSES:  # what the picture leaves out
             tables["confusion"] = _confused(predicted, targets, class_names)
-        if splits.kind == "picture":
+        if has_images(splits):
             drawn["wrong_predictions"] = lambda: figures.wrong_predictions(
                 splits.test["inputs"], targets, predicted, confidence, class_names
             )
             drawn["grad_cam"] = lambda: _grad_cam(tested, wrong, predicted, confidence)
-        if "columns" in splits.info:
+        if groups := splits.encoder.groups():
 
             def log_loss(outputs):
                 p = class_probabilities(outputs / temperature)[np.arange(len(targets)), targets]
                 return float(-np.log(np.maximum(p, 1e-9)).mean())
 
-            found = importance.permutation(
-                splits.info["columns"], splits.test["inputs"], tested.predict, log_loss
-            )
+            found = importance.permutation(groups, splits.test["inputs"], tested.predict, log_loss)
             tables["importance"] = found
             drawn["importance"] = lambda: figures.importance(found, "log loss")
-        if splits.test_names is not None:
+        if splits.examples:
+            names = splits.names()
             tables["wrong_predictions"] = [
                 {
-                    splits.unit: splits.test_names[i],
+                    splits.encoder.form.noun: names[i],
                     "true": class_names[targets[i]],
                     "predicted": class_names[predicted[i]],
                     "probability": round(float(confidence[i]), 4),
@@ -142,7 +142,7 @@ class Classification(Task):
             ]
         return Description(scores, {"calibration": calibrated}, tables, drawn)
 
-    def predictions(self, outputs, batch, data, calibration):
+    def predictions(self, outputs, batch, target, calibration):
         """The probability of each class."""
         return {"probabilities": _probabilities(outputs / _temperature(calibration))}
 
@@ -152,7 +152,7 @@ class Classification(Task):
         for each, p in zip(asked.inputs, probabilities, strict=True):
             name, best = names[p.argmax()], float(p.max())
             every = {n: float(q) for n, q in zip(names, p, strict=True)}
-            values = {asked.kind: each, "class": name, "probability": best, "probabilities": every}
+            values = {asked.noun: each, "class": name, "probability": best, "probabilities": every}
             answers.append((f"{each}: {name} ({best:.1%})", values))
         return answers
 

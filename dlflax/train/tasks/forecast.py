@@ -7,6 +7,7 @@ import numpy as np
 import tyro
 
 from dlflax.data import series
+from dlflax.data.target import Steps, Target
 from dlflax.errors import InputError
 from dlflax.files import printable
 from dlflax.report import figures
@@ -43,11 +44,11 @@ class Forecast(Task):
 
     def for_data(self, splits):
         """Returns this task with the scale of these data."""
-        return dataclasses.replace(self, scale=splits.info.get("scale", 1.0))
+        return dataclasses.replace(self, scale=_steps_of(splits.target).scale)
 
     def check(self, splits, outputs) -> None:
         targets = targets_of(splits, "forecast")
-        if targets.dtype.kind != "f" or targets.ndim != 2 or "scale" not in splits.info:
+        if targets.dtype.kind != "f" or targets.ndim != 2 or not isinstance(splits.target, Steps):
             raise InputError(
                 "--task forecast needs a series (data.Series); these targets are "
                 f"{described(targets)}: use another --task."
@@ -76,7 +77,8 @@ class Forecast(Task):
         """The forecasts against the naive and the seasonal-naive one, in the series' own unit, and
         how many of the values are in the interval of `calibrate`."""
         splits, outputs = tested.splits, tested.outputs
-        test, scale, period = splits.test, splits.info["scale"], splits.info["period"]
+        test, target = splits.test, _steps_of(splits.target)
+        scale, period = target.scale, target.period
         horizon = outputs.shape[1]
         forecasts = {
             "model": outputs,
@@ -99,7 +101,8 @@ class Forecast(Task):
             }  # fmt: skip
 
         def draw():
-            last, first = test["last"], test["first"]
+            last, first = test["last"], splits.examples["test"].columns["first"]
+            first = first - first[0]
             values = {name: last + scale * each for name, each in forecasts.items()}
             truth = np.full(first[-1] + horizon, np.nan)  # what was not observed stays a gap
             truth[first[:, None] + np.arange(horizon)] = last + scale * test["targets"]
@@ -115,22 +118,23 @@ class Forecast(Task):
 
         return Description(results=results, figures={"forecast": draw})
 
-    def predictions(self, outputs, batch, data, calibration):
+    def predictions(self, outputs, batch, target, calibration):
         """The forecast, and the ends of its intervals, in the series' unit."""
-        values = batch["last"] + data["scale"] * outputs
+        scale = _steps_of(target).scale
+        values = batch["last"] + scale * outputs
         half = half_width(calibration, values.shape[1])
         if half is None:
             return {"forecast": values}
-        reach = data["scale"] * half[None]
+        reach = scale * half[None]
         return {"forecast": values, "low": values - reach, "high": values + reach}
 
     def answers(self, asked: Asked):
         """Returns the steps ahead with their times and intervals, a line each, and a figure."""
         answers, found = [], asked.predictions
-        batch, scale = asked.batch, asked.data["scale"]
+        batch, scale = asked.batch, _steps_of(asked.target).scale
         for i, (each, row) in enumerate(zip(asked.inputs, found["forecast"], strict=True)):
-            values = {asked.kind: each, "forecast": row.tolist()}
-            if (times := batch["times"][i].tolist())[0]:
+            values = {asked.noun: each, "forecast": row.tolist()}
+            if (times := asked.columns["times"][i].tolist())[0]:
                 values["times"] = times
             band = None
             if "low" in found:
@@ -167,3 +171,8 @@ def half_width(calibrated, horizon: int) -> np.ndarray | None:
             f"calibration.json is damaged: it has {len(found)} intervals for {horizon} steps."
         )
     return found
+
+
+def _steps_of(target: Target) -> Steps:
+    """The target of a forecast: one without a unit where the data are no series."""
+    return target if isinstance(target, Steps) else Steps((), 1.0, 1)

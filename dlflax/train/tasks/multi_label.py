@@ -84,15 +84,15 @@ class MultiLabel(Task):
             rows[name]["threshold"] = float(jax.nn.sigmoid(cuts[i]))
         labels = [{"label": name, **row} for name, row in rows.items()]
         tables = {"labels": labels}
-        if tested.splits.test_names is not None:
+        if tested.splits.examples:
             probabilities = np.asarray(jax.nn.sigmoid(tested.outputs)).round(4).tolist()
             tables["probabilities"] = [
-                {tested.splits.unit: str(each), **dict(zip(names, values, strict=True))}
-                for each, values in zip(tested.splits.test_names, probabilities, strict=True)
+                {tested.splits.encoder.form.noun: each, **dict(zip(names, values, strict=True))}
+                for each, values in zip(tested.splits.names(), probabilities, strict=True)
             ]
         return Description({**scores, "per_class": rows}, tables=tables)
 
-    def predictions(self, outputs, batch, data, calibration):
+    def predictions(self, outputs, batch, target, calibration):
         """The probability of each label, and whether it is above the label's threshold."""
         cuts = np.float32(_thresholds(calibration, outputs.shape[-1]))
         return {"probabilities": jax.nn.sigmoid(outputs), "labels": outputs > cuts[None]}
@@ -103,7 +103,7 @@ class MultiLabel(Task):
         for each, p, predicted in zip(asked.inputs, probabilities, have, strict=True):
             labels = [name for name, yes in zip(names, predicted, strict=True) if yes]
             every = {n: float(q) for n, q in zip(names, p, strict=True)}
-            values = {asked.kind: each, "labels": labels, "probabilities": every}
+            values = {asked.noun: each, "labels": labels, "probabilities": every}
             answers.append((f"{each}: {', '.join(labels) or 'no label'}", values))
         return answers
 

@@ -13,8 +13,8 @@ from dlflax.models.protocols import Decoding, Encoding, Variational
 from dlflax.report import figures
 from dlflax.train import baselines, losses
 from dlflax.train.augment import augment_batch
-from dlflax.train.batch import floats
-from dlflax.train.tasks.task import Asked, Description, Task, Tested, check_outputs
+from dlflax.train.batch import floats, padded_size
+from dlflax.train.tasks.task import Asked, Description, Task, Tested, check_outputs, has_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Reconstruction(Task):
         samples, latent space."""
         splits, model, scores, drawn = tested.splits, tested.recipe.model, {}, {}
         labelled = splits.train.get("targets", np.zeros(0)).dtype.kind in "iu"
-        if splits.kind == "picture":
+        if has_images(splits):
             drawn["reconstructions"] = lambda: _reconstructions(tested)
         if isinstance(model, Encoding):
             codes, test_codes = (
@@ -64,11 +64,11 @@ class Reconstruction(Task):
                 accuracy = _linear_probe(codes, test_codes, splits)
                 scores["linear_probe_accuracy"] = accuracy
                 drawn["latent"] = lambda: _latent(test_codes, splits)
-            if isinstance(model, Decoding) and splits.kind == "picture":
+            if isinstance(model, Decoding) and has_images(splits):
                 drawn["samples"] = lambda: _samples(tested, codes)
         return Description(scores, figures=drawn)
 
-    def predictions(self, outputs, batch, data, calibration):
+    def predictions(self, outputs, batch, target, calibration):
         return {"reconstruction": outputs}
 
     def answers(self, asked: Asked):
@@ -78,7 +78,7 @@ class Reconstruction(Task):
         if isinstance(asked.recipe.model, Encoding):
             codes = encode(asked.recipe, asked.variables, asked.batch["inputs"]).tolist()
         for each, x, output, code in zip(asked.inputs, inputs, outputs, codes, strict=True):
-            values = {asked.kind: each, "mean_squared_error": float(np.mean((x - output) ** 2))}
+            values = {asked.noun: each, "mean_squared_error": float(np.mean((x - output) ** 2))}
             words = f"{each}: mean squared error {values['mean_squared_error']:.4f}"
             if asked.folder and x.ndim == 3:
                 figure = figures.reconstructions(x[None], output[None])
@@ -100,7 +100,9 @@ def _code_size(model, splits) -> int | None:
 
 def encode(recipe, variables, inputs) -> np.ndarray:
     """The codes of all inputs (n, ...): float32 (n, code)."""
-    return np.asarray(_encode(recipe.model, variables, inputs))
+    size = padded_size(len(inputs))
+    padded = np.concatenate([inputs[:], np.repeat(inputs[:1], size - len(inputs), 0)])
+    return np.asarray(_encode(recipe.model, variables, padded))[: len(inputs)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from dlflax.data.targets import in_unit
+from dlflax.data.target import Numbers, Target
 from dlflax.errors import InputError
 from dlflax.report import figures
 from dlflax.train import baselines, importance, losses, metrics
@@ -42,8 +42,7 @@ class Regression(Task):
 
     def for_data(self, splits):
         """Returns this task with the scale of these data."""
-        scale = np.ravel(splits.info.get("target_scale", ()))
-        return dataclasses.replace(self, scale=tuple(scale.tolist()))
+        return dataclasses.replace(self, scale=_numbers_of(splits.target).scale)
 
     def check(self, splits, outputs) -> None:
         targets = targets_of(splits, "regression")
@@ -69,39 +68,45 @@ class Regression(Task):
     def describe(self, tested: Tested) -> Description:
         """Returns predicted against true numbers, and the importance of a table's columns; in the
         targets' own unit, where the data have it."""
-        info, inputs = tested.splits.info, tested.splits.test["inputs"]
-        targets = in_unit(tested.splits.test["targets"], info).reshape(len(tested.outputs), -1)
+        splits, target = tested.splits, _numbers_of(tested.splits.target)
+        targets = target.in_unit(splits.test["targets"]).reshape(len(tested.outputs), -1)
 
         def numbers(outputs):
-            return in_unit(outputs, info).reshape(targets.shape)
+            return target.in_unit(outputs).reshape(targets.shape)
 
         def rmse(outputs):
             return float(np.sqrt(np.mean((targets - numbers(outputs)) ** 2, 0)).mean())
 
         outputs = numbers(tested.outputs)
-        names = tested.splits.test_names
+        names = splits.names() if splits.examples else None
         rows = [
-            ({tested.splits.unit: names[k]} if names is not None else {})
+            ({splits.encoder.form.noun: names[k]} if names is not None else {})
             | {f"true_{i}": t for i, t in enumerate(row)}
             | {f"predicted_{i}": p for i, p in enumerate(guess)}
             for k, (row, guess) in enumerate(zip(targets.tolist(), outputs.tolist(), strict=True))
         ]
         tables = {"predictions": rows}
         drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
-        if "columns" in info:
-            found = importance.permutation(info["columns"], inputs, tested.predict, rmse)
+        if groups := splits.encoder.groups():
+            inputs = splits.test["inputs"]
+            found = importance.permutation(groups, inputs, tested.predict, rmse)
             tables["importance"] = found
             drawn["importance"] = lambda: figures.importance(found, "rmse")
         return Description(tables=tables, figures=drawn)
 
-    def predictions(self, outputs, batch, data, calibration):
-        """The numbers, in the targets' unit."""
-        return {"values": in_unit(outputs, data)}
+    def predictions(self, outputs, batch, target, calibration):
+        """Returns the numbers, in the target's unit."""
+        return {"values": _numbers_of(target).in_unit(outputs)}
 
     def answers(self, asked: Asked):
         answers = []
         for each, values in zip(asked.inputs, asked.predictions["values"], strict=True):
             values = np.ravel(values).tolist()
             words = " ".join(f"{value:.5g}" for value in values)
-            answers.append((f"{each}: {words}", {asked.kind: each, "values": values}))
+            answers.append((f"{each}: {words}", {asked.noun: each, "values": values}))
         return answers
+
+
+def _numbers_of(target: Target) -> Numbers:
+    """The target of a regression: one without units where the data have another."""
+    return target if isinstance(target, Numbers) else Numbers()

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlflax.data.target import Target
 from dlflax.errors import InputError
 from dlflax.train.metrics import MeanLoss, Metric
 
@@ -105,11 +106,10 @@ class Task(abc.ABC):
         return {}
 
     def predictions(
-        self, outputs: Any, batch: Mapping[str, Any], data: Mapping[str, Any],
-        calibration: Mapping[str, Any],
-    ) -> dict[str, Any]:  # fmt: skip
+        self, outputs: Any, batch: Mapping[str, Any], target: Target, calibration: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Returns the meaning of outputs, such as probabilities or numbers in their unit: name ->
-        (n, ...). `answers` gets it, and it is in the file that `run.export` writes. data and
+        (n, ...). `answers` gets it, and it is in the file that `run.export` writes. target and
         calibration: as those of `Asked`. NumPy or traced."""
         return {"outputs": outputs}
 
@@ -161,21 +161,29 @@ class Asked:
     """What a task answers: inputs that a user gave to `predict`, and the model's outputs."""
 
     inputs: list[str]
-    """As they were given: files, texts."""
-    kind: str
-    """What one is: "file", "text", ..."""
+    """Their names: files, texts."""
+    noun: str
+    """One of them: file, text, row."""
     batch: Mapping[str, np.ndarray]
-    """"inputs" (n, ...) and what else the data source read."""
+    """"inputs" (n, ...) and the other arrays of `Encoder.batch`."""
+    columns: Mapping[str, np.ndarray]
+    """The columns of the raw examples (`data.Examples`)."""
     predictions: Mapping[str, np.ndarray]
     """The arrays of `Task.predictions`."""
-    data: Mapping[str, Any]
-    """What config.json says of the data: class_names, input_shape, and the source's own."""
+    target: Target
+    """That of the encoder."""
     recipe: Any
     variables: Mapping[str, Any]
     folder: Path | None
     """Of the run, for what is drawn; None where nothing is to be."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """As that of `Tested`."""
+
+
+def has_images(splits: Any) -> bool:
+    """True if examples of these data can be drawn."""
+    inputs = splits.test["inputs"]  # of which none is read
+    return splits.encoder.image(np.zeros((1, *inputs.shape[1:]), inputs.dtype), 0) is not None
 
 
 def targets_of(splits, task: str) -> np.ndarray:
@@ -202,11 +210,12 @@ def described(array) -> str:
 
 
 def names_of_outputs(asked: Asked, count: int) -> list[str]:
-    """The names of the model's outputs. InputError when config.json has another number of them."""
-    names = asked.data["class_names"]
+    """Returns the names of the model's outputs, numbers where the target has none. Raises
+    InputError when the encoder has another number of them."""
+    names = list(asked.target.classes) or list(map(str, range(count)))
     if len(names) != count:
         raise InputError(
-            f"config.json is damaged: data.class_names has {len(names)} names for the {count} that "
-            "the model tells apart."
+            f"encoder.json is damaged: target.names has {len(names)} names for the {count} outputs "
+            "of the model."
         )
     return names

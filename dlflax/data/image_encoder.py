@@ -1,0 +1,178 @@
+"""The encoder of images. PIL is imported where it is used: start-up time counts."""
+
+import dataclasses
+import io
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dlflax.data import folder_files, idx
+from dlflax.data.encoder import (
+    BASE64,
+    Encoder,
+    Examples,
+    Form,
+    Limits,
+    Spec,
+    Upload,
+    as_path,
+    column_values,
+    join,
+)
+from dlflax.data.npy import read_npy
+from dlflax.data.target import Classes, Labels, Nothing, Numbers
+from dlflax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoder(Encoder):
+    """Images of one size, as bytes: a model sees them as floats in 0..1."""
+
+    form: ClassVar = Form(
+        "file", "pictures", BASE64, ("image/*",),
+        widget="image", page="draw on a page, or give it images",
+        experiment=("image_folder", "a folder with a folder of images for each class"),
+    )  # fmt: skip
+
+    target: Classes | Labels | Numbers | Nothing
+    shape: tuple[int, int, int]
+    """Height, width and channels, 1 or 3."""
+    light_on_dark: bool = False
+    """True for light ink on black, as MNIST has it: other images are made so."""
+
+    def parse(self, given: Any, limits: Limits | None = None) -> Examples:
+        """Reads an image file of any size, a .npy file, pixels, whole numbers from 0 to 255 or
+        floats from 0 to 1."""
+        from dlflax.data.picture import MAX_SIDE
+
+        if (
+            len(self.shape) != 3
+            or self.shape[2] not in (1, 3)
+            or not all(0 < side <= MAX_SIDE for side in self.shape)
+        ):
+            raise InputError(f"encoder.json is damaged: {list(self.shape)} is no image's shape.")
+        if isinstance(given, np.ndarray):
+            return self._of_array(given, "")
+        if isinstance(given, Upload):
+            pixels = self._read(Path(given.name), given.content)
+            return Examples({"inputs": pixels[None]}, None, [given.name])
+        given = column_values(given)
+        if isinstance(given, list | tuple) and given:
+            return join([self.parse(one, limits) for one in given])
+        if (path := as_path(given)) is None:
+            raise InputError("name one or more picture files after the run folder.")
+        if path.suffix == ".npy":
+            return self._of_array(read_npy(path), str(given))
+        return Examples({"inputs": self._read(path)[None]}, None, [str(given)])
+
+    def measure(self, upload: Upload, limits: Limits) -> None:
+        """Counts the pixels that would be decoded."""
+        from dlflax.data import picture
+
+        file, path = io.BytesIO(upload.content), Path(upload.name)
+        try:
+            pixels = picture.count_pixels(file, path, self.shape, self.light_on_dark)
+        except picture.PictureError as error:
+            if error.kind != "too large":
+                raise
+            pixels = limits.pixels + 1
+        limits.count_pixels(path, pixels)
+
+    def _read(self, path: Path, content: bytes | None = None):
+        from dlflax.data import picture
+
+        return picture.read_picture(path, self.shape, self.light_on_dark, content)
+
+    def _of_array(self, array: np.ndarray, file: str) -> Examples:
+        array = array[None] if array.shape == self.shape else array
+        if array.dtype.kind not in "fiu" or array.shape[1:] != self.shape:
+            raise InputError(
+                f"predict takes arrays in shape {('n', *self.shape)} or paths, no {array.dtype} in "
+                f"shape {array.shape}."
+            )
+        whole = array.dtype.kind in "iu"
+        most = 255 if whole else 1
+        if not ((array >= 0) & (array <= most)).all():  # NaN, too
+            raise InputError(
+                "predict takes pixels as whole numbers from 0 to 255 or as floats from 0 to 1; "
+                f"these {array.dtype} go from {np.min(array):g} to {np.max(array):g}."
+            )
+        names = [file] if file and len(array) == 1 else [f"{file}[{i}]" for i in range(len(array))]
+        names = names if file else [str(i) for i in range(len(array))]
+        return Examples({"inputs": array.astype(np.uint8 if whole else np.float32)}, None, names)
+
+    def parse_with_targets(self, given: Any) -> Examples:
+        """Reads a folder with a folder of images for each class, or with IDX files. Images that
+        cannot be read are named on stderr."""
+        folder = as_path(given)
+        if folder is None or not folder.is_dir():
+            return super().parse_with_targets(given)
+        if not isinstance(self.target, Classes):
+            raise InputError(
+                f"{folder}: the targets of this model are in no folder's name: give an array and "
+                "its targets."
+            )
+        if files := idx.find_idx(folder):
+            return self._of_idx(files)
+        files, folders, report = folder_files.walk(folder, str(folder))
+        found = folder_files.by_class(files, folders, report, str(folder))
+
+        def read(index):
+            from dlflax.data import picture
+
+            name = Path(found.names[index])
+            try:
+                with found.open(index) as file, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    if not self.light_on_dark:
+                        return picture.decode(file, name, self.shape)[0]
+                    return picture.read_picture(name, self.shape, True, file.read())
+            except (InputError, OSError) as error:
+                print(f"{folder / name} is not evaluated: {error}", file=sys.stderr)
+                return None
+
+        with ThreadPoolExecutor(4) as pool:
+            images = list(pool.map(read, range(len(found.names))))
+        read_at = [i for i, image in enumerate(images) if image is not None]
+        if not read_at:
+            raise InputError(f"{folder} has no image in a folder of its class.")
+        classes = [found.class_names[found.labels[i]] for i in read_at]
+        pixels = np.stack([images[i] for i in read_at])
+        return Examples(
+            {"inputs": pixels}, self.target.numbers(classes), [found.names[i] for i in read_at]
+        )
+
+    def _of_idx(self, files: dict[str, Path]) -> Examples:
+        pairs = [(images, images.replace("images-idx3", "labels-idx1")) for images in files]
+        parts = [
+            (idx.read_idx(files[a], ndim=3)[..., None], idx.read_idx(files[b], ndim=1))
+            for a, b in pairs if "images" in a and b in files
+        ]  # fmt: skip
+        if not parts:
+            raise InputError("IDX files of images need those of their labels beside them.")
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return dataclasses.replace(self._of_array(images, ""), target=np.int32(labels))
+
+    def encode(self, examples: Examples) -> dict[str, Any]:
+        others = {name: c for name, c in examples.columns.items() if name != "inputs"}
+        return {**super().encode(examples), **others}
+
+    def spec(self) -> Spec:
+        colours = {1: "gray", 3: "RGB"}[self.shape[2]]
+        how = "light on dark" if self.light_on_dark else "upright"
+        size = f"{self.shape[0]} x {self.shape[1]}"
+        return Spec(self.shape, "uint8", f"{colours} pictures of {size} pixels, 0 to 255, {how}")
+
+    def describe(self) -> str:
+        colours = {1: "grey", 3: "colour"}[self.shape[2]]
+        return f"{colours} images of {self.shape[0]} x {self.shape[1]} pixels"
+
+    def image(self, inputs: Any, index: int) -> np.ndarray:
+        return inputs[index]
+
+    def outlook(self) -> dict[str, Any]:
+        return {"draw": self.light_on_dark}

@@ -1,0 +1,18 @@
+"""Files of one NumPy array."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dlflax.errors import InputError
+from dlflax.files import opened
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Returns the array of a .npy file, which runs no code. Raises InputError for any other."""
+    try:
+        with opened(path):  # a pipe would be waited for
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "not an array of NumPy"
+        raise InputError(f"{path} cannot be read as a .npy file: {reason}.") from error

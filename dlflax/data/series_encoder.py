@@ -1,0 +1,162 @@
+"""The encoder of time series."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dlflax.data import csv_files
+from dlflax.data.encoder import (
+    Encoder,
+    Examples,
+    Form,
+    Limits,
+    Spec,
+    TooMuch,
+    Upload,
+    as_path,
+    is_frame,
+    is_series,
+)
+from dlflax.data.numbers import write_cell
+from dlflax.data.series_file import Found, Style, read_like, times_after
+from dlflax.data.target import Steps
+from dlflax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesEncoder(Encoder):
+    """The last steps of a series, and of others beside it, in units of their deviation."""
+
+    form: ClassVar = Form(
+        "file", "rows", {"type": "object"}, ("text/csv",), widget="series",
+        experiment=("forecast", "a CSV file with a row for each time"),
+    )  # fmt: skip
+
+    target: Steps
+    window: int
+    """Steps of the past that the model sees."""
+    horizon: int
+    """Steps of the future that it predicts."""
+    past: tuple[str, ...]
+    """Covariates whose past is seen."""
+    future: tuple[str, ...]
+    """Covariates that are known beforehand."""
+    covariate_mean: tuple[float, ...]
+    covariate_scale: tuple[float, ...]
+    file: Style
+    """The way the training file is written."""
+    own_window: tuple[tuple[float, ...], ...]
+    """The end of the training file, (window + later, columns), as `raw` has it."""
+    own_times: tuple[str, ...]
+    """Times of the steps behind it."""
+
+    def parse(self, given: Any, limits: Limits | None = None) -> Examples:
+        """Reads a series from a CSV file, rows {column: value} or a data frame, in the order of its
+        times or rows. None is the end of the training file."""
+        if given is None or isinstance(given, Sequence) and not len(given):
+            if len(self.own_times) != self.horizon:
+                raise InputError("encoder.json is damaged: own_times has not one for each step.")
+            window = np.array(self.own_window, np.float64)
+            return self._examples(window, self.own_times, "the series")
+        path = Path(given.name) if isinstance(given, Upload) else as_path(given)
+        if path is not None:
+            most = limits.steps if limits else sys.maxsize
+            if isinstance(given, Upload):
+                header, rows, mark = csv_files.parse(given.content, path, self.file.delimiter, most)
+            else:
+                header, rows, mark = csv_files.read(path, usual=self.file.delimiter)
+            place = str(given.name) if isinstance(given, Upload) else str(path)
+            return self._of_cells(header, rows, mark, place)
+        given = given.to_frame() if is_series(given) else given
+        if is_frame(given):
+            cells = given.astype(object).where(given.notna(), None).values.tolist()
+            return self._of_values(list(map(str, given.columns)), cells, "the data frame")
+        if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
+            raise InputError("predict takes the CSV file of a series, not an array.")
+        if any(set(row) != set(given[0]) for row in given):
+            raise InputError('send rows as {"column": value, ...}, all with the same columns.')
+        if limits and len(given) > limits.steps:
+            raise TooMuch(f"a request may have {limits.steps:,} rows.")
+        header = list(given[0])
+        return self._of_values(header, [[row[n] for n in header] for row in given], "the rows")
+
+    def _of_values(self, header, rows, place) -> Examples:
+        """Reads typed values, written as the training file has them."""
+        formats = dict(zip(self.file.columns, self.file.formats, strict=True))
+        cells = [
+            [write_cell(value, formats.get(name)) for name, value in zip(header, row, strict=True)]
+            for row in rows
+        ]
+        return self._of_cells(header, list(enumerate(cells, 2)), self.file.delimiter, place)
+
+    def _of_cells(self, header, rows, mark, place) -> Examples:
+        header = [name.strip() for name in header]
+        found = read_like(place, header, rows, mark, self.file, _to_stderr)
+        if len(found.values) < self.window:
+            raise InputError(
+                f"{place} has {len(found.values)} values: the model looks at the last "
+                f"{self.window}."
+            )
+        return self._examples(self._window(found), times_after(found, self.horizon), place)
+
+    def _window(self, found: Found) -> np.ndarray:
+        start = len(found.values) - self.window
+        beside = found.covariates[start:][: self._steps()]
+        window = np.zeros((len(beside), 1 + beside.shape[1]))
+        window[: self.window, 0] = found.values[start:]
+        window[:, 1:] = beside
+        return window
+
+    def _steps(self) -> int:
+        return self.window + (self.horizon if self.future else 0)
+
+    def _examples(self, window: np.ndarray, times, place: str) -> Examples:
+        if len(window) < self._steps():
+            raise InputError(
+                f"{place}: {', '.join(self.future)} must go on for {self.horizon} rows after the "
+                f"last value, and there are {len(window) - self.window}."
+            )
+        columns = {"window": window[None], "times": np.array([list(times)])}
+        return Examples(columns, None, [place])
+
+    def raw(self, examples: Examples) -> np.ndarray:
+        """Returns float64 (n, window + later, columns): the series, then the covariates."""
+        return examples.columns["window"]
+
+    def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
+        past = raw[:, : self.window, 0]
+        last = past[:, -1:]
+        seen = ((past - last) / self.target.scale)[:, :, None].astype(np.float32)
+        if self.covariate_mean:
+            mean, scale = (
+                np.array(x)[None, None] for x in (self.covariate_mean, self.covariate_scale)
+            )
+            values = ((raw[:, :, 1:] - mean) / scale).astype(np.float32)
+            known = values[:, :, len(self.past) :]
+            later = known[:, self.horizon :] if known.shape[2] else known[:, : self.window]
+            seen = xp.concatenate([seen, values[:, : self.window], later], 2)
+        return {"inputs": seen, "last": last}
+
+    def spec(self) -> Spec:
+        later = self._steps() - self.window
+        columns = ("the series", *self.past, *self.future)
+        more = f", and {later} steps after them" if later else ""
+        return Spec(
+            (self._steps(), len(columns)), "float32",
+            f"the last {self.window} values of {', '.join(columns)}{more}",
+        )  # fmt: skip
+
+    def describe(self) -> str:
+        return f"windows of {self.window} values"
+
+    def outlook(self) -> dict[str, Any]:
+        return {"series": [row[0] for row in self.own_window[: self.window]][-104:]}
+
+
+def _to_stderr(sentence: str) -> None:
+    """Prints to stderr: notes while predicting are not part of the answers."""
+    print(sentence, file=sys.stderr)

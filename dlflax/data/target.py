@@ -1,0 +1,119 @@
+"""Targets: what is predicted, and how its values become numbers of a model."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+UNKNOWN = -1  # the number of a class that training did not have
+
+
+class Target(abc.ABC):
+    """The target of a model. Fitted on the training examples, saved with the encoder."""
+
+    names: tuple[str, ...]
+    """Names of the classes, labels or numbers, in the order of the model's outputs."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of classes or labels; () of any other target."""
+        return ()
+
+    @abc.abstractmethod
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Returns what a loss compares outputs with, (n, ...), of raw target values (n, ...)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes(Target):
+    """One class of several for each example. Raw and encoded: class numbers, int (n,)."""
+
+    names: tuple[str, ...]
+
+    @property
+    def classes(self):
+        return self.names
+
+    def encode(self, values):
+        return np.asarray(values, np.int32)
+
+    def numbers(self, names: Sequence[str]) -> np.ndarray:
+        """Returns the class number of each name, int32 (n,), UNKNOWN for a name that is none."""
+        number = {name: i for i, name in enumerate(self.names)}
+        return np.array([number.get(name, UNKNOWN) for name in names], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels(Target):
+    """Any number of labels for each example. Raw and encoded: 0 or 1, int (n, labels)."""
+
+    names: tuple[str, ...]
+
+    @property
+    def classes(self):
+        return self.names
+
+    def encode(self, values):
+        return np.asarray(values, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers(Target):
+    """One number or several for each example. Raw: float64 (n,) or (n, numbers), in their unit;
+    encoded: float32, in deviations from the training mean."""
+
+    names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = (0.0,)
+    """Mean of the training values; one, or one for each number."""
+    scale: tuple[float, ...] = (1.0,)
+    """Their standard deviation, likewise."""
+
+    @classmethod
+    def fit(cls, values: np.ndarray, names: Sequence[str] = ()) -> "Numbers":
+        """Returns the target of training values (n,) or (n, numbers)."""
+        scale = values.std(0)
+        scale = np.where(scale > 0, scale, 1.0)
+        return cls(tuple(names), *(tuple(np.ravel(x).tolist()) for x in (values.mean(0), scale)))
+
+    def encode(self, values):
+        values = np.asarray(values, np.float64)
+        mean, scale = (self._along(x, values) for x in (self.mean, self.scale))
+        return ((values - mean) / scale).astype(np.float32)
+
+    def in_unit(self, values: Any) -> Any:
+        """Returns encoded values (n, ...) in their unit: float64 of NumPy arrays, float32 of traced
+        ones."""
+        mean, scale = (self._along(x, values) for x in (self.mean, self.scale))
+        return values * scale + mean
+
+    @staticmethod
+    def _along(numbers, values) -> np.ndarray:
+        """The numbers in as many dimensions as values has, along its last axis."""
+        numbers = np.array(numbers, np.float64)
+        return numbers.reshape((1,) * (values.ndim - 1) + (-1,)) if values.ndim > 1 else numbers[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps(Target):
+    """The next values of a series. Raw: float64 (n, horizon), less the last value that the model
+    sees, NaN where nothing was observed; encoded: float32, divided by `scale`."""
+
+    names: tuple[str, ...]
+    scale: float
+    period: int
+    """Steps a season."""
+
+    def encode(self, values):
+        return np.float32(np.asarray(values, np.float64) / self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing(Target):
+    """No target: the model predicts its inputs, or the task takes the arrays as they are."""
+
+    names: tuple[str, ...] = ()
+
+    def encode(self, values):
+        return values
