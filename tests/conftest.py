@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import os
 import re
+import shutil
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all of it
@@ -151,3 +152,19 @@ def zoo(tmp_path_factory):
         return folder
 
     return run_of
+
+
+@pytest.fixture
+def browser():
+    """Chromium; the test is skipped where there is none."""
+    if not (chromium := shutil.which("chromium") or shutil.which("chromium-browser")):
+        pytest.skip("Chromium is not installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    options = [
+        "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    ]  # fmt: skip
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=chromium, args=options)
+        yield browser
+        browser.close()

@@ -315,7 +315,7 @@ def write_sounds(folder, seed, count=25):
 def sounds(place):
     """The page's experiment, and its data."""
     (place / "sounds.py").write_text(SOUNDS)
-    write_sounds(place / "sounds", 0)
+    write_sounds(place / "sounds", 0, 50)
     write_sounds(place / "new", 1, 4)
     return run.find("sounds.py", experiments)
 
@@ -357,9 +357,7 @@ def test_a_kind_of_data_of_ones_own(sounds, place, capsys):
         card = client.get("/card").json()
         assert card["takes"] == "sounds" and card["media"] == ["audio/*"]
         sent = client.post("/predict", content=content, headers={"content-type": "audio/wav"})
-        listed = client.post(
-            "/predict", json={"sounds": [base64.b64encode(content).decode()] * 2}
-        )
+        listed = client.post("/predict", json={"sounds": [base64.b64encode(content).decode()] * 2})
         wrong = client.post("/predict", content=b"x", headers={"content-type": "audio/wav"})
     (answer,) = sent.json()["answers"]
     assert answer["probabilities"] == pytest.approx(answers[4]["probabilities"], abs=1e-5)
@@ -370,7 +368,7 @@ def test_a_kind_of_data_of_ones_own(sounds, place, capsys):
 
 
 @pytest.mark.slow
-def test_a_kind_of_data_of_ones_own_by_commands(sounds, place):
+def test_a_kind_of_data_of_ones_own_by_commands(sounds, place, browser):
     """Killed, resumed to the same bits, swept, predicted from a folder, asked on its page."""
     flags = ["--epochs", "30", "--batch-size", "2", "--baseline", "none"]
     ran(place, "sounds.py", *flags, "--run-dir", "whole")
@@ -392,10 +390,11 @@ def test_a_kind_of_data_of_ones_own_by_commands(sounds, place):
                     "sounds.py")  # fmt: skip
     try:
         address = next(re.search(r"http://\S+", line) for line in process.stdout if "http" in line)
-        with page_of(address[0]) as page:
-            page.set_input_files("#file", place / "new" / "low" / "0.wav")
-            page.wait_for_selector("#answer")
-            assert page.inner_text("#answer") in ("low", "high")
+        page = browser.new_page()
+        page.goto(address[0])
+        page.set_input_files("#file", place / "new" / "low" / "0.wav")
+        page.wait_for_selector("#answer")
+        assert page.inner_text("#answer") in ("low", "high")
     finally:
         process.terminate()
         process.communicate()

@@ -29,7 +29,6 @@ from dlflax.run.export import exported
 from dlflax.run.predict import Predictor
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def client_of(folder):
@@ -579,66 +578,57 @@ def test_a_port_that_is_taken_and_a_folder_that_is_none(zoo, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 @pytest.mark.parametrize("size", [(1200, 800), (390, 844)])
-def test_the_page_in_a_browser(zoo, size, tmp_path):
+def test_the_page_in_a_browser(browser, zoo, size, tmp_path):
     """Draws, drops and types."""
-    playwright = pytest.importorskip("playwright.sync_api")
     (tmp_path / "digit.png").write_bytes(odd_pictures()[7])
-    options = [
-        "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    ]  # fmt: skip
     processes = {name: started(zoo(name)) for name in ("digits", "texts", "sunspots")}
     try:
-        with playwright.sync_playwright() as browsers:
-            browser = browsers.chromium.launch(executable_path=CHROMIUM, args=options)
-            page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-            wrong, urls = [], []
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("request", lambda request: urls.append(request.url))
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        wrong, urls = [], []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: urls.append(request.url))
 
-            def answer(name):
-                page.goto(processes[name][1])
-                page.wait_for_selector("#scores tr")
+        def answer(name):
+            page.goto(processes[name][1])
+            page.wait_for_selector("#scores tr")
 
-            answer("digits")
-            box = page.locator("#draw").bounding_box()
-            x, y, side = box["x"], box["y"], box["width"]
-            page.mouse.move(x + 0.3 * side, y + 0.2 * side)
-            page.mouse.down()
-            page.mouse.move(x + 0.7 * side, y + 0.2 * side, steps=8)
-            page.mouse.move(x + 0.45 * side, y + 0.8 * side, steps=8)
-            page.mouse.up()
-            page.wait_for_selector("#seen canvas >> nth=1")
-            assert page.inner_text("#answer") in set("0123456789")
-            assert page.locator("#bars .row").count() == 10
-            page.click("text=Clear")
-            assert page.locator("#answer").count() == 0
-            page.set_input_files("#file", tmp_path / "digit.png")
-            page.wait_for_selector("#answer")
-            page.evaluate("""async () => {
-                const bytes = await (await fetch("pictures/curves.png")).blob();
-                const data = new DataTransfer();
-                data.items.add(new File([bytes.slice(0, 50)], "cut.png", {type: "image/png"}));
-                document.querySelector("#drop").dispatchEvent(
-                    new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
-            }""")
-            page.wait_for_function("document.querySelector('#error').textContent")
-            assert "damaged" in page.inner_text("#error")
-            assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        answer("digits")
+        box = page.locator("#draw").bounding_box()
+        x, y, side = box["x"], box["y"], box["width"]
+        page.mouse.move(x + 0.3 * side, y + 0.2 * side)
+        page.mouse.down()
+        page.mouse.move(x + 0.7 * side, y + 0.2 * side, steps=8)
+        page.mouse.move(x + 0.45 * side, y + 0.8 * side, steps=8)
+        page.mouse.up()
+        page.wait_for_selector("#seen canvas >> nth=1")
+        assert page.inner_text("#answer") in set("0123456789")
+        assert page.locator("#bars .row").count() == 10
+        page.click("text=Clear")
+        assert page.locator("#answer").count() == 0
+        page.set_input_files("#file", tmp_path / "digit.png")
+        page.wait_for_selector("#answer")
+        page.evaluate("""async () => {
+            const bytes = await (await fetch("pictures/curves.png")).blob();
+            const data = new DataTransfer();
+            data.items.add(new File([bytes.slice(0, 50)], "cut.png", {type: "image/png"}));
+            document.querySelector("#drop").dispatchEvent(
+                new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+        }""")
+        page.wait_for_function("document.querySelector('#error').textContent")
+        assert "damaged" in page.inner_text("#error")
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
-            answer("texts")
-            page.fill("#text", "a good day")
-            page.click("#ask")
-            page.wait_for_selector("#answer")
-            assert page.inner_text("#answer") in ("0", "1")
-            answer("sunspots")
-            page.click("#ask")
-            page.wait_for_selector("#bars svg polyline >> nth=1")
-            own = ("http://127.0.0.1", "data:", "blob:")
-            assert not wrong and all(url.startswith(own) for url in urls)
-            browser.close()
+        answer("texts")
+        page.fill("#text", "a good day")
+        page.click("#ask")
+        page.wait_for_selector("#answer")
+        assert page.inner_text("#answer") in ("0", "1")
+        answer("sunspots")
+        page.click("#ask")
+        page.wait_for_selector("#bars svg polyline >> nth=1")
+        own = ("http://127.0.0.1", "data:", "blob:")
+        assert not wrong and all(url.startswith(own) for url in urls)
     finally:
         for process, _ in processes.values():
             process.kill()
