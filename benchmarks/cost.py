@@ -64,11 +64,12 @@ def child(trials, population, data, mode, features, epochs) -> dict:
     from dlflax import train
     from dlflax.models import MLP
     from dlflax.train import population as populations
+    from dlflax.train.layout import layout_for
 
     train_set, val_set = sources.split(sources.load("digits", log=lambda _: None).train)
     train_set = {name: np.concatenate([leaf] * data) for name, leaf in train_set.items()}
     recipe = train.Recipe(MLP(features=(features,)))
-    layout = populations.layout(recipe, train.Hparams(), train_set["inputs"][:1], population, mode)
+    layout = layout_for(recipe, train.Hparams(), train_set["inputs"][:1], population, mode)
     splits = populations.put_on_devices(layout, train_set, val_set)
 
     def run(first, stop):

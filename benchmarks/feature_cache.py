@@ -70,7 +70,7 @@ def epochs(options: Options) -> None:
 
     preset = PRESETS["default"]
     pictures = data.ImageFolder(data_dir=options.data_dir)
-    splits = pictures.split(pictures.load(), preset.validation, 0)
+    splits = data.make_splits(pictures, pictures.load(), preset.validation, 0)
     recipe = bind_to_data(preset.recipe, preset.hparams, splits)
     variables, sha256, what = weights.read(recipe.model, options.weights, print)
     print(what)

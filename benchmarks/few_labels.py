@@ -17,7 +17,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from dlflax import run, transfer
-from dlflax.data import Text
+from dlflax.data import Text, make_splits
+from dlflax.data.split import Given, split_rows
 from experiments import sentiment
 
 NAMES = ("few", "all", "frozen", "TF-IDF")
@@ -25,18 +26,20 @@ NAMES = ("few", "all", "frozen", "TF-IDF")
 
 def drawn(dataset, count: int, draw: int):
     """The Dataset with so many training texts, as many of each class."""
-    targets, rng, rows = dataset.train["targets"], np.random.default_rng(draw), []
+    parts = split_rows(dataset.examples, dataset.split, 0.0, 0, print)
+    targets, rng, rows = dataset.examples.target[parts["train"]], np.random.default_rng(draw), []
     for label in range(len(dataset.class_names)):
         own = np.flatnonzero(targets == label)
         rows.append(rng.permutation(own)[: count // len(dataset.class_names)])
-    rows = np.sort(np.concatenate(rows))
-    return dataclasses.replace(dataset, train={k: v[rows] for k, v in dataset.train.items()})
+    kept = np.concatenate([parts["train"][np.sort(np.concatenate(rows))], parts["test"]])
+    split = Given(np.isin(kept, parts["test"]))
+    return dataclasses.replace(dataset, examples=dataset.examples.take(kept), split=split)
 
 
 def frozen_accuracy(config, dataset) -> float:
     """Of a logistic regression on the published encoder's features."""
     head = dataclasses.replace(config, transfer=transfer.Transfer(weights="minilm"))
-    splits = head.data.split(dataset, 0.0, 0)
+    splits = make_splits(head.data, dataset, 0.0, 0)
     start = transfer.prepare(head.transfer, head.recipe, head.hparams, splits, log=lambda _: None)
     parts = start.splits
     model = LogisticRegression(max_iter=1000)

@@ -101,12 +101,12 @@ def torch(batches, compute_dtype):
 
 def write_batches(data_dir: Path, folder: Path) -> None:
     """The first batches of an epoch of the experiment."""
-    from dlflax.data import epoch_batches
+    from dlflax.data import epoch_batches, make_splits
     from experiments.sentiment import PRESETS
 
     config = PRESETS["best"]
     source = dataclasses.replace(config.data, data_dir=data_dir)
-    splits = source.split(source.load(print), config.validation, 0)
+    splits = make_splits(source, source.load(print), config.validation, 0)
     texts, size = splits.train, config.recipe.batch_size
     rows = epoch_batches(len(texts["inputs"]), size, 0, 0, texts.get("length"))[: STEPS + SKIPPED]
     np.savez(folder / "batches.npz", tokens=texts["inputs"][rows], targets=texts["targets"][rows])

@@ -60,7 +60,7 @@ def command(
         _to_stderr(f"{len(answers):,} answers are in {csv}")
     for sentence, values in () if csv else answers:
         # only a forecast has several lines: in a name they are not to be believed
-        lines = sentence.split("\n") if predictor.encoder.form.widget == "series" else [sentence]
+        lines = sentence.split("\n") if predictor.encoder.form.together else [sentence]
         print(json.dumps(values) if json_output else "\n".join(map(printable, lines)))
     for error in refused:
         _to_stderr(printable(f"error: {error}"))

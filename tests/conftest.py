@@ -31,8 +31,14 @@ os.environ["KERAS_BACKEND"] = "jax"  # the independent implementation that tests
 os.environ["DLFLAX_OFFLINE"] = "1"
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+# the shapes that signatures state are checked
+SHAPED = ["dlflax.data.split", "dlflax.data.target", "dlflax.models", "dlflax.train.augment",
+          "dlflax.train.losses", "dlflax.train.metrics"]  # fmt: skip
+jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 
 from dlflax.report.figures import draw as DRAW  # noqa: E402
 

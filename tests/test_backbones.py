@@ -42,7 +42,11 @@ def test_parameters_as_torchvision_counts_them(model, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
-MODELS = [EfficientNetLite0(num_outputs=3), ResNet("18", num_outputs=3), VGG("11", (8, 6), 3)]
+MODELS = [
+    EfficientNetLite0(num_outputs=3),
+    ResNet("18", num_outputs=3),
+    VGG("11", (8, 6), num_outputs=3),
+]
 
 
 @pytest.mark.slow

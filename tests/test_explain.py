@@ -159,8 +159,8 @@ def test_roc_auc_is_the_share_of_pairs_in_order():
     assert 0.5 in pairs
     assert metrics.roc_auc(targets, scores) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert metrics.roc_auc(targets, scores) == pytest.approx(roc_auc_score(targets, scores))
-    assert metrics.roc_auc([0, 1, 1], [0.1, 0.2, 0.3]) == 1.0
-    assert metrics.roc_auc([1, 1], [0.1, 0.2]) is None
+    assert metrics.roc_auc(np.array([0, 1, 1]), np.array([0.1, 0.2, 0.3])) == 1.0
+    assert metrics.roc_auc(np.array([1, 1]), np.array([0.1, 0.2])) is None
 
 
 class Read(DiskArray):

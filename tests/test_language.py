@@ -17,8 +17,8 @@ FILES = [
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "guide").glob("*.py"))]  # fmt: skip
 LIMITS = {
-    "first words": 239,
-    "long sentences": 93,
+    "first words": 238,
+    "long sentences": 92,
     "participles": 136,
     "variables": 394,
     "phrases": 491,

@@ -106,6 +106,10 @@ class Form:
     """True if examples are named by paths on the command line, else they are given themselves."""
     widget: str = "file"
     """Widget of the server's page: image, text, row, series, array, or file for any other."""
+    upload: str = "file"
+    """A file that is sent, in messages: picture, table."""
+    together: bool = False
+    """True if the rows that are given are one example, the steps of a series, and may be none."""
     page: str = "try it on a page"
     """Next step of a run: what its page is for."""
     experiment: tuple[str, str] | None = None

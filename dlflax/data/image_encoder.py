@@ -24,7 +24,7 @@ from dlflax.data.encoder import (
     join,
 )
 from dlflax.data.npy import read_npy
-from dlflax.data.target import Classes, Labels, Nothing, Numbers
+from dlflax.data.target import UNKNOWN, Classes, Labels, Nothing, Numbers
 from dlflax.errors import InputError
 
 
@@ -34,7 +34,7 @@ class ImageEncoder(Encoder):
 
     form: ClassVar = Form(
         "file", "pictures", BASE64, ("image/*",),
-        widget="image", page="draw on a page, or give it images",
+        widget="image", upload="picture", page="draw on a page, or give it images",
         experiment=("image_folder", "a folder with a folder of images for each class"),
     )  # fmt: skip
 
@@ -155,7 +155,8 @@ class ImageEncoder(Encoder):
         if not parts:
             raise InputError("IDX files of images need those of their labels beside them.")
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return dataclasses.replace(self._of_array(images, ""), target=np.int32(labels))
+        labels = np.where(labels < len(self.target.classes), np.int32(labels), UNKNOWN)
+        return dataclasses.replace(self._of_array(images, ""), target=labels)
 
     def encode(self, examples: Examples) -> dict[str, Any]:
         others = {name: c for name, c in examples.columns.items() if name != "inputs"}

@@ -33,6 +33,7 @@ class SeriesEncoder(Encoder):
 
     form: ClassVar = Form(
         "file", "rows", {"type": "object"}, ("text/csv",), widget="series",
+        upload="table", together=True,
         experiment=("forecast", "a CSV file with a row for each time"),
     )  # fmt: skip
 

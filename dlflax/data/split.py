@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 
 from dlflax.data.encoder import Examples
 from dlflax.data.order import by_content, check_fraction, held_out, permutation
@@ -21,13 +22,13 @@ class Split(abc.ABC):
     @abc.abstractmethod
     def rows(
         self, examples: Examples, share: float, seed: int, log: Callable[[str], None]
-    ) -> dict[str, np.ndarray]:
-        """Returns the places of "train", "val" and "test", int (m,) each: about `share` of what is
+    ) -> dict[str, Int[np.ndarray, " _"]]:
+        """Returns the places of "train", "val" and "test": about `share` of what is
         not tested on, drawn by `seed`, is "val". Which examples are "test" is the same for every
         seed. Raises InputError for a part without examples."""
 
-    def groups_of(self) -> np.ndarray | None:
-        """Returns the group of each example, str (n,), which is in one part as a whole."""
+    def groups_of(self) -> Shaped[np.ndarray, " n"] | None:
+        """Returns the group of each example, a text, which is in one part as a whole."""
         return None
 
 
@@ -35,14 +36,14 @@ class Drawn(Split):
     """A split whose examples may be in any order."""
 
     @abc.abstractmethod
-    def test(self, examples: Examples) -> np.ndarray:
-        """Returns the examples that are tested on, bool (n,)."""
+    def test(self, examples: Examples) -> Bool[np.ndarray, " n"]:
+        """Returns the examples that are tested on."""
 
     @abc.abstractmethod
     def validation(
-        self, examples: Examples, rows: np.ndarray, share: float, seed: int, log: Any
-    ) -> np.ndarray:
-        """Returns those of rows, int (m,), that are held out, bool (m,); none for share 0."""
+        self, examples: Examples, rows: Int[np.ndarray, " m"], share: float, seed: int, log: Any
+    ) -> Bool[np.ndarray, " m"]:
+        """Returns those of rows that are held out; none for share 0."""
 
     def rows(self, examples, share, seed, log):
         in_test = self.test(examples)
@@ -174,7 +175,7 @@ class ByTime(Split):
 
 def split_rows(
     examples: Examples, split: Split, share: float, seed: int, log: Callable[[str], None]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Int[np.ndarray, " _"]]:
     """Returns `Split.rows`, without "val" where nothing is held out. Raises InputError for a class
     without an example to train on."""
     check_fraction(share)

@@ -118,7 +118,7 @@ class TableEncoder(Encoder):
     """Rows of a table, as numbers that a network can read."""
 
     form: ClassVar = Form(
-        "row", "rows", {"type": "object"}, ("text/csv",), widget="row",
+        "row", "rows", {"type": "object"}, ("text/csv",), widget="row", upload="table",
         experiment=("tabular", "a CSV file"),
     )  # fmt: skip
 

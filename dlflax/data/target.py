@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, Real, Shaped
 
 UNKNOWN = -1  # the number of a class that training did not have
 
@@ -22,8 +23,8 @@ class Target(abc.ABC):
         return ()
 
     @abc.abstractmethod
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Returns what a loss compares outputs with, (n, ...), of raw target values (n, ...)."""
+    def encode(self, values: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n ..."]:
+        """Returns what a loss compares outputs with, of raw target values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Classes(Target):
     def classes(self):
         return self.names
 
-    def encode(self, values):
-        return np.asarray(values, np.int32)
+    def encode(self, values: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        return values.astype(np.int32)
 
-    def numbers(self, names: Sequence[str]) -> np.ndarray:
-        """Returns the class number of each name, int32 (n,), UNKNOWN for a name that is none."""
+    def numbers(self, names: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Returns the class number of each name, UNKNOWN for a name that is none."""
         number = {name: i for i, name in enumerate(self.names)}
         return np.array([number.get(name, UNKNOWN) for name in names], np.int32)
 
@@ -55,8 +56,8 @@ class Labels(Target):
     def classes(self):
         return self.names
 
-    def encode(self, values):
-        return np.asarray(values, np.int32)
+    def encode(self, values: Real[np.ndarray, "n labels"]) -> Int[np.ndarray, "n labels"]:
+        return values.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +72,13 @@ class Numbers(Target):
     """Their standard deviation, likewise."""
 
     @classmethod
-    def fit(cls, values: np.ndarray, names: Sequence[str] = ()) -> "Numbers":
-        """Returns the target of training values (n,) or (n, numbers)."""
+    def fit(cls, values: Real[np.ndarray, " n *numbers"], names: Sequence[str] = ()) -> "Numbers":
+        """Returns the target of these training values."""
         scale = values.std(0)
         scale = np.where(scale > 0, scale, 1.0)
         return cls(tuple(names), *(tuple(np.ravel(x).tolist()) for x in (values.mean(0), scale)))
 
-    def encode(self, values):
+    def encode(self, values: Real[np.ndarray, " n *d"]) -> Float[np.ndarray, " n *d"]:
         values = np.asarray(values, np.float64)
         mean, scale = (self._along(x, values) for x in (self.mean, self.scale))
         return ((values - mean) / scale).astype(np.float32)
@@ -89,7 +90,7 @@ class Numbers(Target):
         return values * scale + mean
 
     @staticmethod
-    def _along(numbers, values) -> np.ndarray:
+    def _along(numbers, values):
         """The numbers in as many dimensions as values has, along its last axis."""
         numbers = np.array(numbers, np.float64)
         return numbers.reshape((1,) * (values.ndim - 1) + (-1,)) if values.ndim > 1 else numbers[0]
@@ -105,7 +106,7 @@ class Steps(Target):
     period: int
     """Steps a season."""
 
-    def encode(self, values):
+    def encode(self, values: Float[np.ndarray, "n horizon"]) -> Float[np.ndarray, "n horizon"]:
         return np.float32(np.asarray(values, np.float64) / self.scale)
 
 

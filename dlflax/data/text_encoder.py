@@ -30,6 +30,7 @@ class TextEncoder(Encoder):
 
     form: ClassVar = Form(
         "text", "texts", {"type": "string"}, ("text/plain",), files=False, widget="text",
+        upload="text",
         experiment=("sentiment", "a CSV file with a text and a label in each row"),
     )  # fmt: skip
 

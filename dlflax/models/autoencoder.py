@@ -6,9 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import tyro
+from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Activation, Dropout, activation
+from dlflax.shapes import AnyArray
 
 
 class Autoencoder(nn.Module):
@@ -61,7 +63,9 @@ class Autoencoder(nn.Module):
             x = self.drop(act(layer(x)), dropout, train)
         return jax.nn.sigmoid(self.pixels(x)).reshape(-1, *self.shape)
 
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: Float[AnyArray, " n *shape"], *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, " n *shape"]:
         code = self._encode(x, train, dropout)
         if self.variational:
             mean, log_variance = jnp.split(code.astype(jnp.float32), 2, axis=-1)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import flax.linen as nn
 import tyro
+from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.layers import (
@@ -15,6 +16,7 @@ from dlflax.models.layers import (
     activation,
     feature_map,
 )  # fmt: skip
+from dlflax.shapes import AnyArray
 
 
 class CNN(nn.Module):
@@ -46,7 +48,9 @@ class CNN(nn.Module):
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: Float[AnyArray, "n h w c"], *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         widths = (*self.features, *self.dense, self.depth, self.kernel_size)
         side, lost = min(x.shape[1:3]), self.depth * (self.kernel_size - 1)
         for _ in self.features:

@@ -7,6 +7,7 @@ never left to it. On GPU and TPU `lax.conv_general_dilated` is right throughout.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -17,7 +18,7 @@ from dlflax.models.flops import inner_jaxprs
 from dlflax.models.platform import on_cpu
 
 How = Literal["lax", "product", "own gradient"]
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Pads = Sequence[tuple[int, int]]  # of rows and of columns, before and behind
 NO_PADS: Pads = ((0, 0), (0, 0))
 
 SCOPE = "convolution: "

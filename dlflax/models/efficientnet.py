@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import traverse_util
+from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, formulated
 from dlflax.models.layers import (
     Dropout,
     Formulation,
+    PicturesOrFeatures,
     depthwise_lax,
     depthwise_slices,
     feature_map,
@@ -21,6 +23,7 @@ from dlflax.models.layers import (
     same_windows,
 )  # fmt: skip
 from dlflax.models.norm import BatchNorm
+from dlflax.shapes import AnyArray
 
 # blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)
 STAGES = (
@@ -76,7 +79,9 @@ class EfficientNetLite0(nn.Module):
         return feature_map(self, jax.nn.relu6(conv(x, 1280, 1, 1, "head"))).mean((1, 2))
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: PicturesOrFeatures, *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         x = x if x.ndim == 2 else self.features(x, train)
         x = Dropout()(x, dropout, train)
         return nn.Dense(self.num_outputs, name="logits")(x)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import (
@@ -21,6 +22,7 @@ from dlflax.models.convolution import (
 from dlflax.models.norm import sums
 from dlflax.models.platform import is_portable, on_cpu
 from dlflax.models.pooling import largest, max_pool
+from dlflax.shapes import AnyArray
 
 Activation = Literal[
     "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "identity", "leaky_relu",
@@ -28,6 +30,7 @@ Activation = Literal[
 ]  # fmt: skip
 Formulation = Literal["auto", "matmul", "lax"]
 Padding = Literal["same", "valid"]
+PicturesOrFeatures = Float[AnyArray, "n h w 3"] | Float[AnyArray, "n d"]
 
 
 def activation(name: str):

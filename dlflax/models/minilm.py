@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import tyro
 from flax import traverse_util
+from jaxtyping import Float, Int, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.dense import Dense
 from dlflax.models.layers import Dropout, pool
 from dlflax.models.platform import on_cpu
 from dlflax.models.transformer import Attention
+from dlflax.shapes import AnyArray
 
 DEPTH, WIDTH, HEADS, MLP, STEPS = 6, 384, 12, 1536, 512
 LENGTHS = 8  # into so many lengths a CPU cuts batches of tokens
@@ -114,7 +116,13 @@ class MiniLM(nn.Module):
             x = getattr(self, f"block{i + 1}")(x, mask)
         return pool(x, mask, "mean")
 
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self,
+        x: Int[AnyArray, "n t"] | Float[AnyArray, "n d"],
+        *,
+        train: bool = False,
+        dropout: ScalarLike = 0.0,
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = self.features(x, train)
         return self.logits(self.drop(x, dropout, train))

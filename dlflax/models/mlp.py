@@ -4,9 +4,11 @@ from typing import Annotated
 
 import flax.linen as nn
 import tyro
+from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Activation, Dropout, activation
+from dlflax.shapes import AnyArray
 
 
 class MLP(nn.Module):
@@ -23,7 +25,9 @@ class MLP(nn.Module):
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: Float[AnyArray, "n ..."], *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         if min(self.features, default=1) < 1:
             raise InputError(f"--model.features {self.features} must all be 1 or more.")
         x = x.reshape(x.shape[0], -1)

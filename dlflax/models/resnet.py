@@ -8,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import traverse_util
+from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, symmetric
-from dlflax.models.layers import Conv, Dropout, Formulation, feature_map, for_cpu
+from dlflax.models.layers import (
+    Conv,
+    Dropout,
+    Formulation,
+    PicturesOrFeatures,
+    feature_map,
+    for_cpu,
+)
 from dlflax.models.norm import BatchNorm
 from dlflax.models.pooling import max_pool
+from dlflax.shapes import AnyArray
 
 # of ImageNet's training pictures, (r, g, b) in 0..1: what all published weights were trained with
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,7 +82,9 @@ class ResNet(nn.Module):
         return feature_map(self, x).mean((1, 2))
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: PicturesOrFeatures, *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         x = x if x.ndim == 2 else self.features(x, train)
         x = Dropout()(x, dropout, train)
         return nn.Dense(self.num_outputs, name="logits")(x)
@@ -154,7 +165,9 @@ class SmallResNet(nn.Module):
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: Float[AnyArray, "n h w c"], *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         halvings = len(self.features) - 1
         if min((*self.features, self.depth), default=0) < 1 or min(x.shape[1:3]) < 2**halvings:
             raise InputError(

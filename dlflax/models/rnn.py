@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax import lax
+from jaxtyping import Float, ScalarLike, Shaped
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, Embed, pool
 from dlflax.models.platform import is_portable
+from dlflax.shapes import AnyArray
 
 Cell = Literal["simple", "gru", "lstm"]
 GATES = {"simple": 1, "gru": 3, "lstm": 4}
@@ -110,7 +112,9 @@ class RNN(nn.Module):
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: Shaped[AnyArray, "n t ..."], *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         if min((*self.features, self.embedding), default=0) < 1 or not self.features:
             raise InputError(
                 f"--model.features {self.features} and --model.embedding {self.embedding} must be "

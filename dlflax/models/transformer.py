@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Float, ScalarLike, Shaped
 
 from dlflax.errors import InputError
 from dlflax.models.dense import Dense
 from dlflax.models.layers import Dropout, Embed, pool
+from dlflax.shapes import AnyArray
 
 
 def rotary(x, base: float = 10_000.0):
@@ -100,7 +102,9 @@ class Transformer(nn.Module):
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: Shaped[AnyArray, "n t ..."], *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         self._check(x)
         mask = None
         if self.vocabulary:

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import traverse_util
+from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.convolution import convolution, symmetric
-from dlflax.models.layers import Dropout, Formulation, feature_map, for_cpu
+from dlflax.models.layers import Dropout, Formulation, PicturesOrFeatures, feature_map, for_cpu
 from dlflax.models.pooling import max_pool
 from dlflax.models.resnet import normalized
+from dlflax.shapes import AnyArray
 
 FEATURES = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {
@@ -69,7 +71,9 @@ class VGG(nn.Module):
             x = self.drop(jax.nn.relu(layer(x)), dropout, train)
         return x
 
-    def __call__(self, x, *, train: bool = False, dropout=0.0):
+    def __call__(
+        self, x: PicturesOrFeatures, *, train: bool = False, dropout: ScalarLike = 0.0
+    ) -> Float[AnyArray, "n {self.num_outputs}"]:
         x = self.drop(x, dropout, train) if x.ndim == 2 else self.features(x, train, dropout)
         return self.logits(x)
 

@@ -11,11 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dlflax.data import Encoder, Examples, Limits, TooMuch, Upload
+from dlflax.data import Encoder, Examples, Form, Limits, TooMuch, Upload
 from dlflax.errors import InputError
 
 LIMITS = Limits()  # of one request
-_NOUNS = {"pictures": "picture", "rows": "table"}  # in messages
 _BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # curl's, unasked
 
 
@@ -34,18 +33,17 @@ def parts_of(encoder: Encoder, content_type: str, body: bytes) -> list[Callable[
     form, media = encoder.form, content_type.partition(";")[0].strip().lower()
     limits = dataclasses.replace(LIMITS)
     if media == "application/json":
-        values = _json(body, form.key, most_inputs(encoder))
+        values = _json(body, form, most_inputs(encoder))
         if form.schema.get("contentEncoding") == "base64":
             # a part for each, so that the files of one request do not keep those of others waiting
-            noun = _NOUNS.get(form.key, form.noun)
-            uploads = [_upload(value, f"{noun} {i}") for i, value in enumerate(values, 1)]
+            uploads = [_upload(value, f"{form.upload} {i}") for i, value in enumerate(values, 1)]
             return [_parse_later(encoder, upload, limits) for upload in uploads]
         return [functools.partial(encoder.parse, _check(form.schema, values, form.key), limits)]
     unasked = media in _BYTES and form.schema.get("contentEncoding") == "base64"
     if unasked or any(fnmatch.fnmatch(media, pattern) for pattern in form.media):
         ending = {"text/csv": ".csv"}.get(media, "")
-        name = f"the {_NOUNS.get(form.key, form.noun)}{ending}"
-        return [_parse_later(encoder, Upload(bytes(body), media, name), limits)]
+        upload = Upload(bytes(body), media, f"the {form.upload}{ending}")
+        return [_parse_later(encoder, upload, limits)]
     others = ", ".join(pattern.replace("image/*", "image/png") for pattern in form.media)
     others = f", or {others}" if others else ""
     raise Refused(415, f"this model takes application/json{others}: see /openapi.json.")
@@ -85,11 +83,12 @@ def read_part(encoder: Encoder, part: Callable[[], Examples]) -> Examples:
 
 def most_inputs(encoder: Encoder) -> int:
     """Returns the most examples, or rows of a series, that a request may have."""
-    return LIMITS.steps if encoder.form.widget == "series" else LIMITS.rows
+    return LIMITS.steps if encoder.form.together else LIMITS.rows
 
 
-def _json(body: bytes, key: str, most: int) -> list:
+def _json(body: bytes, form: Form, most: int) -> list:
     """The list under the one key that the model takes."""
+    key = form.key
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -98,7 +97,7 @@ def _json(body: bytes, key: str, most: int) -> list:
         raise Refused(422, f'send {{"{key}": [...]}}.')
     if len(value[key]) > most:
         raise Refused(413, f"a request may have {most:,} {key}.")
-    if not value[key] and key != "rows":
+    if not value[key] and not form.together:
         raise Refused(422, f"{key} is empty: send one or more.")
     return value[key]
 

@@ -21,11 +21,14 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Float, Int, PRNGKeyArray, ScalarLike
 
 from dlflax.errors import InputError
+from dlflax.shapes import AnyArray
 from dlflax.train.batch import floats
 from dlflax.train.hparams import numbers as names_of
 
+Pictures = Float[AnyArray, "n h w c"]
 Augmentation = Callable  # (key, batch, hparams) -> batch
 
 
@@ -210,7 +213,7 @@ def _mixed(key, batch, mixup, cutmix):
     return {**batch, "inputs": images, "partner": partner, "share": share}
 
 
-def crop(key, images, largest):
+def crop(key: PRNGKeyArray, images: Pictures, largest: ScalarLike) -> Pictures:
     """Random crop of each image padded by reflection (He et al. 2016, section 4.2, with zeros):
     a shift by whole pixels, uniform in +-largest for rows and for columns."""
     n, h, w, _ = images.shape
@@ -226,13 +229,15 @@ def crop(key, images, largest):
     return images[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def flip(key, images, probability):
+def flip(key: PRNGKeyArray, images: Pictures, probability: ScalarLike) -> Pictures:
     """Each image mirrored left to right with this probability."""
     mirrored = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
-def affine(key, images, translate, rotate, zoom):
+def affine(
+    key: PRNGKeyArray, images: Pictures, translate: ScalarLike, rotate: ScalarLike, zoom: ScalarLike
+) -> Pictures:
     """Each image shifted, rotated and zoomed by its own random amount about its centre: bilinear,
     0 outside. Amounts are uniform in +-translate pixels (rows and columns), +-rotate degrees and
     1 +- zoom."""
@@ -258,14 +263,14 @@ def affine(key, images, translate, rotate, zoom):
     return jax.vmap(one)(images, shift, angle, scale)
 
 
-def brightness(key, images, largest):
+def brightness(key: PRNGKeyArray, images: Pictures, largest: ScalarLike) -> Pictures:
     """Each image brighter by its own amount, uniform in +-largest, and clipped to 0..1."""
     delta = largest * jax.random.uniform(key, (len(images), 1, 1, 1), minval=-1.0)
     changed = jnp.clip(images + delta, 0.0, 1.0)
     return jnp.where(largest > 0, changed, images)
 
 
-def contrast(key, images, largest):
+def contrast(key: PRNGKeyArray, images: Pictures, largest: ScalarLike) -> Pictures:
     """Each image's differences from its mean, channel by channel, multiplied by a factor uniform in
     1 +- largest, and clipped to 0..1."""
     factor = 1.0 + largest * jax.random.uniform(key, (len(images), 1, 1, 1), minval=-1.0)
@@ -274,7 +279,7 @@ def contrast(key, images, largest):
     return jnp.where(largest > 0, changed, images)
 
 
-def cutout(key, images, side):
+def cutout(key: PRNGKeyArray, images: Pictures, side: ScalarLike) -> Pictures:
     """A square of each image set to 0 (DeVries and Taylor 2017). side: as a fraction of the image's
     shorter side, rounded to whole pixels; the centre is any pixel, so part may lie outside."""
     n, h, w, _ = images.shape
@@ -282,12 +287,14 @@ def cutout(key, images, side):
     return jnp.where(_box(key, n, h, w, side, side), 0.0, images)
 
 
-def mix(key, images, mixup, cutmix):
+def mix(
+    key: PRNGKeyArray, images: Pictures, mixup: ScalarLike, cutmix: ScalarLike
+) -> tuple[Pictures, Int[AnyArray, " n"], Float[AnyArray, " n"]]:
     """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each image with another of the
     batch; where both are on, one of them a batch, at random, as timm does.
 
     mixup, cutmix: alpha of the Beta(alpha, alpha) distribution of the share; 0 is off.
-    Returns (images, partner int32 (n,), share float32 (n,)): the share and the box are the batch's,
+    Returns (images, partner, share): the share and the box are the batch's,
     and CutMix's share is the area that the box, cut off at the border, leaves.
     """
     n, h, w, _ = images.shape

@@ -8,19 +8,24 @@ be traced.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Int, PyTree, ScalarLike, Shaped
 
+from dlflax.shapes import AnyArray
 from dlflax.train.hparams import number
 
 Loss = Callable  # (outputs, batch, hparams) -> (n,)
 
 
-def cross_entropy(logits: Any, targets: Any, label_smoothing: Any = 0.0) -> jax.Array:
-    """Softmax cross-entropy. logits (n, classes), targets int (n,) -> (n,), in nats.
+def cross_entropy(
+    logits: Float[AnyArray, "n classes"],
+    targets: Int[AnyArray, " n"],
+    label_smoothing: ScalarLike = 0.0,
+) -> Float[AnyArray, " n"]:
+    """Softmax cross-entropy, in nats.
 
     label_smoothing s in [0, 1) trains towards (1 - s) one-hot + s / classes (Szegedy et al. 2016,
     section 7); it may be traced.
@@ -30,30 +35,40 @@ def cross_entropy(logits: Any, targets: Any, label_smoothing: Any = 0.0) -> jax.
     return -(1.0 - label_smoothing) * true - label_smoothing * log_p.mean(-1)
 
 
-def binary_cross_entropy(logits: Any, targets: Any, label_smoothing: Any = 0.0) -> jax.Array:
-    """Sigmoid cross-entropy, averaged over outputs. logits (n,) or (n, k), targets 0/1 of the same
-    size -> (n,). Label smoothing s moves targets to t (1 - s) + s / 2, as Keras does."""
+def binary_cross_entropy(
+    logits: Float[AnyArray, " n *k"],
+    targets: Shaped[AnyArray, " n *t"],
+    label_smoothing: ScalarLike = 0.0,
+) -> Float[AnyArray, " n"]:
+    """Sigmoid cross-entropy, averaged over outputs. Targets are 0 or 1, as many as
+    logits. Label smoothing s moves targets to t (1 - s) + s / 2, as Keras does."""
     logits = logits.astype(jnp.float32).reshape(logits.shape[0], -1)
     targets = targets.astype(jnp.float32).reshape(logits.shape)
     targets = targets * (1.0 - label_smoothing) + 0.5 * label_smoothing
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
 
-def mean_squared_error(outputs: Any, targets: Any) -> jax.Array:
+def mean_squared_error(
+    outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"]
+) -> Float[AnyArray, " n"]:
     """Squared error averaged over an example's outputs, but those whose target is NaN (unknown).
-    Same sizes in, (n,) out."""
+    As many targets as outputs."""
     return _mean_of_known(jnp.square, outputs, targets)
 
 
-def mean_absolute_error(outputs: Any, targets: Any) -> jax.Array:
+def mean_absolute_error(
+    outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"]
+) -> Float[AnyArray, " n"]:
     """Absolute error averaged over an example's outputs, but those whose target is NaN (unknown).
-    Same sizes in, (n,) out."""
+    As many targets as outputs."""
     return _mean_of_known(jnp.abs, outputs, targets)
 
 
-def huber(outputs: Any, targets: Any, delta: float = 1.0) -> jax.Array:
+def huber(
+    outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"], delta: float = 1.0
+) -> Float[AnyArray, " n"]:
     """Huber 1964: squared error / 2 up to `delta`, and linear beyond, averaged over an example's
-    outputs, but those whose target is NaN (unknown). Same sizes in, (n,) out."""
+    outputs, but those whose target is NaN (unknown). As many targets as outputs."""
     return _mean_of_known(lambda error: optax.huber_loss(error, delta=delta), outputs, targets)
 
 
@@ -66,7 +81,7 @@ def _mean_of_known(of, outputs, targets):
     return each.sum(-1) / jnp.maximum(known.sum(-1), 1)
 
 
-def l2(params: Any) -> jax.Array:
+def l2(params: PyTree[Float[AnyArray, "..."]]) -> Float[AnyArray, ""]:
     """Sum of squares of all kernels (leaves of two or more dimensions), as `keras.regularizers.L2`
     on every kernel. Returns a float32 scalar, to be multiplied by the l2 hyperparameter."""
     return sum(

@@ -6,8 +6,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Real, Shaped
 
+from dlflax.shapes import AnyArray
 from dlflax.train.metrics.metric import Additive, Collecting
+
+Logits = Float[AnyArray, " n"] | Float[AnyArray, "n classes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +80,10 @@ class AveragePrecision(Collecting):
         return mean_or_nan([average_precision(t[:, None], score[:, None])[0] for t, score in pairs])
 
 
-def one_against_rest(outputs, targets) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns (truth bool (n,), score (n,)) for the second of two classes, or for each of more. The
+def one_against_rest(
+    outputs: Logits, targets: Int[np.ndarray, " n"]
+) -> list[tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
+    """Returns (truth, score) for the second of two classes, or for each of more. The
     score is higher for the class. outputs: logits as `predictions` takes them."""
     logits = np.float64(outputs).reshape(len(outputs), -1)
     if logits.shape[1] <= 2:
@@ -88,8 +94,10 @@ def one_against_rest(outputs, targets) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(targets == k, p[:, k]) for k in range(p.shape[1])]
 
 
-def per_class_of(outputs, targets) -> dict[str, np.ndarray]:
-    """Returns `per_class` of logits outputs, as `predictions` takes them, and targets int (n,)."""
+def per_class_of(
+    outputs: Logits, targets: Int[np.ndarray, " n"]
+) -> dict[str, Real[np.ndarray | np.generic, "*k"]]:
+    """Returns `per_class` of logits outputs, as `predictions` takes them."""
     classes = max(2, outputs.shape[-1] if np.ndim(outputs) > 1 else 1)
     predicted = np.asarray(predictions(jnp.asarray(outputs)))
     known = targets[targets >= 0]  # others are of classes that the model does not have
@@ -97,30 +105,39 @@ def per_class_of(outputs, targets) -> dict[str, np.ndarray]:
     return per_class(*(np.bincount(each, minlength=classes) for each in counts))
 
 
-def predictions(outputs):
-    """Classes from logits: (n, classes) -> int32 (n,); one logit, (n,) or (n, 1): 0 or 1."""
+def predictions(outputs: Logits) -> Int[AnyArray, " n"]:
+    """Classes from logits, int32; of one logit 0 or 1."""
     if outputs.ndim == 1 or outputs.shape[-1] == 1:
         return (outputs.reshape(outputs.shape[0]) > 0).astype(jnp.int32)
     return outputs.argmax(-1).astype(jnp.int32)
 
 
-def class_counts(predicted, targets, mask, classes: int):
-    """(hits, support, predicted), float32 (classes,) each, as `per_class` takes them. predicted and
-    targets: int (n, ...); mask: float32 (n,), 0 for examples that do not count."""
+def class_counts(
+    predicted: Int[AnyArray, " n *d"],
+    targets: Int[AnyArray, " n *d"],
+    mask: Float[AnyArray, " n"],
+    classes: int,
+) -> tuple[Float[AnyArray, " {classes}"], ...]:
+    """(hits, support, predicted), as `per_class` takes them. mask: 0 for examples that do not
+    count."""
     weight = jnp.broadcast_to(mask.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)[..., None]
     truth, guess = (jax.nn.one_hot(each, classes) * weight for each in (targets, predicted))
     axes = tuple(range(targets.ndim))
     return (truth * guess).sum(axes), truth.sum(axes), guess.sum(axes)
 
 
-def confusion(predicted, targets, classes: int) -> np.ndarray:
-    """int (classes, classes), rows true, columns predicted, of int (n,) NumPy arrays."""
+def confusion(
+    predicted: Int[AnyArray, " n"], targets: Int[AnyArray, " n"], classes: int
+) -> Int[np.ndarray, "{classes} {classes}"]:
+    """Counts of examples, rows true, columns predicted."""
     flat = np.bincount(np.asarray(targets) * classes + np.asarray(predicted), minlength=classes**2)
     return flat.reshape(classes, classes)
 
 
-def per_class(hits, support, predicted) -> dict[str, np.ndarray]:
-    """Precision, recall, F1, support and predictions of each class from counts, each (k,):
+def per_class(
+    hits: Real[AnyArray, "*k"], support: Real[AnyArray, "*k"], predicted: Real[AnyArray, "*k"]
+) -> dict[str, Real[np.ndarray | np.generic, "*k"]]:
+    """Precision, recall, F1, support and predictions of each class from counts:
     examples of the class that were predicted so, all examples of it, all predictions of it. A class
     that is never predicted, or never occurs, scores 0, as scikit-learn's `zero_division=0`."""
     hits, support, predicted = (np.asarray(each, np.float64) for each in (hits, support, predicted))
@@ -140,19 +157,21 @@ def macro(table: dict[str, np.ndarray], score: str) -> float:
     return float(table[score][occurs].mean()) if occurs.any() else 0.0
 
 
-def mean_of_softmax(logits, weights):
-    """The logits of the mean probabilities of several models: logits (models, n, classes), weights
-    (models,), which add up to 1 -> (n, classes). One logit, (models, n) or (models, n, 1), as
-    `mean_of_sigmoid`."""
+def mean_of_softmax(
+    logits: Float[AnyArray, " models *n"], weights: Float[AnyArray, " models"]
+) -> Float[AnyArray, "*n"]:
+    """The logits of the mean probabilities of several models, of (n, classes) each. The weights add
+    up to 1. One logit, (models, n) or (models, n, 1), as `mean_of_sigmoid`."""
     if logits.ndim == 2 or logits.shape[-1] == 1:
         return mean_of_sigmoid(logits, weights)
     log_p = jax.nn.log_softmax(logits) + _log_weights(logits, weights)
     return jax.nn.logsumexp(log_p, axis=0)
 
 
-def mean_of_sigmoid(logits, weights):
-    """The logits of the mean probabilities of several models: logits (models, n, ...), weights
-    (models,), which add up to 1 -> (n, ...)."""
+def mean_of_sigmoid(
+    logits: Float[AnyArray, " models *n"], weights: Float[AnyArray, " models"]
+) -> Float[AnyArray, "*n"]:
+    """The logits of the mean probabilities of several models. The weights add up to 1."""
     log_weights = _log_weights(logits, weights)
     of_one, of_zero = (
         jax.nn.logsumexp(jax.nn.log_sigmoid(sign * logits) + log_weights, axis=0)
@@ -166,11 +185,13 @@ def _log_weights(logits, weights):
     return jnp.log(weights).reshape(-1, *[1] * (logits.ndim - 1))
 
 
-def calibration(targets, probabilities, bins: int = 15) -> dict[str, np.ndarray | float]:
+def calibration(
+    targets: Int[AnyArray, " n"], probabilities: Float[AnyArray, "n classes"], bins: int = 15
+) -> dict[str, Real[np.ndarray, " {bins}"] | float]:
     """Returns the calibration of the predicted classes' probabilities, in `bins` equal intervals of
-    the highest probability. targets int (n,); probabilities float (n, classes).
+    the highest probability.
 
-    Its keys: `count`, `confidence` (mean probability) and `accuracy`, (bins,) each, 0 where a bin
+    Its keys: `count`, `confidence` (mean probability) and `accuracy`, 0 where a bin
     is empty; and `error`, the expected calibration error: the mean difference of the two, by count
     (Guo et al. 2017, section 2).
     """
@@ -187,10 +208,10 @@ def calibration(targets, probabilities, bins: int = 15) -> dict[str, np.ndarray 
     return {"count": count, **table, "error": float((gap * count).sum() / max(count.sum(), 1))}
 
 
-def roc_auc(targets, scores) -> float | None:
+def roc_auc(targets: Shaped[AnyArray, " n"], scores: Float[AnyArray, " n"]) -> float | None:
     """Returns the area under the ROC curve: the share of pairs, one example of each class, whose
-    scores are in the right order, ties half. targets int (n,), 0 or 1; scores float (n,), higher
-    for class 1. None unless both classes occur."""
+    scores are in the right order, ties half. Targets are 0 or 1; scores higher for class 1. None
+    unless both classes occur."""
     truth = np.asarray(targets, bool)
     positive, negative = truth.sum(), (~truth).sum()
     if not positive or not negative:
@@ -200,9 +221,11 @@ def roc_auc(targets, scores) -> float | None:
     return float((ranks[truth].sum() / positive - (positive + 1) / 2) / negative)
 
 
-def average_precision(targets, scores) -> list[float | None]:
-    """Returns for each label the mean precision over the recalls: targets int (n, labels), scores
-    (n, labels). None for a label that does not occur."""
+def average_precision(
+    targets: Shaped[AnyArray, "n labels"], scores: Float[AnyArray, "n labels"]
+) -> list[float | None]:
+    """Returns for each label the mean precision over the recalls; targets are 0 or 1.
+    None for a label that does not occur."""
     pairs = zip(np.asarray(targets, bool).T, np.asarray(scores).T, strict=True)
     return [_average_precision(truth, score) if truth.any() else None for truth, score in pairs]
 
