@@ -165,7 +165,7 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments)
     inputs = arrays.test["inputs"][:20]
     recipe = predictor.config.recipe
-    state, members = predictor.state(inputs), recipe.model.members
+    state, members = predictor.state(), recipe.model.members
     each = []
     for i, member in enumerate(members):
         variables = {"params": state.params[f"members_{i}"]}

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.gaussian_process.kernels import Matern
 
 from dlflax import train
-from dlflax.data.arrays import Arrays
+from dlflax.data import Arrays, make_splits
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.train.layout import Layout
@@ -196,8 +196,7 @@ def test_a_thawed_trial_is_one_that_was_never_frozen(tmp_path, monkeypatch):
     results, rows = run_sweep(tmp_path / "s", space=space, seeds=1, trials=3, population=2)
     best = next(row for row in rows if int(row["number"]) == results["best"]["number"])
     assert best["state"] == "complete"
-    source = arrays().load()
-    order = Arrays.split(arrays(), source, 0.1, 0)
+    order = make_splits(arrays(), arrays().load(), 0.1, 0)
     hparams = train.Hparams(learning_rate=float(best["learning_rate"]))
     seeds = trial_seeds(0, int(best["number"]), 1)[None]
     recipe = RECIPE.__class__(**{**vars(RECIPE), "model": MLP(features=(8,), num_outputs=10)})

@@ -500,7 +500,11 @@ import runpy, sys, time
 from dlflax.run import serve
 serve.STOP_SECONDS, serve.SAY_SECONDS, read = 4, 2, serve.read_part
 size, sys.argv = int(sys.argv[1]), ["serve", *sys.argv[2:]]
-serve.read_part = lambda part: time.sleep(600) if len(part.args[2]) == size else read(part)
+
+def read_part(encoder, part):
+    return time.sleep(600) if len(part.args[0].content) == size else read(encoder, part)
+
+serve.read_part = read_part
 runpy.run_module("experiments.serve", run_name="__main__")
 """
 

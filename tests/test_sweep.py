@@ -50,9 +50,8 @@ def table(folder):
 def best_parameters(folder):
     saved = run.load_config(folder)
     config = run.config_from_json(saved["config"], folder, run.Experiment("mnist"))
-    shape = saved["data"]["input_shape"]
     checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
-    abstract = train.abstract(config.recipe, config.hparams, np.zeros((1, *shape), np.uint8))
+    abstract = train.abstract(config.recipe, config.hparams, np.zeros((1, 28, 28, 1), np.uint8))
     return jax.tree.leaves(checkpoints.restore_best(abstract).params)
 
 

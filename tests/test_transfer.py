@@ -314,7 +314,7 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
     assert len(found["models"]) == 2
     predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments, log=lambda line: None)
     inputs = pictures(6, 3)["inputs"]
-    state, model = predictor.state(inputs), predictor.config.recipe.model
+    state, model = predictor.state(), predictor.config.recipe.model
     backbones = sum("block1" in tree for tree in state.params.values())
     assert backbones == (1 if finetune == "head" else len(found["models"]))
     shared = {**state.params["members_0"], **pretrained["params"]}

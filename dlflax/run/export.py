@@ -64,7 +64,9 @@ def export(
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}.") from error
     write_json(file.with_name(f"{file.name}.json"), about)
-    log(f"{file}: {len(content) / 1e6:,.1f} MB; {said}")
+    here = Path.cwd()
+    shown = file.relative_to(here) if file.is_relative_to(here) else file
+    log(f"{shown}: {len(content) / 1e6:,.1f} MB; {said}")
     return file
 
 

@@ -45,8 +45,8 @@ class Predictor:
         if (run_dir / "best" / "config.json").exists():  # the folder of a sweep
             run_dir = run_dir / "best"
         saved = load_config(run_dir)
-        run_dir = run_dir.absolute()  # the process may go elsewhere
-        self.folder, self.data, self.log = run_dir, saved["data"], log
+        self.folder = run_dir.absolute()  # the process may go elsewhere
+        self.data, self.log = saved["data"], log
         self.experiment = saved["experiment"]
         made_by = of_run(saved, run_dir, experiment, package, log)
         self.config = config_from_json(saved["config"], run_dir, made_by)
