@@ -38,7 +38,8 @@ import pytest  # noqa: E402
 # the shapes that signatures state are checked
 SHAPED = ["dlflax.data.split", "dlflax.data.target", "dlflax.models", "dlflax.train.augment",
           "dlflax.train.losses", "dlflax.train.metrics"]  # fmt: skip
-jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
+checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # 0 is a float
+jaxtyping.install_import_hook(SHAPED, checker)
 
 from dlflax.report.figures import draw as DRAW  # noqa: E402
 

@@ -20,6 +20,7 @@ import typeguard
 
 from dlflax import train
 from dlflax.data import Encoder, Source
+from dlflax.data.download import first_line
 from dlflax.errors import InputError
 from dlflax.files import MOST_JSON, read_bytes, read_json, write_json
 from dlflax.run.config import Config, check
@@ -143,7 +144,8 @@ def load_encoder(folder: Path, experiment: Experiment) -> Encoder:
             error if str(error).startswith(str(path)) else InputError(f"{path} is damaged: {error}")
         ) from error
     except Exception as error:  # numbers that no run wrote can do anything
-        raise InputError(f"{path} is damaged ({error}): copy the run's folder again.") from error
+        reason = first_line(error)
+        raise InputError(f"{path} is damaged ({reason}): copy the run's folder again.") from error
     return encoder
 
 
