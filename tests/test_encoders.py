@@ -321,6 +321,12 @@ class Odd(Encoder):
         return Spec(self.shape, "float32", "numbers")
 
 
+@dataclasses.dataclass(frozen=True)
+class Fitted(Odd):
+    mean: np.ndarray
+    table: dict[str, tuple]
+
+
 def test_fields_may_have_any_name_but_a_method_s(place):
     odd = Odd(Nothing(), (0.95,), ("a",), "sound", (2,), "n", "p", 3)
     saved.save_encoder(place, odd)
@@ -328,6 +334,15 @@ def test_fields_may_have_any_name_but_a_method_s(place):
 
     experiment = run.Experiment("odd", sys.modules[__name__])
     assert saved.load_encoder(place, experiment) == odd
+    fitted = Fitted(Nothing(), (), (), "", (2,), "", "", 1, np.eye(3), {"a": (1.5, np.ones(2))})
+    saved.save_encoder(place, fitted)
+    again = saved.load_encoder(place, experiment)
+    np.testing.assert_array_equal(again.mean, np.eye(3))
+    np.testing.assert_array_equal(again.table["a"][1], [1, 1])
+    assert again.table["a"][0] == 1.5
+    (place / "encoder.mean.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match=r"encoder.mean.npy cannot be read as a .npy file"):
+        saved.load_encoder(place, experiment)
 
     @dataclasses.dataclass(frozen=True)
     class Hiding(Odd):

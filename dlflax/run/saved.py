@@ -21,6 +21,7 @@ import typeguard
 from dlflax import train
 from dlflax.data import Encoder, Source
 from dlflax.data.download import first_line
+from dlflax.data.npy import read_npy
 from dlflax.errors import InputError
 from dlflax.files import MOST_JSON, read_bytes, read_json, write_json
 from dlflax.run.config import Config, check
@@ -29,21 +30,25 @@ from dlflax.train.tasks import Task
 from dlflax.transfer import Transfer
 
 
-def to_json(value: Any, place: str = "config") -> Any:
-    """A Config and everything in it as JSON values. InputError names the field that cannot be."""
+def to_json(value: Any, place: str = "config", arrays: dict[str, np.ndarray] | None = None) -> Any:
+    """Returns a Config and everything in it as JSON values. Arrays are put into `arrays`, by the
+    names of their files, where it is given. Raises InputError naming the field that cannot be."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, np.ndarray) and arrays is not None:
+        arrays[f"{place}.npy"] = value
+        return {"npy": f"{place}.npy"}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple | list):
-        return [to_json(item, place) for item in value]
+        return [to_json(item, f"{place}.{i}", arrays) for i, item in enumerate(value)]
     if isinstance(value, dict):
-        return {str(key): to_json(item, f"{place}.{key}") for key, item in value.items()}
+        return {str(key): to_json(item, f"{place}.{key}", arrays) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            f.name: to_json(getattr(value, f.name), f"{place}.{f.name}")
+            f.name: to_json(getattr(value, f.name), f"{place}.{f.name}", arrays)
             for f in dataclasses.fields(value)
             if f.init and f.metadata.get("saved", True)
             and not (isinstance(value, nn.Module) and f.name in ("parent", "name"))
@@ -113,9 +118,12 @@ MOST_VALUES = 2**28  # of one example
 
 
 def save_encoder(folder: Path, encoder: Encoder) -> None:
-    """Writes encoder.json, and the files of its large fields. Raises InputError for a field that
-    JSON cannot hold."""
-    saved = to_json(encoder, "encoder")
+    """Writes encoder.json, and the files of its arrays and large fields. Raises InputError for a
+    field that is none and that JSON cannot hold."""
+    arrays: dict[str, np.ndarray] = {}
+    saved = to_json(encoder, "encoder", arrays)
+    for name, array in arrays.items():
+        np.save(folder / name, array, allow_pickle=False)
     for field in dataclasses.fields(encoder):
         if name := field.metadata.get("file"):
             (folder / name).write_text(saved.pop(field.name), encoding="utf-8")
@@ -252,6 +260,8 @@ class _Reader:
             return Path(value)
         if not isinstance(value, dict):
             return value
+        if "npy" in value and self.path.name == ENCODER:
+            return np.array(read_npy(self.path.with_name(Path(str(value["npy"])).name)))
         if "dtype" in value:
             dtype = np.dtype(str(value["dtype"]))
             if dtype.kind != "b" and not jnp.issubdtype(dtype, np.number):
@@ -267,6 +277,8 @@ class _Reader:
             right = place == "model" and _is_array_function(function)
             self._expect(right, f"{place}.{name}", value, "a function that a model may call")
             return function
+        if self.path.name == ENCODER and "class" not in value:
+            return {key: self._value(item, None, place, key) for key, item in value.items()}
         return self.thing(value, name)
 
     def _expect(self, right, place, value, kind="a dataclass"):
