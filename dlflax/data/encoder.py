@@ -309,6 +309,24 @@ def _has(given: Any, *names: str) -> bool:
     return not known and set(names) <= set(dir(given))
 
 
+def table_cells(given: Any, most: int, otherwise: str) -> tuple[list[str], list[list], str]:
+    """Returns (headings, rows of typed cells, what they are, in messages) of a data frame or of
+    rows {column: value}. Raises InputError, with the sentence `otherwise` for anything else, and
+    TooMuch for more than `most` rows."""
+    if is_frame(given):
+        cells = given.astype(object).where(given.notna(), None).values.tolist()
+        return list(map(str, given.columns)), cells, "the data frame"
+    if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
+        raise InputError(otherwise)
+    if not given:
+        raise InputError("predict was given no rows: send one or more.")
+    if any(set(row) != set(given[0]) for row in given):
+        raise InputError('send rows as {"column": value, ...}, all with the same columns.')
+    if len(given) > most:
+        raise TooMuch(f"a request may have {most:,} rows.")
+    return list(given[0]), [[row[name] for name in given[0]] for row in given], "the rows"
+
+
 def column_values(given: Any) -> Any:
     """Returns the values of a column or of a data frame of one, texts or paths, as a list; anything
     else as it is. Raises InputError for other values, and for several columns."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,11 +15,10 @@ from dlflax.data.encoder import (
     Form,
     Limits,
     Spec,
-    TooMuch,
     Upload,
     as_path,
-    is_frame,
     is_series,
+    table_cells,
 )
 from dlflax.data.numbers import write_cell
 from dlflax.data.series_file import Found, Style, read_like, times_after
@@ -64,8 +63,8 @@ class SeriesEncoder(Encoder):
             window = np.array(self.own_window, np.float64)
             return self._examples(window, self.own_times, "the series")
         path = Path(given.name) if isinstance(given, Upload) else as_path(given)
+        most = limits.steps if limits else sys.maxsize
         if path is not None:
-            most = limits.steps if limits else sys.maxsize
             if isinstance(given, Upload):
                 header, rows, mark = csv_files.parse(given.content, path, self.file.delimiter, most)
             else:
@@ -73,17 +72,8 @@ class SeriesEncoder(Encoder):
             place = str(given.name) if isinstance(given, Upload) else str(path)
             return self._of_cells(header, rows, mark, place)
         given = given.to_frame() if is_series(given) else given
-        if is_frame(given):
-            cells = given.astype(object).where(given.notna(), None).values.tolist()
-            return self._of_values(list(map(str, given.columns)), cells, "the data frame")
-        if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
-            raise InputError("predict takes the CSV file of a series, not an array.")
-        if any(set(row) != set(given[0]) for row in given):
-            raise InputError('send rows as {"column": value, ...}, all with the same columns.')
-        if limits and len(given) > limits.steps:
-            raise TooMuch(f"a request may have {limits.steps:,} rows.")
-        header = list(given[0])
-        return self._of_values(header, [[row[n] for n in header] for row in given], "the rows")
+        otherwise = "predict takes the CSV file of a series, not an array."
+        return self._of_values(*table_cells(given, most, otherwise))
 
     def _of_values(self, header, rows, place) -> Examples:
         """Reads typed values, written as the training file has them."""

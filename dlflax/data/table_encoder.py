@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +16,11 @@ from dlflax.data.encoder import (
     Limits,
     Plain,
     Spec,
-    TooMuch,
     Upload,
     as_path,
     is_frame,
     is_series,
+    table_cells,
 )
 from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.target import Classes, Numbers
@@ -110,7 +110,6 @@ class CategoryColumn:
 
 
 Column = NumberColumn | CategoryColumn
-FRAME = "the data frame"  # in messages; its rows have no names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,9 @@ class TableEncoder(Encoder):
         columns, if these are all numbers. Other columns may be there."""
         if isinstance(given, np.ndarray):
             return self._of_array(given)
-        return self._of_cells(*self._cells(given, limits))
+        examples = self._of_cells(*self._cells(given, limits))
+        # the rows of a data frame are known by their numbers
+        return dataclasses.replace(examples, names=()) if is_frame(given) else examples
 
     def parse_with_targets(self, given: Any) -> Examples:
         """Reads a CSV file or a data frame with the column of the target."""
@@ -153,36 +154,21 @@ class TableEncoder(Encoder):
 
     def _cells(self, given, limits) -> tuple[list[str], list[list[Any]], Any]:
         """(headings, rows of cells, what they are, in messages)."""
-        path = Path(given.name) if isinstance(given, Upload) else as_path(given)
-        if path is not None:
-            file = given if isinstance(given, Upload) else path
-            most = limits.rows if limits else sys.maxsize
+        place = Path(given.name) if isinstance(given, Upload) else as_path(given)
+        most = limits.rows if limits else sys.maxsize
+        if place is not None:
+            file = given if isinstance(given, Upload) else place
             header, lines = csv_files.read_like(file, self.delimiter, self.formats(), most)
-            header, rows, place = header, [row for _, row in lines], path
+            rows = [row for _, row in lines]
         else:
             given = [dict(given)] if is_series(given) else given  # a row
-            if is_frame(given):
-                rows = given.astype(object).where(given.notna(), None).values.tolist()
-                header, place = list(map(str, given.columns)), FRAME
-            else:
-                header, rows, place = *self._of_rows(given, limits), "the rows"
+            otherwise = "name one or more CSV files after the run folder."
+            header, rows, place = table_cells(given, most, otherwise)
         header = [printable(name.strip()) for name in header]
         if not rows:
             raise InputError(f"{place} has no rows below its header.")
         rows = [[cell.strip() if isinstance(cell, str) else cell for cell in row] for row in rows]
         return header, rows, place
-
-    @staticmethod
-    def _of_rows(given, limits):
-        if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
-            raise InputError("name one or more CSV files after the run folder.")
-        if not given:
-            raise InputError("predict was given no rows: send one or more.")
-        if any(set(row) != set(given[0]) for row in given):
-            raise InputError('send rows as {"column": value, ...}, all with the same columns.')
-        if limits and len(given) > limits.rows:
-            raise TooMuch(f"a request may have {limits.rows:,} rows.")
-        return list(given[0]), [[row[name] for name in given[0]] for row in given]
 
     def formats(self) -> dict[str, NumberFormat]:
         """Returns the formats of the columns of numbers, by name."""
@@ -195,7 +181,7 @@ class TableEncoder(Encoder):
         for i, row in enumerate(rows):
             cells[i] = row
         columns = {c.name: cells[:, header.index(c.name)] for c in self.columns}
-        names = [] if place == FRAME else [f"{place}, row {i + 1}" for i in range(len(rows))]
+        names = [f"{place}, row {i + 1}" for i in range(len(rows))]
         return Examples(columns, None, names)
 
     def _targets(self, cells: list[Any], place: Any) -> np.ndarray:
