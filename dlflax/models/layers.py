@@ -30,7 +30,7 @@ Activation = Literal[
 ]  # fmt: skip
 Formulation = Literal["auto", "matmul", "lax"]
 Padding = Literal["same", "valid"]
-PicturesOrFeatures = Float[AnyArray, "n h w 3"] | Float[AnyArray, "n d"]
+PicturesOrFeatures = Float[AnyArray, "n h w c"] | Float[AnyArray, "n d"]
 
 
 def activation(name: str):
