@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data import Classes, Examples, Labels, Numbers, Target
+from dlflax.data import Classes, Examples, Labels, Numbers, Target, Upload
 from dlflax.errors import InputError
 from dlflax.run.export import Format, export
 from dlflax.run.predict import Predictor
@@ -46,7 +46,8 @@ class Model:
         if isinstance(given, list | tuple) and all(isinstance(x, str | Path) for x in given):
             named = self._predictor.expanded([str(x) for x in given])
             return [values for _, values in self._predictor.answers(named)]
-        if isinstance(given, list | tuple) and not all(isinstance(x, Mapping) for x in given):
+        as_they_are = Mapping | Upload
+        if isinstance(given, list | tuple) and not all(isinstance(x, as_they_are) for x in given):
             given = np.array(given)
         examples = encoder.parse(given)
         answers = [values for _, values in self._predictor.of_examples(examples)]
