@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dlflax import run, transfer
 from dlflax.data import Text, make_splits
-from dlflax.data.split import Given, split_rows
+from dlflax.data.splits import Given, split_rows
 from experiments import sentiment
 
 NAMES = ("few", "all", "frozen", "TF-IDF")

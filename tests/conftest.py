@@ -36,7 +36,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # the shapes that signatures state are checked
-SHAPED = ["dlflax.data.split", "dlflax.data.target", "dlflax.models", "dlflax.train.augment",
+SHAPED = ["dlflax.data.splits", "dlflax.data.target", "dlflax.models", "dlflax.train.augment",
           "dlflax.train.losses", "dlflax.train.metrics"]  # fmt: skip
 checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # 0 is a float
 jaxtyping.install_import_hook(SHAPED, checker)

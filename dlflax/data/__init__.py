@@ -21,7 +21,7 @@ from dlflax.data.folder import ImageFolder
 from dlflax.data.images import Images, load
 from dlflax.data.order import epoch_batches, order, split
 from dlflax.data.series import Series
-from dlflax.data.split import ByContent, ByTime, Given, Share
+from dlflax.data.splits import ByContent, ByTime, Given, Share
 from dlflax.data.table import Table
 from dlflax.data.target import Classes, Labels, Nothing, Numbers, Steps, Target
 from dlflax.data.text import Text

@@ -13,7 +13,7 @@ from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Encoder, Examples, Form, Limits, Spec, TooMuch, as_path
 from dlflax.data.image_encoder import ImageEncoder
 from dlflax.data.npy import read_npy
-from dlflax.data.split import Given
+from dlflax.data.splits import Given
 from dlflax.data.target import Classes, Labels, Nothing, Numbers
 from dlflax.errors import InputError
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlflax.data.encoder import DiskArray, Encoder, Examples, Plain
-from dlflax.data.split import Split, split_rows
+from dlflax.data.splits import Split, split_rows
 from dlflax.data.target import Target
 from dlflax.errors import InputError
 from dlflax.files import host_memory

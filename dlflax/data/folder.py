@@ -35,7 +35,7 @@ from dlflax.data import download, folder_cache, folder_files, folder_labels, url
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import DiskArray, Examples
 from dlflax.data.image_encoder import ImageEncoder
-from dlflax.data.split import ByContent, Given
+from dlflax.data.splits import ByContent, Given
 from dlflax.data.target import Classes, Labels, Numbers
 from dlflax.errors import InputError
 

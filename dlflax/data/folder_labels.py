@@ -13,7 +13,7 @@ import numpy as np
 from dlflax.data import csv_files
 from dlflax.data.folder_files import File, Found, listed, refused, shown, skipped
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
-from dlflax.data.targets import classes_of, numbers_or_classes
+from dlflax.data.target_kind import classes_of, numbers_or_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
 from dlflax.files import printable

@@ -4,7 +4,7 @@ import dataclasses
 
 from dlflax.data.dataset import Dataset
 from dlflax.data.order import folds_of
-from dlflax.data.split import ByTime, Given
+from dlflax.data.splits import ByTime, Given
 from dlflax.errors import InputError
 
 

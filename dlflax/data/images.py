@@ -18,7 +18,7 @@ from dlflax.data import cifar, download, idx
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
 from dlflax.data.image_encoder import ImageEncoder
-from dlflax.data.split import Given
+from dlflax.data.splits import Given
 from dlflax.data.target import Classes
 from dlflax.errors import InputError
 from dlflax.files import cache_folder

@@ -13,7 +13,7 @@ from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
 from dlflax.data.series_encoder import SeriesEncoder
 from dlflax.data.series_file import Style, read_file, times_after
-from dlflax.data.split import ByTime
+from dlflax.data.splits import ByTime
 from dlflax.data.target import Steps
 from dlflax.errors import InputError
 

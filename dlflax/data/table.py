@@ -22,10 +22,10 @@ from dlflax.data import csv_files, numbers
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
 from dlflax.data.numbers import MISSING, NumberFormat
-from dlflax.data.split import Share
+from dlflax.data.splits import Share
 from dlflax.data.table_encoder import CategoryColumn, Column, NumberColumn, TableEncoder
 from dlflax.data.target import Classes, Numbers
-from dlflax.data.targets import MOST_DROPPED, classes_of, numbers_or_classes
+from dlflax.data.target_kind import MOST_DROPPED, classes_of, numbers_or_classes
 from dlflax.errors import InputError
 from dlflax.files import printable
 

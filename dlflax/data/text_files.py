@@ -19,7 +19,7 @@ from dlflax.data.dataset import Dataset
 from dlflax.data.encoder import Examples
 from dlflax.data.folder_files import part_of
 from dlflax.data.order import stratified
-from dlflax.data.split import Given
+from dlflax.data.splits import Given
 from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
 from dlflax.errors import InputError
 

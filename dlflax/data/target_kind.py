@@ -1,4 +1,4 @@
-"""What a column that is to be predicted is taken for, and numbers in units of their deviation."""
+"""The kind of a target column, classes or numbers, inferred from its cells."""
 
 from collections import Counter
 from collections.abc import Callable
