@@ -1,5 +1,5 @@
-"""Where examples come from, and their order in training. `dataset.Source` is the contract of a
-source, `encoder.Encoder` that of what makes arrays of its examples."""
+"""Sources of examples, their encoders, and their order in training. `dataset.Source` and
+`encoder.Encoder` are the contracts."""
 
 from dlflax.data.arrays import Arrays
 from dlflax.data.dataset import Dataset, Source, Splits, examples, make_splits

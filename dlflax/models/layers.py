@@ -92,7 +92,7 @@ def feature_map(module, x):
 
 
 def for_cpu(formulation: Formulation) -> bool:
-    """Whether convolutions are to be computed in the way that suits XLA:CPU."""
+    """True if convolutions are to be computed in the way that suits XLA:CPU."""
     return on_cpu() if formulation == "auto" else formulation == "matmul" and not is_portable()
 
 

@@ -105,7 +105,7 @@ class RNN(nn.Module):
     bidirectional: bool = False
     """Read in both directions, side by side (Schuster and Paliwal 1997)."""
     pooling: Literal["last", "mean", "max"] = "last"
-    """What the dense layer sees: the last state, or the mean or maximum over the steps."""
+    """The input of the dense layer: the last state, or the mean or maximum over the steps."""
     embedding: int = 64
     """Width of the token embedding, for texts."""
     vocabulary: Annotated[int, tyro.conf.Suppress] = 0  # the data decides

@@ -92,9 +92,9 @@ class Transformer(nn.Module):
     mlp: int = 128
     """Hidden width of the blocks' MLPs."""
     positions: Literal["learned", "rotary"] = "learned"
-    """How a step knows where it is."""
+    """The encoding of positions."""
     pooling: Literal["mean", "max", "cls"] = "mean"
-    """What the dense layer sees: the mean or maximum over the steps, or a step of its own."""
+    """The input of the dense layer: the mean or maximum over the steps, or a step of its own."""
     patch: int = 7
     """Side of a picture's patches, in pixels, or steps of a series that become one (PatchTST: Nie
     et al. 2023); what is left at the edge, or the beginning, is not seen."""

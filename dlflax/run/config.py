@@ -33,9 +33,9 @@ class Config:
     hparams: Any = train.Hparams()
     """Numbers: another value compiles nothing."""
     data: Annotated[Any, tyro.conf.arg(name="")] = data.Images()
-    """Where the examples come from: a `data.Source`."""
+    """The source of the examples, a `data.Source`."""
     transfer: Annotated[Any, tyro.conf.arg(name="")] = None
-    """What is taken from pretrained weights, as `transfer.Transfer`."""
+    """The use of pretrained weights, as `transfer.Transfer`."""
     epochs: int = 5
     """Passes over the training data."""
     seed: int = 0

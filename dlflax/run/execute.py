@@ -48,9 +48,9 @@ class Job:
     """Its recipe has the model as the data and the task want it."""
     dataset: data.Dataset
     examples: data.Splits
-    """As the data source made them."""
+    """The splits as the data source made them."""
     start: transfer.Start
-    """What is trained, and from where; its splits may be features of the examples."""
+    """The training's beginning; its splits may be features of the examples."""
     abstract: train.State
     """Shapes of the State that is trained."""
     brief: bool = False

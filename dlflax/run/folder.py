@@ -47,7 +47,7 @@ def run_folder(experiment: Experiment, config: Config) -> Path:
 def settings(
     experiment: Experiment, config: Config, dataset: data.Dataset, splits: data.Splits
 ) -> dict[str, Any]:
-    """What config.json holds."""
+    """Returns what config.json holds."""
     test = splits.test["inputs"]
     held_out = len(splits.val["inputs"]) if splits.val else 0
     return {

@@ -114,7 +114,7 @@ def _done(config: Config, settings) -> list[dict[str, Any]]:
 
 
 def _fit_together(jobs) -> bool:
-    """Whether all folds can be lanes of one population: one program for all, data that fit into
+    """True if all folds can be lanes of one population: one program for all, data that fit into
     memory as often as there are folds, and one start."""
     first, parts = jobs[0].start, []
     for start in (job.start for job in jobs):
@@ -173,7 +173,7 @@ def _places(parts) -> list[np.ndarray]:
 
 
 def _alone(job: Job) -> tuple[train.State, int]:
-    """As one of `_as_lanes`, by itself."""
+    """Trains one fold by itself, as `_as_lanes` does."""
     config, start = job.config, job.start
     fit = train.fit(
         start.recipe, config.hparams, start.splits.train, start.splits.val, epochs=config.epochs,
@@ -228,6 +228,6 @@ def _summary(each) -> dict[str, Any]:
 
 
 def _over(what, rows) -> dict[str, float]:
-    """Of the scores that all have."""
+    """Returns it of the scores that all have."""
     names = [name for name in rows[0] if all(name in row for row in rows)]
     return {name: float(what([row[name] for row in rows])) for name in names}

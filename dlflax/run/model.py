@@ -27,9 +27,9 @@ class Model:
     ):  # fmt: skip
         self._predictor = Predictor(Path(run_dir), None, experiment, log, tta)
         self.class_names: tuple[str, ...] = self._predictor.encoder.target.classes
-        """Of classes or labels, by number."""
+        """Names of classes or labels, by number."""
         self.input_shape: tuple[int, ...] = tuple(self._predictor.example()["inputs"].shape[1:])
-        """Of one example, as the model sees it."""
+        """The shape of one example, as the model sees it."""
 
     def predict(self, inputs: Any) -> list[dict[str, Any]]:
         """What `experiments.predict --json` says of each input: for classes {"class",

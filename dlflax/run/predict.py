@@ -106,7 +106,8 @@ class Predictor:
         return np.asarray(recipe.task.mean(jnp.stack(views), weights))
 
     def _augmentations(self):
-        """Those of the run that change one example at a time, and that its loss does not undo."""
+        """Returns those of the run that change one example at a time and that its loss does not
+        undo."""
         single = (MixUp, CutMix, Mix)
         return tuple(
             each for each in self.config.recipe.augment
@@ -162,7 +163,7 @@ class Predictor:
 
     @functools.cached_property
     def calibration(self) -> dict:
-        """What the run's task fitted on its validation data. InputError for a damaged file."""
+        """Returns what the task fitted on validation data. Raises InputError for a damaged file."""
         return load_calibration(self.folder)
 
     def of_examples(self, examples: Examples, draw: bool = True) -> list[tuple[str, dict]]:

@@ -217,7 +217,7 @@ class _Reader:
         self.path, self.experiment = Path(folder) / file, experiment
 
     def thing(self, value, place: str):
-        """What a JSON object at this place of the Config stands for."""
+        """Returns what a JSON object at this place of the Config stands for."""
         if not isinstance(value, dict) or not ({"class", "function"} & set(value)):
             raise InputError(f"{self.path}: {place} must name a class or a function.")
         found = self.experiment.resolve(value.get("class") or value.get("function"), self.path)
@@ -291,7 +291,7 @@ class _Reader:
 
 
 def _is_function(found, arguments: int) -> bool:
-    """Whether it is a plain function that can be called with so many arguments."""
+    """True if it is a plain function that can be called with so many arguments."""
     if not isinstance(found, types.FunctionType):
         return False
     if found.__module__.partition(".")[0] in OWN and found.__module__ not in PURE:
@@ -316,7 +316,7 @@ def _is_array_function(thing) -> bool:
 
 
 def _is_kind(found, place: str) -> bool:
-    """Whether it is a dataclass of the kind that is expected at this place."""
+    """True if it is a dataclass of the kind that is expected at this place."""
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
         return False
     if place == "model":

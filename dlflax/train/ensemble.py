@@ -46,7 +46,7 @@ class Ensemble(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class NoOptimizer:
-    """Of a model that is not trained: keeps no numbers, changes none."""
+    """The optimizer of a model that is not trained: keeps no numbers, changes none."""
 
     def __call__(self, learning_rate, hparams):
         return optax.set_to_zero()

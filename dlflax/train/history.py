@@ -23,7 +23,7 @@ learning_rate, seconds and examples_per_second. Without validation no val_*."""
 
 
 def improved(task, value: float, best: float) -> bool:
-    """Whether a value of the task's monitored score is better than another."""
+    """True if a value of the task's monitored score is better than another."""
     return value > best if task.metric(task.monitor).direction == "max" else value < best
 
 
@@ -100,7 +100,7 @@ class Training:
         return tuple(m for m in self.task.metrics if isinstance(m, Collecting) and m.name in names)
 
     def finished(self, until: int | None = None) -> bool:
-        """Whether there is nothing more to train, up to `until` epochs (default: all)."""
+        """True if there is nothing more to train, up to `until` epochs (default: all)."""
         until = self.epochs if until is None else until
         stopped = finished(self.history, self.task, until, self.patience)
         return self.diverged_at is not None or stopped
@@ -158,5 +158,5 @@ class Training:
 
 
 def diverged(sums) -> bool:
-    """Whether a step so far was not finite."""
+    """True if a step so far was not finite."""
     return sums["first_bad_step"] != NEVER

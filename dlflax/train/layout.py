@@ -1,4 +1,4 @@
-"""Where the lanes of a population are trained, and how many fit."""
+"""The places where the lanes of a population are trained, and how many fit."""
 
 import contextlib
 import dataclasses
@@ -18,12 +18,12 @@ Mode = Literal["vmap", "map"]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the lanes are trained. Static: another layout is another program."""
+    """The places where the lanes are trained. Static: another layout is another program."""
 
     mode: Mode
     """vmap: a device trains its lanes at once; map: one after the other."""
     devices: int
-    """How many of `jax.devices()` share the lanes."""
+    """Number of `jax.devices()` that share the lanes."""
     width: int
     """Lanes, a multiple of `devices`. Under map those without a trial cost nothing."""
 

@@ -75,7 +75,7 @@ def _steps(recipe, state, hparams, batch, sums, start, stop):
 
 
 class Saved(NamedTuple):
-    """Where a training stands: what a checkpoint holds, and `fit` continues from."""
+    """The state of a training: what a checkpoint holds, and `fit` continues from."""
 
     state: State
     history: History
@@ -85,7 +85,7 @@ class Saved(NamedTuple):
 
 @dataclasses.dataclass
 class Fit:
-    """What `fit` returns, and hands to `on_epoch` after every epoch."""
+    """The result of `fit`, which it returns and hands to `on_epoch` after every epoch."""
 
     state: State
     """After the last epoch."""
@@ -100,7 +100,7 @@ class Fit:
     """The sums of an epoch in whose middle `should_stop` was true."""
 
     def saved(self) -> Saved:
-        """What to continue from."""
+        """The State to continue from."""
         return Saved(self.state, self.history, self.partial)
 
 

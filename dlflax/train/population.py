@@ -23,7 +23,7 @@ from dlflax.data.order import epoch_batches
 from dlflax.train.layout import Layout, active_slots, deal_lanes, layout_for
 
 traces = 0
-"""How many programs this process has traced for `train_epoch`: one a Recipe and Layout."""
+"""Number of programs that this process has traced for `train_epoch`: one a Recipe and Layout."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

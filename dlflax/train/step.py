@@ -32,16 +32,16 @@ HEAD = "logits/"  # path of the last layer's parameters, which Hparams.backbone_
 
 
 class Gradient(NamedTuple):
-    """What `gradient` computes on one batch of n examples."""
+    """The result of `gradient` on one batch of n examples."""
 
     gradient: Any
     """Like `partition_params(recipe, params)`, float32."""
     objective: jax.Array
-    """What is minimized, a float32 scalar."""
+    """The value that is minimized, a float32 scalar."""
     outputs: jax.Array
-    """Of the model, float32 (n, ...)."""
+    """Outputs of the model, float32 (n, ...)."""
     losses: jax.Array
-    """Of each example, float32 (n,), without the penalty."""
+    """The loss of each example, float32 (n,), without the penalty."""
     collections: Any
     """The model's other variables afterwards."""
 

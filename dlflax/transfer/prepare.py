@@ -29,12 +29,12 @@ VECTOR_SCALE = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """What is taken from pretrained weights, and what of it is trained on."""
+    """The use of pretrained weights: which ones, and what of them is trained on."""
 
     weights: str = "imagenet"
     """imagenet, the name of a published set, a file (.safetensors, .pth), or none: from scratch."""
     finetune: Literal["none", "head", "last-blocks", "all", "contrastive"] = "head"
-    """What is trained of a pretrained model: its last layer, its last blocks too, or all of it;
+    """The part of a pretrained model that is trained: its last layer, last blocks too, or all;
     contrastive, for few labels: all, so that examples of a class come together, then its last
     layer; none takes no weights, as --weights none."""
     head_epochs: int = 5
@@ -50,18 +50,18 @@ class Transfer:
 
     @property
     def pretrained(self) -> bool:
-        """Whether weights are read."""
+        """True if weights are read."""
         return "none" not in (self.weights, self.finetune)
 
     @property
     def frozen(self) -> bool:
-        """Whether the last layer alone is trained, from features."""
+        """True if the last layer alone is trained, from features."""
         return self.pretrained and self.finetune == "head"
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What training begins with: what `prepare` returns."""
+    """The beginning of a training, as `prepare` returns it."""
 
     recipe: train.Recipe
     splits: data.Splits
@@ -120,7 +120,7 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
 
 
 def _mixes(augmentations, hparams) -> bool:
-    """Whether they mix examples, and so need a second picture and its target."""
+    """True if they mix examples, and so need a second picture and its target."""
     picture = {
         "inputs": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
         "targets": jax.ShapeDtypeStruct((2,), jnp.int32),

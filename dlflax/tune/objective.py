@@ -107,7 +107,7 @@ class Objective:
         return ordered
 
     def traces(self) -> int:
-        """How many training programs this process has compiled for the sweep."""
+        """Number of training programs that this process has compiled for the sweep."""
         return population.traces - self._traces
 
     def grouped(self, trials: list[Trial]):

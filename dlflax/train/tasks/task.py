@@ -125,7 +125,7 @@ class Task(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-    """What a task describes: a trained model and its outputs on the test data."""
+    """The subject of `Task.describe`: a trained model and its outputs on the test data."""
 
     recipe: Any
     hparams: Any
@@ -138,17 +138,17 @@ class Tested:
     predict: Callable[[np.ndarray], np.ndarray]
     """Inputs (n, ...) -> outputs float32 (n, ...), by the same model."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What `Task.calibrate` returned; {} without validation data."""
+    """The result of `Task.calibrate`; {} without validation data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What `Task.describe` returns."""
+    """The result of `Task.describe`."""
 
     scores: dict[str, Any] = dataclasses.field(default_factory=dict)
     """More test scores, JSON values, for results.json."""
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What else belongs into results.json, at its top."""
+    """More values of results.json, at its top."""
     tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     """Name -> rows, each of which becomes NAME.csv."""
     figures: dict[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
@@ -158,7 +158,7 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a task answers: inputs that a user gave to `predict`, and the model's outputs."""
+    """The subject of `Task.answers`: a user's inputs to `predict`, and the model's outputs."""
 
     inputs: list[str]
     """Their names: files, texts."""
@@ -177,7 +177,7 @@ class Asked:
     folder: Path | None
     """Of the run, for what is drawn; None where nothing is to be."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """As that of `Tested`."""
+    """That of `Tested`."""
 
 
 def has_images(splits: Any) -> bool:
