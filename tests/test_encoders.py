@@ -242,6 +242,23 @@ def test_evaluation_takes_the_target_by_its_name(place):
         model.evaluate(write("none.csv", ["a", "b"], [row[:2] for row in rows]))
 
 
+def test_missing_marks_are_the_encoder_s(place):
+    """Not those of the version that reads it."""
+    encoder = encoder_of(mixed_table(place))
+    marks = ("", "-")
+    columns = [
+        dataclasses.replace(column, format=dataclasses.replace(column.format, missing=marks))
+        if hasattr(column, "format") else dataclasses.replace(column, missing_marks=marks)
+        for column in encoder.columns
+    ]  # fmt: skip
+    other = dataclasses.replace(encoder, columns=tuple(columns))
+    row = {"x": "-", "count": "3", "colour": "-"}
+    same(other, [row], [{**row, "x": None, "colour": None}])
+    with pytest.raises(InputError, match="x has 'na'"):
+        other.encode(other.parse([{**row, "x": "na"}]))
+    encoder.encode(encoder.parse([{**row, "x": "na"}]))
+
+
 def test_every_row_counts(place):
     """Of a class that is rare in the new file, or that training did not have."""
     rng = np.random.default_rng(0)

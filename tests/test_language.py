@@ -17,7 +17,7 @@ FILES = [
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "guide").glob("*.py"))]  # fmt: skip
 LIMITS = {
-    "first words": 172,
+    "first words": 170,
     "long sentences": 92,
     "participles": 136,
     "variables": 394,

@@ -43,19 +43,21 @@ _COMMON = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class NumberFormat:
-    """How a column writes its numbers."""
+    """The way that a column writes its numbers."""
 
     decimal: str = "."
     """A point or a comma; the other one may part thousands, as a blank or an apostrophe may."""
     unit: str = ""
-    """What stands before or behind every number: a currency, %, kg."""
+    """A currency, %, kg or the like, before or behind every number."""
+    missing: tuple[str, ...] = MISSING
+    """Cells without a value, in small letters."""
 
     def __post_init__(self):
         if self.decimal not in MARKS:
             raise InputError(f"the decimal mark of numbers must be . or , but is {self.decimal!r}.")
 
     def parse(self, cells: Sequence[str]) -> np.ndarray | str:
-        """Returns float64 (n,), NaN where a cell is one of MISSING; or the first cell that is no
+        """Returns float64 (n,), NaN where a cell is one of `missing`; or the first cell that is no
         number of this format."""
         values = {cell: self._number(cell) for cell in set(cells)}
         if None in values.values():
@@ -65,7 +67,7 @@ class NumberFormat:
     def _number(self, cell: str) -> float | None:
         if self.decimal == "." and not self.unit and _PLAIN.fullmatch(cell):
             return float(cell)
-        if cell.lower() in MISSING:
+        if cell.lower() in self.missing:
             return math.nan
         parts = _split(cell)
         if parts is None or not _BODY[self.decimal].fullmatch(parts[1]):

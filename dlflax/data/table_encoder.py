@@ -87,6 +87,8 @@ class CategoryColumn:
     levels: tuple[str, ...]
     missing: bool
     """True if training rows had missing values."""
+    missing_marks: tuple[str, ...] = MISSING
+    """Cells without a value, in small letters."""
 
     def width(self) -> int:
         """Returns how many of the inputs it becomes."""
@@ -97,7 +99,7 @@ class CategoryColumn:
         NaN where it is missing."""
         place = {level: k + 1.0 for k, level in enumerate(self.levels)}
         return np.array([
-            np.nan if (text := _text(cell)).lower() in MISSING else place.get(text, 0.0)
+            np.nan if (text := _text(cell)).lower() in self.missing_marks else place.get(text, 0.0)
             for cell in cells
         ], np.float64)  # fmt: skip
 
@@ -186,7 +188,7 @@ class TableEncoder(Encoder):
 
     def _targets(self, cells: list[Any], place: Any) -> np.ndarray:
         """Class numbers, UNKNOWN for others than the model's, or numbers in their unit."""
-        if any(_text(cell).lower() in MISSING for cell in cells):
+        if any(_text(cell).lower() in self.target_format.missing for cell in cells):
             raise InputError(f"{place}, column {self.target_column} has a missing value: fill it.")
         if isinstance(self.target, Classes):
             return self.target.numbers([_text(cell) for cell in cells])
