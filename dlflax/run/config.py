@@ -14,7 +14,7 @@ from dlflax.errors import InputError
 from dlflax.report.loggers import Log
 from dlflax.train import hparams
 from dlflax.train.augment import augment_batch
-from dlflax.train.batch import check_keys
+from dlflax.train.batch import abstract_batch, check_keys
 from dlflax.train.tasks import Task
 
 MOST_OF_A_SIZE = 2**31 - 1  # of a model
@@ -216,11 +216,7 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
 def _try(recipe, numbers, data, outputs) -> None:
     """Raises InputError where an augmentation is not for such inputs, or the loss or a metric not
     for such outputs and batches. Computes nothing."""
-    batch = {
-        name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
-        for name, array in data.items()
-    }
-    batch["mask"] = jax.ShapeDtypeStruct((2,), np.float32)
+    batch = abstract_batch(data, 2)
     outputs = jax.ShapeDtypeStruct((2, *outputs.shape[1:]), np.float32)
     augment = functools.partial(augment_batch, recipe, numbers, key=jax.random.key(0))
     batch = jax.eval_shape(augment, batch)

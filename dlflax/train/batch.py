@@ -51,6 +51,18 @@ def check_keys(data: Mapping[str, Any]) -> None:
             )
 
 
+def abstract_batch(data: Mapping[str, Any], count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a batch of `count` examples, with its mask, as a compiled
+    step gets them: float64 as float32. data: arrays (N, ...)."""
+
+    def abstract(array):
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)  # newer jax warns of what it truncates
+        return jax.ShapeDtypeStruct((count, *array.shape[1:]), dtype)
+
+    batch = {name: abstract(array) for name, array in data.items()}
+    return {**batch, "mask": jax.ShapeDtypeStruct((count,), jnp.float32)}
+
+
 def floats(inputs: Any) -> Any:
     """Returns images, uint8 0..255, as float32 0..1, and other inputs as they are. Images are kept
     as bytes until a step uses them."""

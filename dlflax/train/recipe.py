@@ -16,7 +16,7 @@ from dlflax import parallel
 from dlflax.errors import InputError
 from dlflax.train import optim
 from dlflax.train.augment import Augmentation
-from dlflax.train.batch import cast, floats, with_targets
+from dlflax.train.batch import abstract_batch, cast, floats, with_targets
 from dlflax.train.hparams import Hparams, numbers
 from dlflax.train.metrics import batch_sums
 from dlflax.train.state import State
@@ -128,17 +128,18 @@ def output_shape(recipe: Recipe, hparams: Hparams, inputs: Any) -> jax.ShapeDtyp
 def zero_sums(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The sums of no examples: NumPy zeros in the shapes that a step's sums have. data: arrays
     (N, ...), as for `train_steps`."""
-    shapes = tuple((name, leaf.shape[1:], str(leaf.dtype)) for name, leaf in data.items())
+    batch = abstract_batch(data, 1)
+    shapes = tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in batch.items())
     return _zero_sums(recipe, type(hparams), shapes)
 
 
 @functools.lru_cache(maxsize=64)
 def _zero_sums(recipe, kind, shapes):
-    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, shape, dtype in shapes}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
     outputs = output_shape(recipe, kind(), batch["inputs"])
 
     def one(batch, outputs):
-        batch = with_targets(recipe.task, {**batch, "mask": jnp.ones(1)})
+        batch = with_targets(recipe.task, batch)
         return batch_sums(recipe.task.metrics, outputs.astype(jnp.float32), jnp.zeros(1), batch)
 
     found = jax.eval_shape(one, batch, outputs)

@@ -22,7 +22,7 @@ from dlflax.models.norm import frozen_norms
 from dlflax.models.protocols import CuttingBatches
 from dlflax.train import losses, optim
 from dlflax.train.augment import augment_batch
-from dlflax.train.batch import Batch, cast
+from dlflax.train.batch import Batch, abstract_batch, cast
 from dlflax.train.hparams import Hparams, as_traced
 from dlflax.train.metrics import batch_sums
 from dlflax.train.recipe import NEVER, Recipe, abstract, keywords, merge_params, partition_params
@@ -190,11 +190,7 @@ def shift_params(recipe: Recipe, state: State, direction: Any) -> State:
 def used_numbers(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> set[str]:
     """Returns the names of the numbers of `hparams` that a step computes with. data: arrays
     (N, ...), as for `train_steps`. Computes nothing."""
-    batch = {
-        name: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype)
-        for name, array in data.items()
-    }
-    batch["mask"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    batch = abstract_batch(data, 2)
     state = abstract(recipe, hparams, data["inputs"][:1])
     one = functools.partial(recipe.step or step, recipe)
     program = jax.make_jaxpr(lambda numbers, state, batch: one(state, numbers, batch))(
