@@ -1,15 +1,15 @@
 """Series as files, rows and data frames have them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dlflax.data import csv_files, numbers
-from dlflax.data.numbers import NumberFormat
-from dlflax.data.times import in_time, read_times, stamps
+from dlflax.data import numbers
+from dlflax.data.calendars import in_time, read_times, stamps
+from dlflax.data.numbers import MISSING, NumberFormat
+from dlflax.data.raw_table import RawTable, as_texts, read_table
 from dlflax.errors import InputError
 
 
@@ -53,77 +53,77 @@ def read_file(
     path: Path, column: str | None, covariates: tuple[str, ...], log: Callable[[str], None],
     decimal: str = "auto",
 ) -> Found:  # fmt: skip
-    """Reads a column, by default the last, of a CSV file with a header, and infers its style."""
-    header, rows, delimiter = csv_files.read(Path(path))
+    """Reads a column, by default the last, of a table file, and infers its style."""
+    table = read_table(Path(str(path)), log=log, what="a series")
+    header = list(table.columns)
     column = column or next((name for name in header[::-1] if name not in covariates), header[-1])
-    cells = _cells(path, header, rows, (column, *covariates))
-    formats = numbers.infer_formats(cells, delimiter, decimal, path)
-    for note in numbers.describe_formats(cells, formats):
-        log(note)
-    style = Style((column, *covariates), tuple(formats[name] for name in cells), delimiter)
-    return read_cells(path, header, rows, style, log)
+    names = (column, *covariates)
+    _check_columns(table, names)
+    formats = numbers.infer_formats(table, names, decimal)
+    for sentence in numbers.describe_formats(formats):
+        log(sentence)
+    plain = NumberFormat(missing=MISSING)  # says which cell is none
+    formats = tuple(formats[name] or plain for name in names)
+    return read_cells(table, Style(names, formats, table.delimiter), log)
 
 
-def read_like(
-    place: Any, header: list[str], rows: list[tuple[int, list[str]]], delimiter: str, style: Style,
-    log: Callable[[str], None],
-) -> Found:  # fmt: skip
+def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:
     """Reads a series that is written as the training file was. Raises InputError where another
     delimiter shows that another program wrote it, and its numbers are not of that style."""
-    if style.columns[0] not in header and (name := _only_numbers(header, rows, style)):
-        log(f"{place}: the column {name} is read as {style.columns[0]}.")
+    if style.columns[0] not in table.columns and (name := _only_numbers(table, style)):
+        log(f"{table.place}: the column {name} is read as {style.columns[0]}.")
         style = dataclasses.replace(style, columns=(name, *style.columns[1:]))
-    if delimiter != style.delimiter:
-        cells = _cells(place, header, rows, style.columns)
-        formats = dict(zip(style.columns, style.formats, strict=True))
-        numbers.check_like(cells, formats, delimiter, place)
-    return read_cells(place, header, rows, style, log)
-
-
-def _only_numbers(header, rows, style) -> str | None:
-    """The one column that has numbers, and is neither a covariate nor times; None of several."""
-    found = []
-    for i, name in enumerate(header):
-        cells = [row[i].strip() for _, row in rows]
-        numeric = not isinstance(style.formats[0].parse(cells), str)
-        if name not in style.columns[1:] and numeric and read_times(cells) is None:
-            found.append(name)
-    return found[0] if len(found) == 1 else None
-
-
-def _cells(place, header, rows, columns) -> dict[str, list[str]]:
-    for name in columns:
-        if name not in header:
-            raise InputError(f"{place} has no column {name!r}: it has {', '.join(header)}.")
-    if columns[0] in columns[1:]:
-        raise InputError(f"{columns[0]} is what is forecast: it cannot be a covariate too.")
-    return {name: [row[header.index(name)].strip() for _, row in rows] for name in columns}
-
-
-def read_cells(
-    place: Any, header: list[str], rows: Sequence[tuple[int, list[str]]], style: Style,
-    log: Callable[[str], None],
-) -> Found:  # fmt: skip
-    """Reads the columns of a style from (line, cells)."""
-    cells, covariates = _cells(place, header, rows, style.columns), style.columns[1:]
+    _check_columns(table, style.columns)
     formats = dict(zip(style.columns, style.formats, strict=True))
-    places = [header.index(name) for name in style.columns]
-    path = Path(str(place))
+    numbers.check_like(table, formats, style.delimiter)
+    return read_cells(table, style, log)
+
+
+def _only_numbers(table, style) -> str | None:
+    """The one column that has numbers, and is neither a covariate nor times; None of several."""
+    others = []
+    for name, column in table.columns.items():
+        numeric = not numbers.column_numbers(column, style.formats[0])[1].any()
+        if name not in style.columns[1:] and numeric and _times(column) is None:
+            others.append(name)
+    return others[0] if len(others) == 1 else None
+
+
+def _times(column):
+    return read_times(as_texts(column).to_pylist())
+
+
+def _check_columns(table: RawTable, names) -> None:
+    for name in names:
+        if name not in table.columns:
+            raise InputError(
+                f"{table.place} has no column {name!r}: it has {', '.join(table.columns)}."
+            )
+    if names[0] in names[1:]:
+        raise InputError(f"{names[0]} is what is forecast: it cannot be a covariate too.")
+
+
+def read_cells(source: RawTable, style: Style, log: Callable[[str], None]) -> Found:
+    """Reads the columns of a style."""
+    covariates, path = style.columns[1:], Path(source.place)
     file = path.name
-    table = np.stack([_numbers(path, name, cells[name], formats, rows) for name in cells], 1)
+    columns = [
+        _numbers(source, *column) for column in zip(style.columns, style.formats, strict=True)
+    ]
+    table = np.stack(columns, 1)
     if (known := (~np.isnan(table[:, 0])).sum()) < 8:
         raise InputError(f"{path} has {known} numbers: a series needs more.")
     calendar = None
-    for other in range(len(header)):
-        if other in places:
+    for name, column in source.columns.items():
+        if name in style.columns:
             continue
-        times = read_times([row[other] for _, row in rows])
+        times = _times(column)
         if times is not None:
             table, calendar = in_time(times, table, path, log)
             break
     missing = np.isnan(table)
     if missing.all(0).any():
-        raise InputError(f"{path}: the column {header[places[missing.all(0).argmax()]]} is empty.")
+        raise InputError(f"{path}: the column {style.columns[missing.all(0).argmax()]} is empty.")
     if begin := int(np.argmin(missing, 0).max()):
         log(f"{file}: the first {begin} values are missing: left out.")
     table, missing = table[begin:], missing[begin:]
@@ -152,12 +152,11 @@ def times_after(found: Found, horizon: int) -> list[str]:
     return stamps(found.calendar, range(rows, rows + horizon))
 
 
-def _numbers(path, name, cells, formats, rows) -> np.ndarray:
+def _numbers(table, name, form) -> np.ndarray:
     """float64 (n,) of a column, NaN where a cell is empty."""
-    values = formats[name].parse(cells)
-    if isinstance(values, str):
-        line = rows[cells.index(values)][0]
-        raise InputError(f"{path}, line {line}, column {name}: {values!r} is not a number.")
-    if np.isinf(values).any():
-        raise InputError(f"{path}, column {name} has an infinite value: give numbers.")
+    values, wrong = numbers.column_numbers(table.columns[name], form)
+    if wrong.any():
+        row = int(wrong.argmax())
+        cell = as_texts(table.columns[name])[row].as_py()
+        raise InputError(f"{table.row_name(row)}, column {name}: {cell!r} is not a number.")
     return values
