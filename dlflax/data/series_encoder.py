@@ -71,9 +71,7 @@ class SeriesEncoder(Encoder):
                 f"{table.place} has {len(series.values)} values: the model looks at the last "
                 f"{self.window}."
             )
-        return self._examples(
-            self._window(series), times_after(series, self.horizon), table.place
-        )
+        return self._examples(self._window(series), times_after(series, self.horizon), table.place)
 
     def _window(self, found: Found) -> np.ndarray:
         start = len(found.values) - self.window
