@@ -108,7 +108,9 @@ class SourceSuite:
         encoder, spec = splits.encoder, splits.encoder.spec()
         raw = np.asarray(encoder.raw(splits.examples["test"].take(slice(4)))[:]).astype(spec.dtype)
         assert raw.shape[1:] == spec.shape
-        traced = jax.jit(lambda raw: encoder.batch(raw, jnp))(raw)
+        with jax.enable_x64(spec.dtype == "float64"):
+            traced = jax.jit(lambda raw: encoder.batch(raw, jnp))(raw)
+            traced = {name: np.asarray(array) for name, array in traced.items()}
         for name, array in encoder.batch(raw).items():
             np.testing.assert_allclose(traced[name], array, rtol=1e-5, atol=1e-5)
 

@@ -227,7 +227,7 @@ class TableEncoder(Encoder):
 
     def spec(self) -> Spec:
         return Spec(
-            (len(self.columns),), "float32",
+            (len(self.columns),), "float64",
             "a row of the table: its numbers, NaN where one is missing; of a text its place in the "
             "column's levels, counted from 1, or 0 for any other",
         )  # fmt: skip
