@@ -33,7 +33,7 @@ from dlflax.transfer.weights import PUBLISHED
 
 Format = Literal["onnx", "stablehlo"]
 Stage = Callable[[dict[str, Any]], dict[str, Any]]  # arrays (n, ...) so far -> more of them
-TOLERANCE = 1e-4  # more than that between the file and the model is an error
+TOLERANCE = 1e-4  # more than that between the file and predict is an error
 BATCHES = (1, 7, 64)  # sizes that a file is tried with
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
 
@@ -57,10 +57,10 @@ def export(
         spec = dataclasses.replace(spec, dtype="float32")  # of JAX, unless its caller changes that
     log(f"translating a {type(predictor.config.recipe.model).__name__} to {to}")
     content, loaded = (_onnx if to == "onnx" else _stablehlo)(stages, spec)
-    raw, what = _examples(predictor, spec)
+    raw, source = _examples(predictor, spec)
     answer = loaded(content)
     difference = _largest_difference(*_predictions(predictor, raw), answer, raw.astype(spec.dtype))
-    said = f"largest difference from predict on {len(raw)} {what}: {difference:.1e}"
+    said = f"largest difference from predict on {len(raw)} {source}: {difference:.1e}"
     if not difference <= TOLERANCE:  # NaN too
         other = "stablehlo" if to == "onnx" else "onnx"
         narrow = raw.dtype != spec.dtype
@@ -87,8 +87,7 @@ def export(
 
 
 def _in_float32(predictor: Predictor) -> Predictor:
-    """Returns the predictor of the same model without views of its inputs, which computes in
-    float32."""
+    """Returns a predictor of the same model that computes in float32, without views of inputs."""
     plain, config = copy.copy(predictor), predictor.config
     recipe = dataclasses.replace(config.recipe, compute_dtype="float32")
     plain.config, plain.tta = dataclasses.replace(config, recipe=recipe), 0
@@ -96,7 +95,7 @@ def _in_float32(predictor: Predictor) -> Predictor:
 
 
 def exported(predictor: Predictor) -> tuple[list[Stage], Spec]:
-    """Returns (encoder, network and the task's predictions, traceable; what a raw array is)."""
+    """Returns (encoder, network and the task's predictions, traceable; the spec of raw arrays)."""
     recipe, encoder = predictor.config.recipe, predictor.encoder
     state = predictor.state()
     numbers = train.as_traced(predictor.config.hparams.evaluation())
@@ -112,7 +111,7 @@ def exported(predictor: Predictor) -> tuple[list[Stage], Spec]:
         return made
 
     def predictions(arrays):
-        batch = {name: each for name, each in arrays.items() if name not in ("outputs", "code")}
+        batch = {name: x for name, x in arrays.items() if name not in ("outputs", "code")}
         target, calibration = encoder.target, predictor.calibration
         made = recipe.task.predictions(arrays["outputs"], batch, target, calibration)
         return made | {name: arrays[name] for name in ("code",) if name in arrays}
@@ -120,16 +119,16 @@ def exported(predictor: Predictor) -> tuple[list[Stage], Spec]:
     return [encode, network, predictions], encoder.spec()
 
 
-def _whole(stages) -> Stage:
+def join_stages(stages) -> Stage:
     """Returns one stage that does all of them."""
 
-    def whole(arrays):
+    def join(arrays):
         for stage in stages:
             made = stage(arrays)
             arrays = arrays | made
         return made
 
-    return whole
+    return join
 
 
 def _shapes(arrays, size, double: bool = False):
@@ -137,9 +136,9 @@ def _shapes(arrays, size, double: bool = False):
     floats = np.dtype(np.float64 if double else np.float32)
     return {
         name: jax.ShapeDtypeStruct(
-            (size, *each.shape[1:]), floats if np.dtype(each.dtype).kind == "f" else each.dtype
+            (size, *x.shape[1:]), floats if np.dtype(x.dtype).kind == "f" else x.dtype
         )
-        for name, each in arrays.items()
+        for name, x in arrays.items()
     }
 
 
@@ -148,14 +147,14 @@ def _stablehlo(stages, spec):
     from jax import export
 
     (n,) = export.symbolic_shape("n")
-    whole, given = _whole(stages), jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype)
+    stage, given = join_stages(stages), jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype)
     with portable():
-        function = jax.jit(lambda inputs: whole({"inputs": inputs}))
+        function = jax.jit(lambda inputs: stage({"inputs": inputs}))
         made = export.export(function, platforms=PLATFORMS)(given)
 
     def loaded(content):
         program = export.deserialize(bytearray(content))
-        return lambda inputs: {n: np.asarray(each) for n, each in program.call(inputs).items()}
+        return lambda inputs: {n: np.asarray(x) for n, x in program.call(inputs).items()}
 
     return bytes(made.serialize()), loaded
 
@@ -178,7 +177,7 @@ def _onnx(stages, spec):
         return lambda inputs: dict(zip(names, session.run(names, {"inputs": inputs}), strict=True))
 
     # jax2onnx translates to float64 all or nothing: the network alone stays in float32
-    pieces = [(_whole(stages), False)]
+    pieces = [(join_stages(stages), False)]
     if spec.dtype == "float64":
         pieces = list(zip(stages, (True, False, True), strict=True))
     arrays, models = {"inputs": jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)}, []
@@ -200,8 +199,8 @@ def _onnx(stages, spec):
 
 
 def _translate(stage, arrays, double: bool):
-    """Returns (the arrays that a stage makes of arrays, (1, ...) each; its ONNX model, whose inputs
-    have their names), with all floats as float64 or as float32."""
+    """Returns (a stage's outputs, (1, ...), of arrays; the stage as an ONNX model). All floats are
+    float64, or float32. The model's inputs have the names of the arrays."""
     import jax2onnx
     from jax import export
 
@@ -221,27 +220,27 @@ def _translate(stage, arrays, double: bool):
 
 
 def _chain(models):
-    """Returns one ONNX model of several with the names of what they make. Each takes what those
-    before it made, cast to its own types, and the last one's outputs are those of the whole."""
+    """Returns one ONNX model of several, (model, names of its outputs). Every model is given the
+    outputs of those before it, cast to its own types; the last one's outputs are the result."""
     from onnx import compose, helper
 
     known, nodes, constants, functions = {"inputs": "inputs"}, [], [], []
     inputs, opsets = models[0][0].graph.input, {}
     for i, (model, names) in enumerate(models):
-        takes = [each.name for each in model.graph.input]
+        takes = [value.name for value in model.graph.input]
         model = compose.add_prefix(model, f"{i}/")
-        for name, each in zip(takes, model.graph.input, strict=True):
-            kind = each.type.tensor_type.elem_type
-            nodes.append(helper.make_node("Cast", [known[name]], [each.name], to=kind))
+        for name, value in zip(takes, model.graph.input, strict=True):
+            kind = value.type.tensor_type.elem_type
+            nodes.append(helper.make_node("Cast", [known[name]], [value.name], to=kind))
         nodes += model.graph.node
         constants += model.graph.initializer
         functions += model.functions
-        opsets |= {each.domain: each for each in model.opset_import}
-        known |= {name: each.name for name, each in zip(names, model.graph.output, strict=True)}
+        opsets |= {opset.domain: opset for opset in model.opset_import}
+        known |= dict(zip(names, (value.name for value in model.graph.output), strict=True))
     outputs = list(model.graph.output)
-    for name, each in zip(names, outputs, strict=True):
-        nodes.append(helper.make_node("Identity", [each.name], [name]))
-        each.name = name
+    for name, value in zip(names, outputs, strict=True):
+        nodes.append(helper.make_node("Identity", [value.name], [name]))
+        value.name = name
     graph = helper.make_graph(nodes, "model", inputs, outputs, constants)
     return helper.make_model(
         graph, opset_imports=list(opsets.values()), functions=functions,
@@ -250,8 +249,8 @@ def _chain(models):
 
 
 def _examples(predictor, spec) -> tuple[np.ndarray, str]:
-    """(raw arrays as `predict` has them, what they are): of the run's test data, where those are
-    still there."""
+    """Returns (raw arrays as `predict` has them, their source, in words): of the run's test data,
+    where those still exist."""
     config, encoder, size = predictor.config, predictor.encoder, max(BATCHES)
     try:
         dataset = config.data.load(lambda sentence: None)
@@ -278,29 +277,29 @@ def _examples(predictor, spec) -> tuple[np.ndarray, str]:
 
 
 def _any_cell(column, generator):
-    """A value as a column of a table may have it, by `Encoder.outlook`; None where it has neither a
-    median nor levels."""
+    """Returns a value for a column of `Encoder.outlook`; None without a median or levels."""
     if "median" in column:
         return column["median"] + generator.normal()
     return generator.choice(column["levels"]).item() if column.get("levels") else None
 
 
 def _predictions(predictor, raw) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(what `predict` makes of raw examples, (n, ...); the scale of each, by which a difference is
-    divided)."""
+    """Returns (the predictions of `predict` for raw examples, (n, ...) each; their scales).
+    Differences are divided by a scale: an output of 1, or the largest one, in a prediction's unit.
+    """
     recipe, target = predictor.config.recipe, predictor.encoder.target
     batch = predictor.encoder.batch(raw)
     outputs, made = predictor.outputs(batch["inputs"]), predictor.predictions(batch)
 
-    def of(outputs):
+    def meaning(outputs):
         return recipe.task.predictions(outputs, batch, target, predictor.calibration)
 
-    one, zero = of(np.ones_like(outputs)), of(np.zeros_like(outputs))
+    one, zero = meaning(np.ones_like(outputs)), meaning(np.zeros_like(outputs))
     scales = {}
-    for name, each in made.items():
-        if each.dtype != bool:  # that follows from probabilities
-            by_model, by_one = (np.abs(x[name] - zero[name]).max(0) for x in ({name: each}, one))
-            scale = np.maximum(np.maximum(by_model, by_one), 1.0 if target.classes else 0.0)
+    for name in made:
+        if made[name].dtype != bool:  # that follows from probabilities
+            worth, largest = (np.abs(x[name] - zero[name]).max(0) for x in (one, made))
+            scale = np.maximum(np.maximum(worth, largest), 1.0 if target.classes else 0.0)
             scales[name] = np.where(scale > 0, scale, 1.0)
     if isinstance(recipe.model, Encoding):
         variables = train.variables(recipe, predictor.state())
@@ -310,20 +309,20 @@ def _predictions(predictor, raw) -> tuple[dict[str, np.ndarray], dict[str, np.nd
 
 
 def _largest_difference(wanted, scales, answer, inputs) -> float:
-    """Returns the largest difference, divided by its scale, between what is wanted of all inputs
-    and the answers to batches of several sizes; NaN where one is not finite."""
+    """Returns the largest difference of answers from the wanted ones, divided by its scale. inputs
+    are given in batches of several sizes; NaN where an answer is not finite."""
     worst = 0.0
     for size in BATCHES:
-        found = answer(np.resize(inputs, (size, *inputs.shape[1:])))
+        answers = answer(np.resize(inputs, (size, *inputs.shape[1:])))
         for name, scale in scales.items():
             expected = np.resize(wanted[name], (size, *wanted[name].shape[1:]))
-            apart = float((np.abs(np.float64(found[name]) - expected) / scale).max(initial=0))
+            apart = float((np.abs(np.float64(answers[name]) - expected) / scale).max(initial=0))
             worst = max(worst, apart) if np.isfinite(apart) else float("nan")
     return worst
 
 
 def _about(predictor, spec, outputs) -> dict[str, Any]:
-    """JSON values: what a user of the file has to know. outputs: what it gave."""
+    """Returns JSON values for users of the file. outputs: some that it gave."""
     info, recipe, encoder = predictor.data, predictor.config.recipe, predictor.encoder
     about = {
         "made_by": f"dlflax {dlflax.__version__}",
@@ -333,12 +332,12 @@ def _about(predictor, spec, outputs) -> dict[str, Any]:
         "task": type(recipe.task).__name__,
         "inputs": {"shape": ["n", *spec.shape], "dtype": spec.dtype, "meaning": spec.meaning},
         "outputs": {
-            name: {"shape": ["n", *each.shape[1:]], "dtype": str(each.dtype)}
-            for name, each in outputs.items()
+            name: {"shape": ["n", *x.shape[1:]], "dtype": str(x.dtype)}
+            for name, x in outputs.items()
         },
         "classes": list(encoder.target.classes),
     }
-    about |= {name: each for name, each in encoder.outlook().items() if name == "columns"}
+    about |= {name: v for name, v in encoder.outlook().items() if name == "columns"}
     about |= predictor.calibration
     for published in PUBLISHED:
         if published.sha256 == info["weights_sha256"]:
