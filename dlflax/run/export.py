@@ -136,7 +136,7 @@ def _shapes(arrays, size, double: bool = False):
     floats = np.dtype(np.float64 if double else np.float32)
     return {
         name: jax.ShapeDtypeStruct(
-            (size, *x.shape[1:]), floats if np.dtype(x.dtype).kind == "f" else x.dtype
+            (size, *x.shape[1:]), floats if x.dtype in (np.float32, np.float64) else x.dtype
         )
         for name, x in arrays.items()
     }
