@@ -192,7 +192,7 @@ def test_groups_stay_on_one_side():
 def test_odd_rows_are_listed():
     rows = [(n, c) for n, c, *_ in photos()]
     odd = [("nowhere.png", "red"), (rows[0][0], "blue"), (rows[1][0], rows[1][1])]
-    rows[2] = (rows[2][0], "NA")
+    rows[2] = (rows[2][0], " ")
     write(["file", "label"], [*rows[:-1], *odd])
     dataset = source().load(lambda _: None)
     listed = {row["file"]: row["reason"] for row in csv.DictReader(
