@@ -9,7 +9,8 @@ What becomes of odd files, which are all counted and listed in files_skipped.csv
   duplicate, with the bytes of an earlier file, or a near one, with the same picture saved anew
   (`duplicates.py`); and all such files in two classes.
 - converted, and used: a picture named as another format, CMYK, 16 or 32 bits or floats a channel
-  among others of 8 bits (by the full scale of the type), transparent (on white), animated (the first frame).
+  among others of 8 bits (by the full scale of the type), transparent (on white), animated (the
+  first frame).
 - of 16 or 32 bits or floats, where more than nine of ten are: all in their own unit, scaled by the
   range of the training images, and those of 8 bits are skipped.
 - listed, and used: pictures that look much like another one, and pictures of one colour.

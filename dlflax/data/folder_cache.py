@@ -32,11 +32,11 @@ _VERSION = 3  # of the cache's format and of the decoding
 def decoded(
     folder: Path, size: int, stamp, find: Callable[[], Found], place: str, log
 ) -> tuple[np.ndarray, dict]:
-    """(pixels (n, size, size, 3), table) of what find() finds, uint8, or float32 in their own unit
-    where more than nine of ten images have 16 or 32 bits or floats; kept for as long as `stamp`, JSON
-    values, is the same. The table has n "labels", "names", "parts", "contents" (of each file's
-    SHA-256 the first 16 hex digits) and "repeated" (whether it shows the same as an earlier one),
-    and "class_names", "given", "checksum", "report", "count" and "dtype" of the pixels.
+    """Returns (pixels (n, size, size, 3), table) of what find() finds, kept for as long as `stamp`,
+    JSON values, is the same. Pixels are uint8, or float32 in their own unit where more than nine of
+    ten images have 16 bits, 32 bits or floats. The table has n "labels", "names", "parts",
+    "contents" (of each file's SHA-256 the first 16 hex digits) and "repeated" (whether it shows the
+    same as an earlier one), and "class_names", "given", "checksum", "report", "count" and "dtype".
 
     Each stamp has files of its own names, complete from the moment they have them: another
     process, or one that is killed, leaves nothing that would be read wrongly.
@@ -102,7 +102,7 @@ def _are_deep(found: Found) -> bool:
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
-        deep = [each for each in pool.map(is_deep, range(len(found.names))) if each is not None]
+        deep = [d for d in pool.map(is_deep, range(len(found.names))) if d is not None]
     return sum(deep) > 0.9 * len(deep)
 
 
@@ -165,8 +165,8 @@ def _checksum(pixels_digest, table: dict) -> str:
 def decode(
     found: Found, size: int, write: Callable[[bytes], object], dtype: np.dtype
 ) -> dict:  # fmt: skip
-    """Decodes to uint8, or float32 in the images' own unit, with as many threads as there are cores and gives `write` each good picture's
-    bytes, in order; the table of `decoded`."""
+    """Decodes with as many threads as there are cores and gives `write` each good image's bytes, in
+    order. Returns the table of `decoded`. dtype: uint8, or float32 for pixels in their own unit."""
     import grain
 
     from dlflax.data import picture

@@ -64,8 +64,7 @@ class Found:
 
 
 def is_hidden(name: str) -> bool:
-    """True if a file or folder of this name is hidden, or one that a system or a disk station makes
-    by itself, so that nobody means it."""
+    """True if a file or folder of this name is hidden, or one that a system makes by itself."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 

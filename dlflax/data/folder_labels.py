@@ -78,38 +78,20 @@ def read(
     header, rows, delimiter = csv_files.read(path, "a file of labels")
     header = [printable(name.strip()) for name in header]
     table = [[cell.strip() for cell in row] for _, row in rows]
-    exact, folded = (_names_of(header, table, files, fold) for fold in (str, str.casefold))
-    found = {
-        column: [a or b for a, b in zip(exact.get(column, names), names, strict=True)]
-        for column, names in {**exact, **folded}.items()
-    }
     ends = [file.name.rpartition("/")[2] for file in files]
     several = collections.Counter([*ends, *(os.path.splitext(end)[0] for end in ends)])
-    if not any(found.values()):
-        examples = listed([file.name for file in files][:2])
-        same = next((cell for row in table for cell in row if several[cell] > 1), "")
-        why = f" Several are called {same}: write its folder, too." if same else ""
-        raise InputError(
-            f"--labels {path}: no column names pictures of {place}, such as {examples}: one "
-            f"should, with the same folders or none.{why}"
-        )
-    file_column = max(found, key=lambda name: sum(each is not None for each in found[name]))
+    file_column, names = _match_files(path, header, table, files, several, place, log)
     columns = _columns(path, header, file_column, target, group)
     by_group = f", groups by {group}" if group else ""
     at_file = header.index(file_column)
-    pairs = zip(table, found[file_column], strict=True)
+    pairs = zip(table, names, strict=True)
     cell, name = next((printable(row[at_file]), name) for row, name in pairs if name)
     example = "" if cell == name else f" ({cell} is {name})"
     log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{example}{by_group}")
-    as_written = exact.get(file_column, [None] * len(table))
-    names = zip(table, found[file_column], as_written, strict=True)
-    if other_case := [(printable(row[at_file]), a) for row, a, b in names if a and not b]:
-        log(f"{len(other_case):,} names in {path.name} differ from the file's in letter case, such "
-            f"as {' for '.join(other_case[0])}.")  # fmt: skip
     places = [header.index(column) for column in columns]
     report, cells, empty, groups = [], collections.defaultdict(list), {}, {}
     at_group = group and header.index(group)
-    for (line, _), row, name in zip(rows, table, found[file_column], strict=True):
+    for (line, _), row, name in zip(rows, table, names, strict=True):
         given = [printable(row[i]) for i in places]
         if name is None:
             what = printable(row[at_file])
@@ -172,6 +154,31 @@ def found(labels: Labels, files: list[File], report: list[list[str]]) -> Found:
         [""] * len(chosen), [file.size for file in chosen],
         lambda index: open(chosen[index].path, "rb"), report, len(chosen) + len(report),
     )  # fmt: skip
+
+
+def _match_files(path, header, table, files, several, place, log) -> tuple[str, list[str | None]]:
+    """Returns the column that names the files, and the file of each of its cells, None without.
+    several: the number of files with such a name, without folders. InputError where there is no
+    such column; `log` gets names in another letter case."""
+    exact, names_of = (_names_of(header, table, files, fold) for fold in (str, str.casefold))
+    for column, names in exact.items():
+        in_any_case = names_of.get(column, names)
+        names_of[column] = [a or b for a, b in zip(names, in_any_case, strict=True)]
+    if not any(names_of.values()):
+        examples = listed([file.name for file in files][:2])
+        same = next((cell for row in table for cell in row if several[cell] > 1), "")
+        why = f" Several are called {same}: write its folder, too." if same else ""
+        raise InputError(
+            f"--labels {path}: no column names pictures of {place}, such as {examples}: one "
+            f"should, with the same folders or none.{why}"
+        )
+    column = max(names_of, key=lambda column: sum(map(bool, names_of[column])))
+    names, at = names_of[column], header.index(column)
+    rows = zip(table, names, exact.get(column, [None] * len(table)), strict=True)
+    if other_case := [(printable(row[at]), a) for row, a, b in rows if a and not b]:
+        log(f"{len(other_case):,} names in {path.name} differ from the files' in letter case, such "
+            f"as {' for '.join(other_case[0])}.")  # fmt: skip
+    return column, names
 
 
 def _names_of(header, table, files, fold=str) -> dict[str, list[str | None]]:
@@ -260,8 +267,8 @@ def _values(
             log(f"{name}: {listed(marks)} is a class: only an empty cell is no label.")
         return "classes", {n: [row[0] for row in each] for n, each in cells.items()}
     number = dict(zip(numeric, numbers.tolist(), strict=True))
-    found = {n: [[number[t]] for (t,) in each if t in number] for n, each in cells.items()}
-    return "number", {n: each for n, each in found.items() if each}
+    values = {n: [[number[t]] for (t,) in some if t in number] for n, some in cells.items()}
+    return "number", {n: some for n, some in values.items() if some}
 
 
 def _of_several(columns, cells, rows, kind, formats):

@@ -45,7 +45,7 @@ class ImageEncoder(Encoder):
     light_on_dark: bool = False
     """True for light ink on black, as MNIST has it: other images are made so."""
     scale: tuple[float, ...] = ()
-    """What is black and what is white, of images of 16 bits, 32 bits or floats; () of 8 bits."""
+    """Pixels that are black and white, where images have 16 bits, 32 bits or floats; else ()."""
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
         """Reads an image file of any size, a .npy file, pixels, whole numbers from 0 to 255 or
@@ -207,9 +207,8 @@ class ImageEncoder(Encoder):
         size = f"{self.shape[0]} x {self.shape[1]}"
         low, high = self.scale or (0, 255)
         kind, unit = ("float32", " in the training images' unit") if self.scale else ("uint8", "")
-        return Spec(
-            self.shape, kind, f"{colours} pictures of {size} pixels, {low:g} to {high:g}{unit}, {how}"
-        )  # fmt: skip
+        meaning = f"{colours} pictures of {size} pixels, {low:g} to {high:g}{unit}, {how}"
+        return Spec(self.shape, kind, meaning)
 
     def describe(self) -> str:
         colours = {1: "grey", 3: "colour"}[self.shape[2]]
@@ -224,9 +223,9 @@ class ImageEncoder(Encoder):
 
 
 def fit_scale(images: Any, log: Callable[[str], None]) -> tuple[float, ...]:
-    """Returns `ImageEncoder.scale` of training images (n, h, w, c): () of uint8, and of float32
-    their range, without single bright or dark spots where these take most of it. `log` gets it.
-    Raises InputError where there is none."""
+    """Returns `ImageEncoder.scale` of training images (n, h, w, c): () of uint8, the range of
+    float32. Single spots, where these take most of the range, are not in it. `log` gets it. Raises
+    InputError where there is none."""
     if images.dtype == np.uint8:
         return ()
     lows, highs, some = [], [], []

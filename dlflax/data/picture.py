@@ -1,6 +1,7 @@
 """One picture file, turned into what a trained image classifier expects."""
 
 import contextlib
+import functools
 import io
 import threading
 import warnings
@@ -71,7 +72,9 @@ def read_picture(
             warnings.simplefilter("ignore")  # remarks on odd metadata; what matters raises
             if not ink:
                 return decode(file, path, shape, deep)[0]
-            image, _ = _open(file, path, lambda image: image, _own_scale)
+            image, _ = _open(
+                file, path, lambda image: image, functools.partial(_to_uint8, ink=True)
+            )
     except PermissionError as error:
         raise InputError(f"{path}: may not be read; allow it, or give another file.") from error
     gray = ink_on_paper.light_on_dark(path, image, (height, width))
@@ -85,7 +88,7 @@ def decode(
 
     The first frame, upright, transparent parts white, RGB or gray, the short side resized to fit
     (bicubic), the centre cut out. Pixels of 16 bits, 32 bits or floats become 8 bits by the full
-    scale of their type (`_full_scale`), or with `deep` float32 in their own unit, and 8-bit ones
+    scale of their type (`_to_uint8`), or with `deep` float32 in their own unit, and 8-bit ones
     are refused then: `ImageEncoder.scale` has the range of all of them. A JPEG four times as large
     or more is decoded at a half, quarter or eighth of its size. `path` is for messages and the
     name's ending. Odd, such as "CMYK", is what the numbers cannot show as it was. To be called with
@@ -106,7 +109,7 @@ def decode(
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return np.array(image).reshape(shape)
 
-    return _open(file, path, fitted, _own_unit if deep else _full_scale, _enough(shape))
+    return _open(file, path, fitted, _own_unit if deep else _to_uint8, _enough(shape))
 
 
 def is_deep(file: BinaryIO, path: Path) -> bool:
@@ -136,9 +139,9 @@ def _open(
     file: BinaryIO, path: Path, use: Callable[[Image.Image], Any],
     depth: Callable[[np.ndarray, bool, Path], np.ndarray], enough: int | None = None,
 ) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
-    """What `use` makes of the picture, upright, in mode L, RGB, RGBA or F, and what was odd about
-    it; of a JPEG at no less than `enough` pixels a side, where that is given. depth: makes uint8,
-    or float32, of pixels (h, w) of 16 bits (which the bool says), 32 bits or floats."""
+    """Returns `use` of the image, upright, in mode L, RGB, RGBA or F, and what was odd about it.
+    depth: makes uint8, or float32, of pixels (h, w) of 16 bits (which the bool says), 32 bits or
+    floats; enough: pixels a side below which no JPEG is decoded."""
     with _open_header(file, path) as image:
         pixels = image.width * image.height
         if enough:
@@ -248,26 +251,18 @@ def _own_unit(pixels: np.ndarray, sixteen: bool, path: Path) -> np.ndarray:
     return np.where(finite, pixels, pixels[finite].min())
 
 
-def _full_scale(pixels: np.ndarray, sixteen: bool, path: Path) -> np.ndarray:
-    """Returns uint8 of pixels beside 8-bit ones. White is 65535 of 16 bits, whatever the image
-    has; for 32 bits and floats, the unit of which nothing says, 1 (floats), 255 or 65535."""
+def _to_uint8(pixels: np.ndarray, sixteen: bool, path: Path, ink: bool = False) -> np.ndarray:
+    """Returns uint8 of pixels beside 8-bit ones: white is 65535 of 16 bits, whatever the image has,
+    and for 32 bits and floats, the unit of which nothing says, 1 (floats), 255 or 65535. With
+    `ink`, which is scaled later, 4095 (as of 12-bit cameras) or the image's maximum, too."""
     kind, pixels = pixels.dtype.kind, _own_unit(pixels, sixteen, path)
     low, high = pixels.min(), pixels.max()
-    scales = (65535,) if sixteen else (1, 255) if kind == "f" else (255, 65535)
-    if low < 0 or high > scales[-1] or (0 if sixteen else 255) < high <= 4095:  # as of 12 bits
+    scales = [scale for scale in (1, 255, 4095, 65535) if scale > (255 if sixteen else kind != "f")]
+    full = next((scale for scale in scales if high <= scale), max(high, 1))
+    if not ink and (low < 0 or full not in ((1, 255) if kind == "f" else (255, 65535))):
         raise PictureError(
             f"{path}: pixels from {low:g} to {high:g}, which is no scale for use with 8-bit "
             "images; give 8 bits, all images converted by one range.",
             "pixels of another scale than 8 bits", f"{low:g} to {high:g}",
         )  # fmt: skip
-    return np.round(pixels * (255 / next(s for s in scales if high <= s))).astype(np.uint8)
-
-
-def _own_scale(pixels: np.ndarray, sixteen: bool, path: Path) -> np.ndarray:
-    """Returns uint8 of a drawing, the ink of which is scaled later: full scale is the first that
-    holds all of 1 (floats), 255 (unless 16 bits), 4095 (as of 12-bit cameras) and 65535."""
-    scales = (4095, 65535) if sixteen else (255, 4095, 65535)
-    scales = (1, *scales) if pixels.dtype.kind == "f" else scales
-    pixels = np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
-    full = next((top for top in scales if pixels.max() <= top), pixels.max())
     return np.round(pixels.clip(0) * (255 / full)).astype(np.uint8)
