@@ -252,7 +252,7 @@ def _own_unit(pixels: np.ndarray, sixteen: bool, path: Path) -> np.ndarray:
 
 
 def _to_uint8(pixels: np.ndarray, sixteen: bool, path: Path, ink: bool = False) -> np.ndarray:
-    """Returns uint8 of pixels beside 8-bit ones: white is 65535 of 16 bits, whatever the image has,
+    """Returns uint8 of pixels beside 8-bit ones. White is 65535 of 16 bits, whatever the image has,
     and for 32 bits and floats, the unit of which nothing says, 1 (floats), 255 or 65535. With
     `ink`, which is scaled later, 4095 (as of 12-bit cameras) or the image's maximum, too."""
     kind, pixels = pixels.dtype.kind, _own_unit(pixels, sixteen, path)
