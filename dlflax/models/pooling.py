@@ -22,6 +22,11 @@ def max_pool(x, k: int = 2, stride: int = 2, pads: Pads = NO_PADS, cpu: bool | N
 
 def _lax(x, k, stride, pads):
     window, strides = (1, k, k, 1), (1, stride, stride, 1)
+    # without what no window reaches: of a product of 3x3 pixels jaxlib 0.10.1 would write beyond it
+    unused = [(side + sum(p) - k) % stride for side, p in zip(x.shape[1:3], pads, strict=True)]
+    pads = [(a, b - u) for (a, b), u in zip(pads, unused, strict=True)]
+    rows, columns = (side + min(b, 0) for side, (_, b) in zip(x.shape[1:3], pads, strict=True))
+    x, pads = x[:, :rows, :columns], [(a, max(b, 0)) for a, b in pads]
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *pads, (0, 0)))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from dlflax import train, transfer
 from dlflax.data import Classes, Encoder, Examples, join
 from dlflax.data.encoder import RowsRefused
+from dlflax.data.folder_files import in_natural_order, is_hidden
 from dlflax.data.target import UNKNOWN
 from dlflax.errors import InputError
 from dlflax.run.experiment import of_run
@@ -128,8 +129,8 @@ class Predictor:
             elif files and Path(each).is_dir():
                 below = (p for p in Path(each).rglob("*") if p.is_file())
                 parts = ((p, p.relative_to(each).parts) for p in below)  # not those of ../photos
-                shown = [p for p, names in parts if not any(n.startswith(".") for n in names)]
-                found += _some(each, sorted(map(str, shown)))
+                shown = [str(p) for p, names in parts if not any(map(is_hidden, names))]
+                found += _some(each, sorted(shown, key=in_natural_order))
             else:
                 found.append(each)
         return found
