@@ -107,8 +107,8 @@ def test_a_class_of_one_group():
     for held, part in ((groups == "p1", "test"), (groups >= "p3", "train")):
         (said,) = leaks_of(noise(), target, held, groups, ("a", "b", "c"))
         assert said == (
-            f"the class c is in 1 group (p3): 0 of its 75 rows are to {part} on; give --group another "
-            "column, or none."
+            f"the class c is in 1 group (p3): 0 of its 75 rows are to {part} on; give --group "
+            "another column, or none."
         )
     assert not leaks_of(noise(), np.arange(300) % 2, held, groups)
     many = np.arange(300) // 30

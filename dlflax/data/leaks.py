@@ -18,8 +18,8 @@ SAME_NUMBER = 0.999  # correlation with the target, of values or of ranks
 
 
 def row_counters(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Returns the columns, float64 (n,), that hold nothing but the number of the row, 0 or 1 and so
-    on, each with a sentence that it is dropped; {} where no other column would remain."""
+    """Returns the columns, float64 (n,), that hold the number of the row, from 0 or 1 on, each with
+    the sentence that it is dropped. None where no other column would remain."""
     counters = [
         name for name, values in columns.items()
         if values.dtype.kind == "f" and len(values) >= FEWEST and values[0] in (0, 1)
@@ -76,7 +76,7 @@ def find_leaks(
 
 def _classes_of_groups(target, held, groups, classes):
     """Sentences on classes of which nothing is to train, or to test, on."""
-    rows, tested = (np.bincount(each, minlength=len(classes)) for each in (target, target[held]))
+    rows, tested = (np.bincount(y, minlength=len(classes)) for y in (target, target[held]))
     lacking = np.flatnonzero((rows > 0) & ((tested == 0) | (tested == rows)))
     for number in lacking[:MOST_CLASSES].tolist():
         names = np.unique(groups[target == number])

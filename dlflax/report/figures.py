@@ -72,20 +72,15 @@ def predicted_against_true(targets, outputs):
     return figure
 
 
-def confusion_matrix(matrix: np.ndarray, class_names):
-    """Figure. matrix: int (k, k), rows true, columns predicted. The colour is the share of the
-    row; up to 20 classes the cells show their counts, of more than MOST_CLASSES only
-    the most confused ones are drawn."""
+def confusion_matrix(matrix: np.ndarray, class_names, title: str = ""):
+    """Figure. matrix: int (k, k), rows true, columns predicted, of MOST_CLASSES or fewer. The
+    colour is the share of the row; up to 20 classes the cells show their counts. title: default the
+    share that is right."""
     from matplotlib.colors import PowerNorm
 
     matrix, names = np.asarray(matrix), [_short(name, 24) for name in class_names]
     right = np.trace(matrix) / max(matrix.sum(), 1)
-    title = f"{right:.2%} of {matrix.sum():,} right"
-    if len(matrix) > MOST_CLASSES:
-        wrong = matrix - np.diag(np.diag(matrix))
-        confused = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MOST_CLASSES])
-        matrix, names = matrix[np.ix_(confused, confused)], [names[i] for i in confused]
-        title += f"; the {MOST_CLASSES} most confused of {len(class_names):,} classes"
+    title = title or f"{right:.2%} of {matrix.sum():,} right"
     k = len(matrix)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     cell = max(0.5, 3 / k) if k <= 20 else max(0.11, 9 / k)  # inches

@@ -48,6 +48,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
         "data_source": dataset.source,
         "folds": config.folds,
         "settings": settings,
+        "findings": list(dataset.findings),
     }
     # what is said of the first fold is true of all
     jobs = [prepared(config, (lambda _: None) if k else log, part) for k, part in enumerate(parts)]
@@ -69,10 +70,10 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     rows = [{"fold": i + 1, **one["examples"], **one["test"]} for i, one in enumerate(each)]
     write_csv(config.run_dir / "folds.csv", rows)
     if "baselines" in results:
-        results["findings"] = baselines.verdict(results, config.recipe.task, linear)
+        results["findings"] += baselines.verdict(results, config.recipe.task, linear)
     write_json(path, {**results, "each": each})
     tables.print_folds(results)
-    for sentence in results.get("findings", ()):
+    for sentence in results["findings"]:
         log(sentence)
     log(f"scores of each fold: {config.run_dir}")
     return results
