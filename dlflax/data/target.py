@@ -22,6 +22,12 @@ class Target(abc.ABC):
         """The names of classes or labels; () of any other target."""
         return ()
 
+    @property
+    def spread(self) -> tuple[float, ...]:
+        """The standard deviations of numbers in their unit, by which they are shown; () of any
+        other target, and where they are not known."""
+        return ()
+
     @abc.abstractmethod
     def encode(self, values: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n ..."]:
         """Returns what a loss compares outputs with, of raw target values."""
@@ -71,6 +77,12 @@ class Numbers(Target):
     scale: tuple[float, ...] = (1.0,)
     """Their standard deviation, likewise."""
 
+    @property
+    def spread(self):
+        """`scale`, where it was fitted."""
+        default = (self.mean, self.scale) == (Numbers.mean, Numbers.scale)
+        return () if default else self.scale
+
     @classmethod
     def fit(cls, values: Real[np.ndarray, " n *numbers"], names: Sequence[str] = ()) -> "Numbers":
         """Returns the target of these training values."""
@@ -105,6 +117,11 @@ class Steps(Target):
     scale: float
     period: int
     """Steps a season."""
+
+    @property
+    def spread(self):
+        """`scale`."""
+        return (self.scale,)
 
     def encode(self, values: Float[np.ndarray, "n horizon"]) -> Float[np.ndarray, "n horizon"]:
         return np.float32(np.asarray(values, np.float64) / self.scale)

@@ -64,7 +64,10 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
         test = each[-1]["test"]
         log(
             f"fold {fold} of {config.folds}: "
-            + ", ".join(f"{name.replace('_', ' ')} {test[name]:.4f}" for name in list(test)[:4])
+            + ", ".join(
+                f"{name.replace('_', ' ')} {tables.number_text(test[name])}"
+                for name in list(test)[:4]
+            )
         )
     results |= {"model": each[0]["model"], "task": each[0]["task"], **_summary(each)}
     rows = [{"fold": i + 1, **one["examples"], **one["test"]} for i, one in enumerate(each)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import tyro
 from dlflax.data.target import Numbers, Target
 from dlflax.errors import InputError
 from dlflax.report import figures
+from dlflax.report.tables import number_text
 from dlflax.train import baselines, importance, losses, metrics
 from dlflax.train.tasks.task import (
     Asked,
@@ -102,10 +104,10 @@ class Regression(Task):
         return {"values": _numbers_of(target).in_unit(outputs)}
 
     def answers(self, asked: Asked):
-        answers = []
+        answers, spread = [], asked.target.spread or (None,)
         for each, values in zip(asked.inputs, asked.predictions["values"], strict=True):
             values = np.ravel(values).tolist()
-            words = " ".join(f"{value:.5g}" for value in values)
+            words = " ".join(map(number_text, values, itertools.cycle(spread)))
             answers.append((f"{each}: {words}", {asked.noun: each, "values": values}))
         return answers
 
