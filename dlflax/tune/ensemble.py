@@ -187,6 +187,12 @@ def _state(params, collections, opt_state, seed):
     return parallel.constrain_state(state)
 
 
+def set_aside(path: Path) -> None:
+    """Renames what an earlier study left there, if anything, so that nobody predicts with it."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.stem}_{time.time():.0f}{path.suffix}"))
+
+
 def in_folder(config: run.Config, folder: Path) -> run.Config:
     """The Config for its run folder: continued where it is the same run, else what is there is
     moved aside."""
@@ -194,6 +200,6 @@ def in_folder(config: run.Config, folder: Path) -> run.Config:
     if here.resume:
         old, names = load_config(folder)["config"], ("recipe", "hparams", "epochs")
         if [old[name] for name in names] != [run.to_json(getattr(here, name)) for name in names]:
-            folder.rename(folder.with_name(f"{folder.name}_{time.time():.0f}"))
+            set_aside(folder)
             here = dataclasses.replace(here, resume=False)
     return here

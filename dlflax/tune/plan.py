@@ -20,12 +20,18 @@ def all_recipes(recipe, hparams, space, splits) -> list[train.Recipe]:
     choices = [space.distributions[name].choices for name in names]
     recipes = []
     for values in itertools.product(*choices):
-        each, _ = space.apply(dict(zip(names, values, strict=True)), recipe, hparams)
+        chosen = dict(zip(names, values, strict=True))
+        each, _ = space.apply(chosen, recipe, hparams)
         check_batch_size(each.batch_size, len(splits[0]["inputs"]))
         try:
             train.abstract(each, hparams, splits[0]["inputs"][:1])
         except InputError as error:
             raise InputError(f"--space: {error}") from error
+        except (ArithmeticError, TypeError, ValueError) as error:  # a model of one's own, too
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"--space: {params_text({**space.fixed, **chosen})} cannot be built ({reason})."
+            ) from error
         recipes.append(each)
     return recipes
 
