@@ -21,7 +21,7 @@ from dlflax import run, train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.tune import cli, sweep
+from dlflax.tune import cli, ensemble, sweep
 
 ROOT = Path(__file__).parents[1]
 SAMPLERS = {
@@ -138,6 +138,12 @@ REFUSED = {
     "one of sgd": ["--space.optimizer", "adam", "adagrad"],
     "whole numbers": ["--space.model.features", "32", "big"],
     "model.features .*1 or more": ["--space.model.features", "32", "0"],
+    "space.batch-size 0 32: batch-size 0 must be 1 or more": ["--space.batch-size", "0", "32"],
+    "space.batch-size -1: batch-size -1 must be 1": ["--space.batch-size", "-1"],
+    "'nan' is not right": ["--space.batch-size", "nan", "32"],
+    "'' is not right": ["--space.batch-size", "", "32"],
+    "learning-rate nan must be": ["--space.learning-rate", "nan", "1e-2"],
+    "2,147,483,647 or less": ["--space.model.features", "32", "99999999999"],
     "larger than the": ["--space.batch-size", "32", "100000"],
     "nothing to search": ["--space.learning-rate", "--space.dropout", "--space.l2"],
     "contradict": ["--hparams.dropout", "0.5"],
@@ -302,3 +308,43 @@ def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
     with report.Live(Path("nowhere"), {}, "minimize", said.append) as live:
         live([])
     assert len(said) == 1 and said[0].startswith("warning: no report while the sweep runs (")
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_the_sweep(capsys, monkeypatch):
+    """Whatever it raises."""
+
+    def failing(*_):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(train, "abstract", failing)
+    with pytest.raises(SystemExit) as exit_:
+        sweep_mnist(*FAST, "--space.model.features", "16", "8")
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: --space: model.features 16 cannot be built (ZeroDivisionError")
+
+
+def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
+    """The database was deleted, or more trials found no ensemble."""
+    folder = Path("runs/sweeps/mnist_random_search")
+    flags = [*FAST, "--epochs", "1", "--population", "2", "--baseline", "none"]
+    monkeypatch.setattr(ensemble, "build", lambda *_: None)
+    sweep_mnist(*flags, "--trials", "2")
+    (folder / "ensemble").mkdir()  # of an earlier end of this study
+    sweep_mnist(*flags, "--trials", "4")
+    assert not (folder / "ensemble").exists()
+    (aside,) = folder.glob("ensemble_*")
+    aside.rename(folder / "ensemble")
+
+    (folder / "study.db").unlink()
+    began = []
+
+    def stop(*_):
+        began.append({path.name for path in folder.iterdir()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_search", stop)
+    with pytest.raises(SystemExit):
+        sweep_mnist(*flags, "--trials", "2")
+    assert not {"ensemble", "best", "results.json", "report.html"} & began[0]
+    assert list(folder.glob("best_*/checkpoints")) and list(folder.glob("ensemble_*"))

@@ -28,6 +28,9 @@ class Dataset:
     """SHA-256 of all that is read, by which a resume knows the data."""
     notes: tuple[str, ...] = ()
     """Sentences that were said when it was read."""
+    findings: tuple[str, ...] = ()
+    """Those of them by which the scores must be judged, such as leaks: a run repeats them at its
+    end and saves them in results.json."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name -> text of files about the reading that belong into the run folder."""
     stands_in_for: str = ""

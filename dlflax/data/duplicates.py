@@ -22,6 +22,9 @@ SAME, ALIKE = 0.07, 0.4
 # Where all pictures are alike (scanned forms, parts on a belt) that says nothing: the same are
 # then those that are as much nearer than others usually are.
 MUCH_NEARER = 0.25
+MOST_PAIRS = 2 * 10**9  # that are compared, those of the nearest mean brightness
+MOST_NEAR = 10**6  # that are kept of them
+FEWEST_COLUMNS = 1024
 PLAIN = 4.0  # of 255: with a smaller standard deviation there is nothing to compare by
 
 
@@ -83,8 +86,9 @@ def repeated(pictures, digests, labels, names) -> tuple[np.ndarray, list[list[st
             pairs[other, index] = 0.0
     usual = _usual_distance(pictures)
     same = min(SAME, MUCH_NEARER * usual)
-    pairs = {**_near(pictures, min(ALIKE, 0.5 * usual)), **pairs}
-    dropped, alike, report = np.zeros(len(names), bool), {}, []
+    near, undone = _near(pictures, min(ALIKE, 0.5 * usual))
+    pairs, report = {**near, **pairs}, [["all images", "listed", "of too many", undone]]
+    dropped, alike, report = np.zeros(len(names), bool), {}, report if undone else []
     for (one, other), distance in sorted(pairs.items()):
         if distance > same:
             alike.setdefault(other, one)
@@ -131,23 +135,28 @@ def _spread(pictures) -> np.ndarray:
     return np.std(pictures[:, : SIDE**2], axis=1, dtype=np.float32)
 
 
-def _near(pictures, most: float) -> dict[tuple[int, int], float]:
-    """{(earlier, later): distance} of those within `most`, in float32 matrix products. Only those
-    are compared whose mean brightness lets them be so near."""
-    pictures, pairs = np.asarray(pictures), {}
+def _near(pictures, most: float) -> tuple[dict[tuple[int, int], float], str]:
+    """({(earlier, later): distance} of those within `most`, what is left undone, or ""), in float32
+    matrix products. Only those are compared whose mean brightness lets them be so near."""
+    pictures, pairs, undone = np.asarray(pictures), {}, ""
     if len(pictures) < 2:
-        return pairs
+        return pairs, undone
     means = pictures[:, : SIDE**2].mean(1, dtype=np.float32)
     reach = most * _spread(pictures).max()
     order = np.argsort(means, kind="stable")
-    ascending = means[order]
+    ascending, columns_each = means[order], max(FEWEST_COLUMNS, MOST_PAIRS // len(order))
     for start in range(0, len(order), 512):
         rows = order[start : start + 512]
         stop = np.searchsorted(ascending, means[rows[-1]] + reach, side="right")
+        if stop > start + columns_each:
+            stop = start + columns_each
+            undone = f"near duplicates: compared with the {stop - start:,} of nearest brightness"
         columns = order[start:stop]
         found = distances(np.float32(pictures[rows]), np.float32(pictures[columns]))
         for i, j in np.argwhere(found <= most):
             one, other = sorted((int(rows[i]), int(columns[j])))
             if one != other:
                 pairs[one, other] = float(found[i, j])
-    return pairs
+        if len(pairs) > MOST_NEAR:
+            return pairs, f"near duplicates: more than {MOST_NEAR:,} pairs, the rest not compared"
+    return pairs, undone

@@ -16,13 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data import numbers
+from dlflax.data import leaks, numbers
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples, take_rows
 from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.raw_table import RawTable, as_texts, is_text, read_table
 from dlflax.data.splits import Share
-from dlflax.data.table_columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
+from dlflax.data.table_columns import (
+    CategoryColumn,
+    Column,
+    NumberColumn,
+    TextColumn,
+    TimeColumn,
+    column_times,
+)
 from dlflax.data.table_encoder import Dropped, TableEncoder
 from dlflax.data.target import Classes, Numbers, level_key
 from dlflax.data.target_kind import (
@@ -94,10 +101,15 @@ class Table(Source):
         formats = numbers.infer_formats(table, (*inputs, target), self.decimal)
         for sentence in numbers.describe_formats(formats):
             log(sentence)
+        counters = _row_counters(table, inputs, formats)
+        inputs = [c for c in inputs if c not in counters]
         table, values, classes = self._target(table, target, formats[target], log)
         times = {c: _times(table, c, formats[c] is not None) for c in inputs}
         formats |= {c: None for c in inputs if times[c]}
-        style = {"target": target, "delimiter": table.delimiter, "formats": formats, "times": times}
+        style = {
+            "target": target, "delimiter": table.delimiter, "formats": formats, "times": times,
+            "counters": tuple(counters),
+        }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test, self.split_seed, groups)
         names = table.names or [table.row_name(i) for i in range(len(table))]
@@ -109,7 +121,15 @@ class Table(Source):
                 f"{source} has {len(values)} rows: too few to hold some out with --test "
                 f"{self.test:g}."
             )
-        return Dataset(examples, split, name, source, checksum)
+        rows = leaks.rows_to_look_at(len(values), len(inputs))
+        some = table.take(rows)
+        columns = {c: _as_numbers(some.columns[c], formats[c], times[c]) for c in inputs}
+        some_groups = None if groups is None else groups[rows]
+        found = leaks.find_leaks(columns, values[rows], held[rows], some_groups, classes)
+        findings = (*counters.values(), *found)
+        for sentence in findings:
+            log(sentence)
+        return Dataset(examples, split, name, source, checksum, findings=findings)
 
     def _read(self, log) -> tuple[RawTable, str, str, str]:
         """Returns (table, name, source, SHA-256 of what it was read from)."""
@@ -173,6 +193,7 @@ class Table(Source):
             raise InputError(
                 f"all columns were dropped ({reasons}): there is nothing to learn from."
             )
+        counters = [Dropped(name, "counts the rows") for name in style["counters"]]
         if dropped:
             shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
             more = f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
@@ -181,12 +202,36 @@ class Table(Source):
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(
             target, tuple(columns), name, style["formats"][name], style["delimiter"],
-            tuple(missing), tuple(dropped),
+            tuple(missing), (*dropped, *counters),
         )  # fmt: skip
 
 
 def _wrong_number(text: str) -> bool:
     return bool(NumberFormat(missing=()).parse([text])[1][0])
+
+
+def _row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
+    """Returns `leaks.row_counters`, of which few need all of their cells read."""
+    ends = table.take(np.array([0, min(1, len(table) - 1), len(table) - 1]))
+    columns = {}
+    for name in names:
+        if (form := formats[name]) is None:
+            columns[name] = np.zeros(len(table), int)
+            continue
+        first, second, last = numbers.column_numbers(ends.columns[name], form)[0]
+        counts = second == first + 1 and last == first + len(table) - 1
+        cells = table.columns[name]
+        columns[name] = numbers.column_numbers(cells, form)[0] if counts else np.zeros(1)
+    return leaks.row_counters(columns)
+
+
+def _as_numbers(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> np.ndarray:
+    """Numbers or seconds, float64 (n,); of any other column the codes of its texts, int (n,)."""
+    if form is not None:
+        return numbers.column_numbers(cells, form)[0]
+    if times is not None:
+        return column_times(cells, times)[0]
+    return as_texts(cells).dictionary_encode().indices.to_numpy()
 
 
 def _times(table: RawTable, name: str, are_numbers: bool) -> TimeFormat | None:

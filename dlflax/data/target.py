@@ -37,7 +37,7 @@ def match_levels(texts: Sequence[str], levels: Sequence[str]) -> Int[np.ndarray,
     if len(levels) == 2 and all(sum(key in words for key in alike) == 1 for words in BOOLEANS):
         for words in BOOLEANS:  # true where training rows have yes
             (i,) = (i for key, i in alike.items() if key in words)
-            alike |= dict.fromkeys(words, i)
+            alike |= dict.fromkeys([word for word in words if len(word) > 1 or word.isdigit()], i)
     return np.array([
         exact[text] if text in exact else alike.get(level_key(text), UNKNOWN) for text in texts
     ], np.int32)  # fmt: skip
@@ -52,6 +52,12 @@ class Target(abc.ABC):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of classes or labels; () of any other target."""
+        return ()
+
+    @property
+    def spread(self) -> tuple[float, ...]:
+        """The standard deviations of numbers in their unit, by which they are shown; () of any
+        other target, and where they are not known."""
         return ()
 
     @abc.abstractmethod
@@ -102,6 +108,12 @@ class Numbers(Target):
     scale: tuple[float, ...] = (1.0,)
     """Their standard deviation, likewise."""
 
+    @property
+    def spread(self):
+        """`scale`, where it was fitted."""
+        default = (self.mean, self.scale) == (Numbers.mean, Numbers.scale)
+        return () if default else self.scale
+
     @classmethod
     def fit(cls, values: Real[np.ndarray, " n *numbers"], names: Sequence[str] = ()) -> "Numbers":
         """Returns the target of these training values. Raises InputError for a number that is the
@@ -143,6 +155,11 @@ class Steps(Target):
     scale: float
     period: int
     """Steps a season."""
+
+    @property
+    def spread(self):
+        """`scale`."""
+        return (self.scale,)
 
     def encode(self, values: Float[np.ndarray, "n horizon"]) -> Float[np.ndarray, "n horizon"]:
         return np.float32(np.asarray(values, np.float64) / self.scale)

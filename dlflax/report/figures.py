@@ -11,8 +11,11 @@ import numpy as np
 
 from dlflax.files import replacing
 from dlflax.report import fonts
+from dlflax.report.tables import number_text
 
 MOST_CLASSES = 60  # in a confusion matrix: larger ones cannot be read, and take gigabytes
+
+PLAIN = "{x:,.15g}"  # format of the ticks of an axis: 145,860, not 1.4586 x 10^5
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained"):
@@ -42,12 +45,12 @@ def curves(history: list[dict[str, float]], score: str | None = None, best: int 
             marker = "o" if len(epochs) <= 20 else None
             axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=split)
             if split == "val" and best is not None:
-                label = f"best epoch {epochs[best]:.0f}: {values[best]:.4f}"
+                label = f"best epoch {epochs[best]:.0f}: {number_text(values[best])}"
                 ring = dict(markersize=10, markerfacecolor="none", markeredgewidth=1.5)
                 axes.plot(epochs[best], values[best], "o", color=colour, label=label, **ring)
         axes.set(title=name.replace("_", " "), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.ticklabel_format(useOffset=False)
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
@@ -68,24 +71,22 @@ def predicted_against_true(targets, outputs):
         ends += [max(targets[:, i].max(), outputs[:, i].max())]
         axes.plot(ends, ends, color="#888888", linewidth=1)
         axes.set(xlabel="true", ylabel="predicted", title=f"number {i + 1}" if count > 1 else "")
+        axes.xaxis.set_major_formatter(PLAIN)
+        axes.yaxis.set_major_formatter(PLAIN)
+        axes.tick_params("x", rotation=30 * (np.abs(ends).max() >= 1e4))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def confusion_matrix(matrix: np.ndarray, class_names):
-    """Figure. matrix: int (k, k), rows true, columns predicted. The colour is the share of the
-    row; up to 20 classes the cells show their counts, of more than MOST_CLASSES only
-    the most confused ones are drawn."""
+def confusion_matrix(matrix: np.ndarray, class_names, title: str = ""):
+    """Figure. matrix: int (k, k), rows true, columns predicted, of MOST_CLASSES or fewer. The
+    colour is the share of the row; up to 20 classes the cells show their counts. title: default the
+    share that is right."""
     from matplotlib.colors import PowerNorm
 
     matrix, names = np.asarray(matrix), [_short(name, 24) for name in class_names]
     right = np.trace(matrix) / max(matrix.sum(), 1)
-    title = f"{right:.2%} of {matrix.sum():,} right"
-    if len(matrix) > MOST_CLASSES:
-        wrong = matrix - np.diag(np.diag(matrix))
-        confused = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MOST_CLASSES])
-        matrix, names = matrix[np.ix_(confused, confused)], [names[i] for i in confused]
-        title += f"; the {MOST_CLASSES} most confused of {len(class_names):,} classes"
+    title = title or f"{right:.2%} of {matrix.sum():,} right"
     k = len(matrix)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     cell = max(0.5, 3 / k) if k <= 20 else max(0.11, 9 / k)  # inches
@@ -268,6 +269,7 @@ def forecast(truth, forecasts, horizon_errors, half_width=None):
         right.plot(np.arange(1, len(errors) + 1), errors, color=colours[name], label=name)
     right.set(title="root mean squared error", xlabel="steps ahead", ylim=(0, None))
     for axes in (left, right):
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     return figure
@@ -290,6 +292,7 @@ def outlook(past, values, band, times):
         shown = np.unique(np.linspace(1, len(times), min(3, len(times))).round().astype(int))
         axes.set_xticks(shown, [times[k - 1] for k in shown], fontsize=8)
     axes.set(xlabel="" if times[0] else "steps ahead")
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -308,6 +311,7 @@ def comparison(rows):
             axes.errorbar(*at, yerr=row["std"], color="#555555", capsize=3)
         axes.annotate(row["name"], at, (10, 6), textcoords="offset points")
     axes.set(xlabel="seconds of training", ylabel=f"test {rows[0]['score']}")
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.set_xlim(0, 1.25 * max(row["seconds"] for row in rows))
     axes.margins(y=0.2)
     axes.grid(color="#dddddd", linewidth=0.8)
@@ -326,6 +330,7 @@ def importance(rows, score: str, limit: int = 20):
     axes.barh(range(len(shown)), values, xerr=errors, color="tab:blue", error_kw={"linewidth": 1})
     axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(PLAIN)
     axes.set(xlabel=f"{score} gets worse by so much when the column is shuffled among the rows")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -81,7 +81,8 @@ def _gain(trials, best, direction, objective):
         )
     variances = [trial.user_attrs["std"] ** 2 for trial in trials if "std" in trial.user_attrs]
     error = math.sqrt(np.mean(variances) * sum(1 / count for count in seeds))
-    text += f" Between seeds, such a difference has a standard error of {error:.2g}"
+    text += " Between seeds, such a difference has a standard error of "
+    text += digits(error) if error >= 100 else f"{error:.2g}"
     return text + (": this may be chance." if gain < 2 * error else ".")
 
 

@@ -1,5 +1,6 @@
 """Tables on the screen. rich is imported where it is used: start-up time counts."""
 
+import itertools
 import math
 
 COLUMNS = 30  # lines of the table of columns
@@ -47,14 +48,28 @@ def print_model_table(name: str, rows: list[tuple[str, tuple[int, ...], int]], t
     print_table(name, ("parameter", "shape", "count"), [*lines, ("total", "", f"{total:,}")])
 
 
-def number_text(value: float | None) -> str:
-    """Returns a number as people read it: 0.9777, 58.40, 145,860, and 1.234e-05."""
-    if value is None:
-        return ""
-    size = abs(value) if math.isfinite(value) else 0
-    if 0 < size < 0.001:
-        return f"{value:.4g}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.2f}" if size >= 10 else f"{value:.4f}"
+def number_text(value: float | None, scale: float | None = None) -> str:
+    """Returns a number as people read it: 0.9777, 58.40, 145,860, and 1.234e-05. scale: the spread
+    of such numbers, of which a thousandth must show (120,000,005.31 of 9); default by its size."""
+    if value is None or not math.isfinite(value):
+        return "" if value is None else str(value)
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    if scale and math.isfinite(scale):
+        decimals = 3 - math.floor(math.log10(scale))
+    else:
+        usual = 0 if magnitude > 2 else 2 if magnitude > 0 else 4
+        decimals = usual if -4 < magnitude < 15 else 3 - magnitude
+    if magnitude >= 15 or magnitude < -4 and decimals > 7:
+        return f"{value:.{min(16, max(3, magnitude + decimals))}e}"
+    decimals = min(max(decimals, 0), 15 - max(magnitude, 0))  # those that a float64 has
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # no -0
+
+
+def scale_of_steps(values: list[float], scale: float) -> float:
+    """Returns the scale for `number_text` by which values that follow each other, of a series with
+    this scale, can be told apart."""
+    steps = sorted(abs(b - a) for a, b in itertools.pairwise(values) if a != b)
+    return max(min(scale, 10 * steps[len(steps) // 2]), scale / 1e9) if steps else scale
 
 
 def print_results(results: dict, verbose: bool = False) -> None:
@@ -96,9 +111,9 @@ def print_folds(results: dict) -> None:
     simple models."""
     beside = results.get("baselines", {})
     lines = [
-        (TITLES.get(name, name.replace("_", " ")).replace("\n", " "), f"{mean:.4f}",
-         f"{results['spread'][name]:.4f}",
-         *(f"{scores[name]:.4f}" if name in scores else "" for scores in beside.values()))
+        (TITLES.get(name, name.replace("_", " ")).replace("\n", " "), number_text(mean),
+         number_text(results["spread"][name]),
+         *(number_text(scores.get(name)) for scores in beside.values()))
         for name, mean in results["test"].items()
     ]  # fmt: skip
     columns = (f"test, {results['folds']} folds", "mean", "deviation")

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dlflax.report.figures import PLAIN
 from dlflax.report.trials import outcome
 
 KINDS = {  # of dots, in the order of drawing
@@ -66,7 +67,7 @@ def style_axes(axes, scale):
     axes.set(yscale=scale.kind, ylim=(scale.low, scale.high))
     axes.yaxis.set_major_locator(locator(*scale[:3]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:.6g}")  # 0.2, not 2 x 10^-1
+    axes.yaxis.set_major_formatter(PLAIN)  # 0.2, not 2 x 10^-1
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -255,7 +255,7 @@ def _parallel_coordinates(rank, scale):
         heights.append((warp(places) - low) / (high - low))
         ticks = range(len(choices)) if choices else locator(*ends, kind).tick_values(*ends)
         ticks = [tick for tick in ticks if ends[0] <= tick <= ends[1]]
-        for tick, label in zip(ticks, choices or map("{:.4g}".format, ticks), strict=True):
+        for tick, label in zip(ticks, choices or map(short_text, ticks), strict=True):
             axes.text(k - 0.03, (warp(tick) - low) / (high - low), label, **style)
     lines = np.stack([np.indices(np.shape(heights))[0], heights], axis=2).swapaxes(0, 1)
     worst_first = np.argsort(-values if scale.worst == scale.high else values, kind="stable")

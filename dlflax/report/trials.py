@@ -115,7 +115,7 @@ def folded(name: str) -> str:
 def short_text(value) -> str:
     """A number to four digits; a name as far as it fits in a column."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return digits(value) if abs(value) >= 1000 else f"{value:.4g}"
     text = "" if value is None else str(value)
     return text if len(text) <= 24 else text[:23] + "…"
 
@@ -135,7 +135,7 @@ def value_text(trial) -> str:
         return digits(trial.value)
     # --rank cautious counts another value than the mean
     mean = float(np.mean(trial.user_attrs.get("values", trial.value)))
-    return f"{digits(mean)} ± {std:.2g}"
+    return f"{digits(mean)} ± {digits(std) if std >= 100 else f'{std:.2g}'}"
 
 
 def digits(value: float | None) -> str:

@@ -21,7 +21,7 @@ from dlflax.report.tables import number_text
 from dlflax.train import metrics
 from dlflax.train.tasks import Tested
 
-VERSION = 4  # another one forgets what is on disk
+VERSION = 5  # another one forgets what is on disk
 CHANCE = 0.05  # a difference with a larger p is not stated as one
 LINEAR = ("logistic regression", "ridge ")  # beginnings of the names of linear models of the inputs
 TUNE = " tune it with sweeps.bayes_opt,"
@@ -35,13 +35,17 @@ class Baseline:
     scores: dict[str, float]
     correct: np.ndarray | None
     """bool (n,), as `correct_predictions` returns it."""
+    rows: int | None = None
+    """Training examples that it is fitted on; None: all of them."""
 
 
 def fit_baselines(
-    recipe: train.Recipe, hparams: train.Hparams, splits, log: Callable[[str], None] = print
-) -> dict[str, Baseline]:
-    """Fits each simple model that the task has, unless it is on disk. What fails is said and left
-    out: none of it may stop a run."""
+    recipe: train.Recipe, hparams: train.Hparams, splits, log: Callable[[str], None] = print,
+    note: Callable[[str], None] | None = None,
+) -> dict[str, Baseline]:  # fmt: skip
+    """Fits each simple model that the task has, unless it is on disk. What fails is said and
+    dropped: none of it may stop a run. note, or `log`, gets a sentence on what was too much work.
+    """
     task = recipe.task
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     fits_of = task.baselines(recipe.model, splits)
@@ -52,7 +56,7 @@ def fit_baselines(
         return {}
     known = [VERSION, repr(task), repr(task.metrics), repr(splits.encoder)]
     path = cache_folder() / "baselines" / f"{_digest(known, splits, parts)}.json"
-    found = _read(path, len(splits.test["inputs"]))
+    found, note = _read(path, len(splits.test["inputs"])), note or log
     for name, fit in fits_of.items():
         if name in found:
             continue
@@ -61,9 +65,15 @@ def fit_baselines(
                 simple = fit()
             scores = train.scores(task, hparams, splits.test, simple.outputs) | simple.scores
             correct = correct_predictions(task, splits.test, simple.outputs, scores)
-            found[name] = Baseline(scores, correct)
+            found[name] = Baseline(scores, correct, simple.rows)
+        except InputError as error:
+            note(f"No {name} stands beside the network: {error}")
         except Exception as error:  # scikit-learn's, on data that no test has seen
             log(f"warning: no {name} beside it ({type(error).__name__}: {error})")
+    examples = len(splits.train["inputs"])
+    for name, baseline in found.items():
+        if baseline.rows is not None and baseline.rows < examples:
+            note(f"{name} is fitted on {baseline.rows:,} of {examples:,} training examples.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {name: _to_json(baseline) for name, baseline in found.items()})
@@ -157,7 +167,7 @@ def _to_json(baseline: Baseline) -> dict[str, Any]:
     correct = baseline.correct
     if correct is not None:
         correct = base64.b64encode(np.packbits(correct).tobytes()).decode()
-    return {"scores": baseline.scores, "correct": correct}
+    return {"scores": baseline.scores, "correct": correct, "rows": baseline.rows}
 
 
 def _read(path, examples: int) -> dict[str, Baseline]:
@@ -175,7 +185,8 @@ def _of_json(saved, examples: int) -> Baseline:
         if len(packed) != -(-examples // 8):
             raise ValueError("of other examples")
         correct = np.unpackbits(packed, count=examples).astype(bool)
-    return Baseline(scores, correct)
+    rows = saved["rows"]
+    return Baseline(scores, correct, None if rows is None else int(rows))
 
 
 def _digest(known, splits, parts) -> str:

@@ -97,13 +97,17 @@ def check(config: Config) -> None:
             "--patience and --reduce-on-plateau must be 0 with --validation 0: they go by the "
             "validation score."
         )
-    check_count("batch_size", config.recipe.batch_size, 1)
-    recipe = config.recipe
+    check_recipe(config.recipe, config.data)
+
+
+def check_recipe(recipe: train.Recipe, source: Any = None) -> None:
+    """InputError for what no Recipe can have. source: of the data, whose ranges are checked too."""
+    check_count("batch_size", recipe.batch_size, 1)
     check_task(recipe.task)
     parts = (("task", recipe.task), ("task.loss", recipe.task.loss),
              *(("task.metrics", each) for each in recipe.task.metrics),
              ("optimizer", recipe.optimizer), ("schedule", recipe.schedule),
-             *(("augment", each) for each in recipe.augment), ("data", config.data))  # fmt: skip
+             *(("augment", each) for each in recipe.augment), ("data", source))  # fmt: skip
     for flag, thing in parts:
         kind = type(thing)
         if dataclasses.is_dataclass(thing) and "__dataclass_fields__" not in vars(kind):

@@ -293,18 +293,20 @@ def _report(job, fit, tested, results, board, log) -> None:
     write_json(path, {**results, "pending": "what the task describes"})
     if tested.calibration:
         write_json(folder / CALIBRATION, tested.calibration)
-    drawn = {}
+    drawn, results["findings"] = {}, list(job.dataset.findings)
     try:
         described = recipe.task.describe(tested)
         results["test"] |= described.scores
         results |= described.results
+        results["findings"] += described.findings
         write_json(path, {**results, "pending": "tables and pictures"})
         if per_class := results["test"].get("per_class"):
             rows = [{"class": name, **scores} for name, scores in per_class.items()]
             write_csv(folder / "per_class.csv", rows)
-        for name, rows in described.tables.items():
-            write_csv(folder / f"{name}.csv", rows)
         drawn = described.figures
+        with announcement("writing tables ...", log):
+            for name, rows in described.tables.items():
+                write_csv(folder / f"{name}.csv", rows() if callable(rows) else rows)
     except (RunError, OSError):
         raise
     except Exception as error:  # a task of one's own can raise anything
@@ -314,7 +316,7 @@ def _report(job, fit, tested, results, board, log) -> None:
     write_json(path, {**results, "pending": "pictures"})
     if not job.brief:
         tables.print_results(results, config.verbose)
-        for sentence in results.get("findings", ()):
+        for sentence in results["findings"]:
             log(sentence)
     plain = {
         f"{split}_{name}": value for split in ("val", "test")
@@ -338,7 +340,10 @@ def _compare(job, tested, results, log) -> None:
     config, start, task = job.config, job.start, job.config.recipe.task
     if config.baseline == "none":
         return
-    beside = baselines.fit_baselines(start.recipe, config.hparams, start.splits, log)
+    findings = results["findings"]
+    beside = baselines.fit_baselines(
+        start.recipe, config.hparams, start.splits, log, findings.append
+    )
     if start.head:
         scores, outputs = start.head()
         head = dataclasses.replace(tested, outputs=outputs, calibration={})
@@ -353,7 +358,7 @@ def _compare(job, tested, results, log) -> None:
     )
     results["mcnemar"] = baselines.mcnemar_counts(correct, beside)
     linear = baselines.is_linear(job.abstract.params, start.splits.train["inputs"])
-    results["findings"] = baselines.verdict(results, task, linear, job.brief)
+    findings += baselines.verdict(results, task, linear, job.brief)
 
 
 def _augmented_picture(config, train_set):

@@ -48,6 +48,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
         "data_source": dataset.source,
         "folds": config.folds,
         "settings": settings,
+        "findings": list(dataset.findings),
     }
     # what is said of the first fold is true of all
     jobs = [prepared(config, (lambda _: None) if k else log, part) for k, part in enumerate(parts)]
@@ -63,16 +64,19 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
         test = each[-1]["test"]
         log(
             f"fold {fold} of {config.folds}: "
-            + ", ".join(f"{name.replace('_', ' ')} {test[name]:.4f}" for name in list(test)[:4])
+            + ", ".join(
+                f"{name.replace('_', ' ')} {tables.number_text(test[name])}"
+                for name in list(test)[:4]
+            )
         )
     results |= {"model": each[0]["model"], "task": each[0]["task"], **_summary(each)}
     rows = [{"fold": i + 1, **one["examples"], **one["test"]} for i, one in enumerate(each)]
     write_csv(config.run_dir / "folds.csv", rows)
     if "baselines" in results:
-        results["findings"] = baselines.verdict(results, config.recipe.task, linear)
+        results["findings"] += baselines.verdict(results, config.recipe.task, linear)
     write_json(path, {**results, "each": each})
     tables.print_folds(results)
-    for sentence in results.get("findings", ()):
+    for sentence in results["findings"]:
         log(sentence)
     log(f"scores of each fold: {config.run_dir}")
     return results

@@ -40,6 +40,7 @@ def card(predictor: Predictor) -> dict[str, Any]:
         "input_shape": list(predictor.example()["inputs"].shape[1:]),
         "classes": list(encoder.target.classes),
         "outlook": dict(encoder.outlook()),
+        "scale": list(encoder.target.spread),
         "data": {
             "name": info["name"], "train": info["train"], "validation": info["validation"],
             "test": info["test"], "notes": [note for note in notes if isinstance(note, str)],

@@ -1,29 +1,71 @@
-"""Which columns of a table a model goes by."""
+"""The importance of a table's columns for a model."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 REPEATS = 5
+MOST_COLUMNS = 200  # that are shuffled
+MOST_ROWS, FEWEST_ROWS = 10_000, 200  # among which, evenly spaced
+MOST_NUMBERS = 4 * 10**9  # of inputs that are predicted in all
+
+
+def budget(groups: Mapping[str, slice], inputs) -> tuple[int, int]:
+    """Returns how many columns are shuffled among how many rows of inputs (n, d)."""
+    columns, size = min(len(groups), MOST_COLUMNS), REPEATS * math.prod(inputs.shape[1:])
+    fit = MOST_NUMBERS // (columns * size)
+    rows = min(len(inputs), MOST_ROWS, max(FEWEST_ROWS, fit))
+    return min(columns, max(1, MOST_NUMBERS // (rows * size))), rows
+
+
+def undone(groups: Mapping[str, slice], inputs) -> list[str]:
+    """Returns a sentence on what `budget` leaves undone, if that is anything."""
+    columns, rows = budget(groups, inputs)
+    if (columns, rows) == (len(groups), len(inputs)):
+        return []
+    most = ", those that correlate most with the outputs" * (columns < len(groups))
+    return [
+        f"importance.csv is of {columns:,} of {len(groups):,} columns{most}, shuffled among "
+        f"{rows:,} of {len(inputs):,} test rows."
+    ]
 
 
 def permutation(
     groups: Mapping[str, slice], inputs, predict: Callable,
-    score: Callable[[np.ndarray], float],
+    score: Callable[[np.ndarray, np.ndarray], float],
 ) -> list[dict]:  # fmt: skip
-    """How much worse the score gets when a column's values are shuffled among the rows (Breiman
-    2001), mean and deviation of REPEATS; the most important first.
+    """Returns the permutation importance of columns (Breiman 2001), the highest first: how much
+    worse the score gets when a column's values are shuffled among the rows. Mean and deviation of
+    REPEATS, for as many columns and rows as `budget` has.
 
     groups: `Encoder.groups`; inputs float32 (n, d); predict: inputs -> outputs;
-    score: of outputs, the lower the better.
+    score: of outputs and the rows that they are of, int (m,), the lower the better.
     """
-    begin, rng, rows = score(predict(inputs)), np.random.default_rng(0), []
-    for column, part in groups.items():
-        worse = []
+    columns, few = budget(groups, inputs)
+    at, rng, rows = np.linspace(0, len(inputs) - 1, few).astype(int), np.random.default_rng(0), []
+    inputs = inputs[at]
+    outputs = predict(inputs)
+    begin, names = score(outputs, at), list(groups)
+    if columns < len(names):
+        names = _by_correlation(groups, inputs, outputs, columns)
+    for column in names:
+        part, worse = groups[column], []
         for _ in range(REPEATS):
             changed = inputs.copy()
             changed[:, part] = inputs[rng.permutation(len(inputs)), part]
-            worse.append(score(predict(changed)) - begin)
+            worse.append(score(predict(changed), at) - begin)
         rows.append({"column": column, "importance": float(np.mean(worse)),
                      "std": float(np.std(worse))})  # fmt: skip
     return sorted(rows, key=lambda row: -row["importance"])
+
+
+def _by_correlation(groups, inputs, outputs, count: int) -> list[str]:
+    """The columns of which a number correlates most with an output, in their order."""
+    outputs = outputs.reshape(len(outputs), -1)
+    spread = np.outer(inputs.std(0), outputs.std(0))
+    products = np.abs(inputs.T @ (outputs - outputs.mean(0))) / len(inputs)
+    by_number = np.where(spread > 0, products / np.where(spread > 0, spread, 1), 0).max(1)
+    highest = np.array([by_number[part].max(initial=0) for part in groups.values()])
+    chosen = np.sort(np.argsort(-highest, kind="stable")[:count])
+    return [list(groups)[i] for i in chosen]

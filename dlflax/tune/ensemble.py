@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlflax import parallel, run, train
-from dlflax.report.trials import short_text
+from dlflax.report.trials import digits, short_text
 from dlflax.run.execute import prepared
 from dlflax.run.folder import begin, load_config
 from dlflax.train import calibration, checkpoint_files
@@ -104,8 +104,10 @@ def build(experiment, config: run.Config, objective, trials, folder: Path, datas
         log("no ensemble: none is better than the best model alone")
         return None
     chosen.sort(key=lambda pair: -pair[1])
-    log(f"testing an ensemble of {len(chosen)} models: validation loss {found.loss:.4f}, the best "
-        f"alone {found.alone:.4f}; temperature {short_text(found.temperature)}")  # fmt: skip
+    log(
+        f"testing an ensemble of {len(chosen)} models: validation loss {digits(found.loss)}, the "
+        f"best alone {digits(found.alone)}; temperature {short_text(found.temperature)}"
+    )
     by_number = {trial.number: trial.params for trial in trials}
 
     def of_trial(member):
@@ -185,6 +187,12 @@ def _state(params, collections, opt_state, seed):
     return parallel.constrain_state(state)
 
 
+def set_aside(path: Path) -> None:
+    """Renames what an earlier study left there, if anything, so that nobody predicts with it."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.stem}_{time.time():.0f}{path.suffix}"))
+
+
 def in_folder(config: run.Config, folder: Path) -> run.Config:
     """The Config for its run folder: continued where it is the same run, else what is there is
     moved aside."""
@@ -192,6 +200,6 @@ def in_folder(config: run.Config, folder: Path) -> run.Config:
     if here.resume:
         old, names = load_config(folder)["config"], ("recipe", "hparams", "epochs")
         if [old[name] for name in names] != [run.to_json(getattr(here, name)) for name in names]:
-            folder.rename(folder.with_name(f"{folder.name}_{time.time():.0f}"))
+            set_aside(folder)
             here = dataclasses.replace(here, resume=False)
     return here

@@ -94,12 +94,13 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
 
 def _ensemble(experiment, config, objective, trials, folder, dataset, log):
     """What `ensemble.build` returns; None where it fails, which is said: the winner is safe."""
-    if objective.members is None:
-        return None
+    place, built = folder / "ensemble", None
     try:
-        return ensemble.build(
-            experiment, config, objective, trials, folder / "ensemble", dataset, log
-        )
+        if objective.members is not None:
+            built = ensemble.build(experiment, config, objective, trials, place, dataset, log)
+        if built is None:  # one of fewer trials may be there
+            parallel.from_main(lambda: ensemble.set_aside(place))
+        return built
     except (InputError, RunError, OSError) as error:
         log(f"warning: no ensemble: {error}")
         return None

@@ -9,6 +9,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from dlflax import parallel
+from dlflax.report.trials import digits
 from dlflax.tune.checkpoint import outcome_of
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.freeze_thaw import Curve, decide
@@ -106,7 +107,7 @@ class Frozen:
         done = len(best.outcome.intermediate)
         return (
             f"{self.spent:,} epochs: {len(self.trials)} trials begun, {over} to their end; best so "
-            f"far {best.outcome.value:.4f} after {done} of {whole} epochs, trial "
+            f"far {digits(best.outcome.value)} after {done} of {whole} epochs, trial "
             f"{best.trial.index}: {params_text(best.trial.params)}"
         )
 

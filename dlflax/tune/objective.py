@@ -16,6 +16,7 @@ from dlflax import parallel, train
 from dlflax.report import trials as ranking
 from dlflax.report.loggers import Loggers, TensorBoard
 from dlflax.report.progress import SweepProgress
+from dlflax.report.trials import digits
 from dlflax.train import population
 from dlflax.tune.cost import cost
 from dlflax.tune.members import MOST_OUTPUTS
@@ -225,7 +226,7 @@ class Objective:
             len(batch),
             f"trials {numbers}: {seconds:.1f} s, {rate:,.{0 if rate > 20 else 1}f} trials/min"
             + (f", {lost} diverged" if lost else "")
-            + f"; best so far {self.sign * value:.4f}, trial {index}: {params_text(params)}",
+            + f"; best so far {digits(self.sign * value)}, trial {index}: {params_text(params)}",
         )
 
     def tell(self, trials: float, line: str | None) -> None:

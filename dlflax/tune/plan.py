@@ -7,6 +7,7 @@ from optuna.distributions import CategoricalDistribution
 
 from dlflax import train
 from dlflax.errors import InputError
+from dlflax.report.trials import short_text
 from dlflax.run.config import check_batch_size
 from dlflax.train.layout import Layout, lane_bytes, layout_for, memory
 from dlflax.tune.search import halving_rungs
@@ -19,12 +20,18 @@ def all_recipes(recipe, hparams, space, splits) -> list[train.Recipe]:
     choices = [space.distributions[name].choices for name in names]
     recipes = []
     for values in itertools.product(*choices):
-        each, _ = space.apply(dict(zip(names, values, strict=True)), recipe, hparams)
+        chosen = dict(zip(names, values, strict=True))
+        each, _ = space.apply(chosen, recipe, hparams)
         check_batch_size(each.batch_size, len(splits[0]["inputs"]))
         try:
             train.abstract(each, hparams, splits[0]["inputs"][:1])
         except InputError as error:
             raise InputError(f"--space: {error}") from error
+        except (ArithmeticError, TypeError, ValueError) as error:  # a model of one's own, too
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"--space: {params_text({**space.fixed, **chosen})} cannot be built ({reason})."
+            ) from error
         recipes.append(each)
     return recipes
 
@@ -104,18 +111,14 @@ def log_plan(objective, dataset, splits, done, log):
 
 def _described(distribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(map(_short, distribution.choices))
+        return ", ".join(map(short_text, distribution.choices))
     log = ", logarithmic" if distribution.log else ""
-    return f"{distribution.low:g} to {distribution.high:g}{log}"
+    return f"{short_text(distribution.low)} to {short_text(distribution.high)}{log}"
 
 
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _short(value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def params_text(params) -> str:
-    return ", ".join(f"{name} {_short(value)}" for name, value in params.items())
+    return ", ".join(f"{name} {short_text(value)}" for name, value in params.items())

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.cli import SHORT_NAMES, short_name, things, with_things
+from dlflax.run.config import check_recipe
 from dlflax.train import hparams as numbers
 
 # fields of a Recipe, and the loss of its task
@@ -101,6 +102,11 @@ def space(
         values = [_value(name, word, recipe, hparams, recipes, flag) for word in given]
         if not values:
             raise InputError(f"{flag}: give one or more values before {kind}.")
+        for value in values if structural(name) else ():
+            try:
+                check_recipe(Space({}, {}, recipes).apply({name: value}, recipe, hparams)[0])
+            except InputError as error:
+                raise InputError(f"{flag}: {str(error).removeprefix('--')}") from error
         if kind in ("log", "linear") and (grid or structural(name)):
             what = "a grid" if grid else "a field of the structure"
             raise InputError(f"{flag}: {what} needs values to choose from, not a range.")

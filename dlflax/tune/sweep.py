@@ -39,6 +39,7 @@ from dlflax.tune.check import (
 )
 from dlflax.tune.checkpoint import BatchCheckpoint
 from dlflax.tune.encoding import Encoding
+from dlflax.tune.ensemble import set_aside
 from dlflax.tune.finish import finish
 from dlflax.tune.members import Members
 from dlflax.tune.objective import Objective
@@ -47,6 +48,8 @@ from dlflax.tune.search import Sampler, search
 from dlflax.tune.space import space
 from dlflax.tune.stores import Local, open_study, sqlite_url
 from dlflax.tune.trial import without_password
+
+RESULTS = "best", "ensemble", "results.json", "report.html"  # of a finished study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +162,8 @@ def run_sweep(
         parallel.from_main(lambda: write_json(folder / "config.json", saved))
         parallel.from_main(lambda: write_files(folder, examples))
         trials = store.trials()
+        if not trials:  # the study is new, though the folder may not be
+            parallel.from_main(lambda: [set_aside(folder / name) for name in RESULTS])
         lanes = dataclasses.replace(sweep, recipe=start.recipe)
         # of several workers or hosts none knows what another one trains
         study = _digest(saved)

@@ -17,6 +17,8 @@ from dlflax.train.metrics.classes import (
     per_class_of,
     predictions,
     roc_auc,
+    undone,
+    worst_confusion,
 )
 from dlflax.train.metrics.labels import LabelAccuracy, LabelF1, MeanAveragePrecision
 from dlflax.train.metrics.metric import (
@@ -35,5 +37,6 @@ __all__ = [
     "LabelAccuracy", "LabelF1", "MacroF1", "MacroMean", "MeanAveragePrecision", "MeanError",
     "MeanLoss", "Metric", "R2", "ROCAUC", "additive_scores", "average_precision", "batch_sums",
     "calibration", "class_counts", "collecting_scores", "confusion", "mean_known",
-    "mean_of_sigmoid", "mean_of_softmax", "per_class", "per_class_of", "predictions", "roc_auc",
+    "mean_of_sigmoid", "mean_of_softmax", "per_class", "per_class_of",
+    "predictions", "roc_auc", "undone", "worst_confusion",
 ]  # fmt: skip

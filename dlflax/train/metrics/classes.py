@@ -12,6 +12,7 @@ from dlflax.shapes import AnyArray
 from dlflax.train.metrics.metric import Additive, Collecting
 
 Logits = Float[AnyArray, " n"] | Float[AnyArray, "n classes"]
+MOST_SCORES = 10**7  # examples x classes of which curves are computed, the examples drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +83,12 @@ class AveragePrecision(Collecting):
 
 def one_against_rest(
     outputs: Logits, targets: Int[np.ndarray, " n"]
-) -> list[tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
+) -> list[tuple[Bool[np.ndarray, " m"], Float[np.ndarray, " m"]]]:
     """Returns (truth, score) for the second of two classes, or for each of more. The
-    score is higher for the class. outputs: logits as `predictions` takes them."""
+    score is higher for the class. outputs: logits as `predictions` takes them; where they are more
+    than MOST_SCORES numbers, of a part of the examples."""
+    part = _examples(outputs)
+    outputs, targets = outputs[part], targets[part]
     logits = np.float64(outputs).reshape(len(outputs), -1)
     if logits.shape[1] <= 2:
         # the logits, not the probabilities, of which many are 1 to the last bit
@@ -92,6 +96,19 @@ def one_against_rest(
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     return [(targets == k, p[:, k]) for k in range(p.shape[1])]
+
+
+def _examples(outputs) -> Int[np.ndarray, " m"]:
+    """Indices of the examples whose outputs are at most MOST_SCORES numbers."""
+    n = len(outputs)
+    few = max(2, MOST_SCORES * n // max(np.size(outputs), 1))
+    return np.arange(n) if few >= n else np.sort(np.random.default_rng(0).permutation(n)[:few])
+
+
+def undone(outputs: Logits) -> list[str]:
+    """Returns a sentence on the part of the examples that `one_against_rest` is of."""
+    few, n = len(_examples(outputs)), len(outputs)
+    return [f"roc_auc and average_precision are of {few:,} of {n:,} test examples."] * (few < n)
 
 
 def per_class_of(
@@ -132,6 +149,21 @@ def confusion(
     """Counts of examples, rows true, columns predicted."""
     flat = np.bincount(np.asarray(targets) * classes + np.asarray(predicted), minlength=classes**2)
     return flat.reshape(classes, classes)
+
+
+def worst_confusion(
+    predicted: Int[np.ndarray, " n"], targets: Int[np.ndarray, " n"], classes: int, most: int
+) -> tuple[Int[np.ndarray, "k k"], Int[np.ndarray, " k"]]:
+    """Returns `confusion` of the `most` classes that have most errors, and which these are, in
+    their order: all of them where there are no more. Takes the memory of these alone."""
+    wrong = targets != predicted
+    errors = sum(np.bincount(y[wrong], minlength=classes) for y in (targets, predicted))
+    chosen = np.sort(np.argsort(-errors, kind="stable")[:most])
+    number = np.full(classes, -1)
+    number[chosen] = np.arange(len(chosen))
+    truth, guess = number[targets], number[predicted]
+    both = (truth >= 0) & (guess >= 0)
+    return confusion(guess[both], truth[both], len(chosen)), chosen
 
 
 def per_class(

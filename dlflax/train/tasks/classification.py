@@ -1,6 +1,7 @@
 """One class of several for each example."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -113,11 +114,16 @@ class Classification(Task):
         wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
 
         def matrix():
-            counts = metrics.confusion(predicted, targets, len(class_names))
-            return figures.confusion_matrix(counts, class_names)
+            most = len(class_names), figures.MOST_CLASSES
+            counts, chosen = metrics.worst_confusion(predicted, targets, *most)
+            title = f"{np.mean(predicted == targets):.2%} of {len(targets):,} right"
+            if len(chosen) < len(class_names):
+                title += f"; the {len(chosen)} most confused of {len(class_names):,} classes"
+            return figures.confusion_matrix(counts, [class_names[i] for i in chosen], title)
 
         drawn = {"confusion_matrix": matrix, "reliability": lambda: figures.reliability(believed)}
-        tables = {}
+        tables: dict[str, Any] = {}
+        findings: list[str] = []
         if len(class_names) > figures.MOST_CLASSES:  # what the picture leaves out
             tables["confusion"] = _confused(predicted, targets, class_names)
         if has_images(splits):
@@ -126,14 +132,18 @@ class Classification(Task):
             )
             drawn["grad_cam"] = lambda: _grad_cam(tested, wrong, predicted, confidence)
         if groups := splits.encoder.groups():
+            inputs = splits.test["inputs"]
 
-            def log_loss(outputs):
-                p = class_probabilities(outputs / temperature)[np.arange(len(targets)), targets]
+            def log_loss(outputs, rows):
+                p = class_probabilities(outputs / temperature)[np.arange(len(rows)), targets[rows]]
                 return float(-np.log(np.maximum(p, 1e-9)).mean())
 
-            found = importance.permutation(groups, splits.test["inputs"], tested.predict, log_loss)
-            tables["importance"] = found
-            drawn["importance"] = lambda: figures.importance(found, "log loss")
+            @functools.cache
+            def shuffle():
+                return importance.permutation(groups, inputs, tested.predict, log_loss)
+
+            tables["importance"], findings = shuffle, importance.undone(groups, inputs)
+            drawn["importance"] = lambda: figures.importance(shuffle(), "log loss")
         if splits.examples:
             names = splits.names()
             tables["wrong_predictions"] = [
@@ -141,11 +151,12 @@ class Classification(Task):
                     splits.encoder.form.noun: names[i],
                     "true": class_names[targets[i]],
                     "predicted": class_names[predicted[i]],
-                    "probability": round(float(confidence[i]), 4),
+                    "probability": float(confidence[i]),
                 }
                 for i in wrong
             ]
-        return Description(scores, {"calibration": calibrated}, tables, drawn)
+        findings += metrics.undone(outputs)
+        return Description(scores, {"calibration": calibrated}, tables, drawn, findings)
 
     def predictions(self, outputs, batch, target, calibration):
         """The probability of each class."""

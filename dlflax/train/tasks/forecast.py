@@ -11,6 +11,7 @@ from dlflax.data.target import Steps, Target
 from dlflax.errors import InputError
 from dlflax.files import printable
 from dlflax.report import figures
+from dlflax.report.tables import number_text, scale_of_steps
 from dlflax.train import baselines, calibration, losses, metrics
 from dlflax.train.tasks.task import (
     Asked,
@@ -145,9 +146,11 @@ class Forecast(Task):
                 low, high = (ends.tolist() for ends in band)
                 values |= {"coverage": asked.calibration["coverage"], "low": low, "high": high}
             lines = [f"after {printable(each)}:"]
-            for step, value in enumerate(row):
-                ends = f"  ({band[0][step]:.5g} to {band[1][step]:.5g})" if band else ""
-                lines.append(f"  {times[step] or step + 1}  {value:.5g}{ends}")
+            spread = scale_of_steps(row.tolist(), float(scale))
+            for step, numbers in enumerate(zip(row, *band or (), strict=True)):
+                value, *ends = (number_text(float(number), spread) for number in numbers)
+                ends = f"  ({' to '.join(ends)})" if ends else ""
+                lines.append(f"  {times[step] or step + 1}  {value}{ends}")
             if band:
                 share = f"{values['coverage']:.0%}"
                 lines.append(f"{share} of the validation values lay in such brackets.")

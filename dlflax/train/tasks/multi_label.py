@@ -85,7 +85,7 @@ class MultiLabel(Task):
         labels = [{"label": name, **row} for name, row in rows.items()]
         tables = {"labels": labels}
         if tested.splits.examples:
-            probabilities = np.asarray(jax.nn.sigmoid(tested.outputs)).round(4).tolist()
+            probabilities = np.asarray(jax.nn.sigmoid(tested.outputs)).tolist()
             tables["probabilities"] = [
                 {tested.splits.encoder.form.noun: each, **dict(zip(names, values, strict=True))}
                 for each, values in zip(tested.splits.names(), probabilities, strict=True)

@@ -1,6 +1,8 @@
 """One number or several for each example."""
 
 import dataclasses
+import functools
+import itertools
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import tyro
 from dlflax.data.target import Numbers, Target
 from dlflax.errors import InputError
 from dlflax.report import figures
+from dlflax.report.tables import number_text
 from dlflax.train import baselines, importance, losses, metrics
 from dlflax.train.tasks.task import (
     Asked,
@@ -72,13 +75,11 @@ class Regression(Task):
         splits, target = tested.splits, _numbers_of(tested.splits.target)
         targets = target.in_unit(splits.test["targets"]).reshape(len(tested.outputs), -1)
 
-        def numbers(outputs):
-            return target.in_unit(outputs).reshape(targets.shape)
+        def rmse(outputs, rows):
+            errors = targets[rows] - target.in_unit(outputs).reshape(-1, targets.shape[1])
+            return float(np.sqrt(np.mean(errors**2, 0)).mean())
 
-        def rmse(outputs):
-            return float(np.sqrt(np.mean((targets - numbers(outputs)) ** 2, 0)).mean())
-
-        outputs = numbers(tested.outputs)
+        outputs = target.in_unit(tested.outputs).reshape(targets.shape)
         names = splits.names() if splits.examples else None
         rows = [
             ({splits.encoder.form.noun: names[k]} if names is not None else {})
@@ -86,24 +87,28 @@ class Regression(Task):
             | {f"predicted_{i}": p for i, p in enumerate(guess)}
             for k, (row, guess) in enumerate(zip(targets.tolist(), outputs.tolist(), strict=True))
         ]
-        tables = {"predictions": rows}
+        tables, findings = {"predictions": rows}, []
         drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
         if groups := splits.encoder.groups():
             inputs = splits.test["inputs"]
-            found = importance.permutation(groups, inputs, tested.predict, rmse)
-            tables["importance"] = found
-            drawn["importance"] = lambda: figures.importance(found, "rmse")
-        return Description(tables=tables, figures=drawn)
+
+            @functools.cache
+            def shuffle():
+                return importance.permutation(groups, inputs, tested.predict, rmse)
+
+            tables["importance"], findings = shuffle, importance.undone(groups, inputs)
+            drawn["importance"] = lambda: figures.importance(shuffle(), "rmse")
+        return Description(tables=tables, figures=drawn, findings=findings)
 
     def predictions(self, outputs, batch, target, calibration):
         """Returns the numbers, in the target's unit."""
         return {"values": _numbers_of(target).in_unit(outputs)}
 
     def answers(self, asked: Asked):
-        answers = []
+        answers, spread = [], asked.target.spread or (None,)
         for each, values in zip(asked.inputs, asked.predictions["values"], strict=True):
             values = np.ravel(values).tolist()
-            words = " ".join(f"{value:.5g}" for value in values)
+            words = " ".join(map(number_text, values, itertools.cycle(spread)))
             answers.append((f"{each}: {words}", {asked.noun: each, "values": values}))
         return answers
 

@@ -149,6 +149,9 @@ class Tested:
     """The result of `Task.calibrate`; {} without validation data."""
 
 
+Table = list[dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Description:
     """The result of `Task.describe`."""
@@ -157,11 +160,14 @@ class Description:
     """More test scores, JSON values, for results.json."""
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
     """More values of results.json, at its top."""
-    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    """Name -> rows, each of which becomes NAME.csv."""
+    tables: dict[str, Table | Callable[[], Table]] = dataclasses.field(default_factory=dict)
+    """Name -> rows, which become NAME.csv, or a function that returns them, which is called when
+    all scores are saved."""
     figures: dict[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
     """Name -> function that draws a matplotlib Figure, or returns None; each becomes NAME.png. They
     are called when all scores are saved."""
+    findings: list[str] = dataclasses.field(default_factory=list)
+    """Sentences for the end of a run, such as what was too much work."""
 
 
 @dataclasses.dataclass(frozen=True)
