@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dlflax import run, train
-from dlflax.data import Series, make_splits, times
+from dlflax.data import Series, calendars, make_splits
 from dlflax.data.series import naive, seasonal_naive
 from dlflax.data.series_file import read, read_file
 from dlflax.errors import InputError
@@ -305,7 +305,10 @@ def test_an_interval_without_its_coverage_is_damaged():
     ],
 )  # fmt: skip
 def test_the_times_of_rows(calendar, rows, wanted):
-    assert times.stamps(dict(zip(("first", "step"), calendar, strict=True)), rows) == wanted.split()
+    assert (
+        calendars.stamps(dict(zip(("first", "step"), calendar, strict=True)), rows)
+        == wanted.split()
+    )
 
 
 @pytest.mark.parametrize("step", ["D", "W", "B", "MS", "ME", "QE", "YE", "h"])
@@ -316,7 +319,7 @@ def test_a_calendar_goes_on_as_that_of_pandas(tmp_path, step):
     path = tmp_path / "a.csv"
     path.write_text("\n".join(["time,y", *rows, ""]), encoding="utf-8")
     calendar = read_file(path, None, (), lambda _: None).calendar
-    found = times.stamps(calendar, range(40, 60))
+    found = calendars.stamps(calendar, range(40, 60))
     assert [np.datetime64(each) for each in found] == [np.datetime64(t) for t in index[40:]]
 
 

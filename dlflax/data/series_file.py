@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dlflax.data import csv_files, numbers
+from dlflax.data.calendars import in_time, read_times, stamps
 from dlflax.data.numbers import NumberFormat
-from dlflax.data.times import in_time, read_times, stamps
 from dlflax.errors import InputError
 
 

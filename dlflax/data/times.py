@@ -1,119 +1,282 @@
-"""Time stamps of a table's rows: read by one format for the whole column, sorted, checked.
+"""Formats of times: the way that a column writes them, inferred once from its cells.
 
-The rules: rows are sorted by time; two rows of one time are refused; what is left out of steps of
-equal length (of days of the week without weekends, too) becomes rows without a value; months,
-quarters and years count as steps; anything else is irregular, and refused.
+Day first or month first is decided by the reading that is valid in all cells, in a series also by
+the one with regular steps. In a series nothing else may decide: it is refused. In a table the usual
+order is assumed (month first with a slash, else day first), which `TimeFormat.assumed` states.
 """
 
-import itertools
-from calendar import monthrange
-from collections.abc import Callable, Iterable
-from datetime import datetime
-from pathlib import Path
+import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from dlflax.data.calendars import DAY, places_of
+from dlflax.data.numbers import MISSING
 from dlflax.errors import InputError
 
-FORMATS = (
-    "%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y-%m",
-    "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M",
-    "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M",
-)  # fmt: skip
-CALENDAR = {"month": (28, 31), "quarter": (89, 92), "year": (365, 366)}  # days
-MONTHS = {"month": 1, "quarter": 3, "year": 12}
-DAY = 86_400.0
-MOST_MISSING = 0.5  # of all steps
+NAMES = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
+         "october", "november", "december")  # fmt: skip
+_Y, _YY, _M, _D = r"(?P<Y>\d{4})", r"(?P<y>\d\d)", r"(?P<m>\d\d?)", r"(?P<d>\d\d?)"
+_B, _Q, _ = r"(?P<b>[a-z]{3,9})\.?", r"(?P<q>[1-4])", r"[ .,/-]{0,2}"
+_OF_MONTH, _WEEKDAY = r"(?P<d>\d\d?)(?:st|nd|rd|th)?", r"(?:[a-z]{3,9},? )?"
+_CLOCK = (
+    r"(?:[t ,:]+(?P<H>\d\d?)(?::?(?P<M>\d\d)(?::?(?P<S>\d\d)(?:[.,](?P<f>\d{1,9}))?)?)?"
+    r" ?(?P<p>[ap]\.?m\.?)?(?: ?(?P<z>z|utc|gmt|[+-]\d\d(?::?\d\d)?))?)?"
+)
+# an example of the last day of 2024 -> its pattern; of two that fit a table the first is assumed
+DATES = {
+    **{f"2024{s}12{s}31": f"{_Y}[{s}]{_M}[{s}]{_D}{_CLOCK}" for s in "-/. "},
+    "12/31/2024": f"{_M}/{_D}/{_Y}{_CLOCK}",
+    **{f"31{s}12{s}2024": f"{_D}[{s}]{_M}[{s}]{_Y}{_CLOCK}" for s in "-/. "},
+    "12-31-2024": f"{_M}-{_D}-{_Y}{_CLOCK}",
+    "12/31/24": f"{_M}/{_D}/{_YY}{_CLOCK}",
+    **{f"31{s}12{s}24": f"{_D}[{s}]{_M}[{s}]{_YY}{_CLOCK}" for s in "-/."},
+    "12-31-24": f"{_M}-{_D}-{_YY}{_CLOCK}",
+    **{f"24{s}12{s}31": f"{_YY}[{s}]{_M}[{s}]{_D}{_CLOCK}" for s in "-/"},
+    "20241231": rf"{_Y}(?P<m>\d\d)(?P<d>\d\d){_CLOCK}",
+    "20241231235959": rf"{_Y}(?P<m>\d\d)(?P<d>\d\d)(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d)?",
+    "31 Dec 2024": f"{_WEEKDAY}{_OF_MONTH}{_}{_B}{_}{_Y}{_CLOCK}",
+    "Dec 31, 2024": f"{_WEEKDAY}{_B}{_}{_OF_MONTH}[ .,/-]+{_Y}{_CLOCK}",
+    "2024 Dec 31": f"{_Y}{_}{_B}{_}{_D}{_CLOCK}",
+    "31-Dec-24": f"{_OF_MONTH}{_}{_B}{_}'?{_YY}{_CLOCK}",
+    "2024-W52-2": rf"{_Y}-?w(?P<w>\d\d)-?(?P<u>[1-7]){_CLOCK}",
+    "2024-366": rf"{_Y}-(?P<j>\d{{3}}){_CLOCK}",
+    **{f"2024{s}12": f"{_Y}[{s}]{_M}" for s in "-/. "},
+    **{f"12{s}2024": f"{_M}[{s}]{_Y}" for s in "-/. "},
+    "2024M12": f"{_Y}[ -]?m{_M}",
+    "202412": rf"{_Y}(?P<m>\d\d)",
+    "Dec 2024": f"{_B}{_}{_Y}",
+    "2024 Dec": f"{_Y}{_}{_B}",
+    "Dec-24": f"{_B}[./'-]{{1,2}}{_YY}",
+    "2024Q4": f"{_Y}[ /-]?q{_Q}",
+    "Q4 2024": f"q{_Q}[ /-]?{_Y}",
+    "4Q2024": f"{_Q} ?q[ /-]?{_Y}",
+    "Q4 24": f"q{_Q}[ /'-]*{_YY}",
+    "4Q24": f"{_Q} ?q[ /'-]*{_YY}",
+    "2024 4": f"{_Y} {_Q}",
+    "2024-W52": rf"{_Y}-?w(?P<w>\d\d)",
+    "2024": r"(?P<Y>[12]\d{3})",
+}
+DECIMAL_YEARS = ("2024.917", "2024.9986")  # by months, by days
+EPOCHS = {f"1735603200{zeros}": 10.0 ** len(zeros) for zeros in ("", "0" * 3, "0" * 6, "0" * 9)}
+NUMBER = r"^[-+]?\d+(?:[.,]\d+)?$"
 
 
-def read_times(column: list[str]) -> np.ndarray | None:
-    """Seconds, float64 (n,), of a column whose cells all are times in one of FORMATS, or years at
-    equal distances; None for any other. Of several formats the first that fits all is taken."""
-    cells = [cell.strip().removesuffix("Z").partition("+")[0] for cell in column]
-    for form in FORMATS:
-        try:
-            times = [datetime.strptime(cell, form) for cell in cells]
-        except ValueError:
-            continue
-        return np.array([(time - datetime(1970, 1, 1)).total_seconds() for time in times])
-    if all(cell.isdecimal() and len(cell) == 4 for cell in cells):  # years: before 1970 too
-        years = [datetime(int(cell), 1, 1) - datetime(1970, 1, 1) for cell in cells if int(cell)]
-        steps = {abs(int(b) - int(a)) for a, b in itertools.pairwise(cells)}
-        if len(steps) == 1:  # other numbers of four digits are no years
-            return np.array([year.total_seconds() for year in years])
-    return None
+@dataclasses.dataclass(frozen=True)
+class TimeFormat:
+    """The way that a column writes its times."""
+
+    date: str
+    """An example: a key of DATES or EPOCHS, or one of DECIMAL_YEARS."""
+    clock: str = ""
+    """"12" or "24" where there are hours: all with AM or PM, or none; "" allows both."""
+    zone: str = ""
+    """"": without offsets, or UTC; "UTC": with offsets, applied; "local": with offsets, cut."""
+    missing: tuple[str, ...] = MISSING
+    """Cells without a time, in small letters."""
+    assumed: str = ""
+    """The other reading of the training data, where nothing in them decides."""
+
+    def __post_init__(self):
+        if self.date not in (*DATES, *EPOCHS, *DECIMAL_YEARS):
+            raise InputError(f"{self.date!r} is not a format of times.")
+
+    def parse(self, cells: Sequence[str]) -> np.ndarray | str:
+        """Returns seconds since 1970 in UTC, float64 (n,), NaN where a cell is one of `missing`; or
+        the first cell that is no time of this format. cells: strings or Arrow's."""
+        texts = _as_texts(cells)
+        seconds = self._numbers(texts) if self.date not in DATES else self._seconds(texts)
+        wrong = np.isnan(seconds) & ~_is_missing(texts, self.missing)
+        if not wrong.any():
+            return seconds
+        cell = cells[int(wrong.argmax())]
+        return cell if isinstance(cell, str) else cell.as_py()
+
+    def describe(self) -> str:
+        """Returns an example: "31/12/2024 14:30"."""
+        clock = {"": "", "24": " 14:30", "12": " 02:30 PM"}[self.clock]
+        return self.date + clock + ("+01:00" if self.zone else "")
+
+    def _numbers(self, texts) -> np.ndarray:
+        """Returns seconds, float64 (n,), of epochs and decimal years; NaN for other cells."""
+        number = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None)
+        number = pc.replace_substring(number, ",", ".").cast(pa.float64())
+        number = number.to_numpy(zero_copy_only=False)
+        if self.date in EPOCHS:
+            number = number / EPOCHS[self.date]
+            return np.where((number > 3e8) & (number < 4.2e9), number, np.nan)  # 1979 to 2103
+        number = np.where((number >= 1000) & (number < 3000), number, np.nan)
+        if self.date == DECIMAL_YEARS[0]:  # .083 is February, so is .125, its middle
+            return _start_of_month(0.0, np.floor(12 * number + 0.07) + 1)
+        year = np.floor(number)
+        begin, end = _start_of_month(year, 1.0), _start_of_month(year + 1, 1.0)
+        return begin + DAY * np.floor((number - year) * (end - begin) / DAY + 0.05)
+
+    def _seconds(self, texts) -> np.ndarray:
+        """Returns seconds, float64 (n,), of dates; NaN for other cells."""
+        fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[self.date]}$")
+        names = {field.name for field in fields.type}
+
+        def part(name, default, convert=float):
+            if name not in names:
+                return np.full(len(texts), default)
+            column = pc.fill_null(pc.struct_field(fields, name), "").dictionary_encode()
+            table = [convert(text) if text else default for text in column.dictionary.to_pylist()]
+            return np.array([*table, math.nan])[column.indices.to_numpy()]
+
+        year = part("Y", math.nan) if "Y" in names else part("y", math.nan, _year)
+        month = part("b", math.nan, _month) if "b" in names else part("m", 1.0)
+        month = 3 * part("q", 1.0) - 2 if "q" in names else month
+        month = np.where((month >= 1) & (month <= 12), month, np.nan)
+        begin, day = _start_of_month(year, month), part("d", 1.0) - 1
+        end = _start_of_month(year, month + 1)
+        if "j" in names:
+            day, end = part("j", math.nan) - 1, _start_of_month(year + 1, month)
+        if "w" in names:  # the week with the year's fourth day is its first
+            fourth = begin + 3 * DAY
+            day = (part("w", math.nan) - 1) * 7 + part("u", 1.0) - 1
+            begin = fourth - (fourth // DAY + 3) % 7 * DAY
+            fourth = _start_of_month(year + 1, month) + 3 * DAY
+            end = fourth - (fourth // DAY + 3) % 7 * DAY
+        date = begin + DAY * day
+        date[~((date < end) & (day >= 0))] = np.nan
+        return date + self._clock(part)
+
+    def _clock(self, part) -> np.ndarray:
+        """Returns the seconds after midnight in UTC, float64 (n,); NaN for cells that are wrong or
+        do not show what those of this format show."""
+        hour, minute, second = part("H", -1.0), part("M", 0.0), part("S", 0.0)
+        half = part("p", -1.0, lambda text: 12.0 * (text[0] in "pP"))
+        offset = part("z", math.nan, _offset)
+        bare = np.isnan(offset)
+        clock = np.where(half >= 0, hour % 12 + half, hour)
+        wrong = (half >= 0) & ((hour < 1) | (hour > 12)) | (minute > 59) | (second > 60)
+        wrong |= (hour > 24) | (hour == 24) & (minute + second > 0)
+        if self.clock:
+            wrong |= (hour >= 0) & ((half < 0) == (self.clock == "12"))
+        wrong |= bare if self.zone else ~bare & (offset != 0)
+        fraction = part("f", 0.0, lambda text: float(f"0.{text}"))
+        seconds = 3600 * np.maximum(clock, 0) + 60 * minute + second + fraction
+        if self.zone == "UTC":
+            seconds -= np.where(bare, 0, offset)
+        return np.where(wrong, np.nan, seconds)
 
 
-def in_time(
-    times: np.ndarray, values: np.ndarray, path: Path, log: Callable[[str], None]
-) -> tuple[np.ndarray, dict[str, str]]:
-    """The values, (n, ...), in the order of their times, NaN where a step is missing, and the
-    calendar of their rows, for `stamps`; `log` gets the interval and what was changed. InputError
-    for times that are irregular or there twice."""
-    order = np.argsort(times, kind="stable")
-    if (order != np.arange(len(order))).any():
-        log(f"{path.name}: the rows are not in the order of their times: sorted.")
-    times, values = times[order], values[order]
-    steps = np.diff(times)
-    if (steps == 0).any():
-        twice = _shown(times[:-1][steps == 0][0])
-        raise InputError(f"{path} has two rows of {twice}: a series has one value for a time.")
-    days = steps / DAY
-    for name, (low, high) in CALENDAR.items():
-        if ((days >= low) & (days <= high)).all() and len(set(days)) > 1:
-            log(_interval_of(path, name, times))
-            return values, {"first": _shown(times[0]), "step": name}
-    step = float(np.median(steps))
-    places, what, each = (times - times[0]) / step, _interval(step), f"{step:g}"
-    weekdays = ((times // DAY + 3) % 7 < 5).all()  # 1970-01-01 was a Thursday
-    if step == DAY and weekdays and (steps % DAY == 0).all():
-        dates = (times // DAY).astype("datetime64[D]")
-        places, what = np.busday_count(dates[0], dates).astype(float), "day without weekends"
-        each = "weekday"
-    at = np.round(places).astype(np.int64)
-    count = at[-1] + 1
-    if np.abs(places - at).max() > 0.01 or count * (1 - MOST_MISSING) > len(values):
+def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | None:
+    """Returns the one format of times that all cells have, but for those without a value; None
+    where they have none. regular: the cells are those of a series; else plain numbers are no times.
+    Raises InputError where the cells of a series have two readings, and no one is regular."""
+    texts = _as_texts(cells)
+    texts = texts.filter(pa.array(~_is_missing(texts, MISSING)))
+    if not len(texts):
+        return None
+    sample = texts.take(pa.array(np.unique(np.linspace(0, len(texts) - 1, 200).astype(int))))
+    plain = all(pc.all(pc.match_substring_regex(t, NUMBER)).as_py() for t in (sample, texts))
+    if plain and not regular:
+        return None
+    readings = []
+    for date in (*DATES, *((*EPOCHS, *DECIMAL_YEARS) if plain else ())):
+        if date == "2024-366" and not regular:
+            continue  # in a table 2024-001 is the number of an invoice
+        form = _format_of(date, sample)
+        seconds = form.parse(texts) if form else ""
+        if form and isinstance(seconds, str):
+            form = _format_of(date, texts)
+            seconds = form.parse(texts) if form else ""
+        same = any(np.array_equal(seconds, other) for _, other in readings)
+        if not isinstance(seconds, str) and not same:
+            readings.append((form, seconds))
+    if plain:  # counts of something, unless they are regular
+        readings = [each for each in readings if each[0].date == "20241231" or _is_clock(each[1])]
+        readings = sorted(readings, key=lambda each: -len(np.unique(each[1])))[:1]
+    for likely in (_is_regular, _is_sorted) if regular else ():
+        if len(readings) > 1:
+            readings = [each for each in readings if likely(each[1])] or readings
+    if len(readings) < 2:
+        return readings[0][0] if readings else None
+    first, other = readings[0][0], readings[1][0]
+    if regular:
         raise InputError(
-            f"{path} has rows at irregular times, {_interval(steps.min())} to "
-            f"{_interval(steps.max())} apart: give one row for each step of equal length."
+            f"times such as {texts[0].as_py()!r} may be written as {first.describe()} or as "
+            f"{other.describe()}, and nothing decides: write them as 2024-12-31."
         )
-    log(_interval_of(path, what, times))
-    spread = np.full((count, *values.shape[1:]), np.nan)
-    spread[at] = values
-    return spread, {"first": _shown(times[0]), "step": each}
+    return dataclasses.replace(first, assumed=other.describe())
 
 
-def _interval_of(path, what: str, times) -> str:
-    return f"{path.name}: one row every {what}, from {_shown(times[0])} to {_shown(times[-1])}."
+def _format_of(date: str, texts) -> TimeFormat | None:
+    """Returns the format with that date of all texts; None where they have another."""
+    if date not in DATES:
+        form = TimeFormat(date)
+        return None if isinstance(form.parse(texts), str) else form
+    fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
+    if fields.null_count:
+        return None
+    names = {field.name for field in fields.type}
+    some = {name: pc.unique(pc.struct_field(fields, name)).to_pylist() if name in names else []
+            for name in "Hpz"}  # fmt: skip
+    clock = "12" if any(some["p"]) else "24" if any(some["H"]) else ""
+    zone = "UTC" if any(text and _offset(text) for text in some["z"]) else ""
+    form = TimeFormat(date, clock, zone)
+    return None if isinstance(form.parse(texts), str) else form
 
 
-def stamps(calendar: dict[str, str], rows: Iterable[int]) -> list[str]:
-    """The times of rows, counted from 0, as `in_time` found their calendar: "2001-12-29"."""
-    first, step = np.datetime64(calendar["first"]), calendar["step"]
-    if step == "weekday":
-        return [str(np.busday_offset(first, row)) for row in rows]
-    if step not in CALENDAR:
-        begin = (first - np.datetime64(0, "s")) / np.timedelta64(1, "s")
-        return [_shown(begin + row * float(step)) for row in rows]
-    begin, found = datetime.fromisoformat(calendar["first"]), []
-    at_end = begin.day == monthrange(begin.year, begin.month)[1]
-    for row in rows:
-        months = 12 * begin.year + begin.month - 1 + row * MONTHS[step]
-        year, month = months // 12, months % 12 + 1
-        last = monthrange(year, month)[1]
-        day = last if at_end else min(begin.day, last)
-        found.append(f"{year:04}-{month:02}-{day:02}")
-    return found
+def _as_texts(cells):
+    """Returns the cells as one Arrow array of strings, without blanks around them."""
+    if isinstance(cells, pa.ChunkedArray):
+        cells = cells.combine_chunks()
+    texts = cells if isinstance(cells, pa.Array) else pa.array(cells, pa.string())
+    return pc.utf8_trim_whitespace(pc.fill_null(texts.cast(pa.string()), ""))
 
 
-def _interval(seconds: float) -> str:
-    """ "7 days", for "one row every ..."."""
-    units = (("day", DAY), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
-    name, length = next((unit for unit in units if seconds >= unit[1]), units[-1])
-    count = seconds / length
-    return name if count == 1 else f"{count:g} {name}s"
+def _is_missing(texts, missing) -> np.ndarray:
+    marks = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(missing, pa.string()))
+    return marks.to_numpy(zero_copy_only=False)
 
 
-def _shown(seconds: float) -> str:
-    time = np.datetime64(int(seconds), "s")
-    return str(time.astype("datetime64[D]") if seconds % DAY == 0 else time)
+def _year(text: str) -> float:
+    """Returns the year of two digits, 1969 to 2068, as POSIX has it."""
+    return float(text) + (1900 if int(text) > 68 else 2000)
+
+
+def _month(text: str) -> float:
+    """Returns the number of an English month, maybe shortened; NaN for other words."""
+    short = text.lower()
+    fit = [i for i, name in enumerate(NAMES, 1) if short in (name, name[:3], name[:4])]
+    return float(fit[0]) if fit else math.nan
+
+
+def _offset(text: str) -> float:
+    """Returns the seconds that a clock is ahead of UTC."""
+    if text[0] not in "+-":
+        return 0.0
+    digits = text[1:].replace(":", "").ljust(4, "0")
+    seconds = 3600.0 * int(digits[:2]) + 60.0 * int(digits[2:])
+    return -seconds if text[0] == "-" else seconds
+
+
+def _start_of_month(year, month) -> np.ndarray:
+    """Returns seconds, float64 (n,), NaN where the year or the month is; months count on."""
+    count = 12.0 * (np.asarray(year) - 1970) + month - 1
+    months = np.where(np.isnan(count), 0, count).astype(np.int64).astype("datetime64[M]")
+    seconds = months.astype("datetime64[s]").astype(np.int64).astype(np.float64)
+    return np.where(np.isnan(count), np.nan, seconds)
+
+
+def _is_regular(seconds) -> bool:
+    return places_of(np.unique(seconds[~np.isnan(seconds)])) is not None
+
+
+def _is_sorted(seconds) -> bool:
+    steps = np.diff(seconds[~np.isnan(seconds)])
+    return bool((steps >= 0).all() or (steps <= 0).all())
+
+
+def _is_clock(seconds) -> bool:
+    """True if times are regular, and there once each or, but for few, in order."""
+    steps = np.diff(seconds)
+    turns = min((steps < 0).sum(), (steps > 0).sum())
+    unique = len(np.unique(seconds)) == len(seconds)
+    return len(seconds) > 2 and (unique or turns < len(steps) / 8) and _is_regular(seconds)
