@@ -101,6 +101,8 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     said = []
     values, observed = read(path, log=said.append)
     assert said == [
+        "a.csv: rows are numbered by the column date.",
+        "a.csv: one row every 1, from 0 to 39.",
         "a.csv: the first 1 values are missing: left out.",
         "a.csv: 4 of 39 values are missing: the value before stands in for them, and no forecast "
         "is judged by them.",
@@ -292,26 +294,30 @@ def test_an_interval_without_its_coverage_is_damaged():
 
 
 @pytest.mark.parametrize(
-    "calendar, rows, wanted",
+    "given, rows, wanted",
     [
-        (("2024-01-31", "month"), (0, 1, 2, 13), "2024-01-31 2024-02-29 2024-03-31 2025-02-28"),
-        (("2024-01-30", "month"), (1, 2), "2024-02-29 2024-03-30"),
-        (("2023-12-31", "quarter"), (1, 2), "2024-03-31 2024-06-30"),
-        (("1700-01-01", "year"), (0, 309), "1700-01-01 2009-01-01"),
-        (("2024-02-29", "year"), (1, 4), "2025-02-28 2028-02-29"),
-        (("2024-05-03", "weekday"), (0, 1, 6), "2024-05-03 2024-05-06 2024-05-13"),
-        (("1958-03-29", "604800"), (0, 1), "1958-03-29 1958-04-05"),
-        (("2024-05-03T22:30:00", "3600"), (1, 2), "2024-05-03T23:30:00 2024-05-04T00:30:00"),
+        ("2024-01-31 2024-02-29 2024-03-31", (0, 1, 2, 13), "2024-01-31 2024-02-29 2024-03-31 2025-02-28"),
+        ("2024-01-30 2024-02-29 2024-03-30 2024-04-30", (1, 2, 13), "2024-02-29 2024-03-30 2025-02-28"),
+        ("2023-02-28 2023-03-28 2023-04-28", (1, 3), "2023-03-28 2023-05-28"),
+        ("2023-09-30 2023-12-31 2024-03-31 2024-06-30", (2, 3, 4), "2024-03-31 2024-06-30 2024-09-30"),
+        ("2024-03-29 2024-04-30 2024-05-31 2024-08-30", (2, 6, 8), "2024-05-31 2024-09-30 2024-11-29"),
+        ("2024-01-01 2024-02-01 2024-03-01 2024-06-03 2024-09-02", (9,), "2024-10-01"),
+        ("1700-01-01 1701-01-01 1703-01-01", (0, 309), "1700-01-01 2009-01-01"),
+        ("2024-02-29 2025-02-28 2026-02-28 2027-02-28 2028-02-29", (1, 4), "2025-02-28 2028-02-29"),
+        ("2020-01-15 2020-07-15 2021-01-15", (3,), "2021-07-15"),
+        ("2024-05-03 2024-05-06 2024-05-07 2024-05-08", (0, 1, 6), "2024-05-03 2024-05-06 2024-05-13"),
+        ("1958-03-29 1958-04-05 1958-04-19", (0, 1), "1958-03-29 1958-04-05"),
+        ("2024-05-03T22:30 2024-05-03T23:30 2024-05-04T00:30", (1, 2), "2024-05-03T23:30:00 2024-05-04T00:30:00"),
+        ("2024-05-03T22:30:00.250 2024-05-03T22:30:00.500", (1, 2), "2024-05-03T22:30:00.500 2024-05-03T22:30:00.750"),
     ],
 )  # fmt: skip
-def test_the_times_of_rows(calendar, rows, wanted):
-    assert (
-        calendars.stamps(dict(zip(("first", "step"), calendar, strict=True)), rows)
-        == wanted.split()
-    )
+def test_the_times_of_rows(given, rows, wanted):
+    times = np.array(given.split(), "M8[ms]").astype(np.int64) / 1000
+    _, calendar = calendars.in_time(times, times, "a.csv", lambda _: None)
+    assert calendar.stamps(rows) == wanted.split()
 
 
-@pytest.mark.parametrize("step", ["D", "W", "B", "MS", "ME", "QE", "YE", "h"])
+@pytest.mark.parametrize("step", ["D", "W", "B", "MS", "ME", "QE", "QS", "YE", "YS", "h", "BME", "BMS", "2MS", "BQE", "15min", "3D"])
 def test_a_calendar_goes_on_as_that_of_pandas(tmp_path, step):
     pandas = pytest.importorskip("pandas")
     index = pandas.date_range("2021-01-04", periods=60, freq=step)
@@ -319,7 +325,7 @@ def test_a_calendar_goes_on_as_that_of_pandas(tmp_path, step):
     path = tmp_path / "a.csv"
     path.write_text("\n".join(["time,y", *rows, ""]), encoding="utf-8")
     calendar = read_file(path, None, (), lambda _: None).calendar
-    found = calendars.stamps(calendar, range(40, 60))
+    found = calendar.stamps(range(40, 60))
     assert [np.datetime64(each) for each in found] == [np.datetime64(t) for t in index[40:]]
 
 
