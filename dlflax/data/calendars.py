@@ -79,8 +79,9 @@ def in_time(
     if (steps == 0).any():
         twice = _show(times[:-1][steps == 0][0], zone)
         raise InputError(f"{place} has two rows of {twice}: a series has one value for a time.")
-    rows_and_step = rows_of(times, step or None)
-    if rows_and_step is None and step and (other := rows_of(times)):
+    rows_and_step, other = rows_of(times, step or None), rows_of(times) if step else None
+    gaps = np.inf if rows_and_step is None else rows_and_step[0][-1] + 1 - len(times)
+    if other is not None and other[0][-1] + 1 - len(times) < gaps:
         raise InputError(
             f"{place} has a row every {_interval(other[1], zone)}, where the training data have "
             f"one every {_interval(step, zone)}: give a file with their step."

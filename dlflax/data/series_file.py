@@ -185,11 +185,11 @@ def _numbers(path, name, cells, formats, rows) -> np.ndarray:
 # columns that are a part of a time: kind -> pattern of its name, pattern of its cells
 PARTS = {
     "year": (r"", r"[12]\d{3}"),
-    "month": (r"mo|mth|mm?$|mes$|mois", r"\d\d?"),
-    "quarter": (r"q", r"[1-4]"),
-    "week": (r"w|kw", r"\d\d?"),
-    "day": (r"d|tag|jour", r"\d\d?"),
-    "hour": (r"h|std|stunde", r"\d\d?"),
+    "month": (r"mon|mth|mo$|mm?$|mes$|mois", r"\d\d?"),
+    "quarter": (r"quart|qu?a?r?te?r|q$", r"[1-4]"),
+    "week": (r"week|wk|w$|kw$|woche", r"\d\d?"),
+    "day": (r"day|d$|dd$|tag|jour", r"\d\d?"),
+    "hour": (r"hour|hr|h$|hh$|std|stunde", r"\d\d?"),
     "minute": (r"min", r"\d\d?"),
     "words": (r"", r"q[1-4]|[a-z]{3,9}"),
     "clock": (r"", r"\d\d?[:.]\d\d([:.]\d\d)?( ?[ap]m)?"),
@@ -230,7 +230,7 @@ def _times(path, header, rows, style, log) -> np.ndarray | None:
         return None
     cells = _join({name: _column(header, rows, name) for name in style.times})
     times = style.time.parse(cells)
-    if isinstance(times, str) and (other := infer_times(cells, True)):
+    if isinstance(times, str) and (other := _infer(f"{path}, column {names}", cells)):
         log(
             f"{path}, column {names}: times are read as {other.describe()}, where the training "
             f"data have {style.time.describe()}."
@@ -245,7 +245,17 @@ def _times(path, header, rows, style, log) -> np.ndarray | None:
     return times
 
 
-def _candidates(columns: Mapping[str, Sequence[str]]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _infer(place: str, cells: Sequence[str]) -> TimeFormat | None:
+    """Returns the format of times of a series. Raises InputError, with the place, for two."""
+    try:
+        return infer_times(cells, regular=True)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _candidates(
+    path: Path, columns: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yields (columns, their one format, or the InputError of two that fit): single ones, then such
     as year and month or date and hour, then numbers of rows."""
     parts = {
@@ -264,7 +274,8 @@ def _candidates(columns: Mapping[str, Sequence[str]]) -> Iterator[tuple[tuple[st
                 groups.append(group)
     for group in groups:  # it grows
         try:
-            form = infer_times(_join({name: columns[name] for name in group}), regular=True)
+            cells = _join({name: columns[name] for name in group})
+            form = _infer(f"{path}, column {', '.join(group)}", cells)
         except InputError as error:
             yield group, error
             continue
@@ -282,9 +293,9 @@ def _find_times(path, columns, rows, style) -> tuple[Style, list[str]]:
     """Returns the style with the columns and the format of the times of a training file, and what
     to log. Raises InputError where its times are irregular, or there in several series."""
     refused, repeated = [], []
-    for group, form in _candidates(columns):
+    for group, form in _candidates(path, columns):
         if isinstance(form, InputError):
-            refused.append(InputError(f"{path}, column {', '.join(group)}: {form}"))
+            refused.append(form)
             continue
         cells = _join({name: columns[name] for name in group})
         number = all(re.fullmatch(NUMBER, cell) for cell in cells[:9])  # it need not be a time
@@ -347,7 +358,9 @@ def _check_panel(path, columns, repeated) -> None:
     for times, form in sorted(repeated, key=lambda each: -len(set(each[0]))):
         moments = len(set(times))
         if form.date == COUNT:  # not the hours of days, or the days of weeks
-            few = [name for name in few if len(levels[name]) < moments and moments >= 8]
+            few = [name for name in few if len(levels[name]) < moments and moments >= 8
+                   and not any(pattern and _has_name(name, kind)
+                               for kind, (pattern, _) in PARTS.items())]  # fmt: skip
         if moments < count / 1.5:
             groups += [
                 group for group in (*((name,) for name in few), *itertools.combinations(few, 2))

@@ -7,6 +7,7 @@ order is assumed (month first with a slash, else day first), which `TimeFormat.a
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -216,6 +217,8 @@ def _format_of(date: str, texts) -> TimeFormat | None:
     if date not in DATES:
         form = TimeFormat(date)
         return None if isinstance(form.parse(texts), str) else form
+    if not re.fullmatch(DATES[date], texts[0].as_py(), re.IGNORECASE):  # most of them end here
+        return None
     fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
     if fields.null_count:
         return None
