@@ -65,7 +65,7 @@ def command(
     for error in refused:
         _to_stderr(printable(f"error: {error}"))
     if refused:
-        sys.exit(3 if len(refused) < len(named) else 2)
+        sys.exit(3 if answers else 2)
 
 
 def _is_file(name: str, file: Path) -> bool:

@@ -156,7 +156,7 @@ def test_a_number_that_is_written_is_read_back(value, decimal):
 def test_times(cells, regular):
     with contextlib.suppress(InputError):  # of two readings
         form = infer_times(cells, regular)
-        assert form is None or len(form.parse(cells)) == len(cells)
+        assert form is None or not form.parse(cells)[1].any()
 
 
 @st.composite

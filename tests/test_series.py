@@ -482,7 +482,7 @@ STORES = [(s, d) for s in ("north", "south", "west") for d in DAYS]
     ("store y", [(s, i) for i, (s, d) in enumerate(STORES)], "by store .north, south, west.: give"),
     ("date k y", [(d.date(), d.weekday(), 1) for d in [*DAYS, DAYS[3]]], "two rows of 2023-12-23"),
     ("date y", [*((d.date(), 1) for d in DAYS), ("Total", 50)], "line 52, column date: 'Total' is"),
-    ("date y", [*((d.date(), 1) for d in DAYS), ("", 50)], "line 52 has no date"),
+    ("date y", [*((d.date(), 1) for d in DAYS), ("", 50)], "line 52, column date: '' is not"),
     ("date y", [(f"01/{m:02}/2024", m) for m in range(1, 13)], "12/31/2024 or as 31/12/2024"),
 ])  # fmt: skip
 def test_files_that_are_not_one_series(tmp_path, header, rows, sentence):

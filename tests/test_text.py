@@ -201,7 +201,7 @@ BAD_TABLES = {
     "two.csv": ("text,body,label\n" + "a,b,c\n" * 20, "has the columns 'text', 'body', 'label'"),
     "half.csv": ("text,kind\n" + rows(), "the columns 'text', 'kind', and"),
     "same.csv": ("".join(f"a{i},b{i}\n" for i in range(20)), "the columns 'a0', 'b0', and"),
-    "latin.csv": (HEAD.encode() + b"caf\xe9,pos\n", "line 2 has the byte e9, which is not UTF-8"),
+    "greek.csv": (HEAD.encode() + b"caf\x8f,pos\n", "line 2 has the byte 8f, which is not UTF-8"),
     "bom.csv": (b"\xef\xbb\xbf" + HEAD.encode() + b"\xff,pos\n", "line 2 has the byte ff"),
     "plain.csv.gz": (HEAD, "is not gzip data"),
     "cut.csv.gz": (gzip.compress(HEAD.encode())[:-9], "is cut short"),
@@ -317,8 +317,12 @@ def test_bad_folders(tmp_path):
     one = write(tmp_path / "one" / "pos.txt", "\n".join(GOOD)).parent
     assert "has only the class 'pos'" in refused(one)
     latin = by_file(tmp_path / "latin")
+    write(latin / "pos" / "3.txt", b"one\ntwo\ncaf\x8f")
+    assert "3.txt: line 3 has the byte 8f" in refused(latin)
     write(latin / "pos" / "3.txt", b"one\ntwo\ncaf\xe9")
-    assert "3.txt, line 3 has the byte e9" in refused(latin)
+    said = []
+    assert "one\ntwo\ncafé" in load(latin, said.append).examples.columns["inputs"].tolist()
+    assert "3.txt: line 3 has the byte e9, which is not UTF-8, so the file is read as" in said[0]
     for folder in ("nowhere", "no/where"):
         assert f"{folder} does not exist" in refused(tmp_path / folder)
 

@@ -105,7 +105,7 @@ def in_time(
 def rows_of(times: np.ndarray, step: str | None = None) -> tuple[np.ndarray, str] | None:
     """Returns (the row of each time, int64 (n,), from 0 on; the step) of times that increase,
     float64 (n,); None where they are irregular. step: the one that they must have, if there is."""
-    for name, places in _calendars(times, step):
+    for name, places in _calendars(times, step) if len(times) else ():
         rows = np.round(places).astype(np.int64)
         even = np.abs(places - rows).max() <= 0.01 and (np.diff(rows) > 0).all()
         if even and (rows[-1] + 1) * (1 - MOST_MISSING) <= len(times):
@@ -115,10 +115,11 @@ def rows_of(times: np.ndarray, step: str | None = None) -> tuple[np.ndarray, str
 
 def _calendars(times: np.ndarray, step: str | None) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (step, rows as float64 (n,)) of the calendars that times may be in."""
-    if len(times) < 2 and (step is None or not len(times)):
+    if len(times) < 2:
+        yield step or f"{DAY:g}", np.zeros(len(times))
         return
     steps = np.diff(times)
-    seconds = float(_middle(steps)) if len(steps) else DAY
+    seconds = float(_middle(steps))
     if step is None and np.ptp(steps) == 0:
         yield f"{seconds:.12g}", (times - times[0]) / seconds
     dates, months, day, left = _dates(times)

@@ -7,11 +7,13 @@ A data source fits one on its training examples (`Source.encoder`). It is frozen
 
 import abc
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
 from dlflax.data.target import Target
 from dlflax.errors import InputError
@@ -43,7 +45,7 @@ class Examples:
     """Examples as they were read: no number of a model yet."""
 
     columns: Mapping[str, Any]
-    """Name -> NumPy array or `DiskArray` (n, ...)."""
+    """Name -> NumPy array, `DiskArray` or Arrow array (n, ...)."""
     target: Any = None
     """(n, ...), as `Target.encode` takes it; None where it is not known."""
     names: Sequence[str] = ()
@@ -62,7 +64,11 @@ class Examples:
     def take(self, index: Any) -> "Examples":
         """Returns the examples at index, int (n,), bool (n,) or a slice."""
         columns = {name: take_rows(column, index) for name, column in self.columns.items()}
-        names = np.asarray(self.names, object)[index].tolist() if len(self.names) else ()
+        names: Any = self.names
+        if isinstance(names, list | tuple) and len(names):
+            names = np.asarray(names, object)[index].tolist()
+        elif len(names):
+            names = names[index]
         target = None if self.target is None else self.target[index]
         return dataclasses.replace(self, columns=columns, target=target, names=names)
 
@@ -71,6 +77,8 @@ def take_rows(column: Any, index: Any) -> Any:
     """Returns the rows of a column at index; those of a `DiskArray` stay on disk."""
     if isinstance(column, DiskArray):
         return DiskArray(column.array, column.index[index])
+    if isinstance(column, pa.Array) and not isinstance(index, slice):
+        return column.filter(index) if index.dtype == bool else column.take(index)
     return column[index]
 
 
@@ -79,12 +87,19 @@ def join(parts: Sequence[Examples]) -> Examples:
     if len(parts) == 1:
         return parts[0]
     columns = {
-        name: np.concatenate([part.columns[name][:] for part in parts]) for name in parts[0].columns
+        name: _concatenate([part.columns[name] for part in parts]) for name in parts[0].columns
     }
     known = all(part.target is not None for part in parts)
     target = np.concatenate([part.target for part in parts]) if known else None
     names = [name for part in parts for name in part.names]
     return dataclasses.replace(parts[0], columns=columns, target=target, names=names)
+
+
+def _concatenate(columns: Sequence[Any]) -> Any:
+    if all(isinstance(column, pa.Array) and column.type == columns[0].type for column in columns):
+        return pa.concat_arrays(columns)
+    arrays = [np.array(c.tolist(), object) if isinstance(c, pa.Array) else c[:] for c in columns]
+    return np.concatenate(arrays)
 
 
 BASE64 = {"type": "string", "contentEncoding": "base64"}  # JSON Schema of a file
@@ -159,6 +174,21 @@ class Limits:
 
 class TooMuch(InputError):
     """More than `Limits` allow."""
+
+
+class RowsRefused(InputError):
+    """Some of the rows that are given cannot be used."""
+
+    def __init__(self, sentences: list[str], examples: Examples):
+        more = len(sentences) - 1
+        super().__init__(sentences[0] + (f" So it is with {more} rows more." if more else ""))
+        self.sentences, self.examples = sentences, examples
+        """One for each row; the other rows."""
+
+
+def note(sentence: str) -> None:
+    """Prints to stderr: notes while predicting are no part of the answers."""
+    print(sentence, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,6 +300,11 @@ class Encoder(abc.ABC):
         """Returns the places in the inputs of each column of a table, for its importance."""
         return {}
 
+    def columns_table(self) -> list[dict[str, Any]]:
+        """Returns what is read of each column of a table, a row of cells for each; [] where
+        examples have none."""
+        return []
+
     def outlook(self) -> Mapping[str, Any]:
         """Returns JSON values that the widget of a server's page shows: columns, a series."""
         return {}
@@ -295,36 +330,19 @@ def as_upload(given: Any) -> Upload:
 
 
 def is_frame(given: Any) -> bool:
-    """True if it is a data frame, of pandas or another library with its interface."""
-    return _has(given, "columns", "iloc")
+    """True if it is a data frame: of pandas, or with Arrow's interface."""
+    arrow = _has(given, "__arrow_c_stream__") and not is_series(given)
+    return arrow or _has(given, "columns", "iloc")
 
 
 def is_series(given: Any) -> bool:
     """True if it is a column, or a row, of a data frame."""
-    return _has(given, "index", "iloc") and not is_frame(given)
+    return _has(given, "index", "iloc") and not _has(given, "columns")
 
 
 def _has(given: Any, *names: str) -> bool:
     known = isinstance(given, np.ndarray | Mapping | Sequence | Path)
     return not known and set(names) <= set(dir(given))
-
-
-def table_cells(given: Any, most: int, otherwise: str) -> tuple[list[str], list[list], str]:
-    """Returns (headings, rows of typed cells, what they are, in messages) of a data frame or of
-    rows {column: value}. Raises InputError, with the sentence `otherwise` for anything else, and
-    TooMuch for more than `most` rows."""
-    if is_frame(given):
-        cells = given.astype(object).where(given.notna(), None).values.tolist()
-        return list(map(str, given.columns)), cells, "the data frame"
-    if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
-        raise InputError(otherwise)
-    if not given:
-        raise InputError("predict was given no rows: send one or more.")
-    if any(set(row) != set(given[0]) for row in given):
-        raise InputError('send rows as {"column": value, ...}, all with the same columns.')
-    if len(given) > most:
-        raise TooMuch(f"a request may have {most:,} rows.")
-    return list(given[0]), [[row[name] for name in given[0]] for row in given], "the rows"
 
 
 def column_values(given: Any) -> Any:

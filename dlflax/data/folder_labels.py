@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data import csv_files
 from dlflax.data.folder_files import File, Found, listed, refused, shown, skipped
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
+from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
 from dlflax.data.target_kind import classes_of, numbers_or_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
@@ -63,9 +63,10 @@ def read(
     """The labels of the files below a folder. target: the columns that are predicted, () where that
     is clear; kind: what they are taken for, auto or one of `Labels.kind`; group: a column, or "".
     InputError when it is no such file."""
-    header, rows, delimiter = csv_files.read(path, "a file of labels")
-    header = [printable(name.strip()) for name in header]
-    table = [[cell.strip() for cell in row] for _, row in rows]
+    source = read_table(path, log=log, what="a file of labels")
+    header = list(source.columns)
+    texts = [as_texts(column).to_pylist() for column in source.columns.values()]
+    table = list(zip(*texts, strict=True))
     found = _names_of(header, table, files)
     if not any(found.values()):
         examples = listed([file.name for file in files][:2])
@@ -84,14 +85,15 @@ def read(
     places = [header.index(column) for column in columns]
     report, cells, groups = [], collections.defaultdict(list), {}
     at_group = group and header.index(group)
-    for (line, _), row, name in zip(rows, table, found[file_column], strict=True):
+    for number, (row, name) in enumerate(zip(table, found[file_column], strict=True)):
         given = [printable(row[i]) for i in places]
+        line = source.row_name(number).removeprefix(f"{path}, ")
         if name is None:
             what = printable(row[at_file])
-            reason = f"no such picture: {path.name}, line {line}"
+            reason = f"no such picture: {path.name}, {line}"
             report.append(skipped(what, "no such picture", reason))
         elif kind != "labels" and len(places) == 1 and given[0].lower() in MISSING:
-            report.append(skipped(name, "no label", f"no label: {path.name}, line {line}"))
+            report.append(skipped(name, "no label", f"no label: {path.name}, {line}"))
         else:
             cells[name].append(tuple(given))
             if group:
@@ -99,10 +101,10 @@ def read(
     if not cells:
         raise InputError(f"--labels {path}: no picture of {place} has a label in it.")
     texts = zip(*(row for rows in cells.values() for row in rows), strict=True)
-    formats = infer_formats(
-        dict(zip(columns, texts, strict=True)), delimiter, "auto", path, "write 1234.5"
-    )
-    kind, values = _values(columns, cells, kind, formats, log)
+    labelled = dict(zip(columns, map(as_column, texts), strict=True))
+    labelled = RawTable(labelled, str(path), source.delimiter)
+    formats = infer_formats(labelled, columns, "auto", "write 1234.5")
+    kind, values = _values(labelled, cells, kind, formats, log)
     of = {}
     for name, each in values.items():
         if kind == "labels":
@@ -196,9 +198,10 @@ def _columns(path, header, file_column, target, group) -> list[str]:
 
 
 def _values(
-    columns, cells, kind, formats: dict[str, NumberFormat], log
+    table: RawTable, cells, kind, formats: dict[str, NumberFormat | None], log
 ) -> tuple[str, dict[str, list]]:
     """(what the columns are taken for, name -> the value of each of its rows)."""
+    columns = list(table.columns)
     rows = [row for each in cells.values() for row in each]
     if len(columns) > 1:
         return _of_several(columns, cells, rows, kind, formats)
@@ -213,7 +216,7 @@ def _values(
             return [p.strip() for p in parts if p.strip().lower() not in MISSING]
 
         return "labels", {n: [split(row[0]) for row in each] for n, each in cells.items()}
-    numbers = numbers_or_classes(name, texts, kind, log, formats[name])
+    numbers = numbers_or_classes(table, name, kind, log, formats[name])
     if numbers is None:
         return "classes", {n: [row[0] for row in each] for n, each in cells.items()}
     each_number = iter(numbers.tolist())
@@ -226,10 +229,10 @@ def _of_several(columns, cells, rows, kind, formats):
         raise InputError("--target-kind classes needs one column as --target.")
     numbers = []
     for name, column in zip(columns, zip(*rows, strict=True), strict=True):
-        values = formats[name].parse(column)
-        if isinstance(values, str) or not np.isfinite(values).all():
-            wrong = values if isinstance(values, str) else "a missing or infinite number"
-            raise InputError(f"--target {name} has {wrong}: each of several should be a number.")
+        values, wrong = (formats[name] or NumberFormat()).parse(column)
+        if np.isnan(values).any():
+            cell = column[int(wrong.argmax())] if wrong.any() else "a missing number"
+            raise InputError(f"--target {name} has {cell}: each of several should be a number.")
         numbers.append(values)
     table = np.stack(numbers, 1)
     if kind == "labels" and not np.isin(table, (0, 1)).all():

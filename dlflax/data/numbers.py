@@ -8,15 +8,27 @@ its delimiter; what stays undecided is refused.
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from dlflax.data.raw_table import RawTable, is_text
 from dlflax.errors import InputError
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells without a value, in small letters
-MARKS = {".": ",", ",": "."}  # a decimal mark: the other one, which then parts thousands
+# and those that are none in a column of numbers
+NO_NUMBER = (
+    *MISSING, ".", "-", "--", "\u2013", "\u2014", "<na>", "#n/a", "#na", "#div/0!", "#value!",
+    "#ref!", "#num!", "#name?", "#null!", "n.d.", "nd", "n.a.", "nat", "inf", "+inf", "-inf",
+    "infinity", "+infinity", "-infinity", "\u221e", "-\u221e", "missing", "unknown",
+)  # fmt: skip
+SAMPLE = 2_000  # cells that tell texts from numbers, in a longer column
+MOST_ODD = 0.02  # share of other cells that are no numbers in a column of numbers
+DECIMALS = {".": ",", ",": "."}  # a decimal mark: the other one, which then parts thousands
 _CODES = "EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|NZD|SEK|NOK|DKK|PLN|CZK|HUF|BRL|RUB|TRY|KRW|MXN|ZAR"
 _CURRENCY = rf"(?:[A-Z]{{0,2}}[$€£¥₹₽₩₺₫₪₴₦฿¢]|{_CODES}|Fr\.?|Rs\.?|kr\.?|zł|Kč)"
 _WORD = r"°?[^\W\d_]{1,12}[23²³]?"
@@ -30,15 +42,17 @@ _BODY = {
         rf"(?:\d+|(?:[1-9]\d{{0,2}}|\d(?=.*[{decimal}]))(?:[{other}]\d{{3}})+"
         r"|[1-9]\d{0,2}(['’\s])\d{3}(?:\1\d{3})*"
         rf"|[1-9]\d?(?:[{other}]\d\d)+[{other}]\d{{3}})?"  # as in India: 12,34,567
-        rf"(?:[{decimal}]\d*)?(?:[eE][-+]?\d+)?"
+        # 3E2 may be a code; an exponent with a sign, or behind a fraction, is one
+        rf"(?:[{decimal}]\d*(?:[eE][-+]?\d+)?|[eE][-+]\d+)?"
     )
-    for decimal, other in MARKS.items()
+    for decimal, other in DECIMALS.items()
 }
-_PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-# integers, thousands or a fraction, and what can only be a fraction: most cells, told apart fast
-_COMMON = re.compile(
-    r"[-+]?(?:(\d+)|([1-9]\d{0,2}\.\d{3})|(?:\d{4,}|0?)\.\d+|\d{1,3}\.(?:\d{1,2}|\d{4,}))"
-)
+# most cells, in columns of millions: integers, thousands or a fraction, and other fractions
+_INTEGER = r"^[-+]?[0-9]+([eE][-+][0-9]+)?$"
+_UNCLEAR = {mark: rf"^[-+]?[1-9][0-9]{{0,2}}[{mark}][0-9]{{3}}$" for mark in DECIMALS}
+_PLAIN = {
+    mark: rf"^[-+]?([0-9]+([{mark}][0-9]*)?|[{mark}][0-9]+)([eE][-+][0-9]+)?$" for mark in DECIMALS
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +63,36 @@ class NumberFormat:
     """A point or a comma; the other one may part thousands, as a blank or an apostrophe may."""
     unit: str = ""
     """A currency, %, kg or the like, before or behind every number."""
-    missing: tuple[str, ...] = MISSING
+    missing: tuple[str, ...] = NO_NUMBER
     """Cells without a value, in small letters."""
 
     def __post_init__(self):
-        if self.decimal not in MARKS:
+        if self.decimal not in DECIMALS:
             raise InputError(f"the decimal mark of numbers must be . or , but is {self.decimal!r}.")
 
-    def parse(self, cells: Sequence[str]) -> np.ndarray | str:
-        """Returns float64 (n,), NaN where a cell is one of `missing`; or the first cell that is no
-        number of this format."""
-        values = {cell: self._number(cell) for cell in set(cells)}
-        if None in values.values():
-            return next(cell for cell in cells if values[cell] is None)
-        return np.array([values[cell] for cell in cells], np.float64)
+    def parse(self, cells: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (float64 (n,), NaN where a cell has no number; bool (n,), True where it is none
+        of `missing` either). cells: texts, (n,)."""
+        cells = cells if isinstance(cells, pa.Array) else pa.array(list(cells), pa.string())
+        cells = cells.fill_null("") if cells.null_count else cells
+        values = np.full(len(cells), math.nan)
+        common = np.zeros(len(cells), bool)
+        if not self.unit or re.fullmatch(_CURRENCY, self.unit):
+            common = as_mask(pc.match_substring_regex(cells, _PLAIN[self.decimal]))
+            texts = cells if common.all() else cells.filter(common)
+            if self.decimal == ",":
+                texts = pc.replace_substring(texts, ",", ".")
+            values[common] = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
+        wrong = np.isinf(values)
+        if not common.all():
+            codes = cells.filter(~common).dictionary_encode()
+            numbers = [self._number(cell) for cell in codes.dictionary.to_pylist()]
+            at = codes.indices.to_numpy()
+            values[~common] = np.array([math.nan if n is None else n for n in numbers])[at]
+            wrong[~common] = np.array([n is None or math.isinf(n) for n in numbers])[at]
+        return np.where(wrong, math.nan, values), wrong
 
     def _number(self, cell: str) -> float | None:
-        if self.decimal == "." and not self.unit and _PLAIN.fullmatch(cell):
-            return float(cell)
         if cell.lower() in self.missing:
             return math.nan
         parts = _split(cell)
@@ -76,18 +102,18 @@ class NumberFormat:
         # a price may stand there without its currency; 12 is not 12 %, nor 12 k
         if unit != self.unit and (unit or not re.fullmatch(_CURRENCY, self.unit)):
             return None
-        digits = re.sub(r"['’\s]", "", body).replace(MARKS[self.decimal], "")
+        digits = re.sub(r"['’\s]", "", body).replace(DECIMALS[self.decimal], "")
         return float(f"{'-' if sign else ''}{digits.replace(self.decimal, '.')}")
-
-    def write(self, value: float) -> str:
-        """Returns a text that `parse` reads back as the same number."""
-        text = str(value).replace(".", self.decimal)
-        return f"{text} {self.unit}" if self.unit else text
 
     def describe(self) -> str:
         """Returns an example: "1.234,5 €"."""
-        text = f"1{MARKS[self.decimal]}234{self.decimal}5"
+        text = f"1{DECIMALS[self.decimal]}234{self.decimal}5"
         return f"{text} {self.unit}".strip()
+
+
+def as_mask(array: pa.Array) -> np.ndarray:
+    """Returns an Arrow array of booleans as bool (n,)."""
+    return array.to_numpy(zero_copy_only=False)
 
 
 def _split(cell: str) -> tuple[bool, str, str] | None:
@@ -100,37 +126,56 @@ def _split(cell: str) -> tuple[bool, str, str] | None:
 
 
 class _Evidence:
-    """What the cells of one column say about their format."""
+    """What the cells of one column, Arrow's texts, say about their format."""
 
-    def __init__(self, cells: Iterable[str]):
-        self.decimals, self.units, self.all_numbers = set(MARKS), set(), True
-        self.unclear = self.clash = ""  # cells
-        integer = clear = ""
-        others, padded = [], False
-        for cell in dict.fromkeys(cells):
-            if match := _COMMON.fullmatch(cell):
-                if match[1]:
-                    integer = cell
-                elif match[2]:
-                    self.unclear, padded = cell, padded or cell[-1] == "0"
-                else:
-                    clear = cell
-            elif cell.lower() not in MISSING:
-                others.append(cell)
-        if clear:
-            self.decimals = {"."}
-        if clear or integer or self.unclear:
-            self.units.add("")
-        for cell in others:
-            parts = _split(cell)
-            readable = {d for d in MARKS if parts and _BODY[d].fullmatch(parts[1])}
-            if not readable:
-                self.all_numbers = False
+    def __init__(self, cells: pa.Array, likely: str = ""):
+        """likely: the mark that some of the cells show, if they do."""
+        self.decimals, self.units = set(DECIMALS), set()
+        self.clash: tuple[str, ...] = ()  # two cells
+        self.odd: list[str] = []
+        self.unclear = integer = clear = ""  # cells
+        padded, rest = False, cells
+
+        def pick(pattern):
+            """Takes what fits out of the rest, and returns it."""
+            nonlocal rest
+            fits = pc.match_substring_regex(rest, pattern)
+            if pc.all(fits).as_py():
+                picked, rest = rest, rest[:0]
+            else:
+                picked, rest = rest.filter(fits), rest.filter(pc.invert(fits))
+            return picked
+
+        if likely and len(picked := pick(_PLAIN[likely])):
+            clear = picked[0].as_py()
+            self.decimals = {likely}
+        if len(rest) and len(picked := pick(_INTEGER)):
+            integer = picked[0].as_py()
+        for mark in DECIMALS:
+            if len(rest) and len(picked := pick(_UNCLEAR[mark])):
+                self.unclear = picked[0].as_py()
+                padded |= pc.any(pc.ends_with(picked, "0")).as_py()
+            if len(rest) and len(picked := pick(_PLAIN[mark])):
+                self._meet({mark}, picked[0].as_py(), clear)
+                clear = picked[0].as_py()
+        self.bare = bool(clear or integer or self.unclear)
+        numbers, odd = len(cells) - len(rest), 0
+        counts = pc.value_counts(rest)
+        texts, counts = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
+        for cell, count in zip(texts, counts, strict=True):
+            if cell.lower() in NO_NUMBER:
                 continue
+            parts = _split(cell)
+            readable = {d for d in DECIMALS if parts and _BODY[d].fullmatch(parts[1])}
+            if not readable:
+                self.odd.append(cell)
+                odd += count
+                if odd > len(cells) / 2:  # of texts no more is looked at
+                    break
+                continue
+            numbers += count
             self.units.add(parts[2])
-            if self.decimals and not self.decimals & readable:
-                self.clash = f"{clear!r} and {cell!r}"
-            self.decimals &= readable
+            self._meet(readable, cell, clear)
             if len(readable) == 1:
                 clear = cell
             elif "." in parts[1] or "," in parts[1]:
@@ -138,81 +183,144 @@ class _Evidence:
                 padded |= parts[1].endswith("0")
             else:
                 integer = cell
+        # one odd cell is allowed from 20 numbers on
+        self.are_numbers = numbers > 0 and odd <= max(MOST_ODD * numbers, min(1, numbers // 20))
+        self.are_texts = odd > len(cells) / 2
         self.likely = None
         if integer and padded:  # 1.050 beside 980: a fraction would be 1.05, or beside 980.000
             self.likely = "," if "." in self.unclear else "."
 
+    def _meet(self, readable: set[str], cell: str, clear: str) -> None:
+        if self.decimals and not self.decimals & readable:
+            self.clash = (clear, cell)
+        self.decimals &= readable
+
     def unit(self) -> str:
         """Returns the one unit of the column, "" where it has none or several."""
         units = self.units - {""}
-        bare = "" in self.units
         unit = units.pop() if len(units) == 1 else ""
+        bare = self.bare or "" in self.units
         return unit if not bare or re.fullmatch(_CURRENCY, unit) else ""
 
 
+def _look(column: pa.Array) -> _Evidence:
+    """The evidence of a column; of one of a million texts some cells are enough."""
+    cells = column.fill_null("") if column.null_count else column
+    some = np.unique(np.linspace(0, len(cells) - 1, SAMPLE).astype(int))
+    seen = _Evidence(cells.take(pa.array(some)))
+    if len(cells) <= SAMPLE or seen.are_texts:
+        return seen
+    mark = "".join(seen.decimals)
+    return _Evidence(cells, mark if len(mark) == 1 else "")
+
+
 def infer_formats(
-    columns: Mapping[str, Sequence[str]], delimiter: str, decimal: str, file: Any,
+    table: RawTable, names: Iterable[str], decimal: str = "auto",
     advice: str = "name the decimal mark by --decimal",
-) -> dict[str, NumberFormat]:  # fmt: skip
-    """Infers the format of every column of a file from its cells, then from the other columns, then
-    from the delimiter. decimal: a mark that the user states, or "auto"; advice: what the user can
-    do. Raises InputError where the numbers of a column contradict each other, or may be others."""
-    evidence = {name: _Evidence(cells) for name, cells in columns.items()}
-    marks = {"".join(each.decimals) for each in evidence.values() if len(each.decimals) == 1}
+) -> dict[str, NumberFormat | None]:  # fmt: skip
+    """Infers the format of these columns from their cells, then from the other columns, then from
+    the delimiter; None for a column that has no numbers. decimal: a mark that the user states, or
+    "auto"; advice: what the user can do. Raises InputError where the numbers of a column contradict
+    each other, or may be others."""
+    formats: dict[str, NumberFormat | None] = {}
+    texts = []
+    for name in names:
+        column = table.columns[name]
+        if is_text(column):
+            texts.append(name)
+        else:
+            typed = isinstance(column, pa.Array) and is_numeric(column.type)
+            formats[name] = NumberFormat() if typed else None
+    with ThreadPoolExecutor(2) as pool:  # Arrow lets the other go on
+        evidence = dict(zip(texts, pool.map(lambda n: _look(table.columns[n]), texts), strict=True))
+    marks = {"".join(e.decimals) for e in evidence.values() if len(e.decimals) == 1}
     common = marks.pop() if len(marks) == 1 else None
-    usual = {",": ".", "|": "."}.get(delimiter)  # a semicolon or a tab tells nothing
-    formats = {}
-    for name, each in evidence.items():
+    usual = {",": ".", "|": "."}.get(table.delimiter)  # a semicolon or a tab tells nothing
+    for name, seen in evidence.items():
         mark = decimal if decimal != "auto" else None
-        if mark is None and each.all_numbers and not each.decimals:
+        if mark is None and seen.are_numbers and not seen.decimals:
+            where = " and ".join(f"{cell!r} ({_where(table, name, cell)})" for cell in seen.clash)
             raise InputError(
-                f"{file}, column {name} has {each.clash}: write its numbers in one way, or "
+                f"{table.place}, column {name} has {where}: write its numbers in one way, or "
                 f"{advice}."
             )
-        if mark is None and len(each.decimals) == 1:
-            (mark,) = each.decimals
-        mark = mark or common or each.likely or usual
-        if mark is None and each.all_numbers and each.unclear:
+        if mark is None and len(seen.decimals) == 1:
+            (mark,) = seen.decimals
+        mark = mark or common or seen.likely or usual
+        if mark is None and seen.are_numbers and seen.unclear:
             raise InputError(
-                f"{file}, column {name}: {each.unclear!r} may have thousands or a fraction, and "
-                f"nothing in the file tells: {advice}."
+                f"{table.place}, column {name}: {seen.unclear!r} may have thousands or a fraction, "
+                f"and nothing in the file tells: {advice}."
             )
-        formats[name] = NumberFormat(mark or ".", each.unit())
+        formats[name] = None
+        if seen.are_numbers:
+            missing = sorted({cell.lower() for cell in seen.odd})
+            form = NumberFormat(mark or ".", seen.unit(), (*NO_NUMBER, *missing))
+            certain = not seen.units and form.decimal in seen.decimals
+            if certain or _fits(form, table.columns[name]):
+                formats[name] = form
     return formats
 
 
-def check_like(
-    columns: Mapping[str, Sequence[str]], formats: Mapping[str, NumberFormat], delimiter: str,
-    file: Any,
-) -> None:  # fmt: skip
-    """Raises InputError where a file with another delimiter than the training data writes numbers
-    by another rule, too, or does not show its rule."""
+def describe_formats(formats: Mapping[str, NumberFormat | None]) -> list[str]:
+    """Returns a sentence for each way of writing numbers other than 1,234.5, with its columns."""
+    names: dict[str, list[str]] = {}
+    for name, form in formats.items():
+        if form and (form.decimal, form.unit) != (".", ""):
+            names.setdefault(form.describe(), []).append(name)
+    return [f"numbers are read as {form} in {', '.join(some)}." for form, some in names.items()]
+
+
+def _fits(form: NumberFormat, cells: pa.Array) -> bool:
+    """True if the cells are of one format: units may differ, and a stated mark be wrong."""
+    values, wrong = form.parse(cells)
+    return wrong.sum() <= MOST_ODD * np.isfinite(values).sum()
+
+
+def _where(table: RawTable, name: str, cell: str) -> str:
+    row = pc.index(table.columns[name], cell).as_py()
+    return table.row_name(max(row, 0)).removeprefix(f"{table.place}, ")
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """True for Arrow's integers and floats, and for a column of nothing but missing values."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+
+
+def check_like(table: RawTable, formats: Mapping[str, NumberFormat], usual: str) -> None:
+    """Raises InputError where a file with another delimiter than the training data, `usual`, writes
+    numbers by another rule, too, or does not show its rule."""
+    names = [name for name in formats if name in table.columns]
+    if not table.delimiter or table.delimiter == usual:
+        return
     advice = "write the file as the training data were written"
-    for name, how in infer_formats(columns, delimiter, "auto", file, advice).items():
-        marked = any("." in cell or "," in cell for cell in columns[name])
-        right = formats.get(name, NumberFormat())
-        if marked and how.decimal != right.decimal:
+    for name, form in infer_formats(table, names, "auto", advice).items():
+        right = formats[name]
+        marked = pc.any(pc.match_substring_regex(table.columns[name], "[.,]")).as_py()
+        if form and marked and form.decimal != right.decimal:
             raise InputError(
-                f"{file}, column {name} has numbers such as {how.describe()}, where the training "
-                f"data have {right.describe()}: {advice}."
+                f"{table.place}, column {name} has numbers such as {form.describe()}, where the "
+                f"training data have {right.describe()}: {advice}."
             )
 
 
-def describe_formats(columns: Mapping[str, Sequence[str]], formats) -> list[str]:
-    """Returns a sentence for each format other than 1234.5 with its columns of numbers."""
-    names: dict[str, list[str]] = {}
-    for name, cells in columns.items():
-        marked = any("," in cell for cell in cells) or formats[name] != NumberFormat()
-        if marked and not isinstance(formats[name].parse(cells), str):
-            names.setdefault(formats[name].describe(), []).append(name)
-    return [f"numbers are read as {how} in {', '.join(some)}." for how, some in names.items()]
-
-
-def write_cell(value: Any, how: NumberFormat | None) -> str:
-    """Returns a typed value, as JSON and data frames have them, as its column writes it; "" for
-    None and NaN. how: None for a column without numbers."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-        return str(value)
-    return (how or NumberFormat()).write(value)
+def column_numbers(column: Any, form: NumberFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (float64 (n,), NaN where a value is missing; bool (n,), True where it is no number)
+    of a column: texts in its format, or typed values."""
+    if is_text(column):
+        return form.parse(column)
+    if isinstance(column, pa.Array):
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.uint8())
+        if not is_numeric(column.type):
+            return np.full(len(column), math.nan), as_mask(column.is_valid())
+        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return np.where(np.isinf(values), math.nan, values), np.zeros(len(values), bool)
+    texts = [i for i, value in enumerate(column) if isinstance(value, str)]
+    values, wrong = np.full(len(column), math.nan), np.zeros(len(column), bool)
+    values[texts], wrong[texts] = form.parse([column[i].strip() for i in texts])
+    for i, value in enumerate(column):
+        if value is not None and not isinstance(value, str):
+            wrong[i] = not isinstance(value, int | float | np.number)
+            values[i] = math.nan if wrong[i] or math.isinf(value) else value
+    return values, wrong

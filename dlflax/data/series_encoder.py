@@ -3,24 +3,21 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from dlflax.data import csv_files
 from dlflax.data.encoder import (
     Encoder,
     Examples,
     Form,
     Limits,
     Spec,
-    Upload,
     as_path,
     is_series,
-    table_cells,
+    note,
 )
-from dlflax.data.numbers import write_cell
+from dlflax.data.raw_table import read_table
 from dlflax.data.series_file import Found, Style, read_like, times_after
 from dlflax.data.target import Steps
 from dlflax.errors import InputError
@@ -62,37 +59,19 @@ class SeriesEncoder(Encoder):
                 raise InputError("encoder.json is damaged: own_times has not one for each step.")
             window = np.array(self.own_window, np.float64)
             return self._examples(window, self.own_times, "the series")
-        path = Path(given.name) if isinstance(given, Upload) else as_path(given)
         most = limits.steps if limits else sys.maxsize
-        if path is not None:
-            if isinstance(given, Upload):
-                header, rows, mark = csv_files.parse(given.content, path, self.file.delimiter, most)
-            else:
-                header, rows, mark = csv_files.read(path, usual=self.file.delimiter)
-            place = str(given.name) if isinstance(given, Upload) else str(path)
-            return self._of_cells(header, rows, mark, place)
         given = given.to_frame() if is_series(given) else given
-        otherwise = "predict takes the CSV file of a series, not an array."
-        return self._of_values(*table_cells(given, most, otherwise))
-
-    def _of_values(self, header, rows, place) -> Examples:
-        """Reads typed values, written as the training file has them."""
-        formats = dict(zip(self.file.columns, self.file.formats, strict=True))
-        cells = [
-            [write_cell(value, formats.get(name)) for name, value in zip(header, row, strict=True)]
-            for row in rows
-        ]
-        return self._of_cells(header, list(enumerate(cells, 2)), self.file.delimiter, place)
-
-    def _of_cells(self, header, rows, mark, place) -> Examples:
-        header = [name.strip() for name in header]
-        found = read_like(place, header, rows, mark, self.file, _to_stderr)
-        if len(found.values) < self.window:
+        path = as_path(given)
+        table = read_table(
+            given if path is None else path, self.file.delimiter or ",", most, note, "a series"
+        )
+        series = read_like(table, self.file, note)
+        if len(series.values) < self.window:
             raise InputError(
-                f"{place} has {len(found.values)} values: the model looks at the last "
+                f"{table.place} has {len(series.values)} values: the model looks at the last "
                 f"{self.window}."
             )
-        return self._examples(self._window(found), times_after(found, self.horizon), place)
+        return self._examples(self._window(series), times_after(series, self.horizon), table.place)
 
     def _window(self, found: Found) -> np.ndarray:
         start = len(found.values) - self.window
@@ -146,8 +125,3 @@ class SeriesEncoder(Encoder):
 
     def outlook(self) -> dict[str, Any]:
         return {"series": [row[0] for row in self.own_window[: self.window]][-104:]}
-
-
-def _to_stderr(sentence: str) -> None:
-    """Prints to stderr: notes while predicting are not part of the answers."""
-    print(sentence, file=sys.stderr)

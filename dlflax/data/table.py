@@ -1,38 +1,45 @@
-"""Tables: rows of numbers and categories, of which one column is to be predicted.
+"""Tables: rows of numbers, categories, times and texts, of which one column is to be predicted.
 
-What is made of a column is decided by the training rows alone (`fit_columns`):
-
-- a column whose cells are numbers becomes their piecewise-linear encoding (Gorishniy et al. 2022)
-  over quantiles, and a missing one the median and a column that says so;
-- any other column becomes one-hot: a level that is rare or new is "other", a missing cell a level
-  of its own;
-- a column that says nothing is dropped: constant, empty, or with almost as many levels as rows.
+What a cell means is inferred over the whole file (`_infer`); what is made of a column is decided by
+the training rows alone (`fit_columns`), and a column that tells nothing is dropped: one that is
+constant or empty, or has a name of its own for almost every row.
 """
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from dlflax.data import csv_files, numbers
+from dlflax.data import numbers
 from dlflax.data.dataset import Dataset, Source
-from dlflax.data.encoder import Examples
+from dlflax.data.encoder import Examples, take_rows
 from dlflax.data.numbers import MISSING, NumberFormat
+from dlflax.data.raw_table import RawTable, as_texts, is_text, read_table
 from dlflax.data.splits import Share
-from dlflax.data.table_encoder import CategoryColumn, Column, NumberColumn, TableEncoder
-from dlflax.data.target import Classes, Numbers
-from dlflax.data.target_kind import MOST_DROPPED, classes_of, numbers_or_classes
+from dlflax.data.table_columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
+from dlflax.data.table_encoder import Dropped, TableEncoder
+from dlflax.data.target import Classes, Numbers, level_key
+from dlflax.data.target_kind import (
+    MOST_DROPPED,
+    class_texts,
+    classes_of,
+    in_order,
+    numbers_or_classes,
+)
+from dlflax.data.times import TimeFormat, infer_times
 from dlflax.errors import InputError
-from dlflax.files import printable
 
 BUNDLED = ("breast_cancer", "diabetes", "wine")  # scikit-learn's
 FEWEST = 3  # rows that a class needs: one to train, one to validate, one to test on
 RARE = 2  # training rows below which a level is "other"
 MOST_LEVELS = 200  # of a column that is one-hot
+WORDS = 2.5  # of free text, on average
+COMPARED = 200_000  # rows that are compared with each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Table(Source):
     dataset: str = "breast_cancer"
     """breast_cancer, wine (classes) or diabetes (a number): scikit-learn's."""
     data_dir: Path | None = None
-    """A CSV file with a header instead."""
+    """A CSV, Parquet, Feather, JSON Lines or Excel file with a header instead."""
     decimal: Literal["auto", ".", ","] = "auto"
     """The decimal mark of its numbers; auto: as the file shows, column by column."""
     target: str = ""
@@ -63,57 +70,47 @@ class Table(Source):
     """Decides which rows these are."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
-        """Returns columns of cells, object (n,) of str, as the file has them, by name. `log` gets
-        what was dropped. Raises InputError when it is no such table."""
+        """Returns the columns of the file by name, as `RawTable` has them. `log` gets what was
+        inferred and dropped. Raises InputError when it is no such table."""
         if not 0 < self.test < 1:
             raise InputError(f"--test {self.test:g} must be between 0 and 1.")
-        header, rows, name, source, delimiter = self._read(log)
+        table, name, source, checksum = self._read(log)
+        header = list(table.columns)
         target = self.target or header[-1]
         named = (("target", target), ("group", self.group), *(("ignore", c) for c in self.ignore))
-        for flag, each in named:
-            if each and each not in header:
-                raise InputError(f"--{flag} {each}: {source} has {', '.join(header)}.")
+        for flag, column in named:
+            if column and column not in header:
+                raise InputError(f"--{flag} {column}: {source} has {', '.join(header)}.")
         if self.group == target:
             raise InputError(f"--group {target} is the target: name another column.")
-        left_out = {target, self.group, *self.ignore}
-        kept = [i for i, heading in enumerate(header) if heading not in left_out]
-
-        def column(heading):
-            return cells[:, header.index(heading)].tolist()
-
-        if not kept:
+        inputs = [c for c in header if c not in {target, self.group, *self.ignore}]
+        if not inputs:
             raise InputError(f"{source} has no column besides the target {target}.")
-        cells = np.array(rows, object).reshape(len(rows), len(header))
-        cells = cells[_have_target(column(target), target, source, log)]
-        written = {heading: column(heading) for heading in (*(header[i] for i in kept), target)}
-        formats = numbers.infer_formats(written, delimiter, self.decimal, source)
-        for note in numbers.describe_formats(written, formats):
-            log(note)
-        values, classes = numbers_or_classes(
-            target, written[target], self.target_kind, log, formats[target]
-        ), ()  # fmt: skip
-        if values is None:
-            found = np.array(written[target], object)
-            classes, values, keep = classes_of(found, FEWEST, "rows", log)
-            cells = cells[keep]
-        groups = np.array(column(self.group), str) if self.group else None
-        split, names = Share(self.test, self.split_seed, groups), [header[i] for i in kept]
-        columns = {name: cells[:, i] for name, i in zip(names, kept, strict=True)}
-        style = {"target": target, "delimiter": delimiter, "formats": formats}
-        examples = Examples(
-            columns, values, [f"row {i + 1}" for i in range(len(values))], classes, style
-        )
+        columns = {
+            n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
+        }
+        table = dataclasses.replace(table, columns=columns)
+        formats = numbers.infer_formats(table, (*inputs, target), self.decimal)
+        for sentence in numbers.describe_formats(formats):
+            log(sentence)
+        table, values, classes = self._target(table, target, formats[target], log)
+        times = {c: _times(table, c) for c in inputs if formats[c] is None}
+        style = {"target": target, "delimiter": table.delimiter, "formats": formats, "times": times}
+        groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
+        split = Share(self.test, self.split_seed, groups)
+        names = table.names or [table.row_name(i) for i in range(len(table))]
+        columns = {c: table.columns[c] for c in inputs}
+        examples = Examples(columns, values, names, classes, style)
         held = split.test(examples)
         if held.sum() < 2 or (~held).sum() < 4:
             raise InputError(
                 f"{source} has {len(values)} rows: too few to hold some out with --test "
                 f"{self.test:g}."
             )
-        content = repr((names, cells[:, kept].tolist(), values.tolist(), classes)).encode()
-        return Dataset(examples, split, name, source, hashlib.sha256(content).hexdigest())
+        return Dataset(examples, split, name, source, checksum)
 
-    def _read(self, log):
-        """(headings, rows of cells, name, source, delimiter)."""
+    def _read(self, log) -> tuple[RawTable, str, str, str]:
+        """Returns (table, name, source, SHA-256 of what it was read from)."""
         if self.data_dir is None:
             if self.decimal != "auto":
                 raise InputError(f"--decimal {self.decimal} is for a file: pass --data-dir.")
@@ -122,99 +119,149 @@ class Table(Source):
                     f"--dataset {self.dataset} is unknown here: choose {', '.join(BUNDLED)}, or "
                     "pass --data-dir FILE.csv."
                 )
-            header, rows = _bundled(self.dataset)
-            return header, rows, self.dataset, f"scikit-learn's {self.dataset}", ","
+            table = _bundled(self.dataset)
+            content = repr([column.to_pylist() for column in table.columns.values()]).encode()
+            return table, self.dataset, table.place, hashlib.sha256(content).hexdigest()
         path = Path(self.data_dir).expanduser()
-        header, rows, delimiter = csv_files.read(path, "a table")
-        header = [printable(name.strip()) for name in header]
-        if doubled := [name for name, count in Counter(header).items() if count > 1]:
-            raise InputError(f"{path} has two columns {doubled[0]!r}: give each a name of its own.")
-        if not rows:
-            raise InputError(f"{path} has no rows below its header.")
-        cells = [[cell.strip() for cell in row] for _, row in rows]
-        twice = len(cells) - len(set(map(tuple, cells)))
-        if twice:
-            log(f"{path.name}: {twice:,} rows are copies of others; they stay, and may be in "
-                "training and test data at once.")  # fmt: skip
-        return header, cells, path.stem, str(path.resolve()), delimiter
+        table = read_table(path, log=log)
+        if all(not _wrong_number(heading) for heading in table.columns):
+            raise InputError(
+                f"{path} has numbers in its first line ({', '.join(table.columns)[:60]}): put a "
+                "header with the names of the columns there."
+            )
+        with open(path, "rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        return table, path.stem, str(path.resolve()), checksum
+
+    def _target(self, table, target, form, log):
+        """Returns (the rows that have a target, its values, the names of its classes)."""
+        values = numbers_or_classes(table, target, self.target_kind, log, form)
+        if values is not None:
+            keep = ~np.isnan(values)
+            texts = as_texts(table.columns[target]).filter(pa.array(~keep))
+            words = texts.filter(pc.not_equal(texts, "")).to_pylist()
+            if len(words) > MOST_DROPPED * len(table):
+                raise InputError(
+                    f"{table.place}: {len(words):,} of {len(table):,} rows have {words[0]!r} as "
+                    f"{target}, which is no number: remove them, or use --target-kind classes."
+                )
+            if not keep.all():
+                shown = f" ({', '.join(sorted(set(words))[:5])})" if words else ""
+                log(f"{(~keep).sum():,} rows have no {target}{shown}: dropped.")
+            if not keep.any():
+                raise InputError(f"{table.place}: no row has a {target}: name another --target.")
+            return table.take(keep), values[keep], ()
+        cells = class_texts(table.columns[target])
+        if (empty := cells == "").any():
+            log(f"{empty.sum():,} rows have no {target}: dropped.")
+            table, cells = table.take(~empty), cells[~empty]
+        classes, values, keep = classes_of(cells, FEWEST, "rows", log)
+        return table.take(keep), values, classes
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> TableEncoder:
         """Returns the encoder of these rows."""
         if self.bins < 0 or self.bins > 256:
             raise InputError(f"--bins {self.bins} must be from 0 to 256.")
-        style, notes = train.style, []
-        columns = fit_columns(train.columns, self.bins, style["formats"], notes.append)
+        style = train.style
+        columns, missing, dropped = fit_columns(
+            train.columns, self.bins, style["formats"], style["times"]
+        )
         if not columns:
+            reasons = " ".join(f"{column.name} {column.reason}." for column in dropped)
             raise InputError(
-                f"no column says anything ({' '.join(notes)}): there is nothing to predict from."
+                f"all columns were dropped ({reasons}): there is nothing to learn from."
             )
-        for note in notes:
-            log(note)
+        if dropped:
+            shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
+            more = f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
+            log(f"{len(dropped)} columns are dropped: {shown}{more}.")
         name = style["target"]
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(
-            target, tuple(columns), name, style["formats"][name], style["delimiter"]
-        )
+            target, tuple(columns), name, style["formats"][name], style["delimiter"],
+            tuple(missing), tuple(dropped),
+        )  # fmt: skip
 
 
-def _have_target(cells: list[str], target: str, source: str, log) -> np.ndarray:
-    """bool (n,): which rows have a target. InputError where many have a word for none."""
-    known = np.array([cell.lower() not in MISSING for cell in cells], bool)
-    words = [cell for cell in cells if cell and cell.lower() in MISSING]
-    if len(words) > MOST_DROPPED * len(cells):
-        raise InputError(
-            f"{source}: {len(words):,} of {len(cells):,} rows have {words[0]!r} as {target}, which "
-            "stands for a missing value: give it another name if it is a class, or remove them."
-        )
-    if not known.all():
-        log(f"{(~known).sum():,} rows have no {target}: left out.")
-    return known
+def _wrong_number(text: str) -> bool:
+    return bool(NumberFormat(missing=()).parse([text])[1][0])
+
+
+def _times(table: RawTable, name: str) -> TimeFormat | None:
+    """Returns the format of the times in a column without numbers."""
+    column = table.columns[name]
+    if is_text(column):
+        return infer_times(column)
+    return TimeFormat("2024-12-31") if pa.types.is_temporal(column.type) else None
 
 
 def fit_columns(
-    columns: Mapping[str, np.ndarray], bins: int, formats: Mapping[str, NumberFormat],
-    log: Callable[[str], None],
-) -> list[Column]:  # fmt: skip
-    """Returns the encodings of the columns, object (n,) of str, that say anything; `log` gets a
-    sentence for each that does not."""
-    encodings: list[Column] = []
-    for name, array in columns.items():
-        cells = array.tolist()
-        known = [cell for cell in cells if cell.lower() not in MISSING]
-        levels = Counter(known)
-        values = formats[name].parse(cells)
-        if len(levels) < 2 and len(known) in (0, len(cells)):
-            log(f"{name} is the same in all training rows: left out.")
-        elif not isinstance(values, str) and np.isfinite(values[~np.isnan(values)]).all():
-            encodings.append(_fit_numbers(name, values, bins, formats[name]))
-        elif len(levels) > min(max(MOST_LEVELS, len(cells) // 2), 0.9 * len(cells)):
-            log(f"{name} has {len(levels):,} different texts in {len(cells):,} rows: left out.")
+    columns: Mapping[str, Any], bins: int, formats: Mapping[str, NumberFormat | None],
+    times: Mapping[str, TimeFormat | None],
+) -> tuple[list[Column], list[int], list[Dropped]]:  # fmt: skip
+    """Returns (the columns that tell something, how many rows have no value in each, the others).
+    columns: as a `RawTable` has them, of the training rows; formats, times: of those of numbers and
+    of times."""
+    fits, missing, dropped = [], [], []
+    for name, cells in columns.items():
+        if (form := formats[name]) is not None:
+            values, _ = numbers.column_numbers(cells, form)
+            empty = np.isnan(values)
+            known = values[~empty]
+            constant = not len(known) or known.min() == known.max()
+            fit = None if constant else NumberColumn.fit(name, values, bins, form)
         else:
-            kept = [level for level, count in levels.most_common(MOST_LEVELS) if count >= RARE]
-            kept = sorted(kept) or sorted(levels)
-            encodings.append(CategoryColumn(name, tuple(kept), len(known) < len(cells)))
-    return encodings
+            texts = as_texts(cells)
+            empty = np.isin(pc.utf8_lower(texts).to_numpy(zero_copy_only=False), MISSING)
+            levels = pc.value_counts(texts.filter(pa.array(~empty)))
+            constant = len(levels) < 2
+            fit = (
+                None if constant else _fit_texts(name, cells, empty, levels, bins, times.get(name))
+            )
+        rare = empty.any() and not empty.all()  # a value beside none tells something
+        if fit is None and constant and rare:
+            texts = sorted(set(as_texts(take_rows(cells, ~empty)).to_pylist()))
+            fit = CategoryColumn(name, tuple(texts), True)
+        if isinstance(fit, Column):
+            fits.append(fit)
+            missing.append(int(empty.sum()))
+        else:
+            dropped.append(Dropped(name, fit or "is the same in all training rows"))
+    return fits, missing, dropped
 
 
-def _fit_numbers(name, values, bins, how) -> NumberColumn:
-    known = values[~np.isnan(values)]
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1))) if bins else known[:0]
-    return NumberColumn(
-        name, how, float(np.median(known)), float(known.mean()), float(known.std()) or 1.0,
-        tuple(edges.tolist()) if len(edges) > 2 else (), len(known) < len(values),
-    )  # fmt: skip
+def _fit_texts(name, cells, empty, counts, bins, form) -> Column | str:
+    """Returns the column of times, categories or free text; or why it is dropped. counts: how often
+    each of its texts is there, as Arrow has it."""
+    rows = len(cells)
+    if form is not None:
+        return TimeColumn.fit(name, cells, bins, form)
+    different = len(counts)
+    if different > min(max(MOST_LEVELS, rows // 2), 0.9 * rows):
+        texts = counts.field("values")
+        words = pc.mean(pc.count_substring_regex(texts, r"\w+")).as_py()
+        if words >= WORDS:
+            return TextColumn(name)
+        return f"has {different:,} different names in {rows:,} rows"
+    same: dict[str, tuple[str, int]] = {}  # 1 and 1.0 are one level
+    for count in counts.to_pylist():
+        text, many = count["values"], count["counts"]
+        key = level_key(text) if level_key(text) != text.casefold() or text.isdecimal() else text
+        first, before = same.get(key, (text, 0))
+        same[key] = min(first, text, key=len), before + many
+    ranked = sorted(same.values(), key=lambda level: -level[1])[:MOST_LEVELS]
+    levels = sorted((t for t, many in ranked if many >= RARE), key=in_order)
+    levels = levels or sorted((text for text, _ in same.values()), key=in_order)
+    return CategoryColumn(name, tuple(levels), bool(empty.any()))
 
 
-def _bundled(name):
-    """(headings, rows of cells) of one of scikit-learn's tables."""
+def _bundled(name: str) -> RawTable:
+    """One of scikit-learn's tables."""
     from sklearn import datasets
 
-    found = getattr(datasets, f"load_{name}")()
-    values = found.target.tolist()
+    bunch = getattr(datasets, f"load_{name}")()
+    target = bunch.target.tolist()
     if name != "diabetes":
-        values = [str(found.target_names[value]) for value in values]
-    rows = [
-        [*map(repr, row), str(value)]
-        for row, value in zip(found.data.tolist(), values, strict=True)
-    ]
-    return [*map(str, found.feature_names), "target"], rows
+        target = [str(bunch.target_names[value]) for value in target]
+    columns = {str(n): pa.array(bunch.data[:, i]) for i, n in enumerate(bunch.feature_names)}
+    return RawTable({**columns, "target": pa.array(target)}, f"scikit-learn's {name}", ",")

@@ -2,116 +2,39 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
-from dlflax.data import csv_files
+from dlflax.data import numbers
 from dlflax.data.encoder import (
     Encoder,
     Examples,
     Form,
     Limits,
     Plain,
+    RowsRefused,
     Spec,
-    Upload,
     as_path,
-    is_frame,
-    is_series,
-    table_cells,
+    note,
 )
-from dlflax.data.numbers import MISSING, NumberFormat
+from dlflax.data.numbers import NumberFormat, column_numbers
+from dlflax.data.raw_table import RawTable, as_texts, is_text, read_table
+from dlflax.data.table_columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
 from dlflax.data.target import Classes, Numbers
 from dlflax.errors import InputError
-from dlflax.files import printable
+
+BLOCK, CACHED = 65_536, 1_024  # rows that are parsed, and encoded, at a time: little memory
 
 
 @dataclasses.dataclass(frozen=True)
-class NumberColumn:
-    """A column of numbers: standardized, and how far each piece between quantiles is filled."""
+class Dropped:
+    """A column of the training file that the model does not read."""
 
     name: str
-    format: NumberFormat
-    median: float
-    mean: float
-    scale: float
-    edges: tuple[float, ...]
-    """Quantiles, ascending; () without pieces."""
-    missing: bool
-    """True if training rows had missing values."""
-
-    def width(self) -> int:
-        """Returns how many of the inputs it becomes."""
-        return 1 + max(0, len(self.edges) - 1) + self.missing
-
-    def numbers(self, cells: Sequence[Any]) -> np.ndarray:
-        """Returns float64 (n,), NaN where a value is missing, of cells: texts as the training file
-        wrote them, or typed values."""
-        texts = [cell for cell in cells if isinstance(cell, str)]
-        parsed = self.format.parse(texts)
-        if isinstance(parsed, str):
-            raise InputError(
-                f"the column {self.name} has {parsed!r}, where training rows have numbers such as "
-                f"{self.format.describe()}."
-            )
-        values, rest = parsed, iter(parsed.tolist())
-        if len(texts) < len(cells):
-            values = np.array([
-                next(rest) if isinstance(cell, str) else _float(cell, self.name) for cell in cells
-            ], np.float64)  # fmt: skip
-        if np.isinf(values).any():
-            raise InputError(f"the column {self.name} has an infinite value: give numbers.")
-        return values
-
-    def encode(self, values: Any, xp: Any) -> Any:
-        """Returns (n, width): the standardized value, the filled share of each piece, and 1 where
-        it is missing."""
-        missing = xp.isnan(values)
-        values = xp.where(missing, self.median, values)
-        parts = [xp.clip((values - self.mean) / self.scale, -10, 10)[:, None]]
-        if self.edges:
-            low, high = np.array([self.edges[:-1]]), np.array([self.edges[1:]])
-            parts.append(xp.clip((values[:, None] - low) / (high - low), 0, 1))
-        if self.missing:
-            parts.append(missing[:, None].astype(values.dtype))
-        return xp.concatenate(parts, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class CategoryColumn:
-    """A column of categories: one-hot over its levels, any other, and a missing one."""
-
-    name: str
-    levels: tuple[str, ...]
-    missing: bool
-    """True if training rows had missing values."""
-    missing_marks: tuple[str, ...] = MISSING
-    """Cells without a value, in small letters."""
-
-    def width(self) -> int:
-        """Returns how many of the inputs it becomes."""
-        return len(self.levels) + 1 + self.missing
-
-    def numbers(self, cells: Sequence[Any]) -> np.ndarray:
-        """Returns float64 (n,): the place of each cell's level, counted from 1, 0 for any other,
-        NaN where it is missing."""
-        place = {level: k + 1.0 for k, level in enumerate(self.levels)}
-        return np.array([
-            np.nan if (text := _text(cell)).lower() in self.missing_marks else place.get(text, 0.0)
-            for cell in cells
-        ], np.float64)  # fmt: skip
-
-    def encode(self, numbers: Any, xp: Any) -> Any:
-        """Returns (n, width): one-hot over the levels, other, and missing."""
-        levels = len(self.levels)
-        # other is 0 there and behind the levels here; a missing one is nothing where none was known
-        place = xp.where(xp.isnan(numbers), levels + 1, xp.where(numbers == 0, levels, numbers - 1))
-        return (place[:, None] == np.arange(self.width())[None]).astype(numbers.dtype)
-
-
-Column = NumberColumn | CategoryColumn
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,76 +47,123 @@ class TableEncoder(Encoder):
     )  # fmt: skip
 
     target: Classes | Numbers
-    columns: tuple[Column, ...]
+    columns: tuple[NumberColumn | CategoryColumn | TimeColumn | TextColumn, ...]
     """The columns that are read, in the order of the inputs."""
     target_column: str
     """The name of the column that is predicted."""
-    target_format: NumberFormat
-    """The way it writes numbers."""
+    target_format: NumberFormat | None
+    """The way it writes numbers; None for classes."""
     delimiter: str = ","
-    """Between the cells of the training file."""
+    """Between the cells of the training file; "" of one that is no CSV file."""
+    missing: tuple[int, ...] = ()
+    """Training rows without a value of each column."""
+    dropped: tuple[Dropped, ...] = ()
+    """The other columns of the training file."""
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
-        """Reads a CSV file, rows {column: value}, a data frame, or an array in the order of the
-        columns, if these are all numbers. Other columns may be there."""
+        """Reads a table file, rows {column: value}, a data frame, or an array in the order of the
+        columns, if these are all numbers. Columns are found by their names; others may be there.
+        Raises RowsRefused for rows with cells that are of another kind than their column."""
         if isinstance(given, np.ndarray):
             return self._of_array(given)
-        examples = self._of_cells(*self._cells(given, limits))
-        # the rows of a data frame are known by their numbers
-        return dataclasses.replace(examples, names=()) if is_frame(given) else examples
+        table = self._read(given, limits.rows if limits else sys.maxsize)
+        examples = self._examples(table)
+        self._check_rows(examples, table)
+        return examples
 
     def parse_with_targets(self, given: Any) -> Examples:
-        """Reads a CSV file or a data frame with the column of the target."""
-        header, rows, place = self._cells(given, None)
-        examples = self._of_cells(header, rows, place)
-        if self.target_column not in header:
-            raise InputError(
-                f"{place} lacks the column {self.target_column}, which the model predicts."
-            )
-        at = header.index(self.target_column)
-        target = self._targets([row[at] for row in rows], place)
+        """Reads a table file or a data frame with the column of the target."""
+        table = self._read(given, sys.maxsize)
+        examples = self._examples(table)
+        self._check_rows(examples, table)
+        (name,) = self._find(table, [self.target_column], "predicts")
+        target = self._targets(table, name)
         return dataclasses.replace(examples, target=target)
 
-    def _cells(self, given, limits) -> tuple[list[str], list[list[Any]], Any]:
-        """(headings, rows of cells, what they are, in messages)."""
-        place = Path(given.name) if isinstance(given, Upload) else as_path(given)
-        most = limits.rows if limits else sys.maxsize
-        if place is not None:
-            file = given if isinstance(given, Upload) else place
-            header, lines = csv_files.read_like(file, self.delimiter, self.formats(), most)
-            rows = [row for _, row in lines]
-        else:
-            given = [dict(given)] if is_series(given) else given  # a row
-            otherwise = "name one or more CSV files after the run folder."
-            header, rows, place = table_cells(given, most, otherwise)
-        header = [printable(name.strip()) for name in header]
-        if not rows:
-            raise InputError(f"{place} has no rows below its header.")
-        rows = [[cell.strip() if isinstance(cell, str) else cell for cell in row] for row in rows]
-        return header, rows, place
+    def _read(self, given: Any, most: int) -> RawTable:
+        path = as_path(given)
+        if path is None and given is None:
+            raise InputError("name one or more table files, such as CSV, after the run folder.")
+        table = read_table(given if path is None else path, self.delimiter or ",", most, note)
+        formats = {c.name: c.format for c in self.columns if isinstance(c, NumberColumn)}
+        numbers.check_like(table, formats, self.delimiter)
+        return table
 
-    def formats(self) -> dict[str, NumberFormat]:
-        """Returns the formats of the columns of numbers, by name."""
-        return {c.name: c.format for c in self.columns if isinstance(c, NumberColumn)}
+    def _find(self, table: RawTable, names: list[str], use: str) -> list[str]:
+        """Returns the columns of a table that have these names, or are the only ones that have
+        them but for capitals and blanks."""
+        plain: dict[str, list[str]] = {}
+        for name in table.columns:
+            plain.setdefault(_plain(name), []).append(name)
+        columns = []
+        for name in names:
+            alike = [name] if name in table.columns else plain.get(_plain(name), [])
+            if len(alike) != 1:
+                raise InputError(f"{table.place} lacks the column {name}, which the model {use}.")
+            if alike != [name]:
+                note(f"{table.place}: the column {alike[0]} is read as {name}.")
+            columns += alike
+        return columns
 
-    def _of_cells(self, header, rows, place) -> Examples:
-        if missing := [column.name for column in self.columns if column.name not in header]:
-            raise InputError(f"{place} lacks the column {missing[0]}, which the model reads.")
-        cells = np.empty((len(rows), len(header)), object)
-        for i, row in enumerate(rows):
-            cells[i] = row
-        columns = {c.name: cells[:, header.index(c.name)] for c in self.columns}
-        names = [f"{place}, row {i + 1}" for i in range(len(rows))]
-        return Examples(columns, None, names)
+    def _examples(self, table: RawTable) -> Examples:
+        names = [column.name for column in self.columns]
+        columns = dict(zip(names, self._find(table, names, "reads"), strict=True))
+        columns = {name: table.columns[other] for name, other in columns.items()}
+        if table.place == "the data frame":  # whose rows are known by their numbers
+            return Examples(columns)
+        rows = table.names or [table.row_name(i) for i in range(len(table))]
+        return Examples(columns, None, rows)
 
-    def _targets(self, cells: list[Any], place: Any) -> np.ndarray:
+    def _check_rows(self, examples: Examples, table: RawTable) -> None:
+        wrong = np.zeros(len(examples), bool)
+        errors: dict[int, str] = {}
+        for column in self.columns:
+            cells = examples.columns[column.name]
+            raw, bad = column.parse(cells)
+            for row in np.flatnonzero(bad & ~wrong).tolist():
+                errors[row] = (
+                    f"{table.row_name(row)}: the column {column.name} has {_cell(cells, row)!r:.60}"
+                    f", where training rows have a {column.describe()['type']} such as "
+                    f"{column.describe()['format']}."
+                )
+            wrong |= bad
+            self._note_unknown(column, cells, raw, table)
+        if errors:
+            raise RowsRefused([errors[row] for row in sorted(errors)], examples.take(~wrong))
+
+    @staticmethod
+    def _note_unknown(column: Column, cells: Any, raw: np.ndarray, table: RawTable) -> None:
+        unknown = np.flatnonzero(raw[:, 0] == 0) if isinstance(column, CategoryColumn) else []
+        if not len(unknown):
+            return
+        texts = as_texts(cells).take(pa.array(unknown)).unique().to_pylist()
+        # rare ones of the training rows are not kept, so they are new as well
+        note(
+            f"{table.place}: {len(unknown):,} of {len(raw):,} rows have a {column.name} that is no "
+            f"level of the training rows ({', '.join(texts[:5])}): other."
+        )
+
+    def _targets(self, table: RawTable, name: str) -> np.ndarray:
         """Class numbers, UNKNOWN for others than the model's, or numbers in their unit."""
-        if any(_text(cell).lower() in self.target_format.missing for cell in cells):
-            raise InputError(f"{place}, column {self.target_column} has a missing value: fill it.")
+        cells = table.columns[name]
         if isinstance(self.target, Classes):
-            return self.target.numbers([_text(cell) for cell in cells])
-        column = NumberColumn(self.target_column, self.target_format, 0, 0, 1, (), False)
-        return column.numbers(cells)
+            texts = as_texts(cells).to_pylist()
+            empty, target = np.array([not text for text in texts]), self.target.numbers(texts)
+        else:
+            target, wrong = column_numbers(cells, self.target_format or NumberFormat())
+            empty = np.isnan(target) & ~wrong
+            if wrong.any():
+                row = int(wrong.argmax())
+                raise InputError(
+                    f"{table.row_name(row)}: {name} is {_cell(cells, row)!r}, which is no number."
+                )
+        if empty.any():
+            raise InputError(
+                f"{table.row_name(int(empty.argmax()))}, column {name} has a missing value: fill it"
+                + (", or read the file with keep_default_na=False if it is a class."
+                   if isinstance(self.target, Classes) and not is_text(cells) else ".")
+            )  # fmt: skip
+        return target
 
     def _of_array(self, array: np.ndarray) -> Examples:
         names = [column.name for column in self.columns]
@@ -203,31 +173,58 @@ class TableEncoder(Encoder):
                 f"predict takes arrays in shape ('n', {len(names)}) ({', '.join(names)[:200]}), "
                 f"paths or a data frame, no {array.dtype} in shape {array.shape}."
             )
-        if texts := [c.name for c in self.columns if isinstance(c, CategoryColumn)]:
+        if others := [c.name for c in self.columns if not isinstance(c, NumberColumn)]:
             raise InputError(
-                f"predict takes no array for a table with texts ({texts[0]}): give a data frame or "
-                "a CSV file."
+                f"predict takes no array for a table with texts or times ({others[0]}): give a "
+                "data frame or a CSV file."
             )
-        rows = np.float64(array)
-        if np.isinf(rows).any():
-            raise InputError("predict takes finite numbers, or NaN for a missing one.")
-        columns = {name: rows[:, i].astype(object) for i, name in enumerate(names)}
+        rows = np.float64(array)  # NaN, and infinite, where a value is missing
+        columns = {name: pa.array(rows[:, i]) for i, name in enumerate(names)}
         return Examples(columns, None, [str(i) for i in range(len(rows))])
 
     def raw(self, examples: Examples) -> np.ndarray:
-        """Returns float64 (n, columns): numbers, and the places of levels."""
-        rows = np.empty((len(examples), len(self.columns)))
-        for i, column in enumerate(self.columns):
-            rows[:, i] = column.numbers(examples.columns[column.name].tolist())
+        """Returns float64 (n, columns): numbers, places of levels, parts of times, hashed words."""
+        rows = np.empty((len(examples), self.spec().shape[0]))
+        for column, at in zip(self.columns, self._slices("raw_width"), strict=True):
+            rows[:, at] = column.parse(examples.columns[column.name])[0]
         return rows
 
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
-        parts = [column.encode(raw[:, i], xp) for i, column in enumerate(self.columns)]
-        return {"inputs": xp.concatenate(parts, 1).astype(np.float32)}
+        parts = [
+            column.encode(raw[:, at], xp)
+            for column, at in zip(self.columns, self._slices("raw_width"), strict=True)
+        ]
+        return {"inputs": xp.concatenate([part.astype(np.float32) for part in parts], 1)}
+
+    def encode(self, examples: Examples) -> dict[str, Any]:
+        """Returns what training takes; blocks of rows at a time, in two threads."""
+        width = sum(column.width() for column in self.columns)
+        inputs = np.empty((len(examples), width), np.float32)
+
+        def fill(start: int) -> None:
+            block = slice(start, start + BLOCK)
+            columns = {c.name: examples.columns[c.name][block] for c in self.columns}
+            raw = self.raw(Examples(columns))
+            for row in range(0, len(raw), CACHED):
+                rows = raw[row : row + CACHED]
+                inputs[start + row : start + row + len(rows)] = self.batch(rows)["inputs"]
+
+        with ThreadPoolExecutor(2) as pool:  # NumPy and Arrow let the other go on
+            list(pool.map(fill, range(0, len(examples), BLOCK)))
+        arrays = {"inputs": inputs}
+        if examples.target is not None:
+            arrays["targets"] = self.target.encode(examples.target)
+        return arrays
+
+    def _slices(self, width: str) -> list[slice]:
+        """Returns the places of each column in arrays with so many numbers of each."""
+        widths = [getattr(column, width)() for column in self.columns]
+        ends = np.cumsum(widths).tolist()
+        return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
     def spec(self) -> Spec:
         return Spec(
-            (len(self.columns),), "float32",
+            (sum(column.raw_width() for column in self.columns),), "float32",
             "a row of the table: its numbers, NaN where one is missing; of a text its place in the "
             "column's levels, counted from 1, or 0 for any other",
         )  # fmt: skip
@@ -236,36 +233,38 @@ class TableEncoder(Encoder):
         return f"rows of {sum(column.width() for column in self.columns)} numbers"
 
     def plain(self, examples: Examples) -> Plain:
-        categories = tuple(isinstance(column, CategoryColumn) for column in self.columns)
+        categories = tuple(
+            isinstance(c, CategoryColumn) for c in self.columns for _ in range(c.raw_width())
+        )
         return Plain(self.raw(examples), categories)
 
     def groups(self) -> dict[str, slice]:
-        ends = np.cumsum([column.width() for column in self.columns]).tolist()
-        columns = zip(self.columns, ends, strict=True)
-        return {c.name: slice(end - c.width(), end) for c, end in columns}
+        return {c.name: at for c, at in zip(self.columns, self._slices("width"), strict=True)}
+
+    def columns_table(self) -> list[dict[str, Any]]:
+        rows = []
+        for column, missing in zip(self.columns, self.missing, strict=True):
+            about = column.describe()
+            levels = about.get("levels", ())
+            rows.append({
+                "column": column.name, "type": about["type"], "format": about["format"],
+                "missing": missing, "levels": len(levels) or "", "note": ", ".join(levels[:4]),
+            })  # fmt: skip
+        blank = {"format": "", "missing": "", "levels": ""}
+        return rows + [
+            {"column": d.name, "type": "dropped", **blank, "note": d.reason} for d in self.dropped
+        ]
 
     def outlook(self) -> dict[str, Any]:
         return {"columns": [
-            {"name": c.name, "median": c.median} if isinstance(c, NumberColumn)
-            else {"name": c.name, "levels": list(c.levels)} for c in self.columns
+            {"name": column.name, **column.describe()} for column in self.columns
         ]}  # fmt: skip
 
 
-def _float(value: Any, name: str) -> float:
-    """A typed value as a number, NaN for None."""
-    if value is None:
-        return np.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"the column {name} has {value!r:.60}, which is no number.") from None
+def _plain(name: str) -> str:
+    return "".join(name.casefold().split())
 
 
-def _text(value: Any) -> str:
-    """A cell as the text of a category: a whole float, as data frames have it where a value is
-    missing, as the integer."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
+def _cell(column: Any, row: int) -> Any:
+    cell = column[row]
+    return cell.as_py() if isinstance(cell, pa.Scalar) else cell

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,30 @@ import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
 UNKNOWN = -1  # the number of a class that training did not have
+
+
+def is_whole(text: str) -> bool:
+    """True for the text of a whole number: 1, 1.0, 1."""
+    return bool(re.fullmatch(r"[-+]?\d+(\.0*)?", text))
+
+
+def level_key(text: str) -> str:
+    """Returns what texts of one class have in common where they differ in capitals, or in the
+    fraction of a whole number."""
+    return text.partition(".")[0] if is_whole(text) else text.casefold()
+
+
+def match_levels(texts: Sequence[str], levels: Sequence[str]) -> Int[np.ndarray, " n"]:
+    """Returns the index of each text's level, int32 (n,), UNKNOWN where there is none: the one that
+    is the same, else the only one with its key."""
+    exact = {level: i for i, level in enumerate(levels)}
+    alike: dict[str, int] = {}
+    for level, i in exact.items():
+        key = level_key(level)
+        alike[key] = UNKNOWN if key in alike else i
+    return np.array([
+        exact[text] if text in exact else alike.get(level_key(text), UNKNOWN) for text in texts
+    ], np.int32)  # fmt: skip
 
 
 class Target(abc.ABC):
@@ -42,8 +67,7 @@ class Classes(Target):
 
     def numbers(self, names: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Returns the class number of each name, UNKNOWN for a name that is none."""
-        number = {name: i for i, name in enumerate(self.names)}
-        return np.array([number.get(name, UNKNOWN) for name in names], np.int32)
+        return match_levels(names, self.names)
 
 
 @dataclasses.dataclass(frozen=True)

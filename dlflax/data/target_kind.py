@@ -2,39 +2,50 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
-from dlflax.data.numbers import NumberFormat
+from dlflax.data.numbers import MISSING, NumberFormat, column_numbers
+from dlflax.data.raw_table import RawTable, as_texts
+from dlflax.data.target import is_whole, level_key
 from dlflax.errors import InputError
 
-MOST_DROPPED = 0.1  # share of examples that may be left out without a word of the user
-MOST_CLASSES = 20  # whole numbers with more values than that are taken for numbers
+MOST_DROPPED = 0.1  # share of examples that may be dropped without a word of the user
+MOST_CLASSES = 20  # whole numbers with more values than that are numbers
 
 
 def numbers_or_classes(
-    name: str, cells: list[str], kind: str, log: Callable[[str], None], how: NumberFormat
+    table: RawTable, name: str, kind: str, log: Callable[[str], None], form: NumberFormat | None
 ) -> np.ndarray | None:
-    """float64 (n,) where the column `name` is one of numbers, None where its cells are classes.
-    how: the format of its numbers; kind: "classes" or "number" as the user says, or "auto": numbers
-    that have fractions or many different values; `log` gets what they are then taken for.
-    InputError for a cell that is no number where there should be one, and for classes without
-    end."""
-    values, different = how.parse(cells), len(set(cells))
-    numeric = not isinstance(values, str)
+    """Returns float64 (n,), NaN where a row has none, if the column `name` is one of numbers, None
+    if its cells are classes. form: the format of its numbers, None where they are none; kind:
+    "classes" or "number" as the user says, or "auto": numbers that have fractions or many different
+    values; `log` gets what is inferred. Raises InputError for a cell that is no number where there
+    should be one, and for classes without end."""
+    column = table.columns[name]
+    texts = as_texts(column)
+    different = len(pc.unique(texts.filter(pc.not_equal(texts, ""))))
+    values, wrong = column_numbers(column, form or NumberFormat(missing=MISSING))
     if kind == "auto":
-        whole = numeric and bool(np.all(values == np.round(values)))
-        kind = "number" if numeric and (different > MOST_CLASSES or not whole) else "classes"
+        numbers = values[~np.isnan(values)]
+        whole = bool(np.all(numbers == np.round(numbers)))
+        different_numbers = len(np.unique(numbers))
+        many = different_numbers > MOST_CLASSES or not whole
+        kind = "number" if form is not None and many else "classes"
         other = "classes" if kind == "number" else "number"
-        if numeric:
-            log(f"{name}: {different:,} different numbers, taken for "
+        if form is not None:
+            log(f"{name}: {different_numbers:,} different numbers, inferred: "
                 f"{'a number' if kind == 'number' else 'classes'} (--target-kind {other} for "
                 "the other).")  # fmt: skip
     if kind == "number":
-        if not numeric:
-            raise InputError(f"--target-kind number: {name} has {values!r}, which is no number.")
-        if not np.isfinite(values).all():
-            raise InputError(f"the target {name} has an infinite value: give numbers.")
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise InputError(
+                f"--target-kind number: {table.row_name(row)} has {texts[row].as_py()!r} as "
+                f"{name}, which is no number."
+            )
         return values
     if different > 1000:
         raise InputError(
@@ -44,34 +55,48 @@ def numbers_or_classes(
     return None
 
 
+def class_texts(column: Any) -> np.ndarray:
+    """Returns the names of classes, object (n,) of str, "" where a row has none: 1 and 1.0 are one
+    class."""
+    codes = as_texts(column).dictionary_encode()
+    names = codes.dictionary.to_pylist()
+    numbers: dict[str, str] = {}
+    for name in sorted(names, key=len):
+        numbers.setdefault(level_key(name), name)
+    same = [numbers[level_key(name)] if is_whole(name) else name for name in names]
+    return np.array(same, object)[codes.indices.to_numpy()]
+
+
 def in_order(value: str):
-    """Sorts class names that are numbers as numbers, before other texts."""
-    number = NumberFormat().parse([value])
-    return (1, 0.0, value) if isinstance(number, str) else (0, float(number[0]), value)
+    """Returns a key that sorts class names that are numbers as numbers, before other texts."""
+    number, wrong = NumberFormat(missing=()).parse([value])
+    return (1, 0.0, value) if wrong[0] else (0, float(number[0]), value)
 
 
 def classes_of(
     cells: np.ndarray, fewest: int, what: str, log: Callable[[str], None]
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """(names of the classes, int32 (kept,) of them, bool (n,): which of the cells are kept). A
-    class with fewer than `fewest` examples, `what` they are, is left out, and `log` gets which.
-    InputError where these are more than MOST_DROPPED, or fewer than two classes are left."""
+    """Returns (names of the classes, int32 (kept,) of them, bool (n,): which of the cells are
+    kept). A class with fewer than `fewest` examples, `what` they are, is dropped, and `log` gets
+    which. Raises InputError where these are more than MOST_DROPPED, or fewer than two classes are
+    left."""
     counts = Counter(cells.tolist())
     few = sorted((name for name, count in counts.items() if count < fewest), key=in_order)
     names = tuple(sorted(set(counts) - set(few), key=in_order))
-    kept = ~np.isin(cells, few)
+    number = {name: i for i, name in enumerate(names)}
+    codes = np.array([number.get(cell, -1) for cell in cells.tolist()], np.int32)
+    keep = codes >= 0
     if len(names) < 2:
         raise InputError(
             f"there are fewer than two classes of {fewest} {what} or more: nothing to tell apart."
         )
-    if (~kept).sum() > MOST_DROPPED * len(cells):
+    if (~keep).sum() > MOST_DROPPED * len(cells):
         raise InputError(
-            f"{(~kept).sum():,} of {len(cells):,} {what} are of a class with fewer than {fewest} "
+            f"{(~keep).sum():,} of {len(cells):,} {what} are of a class with fewer than {fewest} "
             f"{what} ({', '.join(few[:3])}): write numbers in one way, merge rare classes, or "
             "remove them."
         )
     if few:
-        log(f"{(~kept).sum():,} {what} are of a class with fewer than {fewest} {what} ("
-            f"{', '.join(few[:5])}): left out.")  # fmt: skip
-    numbers = {name: number for number, name in enumerate(names)}
-    return names, np.array([numbers[cell] for cell in cells[kept]], np.int32), kept
+        log(f"{(~keep).sum():,} {what} are of a class with fewer than {fewest} {what} ("
+            f"{', '.join(few[:5])}): dropped.")  # fmt: skip
+    return names, codes[keep], keep

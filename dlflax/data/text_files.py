@@ -47,11 +47,18 @@ def read_path(path: Path, dataset: str, log, make=None) -> Any:
     """Returns the Dataset that `--data-dir` names, of whatever kind it is; `dataset` is its name in
     a TFDS folder. make: makes something else of what is read, with the arguments of `_dataset`."""
     make = make or _dataset
+    sentences: list[str] = []
+
+    def note(sentence):  # of many files one is enough
+        sentences.append(sentence)
+        if len(sentences) == 1:
+            log(sentence)
+
     place, source = f"--data-dir {path}", str(path.resolve())
     if path.is_file():
         if not (match := TABLE.search(path.name)):
             raise InputError(f"{place} is none of .csv, .tsv and .jsonl (or one of them with .gz).")
-        texts, labels = read_table(path, match[1].lower())
+        texts, labels = read_table(path, match[1].lower(), log)
         class_names = _ordered(set(labels))
         numbers = {label: number for number, label in enumerate(class_names)}
         train = texts, [numbers[label] for label in labels]
@@ -67,7 +74,8 @@ def read_path(path: Path, dataset: str, log, make=None) -> Any:
         }
         if len(files) < 2:
             raise InputError(f"{place} does not exist: it should be {WANTED}.")
-        return _read_classes(make, path.name, f"{source}.*", _class_files(files), None, place, log)
+        train = _class_files(files, note)
+        return _read_classes(make, path.name, f"{source}.*", train, None, place, log)
 
     if found := prepared(path, dataset):
         return read_tfds(dataset, found, log)
@@ -75,13 +83,13 @@ def read_path(path: Path, dataset: str, log, make=None) -> Any:
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     parts = {part: entry for name, entry in folders.items() if (part := part_of(name))}
     if {"train", "test"} <= set(parts):  # and whatever else: aclImdb has a vocabulary beside them
-        train, test = (_class_folders(parts[part]) for part in ("train", "test"))
+        train, test = (_class_folders(parts[part], note) for part in ("train", "test"))
         if "validation" in parts:
             log(
                 f"{place}: {parts['validation'].name}/ is added to the training texts, of which "
                 "--validation holds out a share."
             )
-            for label, texts in _class_folders(parts["validation"]).items():
+            for label, texts in _class_folders(parts["validation"], note).items():
                 train.setdefault(label, []).extend(texts)
         if set(train) != set(test):
             raise InputError(
@@ -92,14 +100,15 @@ def read_path(path: Path, dataset: str, log, make=None) -> Any:
     files = {entry.name: entry for entry in entries if entry.name not in folders}
     stems = {file.stem for file in files.values()}
     if folders and not files:
-        return _read_classes(make, path.name, source, _class_folders(path), None, place, log)
+        return _read_classes(make, path.name, source, _class_folders(path, note), None, place, log)
     if files and not folders and not any(TABLE.search(name) for name in files):
         if all(file.suffix == ".txt" for file in files.values()):
-            files = {file.stem: file for file in files.values()}
-            return _read_classes(make, path.name, source, _class_files(files), None, place, log)
+            train = _class_files({file.stem: file for file in files.values()}, note)
+            return _read_classes(make, path.name, source, train, None, place, log)
         if len(stems) == 1:
             files = {file.suffix.removeprefix("."): file for file in files.values()}
-            return _read_classes(make, stems.pop(), source, _class_files(files), None, place, log)
+            train = _class_files(files, note)
+            return _read_classes(make, stems.pop(), source, train, None, place, log)
     holds = listed([*files, *(f"{name}/" for name in folders)]) or "nothing"
     raise InputError(f"{place} holds {holds}: it should be one data set, that is {WANTED}.")
 
@@ -118,18 +127,18 @@ def _read_classes(make, name, source, train, test, place, log):
     return make(name, source, class_names, *parts, place, log)
 
 
-def _class_files(files: dict[str, Path]) -> dict[str, list[str]]:
+def _class_files(files: dict[str, Path], log) -> dict[str, list[str]]:
     """{class: its file's lines}."""
     classes = {}
     for label, file in files.items():
-        lines = io.StringIO(read_text(file), newline="\n")  # nothing else ends a line here
+        lines = io.StringIO(read_text(file, log), newline="\n")  # nothing else ends a line here
         classes[label] = [text for line in lines if (text := line.strip())]
         if not classes[label]:
             raise InputError(f"{file} has no examples: each of its lines should be one.")
     return classes
 
 
-def _class_folders(folder: Path) -> dict[str, list[str]]:
+def _class_folders(folder: Path, log) -> dict[str, list[str]]:
     """{class: the texts of its folder's files}."""
     classes = {}
     for entry in _listing(folder):
@@ -139,7 +148,7 @@ def _class_folders(folder: Path) -> dict[str, list[str]]:
                 raise InputError(
                     f"{entry} has no .txt files, but as a class it should have one a text."
                 )
-            classes[entry.name] = [read_text(file) for file in files]
+            classes[entry.name] = [read_text(file, log) for file in files]
     if not classes:
         raise InputError(f"{folder} has no folders: it should have one a class.")
     return classes

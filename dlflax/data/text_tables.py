@@ -1,14 +1,23 @@
 """A .csv, .tsv or .jsonl file with a text and a label column."""
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from dlflax.data import csv_files, idx
-from dlflax.data.download import first_line
+import pyarrow as pa
+
+from dlflax.data import idx
+from dlflax.data.raw_table import (
+    SNIFFED,
+    Log,
+    decode,
+    delimiter,
+    first_row,
+    line_numbers,
+    parse_csv,
+    read_json_lines,
+)
 from dlflax.errors import InputError
 
 TEXT_COLUMNS = [
@@ -18,39 +27,29 @@ LABEL_COLUMNS = ["label", "class", "sentiment", "target", "category", "polarity"
 TABLE = re.compile(r"\.(csv|tsv|jsonl)(\.gz)?$", re.IGNORECASE)
 
 
-def read_table(path: Path, kind: str) -> tuple[list[str], list[str]]:
-    """(texts, labels) of a file of this kind: csv, tsv or jsonl."""
-    content = read_text(path)
-    rows = _json_rows(path, content) if kind == "jsonl" else _csv_rows(path, content, kind)
-    line, first = next(rows, (0, None))
-    if first is None:
-        raise InputError(f"{path} is empty: it should have a text and a label column.")
+def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
+    """Returns (texts, labels) of a file of this kind: csv, tsv or jsonl."""
+    content = _read(path, log)
+    read = _json_columns if kind == "jsonl" else _csv_columns
+    first, columns, lines = read(path, content, kind)
     lowered = [name.strip().lower() for name in first]
     text_columns, label_columns = (
         [index for index, name in enumerate(lowered) if name in names]
         for names in (TEXT_COLUMNS, LABEL_COLUMNS)
     )
-    columns = [[], []]
     if len(text_columns) == len(label_columns) == 1:
-        chosen = text_columns[0], label_columns[0]
+        places = text_columns[0], label_columns[0]
+        columns = [columns[place] for place in places]
+        for place, column in zip(places, columns, strict=True):
+            if None in column:
+                raise InputError(
+                    f"{path}, line {lines[column.index(None)]} has no {shown(first[place])}: every "
+                    "line needs a text and a label."
+                )
     elif not text_columns and not label_columns and len(first) == 2 and kind != "jsonl":
-        chosen = 0, 1
-        columns = [[cell] for cell in first]
+        columns = [[name, *column] for name, column in zip(first, columns, strict=True)]
     else:
         raise _unknown_columns(path, first)
-    for line, row in rows:
-        if len(row) != len(first):
-            raise InputError(
-                f"{path}, line {line} has {_columns(len(row))}, but the first line has "
-                f"{_columns(len(first))}."
-            )
-        for column, index in zip(columns, chosen, strict=True):
-            if row[index] is None:
-                raise InputError(
-                    f"{path}, line {line} has no {shown(first[index])}: every line needs a text "
-                    "and a label."
-                )
-            column.append(row[index])
 
     texts, labels = columns
     if not label_columns:
@@ -79,72 +78,56 @@ def _unknown_columns(path: Path, names: list[str]) -> InputError:
     )
 
 
-def _csv_rows(path: Path, content: str, kind: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of each row that is not blank."""
-    # In a .tsv a quotation mark is one.
-    settings = (
-        {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        if kind == "tsv"
-        else {"delimiter": csv_files.delimiter(content)}
-    )
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True, **settings)
-
-    def next_row():
-        # the limit is the whole process's: nobody else may see it raised, as between two rows
-        limit = csv.field_size_limit(2**31 - 1)
-        try:
-            return next(reader, None)
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num} is not valid {kind}: {error}."
-            ) from None
-        finally:
-            csv.field_size_limit(limit)
-
-    while (row := next_row()) is not None:
-        if row:
-            yield reader.line_num, row
-
-
-def _json_rows(path: Path, content: str) -> Iterator[tuple[int, list[str | None]]]:
-    """As `_csv_rows`: the keys of the first object, and then the values of these in each."""
-    keys = None
-    for number, line in enumerate(io.StringIO(content, newline="\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            if not isinstance(values, dict):
-                raise ValueError("it is not an object")
-            if "\\u" in line:
-                json.dumps(values, ensure_ascii=False).encode()  # half a character: ValueError
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path}, line {number} is not a JSON object in valid Unicode "
-                f"({first_line(error)})."
-            ) from None
-        if keys is None:
-            keys = list(values)
-            yield number, keys
-        row = (values.get(key) for key in keys)
-        yield (
-            number,
-            [
-                value if value is None or isinstance(value, str) else json.dumps(value)
-                for value in row
-            ],
-        )
-
-
-def read_text(path: Path) -> str:
+def _csv_columns(path: Path, content: bytes, kind: str):
+    """Returns (the first row, the others by column, their lines)."""
+    # in a .tsv a quotation mark is one
+    tab = kind == "tsv"
+    mark = "\t" if tab else delimiter(content[:SNIFFED].decode(errors="ignore"))
     try:
-        return idx.read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
+        first = first_row(content, mark, quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL)
+        table, ragged = parse_csv(content, mark, len(first), quote=False if tab else '"')
+    except csv.Error as error:
+        raise InputError(f"{path}, {error}.") from None
+    except (ValueError, pa.ArrowException) as error:
+        if not content.strip():
+            raise InputError(
+                f"{path} is empty: it should have a text and a label column."
+            ) from None
+        raise InputError(f"{path} is not valid {kind}: {' '.join(str(error).split())}.") from None
+    lines = line_numbers(content, len(table) + len(ragged), quoted=not tab)
+    if ragged:
+        row, cells = ragged[0]
         raise InputError(
-            f"{path}, line {line} has the byte {error.object[error.start]:02x}, which is not "
-            "UTF-8: save the file as UTF-8."
-        ) from None
+            f"{path}, line {lines[row]} has {_columns(cells)}, but the first line has "
+            f"{_columns(len(first))}."
+        )
+    return first, [column.to_pylist()[1:] for column in table.columns], lines[1:].tolist()
+
+
+def _json_columns(path: Path, content: bytes, kind: str):
+    """As `_csv_columns`: the keys of the first object, and the values of these in each."""
+    rows, lines = read_json_lines(content, path)
+    if not rows:
+        raise InputError(f"{path} is empty: it should have a text and a label column.")
+    keys = list(rows[0])
+    values = [[row.get(key) for row in rows] for key in keys]
+    return keys, [
+        [v if v is None or isinstance(v, str) else json.dumps(v) for v in column]
+        for column in values
+    ], lines  # fmt: skip
+
+
+def read_text(path: Path, log: Log) -> str:
+    """Returns a file of text, maybe gzipped. Raises InputError for what is none."""
+    return _read(path, log).decode()
+
+
+def _read(path: Path, log: Log) -> bytes:
+    """The file in UTF-8."""
+    try:
+        return decode(idx.read_bytes(path), path, log)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}.") from None
 
 
 def _columns(count: int) -> str:

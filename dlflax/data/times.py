@@ -86,16 +86,12 @@ class TimeFormat:
         if self.date not in (*DATES, *EPOCHS, *DECIMAL_YEARS, COUNT):
             raise InputError(f"{self.date!r} is not a format of times.")
 
-    def parse(self, cells: Sequence[str]) -> np.ndarray | str:
-        """Returns seconds since 1970 in UTC, float64 (n,), NaN where a cell is one of `missing`; or
-        the first cell that is no time of this format. cells: strings or Arrow's."""
+    def parse(self, cells: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (seconds since 1970 in UTC, float64 (n,), NaN where a cell has no time; bool
+        (n,), True where it is none of `missing` either). cells: strings or Arrow's."""
         texts = _as_texts(cells)
         seconds = self._numbers(texts) if self.date not in DATES else self._seconds(texts)
-        wrong = np.isnan(seconds) & ~_is_missing(texts, self.missing)
-        if not wrong.any():
-            return seconds
-        cell = cells[int(wrong.argmax())]
-        return cell if isinstance(cell, str) else cell.as_py()
+        return seconds, np.isnan(seconds) & ~_is_missing(texts, self.missing)
 
     def describe(self) -> str:
         """Returns an example: "31/12/2024 14:30"."""
@@ -186,21 +182,20 @@ def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | Non
         if date == "2024-366" and not regular:
             continue  # in a table 2024-001 may be the number of an invoice
         form = _format_of(date, sample)
-        seconds = form.parse(texts) if form else ""
-        if form and isinstance(seconds, str):
+        seconds, wrong = form.parse(texts) if form else (None, None)
+        if form and wrong.any():
             form = _format_of(date, texts)
-            seconds = form.parse(texts) if form else ""
-        same = any(np.array_equal(seconds, other) for _, other in readings)
-        if not isinstance(seconds, str) and not same:
+            seconds = form.parse(texts)[0] if form else None
+        if form and not any(np.array_equal(seconds, other) for _, other in readings):
             readings.append((form, seconds))
     if plain:  # counts of something, unless they are regular
-        readings = [each for each in readings if each[0].date == "20241231" or is_clock(each[1])]
-        readings = sorted(readings, key=lambda each: -len(np.unique(each[1])))[:1]
-    for likely in (_is_regular, _is_sorted) if regular else ():
+        readings = [pair for pair in readings if pair[0].date == "20241231" or is_clock(pair[1])]
+        readings = sorted(readings, key=lambda pair: -len(np.unique(pair[1])))[:1]
+    for likely in (_is_regular, _is_monotone) if regular else ():
         if len(readings) > 1:
-            readings = [each for each in readings if likely(each[1])] or readings
-    if any(each[0].date == "2024 12" for each in readings):  # a month, rather than a week
-        readings = [each for each in readings if each[0].date not in ("2024 4", "2024 52")]
+            readings = [pair for pair in readings if likely(pair[1])] or readings
+    if any(pair[0].date == "2024 12" for pair in readings):  # a month, rather than a week
+        readings = [pair for pair in readings if pair[0].date not in ("2024 4", "2024 52")]
     if len(readings) < 2:
         return readings[0][0] if readings else None
     first, other = readings[0][0], readings[1][0]
@@ -216,7 +211,7 @@ def _format_of(date: str, texts) -> TimeFormat | None:
     """Returns the format with that date of all texts; None where they have another."""
     if date not in DATES:
         form = TimeFormat(date)
-        return None if isinstance(form.parse(texts), str) else form
+        return None if form.parse(texts)[1].any() else form
     if not re.fullmatch(DATES[date], texts[0].as_py(), re.IGNORECASE):  # most of them end here
         return None
     fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
@@ -228,7 +223,7 @@ def _format_of(date: str, texts) -> TimeFormat | None:
     clock = "12" if any(some["p"]) else "24" if any(some["H"]) else ""
     zone = "UTC" if any(text and _offset(text) for text in some["z"]) else ""
     form = TimeFormat(date, clock, zone)
-    return None if isinstance(form.parse(texts), str) else form
+    return None if form.parse(texts)[1].any() else form
 
 
 def _as_texts(cells):
@@ -277,7 +272,7 @@ def _is_regular(seconds) -> bool:
     return rows_of(np.unique(seconds[~np.isnan(seconds)])) is not None
 
 
-def _is_sorted(seconds) -> bool:
+def _is_monotone(seconds) -> bool:
     steps = np.diff(seconds[~np.isnan(seconds)])
     return bool((steps >= 0).all() or (steps <= 0).all())
 

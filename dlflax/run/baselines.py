@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 
 from dlflax import train
 from dlflax.data.stream import fits
@@ -186,6 +187,8 @@ def _digest(known, splits, parts) -> str:
             digest.update(array.view(np.uint8).data if array.size else b"")
     for name, part in splits.examples.items():
         for column, values in part.columns.items():
-            if values.dtype == object:
+            if isinstance(values, pa.Array):
+                digest.update(pa.record_batch([values], [column]).serialize())
+            elif values.dtype == object:
                 digest.update(repr((name, column, values.tolist())).encode())
     return digest.hexdigest()

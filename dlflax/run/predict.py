@@ -14,6 +14,7 @@ import numpy as np
 
 from dlflax import train, transfer
 from dlflax.data import Classes, Encoder, Examples, join
+from dlflax.data.encoder import RowsRefused
 from dlflax.data.target import UNKNOWN
 from dlflax.errors import InputError
 from dlflax.run.experiment import of_run
@@ -155,6 +156,12 @@ class Predictor:
         for given in inputs:
             try:
                 parts.append(self.encoder.parse(given))
+            except RowsRefused as error:  # the others are answered
+                if on_refused is None:
+                    raise
+                for sentence in error.sentences:
+                    on_refused(InputError(sentence))
+                parts += [error.examples] if len(error.examples) else []
             except InputError as error:
                 if on_refused is None:
                     raise

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -129,7 +130,10 @@ class Batches:
 
 def _layout(examples):
     """The layout that examples of one batch share: pixels may be uint8 or float32."""
-    return [(name, column.dtype, column.shape[1:]) for name, column in examples.columns.items()]
+    return [
+        (name, column.type) if isinstance(column, pa.Array)
+        else (name, column.dtype, column.shape[1:]) for name, column in examples.columns.items()
+    ]  # fmt: skip
 
 
 class Bodies:

@@ -1,0 +1,417 @@
+"""Tables as files, data frames and rows of JSON have them: columns of cells without a meaning yet.
+
+pyarrow reads CSV, Parquet and Feather files and data frames, python-calamine Excel's. The cells of
+a CSV file are texts; what they mean is inferred by an encoder, once, and kept.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows
+from dlflax.errors import InputError
+from dlflax.files import most_to_read, printable, read_bytes
+
+DELIMITERS = ",;\t|"
+SNIFFED = 20_000  # bytes that decide which of them it is
+ENDINGS = re.compile(
+    r"\.(?:(?P<arrow>parquet|pq|feather|arrow|ipc)|(?P<sheet>xlsx|xlsm|xlsb|xls|ods)"
+    r"|(?P<json>jsonl|ndjson)(?:\.gz)?)$",
+    re.IGNORECASE,
+)
+MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of an encoding
+Log = Callable[[str], None]
+
+
+class RowNames(Sequence):
+    """Names of rows for the user, made when they are asked for: "a.csv, line 7"."""
+
+    def __init__(self, prefix: str, numbers: np.ndarray):
+        self.prefix, self.numbers = prefix, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        numbers = self.numbers[index]
+        return RowNames(self.prefix, numbers) if np.ndim(numbers) else f"{self.prefix} {numbers}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RawTable:
+    """The columns of a table, by name, all of one length."""
+
+    columns: Mapping[str, Any]
+    """Arrow arrays: of texts, stripped, as a CSV file has them, or of typed values; object (n,) of
+    Python values where a column has several types."""
+    place: str
+    """The file or what else it was, for messages."""
+    delimiter: str = ""
+    """Between the cells of a CSV file; "" for any other table."""
+    names: RowNames | None = None
+    """A name of each row."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def row_name(self, row: int) -> str:
+        """Returns the row's name: "a.csv, line 7"."""
+        return f"{self.place}, row {row + 1}" if self.names is None else self.names[int(row)]
+
+    def take(self, index: Any) -> "RawTable":
+        """Returns the rows at index, int (n,) or bool (n,)."""
+        columns = {name: take_rows(column, index) for name, column in self.columns.items()}
+        names = None if self.names is None else self.names[index]
+        return dataclasses.replace(self, columns=columns, names=names)
+
+
+def read_table(
+    given: Any, usual: str = ",", most: int = sys.maxsize, log: Log = lambda sentence: None,
+    what: str = "a table",
+) -> RawTable:  # fmt: skip
+    """Reads a file (a Path or an Upload), a data frame, or rows {column: value}. usual: the
+    delimiter of a CSV file that does not show another; what: the purpose of the table, in messages;
+    `log` gets what was assumed. Raises InputError for anything else, TooMuch for more than `most`
+    rows."""
+    if isinstance(given, Path | Upload):
+        table = _read_file(given, usual, log, what)
+    elif is_frame(given):
+        table = _of_frame(given, log)
+    else:
+        given = [dict(given)] if is_series(given) else given
+        if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
+            raise InputError(f"{what} is a CSV file, a data frame, or rows {{column: value}}.")
+        if len(given) > most:
+            raise TooMuch(f"a request may have {most:,} rows.")
+        table = _of_rows(given, None, "the rows", log)
+    pa.default_memory_pool().release_unused()  # of what was read, but is no column
+    if not len(table):
+        raise InputError(f"{table.place} has no rows below its header.")
+    if len(table) > most:
+        raise TooMuch(f"a request may have {most:,} rows.")
+    return table
+
+
+def _table(
+    place: str, headings: Sequence[str], columns: Sequence[Any], log: Log, mark: str = "",
+    lines: np.ndarray | None = None,
+) -> RawTable:  # fmt: skip
+    """Returns the table. A column without a heading is named by its place, if it has cells; lines:
+    the line of each row in its file."""
+    named: dict[str, Any] = {}
+    for i, (heading, column) in enumerate(zip(headings, columns, strict=True), 1):
+        name = printable(heading.strip())
+        if not name:
+            if not pc.any(pc.not_equal(as_texts(column), "")).as_py():
+                log(f"{place}: column {i} has no name and no cells: dropped.")
+                continue
+            name = f"column {i}"
+            log(f"{place}: column {i} has no name: it is called {name!r}.")
+        if name in named:
+            raise InputError(f"{place} has two columns {name!r}: give each a name of its own.")
+        named[name] = column
+    names = None if lines is None else RowNames(f"{place}, line", lines)
+    return RawTable(named, place, mark, names)
+
+
+def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTable:
+    path = Path(given.name) if isinstance(given, Upload) else given
+    if not isinstance(given, Upload) and not path.is_file():
+        state = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {state}: {what} is a CSV file with a header.")
+    ending = ENDINGS.search(path.name)
+    kind = ending and ending.lastgroup or "CSV"
+    try:
+        content = given.content if isinstance(given, Upload) else read_bytes(path)
+        if path.suffix.lower() == ".gz":
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(most_to_read() + 1)
+            if len(content) > most_to_read():
+                raise ValueError("unpacked, it is larger than a quarter of the memory")
+        if kind == "arrow":
+            return _of_arrow(_read_arrow(content), str(path), log)
+        if kind == "sheet":
+            return _of_sheet(content, path, log)
+        content = decode(content, path, log)
+        if b"\0" in content:
+            raise ValueError("it has the character NUL: save it as UTF-8")
+        if kind == "json":
+            return _of_rows(*read_json_lines(content, path), str(path), log)
+        return _of_csv(content, path, usual, log)
+    except (ValueError, OSError, EOFError, pa.ArrowException, csv.Error) as error:
+        name = {"arrow": "Parquet or Feather", "sheet": "Excel", "json": "JSON Lines"}.get(kind)
+        form = f"{name} file" if name else "CSV file with a header"
+        raise InputError(f"{path} is not a {form} ({' '.join(str(error).split())}).") from error
+
+
+def decode(content: bytes, path: Path, log: Log) -> bytes:
+    """Returns a file of text in UTF-8: one of UTF-16 says so itself, and what is not UTF-8 is read
+    as Windows' cp1252, which `log` is told. Raises ValueError for what is no text."""
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
+    if encoding is None and b"\0" in content[:4]:  # without its mark: every second byte is 0
+        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    if encoding:
+        content = content.decode(encoding).encode()
+    marked = content.startswith(b"\xef\xbb\xbf")
+    content = content[3 * marked :]
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        wrong = f"line {line} has the byte {content[error.start]:02x}, which is not UTF-8"
+        # control characters, and those that cp1252 lacks
+        if marked or re.search(rb"[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]", content):
+            raise ValueError(f"{wrong}: save it as UTF-8") from None
+        log(f"{path}: {wrong}, so the file is read as Windows' cp1252.")
+        content = content.decode("cp1252").encode()
+    return content
+
+
+def _of_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
+    content, mark = _without_hint(content, usual)
+    header = first_row(content, mark)
+    table, ragged = parse_csv(content, mark, len(header))
+    lines = line_numbers(content, len(table) + len(ragged))
+    if ragged:
+        row, cells = ragged[0]
+        raise InputError(
+            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: put "
+            "numbers that have a comma in quotes, or write them without."
+        )
+    columns = [pc.utf8_trim_whitespace(column.combine_chunks())[1:] for column in table.columns]
+    return _table(str(path), header, columns, log, mark, lines[1:])
+
+
+def _without_hint(content: bytes, usual: str) -> tuple[bytes, str]:
+    """(the file, its delimiter), which Excel may state in the first line: sep=;"""
+    if match := re.match(rb"sep=([,;\t|])\r?\n", content):
+        return content[match.start(1) :].replace(match[1], b"", 1), match[1].decode()
+    return content, delimiter(content[:SNIFFED].decode(errors="ignore"), usual)
+
+
+def parse_csv(
+    content: bytes, mark: str, width: int, quote: str | bool = '"'
+) -> tuple[pa.Table, list[tuple[int, int]]]:
+    """Returns (all rows of the file as columns of texts, [(row, cells)] of rows that have another
+    number of cells than `width`). Raises pa.ArrowInvalid, and csv.Error with the line."""
+    from pyarrow import csv as arrow_csv
+
+    if quote and content.count(b'"') % 2:  # Arrow would drop what a quote without an end begins
+        _check_quotes(content, mark)
+    ragged: list[tuple[int, int]] = []
+
+    def on_ragged(row):
+        ragged.append((row.number - 1, row.actual_columns))
+        return "skip"
+
+    names = [f"f{i}" for i in range(width)]  # those that Arrow gives
+    # in one thread, which it does not outlive: threads of Arrow's that are left aborted at exit
+    return arrow_csv.read_csv(
+        pa.BufferReader(content),
+        arrow_csv.ReadOptions(
+            use_threads=False, block_size=min(max(len(content), 1), 2**30), column_names=names
+        ),
+        arrow_csv.ParseOptions(
+            delimiter=mark, newlines_in_values=True, invalid_row_handler=on_ragged, quote_char=quote
+        ),
+        arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        ),
+    ), ragged
+
+
+def _check_quotes(content: bytes, mark: str) -> None:
+    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=mark, strict=True)
+    try:
+        for _ in reader:
+            pass
+    except csv.Error as error:
+        raise csv.Error(f"line {reader.line_num} is not valid csv: {error}") from None
+
+
+def first_row(content: bytes, mark: str, **settings: Any) -> list[str]:
+    """Returns the cells of the first row that has some. Raises ValueError if there is none."""
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
+    for row in csv.reader(text, delimiter=mark, **settings):
+        if row:
+            return row
+    raise ValueError("it is empty")
+
+
+def line_numbers(content: bytes, rows: int, quoted: bool = True) -> np.ndarray:
+    """Returns the line, int (rows,), at which each row of a CSV file begins; empty lines are none.
+    quoted: cells in quotes may have line breaks."""
+    array = np.frombuffer(content, np.uint8)
+    end = b"\n" if b"\n" in content else b"\r"
+    ends = np.flatnonzero(array == ord(end))
+    starts = np.concatenate([[0], ends + 1])
+    if quoted and b'"' in content:  # a line that begins within quotes belongs to the row before
+        within = np.searchsorted(np.flatnonzero(array == ord('"')), starts) % 2 == 1
+    else:
+        within = np.zeros(len(starts), bool)
+    first = array[np.minimum(starts, max(len(array) - 1, 0))] if len(array) else array
+    blank = (starts >= len(array)) | np.isin(first, (ord("\n"), ord("\r")))
+    lines = np.flatnonzero(~blank & ~within) + 1
+    # quotes that are no quotes: the lines are not known, the rows are
+    return lines if len(lines) == rows else np.arange(1, rows + 1)
+
+
+def delimiter(text: str, usual: str = ",") -> str:
+    """Returns the mark, a comma, a semicolon, a tab or a bar, that cuts each of the first lines
+    into as many cells, two or more; of several, or of none, that which is most often in the first
+    line, or the usual one."""
+    first = text.partition("\n")[0]
+    lines = io.StringIO(text[:SNIFFED], newline="").readlines()
+
+    def even(mark):
+        with contextlib.suppress(csv.Error):
+            counts = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
+            if len(text) >= SNIFFED - 4:
+                counts.pop()  # cut in the middle
+            return len(set(counts)) == 1 and counts[0] > 1
+        return False
+
+    return max(DELIMITERS, key=lambda mark: (even(mark), first.count(mark), mark == usual))
+
+
+def read_json_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Returns (the objects of a file with one on each line, their lines). Raises InputError."""
+    rows, lines = [], []
+    for number, line in enumerate(content.decode().split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ValueError("it is not an object")
+            if "\\u" in line:
+                json.dumps(values, ensure_ascii=False).encode()  # half a character: ValueError
+        except (ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{path}, line {number} is not a JSON object in valid Unicode ({reason})."
+            ) from None
+        rows.append(values)
+        lines.append(number)
+    return rows, lines
+
+
+def _of_rows(
+    rows: Sequence[Mapping[str, Any]], lines: list[int] | None, place: str, log: Log
+) -> RawTable:
+    if not rows:
+        raise InputError(f"{place} has no rows: give one or more.")
+    headings = list(dict.fromkeys(name for row in rows for name in row))
+    if lines is None and any(len(row) != len(headings) for row in rows):
+        raise InputError('give rows as {"column": value, ...}, all with the same columns.')
+    columns = [as_column([row.get(name) for row in rows]) for name in headings]
+    numbers = None if lines is None else np.array(lines)
+    return _table(place, list(map(str, headings)), columns, log, lines=numbers)
+
+
+def _of_frame(given: Any, log: Log) -> RawTable:
+    with contextlib.suppress(pa.ArrowException, TypeError, AttributeError, NotImplementedError):
+        return _of_arrow(pa.table(given), "the data frame", log)
+    # one of pandas whose columns have values of several types
+    values = given.astype(object).where(given.notna(), None)
+    columns = [as_column(values.iloc[:, i].tolist()) for i in range(values.shape[1])]
+    return _table("the data frame", list(map(str, given.columns)), columns, log)
+
+
+def _read_arrow(content: bytes) -> pa.Table:
+    from pyarrow import feather, parquet
+
+    buffer = pa.BufferReader(content)
+    if content.startswith(b"PAR1"):
+        return parquet.read_table(buffer, use_threads=False)
+    if content.startswith(b"ARROW1"):
+        return feather.read_table(buffer, use_threads=False)
+    with pa.ipc.open_stream(buffer) as stream:
+        return stream.read_all()
+
+
+def _of_arrow(table: pa.Table, place: str, log: Log) -> RawTable:
+    columns = []
+    for column in table.columns:
+        array = pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks()
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if is_text(array):
+            array = pc.utf8_trim_whitespace(array.cast(pa.string()))
+        elif pa.types.is_decimal(array.type) or pa.types.is_float16(array.type):
+            array = array.cast(pa.float64())
+        columns.append(array)
+    return _table(place, list(map(str, table.column_names)), columns, log)
+
+
+def _of_sheet(content: bytes, path: Path, log: Log) -> RawTable:
+    try:
+        import python_calamine
+    except ImportError:
+        raise InputError(
+            f"{path}: Excel files need python-calamine: pip install 'dlflax[excel]', or save it as "
+            "CSV."
+        ) from None
+    try:
+        book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(content))
+        rows = book.get_sheet_by_index(0).to_python()
+    except Exception as error:  # of the library's own kinds
+        raise ValueError(str(error)) from error
+    if len(book.sheet_names) > 1:
+        log(f"{path}: the sheet {book.sheet_names[0]!r} is read, the first of "
+            f"{len(book.sheet_names)}.")  # fmt: skip
+    numbers = [i for i, row in enumerate(rows, 1) if any(cell != "" for cell in row)]
+    if not numbers:
+        raise ValueError("its first sheet is empty")
+    header, *body = ([None if cell == "" else cell for cell in rows[i - 1]] for i in numbers)
+    columns = zip(*body, strict=True) if body else [()] * len(header)
+    columns = [as_column(list(cells)) for cells in columns]
+    return _table(str(path), list(map(as_text, header)), columns, log, lines=np.array(numbers[1:]))
+
+
+def as_column(values: Sequence[Any]) -> Any:
+    """Returns an Arrow array of Python values; object (n,) where they have several types."""
+    values = [None if value is None or value != value else value for value in values]
+    with contextlib.suppress(pa.ArrowException, TypeError, OverflowError, ValueError):
+        array = pa.array(values)
+        return pc.utf8_trim_whitespace(array) if array.type == pa.string() else array
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+def as_texts(column: Any) -> pa.Array:
+    """Returns a column as Arrow's texts, "" where it has no value: a whole float as the integer."""
+    if is_text(column):
+        return column.fill_null("") if column.null_count else column
+    return pa.array([as_text(value) for value in column.tolist()], pa.string())
+
+
+def as_text(value: Any) -> str:
+    """Returns a value as the text of a category; "" for None and NaN."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def is_text(column: Any) -> bool:
+    """True if all values of a column are texts."""
+    return isinstance(column, pa.Array) and str(column.type) in (
+        "string",
+        "large_string",
+        "string_view",
+    )
