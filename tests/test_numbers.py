@@ -148,7 +148,7 @@ def test_a_row_means_the_same_by_every_way_in(capsys):
         alone = write("b.csv", [("length", "width"), (x, "0,50")], ";")
         assert values_of(model.predict(str(alone))) == pytest.approx(right[i : i + 1])
     write("wrong.csv", [("length", "width"), ("2.5", "0,50")], ";")
-    with pytest.raises(InputError, match="line 2: the column length has '2.5', where training rows"):
+    with pytest.raises(InputError, match="line 2: the column length has '2.5', where train"):
         model.predict("wrong.csv")
     # another delimiter: by another program, which may have another rule
     for cells, word in (("2.5", "has numbers such as 1,234.5"), ("1.234", "write the file as")):

@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 from dlflax.data.raw_table import RawTable, is_text
 from dlflax.errors import InputError
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells without a value, in small letters
-# and those that are none in a column of numbers
-NO_NUMBER = (
-    *MISSING, ".", "-", "--", "\u2013", "\u2014", "<na>", "#n/a", "#na", "#div/0!", "#value!",
-    "#ref!", "#num!", "#name?", "#null!", "n.d.", "nd", "n.a.", "nat", "inf", "+inf", "-inf",
-    "infinity", "+infinity", "-infinity", "\u221e", "-\u221e", "missing", "unknown",
+MISSING = (  # cells without a value, in small letters
+    "", "na", "n/a", "nan", "null", "none", "?", "-", "--", "\u2013", "\u2014", ".", "<na>", "#n/a",
+    "#na", "n.a.", "nat",
+)  # fmt: skip
+NO_NUMBER = (  # and those that are none in a column of numbers
+    *MISSING, "#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!", "n.d.", "nd", "missing",
+    "unknown", *(sign + word for sign in ("", "+", "-") for word in ("inf", "infinity", "\u221e")),
 )  # fmt: skip
 SAMPLE = 2_000  # cells that tell texts from numbers, in a longer column
 MOST_ODD = 0.02  # share of other cells that are no numbers in a column of numbers

@@ -7,6 +7,7 @@ constant or empty, or has a name of its own for almost every row.
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -94,7 +95,8 @@ class Table(Source):
         for sentence in numbers.describe_formats(formats):
             log(sentence)
         table, values, classes = self._target(table, target, formats[target], log)
-        times = {c: _times(table, c) for c in inputs if formats[c] is None}
+        times = {c: _times(table, c, formats[c] is not None) for c in inputs}
+        formats |= {c: None for c in inputs if times[c]}
         style = {"target": target, "delimiter": table.delimiter, "formats": formats, "times": times}
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test, self.split_seed, groups)
@@ -187,12 +189,18 @@ def _wrong_number(text: str) -> bool:
     return bool(NumberFormat(missing=()).parse([text])[1][0])
 
 
-def _times(table: RawTable, name: str) -> TimeFormat | None:
-    """Returns the format of the times in a column without numbers."""
+def _times(table: RawTable, name: str, are_numbers: bool) -> TimeFormat | None:
+    """Returns the format of the times in a column; None if it has none. Of numbers those like
+    20241231 are times, if all of them are."""
     column = table.columns[name]
-    if is_text(column):
-        return infer_times(column)
-    return TimeFormat("2024-12-31") if pa.types.is_temporal(column.type) else None
+    if isinstance(column, pa.Array) and pa.types.is_temporal(column.type):
+        return TimeFormat("2024-12-31")
+    if not are_numbers:
+        return infer_times(column) if is_text(column) else None
+    if len(table) and re.fullmatch(r"(19|20)\d{6}", as_texts(column[:1])[0].as_py()):
+        form = TimeFormat("20241231")
+        return None if form.parse(as_texts(column))[1].any() else form
+    return None
 
 
 def fit_columns(

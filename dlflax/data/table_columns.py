@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data.numbers import MISSING, NumberFormat, column_numbers
+from dlflax.data.numbers import MISSING, NO_NUMBER, NumberFormat, column_numbers
 from dlflax.data.raw_table import as_texts
 from dlflax.data.target import match_levels
 from dlflax.data.times import TimeFormat
@@ -104,7 +104,11 @@ class NumberColumn(Column):
         return xp.concatenate(parts, 1)
 
     def describe(self):
-        return {"type": "number", "format": self.format.describe(), "median": self.median}
+        odd = [cell for cell in self.format.missing if cell not in NO_NUMBER]
+        note = f"no numbers: {', '.join(odd)}" if odd else ""
+        return {
+            "type": "number", "format": self.format.describe(), "median": self.median, "note": note
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +127,6 @@ class CategoryColumn(Column):
         texts = as_texts(cells).dictionary_encode()
         names = texts.dictionary.to_pylist()
         places = match_levels(names, self.levels) + 1.0
-        if isinstance(cells, pa.Array) and pa.types.is_boolean(cells.type) and not places.any():
-            names = ["1" if name == "True" else name and "0" for name in names]
-            places = match_levels(names, self.levels) + 1.0
         places[[name.lower() in self.missing_marks for name in names]] = np.nan
         return places[texts.indices.to_numpy()][:, None], np.zeros(len(texts), bool)
 
@@ -228,7 +229,12 @@ def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
         micro = cells.cast(pa.int64())
         seconds = pc.divide(pc.cast(micro, pa.float64()), 1e6).to_numpy(zero_copy_only=False)
         return seconds, np.zeros(len(seconds), bool)
-    return form.parse(as_texts(cells))
+    texts = as_texts(cells)
+    seconds, wrong = form.parse(texts)
+    if wrong.any() and not form.zone:  # ISO 8601, as JSON has it, is one thing in every file
+        iso, other = dataclasses.replace(form, date="2024-12-31", clock="").parse(texts)
+        seconds, wrong = np.where(wrong, iso, seconds), wrong & other
+    return seconds, wrong
 
 
 def _calendar(seconds: np.ndarray) -> np.ndarray:

@@ -248,7 +248,8 @@ class TableEncoder(Encoder):
             levels = about.get("levels", ())
             rows.append({
                 "column": column.name, "type": about["type"], "format": about["format"],
-                "missing": missing, "levels": len(levels) or "", "note": ", ".join(levels[:4]),
+                "missing": missing, "levels": len(levels) or "",
+                "note": about.get("note", ", ".join(levels[:4])),
             })  # fmt: skip
         blank = {"format": "", "missing": "", "levels": ""}
         return rows + [

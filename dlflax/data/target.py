@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
 UNKNOWN = -1  # the number of a class that training did not have
+BOOLEANS = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
 def is_whole(text: str) -> bool:
@@ -31,6 +32,10 @@ def match_levels(texts: Sequence[str], levels: Sequence[str]) -> Int[np.ndarray,
     for level, i in exact.items():
         key = level_key(level)
         alike[key] = UNKNOWN if key in alike else i
+    if len(levels) == 2 and all(sum(key in words for key in alike) == 1 for words in BOOLEANS):
+        for words in BOOLEANS:  # true where training rows have yes
+            (i,) = (i for key, i in alike.items() if key in words)
+            alike |= dict.fromkeys(words, i)
     return np.array([
         exact[text] if text in exact else alike.get(level_key(text), UNKNOWN) for text in texts
     ], np.int32)  # fmt: skip

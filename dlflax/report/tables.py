@@ -2,6 +2,7 @@
 
 import math
 
+COLUMNS = 30  # lines of the table of columns
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # scores that not everyone looks at
 LESS = ("macro_precision", "macro_recall", "average_precision", "calibration_error")
@@ -102,6 +103,25 @@ def print_folds(results: dict) -> None:
     ]  # fmt: skip
     columns = (f"test, {results['folds']} folds", "mean", "deviation")
     print_table(None, (*columns, *(name.replace(" ", "\n") for name in beside)), lines)
+
+
+def print_columns(rows: list[dict], folder, verbose: bool) -> None:
+    """Prints what was inferred of each column of a table, of the first COLUMNS without `verbose`;
+    neighbours of which the same was inferred share a line."""
+    lines: list[tuple[str, ...]] = []
+    first = last = ""
+    for row in rows:
+        name, *about = map(str, row.values())
+        if lines and not row["note"] and tuple(about) == lines[-1][1:]:
+            last = name
+            lines[-1] = (f"{first} ... {last}", *about)
+        else:
+            lines.append((name, *about))
+            first = name
+    shown = lines if verbose else lines[:COLUMNS]
+    print_table(None, tuple(rows[0]), shown)
+    if len(shown) < len(lines):
+        print(f"{len(lines) - len(shown)} more lines are in {folder / 'columns.csv'}.")
 
 
 def print_table(title, columns, lines) -> None:

@@ -39,6 +39,8 @@ def log_start(job, count: int, log: Log) -> None:
     held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
     log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
         f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
+    if rows := splits.encoder.columns_table():
+        tables.print_columns(rows, config.run_dir, config.verbose)
     if config.verbose:
         tables.print_class_table(summary)
     name, (total, frozen) = type(config.recipe.model).__name__, count_parameters(job)

@@ -15,7 +15,7 @@ import typeguard
 import dlflax
 from dlflax import data
 from dlflax.errors import InputError
-from dlflax.files import read_json, write_json
+from dlflax.files import read_json, write_csv, write_json
 from dlflax.run.config import PLACE, Config, more_epochs_change_the_past
 from dlflax.run.experiment import Experiment, note_changes, remember
 from dlflax.run.saved import check_type, flat, save_encoder, to_json
@@ -102,7 +102,10 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
 
 
 def write_files(folder: Path, splits: data.Splits) -> None:
-    """Writes what the data source has for the run folder, such as files_skipped.csv."""
+    """Writes what the data source has for the run folder, such as files_skipped.csv, and what was
+    inferred of each column of a table, columns.csv."""
+    if rows := splits.encoder.columns_table():
+        write_csv(folder / "columns.csv", rows)
     for name, text in splits.files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
