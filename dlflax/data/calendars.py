@@ -35,7 +35,7 @@ class Calendar:
     zone: str = ""
     """"", "UTC", a place such as Europe/Berlin, or "count"."""
     day: str = ""
-    """Of months, that which all times are at: "31" of 28 to 31, "end", "weekday end"."""
+    """The day of all months: "31" of 28 to 31, "end", "weekday end"."""
     begin: int = 0
     """The row of the series' first value."""
 
@@ -62,10 +62,10 @@ def in_time(
     times: np.ndarray, values: np.ndarray, place: str, log: Callable[[str], None],
     zone: str = "", step: str = "",
 ) -> tuple[np.ndarray, Calendar]:  # fmt: skip
-    """Returns the values, (n, ...), in the order of their times, NaN where a step is missing, and
-    the calendar of their rows; `log` gets the step and what was changed.
+    """Returns the values, (n, ...), in the order of their times, and the calendar of their rows.
 
-    times: seconds, float64 (n,). zone: "", "UTC" or that of the training data, such as
+    Values are NaN where a step is missing; `log` gets the step and what was changed. times:
+    seconds, float64 (n,). zone: "", "UTC" or that of the training data, such as
     "Europe/Berlin"; step: that of the training data. Raises InputError for times that are
     irregular, there twice or of another step."""
     name = Path(place).name
@@ -176,9 +176,8 @@ def _months(step: str) -> int:
 
 
 def _without_daylight_saving(times, zone: str, step: str) -> tuple[np.ndarray, str]:
-    """Returns the times in UTC and their zone, where a clock that is set twice a year explains a
-    missing hour in spring or a double one in autumn; else the times, and "". zone: that of the
-    training data, if there is one."""
+    """Returns the times in UTC and the zone that explains missing hours in spring and double ones
+    in autumn. Without one: the times, and "". zone: that of the training data, if there is one."""
 
     def gaps(seconds):
         seconds = np.sort(seconds)
@@ -197,8 +196,8 @@ def _without_daylight_saving(times, zone: str, step: str) -> tuple[np.ndarray, s
 
 
 def _to_utc(times: np.ndarray, zone: str) -> Iterator[np.ndarray]:
-    """Yields the times of a zone's clock in UTC: an hour that is there twice is both, one that is
-    there once the first or the second of autumn. None where its clock never shows them."""
+    """Yields the times of a zone's clock in UTC, none where its clock never shows them. Of an hour
+    in autumn that is there once both readings are tried."""
     back = times[0] > times[-1]
     times = times[::-1] if back else times
     clock = pa.array(np.round(times * 1e6).astype(np.int64)).cast(pa.timestamp("us"))

@@ -100,23 +100,23 @@ class SeriesEncoder(Encoder):
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
         past = raw[:, : self.window, 0]
         last = past[:, -1:]
-        seen = ((past - last) / self.target.scale)[:, :, None].astype(np.float32)
+        seen = ((past - last) / self.target.scale)[:, :, None]
         if self.covariate_mean:
             mean, scale = (
                 np.array(x)[None, None] for x in (self.covariate_mean, self.covariate_scale)
             )
-            values = ((raw[:, :, 1:] - mean) / scale).astype(np.float32)
+            values = (raw[:, :, 1:] - mean) / scale
             known = values[:, :, len(self.past) :]
             later = known[:, self.horizon :] if known.shape[2] else known[:, : self.window]
             seen = xp.concatenate([seen, values[:, : self.window], later], 2)
-        return {"inputs": seen, "last": last}
+        return {"inputs": seen.astype(np.float32), "last": last}
 
     def spec(self) -> Spec:
         later = self._steps() - self.window
         columns = ("the series", *self.past, *self.future)
         more = f", and {later} steps after them" if later else ""
         return Spec(
-            (self._steps(), len(columns)), "float32",
+            (self._steps(), len(columns)), "float64",
             f"the last {self.window} values of {', '.join(columns)}{more}",
         )  # fmt: skip
 

@@ -213,8 +213,8 @@ def _texts(table: RawTable, names) -> dict[str, list[str]]:
 
 
 def _read_times(table: RawTable, style: Style, log) -> np.ndarray | None:
-    """Returns the times of rows in the format of the training file, or in their own, seconds,
-    float64 (n,); None where their column is not there. Raises InputError for a row without one."""
+    """Returns the times of rows, seconds, float64 (n,), None where their column is not there. The
+    format is the training file's, else their own. Raises InputError for a row without a time."""
     names, form = ", ".join(style.times), style.time
     if absent := [name for name in style.times if name not in table.columns]:
         log(
@@ -284,15 +284,15 @@ def _find_times(table: RawTable, style: Style) -> Style:
     for group, form in _candidates(texts, infer):
         cells = _join(texts, group)
         for zone in _zones(form, cells):
-            found = dataclasses.replace(form, zone=zone)
+            time = dataclasses.replace(form, zone=zone)
             place = COUNT if form.date == COUNT else zone.replace("local", "")
-            style = dataclasses.replace(style, times=group, time=found, zone=place)
+            style = dataclasses.replace(style, times=group, time=time, zone=place)
             try:
                 times = _read_times(table, style, None)
                 _, calendar = in_time(times, times, table.place, lambda _: None, place)
                 return dataclasses.replace(style, step=calendar.step, zone=calendar.zone)
             except InputError as error:
-                repeated.append((found.parse(cells)[0], form))
+                repeated.append((time.parse(cells)[0], form))
                 if not all(re.fullmatch(NUMBER, cell) for cell in cells[:9]):
                     refused.append(error)  # else it need not be a time
     _check_panel(table.place, texts, repeated)
