@@ -31,6 +31,7 @@ from dlflax.run.saved import load_encoder, save_encoder
 from dlflax.train.batch import gather, with_targets
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import Additive, Collecting, additive_scores
+from dlflax.train.recipe import check_arrays
 from dlflax.train.tasks import Asked, Task
 
 
@@ -108,7 +109,9 @@ class SourceSuite:
         encoder, spec = splits.encoder, splits.encoder.spec()
         raw = np.asarray(encoder.raw(splits.examples["test"].take(slice(4)))[:]).astype(spec.dtype)
         assert raw.shape[1:] == spec.shape
-        traced = jax.jit(lambda raw: encoder.batch(raw, jnp))(raw)
+        with jax.enable_x64(spec.dtype == "float64"):
+            traced = jax.jit(lambda raw: encoder.batch(raw, jnp))(raw)
+            traced = {name: np.asarray(array) for name, array in traced.items()}
         for name, array in encoder.batch(raw).items():
             np.testing.assert_allclose(traced[name], array, rtol=1e-5, atol=1e-5)
 
@@ -152,6 +155,16 @@ class TaskSuite:
         task = bound[0].task
         assert isinstance(task, Task)
         assert task == dataclasses.replace(task) and hash(task) == hash(dataclasses.replace(task))
+
+    def test_its_own_data_pass_its_check_and_arrays_of_two_lengths_do_not(self, bound):
+        recipe, splits, *_ = bound
+        for part in (splits.train, splits.val, splits.test):
+            check_arrays(recipe, train.as_traced(self.hparams), part)
+        short = {name: array[: -(name != "inputs") or None] for name, array in splits.train.items()}
+        short.setdefault("weight", np.ones(1, np.float32))
+        with pytest.raises(InputError, match="one for each example") as error:
+            train.fit(recipe, self.hparams, short, epochs=1)
+        assert "\n" not in str(error.value)
 
     def test_the_loss_is_one_number_an_example(self, bound):
         recipe, splits, _, sums, outputs = bound

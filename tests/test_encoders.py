@@ -300,7 +300,7 @@ def test_the_file_of_answers_is_no_file_that_is_asked_about(place, capsys):
 
 
 def test_nan_and_infinity_mean_the_same_everywhere(place):
-    from dlflax.run.export import exported
+    from dlflax.run.export import exported, join_stages
     from dlflax.run.predict import Predictor
 
     rows = [["" if i % 9 == 0 else row[0], *row[1:]] for i, row in enumerate(numbers())]
@@ -311,8 +311,8 @@ def test_nan_and_infinity_mean_the_same_everywhere(place):
     wanted = [answer["values"] for answer in model.predict(str(path))]
     assert [answer["values"] for answer in model.predict(frame)] == wanted
     assert [a["values"] for a in model.predict(frame.to_dict("records"))] == wanted
-    function, _ = exported(Predictor("run", log=lambda _: None))
-    made = function(np.float32([[np.nan, 1.0]]))["values"]
+    stages, _ = exported(Predictor("run", log=lambda _: None))
+    made = join_stages(stages)({"inputs": np.float32([[np.nan, 1.0]])})["values"]
     np.testing.assert_allclose(made[0], wanted[0], rtol=1e-4)
     for infinite in ([{"a": np.inf, "b": 1}], np.array([[np.inf, 1.0]]), [{"a": "-inf", "b": 1}]):
         (answer,) = model.predict(infinite)

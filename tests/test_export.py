@@ -1,6 +1,7 @@
 """A model as a file: ONNX and StableHLO say what the model says, for every architecture, with what
 comes before and after the network in the file."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -13,12 +14,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from PIL import Image
 
 import dlflax
-from dlflax import data, models, train
-from dlflax.errors import InputError, RunError
+from dlflax import data, models, run, train
+from dlflax.errors import InputError
 from dlflax.run import export
+from dlflax.run.config import bind_to_data
 from dlflax.run.exit_codes import with_exit_codes
+from dlflax.run.predict import Predictor
+from dlflax.train.tasks import TASKS
 from experiments import export as command
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -65,14 +70,14 @@ def test_every_architecture_is_the_same_in_a_file(name, monkeypatch):
     variables = jax.jit(model.init)(jax.random.key(0), train.floats(jnp.asarray(inputs[:1])))
     variables = {k: v for k, v in variables.items() if k != "losses"}
 
-    def function(inputs):
-        outputs = model.apply(variables, train.floats(inputs))
+    def function(arrays):
+        outputs = model.apply(variables, train.floats(arrays["inputs"]))
         return {"doubled": 2 * outputs, "outputs": outputs}
 
     raw = data.Spec(shape, dtype, "")
-    wanted = np.asarray(jax.jit(function)(inputs)["outputs"])
+    wanted = np.asarray(jax.jit(function)({"inputs": inputs})["outputs"])
     for to, write in FORMATS.items():
-        content, loaded = write(function, raw)
+        content, loaded = write([function], raw)
         answer = loaded(content)
         for size in (1, 7, largest):
             found = answer(inputs[:size])
@@ -97,12 +102,137 @@ def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
+def untrained(source, task, model, folder):
+    """A Predictor of a model with its first weights, as of a run on these data."""
+    dataset = source.load(lambda _: None)
+    splits = data.make_splits(source, dataset, 0.2, 0)
+    hparams = train.Hparams()
+    recipe = bind_to_data(train.Recipe(model, TASKS[task]), hparams, splits)
+    predictor = object.__new__(Predictor)
+    vars(predictor).update(
+        config=run.Config(recipe, data=source), encoder=splits.encoder, tta=0, folder=folder,
+        calibration={}, experiment="none", log=lambda _: None,
+        data={"sha256": dataset.checksum, "name": "synthetic", "weights_sha256": None},
+        _state=train.init(recipe, hparams, splits.train["inputs"][:1], jax.random.key(0)),
+    )  # fmt: skip
+    return predictor
+
+
+def write_table(file, seed, rows, more_levels=()):
+    """Numbers of all offsets and scales, categories, missing values; the target is the last."""
+    generator = np.random.default_rng([seed, rows])
+    offsets = np.random.default_rng(seed).choice([0, -3, 1.7e9, 1.2e8, -4e12, 1e-9], 4)
+    scales = np.random.default_rng(seed).choice([1, 600, 1e-6, 1e5, 1e-12], 4)
+    columns = {}
+    for i, (offset, scale) in enumerate(zip(offsets, scales, strict=True)):
+        values = offset + scale * generator.normal(size=rows)
+        missing = generator.random(rows) < (0.2 if i % 2 else 0)
+        columns[f"x{i}"] = ["" if no else repr(v) for v, no in zip(values.tolist(), missing, strict=True)]
+    levels = ["red", "bläu", "10", "7.50", "a b", ""][seed % 3 :] + list(more_levels)
+    columns["c"] = generator.choice(levels, rows).tolist()
+    numbers = (offsets[0] + 1e3 * generator.normal(size=rows)).tolist()
+    columns["y"] = generator.choice(["up", "down"], rows).tolist() if seed % 4 == 0 else numbers
+    with file.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([list(columns), *zip(*columns.values(), strict=True)])
+
+
+@pytest.mark.parametrize(
+    "seed", [n if n < 5 else pytest.param(n, marks=pytest.mark.slow) for n in range(20)]
+)
+def test_any_row_of_any_table_gets_the_answer_of_predict(seed, tmp_path):
+    """From the texts of a CSV file, by what FILE.json says alone."""
+    write_table(tmp_path / "table.csv", seed, 60)
+    write_table(tmp_path / "new.csv", seed, 15, ("never seen",))
+    task = "regression" if seed % 4 else "classification"
+    source = data.Table(data_dir=tmp_path / "table.csv", bins=seed % 3 * 4, target="y")
+    predictor = untrained(source, task, models.MLP((16,)), tmp_path)
+    path = export.export(predictor, log=lambda _: None)
+    about = json.loads(path.with_name("model.onnx.json").read_text(encoding="utf-8"))
+    assert about["inputs"]["dtype"] == "float64" and about["difference"] < 1e-6
+    with (tmp_path / "new.csv").open(newline="", encoding="utf-8") as new:
+        given = list(csv.DictReader(new))
+
+    def place(column, text):
+        if not text:
+            return np.nan
+        levels = column.get("levels")
+        return float(text) if levels is None else 1 + levels.index(text) if text in levels else 0
+
+    rows = [[place(c, row[c["name"]]) for c in about["columns"]] for row in given]
+    (found,) = session(path).run(None, {"inputs": np.float64(rows)})
+    answers = [values for _, values in predictor.answers([str(tmp_path / "new.csv")])]
+    if seed % 4 == 0:
+        wanted, scale = [list(each["probabilities"].values()) for each in answers], 1.0
+    else:
+        wanted, scale = [each["values"] for each in answers], predictor.encoder.target.scale[0]
+    np.testing.assert_allclose(found / scale, np.float64(wanted) / scale, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("offset", "swing"), [(1.2e8, 4), (1.7e9, 1e-3), (0, 1e-9), (-5e11, 1e7)])
+def test_any_window_of_any_series_gets_the_answer_of_predict(offset, swing, tmp_path):
+    steps = np.arange(120)
+    values = np.stack([
+        offset + swing * np.sin(steps / 3 + np.random.default_rng(0).normal(size=120)),
+        1.7e9 + 600 * (steps % 5),
+    ], 1)  # fmt: skip
+    lines = [f"{i},{y!r},{seen!r}" for i, (y, seen) in enumerate(values.tolist())]
+    (tmp_path / "s.csv").write_text("\n".join(["t,y,seen", *lines]), encoding="utf-8")
+    source = data.Series(
+        data_dir=tmp_path / "s.csv", column="y", past_covariates=("seen",), window=8, horizon=3
+    )
+    predictor = untrained(source, "forecast", models.MLP((16,)), tmp_path)
+    path, scale = export.export(predictor, log=lambda _: None), predictor.encoder.target.scale
+    (found,) = session(path).run(None, {"inputs": values[None, -8:]})
+    ((_, wanted),) = predictor.answers([])
+    np.testing.assert_allclose(found[0] / scale, np.divide(wanted["forecast"], scale), atol=1e-6)
+    if abs(offset) > 1e6 * swing or offset > 1e8 - 1:
+        with pytest.raises(InputError, match="takes? float32, which cannot hold .* --to onnx"):
+            export.export(predictor, "stablehlo", log=lambda _: None)
+        assert not list(tmp_path.glob("*.stablehlo*"))
+    source.data_dir.unlink()  # the run itself has the end of its series
+    said = []
+    export.export(predictor, log=said.append)
+    assert "on 1 example of the run" in said[-1]
+
+
+def test_images_of_any_mode_get_the_answer_of_predict(tmp_path):
+    generator = np.random.default_rng(0)
+    for i in range(16):
+        (folder := tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), "uint8")).save(folder / f"{i}.png")
+    source = data.ImageFolder(data_dir=tmp_path / "images", size=16)
+    predictor = untrained(source, "classification", models.MLP((8,)), tmp_path)
+    path = export.export(predictor, log=lambda _: None)
+    files, pixels = [], []
+    for mode in ("L", "RGB", "P", "1", "CMYK", "RGBA"):
+        image = Image.fromarray(generator.integers(0, 256, (16, 16, 3), "uint8")).convert(mode)
+        files.append(str(tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"))
+        image.save(files[-1])
+        pixels.append(np.asarray(Image.open(files[-1]).convert("RGB")))
+    (found,) = session(path).run(None, {"inputs": np.stack(pixels)})
+    wanted = [list(v["probabilities"].values()) for _, v in predictor.answers(files)]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_a_table_whose_file_is_gone_is_tried_with_values_of_its_own_size(tmp_path):
+    times = [[str(1_700_000_000 + 7 * i), str(i % 9)] for i in range(60)]
+    with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([["t", "y"], *times])
+    source, said = data.Table(data_dir=tmp_path / "table.csv", target_kind="number"), []
+    predictor = untrained(source, "regression", models.MLP((16,)), tmp_path)
+    source.data_dir.unlink()
+    export.export(predictor, log=said.append)
+    assert "on 64 random rows" in said[-1]
+    with pytest.raises(InputError, match="float32, which cannot hold"):
+        export.export(predictor, "stablehlo", log=said.append)
+
+
 def test_pictures(runs):
     model = dlflax.load(runs / "digits", log=lambda _: None)
     said = []
     path = export.export(runs / "digits", "onnx", runs / "digits.onnx", said.append)
     assert path == runs / "digits.onnx"
-    assert "largest difference from the model on 64 test examples" in said[-1]
+    assert "largest difference from predict on 64 test examples" in said[-1]
     images = data.Images("digits").load(lambda _: None).test["inputs"][:50]
     (found,) = session(path).run(["probabilities"], {"inputs": images})
     wanted = [list(each["probabilities"].values()) for each in model.predict(images)]
@@ -137,7 +267,7 @@ def test_a_row_of_a_table(runs):
     levels = about["columns"][1]["levels"]
     (runs / "new.csv").write_text("a,colour\n0.5,red\n,green\n", encoding="utf-8")
     wanted = [each["values"][0] for each in model.predict(str(runs / "new.csv"))]
-    rows = np.float32([[0.5, levels.index("red") + 1], [np.nan, 0]])
+    rows = np.float64([[0.5, levels.index("red") + 1], [np.nan, 0]])
     (found,) = session(path).run(None, {"inputs": rows})
     assert found.ravel() == pytest.approx(wanted, rel=1e-5)
 
@@ -148,12 +278,12 @@ def test_a_window_of_a_series(runs):
     path = model.export(file=runs / "series.onnx")
     assert "test examples" in said[-1]  # and not random ones
     rows = [line.split(",") for line in (runs / "series.csv").read_text("utf-8").split()[1:]]
-    raw = np.float32([[y, day] for _, y, day in rows[-30:]])
+    raw = np.float64([[float(y), float(day)] for _, y, day in rows[-30:]])
     text = "\n".join(["t,y,day", *(",".join(r) for r in rows[-30:])])
     more = [f"{600 + i},,{(600 + i) % 7}" for i in range(7)]  # what is known beforehand
     (runs / "next.csv").write_text("\n".join([text, *more]), encoding="utf-8")
     (wanted,) = model.predict(str(runs / "next.csv"))
-    later = np.float32([[0, (600 + i) % 7] for i in range(7)])
+    later = np.float64([[0, (600 + i) % 7] for i in range(7)])
     window = np.concatenate([raw[-14:], later])[None]
     names = ["forecast", "low", "high"]
     for name, values in zip(names, session(path).run(names, {"inputs": window}), strict=True):
@@ -198,30 +328,30 @@ def test_the_file_needs_neither_jax_nor_this_package(runs, tmp_path):
 
 def test_a_file_that_differs_is_not_written(runs, monkeypatch):
     monkeypatch.setattr(export, "_largest_difference", lambda *_: float("nan"))
-    with pytest.raises(RunError, match="is not written: largest difference"):
+    sentence = "is not written: largest difference from predict .* nan, .*: try --to onnx"
+    with pytest.raises(InputError, match=sentence):
         export.export(runs / "digits", "stablehlo", runs / "wrong.stablehlo", lambda _: None)
     assert not list(runs.glob("*wrong*"))
 
 
 def test_the_largest_difference_is_of_every_output_and_size():
-    def function(inputs):
-        return {"small": inputs[:, :1] * 1e-3, "large": inputs * 1000.0}
+    inputs = np.float64(np.arange(128).reshape(64, 2))
+    wanted = {"small": inputs[:, :1] * 1e-3, "large": inputs * 1000.0 + 1e9}
+    scales = {"small": np.float64([1.0]), "large": np.float64([1.0, 1000.0])}
 
-    inputs = np.float32(np.arange(128).reshape(64, 2))
-
-    def wrong(name, by, size):
+    def differ(name, by, size):
         def answer(some):
-            found = {k: np.array(v) for k, v in function(jnp.asarray(some)).items()}
+            rows = some[:, 0].astype(int) // 2
+            found = {k: v[rows].copy() for k, v in wanted.items()}
             found[name][-1] += by if len(some) == size else 0
             return found
 
-        return answer
+        return export._largest_difference(wanted, scales, answer, inputs)
 
-    differ = export._largest_difference
-    assert differ(function, wrong("small", 0, 7), inputs) == 0
-    assert differ(function, wrong("small", 1e-3, 7), inputs) == pytest.approx(1e-3, rel=1e-3)
-    assert differ(function, wrong("large", 127.0, 64), inputs) == pytest.approx(1e-3, rel=1e-3)
-    assert np.isnan(differ(function, wrong("large", np.nan, 1), inputs))
+    assert differ("small", 0, 7) == 0
+    assert differ("small", 1e-3, 7) == pytest.approx(1e-3)
+    assert differ("large", np.float64([0, 2.0]), 64) == pytest.approx(2e-3)
+    assert np.isnan(differ("large", np.nan, 1))
 
 
 def test_data_that_are_gone_are_replaced_by_random_ones(runs, tmp_path):

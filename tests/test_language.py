@@ -20,7 +20,7 @@ LIMITS = {
     "first words": 170,
     "long sentences": 92,
     "participles": 136,
-    "variables": 394,
+    "variables": 389,
     "phrases": 489,
 }
 

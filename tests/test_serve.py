@@ -25,7 +25,7 @@ from dlflax import data
 from dlflax.data import Limits, join, picture
 from dlflax.errors import InputError
 from dlflax.run import serve, serve_inputs
-from dlflax.run.export import exported
+from dlflax.run.export import exported, join_stages
 from dlflax.run.predict import Predictor
 
 ROOT = Path(__file__).parents[1]
@@ -103,9 +103,10 @@ def test_predict_serve_and_export_agree_on_odd_pictures(zoo, digits, tmp_path):
     ).json()["answers"]
     served = [list(each["probabilities"].values()) for each in together]
     np.testing.assert_allclose(served, said, atol=1e-5)
-    function, _ = exported(predictor)
+    stages, _ = exported(predictor)
     raw = predictor.encoder.raw(predictor.encoder.parse([str(path) for path in paths]))
-    np.testing.assert_allclose(function(raw)["probabilities"], said, atol=1e-5)
+    made = join_stages(stages)({"inputs": raw})
+    np.testing.assert_allclose(made["probabilities"], said, atol=1e-5)
 
 
 def test_other_kinds_of_inputs(zoo):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import scipy.special
 import sklearn.metrics
+from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
 
 import experiments
 from dlflax import run, train
-from dlflax.data import Arrays, Series, make_splits
+from dlflax.data import Arrays, ImageFolder, Numbers, Series, Table, make_splits
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, Autoencoder
 from dlflax.report import figures
@@ -25,7 +26,10 @@ from dlflax.run.predict import Predictor
 from dlflax.run.saved import to_json
 from dlflax.testing import TaskSuite
 from dlflax.train import losses, tasks
+from dlflax.train.layout import Layout
 from dlflax.train.metrics import Additive
+from dlflax.train.population import Population
+from dlflax.train.recipe import check_arrays
 from dlflax.train.tasks import TASKS, Task
 
 RNG = np.random.default_rng(0)
@@ -309,6 +313,91 @@ def test_data_of_another_task_are_refused_in_a_sentence(task, shape, sentence):
     with pytest.raises(InputError, match=sentence) as error:
         bind_to_data(train.Recipe(MLP((4,)), TASKS[task]), train.Hparams(), splits)
     assert "\n" not in str(error.value)
+
+
+ROWS = np.zeros((8, 3), np.float32)
+ZEROS, NAN = np.zeros(8, np.float32), np.full((8, 2), np.nan, np.float32)
+BAD_TARGETS = [  # (task, outputs of the model, targets, what the sentence has)
+    ("classification", 2, np.tile([-1, 1], 4), "from 0 to 1; these go from -1 to 1"),
+    ("classification", 1, np.tile([-1, 1], 4), "from 0 to 1; these go from -1 to 1"),
+    ("classification", 4, 1 + np.arange(8) % 4, "from 0 to 3; these go from 1 to 4"),
+    ("classification", 2, np.eye(2, dtype=np.int32)[np.arange(8) % 2], "class numbers, int"),
+    ("classification", 2, ZEROS, "class numbers, int .* are float32"),
+    ("classification", 2, np.zeros(7, np.int32), "there are 8 inputs, but 7 targets"),
+    ("classification", 2, np.zeros(9, np.int32), "there are 8 inputs, but 9 targets"),
+    ("classification", 2, [0, 1] * 4, "targets must be an array"),
+    ("classification", 2, None, 'needs "targets"'),
+    ("multilabel", 3, np.zeros((8, 2), np.int32), r"outputs have shape \(3,\) .* 2 labels"),
+    ("multilabel", 2, np.zeros(8, np.int32), "0 or 1 for each label"),
+    ("multilabel", 2, 2 * np.eye(8, 2, dtype=np.int32), "0 or 1 for each label"),
+    ("multilabel", 2, -np.eye(8, 2), "0 or 1 for each label"),
+    ("multilabel", 2, NAN, "0 or 1 for each label"),
+    ("regression", 1, np.array(["a"] * 8), "needs floats"),
+    ("regression", 2, NAN, "NaN or infinite"),
+    ("regression", 1, np.full(8, 1e39), "NaN or infinite"),  # as float32
+    ("regression", 1, np.zeros((8, 2), np.float32), r"outputs have shape \(1,\) .* 2 numbers"),
+    ("regression", 2, ZEROS, r"outputs have shape \(2,\) .* 1 number"),
+    ("forecast", 2, ZEROS, "needs a series"),
+    ("forecast", 2, NAN, None),
+    ("forecast", 2, np.where(np.eye(8, 2), np.inf, 0), "a target is infinite"),
+    ("forecast", 2, np.zeros((8, 3), np.float32), r"outputs have shape \(2,\) .* horizon of 3"),
+    ("reconstruction", 2, None, r"outputs have shape \(2,\)"),
+]
+
+
+@pytest.mark.parametrize(("task", "outputs", "targets", "sentence"), BAD_TARGETS)
+def test_fit_and_a_population_refuse_targets_of_another_kind(task, outputs, targets, sentence):
+    recipe = train.Recipe(MLP((4,), num_outputs=outputs), TASKS[task], batch_size=4)
+    bad = {"inputs": ROWS} | ({} if targets is None else {"targets": targets})
+    if sentence is None:  # a forecast's target may be missing
+        return check_arrays(recipe, train.Hparams(), bad)
+    layout = Layout("map", 1, 1)
+    for begin in (
+        lambda: train.fit(recipe, train.Hparams(), bad, epochs=1),
+        lambda: Population(
+            recipe, [train.Hparams()], [[0]], bad, bad, epochs=1, layout=layout
+        ),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=sentence) as error:
+            begin()
+        assert "\n" not in str(error.value)
+
+
+def test_a_target_that_is_the_same_in_all_rows_is_refused(tmp_path):
+    sentence = "the target y is the same in all training rows"
+    inputs = np.random.default_rng(0).normal(size=40)
+    rounded = [0.3 if i % 2 else 0.1 + 0.2 for i in range(40)]
+    for i, target in enumerate(([0.1] * 40, [0] * 40, [1.7e9] * 40, rounded)):
+        rows = [f"{x},{y!r}" for x, y in zip(inputs, target, strict=True)]
+        (tmp_path / f"{i}.csv").write_text("\n".join(["x,y", *rows]), encoding="utf-8")
+        source = Table(data_dir=tmp_path / f"{i}.csv", target="y", target_kind="number")
+        with pytest.raises(InputError, match=sentence):
+            make_splits(source, source.load(lambda _: None), 0.2, 0)
+    for i in range(12):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image = Image.fromarray(np.full((4, 4), 20 * i, np.uint8))
+        image.save(tmp_path / "images" / f"{i}.png")
+    rows = [f"{i}.png,{i / 7!r},0.1" for i in range(12)]
+    (tmp_path / "l.csv").write_text("\n".join(["file,x,y", *rows]), encoding="utf-8")
+    source = ImageFolder(
+        data_dir=tmp_path / "images", size=8, labels=tmp_path / "l.csv", target=("x", "y"),
+        target_kind="number",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=sentence):
+        make_splits(source, source.load(lambda _: None), 0.2, 0)
+    steps = 1.7e9 + 1e-6 * np.arange(3)  # little, but no rounding
+    assert Numbers.fit(steps, ("y",)).scale[0] == pytest.approx(steps.std())
+
+
+def test_validation_targets_are_checked_before_the_first_step():
+    recipe = train.Recipe(MLP((4,), num_outputs=2), batch_size=4)
+    good = {"inputs": ROWS, "targets": np.arange(8) % 2}
+    for bad in ({**good, "targets": np.full(8, 2)}, {"inputs": ROWS}):
+        with pytest.raises(InputError):
+            train.fit(recipe, train.Hparams(), good, bad, epochs=1, on_epoch=pytest.fail)
+    for bad in ({}, {"inputs": ROWS[:0], "targets": np.zeros(0, int)}, {"targets": ROWS}):
+        with pytest.raises(InputError, match='need "inputs"'):
+            train.fit(recipe, train.Hparams(), bad, epochs=1)
 
 
 def test_a_class_number_beyond_the_names_is_refused():

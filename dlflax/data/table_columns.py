@@ -144,7 +144,10 @@ class CategoryColumn(Column):
         return (place[:, None] == np.arange(self.width())[None]).astype(numbers.dtype)
 
     def describe(self):
-        return {"type": "category", "format": "", "levels": list(self.levels)}
+        return {
+            "type": "category", "format": "", "levels": list(self.levels),
+            "missing_marks": list(self.missing_marks),
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,14 @@ from dlflax.data.encoder import (
 )
 from dlflax.data.numbers import NumberFormat, column_numbers
 from dlflax.data.raw_table import RawTable, as_texts, is_text, read_table
-from dlflax.data.table_columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
+from dlflax.data.table_columns import (
+    HASHES,
+    CategoryColumn,
+    Column,
+    NumberColumn,
+    TextColumn,
+    TimeColumn,
+)
 from dlflax.data.target import Classes, Numbers
 from dlflax.errors import InputError
 
@@ -194,7 +201,8 @@ class TableEncoder(Encoder):
             column.encode(raw[:, at], xp)
             for column, at in zip(self.columns, self._slices("raw_width"), strict=True)
         ]
-        return {"inputs": xp.concatenate([part.astype(np.float32) for part in parts], 1)}
+        # float64 to its end, as a program of one type is exported
+        return {"inputs": xp.concatenate(parts, 1).astype(np.float32)}
 
     def encode(self, examples: Examples) -> dict[str, Any]:
         """Returns what training takes; blocks of rows at a time, in two threads."""
@@ -224,9 +232,11 @@ class TableEncoder(Encoder):
 
     def spec(self) -> Spec:
         return Spec(
-            (sum(column.raw_width() for column in self.columns),), "float32",
-            "a row of the table: its numbers, NaN where one is missing; of a text its place in the "
-            "column's levels, counted from 1, or 0 for any other",
+(sum(column.raw_width() for column in self.columns),), "float64",
+            "a row of the table: its numbers, NaN where one is missing; of a category its place in "
+            "the column's levels, counted from 1, or 0 for any other; of a time the days since "
+            "1970, year, month, day of the week from 0, Monday, and share of the day; of free text "
+            f"{HASHES} numbers for its words",
         )  # fmt: skip
 
     def describe(self) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
+from dlflax.errors import InputError
+
 UNKNOWN = -1  # the number of a class that training did not have
 BOOLEANS = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
@@ -102,10 +104,17 @@ class Numbers(Target):
 
     @classmethod
     def fit(cls, values: Real[np.ndarray, " n *numbers"], names: Sequence[str] = ()) -> "Numbers":
-        """Returns the target of these training values."""
-        scale = values.std(0)
-        scale = np.where(scale > 0, scale, 1.0)
-        return cls(tuple(names), *(tuple(np.ravel(x).tolist()) for x in (values.mean(0), scale)))
+        """Returns the target of these training values. Raises InputError for a number that is the
+        same in all of them, but for rounding."""
+        columns = np.float64(values).reshape(len(values), -1)
+        rounding = 4 * np.spacing(np.abs(columns).max(0))
+        for i in np.flatnonzero(np.ptp(columns, 0) <= rounding):
+            name = f" {names[i]}" if len(names) else ""
+            raise InputError(
+                f"the target{name} is the same in all training rows: there is nothing to learn."
+            )
+        fitted = columns.mean(0), columns.std(0)
+        return cls(tuple(names), *(tuple(x.tolist()) for x in fitted))
 
     def encode(self, values: Real[np.ndarray, " n *d"]) -> Float[np.ndarray, " n *d"]:
         values = np.asarray(values, np.float64)

@@ -208,6 +208,9 @@ def bind_to_data(recipe: train.Recipe, hparams: train.Hparams, splits: data.Spli
     def outputs():
         return train.output_shape(bound(), numbers, splits.train["inputs"][:1])
 
+    for part in (splits.train, splits.val, splits.test):
+        if part is not None:
+            recipe.task.check_arrays(part, outputs)
     recipe.task.check(splits, outputs)
     _try(bound(), numbers, splits.train, outputs())
     return bound()

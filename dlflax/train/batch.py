@@ -51,6 +51,18 @@ def check_keys(data: Mapping[str, Any]) -> None:
             )
 
 
+def check_lengths(data: Mapping[str, Any]) -> None:
+    """Raises InputError unless data are arrays of as many examples each, "inputs" among them."""
+    for name, array in data.items():
+        if not hasattr(array, "shape") or not array.shape:
+            raise InputError(f"{name} must be an array (n, ...), not {array!r:.40}.")
+    if not len(data.get("inputs", ())):
+        raise InputError('the data need "inputs", an array (n, ...) of one example or more.')
+    n = len(data["inputs"])
+    if others := [f"{len(a)} {name}" for name, a in data.items() if len(a) != n]:
+        raise InputError(f"there are {n} inputs, but {others[0]}: give one for each example.")
+
+
 def abstract_batch(data: Mapping[str, Any], count: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a batch of `count` examples, with its mask, as a compiled
     step gets them: float64 as float32. data: arrays (N, ...)."""

@@ -24,7 +24,7 @@ from dlflax.train.batch import gather
 from dlflax.train.evaluation import evaluate_sums, host_batch
 from dlflax.train.history import Evaluated, History, Training, best_epoch, diverged
 from dlflax.train.hparams import Hparams, as_traced
-from dlflax.train.recipe import Recipe, init_placed, zero_sums
+from dlflax.train.recipe import Recipe, check_arrays, init_placed, zero_sums
 from dlflax.train.state import State
 from dlflax.train.step import step
 
@@ -131,8 +131,10 @@ def fit(
     count epochs, 0 is off. hparams_by_epoch: name -> its value in each epoch, in place of that of
     hparams. should_stop() is asked every five seconds, by all hosts at the same
     step, and ends the fit, in the middle of an epoch too. on_steps(epoch, step, sums) is called a
-    few times a second while an epoch runs. Raises RunError when the loss is not finite.
+    few times a second while an epoch runs. Raises InputError for arrays that are not what the task
+    takes, RunError when the loss is not finite.
     """
+    check_arrays(recipe, as_traced(hparams), train, val)
     n = len(train["inputs"])
     steps = math.ceil(n / recipe.batch_size)
     hparams = hparams.replace(total_steps=float(epochs * steps))

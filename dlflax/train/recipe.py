@@ -16,7 +16,7 @@ from dlflax import parallel
 from dlflax.errors import InputError
 from dlflax.train import optim
 from dlflax.train.augment import Augmentation
-from dlflax.train.batch import abstract_batch, cast, floats, with_targets
+from dlflax.train.batch import abstract_batch, cast, check_lengths, floats, with_targets
 from dlflax.train.hparams import Hparams, numbers
 from dlflax.train.metrics import batch_sums
 from dlflax.train.state import State
@@ -123,6 +123,20 @@ def output_shape(recipe: Recipe, hparams: Hparams, inputs: Any) -> jax.ShapeDtyp
         return recipe.model.init_with_output(keys, floats(inputs), **options)[0]
 
     return jax.eval_shape(outputs, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+
+
+def check_arrays(recipe: Recipe, hparams: Hparams, *parts: Mapping[str, Any] | None) -> None:
+    """Raises InputError where the arrays (N, ...) of a split, training first, are not what the
+    recipe's task takes."""
+
+    @functools.cache
+    def outputs():
+        return output_shape(recipe, hparams, abstract_batch(parts[0], 1)["inputs"])
+
+    for part in parts:
+        if part is not None:
+            check_lengths(part)
+            recipe.task.check_arrays(part, outputs)
 
 
 def zero_sums(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> dict[str, np.ndarray]:

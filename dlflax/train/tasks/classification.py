@@ -42,24 +42,29 @@ class Classification(Task):
     """Metric whose validation value decides the best epoch: loss, accuracy, macro_f1,
     macro_precision, macro_recall, roc_auc or average_precision."""
 
-    def check(self, splits, outputs) -> None:
-        targets, classes = targets_of(splits, "classification"), len(splits.class_names)
+    def check_arrays(self, arrays, outputs) -> None:
+        targets = targets_of(arrays, "classification")
         if targets.dtype.kind not in "iu" or targets.ndim != 1:
             raise InputError(
                 f"--task classification needs class numbers, int (n,), as targets; these are "
                 f"{described(targets)}: use another --task."
             )
-        if classes < 2:
+        if len(shape := outputs().shape[1:]) > 1:
+            raise InputError(
+                f"--model: its outputs have shape {shape} for an example, but classification needs "
+                "(classes,)."
+            )
+        classes = max(2, *shape, 0)  # one output is that of the second of two
+        if not np.all((targets >= 0) & (targets < classes)):
+            raise InputError(
+                f"targets must be class numbers from 0 to {classes - 1}; these go from "
+                f"{targets.min()} to {targets.max()}: count classes from 0, or give the model an "
+                "output for each."
+            )
+
+    def check(self, splits, outputs) -> None:
+        if (classes := len(splits.class_names)) < 2:
             raise InputError("--task classification needs two classes or more.")
-        for name in ("train", "val", "test"):
-            part = getattr(splits, name)
-            if part is not None and not np.all(
-                (part["targets"] >= 0) & (part["targets"] < classes)
-            ):
-                raise InputError(
-                    f"targets must be class numbers from 0 to {classes - 1}; these go from "
-                    f"{np.min(part['targets'])} to {np.max(part['targets'])}."
-                )
         others = ((), (1,)) if classes == 2 else ()
         check_outputs(outputs, (classes,), f"{classes} classes", *others)
 

@@ -46,17 +46,20 @@ class Forecast(Task):
         """Returns this task with the scale of these data."""
         return dataclasses.replace(self, scale=_steps_of(splits.target).scale)
 
-    def check(self, splits, outputs) -> None:
-        targets = targets_of(splits, "forecast")
-        if targets.dtype.kind != "f" or targets.ndim != 2 or not isinstance(splits.target, Steps):
-            raise InputError(
-                "--task forecast needs a series (data.Series); these targets are "
-                f"{described(targets)}: use another --task."
-            )
+    def check_arrays(self, arrays, outputs) -> None:
+        targets = targets_of(arrays, "forecast")
+        if targets.dtype.kind != "f" or targets.ndim != 2:
+            _refuse(targets)
+        if np.isinf(targets).any():
+            raise InputError("--task forecast: a target is infinite: write NaN for a missing one.")
         check_outputs(outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
 
+    def check(self, splits, outputs) -> None:
+        if not isinstance(splits.target, Steps):
+            _refuse(splits.train["targets"])
+
     def model_fields(self, splits) -> dict[str, Any]:
-        return {"num_outputs": targets_of(splits, "forecast").shape[-1]}
+        return {"num_outputs": targets_of(splits.train, "forecast").shape[-1]}
 
     def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
         """Returns half the width of the interval around a forecast that has COVERAGE of the
@@ -156,6 +159,13 @@ class Forecast(Task):
                     lines.append(f"picture: {made}")
             answers.append(("\n".join(lines), values))
         return answers
+
+
+def _refuse(targets):
+    raise InputError(
+        "--task forecast needs a series (data.Series), float (n, horizon); these targets are "
+        f"{described(targets)}: use another --task."
+    )
 
 
 def half_width(calibrated, horizon: int) -> np.ndarray | None:

@@ -39,8 +39,8 @@ class MultiLabel(Task):
     """Metric whose validation value decides the best epoch: loss, macro_f1, micro_f1,
     mean_average_precision, accuracy or exact_match."""
 
-    def check(self, splits, outputs) -> None:
-        targets = targets_of(splits, "multilabel")
+    def check_arrays(self, arrays, outputs) -> None:
+        targets = targets_of(arrays, "multilabel")
         if targets.ndim != 2 or not np.isin(targets, (0, 1)).all():
             raise InputError(
                 "--task multilabel needs 0 or 1 for each label, (n, labels), as targets; these are "
@@ -49,7 +49,7 @@ class MultiLabel(Task):
         check_outputs(outputs, targets.shape[1:], f"{targets.shape[1]} labels")
 
     def model_fields(self, splits) -> dict[str, Any]:
-        return {"num_outputs": targets_of(splits, "multilabel").shape[-1]}
+        return {"num_outputs": targets_of(splits.train, "multilabel").shape[-1]}
 
     def mean(self, outputs, weights):
         return metrics.mean_of_sigmoid(outputs, weights)

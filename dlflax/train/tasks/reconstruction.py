@@ -29,8 +29,8 @@ class Reconstruction(Task):
     monitor: str = "loss"
     """Metric whose validation value decides the best epoch: loss."""
 
-    def check(self, splits, outputs) -> None:
-        inputs = splits.train["inputs"]
+    def check_arrays(self, arrays, outputs) -> None:
+        inputs = arrays["inputs"]
         if inputs.dtype != np.uint8 and inputs.dtype.kind != "f":
             raise InputError(
                 f"--task reconstruction needs pictures or floats as inputs, not {inputs.dtype}."

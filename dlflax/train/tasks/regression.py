@@ -44,22 +44,23 @@ class Regression(Task):
         """Returns this task with the scale of these data."""
         return dataclasses.replace(self, scale=_numbers_of(splits.target).scale)
 
-    def check(self, splits, outputs) -> None:
-        targets = targets_of(splits, "regression")
-        if targets.dtype.kind != "f" or targets.ndim > 2:
-            raise InputError(
-                "--task regression needs floats, (n,) or (n, numbers), as targets; these are "
-                f"{described(targets)}: use another --task."
-            )
-        if not np.isfinite(targets).all():
-            raise InputError("--task regression: a target is NaN or infinite; leave such rows out.")
+    def check_arrays(self, arrays, outputs) -> None:
+        targets = targets_of(arrays, "regression")
+        if targets.dtype.kind not in "fiu" or targets.ndim > 2:
+            _refuse(targets)
+        if not (np.abs(targets) <= np.finfo(np.float32).max).all():  # NaN, too
+            raise InputError("--task regression: a target is NaN or infinite: remove such rows.")
         size = targets.shape[1] if targets.ndim == 2 else 1
         check_outputs(
             outputs, (size,), f"{size} number{'s' * (size > 1)}", *([()] if size == 1 else [])
         )
 
+    def check(self, splits, outputs) -> None:
+        if splits.train["targets"].dtype.kind != "f":  # class numbers, by their encoder
+            _refuse(splits.train["targets"])
+
     def model_fields(self, splits) -> dict[str, Any]:
-        targets = targets_of(splits, "regression")
+        targets = targets_of(splits.train, "regression")
         return {"num_outputs": targets.shape[1] if targets.ndim > 1 else 1}
 
     def baselines(self, model, splits):
@@ -105,6 +106,13 @@ class Regression(Task):
             words = " ".join(f"{value:.5g}" for value in values)
             answers.append((f"{each}: {words}", {asked.noun: each, "values": values}))
         return answers
+
+
+def _refuse(targets):
+    raise InputError(
+        "--task regression needs floats, (n,) or (n, numbers), as targets; these are "
+        f"{described(targets)}: use another --task."
+    )
 
 
 def _numbers_of(target: Target) -> Numbers:

@@ -73,9 +73,17 @@ class Task(abc.ABC):
         itself."""
         return self
 
+    def check_arrays(
+        self, arrays: Mapping[str, Any], outputs: Callable[[], jax.ShapeDtypeStruct]
+    ) -> None:
+        """Raises InputError, in one sentence, when the arrays (n, ...) of a split or the model's
+        outputs are not what this task takes. outputs() gives shape and dtype of those of one
+        example, (1, ...). Called once before the first step, by `train.fit` too."""
+        return None
+
     def check(self, splits: Any, outputs: Callable[[], jax.ShapeDtypeStruct]) -> None:
-        """Raises InputError, in one sentence, when the data or the model's outputs are not what
-        this task takes. outputs() gives shape and dtype of those of one example, (1, ...)."""
+        """Raises InputError when `data.Splits` have not what this task takes besides its arrays,
+        such as the names of classes. Called behind `check_arrays`, where a run begins."""
         return None
 
     def model_fields(self, splits: Any) -> dict[str, Any]:
@@ -186,11 +194,11 @@ def has_images(splits: Any) -> bool:
     return splits.encoder.image(np.zeros((1, *inputs.shape[1:]), inputs.dtype), 0) is not None
 
 
-def targets_of(splits, task: str) -> np.ndarray:
-    """The training targets. InputError where there are none."""
-    if "targets" not in splits.train:
+def targets_of(arrays, task: str) -> np.ndarray:
+    """Returns the targets of a split. Raises InputError where there are none."""
+    if "targets" not in arrays:
         raise InputError(f'--task {task} needs "targets" in the data, and there are none.')
-    return splits.train["targets"]
+    return np.asarray(arrays["targets"][:])
 
 
 def check_outputs(outputs, wanted: tuple[int, ...], what: str, *others: tuple[int, ...]) -> None:
