@@ -544,6 +544,8 @@ def test_a_later_file_has_the_training_files_step_and_times(tmp_path, capsys):
             asked(odd)
     asked([(y,) for _, y in rows], ("y",))
     assert "has no column day" in capsys.readouterr().err
+    berlin = [(f"{d.isoformat()}+01:00", i) for i, d in enumerate(DAYS)]  # is not London's clock
+    assert asked(berlin)["times"][0][0] == "2024-02-07T23:00:00Z"
     # Monday to Friday are days too
     assert asked(rows[5:7] + rows[8:15])["times"][0][0] == "2024-01-04"
 

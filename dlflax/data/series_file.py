@@ -95,6 +95,11 @@ def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Foun
     _check_columns(table, style.columns)
     formats = dict(zip(style.columns, style.formats, strict=True))
     numbers.check_like(table, formats, style.delimiter)
+    others = [table.columns[name] for name in table.columns if name not in style.columns]
+    if style.time is None and any(infer_times(as_texts(cells)) for cells in others):
+        log(
+            f"{table.place}: its rows are taken in their order, as the training data have no times."
+        )
     return read_cells(table, style, log)
 
 
@@ -128,9 +133,10 @@ def read_cells(source: RawTable, style: Style, log: Callable[[str], None]) -> Fo
     table = np.stack(columns, 1)
     if (known := (~np.isnan(table[:, 0])).sum()) < 8:
         raise InputError(f"{path} has {known} numbers: a series needs more.")
+    times, zone = _read_times(source, style, log)
     calendar = None
-    if style.time is not None and (times := _read_times(source, style, log)) is not None:
-        table, calendar = in_time(times, table, source.place, log, style.zone, style.step)
+    if times is not None:
+        table, calendar = in_time(times, table, source.place, log, zone, style.step)
     missing = np.isnan(table)
     if missing.all(0).any():
         raise InputError(f"{path}: the column {style.columns[missing.all(0).argmax()]} is empty.")
@@ -212,28 +218,29 @@ def _texts(table: RawTable, names) -> dict[str, list[str]]:
     return {name: as_texts(table.columns[name]).to_pylist() for name in names}
 
 
-def _read_times(table: RawTable, style: Style, log) -> np.ndarray | None:
-    """Returns the times of rows, seconds, float64 (n,), None where their column is not there. The
-    format is the training file's, else their own. Raises InputError for a row without a time."""
-    names, form = ", ".join(style.times), style.time
-    if absent := [name for name in style.times if name not in table.columns]:
-        log(
-            f"{table.place} has no column {absent[0]}, as the training data: its rows are in order."
-        )
-        return None
+def _read_times(table: RawTable, style: Style, log) -> tuple[np.ndarray | None, str]:
+    """Returns the times of rows, seconds, float64 (n,), and their zone; (None, "") without times.
+
+    Their format is the training file's, else their own. Raises InputError for a row without."""
+    names, form, zone = ", ".join(style.times), style.time, style.zone
+    absent = [name for name in style.times if name not in table.columns]
+    if form is None or absent:
+        if absent:
+            log(f"{table.place} has no column {absent[0]}: its rows are taken in their order.")
+        return None, ""
     cells = _join(_texts(table, style.times), style.times)
     times, wrong = form.parse(cells)
     if wrong.any() and (other := _infer(table.place, style.times, cells)):
         log(f"{table.place}, column {names}: times are read as {other.describe()}, where the "
             f"training data have {form.describe()}.")  # fmt: skip
-        times, wrong = other.parse(cells)
+        (times, wrong), zone = other.parse(cells), other.zone
     if np.isnan(times).any():
         row = int((wrong if wrong.any() else np.isnan(times)).argmax())
         raise InputError(
             f"{table.row_name(row)}, column {names}: {cells[row]!r} is not a time such as "
             f"{form.describe()}."
         )
-    return times
+    return times, zone
 
 
 def _infer(place: str, names: Sequence[str], cells: Sequence[str]) -> TimeFormat | None:
@@ -288,7 +295,7 @@ def _find_times(table: RawTable, style: Style) -> Style:
             place = COUNT if form.date == COUNT else zone.replace("local", "")
             style = dataclasses.replace(style, times=group, time=time, zone=place)
             try:
-                times = _read_times(table, style, None)
+                times, _ = _read_times(table, style, None)
                 _, calendar = in_time(times, times, table.place, lambda _: None, place)
                 return dataclasses.replace(style, step=calendar.step, zone=calendar.zone)
             except InputError as error:
@@ -318,9 +325,9 @@ def _check_panel(place: str, texts: Mapping[str, Sequence[str]], repeated) -> No
     count = len(next(iter(texts.values()), ()))
     levels = {name: sorted(set(cells)) for name, cells in texts.items()}
     few = sorted((name for name in levels if 1 < len(levels[name]) <= count / 3),
-                 key=lambda name: len(levels[name]))[:20]  # fmt: skip
+                 key=lambda name: len(levels[name]))[:9]  # fmt: skip
     groups = []
-    for times, form in sorted(repeated, key=lambda pair: -len(set(pair[0]))):
+    for times, form in sorted(repeated, key=lambda pair: -len(set(pair[0])))[:3]:
         moments = len(set(times))
         if form.date == COUNT:  # not the hours of days, or the days of weeks
             few = [name for name in few if len(levels[name]) < moments and moments >= 8
