@@ -156,9 +156,14 @@ def test_names_with_dollars_are_shown_as_they_are(place, capsys):
 def test_pictures_of_twelve_bits_keep_their_shades(place, most):
     pixels = np.linspace(0, most, 400).astype(np.uint16).reshape(20, 20)
     Image.fromarray(pixels).save("x.png")
-    found = read_picture("x.png", (20, 20, 1), ink=False)
-    full = 4095 if most <= 4095 else 65535
-    assert found.max() == round(255 * most / full)
+    found = read_picture("x.png", (20, 20, 1), ink=False, deep=True)
+    np.testing.assert_array_equal(found[:, :, 0], np.float32(pixels))
+    if most <= 4095:  # beside images of 8 bits that is no scale
+        with pytest.raises(InputError, match=f"pixels from 0 to {most}, which is no scale"):
+            read_picture("x.png", (20, 20, 1), ink=False)
+    else:
+        found = read_picture("x.png", (20, 20, 1), ink=False)
+        assert found.max() == round(255 * most / 65535)
 
 
 def test_words_of_a_language_without_blanks_become_pieces(place):

@@ -3,9 +3,12 @@ comes before and after the network in the file."""
 
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
+import zlib
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import jax
@@ -127,13 +130,26 @@ def write_table(file, seed, rows, more_levels=()):
     for i, (offset, scale) in enumerate(zip(offsets, scales, strict=True)):
         values = offset + scale * generator.normal(size=rows)
         missing = generator.random(rows) < (0.2 if i % 2 else 0)
-        columns[f"x{i}"] = ["" if no else repr(v) for v, no in zip(values.tolist(), missing, strict=True)]
+        pairs = zip(values.tolist(), missing, strict=True)
+        columns[f"x{i}"] = ["" if no else repr(v) for v, no in pairs]
     levels = ["red", "bläu", "10", "7.50", "a b", ""][seed % 3 :] + list(more_levels)
     columns["c"] = generator.choice(levels, rows).tolist()
+    if seed % 2:
+        days = [datetime(2019, 3, 1) + timedelta(int(d)) for d in generator.integers(0, 900, rows)]
+        columns["day"] = [day.strftime("%d.%m.%Y") for day in days]
+        words = generator.choice(["old", "new", "big", "far"], (rows, 3)).tolist()
+        columns["remark"] = [f"{' '.join(some)} {i}" for i, some in enumerate(words)]
     numbers = (offsets[0] + 1e3 * generator.normal(size=rows)).tolist()
     columns["y"] = generator.choice(["up", "down"], rows).tolist() if seed % 4 == 0 else numbers
     with file.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows([list(columns), *zip(*columns.values(), strict=True)])
+
+
+def hashes(words):
+    numbers = [0.0] * 64
+    for code in (zlib.crc32(word.encode()) for word in words):
+        numbers[code % 64] += 1 if code >> 31 else -1
+    return [number / max(1, math.hypot(*numbers)) for number in numbers]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +169,18 @@ def test_any_row_of_any_table_gets_the_answer_of_predict(seed, tmp_path):
         given = list(csv.DictReader(new))
 
     def place(column, text):
+        if column["type"] == "time":
+            day = datetime.strptime(text, "%d.%m.%Y")
+            days = (day - datetime(1970, 1, 1)).days
+            return [days, day.year, day.month, day.weekday(), 0]
+        if column["type"] == "text":
+            return hashes(text.split())
         if not text:
-            return np.nan
+            return [np.nan]
         levels = column.get("levels")
-        return float(text) if levels is None else 1 + levels.index(text) if text in levels else 0
+        return [float(text) if levels is None else 1 + levels.index(text) if text in levels else 0]
 
-    rows = [[place(c, row[c["name"]]) for c in about["columns"]] for row in given]
+    rows = [sum((place(c, row[c["name"]]) for c in about["columns"]), []) for row in given]
     (found,) = session(path).run(None, {"inputs": np.float64(rows)})
     answers = [values for _, values in predictor.answers([str(tmp_path / "new.csv")])]
     if seed % 4 == 0:

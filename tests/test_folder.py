@@ -18,6 +18,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,7 +36,8 @@ from dlflax.data import (
     make_splits,
     urls,
 )
-from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.encoder import Upload
+from dlflax.data.image_encoder import ImageEncoder, fit_scale
 from dlflax.data.picture import read_picture
 from dlflax.errors import InputError
 
@@ -985,3 +988,174 @@ def test_photographs(tmp_path):
     assert np.bincount(dataset.test["targets"]).min() >= 1
     splits = make_splits(ImageFolder(), dataset, 0.25, 0)
     assert splits.train["inputs"].shape[1:] == (64, 64, 3) and splits.train["inputs"].std() > 30
+
+
+DEEP = {  # dtype of the pixels, format, ending, lowest and highest training pixel
+    "16.png": (np.uint16, "PNG", 190, 4000), "16.tif": (np.uint16, "TIFF", 0, 65535),
+    "big.tif": (">u2", "TIFF", 100, 30000), "16.pgm": (np.uint16, "PPM", 500, 65000),
+    "32.tif": (np.int32, "TIFF", -70000, 200000), "float.tif": (np.float32, "TIFF", -1.5, 2.5),
+}  # fmt: skip
+
+
+def deep_folder(root, kind, count=10, size=16):
+    """root/dim and root/lit with images of like shapes over the range; {name: pixels (h, w)}."""
+    dtype, format, low, high = DEEP[kind]
+    pixels_of, rng = {}, np.random.default_rng(0)
+    for name, share in (("dim", 0.1), ("lit", 1)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            shades = rng.uniform(0, share, (size, size))
+            shades[0, 0], shades[0, 1] = 0, share
+            pixels = np.asarray(low + shades * (high - low)).astype(dtype)
+            file = f"{name}/{i}.{kind.partition('.')[2]}"
+            Image.fromarray(pixels).save(root / file, format)
+            pixels_of[file] = np.asarray(pixels, np.float32)
+    return pixels_of
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_images_have_the_one_scale_of_the_training_images(tmp_path, kind):
+    root, said = tmp_path / "cells", []
+    pixels_of = deep_folder(root, kind)
+    if kind == "big.tif":
+        assert (root / "dim" / "0.tif").read_bytes()[:2] == b"MM"
+    dtype, _, low, high = DEEP[kind]
+    source = ImageFolder("", data_dir=root, size=16)
+    dataset = source.load(lambda _: None)
+    assert dataset.files == {}
+    tested = next(name for name in files_of(dataset, "test") if "lit" in name)
+    splits = make_splits(source, dataset, 0.2, 0, said.append)
+    of_train = [pixels_of[name] for name in splits.names("train")]
+    lowest, highest = np.min(of_train), np.max(of_train)
+    assert splits.encoder.scale == (lowest, highest)
+    assert any(f"black is {lowest:g}, white {highest:g}" in line for line in said)
+    for part in ("train", "val", "test"):
+        inputs = getattr(splits, part)["inputs"]
+        wanted = np.stack([pixels_of[name] for name in splits.names(part)]).astype(np.float64)
+        wanted = ((wanted - lowest) / (highest - lowest)).clip(0, 1)
+        assert inputs.dtype == np.float32 and inputs.shape[1:] == (16, 16, 3)
+        np.testing.assert_allclose(inputs, np.repeat(wanted[..., None], 3, 3), atol=1e-6)
+    # the same as a file, as bytes, in a folder and as an array
+    encoder, path = splits.encoder, root / tested
+    wanted = splits.test["inputs"][splits.names("test").index(tested)]
+    opened = np.repeat(np.asarray(Image.open(path))[..., None], 3, 2)
+    for given in (path, [str(path)], Upload(path.read_bytes(), "", path.name), opened[None],
+                  opened.astype(np.float64)):  # fmt: skip
+        np.testing.assert_array_equal(encoder.encode(encoder.parse(given))["inputs"][0], wanted)
+    labelled = encoder.parse_with_targets(root)
+    arrays = encoder.encode(labelled)["inputs"]
+    np.testing.assert_array_equal(arrays[list(labelled.names).index(tested)], wanted)
+    traced = jax.jit(lambda raw: encoder.batch(raw, jnp)["inputs"])(encoder.raw(labelled))
+    np.testing.assert_allclose(traced, arrays, atol=1e-6)
+    np.testing.assert_array_equal(
+        encoder.image(arrays, 0), np.round(255 * arrays[0]).astype(np.uint8)
+    )
+
+
+def test_images_in_another_unit_are_refused(tmp_path):
+    encoder = ImageEncoder(Classes(("dim", "lit")), (8, 8, 1), scale=(190.0, 4000.0))
+    shape = (1, 8, 8, 1)
+    rng = np.random.default_rng(0)
+    for wrong in (rng.uniform(0, 1, shape), np.full(shape, 60000), np.full(shape, -9000.0),
+                  np.full(shape, np.nan), np.full(shape, 200, np.uint8)):  # fmt: skip
+        with pytest.raises(InputError, match="the training images"):
+            encoder.parse(wrong)
+    image(0).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="of 8 bits, or of colours"):
+        encoder.parse(tmp_path / "a.png")
+    Image.fromarray(rng.uniform(0, 1, (8, 8)).astype(np.float32)).save(tmp_path / "b.tif")
+    with pytest.raises(InputError, match="give images in the same unit"):
+        encoder.parse(tmp_path / "b.tif")
+    for scale in ((1.0,), (2.0, 1.0), (0.0, float("inf"))):
+        with pytest.raises(InputError, match="no range of pixels"):
+            dataclasses.replace(encoder, scale=scale).parse(np.full(shape, 200))
+
+
+def test_the_scale_of_a_small_range_and_of_single_spots():
+    def fit(images):
+        said = []
+        return fit_scale(np.float32(images), said.append), said[0]
+
+    images = np.random.default_rng(0).integers(190, 211, (20, 16, 16, 3))
+    scale, sentence = fit(images)
+    assert scale == (190, 210) and "(0.0% of 16 bits, stretched)" in sentence
+    images[3, 0, 0] = 65535
+    scale, sentence = fit(images)
+    assert scale == (190, 210) and "single spots, to 190 and 65535, that are clipped" in sentence
+    with pytest.raises(InputError, match="too narrow a range"):
+        fit(np.full((4, 8, 8, 3), 7))
+    with pytest.raises(InputError, match="too narrow a range: subtract"):
+        fit(1e9 + images.clip(190, 210))
+    assert fit_scale(images.astype(np.uint8), pytest.fail) == ()
+
+
+def test_files_of_8_bits_among_deeper_ones_and_the_other_way_round(tmp_path):
+    root = tmp_path / "cells"
+    deep_folder(root, "16.png", 20)
+    image(1, (16, 16)).save(root / "lit" / "thumbnail.png")
+    dataset = load_any(root)
+    assert dataset.train["inputs"].dtype == np.float32 and len(dataset.examples) == 40
+    (row,) = report(dataset)["lit/thumbnail.png"]
+    assert row[0] == "skipped" and "8 bits among deeper images" in row[1]
+
+    write(root, (16, 16), dim=10, lit=10)
+    full = np.uint16(image(3, (16, 16), "L")) * 257
+    Image.fromarray(full).save(root / "lit" / "full.tif")
+    high_bytes = (full >> 8).astype(">u2")
+    rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in high_bytes)
+    (root / "lit" / "colours.png").write_bytes(png(16, 16, rows, depth=16))
+    dataset = load_any(root)
+    assert dataset.train["inputs"].dtype == np.uint8
+    rows = report(dataset)
+    scale = "pixels of another scale than 8 bits"
+    assert rows["lit/full.tif"] == [("converted", "16-bit")]
+    assert rows["lit/colours.png"] == [("skipped", scale)]
+    assert rows["dim/10.png"][0][1].startswith(f"{scale}: 190 to ")
+    at = dataset.examples.names.index("lit/full.tif")
+    pixels = dataset.examples.columns["inputs"][at]
+    np.testing.assert_array_equal(pixels, np.repeat(full[..., None] >> 8, 3, 2))
+
+
+def load_any(root):
+    return ImageFolder("", data_dir=root, size=16).load(lambda _: None)
+
+
+def test_repeated_deep_images_are_skipped(tmp_path):
+    root = tmp_path / "cells"
+    pixels_of = deep_folder(root, "16.tif")
+    again = pixels_of["lit/0.tif"].clip(1) - 1
+    Image.fromarray(again.astype(np.uint16)).save(root / "lit" / "again.png")
+    rows = report(load_any(root))
+    (name, ((what, reason),)) = rows.popitem()
+    assert not rows and (name, what) == ("lit/again.png", "skipped")
+    assert reason.startswith("shows the same as lit/0.tif")
+
+
+def test_pixels_that_are_no_number(tmp_path):
+    pixels = np.arange(64, dtype=np.float32).reshape(8, 8) - 20
+    pixels[0, :3] = np.nan, np.inf, -np.inf
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    got = read_picture(tmp_path / "a.tif", (8, 8, 1), False, deep=True)
+    np.testing.assert_array_equal(got[0, :4, 0], [-17] * 4)
+    Image.fromarray(pixels * np.nan).save(tmp_path / "b.tif")
+    with pytest.raises(InputError, match="no pixel is finite"):
+        read_picture(tmp_path / "b.tif", (8, 8, 1), False, deep=True)
+
+
+@pytest.mark.parametrize("above", ["", "train"])
+def test_classes_in_natural_order_without_what_systems_leave(tmp_path, above):
+    root = write(tmp_path / "a" / above, **{"1": 4, "2": 4, "10": 4, "b9": 4, "b11": 4})
+    made = "@eaDir #recycle $RECYCLE.BIN lost+found __MACOSX .ipynb_checkpoints"
+    for name in made.split():
+        write(root, **{name: 3})
+        write(tmp_path / "a", **{name: 3})
+        write(root / "2", **{name: 1})
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (root / name).write_bytes(b"x")
+        (root / "1" / name).write_bytes(b"x")
+    dataset = load(tmp_path / "a")
+    assert dataset.class_names == ("1", "2", "10", "b9", "b11")
+    assert len(dataset.examples) == 20 and dataset.files == {}
+    write(tmp_path / "n", x=12, y=12)
+    names = [name for name in load(tmp_path / "n").examples.names if name[0] == "x"]
+    assert names == [f"x/{i}.png" for i in range(12)]

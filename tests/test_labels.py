@@ -192,7 +192,7 @@ def test_groups_stay_on_one_side():
 def test_odd_rows_are_listed():
     rows = [(n, c) for n, c, *_ in photos()]
     odd = [("nowhere.png", "red"), (rows[0][0], "blue"), (rows[1][0], rows[1][1])]
-    rows[2] = (rows[2][0], "NA")
+    rows[2] = (rows[2][0], " ")
     write(["file", "label"], [*rows[:-1], *odd])
     dataset = source().load(lambda _: None)
     listed = {row["file"]: row["reason"] for row in csv.DictReader(
@@ -274,3 +274,74 @@ def test_a_run_with_numbers_goes_on_to_the_same_bits(capsys):
     assert again == whole and {"rmse", "mae", "r2"} <= set(again)
     (value,) = answer(capsys, "photos/part0/0.png")["values"]
     assert 0 < value < 255
+
+
+def test_an_empty_cell_alone_is_no_label():
+    """A class may be called none, or NA; an image may have none of several labels."""
+    rows, said = photos(), []
+    classes = {"red": "none", "blue": "NA"}
+    cells = [(n, classes[c]) for n, c, *_ in rows]
+    cells[4] = (cells[4][0], "")
+    write(["file", "label"], cells)
+    dataset, splits = splits_of(source(), log=said.append)
+    assert set(dataset.class_names) == {"NA", "none"} and len(dataset.examples) == 59
+    assert any('"NA", "none" is a class: only an empty cell is no label' in s for s in said)
+    for part in (splits.train, splits.val, splits.test):
+        blue = part["inputs"][..., 2].mean((1, 2)) > part["inputs"][..., 0].mean((1, 2))
+        np.testing.assert_array_equal(part["targets"] == dataset.class_names.index("NA"), blue)
+
+    tags = {"red": "none", "blue": ""}
+    write(["file", "tags"], [(n, "|".join([tags[c]] + ["striped"] * s)) for n, c, s, _ in rows])
+    said.clear()
+    dataset, splits = splits_of(source(), log=said.append)
+    plain = sum(c == "blue" and not s for _, c, s, _ in rows)
+    assert dataset.class_names == ("none", "striped") and len(dataset.examples) == 60
+    assert any(f"{plain} of 60 images have no label: they are kept" in s for s in said)
+    assert (dataset.examples.target.sum(1) == 0).sum() == plain
+
+    # of numbers, in a word, one is missing
+    cells = [(n, b) for n, _, _, b in rows]
+    cells[7] = (cells[7][0], "n/a")
+    write(["file", "brightness"], cells)
+    dataset, _ = splits_of(source())
+    assert len(dataset.examples) == 59
+    assert (
+        "part3/7.png,skipped,no label: no number in labels.csv"
+        in dataset.files["files_skipped.csv"]
+    )
+    write(["file", "label"], [(n, "none") for n, *_ in rows])
+    assert "fewer than two classes" in refused()
+
+
+def test_a_label_that_no_image_has_is_named():
+    rows, said = photos(), []
+    columns = ["file", "red", "striped", "rotten"]
+    write(columns, [(n, int(c == "red"), int(s), 0) for n, c, s, _ in rows])
+    dataset, _ = splits_of(source(target=tuple(columns[1:])), log=said.append)
+    assert dataset.class_names == ("red", "striped")
+    sentence = 'labels of fewer than 3 images, or of none, are dropped: "rotten"'
+    assert any(sentence in line for line in said)
+
+
+def test_names_in_another_letter_case_or_of_several_files_are_said():
+    rows, said = photos(), []
+    write(["file", "label"], [(f"PART{i % 4}/{r[0].upper()}", r[1]) for i, r in enumerate(rows)])
+    dataset, _ = splits_of(source(), log=said.append)
+    assert len(dataset.examples) == 60
+    assert (
+        "60 names in labels.csv differ from the files' in letter case, such as PART0/0.PNG for "
+        "part0/0.png."
+    ) in said
+    Path("photos/part1/0.png").write_bytes(Path("photos/part1/1.png").read_bytes() + b" ")
+    write(["file", "label"], [r[:2] for r in rows])
+    report = source().load(lambda _: None).files["files_skipped.csv"]
+    assert '0.png,skipped,"several pictures of this name: labels.csv, line 2"' in report
+    for name in ("part0", "part1"):
+        Path("photos", name, "A.png").write_bytes(Path("photos/part2/2.png").read_bytes())
+    write(["file", "label"], [("A.png", "red"), ("a.png", "blue")])
+    assert "Several are called A.png: write its folder, too" in refused()
+    # the same letters in another case are two files where there are two
+    walked = [folder_files.File(f"/d/{n}", n, 1, 1, True) for n in ("a.png", "A.png")]
+    table = [["a.png"], ["A.png"], ["A.PNG"]]
+    names = folder_labels._match_files(Path("l"), ["f"], table, walked, {}, "", said.append)
+    assert names == ("f", ["a.png", "A.png", None])

@@ -58,9 +58,13 @@ def without_duplicates(found: Found) -> Found:
 
 def small(pixels: np.ndarray) -> np.ndarray:
     """A picture, uint8 (h, w, 3), as what is compared: float16 (3 * SIDE * SIDE,), its lightness
-    and then its colours, which count less: JPEG keeps fewer of them."""
+    and then its colours, which count less: JPEG keeps fewer of them. A gray one of float32 in its
+    own unit: float32 (SIDE * SIDE,)."""
     import PIL.Image
 
+    if pixels.dtype == np.float32:
+        picture = PIL.Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
+        return np.asarray(picture.resize((SIDE, SIDE), PIL.Image.Resampling.BOX)).ravel()
     picture = PIL.Image.fromarray(pixels).convert("YCbCr")
     picture = np.asarray(picture.resize((SIDE, SIDE), PIL.Image.Resampling.BOX), np.float16)
     return (picture * np.float16([1, COLOUR, COLOUR])).transpose(2, 0, 1).ravel()

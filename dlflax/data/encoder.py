@@ -8,7 +8,7 @@ A data source fits one on its training examples (`Source.encoder`). It is frozen
 import abc
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,11 +24,12 @@ class DiskArray:
     """Some rows of an array that lies on disk (`numpy.memmap`): read when they are indexed.
 
     Has what training asks of an array: shape, dtype, ndim, nbytes, len, and indexing of the first
-    axis by an int, a slice or int32 (n,), which gives a NumPy array in memory.
+    axis by an int, a slice or int32 (n,), which gives a NumPy array in memory. change: is applied
+    to rows that are read; it keeps their shape and dtype.
     """
 
-    def __init__(self, array, index):
-        self.array, self.index = array, np.asarray(index)
+    def __init__(self, array, index, change: Callable[[np.ndarray], np.ndarray] = np.asarray):
+        self.array, self.index, self.change = array, np.asarray(index), change
         self.shape, self.dtype = (len(self.index), *array.shape[1:]), array.dtype
         self.ndim = len(self.shape)
         self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
@@ -37,7 +38,7 @@ class DiskArray:
         return len(self.index)
 
     def __getitem__(self, key) -> np.ndarray:
-        return np.asarray(self.array[self.index[key]])
+        return self.change(np.asarray(self.array[self.index[key]]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Examples:
 def take_rows(column: Any, index: Any) -> Any:
     """Returns the rows of a column at index; those of a `DiskArray` stay on disk."""
     if isinstance(column, DiskArray):
-        return DiskArray(column.array, column.index[index])
+        return DiskArray(column.array, column.index[index], column.change)
     if isinstance(column, pa.Array) and not isinstance(index, slice):
         return column.filter(index) if index.dtype == bool else column.take(index)
     return column[index]

@@ -9,7 +9,10 @@ What becomes of odd files, which are all counted and listed in files_skipped.csv
   duplicate, with the bytes of an earlier file, or a near one, with the same picture saved anew
   (`duplicates.py`); and all such files in two classes.
 - converted, and used: a picture named as another format, CMYK, 16 or 32 bits or floats a channel
-  (scaled to 8 bits), transparent (on white), animated (the first frame).
+  among others of 8 bits (by the full scale of the type), transparent (on white), animated (the
+  first frame).
+- of 16 or 32 bits or floats, where more than nine of ten are: all in their own unit, scaled by the
+  range of the training images, and those of 8 bits are skipped.
 - listed, and used: pictures that look much like another one, and pictures of one colour.
 - used, and not listed: gray, palette and 1-bit pictures, made RGB; pictures that EXIF turns; a
   JPEG with damaged pixels in a whole file.
@@ -34,7 +37,7 @@ import numpy as np
 from dlflax.data import download, folder_cache, folder_files, folder_labels, urls
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import DiskArray, Examples
-from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.image_encoder import ImageEncoder, fit_scale
 from dlflax.data.splits import ByContent, Given
 from dlflax.data.target import Classes, Labels, Numbers
 from dlflax.errors import InputError
@@ -80,7 +83,8 @@ class ImageFolder(Source):
         every file keeps its size and time. `log` gets one sentence about the files that could not
         be used, see above, and one for each source that failed.
 
-        "inputs" are `DiskArray` of uint8 (n, size, size, 3), "targets" int32 (n,), "files" str
+        "inputs" are `DiskArray` of uint8 (n, size, size, 3), or float32 in the images' own unit
+        where they have 16 bits, 32 bits or floats, "targets" int32 (n,), "files" str
         (n,); with a validation folder, train also has "validation", bool (n,). `files` of the
         Dataset has files_skipped.csv if a file was skipped or converted.
 
@@ -134,7 +138,8 @@ class ImageFolder(Source):
             target = Numbers.fit(values, names)
         else:
             target = Labels(train.classes) if values.ndim == 2 else Classes(train.classes)
-        return ImageEncoder(target, train.columns["inputs"].shape[1:])
+        images = train.columns["inputs"]
+        return ImageEncoder(target, images.shape[1:], scale=fit_scale(images, log))
 
     def _from_folder(self, folder: Path, log) -> Dataset:
         place, labels = f"--data-dir {folder}", None

@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,16 +26,17 @@ from dlflax.errors import InputError
 from dlflax.files import ABANDONED, cache_folder, host_memory, read_bytes
 from dlflax.report.progress import counting
 
-_VERSION = 2  # of the cache's format and of the decoding
+_VERSION = 3  # of the cache's format and of the decoding
 
 
 def decoded(
     folder: Path, size: int, stamp, find: Callable[[], Found], place: str, log
 ) -> tuple[np.ndarray, dict]:
-    """(uint8 (n, size, size, 3), table) of what find() finds, kept for as long as `stamp`, JSON
-    values, is the same. The table has n "labels", "names", "parts", "contents" (of each file's
-    SHA-256 the first 16 hex digits) and "repeated" (whether it shows the same as an earlier one),
-    and "class_names", "given", "checksum", "report" and "count".
+    """Returns (pixels (n, size, size, 3), table) of what find() finds, kept for as long as `stamp`,
+    JSON values, is the same. Pixels are uint8, or float32 in their own unit where more than nine of
+    ten images have 16 bits, 32 bits or floats. The table has n "labels", "names", "parts",
+    "contents" (of each file's SHA-256 the first 16 hex digits) and "repeated" (whether it shows the
+    same as an earlier one), and "class_names", "given", "checksum", "report", "count" and "dtype".
 
     Each stamp has files of its own names, complete from the moment they have them: another
     process, or one that is killed, leaves nothing that would be read wrongly.
@@ -50,8 +52,8 @@ def decoded(
         return _read_cache(pixels_path, table_path, size)
 
     found = without_duplicates(find())
-    count = len(found.names)
-    nbytes = count * size * size * 3
+    count, dtype = len(found.names), np.dtype("f4" if _are_deep(found) else "u1")
+    nbytes = count * size * size * 3 * dtype.itemsize
     what = f"Decoding {count:,} pictures of {folder}"
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -60,16 +62,16 @@ def decoded(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with _finished(pixels_path) as file:
             log(f"{what} (once: they are kept for the next start).")
-            _write_header(file, count, size)
-            table = decode(found, size, file.write)
+            _write_header(file, count, size, dtype)
+            table = decode(found, size, file.write, dtype)
             file.seek(0)
-            _write_header(file, len(table["names"]), size)
+            _write_header(file, len(table["names"]), size, dtype)
         text = json.dumps(table)
         with _finished(table_path) as file:  # the last, so what it is for is there
             file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
         if table["names"]:
             return _read_cache(pixels_path, table_path, size)
-        return np.empty((0, size, size, 3), np.uint8), table
+        return np.empty((0, size, size, 3), dtype), table
     except OSError as error:
         log(f"The decoded pictures cannot be kept in {home} ({error.strerror or error}).")
     if nbytes > host_memory() / 2:
@@ -78,18 +80,35 @@ def decoded(
             f"and for {home}: set XDG_CACHE_HOME to a folder with room, or a smaller --size."
         )
     log(f"{what} into memory.")
-    pixels, rows = np.empty((count, size, size, 3), np.uint8), iter(range(count))
+    pixels, rows = np.empty((count, size, size, 3), dtype), iter(range(count))
 
     def append(picture: bytes) -> None:
-        pixels[next(rows)] = np.frombuffer(picture, np.uint8).reshape(size, size, 3)
+        pixels[next(rows)] = np.frombuffer(picture, dtype).reshape(size, size, 3)
 
-    table = decode(found, size, append)
+    table = decode(found, size, append, dtype)
     return pixels[: len(table["names"])], table
 
 
-def _write_header(file: BinaryIO, count: int, size: int) -> None:
+def _are_deep(found: Found) -> bool:
+    """True if more than nine of ten images have 16 or 32 bits or floats, by their headers."""
+    from dlflax.data import picture
+
+    def is_deep(index: int) -> bool | None:
+        name = Path(found.names[index])
+        if name.suffix.lower() in picture.FORMATS["JPEG"]:
+            return False
+        with contextlib.suppress(Exception), found.open(index) as file:  # decoding will tell
+            return picture.is_deep(file, name)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        deep = [d for d in pool.map(is_deep, range(len(found.names))) if d is not None]
+    return sum(deep) > 0.9 * len(deep)
+
+
+def _write_header(file: BinaryIO, count: int, size: int, dtype: np.dtype) -> None:
     """Of an .npy file; NumPy pads it, so that another count does not change its length."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (count, size, size, 3)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
@@ -126,7 +145,7 @@ def _read_cache(pixels_path: Path, table_path: Path, size: int) -> tuple[np.ndar
         raise ValueError("damaged")
     table = json.loads(text)
     pixels = np.load(pixels_path, mmap_mode="r")
-    if pixels.shape != (len(table["names"]), size, size, 3) or pixels.dtype != np.uint8:
+    if pixels.shape != (len(table["names"]), size, size, 3) or pixels.dtype.str != table["dtype"]:
         raise ValueError("damaged")
     digest = hashlib.sha256()
     for start in range(0, len(pixels), 1024):
@@ -143,21 +162,23 @@ def _checksum(pixels_digest, table: dict) -> str:
     return pixels_digest.hexdigest()
 
 
-def decode(found: Found, size: int, write: Callable[[bytes], object]) -> dict:
-    """Decodes with as many threads as there are cores and gives `write` each good picture's
-    bytes, in order; the table of `decoded`."""
+def decode(
+    found: Found, size: int, write: Callable[[bytes], object], dtype: np.dtype
+) -> dict:  # fmt: skip
+    """Decodes with as many threads as there are cores and gives `write` each good image's bytes, in
+    order. Returns the table of `decoded`. dtype: uint8, or float32 for pixels in their own unit."""
     import grain
 
     from dlflax.data import picture
 
     def one(index: int):
-        """(uint8 array or None, its small picture, its file's digest, its rows of the report)."""
+        """(array or None, its small picture, its file's digest, its rows of the report)."""
         name = found.names[index]
         try:
             with found.open(index) as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
                 file.seek(0)
-                pixels, odd = picture.decode(file, Path(name), (size, size, 3))
+                pixels, odd = picture.decode(file, Path(name), (size, size, 3), dtype.kind == "f")
         except picture.PictureError as error:
             reason = f"{error.kind}: {error.detail}" if error.detail else error.kind
             return None, None, "", [skipped(name, error.kind, reason)]
@@ -192,10 +213,14 @@ def decode(found: Found, size: int, write: Callable[[bytes], object]) -> dict:
     names, labels, parts = (
         [column[index] for index in kept] for column in (found.names, found.labels, found.parts)
     )
-    again, rows = repeated(np.array(pictures), digests, labels, names)
+    pictures = np.array(pictures)
+    if dtype.kind == "f" and len(pictures):  # in the unit of 8 bits, as `repeated` compares them
+        low, high = np.percentile(pictures, (1, 99))
+        pictures = (pictures - low) * np.float32(255 / max(high - low, 1e-30))
+    again, rows = repeated(pictures, digests, labels, names)
     table = {
         "labels": labels, "names": names, "parts": parts, "contents": contents,
         "repeated": again.tolist(), "class_names": found.class_names, "given": found.given,
-        "report": sorted(report + rows), "count": found.count,
+        "report": sorted(report + rows), "count": found.count, "dtype": dtype.str,
     }  # fmt: skip
     return {**table, "checksum": _checksum(digest, table)}

@@ -7,6 +7,7 @@ needed.
 import dataclasses
 import io
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,10 @@ from dlflax.files import printable
 
 MAX_BYTES = 2**30  # of one file
 
-_LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_SYSTEM_FILES = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle",
+    "@recycle", "$recycle.bin", "lost+found", "system volume information", "__pycache__",
+}  # fmt: skip
 PARTS = {
     "test": "test", "validation": "validation", "val": "validation", "valid": "validation",
     "train": "train", "training": "train", "testing": "test", "dev": "validation",
@@ -59,6 +63,17 @@ class Found:
     count: int
 
 
+def is_hidden(name: str) -> bool:
+    """True if a file or folder of this name is hidden, or one that a system makes by itself."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def in_natural_order(name: str) -> tuple:
+    """Returns a key that sorts names as people do: 2 before 10, class2 before class10."""
+    texts = re.split("([0-9]+)", name)
+    return [int(text) if i % 2 else text for i, text in enumerate(texts)], name
+
+
 def part_of(folder: str) -> str | None:
     """What a folder's name says that it is for: train, validation, test, or nothing."""
     return PARTS.get(folder.casefold())
@@ -83,7 +98,7 @@ def walk(root: Path, place: str) -> tuple[list[File], list[str], list[list[str]]
             report.append(skipped(prefix, "unreadable", f"unreadable: {error.strerror}"))
             continue
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in _LEFT_BEHIND:
+            if is_hidden(entry.name):
                 continue
             name = prefix + shown(entry.name)
             try:
@@ -113,8 +128,8 @@ def walk(root: Path, place: str) -> tuple[list[File], list[str], list[list[str]]
                 below = seen if prefix else {inside}
                 below.add(real)
                 waiting.append((entry.path, f"{name}/", below))
-    files.sort(key=lambda file: file.name)
-    return files, sorted(folders), sorted(report)
+    files.sort(key=lambda file: in_natural_order(file.name))
+    return files, sorted(folders, key=in_natural_order), sorted(report)
 
 
 def by_class(files: list[File], folders: list[str], report: list[list[str]], place: str) -> Found:
@@ -142,11 +157,11 @@ def by_class(files: list[File], folders: list[str], report: list[list[str]], pla
                     f"{place} has the classes {listed(ours)} in {given['train']}/ and "
                     f"{listed(classes[name])} in {name}/, but they should be the same."
                 )
-        class_names = sorted(ours)
+        class_names = sorted(ours, key=in_natural_order)
     elif top and top <= set(named) and any(classes.values()):
         raise InputError(f"{place} has {listed(top)} but no train/: it should be {WANTED}.")
     else:
-        class_names = sorted(top)
+        class_names = sorted(top, key=in_natural_order)
 
     chosen, report = [], list(report)
     count = len(files) + len(report)
@@ -166,7 +181,7 @@ def by_class(files: list[File], folders: list[str], report: list[list[str]], pla
             report.append(row)
         else:
             chosen.append((order[part], numbers[class_name], file.name, part, file))
-    chosen.sort(key=lambda row: row[:3])
+    chosen.sort(key=lambda row: row[:2])  # stable: by name within
     found = [row[4] for row in chosen]
     return Found(
         class_names, list(given), [file.name for file in found], [row[1] for row in chosen],
@@ -241,7 +256,7 @@ def shown(name: str) -> str:
 
 
 def listed(names) -> str:
-    names = sorted(names)
+    names = sorted(names, key=in_natural_order)
     shown = ", ".join(f'"{name}"' for name in names[:8]) or "none"
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data.folder_files import File, Found, listed, refused, shown, skipped
+from dlflax.data.folder_files import (
+    File,
+    Found,
+    in_natural_order,
+    listed,
+    refused,
+    shown,
+    skipped,
+)
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
-from dlflax.data.target_kind import classes_of, numbers_or_classes
+from dlflax.data.target_kind import class_texts, classes_of, numbers_or_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
 from dlflax.files import printable
@@ -48,9 +57,13 @@ class Labels:
             names, targets, kept = classes_of(np.array(values, object), FEWEST, "pictures", log)
             return targets, names, kept
         counts = collections.Counter(label for labels in values for label in labels)
-        names = sorted(label for label, count in counts.items() if count >= FEWEST)
-        if few := sorted(set(counts) - set(names)):
-            log(f"labels of fewer than {FEWEST} pictures are left out: {listed(few)}.")
+        candidates = {*counts, *(self.columns if len(self.columns) > 1 else ())}
+        names = sorted((n for n in candidates if counts[n] >= FEWEST), key=in_natural_order)
+        if few := candidates - set(names):
+            log(f"labels of fewer than {FEWEST} images, or of none, are dropped: {listed(few)}.")
+        if empty := sum(not labels for labels in values):
+            log(f"{empty:,} of {len(values):,} images have no label: they are kept, as examples "
+                "of none of the labels.")  # fmt: skip
         if not names:
             raise InputError(f"no label is that of {FEWEST} pictures or more: nothing to learn.")
         have = [[label in set(labels) for label in names] for labels in values]
@@ -67,37 +80,35 @@ def read(
     header = list(source.columns)
     texts = [as_texts(column).to_pylist() for column in source.columns.values()]
     table = list(zip(*texts, strict=True))
-    found = _names_of(header, table, files)
-    if not any(found.values()):
-        examples = listed([file.name for file in files][:2])
-        raise InputError(
-            f"--labels {path}: no column names pictures of {place}, such as {examples}: one "
-            "should, with the same folders or none."
-        )
-    file_column = max(found, key=lambda name: sum(each is not None for each in found[name]))
+    ends = [file.name.rpartition("/")[2] for file in files]
+    several = collections.Counter([*ends, *(os.path.splitext(end)[0] for end in ends)])
+    file_column, names = _match_files(path, header, table, files, several, place, log)
     columns = _columns(path, header, file_column, target, group)
     by_group = f", groups by {group}" if group else ""
     at_file = header.index(file_column)
-    pairs = zip(table, found[file_column], strict=True)
+    pairs = zip(table, names, strict=True)
     cell, name = next((printable(row[at_file]), name) for row, name in pairs if name)
     example = "" if cell == name else f" ({cell} is {name})"
     log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{example}{by_group}")
     places = [header.index(column) for column in columns]
-    report, cells, groups = [], collections.defaultdict(list), {}
+    report, cells, empty, groups = [], collections.defaultdict(list), {}, {}
     at_group = group and header.index(group)
-    for number, (row, name) in enumerate(zip(table, found[file_column], strict=True)):
+    for number, (row, name) in enumerate(zip(table, names, strict=True)):
         given = [printable(row[i]) for i in places]
         line = source.row_name(number).removeprefix(f"{path}, ")
         if name is None:
             what = printable(row[at_file])
             reason = f"no such picture: {path.name}, {line}"
+            if several[what] > 1:
+                reason = f"several pictures of this name: {path.name}, {line}"
             report.append(skipped(what, "no such picture", reason))
-        elif kind != "labels" and len(places) == 1 and given[0].lower() in MISSING:
-            report.append(skipped(name, "no label", f"no label: {path.name}, {line}"))
-        else:
+            continue
+        if any(given) or len(places) > 1:
             cells[name].append(tuple(given))
-            if group:
-                groups[name] = row[at_group] or name  # without one: a group of its own
+        else:
+            empty[name] = line
+        if group:
+            groups[name] = row[at_group] or name  # without one: a group of its own
     if not cells:
         raise InputError(f"--labels {path}: no picture of {place} has a label in it.")
     texts = zip(*(row for rows in cells.values() for row in rows), strict=True)
@@ -106,6 +117,13 @@ def read(
     formats = infer_formats(labelled, columns, "auto", "write 1234.5")
     kind, values = _values(labelled, cells, kind, formats, log)
     of = {}
+    for name, line in empty.items():
+        if kind == "labels":
+            values.setdefault(name, []).append([])
+        else:
+            report.append(skipped(name, "no label", f"no label: {path.name}, {line}"))
+    for name in cells.keys() - values.keys():
+        report.append(skipped(name, "no label", f"no label: no number in {path.name}"))
     for name, each in values.items():
         if kind == "labels":
             of[name] = sorted({label for labels in each for label in labels})
@@ -141,28 +159,56 @@ def found(labels: Labels, files: list[File], report: list[list[str]]) -> Found:
     )  # fmt: skip
 
 
-def _names_of(header, table, files) -> dict[str, list[str | None]]:
+def _match_files(path, header, table, files, several, place, log) -> tuple[str, list[str | None]]:
+    """Returns the column that names the files, and the file of each of its cells, None without.
+    several: the number of files with such a name, without folders. InputError where there is no
+    such column; `log` gets names in another letter case."""
+    exact, names_of = (_names_of(header, table, files, fold) for fold in (str, str.casefold))
+    for column, names in exact.items():
+        in_any_case = names_of.get(column, names)
+        names_of[column] = [a or b for a, b in zip(names, in_any_case, strict=True)]
+    if not any(names_of.values()):
+        examples = listed([file.name for file in files][:2])
+        same = next((cell for row in table for cell in row if several[cell] > 1), "")
+        why = f" Several are called {same}: write its folder, too." if same else ""
+        raise InputError(
+            f"--labels {path}: no column names pictures of {place}, such as {examples}: one "
+            f"should, with the same folders or none.{why}"
+        )
+    column = max(names_of, key=lambda column: sum(map(bool, names_of[column])))
+    names, at = names_of[column], header.index(column)
+    rows = zip(table, names, exact.get(column, [None] * len(table)), strict=True)
+    if other_case := [(printable(row[at]), a) for row, a, b in rows if a and not b]:
+        log(f"{len(other_case):,} names in {path.name} differ from the files' in letter case, such "
+            f"as {' for '.join(other_case[0])}.")  # fmt: skip
+    return column, names
+
+
+def _names_of(header, table, files, fold=str) -> dict[str, list[str | None]]:
     """Column -> the file that each of its cells names, None where it names none: by the end of its
-    path, all folders that the cell has among it, with or without ending, where one file has it."""
-    names = {file.name for file in files}
+    path, all folders that the cell has among it, with or without ending, where one file has it.
+    fold: str, or str.casefold for names in any letter case."""
+    names = {}
     whole, ends = {}, {}  # path below the folder, or an end of it -> its file, None for several
-    for name in names:
-        for path in {name, os.path.splitext(name)[0]}:
+    for name in (file.name for file in files):
+        names[fold(name)] = None if fold(name) in names else name
+        for path in {fold(name), fold(os.path.splitext(name)[0])}:
             parts = path.split("/")
             for i in range(len(parts)):
                 end = "/".join(parts[i:])
                 ends[end] = None if end in ends else name
             whole[path] = None if path in whole else name
     root = Path(files[0].path).parents[files[0].name.count("/")] if files else Path()
-    roots = [shown(path).split("/") for path in (os.path.abspath(root), os.path.realpath(root))]
+    roots = [os.path.abspath(root), os.path.realpath(root)]
+    roots = [fold(shown(path)).split("/") for path in roots]
 
     def find(cell):
-        parts = printable(cell).replace("\\", "/").split("/")
+        parts = fold(printable(cell)).replace("\\", "/").split("/")
         absolute = parts[0] in ("", "~") or ":" in parts[0]
         elsewhere = absolute and not os.path.exists(cell)  # a path of another computer
         parts = [part for part in parts if part not in ("", ".", "..")]
         if (path := "/".join(parts)) in names:
-            return path
+            return names[path]
         same = {ends[path]} if path in ends else set()
         for i in range(1, len(parts)):  # the first i lead to the folder
             below = "/".join(parts[i:])
@@ -213,14 +259,18 @@ def _values(
 
         def split(text):
             parts = text.split(mark or None)
-            return [p.strip() for p in parts if p.strip().lower() not in MISSING]
+            return [p.strip() for p in parts if p.strip()]
 
         return "labels", {n: [split(row[0]) for row in each] for n, each in cells.items()}
     numbers = numbers_or_classes(table, name, kind, log, formats[name])
     if numbers is None:
-        return "classes", {n: [row[0] for row in each] for n, each in cells.items()}
-    each_number = iter(numbers.tolist())
-    return "number", {n: [[next(each_number)] for _ in each] for n, each in cells.items()}
+        if marks := sorted({text for text in texts if text.lower() in MISSING}):
+            log(f"{name}: {listed(marks)} is a class: only an empty cell is no label.")
+        names = dict(zip(texts, class_texts(table.columns[name]).tolist(), strict=True))
+        return "classes", {n: [names[row[0]] for row in each] for n, each in cells.items()}
+    number = {t: v for t, v in zip(texts, numbers.tolist(), strict=True) if not math.isnan(v)}
+    values = {n: [[number[t]] for (t,) in some if t in number] for n, some in cells.items()}
+    return "number", {n: some for n, some in values.items() if some}
 
 
 def _of_several(columns, cells, rows, kind, formats):

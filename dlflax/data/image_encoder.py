@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import sys
-import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import numpy as np
 from dlflax.data import folder_files, idx
 from dlflax.data.encoder import (
     BASE64,
+    DiskArray,
     Encoder,
     Examples,
     Form,
@@ -43,6 +44,8 @@ class ImageEncoder(Encoder):
     """Height, width and channels, 1 or 3."""
     light_on_dark: bool = False
     """True for light ink on black, as MNIST has it: other images are made so."""
+    scale: tuple[float, ...] = ()
+    """Pixels that are black and white, where images have 16 bits, 32 bits or floats; else ()."""
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
         """Reads an image file of any size, a .npy file, pixels, whole numbers from 0 to 255 or
@@ -55,6 +58,8 @@ class ImageEncoder(Encoder):
             or not all(0 < side <= MAX_SIDE for side in self.shape)
         ):
             raise InputError(f"encoder.json is damaged: {list(self.shape)} is no image's shape.")
+        if self.scale and not (len(self.scale) == 2 and 0 < self.scale[1] - self.scale[0] < np.inf):
+            raise InputError(f"encoder.json is damaged: {list(self.scale)} is no range of pixels.")
         if isinstance(given, np.ndarray):
             return self._of_array(given, "")
         if isinstance(given, Upload):
@@ -85,7 +90,26 @@ class ImageEncoder(Encoder):
     def _read(self, path: Path, content: bytes | None = None):
         from dlflax.data import picture
 
-        return picture.read_picture(path, self.shape, self.light_on_dark, content)
+        deep = bool(self.scale)
+        pixels = picture.read_picture(path, self.shape, self.light_on_dark, content, deep)
+        self._check_unit(pixels[None], str(path))
+        return pixels
+
+    def _check_unit(self, pixels: np.ndarray, what: str) -> None:
+        """Raises InputError for images (n, h, w, c) that cannot be in the training images' unit."""
+        if not self.scale or not len(pixels):
+            return
+        low, high = self.scale
+        means = pixels.mean((1, 2, 3), dtype=np.float64)
+        other = (means < 2 * low - high) | (means > 2 * high - low)
+        if high - low > 255 and pixels.dtype.kind == "f":  # of 0..1, where others are of 0..65535
+            other |= (pixels.max((1, 2, 3)) <= 1) & (pixels != np.round(pixels)).any((1, 2, 3))
+        if other.any():
+            image = pixels[np.argmax(other)]
+            raise InputError(
+                f"{what} has pixels from {image.min():g} to {image.max():g}, but those of the "
+                f"training images go from {low:g} to {high:g}: give images in the same unit."
+            )
 
     def _of_array(self, array: np.ndarray, file: str) -> Examples:
         array = array[None] if array.shape == self.shape else array
@@ -94,6 +118,16 @@ class ImageEncoder(Encoder):
                 f"predict takes arrays in shape {('n', *self.shape)} or paths, no {array.dtype} in "
                 f"shape {array.shape}."
             )
+        names = [file] if file and len(array) == 1 else [f"{file}[{i}]" for i in range(len(array))]
+        names = names if file else [str(i) for i in range(len(array))]
+        if self.scale:
+            if array.dtype == np.uint8 or not np.isfinite(array).all():
+                raise InputError(
+                    "predict takes finite pixels in the training images' unit, from "
+                    f"{self.scale[0]:g} to {self.scale[1]:g}, no uint8, NaN or infinity."
+                )
+            self._check_unit(array, file or "predict: an image")
+            return Examples({"inputs": array.astype(np.float32)}, None, names)
         whole = array.dtype.kind in "iu"
         most = 255 if whole else 1
         if not ((array >= 0) & (array <= most)).all():  # NaN, too
@@ -101,8 +135,6 @@ class ImageEncoder(Encoder):
                 "predict takes pixels as whole numbers from 0 to 255 or as floats from 0 to 1; "
                 f"these {array.dtype} go from {np.min(array):g} to {np.max(array):g}."
             )
-        names = [file] if file and len(array) == 1 else [f"{file}[{i}]" for i in range(len(array))]
-        names = names if file else [str(i) for i in range(len(array))]
         return Examples({"inputs": array.astype(np.uint8 if whole else np.float32)}, None, names)
 
     def parse_with_targets(self, given: Any) -> Examples:
@@ -122,15 +154,10 @@ class ImageEncoder(Encoder):
         found = folder_files.by_class(files, folders, report, str(folder))
 
         def read(index):
-            from dlflax.data import picture
-
             name = Path(found.names[index])
             try:
-                with found.open(index) as file, warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    if not self.light_on_dark:
-                        return picture.decode(file, name, self.shape)[0]
-                    return picture.read_picture(name, self.shape, True, file.read())
+                with found.open(index) as file:
+                    return self._read(name, file.read())
             except (InputError, OSError) as error:
                 print(f"{folder / name} is not evaluated: {error}", file=sys.stderr)
                 return None
@@ -158,6 +185,18 @@ class ImageEncoder(Encoder):
         labels = np.where(labels < len(self.target.classes), np.int32(labels), UNKNOWN)
         return dataclasses.replace(self._of_array(images, ""), target=labels)
 
+    def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
+        if not self.scale:
+            return {"inputs": raw}
+        low, high = self.scale
+
+        def change(pixels):
+            return xp.clip((pixels - low) / (high - low), 0, 1).astype(xp.float32)
+
+        if isinstance(raw, DiskArray):
+            return {"inputs": DiskArray(raw.array, raw.index, change)}
+        return {"inputs": change(raw)}
+
     def encode(self, examples: Examples) -> dict[str, Any]:
         others = {name: c for name, c in examples.columns.items() if name != "inputs"}
         return {**super().encode(examples), **others}
@@ -166,14 +205,48 @@ class ImageEncoder(Encoder):
         colours = {1: "gray", 3: "RGB"}[self.shape[2]]
         how = "light on dark" if self.light_on_dark else "upright"
         size = f"{self.shape[0]} x {self.shape[1]}"
-        return Spec(self.shape, "uint8", f"{colours} pictures of {size} pixels, 0 to 255, {how}")
+        low, high = self.scale or (0, 255)
+        kind, unit = ("float32", " in the training images' unit") if self.scale else ("uint8", "")
+        meaning = f"{colours} pictures of {size} pixels, {low:g} to {high:g}{unit}, {how}"
+        return Spec(self.shape, kind, meaning)
 
     def describe(self) -> str:
         colours = {1: "grey", 3: "colour"}[self.shape[2]]
         return f"{colours} images of {self.shape[0]} x {self.shape[1]} pixels"
 
     def image(self, inputs: Any, index: int) -> np.ndarray:
-        return inputs[index]
+        pixels = np.asarray(inputs[index])
+        return pixels if pixels.dtype == np.uint8 else np.round(255 * pixels).astype(np.uint8)
 
     def outlook(self) -> dict[str, Any]:
         return {"draw": self.light_on_dark}
+
+
+def fit_scale(images: Any, log: Callable[[str], None]) -> tuple[float, ...]:
+    """Returns `ImageEncoder.scale` of training images (n, h, w, c): () of uint8, the range of
+    float32. Single spots, where these take most of the range, are not in it. `log` gets it. Raises
+    InputError where there is none."""
+    if images.dtype == np.uint8:
+        return ()
+    lows, highs, some = [], [], []
+    for start in range(0, len(images), 256):  # they may lie on disk
+        pixels = images[start : start + 256][..., 0].ravel()
+        lows.append(float(pixels.min()))
+        highs.append(float(pixels.max()))
+        some.append(pixels[:: 1 + images.nbytes // 2**26].copy())
+    low, high = min(lows), max(highs)
+    least, most = np.percentile(np.concatenate(some), (0.1, 99.9)).tolist()
+    spots = ""
+    if 0 < most - least < (high - low) / 10:
+        spots = f", beyond which are single spots, to {low:g} and {high:g}, that are clipped"
+        low, high = least, most
+    if high - low <= 1e-5 * max(abs(low), abs(high)):
+        raise InputError(
+            f"the training images have pixels from {low:.9g} to {high:.9g}, which is too narrow a "
+            "range: subtract what they have in common."
+        )
+    part = (high - low) / 65535
+    small = f" ({part:.1%} of 16 bits, stretched)" if low >= 0 and 10 < high - low < 6553 else ""
+    log(f"all images have one scale, the range of the training images: black is {low:g}, white "
+        f"{high:g}{small}{spots}. Later images must be in the same unit.")  # fmt: skip
+    return low, high

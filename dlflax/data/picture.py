@@ -1,6 +1,7 @@
 """One picture file, turned into what a trained image classifier expects."""
 
 import contextlib
+import functools
 import io
 import threading
 import warnings
@@ -37,15 +38,15 @@ class PictureError(InputError):
 
 
 def read_picture(
-    path: str | Path, shape: tuple[int, int, int], ink: bool, content: bytes | None = None
-) -> np.ndarray:
+    path: str | Path, shape: tuple[int, int, int], ink: bool, content: bytes | None = None,
+    deep: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Returns a picture file of any size and mode as uint8 of `shape` (h, w, c), c 1 or 3. content:
     its bytes, where `path` is but a name.
 
-    The first frame of an animation, turned upright by its EXIF orientation. 16-bit and float
-    pixels are scaled to 0..255.
+    The first frame of an animation, turned upright by its EXIF orientation.
 
-    `ink=False`: as `decode` does it.
+    `ink=False`: as `decode` does it; with `deep`, float32.
 
     `ink=True`: the model knows light ink on black (MNIST, Fashion-MNIST).
       1. The background is the median of the border. It has to lie in the darkest or the lightest
@@ -70,8 +71,10 @@ def read_picture(
         with stream as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on odd metadata; what matters raises
             if not ink:
-                return decode(file, path, shape)[0]
-            image, _ = _open(file, path, lambda image: image)
+                return decode(file, path, shape, deep)[0]
+            image, _ = _open(
+                file, path, lambda image: image, functools.partial(_to_uint8, ink=True)
+            )
     except PermissionError as error:
         raise InputError(f"{path}: may not be read; allow it, or give another file.") from error
     gray = ink_on_paper.light_on_dark(path, image, (height, width))
@@ -79,28 +82,41 @@ def read_picture(
 
 
 def decode(
-    file: BinaryIO, path: Path, shape: tuple[int, int, int]
+    file: BinaryIO, path: Path, shape: tuple[int, int, int], deep: bool = False
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """An open picture file as uint8 of `shape` (h, w, c), c 1 or 3, and what was odd about it.
 
     The first frame, upright, transparent parts white, RGB or gray, the short side resized to fit
-    (bicubic), the centre cut out. A JPEG four times as large or more is decoded at a half, quarter
-    or eighth of its size. `path` is for messages and the name's ending. Odd, such as "CMYK", is
-    what the numbers cannot show as it was. To be called with warnings ignored: Pillow warns of odd
-    metadata. Any number of threads may call it.
+    (bicubic), the centre cut out. Pixels of 16 bits, 32 bits or floats become 8 bits by the full
+    scale of their type (`_to_uint8`), or with `deep` float32 in their own unit, and 8-bit ones
+    are refused then: `ImageEncoder.scale` has the range of all of them. A JPEG four times as large
+    or more is decoded at a half, quarter or eighth of its size. `path` is for messages and the
+    name's ending. Odd, such as "CMYK", is what the numbers cannot show as it was. To be called with
+    warnings ignored: Pillow warns of odd metadata. Any number of threads may call it.
 
-    Raises PictureError when it is not a picture, damaged or too large.
+    Raises PictureError when it is not a picture, damaged, too large or of another depth.
     """
     height, width, channels = shape
 
     def fitted(image: Image.Image) -> np.ndarray:
+        if image.mode == "F":
+            low, high = image.getextrema()  # which bicubic overshoots
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            return np.repeat(np.asarray(image).clip(low, high)[:, :, None], channels, axis=2)
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if channels == 1 else "RGB")
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return np.array(image).reshape(shape)
 
-    return _open(file, path, fitted, _enough(shape))
+    return _open(file, path, fitted, _own_unit if deep else _to_uint8, _enough(shape))
+
+
+def is_deep(file: BinaryIO, path: Path) -> bool:
+    """True if the pixels are gray of 16 bits, 32 bits or floats, by the file's header. To be called
+    with warnings ignored. PictureError as `decode`."""
+    with _open_header(file, path) as image:
+        return image.mode.startswith(("I", "F"))
 
 
 def count_pixels(file: BinaryIO, path: Path, shape: tuple[int, int, int], ink: bool) -> int:
@@ -120,10 +136,12 @@ def _enough(shape: tuple[int, int, int]) -> int:
 
 
 def _open(
-    file: BinaryIO, path: Path, use: Callable[[Image.Image], Any], enough: int | None = None
-) -> tuple[Any, tuple[str, ...]]:
-    """What `use` makes of the picture, upright, in mode L, RGB or RGBA, and what was odd about it;
-    of a JPEG at no less than `enough` pixels a side, where that is given."""
+    file: BinaryIO, path: Path, use: Callable[[Image.Image], Any],
+    depth: Callable[[np.ndarray, bool, Path], np.ndarray], enough: int | None = None,
+) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
+    """Returns `use` of the image, upright, in mode L, RGB, RGBA or F, and what was odd about it.
+    depth: makes uint8, or float32, of pixels (h, w) of 16 bits (which the bool says), 32 bits or
+    floats; enough: pixels a side below which no JPEG is decoded."""
     with _open_header(file, path) as image:
         pixels = image.width * image.height
         if enough:
@@ -131,8 +149,8 @@ def _open(
         with _big if pixels > BIG else contextlib.nullcontext():
             mode = image.mode
             # 16-bit colours are in no mode of Pillow's: it drops their low bytes.
-            deep = any(";16" in str(tile[3]) for tile in image.tile)
-            converted = _converted(image)
+            deep = any(";16" in str(text) for text in (mode, *(tile[3] for tile in image.tile)))
+            converted = _converted(image, depth, deep, path)
             return use(converted), _oddities(path, image, mode, deep, converted)
 
 
@@ -184,13 +202,23 @@ def _know_heic(file: BinaryIO, path: Path) -> None:
     pillow_heif.register_heif_opener()
 
 
-def _converted(image: Image.Image) -> Image.Image:
-    """The opened picture, upright, in mode L, RGB or RGBA; another object than `image`."""
+def _converted(image: Image.Image, depth, deep, path) -> Image.Image:
+    """The opened picture, upright, in mode L, RGB, RGBA or F; another object than `image`."""
     image.load()
     with contextlib.suppress(Exception):  # damaged metadata say nothing about the pixels
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_uint8(np.asarray(image), image.mode))
+        return Image.fromarray(depth(np.asarray(image), deep, path))
+    if depth is _own_unit:
+        raise PictureError(
+            f"{path}: of 8 bits, or of colours, but the images that it is used with are gray of 16 "
+            "bits or more; give one of their depth and unit.", "8 bits among deeper images",
+        )  # fmt: skip
+    if deep and max(np.ravel(image.getextrema())) < 16:  # Pillow reads the high bytes alone
+        raise PictureError(
+            f"{path}: colours of 16 bits that use less than a sixteenth of their range; give 8 "
+            "bits, all images converted by one range.", "pixels of another scale than 8 bits",
+        )  # fmt: skip
     if image.mode.lower() in ("la", "pa", "rgba") or "transparency" in image.info:
         return image.convert("RGBA")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
@@ -204,11 +232,8 @@ def _oddities(path, image, mode, deep, converted) -> tuple[str, ...]:
         odd.append(f"{known} named {path.suffix.lower() or 'without ending'}")
     if mode == "CMYK":
         odd.append("CMYK")
-    if mode.startswith(("I", "F")) or deep:
-        kind = {"I": "32-bit", "F": "float"}.get(mode, "16-bit")
-        if not deep and image.mode == mode and image.getextrema()[1] <= 4095 and kind != "float":
-            kind = "12-bit, 4095 taken for white"
-        odd.append(kind)
+    if (mode.startswith(("I", "F")) or deep) and converted.mode != "F":
+        odd.append("16-bit" if deep else {"I": "32-bit", "F": "float"}.get(mode, "16-bit"))
     if converted.mode == "RGBA" and converted.getchannel("A").getextrema()[0] < 255:
         odd.append("transparent, on white")
     with contextlib.suppress(Exception):  # a damaged second frame is none
@@ -217,10 +242,27 @@ def _oddities(path, image, mode, deep, converted) -> tuple[str, ...]:
     return tuple(odd)
 
 
-def _to_uint8(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """Modes I;16, I and F: full scale is the first that holds all of 1 (F), 255 (I, F), 4095 (as of
-    12-bit cameras) and 65535."""
-    pixels = np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
-    full = {"F": (1, 255, 4095, 65535), "I": (255, 4095, 65535)}.get(mode, (4095, 65535))
-    full = next((top for top in full if pixels.max() <= top), pixels.max())
+def _own_unit(pixels: np.ndarray, sixteen: bool, path: Path) -> np.ndarray:
+    """Returns float32, NaN and infinity as the least finite number."""
+    pixels = pixels.astype(np.float32)
+    finite = np.isfinite(pixels)
+    if not finite.any():
+        raise PictureError(f"{path}: no pixel is finite; give numbers.", "no finite pixel")
+    return np.where(finite, pixels, pixels[finite].min())
+
+
+def _to_uint8(pixels: np.ndarray, sixteen: bool, path: Path, ink: bool = False) -> np.ndarray:
+    """Returns uint8 of pixels beside 8-bit ones. White is 65535 of 16 bits, whatever the image has,
+    and for 32 bits and floats, the unit of which nothing says, 1 (floats), 255 or 65535. With
+    `ink`, which is scaled later, 4095 (as of 12-bit cameras) or the image's maximum, too."""
+    kind, pixels = pixels.dtype.kind, _own_unit(pixels, sixteen, path)
+    low, high = pixels.min(), pixels.max()
+    scales = [scale for scale in (1, 255, 4095, 65535) if scale > (255 if sixteen else kind != "f")]
+    full = next((scale for scale in scales if high <= scale), max(high, 1))
+    if not ink and (low < 0 or full not in ((1, 255) if kind == "f" else (255, 65535))):
+        raise PictureError(
+            f"{path}: pixels from {low:g} to {high:g}, which is no scale for use with 8-bit "
+            "images; give 8 bits, all images converted by one range.",
+            "pixels of another scale than 8 bits", f"{low:g} to {high:g}",
+        )  # fmt: skip
     return np.round(pixels.clip(0) * (255 / full)).astype(np.uint8)

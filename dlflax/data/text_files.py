@@ -17,7 +17,7 @@ import numpy as np
 from dlflax.data import download
 from dlflax.data.dataset import Dataset
 from dlflax.data.encoder import Examples
-from dlflax.data.folder_files import part_of
+from dlflax.data.folder_files import is_hidden, part_of
 from dlflax.data.order import stratified
 from dlflax.data.splits import Given
 from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
@@ -160,8 +160,9 @@ def _listing(folder: Path) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}.") from None
-    about = (".", "readme", "license")
-    return [folder / name for name in names if not name.lower().startswith(about)]
+    about = ("readme", "license")
+    names = [name for name in names if not is_hidden(name) and not name.lower().startswith(about)]
+    return [folder / name for name in names]
 
 
 def prepared(root: Path, name: str) -> Path | None:

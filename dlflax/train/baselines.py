@@ -216,10 +216,15 @@ def _columns(splits) -> str | None:
     """Returns the name of rows of numbers (" on pixels", or ""); None where an example is not one
     that a linear model could read."""
     inputs = splits.train["inputs"]
-    if inputs.dtype == np.uint8 and inputs.ndim == 4:
+    if _are_images(inputs):
         return " on pixels"
     plain = inputs.dtype.kind in "fiu" and np.prod(inputs.shape[1:]) <= 5 * MOST_COLUMNS
     return "" if plain and not _texts(_plain(splits)) else None
+
+
+def _are_images(inputs) -> bool:
+    """True for pixels (n, h, w, 1 or 3), uint8 or of a deeper image, scaled."""
+    return inputs.ndim == 4 and inputs.shape[3] in (1, 3) and inputs.dtype in (np.uint8, np.float32)
 
 
 def _flat(splits, few: bool = False):
@@ -232,7 +237,7 @@ def _flat(splits, few: bool = False):
             continue
         x = np.asarray(part["inputs"])
         x = x[_rows(len(x))] if few and name == "train" else x
-        if x.dtype == np.uint8 and x.ndim == 4:
+        if _are_images(x):
             block = 1
             while np.prod(x.shape[1:]) / block**2 > MOST_COLUMNS:
                 block += 1
@@ -240,7 +245,7 @@ def _flat(splits, few: bool = False):
             cut = x[:, :height, :width].reshape(
                 len(x), height // block, block, width // block, block, -1
             )
-            x = cut.mean((2, 4), dtype=np.float32) / 255
+            x = cut.mean((2, 4), dtype=np.float32) / (255 if x.dtype == np.uint8 else 1)
         found[name] = np.float64(x.reshape(len(x), -1))
     return found
 
