@@ -2,17 +2,22 @@
 
 import csv
 import dataclasses
+import datetime
 import importlib.resources
 import json
+import tempfile
+import zoneinfo
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dlflax import run, train
-from dlflax.data import Series, make_splits, times
+from dlflax.data import Series, calendars, make_splits
 from dlflax.data.series import naive, seasonal_naive
 from dlflax.data.series_file import read, read_file
 from dlflax.errors import InputError
@@ -101,6 +106,8 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     said = []
     values, observed = read(path, log=said.append)
     assert said == [
+        "a.csv: rows are numbered by the column date.",
+        "a.csv: one row every 1, from 0 to 39.",
         "a.csv: the first 1 values are missing: left out.",
         "a.csv: 4 of 39 values are missing: the value before stands in for them, and no forecast "
         "is judged by them.",
@@ -292,23 +299,50 @@ def test_an_interval_without_its_coverage_is_damaged():
 
 
 @pytest.mark.parametrize(
-    "calendar, rows, wanted",
+    "times, rows, wanted",
     [
-        (("2024-01-31", "month"), (0, 1, 2, 13), "2024-01-31 2024-02-29 2024-03-31 2025-02-28"),
-        (("2024-01-30", "month"), (1, 2), "2024-02-29 2024-03-30"),
-        (("2023-12-31", "quarter"), (1, 2), "2024-03-31 2024-06-30"),
-        (("1700-01-01", "year"), (0, 309), "1700-01-01 2009-01-01"),
-        (("2024-02-29", "year"), (1, 4), "2025-02-28 2028-02-29"),
-        (("2024-05-03", "weekday"), (0, 1, 6), "2024-05-03 2024-05-06 2024-05-13"),
-        (("1958-03-29", "604800"), (0, 1), "1958-03-29 1958-04-05"),
-        (("2024-05-03T22:30:00", "3600"), (1, 2), "2024-05-03T23:30:00 2024-05-04T00:30:00"),
+        ("2024-01-31 2024-02-29 2024-03-31", (0, 2, 13), "2024-01-31 2024-03-31 2025-02-28"),
+        ("2024-01-30 2024-02-29 2024-03-30 2024-04-30", (2, 13), "2024-03-30 2025-02-28"),
+        ("2023-02-28 2023-03-28 2023-04-28", (1, 3), "2023-03-28 2023-05-28"),
+        ("2023-09-30 2023-12-31 2024-03-31 2024-06-30", (2, 4), "2024-03-31 2024-09-30"),
+        ("2024-03-29 2024-04-30 2024-05-31 2024-08-30", (2, 8), "2024-05-31 2024-11-29"),
+        ("2024-01-01 2024-02-01 2024-03-01 2024-06-03 2024-09-02", (9,), "2024-10-01"),
+        ("1700-01-01 1701-01-01 1703-01-01", (0, 309), "1700-01-01 2009-01-01"),
+        ("2024-02-29 2025-02-28 2026-02-28 2027-02-28 2028-02-29", (5, 8), "2029-02-28 2032-02-29"),
+        ("2020-01-15 2020-07-15 2021-01-15", (3,), "2021-07-15"),
+        ("2024-05-03 2024-05-06 2024-05-07 2024-05-08", (0, 6), "2024-05-03 2024-05-13"),
+        ("1958-03-29 1958-04-05 1958-04-19", (0, 1), "1958-03-29 1958-04-05"),
+        ("2024-05-03T22:30 2024-05-03T23:30", (1, 2), "2024-05-03T23:30:00 2024-05-04T00:30:00"),
+        ("2024-05-03T22:30:00.250 2024-05-03T22:30:00.500", (2,), "2024-05-03T22:30:00.750"),
     ],
-)  # fmt: skip
-def test_the_times_of_rows(calendar, rows, wanted):
-    assert times.stamps(dict(zip(("first", "step"), calendar, strict=True)), rows) == wanted.split()
+)
+def test_the_times_of_rows(times, rows, wanted):
+    seconds = np.array(times.split(), "M8[ms]").astype(np.int64) / 1000
+    _, calendar = calendars.in_time(seconds, seconds, "a.csv", lambda _: None)
+    assert calendar.stamps(rows) == wanted.split()
 
 
-@pytest.mark.parametrize("step", ["D", "W", "B", "MS", "ME", "QE", "YE", "h"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "D",
+        "W",
+        "B",
+        "MS",
+        "ME",
+        "QE",
+        "QS",
+        "YE",
+        "YS",
+        "h",
+        "BME",
+        "BMS",
+        "2MS",
+        "BQE",
+        "15min",
+        "3D",
+    ],
+)
 def test_a_calendar_goes_on_as_that_of_pandas(tmp_path, step):
     pandas = pytest.importorskip("pandas")
     index = pandas.date_range("2021-01-04", periods=60, freq=step)
@@ -316,7 +350,7 @@ def test_a_calendar_goes_on_as_that_of_pandas(tmp_path, step):
     path = tmp_path / "a.csv"
     path.write_text("\n".join(["time,y", *rows, ""]), encoding="utf-8")
     calendar = read_file(path, None, (), lambda _: None).calendar
-    found = times.stamps(calendar, range(40, 60))
+    found = calendar.stamps(range(40, 60))
     assert [np.datetime64(each) for each in found] == [np.datetime64(t) for t in index[40:]]
 
 
@@ -343,3 +377,218 @@ def test_a_forecast_has_dates_and_a_picture(tmp_path, monkeypatch, capsys):
     Path("run/predictions").write_text("in the way", encoding="utf-8")
     predict.command(Path("run"))  # a picture stops nothing
     assert "picture" not in capsys.readouterr().out
+
+
+def lines_of(path, header, rows):
+    """Writes a CSV file; returns what is read of it, and what is logged."""
+    said = []
+    return read_file(write(path, rows, header), None, (), said.append), said
+
+
+DAYS = [datetime.datetime(2023, 12, 20) + datetime.timedelta(days=d) for d in range(50)]
+HOURS = [datetime.datetime(2023, 12, 30, 20) + datetime.timedelta(hours=h) for h in range(90)]
+MONTHS = [datetime.datetime(1990 + m // 12, m % 12 + 1, 1) for m in range(40)]
+WRITTEN = {
+    "days": (DAYS, [
+        "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%d %b %Y",
+        "%B %d, %Y", "%G-W%V-%u", "%Y|%m|%d", "%Y-%j", "%Y-%m-%d 00:00:00+00:00",
+    ]),
+    "hours": (HOURS, [
+        "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S.000", "%m/%d/%Y %I:%M %p", "%d/%m/%Y %H:%M",
+        "%s", "%s000", "%d.%m.%Y|%H:%M", "%Y|%m|%d|%H", "%Y%m%dT%H%M",
+    ]),
+    "months": (MONTHS, [
+        "%Y-%m", "%b-%y", "%B %Y", "%m/%Y", "%Y|%m", "%Y|%B", "%Y-%m-28", "%d/%m/%Y", "%Y%m",
+    ]),
+}  # fmt: skip
+PARTS = {"%Y": "Year", "%m": "Month", "%B": "name", "%d": "day", "%H": "hour", "%H:%M": "clock"}
+
+
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@given(st.data())
+def test_a_series_is_the_same_in_any_writing(data):
+    times, styles = WRITTEN[data.draw(st.sampled_from(list(WRITTEN)))]
+    style = data.draw(st.sampled_from(styles)).replace("%s", "{}")
+    stamp = [f"{t.replace(tzinfo=datetime.UTC).timestamp():.0f}" for t in times]
+    cells = [t.strftime(style).format(s).split("|") for t, s in zip(times, stamp, strict=True)]
+    names = [PARTS.get(part, "when") for part in style.split("|")]
+    order = np.arange(len(times))
+    if data.draw(st.booleans()):
+        order = order[::-1]
+    elif data.draw(st.booleans()):
+        order = np.random.default_rng(0).permutation(order)
+    lost = data.draw(st.sampled_from([(), (9,), (17, 18)]))
+    values = np.random.default_rng(1).normal(1e6, 9, len(times)).round(2)
+    rows = [[*cells[i], "x", f"{values[i]}"] for i in order if i not in lost]
+    with tempfile.TemporaryDirectory() as folder:
+        file, said = lines_of(Path(folder) / "a.csv", [*names, "note", "y"], rows)
+        path = Path(folder) / "clean.csv"
+        clean, _ = lines_of(path, ["t", "y"], [
+            (t.isoformat(), "" if i in lost else values[i]) for i, t in enumerate(times)
+        ])  # fmt: skip
+        source = Series(data_dir=Path(folder) / "a.csv", window=6, horizon=2)
+        encoder = make_splits(source, source.load(lambda _: None), 0.0, 0).encoder
+        turned = [dict(zip(["y", *names], [float(row[-1]), *row], strict=False)) for row in rows]
+        windows = [encoder.parse(given).columns for given in (None, source.data_dir, turned)]
+    assert f"times are read from {', '.join(names)}" in said[0]
+    for name in ("values", "observed", "covariates"):
+        assert np.array_equal(getattr(file, name), getattr(clean, name))
+    after = range(len(times), len(times) + 3)
+    wanted = clean.calendar.stamps(after)
+    if "28" in style:
+        wanted = [time[:-2] + "28" for time in wanted]
+    assert [time.removesuffix("Z") for time in file.calendar.stamps(after)] == wanted
+    for window in windows:
+        assert np.array_equal(window["window"][0], encoder.own_window)
+        assert window["times"][0].tolist() == list(encoder.own_times)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Europe/London"])
+@pytest.mark.parametrize("minutes", [60, 30])
+@pytest.mark.parametrize("step", [1, -1])
+def test_daylight_saving_is_not_irregular(tmp_path, zone, minutes, step):
+    begin = datetime.datetime(2024, 3, 1, tzinfo=datetime.UTC)
+    length = datetime.timedelta(minutes=minutes)
+    clock = [(begin + length * i).astimezone(zoneinfo.ZoneInfo(zone)) for i in range(12000)]
+    rows = [(f"{t:%Y-%m-%d %H:%M}", i) for i, t in enumerate(clock[:9000])]
+    file, said = lines_of(tmp_path / "a.csv", ["t", "y"], rows[::step])
+    assert said[-1] == f"a.csv: its clock is set for daylight saving time, as in {zone}."
+    assert np.array_equal(file.values, np.arange(9000)) and file.observed.all()
+    after = file.calendar.stamps(range(9000, 12000))
+    assert after == [t.replace(tzinfo=None).isoformat() for t in clock[9000:]]
+
+
+def test_midnights_of_summer_and_winter(tmp_path):
+    zone = zoneinfo.ZoneInfo("Europe/Berlin")
+    rows = [(t.replace(tzinfo=zone).isoformat(), i) for i, t in enumerate(DAYS)]
+    rows += [(f"2024-{m:02}-01T00:00:00+0{1 + (m > 3)}:00", m) for m in range(1, 9)]
+    file, _ = lines_of(tmp_path / "a.csv", ["t", "y"], rows[:50])
+    assert file.calendar.stamps([50]) == ["2024-02-08"]
+    file, _ = lines_of(tmp_path / "a.csv", ["t", "y"], rows[50:])
+    assert file.calendar.stamps([8]) == ["2024-09-01"] and file.calendar.step == "month"
+
+
+STORES = [(s, d) for s in ("north", "south", "west") for d in DAYS]
+
+
+@pytest.mark.parametrize("header, rows, sentence", [
+    ("store week y", [(s, i % 50, i) for i, (s, d) in enumerate(STORES)], "3 series.* by store "),
+    ("date store y", [(d.date(), s, 1) for s, d in sorted(STORES, key=lambda x: x[1])], "by store"),
+    ("shop kind day y", [(i, j, d.date(), 5) for i in (1, 2) for j in (1, 2, 3) for d in DAYS],
+     "6 series, told apart by shop and kind"),
+    ("country year y", [(s, 1950 + i % 50, i) for i, (s, d) in enumerate(STORES)], "by country"),
+    ("unit year month y", [(u, t.year, t.month, 1) for u in "abcd" for t in MONTHS], "by unit"),
+    ("store year y", [(s, 1960 + t, 1) for t in range(40) for s in range(1, 13)], "by store"),
+    ("store y", [(s, i) for i, (s, d) in enumerate(STORES)], "by store .north, south, west.: give"),
+    ("date k y", [(d.date(), d.weekday(), 1) for d in [*DAYS, DAYS[3]]], "two rows of 2023-12-23"),
+    ("date y", [*((d.date(), 1) for d in DAYS), ("Total", 50)], "line 52, column date: 'Total' is"),
+    ("date y", [*((d.date(), 1) for d in DAYS), ("", 50)], "line 52, column date: '' is not"),
+    ("date y", [(f"01/{m:02}/2024", m) for m in range(1, 13)], "12/31/2024 or as 31/12/2024"),
+])  # fmt: skip
+def test_files_that_are_not_one_series(tmp_path, header, rows, sentence):
+    with pytest.raises(InputError, match=sentence):
+        lines_of(tmp_path / "a.csv", header.split(), rows)
+
+
+@pytest.mark.parametrize("header, rows", [
+    ("note y", [(f"run {i}", i) for i in range(50)]),
+    ("weekday y", [(f"{d:%a}", i) for i, d in enumerate(DAYS)]),
+    ("hour y", [(i % 24, i) for i in range(96)]),
+    ("x y", [(f"{np.sin(i):.2f}", i) for i in range(50)]),
+    ("level y", [(int(1500 + 400 * np.sin(i)), i) for i in range(50)]),
+    ("season y", [("winter" if i < 20 else "summer", i) for i in range(50)]),
+    ("week day y", [(i // 7, i % 7, i) for i in range(70)]),
+])  # fmt: skip
+def test_it_is_said_that_there_are_no_times(tmp_path, header, rows):
+    file, said = lines_of(tmp_path / "a.csv", header.split(), rows)
+    assert said[0] == "no column of a.csv has times: rows are taken in the order of the file."
+    assert file.calendar is None and np.array_equal(file.values, np.arange(len(rows)))
+
+
+def encoder_of(path, **fields):
+    source = Series(data_dir=path, window=8, horizon=3, **fields)
+    return make_splits(source, source.load(lambda _: None), 0.0, 0).encoder
+
+
+def test_a_later_file_has_the_training_files_step_and_times(tmp_path, capsys):
+    rows = [(f"{d:%d.%m.%Y}", i) for i, d in enumerate(DAYS)]
+    encoder = encoder_of(write(tmp_path / "train.csv", rows, ("day", "y")))
+    assert encoder.file.times == ("day",) and encoder.file.step == "86400"
+
+    def asked(rows, header=("day", "y")):
+        return encoder.parse(write(tmp_path / "new.csv", rows, header)).columns
+
+    own = encoder.parse(None).columns
+    more = asked(
+        [(i * 3, y, t, "?") for i, (t, y) in enumerate(rows[::-1])], ("a", "y", "day", "b")
+    )
+    for name in own:
+        assert np.array_equal(own[name], more[name])
+    capsys.readouterr()
+    iso = asked([(f"{d:%Y-%m-%d}", i) for i, d in enumerate(DAYS)])
+    assert (
+        np.array_equal(own["window"], iso["window"])
+        and iso["times"].tolist() == own["times"].tolist()
+    )
+    said = capsys.readouterr().err
+    assert "times are read as 2024-12-31, where the training data have 31.12.2024" in said
+    for odd, sentence in (
+        (rows[::2], "a row every 2 days, where the training data have one every day"),
+        ([(f"{d:%d.%m.%Y}", 1) for d in MONTHS], "every month, where the training data"),
+        ([*rows[:20], ("soon", 1)], "line 22, column day: 'soon' is not a time such as 31.12.2024"),
+        ([*rows, rows[3]], "two rows of 2023-12-23"),
+        ([rows[i] for i in (0, 1, 2, 3, 10, 11, 12, 30, 49)], "irregular times, day to 19 days"),
+        ([(f"01/{m:02}/2024", 1) for m in range(1, 12)], "new.csv, column day: times such as"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            asked(odd)
+    asked([(y,) for _, y in rows], ("y",))
+    assert "has no column day" in capsys.readouterr().err
+    berlin = [(f"{d.isoformat()}+01:00", i) for i, d in enumerate(DAYS)]  # is not London's clock
+    assert asked(berlin)["times"][0][0] == "2024-02-07T23:00:00Z"
+    # Monday to Friday are days too
+    assert asked(rows[5:7] + rows[8:15])["times"][0][0] == "2024-01-04"
+
+
+def test_typed_times_are_those_of_the_file(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    for step, written in (("MS", "%b %Y"), ("h", "%m/%d/%Y %I:%M %p"), ("D", "%s"), ("ME", "%x")):
+        index = pandas.date_range("2021-03-01", periods=40, freq=step)
+        seconds = [int(time.timestamp()) for time in index]
+        cells = seconds if written == "%s" else index.strftime(written)
+        path = write(tmp_path / "a.csv", list(zip(cells, range(40), strict=True)), ("t", "y"))
+        encoder = encoder_of(path)
+        typed = cells if written == "%s" else index
+        frame = pandas.DataFrame({"y": np.arange(40.0), "t": typed})
+        iso = [
+            {"t": str(t) if written == "%s" else t.isoformat(), "y": i} for i, t in enumerate(typed)
+        ]
+        for table in (frame, frame[::-1], iso, path):
+            columns = encoder.parse(table).columns
+            assert np.array_equal(columns["window"][0], encoder.own_window), (step, type(table))
+            assert columns["times"][0].tolist() == list(encoder.own_times)
+
+
+def test_rounding_is_no_scale(tmp_path):
+    rows = [(str(d.date()), 0.1 * i, 0.1, 7) for i, d in enumerate(DAYS)]
+    path = write(tmp_path / "a.csv", rows, ("t", "y", "c", "k"))
+    said = []
+    source = Series(data_dir=path, window=8, horizon=1, column="y", past_covariates=("c", "k"))
+    encoder = make_splits(source, source.load(said.append), 0.0, 0, said.append).encoder
+    assert encoder.target.scale == 1 and encoder.covariate_scale == (1, 1)
+    assert "the series y changes by the same at every step: its scale is 1." in said
+
+
+def test_large_offsets_survive(tmp_path):
+    """What is centered in float64 loses nothing: a meter at 120,000,000, seconds since 1970."""
+    wave = np.sin(np.arange(50)).round(3)
+    tables = {}
+    for name, offset in (("small", 0.0), ("large", 120_000_000.0)):
+        rows = [(str(d.date()), 1.7e9 * (offset > 0) + 60 * i, w + offset)
+                for i, (d, w) in enumerate(zip(DAYS, wave, strict=True))]  # fmt: skip
+        path = write(tmp_path / f"{name}.csv", rows, ("t", "clock", "y"))
+        source = Series(data_dir=path, window=8, horizon=3, past_covariates=("clock",))
+        splits = make_splits(source, source.load(lambda _: None), 0.2, 0)
+        tables[name] = splits.train["inputs"], splits.test["inputs"], splits.train["targets"]
+    for small, large in zip(*tables.values(), strict=True):
+        np.testing.assert_allclose(small, large, atol=2e-6)

@@ -4,60 +4,170 @@ Rows are sorted by time; two rows of one time are refused; steps without a row b
 value; anything else is irregular, and refused.
 """
 
-import itertools
-from calendar import monthrange
-from collections.abc import Callable, Iterable
-from datetime import datetime
+import dataclasses
+import zoneinfo
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dlflax.errors import InputError
 
 MONTHS = {"month": 1, "quarter": 3, "year": 12}
 DAY = 86_400.0
 MOST_MISSING = 0.5  # of all steps
+ZONES = ("Europe/Berlin", "Europe/London", "Europe/Athens", "America/New_York", "Australia/Sydney",
+         "America/Santiago", "Asia/Jerusalem")  # fmt: skip
+COUNT = "count"  # the zone of rows that are counted
 
 
-def places_of(times: np.ndarray, step: str | None = None) -> tuple[np.ndarray, str] | None:
+@dataclasses.dataclass(frozen=True)
+class Calendar:
+    """The times of rows."""
+
+    first: float
+    """Seconds since 1970 of the first time."""
+    step: str
+    """Seconds, or weekday, month, quarter, year, 6 months."""
+    zone: str = ""
+    """"", "UTC", a place such as Europe/Berlin, or "count"."""
+    day: str = ""
+    """The day of all months: "31" of 28 to 31, "end", "weekday end"."""
+    begin: int = 0
+    """The row of the series' first value."""
+
+    def stamps(self, rows: Iterable[int]) -> list[str]:
+        """Returns the times of rows, counted from the series' first value: "2001-12-29"."""
+        rows = np.array([*rows], np.int64) + self.begin
+        (date,), (month,) = _dates([self.first])[:2]
+        clock, length = self.first % DAY, _months(self.step)
+        if not length and self.step != "weekday":
+            seconds, hours = self.first + rows * float(self.step), float(self.step) % DAY > 0
+            return [_show(time, self.zone, hours) for time in seconds.tolist()]
+        months = month + rows * length
+        first, last = months.astype("datetime64[D]"), (months + 1).astype("datetime64[D]") - 1
+        if self.step == "weekday":
+            dates = np.busday_offset(date, rows)
+        elif self.day.startswith("weekday"):
+            dates = _weekday_of(months, self.day)
+        else:
+            dates = last if self.day == "end" else np.minimum(first + int(self.day) - 1, last)
+        return [_show(day * DAY + clock, self.zone) for day in dates.astype(int).tolist()]
+
+
+def in_time(
+    times: np.ndarray, values: np.ndarray, place: str, log: Callable[[str], None],
+    zone: str = "", step: str = "",
+) -> tuple[np.ndarray, Calendar]:  # fmt: skip
+    """Returns the values, (n, ...), in the order of their times, and the calendar of their rows.
+
+    Values are NaN where a step is missing; `log` gets the step and what was changed. times:
+    seconds, float64 (n,). zone: "", "UTC" or that of the training data, such as
+    "Europe/Berlin"; step: that of the training data. Raises InputError for times that are
+    irregular, there twice or of another step."""
+    name = Path(place).name
+    if zone not in ("UTC", COUNT) and len(times) > 1:
+        times, zone = _without_daylight_saving(times, zone, step)
+    order = np.argsort(times, kind="stable")
+    if (order != np.arange(len(order))).any():
+        log(f"{name}: the rows are not in the order of their times: sorted.")
+    times, values = times[order], values[order]
+    steps = np.diff(times)
+    if (steps == 0).any():
+        twice = _show(times[:-1][steps == 0][0], zone)
+        raise InputError(f"{place} has two rows of {twice}: a series has one value for a time.")
+    rows_and_step, other = rows_of(times, step or None), rows_of(times) if step else None
+    gaps = np.inf if rows_and_step is None else rows_and_step[0][-1] + 1 - len(times)
+    if other is not None and other[0][-1] + 1 - len(times) < gaps:
+        raise InputError(
+            f"{place} has a row every {_interval(other[1], zone)}, where the training data have "
+            f"one every {_interval(step, zone)}: give a file with their step."
+        )
+    if rows_and_step is None:
+        shortest, longest = (_interval(f"{s}", zone) for s in (steps.min(), steps.max()))
+        raise InputError(
+            f"{place} has rows at irregular times, {shortest} to {longest} apart: give one row for "
+            "each step of equal length."
+        )
+    rows, step = rows_and_step
+    first, last = (_show(time, zone) for time in times[[0, -1]])
+    log(f"{name}: one row every {_interval(step, zone)}, from {first} to {last}.")
+    if zone not in ("", "UTC", COUNT):
+        log(f"{name}: its clock is set for daylight saving time, as in {zone}.")
+    spread = np.full((rows[-1] + 1, *values.shape[1:]), np.nan)
+    spread[rows] = values
+    return spread, Calendar(float(times[0]), step, zone, _day(times, step))
+
+
+def rows_of(times: np.ndarray, step: str | None = None) -> tuple[np.ndarray, str] | None:
     """Returns (the row of each time, int64 (n,), from 0 on; the step) of times that increase,
     float64 (n,); None where they are irregular. step: the one that they must have, if there is."""
-    for wanted, places in _calendars(times, step):
+    for name, places in _calendars(times, step) if len(times) else ():
         rows = np.round(places).astype(np.int64)
-        if step not in (None, wanted) or np.abs(places - rows).max() > 0.01:
-            continue
-        if (np.diff(rows) > 0).all() and (rows[-1] + 1) * (1 - MOST_MISSING) <= len(times):
-            return rows, wanted
+        even = np.abs(places - rows).max() <= 0.01 and (np.diff(rows) > 0).all()
+        if even and (rows[-1] + 1) * (1 - MOST_MISSING) <= len(times):
+            return rows, name
     return None
 
 
-def _calendars(times, step):
-    """Yields (step, places float64 (n,)) of the calendars that times may be in."""
-    if not len(times) or len(times) < 2 and step is None:
+def _calendars(times: np.ndarray, step: str | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (step, rows as float64 (n,)) of the calendars that times may be in."""
+    if len(times) < 2:
+        yield step or f"{DAY:g}", np.zeros(len(times))
         return
-    given = step is not None
     steps = np.diff(times)
-    seconds = float(np.median(steps)) if len(steps) else 1.0
-    even = len(steps) and np.ptp(steps) == 0
-    if even and not given:
+    seconds = float(_middle(steps))
+    if step is None and np.ptp(steps) == 0:
         yield f"{seconds:.12g}", (times - times[0]) / seconds
-    dates = np.floor(times / DAY).astype(np.int64).astype("datetime64[D]")
-    months = dates.astype("datetime64[M]")
-    day = (dates - months).astype(int)
-    left = ((months + 1).astype("datetime64[D]") - dates).astype(int)
+    dates, months, day, left = _dates(times)
     if np.ptp(times % DAY) == 0:
-        if min(np.ptp(day), np.ptp(left)) <= 3:  # the last weekday of a month is one of these
+        # the last weekday of a month is at most three days before its end
+        if min(np.ptp(day), np.ptp(left)) <= 3 and step != "weekday":
             count = months.astype(int) - int(months[0].astype(int))
-            length = _months(step) if given else max(int(np.median(np.diff(count))), 1)
+            length = _months(step) if step else max(_middle(np.diff(count)), 1)
             name = {1: "month", 3: "quarter", 12: "year"}.get(length, f"{length} months")
             if length:
                 yield name, count / length
-        if np.is_busday(dates).all() and (seconds == DAY or given):
+        weekdays = step == "weekday" or step is None and seconds == DAY
+        if weekdays and np.is_busday(dates).all():
             yield "weekday", np.busday_count(dates[0], dates).astype(float)
-    if given and _months(step) or step == "weekday":
-        return
-    seconds = float(step) if given else seconds
-    yield step or f"{seconds:.12g}", (times - times[0]) / seconds
+    if step is None or not _months(step) and step != "weekday":
+        seconds = float(step or seconds)
+        yield step or f"{seconds:.12g}", (times - times[0]) / seconds
+
+
+def _middle(steps: np.ndarray):
+    """Returns the median, or the lower of the two in the middle."""
+    return np.sort(steps)[(len(steps) - 1) // 2]
+
+
+def _dates(times):
+    """Returns the dates of times, their months, and the days before and after them in these."""
+    dates = np.floor(np.asarray(times) / DAY).astype(np.int64).astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    end = (months + 1).astype("datetime64[D]") - 1
+    return dates, months, (dates - months).astype(int), (end - dates).astype(int)
+
+
+def _day(times: np.ndarray, step: str) -> str:
+    """Returns `Calendar.day` of times."""
+    dates, months, day, left = _dates(times)
+    if not _months(step) or (left == 0).all():
+        return "end" if _months(step) else ""
+    for name in ("weekday end", "weekday begin") if np.ptp(day) else ():
+        if (_weekday_of(months, name) == dates).all():
+            return name
+    return str(day.max() + 1)
+
+
+def _weekday_of(months: np.ndarray, day: str) -> np.ndarray:
+    """Returns the first or the last weekday of months."""
+    if day == "weekday begin":
+        return np.busday_offset(months.astype("datetime64[D]"), 0, roll="forward")
+    return np.busday_offset((months + 1).astype("datetime64[D]") - 1, 0, roll="backward")
 
 
 def _months(step: str) -> int:
@@ -65,102 +175,70 @@ def _months(step: str) -> int:
     return MONTHS.get(step) or (int(step.split()[0]) if step.endswith("months") else 0)
 
 
-FORMATS = (
-    "%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y-%m",
-    "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M",
-    "%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M",
-)  # fmt: skip
-CALENDAR = {"month": (28, 31), "quarter": (89, 92), "year": (365, 366)}  # days
+def _without_daylight_saving(times, zone: str, step: str) -> tuple[np.ndarray, str]:
+    """Returns the times in UTC and the zone that explains missing hours in spring and double ones
+    in autumn. Without one: the times, and "". zone: that of the training data, if there is one."""
+
+    def gaps(seconds):
+        seconds = np.sort(seconds)
+        rows = rows_of(seconds, step or None) if (np.diff(seconds) > 0).all() else None
+        return np.inf if rows is None else rows[0][-1] + 1 - len(seconds)
+
+    fewest = gaps(times)
+    if not fewest and not zone or np.median(np.abs(np.diff(times))) >= DAY:
+        return times, ""
+    best = times, ""
+    for name in (zone,) if zone else ZONES:
+        for utc in _to_utc(times, name):
+            if gaps(utc) < fewest or zone and gaps(utc) <= fewest:
+                best, fewest = (utc, name), gaps(utc)
+    return best
 
 
-def read_times(column: list[str]) -> np.ndarray | None:
-    """Seconds, float64 (n,), of a column whose cells all are times in one of FORMATS, or years at
-    equal distances; None for any other. Of several formats the first that fits all is taken."""
-    cells = [cell.strip().removesuffix("Z").partition("+")[0] for cell in column]
-    for form in FORMATS:
-        try:
-            times = [datetime.strptime(cell, form) for cell in cells]
-        except ValueError:
-            continue
-        return np.array([(time - datetime(1970, 1, 1)).total_seconds() for time in times])
-    if all(cell.isdecimal() and len(cell) == 4 for cell in cells):  # years: before 1970 too
-        years = [datetime(int(cell), 1, 1) - datetime(1970, 1, 1) for cell in cells if int(cell)]
-        steps = {abs(int(b) - int(a)) for a, b in itertools.pairwise(cells)}
-        if len(steps) == 1:  # other numbers of four digits are no years
-            return np.array([year.total_seconds() for year in years])
-    return None
+def _to_utc(times: np.ndarray, zone: str) -> Iterator[np.ndarray]:
+    """Yields the times of a zone's clock in UTC, none where its clock never shows them. Of an hour
+    in autumn that is there once both readings are tried."""
+    back = times[0] > times[-1]
+    times = times[::-1] if back else times
+    clock = pa.array(np.round(times * 1e6).astype(np.int64)).cast(pa.timestamp("us"))
+    try:
+        first, second = (
+            pc.assume_timezone(clock, zone, ambiguous=side, nonexistent="raise")
+            .cast(pa.int64()).to_numpy() / 1e6 for side in ("earliest", "latest")
+        )  # fmt: skip
+    except (pa.ArrowInvalid, pa.ArrowKeyError):  # no such hour; no data of zones on this machine
+        return
+    _, index, inverse, counts = np.unique(times, True, True, True)
+    again = np.ones(len(times), bool)
+    again[index] = False
+    for once in (first, second):
+        utc = np.where(again, second, np.where(counts[inverse] > 1, first, once))
+        yield utc[::-1] if back else utc
 
 
-def in_time(
-    times: np.ndarray, values: np.ndarray, path: Path, log: Callable[[str], None]
-) -> tuple[np.ndarray, dict[str, str]]:
-    """The values, (n, ...), in the order of their times, NaN where a step is missing, and the
-    calendar of their rows, for `stamps`; `log` gets the interval and what was changed. InputError
-    for times that are irregular or there twice."""
-    order = np.argsort(times, kind="stable")
-    if (order != np.arange(len(order))).any():
-        log(f"{path.name}: the rows are not in the order of their times: sorted.")
-    times, values = times[order], values[order]
-    steps = np.diff(times)
-    if (steps == 0).any():
-        twice = _shown(times[:-1][steps == 0][0])
-        raise InputError(f"{path} has two rows of {twice}: a series has one value for a time.")
-    days = steps / DAY
-    for name, (low, high) in CALENDAR.items():
-        if ((days >= low) & (days <= high)).all() and len(set(days)) > 1:
-            log(_interval_of(path, name, times))
-            return values, {"first": _shown(times[0]), "step": name}
-    step = float(np.median(steps))
-    places, what, each = (times - times[0]) / step, _interval(step), f"{step:g}"
-    weekdays = ((times // DAY + 3) % 7 < 5).all()  # 1970-01-01 was a Thursday
-    if step == DAY and weekdays and (steps % DAY == 0).all():
-        dates = (times // DAY).astype("datetime64[D]")
-        places, what = np.busday_count(dates[0], dates).astype(float), "day without weekends"
-        each = "weekday"
-    at = np.round(places).astype(np.int64)
-    count = at[-1] + 1
-    if np.abs(places - at).max() > 0.01 or count * (1 - MOST_MISSING) > len(values):
-        raise InputError(
-            f"{path} has rows at irregular times, {_interval(steps.min())} to "
-            f"{_interval(steps.max())} apart: give one row for each step of equal length."
-        )
-    log(_interval_of(path, what, times))
-    spread = np.full((count, *values.shape[1:]), np.nan)
-    spread[at] = values
-    return spread, {"first": _shown(times[0]), "step": each}
-
-
-def _interval_of(path, what: str, times) -> str:
-    return f"{path.name}: one row every {what}, from {_shown(times[0])} to {_shown(times[-1])}."
-
-
-def stamps(calendar: dict[str, str], rows: Iterable[int]) -> list[str]:
-    """The times of rows, counted from 0, as `in_time` found their calendar: "2001-12-29"."""
-    first, step = np.datetime64(calendar["first"]), calendar["step"]
+def _interval(step: str, zone: str = "") -> str:
+    """Returns "7 days", for "one row every ..."."""
     if step == "weekday":
-        return [str(np.busday_offset(first, row)) for row in rows]
-    if step not in CALENDAR:
-        begin = (first - np.datetime64(0, "s")) / np.timedelta64(1, "s")
-        return [_shown(begin + row * float(step)) for row in rows]
-    begin, found = datetime.fromisoformat(calendar["first"]), []
-    at_end = begin.day == monthrange(begin.year, begin.month)[1]
-    for row in rows:
-        months = 12 * begin.year + begin.month - 1 + row * MONTHS[step]
-        year, month = months // 12, months % 12 + 1
-        last = monthrange(year, month)[1]
-        day = last if at_end else min(begin.day, last)
-        found.append(f"{year:04}-{month:02}-{day:02}")
-    return found
-
-
-def _interval(seconds: float) -> str:
-    """ "7 days", for "one row every ..."."""
+        return "day without weekends"
+    if _months(step):
+        return step
+    seconds = float(step)
+    if zone == COUNT:
+        return f"{seconds:g}"
     units = (("day", DAY), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
     name, length = next((unit for unit in units if seconds >= unit[1]), units[-1])
     count = seconds / length
     return name if count == 1 else f"{count:g} {name}s"
 
 
-def _shown(seconds: float) -> str:
-    time = np.datetime64(int(seconds), "s")
-    return str(time.astype("datetime64[D]") if seconds % DAY == 0 else time)
+def _show(seconds: float, zone: str = "", hours: bool = False) -> str:
+    """Returns a time in its zone, without hours a date where it is midnight."""
+    if zone == COUNT:
+        return f"{seconds:.12g}"
+    if zone not in ("", "UTC"):
+        clock = datetime.fromtimestamp(seconds, UTC).astimezone(zoneinfo.ZoneInfo(zone))
+        return clock.replace(tzinfo=None).isoformat()
+    time = np.datetime64(round(seconds * 1000), "ms")
+    if seconds % DAY == 0 and not zone and not hours:
+        return str(time.astype("datetime64[D]"))
+    return str(time if seconds % 1 else time.astype("datetime64[s]")) + ("Z" if zone else "")

@@ -133,14 +133,18 @@ class Series(Source):
         """Returns the encoder of these windows: the scale is the deviation of their targets."""
         file: Style = train.style["file"]
         window, times = train.style["own"]
-        scale = float(np.nanstd(train.target)) or 1.0
+        # the noise of rounding is no scale
+        scale = float(np.nanstd(train.target))
+        if scale <= _rounding(train.columns["window"][:, :, 0].ravel()):
+            log(f"the series {file.columns[0]} changes by the same at every step: its scale is 1.")
+            scale = 1.0
         mean, deviation = (), ()
         if self._covariates():
             seen = train.columns["window"][:, : self.window, 1:]
             rows = np.concatenate([seen[0], seen[1:, -1]])  # a step once
             spread = rows.std(0)
             mean = tuple(rows.mean(0).tolist())
-            deviation = tuple(np.where(spread > 0, spread, 1.0).tolist())
+            deviation = tuple(np.where(spread > _rounding(rows), spread, 1.0).tolist())
         return SeriesEncoder(
             Steps((file.columns[0],), scale, train.style["period"]), self.window, self.horizon,
             self.past_covariates, self.future_covariates, mean, deviation, file,
@@ -156,6 +160,11 @@ class Series(Source):
         if self.period or self.data_dir is not None:
             return self.period or 1
         return EMBEDDED[self.dataset][1]
+
+
+def _rounding(values):
+    """Returns the deviation (columns,) that rounding alone may give values (n, columns)."""
+    return 16 * np.finfo(np.float64).eps * np.abs(values).max(0)
 
 
 def naive(inputs, horizon: int):

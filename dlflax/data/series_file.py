@@ -1,15 +1,18 @@
 """Series as files, rows and data frames have them."""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dlflax.data import numbers
-from dlflax.data.calendars import in_time, read_times, stamps
+from dlflax.data.calendars import COUNT, DAY, Calendar, in_time
 from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.raw_table import RawTable, as_texts, read_table
+from dlflax.data.times import EPOCHS, NUMBER, TimeFormat, infer_times, is_clock
 from dlflax.errors import InputError
 
 
@@ -20,6 +23,13 @@ class Style:
     columns: tuple[str, ...]
     formats: tuple[NumberFormat, ...]
     delimiter: str
+    times: tuple[str, ...] = ()
+    """Columns of its times, such as year and month; none where its rows are in order."""
+    time: TimeFormat | None = None
+    """Format of the cells of these columns, joined."""
+    step: str = ""
+    zone: str = ""
+    """Both as a `Calendar` has them."""
 
     def __post_init__(self):
         if not self.columns or len(self.columns) != len(self.formats):
@@ -37,8 +47,8 @@ class Found:
     covariates: np.ndarray
     """float64 (n + more, columns): beside the series, and in the rows after it."""
     style: Style
-    calendar: dict[str, str] | None
-    """Calendar of the rows, for `times.stamps`."""
+    calendar: Calendar | None
+    """Times of the rows, where they have some."""
 
 
 def read(
@@ -55,16 +65,25 @@ def read_file(
 ) -> Found:  # fmt: skip
     """Reads a column, by default the last, of a table file, and infers its style."""
     table = read_table(Path(str(path)), log=log, what="a series")
-    header = list(table.columns)
-    column = column or next((name for name in header[::-1] if name not in covariates), header[-1])
-    names = (column, *covariates)
+    others = [name for name in reversed(table.columns) if name not in covariates]
+    names = (name for name in others if infer_times(as_texts(table.columns[name])) is None)
+    names = (column or next(names, [*table.columns][-1]), *covariates)
     _check_columns(table, names)
     formats = numbers.infer_formats(table, names, decimal)
     for sentence in numbers.describe_formats(formats):
         log(sentence)
     plain = NumberFormat(missing=MISSING)  # says which cell is none
     formats = tuple(formats[name] or plain for name in names)
-    return read_cells(table, Style(names, formats, table.delimiter), log)
+    style = _find_times(table, Style(names, formats, table.delimiter))
+    file = Path(table.place).name
+    if style.time is None:
+        log(f"no column of {file} has times: rows are taken in the order of the file.")
+    elif style.zone == COUNT:
+        log(f"{file}: rows are numbered by the column {style.times[0]}.")
+    else:
+        names = ", ".join(style.times)
+        log(f"{file}: times are read from {names}, written as {style.time.describe()}.")
+    return read_cells(table, style, log)
 
 
 def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:
@@ -76,6 +95,11 @@ def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Foun
     _check_columns(table, style.columns)
     formats = dict(zip(style.columns, style.formats, strict=True))
     numbers.check_like(table, formats, style.delimiter)
+    others = [table.columns[name] for name in table.columns if name not in style.columns]
+    if style.time is None and any(infer_times(as_texts(cells)) for cells in others):
+        log(
+            f"{table.place}: its rows are taken in their order, as the training data have no times."
+        )
     return read_cells(table, style, log)
 
 
@@ -84,13 +108,9 @@ def _only_numbers(table, style) -> str | None:
     others = []
     for name, column in table.columns.items():
         numeric = not numbers.column_numbers(column, style.formats[0])[1].any()
-        if name not in style.columns[1:] and numeric and _times(column) is None:
-            others.append(name)
+        if name not in (*style.columns[1:], *style.times) and numeric:
+            others += [name] if infer_times(as_texts(column)) is None else []
     return others[0] if len(others) == 1 else None
-
-
-def _times(column):
-    return read_times(as_texts(column).to_pylist())
 
 
 def _check_columns(table: RawTable, names) -> None:
@@ -113,14 +133,10 @@ def read_cells(source: RawTable, style: Style, log: Callable[[str], None]) -> Fo
     table = np.stack(columns, 1)
     if (known := (~np.isnan(table[:, 0])).sum()) < 8:
         raise InputError(f"{path} has {known} numbers: a series needs more.")
+    times, zone = _read_times(source, style, log)
     calendar = None
-    for name, column in source.columns.items():
-        if name in style.columns:
-            continue
-        times = _times(column)
-        if times is not None:
-            table, calendar = in_time(times, table, path, log)
-            break
+    if times is not None:
+        table, calendar = in_time(times, table, source.place, log, zone, style.step)
     missing = np.isnan(table)
     if missing.all(0).any():
         raise InputError(f"{path}: the column {style.columns[missing.all(0).argmax()]} is empty.")
@@ -128,7 +144,7 @@ def read_cells(source: RawTable, style: Style, log: Callable[[str], None]) -> Fo
         log(f"{file}: the first {begin} values are missing: left out.")
     table, missing = table[begin:], missing[begin:]
     if calendar is not None:
-        calendar = {**calendar, "first": stamps(calendar, [begin])[0]}
+        calendar = dataclasses.replace(calendar, begin=begin)
     latest = np.maximum.accumulate(np.where(missing, 0, np.arange(len(table))[:, None]))
     filled, observed = np.take_along_axis(table, latest, 0), ~missing[:, 0]
     end = len(table)
@@ -149,7 +165,7 @@ def times_after(found: Found, horizon: int) -> list[str]:
     if found.calendar is None:
         return [""] * horizon
     rows = len(found.values)
-    return stamps(found.calendar, range(rows, rows + horizon))
+    return found.calendar.stamps(range(rows, rows + horizon))
 
 
 def _numbers(table, name, form) -> np.ndarray:
@@ -160,3 +176,173 @@ def _numbers(table, name, form) -> np.ndarray:
         cell = as_texts(table.columns[name])[row].as_py()
         raise InputError(f"{table.row_name(row)}, column {name}: {cell!r} is not a number.")
     return values
+
+
+# columns that are a part of a time: kind -> pattern of its name, pattern of its cells
+PARTS = {
+    "year": ("", r"[12]\d{3}"),
+    "month": ("mon|mth|mo$|mm?$|mes$|mois", r"\d\d?"),
+    "quarter": ("quart|qu?a?r?te?r|q$", r"[1-4]"),
+    "week": ("week|wk|w$|kw$|woche", r"\d\d?"),
+    "day": ("day|d$|dd$|tag|jour", r"\d\d?"),
+    "hour": ("hour|hr|h$|hh$|std|stunde", r"\d\d?"),
+    "minute": ("min", r"\d\d?"),
+    "words": ("", r"q[1-4]|[a-z]{3,9}"),
+    "clock": ("", r"\d\d?[:.]\d\d([:.]\d\d)?( ?[ap]m)?"),
+}
+BEFORE = {"quarter": " Q", "week": " W", "minute": ":"}
+CHAINS = (("month", "day", "hour", "minute"), ("words", "day", "hour", "minute"), ("quarter",),
+          ("week",))  # fmt: skip
+
+
+def _is_part(name: str, kinds=tuple(PARTS)) -> str:
+    """Returns the kind that a column's name says; "" for none."""
+    return next((k for k in kinds if PARTS[k][0] and re.match(PARTS[k][0], name.lower())), "")
+
+
+def _join(texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> Sequence[str]:
+    """Returns the cells of some columns as those of one: "2024 W5", "2024 12 31 9:30"."""
+    if len(names) == 1:
+        return texts[names[0]]
+    marks = [BEFORE.get(_is_part(name), " ") for name in names]
+    rows = zip(*(texts[name] for name in names), strict=True)
+    return ["".join(map(_piece, marks, row)).strip() for row in rows]
+
+
+def _piece(mark: str, cell: str) -> str:
+    cell = cell.removesuffix(".0")
+    return f"{mark if cell.isdecimal() else ' '}{cell.zfill(2) if mark == ':' else cell}"
+
+
+def _texts(table: RawTable, names) -> dict[str, list[str]]:
+    return {name: as_texts(table.columns[name]).to_pylist() for name in names}
+
+
+def _read_times(table: RawTable, style: Style, log) -> tuple[np.ndarray | None, str]:
+    """Returns the times of rows, seconds, float64 (n,), and their zone; (None, "") without times.
+
+    Their format is the training file's, else their own. Raises InputError for a row without."""
+    names, form, zone = ", ".join(style.times), style.time, style.zone
+    absent = [name for name in style.times if name not in table.columns]
+    if form is None or absent:
+        if absent:
+            log(f"{table.place} has no column {absent[0]}: its rows are taken in their order.")
+        return None, ""
+    cells = _join(_texts(table, style.times), style.times)
+    times, wrong = form.parse(cells)
+    if wrong.any() and (other := _infer(table.place, style.times, cells)):
+        log(f"{table.place}, column {names}: times are read as {other.describe()}, where the "
+            f"training data have {form.describe()}.")  # fmt: skip
+        (times, wrong), zone = other.parse(cells), other.zone
+    if np.isnan(times).any():
+        row = int((wrong if wrong.any() else np.isnan(times)).argmax())
+        raise InputError(
+            f"{table.row_name(row)}, column {names}: {cells[row]!r} is not a time such as "
+            f"{form.describe()}."
+        )
+    return times, zone
+
+
+def _infer(place: str, names: Sequence[str], cells: Sequence[str]) -> TimeFormat | None:
+    try:
+        return infer_times(cells, regular=True)
+    except InputError as error:
+        raise InputError(f"{place}, column {', '.join(names)}: {error}") from None
+
+
+def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tuple, TimeFormat]]:
+    """Yields (columns, their format): single ones, then such as year and month or date and hour,
+    then one that numbers the rows."""
+    parts = {
+        kind: [name for name, cells in texts.items() if re.match(PARTS[kind][0], name.lower())
+               and all(re.fullmatch(rf"({pattern})(\.0)?", cell, re.I) for cell in set(cells))]
+        for kind, (_, pattern) in PARTS.items()
+    }  # fmt: skip
+    groups = [(name,) for name in texts]
+    for year, chain in itertools.product(parts["year"], CHAINS):
+        group = (year,)
+        for kind in chain:
+            if not (more := [name for name in parts[kind] if name not in group]):
+                break
+            groups.append(group := (*group, more[0]))
+    for group in groups:  # it grows
+        if form := infer(group):
+            yield group, form
+            if len(group) == 1 and form.date not in EPOCHS:
+                groups += [(*group, name) for kind in ("clock", "hour") for name in parts[kind]]
+    for name, cells in texts.items():
+        count, wrong = TimeFormat(COUNT).parse(cells)
+        if not np.isnan(count).any() and is_clock(count):
+            yield (name,), TimeFormat(COUNT)
+
+
+def _find_times(table: RawTable, style: Style) -> Style:
+    """Returns the style with the times of a training file, if it has some. Raises InputError where
+    these are irregular, or those of several series."""
+    texts = _texts(table, [name for name in table.columns if name not in style.columns])
+    refused, repeated = [], []
+
+    def infer(group):
+        try:
+            return _infer(table.place, group, _join(texts, group))
+        except InputError as error:
+            refused.append(error)
+
+    for group, form in _candidates(texts, infer):
+        cells = _join(texts, group)
+        for zone in _zones(form, cells):
+            time = dataclasses.replace(form, zone=zone)
+            place = COUNT if form.date == COUNT else zone.replace("local", "")
+            style = dataclasses.replace(style, times=group, time=time, zone=place)
+            try:
+                times, _ = _read_times(table, style, None)
+                _, calendar = in_time(times, times, table.place, lambda _: None, place)
+                return dataclasses.replace(style, step=calendar.step, zone=calendar.zone)
+            except InputError as error:
+                repeated.append((time.parse(cells)[0], form))
+                if not all(re.fullmatch(NUMBER, cell) for cell in cells[:9]):
+                    refused.append(error)  # else it need not be a time
+    _check_panel(table.place, texts, repeated)
+    for name, cells in texts.items():  # times, but for a few cells
+        if not refused and (form := infer_times(cells[:8])):
+            _read_times(table, dataclasses.replace(style, times=(name,), time=form), None)
+    if refused:
+        raise refused[0]
+    return dataclasses.replace(style, times=(), time=None, zone="")
+
+
+def _zones(form: TimeFormat, cells: Sequence[str]) -> tuple[str, ...]:
+    """Returns the zones to read in: midnights of summer and winter are days of a local clock."""
+    if not form.zone:
+        return ("",)
+    midnights = dataclasses.replace(form, zone="local").parse(cells)[0] % DAY == 0
+    return ("local", "UTC") if midnights.all() else ("UTC", "local")
+
+
+def _check_panel(place: str, texts: Mapping[str, Sequence[str]], repeated) -> None:
+    """Raises InputError for a file with several series. A column tells them apart if each time is
+    there once for each of its values, or, without times, if each has as many rows, together."""
+    count = len(next(iter(texts.values()), ()))
+    levels = {name: sorted(set(cells)) for name, cells in texts.items()}
+    few = sorted((name for name in levels if 1 < len(levels[name]) <= count / 3),
+                 key=lambda name: len(levels[name]))[:9]  # fmt: skip
+    groups = []
+    for times, form in sorted(repeated, key=lambda pair: -len(set(pair[0])))[:3]:
+        moments = len(set(times))
+        if form.date == COUNT:  # not the hours of days, or the days of weeks
+            few = [name for name in few if len(levels[name]) < moments and moments >= 8
+                   and not _is_part(name)]  # fmt: skip
+        for group in (*((name,) for name in few), *itertools.combinations(few, 2)):
+            keys = set(zip(times, *(texts[name] for name in group), strict=True))
+            groups += [group] if moments < count / 1.5 and len(keys) == count else []
+    for name in few if not groups else ():
+        runs = [len([*run]) for _, run in itertools.groupby(texts[name])]
+        words = NumberFormat().parse(texts[name])[1].any()
+        if words and len(runs) == len(levels[name]) and len(set(runs)) == 1 and runs[0] >= 8:
+            groups.append((name,))
+    if groups:
+        several = len(set(zip(*(texts[name] for name in groups[0]), strict=True)))
+        raise InputError(
+            f"{place} has {several} series, told apart by {' and '.join(groups[0])} "
+            f"({', '.join(levels[groups[0][0]][:3])}): give a file with the rows of one of them."
+        )

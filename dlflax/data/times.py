@@ -7,13 +7,14 @@ order is assumed (month first with a slash, else day first), which `TimeFormat.a
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data.calendars import DAY, places_of
+from dlflax.data.calendars import COUNT, DAY, rows_of
 from dlflax.data.numbers import MISSING
 from dlflax.errors import InputError
 
@@ -23,7 +24,7 @@ _Y, _YY, _M, _D = r"(?P<Y>\d{4})", r"(?P<y>\d\d)", r"(?P<m>\d\d?)", r"(?P<d>\d\d
 _B, _Q, _ = r"(?P<b>[a-z]{3,9})\.?", r"(?P<q>[1-4])", r"[ .,/-]{0,2}"
 _OF_MONTH, _WEEKDAY = r"(?P<d>\d\d?)(?:st|nd|rd|th)?", r"(?:[a-z]{3,9},? )?"
 _CLOCK = (
-    r"(?:[t ,:]+(?P<H>\d\d?)(?::?(?P<M>\d\d)(?::?(?P<S>\d\d)(?:[.,](?P<f>\d{1,9}))?)?)?"
+    r"(?:[t ,:]+(?P<H>\d\d?)(?:[:.]?(?P<M>\d\d)(?:[:.]?(?P<S>\d\d)(?:[.,](?P<f>\d{1,9}))?)?)?"
     r" ?(?P<p>[ap]\.?m\.?)?(?: ?(?P<z>z|utc|gmt|[+-]\d\d(?::?\d\d)?))?)?"
 )
 # an example of the last day of 2024 -> its pattern; of two that fit a table the first is assumed
@@ -58,7 +59,8 @@ DATES = {
     "4Q24": f"{_Q} ?q[ /'-]*{_YY}",
     "2024 4": f"{_Y} {_Q}",
     "2024-W52": rf"{_Y}-?w(?P<w>\d\d)",
-    "2024": r"(?P<Y>[12]\d{3})",
+    "2024 52": rf"{_Y} w?(?P<w>\d\d?)",
+    "2024": r"(?P<Y>[12]\d{3})(?:[.,]0+)?",
 }
 DECIMAL_YEARS = ("2024.917", "2024.9986")  # by months, by days
 EPOCHS = {f"1735603200{zeros}": 10.0 ** len(zeros) for zeros in ("", "0" * 3, "0" * 6, "0" * 9)}
@@ -70,7 +72,7 @@ class TimeFormat:
     """The way that a column writes its times."""
 
     date: str
-    """An example: a key of DATES or EPOCHS, or one of DECIMAL_YEARS."""
+    """An example: a key of DATES or EPOCHS, one of DECIMAL_YEARS, or COUNT for numbers of rows."""
     clock: str = ""
     """"12" or "24" where there are hours: all with AM or PM, or none; "" allows both."""
     zone: str = ""
@@ -81,7 +83,7 @@ class TimeFormat:
     """The other reading of the training data, where nothing in them decides."""
 
     def __post_init__(self):
-        if self.date not in (*DATES, *EPOCHS, *DECIMAL_YEARS):
+        if self.date not in (*DATES, *EPOCHS, *DECIMAL_YEARS, COUNT):
             raise InputError(f"{self.date!r} is not a format of times.")
 
     def parse(self, cells: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +103,8 @@ class TimeFormat:
         number = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None)
         number = pc.replace_substring(number, ",", ".").cast(pa.float64())
         number = number.to_numpy(zero_copy_only=False)
+        if self.date == COUNT:
+            return number
         if self.date in EPOCHS:
             number = number / EPOCHS[self.date]
             return np.where((number > 3e8) & (number < 4.2e9), number, np.nan)  # 1979 to 2103
@@ -173,10 +177,10 @@ def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | Non
     plain = all(pc.all(pc.match_substring_regex(t, NUMBER)).as_py() for t in (sample, texts))
     if plain and not regular:
         return None
-    readings = []
+    readings: list[tuple[TimeFormat, np.ndarray]] = []
     for date in (*DATES, *((*EPOCHS, *DECIMAL_YEARS) if plain else ())):
         if date == "2024-366" and not regular:
-            continue  # in a table 2024-001 is the number of an invoice
+            continue  # in a table 2024-001 may be the number of an invoice
         form = _format_of(date, sample)
         seconds, wrong = form.parse(texts) if form else (None, None)
         if form and wrong.any():
@@ -185,11 +189,13 @@ def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | Non
         if form and not any(np.array_equal(seconds, other) for _, other in readings):
             readings.append((form, seconds))
     if plain:  # counts of something, unless they are regular
-        readings = [each for each in readings if each[0].date == "20241231" or _is_clock(each[1])]
-        readings = sorted(readings, key=lambda each: -len(np.unique(each[1])))[:1]
-    for likely in (_is_regular, _is_sorted) if regular else ():
+        readings = [pair for pair in readings if pair[0].date == "20241231" or is_clock(pair[1])]
+        readings = sorted(readings, key=lambda pair: -len(np.unique(pair[1])))[:1]
+    for likely in (_is_regular, _is_monotone) if regular else ():
         if len(readings) > 1:
-            readings = [each for each in readings if likely(each[1])] or readings
+            readings = [pair for pair in readings if likely(pair[1])] or readings
+    if any(pair[0].date == "2024 12" for pair in readings):  # a month, rather than a week
+        readings = [pair for pair in readings if pair[0].date not in ("2024 4", "2024 52")]
     if len(readings) < 2:
         return readings[0][0] if readings else None
     first, other = readings[0][0], readings[1][0]
@@ -206,6 +212,8 @@ def _format_of(date: str, texts) -> TimeFormat | None:
     if date not in DATES:
         form = TimeFormat(date)
         return None if form.parse(texts)[1].any() else form
+    if not re.fullmatch(DATES[date], texts[0].as_py(), re.IGNORECASE):  # most of them end here
+        return None
     fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
     if fields.null_count:
         return None
@@ -261,17 +269,17 @@ def _start_of_month(year, month) -> np.ndarray:
 
 
 def _is_regular(seconds) -> bool:
-    return places_of(np.unique(seconds[~np.isnan(seconds)])) is not None
+    return rows_of(np.unique(seconds[~np.isnan(seconds)])) is not None
 
 
-def _is_sorted(seconds) -> bool:
+def _is_monotone(seconds) -> bool:
     steps = np.diff(seconds[~np.isnan(seconds)])
     return bool((steps >= 0).all() or (steps <= 0).all())
 
 
-def _is_clock(seconds) -> bool:
-    """True if times are regular, and there once each or, but for few, in order."""
+def is_clock(seconds: np.ndarray) -> bool:
+    """True if times, float64 (n,), are regular, and there once each or, but for few, in order."""
     steps = np.diff(seconds)
     turns = min((steps < 0).sum(), (steps > 0).sum())
     unique = len(np.unique(seconds)) == len(seconds)
-    return len(seconds) > 2 and (unique or turns < len(steps) / 8) and _is_regular(seconds)
+    return len(seconds) > 2 and (unique or turns < len(steps) / 4) and _is_regular(seconds)
