@@ -217,8 +217,7 @@ def of_inputs(splits, code: int | None, probe: Callable | None) -> Baselines:
         outputs = np.float32(fitted.inverse_transform(codes)).reshape(shape)
         scores = {}
         if probe:
-            accuracy = probe(fitted.transform(points["train"]), codes)
-            scores["linear_probe_accuracy"] = accuracy
+            scores["linear_probe_accuracy"] = probe(fitted.transform(points["train"]), codes)
         return Baseline(outputs, scores, len(rows))
 
     return {f"{components} principal components": pca}
@@ -234,13 +233,11 @@ class _Named:
 
 
 def _columns(splits) -> str | None:
-    """Returns the name of rows of numbers (" on pixels", or ""); None where an example is not one
-    that a linear model could read."""
+    """Returns " on pixels", or "" of other numbers; None of what no linear model could read."""
     inputs = splits.train["inputs"]
     if inputs.dtype == np.uint8 and inputs.ndim == 4:
         return " on pixels"
-    plain = inputs.dtype.kind in "fiu" and np.prod(inputs.shape[1:]) <= 5 * MOST_COLUMNS
-    return "" if plain and not _texts(_plain(splits)) else None
+    return "" if inputs.dtype.kind in "fiu" and not _texts(_plain(splits)) else None
 
 
 def _few(splits):
@@ -258,8 +255,11 @@ def _flat(splits, rows=slice(None)):
         if part is None:
             continue
         x = np.asarray(part["inputs"])
+        columns, is_image = math.prod(x.shape[1:]), x.dtype == np.uint8 and x.ndim == 4
+        if columns > 5 * MOST_COLUMNS and not is_image:
+            _refuse_few(0, 1, columns, 1)
         x = x[rows] if name == "train" else x
-        if x.dtype == np.uint8 and x.ndim == 4:
+        if is_image:
             block = 1
             while np.prod(x.shape[1:]) / block**2 > MOST_COLUMNS:
                 block += 1
