@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from dlflax import run
 from dlflax.data import Table, duplicates, make_splits
+from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.report import figures
 from dlflax.run import baselines
@@ -66,7 +67,7 @@ def test_importance_beyond_it_is_of_fewer_columns_and_rows(monkeypatch):
     wide = {str(i): slice(17 * i, 17 * i + 17) for i in range(10_000)}
     monkeypatch.undo()
     columns, rows = importance.budget(wide, np.broadcast_to(np.float32(0), (2000, 170_000)))
-    assert columns >= 10 and columns * rows * importance.REPEATS * 170_000 <= 4 * 10**9
+    assert columns >= 10 and columns * rows * importance.REPEATS * 170_000 <= 2 * 10**9
 
 
 @pytest.mark.parametrize(("k", "most"), [(3, 60), (60, 60), (1000, 60), (5, 2)])
@@ -238,3 +239,14 @@ def test_scores_are_saved_before_columns_are_shuffled(place, monkeypatch, capsys
     assert all(sentence in capsys.readouterr().out for sentence in results["findings"][:1])
     assert len(Path("r/importance.csv").read_text().splitlines()) == 4
     assert json.loads(Path("r/results.json").read_text()) == results
+
+
+def test_wide_inputs_are_refused_before_they_are_copied(monkeypatch):
+    monkeypatch.setattr(simple, "MOST_COLUMNS", 3)
+    part = {"inputs": np.zeros((4, 16), np.float32), "targets": np.arange(4) % 2}
+    splits = type("S", (), {"train": part, "val": None, "test": part})
+    for fit in (simple._few, simple._ridge, simple._flat):
+        with pytest.raises(InputError, match="16 columns take it too long"):
+            fit(splits)
+    part["inputs"] = part["inputs"][:, :15]
+    assert simple._few(splits)[1]["train"].shape == (4, 15)

@@ -468,3 +468,25 @@ def test_a_loss_that_does_not_fit_is_refused_in_a_sentence(loss, sentence):
     recipe = train.Recipe(MLP((4,)), tasks.Classification(loss))
     with pytest.raises(InputError, match=sentence):
         bind_to_data(recipe, train.Hparams(), splits)
+
+
+def test_answers_have_the_digits_of_the_target():
+    """Of a salary no cents, of a counter its last digits; JSON values keep all."""
+    from dlflax.data import Numbers, Steps
+    from dlflax.train.tasks import Forecast, Regression
+    from dlflax.train.tasks.task import Asked
+
+    def asked(target, columns=None, batch=None, **predictions):
+        arrays = {name: np.array(values) for name, values in predictions.items()}
+        return Asked(["a"], "row", batch or {}, columns or {}, arrays, target, None, {}, None)
+
+    salary = asked(Numbers(("jobs",), (9e4,), (5.4e4,)), values=[[145860.3]])
+    assert Regression().answers(salary) == [("a: 145,860", {"row": "a", "values": [145860.3]})]
+    unknown = asked(Numbers(), values=[[145860.3, 0.00012341]])
+    assert Regression().answers(unknown)[0][0] == "a: 145,860 0.0001234"
+
+    series = asked(Steps(("meter",), 3e7, 1), {"times": np.array([["", ""]])},
+                   forecast=[[1.2e8 + 0.25, 1.2e8 + 10.5]])  # fmt: skip
+    ((words, values),) = Forecast().answers(series)
+    assert words.splitlines()[1:] == ["  1  120,000,000.2", "  2  120,000,010.5"]
+    assert values["forecast"] == [1.2e8 + 0.25, 1.2e8 + 10.5]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dlflax.data import idx
-from dlflax.data.raw_table import (
+from dlflax.data.delimited import (
     SNIFFED,
     Log,
     decode,

@@ -14,7 +14,6 @@ from dlflax.report import fonts
 from dlflax.report.tables import number_text
 
 MOST_CLASSES = 60  # in a confusion matrix: larger ones cannot be read, and take gigabytes
-
 PLAIN = "{x:,.15g}"  # format of the ticks of an axis: 145,860, not 1.4586 x 10^5
 
 

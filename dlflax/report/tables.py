@@ -60,7 +60,7 @@ def number_text(value: float | None, scale: float | None = None) -> str:
         usual = 0 if magnitude > 2 else 2 if magnitude > 0 else 4
         decimals = usual if -4 < magnitude < 15 else 3 - magnitude
     if magnitude >= 15 or magnitude < -4 and decimals > 7:
-        return f"{value:.{min(16, max(3, magnitude + decimals))}e}"
+        return f"{value:,.{min(17, max(4, magnitude + decimals + 1))}g}"
     decimals = min(max(decimals, 0), 15 - max(magnitude, 0))  # those that a float64 has
     return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # no -0
 

@@ -217,8 +217,7 @@ def of_inputs(splits, code: int | None, probe: Callable | None) -> Baselines:
         outputs = np.float32(fitted.inverse_transform(codes)).reshape(shape)
         scores = {}
         if probe:
-            accuracy = probe(fitted.transform(points["train"]), codes)
-            scores["linear_probe_accuracy"] = accuracy
+            scores["linear_probe_accuracy"] = probe(fitted.transform(points["train"]), codes)
         return Baseline(outputs, scores, len(rows))
 
     return {f"{components} principal components": pca}
@@ -234,13 +233,11 @@ class _Named:
 
 
 def _columns(splits) -> str | None:
-    """Returns the name of rows of numbers (" on pixels", or ""); None where an example is not one
-    that a linear model could read."""
+    """Returns " on pixels", or "" of other numbers; None of what no linear model could read."""
     inputs = splits.train["inputs"]
     if _are_images(inputs):
         return " on pixels"
-    plain = inputs.dtype.kind in "fiu" and np.prod(inputs.shape[1:]) <= 5 * MOST_COLUMNS
-    return "" if plain and not _texts(_plain(splits)) else None
+    return "" if inputs.dtype.kind in "fiu" and not _texts(_plain(splits)) else None
 
 
 def _are_images(inputs) -> bool:
@@ -263,15 +260,15 @@ def _flat(splits, rows=slice(None)):
         if part is None:
             continue
         x = np.asarray(part["inputs"])
+        if (columns := math.prod(x.shape[1:])) > 5 * MOST_COLUMNS and not _are_images(x):
+            _refuse_few(0, 1, columns, 1)
         x = x[rows] if name == "train" else x
         if _are_images(x):
             block = 1
             while np.prod(x.shape[1:]) / block**2 > MOST_COLUMNS:
                 block += 1
-            height, width = (size // block * block for size in x.shape[1:3])
-            cut = x[:, :height, :width].reshape(
-                len(x), height // block, block, width // block, block, -1
-            )
+            h, w = (size // block for size in x.shape[1:3])
+            cut = x[:, : h * block, : w * block].reshape(-1, h, block, w, block, x.shape[3])
             x = cut.mean((2, 4), dtype=np.float32) / (255 if x.dtype == np.uint8 else 1)
         found[name] = np.float64(x.reshape(len(x), -1))
     return found

@@ -8,7 +8,7 @@ import numpy as np
 REPEATS = 5
 MOST_COLUMNS = 200  # that are shuffled
 MOST_ROWS, FEWEST_ROWS = 10_000, 200  # among which, evenly spaced
-MOST_NUMBERS = 4 * 10**9  # of inputs that are predicted in all
+MOST_NUMBERS = 2 * 10**9  # of inputs that are predicted in all
 
 
 def budget(groups: Mapping[str, slice], inputs) -> tuple[int, int]:

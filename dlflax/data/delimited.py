@@ -1,0 +1,160 @@
+"""Files of text with a row on each line: CSV, in whatever encoding and dialect, and JSON Lines.
+
+pyarrow parses CSV; the encoding, the delimiter and the lines of rows are found here.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dlflax.errors import InputError
+
+DELIMITERS = ",;\t|"
+SNIFFED = 20_000  # bytes that decide which of them it is
+MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of an encoding
+Log = Callable[[str], None]
+
+
+def decode(content: bytes, path: Path, log: Log) -> bytes:
+    """Returns a file of text in UTF-8: one of UTF-16 says so itself, and what is not UTF-8 is read
+    as Windows' cp1252, which `log` is told. Raises ValueError for what is no text."""
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
+    if encoding is None and b"\0" in content[:4]:  # without its mark: every second byte is 0
+        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    if encoding:
+        content = content.decode(encoding).encode()
+    marked = content.startswith(b"\xef\xbb\xbf")
+    content = content[3 * marked :]
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        wrong = f"line {line} has the byte {content[error.start]:02x}, which is not UTF-8"
+        # control characters, and those that cp1252 lacks
+        if marked or re.search(rb"[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]", content):
+            raise ValueError(f"{wrong}: save it as UTF-8") from None
+        log(f"{path}: {wrong}, so the file is read as Windows' cp1252.")
+        content = content.decode("cp1252").encode()
+    return content
+
+
+def without_hint(content: bytes, usual: str) -> tuple[bytes, str]:
+    """(the file, its delimiter), which Excel may state in the first line: sep=;"""
+    if match := re.match(rb"sep=([,;\t|])\r?\n", content):
+        return content[match.start(1) :].replace(match[1], b"", 1), match[1].decode()
+    return content, delimiter(content[:SNIFFED].decode(errors="ignore"), usual)
+
+
+def parse_csv(
+    content: bytes, mark: str, width: int, quote: str | bool = '"'
+) -> tuple[pa.Table, list[tuple[int, int]]]:
+    """Returns (all rows of the file as columns of texts, [(row, cells)] of rows that have another
+    number of cells than `width`). Raises pa.ArrowInvalid, and csv.Error with the line."""
+    from pyarrow import csv as arrow_csv
+
+    if quote and content.count(b'"') % 2:  # Arrow would drop what a quote without an end begins
+        _check_quotes(content, mark)
+    ragged: list[tuple[int, int]] = []
+
+    def on_ragged(row):
+        ragged.append((row.number - 1, row.actual_columns))
+        return "skip"
+
+    names = [f"f{i}" for i in range(width)]  # those that Arrow gives
+    # in one thread, which it does not outlive: threads of Arrow's that are left aborted at exit
+    return arrow_csv.read_csv(
+        pa.BufferReader(content),
+        arrow_csv.ReadOptions(
+            use_threads=False, block_size=min(max(len(content), 1), 2**30), column_names=names
+        ),
+        arrow_csv.ParseOptions(
+            delimiter=mark, newlines_in_values=True, invalid_row_handler=on_ragged, quote_char=quote
+        ),
+        arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        ),
+    ), ragged
+
+
+def _check_quotes(content: bytes, mark: str) -> None:
+    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=mark, strict=True)
+    try:
+        for _ in reader:
+            pass
+    except csv.Error as error:
+        raise csv.Error(f"line {reader.line_num} is not valid csv: {error}") from None
+
+
+def first_row(content: bytes, mark: str, **settings: Any) -> list[str]:
+    """Returns the cells of the first row that has some. Raises ValueError if there is none."""
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
+    for row in csv.reader(text, delimiter=mark, **settings):
+        if row:
+            return row
+    raise ValueError("it is empty")
+
+
+def line_numbers(content: bytes, rows: int, quoted: bool = True) -> np.ndarray:
+    """Returns the line, int (rows,), at which each row of a CSV file begins; empty lines are none.
+    quoted: cells in quotes may have line breaks."""
+    array = np.frombuffer(content, np.uint8)
+    end = b"\n" if b"\n" in content else b"\r"
+    ends = np.flatnonzero(array == ord(end))
+    starts = np.concatenate([[0], ends + 1])
+    if quoted and b'"' in content:  # a line that begins within quotes belongs to the row before
+        within = np.searchsorted(np.flatnonzero(array == ord('"')), starts) % 2 == 1
+    else:
+        within = np.zeros(len(starts), bool)
+    first = array[np.minimum(starts, max(len(array) - 1, 0))] if len(array) else array
+    blank = (starts >= len(array)) | np.isin(first, (ord("\n"), ord("\r")))
+    lines = np.flatnonzero(~blank & ~within) + 1
+    # quotes that are no quotes: the lines are not known, the rows are
+    return lines if len(lines) == rows else np.arange(1, rows + 1)
+
+
+def delimiter(text: str, usual: str = ",") -> str:
+    """Returns the mark, a comma, a semicolon, a tab or a bar, that cuts each of the first lines
+    into as many cells, two or more; of several, or of none, that which is most often in the first
+    line, or the usual one."""
+    first = text.partition("\n")[0]
+    lines = io.StringIO(text[:SNIFFED], newline="").readlines()
+
+    def even(mark):
+        with contextlib.suppress(csv.Error):
+            counts = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
+            if len(text) >= SNIFFED - 4:
+                counts.pop()  # cut in the middle
+            return len(set(counts)) == 1 and counts[0] > 1
+        return False
+
+    return max(DELIMITERS, key=lambda mark: (even(mark), first.count(mark), mark == usual))
+
+
+def read_json_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Returns (the objects of a file with one on each line, their lines). Raises InputError."""
+    rows, lines = [], []
+    for number, line in enumerate(content.decode().split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ValueError("it is not an object")
+            if "\\u" in line:
+                json.dumps(values, ensure_ascii=False).encode()  # half a character: ValueError
+        except (ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{path}, line {number} is not a JSON object in valid Unicode ({reason})."
+            ) from None
+        rows.append(values)
+        lines.append(number)
+    return rows, lines
