@@ -400,21 +400,6 @@ def test_cells_that_a_spreadsheet_would_run(place):
     assert rows[1:] == [["'=1+1", "-1.5"], ["'@x", "-1.5"], ["'-2", "-1.5"], ["b", "-1.5"]]
 
 
-def test_thousands_of_classes_are_one_small_picture(place):
-    from dlflax.report import figures
-
-    rng = np.random.default_rng(0)
-    matrix = np.diag(np.full(3000, 5))
-    wrong = rng.integers(0, 3000, (2, 50))
-    matrix[tuple(wrong)] += 1
-    figures.save_figure(
-        figures.confusion_matrix(matrix, [f"class {i}" for i in range(3000)]), "a.png"
-    )
-    with Image.open("a.png") as picture:
-        assert max(picture.size) < 3000
-    assert figures.MOST_CLASSES == 60
-
-
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

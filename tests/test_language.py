@@ -17,11 +17,11 @@ FILES = [
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "guide").glob("*.py"))]  # fmt: skip
 LIMITS = {
-    "first words": 169,
-    "long sentences": 90,
+    "first words": 168,
+    "long sentences": 88,
     "participles": 136,
-    "variables": 389,
-    "phrases": 489,
+    "variables": 370,
+    "phrases": 477,
 }
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}

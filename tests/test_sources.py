@@ -58,7 +58,7 @@ class TestSources(SourceSuite):
         if isinstance(source, Series):
             return None
         if isinstance(source, Table):
-            row = {name: column[0] for name, column in first.columns.items()}
+            row = {name: str(column[0]) for name, column in first.columns.items()}
             Path("new.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
             return "new.csv"
         array = splits.test["inputs"][0]

@@ -176,7 +176,7 @@ def test_a_number_from_a_file(capsys):
     capsys.readouterr()
     predict.command(Path("r"), ("new.csv",))
     dear, cheap = capsys.readouterr().out.splitlines()
-    values = [float(line.rpartition(" ")[2]) for line in (dear, cheap)]
+    values = [float(line.rpartition(" ")[2].replace(",", "")) for line in (dear, cheap)]
     assert dear.startswith("new.csv, line 2") and values[0] > values[1] > 0
     write("lacks.csv", ["kind"], [["villa"]])
     with pytest.raises(SystemExit):

@@ -24,8 +24,8 @@ Log = Callable[[str], None]
 
 
 def decode(content: bytes, path: Path, log: Log) -> bytes:
-    """Returns a file of text in UTF-8: one of UTF-16 says so itself, and what is not UTF-8 is read
-    as Windows' cp1252, which `log` is told. Raises ValueError for what is no text."""
+    """Returns a file of text, of UTF-16 or UTF-8, in UTF-8. What is neither is read as Windows'
+    cp1252, which `log` gets. Raises ValueError for what is no text."""
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
     if encoding is None and b"\0" in content[:4]:  # without its mark: every second byte is 0
         encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
@@ -121,9 +121,8 @@ def line_numbers(content: bytes, rows: int, quoted: bool = True) -> np.ndarray:
 
 
 def delimiter(text: str, usual: str = ",") -> str:
-    """Returns the mark, a comma, a semicolon, a tab or a bar, that cuts each of the first lines
-    into as many cells, two or more; of several, or of none, that which is most often in the first
-    line, or the usual one."""
+    """Returns the one of DELIMITERS that cuts each of the first lines into as many cells, two or
+    more. Of several, or of none, it is the one most often in the first line, or the usual one."""
     first = text.partition("\n")[0]
     lines = io.StringIO(text[:SNIFFED], newline="").readlines()
 

@@ -219,9 +219,10 @@ def infer_formats(
     table: RawTable, names: Iterable[str], decimal: str = "auto",
     advice: str = "name the decimal mark by --decimal",
 ) -> dict[str, NumberFormat | None]:  # fmt: skip
-    """Infers the format of these columns from their cells, then from the other columns, then from
-    the delimiter; None for a column that has no numbers. decimal: a mark that the user states, or
-    "auto"; advice: what the user can do. Raises InputError where the numbers of a column contradict
+    """Infers the format of these columns, None for one without numbers.
+
+    The cells of a column decide, then the other columns, then the delimiter. decimal: a mark that
+    the user states, or "auto"; advice: what the user can do. Raises InputError where the numbers of a column contradict
     each other, or may be others."""
     formats: dict[str, NumberFormat | None] = {}
     texts = []
@@ -306,8 +307,8 @@ def check_like(table: RawTable, formats: Mapping[str, NumberFormat], usual: str)
 
 
 def column_numbers(column: Any, form: NumberFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (float64 (n,), NaN where a value is missing; bool (n,), True where it is no number)
-    of a column: texts in its format, or typed values."""
+    """Returns (float64 (n,), NaN where a value is missing; bool (n,), True where it is no number).
+    column: texts in its format, or typed values."""
     if is_text(column):
         return form.parse(column)
     if isinstance(column, pa.Array):

@@ -11,6 +11,7 @@ import gzip
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ class RawTable:
     """The columns of a table, by name, all of one length."""
 
     columns: Mapping[str, Any]
-    """Arrow arrays: of texts, stripped, as a CSV file has them, or of typed values; object (n,) of
-    Python values where a column has several types."""
+    """Arrow arrays: of texts, stripped, as a CSV file has them, or of typed values. A column of
+    several types is object (n,), of Python values."""
     place: str
     """The file or what else it was, for messages."""
     delimiter: str = ""
@@ -73,6 +74,23 @@ class RawTable:
     def row_name(self, row: int) -> str:
         """Returns the row's name: "a.csv, line 7"."""
         return f"{self.place}, row {row + 1}" if self.names is None else self.names[int(row)]
+
+    def rename_like(self, names: Sequence[str], log: Log) -> "RawTable":
+        """Returns the table with these names for columns that differ in capitals and blanks alone;
+        `log` gets which. Where several do, they stay as they are."""
+
+        def key(name):
+            return "".join(name.casefold().split())
+
+        places = Counter(map(key, self.columns))
+        plain = {key(name): name for name in names if name not in self.columns}
+        columns = {}
+        for name, column in self.columns.items():
+            other = plain.get(key(name), name) if places[key(name)] == 1 else name
+            if other != name:
+                log(f"{self.place}: the column {name} is read as {other}.")
+            columns[other] = column
+        return dataclasses.replace(self, columns=columns)
 
     def take(self, index: Any) -> "RawTable":
         """Returns the rows at index, int (n,) or bool (n,)."""

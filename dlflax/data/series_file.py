@@ -89,6 +89,7 @@ def read_file(
 def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:
     """Reads a series that is written as the training file was. Raises InputError where another
     delimiter shows that another program wrote it, and its numbers are not of that style."""
+    table = table.rename_like((*style.columns, *style.times), log)
     if style.columns[0] not in table.columns and (name := _only_numbers(table, style)):
         log(f"{table.place}: the column {name} is read as {style.columns[0]}.")
         style = dataclasses.replace(style, columns=(name, *style.columns[1:]))

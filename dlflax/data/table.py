@@ -20,7 +20,7 @@ from dlflax.data import leaks, numbers
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples, take_rows
 from dlflax.data.numbers import MISSING, NumberFormat
-from dlflax.data.raw_table import RawTable, as_texts, is_text, read_table
+from dlflax.data.raw_table import RawTable, RowNames, as_texts, is_text, read_table
 from dlflax.data.splits import Share
 from dlflax.data.table_columns import (
     CategoryColumn,
@@ -317,4 +317,5 @@ def _bundled(name: str) -> RawTable:
     if name != "diabetes":
         target = [str(bunch.target_names[value]) for value in target]
     columns = {str(n): pa.array(bunch.data[:, i]) for i, n in enumerate(bunch.feature_names)}
-    return RawTable({**columns, "target": pa.array(target)}, f"scikit-learn's {name}", ",")
+    names = RowNames("row", np.arange(1, len(target) + 1))
+    return RawTable({**columns, "target": pa.array(target)}, f"scikit-learn's {name}", ",", names)

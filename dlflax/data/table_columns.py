@@ -33,7 +33,7 @@ class Column(abc.ABC):
     @abc.abstractmethod
     def parse(self, cells: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns (float64 (n, raw_width), NaN where a value is missing; bool (n,), True for cells
-        that are not of this column's kind) of a column of a `RawTable`."""
+        of another kind). cells: a column of a `RawTable`."""
 
     @abc.abstractmethod
     def raw_width(self) -> int:
@@ -193,8 +193,8 @@ class TimeColumn(Column):
 
 @dataclasses.dataclass(frozen=True)
 class TextColumn(Column):
-    """A column of free text: the share of its words that fall on each of HASHES numbers, by the
-    CRC-32 of a word, with a sign of its own."""
+    """A column of free text: its words, counted on HASHES numbers. The CRC-32 of a word decides on
+    which of them, and with what sign."""
 
     name: str
 
@@ -225,8 +225,8 @@ class TextColumn(Column):
 
 
 def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (seconds since 1970 in UTC, float64 (n,), NaN where a value is missing; bool (n,),
-    True where it is no time) of a column: texts in its format, or typed values."""
+    """Returns (seconds since 1970 in UTC, float64 (n,), NaN where one is missing; bool (n,), True
+    where it is no time). cells: texts in this format, or typed values."""
     if isinstance(cells, pa.Array) and pa.types.is_temporal(cells.type):
         cells = cells.cast(pa.timestamp("us", getattr(cells.type, "tz", None)), safe=False)
         micro = cells.cast(pa.int64())

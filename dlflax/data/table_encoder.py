@@ -83,8 +83,11 @@ class TableEncoder(Encoder):
         table = self._read(given, sys.maxsize)
         examples = self._examples(table)
         self._check_rows(examples, table)
-        (name,) = self._find(table, [self.target_column], "predicts")
-        target = self._targets(table, name)
+        if self.target_column not in table.columns:
+            raise InputError(
+                f"{table.place} lacks the column {self.target_column}, which the model predicts."
+            )
+        target = self._targets(table, self.target_column)
         return dataclasses.replace(examples, target=target)
 
     def _read(self, given: Any, most: int) -> RawTable:
@@ -92,30 +95,16 @@ class TableEncoder(Encoder):
         if path is None and given is None:
             raise InputError("name one or more table files, such as CSV, after the run folder.")
         table = read_table(given if path is None else path, self.delimiter or ",", most, note)
+        names = [column.name for column in self.columns]
+        table = table.rename_like([*names, self.target_column], note)
+        if missing := [name for name in names if name not in table.columns]:
+            raise InputError(f"{table.place} lacks the column {missing[0]}, which the model reads.")
         formats = {c.name: c.format for c in self.columns if isinstance(c, NumberColumn)}
         numbers.check_like(table, formats, self.delimiter)
         return table
 
-    def _find(self, table: RawTable, names: list[str], use: str) -> list[str]:
-        """Returns the columns of a table that have these names, or are the only ones that have
-        them but for capitals and blanks."""
-        plain: dict[str, list[str]] = {}
-        for name in table.columns:
-            plain.setdefault(_plain(name), []).append(name)
-        columns = []
-        for name in names:
-            alike = [name] if name in table.columns else plain.get(_plain(name), [])
-            if len(alike) != 1:
-                raise InputError(f"{table.place} lacks the column {name}, which the model {use}.")
-            if alike != [name]:
-                note(f"{table.place}: the column {alike[0]} is read as {name}.")
-            columns += alike
-        return columns
-
     def _examples(self, table: RawTable) -> Examples:
-        names = [column.name for column in self.columns]
-        columns = dict(zip(names, self._find(table, names, "reads"), strict=True))
-        columns = {name: table.columns[other] for name, other in columns.items()}
+        columns = {column.name: table.columns[column.name] for column in self.columns}
         if table.place == "the data frame":  # whose rows are known by their numbers
             return Examples(columns)
         rows = table.names or [table.row_name(i) for i in range(len(table))]
@@ -270,10 +259,6 @@ class TableEncoder(Encoder):
         return {"columns": [
             {"name": column.name, **column.describe()} for column in self.columns
         ]}  # fmt: skip
-
-
-def _plain(name: str) -> str:
-    return "".join(name.casefold().split())
 
 
 def _cell(column: Any, row: int) -> Any:

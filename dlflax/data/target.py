@@ -27,8 +27,8 @@ def level_key(text: str) -> str:
 
 
 def match_levels(texts: Sequence[str], levels: Sequence[str]) -> Int[np.ndarray, " n"]:
-    """Returns the index of each text's level, int32 (n,), UNKNOWN where there is none: the one that
-    is the same, else the only one with its key."""
+    """Returns the index of each text's level, int32 (n,), UNKNOWN for a text that has none. The
+    same text wins, then the only level with the same key."""
     exact = {level: i for i, level in enumerate(levels)}
     alike: dict[str, int] = {}
     for level, i in exact.items():

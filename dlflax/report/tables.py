@@ -121,8 +121,8 @@ def print_folds(results: dict) -> None:
 
 
 def print_columns(rows: list[dict], folder, verbose: bool) -> None:
-    """Prints what was inferred of each column of a table, of the first COLUMNS without `verbose`;
-    neighbours of which the same was inferred share a line."""
+    """Prints what was inferred of each column of a table, of COLUMNS without `verbose`. Neighbours
+    of which the same was inferred share a line."""
     lines: list[tuple[str, ...]] = []
     first = last = ""
     for row in rows:

@@ -234,19 +234,17 @@ class _Named:
 
 def _columns(splits) -> str | None:
     """Returns " on pixels", or "" of other numbers; None of what no linear model could read."""
-    inputs = splits.train["inputs"]
-    if _are_images(inputs):
+    if _are_images(inputs := splits.train["inputs"]):
         return " on pixels"
     return "" if inputs.dtype.kind in "fiu" and not _texts(_plain(splits)) else None
 
 
 def _are_images(inputs) -> bool:
-    """True for pixels (n, h, w, 1 or 3), uint8 or of a deeper image, scaled."""
+    # uint8, or of a deeper image, scaled
     return inputs.ndim == 4 and inputs.shape[3] in (1, 3) and inputs.dtype in (np.uint8, np.float32)
 
 
-def _few(splits):
-    """(rows, `_flat` of these alone of the training examples)."""
+def _few(splits):  # (rows, `_flat` of these alone of the training examples)
     rows = _rows(len(splits.train["inputs"]))
     return rows, _flat(splits, rows)
 

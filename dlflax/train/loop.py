@@ -129,11 +129,9 @@ def fit(
     best, and patience and reduce_on_plateau do nothing. pretrained: as for `init`. resume continues
     an earlier fit, whose later steps come out the same to the bit. patience and reduce_on_plateau
     count epochs, 0 is off. hparams_by_epoch: name -> its value in each epoch, in place of that of
-    hparams. should_stop() is asked every five seconds, by all hosts at the same
-    step, and ends the fit, in the middle of an epoch too. on_steps(epoch, step, sums) is called a
-    few times a second while an epoch runs. Raises InputError for arrays that are not what the task
-    takes, RunError when the loss is not finite.
-    """
+    hparams. should_stop() is asked every five seconds, by all hosts at one step, and ends the fit,
+    in the middle of an epoch too. on_steps(epoch, step, sums) is called a few times a second.
+    Raises InputError for arrays that the task does not take, RunError for a loss of NaN."""
     check_arrays(recipe, as_traced(hparams), train, val)
     n = len(train["inputs"])
     steps = math.ceil(n / recipe.batch_size)
