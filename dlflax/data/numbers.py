@@ -222,8 +222,8 @@ def infer_formats(
     """Infers the format of these columns, None for one without numbers.
 
     The cells of a column decide, then the other columns, then the delimiter. decimal: a mark that
-    the user states, or "auto"; advice: what the user can do. Raises InputError where the numbers of a column contradict
-    each other, or may be others."""
+    the user states, or "auto"; advice: what the user can do. Raises InputError where the numbers
+    of a column contradict each other, or may be others."""
     formats: dict[str, NumberFormat | None] = {}
     texts = []
     for name in names:

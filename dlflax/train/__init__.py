@@ -18,6 +18,7 @@ from dlflax.train.optim import SGD, Adam, AdamW, Constant, Cosine, Linear, Lion,
 from dlflax.train.recipe import (
     Recipe,
     abstract,
+    check_arrays,
     forward,
     init,
     output_shape,
@@ -30,7 +31,7 @@ from dlflax.train.step import gradient, prepare, shift_params, step, update, use
 __all__ = [
     "Adam", "AdamW", "Batch", "Constant", "Cosine", "Ensemble", "Evaluated", "Fit", "History",
     "Hparams", "Linear", "Lion", "Muon", "RMSprop", "Recipe", "SGD", "Saved", "State", "Training",
-    "abstract", "all_batches", "as_dict", "as_traced", "best_epoch", "evaluate",
+    "abstract", "all_batches", "as_dict", "as_traced", "best_epoch", "check_arrays", "evaluate",
     "evaluate_batches", "evaluate_sums", "finished", "fit", "floats", "forward", "from_variables",
     "gradient", "host_batch", "init", "number", "output_shape", "plateau_factor", "predict",
     "prepare", "scores", "shift_params", "step", "train_piece", "train_steps", "update",

@@ -21,7 +21,6 @@ from jax.sharding import PartitionSpec as P
 from dlflax import parallel, train
 from dlflax.data.order import epoch_batches
 from dlflax.train.layout import Layout, active_slots, deal_lanes, layout_for
-from dlflax.train.recipe import check_arrays
 
 traces = 0
 """Number of programs that this process has traced for `train_epoch`: one a Recipe and Layout."""
@@ -157,7 +156,7 @@ class Population:
         patience=0, reduce_on_plateau=0, pretrained=None, keep_best=False, rows=None,
         objective="loss",
     ):  # fmt: skip
-        check_arrays(recipe, train.as_traced(hparams[0]), train_set, val_set)
+        train.check_arrays(recipe, train.as_traced(hparams[0]), train_set, val_set)
         self.recipe, self.layout = recipe, layout
         lengths, everything = train_set.get("length"), np.arange(len(train_set["inputs"]))
         self._lengths = None if lengths is None else np.asarray(lengths)
