@@ -27,8 +27,11 @@ def decode(content: bytes, path: Path, log: Log) -> bytes:
     """Returns a file of text, of UTF-16 or UTF-8, in UTF-8. What is neither is read as Windows'
     cp1252, which `log` gets. Raises ValueError for what is no text."""
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
-    if encoding is None and b"\0" in content[:4]:  # without its mark: every second byte is 0
-        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    head = content[:1000]
+    if encoding is None and b"\0" in head and len(content) % 2 == 0:  # without its mark
+        low, high = head[1::2].count(0), head[::2].count(0)  # of ASCII every second byte is 0
+        if min(low, high) * 2 < max(low, high):
+            encoding = "utf-16-le" if low > high else "utf-16-be"
     if encoding:
         content = content.decode(encoding).encode()
     marked = content.startswith(b"\xef\xbb\xbf")
