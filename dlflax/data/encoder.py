@@ -349,16 +349,16 @@ def _has(given: Any, *names: str) -> bool:
 def column_values(given: Any) -> Any:
     """Returns the values of a column or of a data frame of one, texts or paths, as a list; anything
     else as it is. Raises InputError for other values, and for several columns."""
-    if is_frame(given):
+    if is_frame(given) and _has(given, "columns"):
         if len(given.columns) != 1:
             raise InputError(
                 f"this model takes no data frame of {len(given.columns)} columns: give the column "
                 "of texts or paths."
             )
-        given = given.iloc[:, 0]
-    if not is_series(given):
+        given = given.iloc[:, 0] if _has(given, "iloc") else pa.table(given).column(0)
+    if not is_series(given) and not _has(given, "__arrow_c_stream__"):
         return given
-    values = given.tolist()
+    values = given.tolist() if is_series(given) else pa.chunked_array(given).to_pylist()
     if not all(isinstance(value, str | Path) for value in values):
         raise InputError("a column of texts or paths has other values, such as missing ones.")
     return values

@@ -249,8 +249,8 @@ def _of_arrow(table: pa.Table, place: str, log: Log) -> RawTable:
 
 
 def _simplify(array: pa.Array) -> pa.Array:
-    """Returns the column as numbers, booleans, times or texts, which are stripped: seconds of a
-    duration, texts of a time of day, of bytes and of what has parts."""
+    """Returns the column as numbers, booleans, dates or texts, stripped. A duration becomes its
+    seconds; a time of day, bytes and what has parts become texts."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _simplify(array.dictionary_decode())
