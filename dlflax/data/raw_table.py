@@ -29,7 +29,7 @@ from dlflax.data.delimited import (
     read_json_lines,
     without_hint,
 )
-from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows
+from dlflax.data.encoder import TooMuch, Upload, is_frame, is_hub_dataset, is_series, take_rows
 from dlflax.errors import InputError
 from dlflax.files import most_to_read, printable, read_bytes
 
@@ -207,6 +207,7 @@ def _of_rows(
 
 
 def _of_frame(given: Any, log: Log) -> RawTable:
+    given = given.with_format("arrow")[:] if is_hub_dataset(given) else given
     with contextlib.suppress(pa.ArrowException, TypeError, AttributeError, NotImplementedError):
         return _of_arrow(pa.table(given), "the data frame", log)
     # one of pandas whose columns have values of several types
