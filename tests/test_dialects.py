@@ -13,6 +13,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
@@ -186,6 +187,15 @@ def test_every_file_and_frame_is_the_same():
     for given in ("a.parquet", "a.xlsx", frame, frame.convert_dtypes(), pl.from_pandas(frame),
                   pl.from_pandas(frame).to_arrow(), objects, text.to_dict("records")):  # fmt: skip
         np.testing.assert_array_equal(encoder.encode(encoder.parse(given))["inputs"], wanted)
+
+    class HubDataset:  # as `datasets` 4 has it
+        column_names = list(frame.columns)
+
+        def with_format(self, name):
+            assert name == "arrow"
+            return pa.table(frame)
+
+    np.testing.assert_array_equal(encoder.encode(encoder.parse(HubDataset()))["inputs"], wanted)
     one = encoder.encode(encoder.parse(frame.iloc[2]))["inputs"]
     np.testing.assert_array_equal(one, wanted[2:3])
 

@@ -331,9 +331,19 @@ def as_upload(given: Any) -> Upload:
 
 
 def is_frame(given: Any) -> bool:
-    """True if it is a data frame: of pandas, or with Arrow's interface."""
+    """True if it is a data frame: of pandas, with Arrow's interface, or a Hugging Face data set."""
     arrow = _has(given, "__arrow_c_stream__") and not is_series(given)
-    return arrow or _has(given, "columns", "iloc")
+    return arrow or _has(given, "columns", "iloc") or is_hub_dataset(given)
+
+
+def is_hub_dataset(given: Any) -> bool:
+    """True if it is a `datasets.Dataset` of Hugging Face, which has Arrow's tables inside."""
+    return _has(given, "with_format", "column_names")
+
+
+def unpack_hub(given: Any) -> Any:
+    """Returns Arrow's table of a Hugging Face data set, anything else as it is."""
+    return given.with_format("arrow")[:] if is_hub_dataset(given) else given
 
 
 def is_series(given: Any) -> bool:
@@ -349,6 +359,7 @@ def _has(given: Any, *names: str) -> bool:
 def column_values(given: Any) -> Any:
     """Returns the values of a column or of a data frame of one, texts or paths, as a list; anything
     else as it is. Raises InputError for other values, and for several columns."""
+    given = unpack_hub(given)
     if is_frame(given) and _has(given, "columns"):
         if len(given.columns) != 1:
             raise InputError(

@@ -29,7 +29,7 @@ from dlflax.data.delimited import (
     read_json_lines,
     without_hint,
 )
-from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows
+from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows, unpack_hub
 from dlflax.errors import InputError
 from dlflax.files import most_to_read, printable, read_bytes
 
@@ -212,7 +212,7 @@ def _of_frame(given: Any, log: Log) -> RawTable:
     arrow = None
     with contextlib.suppress(pa.ArrowException, TypeError, AttributeError, NotImplementedError,
                              OverflowError, ValueError):  # fmt: skip
-        arrow = pa.table(given)
+        arrow = pa.table(unpack_hub(given))
     if arrow is not None:
         return _of_arrow(arrow, "the data frame", log)
     if not hasattr(given, "iloc"):
