@@ -293,9 +293,10 @@ def _are_names(column: pa.Array) -> bool:
         if (pc.max(pc.binary_length(column)).as_py() or 0) < 16:
             return False
         column = column.filter(pc.match_substring_regex(column, "^[-+]?[0-9]{16,}$"))
-    elif str(column.type) not in ("int64", "uint64"):
-        return False
-    elif max(map(abs, pc.min_max(column).as_py().values())) <= 2**53:
+    elif pa.types.is_integer(column.type):
+        if max(abs(end or 0) for end in pc.min_max(column).as_py().values()) <= 2**53:
+            return False
+    else:
         return False
     integers = pc.unique(column)
     return len(pc.unique(integers.cast(pa.float64(), safe=False))) < len(integers)

@@ -22,8 +22,8 @@ def is_whole(text: str) -> bool:
 
 
 def level_key(text: str) -> str:
-    """Returns what texts of one class have in common: they differ in capitals, or, of a whole
-    number, in its fraction, zeros before it or a plus."""
+    """Returns what texts of one class have in common. They may differ in capitals; a whole number
+    in its fraction, in zeros before it or a plus."""
     if not is_whole(text):
         return text.casefold()
     return re.sub(r"^(-?)\+?0*(?=\d)", r"\1", text.partition(".")[0])

@@ -99,7 +99,9 @@ class TimeFormat:
     def describe(self) -> str:
         """Returns an example: "31/12/2024 14:30"."""
         clock = {"": "", "24": " 14:30", "12": " 02:30 PM"}[self.clock]
-        return (clock.strip() if self.date == CLOCK else self.date + clock) + ("+01:00" if self.zone else "")
+        return (clock.strip() if self.date == CLOCK else self.date + clock) + (
+            "+01:00" if self.zone else ""
+        )
 
     def _numbers(self, texts) -> np.ndarray:
         """Returns seconds, float64 (n,), of epochs and decimal years; NaN for other cells."""
