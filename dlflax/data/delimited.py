@@ -30,8 +30,9 @@ def decode(content: bytes, path: Path, log: Log) -> bytes:
     head = content[:1000]
     if encoding is None and b"\0" in head and len(content) % 2 == 0:  # without its mark
         low, high = head[1::2].count(0), head[::2].count(0)  # of ASCII every second byte is 0
-        if min(low, high) * 2 < max(low, high):
-            encoding = "utf-16-le" if low > high else "utf-16-be"
+        likely, line_end = ("utf-16-le", b"\n\0") if low > high else ("utf-16-be", b"\0\n")
+        if 2 * min(low, high) < max(low, high) > 2 and line_end in content:
+            encoding = likely
     if encoding:
         content = content.decode(encoding).encode()
     marked = content.startswith(b"\xef\xbb\xbf")
