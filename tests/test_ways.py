@@ -154,6 +154,8 @@ def test_a_row_of_a_table_has_one_answer(number, tmp_path, capsys):
     frame.to_parquet("a.parquet")
     frame.to_feather("a.feather")
     written.assign(beside=frame["beside"]).to_excel("a.xlsx", index=False)
+    if not {"id", "tiny"} & {*TABLES[number]}:  # a sheet has 15 digits
+        frame.to_excel("b.xlsx", index=False)
     lines = [json.dumps(row, default=str) for row in typed]
     Path("a.jsonl").write_text("\n".join(lines), "utf-8")
     ways = {
@@ -165,6 +167,8 @@ def test_a_row_of_a_table_has_one_answer(number, tmp_path, capsys):
         "reversed": frame[list(frame)[::-1]], "index": frame.set_index("beside"),
         "more": frame.assign(more=1), "asked": frame.drop(columns="y z"),
     }  # fmt: skip
+    if Path("b.xlsx").exists():
+        ways["typed excel"] = "b.xlsx"
     for what, given in ways.items():
         check(given, what=what)
     for given in (frame.iloc[[5]], frame.iloc[5], typed[5:6], written.iloc[5].to_dict()):
@@ -346,6 +350,31 @@ def test_a_time_of_day_is_a_time():
     for wrong in ("13:30", "13:30 PM", "2024-01-01"):
         with pytest.raises(InputError, match="where training rows have a time such as 02:30 PM"):
             encoder.parse([{"x": wrong, "b": 0}])
+
+
+def test_one_odd_cell_of_times_is_missing():
+    days = pd.date_range("2024-01-01", periods=60, freq="25h")
+    for form in ("%d.%m.%Y", "%Y-%m-%dT%H:%M:%S+02:00", "%I:%M:%S %p"):
+        encoder = first_column(["See note", *(day.strftime(form) for day in days[1:])])
+        (column, _) = encoder.columns
+        assert isinstance(column, TimeColumn) and column.describe()["note"] == "no times: see note"
+        raw = encoder.raw(encoder.parse([{"x": "see NOTE", "b": 0}, {"x": None, "b": 0}]))
+        assert np.isnan(raw[:, :5]).all()
+        with pytest.raises(InputError, match="the column x has 'other'"):
+            encoder.parse([{"x": "other", "b": 0}])
+    (column, _) = first_column(["see note"] * 9 + ["01.02.2024", "03.02.2024", "x"] * 17).columns
+    assert isinstance(column, CategoryColumn)
+
+
+def test_what_unpacks_to_much_is_refused(monkeypatch):
+    frame = pd.DataFrame({"a": np.zeros(100_000, np.int8), "b": np.zeros(100_000, np.int8)})
+    frame.to_parquet("a.parquet")
+    frame[:3000].to_excel("a.xlsx")
+    assert read_table(Path("a.parquet")) and read_table(Path("a.xlsx"))
+    monkeypatch.setattr("dlflax.data.raw_table.most_to_read", lambda: 150_000)
+    for name in ("a.parquet", "a.xlsx"):
+        with pytest.raises(InputError, match="unpacked, it is larger than a quarter of the mem"):
+            read_table(Path(name))
 
 
 def test_a_clock_is_in_a_zone_as_in_training():

@@ -11,6 +11,7 @@ import gzip
 import io
 import re
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -228,6 +229,9 @@ def _read_arrow(content: bytes) -> pa.Table:
 
     buffer = pa.BufferReader(content)
     if content.startswith(b"PAR1"):
+        about = parquet.read_metadata(buffer)
+        if about.num_rows * about.num_columns > most_to_read():  # a byte a cell, at least
+            raise ValueError("unpacked, it is larger than a quarter of the memory")
         return parquet.read_table(buffer, use_threads=False)
     if content.startswith(b"ARROW1"):
         return feather.read_table(buffer, use_threads=False)
@@ -275,6 +279,10 @@ def _of_sheet(content: bytes, path: Path, log: Log) -> RawTable:
             f"{path}: Excel files need python-calamine: pip install 'dlflax[excel]', or save it as "
             "CSV."
         ) from None
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as parts:
+            if sum(part.file_size for part in parts.infolist()) > most_to_read():
+                raise ValueError("unpacked, it is larger than a quarter of the memory")
     try:
         book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(content))
         rows = book.get_sheet_by_index(0).to_python()

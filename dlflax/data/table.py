@@ -7,6 +7,7 @@ constant or empty, or has a name of its own for almost every row.
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ from dlflax.data.target_kind import (
     in_order,
     numbers_or_classes,
 )
-from dlflax.data.times import TimeFormat, infer_times
+from dlflax.data.times import DATES, TimeFormat, infer_times
 from dlflax.errors import InputError
 
 BUNDLED = ("breast_cancer", "diabetes", "wine")  # scikit-learn's
@@ -241,10 +242,26 @@ def _times(table: RawTable, name: str, are_numbers: bool) -> TimeFormat | None:
     if isinstance(column, pa.Array) and pa.types.is_temporal(column.type):
         return TimeFormat("2024-12-31", zone="UTC" if getattr(column.type, "tz", None) else "")
     if not are_numbers:
-        return infer_times(column) if is_text(column) else None
+        return infer_times(column) or _likely_times(column) if is_text(column) else None
     if len(table) and re.fullmatch(r"(19|20)\d{6}", as_texts(column[:1])[0].as_py()):
         form = TimeFormat("20241231")
         return None if form.parse(as_texts(column))[1].any() else form
+    return None
+
+
+def _likely_times(column: pa.Array) -> TimeFormat | None:
+    """Returns the format of times that a column has but for a few odd cells, which are missing."""
+    some = column.take(pa.array(np.unique(np.linspace(0, len(column) - 1, 200).astype(int))))
+    digits = pc.sum(pc.match_substring_regex(some, r"\d.*\d")).as_py() or 0
+    for date, zone in itertools.product(DATES, ("", "UTC")) if digits > 0.8 * len(some) else ():
+        form = TimeFormat(date, zone=zone)
+        if form.parse(some)[1].mean() > 0.1:
+            continue
+        seconds, wrong = form.parse(column)
+        if wrong.sum() <= numbers.MOST_ODD * np.isfinite(seconds).sum():
+            odd = {cell.lower() for cell in column.filter(pa.array(wrong)).to_pylist()}
+            form = infer_times(column.filter(pa.array(~wrong)))
+            return form and dataclasses.replace(form, missing=(*MISSING, *sorted(odd)))
     return None
 
 
@@ -265,12 +282,11 @@ def fit_columns(
             fit = None if constant else NumberColumn.fit(name, values, bins, form)
         else:
             texts = as_texts(cells)
-            empty = np.isin(pc.utf8_lower(texts).to_numpy(zero_copy_only=False), MISSING)
+            marks = time.missing if (time := times.get(name)) else MISSING
+            empty = np.isin(pc.utf8_lower(texts).to_numpy(zero_copy_only=False), marks)
             levels = pc.value_counts(texts.filter(pa.array(~empty)))
             constant = len(levels) < 2
-            fit = (
-                None if constant else _fit_texts(name, cells, empty, levels, bins, times.get(name))
-            )
+            fit = None if constant else _fit_texts(name, cells, empty, levels, bins, time)
         rare = empty.any() and not empty.all()  # a value beside none tells something
         if fit is None and constant and rare:
             texts = sorted(set(as_texts(take_rows(cells, ~empty)).to_pylist()))

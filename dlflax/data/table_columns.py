@@ -104,10 +104,9 @@ class NumberColumn(Column):
         return xp.concatenate(parts, 1)
 
     def describe(self):
-        odd = [cell for cell in self.format.missing if cell not in NO_NUMBER]
-        note = f"no numbers: {', '.join(odd)}" if odd else ""
         return {
-            "type": "number", "format": self.format.describe(), "median": self.median, "note": note
+            "type": "number", "format": self.format.describe(), "median": self.median,
+            "note": _note("numbers", self.format.missing),
         }  # fmt: skip
 
 
@@ -188,7 +187,8 @@ class TimeColumn(Column):
         return xp.concatenate([elapsed, self.year.encode(raw[:, 1:2], xp), months, days, times], 1)
 
     def describe(self):
-        return {"type": "time", "format": self.format.describe()}
+        note = _note("times", self.format.missing)
+        return {"type": "time", "format": self.format.describe(), "note": note}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +222,11 @@ class TextColumn(Column):
 
     def describe(self):
         return {"type": "text", "format": "hashed words"}
+
+
+def _note(what: str, missing: tuple[str, ...]) -> str:
+    odd = [cell for cell in missing if cell not in NO_NUMBER]
+    return f"no {what}: {', '.join(odd)}" if odd else ""
 
 
 def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
