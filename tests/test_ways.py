@@ -445,8 +445,24 @@ def test_a_whole_number_is_a_class_however_it_is_written():
         encoder.parse_with_targets(pd.read_csv(path))
 
 
+def test_the_form_of_unicode_decides_nothing(capsys):
+    levels, size = ["gr\u00fcn", "blau"], "gr\u00f6\u00dfe"
+    columns = {size: [levels[i % 2] for i in range(60)], "y": [f"{i / 7:.2f}" for i in range(60)]}
+    encoder = encoder_of(write("a.csv", columns))
+    given = [{"gro\u0308\u00dfe": "gru\u0308n"}, {"gro\u0308\u00dfe": "BLAU"}]
+    assert encoder.raw(encoder.parse(given)).tolist() == [[2], [1]]
+    assert "is read as größe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("heading", ["a", "é", "дата", "日本語"])
 def test_utf_16_without_its_mark(encoding, heading):
     Path("a.csv").write_bytes(f"{heading},b\n1,{heading}\n".encode(encoding))
     assert list(read_table(Path("a.csv")).columns) == [heading, "b"]
+
+
+def test_a_column_is_no_other_that_is_read():
+    columns = {"a": [str(i * i % 61) for i in range(60)], "A": [str(i % 7) for i in range(60)]}
+    encoder = encoder_of(write("a.csv", {**columns, "y": [f"{i / 7:.2f}" for i in range(60)]}))
+    with pytest.raises(InputError, match="the rows lacks the column a,"):
+        encoder.parse([{"A": 1}])

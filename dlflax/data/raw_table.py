@@ -31,6 +31,7 @@ from dlflax.data.delimited import (
     without_hint,
 )
 from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows, unpack_hub
+from dlflax.data.target import level_key
 from dlflax.errors import InputError
 from dlflax.files import most_to_read, printable, read_bytes
 
@@ -77,17 +78,18 @@ class RawTable:
         return f"{self.place}, row {row + 1}" if self.names is None else self.names[int(row)]
 
     def rename_like(self, names: Sequence[str], log: Log) -> "RawTable":
-        """Returns the table with these names for columns that differ in capitals and blanks alone;
-        `log` gets which. Where several do, they stay as they are."""
+        """Returns the table with these names for columns that differ in capitals, blanks or
+        Unicode's form; `log` gets which. Where several do, they stay as they are."""
 
         def key(name):
-            return "".join(name.casefold().split())
+            return "".join(level_key(name).split())
 
         places = Counter(map(key, self.columns))
         plain = {key(name): name for name in names if name not in self.columns}
         columns = {}
         for name, column in self.columns.items():
-            other = plain.get(key(name), name) if places[key(name)] == 1 else name
+            alone = places[key(name)] == 1 and name not in names
+            other = plain.get(key(name), name) if alone else name
             if other != name:
                 log(f"{self.place}: the column {name} is read as {other}.")
             columns[other] = column
@@ -263,7 +265,8 @@ def _simplify(array: pa.Array) -> pa.Array:
         return pc.divide(array.cast(pa.int64()).cast(pa.float64(), safe=False), unit)
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return array.cast(pa.float64())
-    if pa.types.is_primitive(kind) and not pa.types.is_time(kind) or pa.types.is_null(kind):
+    odd = pa.types.is_time(kind) or pa.types.is_interval(kind)
+    if pa.types.is_primitive(kind) and not odd or pa.types.is_null(kind):
         return array
     if is_text(array) or "binary" in str(kind):
         with contextlib.suppress(pa.ArrowInvalid):  # bytes that are no text

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +23,10 @@ def is_whole(text: str) -> bool:
 
 
 def level_key(text: str) -> str:
-    """Returns what texts of one class have in common. They may differ in capitals; a whole number
-    in its fraction, in zeros before it or a plus."""
+    """Returns what texts of one class have in common. They may differ in capitals and in Unicode's
+    form; a whole number in its fraction, in zeros before it or a plus."""
     if not is_whole(text):
-        return text.casefold()
+        return unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"^(-?)\+?0*(?=\d)", r"\1", text.partition(".")[0])
 
 
