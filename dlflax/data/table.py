@@ -112,9 +112,8 @@ class Table(Source):
         }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test, self.split_seed, groups)
-        names = table.names or [table.row_name(i) for i in range(len(table))]
         columns = {c: table.columns[c] for c in inputs}
-        examples = Examples(columns, values, names, classes, style)
+        examples = Examples(columns, values, table.names, classes, style)
         held = split.test(examples)
         if held.sum() < 2 or (~held).sum() < 4:
             raise InputError(
@@ -160,7 +159,7 @@ class Table(Source):
         values = numbers_or_classes(table, target, self.target_kind, log, form)
         if values is not None:
             keep = ~np.isnan(values)
-            texts = as_texts(table.columns[target]).filter(pa.array(~keep))
+            texts = as_texts(take_rows(table.columns[target], ~keep))
             words = texts.filter(pc.not_equal(texts, "")).to_pylist()
             if len(words) > MOST_DROPPED * len(table):
                 raise InputError(
@@ -257,7 +256,13 @@ def fit_columns(
     of times."""
     fits, missing, dropped = [], [], []
     for name, cells in columns.items():
-        if (form := formats[name]) is not None:
+        if (time := times.get(name)) is not None:
+            seconds, _ = column_times(cells, time)
+            empty = np.isnan(seconds)
+            known = seconds[~empty]
+            constant = not len(known) or known.min() == known.max()
+            fit = None if constant else TimeColumn.fit(name, seconds, bins, time)
+        elif (form := formats[name]) is not None:
             values, _ = numbers.column_numbers(cells, form)
             empty = np.isnan(values)
             known = values[~empty]
@@ -265,12 +270,10 @@ def fit_columns(
             fit = None if constant else NumberColumn.fit(name, values, bins, form)
         else:
             texts = as_texts(cells)
-            empty = np.isin(pc.utf8_lower(texts).to_numpy(zero_copy_only=False), MISSING)
+            empty = numbers.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
             levels = pc.value_counts(texts.filter(pa.array(~empty)))
             constant = len(levels) < 2
-            fit = (
-                None if constant else _fit_texts(name, cells, empty, levels, bins, times.get(name))
-            )
+            fit = None if constant else _fit_texts(name, empty, levels)
         rare = empty.any() and not empty.all()  # a value beside none tells something
         if fit is None and constant and rare:
             texts = sorted(set(as_texts(take_rows(cells, ~empty)).to_pylist()))
@@ -283,12 +286,10 @@ def fit_columns(
     return fits, missing, dropped
 
 
-def _fit_texts(name, cells, empty, counts, bins, form) -> Column | str:
-    """Returns the column of times, categories or free text; or why it is dropped. counts: how often
-    each of its texts is there, as Arrow has it."""
-    rows = len(cells)
-    if form is not None:
-        return TimeColumn.fit(name, cells, bins, form)
+def _fit_texts(name, empty, counts) -> Column | str:
+    """Returns the column of categories or free text; or why it is dropped. counts: how often each
+    of its texts is there, as Arrow has it."""
+    rows = len(empty)
     different = len(counts)
     if different > min(max(MOST_LEVELS, rows // 2), 0.9 * rows):
         texts = counts.field("values")

@@ -161,9 +161,9 @@ class TimeColumn(Column):
     year: NumberColumn
 
     @classmethod
-    def fit(cls, name: str, cells: Any, bins: int, form: TimeFormat) -> "TimeColumn":
-        """Returns the column of these training cells."""
-        raw = _calendar(column_times(cells, form)[0])
+    def fit(cls, name: str, seconds: np.ndarray, bins: int, form: TimeFormat) -> "TimeColumn":
+        """Returns the column of these training times, as `column_times` has them."""
+        raw = _calendar(seconds)
         plain = NumberFormat()
         elapsed = NumberColumn.fit(f"{name}: elapsed", raw[:, 0], bins, plain)
         return cls(name, form, elapsed, NumberColumn.fit(f"{name}: year", raw[:, 1], 0, plain))

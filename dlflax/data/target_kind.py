@@ -25,8 +25,6 @@ def numbers_or_classes(
     values; `log` gets what is inferred. Raises InputError for a cell that is no number where there
     should be one, and for classes without end."""
     column = table.columns[name]
-    texts = as_texts(column)
-    different = len(pc.unique(texts.filter(pc.not_equal(texts, ""))))
     values, wrong = column_numbers(column, form or NumberFormat(missing=MISSING))
     if kind == "auto":
         numbers = values[~np.isnan(values)]
@@ -42,11 +40,13 @@ def numbers_or_classes(
     if kind == "number":
         if wrong.any():
             row = int(wrong.argmax())
+            cell = as_texts(column)[row].as_py()
             raise InputError(
-                f"--target-kind number: {table.row_name(row)} has {texts[row].as_py()!r} as "
+                f"--target-kind number: {table.row_name(row)} has {cell!r} as "
                 f"{name}, which is no number."
             )
         return values
+    different = len(set(pc.unique(as_texts(column)).to_pylist()) - {""})
     if different > 1000:
         raise InputError(
             f"the target {name} has {different:,} classes: name another column by --target, or "
