@@ -126,7 +126,7 @@ def print_columns(rows: list[dict], folder, verbose: bool) -> None:
     lines: list[tuple[str, ...]] = []
     first = last = ""
     for row in rows:
-        name, *about = map(str, row.values())
+        name, *about = (f"{value:.99}" for value in map(str, row.values()))
         if lines and not row["note"] and tuple(about) == lines[-1][1:]:
             last = name
             lines[-1] = (f"{first} ... {last}", *about)
@@ -140,7 +140,7 @@ def print_columns(rows: list[dict], folder, verbose: bool) -> None:
 
 
 def print_table(title, columns, lines) -> None:
-    """Prints lines of words under columns; all but the first are aligned right."""
+    """Prints lines of words under columns; all but the first, and notes, are aligned right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -152,7 +152,8 @@ def print_table(title, columns, lines) -> None:
     widest = min(20, max(map(len, words), default=1))
     table.add_column(columns[0], overflow="fold", min_width=widest)
     for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
+        note = column == "note"
+        table.add_column(column, justify="left" if note else "right", no_wrap=not note)
     for line in lines:
         table.add_row(*line, style="bold" if line[0] == "total" else None)
     Console(markup=False, emoji=False, highlight=False).print(table)
