@@ -17,7 +17,7 @@ FILES = [
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "guide").glob("*.py"))]  # fmt: skip
 LIMITS = {
-    "first words": 168,
+    "first words": 167,
     "long sentences": 88,
     "participles": 136,
     "variables": 370,

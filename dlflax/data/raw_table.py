@@ -176,6 +176,8 @@ def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTabl
         if kind == "json":
             return _of_rows(*read_json_lines(content, path), str(path), log)
         return _of_csv(content, path, usual, log)
+    except InputError:
+        raise
     except (ValueError, OSError, EOFError, pa.ArrowException, csv.Error) as error:
         name = {"arrow": "Parquet or Feather", "sheet": "Excel", "json": "JSON Lines"}.get(kind)
         form = f"{name} file" if name else "CSV file with a header"
@@ -189,10 +191,12 @@ def _of_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
     lines = line_numbers(content, len(table) + len(ragged))
     if ragged:
         row, cells = ragged[0]
+        above = row > 1 and len(ragged) > len(table)  # lines of something else begin the file
         raise InputError(
-            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: put "
-            "numbers that have a comma in quotes, or write them without."
-        )
+            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: "
+            + ("remove the lines above the header." if above else
+               "put numbers that have a comma in quotes, or write them without.")
+        )  # fmt: skip
     columns = [pc.utf8_trim_whitespace(column.combine_chunks())[1:] for column in table.columns]
     return _table(str(path), header, columns, log, mark, lines[1:])
 

@@ -248,7 +248,7 @@ class TableEncoder(Encoder):
             rows.append({
                 "column": column.name, "type": about["type"], "format": about["format"],
                 "missing": missing, "levels": len(levels) or "",
-                "note": about.get("note", ", ".join(levels[:4])[:60]),
+                "note": about.get("note", ""),
             })  # fmt: skip
         blank = {"format": "", "missing": "", "levels": ""}
         return rows + [
