@@ -21,7 +21,7 @@ LIMITS = {
     "long sentences": 88,
     "participles": 136,
     "variables": 370,
-    "phrases": 476,
+    "phrases": 475,
 }
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}

@@ -30,8 +30,12 @@ def decode(content: bytes, path: Path, log: Log) -> bytes:
     if content.startswith(PACKED):
         raise ValueError("it is compressed, as ZIP and Excel files are: unpack it, or save it anew")
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
-    if encoding is None and b"\0" in content[:4]:  # without its mark: every second byte is 0
-        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    head = content[:1000]
+    if encoding is None and b"\0" in head and len(content) % 2 == 0:  # without its mark
+        low, high = head[1::2].count(0), head[::2].count(0)  # of ASCII every second byte is 0
+        likely, line_end = ("utf-16-le", b"\n\0") if low > high else ("utf-16-be", b"\0\n")
+        if 2 * min(low, high) < max(low, high) > 2 and line_end in content:
+            encoding = likely
     if encoding:
         content = content.decode(encoding).encode()
     marked = content.startswith(b"\xef\xbb\xbf")

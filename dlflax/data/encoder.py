@@ -341,6 +341,11 @@ def is_hub_dataset(given: Any) -> bool:
     return _has(given, "with_format", "column_names")
 
 
+def unpack_hub(given: Any) -> Any:
+    """Returns Arrow's table of a Hugging Face data set, anything else as it is."""
+    return given.with_format("arrow")[:] if is_hub_dataset(given) else given
+
+
 def is_series(given: Any) -> bool:
     """True if it is a column, or a row, of a data frame."""
     return _has(given, "index", "iloc") and not _has(given, "columns")
@@ -354,16 +359,17 @@ def _has(given: Any, *names: str) -> bool:
 def column_values(given: Any) -> Any:
     """Returns the values of a column or of a data frame of one, texts or paths, as a list; anything
     else as it is. Raises InputError for other values, and for several columns."""
-    if is_frame(given):
+    given = unpack_hub(given)
+    if is_frame(given) and _has(given, "columns"):
         if len(given.columns) != 1:
             raise InputError(
                 f"this model takes no data frame of {len(given.columns)} columns: give the column "
                 "of texts or paths."
             )
-        given = given.iloc[:, 0]
-    if not is_series(given):
+        given = given.iloc[:, 0] if _has(given, "iloc") else pa.table(given).column(0)
+    if not is_series(given) and not _has(given, "__arrow_c_stream__"):
         return given
-    values = given.tolist()
+    values = given.tolist() if is_series(given) else pa.chunked_array(given).to_pylist()
     if not all(isinstance(value, str | Path) for value in values):
         raise InputError("a column of texts or paths has other values, such as missing ones.")
     return values

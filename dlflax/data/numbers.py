@@ -5,6 +5,7 @@ numbers ("1,234"). The cells of the column decide together, then the other colum
 its delimiter; what stays undecided is refused.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -40,6 +41,7 @@ _CELL = re.compile(
     r"(?P<body>[.,]?\d[\d.,'’\s]*(?:[eE][-+]?\d+)?)"
     rf"(?P<after>%|‰|{_CURRENCY}|{_WORD}(?:[ /]{_WORD})?)?"
 )
+_MINUS = re.compile(rf"({_CURRENCY})?\s?\((.+)\)|([\d.,'’\s]+)[-−]")  # of accountants
 _BODY = {
     decimal: re.compile(
         rf"(?:\d+|(?:[1-9]\d{{0,2}}|\d(?=.*[{decimal}]))(?:[{other}]\d{{3}})+"
@@ -123,6 +125,8 @@ def as_mask(array: pa.Array) -> np.ndarray:
 
 def _split(cell: str) -> tuple[bool, str, str] | None:
     """Returns (is negative, the digits with their marks, the unit); None for what is no number."""
+    if minus := _MINUS.fullmatch(cell):
+        cell = f"-{minus[1] or ''}{minus[2] or minus[3]}"
     match = _CELL.fullmatch(cell)
     if match is None or match["sign"] and match["inner"] or match["before"] and match["after"]:
         return None
@@ -141,6 +145,7 @@ class _Evidence:
         self.clash: tuple[str, ...] = ()  # two cells
         self.odd: list[str] = []
         self.unclear = integer = clear = ""  # cells
+        unclear: dict[str, str] = {}  # their mark -> a cell
         padded, rest = False, cells
 
         def pick(pattern):
@@ -160,7 +165,7 @@ class _Evidence:
             integer = picked[0].as_py()
         for mark in DECIMALS:
             if len(rest) and len(picked := pick(_UNCLEAR[mark])):
-                self.unclear = picked[0].as_py()
+                self.unclear = unclear[mark] = picked[0].as_py()
                 padded |= pc.any(pc.ends_with(picked, "0")).as_py()
             if len(rest) and len(picked := pick(_PLAIN[mark])):
                 self._meet({mark}, picked[0].as_py(), clear)
@@ -186,10 +191,12 @@ class _Evidence:
             if len(readable) == 1:
                 clear = cell
             elif "." in parts[1] or "," in parts[1]:
-                self.unclear = cell
+                self.unclear = unclear["." if "." in parts[1] else ","] = cell
                 padded |= parts[1].endswith("0")
             else:
                 integer = cell
+        if len(unclear) == 2 and len(self.decimals) == 2:  # 1,234 beside 1.234
+            self.decimals, self.clash = set(), tuple(unclear.values())
         # one odd cell is allowed from 20 numbers on
         self.are_numbers = numbers > 0 and odd <= max(MOST_ODD * numbers, min(1, numbers // 20))
         self.are_texts = odd > len(cells) / 2
@@ -241,6 +248,7 @@ def infer_formats(
             texts.append(name)
         else:
             typed = isinstance(column, pa.Array) and is_numeric(column.type)
+            typed = typed and not _are_names(column)
             formats[name] = NumberFormat() if typed else None
     with ThreadPoolExecutor(2) as pool:  # Arrow lets the other go on
         evidence = dict(zip(texts, pool.map(lambda n: _look(table.columns[n]), texts), strict=True))
@@ -268,7 +276,7 @@ def infer_formats(
             some = ", ".join(sorted(set(seen.odd))[:3])
             log(f"{name}: {seen.mixed:,} of {len(table):,} cells are no numbers ({some:.60}): it "
                 "is not read as numbers.")  # fmt: skip
-        if seen.are_numbers:
+        if seen.are_numbers and not _are_names(table.columns[name]):
             missing = sorted({c.lower() for c in seen.odd if not re.fullmatch(_POWER, c)})
             form = NumberFormat(mark or ".", seen.unit(), (*NO_NUMBER, *missing))
             certain = not seen.units and form.decimal in seen.decimals
@@ -304,6 +312,21 @@ def _fits(form: NumberFormat, cells: pa.Array) -> bool:
     """True if the cells are of one format: units may differ, and a stated mark be wrong."""
     values, wrong = form.parse(cells)
     return wrong.sum() <= MOST_ODD * np.isfinite(values).sum()
+
+
+def _are_names(column: pa.Array) -> bool:
+    """True for integers of which float64 cannot tell all apart."""
+    if is_text(column):
+        if (pc.max(pc.binary_length(column)).as_py() or 0) < 16:
+            return False
+        column = column.filter(pc.match_substring_regex(column, "^[-+]?[0-9]{16,}$"))
+    elif pa.types.is_integer(column.type):
+        if max(abs(end or 0) for end in pc.min_max(column).as_py().values()) <= 2**53:
+            return False
+    else:
+        return False
+    integers = pc.unique(column)
+    return len(pc.unique(integers.cast(pa.float64(), safe=False))) < len(integers)
 
 
 def _where(table: RawTable, name: str, cell: str) -> str:
@@ -343,7 +366,7 @@ def column_numbers(column: Any, form: NumberFormat) -> tuple[np.ndarray, np.ndar
             column = column.cast(pa.uint8())
         if not is_numeric(column.type):
             return np.full(len(column), math.nan), as_mask(column.is_valid())
-        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         return np.where(np.isinf(values), math.nan, values), np.zeros(len(values), bool)
     texts = [i for i, value in enumerate(column) if isinstance(value, str)]
     values, wrong = np.full(len(column), math.nan), np.zeros(len(column), bool)
@@ -351,5 +374,6 @@ def column_numbers(column: Any, form: NumberFormat) -> tuple[np.ndarray, np.ndar
     for i, value in enumerate(column):
         if value is not None and not isinstance(value, str):
             wrong[i] = not isinstance(value, int | float | np.number)
-            values[i] = math.nan if wrong[i] or math.isinf(value) else value
+            with contextlib.suppress(OverflowError):  # beyond float64: infinite, so missing
+                values[i] = math.nan if wrong[i] or math.isinf(value) else value
     return values, wrong

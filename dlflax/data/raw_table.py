@@ -29,7 +29,7 @@ from dlflax.data.delimited import (
     read_json_lines,
     without_hint,
 )
-from dlflax.data.encoder import TooMuch, Upload, is_frame, is_hub_dataset, is_series, take_rows
+from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows, unpack_hub
 from dlflax.errors import InputError
 from dlflax.files import most_to_read, printable, read_bytes
 
@@ -176,7 +176,7 @@ def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTabl
         if kind == "json":
             return _of_rows(*read_json_lines(content, path), str(path), log)
         return _of_csv(content, path, usual, log)
-    except InputError:
+    except InputError:  # which is a ValueError
         raise
     except (ValueError, OSError, EOFError, pa.ArrowException, csv.Error) as error:
         name = {"arrow": "Parquet or Feather", "sheet": "Excel", "json": "JSON Lines"}.get(kind)
@@ -215,9 +215,14 @@ def _of_rows(
 
 
 def _of_frame(given: Any, log: Log) -> RawTable:
-    given = given.with_format("arrow")[:] if is_hub_dataset(given) else given
-    with contextlib.suppress(pa.ArrowException, TypeError, AttributeError, NotImplementedError):
-        return _of_arrow(pa.table(given), "the data frame", log)
+    arrow = None
+    with contextlib.suppress(pa.ArrowException, TypeError, AttributeError, NotImplementedError,
+                             OverflowError, ValueError):  # fmt: skip
+        arrow = pa.table(unpack_hub(given))
+    if arrow is not None:
+        return _of_arrow(arrow, "the data frame", log)
+    if not hasattr(given, "iloc"):
+        raise InputError(f"a {type(given).__name__} is no table: give a data frame.")
     # one of pandas whose columns have values of several types
     values = given.astype(object).where(given.notna(), None)
     columns = [as_column(values.iloc[:, i].tolist()) for i in range(values.shape[1])]
@@ -237,17 +242,35 @@ def _read_arrow(content: bytes) -> pa.Table:
 
 
 def _of_arrow(table: pa.Table, place: str, log: Log) -> RawTable:
-    columns = []
-    for column in table.columns:
-        array = pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks()
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if is_text(array):
-            array = pc.utf8_trim_whitespace(array.cast(pa.string()))
-        elif pa.types.is_decimal(array.type) or pa.types.is_float16(array.type):
-            array = array.cast(pa.float64())
-        columns.append(array)
-    return _table(place, list(map(str, table.column_names)), columns, log)
+    # the index of pandas stands last, where the target is looked for; without a name it is none
+    index = [str(name) for name in (table.schema.pandas_metadata or {}).get("index_columns", ())]
+    named = [(str(name), column) for name, column in zip(table.column_names, table.columns,
+             strict=True) if not (name in index and name.startswith("__index_level_"))]  # fmt: skip
+    named.sort(key=lambda pair: pair[0] not in index)
+    columns = [
+        _simplify(pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks())
+        for _, column in named
+    ]
+    return _table(place, [name for name, _ in named], columns, log)
+
+
+def _simplify(array: pa.Array) -> pa.Array:
+    """Returns the column as numbers, booleans, dates or texts, stripped. A duration becomes its
+    seconds; a time of day, bytes and what has parts become texts."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _simplify(array.dictionary_decode())
+    if pa.types.is_duration(kind):
+        unit = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
+        return pc.divide(array.cast(pa.int64()).cast(pa.float64(), safe=False), unit)
+    if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
+        return array.cast(pa.float64())
+    if pa.types.is_primitive(kind) and not pa.types.is_time(kind) or pa.types.is_null(kind):
+        return array
+    if is_text(array) or "binary" in str(kind):
+        with contextlib.suppress(pa.ArrowInvalid):  # bytes that are no text
+            return pc.utf8_trim_whitespace(array.cast(pa.string()))
+    return as_texts(array)
 
 
 def _of_sheet(content: bytes, path: Path, log: Log) -> RawTable:
@@ -277,10 +300,14 @@ def _of_sheet(content: bytes, path: Path, log: Log) -> RawTable:
 
 def as_column(values: Sequence[Any]) -> Any:
     """Returns an Arrow array of Python values; object (n,) where they have several types."""
-    values = [None if value is None or value != value else value for value in values]
+    values = [None if is_missing(value) else value for value in values]
+    try:
+        "".join(value for value in values if isinstance(value, str)).encode()
+    except UnicodeEncodeError as error:
+        character = error.object[error.start]
+        raise InputError(f"a cell has {character!r}, half of a character: repair it.") from None
     with contextlib.suppress(pa.ArrowException, TypeError, OverflowError, ValueError):
-        array = pa.array(values)
-        return pc.utf8_trim_whitespace(array) if array.type == pa.string() else array
+        return _simplify(pa.array(values))
     column = np.empty(len(values), object)
     column[:] = values
     return column
@@ -290,8 +317,8 @@ def as_texts(column: Any) -> pa.Array:
     """Returns a column as Arrow's texts, "" where it has no value: a whole float as the integer."""
     if is_text(column):
         return column.fill_null("") if column.null_count else column
-    if not isinstance(column, pa.Array):
-        return pa.array([as_text(value) for value in column], pa.string())
+    if not isinstance(column, pa.Array) or not pa.types.is_primitive(column.type):
+        return pa.array([as_text(value) for value in column.tolist()], pa.string())
     if pa.types.is_boolean(column.type):
         return pc.if_else(column, "True", "False").fill_null("")
     if pa.types.is_integer(column.type):
@@ -301,9 +328,19 @@ def as_texts(column: Any) -> pa.Array:
     return texts.take(codes.indices).fill_null("")
 
 
+def is_missing(value: Any) -> bool:
+    """True for None, NaN, NaT, and pandas' NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # NA is neither
+        return True
+    except ValueError:  # an array
+        return False
+
+
 def as_text(value: Any) -> str:
     """Returns a value as the text of a category; "" for None and NaN."""
-    if value is None or value != value:
+    if is_missing(value):
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))

@@ -237,7 +237,7 @@ def _times(table: RawTable, name: str, are_numbers: bool) -> TimeFormat | None:
     20241231 are times, if all of them are."""
     column = table.columns[name]
     if isinstance(column, pa.Array) and pa.types.is_temporal(column.type):
-        return TimeFormat("2024-12-31")
+        return TimeFormat("2024-12-31", zone="UTC" if getattr(column.type, "tz", None) else "")
     if not are_numbers:
         return infer_times(column) if is_text(column) else None
     if len(table) and re.fullmatch(r"(19|20)\d{6}", as_texts(column[:1])[0].as_py()):

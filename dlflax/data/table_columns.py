@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from dlflax.data.numbers import MISSING, NO_NUMBER, NumberFormat, column_numbers
 from dlflax.data.raw_table import as_texts
 from dlflax.data.target import match_levels
-from dlflax.data.times import TimeFormat
+from dlflax.data.times import CLOCK, TimeFormat
 
 HASHES = 64  # inputs of a column of free text
 DAY = 86_400.0  # seconds
@@ -232,13 +232,15 @@ def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
     """Returns (seconds since 1970 in UTC, float64 (n,), NaN where one is missing; bool (n,), True
     where it is no time). cells: texts in this format, or typed values."""
     if isinstance(cells, pa.Array) and pa.types.is_temporal(cells.type):
-        cells = cells.cast(pa.timestamp("us", getattr(cells.type, "tz", None)), safe=False)
-        micro = cells.cast(pa.int64())
+        zone = getattr(cells.type, "tz", None)
+        micro = cells.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
         seconds = pc.divide(pc.cast(micro, pa.float64()), 1e6).to_numpy(zero_copy_only=False)
-        return seconds, np.zeros(len(seconds), bool)
+        # of a clock whose zone is known, or is not, where it was the other way round in training
+        wrong = np.isfinite(seconds) & (zone is None if form.zone else zone not in (None, "UTC"))
+        return np.where(wrong, np.nan, seconds), wrong
     texts = as_texts(cells)
     seconds, wrong = form.parse(texts)
-    if wrong.any() and not form.zone:  # ISO 8601, as JSON has it, is one thing in every file
+    if wrong.any() and form.date != CLOCK:  # ISO 8601, as JSON has it, is one thing in every file
         iso, other = dataclasses.replace(form, date="2024-12-31", clock="").parse(texts)
         seconds, wrong = np.where(wrong, iso, seconds), wrong & other
     return seconds, wrong

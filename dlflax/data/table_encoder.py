@@ -20,8 +20,8 @@ from dlflax.data.encoder import (
     as_path,
     note,
 )
-from dlflax.data.numbers import NumberFormat, column_numbers
-from dlflax.data.raw_table import RawTable, as_texts, is_text, read_table
+from dlflax.data.numbers import MISSING, NumberFormat, column_numbers
+from dlflax.data.raw_table import RawTable, as_texts, read_table
 from dlflax.data.table_columns import (
     HASHES,
     CategoryColumn,
@@ -155,8 +155,8 @@ class TableEncoder(Encoder):
         if empty.any():
             raise InputError(
                 f"{table.row_name(int(empty.argmax()))}, column {name} has a missing value: fill it"
-                + (", or read the file with keep_default_na=False if it is a class."
-                   if isinstance(self.target, Classes) and not is_text(cells) else ".")
+                + (", or read the file with keep_default_na=False, as it may be a class."
+                   if {*map(str.lower, self.target.classes)} & {*MISSING} else ".")
             )  # fmt: skip
         return target
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
 from dlflax.errors import InputError
+from dlflax.files import printable
 
 UNKNOWN = -1  # the number of a class that training did not have
 BOOLEANS = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
@@ -21,9 +22,11 @@ def is_whole(text: str) -> bool:
 
 
 def level_key(text: str) -> str:
-    """Returns what texts of one class have in common where they differ in capitals, or in the
-    fraction of a whole number."""
-    return text.partition(".")[0] if is_whole(text) else text.casefold()
+    """Returns what texts of one class have in common. They may differ in capitals; a whole number
+    in its fraction, in zeros before it or a plus."""
+    if not is_whole(text):
+        return text.casefold()
+    return re.sub(r"^(-?)\+?0*(?=\d)", r"\1", text.partition(".")[0])
 
 
 def match_levels(texts: Sequence[str], levels: Sequence[str]) -> Int[np.ndarray, " n"]:
@@ -80,7 +83,7 @@ class Classes(Target):
 
     def numbers(self, names: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Returns the class number of each name, UNKNOWN for a name that is none."""
-        return match_levels(names, self.names)
+        return match_levels(list(map(printable, names)), self.names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ _CLOCK = (
     r"(?:[t ,:]+(?P<H>\d\d?)(?:[:.]?(?P<M>\d\d)(?:[:.]?(?P<S>\d\d)(?:[.,](?P<f>\d{1,9}))?)?)?"
     r" ?(?P<p>[ap]\.?m\.?)?(?: ?(?P<z>z|utc|gmt|[+-]\d\d(?::?\d\d)?))?)?"
 )
+CLOCK = "14:30"  # a time of any day, in a table
 # an example of the last day of 2024 -> its pattern; of two that fit a table the first is assumed
 DATES = {
     **{f"2024{s}12{s}31": f"{_Y}[{s}]{_M}[{s}]{_D}{_CLOCK}" for s in "-/. "},
@@ -61,6 +62,8 @@ DATES = {
     "2024-W52": rf"{_Y}-?w(?P<w>\d\d)",
     "2024 52": rf"{_Y} w?(?P<w>\d\d?)",
     "2024": r"(?P<Y>[12]\d{3})(?:[.,]0+)?",
+    CLOCK: r"(?P<H>\d\d?):(?P<M>\d\d)(?::(?P<S>\d\d)(?:[.,](?P<f>\d{1,9}))?)?"
+    r" ?(?P<p>[ap]\.?m\.?)?",
 }
 DECIMAL_YEARS = ("2024.917", "2024.9986")  # by months, by days
 EPOCHS = {f"1735603200{zeros}": 10.0 ** len(zeros) for zeros in ("", "0" * 3, "0" * 6, "0" * 9)}
@@ -96,7 +99,9 @@ class TimeFormat:
     def describe(self) -> str:
         """Returns an example: "31/12/2024 14:30"."""
         clock = {"": "", "24": " 14:30", "12": " 02:30 PM"}[self.clock]
-        return self.date + clock + ("+01:00" if self.zone else "")
+        return (clock.strip() if self.date == CLOCK else self.date + clock) + (
+            "+01:00" if self.zone else ""
+        )
 
     def _numbers(self, texts) -> np.ndarray:
         """Returns seconds, float64 (n,), of epochs and decimal years; NaN for other cells."""
@@ -128,6 +133,7 @@ class TimeFormat:
             return np.array([*table, math.nan])[column.indices.to_numpy()]
 
         year = part("Y", math.nan) if "Y" in names else part("y", math.nan, _year)
+        year = 1970 + 0 * part("H", math.nan) if self.date == CLOCK else year
         month = part("b", math.nan, _month) if "b" in names else part("m", 1.0)
         month = 3 * part("q", 1.0) - 2 if "q" in names else month
         month = np.where((month >= 1) & (month <= 12), month, np.nan)
@@ -179,7 +185,7 @@ def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | Non
         return None
     readings: list[tuple[TimeFormat, np.ndarray]] = []
     for date in (*DATES, *((*EPOCHS, *DECIMAL_YEARS) if plain else ())):
-        if date == "2024-366" and not regular:
+        if date == (CLOCK if regular else "2024-366"):
             continue  # in a table 2024-001 may be the number of an invoice
         form = _format_of(date, sample)
         seconds, wrong = form.parse(texts) if form else (None, None)

@@ -124,10 +124,9 @@ def print_columns(rows: list[dict], folder, verbose: bool) -> None:
     """Prints what was inferred of each column of a table, of COLUMNS without `verbose`. Neighbours
     of which the same was inferred share a line."""
     lines: list[tuple[str, ...]] = []
-    for about, group in itertools.groupby(
-        rows, lambda row: [f"{v!s:.99}" for v in row.values()][1:]
-    ):
-        names = [row["column"] for row in group]
+    cells = [[f"{value!s:.99}" for value in row.values()] for row in rows]
+    for about, group in itertools.groupby(cells, lambda row: row[1:]):
+        names = [row[0] for row in group]
         if len(names) > 3 and not about[-1]:  # without a note
             names = [f"{names[0]} ... {names[-1]} ({len(names):,} columns)"]
         lines += [(name, *about) for name in names]
