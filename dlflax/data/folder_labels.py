@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data.folder_files import (
-    File,
-    Found,
-    in_natural_order,
-    listed,
-    refused,
-    shown,
-    skipped,
-)
+from dlflax.data.folder_files import File, Found, in_natural_order, listed, refused, shown, skipped
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
 from dlflax.data.target_kind import class_texts, classes_of, numbers_or_classes

@@ -7,16 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlflax.data.encoder import (
-    Encoder,
-    Examples,
-    Form,
-    Limits,
-    Spec,
-    as_path,
-    is_series,
-    note,
-)
+from dlflax.data.encoder import Encoder, Examples, Form, Limits, Spec, as_path, is_series, note
 from dlflax.data.raw_table import read_table
 from dlflax.data.series_file import Found, Style, read_like, times_after
 from dlflax.data.target import Steps
