@@ -21,7 +21,7 @@ LIMITS = {
     "long sentences": 88,
     "participles": 136,
     "variables": 370,
-    "phrases": 477,
+    "phrases": 476,
 }
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}
