@@ -20,8 +20,8 @@ LIMITS = {
     "first words": 168,
     "long sentences": 88,
     "participles": 136,
-    "variables": 370,
-    "phrases": 476,
+    "variables": 364,
+    "phrases": 475,
 }
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}
