@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from dlflax.data.image_encoder import ImageEncoder
 from dlflax.data.splits import Given
 from dlflax.data.target import Classes
 from dlflax.errors import InputError
-from dlflax.files import cache_folder
+from dlflax.files import cache_folder, replacing
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
@@ -241,17 +239,12 @@ def _cached(name, files, cache_dir, log, read) -> Dataset:
     arrays = {f"train_{key}": array for key, array in data.train.items()}
     arrays |= {f"test_{key}": array for key, array in data.test.items()}
     arrays |= {key: np.array(getattr(data, key)) for key in ("name", "source", "checksum")}
-    unfinished = None
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
-            unfinished = Path(file.name)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, stamp=np.array(stamp), class_names=np.array(data.class_names), **arrays)
-        os.replace(unfinished, path)
     except OSError as error:
         log(f"The decoded images cannot be kept in {cache_dir} ({error.strerror or error}).")
-        if unfinished:
-            unfinished.unlink(missing_ok=True)
     return data
 
 
@@ -277,11 +270,8 @@ def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
 
     An array_record data set is read without TensorFlow.
     """
-    import tensorflow_datasets as tfds
-
     log(f"Decoding the images of {folder} (once: they are kept for the next start).")
-    try:
-        builder = tfds.builder_from_directory(folder)
+    with download.builder_of(folder, "images with train and test splits") as builder:
         image, label = builder.info.supervised_keys or ("image", "label")
         class_names = builder.info.features[label].names
         test = "test" if "test" in builder.info.splits else "validation"
@@ -289,13 +279,6 @@ def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
             _read_tfds_split(builder, split, image, label, f"The {split} split in {folder}")
             for split in ("train", test)
         ]
-    except InputError:
-        raise
-    except Exception as error:  # a damaged folder can raise anything from TFDS
-        raise InputError(
-            f"The TFDS data set in {folder} cannot be read as labelled images with train and test "
-            f"splits ({download.first_line(error)}): prepare it again, or pass --data-dir."
-        ) from None
     places = [(f"The {split} split in {folder}",) * 2 for split in ("train", test)]
     source = f"TFDS {name}:{folder.name} in {folder}"
     return _dataset(name, source, parts, class_names, places)
