@@ -20,7 +20,7 @@ LIMITS = {
     "first words": 168,
     "long sentences": 88,
     "participles": 136,
-    "variables": 364,
+    "variables": 363,
     "phrases": 475,
 }
 

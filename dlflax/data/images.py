@@ -102,8 +102,8 @@ class _Read:
     cache_dir: Path
     log: Callable[[str], None]
 
-    def _cached(self, files, read, name=None):
-        return _cached(name or self.name, files, self.cache_dir, self.log, read)
+    def _cached(self, files, read):
+        return _cached(self.name, files, self.cache_dir, self.log, read)
 
     def from_idx(self, folder: Path) -> Dataset:
         files = idx.find_idx(folder)
@@ -117,7 +117,9 @@ class _Read:
         return self._cached(files, lambda: _read_tfds(self.name, folder, self.log))
 
     def digits(self) -> Dataset:
-        return _digits(self._cached)
+        spec = importlib.util.find_spec("sklearn")  # found, not imported: the import takes seconds
+        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        return _cached("digits", [path], self.cache_dir, self.log, lambda: _read_digits(path))
 
     def from_user(self, folder: Path) -> Dataset:
         """Returns the data set that --data-dir names."""
@@ -330,30 +332,24 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def _digits(cached) -> Dataset:
+def _read_digits(path: Path) -> Dataset:
     """scikit-learn's digits as MNIST has them: 20 x 20 in a frame of 28 x 28, 80 % to train on."""
-    spec = importlib.util.find_spec("sklearn")  # found, not imported: the import takes seconds
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    import PIL.Image
 
-    def read() -> Dataset:
-        import PIL.Image
-
-        table = np.loadtxt(path, delimiter=",")  # 64 values from 0 to 16, then the label
-        if table.shape != (1797, 65):
-            raise InputError(f"{path} is {table.shape}, not (1797, 65): reinstall scikit-learn.")
-        small = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-        images = np.zeros((len(small), 28, 28, 1), np.uint8)
-        for image, pixels in zip(images, small, strict=True):
-            larger = PIL.Image.fromarray(pixels).resize((20, 20), PIL.Image.Resampling.BICUBIC)
-            image[4:24, 4:24, 0] = larger
-        labels = table[:, 64].astype(np.int32)
-        generator = np.random.Generator(np.random.Philox(0))
-        in_test = np.zeros(len(labels), bool)
-        for digit in range(10):
-            members = generator.permutation(np.flatnonzero(labels == digit))
-            in_test[members[: round(0.2 * len(members))]] = True
-        parts = [(images[chosen], labels[chosen]) for chosen in (~in_test, in_test)]
-        source = "scikit-learn digits, 1,797 images resized from 8x8 to 28x28 (NOT MNIST)"
-        return _dataset("digits", source, parts, tuple("0123456789"), [(path, path)] * 2)
-
-    return cached([path], read, "digits")
+    table = np.loadtxt(path, delimiter=",")  # 64 values from 0 to 16, then the label
+    if table.shape != (1797, 65):
+        raise InputError(f"{path} is {table.shape}, not (1797, 65): reinstall scikit-learn.")
+    small = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    images = np.zeros((len(small), 28, 28, 1), np.uint8)
+    for image, pixels in zip(images, small, strict=True):
+        larger = PIL.Image.fromarray(pixels).resize((20, 20), PIL.Image.Resampling.BICUBIC)
+        image[4:24, 4:24, 0] = larger
+    labels = table[:, 64].astype(np.int32)
+    generator = np.random.Generator(np.random.Philox(0))
+    in_test = np.zeros(len(labels), bool)
+    for digit in range(10):
+        members = generator.permutation(np.flatnonzero(labels == digit))
+        in_test[members[: round(0.2 * len(members))]] = True
+    parts = [(images[chosen], labels[chosen]) for chosen in (~in_test, in_test)]
+    source = "scikit-learn digits, 1,797 images resized from 8x8 to 28x28 (NOT MNIST)"
+    return _dataset("digits", source, parts, tuple("0123456789"), [(path, path)] * 2)
