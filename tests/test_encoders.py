@@ -153,7 +153,11 @@ def test_an_image_is_the_same_as_a_file_bytes_and_in_a_folder(mode, place):
 
 
 @settings(max_examples=30, deadline=None)
-@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=60), min_size=1, max_size=4))
+@given(
+    texts=st.lists(
+        st.text(st.characters(codec="utf-8"), max_size=60).filter(str.strip), min_size=1, max_size=4
+    )
+)
 def test_a_text_is_the_same_alone_and_among_others(text_encoder, texts):
     together = same(text_encoder, texts, pd.Series(texts), pd.DataFrame({"text": texts}))
     for i, text in enumerate(texts):

@@ -593,3 +593,21 @@ def test_large_offsets_survive(tmp_path):
         tables[name] = splits.train["inputs"], splits.test["inputs"], splits.train["targets"]
     for small, large in zip(*tables.values(), strict=True):
         np.testing.assert_allclose(small, large, atol=2e-6)
+
+
+@pytest.mark.parametrize("header, row, right", [
+    ("y note", lambda i: (i / 8, ("sun", "rain")[i % 2]), "y"),
+    ("a y year month", lambda i: (i % 5, i**2, 2000 + i // 12, i % 12 + 1), "y"),
+    ("a y year", lambda i: (i % 5, i**2, 1950 + i), "y"),
+    ("day a y", lambda i: (f"{DAYS[i]:%Y-%m-%d}", i % 5, i % 7), "y"),
+])  # fmt: skip
+def test_the_last_column_of_values_is_forecast_and_said(tmp_path, header, row, right):
+    file, said = lines_of(tmp_path / "a.csv", header.split(), [row(i) for i in range(36)])
+    assert file.style.columns == (right,)
+    assert f"a.csv: {right} is forecast (--column for another)." in said
+
+
+def test_a_series_has_a_header(tmp_path):
+    path = write(tmp_path / "a.csv", [(i, i / 8) for i in range(2, 40)], ("1", "-0.78"))
+    with pytest.raises(InputError, match=r"a.csv has numbers in its first line \(1, -0.78\): "):
+        read_file(path, None, (), print)

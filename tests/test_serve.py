@@ -111,8 +111,10 @@ def test_predict_serve_and_export_agree_on_odd_pictures(zoo, digits, tmp_path):
 
 def test_other_kinds_of_inputs(zoo):
     with client_of(zoo("texts")) as client:
-        answers = client.post("/predict", json={"texts": ["a good day", "é", ""]}).json()
-        assert [each["text"] for each in answers["answers"]] == ["a good day", "é", ""]
+        answers = client.post("/predict", json={"texts": ["a good day", "é"]}).json()
+        assert [each["text"] for each in answers["answers"]] == ["a good day", "é"]
+        empty = client.post("/predict", json={"texts": ["a good day", " "]})
+        assert empty.status_code == 422 and "text 2 of 2 is empty" in empty.json()["error"]
         alone = client.post("/predict", content=b"a good day",
                             headers={"content-type": "text/plain; charset=utf-8"})  # fmt: skip
         assert alone.json()["answers"][0]["probabilities"] == pytest.approx(

@@ -331,9 +331,14 @@ def as_upload(given: Any) -> Upload:
 
 
 def is_frame(given: Any) -> bool:
-    """True if it is a data frame: of pandas, or with Arrow's interface."""
+    """True if it is a data frame: of pandas, with Arrow's interface, or a Hugging Face data set."""
     arrow = _has(given, "__arrow_c_stream__") and not is_series(given)
-    return arrow or _has(given, "columns", "iloc")
+    return arrow or _has(given, "columns", "iloc") or is_hub_dataset(given)
+
+
+def is_hub_dataset(given: Any) -> bool:
+    """True if it is a `datasets.Dataset` of Hugging Face, which has Arrow's tables inside."""
+    return _has(given, "with_format", "column_names")
 
 
 def is_series(given: Any) -> bool:

@@ -29,7 +29,7 @@ from dlflax.data.delimited import (
     read_json_lines,
     without_hint,
 )
-from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows
+from dlflax.data.encoder import TooMuch, Upload, is_frame, is_hub_dataset, is_series, take_rows
 from dlflax.errors import InputError
 from dlflax.files import most_to_read, printable, read_bytes
 
@@ -65,15 +65,20 @@ class RawTable:
     """The file or what else it was, for messages."""
     delimiter: str = ""
     """Between the cells of a CSV file; "" for any other table."""
-    names: RowNames | None = None
-    """A name of each row."""
+    names: Any = None
+    """`RowNames`; by default "a.csv, row 1" and so on."""
+
+    def __post_init__(self):
+        if self.names is None:
+            names = RowNames(f"{self.place}, row", np.arange(1, len(self) + 1))
+            object.__setattr__(self, "names", names)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def row_name(self, row: int) -> str:
         """Returns the row's name: "a.csv, line 7"."""
-        return f"{self.place}, row {row + 1}" if self.names is None else self.names[int(row)]
+        return self.names[int(row)]
 
     def rename_like(self, names: Sequence[str], log: Log) -> "RawTable":
         """Returns the table with these names for columns that differ in capitals and blanks alone;
@@ -95,8 +100,7 @@ class RawTable:
     def take(self, index: Any) -> "RawTable":
         """Returns the rows at index, int (n,) or bool (n,)."""
         columns = {name: take_rows(column, index) for name, column in self.columns.items()}
-        names = None if self.names is None else self.names[index]
-        return dataclasses.replace(self, columns=columns, names=names)
+        return dataclasses.replace(self, columns=columns, names=self.names[index])
 
 
 def read_table(
@@ -172,6 +176,8 @@ def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTabl
         if kind == "json":
             return _of_rows(*read_json_lines(content, path), str(path), log)
         return _of_csv(content, path, usual, log)
+    except InputError:
+        raise
     except (ValueError, OSError, EOFError, pa.ArrowException, csv.Error) as error:
         name = {"arrow": "Parquet or Feather", "sheet": "Excel", "json": "JSON Lines"}.get(kind)
         form = f"{name} file" if name else "CSV file with a header"
@@ -185,10 +191,12 @@ def _of_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
     lines = line_numbers(content, len(table) + len(ragged))
     if ragged:
         row, cells = ragged[0]
+        above = row > 1 and len(ragged) > len(table)  # lines of something else begin the file
         raise InputError(
-            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: put "
-            "numbers that have a comma in quotes, or write them without."
-        )
+            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: "
+            + ("remove the lines above the header." if above else
+               "put numbers that have a comma in quotes, or write them without.")
+        )  # fmt: skip
     columns = [pc.utf8_trim_whitespace(column.combine_chunks())[1:] for column in table.columns]
     return _table(str(path), header, columns, log, mark, lines[1:])
 
@@ -207,6 +215,7 @@ def _of_rows(
 
 
 def _of_frame(given: Any, log: Log) -> RawTable:
+    given = given.with_format("arrow")[:] if is_hub_dataset(given) else given
     with contextlib.suppress(pa.ArrowException, TypeError, AttributeError, NotImplementedError):
         return _of_arrow(pa.table(given), "the data frame", log)
     # one of pandas whose columns have values of several types
@@ -281,7 +290,15 @@ def as_texts(column: Any) -> pa.Array:
     """Returns a column as Arrow's texts, "" where it has no value: a whole float as the integer."""
     if is_text(column):
         return column.fill_null("") if column.null_count else column
-    return pa.array([as_text(value) for value in column.tolist()], pa.string())
+    if not isinstance(column, pa.Array):
+        return pa.array([as_text(value) for value in column], pa.string())
+    if pa.types.is_boolean(column.type):
+        return pc.if_else(column, "True", "False").fill_null("")
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string()).fill_null("")
+    codes = column.dictionary_encode()
+    texts = pa.array([as_text(value) for value in codes.dictionary.to_pylist()], pa.string())
+    return texts.take(codes.indices).fill_null("")
 
 
 def as_text(value: Any) -> str:

@@ -32,7 +32,7 @@ class Series(Source):
     decimal: Literal["auto", ".", ","] = "auto"
     """The decimal mark of its numbers; auto: as the file shows, column by column."""
     column: str | None = None
-    """The column of it that is forecast (default: the last one)."""
+    """The column of it that is forecast (default: the last one with numbers)."""
     past_covariates: tuple[str, ...] = ()
     """Other columns of the file, whose past the model sees too."""
     future_covariates: tuple[str, ...] = ()

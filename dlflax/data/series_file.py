@@ -1,5 +1,6 @@
 """Series as files, rows and data frames have them."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -76,9 +77,8 @@ def read_file(
 ) -> Found:  # fmt: skip
     """Reads a column, by default the last, of a table file, and infers its style."""
     table = read_table(Path(str(path)), log=log, what="a series")
-    others = [name for name in reversed(table.columns) if name not in covariates]
-    names = (name for name in others if infer_times(as_texts(table.columns[name])) is None)
-    names = (column or next(names, [*table.columns][-1]), *covariates)
+    numbers.check_header(table, log)
+    names = (column or _last_values(table, covariates), *covariates)
     _check_columns(table, names)
     formats = numbers.infer_formats(table, names, decimal)
     for sentence in numbers.describe_formats(formats):
@@ -94,7 +94,29 @@ def read_file(
     else:
         names = ", ".join(style.times)
         log(f"{file}: times are read from {names}, written as {style.time.describe()}.")
+    if column is None and len(table.columns) > 1 + len({*style.times, *covariates}):
+        log(f"{file}: {style.columns[0]} is forecast (--column for another).")
     return read_cells(table, style, log)
+
+
+def _last_values(table: RawTable, covariates) -> str:
+    """Returns the last column that has numbers, and is no part of the times; if there is none, the
+    last one."""
+    times = None
+    for name in reversed(table.columns):
+        column = table.columns[name]
+        values, wrong = numbers.column_numbers(column, NumberFormat())
+        texts = min(wrong.mean(), numbers.column_numbers(column, NumberFormat(","))[1].mean()) > 0.5
+        if name in covariates or texts or infer_times(as_texts(column)):
+            continue
+        if times is None and (values == np.round(values)).all():  # maybe years or months
+            times = ()
+            with contextlib.suppress(InputError):
+                style = _find_times(table, Style(("",), (NumberFormat(),), ""))
+                times = () if style.zone == COUNT else style.times
+        if name not in (times or ()):
+            return name
+    return [*table.columns][-1]
 
 
 def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:

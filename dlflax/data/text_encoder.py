@@ -43,6 +43,9 @@ class TextEncoder(Encoder):
         texts = [given] if isinstance(given, str) else given
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InputError("name one or more texts, in quotes, after the run folder.")
+        if blank := [i for i, text in enumerate(texts, 1) if not text.strip()]:
+            which = f"text {blank[0]} of {len(texts)}" if len(texts) > 1 else "the text"
+            raise InputError(f"{which} is empty: give predict texts with a word or more.")
         if limits and sum(map(len, texts)) > limits.characters:
             raise TooMuch(f"the texts of a request may have {limits.characters:,} characters.")
         return self._of_texts(list(map(_as_utf8, texts)))
