@@ -20,8 +20,8 @@ LIMITS = {
     "first words": 167,
     "long sentences": 88,
     "participles": 136,
-    "variables": 370,
-    "phrases": 475,
+    "variables": 363,
+    "phrases": 473,
 }
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dlflax import run, train
 from dlflax.data import Series, calendars, make_splits
 from dlflax.data.series import naive, seasonal_naive
-from dlflax.data.series_file import read, read_file
+from dlflax.data.series_file import read_file
 from dlflax.errors import InputError
 from dlflax.train import Hparams, losses, tasks
 from experiments import forecast, predict
@@ -104,7 +104,8 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     cells = ["", *("" if i in (3, 4, 17, 33) else 2 * i for i in range(1, 40))]
     path = write(tmp_path / "a.csv", list(enumerate(cells)))
     said = []
-    values, observed = read(path, log=said.append)
+    found = read_file(path, log=said.append)
+    values, observed = found.values, found.observed
     assert said == [
         "a.csv: rows are numbered by the column date.",
         "a.csv: one row every 1, from 0 to 39.",
@@ -187,7 +188,7 @@ def test_files_that_are_no_series(tmp_path):
         (endless, "line 2, column value: 'inf' is not a number"),
     ):
         with pytest.raises(InputError, match=sentence):
-            read(path)
+            read_file(path)
 
 
 def shop(path, n=400, later=0):
