@@ -135,6 +135,13 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def many(count: int, nouns: str, verb: str) -> str:
+    """Returns "1 row has", "1,234 rows have"."""
+    if count == 1:
+        return f"1 {nouns.removesuffix('s')} {dict(have='has', are='is')[verb]}"
+    return f"{count:,} {nouns} {verb}"
+
+
 def write_csv(path: str | Path, rows: list[dict]) -> None:
     """Writes all rows, atomically. The columns are all keys, in the order they first appear; what
     a row lacks stays empty."""

@@ -17,7 +17,7 @@ import experiments
 from dlflax import run
 from dlflax.data import ImageFolder, Series, Text, make_splits
 from dlflax.data.picture import read_picture
-from dlflax.data.series_file import read
+from dlflax.data.series_file import read_file
 from dlflax.errors import InputError
 from dlflax.report import figures, tables
 from dlflax.run.predict import Predictor
@@ -243,7 +243,9 @@ def days(count, step=1):
 def test_rows_are_sorted_by_their_times(place):
     rows = [(f"{day:%Y-%m-%d}", 100 + i) for i, day in enumerate(days(40))]
     said = []
-    values, _ = read(write(place / "a.csv", rows[::-1], ("date", "price")), log=said.append)
+    values = read_file(
+        write(place / "a.csv", rows[::-1], ("date", "price")), log=said.append
+    ).values
     np.testing.assert_array_equal(values, 100.0 + np.arange(40))
     assert said == [
         "a.csv: times are read from date, written as 2024-12-31.",
@@ -267,7 +269,7 @@ def test_rows_are_sorted_by_their_times(place):
 def test_times_of_many_forms(place, form):
     rows = [(day.strftime(form), i) for i, day in enumerate(days(40, step=7))]
     said = []
-    read(write(place / "a.csv", rows, ("date", "value")), log=said.append)
+    read_file(write(place / "a.csv", rows, ("date", "value")), log=said.append)
     assert said[0].startswith("a.csv: times are read from date, written as ")
     assert said[1:] == ["a.csv: one row every 7 days, from 2020-01-01 to 2020-09-30."]
 
@@ -275,18 +277,18 @@ def test_times_of_many_forms(place, form):
 def test_what_is_missing_in_time_is_missing_in_the_series(place):
     rows = [(str(day), i) for i, day in enumerate(days(40)) if i not in (7, 8)]
     said = []
-    values, _ = read(write(place / "a.csv", rows, ("date", "value")), log=said.append)
+    values = read_file(write(place / "a.csv", rows, ("date", "value")), log=said.append).values
     assert len(values) == 40 and "2 of 40 values are missing" in said[-1]
     weekdays = [day for day in days(60) if day.weekday() < 5]
     rows = [(str(day), i) for i, day in enumerate(weekdays)]
     said.clear()
-    assert len(read(write(place / "b.csv", rows, ("date", "value")), log=said.append)[0]) == len(
-        rows
-    )
+    assert len(
+        read_file(write(place / "b.csv", rows, ("date", "value")), log=said.append).values
+    ) == len(rows)
     assert "one row every day without weekends" in said[1]
     months = [f"20{10 + i // 12}-{i % 12 + 1:02}-01" for i in range(30)]
     said.clear()
-    read(
+    read_file(
         write(place / "c.csv", list(zip(months, range(30), strict=True)), ("m", "v")),
         log=said.append,
     )
@@ -305,7 +307,7 @@ def test_what_is_missing_in_time_is_missing_in_the_series(place):
 )  # fmt: skip
 def test_times_that_cannot_be_a_series(place, cells, sentence):
     with pytest.raises(InputError, match=sentence):
-        read(write(place / "a.csv", cells, ("date", "value")))
+        read_file(write(place / "a.csv", cells, ("date", "value")))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,7 @@ def test_numbers_by_the_rule_of_their_column(place, cell, delimiter):
     with open("a.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=delimiter)
         writer.writerows([("n", "value"), *enumerate(cells)])
-    np.testing.assert_allclose(read(Path("a.csv"))[0], numbers)
+    np.testing.assert_allclose(read_file(Path("a.csv")).values, numbers)
 
 
 def test_a_row_of_another_length_is_named(place):

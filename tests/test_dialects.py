@@ -1,9 +1,11 @@
 """A table means the same in whatever dialect it is written, and by every way in."""
 
+import bz2
 import csv
 import dataclasses
 import gzip
 import io
+import lzma
 import math
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -362,3 +364,51 @@ def test_free_text_is_hashed_as_the_words_in_it():
     np.testing.assert_array_equal(raw[0], raw[1])
     np.testing.assert_allclose((raw**2).sum(1), [1, 1, 1, 0])
     assert 0 < raw[0] @ raw[2] < 1
+
+
+@pytest.mark.parametrize("text", [
+    'n,   a,     b\n"x, y",  "p", 1\n"z",     "q", 2\n',  # blanks before quotes
+    'n a  b\n"x, y"   p 1\n\n z\tq    2 \n',
+])  # fmt: skip
+def test_cells_that_are_lined_up(text):
+    Path("a.csv").write_text(text)
+    table = read_table(Path("a.csv"))
+    columns = {name: column.to_pylist() for name, column in table.columns.items()}
+    assert columns == {"n": ["x, y", "z"], "a": ["p", "q"], "b": ["1", "2"]}
+    assert table.row_name(1) == f"a.csv, line {len(text.splitlines())}"
+
+
+def test_blanks_within_cells_cut_none():
+    for text in ("name\nroom 12\nroom 13\nroom 14\n", "a b,c d\n1 2,3 4\n5 6,7 8\n",
+                 "the text here\nall of it\nis text only\n",
+                 'a,b\n"he said, ""3"" ",x\n'):  # fmt: skip
+        Path("a.csv").write_text(text)
+        rows = list(csv.reader(io.StringIO(text)))
+        table = read_table(Path("a.csv"))
+        columns = {name: column.to_pylist() for name, column in table.columns.items()}
+        assert columns == {h: [c.strip() for c in cells] for h, *cells in zip(*rows, strict=True)}
+
+
+def test_lines_above_the_header_and_packed_files_are_named():
+    above = "Series: LNS14\nAge: 16 and over\n\n" + "a,b,c\n" + "1,2,3\n" * 9
+    Path("a.csv").write_text(above)
+    with pytest.raises(InputError, match="^a.csv, line 4 has 3 cells under 1 headings: remove the"):
+        read_table(Path("a.csv"))
+    for pack in (bz2.compress, lzma.compress, gzip.compress):
+        Path("b.csv").write_bytes(pack(b"a,b\n1,2\n" * 99))
+        with pytest.raises(InputError, match="b.csv .*it is compressed"):
+            read_table(Path("b.csv"))
+
+
+def test_levels_that_are_rare_are_counted_and_a_first_row_may_be_no_header():
+    rows = [f"{'ab'[i % 2] if i < 40 else f'rare {i}'},{i % 3},{i % 2}" for i in range(60)]
+    Path("a.csv").write_text("kind,x,y\n" + "\n".join(rows))
+    source = Table(data_dir=Path("a.csv"))
+    splits = make_splits(source, source.load(print), 0.15, 0)
+    column = splits.encoder.columns[0]
+    assert column.levels == ("a", "b") and column.rare > 10
+    assert splits.encoder.columns_table()[0]["note"] == f"a, b; other: {column.rare} rarer"
+    said = []
+    Path("b.csv").write_text("\n".join(f"place {i},{i % 7},9.{i},{i % 2}" for i in range(3, 60)))
+    Table(data_dir=Path("b.csv")).load(said.append)
+    assert said[0].startswith("b.csv: its first line is read as the header, though it has the numb")

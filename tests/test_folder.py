@@ -665,7 +665,7 @@ KILLED = """
 import os, signal, sys
 from dlflax.data import ImageFolder, folder_cache
 of = folder_cache
-module, name, call = {"header": (of, "_write_header", 2), "fsync": (of.os, "fsync", 1),
+module, name, call = {"header": (of, "_write_header", 2),
                       "pixels": (of.os, "replace", 1), "table": (of.os, "replace", 2),
                       "begin": (of, "decode", 1)}[sys.argv[2]]
 real, calls = getattr(module, name), []

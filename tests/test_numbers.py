@@ -236,3 +236,42 @@ def test_many_rows_are_not_dropped_in_silence():
     said = []
     assert len(Table(data_dir=write("c.csv", [("x", "f"), *rows])).load(said.append).test["x"])
     assert said[0].startswith("30 rows have no f")
+
+
+def test_1e3_is_a_number_among_numbers():
+    """R's readr writes 1000 so; a column of such codes is none of numbers."""
+    cells = [f"{990 + i / 4}" for i in range(60)] + ["1e3"]
+    form = infer(cells)
+    assert parse(form, cells)[-1] == 1000 and "1e3" not in form.missing
+    assert infer([f"{i}e{i % 3}" for i in range(60)]) is None
+
+
+def test_ordinals_are_no_amounts():
+    assert infer(["2. Middle Atlantic"] * 30) is None
+    assert infer([f"{i % 5}. Bezirk" for i in range(30)]) is None
+    assert infer([f"{i}.5 kg" for i in range(30)]).unit == "kg"
+
+
+def test_why_a_column_is_not_read_as_numbers():
+    said, rows = [], [(f"{i / 8}" if i % 20 else "lost", i % 2, i % 3) for i in range(80)]
+    Table(data_dir=write("a.csv", [("level", "x", "y"), *rows])).load(said.append)
+    assert said[0] == "level: 4 of 80 cells are no numbers (lost): it is not read as numbers."
+    nil = [(cell.replace("lost", "nil"), *rest) for cell, *rest in rows]
+    form = infer([cell for cell, *_ in nil])
+    assert np.isnan(parse(form, ["nil"])).all()
+
+
+def test_targets_with_marks_for_missing_values():
+    """Of a number they are missing, however many; of classes they are one, which is said."""
+    said, rows = [], [(i % 7, "NA" if i % 3 == 0 else f"{i / 8}") for i in range(90)]
+    dataset = Table(data_dir=write("a.csv", [("x", "y"), *rows])).load(said.append)
+    assert len(dataset.examples) == 60 and "30 rows have no y (NA): dropped." in said
+    rows = [(i % 7, ("NA", "no", "yes")[i % 3]) for i in range(90)]
+    Table(data_dir=write("b.csv", [("x", "y"), *rows])).load(said.append)
+    assert any(line.startswith("y: 30 rows have 'NA', which is a class here") for line in said)
+
+
+def test_few_whole_numbers_that_are_rare_are_no_classes():
+    rows = [(i, [3, 4, *range(20, 35)][i % 5 if i < 25 else i % 17]) for i in range(40)]
+    dataset = Table(data_dir=write("a.csv", [("x", "y"), *rows])).load(print)
+    assert not dataset.class_names and len(dataset.examples) == 40

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dlflax import run, train
 from dlflax.data import Series, calendars, make_splits
 from dlflax.data.series import naive, seasonal_naive
-from dlflax.data.series_file import read, read_file
+from dlflax.data.series_file import read_file
 from dlflax.errors import InputError
 from dlflax.train import Hparams, losses, tasks
 from experiments import forecast, predict
@@ -104,7 +104,8 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     cells = ["", *("" if i in (3, 4, 17, 33) else 2 * i for i in range(1, 40))]
     path = write(tmp_path / "a.csv", list(enumerate(cells)))
     said = []
-    values, observed = read(path, log=said.append)
+    found = read_file(path, log=said.append)
+    values, observed = found.values, found.observed
     assert said == [
         "a.csv: rows are numbered by the column date.",
         "a.csv: one row every 1, from 0 to 39.",
@@ -187,7 +188,7 @@ def test_files_that_are_no_series(tmp_path):
         (endless, "line 2, column value: 'inf' is not a number"),
     ):
         with pytest.raises(InputError, match=sentence):
-            read(path)
+            read_file(path)
 
 
 def shop(path, n=400, later=0):
@@ -592,3 +593,21 @@ def test_large_offsets_survive(tmp_path):
         tables[name] = splits.train["inputs"], splits.test["inputs"], splits.train["targets"]
     for small, large in zip(*tables.values(), strict=True):
         np.testing.assert_allclose(small, large, atol=2e-6)
+
+
+@pytest.mark.parametrize("header, row, right", [
+    ("y note", lambda i: (i / 8, ("sun", "rain")[i % 2]), "y"),
+    ("a y year month", lambda i: (i % 5, i**2, 2000 + i // 12, i % 12 + 1), "y"),
+    ("a y year", lambda i: (i % 5, i**2, 1950 + i), "y"),
+    ("day a y", lambda i: (f"{DAYS[i]:%Y-%m-%d}", i % 5, i % 7), "y"),
+])  # fmt: skip
+def test_the_last_column_of_values_is_forecast_and_said(tmp_path, header, row, right):
+    file, said = lines_of(tmp_path / "a.csv", header.split(), [row(i) for i in range(36)])
+    assert file.style.columns == (right,)
+    assert f"a.csv: {right} is forecast (--column for another)." in said
+
+
+def test_a_series_has_a_header(tmp_path):
+    path = write(tmp_path / "a.csv", [(i, i / 8) for i in range(2, 40)], ("1", "-0.78"))
+    with pytest.raises(InputError, match=r"a.csv has numbers in its first line \(1, -0.78\): "):
+        read_file(path, None, (), print)

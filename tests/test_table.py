@@ -16,6 +16,7 @@ from dlflax.data.numbers import NumberFormat
 from dlflax.data.raw_table import as_column
 from dlflax.data.table_columns import CategoryColumn, NumberColumn
 from dlflax.errors import InputError
+from dlflax.report import tables
 from experiments import predict, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -205,3 +206,12 @@ def test_gradient_boosting_is_scikit_learns_own():
     assert mine == pytest.approx(rmse, rel=1e-4)
     truth = load_diabetes().target
     assert splits.target.mean[0] == pytest.approx(truth.mean(), rel=0.1)
+
+
+def test_notes_leave_room_for_the_other_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [{"column": "comment", "type": "category", "format": "", "missing": 3, "levels": 2,
+             "note": "no egg was ever seen, " * 9}]  # fmt: skip
+    tables.print_columns(rows, Path("r"), False)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in (*rows[0], "comment", "category"))

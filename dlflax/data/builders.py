@@ -19,6 +19,20 @@ from dlflax.data import cifar, idx, urls
 from dlflax.errors import InputError
 
 
+def _information(builder, example: str, features, homepage: str, in_order: bool = False):
+    return tfds.core.DatasetInfo(
+        builder=builder, features=tfds.features.FeaturesDict(features), homepage=homepage,
+        supervised_keys=(example, "label"), disable_shuffling=in_order,
+    )  # fmt: skip
+
+
+def _png(image) -> bytes:
+    """Returns the file of an image: TFDS would encode an array with TensorFlow."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).save(file, format="png")
+    return file.getvalue()
+
+
 # Not registered: TFDS allows a name once, and its own builders may be imported later.
 class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """60,000 train and 10,000 test images, uint8 (28, 28, 1), in the order of the IDX files."""
@@ -30,13 +44,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "image": tfds.features.Image(shape=(28, 28, 1)),
             "label": tfds.features.ClassLabel(names=idx.CLASS_NAMES[self.name]),
         }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-            disable_shuffling=True,
-            homepage=idx.URLS[self.name],
-        )
+        return _information(self, "image", features, idx.URLS[self.name], in_order=True)
 
     def _split_generators(self, dl_manager):
         urls = {file: f"{idx.URLS[self.name]}{file}.gz" for file in idx.FILES}
@@ -64,9 +72,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, images, labels):
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            png = io.BytesIO()  # TFDS would encode an array with TensorFlow, but takes PNG bytes
-            PIL.Image.fromarray(image).save(png, format="png")
-            yield index, {"image": png.getvalue(), "label": int(label)}
+            yield index, {"image": _png(image), "label": int(label)}
 
 
 class FashionMnist(Mnist, skip_registration=True):
@@ -85,13 +91,8 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "image": tfds.features.Image(shape=(32, 32, 3)),
             "label": tfds.features.ClassLabel(names=cifar.CLASS_NAMES),
         }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-            disable_shuffling=True,
-            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-        )
+        homepage = "https://www.cs.toronto.edu/~kriz/cifar.html"
+        return _information(self, "image", features, homepage, in_order=True)
 
     def _split_generators(self, dl_manager):
         path = _published(dl_manager, cifar.URL, cifar.SHA256)
@@ -103,9 +104,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, part, images, labels):
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            png = io.BytesIO()
-            PIL.Image.fromarray(image).save(png, format="png")
-            example = {"id": f"{part}_{index:05d}", "image": png.getvalue(), "label": int(label)}
+            example = {"id": f"{part}_{index:05d}", "image": _png(image), "label": int(label)}
             yield index, example
 
 
@@ -133,12 +132,8 @@ class CatsVsDogs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "image/filename": tfds.features.Text(),
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
         }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-            homepage="https://www.microsoft.com/en-us/download/details.aspx?id=54765",
-        )
+        homepage = "https://www.microsoft.com/en-us/download/details.aspx?id=54765"
+        return _information(self, "image", features, homepage)
 
     def _split_generators(self, dl_manager):
         path = _published(dl_manager, urls.CATS_VS_DOGS, urls.CATS_VS_DOGS_SHA256)
@@ -165,12 +160,8 @@ class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "text": tfds.features.Text(),
             "label": tfds.features.ClassLabel(names=["neg", "pos"]),
         }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("text", "label"),
-            homepage="https://ai.stanford.edu/~amaas/data/sentiment/",
-        )
+        homepage = "https://ai.stanford.edu/~amaas/data/sentiment/"
+        return _information(self, "text", features, homepage)
 
     def _split_generators(self, dl_manager):
         path = _published(dl_manager, urls.IMDB, urls.IMDB_SHA256)

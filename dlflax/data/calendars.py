@@ -79,14 +79,13 @@ def in_time(
     if (steps == 0).any():
         twice = _show(times[:-1][steps == 0][0], zone)
         raise InputError(f"{place} has two rows of {twice}: a series has one value for a time.")
-    rows_and_step, other = rows_of(times, step or None), rows_of(times) if step else None
-    gaps = np.inf if rows_and_step is None else rows_and_step[0][-1] + 1 - len(times)
-    if other is not None and other[0][-1] + 1 - len(times) < gaps:
+    if step and _gaps(times, "") < _gaps(times, step):
+        other = rows_of(times)[1]
         raise InputError(
-            f"{place} has a row every {_interval(other[1], zone)}, where the training data have "
-            f"one every {_interval(step, zone)}: give a file with their step."
+            f"{place} has a row every {_interval(other, zone)}, where the training data have one "
+            f"every {_interval(step, zone)}: give a file with their step."
         )
-    if rows_and_step is None:
+    if (rows_and_step := rows_of(times, step)) is None:
         shortest, longest = (_interval(f"{s}", zone) for s in (steps.min(), steps.max()))
         raise InputError(
             f"{place} has rows at irregular times, {shortest} to {longest} apart: give one row for "
@@ -102,9 +101,9 @@ def in_time(
     return spread, Calendar(float(times[0]), step, zone, _day(times, step))
 
 
-def rows_of(times: np.ndarray, step: str | None = None) -> tuple[np.ndarray, str] | None:
+def rows_of(times: np.ndarray, step: str = "") -> tuple[np.ndarray, str] | None:
     """Returns (the row of each time, int64 (n,), from 0 on; the step) of times that increase,
-    float64 (n,); None where they are irregular. step: the one that they must have, if there is."""
+    float64 (n,); None where they are irregular. step: the one that they must have, if any."""
     for name, places in _calendars(times, step) if len(times) else ():
         rows = np.round(places).astype(np.int64)
         even = np.abs(places - rows).max() <= 0.01 and (np.diff(rows) > 0).all()
@@ -113,14 +112,21 @@ def rows_of(times: np.ndarray, step: str | None = None) -> tuple[np.ndarray, str
     return None
 
 
-def _calendars(times: np.ndarray, step: str | None) -> Iterator[tuple[str, np.ndarray]]:
+def _gaps(times: np.ndarray, step: str) -> float:
+    """Returns the number of steps without a row; infinity of times that are there twice, too."""
+    times = np.sort(times)
+    rows_and_step = rows_of(times, step) if (np.diff(times) > 0).all() else None
+    return np.inf if rows_and_step is None else rows_and_step[0][-1] + 1 - len(times)
+
+
+def _calendars(times: np.ndarray, step: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (step, rows as float64 (n,)) of the calendars that times may be in."""
     if len(times) < 2:
         yield step or f"{DAY:g}", np.zeros(len(times))
         return
     steps = np.diff(times)
     seconds = float(_middle(steps))
-    if step is None and np.ptp(steps) == 0:
+    if not step and np.ptp(steps) == 0:
         yield f"{seconds:.12g}", (times - times[0]) / seconds
     dates, months, day, left = _dates(times)
     if np.ptp(times % DAY) == 0:
@@ -131,10 +137,10 @@ def _calendars(times: np.ndarray, step: str | None) -> Iterator[tuple[str, np.nd
             name = {1: "month", 3: "quarter", 12: "year"}.get(length, f"{length} months")
             if length:
                 yield name, count / length
-        weekdays = step == "weekday" or step is None and seconds == DAY
+        weekdays = step == "weekday" or not step and seconds == DAY
         if weekdays and np.is_busday(dates).all():
             yield "weekday", np.busday_count(dates[0], dates).astype(float)
-    if step is None or not _months(step) and step != "weekday":
+    if not _months(step) and step != "weekday":
         seconds = float(step or seconds)
         yield step or f"{seconds:.12g}", (times - times[0]) / seconds
 
@@ -155,8 +161,10 @@ def _dates(times):
 def _day(times: np.ndarray, step: str) -> str:
     """Returns `Calendar.day` of times."""
     dates, months, day, left = _dates(times)
-    if not _months(step) or (left == 0).all():
-        return "end" if _months(step) else ""
+    if not _months(step):
+        return ""
+    if (left == 0).all():
+        return "end"
     for name in ("weekday end", "weekday begin") if np.ptp(day) else ():
         if (_weekday_of(months, name) == dates).all():
             return name
@@ -178,20 +186,14 @@ def _months(step: str) -> int:
 def _without_daylight_saving(times, zone: str, step: str) -> tuple[np.ndarray, str]:
     """Returns the times in UTC and the zone that explains missing hours in spring and double ones
     in autumn. Without one: the times, and "". zone: that of the training data, if there is one."""
-
-    def gaps(seconds):
-        seconds = np.sort(seconds)
-        rows = rows_of(seconds, step or None) if (np.diff(seconds) > 0).all() else None
-        return np.inf if rows is None else rows[0][-1] + 1 - len(seconds)
-
-    fewest = gaps(times)
+    fewest = _gaps(times, step)
     if not fewest and not zone or np.median(np.abs(np.diff(times))) >= DAY:
         return times, ""
     best = times, ""
     for name in (zone,) if zone else ZONES:
         for utc in _to_utc(times, name):
-            if gaps(utc) < fewest or zone and gaps(utc) <= fewest:
-                best, fewest = (utc, name), gaps(utc)
+            if (gaps := _gaps(utc, step)) < fewest or zone and gaps == fewest:
+                best, fewest = (utc, name), gaps
     return best
 
 

@@ -20,12 +20,15 @@ from dlflax.errors import InputError
 DELIMITERS = ",;\t|"
 SNIFFED = 20_000  # bytes that decide which of them it is
 MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of an encoding
+PACKED = b"PK\x03\x04", b"\x1f\x8b", b"BZh91AY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
 Log = Callable[[str], None]
 
 
 def decode(content: bytes, path: Path, log: Log) -> bytes:
     """Returns a file of text, of UTF-16 or UTF-8, in UTF-8. What is neither is read as Windows'
     cp1252, which `log` gets. Raises ValueError for what is no text."""
+    if content.startswith(PACKED):
+        raise ValueError("it is compressed, as ZIP and Excel files are: unpack it, or save it anew")
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
     head = content[:1000]
     if encoding is None and b"\0" in head and len(content) % 2 == 0:  # without its mark
@@ -54,7 +57,35 @@ def without_hint(content: bytes, usual: str) -> tuple[bytes, str]:
     """(the file, its delimiter), which Excel may state in the first line: sep=;"""
     if match := re.match(rb"sep=([,;\t|])\r?\n", content):
         return content[match.start(1) :].replace(match[1], b"", 1), match[1].decode()
-    return content, delimiter(content[:SNIFFED].decode(errors="ignore"), usual)
+    start = content[:SNIFFED].decode(errors="ignore")
+    if _has_blanks_between(start):
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter="\t").writerows(_rows(content.decode()))
+        return text.getvalue().encode(), "\t"
+    mark = delimiter(start, usual)
+    if (
+        b' "' in content and f'{mark}"'.encode() not in content
+    ):  # a cell in quotes may have blanks before it
+        content = re.sub(rf'(?<=[{mark}]) +"(?!")'.encode(), b'"', content)
+    return content, mark
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The cells of lines, with any number of blanks between them."""
+    lines = (re.sub(r"\s+", " ", line.strip()) for line in text.splitlines())
+    return list(csv.reader(lines, delimiter=" "))
+
+
+def _has_blanks_between(text: str) -> bool:
+    """True if blanks alone cut the first lines, into three or more cells, some of them numbers."""
+    first = text.partition("\n")[0]
+    if re.search("[,;|]", first) or " " not in first or _is_even(text, "\t"):
+        return False
+    rows = [row for row in _rows(text) if row][: -1 if len(text) >= SNIFFED - 4 else None]
+    number = re.compile(r"[-+]?[\d.,]*\d[\d.,]*")
+    return len(rows) > 2 and {len(row) for row in rows} == {max(len(rows[0]), 3)} and all(
+        any(map(number.fullmatch, row)) for row in rows[1:]
+    )  # fmt: skip
 
 
 def parse_csv(
@@ -128,17 +159,19 @@ def delimiter(text: str, usual: str = ",") -> str:
     """Returns the one of DELIMITERS that cuts each of the first lines into as many cells, two or
     more. Of several, or of none, it is the one most often in the first line, or the usual one."""
     first = text.partition("\n")[0]
+    return max(
+        DELIMITERS, key=lambda mark: (_is_even(text, mark), first.count(mark), mark == usual)
+    )
+
+
+def _is_even(text: str, mark: str) -> bool:
     lines = io.StringIO(text[:SNIFFED], newline="").readlines()
-
-    def even(mark):
-        with contextlib.suppress(csv.Error):
-            counts = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
-            if len(text) >= SNIFFED - 4:
-                counts.pop()  # cut in the middle
-            return len(set(counts)) == 1 and counts[0] > 1
-        return False
-
-    return max(DELIMITERS, key=lambda mark: (even(mark), first.count(mark), mark == usual))
+    with contextlib.suppress(csv.Error):
+        counts = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
+        if len(text) >= SNIFFED - 4:
+            counts.pop()  # cut in the middle
+        return len(set(counts)) == 1 and counts[0] > 1
+    return False
 
 
 def read_json_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:

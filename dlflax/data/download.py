@@ -3,11 +3,12 @@
 requests and tensorflow_datasets are imported only where they are needed.
 """
 
+import contextlib
 import importlib.util
 import os
 import threading
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,23 @@ def prepared(root: Path, name: str) -> Path | None:
         if all(number.isdecimal() for number in numbers):
             versions[tuple(map(int, numbers))] = info.parent
     return versions[max(versions)] if versions else None
+
+
+@contextlib.contextmanager
+def builder_of(folder: Path, what: str) -> Iterator[Any]:
+    """Gives the builder of a prepared data set, of labelled examples, `what` they should be. Raises
+    InputError where these cannot be read."""
+    import tensorflow_datasets as tfds
+
+    try:
+        yield tfds.builder_from_directory(folder)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged folder can raise anything from TFDS
+        raise InputError(
+            f"The TFDS data set in {folder} cannot be read as labelled {what} "
+            f"({first_line(error)}): prepare it again, or pass --data-dir."
+        ) from None
 
 
 def prepared_examples(builder, split: str, place: str, decoders=None):

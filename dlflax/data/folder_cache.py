@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +22,7 @@ from dlflax.data import download
 from dlflax.data.duplicates import repeated, small, without_duplicates
 from dlflax.data.folder_files import Found, shown, skipped
 from dlflax.errors import InputError
-from dlflax.files import ABANDONED, cache_folder, host_memory, read_bytes
+from dlflax.files import ABANDONED, cache_folder, host_memory, read_bytes, replacing
 from dlflax.report.progress import counting
 
 _VERSION = 3  # of the cache's format and of the decoding
@@ -60,15 +59,16 @@ def decoded(
         _tidy(home, version)
         if shutil.disk_usage(home).free < nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with _finished(pixels_path) as file:
+        with replacing(pixels_path) as temporary, open(temporary, "wb") as file:
             log(f"{what} (once: they are kept for the next start).")
             _write_header(file, count, size, dtype)
             table = decode(found, size, file.write, dtype)
             file.seek(0)
             _write_header(file, len(table["names"]), size, dtype)
         text = json.dumps(table)
-        with _finished(table_path) as file:  # the last, so what it is for is there
-            file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+        with replacing(table_path) as temporary:  # the last, so what it is for is there
+            checksum = hashlib.sha256(text.encode()).hexdigest()
+            temporary.write_text(f"{checksum}\n{text}", encoding="utf-8", newline="\n")
         if table["names"]:
             return _read_cache(pixels_path, table_path, size)
         return np.empty((0, size, size, 3), dtype), table
@@ -110,23 +110,6 @@ def _write_header(file: BinaryIO, count: int, size: int, dtype: np.dtype) -> Non
     """Of an .npy file; NumPy pads it, so that another count does not change its length."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": (count, size, size, 3)}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-@contextlib.contextmanager
-def _finished(path: Path) -> Iterator[BinaryIO]:
-    """A new file that has the name `path` once all is written, and otherwise vanishes."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave zeros under the name
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                file.close()  # writes what it still holds
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 def _tidy(home: Path, version: str) -> None:

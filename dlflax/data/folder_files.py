@@ -212,8 +212,7 @@ def open_tfds(folder: Path) -> Found:
     import tensorflow_datasets as tfds
 
     names, labels, parts, sizes, places, report = [], [], [], [], [], []
-    try:
-        builder = tfds.builder_from_directory(folder)
+    with download.builder_of(folder, "pictures") as builder:
         image, label = builder.info.supervised_keys or ("image", "label")
         class_names = list(builder.info.features[label].names)
         decoders = {image: tfds.decode.SkipDecoding()}
@@ -233,13 +232,6 @@ def open_tfds(folder: Path) -> Found:
             ):
                 column.extend(values)
             parts.extend([part if len(splits) > 1 else ""] * len(rows))
-    except InputError:
-        raise
-    except Exception as error:  # a damaged folder can raise anything from TFDS
-        raise InputError(
-            f"The TFDS data set in {folder} cannot be read as labelled pictures "
-            f"({download.first_line(error)}): prepare it again, or pass --data-dir."
-        ) from None
 
     def opened(index: int) -> BinaryIO:
         examples, place = places[index]

@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data.folder_files import (
-    File,
-    Found,
-    in_natural_order,
-    listed,
-    refused,
-    shown,
-    skipped,
-)
+from dlflax.data.folder_files import File, Found, in_natural_order, listed, refused, shown, skipped
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
 from dlflax.data.target_kind import class_texts, classes_of, numbers_or_classes
@@ -85,58 +77,47 @@ def read(
     file_column, names = _match_files(path, header, table, files, several, place, log)
     columns = _columns(path, header, file_column, target, group)
     by_group = f", groups by {group}" if group else ""
-    at_file = header.index(file_column)
-    pairs = zip(table, names, strict=True)
-    cell, name = next((printable(row[at_file]), name) for row, name in pairs if name)
+    file_cells = [printable(row[header.index(file_column)]) for row in table]
+    cell, name = next((cell, name) for cell, name in zip(file_cells, names, strict=True) if name)
     example = "" if cell == name else f" ({cell} is {name})"
     log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{example}{by_group}")
-    places = [header.index(column) for column in columns]
-    report, cells, empty, groups = [], collections.defaultdict(list), {}, {}
-    at_group = group and header.index(group)
-    for number, (row, name) in enumerate(zip(table, names, strict=True)):
-        given = [printable(row[i]) for i in places]
-        line = source.row_name(number).removeprefix(f"{path}, ")
+    places = [
+        f"{path.name}, {source.row_name(i).removeprefix(f'{path}, ')}" for i in range(len(table))
+    ]
+    report = []
+    for cell, name, line in zip(file_cells, names, places, strict=True):
         if name is None:
-            what = printable(row[at_file])
-            reason = f"no such picture: {path.name}, {line}"
-            if several[what] > 1:
-                reason = f"several pictures of this name: {path.name}, {line}"
-            report.append(skipped(what, "no such picture", reason))
-            continue
-        if any(given) or len(places) > 1:
-            cells[name].append(tuple(given))
-        else:
-            empty[name] = line
-        if group:
-            groups[name] = row[at_group] or name  # without one: a group of its own
-    if not cells:
+            many = "several pictures of this name" if several[cell] > 1 else "no such picture"
+            report.append(skipped(cell, "no such picture", f"{many}: {line}"))
+    rows = [row for row, name in enumerate(names) if name]
+    cells = {c: as_column([printable(row[header.index(c)]) for row in table]) for c in columns}
+    labelled = dataclasses.replace(source, columns=cells).take(np.array(rows))
+    if not any(any(as_texts(column).to_pylist()) for column in labelled.columns.values()):
         raise InputError(f"--labels {path}: no picture of {place} has a label in it.")
-    texts = zip(*(row for rows in cells.values() for row in rows), strict=True)
-    labelled = dict(zip(columns, map(as_column, texts), strict=True))
-    labelled = RawTable(labelled, str(path), source.delimiter)
     formats = infer_formats(labelled, columns, "auto", "write 1234.5")
-    kind, values = _values(labelled, cells, kind, formats, log)
-    of = {}
-    for name, line in empty.items():
-        if kind == "labels":
-            values.setdefault(name, []).append([])
+    kind, values = _values(labelled, kind, formats, log)
+    by_name, reasons, of, groups = collections.defaultdict(list), {}, {}, {}
+    for row, value in zip(rows, values, strict=True):
+        name = names[row]
+        if group:  # without one: a group of its own
+            groups[name] = table[row][header.index(group)] or name
+        if value is None:
+            empty = not cells[columns[0]][row].as_py()
+            where = places[row] if empty else f"no number in {path.name}"
+            reasons[name] = "no label", f"no label: {where}"
         else:
-            report.append(skipped(name, "no label", f"no label: {path.name}, {line}"))
-    for name in cells.keys() - values.keys():
-        report.append(skipped(name, "no label", f"no label: no number in {path.name}"))
-    for name, each in values.items():
+            by_name[name].append(value)
+    for name, each in by_name.items():
         if kind == "labels":
-            of[name] = sorted({label for labels in each for label in labels})
-        elif all(value == each[0] for value in each):
+            of[name] = sorted(set().union(*each))
+        elif other := [value for value in each if value != each[0]]:
+            reasons[name] = "two labels", f"two labels: {each[0]} and {other[0]}"
+        else:
             of[name] = each[0]
-        else:
-            reason = f"two labels: {each[0]} and {next(v for v in each if v != each[0])}"
-            report.append(skipped(name, "two labels", reason))
-    known = {row[0] for row in report}
     for file in files:
-        if file.name not in of and file.name not in known and not refused(file):
-            reason = f"no label: no row in {path.name}"
-            report.append(skipped(file.name, "no label", reason))
+        if file.name not in of and not refused(file):
+            why = reasons.get(file.name, ("no label", f"no label: no row in {path.name}"))
+            report.append(skipped(file.name, *why))
     return Labels(kind, columns, of, groups, report)
 
 
@@ -244,56 +225,45 @@ def _columns(path, header, file_column, target, group) -> list[str]:
 
 
 def _values(
-    table: RawTable, cells, kind, formats: dict[str, NumberFormat | None], log
-) -> tuple[str, dict[str, list]]:
-    """(what the columns are taken for, name -> the value of each of its rows)."""
-    columns = list(table.columns)
-    rows = [row for each in cells.values() for row in each]
-    if len(columns) > 1:
-        return _of_several(columns, cells, rows, kind, formats)
-    texts, name = [row[0] for row in rows], columns[0]
+    table: RawTable, kind: str, formats: dict[str, NumberFormat | None], log
+) -> tuple[str, list]:
+    """Returns (the kind of the columns, the value of each row, None without one)."""
+    if len(table.columns) > 1:
+        return _values_of_several(table, kind, formats)
+    ((name, column),) = table.columns.items()
+    texts = as_texts(column).to_pylist()
     mark = _separator(texts) if kind in ("auto", "labels") else ""
     if kind == "labels" or mark:
         how = f"separated by {mark!r}" if mark else "separated by blanks"
         log(f"{name}: several labels for a picture, {how} (--target-kind classes for one class).")
-
-        def split(text):
-            parts = text.split(mark or None)
-            return [p.strip() for p in parts if p.strip()]
-
-        return "labels", {n: [split(row[0]) for row in each] for n, each in cells.items()}
+        parts = [text.split(mark or None) for text in texts]
+        return "labels", [[p.strip() for p in some if p.strip()] for some in parts]
     numbers = numbers_or_classes(table, name, kind, log, formats[name])
-    if numbers is None:
-        if marks := sorted({text for text in texts if text.lower() in MISSING}):
-            log(f"{name}: {listed(marks)} is a class: only an empty cell is no label.")
-        names = dict(zip(texts, class_texts(table.columns[name]).tolist(), strict=True))
-        return "classes", {n: [names[row[0]] for row in each] for n, each in cells.items()}
-    number = {t: v for t, v in zip(texts, numbers.tolist(), strict=True) if not math.isnan(v)}
-    values = {n: [[number[t]] for (t,) in some if t in number] for n, some in cells.items()}
-    return "number", {n: some for n, some in values.items() if some}
+    if numbers is not None:
+        return "number", [None if math.isnan(v) else [v] for v in numbers.tolist()]
+    if marks := sorted({text for text in texts if text and text.lower() in MISSING}):
+        log(f"{name}: {listed(marks)} is a class: only an empty cell is no label.")
+    return "classes", [text or None for text in class_texts(column).tolist()]
 
 
-def _of_several(columns, cells, rows, kind, formats):
+def _values_of_several(table: RawTable, kind: str, formats) -> tuple[str, list]:
     """As `_values`: a column of 0 and 1 for each label, or of a number each."""
     if kind == "classes":
         raise InputError("--target-kind classes needs one column as --target.")
     numbers = []
-    for name, column in zip(columns, zip(*rows, strict=True), strict=True):
+    for name, column in table.columns.items():
         values, wrong = (formats[name] or NumberFormat()).parse(column)
         if np.isnan(values).any():
-            cell = column[int(wrong.argmax())] if wrong.any() else "a missing number"
+            cell = column[int(wrong.argmax())].as_py() if wrong.any() else "a missing number"
             raise InputError(f"--target {name} has {cell}: each of several should be a number.")
         numbers.append(values)
-    table = np.stack(numbers, 1)
-    if kind == "labels" and not np.isin(table, (0, 1)).all():
+    rows = np.stack(numbers, 1)
+    binary = np.isin(rows, (0, 1)).all()
+    if kind == "labels" and not binary:
         raise InputError("--target-kind labels needs 0 or 1 in each of several columns.")
-    each_row = iter(table.tolist())
-    if kind == "labels" or (kind == "auto" and np.isin(table, (0, 1)).all()):
-        return "labels", {
-            n: [[c for c, v in zip(columns, next(each_row), strict=True) if v] for _ in each]
-            for n, each in cells.items()
-        }
-    return "number", {n: [next(each_row) for _ in each] for n, each in cells.items()}
+    if kind == "number" or not binary:
+        return "number", rows.tolist()
+    return "labels", [np.array([*table.columns])[row > 0].tolist() for row in rows]
 
 
 def _separator(texts: list[str]) -> str:

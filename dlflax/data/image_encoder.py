@@ -10,20 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlflax.data import folder_files, idx
-from dlflax.data.encoder import (
-    BASE64,
-    DiskArray,
-    Encoder,
-    Examples,
-    Form,
-    Limits,
-    Spec,
-    Upload,
-    as_path,
-    column_values,
-    join,
-)
+from dlflax.data import encoder, folder_files, idx
+from dlflax.data.encoder import BASE64, DiskArray, Encoder, Examples, Form, Limits, Spec, Upload
 from dlflax.data.npy import read_npy
 from dlflax.data.target import UNKNOWN, Classes, Labels, Nothing, Numbers
 from dlflax.errors import InputError
@@ -65,10 +53,10 @@ class ImageEncoder(Encoder):
         if isinstance(given, Upload):
             pixels = self._read(Path(given.name), given.content)
             return Examples({"inputs": pixels[None]}, None, [given.name])
-        given = column_values(given)
+        given = encoder.column_values(given)
         if isinstance(given, list | tuple) and given:
-            return join([self.parse(one, limits) for one in given])
-        if (path := as_path(given)) is None:
+            return encoder.join([self.parse(one, limits) for one in given])
+        if (path := encoder.as_path(given)) is None:
             raise InputError("name one or more picture files after the run folder.")
         if path.suffix == ".npy":
             return self._of_array(read_npy(path), str(given))
@@ -140,7 +128,7 @@ class ImageEncoder(Encoder):
     def parse_with_targets(self, given: Any) -> Examples:
         """Reads a folder with a folder of images for each class, or with IDX files. Images that
         cannot be read are named on stderr."""
-        folder = as_path(given)
+        folder = encoder.as_path(given)
         if folder is None or not folder.is_dir():
             return super().parse_with_targets(given)
         if not isinstance(self.target, Classes):

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from dlflax.data.image_encoder import ImageEncoder
 from dlflax.data.splits import Given
 from dlflax.data.target import Classes
 from dlflax.errors import InputError
-from dlflax.files import cache_folder
+from dlflax.files import cache_folder, replacing
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
@@ -104,8 +102,8 @@ class _Read:
     cache_dir: Path
     log: Callable[[str], None]
 
-    def _cached(self, files, read, name=None):
-        return _cached(name or self.name, files, self.cache_dir, self.log, read)
+    def _cached(self, files, read):
+        return _cached(self.name, files, self.cache_dir, self.log, read)
 
     def from_idx(self, folder: Path) -> Dataset:
         files = idx.find_idx(folder)
@@ -119,7 +117,9 @@ class _Read:
         return self._cached(files, lambda: _read_tfds(self.name, folder, self.log))
 
     def digits(self) -> Dataset:
-        return _digits(self._cached)
+        spec = importlib.util.find_spec("sklearn")  # found, not imported: the import takes seconds
+        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        return _cached("digits", [path], self.cache_dir, self.log, lambda: _read_digits(path))
 
     def from_user(self, folder: Path) -> Dataset:
         """Returns the data set that --data-dir names."""
@@ -241,17 +241,12 @@ def _cached(name, files, cache_dir, log, read) -> Dataset:
     arrays = {f"train_{key}": array for key, array in data.train.items()}
     arrays |= {f"test_{key}": array for key, array in data.test.items()}
     arrays |= {key: np.array(getattr(data, key)) for key in ("name", "source", "checksum")}
-    unfinished = None
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
-            unfinished = Path(file.name)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, stamp=np.array(stamp), class_names=np.array(data.class_names), **arrays)
-        os.replace(unfinished, path)
     except OSError as error:
         log(f"The decoded images cannot be kept in {cache_dir} ({error.strerror or error}).")
-        if unfinished:
-            unfinished.unlink(missing_ok=True)
     return data
 
 
@@ -277,11 +272,8 @@ def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
 
     An array_record data set is read without TensorFlow.
     """
-    import tensorflow_datasets as tfds
-
     log(f"Decoding the images of {folder} (once: they are kept for the next start).")
-    try:
-        builder = tfds.builder_from_directory(folder)
+    with download.builder_of(folder, "images with train and test splits") as builder:
         image, label = builder.info.supervised_keys or ("image", "label")
         class_names = builder.info.features[label].names
         test = "test" if "test" in builder.info.splits else "validation"
@@ -289,13 +281,6 @@ def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
             _read_tfds_split(builder, split, image, label, f"The {split} split in {folder}")
             for split in ("train", test)
         ]
-    except InputError:
-        raise
-    except Exception as error:  # a damaged folder can raise anything from TFDS
-        raise InputError(
-            f"The TFDS data set in {folder} cannot be read as labelled images with train and test "
-            f"splits ({download.first_line(error)}): prepare it again, or pass --data-dir."
-        ) from None
     places = [(f"The {split} split in {folder}",) * 2 for split in ("train", test)]
     source = f"TFDS {name}:{folder.name} in {folder}"
     return _dataset(name, source, parts, class_names, places)
@@ -347,30 +332,24 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def _digits(cached) -> Dataset:
+def _read_digits(path: Path) -> Dataset:
     """scikit-learn's digits as MNIST has them: 20 x 20 in a frame of 28 x 28, 80 % to train on."""
-    spec = importlib.util.find_spec("sklearn")  # found, not imported: the import takes seconds
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    import PIL.Image
 
-    def read() -> Dataset:
-        import PIL.Image
-
-        table = np.loadtxt(path, delimiter=",")  # 64 values from 0 to 16, then the label
-        if table.shape != (1797, 65):
-            raise InputError(f"{path} is {table.shape}, not (1797, 65): reinstall scikit-learn.")
-        small = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-        images = np.zeros((len(small), 28, 28, 1), np.uint8)
-        for image, pixels in zip(images, small, strict=True):
-            larger = PIL.Image.fromarray(pixels).resize((20, 20), PIL.Image.Resampling.BICUBIC)
-            image[4:24, 4:24, 0] = larger
-        labels = table[:, 64].astype(np.int32)
-        generator = np.random.Generator(np.random.Philox(0))
-        in_test = np.zeros(len(labels), bool)
-        for digit in range(10):
-            members = generator.permutation(np.flatnonzero(labels == digit))
-            in_test[members[: round(0.2 * len(members))]] = True
-        parts = [(images[chosen], labels[chosen]) for chosen in (~in_test, in_test)]
-        source = "scikit-learn digits, 1,797 images resized from 8x8 to 28x28 (NOT MNIST)"
-        return _dataset("digits", source, parts, tuple("0123456789"), [(path, path)] * 2)
-
-    return cached([path], read, "digits")
+    table = np.loadtxt(path, delimiter=",")  # 64 values from 0 to 16, then the label
+    if table.shape != (1797, 65):
+        raise InputError(f"{path} is {table.shape}, not (1797, 65): reinstall scikit-learn.")
+    small = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    images = np.zeros((len(small), 28, 28, 1), np.uint8)
+    for image, pixels in zip(images, small, strict=True):
+        larger = PIL.Image.fromarray(pixels).resize((20, 20), PIL.Image.Resampling.BICUBIC)
+        image[4:24, 4:24, 0] = larger
+    labels = table[:, 64].astype(np.int32)
+    generator = np.random.Generator(np.random.Philox(0))
+    in_test = np.zeros(len(labels), bool)
+    for digit in range(10):
+        members = generator.permutation(np.flatnonzero(labels == digit))
+        in_test[members[: round(0.2 * len(members))]] = True
+    parts = [(images[chosen], labels[chosen]) for chosen in (~in_test, in_test)]
+    source = "scikit-learn digits, 1,797 images resized from 8x8 to 28x28 (NOT MNIST)"
+    return _dataset("digits", source, parts, tuple("0123456789"), [(path, path)] * 2)

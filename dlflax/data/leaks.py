@@ -99,14 +99,14 @@ def _copies(columns, target, held, rows):
     """A sentence on test rows that equal training rows, if more do than few levels explain."""
     if (cells := len(columns) * len(target)) > MOST_CELLS:
         return [f"copies of rows were not looked for: the table has {cells:,} cells."]
-    keys = _row_hashes(columns.values())
+    keys = _numbers_of_rows(columns.values())
     copied = held & np.isin(keys, keys[~held])
     chance = np.count_nonzero(~held)  # training rows that equal a row, were columns independent
     for values in list(columns.values())[:MOST_COLUMNS]:
         chance *= np.square(np.unique(values[rows], return_counts=True)[1] / len(rows)).sum()
     if copied.sum() <= 2 * min(1, chance) * held.sum():
         return []
-    exact = _row_hashes([keys.view(np.float64), target])
+    exact = _numbers_of_rows([keys, target])
     other = np.count_nonzero(copied & ~np.isin(exact, exact[~held]))
     return [
         f"{copied.sum():,} of {held.sum():,} test rows have the inputs of a training row, "
@@ -115,16 +115,13 @@ def _copies(columns, target, held, rows):
     ]
 
 
-def _row_hashes(columns):
-    keys = np.uint64(0)
+def _numbers_of_rows(columns):
+    """The same number for equal rows, NaN equal to NaN."""
+    numbers = 0
     for values in columns:
-        numbers = np.float64(values)
-        bits = np.where(numbers == 0, 0.0, numbers).view(np.uint64)  # one zero
-        bits = np.where(np.isnan(numbers), np.uint64(1), bits)
-        for shift in (29, 32):  # mixed: the low bits of most numbers are 0
-            keys = (keys ^ bits) * np.uint64(0x9E3779B97F4A7C15)
-            keys = keys ^ keys >> np.uint64(shift)
-    return keys
+        levels = np.unique(values, return_inverse=True)[1]
+        numbers = np.unique(numbers * len(levels) + levels, return_inverse=True)[1]
+    return numbers
 
 
 def _is_in_order(values) -> bool:

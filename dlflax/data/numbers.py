@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,13 +26,15 @@ MISSING = (  # cells without a value, in small letters
 )  # fmt: skip
 NO_NUMBER = (  # and those that are none in a column of numbers
     *MISSING, "#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!", "n.d.", "nd", "missing",
-    "unknown", *(sign + word for sign in ("", "+", "-") for word in ("inf", "infinity", "\u221e")),
+    "unknown", "nil",
+    *(sign + word for sign in ("", "+", "-") for word in ("inf", "infinity", "\u221e")),
 )  # fmt: skip
 SAMPLE = 2_000  # cells that tell texts from numbers, in a longer column
 MOST_ODD = 0.02  # share of other cells that are no numbers in a column of numbers
 DECIMALS = {".": ",", ",": "."}  # a decimal mark: the other one, which then parts thousands
 _CODES = "EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|NZD|SEK|NOK|DKK|PLN|CZK|HUF|BRL|RUB|TRY|KRW|MXN|ZAR"
 _CURRENCY = rf"(?:[A-Z]{{0,2}}[$€£¥₹₽₩₺₫₪₴₦฿¢]|{_CODES}|Fr\.?|Rs\.?|kr\.?|zł|Kč)"
+_POWER = r"[-+]?\d+e\d\d?"  # 1e3: what R's readr writes for 1000
 _WORD = r"°?[^\W\d_]{1,12}[23²³]?"
 _CELL = re.compile(
     rf"(?P<sign>[-+−]?)\s?(?P<before>{_CURRENCY})?\s?(?P<inner>[-+−]?)"
@@ -98,6 +100,8 @@ class NumberFormat:
     def _number(self, cell: str) -> float | None:
         if cell.lower() in self.missing:
             return math.nan
+        if re.fullmatch(_POWER, cell):
+            return float(cell)
         parts = _split(cell)
         if parts is None or not _BODY[self.decimal].fullmatch(parts[1]):
             return None
@@ -125,6 +129,8 @@ def _split(cell: str) -> tuple[bool, str, str] | None:
         cell = f"-{minus[1] or ''}{minus[2] or minus[3]}"
     match = _CELL.fullmatch(cell)
     if match is None or match["sign"] and match["inner"] or match["before"] and match["after"]:
+        return None
+    if match["after"] and match["body"].strip()[-1] in ".,":  # 2. Bezirk counts, and is no amount
         return None
     negative = (match["sign"] or match["inner"]) in ("-", "−")
     return negative, match["body"].strip(), match["before"] or match["after"] or ""
@@ -194,6 +200,7 @@ class _Evidence:
         # one odd cell is allowed from 20 numbers on
         self.are_numbers = numbers > 0 and odd <= max(MOST_ODD * numbers, min(1, numbers // 20))
         self.are_texts = odd > len(cells) / 2
+        self.mixed = 0 if self.are_numbers or numbers < odd else odd  # cells
         self.likely = None
         if integer and padded:  # 1.050 beside 980: a fraction would be 1.05, or beside 980.000
             self.likely = "," if "." in self.unclear else "."
@@ -225,12 +232,14 @@ def _look(column: pa.Array) -> _Evidence:
 def infer_formats(
     table: RawTable, names: Iterable[str], decimal: str = "auto",
     advice: str = "name the decimal mark by --decimal",
+    log: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, NumberFormat | None]:  # fmt: skip
     """Infers the format of these columns, None for one without numbers.
 
     The cells of a column decide, then the other columns, then the delimiter. decimal: a mark that
-    the user states, or "auto"; advice: what the user can do. Raises InputError where the numbers
-    of a column contradict each other, or may be others."""
+    the user states, or "auto"; advice: what the user can do; `log` gets which columns have too many
+    cells beside numbers. Raises InputError where the numbers of a column contradict each other, or
+    may be others."""
     formats: dict[str, NumberFormat | None] = {}
     texts = []
     for name in names:
@@ -263,13 +272,31 @@ def infer_formats(
                 f"and nothing in the file tells: {advice}."
             )
         formats[name] = None
+        if seen.mixed:
+            some = ", ".join(sorted(set(seen.odd))[:3])
+            log(f"{name}: {seen.mixed:,} of {len(table):,} cells are no numbers ({some:.60}): it "
+                "is not read as numbers.")  # fmt: skip
         if seen.are_numbers and not _are_names(table.columns[name]):
-            missing = sorted({cell.lower() for cell in seen.odd})
+            missing = sorted({c.lower() for c in seen.odd if not re.fullmatch(_POWER, c)})
             form = NumberFormat(mark or ".", seen.unit(), (*NO_NUMBER, *missing))
             certain = not seen.units and form.decimal in seen.decimals
             if certain or _fits(form, table.columns[name]):
                 formats[name] = form
     return formats
+
+
+def check_header(table: RawTable, log: Callable[[str], None]) -> None:
+    """Raises InputError where the first line of a file has numbers alone. `log` gets a fraction
+    among other headings."""
+    numbers = [h for h in table.columns if not NumberFormat(missing=()).parse([h])[1][0]]
+    if len(numbers) == len(table.columns):
+        raise InputError(
+            f"{table.place} has numbers in its first line ({', '.join(numbers)[:60]}): put a "
+            "header with the names of the columns there."
+        )
+    if fractions := [heading for heading in numbers if re.search("[.,]", heading)]:
+        log(f"{table.place}: its first line is read as the header, though it has the number "
+            f"{fractions[0]}: put a header there, if it has none.")  # fmt: skip
 
 
 def describe_formats(formats: Mapping[str, NumberFormat | None]) -> list[str]:

@@ -41,22 +41,28 @@ def split(
     no example is in both and none is lost. Raises InputError when `fraction` is not from 0 up to
     below 1, or is so near to either that a part would be empty.
     """
-    n = len(next(iter(train.values())))
     check_fraction(fraction)
     if fraction == 0:
         return train, None
+    held = draw_part(len(next(iter(train.values()))), fraction, seed)
+    rest, validation = (
+        {key: array[chosen] for key, array in train.items()} for chosen in (~held, held)
+    )
+    return rest, validation
+
+
+def draw_part(n: int, fraction: float, seed: int) -> np.ndarray:
+    """Returns bool (n,): the examples that are drawn for validation. Raises InputError where one of
+    both parts would be empty, but for fraction 0."""
     count = round(n * fraction)
-    if not 0 < count < n:
+    if fraction and not 0 < count < n:
         raise InputError(
             f"a validation fraction of {fraction} leaves {n - count} of {n} examples for training "
             f"and {count} for validation: both need at least one."
         )
-    shuffled = permutation(n, seed, 0)
-    kept, held_out = np.sort(shuffled[count:]), np.sort(shuffled[:count])
-    return (
-        {key: array[kept] for key, array in train.items()},
-        {key: array[held_out] for key, array in train.items()},
-    )
+    held = np.zeros(n, bool)
+    held[permutation(n, seed, 0)[:count]] = True
+    return held
 
 
 def stratified(targets, share: float, seed: int, *purpose: int, left: int = 1) -> np.ndarray:

@@ -67,15 +67,20 @@ class RawTable:
     """The file or what else it was, for messages."""
     delimiter: str = ""
     """Between the cells of a CSV file; "" for any other table."""
-    names: RowNames | None = None
-    """A name of each row."""
+    names: Any = None
+    """`RowNames`; by default "a.csv, row 1" and so on."""
+
+    def __post_init__(self):
+        if self.names is None:
+            names = RowNames(f"{self.place}, row", np.arange(1, len(self) + 1))
+            object.__setattr__(self, "names", names)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def row_name(self, row: int) -> str:
         """Returns the row's name: "a.csv, line 7"."""
-        return f"{self.place}, row {row + 1}" if self.names is None else self.names[int(row)]
+        return self.names[int(row)]
 
     def rename_like(self, names: Sequence[str], log: Log) -> "RawTable":
         """Returns the table with these names for columns that differ in capitals, blanks or
@@ -98,8 +103,7 @@ class RawTable:
     def take(self, index: Any) -> "RawTable":
         """Returns the rows at index, int (n,) or bool (n,)."""
         columns = {name: take_rows(column, index) for name, column in self.columns.items()}
-        names = None if self.names is None else self.names[index]
-        return dataclasses.replace(self, columns=columns, names=names)
+        return dataclasses.replace(self, columns=columns, names=self.names[index])
 
 
 def read_table(
@@ -190,10 +194,12 @@ def _of_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
     lines = line_numbers(content, len(table) + len(ragged))
     if ragged:
         row, cells = ragged[0]
+        above = row > 1 and len(ragged) > len(table)  # lines of something else begin the file
         raise InputError(
-            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: put "
-            "numbers that have a comma in quotes, or write them without."
-        )
+            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: "
+            + ("remove the lines above the header." if above else
+               "put numbers that have a comma in quotes, or write them without.")
+        )  # fmt: skip
     columns = [pc.utf8_trim_whitespace(column.combine_chunks())[1:] for column in table.columns]
     return _table(str(path), header, columns, log, mark, lines[1:])
 
@@ -322,7 +328,15 @@ def as_texts(column: Any) -> pa.Array:
     """Returns a column as Arrow's texts, "" where it has no value: a whole float as the integer."""
     if is_text(column):
         return column.fill_null("") if column.null_count else column
-    return pa.array([as_text(value) for value in column.tolist()], pa.string())
+    if not isinstance(column, pa.Array) or not pa.types.is_primitive(column.type):
+        return pa.array([as_text(value) for value in column.tolist()], pa.string())
+    if pa.types.is_boolean(column.type):
+        return pc.if_else(column, "True", "False").fill_null("")
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string()).fill_null("")
+    codes = column.dictionary_encode()
+    texts = pa.array([as_text(value) for value in codes.dictionary.to_pylist()], pa.string())
+    return texts.take(codes.indices).fill_null("")
 
 
 def is_missing(value: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
 from dlflax.data.series_encoder import SeriesEncoder
-from dlflax.data.series_file import Style, read_file, times_after
+from dlflax.data.series_file import Found, Style, read_file
 from dlflax.data.splits import ByTime
 from dlflax.data.target import Steps
 from dlflax.errors import InputError
@@ -32,7 +32,7 @@ class Series(Source):
     decimal: Literal["auto", ".", ","] = "auto"
     """The decimal mark of its numbers; auto: as the file shows, column by column."""
     column: str | None = None
-    """The column of it that is forecast (default: the last one)."""
+    """The column of it that is forecast (default: the last one with numbers)."""
     past_covariates: tuple[str, ...] = ()
     """Other columns of the file, whose past the model sees too."""
     future_covariates: tuple[str, ...] = ()
@@ -53,35 +53,19 @@ class Series(Source):
         known beforehand; "first": int (n,), that step; the target: the `horizon` values from it on,
         less the window's last, NaN where nothing was observed. A missing value in a window is the
         value before it. Raises InputError when the file is not such a series or too short."""
-        if self._covariates() and self.data_dir is None:
-            raise InputError(
-                "--past-covariates and --future-covariates are for a file: --data-dir."
-            )
         if self.data_dir is not None:
             if self.dataset != type(self).dataset:
                 raise InputError(f"--dataset {self.dataset} and --data-dir: give one of them.")
             path, column = Path(self.data_dir).expanduser(), self.column
             name, source = path.stem, f"{path.resolve()}"
-        elif self.dataset in EMBEDDED:
-            if self.column is not None:
-                raise InputError(
-                    f"--column {self.column} is for a file: pass --data-dir FILE.csv, or leave it "
-                    "out."
-                )
+        else:
+            self._check_embedded()
             path = importlib.resources.files("dlflax.data") / "embedded" / f"{self.dataset}.csv"
             column = EMBEDDED[self.dataset][0]
             name, source = self.dataset, f"{self.dataset}, which comes with dlflax"
-        else:
-            raise InputError(
-                f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
-                "pass --data-dir FILE.csv."
-            )
-        if self.decimal != "auto" and self.data_dir is None:
-            raise InputError(f"--decimal {self.decimal} is for a file: pass --data-dir.")
-        found = read_file(path, column, self._covariates(), log, decimal=self.decimal)
-        values, observed, covariates = found.values, found.observed, found.covariates
-        content = values.tobytes() + (b"" if observed.all() else observed.tobytes())
-        content += covariates.tobytes()
+        found = read_file(path, column, self._covariates(), log, self.decimal)
+        observed = b"" if found.observed.all() else found.observed.tobytes()
+        content = found.values.tobytes() + observed + found.covariates.tobytes()
         if not 0 < self.tail < 1:
             raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
         period = self._period()
@@ -94,40 +78,41 @@ class Series(Source):
             raise InputError(
                 f"--future-covariates needs a --window of {self.horizon} or more, the --horizon."
             )
-        windows, target, first = self._windows(values, observed, covariates)
-        style = {"file": found.style, "period": period, "own": self._own(found)}
+        windows, target, first = self._windows(found)
+        own = found.last_window(self.window, self._later()), found.times_after(self.horizon)
+        style = {"file": found.style, "period": period, "own": own}
         examples = Examples({"window": windows, "first": first}, target, (), (), style)
-        split = ByTime(first, self.horizon, self.window, len(values), self.tail)
+        split = ByTime(first, self.horizon, self.window, len(found.values), self.tail)
         return Dataset(examples, split, name, source, hashlib.sha256(content).hexdigest())
 
-    def _windows(self, values, observed, covariates):
-        """(windows, targets, first steps) of all examples with an observed target."""
-        later = self.horizon if self.future_covariates else 0
-        first = np.arange(self.window, len(values) - self.horizon + 1)
-        truth = np.where(observed, values, np.nan)
-        if len(first):  # else before anything as long as an absurd horizon is made
-            future = truth[first[:, None] + np.arange(self.horizon)[None]]
-            first = first[~np.isnan(future).all(1)]
-        if not len(first):
-            return np.empty((0, 1, 1)), np.empty((0, 1)), first
-        future = truth[first[:, None] + np.arange(self.horizon)[None]]
-        around = first[:, None] + np.arange(-self.window, later)[None]
-        # of the series itself nothing is seen of what comes after
-        windows = np.zeros((*around.shape, 1 + covariates.shape[1]))
-        windows[:, : self.window, 0] = values[around[:, : self.window]]
-        windows[:, :, 1:] = covariates[around]
-        return windows, future - values[first - 1, None], first
+    def _check_embedded(self) -> None:
+        if self._covariates():
+            flags = "--past-covariates and --future-covariates"
+            raise InputError(f"{flags} are for a file: pass --data-dir.")
+        for flag, value in (("column", self.column), ("decimal", self.decimal)):
+            if value not in (None, "auto"):
+                raise InputError(f"--{flag} {value} is for a file: pass --data-dir.")
+        if self.dataset not in EMBEDDED:
+            raise InputError(
+                f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
+                "pass --data-dir FILE.csv."
+            )
 
-    def _own(self, found):
-        """The window behind the whole series, as a file that is asked about has it, and its
-        times."""
-        start = len(found.values) - self.window
-        steps = self.window + (self.horizon if self.future_covariates else 0)
-        beside = found.covariates[start:][:steps]
-        window = np.zeros((len(beside), 1 + beside.shape[1]))
-        window[: self.window, 0] = found.values[start:]
-        window[:, 1:] = beside
-        return window, times_after(found, self.horizon)
+    def _windows(self, found: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (windows, targets, first steps) of all examples with an observed target."""
+        first = np.arange(self.window, len(found.values) - self.horizon + 1)
+        if not len(first):  # before anything as long as an absurd horizon is made
+            return np.empty((0, 1, 1)), np.empty((0, 1)), first
+        truth = np.where(found.observed, found.values, np.nan)
+        future = truth[first[:, None] + np.arange(self.horizon)[None]]
+        known = ~np.isnan(future).all(1)
+        first, future = first[known], future[known]
+        windows = found.windows(first, self.window, self._later())
+        return windows, future - found.values[first - 1, None], first
+
+    def _later(self) -> int:
+        """Returns the steps beyond a window of which covariates are known."""
+        return self.horizon if self.future_covariates else 0
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> SeriesEncoder:
         """Returns the encoder of these windows: the scale is the deviation of their targets."""

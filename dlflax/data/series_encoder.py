@@ -7,18 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlflax.data.encoder import (
-    Encoder,
-    Examples,
-    Form,
-    Limits,
-    Spec,
-    as_path,
-    is_series,
-    note,
-)
+from dlflax.data.encoder import Encoder, Examples, Form, Limits, Spec, as_path, is_series, note
 from dlflax.data.raw_table import read_table
-from dlflax.data.series_file import Found, Style, read_like, times_after
+from dlflax.data.series_file import Style, read_like
 from dlflax.data.target import Steps
 from dlflax.errors import InputError
 
@@ -71,15 +62,8 @@ class SeriesEncoder(Encoder):
                 f"{table.place} has {len(series.values)} values: the model looks at the last "
                 f"{self.window}."
             )
-        return self._examples(self._window(series), times_after(series, self.horizon), table.place)
-
-    def _window(self, found: Found) -> np.ndarray:
-        start = len(found.values) - self.window
-        beside = found.covariates[start:][: self._steps()]
-        window = np.zeros((len(beside), 1 + beside.shape[1]))
-        window[: self.window, 0] = found.values[start:]
-        window[:, 1:] = beside
-        return window
+        window = series.last_window(self.window, self._steps() - self.window)
+        return self._examples(window, series.times_after(self.horizon), table.place)
 
     def _steps(self) -> int:
         return self.window + (self.horizon if self.future else 0)

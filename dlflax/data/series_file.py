@@ -1,5 +1,6 @@
 """Series as files, rows and data frames have them."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -50,24 +51,34 @@ class Found:
     calendar: Calendar | None
     """Times of the rows, where they have some."""
 
+    def windows(self, first: np.ndarray, window: int, later: int) -> np.ndarray:
+        """Returns the values before the steps `first`, (n,), and the covariates, which reach
+        `later` steps beyond: float64 (n, window + later, 1 + covariates)."""
+        rows = first[:, None] + np.arange(-window, later)[None]
+        windows = np.zeros((*rows.shape, 1 + self.covariates.shape[1]))
+        windows[:, :window, 0] = self.values[rows[:, :window]]
+        windows[:, :, 1:] = self.covariates[rows]
+        return windows
 
-def read(
-    path: Path, column: str | None = None, log: Callable[[str], None] = print
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (values, observed) of a file without covariates."""
-    found = read_file(Path(path), column, (), log)
-    return found.values, found.observed
+    def last_window(self, window: int, later: int) -> np.ndarray:
+        """Returns the window behind the last value, with as many later steps as there are."""
+        end = len(self.values)
+        return self.windows(np.array([end]), window, min(later, len(self.covariates) - end))[0]
+
+    def times_after(self, horizon: int) -> list[str]:
+        """Returns the times of the steps after the series; empty where its file has none."""
+        end = len(self.values)
+        return self.calendar.stamps(range(end, end + horizon)) if self.calendar else [""] * horizon
 
 
 def read_file(
-    path: Path, column: str | None, covariates: tuple[str, ...], log: Callable[[str], None],
-    decimal: str = "auto",
+    path: Path, column: str | None = None, covariates: tuple[str, ...] = (),
+    log: Callable[[str], None] = print, decimal: str = "auto",
 ) -> Found:  # fmt: skip
     """Reads a column, by default the last, of a table file, and infers its style."""
     table = read_table(Path(str(path)), log=log, what="a series")
-    others = [name for name in reversed(table.columns) if name not in covariates]
-    names = (name for name in others if infer_times(as_texts(table.columns[name])) is None)
-    names = (column or next(names, [*table.columns][-1]), *covariates)
+    numbers.check_header(table, log)
+    names = (column or _last_values(table, covariates), *covariates)
     _check_columns(table, names)
     formats = numbers.infer_formats(table, names, decimal)
     for sentence in numbers.describe_formats(formats):
@@ -83,7 +94,29 @@ def read_file(
     else:
         names = ", ".join(style.times)
         log(f"{file}: times are read from {names}, written as {style.time.describe()}.")
+    if column is None and len(table.columns) > 1 + len({*style.times, *covariates}):
+        log(f"{file}: {style.columns[0]} is forecast (--column for another).")
     return read_cells(table, style, log)
+
+
+def _last_values(table: RawTable, covariates) -> str:
+    """Returns the last column that has numbers, and is no part of the times; if there is none, the
+    last one."""
+    times = None
+    for name in reversed(table.columns):
+        column = table.columns[name]
+        values, wrong = numbers.column_numbers(column, NumberFormat())
+        texts = min(wrong.mean(), numbers.column_numbers(column, NumberFormat(","))[1].mean()) > 0.5
+        if name in covariates or texts or infer_times(as_texts(column)):
+            continue
+        if times is None and (values == np.round(values)).all():  # maybe years or months
+            times = ()
+            with contextlib.suppress(InputError):
+                style = _find_times(table, Style(("",), (NumberFormat(),), ""))
+                times = () if style.zone == COUNT else style.times
+        if name not in (times or ()):
+            return name
+    return [*table.columns][-1]
 
 
 def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:
@@ -159,14 +192,6 @@ def read_cells(source: RawTable, style: Style, log: Callable[[str], None]) -> Fo
             "before stands in for them, and no forecast is judged by them."
         )
     return Found(filled[:end, 0], observed[:end], filled[:, 1:], style, calendar)
-
-
-def times_after(found: Found, horizon: int) -> list[str]:
-    """Returns the times of the steps after the series; empty where its file has none."""
-    if found.calendar is None:
-        return [""] * horizon
-    rows = len(found.values)
-    return found.calendar.stamps(range(rows, rows + horizon))
 
 
 def _numbers(table, name, form) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from dlflax.data.encoder import Examples
-from dlflax.data.order import by_content, check_fraction, held_out, permutation
+from dlflax.data.order import by_content, check_fraction, draw_part, held_out
 from dlflax.errors import InputError
 
 
@@ -98,15 +98,7 @@ class Given(Drawn):
         if self.by_class:
             groups = None if self.groups is None else self.groups[rows]
             return held_out(examples.target[rows], share, seed, 0, groups=groups)
-        count, n = round(len(rows) * share), len(rows)
-        if share and not 0 < count < n:
-            raise InputError(
-                f"a validation fraction of {share} leaves {n - count} of {n} examples for training "
-                f"and {count} for validation: both need at least one."
-            )
-        held = np.zeros(n, bool)
-        held[permutation(n, seed, 0)[:count]] = True
-        return held
+        return draw_part(len(rows), share, seed)
 
     def groups_of(self):
         return self.groups

@@ -42,6 +42,7 @@ from dlflax.data.target_kind import (
 )
 from dlflax.data.times import DATES, TimeFormat, infer_times
 from dlflax.errors import InputError
+from dlflax.files import many
 
 BUNDLED = ("breast_cancer", "diabetes", "wine")  # scikit-learn's
 FEWEST = 3  # rows that a class needs: one to train, one to validate, one to test on
@@ -64,8 +65,8 @@ class Table(Source):
     target: str = ""
     """The column that is predicted (default: the last one)."""
     target_kind: Literal["auto", "classes", "number"] = "auto"
-    """What the target is taken for; auto: a number where it has more than 20 different ones or
-    fractions, else classes."""
+    """The kind of the target. auto: a number where it has more than 20 different ones, fractions,
+    or rare ones in a tenth of the rows, else classes."""
     ignore: tuple[str, ...] = ()
     """Columns that are left out."""
     group: str = ""
@@ -99,7 +100,7 @@ class Table(Source):
             n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
         }
         table = dataclasses.replace(table, columns=columns)
-        formats = numbers.infer_formats(table, (*inputs, target), self.decimal)
+        formats = numbers.infer_formats(table, (*inputs, target), self.decimal, log=log)
         for sentence in numbers.describe_formats(formats):
             log(sentence)
         counters = _row_counters(table, inputs, formats)
@@ -113,9 +114,8 @@ class Table(Source):
         }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test, self.split_seed, groups)
-        names = table.names or [table.row_name(i) for i in range(len(table))]
         columns = {c: table.columns[c] for c in inputs}
-        examples = Examples(columns, values, names, classes, style)
+        examples = Examples(columns, values, table.names, classes, style)
         held = split.test(examples)
         if held.sum() < 2 or (~held).sum() < 4:
             raise InputError(
@@ -147,37 +147,39 @@ class Table(Source):
             return table, self.dataset, table.place, hashlib.sha256(content).hexdigest()
         path = Path(self.data_dir).expanduser()
         table = read_table(path, log=log)
-        if all(not _wrong_number(heading) for heading in table.columns):
-            raise InputError(
-                f"{path} has numbers in its first line ({', '.join(table.columns)[:60]}): put a "
-                "header with the names of the columns there."
-            )
+        numbers.check_header(table, log)
         with open(path, "rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         return table, path.stem, str(path.resolve()), checksum
 
     def _target(self, table, target, form, log):
         """Returns (the rows that have a target, its values, the names of its classes)."""
-        values = numbers_or_classes(table, target, self.target_kind, log, form)
+        values = numbers_or_classes(table, target, self.target_kind, log, form, FEWEST)
         if values is not None:
             keep = ~np.isnan(values)
-            texts = as_texts(table.columns[target]).filter(pa.array(~keep))
+            texts = as_texts(take_rows(table.columns[target], ~keep))
             words = texts.filter(pc.not_equal(texts, "")).to_pylist()
-            if len(words) > MOST_DROPPED * len(table):
+            odd = [word for word in words if word.lower() not in numbers.MISSING]
+            if len(odd) > MOST_DROPPED * len(table):
                 raise InputError(
-                    f"{table.place}: {len(words):,} of {len(table):,} rows have {words[0]!r} as "
+                    f"{table.place}: {len(odd):,} of {len(table):,} rows have {odd[0]!r} as "
                     f"{target}, which is no number: remove them, or use --target-kind classes."
                 )
             if not keep.all():
                 shown = f" ({', '.join(sorted(set(words))[:5])})" if words else ""
-                log(f"{(~keep).sum():,} rows have no {target}{shown}: dropped.")
+                log(f"{many((~keep).sum(), 'rows', 'have')} no {target}{shown}: dropped.")
             if not keep.any():
                 raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             return table.take(keep), values[keep], ()
         cells = class_texts(table.columns[target])
         if (empty := cells == "").any():
-            log(f"{empty.sum():,} rows have no {target}: dropped.")
+            log(f"{many(empty.sum(), 'rows', 'have')} no {target}: dropped.")
             table, cells = table.take(~empty), cells[~empty]
+        for name in sorted(
+            {cell for cell in set(cells.tolist()) if cell.lower() in numbers.MISSING}
+        ):
+            log(f"{target}: {many((cells == name).sum(), 'rows', 'have')} {name!r}, which is a "
+                "class here: empty these cells, if it says that there is none.")  # fmt: skip
         classes, values, keep = classes_of(cells, FEWEST, "rows", log)
         return table.take(keep), values, classes
 
@@ -198,17 +200,13 @@ class Table(Source):
         if dropped:
             shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
             more = f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
-            log(f"{len(dropped)} columns are dropped: {shown}{more}.")
+            log(f"{many(len(dropped), 'columns', 'are')} dropped: {shown}{more}.")
         name = style["target"]
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(
             target, tuple(columns), name, style["formats"][name], style["delimiter"],
             tuple(missing), (*dropped, *counters),
         )  # fmt: skip
-
-
-def _wrong_number(text: str) -> bool:
-    return bool(NumberFormat(missing=()).parse([text])[1][0])
 
 
 def _row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
@@ -274,7 +272,13 @@ def fit_columns(
     of times."""
     fits, missing, dropped = [], [], []
     for name, cells in columns.items():
-        if (form := formats[name]) is not None:
+        if (time := times.get(name)) is not None:
+            seconds, _ = column_times(cells, time)
+            empty = np.isnan(seconds)
+            known = seconds[~empty]
+            constant = not len(known) or known.min() == known.max()
+            fit = None if constant else TimeColumn.fit(name, seconds, bins, time)
+        elif (form := formats[name]) is not None:
             values, _ = numbers.column_numbers(cells, form)
             empty = np.isnan(values)
             known = values[~empty]
@@ -282,11 +286,10 @@ def fit_columns(
             fit = None if constant else NumberColumn.fit(name, values, bins, form)
         else:
             texts = as_texts(cells)
-            marks = time.missing if (time := times.get(name)) else MISSING
-            empty = np.isin(pc.utf8_lower(texts).to_numpy(zero_copy_only=False), marks)
+            empty = numbers.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
             levels = pc.value_counts(texts.filter(pa.array(~empty)))
             constant = len(levels) < 2
-            fit = None if constant else _fit_texts(name, cells, empty, levels, bins, time)
+            fit = None if constant else _fit_texts(name, empty, levels)
         rare = empty.any() and not empty.all()  # a value beside none tells something
         if fit is None and constant and rare:
             texts = sorted(set(as_texts(take_rows(cells, ~empty)).to_pylist()))
@@ -299,12 +302,10 @@ def fit_columns(
     return fits, missing, dropped
 
 
-def _fit_texts(name, cells, empty, counts, bins, form) -> Column | str:
-    """Returns the column of times, categories or free text; or why it is dropped. counts: how often
-    each of its texts is there, as Arrow has it."""
-    rows = len(cells)
-    if form is not None:
-        return TimeColumn.fit(name, cells, bins, form)
+def _fit_texts(name, empty, counts) -> Column | str:
+    """Returns the column of categories or free text; or why it is dropped. counts: how often each
+    of its texts is there, as Arrow has it."""
+    rows = len(empty)
     different = len(counts)
     if different > min(max(MOST_LEVELS, rows // 2), 0.9 * rows):
         texts = counts.field("values")
@@ -321,7 +322,7 @@ def _fit_texts(name, cells, empty, counts, bins, form) -> Column | str:
     ranked = sorted(same.values(), key=lambda level: -level[1])[:MOST_LEVELS]
     levels = sorted((t for t, many in ranked if many >= RARE), key=in_order)
     levels = levels or sorted((text for text, _ in same.values()), key=in_order)
-    return CategoryColumn(name, tuple(levels), bool(empty.any()))
+    return CategoryColumn(name, tuple(levels), bool(empty.any()), rare=len(same) - len(levels))
 
 
 def _bundled(name: str) -> RawTable:

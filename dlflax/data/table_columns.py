@@ -120,6 +120,8 @@ class CategoryColumn(Column):
     """True if training rows had missing values."""
     missing_marks: tuple[str, ...] = MISSING
     """Cells without a value, in small letters."""
+    rare: int = 0
+    """Other texts of the training rows, which are read as "other"."""
 
     def parse(self, cells):
         """Returns the place of each cell's level, counted from 1, 0 for any other."""
@@ -146,6 +148,8 @@ class CategoryColumn(Column):
         return {
             "type": "category", "format": "", "levels": list(self.levels),
             "missing_marks": list(self.missing_marks),
+            "note": ", ".join(self.levels[:4])
+            + (f"; other: {self.rare:,} rarer" if self.rare else ""),
         }  # fmt: skip
 
 
@@ -160,9 +164,9 @@ class TimeColumn(Column):
     year: NumberColumn
 
     @classmethod
-    def fit(cls, name: str, cells: Any, bins: int, form: TimeFormat) -> "TimeColumn":
-        """Returns the column of these training cells."""
-        raw = _calendar(column_times(cells, form)[0])
+    def fit(cls, name: str, seconds: np.ndarray, bins: int, form: TimeFormat) -> "TimeColumn":
+        """Returns the column of these training times, as `column_times` has them."""
+        raw = _calendar(seconds)
         plain = NumberFormat()
         elapsed = NumberColumn.fit(f"{name}: elapsed", raw[:, 0], bins, plain)
         return cls(name, form, elapsed, NumberColumn.fit(f"{name}: year", raw[:, 1], 0, plain))

@@ -107,8 +107,7 @@ class TableEncoder(Encoder):
         columns = {column.name: table.columns[column.name] for column in self.columns}
         if table.place == "the data frame":  # whose rows are known by their numbers
             return Examples(columns)
-        rows = table.names or [table.row_name(i) for i in range(len(table))]
-        return Examples(columns, None, rows)
+        return Examples(columns, None, table.names)
 
     def _check_rows(self, examples: Examples, table: RawTable) -> None:
         wrong = np.zeros(len(examples), bool)
@@ -201,10 +200,11 @@ class TableEncoder(Encoder):
         def fill(start: int) -> None:
             block = slice(start, start + BLOCK)
             columns = {c.name: examples.columns[c.name][block] for c in self.columns}
-            raw = self.raw(Examples(columns))
-            for row in range(0, len(raw), CACHED):
-                rows = raw[row : row + CACHED]
-                inputs[start + row : start + row + len(rows)] = self.batch(rows)["inputs"]
+            for column, at in zip(self.columns, self._slices("width"), strict=True):
+                raw = column.parse(columns[column.name])[0]
+                for row in range(0, len(raw), CACHED):
+                    rows = slice(start + row, start + min(row + CACHED, len(raw)))
+                    inputs[rows, at] = column.encode(raw[row : row + CACHED], np)
 
         with ThreadPoolExecutor(2) as pool:  # NumPy and Arrow let the other go on
             list(pool.map(fill, range(0, len(examples), BLOCK)))
@@ -248,7 +248,7 @@ class TableEncoder(Encoder):
             rows.append({
                 "column": column.name, "type": about["type"], "format": about["format"],
                 "missing": missing, "levels": len(levels) or "",
-                "note": about.get("note", ", ".join(levels[:4])),
+                "note": about.get("note", ""),
             })  # fmt: skip
         blank = {"format": "", "missing": "", "levels": ""}
         return rows + [

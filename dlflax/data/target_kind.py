@@ -11,29 +11,31 @@ from dlflax.data.numbers import MISSING, NumberFormat, column_numbers
 from dlflax.data.raw_table import RawTable, as_texts
 from dlflax.data.target import is_whole, level_key
 from dlflax.errors import InputError
+from dlflax.files import many
 
 MOST_DROPPED = 0.1  # share of examples that may be dropped without a word of the user
 MOST_CLASSES = 20  # whole numbers with more values than that are numbers
 
 
 def numbers_or_classes(
-    table: RawTable, name: str, kind: str, log: Callable[[str], None], form: NumberFormat | None
-) -> np.ndarray | None:
+    table: RawTable, name: str, kind: str, log: Callable[[str], None], form: NumberFormat | None,
+    fewest: int = 1,
+) -> np.ndarray | None:  # fmt: skip
     """Returns float64 (n,), NaN where a row has none, if the column `name` is one of numbers, None
     if its cells are classes. form: the format of its numbers, None where they are none; kind:
     "classes" or "number" as the user says, or "auto": numbers that have fractions or many different
-    values; `log` gets what is inferred. Raises InputError for a cell that is no number where there
-    should be one, and for classes without end."""
+    values, or of which too many are there less than `fewest` times; `log` gets what is inferred.
+    Raises InputError for a cell that is no number where there should be one, and for classes
+    without end."""
     column = table.columns[name]
-    texts = as_texts(column)
-    different = len(pc.unique(texts.filter(pc.not_equal(texts, ""))))
     values, wrong = column_numbers(column, form or NumberFormat(missing=MISSING))
     if kind == "auto":
         numbers = values[~np.isnan(values)]
         whole = bool(np.all(numbers == np.round(numbers)))
-        different_numbers = len(np.unique(numbers))
-        many = different_numbers > MOST_CLASSES or not whole
-        kind = "number" if form is not None and many else "classes"
+        counts = np.unique(numbers, return_counts=True)[1]
+        different_numbers, rare = len(counts), counts[counts < fewest].sum()
+        large = different_numbers > MOST_CLASSES or not whole or rare > MOST_DROPPED * len(numbers)
+        kind = "number" if form is not None and large else "classes"
         other = "classes" if kind == "number" else "number"
         if form is not None:
             log(f"{name}: {different_numbers:,} different numbers, inferred: "
@@ -42,11 +44,13 @@ def numbers_or_classes(
     if kind == "number":
         if wrong.any():
             row = int(wrong.argmax())
+            cell = as_texts(column)[row].as_py()
             raise InputError(
-                f"--target-kind number: {table.row_name(row)} has {texts[row].as_py()!r} as "
+                f"--target-kind number: {table.row_name(row)} has {cell!r} as "
                 f"{name}, which is no number."
             )
         return values
+    different = len(set(pc.unique(as_texts(column)).to_pylist()) - {""})
     if different > 1000:
         raise InputError(
             f"the target {name} has {different:,} classes: name another column by --target, or "
@@ -97,6 +101,6 @@ def classes_of(
             "remove them."
         )
     if few:
-        log(f"{(~keep).sum():,} {what} are of a class with fewer than {fewest} {what} ("
+        log(f"{many((~keep).sum(), what, 'are')} of a class with fewer than {fewest} {what} ("
             f"{', '.join(few[:5])}): dropped.")  # fmt: skip
     return names, codes[keep], keep

@@ -6,19 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlflax.data import text_files, tokenizers
-from dlflax.data.encoder import (
-    Encoder,
-    Examples,
-    Form,
-    Limits,
-    Plain,
-    Spec,
-    TooMuch,
-    Upload,
-    as_path,
-    column_values,
-)
+from dlflax.data import encoder, text_files, tokenizers
+from dlflax.data.encoder import Encoder, Examples, Form, Limits, Plain, Spec, TooMuch, Upload
 from dlflax.data.target import Classes
 from dlflax.data.tokenizers import PAD
 from dlflax.errors import InputError
@@ -50,7 +39,7 @@ class TextEncoder(Encoder):
             given = given.content.decode("utf-8")
         if isinstance(given, np.ndarray):
             return self._of_tokens(given)
-        given = column_values(given)
+        given = encoder.column_values(given)
         texts = [given] if isinstance(given, str) else given
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InputError("name one or more texts, in quotes, after the run folder.")
@@ -68,7 +57,7 @@ class TextEncoder(Encoder):
 
     def parse_with_targets(self, given: Any) -> Examples:
         """Reads a file or folder of texts with their classes, all of them."""
-        if (path := as_path(given)) is None:
+        if (path := encoder.as_path(given)) is None:
             return super().parse_with_targets(given)
         texts, labels = text_files.read_with_classes(path, lambda sentence: None)
         return self._of_texts(texts, self.target.numbers(labels))

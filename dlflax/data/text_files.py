@@ -171,10 +171,7 @@ def prepared(root: Path, name: str) -> Path | None:
 
 def read_tfds(name: str, folder: Path, log) -> Dataset:
     """A prepared TFDS data set; validation is the test split where there is no other."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directory(folder)
+    with download.builder_of(folder, "texts with a train split") as builder:
         text, label = builder.info.supervised_keys or ("text", "label")
         class_names = builder.info.features[label].names
         test = next((part for part in ("test", "validation") if part in builder.info.splits), None)
@@ -182,13 +179,6 @@ def read_tfds(name: str, folder: Path, log) -> Dataset:
             part and _read_tfds_split(builder, part, text, label, f"The {part} split in {folder}")
             for part in ("train", test)
         ]
-    except InputError:
-        raise
-    except Exception as error:  # a damaged folder can raise anything from TFDS
-        raise InputError(
-            f"The TFDS data set in {folder} cannot be read as labelled texts with a train split "
-            f"({download.first_line(error)}): prepare it again, or pass --data-dir."
-        ) from None
     source = f"TFDS {name}:{folder.name} in {folder}"
     return _dataset(name, source, class_names, *parts, f"The TFDS data set in {folder}", log)
 

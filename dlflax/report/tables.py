@@ -124,23 +124,21 @@ def print_columns(rows: list[dict], folder, verbose: bool) -> None:
     """Prints what was inferred of each column of a table, of COLUMNS without `verbose`. Neighbours
     of which the same was inferred share a line."""
     lines: list[tuple[str, ...]] = []
-    first = last = ""
-    for row in rows:
-        name, *about = map(str, row.values())
-        if lines and not row["note"] and tuple(about) == lines[-1][1:]:
-            last = name
-            lines[-1] = (f"{first} ... {last}", *about)
-        else:
-            lines.append((name, *about))
-            first = name
+    cells = [[f"{value!s:.99}" for value in row.values()] for row in rows]
+    for about, group in itertools.groupby(cells, lambda row: row[1:]):
+        names = [row[0] for row in group]
+        if len(names) > 3 and not about[-1]:  # without a note
+            names = [f"{names[0]} ... {names[-1]} ({len(names):,} columns)"]
+        lines += [(name, *about) for name in names]
     shown = lines if verbose else lines[:COLUMNS]
-    print_table(None, tuple(rows[0]), shown)
+    print_table(None, tuple(rows[0]), shown, notes=True)
     if len(shown) < len(lines):
         print(f"{len(lines) - len(shown)} more lines are in {folder / 'columns.csv'}.")
 
 
-def print_table(title, columns, lines) -> None:
-    """Prints lines of words under columns; all but the first are aligned right."""
+def print_table(title, columns, lines, notes: bool = False) -> None:
+    """Prints lines of words under columns; all but the first are aligned right. notes: the last
+    column has sentences, which fold."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -151,8 +149,10 @@ def print_table(title, columns, lines) -> None:
     # narrow terminals: names fold, between words where there are some; numbers never
     widest = min(20, max(map(len, words), default=1))
     table.add_column(columns[0], overflow="fold", min_width=widest)
-    for column in columns[1:]:
+    for column in columns[1 : len(columns) - notes]:
         table.add_column(column, justify="right", no_wrap=True)
+    if notes:
+        table.add_column(columns[-1], overflow="fold")
     for line in lines:
         table.add_row(*line, style="bold" if line[0] == "total" else None)
     Console(markup=False, emoji=False, highlight=False).print(table)

@@ -1,9 +1,12 @@
 """The importance of a table's columns for a model."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+
+from dlflax.report import figures
 
 REPEATS = 5
 MOST_COLUMNS = 200  # that are shuffled
@@ -29,6 +32,17 @@ def undone(groups: Mapping[str, slice], inputs) -> list[str]:
         f"importance.csv is of {columns:,} of {len(groups):,} columns{most}, shuffled among "
         f"{rows:,} of {len(inputs):,} test rows."
     ]
+
+
+def add_to(description, tested, score: Callable, name: str) -> None:
+    """Adds the importance of a table's columns, where the data are one, to the `Description` of
+    what was tested. score: as for `permutation`; name: that of the score."""
+    groups, inputs = tested.splits.encoder.groups(), tested.splits.test["inputs"]
+    if groups:
+        shuffle = functools.cache(lambda: permutation(groups, inputs, tested.predict, score))
+        description.tables["importance"] = shuffle
+        description.figures["importance"] = lambda: figures.importance(shuffle(), name)
+        description.findings.extend(undone(groups, inputs))
 
 
 def permutation(

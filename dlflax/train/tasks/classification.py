@@ -1,7 +1,6 @@
 """One class of several for each example."""
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import jax
@@ -13,17 +12,8 @@ from dlflax.models import explain
 from dlflax.report import figures
 from dlflax.train import baselines, calibration, importance, losses, metrics
 from dlflax.train.batch import floats
-from dlflax.train.tasks.task import (
-    Asked,
-    Description,
-    Task,
-    Tested,
-    check_outputs,
-    described,
-    has_images,
-    names_of_outputs,
-    targets_of,
-)
+from dlflax.train.tasks import task
+from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +34,11 @@ class Classification(Task):
     macro_precision, macro_recall, roc_auc or average_precision."""
 
     def check_arrays(self, arrays, outputs) -> None:
-        targets = targets_of(arrays, "classification")
+        targets = task.targets_of(arrays, "classification")
         if targets.dtype.kind not in "iu" or targets.ndim != 1:
             raise InputError(
                 f"--task classification needs class numbers, int (n,), as targets; these are "
-                f"{described(targets)}: use another --task."
+                f"{task.described(targets)}: use another --task."
             )
         if len(shape := outputs().shape[1:]) > 1:
             raise InputError(
@@ -67,7 +57,7 @@ class Classification(Task):
         if (classes := len(splits.class_names)) < 2:
             raise InputError("--task classification needs two classes or more.")
         others = ((), (1,)) if classes == 2 else ()
-        check_outputs(outputs, (classes,), f"{classes} classes", *others)
+        task.check_outputs(outputs, (classes,), f"{classes} classes", *others)
 
     def model_fields(self, splits) -> dict[str, Any]:
         classes = len(splits.class_names)
@@ -123,27 +113,13 @@ class Classification(Task):
 
         drawn = {"confusion_matrix": matrix, "reliability": lambda: figures.reliability(believed)}
         tables: dict[str, Any] = {}
-        findings: list[str] = []
         if len(class_names) > figures.MOST_CLASSES:  # what the picture leaves out
             tables["confusion"] = _confused(predicted, targets, class_names)
-        if has_images(splits):
+        if task.has_images(splits):
             drawn["wrong_predictions"] = lambda: figures.wrong_predictions(
                 splits.test["inputs"], targets, predicted, confidence, class_names
             )
             drawn["grad_cam"] = lambda: _grad_cam(tested, wrong, predicted, confidence)
-        if groups := splits.encoder.groups():
-            inputs = splits.test["inputs"]
-
-            def log_loss(outputs, rows):
-                p = class_probabilities(outputs / temperature)[np.arange(len(rows)), targets[rows]]
-                return float(-np.log(np.maximum(p, 1e-9)).mean())
-
-            @functools.cache
-            def shuffle():
-                return importance.permutation(groups, inputs, tested.predict, log_loss)
-
-            tables["importance"], findings = shuffle, importance.undone(groups, inputs)
-            drawn["importance"] = lambda: figures.importance(shuffle(), "log loss")
         if splits.examples:
             names = splits.names()
             tables["wrong_predictions"] = [
@@ -155,8 +131,15 @@ class Classification(Task):
                 }
                 for i in wrong
             ]
-        findings += metrics.undone(outputs)
-        return Description(scores, {"calibration": calibrated}, tables, drawn, findings)
+
+        def log_loss(outputs, rows):
+            p = class_probabilities(outputs / temperature)[np.arange(len(rows)), targets[rows]]
+            return float(-np.log(np.maximum(p, 1e-9)).mean())
+
+        description = Description(scores, {"calibration": calibrated}, tables, drawn)
+        importance.add_to(description, tested, log_loss, "log loss")
+        description.findings.extend(metrics.undone(outputs))
+        return description
 
     def predictions(self, outputs, batch, target, calibration):
         """The probability of each class."""
@@ -164,7 +147,7 @@ class Classification(Task):
 
     def answers(self, asked: Asked):
         probabilities, answers = np.asarray(asked.predictions["probabilities"]), []
-        names = names_of_outputs(asked, probabilities.shape[1])
+        names = task.names_of_outputs(asked, probabilities.shape[1])
         for each, p in zip(asked.inputs, probabilities, strict=True):
             name, best = names[p.argmax()], float(p.max())
             every = {n: float(q) for n, q in zip(names, p, strict=True)}

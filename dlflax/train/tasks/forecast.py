@@ -13,15 +13,8 @@ from dlflax.files import printable
 from dlflax.report import figures
 from dlflax.report.tables import number_text, scale_of_steps
 from dlflax.train import baselines, calibration, losses, metrics
-from dlflax.train.tasks.task import (
-    Asked,
-    Description,
-    Task,
-    Tested,
-    check_outputs,
-    described,
-    targets_of,
-)  # fmt: skip
+from dlflax.train.tasks import task
+from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 COVERAGE = 0.9  # of the intervals
 
@@ -48,19 +41,19 @@ class Forecast(Task):
         return dataclasses.replace(self, scale=_steps_of(splits.target).scale)
 
     def check_arrays(self, arrays, outputs) -> None:
-        targets = targets_of(arrays, "forecast")
+        targets = task.targets_of(arrays, "forecast")
         if targets.dtype.kind != "f" or targets.ndim != 2:
             _refuse(targets)
         if np.isinf(targets).any():
             raise InputError("--task forecast: a target is infinite: write NaN for a missing one.")
-        check_outputs(outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
+        task.check_outputs(outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
 
     def check(self, splits, outputs) -> None:
         if not isinstance(splits.target, Steps):
             _refuse(splits.train["targets"])
 
     def model_fields(self, splits) -> dict[str, Any]:
-        return {"num_outputs": targets_of(splits.train, "forecast").shape[-1]}
+        return {"num_outputs": task.targets_of(splits.train, "forecast").shape[-1]}
 
     def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
         """Returns half the width of the interval around a forecast that has COVERAGE of the
@@ -167,7 +160,7 @@ class Forecast(Task):
 def _refuse(targets):
     raise InputError(
         "--task forecast needs a series (data.Series), float (n, horizon); these targets are "
-        f"{described(targets)}: use another --task."
+        f"{task.described(targets)}: use another --task."
     )
 
 

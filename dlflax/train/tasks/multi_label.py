@@ -9,16 +9,8 @@ import numpy as np
 
 from dlflax.errors import InputError
 from dlflax.train import baselines, calibration, losses, metrics
-from dlflax.train.tasks.task import (
-    Asked,
-    Description,
-    Task,
-    Tested,
-    check_outputs,
-    described,
-    names_of_outputs,
-    targets_of,
-)  # fmt: skip
+from dlflax.train.tasks import task
+from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +32,16 @@ class MultiLabel(Task):
     mean_average_precision, accuracy or exact_match."""
 
     def check_arrays(self, arrays, outputs) -> None:
-        targets = targets_of(arrays, "multilabel")
+        targets = task.targets_of(arrays, "multilabel")
         if targets.ndim != 2 or not np.isin(targets, (0, 1)).all():
             raise InputError(
                 "--task multilabel needs 0 or 1 for each label, (n, labels), as targets; these are "
-                f"{described(targets)}: use another --task."
+                f"{task.described(targets)}: use another --task."
             )
-        check_outputs(outputs, targets.shape[1:], f"{targets.shape[1]} labels")
+        task.check_outputs(outputs, targets.shape[1:], f"{targets.shape[1]} labels")
 
     def model_fields(self, splits) -> dict[str, Any]:
-        return {"num_outputs": targets_of(splits.train, "multilabel").shape[-1]}
+        return {"num_outputs": task.targets_of(splits.train, "multilabel").shape[-1]}
 
     def mean(self, outputs, weights):
         return metrics.mean_of_sigmoid(outputs, weights)
@@ -99,7 +91,7 @@ class MultiLabel(Task):
 
     def answers(self, asked: Asked):
         probabilities, have = map(np.asarray, asked.predictions.values())
-        names, answers = names_of_outputs(asked, probabilities.shape[1]), []
+        names, answers = task.names_of_outputs(asked, probabilities.shape[1]), []
         for each, p, predicted in zip(asked.inputs, probabilities, have, strict=True):
             labels = [name for name, yes in zip(names, predicted, strict=True) if yes]
             every = {n: float(q) for n, q in zip(names, p, strict=True)}

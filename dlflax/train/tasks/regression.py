@@ -1,7 +1,6 @@
 """One number or several for each example."""
 
 import dataclasses
-import functools
 import itertools
 from typing import Annotated, Any
 
@@ -13,15 +12,8 @@ from dlflax.errors import InputError
 from dlflax.report import figures
 from dlflax.report.tables import number_text
 from dlflax.train import baselines, importance, losses, metrics
-from dlflax.train.tasks.task import (
-    Asked,
-    Description,
-    Task,
-    Tested,
-    check_outputs,
-    described,
-    targets_of,
-)  # fmt: skip
+from dlflax.train.tasks import task
+from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +40,13 @@ class Regression(Task):
         return dataclasses.replace(self, scale=_numbers_of(splits.target).scale)
 
     def check_arrays(self, arrays, outputs) -> None:
-        targets = targets_of(arrays, "regression")
+        targets = task.targets_of(arrays, "regression")
         if targets.dtype.kind not in "fiu" or targets.ndim > 2:
             _refuse(targets)
         if not (np.abs(targets) <= np.finfo(np.float32).max).all():  # NaN, too
             raise InputError("--task regression: a target is NaN or infinite: remove such rows.")
         size = targets.shape[1] if targets.ndim == 2 else 1
-        check_outputs(
+        task.check_outputs(
             outputs, (size,), f"{size} number{'s' * (size > 1)}", *([()] if size == 1 else [])
         )
 
@@ -63,7 +55,7 @@ class Regression(Task):
             _refuse(splits.train["targets"])
 
     def model_fields(self, splits) -> dict[str, Any]:
-        targets = targets_of(splits.train, "regression")
+        targets = task.targets_of(splits.train, "regression")
         return {"num_outputs": targets.shape[1] if targets.ndim > 1 else 1}
 
     def baselines(self, model, splits):
@@ -87,18 +79,10 @@ class Regression(Task):
             | {f"predicted_{i}": p for i, p in enumerate(guess)}
             for k, (row, guess) in enumerate(zip(targets.tolist(), outputs.tolist(), strict=True))
         ]
-        tables, findings = {"predictions": rows}, []
         drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
-        if groups := splits.encoder.groups():
-            inputs = splits.test["inputs"]
-
-            @functools.cache
-            def shuffle():
-                return importance.permutation(groups, inputs, tested.predict, rmse)
-
-            tables["importance"], findings = shuffle, importance.undone(groups, inputs)
-            drawn["importance"] = lambda: figures.importance(shuffle(), "rmse")
-        return Description(tables=tables, figures=drawn, findings=findings)
+        description = Description(tables={"predictions": rows}, figures=drawn)
+        importance.add_to(description, tested, rmse, "rmse")
+        return description
 
     def predictions(self, outputs, batch, target, calibration):
         """Returns the numbers, in the target's unit."""
@@ -116,7 +100,7 @@ class Regression(Task):
 def _refuse(targets):
     raise InputError(
         "--task regression needs floats, (n,) or (n, numbers), as targets; these are "
-        f"{described(targets)}: use another --task."
+        f"{task.described(targets)}: use another --task."
     )
 
 
