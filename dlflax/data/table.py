@@ -114,8 +114,11 @@ class Table(Source):
         }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test, self.split_seed, groups)
-        columns = {c: table.columns[c] for c in inputs}
-        examples = Examples(columns, values, table.names, classes, style)
+        # read once: less memory than texts, and nothing to parse when they are split and encoded
+        columns = {c: _typed(table.columns[c], formats[c], times[c]) for c in inputs}
+        names = table.names
+        del table  # its texts
+        examples = Examples(columns, values, names, classes, style)
         held = split.test(examples)
         if held.sum() < 2 or (~held).sum() < 4:
             raise InputError(
@@ -123,8 +126,8 @@ class Table(Source):
                 f"{self.test:g}."
             )
         rows = leaks.rows_to_look_at(len(values), len(inputs))
-        some = table.take(rows)
-        columns = {c: _as_numbers(some.columns[c], formats[c], times[c]) for c in inputs}
+        some = examples.take(rows).columns
+        columns = {c: _as_numbers(some[c], formats[c], times[c]) for c in inputs}
         some_groups = None if groups is None else groups[rows]
         found = leaks.find_leaks(columns, values[rows], held[rows], some_groups, classes)
         findings = (*counters.values(), *found)
@@ -222,6 +225,17 @@ def _row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
         cells = table.columns[name]
         columns[name] = numbers.column_numbers(cells, form)[0] if counts else np.zeros(1)
     return leaks.row_counters(columns)
+
+
+def _typed(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> pa.Array:
+    """Numbers, float64, or times of a column as Arrow's; any other column as it is."""
+    if form is not None:
+        return pa.array(numbers.column_numbers(cells, form)[0])
+    if times is None:
+        return cells
+    seconds = column_times(cells, times)[0]
+    moments = np.where(np.isnan(seconds), np.nan, np.round(seconds * 1e6)).astype("datetime64[us]")
+    return pa.array(moments, pa.timestamp("us", "UTC" if times.zone == "UTC" else None))
 
 
 def _as_numbers(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> np.ndarray:
