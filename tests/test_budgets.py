@@ -128,9 +128,9 @@ def table(place):
 def noted(task, splits):
     said = []
     recipe = Recipe(MLP(features=(4,), num_outputs=1), task)
-    beside = baselines.fit_baselines(recipe, Hparams(), splits, said.append, said.append)
+    beside = baselines.fit_baselines(recipe, Hparams(), splits, lambda _: None, said.append)
     again = []
-    baselines.fit_baselines(recipe, Hparams(), splits, again.append, again.append)
+    baselines.fit_baselines(recipe, Hparams(), splits, lambda _: None, again.append)
     assert set(again) == set(said)  # though they are on the disk
     return beside, said
 

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 LIMITS = {
     "first words": 167,
     "long sentences": 88,
-    "participles": 136,
+    "participles": 135,
     "variables": 363,
     "phrases": 473,
 }

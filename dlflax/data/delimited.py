@@ -99,7 +99,7 @@ def parse_csv(
         _check_quotes(content, mark)
     ragged: list[tuple[int, int]] = []
 
-    def on_ragged(row):
+    def on_wrong_width(row):
         ragged.append((row.number - 1, row.actual_columns))
         return "skip"
 
@@ -111,7 +111,10 @@ def parse_csv(
             use_threads=False, block_size=min(max(len(content), 1), 2**30), column_names=names
         ),
         arrow_csv.ParseOptions(
-            delimiter=mark, newlines_in_values=True, invalid_row_handler=on_ragged, quote_char=quote
+            delimiter=mark,
+            newlines_in_values=True,
+            invalid_row_handler=on_wrong_width,
+            quote_char=quote,
         ),
         arrow_csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False

@@ -115,7 +115,7 @@ class Table(Source):
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test, self.split_seed, groups)
         # read once: less memory than texts, and nothing to parse when they are split and encoded
-        columns = {c: _typed(table.columns[c], formats[c], times[c]) for c in inputs}
+        columns = {c: _as_arrow(table.columns[c], formats[c], times[c]) for c in inputs}
         names = table.names
         del table  # its texts
         examples = Examples(columns, values, names, classes, style)
@@ -227,7 +227,7 @@ def _row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
     return leaks.row_counters(columns)
 
 
-def _typed(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> pa.Array:
+def _as_arrow(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> pa.Array:
     """Numbers, float64, or times of a column as Arrow's; any other column as it is."""
     if form is not None:
         return pa.array(numbers.column_numbers(cells, form)[0])
