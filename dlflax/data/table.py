@@ -49,7 +49,6 @@ FEWEST = 3  # rows that a class needs: one to train, one to validate, one to tes
 RARE = 2  # training rows below which a level is "other"
 MOST_LEVELS = 200  # of a column that is one-hot
 WORDS = 2.5  # of free text, on average
-COMPARED = 200_000  # rows that are compared with each other
 
 
 @dataclasses.dataclass(frozen=True)
