@@ -25,8 +25,8 @@ MISSING = (  # cells without a value, in small letters
     "#na", "n.a.", "nat",
 )  # fmt: skip
 NO_NUMBER = (  # and those that are none in a column of numbers
-    *MISSING, "#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!", "n.d.", "nd", "k.a.", "k. a.", "missing",
-    "unknown", "nil",
+    *MISSING, "#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!", "n.d.", "nd", "k.a.",
+    "k. a.", "missing", "unknown", "nil",
     *(sign + word for sign in ("", "+", "-") for word in ("inf", "infinity", "\u221e")),
 )  # fmt: skip
 SAMPLE = 2_000  # cells that tell texts from numbers, in a longer column
