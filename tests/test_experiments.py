@@ -198,7 +198,7 @@ def test_forecast(capsys):
     scores = {name: score["rmse"] for name, score in results["forecasts"].items()}
     assert scores["model"] < scores["naive"]
     assert len(predicted(capsys)[0]["forecast"]) == 11
-    rows = "".join(f"{i},{i % 11}\n" for i in range(30))
+    rows = "".join(f"{1990 + i},{i % 11}\n" for i in range(30))
     Path("mine.csv").write_text("year,SUNACTIVITY\n" + rows)
     assert len(predicted(capsys, "mine.csv")[0]["forecast"]) == 11
 

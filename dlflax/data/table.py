@@ -286,33 +286,31 @@ def fit_columns(
     fits, missing, dropped = [], [], []
     for name, cells in columns.items():
         if (time := times.get(name)) is not None:
-            seconds, _ = column_times(cells, time)
-            empty = np.isnan(seconds)
-            known = seconds[~empty]
-            constant = not len(known) or known.min() == known.max()
-            fit = None if constant else TimeColumn.fit(name, seconds, bins, time)
+            values, _ = column_times(cells, time)
+            fit = TimeColumn.fit(name, values, bins, time) if _varies(values) else None
+            empty = np.isnan(values)
         elif (form := formats[name]) is not None:
             values, _ = numbers.column_numbers(cells, form)
+            fit = NumberColumn.fit(name, values, bins, form) if _varies(values) else None
             empty = np.isnan(values)
-            known = values[~empty]
-            constant = not len(known) or known.min() == known.max()
-            fit = None if constant else NumberColumn.fit(name, values, bins, form)
         else:
             texts = as_texts(cells)
             empty = numbers.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
             levels = pc.value_counts(texts.filter(pa.array(~empty)))
-            constant = len(levels) < 2
-            fit = None if constant else _fit_texts(name, empty, levels)
-        rare = empty.any() and not empty.all()  # a value beside none tells something
-        if fit is None and constant and rare:
-            texts = sorted(set(as_texts(take_rows(cells, ~empty)).to_pylist()))
-            fit = CategoryColumn(name, tuple(texts), True)
+            varies = len(levels) > 1 or len(levels) == 1 and empty.any()
+            fit = _fit_texts(name, empty, levels) if varies else None
         if isinstance(fit, Column):
             fits.append(fit)
             missing.append(int(empty.sum()))
         else:
             dropped.append(Dropped(name, fit or "is the same in all training rows"))
     return fits, missing, dropped
+
+
+def _varies(values: np.ndarray) -> bool:
+    """True if a column tells something: several values, or one beside rows that have none."""
+    known = values[~np.isnan(values)]
+    return len(known) > 0 and (len(known) < len(values) or known.min() < known.max())
 
 
 def _fit_texts(name, empty, counts) -> Column | str:
