@@ -18,6 +18,7 @@ from dlflax.errors import InputError
 
 MONTHS = {"month": 1, "quarter": 3, "year": 12}
 DAY = 86_400.0
+ONE_DAY, MONTH = np.timedelta64(1, "D"), np.timedelta64(1, "M")
 MOST_MISSING = 0.5  # of all steps
 ZONES = ("Europe/Berlin", "Europe/London", "Europe/Athens", "America/New_York", "Australia/Sydney",
          "America/Santiago", "Asia/Jerusalem")  # fmt: skip
@@ -47,14 +48,18 @@ class Calendar:
         if not length and self.step != "weekday":
             seconds, hours = self.first + rows * float(self.step), float(self.step) % DAY > 0
             return [_show(time, self.zone, hours) for time in seconds.tolist()]
-        months = month + rows * length
-        first, last = months.astype("datetime64[D]"), (months + 1).astype("datetime64[D]") - 1
+        months = month + rows * length * MONTH
+        first, last = _first_and_last(months)
         if self.step == "weekday":
             dates = np.busday_offset(date, rows)
         elif self.day.startswith("weekday"):
             dates = _weekday_of(months, self.day)
         else:
-            dates = last if self.day == "end" else np.minimum(first + int(self.day) - 1, last)
+            dates = (
+                last
+                if self.day == "end"
+                else np.minimum(first + (int(self.day) - 1) * ONE_DAY, last)
+            )
         return [_show(day * DAY + clock, self.zone) for day in dates.astype(int).tolist()]
 
 
@@ -154,8 +159,14 @@ def _dates(times):
     """Returns the dates of times, their months, and the days before and after them in these."""
     dates = np.floor(np.asarray(times) / DAY).astype(np.int64).astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
-    end = (months + 1).astype("datetime64[D]") - 1
-    return dates, months, (dates - months).astype(int), (end - dates).astype(int)
+    first, last = _first_and_last(months)
+    return dates, months, (dates - first).astype(int), (last - dates).astype(int)
+
+
+def _first_and_last(months):
+    """Returns the first and the last days of months, datetime64[D] (n,)."""
+    first = months.astype("datetime64[D]")
+    return first, (months + MONTH).astype("datetime64[D]") - ONE_DAY
 
 
 def _day(times: np.ndarray, step: str) -> str:
@@ -173,9 +184,10 @@ def _day(times: np.ndarray, step: str) -> str:
 
 def _weekday_of(months: np.ndarray, day: str) -> np.ndarray:
     """Returns the first or the last weekday of months."""
+    first, last = _first_and_last(months)
     if day == "weekday begin":
-        return np.busday_offset(months.astype("datetime64[D]"), 0, roll="forward")
-    return np.busday_offset((months + 1).astype("datetime64[D]") - 1, 0, roll="backward")
+        return np.busday_offset(first, 0, roll="forward")
+    return np.busday_offset(last, 0, roll="backward")
 
 
 def _months(step: str) -> int:
