@@ -225,7 +225,7 @@ class TextColumn(Column):
         return raw
 
     def describe(self):
-        return {"type": "text", "format": "hashed words"}
+        return {"type": "text", "format": "", "note": "its words, hashed"}
 
 
 def _note(what: str, missing: tuple[str, ...]) -> str:
