@@ -315,7 +315,7 @@ def test_accountants_write_negative_numbers():
     with pytest.raises(InputError, match="row 6") as error:
         encoder.parse(ask)
     assert [s.split(":")[0] for s in error.value.sentences] == [
-        f"the rows, row {i}" for i in (6, 7, 8)
+        f"the list of rows, row {i}" for i in (6, 7, 8)
     ]
     raw = encoder.raw(error.value.examples)
     assert raw[:, 0].tolist() == [-7, -7, -7, -7, -1234.5]
@@ -418,7 +418,7 @@ def test_values_of_any_type_are_read():
     ("given", "sentence"),
     [
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "the data frame has two columns 'a'"),
-        ([{"1": 1, 1: 2}], "the rows has two columns '1'"),
+        ([{"1": 1, 1: 2}], "the list of rows has two columns '1'"),
         (pl.Series("a", [1]), "a Series is no table: give a data frame"),
         ([{"a": "\ud800"}], "a cell has '.ud800', half of a character"),
         ([{"a": "\ud800"}, {"a": 1}], "a cell has '.ud800', half of a character"),
@@ -464,5 +464,5 @@ def test_utf_16_without_its_mark(encoding, heading):
 def test_a_column_is_no_other_that_is_read():
     columns = {"a": [str(i * i % 61) for i in range(60)], "A": [str(i % 7) for i in range(60)]}
     encoder = encoder_of(write("a.csv", {**columns, "y": [f"{i / 7:.2f}" for i in range(60)]}))
-    with pytest.raises(InputError, match="the rows lacks the column a,"):
+    with pytest.raises(InputError, match="the list of rows lacks the column a,"):
         encoder.parse([{"A": 1}])

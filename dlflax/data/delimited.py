@@ -104,7 +104,7 @@ def parse_csv(
         return "skip"
 
     names = [f"f{i}" for i in range(width)]  # those that Arrow gives
-    # in one thread, which it does not outlive: threads of Arrow's that are left aborted at exit
+    # without Arrow's pool of threads: with it a process aborted at its end, in a trial
     return arrow_csv.read_csv(
         pa.BufferReader(content),
         arrow_csv.ReadOptions(

@@ -182,7 +182,7 @@ class RowsRefused(InputError):
 
     def __init__(self, sentences: list[str], examples: Examples):
         more = len(sentences) - 1
-        super().__init__(sentences[0] + (f" So it is with {more} rows more." if more else ""))
+        super().__init__(sentences[0] + (f" In all, {more + 1} rows are refused." if more else ""))
         self.sentences, self.examples = sentences, examples
         """One for each row; the other rows."""
 

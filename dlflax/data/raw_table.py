@@ -124,7 +124,7 @@ def read_table(
             raise InputError(f"{what} is a CSV file, a data frame, or rows {{column: value}}.")
         if len(given) > most:
             raise TooMuch(f"a request may have {most:,} rows.")
-        table = _of_rows(given, None, "the rows", log)
+        table = _of_rows(given, None, "the list of rows", log)
     pa.default_memory_pool().release_unused()  # of what was read, but is no column
     if not len(table):
         raise InputError(f"{table.place} has no rows below its header.")
@@ -326,6 +326,8 @@ def as_column(values: Sequence[Any]) -> Any:
 
 def as_texts(column: Any) -> pa.Array:
     """Returns a column as Arrow's texts, "" where it has no value: a whole float as the integer."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
     if is_text(column):
         return column.fill_null("") if column.null_count else column
     if not isinstance(column, pa.Array) or not pa.types.is_primitive(column.type):

@@ -1,8 +1,8 @@
 """Tables: rows of numbers, categories, times and texts, of which one column is to be predicted.
 
-What a cell means is inferred over the whole file (`_infer`); what is made of a column is decided by
-the training rows alone (`fit_columns`), and a column that tells nothing is dropped: one that is
-constant or empty, or has a name of its own for almost every row.
+The meaning of cells is inferred over the whole file (`infer_formats`, `_times`); how a column
+is encoded is decided by the training rows alone (`fit_columns`), and one that tells nothing is
+dropped: constant, empty, or with a name of its own for almost every row.
 """
 
 import dataclasses
@@ -227,11 +227,12 @@ def _row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
 
 
 def _as_arrow(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> pa.Array:
-    """Numbers, float64, or times of a column as Arrow's; any other column as it is."""
+    """Numbers, float64, times, or codes of the texts that come again, as Arrow's."""
     if form is not None:
         return pa.array(numbers.column_numbers(cells, form)[0])
     if times is None:
-        return cells
+        codes = as_texts(cells).dictionary_encode()
+        return codes if len(codes.dictionary) < len(codes) / 4 else cells
     seconds = column_times(cells, times)[0]
     moments = np.where(np.isnan(seconds), np.nan, np.round(seconds * 1e6)).astype("datetime64[us]")
     return pa.array(moments, pa.timestamp("us", "UTC" if times.zone == "UTC" else None))

@@ -125,7 +125,8 @@ class CategoryColumn(Column):
 
     def parse(self, cells):
         """Returns the place of each cell's level, counted from 1, 0 for any other."""
-        texts = as_texts(cells).dictionary_encode()
+        coded = isinstance(cells, pa.DictionaryArray)
+        texts = cells if coded else as_texts(cells).dictionary_encode()
         names = texts.dictionary.to_pylist()
         places = match_levels(names, self.levels) + 1.0
         places[[name.lower() in self.missing_marks for name in names]] = np.nan

@@ -33,7 +33,7 @@ from dlflax.data.table_columns import (
 from dlflax.data.target import Classes, Numbers
 from dlflax.errors import InputError
 
-BLOCK, CACHED = 65_536, 1_024  # rows that are parsed, and encoded, at a time: little memory
+BLOCK, CACHED = 16_384, 1_024  # rows that are parsed, and encoded, at a time: little memory
 
 
 @dataclasses.dataclass(frozen=True)

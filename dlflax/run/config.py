@@ -53,7 +53,7 @@ class Config:
     folds: int = 0
     """Cross-validate: train so many times, each time testing on another part of all the data."""
     run_dir: Path | None = None
-    """Where the run is written (default: runs/EXPERIMENT/TIME)."""
+    """Folder of the run (default: runs/EXPERIMENT/TIME)."""
     resume: bool = False
     """Continue the run in --run-dir, or the newest one."""
     devices: int = 0
@@ -67,7 +67,7 @@ class Config:
     baseline: Literal["auto", "none"] = "auto"
     """auto: state simple models, fitted on the same data, beside the network's test scores."""
     log: Log = "none"
-    """Where scores and pictures are sent too, besides TensorBoard's files."""
+    """Loggers of scores and images, besides TensorBoard's files."""
     verbose: bool = False
     """Print more: every epoch, every parameter of the network, the scores of each class."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = dataclasses.field(
@@ -154,7 +154,7 @@ def fit_to_few(recipe: train.Recipe, splits: data.Splits, log) -> train.Recipe:
 
 
 def load(source, log) -> data.Dataset:
-    """What the source loads, with what it says of it."""
+    """Returns what the source loads, with what it says of it."""
     said: list[str] = []
 
     def note(sentence: str) -> None:
@@ -275,7 +275,7 @@ def refuse_unused(given, unused: set[str], recipe: train.Recipe) -> None:
 
 
 def unused_numbers(names, recipes, hparams, data) -> set[str]:
-    """Those of the names that are numbers of hparams and that no recipe reads in a step."""
+    """Returns those of the names that are numbers of hparams and that no recipe reads in a step."""
     left = {field.name for field in dataclasses.fields(hparams)} & set(names)
     for recipe in recipes:
         if left:
@@ -293,7 +293,7 @@ def weighted(class_weights: str, task, splits: data.Splits) -> data.Splits:
 
 
 def more_epochs_change_the_past(config: Config, epochs: int, steps_per_epoch: int) -> bool:
-    """Whether the learning rates of the steps in `epochs` epochs would have been others with
+    """True if the learning rates of the steps in `epochs` epochs would have been others with
     config.epochs in all than with `epochs`."""
     steps = np.arange(epochs * steps_per_epoch, dtype=np.float32)
 

@@ -21,7 +21,7 @@ STRUCTURE = ("optimizer", "schedule", "batch_size", "augment", "compute_dtype", 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """What is searched over."""
+    """The numbers and structures that are searched over."""
 
     distributions: dict[str, BaseDistribution]
     """Name -> Optuna distribution, in declared order: an Hparams field ("learning_rate"), one of
@@ -32,15 +32,15 @@ class Space:
     recipes: tuple[train.Recipe, ...] = ()
     """Whose things have short names, besides those shipped."""
     defaults: dict[str, Any] | None = None
-    """What a run has without being told: its numbers, or the nearest to them that are searched;
+    """The defaults of a run: its numbers, or the nearest to them that are searched;
     None where one of its choices is not among those that are searched."""
     guess: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What a user takes for best, of some or all names."""
+    """The guess of a user, of some or all names."""
     known: list[tuple[dict[str, Any], float]] = dataclasses.field(default_factory=list)
     """Trials of another study, (parameters, value), the lowest value being the best."""
 
     def structures(self) -> int:
-        """How many structures there are, hence programs to compile."""
+        """Number of structures, hence programs to compile."""
         return math.prod(len(d.choices) for n, d in self.distributions.items() if structural(n))
 
     def grid(self) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class Space:
 
 
 def structural(name: str) -> bool:
-    """Whether another value is another program."""
+    """True if another value is another program."""
     return name.startswith("model.") or name in STRUCTURE
 
 
@@ -152,7 +152,7 @@ def _defaults(distributions, recipe, hparams):
 
 
 def _current(name, recipe, hparams):
-    """What the recipe or hparams have, as a parameter of a trial."""
+    """Returns what the recipe or hparams have, as a parameter of a trial."""
     if not structural(name):
         return float(getattr(hparams, name))
     if name.startswith("model."):

@@ -58,7 +58,7 @@ class Sweep(run.Config):
     Saved as config.json."""
 
     space: Any = None
-    """What is searched over. Of a number: LOW HIGH [log], or three or more choices, and one fixes
+    """The search space. Of a number: LOW HIGH [log], or three or more choices, and one fixes
     it; of a grid its values. Of what is no number: choices, each a program of its own."""
     trials: int | Literal["auto"] = 64
     """Trials in all: the same command with more of them continues (a grid, 0: every point). auto:
@@ -72,13 +72,13 @@ class Sweep(run.Config):
     rank: Literal["mean", "cautious"] = "mean"
     """With --seeds: cautious counts one standard deviation worse than the mean."""
     objective: str = ""
-    """What makes a trial better; its best epoch counts: val_SCORE of a score of every epoch, such
-    as val_loss or val_accuracy (default: the one that decides the best epoch). A second one,
+    """The score of a trial, at its best epoch: val_SCORE of a score of every epoch, such as
+    val_loss or val_accuracy (default: the one that decides the best epoch). A second one,
     parameters, flops or milliseconds (of an example), is to be low as well: the report then has the
     trials that no other one beats in both."""
     cost: Annotated[str, tyro.conf.Suppress] = ""  # the second one
     sampler: Sampler = "gp"
-    """How the next trials are chosen."""
+    """The sampler of the next trials."""
     prior: tuple[str, ...] = ()
     """Your own best guess, NAME=VALUE such as learning_rate=3e-4 dropout=0.1: trial 1 has it, and
     some of the others, fewer and fewer, lie around it."""
@@ -94,7 +94,7 @@ class Sweep(run.Config):
     prune: int = 0
     """Successive halving: the best 1 in N continue after 1/N, 1/N^2, ... of the epochs (try 3)."""
     mode: Literal["auto", "vmap", "map"] = "auto"
-    """How a device trains its share of a population: at once, or one after the other."""
+    """The way that a device trains its share of a population: at once, or one after the other."""
     study: str | None = None
     """Name of the sweep and of its folder in runs/sweeps (default: EXPERIMENT_SEARCH)."""
     storage: str | None = None
@@ -103,7 +103,7 @@ class Sweep(run.Config):
     heartbeat: float = 30.0
     """PostgreSQL: seconds between signs of life; a worker that misses four is given up."""
     run_dir: Path | None = None
-    """Where the sweep is written (default: runs/sweeps/STUDY)."""
+    """Folder of the sweep (default: runs/sweeps/STUDY)."""
     ensemble: int = 16
     """Most models of the ensemble that is made of the best trials, 0 for none: it is tested, saved
     and used as a run of its own, beside the retrained best trial."""
@@ -223,7 +223,7 @@ def _search(sweep, objective, tried, store, recorded, log):
 
 
 def _enough(sweep, tried, store, log):
-    """Whether trials are enough, by --trials; what it says once they are is logged."""
+    """True if trials are enough, by --trials; what it says once they are is logged."""
     encoding = Encoding(tried.distributions)
 
     def enough(trials):
