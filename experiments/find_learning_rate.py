@@ -1,4 +1,4 @@
-"""Which learning rate: 36 of them, a few hundred steps each, in one compiled program.
+"""Finds a learning rate: 36 of them, a few hundred steps each, in one compiled program.
 
 python -m experiments.find_learning_rate mnist
 
@@ -19,6 +19,7 @@ import experiments
 from dlflax import run
 from dlflax.run.find_learning_rate import find_learning_rate
 from dlflax.run.flags import OPTIONAL
+from dlflax.train.layout import use_all_cores
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def command(args: list[str]) -> dict:
     )  # fmt: skip
     experiment = run.find(options.experiment, experiments)
     config = run.parse(experiment, rest)
+    use_all_cores()
     folder = options.run_dir or Path("runs") / "learning_rates" / experiment.name
     found = find_learning_rate(config, folder, options.steps)
     rate = found["suggestion"]

@@ -290,20 +290,22 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
     inputs = np.random.default_rng(0).random((50, 6)).astype(np.float32)
     train_set = {"inputs": inputs, "targets": np.int32(inputs[:, 0] > 0.5)}
     recipe = train.Recipe(model=MLP(features=(8,), num_outputs=2), batch_size=16)
-    few, batches = module._few(train_set, 16, 22, seed=3)
+    few, batches = module._first_batches(train_set, 16, 20, seed=3)
     drawn = few["inputs"][np.where(batches < 0, -1 - batches, batches)]
-    first = epoch_batches(50, 16, 3, 0)
-    np.testing.assert_array_equal(drawn[:3], inputs[first[:3]])
-    assert batches.shape == (22, 16) and (batches < 0).sum() == 5 * 14
-
-    hparams = train.Hparams(total_steps=22.0)
-    sums = module._train_all(recipe, hparams, [0.01, 0.1], few, batches, 3, None)
-    numbers = train.as_traced(hparams.replace(learning_rate=0.1))
+    for epoch in range(5):
+        indices = epoch_batches(50, 16, 3, epoch)
+        right = inputs[np.where(indices < 0, -1 - indices, indices)]
+        np.testing.assert_array_equal(drawn[4 * epoch :][:4], right)
+    assert batches.shape == (20, 16) and (batches < 0).sum() == 5 * 14
+    config = run.Config(recipe, seed=3)
+    losses = module._losses(recipe, config, few, batches, None)
+    rate = 0.1
+    numbers = train.as_traced(train.Hparams(learning_rate=rate))
     state = train.init(recipe, numbers, inputs[:1], jax.random.key(3))
     zero = train.zero_sums(recipe, numbers, few)
-    state, _ = train.train_steps(recipe, state, numbers, few, batches, zero, 0, 17)
-    _, alone = train.train_steps(recipe, state, numbers, few, batches, zero, 17, 22)
-    assert sums["count"][1] == alone["count"]
-    assert sums["loss"][1] == pytest.approx(float(alone["loss"]), rel=1e-5)
+    state, _ = train.train_steps(recipe, state, numbers, few, batches, zero, 0, 15)
+    _, alone = train.train_steps(recipe, state, numbers, few, batches, zero, 15, 20)
+    (place,) = np.flatnonzero(np.isclose(module.RATES, rate))
+    assert losses[place] == pytest.approx(float(alone["loss"] / alone["count"]), rel=1e-5)
     assert module._lowest(np.array([3, 2, 1, 0.5, np.inf, 9])) == 2
     assert module._lowest(np.array([np.inf, 4.0])) == 1

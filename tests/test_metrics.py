@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from dlflax import parallel, run, train
 from dlflax.data import Arrays, make_splits
+from dlflax.data.order import order_of
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.run.config import bind_to_data, check
@@ -147,8 +148,9 @@ def test_members_with_examples_of_their_own():
     rows = [(np.arange(100, dtype=np.int32), np.arange(40, dtype=np.int32)),
             (np.arange(100, 200, dtype=np.int32), np.arange(40, 90, dtype=np.int32))]  # fmt: skip
     members = Population(
-        recipe, [train.Hparams()] * 2, [[0], [0]], data, val, epochs=1, rows=rows,
-        layout=Layout("map", 2, 2),
+        recipe, [train.Hparams()] * 2, [[0], [0]], data, val, epochs=1, layout=Layout("map", 2, 2),
+        orders=[order_of(data, recipe.batch_size, at) for at, _ in rows],
+        val_rows=[at for _, at in rows],
     )  # fmt: skip
     members.train(1)
     for (history,), (own, own_val) in zip(members.histories, rows, strict=True):
@@ -167,7 +169,7 @@ def test_an_undefined_metric_cannot_decide():
     plain = train.Recipe(MLP((4,), num_outputs=2))
     fit = train.fit(plain, train.Hparams(), data, val, epochs=1)
     assert "roc_auc" not in train.evaluate(plain, fit.best, train.Hparams(), val)[0]
-    with pytest.raises(train.loop.RunError, match="NaN or infinite"):
+    with pytest.raises(train.driver.RunError, match="NaN or infinite"):
         train.fit(recipe, train.Hparams(learning_rate=1e30), data, points(50, 1), epochs=2)
 
 

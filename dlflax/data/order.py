@@ -4,6 +4,8 @@ Nothing here has state, so a stopped run continues from its step counter alone.
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -198,3 +200,25 @@ def _by_length(shuffled, lengths, batch_size, seed, epoch):
         batches[start : start + POOL] = pool.reshape(-1, batch_size)
     batches = batches[permutation(len(batches), seed, 2, epoch)]
     return np.concatenate([batches.ravel(), rest])
+
+
+class Order(NamedTuple):
+    """The batches of every epoch."""
+
+    steps: int
+    """Batches an epoch."""
+    batches: Callable[[int, int], np.ndarray]
+    """(seed, epoch) -> int32 (steps, batch_size), as `epoch_batches` returns them."""
+
+
+def order_of(data: Mapping[str, Any], batch_size: int, rows: np.ndarray | None = None) -> Order:
+    """Returns the Order of data, arrays (N, ...), or of some of them, rows int32 (n,)."""
+    rows = np.arange(len(data["inputs"]), dtype=np.int32) if rows is None else rows
+    lengths = data.get("length")
+    lengths = None if lengths is None else np.asarray(lengths)[rows]
+
+    def batches(seed, epoch):
+        places = epoch_batches(len(rows), batch_size, seed, epoch, lengths)
+        return np.where(places < 0, -1 - rows[-1 - places], rows[places])
+
+    return Order(-(-len(rows) // batch_size), batches)

@@ -1,4 +1,4 @@
-"""Which learning rate: many of them in one compiled program, each for a few hundred steps."""
+"""Finds a learning rate: many of them as one population, each for a few hundred steps."""
 
 import dataclasses
 import functools
@@ -6,95 +6,90 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax import lax
 
-from dlflax import data, train
-from dlflax.data.order import epoch_batches
+from dlflax import train
+from dlflax.data.order import Order, order_of
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_csv, write_json
 from dlflax.report import figures
 from dlflax.run.config import Config
 from dlflax.run.execute import prepared
+from dlflax.train.layout import layout_for, most_members
+from dlflax.train.population import Population
 
 RATES = 10.0 ** np.linspace(-6, 1, 36)
+PARTS = 4  # of the steps, the last of which counts
 
 
 def find_learning_rate(
     config: Config, folder: Path, steps: int = 200, log: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Trains the config's network at each of RATES for `steps` steps from the same start (after
-    Smith 2017, who lets the rate of one run grow). Writes learning_rates.csv, .json and .png in
-    `folder`. Returns {"suggestion": the rate with the lowest loss over the last quarter, smoothed
-    over its neighbours, "rates": [...], "losses": [...]}; a loss is None where training diverged.
-    Raises InputError and RunError."""
+    Smith 2017, who lets the rate of one run grow), each rate held constant. Writes
+    learning_rates.csv, .json and .png in `folder`. Returns {"suggestion": the rate with the lowest
+    loss over the last quarter, smoothed over its neighbours, "rates": [...], "losses": [...]}; a
+    loss is None where training diverged. Raises InputError and RunError."""
     if steps < 20:
         raise InputError(f"--steps {steps} must be 20 or more: fewer tell nothing.")
     job = prepared(dataclasses.replace(config, run_dir=folder), log)
-    config, recipe = job.config, job.start.recipe
-    train_set, batches = _few(job.start.splits.train, recipe.batch_size, steps, config.seed)
-    per_epoch = -(-data.examples(job.start.splits.train) // recipe.batch_size)
-    hparams = config.hparams.replace(warmup=0.0, total_steps=float(config.epochs * per_epoch))
+    steps -= steps % PARTS
+    recipe = dataclasses.replace(job.start.recipe, schedule=train.Constant())
+    train_set = job.start.splits.train
+    examples, batches = _first_batches(train_set, recipe.batch_size, steps, job.config.seed)
     log(f"{len(RATES)} learning rates from {RATES[0]:g} to {RATES[-1]:g}, {steps} steps each")
-    sums = _train_all(recipe, hparams, RATES, train_set, batches, config.seed,
-                      job.start.pretrained)  # fmt: skip
-    losses = sums["loss"] / np.maximum(sums["count"], 1)
-    losses = np.where(np.isfinite(losses), losses, np.inf)
+    losses = _losses(recipe, job.config, examples, batches, job.start.pretrained)
     if not np.isfinite(losses).any():
         raise RunError("training diverged at every learning rate: look at the data's values.")
     rows = [
         {"learning_rate": float(rate), "loss": float(loss) if np.isfinite(loss) else None}
         for rate, loss in zip(RATES, losses, strict=True)
     ]
-    found = {
+    results = {
         "suggestion": float(f"{RATES[_lowest(losses)]:.2g}"),
         "steps": steps,
         "rates": [row["learning_rate"] for row in rows],
         "losses": [row["loss"] for row in rows],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "learning_rates.json", found)
+    write_json(folder / "learning_rates.json", results)
     write_csv(folder / "learning_rates.csv", rows)
-    picture = functools.partial(figures.learning_rates, RATES, losses, found["suggestion"])
+    picture = functools.partial(figures.learning_rates, RATES, losses, results["suggestion"])
     figures.draw({"learning_rates": picture}, folder, log)
-    return found
+    return results
 
 
-def _few(train_set, batch_size, steps, seed):
-    """(the examples of the first `steps` batches, in memory; the batches, as places in them)."""
-    count = data.examples(train_set)
-    epochs = -(-steps * batch_size // max(count, batch_size)) + 1
-    batches = np.concatenate([epoch_batches(count, batch_size, seed, e) for e in range(epochs)])
-    batches = batches[:steps]
-    real = np.where(batches < 0, -1 - batches, batches)  # see `epoch_batches`
-    rows, places = np.unique(real, return_inverse=True)
-    places = np.int32(places.reshape(batches.shape))
-    few = {name: np.asarray(leaf[rows]) for name, leaf in train_set.items()}
-    return few, np.where(batches < 0, -1 - places, places)
+def _first_batches(train_set, batch_size, steps, seed):
+    """Returns the examples of the first `steps` batches of a training, in memory, and the batches,
+    as indices of them."""
+    order = order_of(train_set, batch_size)
+    epochs = range(-(-steps // order.steps))
+    batches = np.concatenate([order.batches(seed, epoch) for epoch in epochs])[:steps]
+    is_padding = batches < 0  # see `epoch_batches`
+    rows = np.where(is_padding, -1 - batches, batches).ravel()
+    indices = np.arange(len(rows), dtype=np.int32).reshape(batches.shape)
+    examples = {name: np.asarray(leaf[rows]) for name, leaf in train_set.items()}
+    return examples, np.where(is_padding, -1 - indices, indices)
 
 
-def _train_all(recipe, hparams, rates, train_set, batches, seed, pretrained):
-    """The sums of the last quarter of the steps of every rate, leaves (rates, ...)."""
-    steps = len(batches)
-
-    def one(rate):
-        numbers = train.as_traced(hparams.replace(learning_rate=rate))
-        inputs = train_set["inputs"][:1]
-        state = train.init(recipe, numbers, inputs, jax.random.key(seed), pretrained)
-        zero = train.zero_sums(recipe, numbers, train_set)
-        middle = np.int32(steps - steps // 4)
-        state, _ = train.train_steps(
-            recipe, state, numbers, train_set, batches, zero, np.int32(0), middle
-        )
-        return train.train_steps(
-            recipe, state, numbers, train_set, batches, zero, middle, np.int32(steps)
-        )[1]
-
-    # one after the other on a CPU, where a single step fills the cores
-    at_once = 1 if jax.default_backend() == "cpu" else 9
-    mapped = jax.jit(lambda rates: lax.map(one, rates, batch_size=at_once))
-    return jax.device_get(mapped(np.float32(rates)))
+def _losses(recipe, config, train_set, batches, pretrained) -> np.ndarray:
+    """The mean loss of the last part of the steps at every rate, +inf where training diverged."""
+    parts = batches.reshape(PARTS, -1, recipe.batch_size)
+    order, hparams = Order(len(parts[0]), lambda _, part: parts[part]), config.hparams
+    inputs = train_set["inputs"][:1]
+    most = max(1, most_members(recipe, hparams, inputs, train_set) // 2)
+    losses = []
+    for rates in np.array_split(RATES, -(-len(RATES) // most)):
+        members = [hparams.replace(learning_rate=float(rate), warmup=0.0) for rate in rates]
+        population = Population(
+            recipe, members, [[config.seed]] * len(rates), train_set, None, epochs=PARTS,
+            layout=layout_for(recipe, hparams, inputs, len(rates)), pretrained=pretrained,
+            orders=[order] * len(rates),
+        )  # fmt: skip
+        population.train(PARTS)
+        for i, (history,) in enumerate(population.histories):
+            losses.append(np.inf if i in population.diverged else history[-1]["train_loss"])
+    return np.array(losses)
 
 
 def _lowest(losses) -> int:

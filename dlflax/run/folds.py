@@ -8,6 +8,7 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.data.folds import folds
+from dlflax.data.order import order_of
 from dlflax.errors import InputError, RunError
 from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
@@ -27,7 +28,7 @@ Log = Callable[[str], None]
 
 def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> dict[str, Any]:
     """Trains once for each of config.folds folds, validates within the others as any run does, and
-    tests on the fold, so that every example is tested once: all folds as lanes of one population
+    tests on the fold, so that every example is tested once: all folds as one population
     where they are of one shape and fit into memory, else one after the other. Writes folds.csv and
     results.json, and returns what that holds: mean and standard deviation of each test score. Each
     fold is saved when it is done, and not done again with --resume. Raises InputError and RunError.
@@ -54,10 +55,10 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     jobs = [prepared(config, (lambda _: None) if k else log, part) for k, part in enumerate(parts)]
     linear = baselines.is_linear(jobs[0].abstract.params, jobs[0].start.splits.train["inputs"])
     if len(each) < len(jobs) and _fit_together(jobs):
-        each, trained = [], _as_lanes(jobs, log)  # all of them again: to the same bits
+        each, trained = [], _train_together(jobs, log)  # all again: the same bits
     else:
         jobs = jobs[len(each) :]
-        trained = map(_alone, jobs)
+        trained = map(_train_alone, jobs)
     for fold, (job, (state, epochs)) in enumerate(zip(jobs, trained, strict=True), len(each) + 1):
         each.append(_scored(job, state, epochs, log))
         write_json(path, {**results, "each": each, "pending": "more folds"})
@@ -118,40 +119,33 @@ def _done(config: Config, settings) -> list[dict[str, Any]]:
 
 
 def _fit_together(jobs) -> bool:
-    """True if all folds can be lanes of one population: one program for all, data that fit into
+    """True if all folds can be members of one population: one program for all, data that fit into
     memory as often as there are folds, and one start."""
-    first, parts = jobs[0].start, []
-    for start in (job.start for job in jobs):
-        if start.splits.val is None or start.pretrained or start.recipe != first.recipe:
-            return False
-        parts += [start.splits.train, start.splits.val]
-    arrays = [part[name] for part in parts for name in part]
-    kinds = {
-        tuple((name, part[name].shape[1:], part[name].dtype) for name in first.splits.val)
-        for part in parts
-    }
+    first, starts = jobs[0].start, [job.start for job in jobs]
+    parts = [part for start in starts for part in (start.splits.train, start.splits.val)]
+    if None in parts or any(s.pretrained or s.recipe != first.recipe for s in starts):
+        return False
+    arrays = [array for part in parts for array in part.values()]
+    kinds = {tuple((n, a.shape[1:], a.dtype) for n, a in sorted(part.items())) for part in parts}
     steps = {-(-data.examples(part) // first.recipe.batch_size) for part in parts[::2]}
-    size = sum(array.nbytes for array in arrays)
     in_memory = all(isinstance(array, np.ndarray) for array in arrays)
-    return len(kinds) == len(steps) == 1 and in_memory and size < host_memory() / 4
+    fits = in_memory and sum(array.nbytes for array in arrays) < host_memory() / 4
+    return len(kinds) == len(steps) == 1 and fits
 
 
-def _as_lanes(jobs, log: Log) -> list[tuple[train.State, int]]:
-    """The best State of each fold, and how many epochs it was trained, by one population."""
+def _train_together(jobs, log: Log) -> list[tuple[train.State, int]]:
+    """Returns the best State of each fold, and its number of epochs, by one population."""
     config, recipe, hparams = jobs[0].config, jobs[0].start.recipe, jobs[0].config.hparams
-    sets = [[getattr(job.start.splits, name) for job in jobs] for name in ("train", "val")]
-    rows = [_places(part) for part in sets]
-    whole = [
-        {name: np.concatenate([each[name] for each in part]) for name in part[0]} for part in sets
-    ]
-    inputs = whole[0]["inputs"][:1]
-    layout = layout_for(recipe, hparams, inputs, len(jobs))
+    train_set, train_rows = _concatenate([job.start.splits.train for job in jobs])
+    val_set, val_rows = _concatenate([job.start.splits.val for job in jobs])
+    layout = layout_for(recipe, hparams, train_set["inputs"][:1], len(jobs))
     log(f"training {len(jobs)} folds as one population, {layout.mode} on {layout.devices} devices")
     population = Population(
-        recipe, [hparams] * len(jobs), np.full((len(jobs), 1), config.seed), *whole,
+        recipe, [hparams] * len(jobs), [[config.seed]] * len(jobs), train_set, val_set,
         epochs=config.epochs, layout=layout, patience=config.patience,
         reduce_on_plateau=config.reduce_on_plateau, keep_best=True,
-        rows=list(zip(*rows, strict=True)),
+        orders=[order_of(train_set, recipe.batch_size, rows) for rows in train_rows],
+        val_rows=val_rows,
     )  # fmt: skip
     with counting("epochs", config.epochs) as advance:
         population.train(config.epochs, lambda: advance(1))
@@ -161,23 +155,22 @@ def _as_lanes(jobs, log: Log) -> list[tuple[train.State, int]]:
             f"fold {fold + 1}: the loss became NaN or infinite at step {step}: try a smaller "
             "--hparams.learning-rate."
         )
-    best, found = population.best(1), []
-    for fold, (history,) in enumerate(population.histories):
-        found.append((train.from_variables(best[fold, 0][0]), len(history)))
-    return found
-
-
-def _places(parts) -> list[np.ndarray]:
-    """For each of the parts its rows in all of them, one after another."""
-    ends = np.cumsum([data.examples(part) for part in parts])
+    best = population.best(1)
     return [
-        np.arange(end - data.examples(part), end, dtype=np.int32)
-        for part, end in zip(parts, ends, strict=True)
+        (train.from_variables(best[fold, 0][0]), len(history))
+        for fold, (history,) in enumerate(population.histories)
     ]
 
 
-def _alone(job: Job) -> tuple[train.State, int]:
-    """Trains one fold by itself, as `_as_lanes` does."""
+def _concatenate(parts) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Returns the arrays of all parts one after another, and the rows of each part."""
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    ends = np.cumsum([data.examples(part) for part in parts])
+    return arrays, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
+
+
+def _train_alone(job: Job) -> tuple[train.State, int]:
+    """Trains one fold by itself, as `_train_together` does."""
     config, start = job.config, job.start
     fit = train.fit(
         start.recipe, config.hparams, start.splits.train, start.splits.val, epochs=config.epochs,

@@ -1,6 +1,7 @@
 """Training as a pure function of its hyperparameters: Recipe, Hparams, State, and the loop."""
 
 from dlflax.train.batch import Batch, floats
+from dlflax.train.driver import Fit, Saved, fit
 from dlflax.train.ensemble import Ensemble
 from dlflax.train.evaluation import (
     all_batches,
@@ -13,7 +14,7 @@ from dlflax.train.evaluation import (
 )
 from dlflax.train.history import Evaluated, History, Training, best_epoch, finished, plateau_factor
 from dlflax.train.hparams import Hparams, as_traced, number
-from dlflax.train.loop import Fit, Saved, fit, train_piece, train_steps
+from dlflax.train.loop import train_steps
 from dlflax.train.optim import SGD, Adam, AdamW, Constant, Cosine, Linear, Lion, Muon, RMSprop
 from dlflax.train.recipe import (
     Recipe,
@@ -34,6 +35,6 @@ __all__ = [
     "abstract", "all_batches", "as_dict", "as_traced", "best_epoch", "check_arrays", "evaluate",
     "evaluate_batches", "evaluate_sums", "finished", "fit", "floats", "forward", "from_variables",
     "gradient", "host_batch", "init", "number", "output_shape", "plateau_factor", "predict",
-    "prepare", "scores", "shift_params", "step", "train_piece", "train_steps", "update",
+    "prepare", "scores", "shift_params", "step", "train_steps", "update",
     "used_numbers", "variables", "zero_sums",
 ]  # fmt: skip

@@ -10,8 +10,8 @@ import numpy as np
 from dlflax import parallel
 from dlflax.errors import RunError
 from dlflax.train import checkpoint_files
+from dlflax.train.driver import Saved
 from dlflax.train.history import best_epoch
-from dlflax.train.loop import Saved
 from dlflax.train.state import State, as_dict
 
 

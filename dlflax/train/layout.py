@@ -1,8 +1,9 @@
-"""The places where the lanes of a population are trained, and how many fit."""
+"""The devices that the members of a population are trained on, and how many fit."""
 
 import contextlib
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,32 +19,38 @@ Mode = Literal["vmap", "map"]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The places where the lanes are trained. Static: another layout is another program."""
+    """The places of the members on devices. Static: another layout is another program. (A run has
+    none: it is one member without a member axis, `driver.Fit`.)"""
 
     mode: Mode
-    """vmap: a device trains its lanes at once; map: one after the other."""
+    """vmap: a device trains its members at once, which differ by 1e-6 from a run; map: one after
+    the other, with the bits of a run."""
     devices: int
-    """Number of `jax.devices()` that share the lanes."""
+    """Number of `jax.devices()` that share the members."""
     width: int
-    """Lanes, a multiple of `devices`. Under map those without a trial cost nothing."""
+    """Places, a multiple of `devices`. Under map those without a member cost nothing."""
 
     @property
-    def lanes_per_device(self) -> int:
-        """Lanes a device."""
+    def members_per_device(self) -> int:
+        """Places a device."""
         return self.width // self.devices
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """("lane") cuts the first axis over the devices; () puts a copy on every device."""
+        """("member") cuts the first axis over the devices; () puts a copy on every device."""
         devices = jax.devices()[: self.devices]
         # Auto: jax.make_mesh's default, Explicit, refuses to gather survivors
-        mesh = jax.make_mesh((self.devices,), ("lane",), (AxisType.Auto,), devices=devices)
+        mesh = jax.make_mesh((self.devices,), ("member",), (AxisType.Auto,), devices=devices)
         return NamedSharding(mesh, P(*axes))
 
 
 def layout_for(
-    recipe: train.Recipe, hparams: train.Hparams, inputs: Any, lanes: int, mode: Mode | None = None
+    recipe: train.Recipe,
+    hparams: train.Hparams,
+    inputs: Any,
+    members: int,
+    mode: Mode | None = None,
 ) -> Layout:
-    """The layout for `lanes` at once; mode None chooses it by what was measured: on a CPU one
+    """The layout for `members` at once; mode None chooses it by what was measured: on a CPU one
     virtual device a core and map, but vmap below 20,000 parameters, where a step is mostly
     overhead; vmap on GPU and TPU. inputs: one example (1, ...)."""
     if mode is None:
@@ -51,26 +58,26 @@ def layout_for(
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         mode = "map" if jax.default_backend() == "cpu" and parameters >= 20_000 else "vmap"
     devices = len(jax.devices())
-    if jax.process_count() == 1:  # of several hosts all take part, whether they have lanes or not
-        devices = min(devices, lanes)
-    return Layout(mode, devices, -(-lanes // devices) * devices)
+    if jax.process_count() == 1:  # of several hosts all take part, whether they have members or not
+        devices = min(devices, members)
+    return Layout(mode, devices, -(-members // devices) * devices)
 
 
-def deal_lanes(lanes, layout: Layout) -> list:
-    """Returns the lane at each place, None where there is none: dealt out like cards, so that every
-    device has as much to do."""
+def deal(members, layout: Layout) -> list:
+    """Returns the member at each place, None where there is none: dealt out like cards, so that
+    every device has as much to do."""
     places = [None] * layout.width
-    for k, lane in enumerate(lanes):
-        places[k % layout.devices * layout.lanes_per_device + k // layout.devices] = lane
+    for k, member in enumerate(members):
+        places[k % layout.devices * layout.members_per_device + k // layout.devices] = member
     return places
 
 
 def active_slots(places, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `slots` and `counts` of `population.train_epoch` for the lanes at these places."""
+    """Returns `slots` and `counts` of `population.train_epoch` for the members at these places."""
     slots, counts = np.zeros(layout.width, np.int32), np.zeros(layout.devices, np.int32)
     for place in sorted(places):
-        device, slot = divmod(place, layout.lanes_per_device)
-        slots[device * layout.lanes_per_device + counts[device]] = slot
+        device, slot = divmod(place, layout.members_per_device)
+        slots[device * layout.members_per_device + counts[device]] = slot
         counts[device] += 1
     return slots, counts
 
@@ -84,15 +91,19 @@ def use_all_cores() -> None:
             jax.config.update("jax_num_cpu_devices", cores)
 
 
-def lane_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs: Any) -> int:
-    """At least what a lane takes in memory: its State, its best variables, and its gradient while
-    it is trained."""
+def most_members(
+    recipe: train.Recipe, hparams: train.Hparams, inputs: Any, *data: Mapping[str, Any] | None
+) -> int:
+    """Returns how many members fit into memory beside a copy of the data on every device, counting
+    of each its State, its best variables, and its gradient while it is trained."""
     state = train.abstract(recipe, hparams, inputs)
     leaves = jax.tree.leaves((state, state.params, train.variables(recipe, state)))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    member = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    copies = len(jax.devices()) * sum(leaf.nbytes for leaf in jax.tree.leaves(data))
+    return max(1, int((_memory() - copies) / member))
 
 
-def memory() -> int:
+def _memory() -> int:
     """Bytes that all devices have together; of a CPU, what the machine or its container has. Other
     hosts are taken to be like this one."""
     devices = jax.local_devices()

@@ -144,7 +144,7 @@ class Frozen:
 
         tree, notes = members.saved()
         arrays = [np.asarray(leaf) for leaf in parallel.gathered(_data(tree))]
-        places = {lane: place for place, lane in enumerate(notes["lanes"]) if lane is not None}
+        places = {lane: place for place, lane in enumerate(notes["places"]) if lane is not None}
         found = {}
         for k, trial in enumerate(trials):
             records = notes["trainings"][k]
@@ -165,7 +165,7 @@ class Frozen:
             return
         tree, notes = members.saved()
         arrays = [np.array(leaf) for leaf in parallel.gathered(_data(tree))]
-        for place, lane in enumerate(notes["lanes"]):
+        for place, lane in enumerate(notes["places"]):
             if lane is not None and lane[0] in waiting:
                 for leaf, value in zip(arrays, waiting[lane[0]].arrays, strict=True):
                     leaf[place] = value[lane[1]]

@@ -9,7 +9,7 @@ from dlflax import train
 from dlflax.errors import InputError
 from dlflax.report.trials import short_text
 from dlflax.run.config import check_batch_size
-from dlflax.train.layout import Layout, lane_bytes, layout_for, memory
+from dlflax.train.layout import Layout, layout_for, most_members
 from dlflax.tune.search import halving_rungs
 from dlflax.tune.space import structural
 
@@ -48,16 +48,11 @@ def population_size(sweep, recipes, splits) -> int:
     too late), rounded up to use all devices, and no more than fits in half the memory.
     InputError when what was asked for cannot fit."""
     inputs = splits[0]["inputs"][:1]
-    lane = max(lane_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
-    free = memory() - len(jax.devices()) * sum(
-        array.nbytes for split in splits for array in split.values()
-    )
-    fits = max(1, int(free / lane))
+    most = (most_members(recipe, sweep.hparams, inputs, *splits) for recipe in recipes)
+    fits = max(1, min(most) // sweep.seeds)
     if sweep.population > fits:
         raise InputError(
-            f"--population {sweep.population} needs about "
-            f"{sweep.population * lane / 2**30:,.1f} GiB and there are {free / 2**30:,.1f}: use "
-            f"{fits} or less."
+            f"--population {sweep.population} does not fit into memory: use {fits} or less."
         )
     if sweep.population:
         return sweep.population
