@@ -85,8 +85,6 @@ class Training:
     epochs: int
     patience: int = 0
     reduce_on_plateau: int = 0
-    hparams_by_epoch: dict[str, list[float]] | None = None
-    """Numbers that replace those of hparams, one for each epoch; the last one stays."""
     history: History = dataclasses.field(default_factory=list)
     diverged_at: int | None = None
     """1-based step at which the loss or the gradient was no longer finite."""
@@ -107,12 +105,8 @@ class Training:
 
     def current_hparams(self) -> Hparams:
         """The numbers of the next epoch: the learning rate as reduce-on-plateau leaves it."""
-        hparams, epoch = self.hparams, len(self.history)
-        if self.hparams_by_epoch:
-            now = {n: v[min(epoch, len(v) - 1)] for n, v in self.hparams_by_epoch.items()}
-            hparams = hparams.replace(**now)
         factor = plateau_factor(self.history, self.task, self.reduce_on_plateau)
-        return hparams.replace(learning_rate=hparams.learning_rate * factor)
+        return self.hparams.replace(learning_rate=self.hparams.learning_rate * factor)
 
     def add(
         self, sums: Mapping[str, Any], val: Evaluated | None = None, **more: float

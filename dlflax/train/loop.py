@@ -114,7 +114,6 @@ def fit(
     seed: int = 0,
     patience: int = 0,
     reduce_on_plateau: int = 0,
-    hparams_by_epoch: dict[str, list[float]] | None = None,
     pretrained: Mapping[str, Any] | None = None,
     resume: Saved | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -128,10 +127,9 @@ def fit(
     may have "weight" (n,). Without val there are no val_* columns, the last epoch counts as the
     best, and patience and reduce_on_plateau do nothing. pretrained: as for `init`. resume continues
     an earlier fit, whose later steps come out the same to the bit. patience and reduce_on_plateau
-    count epochs, 0 is off. hparams_by_epoch: name -> its value in each epoch, in place of that of
-    hparams. should_stop() is asked every five seconds, by all hosts at one step, and ends the fit,
-    in the middle of an epoch too. on_steps(epoch, step, sums) is called a few times a second.
-    Raises InputError for arrays that the task does not take, RunError for a loss of NaN."""
+    count epochs, 0 is off. should_stop() is asked every five seconds, by all hosts at one step, and
+    ends the fit, in the middle of an epoch too. on_steps(epoch, step, sums) is called a few times a
+    second. Raises InputError for arrays that the task does not take, RunError for a loss of NaN."""
     check_arrays(recipe, as_traced(hparams), train, val)
     n = len(train["inputs"])
     steps = math.ceil(n / recipe.batch_size)
@@ -141,8 +139,7 @@ def fit(
         state = init_placed(recipe, numbers, train["inputs"][:1], np.uint32(seed), pretrained)
         resume = Saved(state, [])
     training = Training(
-        recipe.task, hparams, steps, epochs, patience, reduce_on_plateau, hparams_by_epoch,
-        list(resume.history),
+        recipe.task, hparams, steps, epochs, patience, reduce_on_plateau, list(resume.history)
     )  # fmt: skip
     feed = (_Resident if fits(train) else _Streamed)(recipe, hparams, train, seed)
     host_val = host_batch(recipe.task, val) if val is not None and training.collecting else None

@@ -300,18 +300,6 @@ class Population:
         sharding = self.layout.sharding("lane")
         self._states, self._best = _gather(sharding, (self._states, self._best), index)
 
-    def take_over(self, sources: dict[int, int]) -> None:
-        """Gives configurations the States and records of others, {configuration: whose}, none of
-        which takes over itself. Numbers and seeds stay."""
-        places = {lane: place for place, lane in enumerate(self._lanes) if lane is not None}
-        taken = {(i, j): (sources.get(i, i), j) for i, j in places}
-        index = np.int32([places.get(taken.get(lane), 0) for lane in self._lanes])
-        sharding = self.layout.sharding("lane")
-        self._states, self._best = _gather(sharding, (self._states, self._best), index)
-        for i, source in sources.items():
-            for lane, other in zip(self.trainings[i], self.trainings[source], strict=True):
-                lane.history, lane.diverged_at = [dict(row) for row in other.history], None
-
     def scores(self, metric: str) -> np.ndarray:
         """Each configuration's best `val_<metric>` so far under each seed, float64 (n, seeds), in
         the direction that the task gives it; +-inf, the worst, once it diverged."""
