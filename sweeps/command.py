@@ -47,7 +47,7 @@ def main() -> None:
 
 def _search(words: list[str]) -> str:
     """The module of --search, which is taken out of the words; the Bayesian one's own flag of that
-    name, such as --search pbt, stays."""
+    name, such as --search freeze-thaw, stays."""
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         value = value or (words[i + 1] if i + 1 < len(words) else "")

@@ -153,7 +153,8 @@ def test_dlflax_runs_the_modules(monkeypatch, capsys, place):
     assert dlflax("sweep mnist --trials 2") == ("sweeps.bayes_opt", ["mnist", "--trials", "2"])
     assert dlflax("sweep --search random mnist") == ("sweeps.random_search", ["mnist"])
     assert dlflax("sweep mnist --search=grid") == ("sweeps.grid_search", ["mnist"])
-    assert dlflax("sweep mnist --search pbt") == ("sweeps.bayes_opt", ["mnist", "--search", "pbt"])
+    given = ["mnist", "--search", "freeze-thaw"]
+    assert dlflax(f"sweep {' '.join(given)}") == ("sweeps.bayes_opt", given)
     assert dlflax("predict RUN a.png") == ("experiments.predict", ["RUN", "a.png"])
     assert dlflax("find-learning-rate mnist") == ("experiments.find_learning_rate", ["mnist"])
     assert dlflax("report x") == ("sweeps.report", ["x"])

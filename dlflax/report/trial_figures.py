@@ -32,8 +32,6 @@ CAPTIONS = {
     "history": "Every trial in the order of its number; the line is the best so far.",
     "pareto_front": "Two objectives: of the trials on the line no other one is better in both. The "
     "lowest on the left are cheap and good.",
-    "schedules": "The numbers that the best trial's weights were trained with in every epoch "
-    "(population-based training); those of the others are grey.",
     "learning_curves": "Every trial after each epoch; pruned ones end in a dot. The large dot is "
     "the best epoch of the best trial. Colours are those of the choice that matters most.",
     "slice": "Each hyperparameter over its range: see where the good values gather, and whether "
@@ -73,8 +71,6 @@ def draw(
     }
     if cost_name(trials):
         drawings["pareto_front"] = lambda: _pareto_front(rank, scale, direction)
-    if "hparams_by_epoch" in rank[0].user_attrs:
-        drawings["schedules"] = lambda: _schedules(rank)
     return figures.draw(drawings, folder, log)
 
 
@@ -105,24 +101,6 @@ def _pareto_front(rank, scale, direction):
     dots(axes, there, rank[0], [trial.user_attrs[name] for trial in there], scale)
     figure = finish(figure, axes, scale, name)
     axes.set_xscale("log")
-    return figure
-
-
-def _schedules(rank):
-    names = names_of(rank)
-    figure = figures.new_figure(4 * min(len(names), 3), 3 * math.ceil(len(names) / 3))
-    grid = figure.subplots(math.ceil(len(names) / 3), min(len(names), 3), squeeze=False)
-    for axes, name in zip(grid.flat, names, strict=False):
-        for trial in reversed(rank):  # the best one above
-            values = trial.user_attrs["hparams_by_epoch"][name]
-            best = dict(color="tab:orange", linewidth=2) if trial is rank[0] else {}
-            line = dict(color="#c4cad1", linewidth=0.8, where="mid") | best
-            axes.step(range(1, len(values) + 1), values, **line)
-        log = getattr(rank[0].distributions[name], "log", False)
-        axes.set(title=name, xlabel="epoch", yscale="log" if log else "linear")
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid.flat[len(names) :]:
-        axes.set_visible(False)
     return figure
 
 

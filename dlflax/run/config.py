@@ -48,8 +48,6 @@ class Config:
     """Stop after this many epochs without a better validation score; 0 never stops early."""
     reduce_on_plateau: int = 0
     """Halve the learning rate after this many such epochs; 0 never does."""
-    hparams_by_epoch: Annotated[dict[str, list[float]] | None, tyro.conf.Suppress] = None
-    """Name -> its value in each epoch, in place of that of hparams."""
     folds: int = 0
     """Cross-validate: train so many times, each time testing on another part of all the data."""
     run_dir: Path | None = None

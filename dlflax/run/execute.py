@@ -198,8 +198,7 @@ def _train_and_test(job, saved, count, checkpoints, board, log):
         fit = train.fit(
             recipe, config.hparams, splits.train, splits.val,
             epochs=config.epochs, seed=config.seed, patience=config.patience,
-            reduce_on_plateau=config.reduce_on_plateau,
-            resume=saved, should_stop=should_stop,
+            reduce_on_plateau=config.reduce_on_plateau, resume=saved, should_stop=should_stop,
             pretrained=job.start.pretrained, on_epoch=on_epoch,
             on_steps=on_steps if progress.interactive else None,
         )  # fmt: skip

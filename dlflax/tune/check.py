@@ -9,7 +9,7 @@ from dlflax.report.trials import COSTS
 from dlflax.run.config import check, check_count, refuse_unused, unused_numbers
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.tune.search import check_sampler
-from dlflax.tune.space import Space, structural
+from dlflax.tune.space import Space
 
 
 def check_sweep(sweep) -> None:
@@ -18,7 +18,7 @@ def check_sweep(sweep) -> None:
     check_sampler(sweep.sampler)
     if sweep.folds:
         raise InputError("--folds is for a single run, not for a sweep: leave it out.")
-    searches, auto = sweep.search != "whole", sweep.trials == "auto"
+    freeze_thaw, auto = sweep.search == "freeze-thaw", sweep.trials == "auto"
     if not auto:
         check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
     if not auto and sweep.tolerance != type(sweep).tolerance:
@@ -40,10 +40,10 @@ def check_sweep(sweep) -> None:
             f"{sweep.epochs}."
         )
     check_count("slice", sweep.slice, 1)
-    if sweep.slice > 1 and not searches:
-        raise InputError("--slice is for --search freeze-thaw and pbt: leave it out.")
-    if searches:
-        _check_search(sweep, auto)
+    if sweep.slice > 1 and not freeze_thaw:
+        raise InputError("--slice is for --search freeze-thaw: leave it out.")
+    if freeze_thaw:
+        _check_freeze_thaw(sweep, auto)
     if sweep.prior and sweep.sampler == "grid":
         raise InputError("--prior does not go together with a grid, which tries every point.")
     if sweep.warm_start and sweep.sampler != "gp":
@@ -53,7 +53,7 @@ def check_sweep(sweep) -> None:
         )
     if sweep.cost:
         alone = {
-            f"--search {sweep.search}": searches, "--trials auto": auto, "--prune": sweep.prune,
+            "--search freeze-thaw": freeze_thaw, "--trials auto": auto, "--prune": sweep.prune,
             f"--sampler {sweep.sampler}": sweep.sampler in ("tpe", "cmaes"),
             "--warm-start": sweep.warm_start,
         }  # fmt: skip
@@ -67,27 +67,19 @@ def check_sweep(sweep) -> None:
         raise InputError(f"--heartbeat {sweep.heartbeat:g} must be from 1 to 3600 seconds.")
 
 
-def _check_search(sweep, auto) -> None:
-    """InputError for what --search freeze-thaw or pbt cannot have."""
-    name, pbt = f"--search {sweep.search}", sweep.search == "pbt"
+def _check_freeze_thaw(sweep, auto) -> None:
+    """Raises InputError for flags that --search freeze-thaw cannot have."""
     if sweep.sampler != "gp":
         raise InputError(
-            f"{name} decides by itself, not by --sampler {sweep.sampler}: use sweeps.bayes_opt, "
-            "without the flag."
+            f"--search freeze-thaw decides by itself, not by --sampler {sweep.sampler}: use "
+            "sweeps.bayes_opt, without the flag."
         )
     refused = {
         "--trials auto": auto, "--prune": sweep.prune, "--distributed": sweep.distributed,
-        "--warm-start": sweep.warm_start, "--prior": sweep.prior and not pbt,
-        "--seeds": pbt and sweep.seeds > 1, "--patience": pbt and sweep.patience,
-        "--population": pbt and sweep.population not in (0, sweep.trials),
+        "--warm-start": sweep.warm_start, "--prior": sweep.prior,
     }  # fmt: skip
     for flag in (flag for flag, given in refused.items() if given):
-        raise InputError(f"{flag} does not go together with {name}: leave it out.")
-    if pbt and sweep.slice >= sweep.epochs:
-        raise InputError(
-            f"--slice {sweep.slice} must be less than --epochs {sweep.epochs}: --search pbt "
-            "decides in between."
-        )
+        raise InputError(f"{flag} does not go together with --search freeze-thaw: leave it out.")
 
 
 def check_transfer(kind, tried: Space) -> None:
@@ -156,11 +148,6 @@ def check_recipes(sweep, tried: Space, recipes, train_set, pretrained, log) -> N
             f"--objective {sweep.objective} {sweep.cost}: all trials have the same "
             f"{sweep.cost}, as no structure is searched: add one, such as --space.model.features "
             "32 64 128."
-        )
-    if sweep.search == "pbt" and (names := [n for n in tried.distributions if structural(n)]):
-        raise InputError(
-            f"--space.{names[0].replace('_', '-')}: --search pbt changes numbers while it trains, "
-            "not the structure: leave it out."
         )
     views = transfer.numbers_of_start(sweep.transfer, sweep.recipe, sweep.hparams)
     names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}

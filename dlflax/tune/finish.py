@@ -29,7 +29,6 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
         )
     recipe, hparams = objective.space.apply(best.params, sweep.recipe, sweep.hparams)
     common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
-    common |= {"hparams_by_epoch": best.user_attrs.get("hparams_by_epoch")}
     of_best = winner = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
     if sweep.retrain_on_all:
         # without a validation score the last epoch counts

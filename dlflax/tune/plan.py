@@ -61,13 +61,6 @@ def population_size(sweep, recipes, splits) -> int:
     if sweep.search == "freeze-thaw":
         wanted = 4  # one trial takes as many rounds as it has epochs, however wide a round is
     devices = len(jax.devices())
-    if sweep.search == "pbt":
-        if sweep.trials > fits:
-            raise InputError(
-                f"--search pbt trains all {sweep.trials} trials at once, and {fits} fit into half "
-                f"of the memory: use --trials {fits}."
-            )
-        return -(-sweep.trials // devices) * devices
     return max(1, min(-(-wanted // devices) * devices, fits // 2))
 
 
@@ -93,9 +86,6 @@ def log_plan(objective, dataset, splits, done, log):
     if sweep.search == "freeze-thaw":
         log(f"freeze-thaw: {sweep.trials * sweep.epochs:,} epochs, on as many trials as are worth "
             "beginning")  # fmt: skip
-    if sweep.search == "pbt":
-        log("population-based training: all trials at once; the worst quarter takes over from the "
-            f"best every {_count(sweep.slice, 'epoch')}")  # fmt: skip
     if sweep.prune:
         rungs = halving_rungs(sweep.epochs, sweep.prune)
         log(f"one in {sweep.prune} continues after epoch {', '.join(map(str, rungs))}")

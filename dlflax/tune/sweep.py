@@ -28,7 +28,7 @@ from dlflax.run.config import (
 )
 from dlflax.run.folder import check_version, differences, note_versions, settings, write_files
 from dlflax.run.stand_in import with_stand_in
-from dlflax.tune import frozen, hints, population_based, report, stopping
+from dlflax.tune import frozen, hints, report, stopping
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.check import (
     check_memory,
@@ -85,12 +85,11 @@ class Sweep(run.Config):
     warm_start: str | None = None
     """Folder of another sweep, or its name, whose trials are known from the beginning; they count
     as much as they turn out to tell about this one."""
-    search: Literal["whole", "freeze-thaw", "pbt"] = "whole"
+    search: Literal["whole", "freeze-thaw"] = "whole"
     """whole: every trial is trained to its end, or as --prune says; freeze-thaw: the epochs of
-    --trials whole trials go to as many trials as are worth beginning, by their learning curves;
-    pbt: population-based training, in which bad trials go on from good ones with other numbers."""
+    --trials whole trials go to as many trials as are worth beginning, by their learning curves."""
     slice: int = 1
-    """freeze-thaw and pbt: epochs that a trial is trained for before it is decided again."""
+    """freeze-thaw: epochs that a trial is trained for before it is decided again."""
     prune: int = 0
     """Successive halving: the best 1 in N continue after 1/N, 1/N^2, ... of the epochs (try 3)."""
     mode: Literal["auto", "vmap", "map"] = "auto"
@@ -214,9 +213,6 @@ def _search(sweep, objective, tried, store, recorded, log):
     common = dict(trials=sweep.trials, population=sweep.population, seed=sweep.seed)
     if sweep.search == "freeze-thaw":
         frozen.search(objective, tried, store, recorded=recorded, **common)
-    elif sweep.search == "pbt":
-        del common["population"]  # all of them
-        population_based.search(objective, tried, store, recorded=recorded, **common)
     else:
         common |= {"sampler": sweep.sampler, "enough": _enough(sweep, tried, store, log)}
         search(objective, tried, store, recorded=recorded, **common)
