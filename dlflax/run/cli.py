@@ -14,12 +14,13 @@ import tyro
 from dlflax import parallel
 from dlflax.errors import InputError
 from dlflax.run import flags
-from dlflax.run.config import PLACE, Config
+from dlflax.run.config import Config
 from dlflax.run.execute import run
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, of_presets
 from dlflax.run.folder import load_config
 from dlflax.run.folds import cross_validate
+from dlflax.run.resume import freedom
 from dlflax.run.saved import config_from_json
 from dlflax.run.stand_in import changes, stand_in_presets
 from dlflax.train.augment import AUGMENTATIONS, with_strengths
@@ -138,8 +139,11 @@ def parse(
         if resumed:
             saved = load_config(folder)["config"]
             default = config_from_json(saved, folder, experiment)
-        as_new = {name: getattr(Config, name) for name in PLACE}  # perhaps on another machine
-        default = dataclasses.replace(default, run_dir=folder, **as_new)
+        local = {  # perhaps on another machine
+            field.name: field.default for field in dataclasses.fields(Config)
+            if freedom(Config, field.name) == "local"
+        }  # fmt: skip
+        default = dataclasses.replace(default, run_dir=folder, **local)
     # a preset, or a run that is resumed, has that architecture with fields of its own
     as_it_is = resumed or chosen.preset or chosen.model in presets
 
