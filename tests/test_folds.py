@@ -94,7 +94,7 @@ def test_scores_and_going_on(capsys):
     again = ran("--patience", "0", "--resume")
     assert again["test"] == results["test"] and again["each"][:2] == results["each"][:2]
     for flags, sentence in (((), "already holds a run"),
-                            (("--resume", "--seed", "1"), "other flags or data")):  # fmt: skip
+                            (("--resume", "--seed", "1"), "seed was 0, now 1")):  # fmt: skip
         with pytest.raises(SystemExit) as stopped:
             ran("--patience", "0", *flags)
         assert stopped.value.code == 2 and sentence in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_a_sweep_begins_from_the_preset_and_its_space_wins():
 def test_folds_and_the_search_for_a_learning_rate(monkeypatch):
     words = [*SMALL, "--epochs", "1", "--folds", "2", "--run-dir", "folds"]
     run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, words)
-    saved = json.loads(Path("folds/results.json").read_text())["settings"]
+    saved = json.loads(Path("folds/results.json").read_text())["settings"]["config"]
     assert saved["recipe"]["schedule"] == {"class": "dlflax.train:Cosine"}
     seen = []
     step = Cosine.__call__

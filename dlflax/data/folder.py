@@ -49,9 +49,9 @@ REPORT = "files_skipped.csv"
 class ImageFolder(Source):
     """Pictures in one folder a class, of any size and format."""
 
-    dataset: str = "cats_vs_dogs"
+    dataset: str = dataclasses.field(default="cats_vs_dogs", metadata={"resume": "free"})
     """cats_vs_dogs: what is downloaded when there is no data_dir."""
-    data_dir: Path | None = None
+    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Folder with a folder of pictures a class, or with such folders in train/, val/ and test/."""
     size: int = 224
     """Pixels a side to which every picture is brought: its middle, as a square."""

@@ -34,9 +34,9 @@ NOT_MNIST = (
 class Images(Source):
     """Labelled pictures of one size, with a test split of their own."""
 
-    dataset: str = "mnist"
+    dataset: str = dataclasses.field(default="mnist", metadata={"resume": "free"})
     """mnist, fashion_mnist, cifar10, or with the extra `tf` any such set of TFDS."""
-    data_dir: Path | None = None
+    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Folder with IDX files, CIFAR-10's binary files, or a prepared TFDS data set."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:

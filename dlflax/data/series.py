@@ -25,9 +25,9 @@ EMBEDDED = {"co2": ("co2", 52), "sunspots": ("SUNACTIVITY", 11)}
 class Series(Source):
     """One column of numbers, in steps of equal length, and others beside it, cut into windows."""
 
-    dataset: str = "co2"
+    dataset: str = dataclasses.field(default="co2", metadata={"resume": "free"})
     """co2 (Mauna Loa, weekly, 1958 to 2001) or sunspots (yearly, 1700 to 2008)."""
-    data_dir: Path | None = None
+    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """A CSV file with a header instead."""
     decimal: Literal["auto", ".", ","] = "auto"
     """The decimal mark of its numbers; auto: as the file shows, column by column."""

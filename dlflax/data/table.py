@@ -55,9 +55,9 @@ WORDS = 2.5  # of free text, on average
 class Table(Source):
     """Rows of a CSV file, as numbers that a network can read."""
 
-    dataset: str = "breast_cancer"
+    dataset: str = dataclasses.field(default="breast_cancer", metadata={"resume": "free"})
     """breast_cancer, wine (classes) or diabetes (a number): scikit-learn's."""
-    data_dir: Path | None = None
+    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """A CSV, Parquet, Feather, JSON Lines or Excel file with a header instead."""
     decimal: Literal["auto", ".", ","] = "auto"
     """The decimal mark of its numbers; auto: as the file shows, column by column."""

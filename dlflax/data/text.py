@@ -39,9 +39,9 @@ NOT_IMDB = (
 class Text(Source):
     """Labelled texts, as rows of token numbers."""
 
-    dataset: str = "imdb_reviews"
+    dataset: str = dataclasses.field(default="imdb_reviews", metadata={"resume": "free"})
     """imdb_reviews, vader (single words, installed), or any set of texts that TFDS has prepared."""
-    data_dir: Path | None = None
+    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """A .csv, .tsv or .jsonl file, a folder with a .txt file or a folder a class, or TFDS's."""
     vocabulary: int = 8000
     """The most tokens that the tokenizer may have."""

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import inspect
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,32 +13,19 @@ import tyro
 from dlflax import parallel
 from dlflax.errors import InputError
 from dlflax.run import flags
-from dlflax.run.config import PLACE, Config
+from dlflax.run.config import Config
 from dlflax.run.execute import run
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, of_presets
 from dlflax.run.folder import load_config
 from dlflax.run.folds import cross_validate
+from dlflax.run.resume import freedom
 from dlflax.run.saved import config_from_json
 from dlflax.run.stand_in import changes, stand_in_presets
-from dlflax.train.augment import AUGMENTATIONS, with_strengths
+from dlflax.train.augment import with_strengths
 from dlflax.train.layout import use_all_cores
-from dlflax.train.losses import LOSSES
-from dlflax.train.optim import OPTIMIZERS, SCHEDULES
-from dlflax.train.tasks import TASKS
+from dlflax.train.slots import SLOTS, short_names, things, with_things
 
-SHORT_NAMES = {
-    "task": TASKS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augment": AUGMENTATIONS,
-    "loss": LOSSES,
-}  # fmt: skip
-HELP = {
-    "task": "What kind of job it is.",
-    "loss": "Loss of the task, if not its own.",
-    "optimizer": "Update rule.",
-    "schedule": "Shape of the learning rate.",
-    "augment": "Random changes of training inputs, in this order; what has no strength gets one.",
-    "model": "Architecture, if not the preset's; some have a preset too.",
-}
 TYRO = (tyro.conf.SuppressFixed,)
 
 
@@ -66,50 +52,6 @@ def main(
     with_exit_codes(command)
 
 
-def short_name(kind: str, thing) -> str:
-    """What a thing is called on the command line: as those shipped, or by its class or function."""
-    for name, known in SHORT_NAMES[kind].items():
-        if known == thing:
-            return name
-    own = getattr(thing, "__name__", type(thing).__name__)
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own).lower()
-
-
-def things(kind: str, recipes) -> dict[str, Any]:
-    """Name -> thing of all that --task, --optimizer, --schedule, --augment or --loss can name:
-    those shipped, and those in the recipes."""
-    found = dict(SHORT_NAMES[kind])
-    for recipe in recipes:
-        own = recipe.task.loss if kind == "loss" else getattr(recipe, kind)
-        for thing in own if kind == "augment" else (own,):
-            found.setdefault(short_name(kind, thing), thing)
-    return found
-
-
-def with_things(recipe, chosen: Mapping[str, Any], recipes):
-    """The recipe with things by their names: {"optimizer": "adamw", "augment": ("flip",)}."""
-    for kind in ("task", "loss", "optimizer", "schedule", "augment"):
-        given = chosen.get(kind)
-        if given is None:
-            continue
-        known = things(kind, recipes)
-        if kind == "augment":
-            recipe = dataclasses.replace(recipe, augment=tuple(known[name] for name in given))
-        elif kind == "loss":
-            if given == short_name(kind, recipe.task.loss):
-                continue
-            if "loss" not in {field.name for field in dataclasses.fields(recipe.task)}:
-                raise InputError(
-                    f"--loss {given}: {type(recipe.task).__name__} has a loss of its own; remove "
-                    "the flag, or choose another --task."
-                )
-            task = dataclasses.replace(recipe.task, loss=known[given])
-            recipe = dataclasses.replace(recipe, task=task)
-        elif given != short_name(kind, getattr(recipe, kind)):
-            recipe = dataclasses.replace(recipe, **{kind: known[given]})
-    return recipe
-
-
 def parse(
     experiment: Experiment,
     args: list[str] | None = None,
@@ -120,11 +62,13 @@ def parse(
     """Config from the flags, over the preset's values or, with --resume, over the saved ones.
     extend turns it into that of another command, with more flags."""
     args = sys.argv[1:] if args is None else list(args)
-    args = flags.with_lists(args, ("augment",))
+    args = flags.with_lists(args, [name for name, slot in SLOTS.items() if slot.several])
     presets, architectures = experiment.presets, experiment.architectures
     args = flags.with_data(args, presets["default"].data)
     recipes = [preset.recipe for preset in presets.values()]
-    choices = {kind: tuple(sorted(things(kind, recipes))) for kind in SHORT_NAMES}
+    choices = {
+        name: tuple(sorted(things(name, recipes))) for name, slot in SLOTS.items() if slot.shipped
+    }
     named = {**choices, "preset": tuple(presets), "model": tuple(sorted(architectures))}
     flags.check_choices(args, named)
     chosen = _first_look(args, tuple(presets), tuple(architectures), choices)
@@ -138,8 +82,11 @@ def parse(
         if resumed:
             saved = load_config(folder)["config"]
             default = config_from_json(saved, folder, experiment)
-        as_new = {name: getattr(Config, name) for name in PLACE}  # perhaps on another machine
-        default = dataclasses.replace(default, run_dir=folder, **as_new)
+        local = {  # perhaps on another machine
+            field.name: field.default for field in dataclasses.fields(Config)
+            if freedom(Config, field.name) == "local"
+        }  # fmt: skip
+        default = dataclasses.replace(default, run_dir=folder, **local)
     # a preset, or a run that is resumed, has that architecture with fields of its own
     as_it_is = resumed or chosen.preset or chosen.model in presets
 
@@ -192,10 +139,7 @@ def _parsed(command, prog, description, args, default):
 
 def _first_look(args, presets, architectures, choices):
     """The flags that decide the defaults of all others."""
-    named = [
-        (kind, (tuple[Literal[names], ...] if kind == "augment" else Literal[names]) | None, None)
-        for kind, names in choices.items()
-    ]
+    named = [(slot, _choice(slot, names) | None, None) for slot, names in choices.items()]
     first = dataclasses.make_dataclass(
         "First",
         [
@@ -213,15 +157,17 @@ def _first_look(args, presets, architectures, choices):
     return chosen
 
 
+def _choice(slot: str, names: tuple[str, ...]):
+    """Returns the type of a flag that takes these names of things."""
+    return tuple[Literal[names], ...] if SLOTS[slot].several else Literal[names]
+
+
 def _command(default, preset, presets, architectures, choices):
     """A function whose arguments are all flags, for tyro; it returns the Config."""
     recipe = default.recipe
 
     def command(config, **_):
         return config
-
-    def argument(kind):
-        return tyro.conf.arg(name=kind, help=HELP[kind])
 
     kinds = {
         "config": Annotated[type(default), tyro.conf.arg(name="")],
@@ -235,20 +181,17 @@ def _command(default, preset, presets, architectures, choices):
         names = tuple(sorted(architectures))
         own = [n for n in names if type(architectures[n]) is type(recipe.model)]
         of = Literal[names] if own else Literal[names] | None
-        kinds["architecture"] = Annotated[of, argument("model")]
+        text = "Architecture, if not the preset's; some have a preset too."
+        kinds["architecture"] = Annotated[of, tyro.conf.arg(name="model", help=text)]
         defaults["architecture"] = own[0] if own else None
-    for kind, names in choices.items():
+    for slot, names in choices.items():
         # what tyro shows as the default; the first look has put the thing itself into the recipe
-        if kind == "augment":
-            value = tuple(short_name(kind, each) for each in recipe.augment)
-            of = tuple[Literal[names], ...]
-        else:
-            own = recipe.task.loss if kind == "loss" else getattr(recipe, kind)
-            value, of = short_name(kind, own), Literal[names]
-        if kind != "augment" and value not in names:
+        value = short_names(slot, recipe)
+        if value not in names and not SLOTS[slot].several:
             continue  # of a resumed run: it stays
-        kinds[f"{kind}_name"] = Annotated[of, argument(kind)]
-        defaults[f"{kind}_name"] = value
+        argument = tyro.conf.arg(name=slot, help=SLOTS[slot].help)
+        kinds[f"{slot}_name"] = Annotated[_choice(slot, names), argument]
+        defaults[f"{slot}_name"] = value
     return _with_signature(command, kinds, defaults)
 
 

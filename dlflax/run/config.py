@@ -18,12 +18,9 @@ from dlflax.train.batch import abstract_batch, check_keys
 from dlflax.train.tasks import Task
 
 MOST_OF_A_SIZE = 2**31 - 1  # of a model
-# where it runs and what is told of it, not what is trained
-PLACE = (
-    "devices", "shard_state", "distributed", "profile", "baseline", "folds", "log", "verbose",
-)  # fmt: skip
 
 
+# metadata: "resume" is for `resume`, and what is not "saved" is not in config.json
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run. Saved as config.json."""
@@ -50,23 +47,25 @@ class Config:
     """Halve the learning rate after this many such epochs; 0 never does."""
     folds: int = 0
     """Cross-validate: train so many times, each time testing on another part of all the data."""
-    run_dir: Path | None = None
+    run_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Folder of the run (default: runs/EXPERIMENT/TIME)."""
-    resume: bool = False
+    resume: bool = dataclasses.field(default=False, metadata={"resume": "free"})
     """Continue the run in --run-dir, or the newest one."""
-    devices: int = 0
+    devices: int = dataclasses.field(default=0, metadata={"resume": "local"})
     """Devices that share every batch; 0: all, but one on a CPU, which has all cores already."""
-    shard_state: bool = False
+    shard_state: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Share out the parameters over the devices too, for a model too large for one."""
-    distributed: bool = False
+    distributed: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Join the other hosts: found by SLURM, TPU pods, Open MPI or $JAX_COORDINATOR_ADDRESS."""
-    profile: bool = False
+    profile: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Write a trace of some steps to profile/ in the run's folder, for TensorBoard or Perfetto."""
-    baseline: Literal["auto", "none"] = "auto"
+    baseline: Literal["auto", "none"] = dataclasses.field(
+        default="auto", metadata={"resume": "local"}
+    )
     """auto: state simple models, fitted on the same data, beside the network's test scores."""
-    log: Log = "none"
+    log: Log = dataclasses.field(default="none", metadata={"resume": "local"})
     """Loggers of scores and images, besides TensorBoard's files."""
-    verbose: bool = False
+    verbose: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Print more: every epoch, every parameter of the network, the scores of each class."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = dataclasses.field(
         default=(), metadata={"saved": False}

@@ -16,9 +16,10 @@ import dlflax
 from dlflax import data
 from dlflax.errors import InputError
 from dlflax.files import read_json, write_csv, write_json
-from dlflax.run.config import PLACE, Config, more_epochs_change_the_past
+from dlflax.run.config import Config, more_epochs_change_the_past
 from dlflax.run.experiment import Experiment, note_changes, remember
-from dlflax.run.saved import check_type, flat, save_encoder, to_json
+from dlflax.run.resume import differences
+from dlflax.run.saved import check_type, save_encoder, to_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
 
@@ -85,19 +86,17 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
         return
     old = load_config(folder)
     steps = -(-new["data"]["train"] // config.recipe.batch_size)
-    free = {"data.data_dir", "data.dataset", "run_dir", "resume", *PLACE}
-    free.add("recipe.task.scale")  # of the data, which are compared
-    if not more_epochs_change_the_past(config, old["config"].get("epochs", Config.epochs), steps):
-        free.add("epochs")
-    if different := differences(old, new, free):
+    epochs = old["config"].get("epochs", Config.epochs)
+    if not more_epochs_change_the_past(config, epochs, steps):
+        old["config"]["epochs"] = config.epochs
+    if different := differences(old, new, config):
         raise InputError(
             f"--resume: {folder} was trained with another setup ({different}): give the same flags "
             "and data, or start a new run."
         )
     note_changes(old.get("defined_in", {}), experiment, log)
     note_versions(old, new, log)
-    if new["config"]["epochs"] != old["config"].get("epochs"):
-        old["config"]["epochs"] = new["config"]["epochs"]
+    if config.epochs != epochs:
         write_json(path, old)
 
 
@@ -108,20 +107,6 @@ def write_files(folder: Path, splits: data.Splits) -> None:
         write_csv(folder / "columns.csv", rows)
     for name, text in splits.files.items():
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def differences(old: dict, new: dict, free: set[str]) -> str:
-    """What differs between two `settings`, in words; "" if nothing but what is in `free` does."""
-    names = ("sha256", "weights_sha256")
-    was, now = (
-        flat({**each["config"], **{name: each["data"][name] for name in names}})
-        for each in (old, new)
-    )
-    return "; ".join(
-        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*was, *now} - free)
-        if was.get(name) != now.get(name)
-    )
 
 
 def note_versions(old: dict, new: dict, log: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from dlflax.run.config import Config, check, load
 from dlflax.run.execute import Job, as_tested, calibrated, prepared
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import run_folder
+from dlflax.run.resume import differences
 from dlflax.run.saved import to_json
 from dlflax.run.stand_in import with_stand_in
 from dlflax.train.layout import layout_for
@@ -38,9 +39,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     dataset = load(config.data, log)
     config = with_stand_in(config, dataset, log)
     parts = folds(dataset, config.folds, config.seed)
-    place = ("run_dir", "resume", "baseline")
-    settings = {k: v for k, v in to_json(config).items() if k not in place}
-    settings["data_sha256"] = dataset.checksum
+    settings = {"config": to_json(config), "data": {"sha256": dataset.checksum}}
     config = dataclasses.replace(config, run_dir=_folder(experiment, config))
     path, each = config.run_dir / "results.json", _done(config, settings)
     results = {
@@ -107,13 +106,14 @@ def _done(config: Config, settings) -> list[dict[str, Any]]:
         return []
     try:
         saved = read_json(path)
-        same, each = saved["settings"] == settings, list(saved["each"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        different = differences(saved["settings"], settings, config)
+        each = list(saved["each"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: choose another --run-dir.") from error
-    if not same:
+    if different:
         raise InputError(
-            f"--resume: {config.run_dir} is of other flags or data: give the same, or choose "
-            "another --run-dir."
+            f"--resume: {config.run_dir} was trained with another setup ({different}): give the "
+            "same flags and data, or choose another --run-dir."
         )
     return each[: config.folds]
 

@@ -26,6 +26,7 @@ from dlflax.errors import InputError
 from dlflax.files import MOST_JSON, read_bytes, read_json, write_json
 from dlflax.run.config import Config, check
 from dlflax.run.experiment import OWN, Experiment, reference
+from dlflax.train.slots import SLOTS
 from dlflax.train.tasks import Task
 from dlflax.transfer import Transfer
 
@@ -82,18 +83,11 @@ def config_from_json(saved: dict, folder: Path, experiment: Experiment) -> Confi
     is not trusted or not of the right kind."""
     read = _Reader(folder, experiment)
     try:
-        recipe = dict(saved["recipe"])
+        recipe = saved["recipe"]
+        names = [name for name in ("model", *SLOTS) if name != "loss"]  # which is in the task
+        slots = {name: read.slot(recipe[name], name) for name in names}
         parts = {
-            "recipe": read.built(
-                train.Recipe,
-                model=read.thing(recipe.pop("model"), "model"),
-                task=read.thing(recipe.pop("task"), "task"),
-                optimizer=read.thing(recipe.pop("optimizer"), "optimizer"),
-                schedule=read.thing(recipe.pop("schedule"), "schedule"),
-                augment=tuple(read.thing(each, "augment") for each in recipe.pop("augment")),
-                step=read.step(recipe.pop("step")),
-                **recipe,
-            ),
+            "recipe": read.built(train.Recipe, **recipe | slots),
             "hparams": read.thing(saved["hparams"], "hparams"),
             "data": read.thing(saved["data"], "data"),
             "transfer": None,
@@ -186,19 +180,9 @@ def check_type(value, kind, path: Path, place: str) -> None:
         ) from error
 
 
-KINDS = {
-    "model": "a Linen module",
-    "hparams": "a subclass of Hparams",
-    "data": "a subclass of dlflax.data.Source",
-    "encoder": "a subclass of dlflax.data.Encoder",
-    "task": "a subclass of dlflax.train.tasks.Task",
-    "optimizer": "called as (learning_rate, hparams)",
-    "schedule": "called as (step, hparams)",
-    "augment": "called as (key, batch, hparams)",
-    "step": "called as (recipe, state, hparams, batch)",
-    "loss": "called as (outputs, batch, hparams)",
-}
-ARGUMENTS = {"optimizer": 2, "schedule": 2, "augment": 3, "step": 4, "loss": 3}
+BASES = {  # of classes; functions are for `train.slots`
+    "model": nn.Module, "hparams": train.Hparams, "data": Source, "encoder": Encoder, "task": Task,
+}  # fmt: skip
 PURE = (  # modules whose functions may be called, of dlflax and of Flax
     "dlflax.train.augment", "dlflax.train.ensemble", "dlflax.train.losses", "dlflax.train.optim",
     "dlflax.train.step", "flax.linen.activation", "flax.linen.attention",
@@ -222,17 +206,18 @@ class _Reader:
             raise InputError(f"{self.path}: {place} must name a class or a function.")
         found = self.experiment.resolve(value.get("class") or value.get("function"), self.path)
         if "function" in value:
-            self._expect(place in ARGUMENTS and _is_function(found, ARGUMENTS[place]), place, value)
+            self._expect(_is_function(found, place), place, value, _kind_at(place))
             return found
-        self._expect(_is_kind(found, place), place, value)
+        self._expect(_is_kind(found, place), place, value, _kind_at(place))
         return self._built(found, {k: v for k, v in value.items() if k != "class"}, place)
 
-    def step(self, value):
-        """Returns the training step; None, the default, for `train.step` by its name."""
-        if value is None:
+    def slot(self, value, name: str):
+        """Returns what the JSON of a field of a Recipe stands for."""
+        if name == "step" and value is None:  # the default
             return None
-        found = self.thing(value, "step")
-        return None if found is train.step else found
+        if name in SLOTS and SLOTS[name].several:
+            return tuple(self.thing(each, name) for each in value)
+        return self.thing(value, name)
 
     def built(self, cls, place: str = "", **fields):
         """cls(**fields), each of which is of the type that the class says."""
@@ -267,37 +252,46 @@ class _Reader:
             if dtype.kind != "b" and not jnp.issubdtype(dtype, np.number):
                 raise InputError(f"{self.path}: {place}.{name} is {dtype}, no dtype of a model.")
             return dtype
-        if "class" in value and name != "loss":  # a field of a thing, say a part of a model
+        is_thing = "class" in value or "function" in value
+        if not is_thing and self.path.name == ENCODER:
+            return {key: self._value(item, None, place, key) for key, item in value.items()}
+        if not is_thing or name == "loss":
+            return self.thing(value, name)
+        if "class" in value:  # a field of a thing, say a part of a model
             found = self.experiment.resolve(value["class"], self.path)
             is_kind = isinstance(found, type) and dataclasses.is_dataclass(found)
-            self._expect(is_kind, f"{place}.{name}", value)
+            self._expect(is_kind, f"{place}.{name}", value, "a dataclass")
             return self._built(found, {k: v for k, v in value.items() if k != "class"}, place)
-        if "function" in value and name != "loss":
-            function = self.experiment.resolve(value["function"], self.path, libraries=True)
-            right = place == "model" and _is_array_function(function)
-            self._expect(right, f"{place}.{name}", value, "a function that a model may call")
-            return function
-        if self.path.name == ENCODER and "class" not in value:
-            return {key: self._value(item, None, place, key) for key, item in value.items()}
-        return self.thing(value, name)
+        function = self.experiment.resolve(value["function"], self.path, libraries=True)
+        right = place == "model" and _is_array_function(function)
+        self._expect(right, f"{place}.{name}", value, "a function that a model may call")
+        return function
 
-    def _expect(self, right, place, value, kind="a dataclass"):
+    def _expect(self, right, place, value, kind):
         if not right:
             named = value.get("class") or value.get("function")
             raise InputError(
-                f"{self.path}: {place} names {named}, which is not {KINDS.get(place, kind)}: "
-                "nothing was called."
+                f"{self.path}: {place} names {named}, which is not {kind}: nothing was called."
             )
 
 
-def _is_function(found, arguments: int) -> bool:
-    """True if it is a plain function that can be called with so many arguments."""
-    if not isinstance(found, types.FunctionType):
+def _kind_at(place: str) -> str:
+    """Returns in words what is expected at this place."""
+    if place in BASES:
+        return f"a subclass of {reference(BASES[place])}"
+    return f"called as ({SLOTS[place].arguments})"
+
+
+def _is_function(found, place: str, *instance: None) -> bool:
+    """True if it is a plain function that can be called with the arguments of this slot. instance:
+    None, for a method, which is called with its instance too."""
+    arguments = SLOTS[place].arguments if place in SLOTS else ""
+    if not arguments or not isinstance(found, types.FunctionType):
         return False
     if found.__module__.partition(".")[0] in OWN and found.__module__ not in PURE:
         return False
     try:
-        inspect.signature(found).bind(*[None] * arguments)
+        inspect.signature(found).bind(*instance, *arguments.split(", "))
     except TypeError:
         return False
     return True
@@ -319,18 +313,9 @@ def _is_kind(found, place: str) -> bool:
     """True if it is a dataclass of the kind that is expected at this place."""
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
         return False
-    if place == "model":
-        return issubclass(found, nn.Module)
-    if place == "hparams":
-        return issubclass(found, train.Hparams)
-    if place == "data":
-        return issubclass(found, Source)
-    if place == "encoder":
-        return issubclass(found, Encoder)
-    if place == "task":
-        return issubclass(found, Task)
-    call = getattr(found, "__call__", None)  # noqa: B004
-    return place in ARGUMENTS and _is_function(call, ARGUMENTS[place] + 1)
+    if place in BASES:
+        return issubclass(found, BASES[place])
+    return _is_function(getattr(found, "__call__", None), place, None)  # noqa: B004
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dlflax.data import Dataset
-from dlflax.run.config import PLACE, Config
+from dlflax.run.config import Config
+from dlflax.run.resume import freedom
 from dlflax.run.saved import flat, to_json
 
-SAME = ("data", "given", "stand_ins", "run_dir", "resume", *PLACE)  # whatever the preset
+SAME = "data", "given", "stand_ins", "folds"  # whatever the preset
 MODULES = re.compile(r"[\w.]+:|[()',]")  # of classes, and what is around lists
 
 
@@ -31,6 +32,7 @@ def stand_in_presets(presets: Mapping[str, Config], config: Config) -> dict[str,
 def changes(config: Config, other: Config) -> dict[str, Any]:
     """Returns the fields of `other` that the config has with other values."""
     names = [field.name for field in dataclasses.fields(Config) if field.name not in SAME]
+    names = [name for name in names if not freedom(Config, name)]
     values = {name: getattr(other, name) for name in names}
     return {name: value for name, value in values.items() if value != getattr(config, name)}
 

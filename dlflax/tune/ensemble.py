@@ -20,6 +20,7 @@ from dlflax import parallel, run, train
 from dlflax.report.trials import digits, short_text
 from dlflax.run.execute import prepared
 from dlflax.run.folder import begin, load_config
+from dlflax.run.resume import differences
 from dlflax.train import calibration, checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.ensemble import Ensemble, NoOptimizer
@@ -198,8 +199,9 @@ def in_folder(config: run.Config, folder: Path) -> run.Config:
     moved aside."""
     here = dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists())
     if here.resume:
-        old, names = load_config(folder)["config"], ("recipe", "hparams", "epochs")
-        if [old[name] for name in names] != [run.to_json(getattr(here, name)) for name in names]:
+        old = load_config(folder)
+        # the sweep has compared the data
+        if differences(old, {**old, "config": run.to_json(here)}, here):
             set_aside(folder)
             here = dataclasses.replace(here, resume=False)
     return here

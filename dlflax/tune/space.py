@@ -11,12 +11,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.run.cli import SHORT_NAMES, short_name, things, with_things
 from dlflax.run.config import check_recipe
 from dlflax.train import hparams as numbers
+from dlflax.train.slots import SLOTS, short_names, things, with_things
 
 # fields of a Recipe, and the loss of its task
-STRUCTURE = ("optimizer", "schedule", "batch_size", "augment", "compute_dtype", "ema", "loss")
+STRUCTURE = ("batch_size", "compute_dtype", "ema", *sorted(SLOTS.keys() - {"task", "step"}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,9 @@ class Space:
                 if isinstance(getattr(recipe.model, field), tuple) and not isinstance(value, tuple):
                     value = tuple(int(number) for number in str(value).split(","))
                 recipe = dataclasses.replace(recipe, model=recipe.model.clone(**{field: value}))
-            elif name in SHORT_NAMES:
-                if name == "augment" and not isinstance(value, tuple):
-                    value = () if value == "none" else tuple(value.split(","))
-                recipe = with_things(recipe, {name: value}, (*self.recipes, recipe))
+            elif name in SLOTS:
+                chosen = {name: _names(value) if SLOTS[name].several else value}
+                recipe = with_things(recipe, chosen, (*self.recipes, recipe))
             elif name in STRUCTURE:
                 recipe = dataclasses.replace(recipe, **{name: value})
             else:
@@ -157,10 +156,8 @@ def _current(name, recipe, hparams):
         return float(getattr(hparams, name))
     if name.startswith("model."):
         value = getattr(recipe.model, name.removeprefix("model."))
-    elif name == "augment":
-        value = tuple(short_name(name, each) for each in recipe.augment)
-    elif name in SHORT_NAMES:
-        value = short_name(name, recipe.task.loss if name == "loss" else getattr(recipe, name))
+    elif name in SLOTS:
+        value = short_names(name, recipe)
     else:
         value = getattr(recipe, name)
     return _text(value) if isinstance(value, tuple) else value
@@ -168,6 +165,11 @@ def _current(name, recipe, hparams):
 
 def _text(items: tuple) -> str:
     return ",".join(map(str, items)) or "none"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Returns the names in the `_text` of some."""
+    return () if text == "none" else tuple(text.split(","))
 
 
 def parameter(name, word, recipe, hparams, space: Space, flag: str):
@@ -186,13 +188,12 @@ def _value(name, word, recipe, hparams, recipes, flag):
         except ValueError as error:
             raise InputError(f"{flag}: {word!r} is not a number.") from error
         return float(word)
-    if name in SHORT_NAMES:
-        known = things(name, recipes)
-        names = () if (name, word) == ("augment", "none") else tuple(word.split(","))
-        if unknown := set(names) - set(known):
-            more = ", several as crop,flip, or none" if name == "augment" else ""
+    if name in SLOTS:
+        known, several = things(name, recipes), SLOTS[name].several
+        if unknown := {*(_names(word) if several else (word,))} - {*known}:
+            more = ", several as crop,flip, or none" if several else ""
             raise InputError(f"{flag}: {unknown.pop()!r} must be one of {', '.join(known)}{more}.")
-        return names if name == "augment" else word
+        return word
     owner, field = (recipe.model, name[6:]) if name.startswith("model.") else (recipe, name)
     return _field_value(owner, field, word, flag)
 

@@ -20,13 +20,9 @@ from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.trials import print_findings, print_trials
-from dlflax.run.config import (
-    PLACE,
-    load,
-    prepare_data,
-    weighted,
-)
-from dlflax.run.folder import check_version, differences, note_versions, settings, write_files
+from dlflax.run.config import load, prepare_data, weighted
+from dlflax.run.folder import check_version, note_versions, settings, write_files
+from dlflax.run.resume import differences
 from dlflax.run.stand_in import with_stand_in
 from dlflax.tune import frozen, hints, report, stopping
 from dlflax.tune.broadcast import Broadcast
@@ -60,10 +56,10 @@ class Sweep(run.Config):
     space: Any = None
     """The search space. Of a number: LOW HIGH [log], or three or more choices, and one fixes
     it; of a grid its values. Of what is no number: choices, each a program of its own."""
-    trials: int | Literal["auto"] = 64
+    trials: int | Literal["auto"] = dataclasses.field(default=64, metadata={"resume": "free"})
     """Trials in all: the same command with more of them continues (a grid, 0: every point). auto:
     until another one is not expected to gain more than chance or the tolerance."""
-    tolerance: float = 0.01
+    tolerance: float = dataclasses.field(default=0.01, metadata={"resume": "free"})
     """--trials auto: a gain that is not worth another trial, as a share of the best value."""
     population: int = 0
     """Trials that are trained at once; 0 chooses by devices and memory."""
@@ -94,22 +90,24 @@ class Sweep(run.Config):
     """Successive halving: the best 1 in N continue after 1/N, 1/N^2, ... of the epochs (try 3)."""
     mode: Literal["auto", "vmap", "map"] = "auto"
     """The way that a device trains its share of a population: at once, or one after the other."""
-    study: str | None = None
+    study: str | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Name of the sweep and of its folder in runs/sweeps (default: EXPERIMENT_SEARCH)."""
-    storage: str | None = None
+    storage: str | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """sqlite:///FILE (default: $DLFLAX_STORAGE, or study.db in the folder);
     postgresql+psycopg://... for workers, whose password is never saved."""
-    heartbeat: float = 30.0
+    heartbeat: float = dataclasses.field(default=30.0, metadata={"resume": "free"})
     """PostgreSQL: seconds between signs of life; a worker that misses four is given up."""
     run_dir: Path | None = None
     """Folder of the sweep (default: runs/sweeps/STUDY)."""
-    ensemble: int = 16
+    ensemble: int = dataclasses.field(default=16, metadata={"resume": "free"})
     """Most models of the ensemble that is made of the best trials, 0 for none: it is tested, saved
     and used as a run of its own, beside the retrained best trial."""
     retrain_on_all: bool = False
     """Retrain the best on training and validation data together."""
     resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always continues
-    auto: Annotated[bool, tyro.conf.Suppress] = False  # as --trials says
+    auto: Annotated[bool, tyro.conf.Suppress] = dataclasses.field(  # as --trials says
+        default=False, metadata={"resume": "free"}
+    )
 
 
 def run_sweep(
@@ -291,15 +289,10 @@ def _bound(sweep, search_name, experiment, log):
 def _as_begun(sweep, saved, new, log) -> Sweep:
     """The sweep with the population that the study was begun with, unless a flag says another.
     InputError when the study was begun with another setup."""
-    free = {
-        "resume", "trials", "data.data_dir", "data.dataset", "run_dir", "storage", "heartbeat",
-        "study", "ensemble", "auto", "tolerance",
-        *PLACE,
-    }  # fmt: skip
     if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
         new = {**new, "config": {**new["config"], "population": sweep.population}}
-    if different := differences(saved, new, free):
+    if different := differences(saved, new, sweep):
         raise InputError(
             f"the study {sweep.study} was begun with another setup ({different}): give the same "
             "flags and data to continue it, or another --study NAME."

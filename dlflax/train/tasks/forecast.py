@@ -28,7 +28,9 @@ class Forecast(Task):
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
     """Metric whose validation value decides the best epoch: loss, rmse or mae."""
-    scale: Annotated[float, tyro.conf.Suppress] = dataclasses.field(default=1.0, compare=False)
+    scale: Annotated[float, tyro.conf.Suppress] = dataclasses.field(
+        default=1.0, compare=False, metadata={"resume": "free"}
+    )
     """By which the data source divided the series: mae is in the series' unit. The data decide; the
     traced step does not read it."""
 

@@ -25,7 +25,7 @@ class Regression(Task):
     monitor: str = "loss"
     """Metric whose validation value decides the best epoch: loss, rmse, mae or r2."""
     scale: Annotated[tuple[float, ...], tyro.conf.Suppress] = dataclasses.field(
-        default=(), compare=False
+        default=(), compare=False, metadata={"resume": "free"}
     )
     """Of each target, by which the data source divided it: rmse and mae are in the targets' unit.
     The data decide; the traced step does not read it."""

@@ -1,0 +1,177 @@
+"""Which settings may differ when a run, its folds or a sweep is resumed: field by field."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import experiments
+from dlflax import run, train
+from dlflax.data import Arrays, ImageFolder, Images, Series, Source, Table, Text
+from dlflax.models import MLP
+from dlflax.run.resume import differences
+from dlflax.train.augment import Flip
+from dlflax.train.tasks import TASKS
+from dlflax.tune import cli
+from dlflax.tune.ensemble import in_folder
+from dlflax.tune.sweep import Sweep
+from experiments import mnist
+
+CONFIG = run.Config(train.Recipe(MLP((4,))))
+FREE = {
+    "data.data_dir", "data.dataset", "recipe.task.scale", "run_dir", "resume", "devices",
+    "shard_state", "distributed", "profile", "baseline", "log", "verbose",
+}  # fmt: skip
+OF_SWEEP = {"trials", "tolerance", "study", "storage", "heartbeat", "ensemble", "auto"}
+SOURCES = [Arrays(), ImageFolder(), Images(), Series(), Table(), Text()]
+CASES = {
+    "Config": CONFIG,
+    "Sweep": Sweep(CONFIG.recipe),
+    **{type(data).__name__: dataclasses.replace(CONFIG, data=data) for data in SOURCES},
+    **{
+        name: dataclasses.replace(CONFIG, recipe=dataclasses.replace(CONFIG.recipe, task=task))
+        for name, task in TASKS.items()
+    },
+}
+
+
+def settings(config):
+    data = {"sha256": "1", "weights_sha256": ""}
+    return json.loads(json.dumps({"config": run.to_json(config), "data": data}))
+
+
+def leaves(tree, prefix=()):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+def test_all_sources_are_here():
+    shipped = {kind for kind in Source.__subclasses__() if kind.__module__.startswith("dlflax.")}
+    assert shipped == {type(data) for data in SOURCES}
+
+
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+def test_every_field_is_compared_but_those_that_may_differ(config):
+    saved = settings(config)
+    assert differences(saved, saved, config) == ""
+    free = FREE | OF_SWEEP if isinstance(config, Sweep) else FREE
+    seen = set()
+    for *owners, name in leaves(saved["config"]):
+        new = copy.deepcopy(saved)
+        owner = new["config"]
+        for each in owners:
+            owner = owner[each]
+        was, owner[name] = owner[name], ["something", "else"]
+        place = ".".join([*owners, name])
+        text = differences(saved, new, config)
+        was = tuple(was) if isinstance(was, list) else was
+        was = str(was) if isinstance(was, tuple) else was
+        expected = f"{place} was {was!r}, now \"('something', 'else')\""
+        assert text == ("" if place in free else expected)
+        seen.add(place)
+    fields = {field.name for field in dataclasses.fields(config)} - {"given", "stand_ins"}
+    assert fields <= {place.partition(".")[0] for place in seen}
+    for name in ("sha256", "weights_sha256"):
+        new = {**saved, "data": {**saved["data"], name: "2"}}
+        assert f"{name} was" in differences(saved, new, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Longer(run.Config):
+    epochs: int = 7
+    devices: int = 1  # still the machine's
+    note: str = dataclasses.field(default="", metadata={"resume": "free"})
+    order: str = "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scans(Images):
+    data_dir: Path | None = Path("scans")  # still free
+    dataset: str = dataclasses.field(default="", metadata={"resume": "compared"})
+    workers: int = dataclasses.field(default=1, metadata={"resume": "free"})
+    shade: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Wobble(Flip):
+    name: str = dataclasses.field(default="", metadata={"resume": "free"})
+    size: int = 1
+
+
+def test_fields_of_ones_own():
+    recipe = dataclasses.replace(CONFIG.recipe, augment=(Flip(), Wobble()))
+    config = Longer(recipe, data=Scans())
+    free = dict(note="a", devices=2, run_dir=Path("b"))
+    free |= {
+        "data": Scans(data_dir=Path("elsewhere"), workers=4),
+        "recipe": dataclasses.replace(recipe, augment=(Flip(), Wobble("c"))),
+    }
+    other = dataclasses.replace(config, **free)
+    assert differences(settings(config), settings(other), other) == ""
+    for change, text in [
+        (dict(epochs=8), "epochs was 7, now 8"),
+        (dict(order="sorted"), "order was 'random', now 'sorted'"),
+        (dict(data=Scans(shade=0.1)), "data.shade was 0.5, now 0.1"),
+        (dict(data=Scans(dataset="d")), "data.dataset was '', now 'd'"),
+        (dict(data=Images()), "data.class was"),
+        (dict(recipe=dataclasses.replace(recipe, augment=(Flip(),))), "recipe.augment was"),
+        (dict(recipe=dataclasses.replace(recipe, augment=(Flip(), Wobble(size=2)))),
+         "recipe.augment was"),
+    ]:  # fmt: skip
+        other = dataclasses.replace(config, **change)
+        assert text in differences(settings(config), settings(other), other)
+        assert text.partition(" ")[0] in differences(settings(other), settings(config), config)
+
+
+def test_a_field_that_a_saved_run_lacks():
+    saved = settings(CONFIG)
+    del saved["config"]["seed"], saved["config"]["verbose"]
+    assert differences(saved, settings(CONFIG), CONFIG) == "seed was None, now 0"
+
+
+def test_flags_of_a_sweep_that_are_declared_anew():
+    def parsed(*flags):
+        return cli._parse("random_search", experiments, ("random",), ["mnist", *flags], "")[-1]
+
+    few, more = parsed("--trials", "3"), parsed("--trials", "5", "--ensemble", "0")
+    assert type(few) is not Sweep and differences(settings(few), settings(more), more) == ""
+    more = parsed("--trials", "5", "--seed", "1")
+    assert differences(settings(few), settings(more), more) == "seed was 0, now 1"
+
+
+def folder_of(config, folder):
+    data = dict.fromkeys(("name", "source", "sha256", "weights_sha256"), "")
+    saved = {
+        **settings(config), "experiment": "mnist", "defined_in": {},
+        "versions": {"dlflax": "0.3.0"},
+        "data": {**data, "train": 1, "validation": 1, "test": 1},
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
+
+
+def test_a_resumed_run_takes_over_all_but_what_is_of_the_machine(tmp_path):
+    saved = dataclasses.replace(
+        mnist.DEFAULT, seed=5, data=Images(data_dir=Path("there")), devices=3, shard_state=True,
+        distributed=True, profile=True, baseline="none", log="wandb", verbose=True,
+    )  # fmt: skip
+    folder = folder_of(saved, tmp_path)
+    experiment = run.Experiment("mnist", mnist)
+    config = run.parse(experiment, ["--resume", "--run-dir", str(folder)])
+    assert (config.seed, config.data.data_dir) == (5, Path("there"))
+    assert (config.devices, config.log, config.baseline) == (0, "none", "auto")
+    assert not (config.shard_state or config.distributed or config.profile or config.verbose)
+
+
+def test_the_winner_of_a_sweep_continues_or_makes_way(tmp_path):
+    folder = folder_of(CONFIG, tmp_path / "best")
+    same = in_folder(dataclasses.replace(CONFIG, verbose=True), folder)
+    assert same.resume and same.run_dir == folder
+    other = in_folder(dataclasses.replace(CONFIG, hparams=train.Hparams(l2=0.5)), folder)
+    assert not other.resume and not folder.exists() and len(list(tmp_path.iterdir())) == 1
