@@ -98,6 +98,7 @@ def test_a_grid_in_declared_order():
         ("batch_size", "32 256 log", "not a range"),
         ("optimizer", "adam adagrad", "one of sgd, nesterov"),
         ("augment", "none flip,turn", "'turn' must be one of crop, flip"),
+        ("optimizer", "adam sgd,lion", "'sgd,lion' must be one of sgd, nesterov"),
         ("ema", "yes no", "true or false"),
         ("model.features", "32 3.5", "32,64"),
         ("model.activation", "relu swish", "one of celu"),
