@@ -25,7 +25,7 @@ from dlflax import run, train
 from dlflax.errors import InputError
 from dlflax.run.execute import prepared
 from dlflax.run.experiment import of_presets
-from dlflax.run.saved import to_json
+from dlflax.run.serialize import to_json
 from dlflax.tune import cli, sweep
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 

@@ -23,7 +23,7 @@ from dlflax.models import CNN, MLP, Autoencoder
 from dlflax.report import figures
 from dlflax.run.config import bind_to_data
 from dlflax.run.predict import Predictor
-from dlflax.run.saved import to_json
+from dlflax.run.serialize import to_json
 from dlflax.testing import TaskSuite
 from dlflax.train import losses, tasks
 from dlflax.train.layout import Layout

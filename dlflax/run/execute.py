@@ -29,7 +29,7 @@ from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import CALIBRATION, begin, results_of, run_folder
 from dlflax.run.profile import forward_flops, profile
-from dlflax.run.saved import flat, to_json
+from dlflax.run.serialize import flat, to_json
 from dlflax.run.stand_in import with_stand_in
 from dlflax.train.augment import augment_batch
 from dlflax.train.checkpoint import Checkpoints

@@ -19,7 +19,8 @@ from dlflax.files import read_json, write_csv, write_json
 from dlflax.run.config import Config, more_epochs_change_the_past
 from dlflax.run.experiment import Experiment, note_changes, remember
 from dlflax.run.resume import differences
-from dlflax.run.saved import check_type, save_encoder, to_json
+from dlflax.run.saved import check_type, save_encoder
+from dlflax.run.serialize import to_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
 

@@ -19,7 +19,7 @@ from dlflax.run.execute import Job, as_tested, calibrated, prepared
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import run_folder
 from dlflax.run.resume import differences
-from dlflax.run.saved import to_json
+from dlflax.run.serialize import to_json
 from dlflax.run.stand_in import with_stand_in
 from dlflax.train.layout import layout_for
 from dlflax.train.population import Population

@@ -7,7 +7,7 @@ or the process, so that a resume does not take the saved value either. All other
 
 import dataclasses
 
-from dlflax.run.saved import flat
+from dlflax.run.serialize import flat
 
 CHECKSUMS = "sha256", "weights_sha256"  # in "data" of `folder.settings`
 

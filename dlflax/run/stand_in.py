@@ -12,7 +12,7 @@ from typing import Any
 from dlflax.data import Dataset
 from dlflax.run.config import Config
 from dlflax.run.resume import freedom
-from dlflax.run.saved import flat, to_json
+from dlflax.run.serialize import flat, to_json
 
 SAME = "data", "given", "stand_ins", "folds"  # whatever the preset
 MODULES = re.compile(r"[\w.]+:|[()',]")  # of classes, and what is around lists
