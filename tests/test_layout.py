@@ -37,10 +37,11 @@ def test_files_and_functions_are_short():
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 400, path
+        most = 40 if path.name == "execute.py" else 80  # a run is read from top to bottom
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno + 1
-                assert lines <= 80, f"{path}: {node.name} has {lines} lines"
+                assert lines <= most, f"{path}: {node.name} has {lines} lines"
 
 
 def test_every_refusal_is_one_sentence_about_something():
