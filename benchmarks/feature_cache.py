@@ -64,7 +64,7 @@ def formulations(options: Options, model, variables, sha256: str, images) -> Non
 
 def epochs(options: Options) -> None:
     from dlflax import data, train
-    from dlflax.run.config import bind_to_data
+    from dlflax.train.check import bind_to_data
     from dlflax.transfer import Features, weights
     from experiments.cats_vs_dogs import PRESETS
 

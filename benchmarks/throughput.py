@@ -31,7 +31,6 @@ from stages import write_rows
 from dlflax import models, train
 from dlflax.report import tables
 from dlflax.run.exit_codes import compilation_cache
-from dlflax.run.profile import forward_flops
 
 # (model, inputs of one example): those of the experiments, and the usual ones of photographs
 MODELS = {
@@ -128,7 +127,7 @@ def measure(options: Options, model, shape) -> tuple[float, int]:
     batches = jax.device_put(rng.integers(0, n, (steps, options.batch_size), np.int32))
     init = jax.jit(lambda key: train.init(recipe, hparams, inputs[:1], key))
     state = init(jax.random.key(0))
-    forward = forward_flops(recipe, state, hparams, inputs[:1])
+    forward = train.forward_flops(recipe, state, hparams, inputs[:1])
 
     def call(state, count):
         clock = time.perf_counter()

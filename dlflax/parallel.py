@@ -112,7 +112,7 @@ def from_main(function: Callable[[], Any]) -> Any:
     return answer
 
 
-def devices(wanted: int, batch_size: int) -> int:
+def devices(wanted: int, batch_size: int, shard_state: bool = False) -> int:
     """How many devices a run uses. wanted 0: all, but one on a CPU, whose cores one device shares
     out already; no more than divide the batch. InputError for a number that cannot be."""
     there = len(jax.devices())
@@ -125,11 +125,12 @@ def devices(wanted: int, batch_size: int) -> int:
             f"--batch-size {batch_size} must be a multiple of the {there} devices of "
             f"{jax.process_count()} hosts, which are all used."
         )
-    if wanted:
-        return wanted
-    if jax.default_backend() == "cpu" and jax.process_count() == 1:
-        return 1
-    return max(n for n in range(1, there + 1) if batch_size % n == 0)
+    count = wanted or max(n for n in range(1, there + 1) if batch_size % n == 0)
+    if not wanted and jax.default_backend() == "cpu" and jax.process_count() == 1:
+        count = 1
+    if shard_state and count == 1:
+        raise InputError("--shard-state is for several devices, and one is used: leave it out.")
+    return count
 
 
 def use(count: int, shard_state: bool = False):

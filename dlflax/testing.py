@@ -25,10 +25,10 @@ import pytest
 from dlflax import train
 from dlflax.data import Source, Splits, make_splits
 from dlflax.errors import InputError
-from dlflax.run.config import bind_to_data, check_task
 from dlflax.run.experiment import Experiment
 from dlflax.run.saved import load_encoder, save_encoder
 from dlflax.train.batch import gather, with_targets
+from dlflax.train.check import bind_to_data, check_task
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import Additive, Collecting, additive_scores
 from dlflax.train.recipe import check_arrays

@@ -23,9 +23,9 @@ import dlflax
 from dlflax import data, models, run, train
 from dlflax.errors import InputError
 from dlflax.run import export
-from dlflax.run.config import bind_to_data
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.predict import Predictor
+from dlflax.train.check import bind_to_data
 from dlflax.train.tasks import TASKS
 from experiments import export as command
 

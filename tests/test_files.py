@@ -22,6 +22,7 @@ from dlflax.data import (
     Text,
     idx,
     make_splits,
+    read_dataset,
 )
 from dlflax.data.arrays import ArrayEncoder
 from dlflax.errors import InputError
@@ -138,10 +139,9 @@ def test_what_the_data_were_taken_for_is_kept(place):
             pixels = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
     (place / "photos" / "a" / "cut.png").touch()
-    from dlflax.run.config import load
 
     source = ImageFolder(data_dir=place / "photos", size=16)
-    dataset = load(source, lambda _: None)
+    dataset = read_dataset(source, lambda _: None)
     summary = make_splits(source, dataset, 0.2, 0).summary()
     assert json.dumps(summary) and summary["examples"] == "colour images of 16 x 16 pixels"
     assert summary["input_shape"] == [16, 16, 3] and summary["input_type"] == "uint8"

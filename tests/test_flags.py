@@ -23,9 +23,9 @@ from PIL import Image
 import experiments
 from dlflax import run, train
 from dlflax.errors import InputError
-from dlflax.run.execute import prepared
 from dlflax.run.experiment import of_presets
-from dlflax.run.saved import to_json
+from dlflax.run.prepare import prepare, read_data
+from dlflax.run.serialize import to_json
 from dlflax.tune import cli, sweep
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
@@ -179,13 +179,13 @@ def decisions_of_run(of, words):
     name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
     config = run.parse(of_presets(name, of.PRESETS, architectures), words)
     yield of_the_host(config), config.recipe.task.monitor
-    job = prepared(config, lambda _: None)
+    config, job = prepare(*read_data(config, lambda _: None), lambda _: None)
     recipe, splits = job.start.recipe, job.start.splits
     yield (
         [digest(part) for part in (splits.train, splits.val, splits.test)], str(splits.encoder),
         digest(traverse_util.flatten_dict(job.start.pretrained or {}, sep="/")),
     )  # fmt: skip
-    yield program(recipe, job.config.hparams, splits.train, splits.test)
+    yield program(recipe, config.hparams, splits.train, splits.test)
 
 
 def of_the_host(config):

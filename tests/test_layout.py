@@ -23,7 +23,7 @@ def test_imports_go_one_way():
 
 def test_linen_is_for_models():
     """Nowhere else but in an ensemble, and where a saved model is known as one."""
-    allowed = {"dlflax/run/saved.py", "dlflax/train/ensemble.py"}
+    allowed = {"dlflax/run/saved.py", "dlflax/run/serialize.py", "dlflax/train/ensemble.py"}
     using = {
         str(path.relative_to(ROOT)) for path in FILES
         if re.search(r"flax\.(linen|training)|from flax import linen", path.read_text())
@@ -37,10 +37,11 @@ def test_files_and_functions_are_short():
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 400, path
+        most = 40 if path.name == "execute.py" else 80  # a run is read from top to bottom
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno + 1
-                assert lines <= 80, f"{path}: {node.name} has {lines} lines"
+                assert lines <= most, f"{path}: {node.name} has {lines} lines"
 
 
 def test_every_refusal_is_one_sentence_about_something():

@@ -12,7 +12,8 @@ import sklearn.metrics
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.models import CNN
-from dlflax.train import Hparams, hparams, losses, metrics, optim
+from dlflax.train import Hparams, losses, metrics, optim
+from dlflax.train.check import check_hparams
 from dlflax.train.step import objective
 
 
@@ -159,7 +160,7 @@ def test_clipping_and_decay():
     ],
 )
 def test_absurd_hyperparameters_are_refused(name, value, right):
-    hparams.check(Hparams())
+    check_hparams(Hparams())
     flag = f"--hparams.{name.replace('_', '-')}"
     with pytest.raises(InputError, match=f"{flag} .* must be {right}"):
-        hparams.check(Hparams(**{name: value}))
+        check_hparams(Hparams(**{name: value}))

@@ -16,9 +16,10 @@ from dlflax.data import Arrays, make_splits
 from dlflax.data.order import order_of
 from dlflax.errors import InputError
 from dlflax.models import MLP
-from dlflax.run.config import bind_to_data, check
+from dlflax.run.config import check
 from dlflax.train import metrics
 from dlflax.train.batch import check_keys
+from dlflax.train.check import bind_to_data
 from dlflax.train.layout import Layout
 from dlflax.train.population import Population
 from dlflax.train.tasks import Classification, Forecast, MultiLabel, Reconstruction, Regression

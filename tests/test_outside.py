@@ -27,12 +27,12 @@ import experiments
 from dlflax import run, train
 from dlflax.data import Examples, make_splits
 from dlflax.errors import InputError
-from dlflax.run.config import bind_to_data
 from dlflax.run.experiment import of_run
 from dlflax.run.predict import Predictor
 from dlflax.run.saved import load_encoder
 from dlflax.testing import SourceSuite, TaskSuite
 from dlflax.train import population
+from dlflax.train.check import bind_to_data
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
 from dlflax.train.layout import Layout

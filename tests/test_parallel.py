@@ -257,4 +257,6 @@ def test_two_hosts_train_one_population(tmp_path, monkeypatch):
 def test_devices_are_checked(wanted, batch_size, sentence):
     with pytest.raises(InputError, match=sentence):
         parallel.devices(wanted, batch_size)
-    assert parallel.devices(0, 32) == 1 and parallel.devices(2, 32) == 2
+    assert parallel.devices(0, 32) == 1 and parallel.devices(2, 32, shard_state=True) == 2
+    with pytest.raises(InputError, match="--shard-state is for several devices, and one is used"):
+        parallel.devices(0, 32, shard_state=True)

@@ -20,6 +20,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
+from dlflax.files import locked
 from dlflax.models import CNN
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
@@ -276,6 +277,16 @@ def test_a_failed_write_says_so_and_keeps_what_is_saved(tmp_path):
     assert "the checkpoint of step 324 is safe" in err
     process = start(tmp_path / "run", "--resume", "--epochs", "3")
     assert process.communicate()[1] == ""
+
+
+def test_one_process_alone_writes_a_folder(capsys):
+    """Until it is done: then the folder is open again."""
+    Path("r").mkdir()
+    with locked(Path("r/.lock")) as is_free:
+        assert is_free
+        assert "is being written by another process" in refused(capsys, *FAST, "--run-dir", "r")
+        assert not Path("r/config.json").exists()
+    assert train_mnist(*FAST, "--run-dir", "r", "--epochs", "1")["epochs_run"] == 1
 
 
 def test_resume_refuses_another_setup(capsys):

@@ -13,7 +13,7 @@ from dlflax.data import Text, download
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.run.find_learning_rate import find_learning_rate
-from dlflax.run.saved import flat, to_json
+from dlflax.run.serialize import flat, to_json
 from dlflax.run.stand_in import with_stand_in
 from dlflax.train import SGD, Cosine
 from dlflax.train.checkpoint import Checkpoints

@@ -21,11 +21,11 @@ from dlflax.data import Arrays, ImageFolder, Numbers, Series, Table, make_splits
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, Autoencoder
 from dlflax.report import figures
-from dlflax.run.config import bind_to_data
 from dlflax.run.predict import Predictor
-from dlflax.run.saved import to_json
+from dlflax.run.serialize import to_json
 from dlflax.testing import TaskSuite
 from dlflax.train import losses, tasks
+from dlflax.train.check import bind_to_data
 from dlflax.train.layout import Layout
 from dlflax.train.metrics import Additive
 from dlflax.train.population import Population

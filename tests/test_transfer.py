@@ -17,11 +17,10 @@ from dlflax.data.dataset import DiskArray
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.models.layers import Dropout
-from dlflax.run.config import weighted
 from dlflax.run.predict import Predictor
+from dlflax.run.prepare import balance
 from dlflax.train import Hparams, Recipe, augment
 from dlflax.train.step import objective
-from dlflax.train.tasks import Classification
 from dlflax.transfer import Transfer, features, weights
 from dlflax.tune import ensemble, sweep
 
@@ -242,10 +241,10 @@ def test_class_weights_are_those_of_scikit_learn():
         {"inputs": inputs, "targets": targets}, None, {},
         ArrayEncoder(data.Classes(("a", "b", "c")), (4,), "float32"),
     )  # fmt: skip
-    weight = weighted("balanced", Classification(), splits).train["weight"]
+    recipe = Recipe(model=Backbone(3))
+    weight = balance(transfer.Start(recipe, splits)).splits.train["weight"]
     np.testing.assert_allclose(weight, compute_sample_weight("balanced", targets), rtol=1e-6)
     # and they multiply the loss of an example
-    recipe = Recipe(model=Backbone(3))
     state = train.init(recipe, Hparams(), inputs[:1], jax.random.key(0))
     batch = {"inputs": inputs, "targets": targets, "mask": np.ones(7, np.float32)}
     of = [objective(recipe, state.params, {}, Hparams(), each, jax.random.key(1))

@@ -11,7 +11,7 @@ from dlflax import run, train, transfer
 from dlflax.data import Text, vectors
 from dlflax.errors import InputError
 from dlflax.models import CNN, RNN, MiniLM, Transformer
-from dlflax.run.config import prepare_data
+from dlflax.run.prepare import read_data, split_data
 from experiments import sentiment
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -29,7 +29,8 @@ def started(model, **fields):
     source = Text(data_dir=Path("notes.csv"), **fields)
     recipe = train.Recipe(model, batch_size=16)
     config = run.Config(recipe, data=source)
-    _, splits, recipe = prepare_data(config, lambda _: None)
+    config, splits = split_data(*read_data(config, lambda _: None), lambda _: None)
+    recipe = config.recipe
     return recipe, splits, transfer.prepare(None, recipe, config.hparams, splits)
 
 

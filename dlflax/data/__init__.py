@@ -2,7 +2,7 @@
 `encoder.Encoder` are the contracts."""
 
 from dlflax.data.arrays import Arrays
-from dlflax.data.dataset import Dataset, Source, Splits, examples, make_splits
+from dlflax.data.dataset import Dataset, Source, Splits, examples, make_splits, read_dataset
 from dlflax.data.encoder import (
     BASE64,
     DiskArray,
@@ -31,5 +31,5 @@ __all__ = [
     "Examples", "Form", "Given", "ImageFolder", "Images", "Labels", "Limits", "Nothing", "Numbers",
     "Plain", "Series", "Share", "Source", "Spec", "Splits", "Steps", "Table", "Target", "Text",
     "TooMuch", "Upload", "as_upload", "epoch_batches", "examples", "join", "load", "make_splits",
-    "order", "split",
+    "order", "read_dataset", "split",
 ]  # fmt: skip

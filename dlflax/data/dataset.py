@@ -142,13 +142,24 @@ class Splits:
         return {**counted, "notes": list(self.notes)}
 
 
+def read_dataset(source: Source, log: Callable[[str], None] = print) -> Dataset:
+    """Returns what the source loads; the sentences that `log` gets meanwhile are its notes."""
+    notes: list[str] = []
+
+    def note(sentence: str) -> None:
+        notes.append(sentence)
+        log(sentence)
+
+    return dataclasses.replace(source.load(note), notes=tuple(notes))
+
+
 def make_splits(
     source: Source, dataset: Dataset, validation: float, seed: int,
     log: Callable[[str], None] = lambda sentence: None,
 ) -> Splits:  # fmt: skip
     """Splits a Dataset, fits the source's encoder on the training part, and encodes all parts.
     `log` gets the sentences. Raises InputError for data that cannot be split so."""
-    notes: list[str] = []
+    notes = list(dataset.notes)
 
     def note(sentence: str) -> None:
         notes.append(sentence)

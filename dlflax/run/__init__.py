@@ -7,7 +7,8 @@ from dlflax.run.exit_codes import with_exit_codes
 from dlflax.run.experiment import Experiment, find
 from dlflax.run.folder import load_config
 from dlflax.run.folds import cross_validate
-from dlflax.run.saved import config_from_json, to_json
+from dlflax.run.saved import config_from_json
+from dlflax.run.serialize import to_json
 
 __all__ = [
     "Config", "Experiment", "config_from_json", "cross_validate", "find", "load_config",

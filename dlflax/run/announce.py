@@ -1,5 +1,4 @@
-"""Logs what a run is made of before it begins, and after its end what to do next, as commands that
-work when they are pasted."""
+"""Logs what a run is made of before it begins, and at its end the next commands, to be pasted."""
 
 import importlib.util
 import os
@@ -14,7 +13,9 @@ import jax
 from dlflax import data, train
 from dlflax.data import Form
 from dlflax.report import tables
+from dlflax.run.config import Config
 from dlflax.run.experiment import Experiment
+from dlflax.run.prepare import Job
 
 Log = Callable[[str], None]
 
@@ -24,31 +25,30 @@ EXTRAS = {  # extra -> the modules that it installs
 OWN_DATA = ("image_folder", "sentiment", "tabular", "forecast")  # experiments of `dlflax train`
 
 
-def count_parameters(job) -> tuple[int, int]:
+def count_parameters(job: Job) -> tuple[int, int]:
     """Returns (values of the State's parameters, values of a frozen backbone's)."""
-    frozen = jax.tree.leaves((job.start.backbone or {}).get("params", {}))
-    own = jax.tree.leaves(job.abstract.params)
-    return sum(leaf.size for leaf in own), sum(leaf.size for leaf in frozen)
+    trees = job.abstract.params, (job.start.backbone or {}).get("params", {})
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
+    return trained, frozen
 
 
-def log_start(job, count: int, log: Log) -> None:
+def log_start(config: Config, job: Job, folder: Path, count: int, log: Log) -> None:
     """Logs what the data and the network are, and where it runs; with --verbose each class and each
-    parameter. job: an `execute.Job`; count: of devices."""
-    config, splits = job.config, job.start.splits
-    summary = job.examples.summary()
+    parameter. count: of devices."""
+    splits, summary, model = job.start.splits, job.examples.summary(), config.recipe.model
+    parameters = _rows(model, job.abstract.params) if config.verbose else []
     held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
     log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
         f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
     if rows := splits.encoder.columns_table():
-        tables.print_columns(rows, config.run_dir, config.verbose)
+        tables.print_columns(rows, folder, config.verbose)
     if config.verbose:
         tables.print_class_table(summary)
-    name, (total, frozen) = type(config.recipe.model).__name__, count_parameters(job)
+    name, (total, frozen) = type(model).__name__, count_parameters(job)
     fixed = f" and {frozen:,} frozen ones" if frozen else ""
-    log(f"network: {name}, {total:,} parameters{fixed}; {devices_text(count)}, writing "
-        f"{config.run_dir}")  # fmt: skip
+    log(f"network: {name}, {total:,} parameters{fixed}; {devices_text(count)}, writing {folder}")
     if config.verbose:
-        tables.print_model_table(name, _rows(config.recipe.model, job.abstract.params), total)
+        tables.print_model_table(name, parameters, total)
 
 
 def _rows(model, params) -> list[tuple[str, tuple[int, ...] | str, int]]:
@@ -71,9 +71,8 @@ def devices_text(count: int) -> str:
     return f"on {several}{jax.devices()[0].device_kind}{hosts}"
 
 
-def log_end(experiment: Experiment, job, log: Log) -> None:
-    """Logs where everything is, and what to do next."""
-    folder = job.config.run_dir
+def log_end(experiment: Experiment, job: Job, folder: Path, log: Log) -> None:
+    """Logs where everything is, and what to do next. folder: of the run."""
     if wanted := job.dataset.stands_in_for:
         log(f"remember: these scores are of {job.dataset.name}, not of {wanted}.")
     log(f"pictures, metrics and checkpoints: {folder}")

@@ -18,9 +18,12 @@ from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
 from dlflax.report.progress import announcement
 from dlflax.report.tables import number_text
+from dlflax.run.config import Config
+from dlflax.run.prepare import Job
 from dlflax.train import metrics
 from dlflax.train.tasks import Tested
 
+Log = Callable[[str], None]
 VERSION = 5  # another one forgets what is on disk
 CHANCE = 0.05  # a difference with a larger p is not stated as one
 LINEAR = ("logistic regression", "ridge ")  # beginnings of the names of linear models of the inputs
@@ -37,6 +40,25 @@ class Baseline:
     """bool (n,), as `correct_predictions` returns it."""
     rows: int | None = None
     """Training examples that it is fitted on; None: all of them."""
+
+
+def compare(config: Config, job: Job, tested: Tested, results, brief: bool, log: Log) -> None:
+    """Adds baselines, and what they say of the network, to the results."""
+    start, task, findings = job.start, config.recipe.task, results["findings"]
+    beside = fit_baselines(start.recipe, config.hparams, start.splits, log, findings.append)
+    if start.head:
+        scores, outputs = start.head()
+        head = dataclasses.replace(tested, outputs=outputs, calibration={})
+        scores = all_scores(task, scores, head)
+        correct = correct_predictions(task, start.splits.test, outputs, scores)
+        beside["the last layer alone"] = Baseline(scores, correct)
+    if not beside:
+        return
+    results["baselines"] = {name: baseline.scores for name, baseline in beside.items()}
+    correct = correct_predictions(task, start.splits.test, tested.outputs, results["test"])
+    results["mcnemar"] = mcnemar_counts(correct, beside)
+    linear = is_linear(job.abstract.params, start.splits.train["inputs"])
+    findings += verdict(results, task, linear, brief)
 
 
 def fit_baselines(
@@ -82,7 +104,7 @@ def fit_baselines(
     return found
 
 
-def described(task, scores: dict[str, float], tested: Tested) -> dict[str, float]:
+def all_scores(task, scores: dict[str, float], tested: Tested) -> dict[str, float]:
     """Returns all test scores that are numbers: those of the metrics, and what the task
     describes."""
     scores = scores | task.describe(tested).scores

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dlflax.data import read_dataset
 from dlflax.errors import InputError
 from dlflax.files import write_csv
 from dlflax.report import figures, tables
 from dlflax.run.cli import parse
-from dlflax.run.config import load
 from dlflax.run.execute import run
 from dlflax.run.experiment import Experiment
 
@@ -39,7 +39,7 @@ def compare(
     configs = {name: parse(experiment, [*args, flag, name]) for name in names}
     rows, dataset, results = [], None, []
     for name, config in configs.items():
-        dataset = dataset or load(config.data, print)
+        dataset = dataset or read_dataset(config.data, print)
         results = []
         for seed in range(config.seed, config.seed + seeds):
             place = folder / (f"{name}_seed{seed}" if seeds > 1 else name)

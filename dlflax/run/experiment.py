@@ -20,12 +20,7 @@ from typing import Any
 from dlflax.errors import InputError
 from dlflax.files import printable, read_bytes
 from dlflax.run import trust
-
-OWN = ("dlflax", "experiments")  # packages that come with this one
-LIBRARIES = (  # whose functions a model's field may name
-    "jax.nn", "jax.numpy", "jax.nn.initializers", "flax.linen", "flax.linen.initializers", "optax",
-)  # fmt: skip
-_FILE = "experiment_file_"  # what a module that was loaded from a file is called in sys.modules
+from dlflax.run.serialize import FILE, LIBRARIES, OWN, modules_of, qualified_name, shown_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +43,7 @@ class Experiment:
     @property
     def module_name(self) -> str:
         """As it is saved: "experiments.mnist", or the stem of a file."""
-        return _shown_name(self.module.__name__) if self.module else ""
+        return shown_name(self.module.__name__) if self.module else ""
 
     @property
     def file(self) -> Path | None:
@@ -56,7 +51,7 @@ class Experiment:
         if self.module is None or getattr(self.module, "__file__", None) is None:
             return None
         by_name = self.module.__name__ == "__main__" and self.module.__spec__ is not None
-        if by_name or not self.module.__name__.startswith(("__main__", _FILE)):
+        if by_name or not self.module.__name__.startswith(("__main__", FILE)):
             return None
         return Path(self.module.__file__).resolve()
 
@@ -117,9 +112,9 @@ class Experiment:
         if module_name == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
             return sys.modules["__main__"]  # a notebook or a prompt: what the user typed there
         if module_name in modules_of(self._parts()):
-            names = (module_name, _FILE + module_name, "__main__")
+            names = (module_name, FILE + module_name, "__main__")
             modules = [sys.modules[name] for name in names if name in sys.modules]
-            return next((m for m in modules if _shown_name(m.__name__) == module_name), None)
+            return next((m for m in modules if shown_name(m.__name__) == module_name), None)
         return trust.import_noted(module_name)
 
     def _parts(self) -> tuple:
@@ -137,49 +132,7 @@ def _is_defined_in(thing, module: ModuleType, name: str) -> bool:
     if module.__name__ in LIBRARIES:
         return home_root in ("jax", "flax", "optax")
     inside = home_root in OWN if root in OWN else home == module.__name__
-    return inside and _qualified_name(thing) == name
-
-
-def _qualified_name(thing) -> str | None:
-    return getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
-
-
-def modules_of(value) -> set[str]:
-    """Names of the modules outside of dlflax whose classes and functions a Config holds."""
-    found = set()
-    if isinstance(value, tuple | list):
-        return found.union(*map(modules_of, value)) if value else found
-    of = type(value) if dataclasses.is_dataclass(value) else value
-    if (dataclasses.is_dataclass(value) or callable(value)) and (name := reference(of)):
-        module = name.partition(":")[0]
-        if module.partition(".")[0] not in OWN and module not in LIBRARIES:
-            found.add(module)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            if field.name != "parent":
-                found |= modules_of(getattr(value, field.name, None))
-    return found
-
-
-def reference(thing) -> str | None:
-    """ "module:name" of a class or function; None for one that cannot be found by it."""
-    module_name = getattr(thing, "__module__", None)
-    name = _qualified_name(thing)
-    if not module_name or not name or "<" in name:
-        return None
-    if module_name.partition(".")[0] == "dlflax":  # the shortest place that has it
-        parts = module_name.split(".")
-        for length in range(2, len(parts) + 1):
-            shorter = ".".join(parts[:length])
-            if getattr(sys.modules.get(shorter), name, None) is thing:
-                return f"{shorter}:{name}"
-    for library in LIBRARIES:
-        if getattr(sys.modules.get(library), name, None) is thing:
-            return f"{library}:{name}"
-    found = sys.modules.get(module_name)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return f"{_shown_name(module_name)}:{name}" if found is thing else None
+    return inside and qualified_name(thing) == name
 
 
 def of_presets(name: str, presets: Mapping[str, Any], architectures=None) -> Experiment:
@@ -242,7 +195,7 @@ def of_run(saved: dict, folder: Path, given: str | None, package, log: Callable)
     if not module_name:
         return Experiment(name)
     main = sys.modules["__main__"]
-    if module_name == _shown_name("__main__") and hasattr(main, "PRESETS"):
+    if module_name == shown_name("__main__") and hasattr(main, "PRESETS"):
         return _checked(Experiment(name, main))
     if module := trust.import_noted(module_name):
         return _checked(Experiment(name, module))
@@ -311,7 +264,7 @@ def _from_file(path: Path, content: bytes | None = None) -> Experiment:
     path = path.resolve()
     if _is_main(path):
         return Experiment(path.stem, sys.modules["__main__"])
-    name = _FILE + path.stem
+    name = FILE + path.stem
     try:
         content = read_bytes(path) if content is None else content
         spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
@@ -350,13 +303,3 @@ def _imported(module_name: str, path: Path) -> ModuleType:
             f"{path} names the module {printable(module_name)}, which cannot be imported "
             f"({printable(str(error))})."
         ) from error
-
-
-def _shown_name(module_name: str) -> str:
-    """A module's name as others import it."""
-    if module_name == "__main__":
-        main = sys.modules["__main__"]
-        if getattr(main, "__spec__", None) is not None:
-            return main.__spec__.name
-        return Path(main.__file__).stem if getattr(main, "__file__", None) else "__main__"
-    return module_name.removeprefix(_FILE)

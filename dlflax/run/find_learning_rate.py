@@ -14,7 +14,7 @@ from dlflax.errors import InputError, RunError
 from dlflax.files import write_csv, write_json
 from dlflax.report import figures
 from dlflax.run.config import Config
-from dlflax.run.execute import prepared
+from dlflax.run.prepare import prepare, read_data
 from dlflax.train.layout import layout_for, most_members
 from dlflax.train.population import Population
 
@@ -32,13 +32,13 @@ def find_learning_rate(
     loss is None where training diverged. Raises InputError and RunError."""
     if steps < 20:
         raise InputError(f"--steps {steps} must be 20 or more: fewer tell nothing.")
-    job = prepared(dataclasses.replace(config, run_dir=folder), log)
+    config, job = prepare(*read_data(dataclasses.replace(config, run_dir=folder), log), log)
     steps -= steps % PARTS
     recipe = dataclasses.replace(job.start.recipe, schedule=train.Constant())
     train_set = job.start.splits.train
-    examples, batches = _first_batches(train_set, recipe.batch_size, steps, job.config.seed)
+    examples, batches = _first_batches(train_set, recipe.batch_size, steps, config.seed)
     log(f"{len(RATES)} learning rates from {RATES[0]:g} to {RATES[-1]:g}, {steps} steps each")
-    losses = _losses(recipe, job.config, examples, batches, job.start.pretrained)
+    losses = _losses(recipe, config, examples, batches, job.start.pretrained)
     if not np.isfinite(losses).any():
         raise RunError("training diverged at every learning rate: look at the data's values.")
     rows = [

@@ -1,5 +1,6 @@
 """The folder of a run: made, compared with what a resume asks for, read."""
 
+import contextlib
 import dataclasses
 import platform
 import time
@@ -13,14 +14,17 @@ import numpy as np
 import typeguard
 
 import dlflax
-from dlflax import data
+from dlflax import data, parallel, train
 from dlflax.errors import InputError
-from dlflax.files import read_json, write_csv, write_json
-from dlflax.run.config import Config, more_epochs_change_the_past
+from dlflax.files import locked, read_json, write_csv, write_json
+from dlflax.report import tables
+from dlflax.run.config import Config
 from dlflax.run.experiment import Experiment, note_changes, remember
-from dlflax.run.resume import differences
-from dlflax.run.saved import check_type, save_encoder, to_json
+from dlflax.run.resume import differences, more_epochs_change_the_past
+from dlflax.run.saved import check_type, save_encoder
+from dlflax.run.serialize import to_json
 
+Log = Callable[[str], None]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in config.json
 
 
@@ -43,6 +47,26 @@ def run_folder(experiment: Experiment, config: Config) -> Path:
     except OSError as error:
         raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
     return folder
+
+
+@contextlib.contextmanager
+def claim(experiment: Experiment, config: Config, dataset: data.Dataset, splits, log: Log):
+    """Makes or reopens the folder of a run and gives it, on every host. No other process can claim
+    it meanwhile."""
+    with contextlib.ExitStack() as stack:
+
+        def claim_alone():
+            folder = run_folder(experiment, config)
+            if not stack.enter_context(locked(folder / ".lock")):
+                raise InputError(
+                    f"--run-dir {folder} is being written by another process: wait for it, or "
+                    "choose another folder."
+                )
+            here = dataclasses.replace(config, run_dir=folder)
+            begin(experiment, here, dataset, splits, folder, log)
+            return folder
+
+        yield parallel.from_main(claim_alone)
 
 
 def settings(
@@ -157,8 +181,23 @@ def load_config(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def results_of(folder: Path) -> dict[str, Any] | None:
-    """results.json of a run that came to its end; None where it is not whole."""
+def finished_results(config: Config, folder: Path, saved, brief: bool, log: Log):
+    """Returns results.json of a run that came to its end, and prints it; None where something is
+    left to do. saved: its last checkpoint."""
+    if not saved:
+        return None
+    if not train.finished(saved.history, config.recipe.task, config.epochs, config.patience):
+        log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
+        return None
+    results = _results(folder)
+    if results and not brief:
+        log(f"{folder} is finished already; its results:")
+        tables.print_results(results, config.verbose)
+    return results
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    """Returns results.json of a run; None where it is not whole."""
     try:
         results = read_json(folder / "results.json")
         test = results["test"]

@@ -14,13 +14,13 @@ from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
 from dlflax.report.progress import counting
 from dlflax.run import baselines
-from dlflax.run.config import Config, check, load
-from dlflax.run.execute import Job, as_tested, calibrated, prepared
+from dlflax.run.config import Config
+from dlflax.run.execute import test
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import run_folder
+from dlflax.run.prepare import Job, prepare, read_data
 from dlflax.run.resume import differences
-from dlflax.run.saved import to_json
-from dlflax.run.stand_in import with_stand_in
+from dlflax.run.serialize import to_json
 from dlflax.train.layout import layout_for
 from dlflax.train.population import Population
 
@@ -34,10 +34,8 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     results.json, and returns what that holds: mean and standard deviation of each test score. Each
     fold is saved when it is done, and not done again with --resume. Raises InputError and RunError.
     """
-    check(config)
     _refuse(config)
-    dataset = load(config.data, log)
-    config = with_stand_in(config, dataset, log)
+    config, dataset = read_data(config, log)
     parts = folds(dataset, config.folds, config.seed)
     settings = {"config": to_json(config), "data": {"sha256": dataset.checksum}}
     config = dataclasses.replace(config, run_dir=_folder(experiment, config))
@@ -51,15 +49,16 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
         "findings": list(dataset.findings),
     }
     # what is said of the first fold is true of all
-    jobs = [prepared(config, (lambda _: None) if k else log, part) for k, part in enumerate(parts)]
+    bound = [prepare(config, part, (lambda _: None) if k else log) for k, part in enumerate(parts)]
+    jobs = [job for _, job in bound]
     linear = baselines.is_linear(jobs[0].abstract.params, jobs[0].start.splits.train["inputs"])
     if len(each) < len(jobs) and _fit_together(jobs):
-        each, trained = [], _train_together(jobs, log)  # all again: the same bits
+        each, trained = [], _train_together(config, jobs, log)  # all again: the same bits
     else:
-        jobs = jobs[len(each) :]
-        trained = map(_train_alone, jobs)
-    for fold, (job, (state, epochs)) in enumerate(zip(jobs, trained, strict=True), len(each) + 1):
-        each.append(_scored(job, state, epochs, log))
+        bound = bound[len(each) :]
+        trained = (_train_alone(*one) for one in bound)
+    for fold, (one, (state, epochs)) in enumerate(zip(bound, trained, strict=True), len(each) + 1):
+        each.append(_scored(*one, state, epochs, log))
         write_json(path, {**results, "each": each, "pending": "more folds"})
         test = each[-1]["test"]
         log(
@@ -133,9 +132,9 @@ def _fit_together(jobs) -> bool:
     return len(kinds) == len(steps) == 1 and fits
 
 
-def _train_together(jobs, log: Log) -> list[tuple[train.State, int]]:
+def _train_together(config: Config, jobs, log: Log) -> list[tuple[train.State, int]]:
     """Returns the best State of each fold, and its number of epochs, by one population."""
-    config, recipe, hparams = jobs[0].config, jobs[0].start.recipe, jobs[0].config.hparams
+    recipe, hparams = jobs[0].start.recipe, config.hparams
     train_set, train_rows = _concatenate([job.start.splits.train for job in jobs])
     val_set, val_rows = _concatenate([job.start.splits.val for job in jobs])
     layout = layout_for(recipe, hparams, train_set["inputs"][:1], len(jobs))
@@ -169,9 +168,9 @@ def _concatenate(parts) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     return arrays, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
 
 
-def _train_alone(job: Job) -> tuple[train.State, int]:
+def _train_alone(config: Config, job: Job) -> tuple[train.State, int]:
     """Trains one fold by itself, as `_train_together` does."""
-    config, start = job.config, job.start
+    start = job.start
     fit = train.fit(
         start.recipe, config.hparams, start.splits.train, start.splits.val, epochs=config.epochs,
         seed=config.seed, patience=config.patience, reduce_on_plateau=config.reduce_on_plateau,
@@ -180,24 +179,22 @@ def _train_alone(job: Job) -> tuple[train.State, int]:
     return train.from_variables(train.variables(start.recipe, fit.best)), len(fit.history)
 
 
-def _scored(job: Job, state: train.State, epochs: int, log: Log) -> dict[str, Any]:
+def _scored(config: Config, job: Job, state: train.State, epochs: int, log: Log) -> dict[str, Any]:
     """What one fold scores, JSON values. state: the variables to evaluate with."""
-    splits, hparams, task = job.start.splits, job.config.hparams, job.config.recipe.task
-    recipe = dataclasses.replace(job.start.recipe, ema=False)
-    found = calibrated(recipe, state, hparams, splits.val, log)
-    scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
-    whole = dataclasses.replace(job.config.recipe, ema=False)
-    job = dataclasses.replace(job, config=dataclasses.replace(job.config, recipe=whole))
-    of_test = as_tested(job, job.start.with_backbone(state), outputs, found)
-    scores, beside = baselines.described(task, scores, of_test), {}
-    if job.config.baseline != "none":
+    splits, hparams, task = job.start.splits, config.hparams, config.recipe.task
+    recipe = dataclasses.replace(job.start.recipe, ema=False)  # the State has averages alone
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, ema=False))
+    job = dataclasses.replace(job, start=dataclasses.replace(job.start, recipe=recipe))
+    tested = test(config, job, state, log)
+    scores, beside = baselines.all_scores(task, tested.scores, tested), {}
+    if config.baseline != "none":
         simple = baselines.fit_baselines(recipe, hparams, splits, log)
-        correct = baselines.correct_predictions(task, splits.test, outputs, scores)
+        correct = baselines.correct_predictions(task, splits.test, tested.outputs, scores)
         beside["baselines"] = {name: baseline.scores for name, baseline in simple.items()}
         beside["mcnemar"] = baselines.mcnemar_counts(correct, simple)
     parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
     return {
-        "model": type(whole.model).__name__,
+        "model": type(config.recipe.model).__name__,
         "task": type(task).__name__,
         "examples": {name: data.examples(part) if part else 0 for name, part in parts.items()},
         "epochs_run": epochs,

@@ -1,7 +1,6 @@
-"""What a recipe costs: operations of its forward pass, and a trace of its steps."""
+"""Profile of a recipe: how its convolutions are computed, and a trace of its steps."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,26 +8,7 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.models.convolution import formulations
-from dlflax.models.flops import flops
-from dlflax.models.protocols import Convolving
 from dlflax.report import tables
-from dlflax.train.recipe import keywords
-
-
-def forward_flops(recipe: train.Recipe, state: train.State, hparams, inputs) -> int:
-    """Operations of the model's forward pass on one example, inputs (1, ...); state may be
-    abstract. Convolutions count as such, whatever formulation they are computed by."""
-    model = recipe.model
-    if isinstance(model, Convolving):
-        recipe = dataclasses.replace(recipe, model=model.clone(formulation="lax"))
-    return flops(*_forward(recipe, state, hparams), inputs)
-
-
-def _forward(recipe, state, hparams):
-    """(the model's forward pass, a function of variables and inputs; the variables)."""
-    model, options = recipe.model, keywords(recipe.model, hparams, train=False)
-    variables = {"params": state.params, **state.collections}
-    return lambda v, x: model.apply(v, train.floats(x), **options), variables
 
 
 def profile(recipe, hparams, train_set, folder: Path) -> None:
@@ -40,7 +20,11 @@ def profile(recipe, hparams, train_set, folder: Path) -> None:
     part = {name: array[:n] for name, array in train_set.items()}
     batches = data.epoch_batches(n, recipe.batch_size, 0, 0)
     abstract = train.abstract(recipe, hparams, part["inputs"][:1])
-    if rows := formulations(*_forward(recipe, abstract, hparams), part["inputs"]):
+
+    def forward(state, inputs):
+        return train.forward(recipe, state, hparams, inputs)
+
+    if rows := formulations(forward, abstract, part["inputs"]):
         tables.print_table(None, ("convolution", "computed as"), rows)
     for context in (
         contextlib.nullcontext(),

@@ -7,7 +7,11 @@ or the process, so that a resume does not take the saved value either. All other
 
 import dataclasses
 
-from dlflax.run.saved import flat
+import numpy as np
+
+from dlflax import train
+from dlflax.run.config import Config
+from dlflax.run.serialize import flat
 
 CHECKSUMS = "sha256", "weights_sha256"  # in "data" of `folder.settings`
 
@@ -53,3 +57,17 @@ def _without_free(saved, thing):
         for name, value in saved.items()
         if not freedom(type(thing), name)
     }
+
+
+def more_epochs_change_the_past(config: Config, epochs: int, steps_per_epoch: int) -> bool:
+    """True if the learning rates of the steps in `epochs` epochs would have been others with
+    config.epochs in all than with `epochs`."""
+    steps = np.arange(epochs * steps_per_epoch, dtype=np.float32)
+
+    def rates(total):
+        numbers = config.hparams.replace(total_steps=float(total * steps_per_epoch))
+        numbers = train.as_traced(numbers)  # float32, as in training: a file may have any number
+        rates = config.recipe.schedule(steps, numbers)
+        return np.broadcast_to(np.asarray(rates), steps.shape)
+
+    return not np.array_equal(rates(epochs), rates(config.epochs))

@@ -1,4 +1,4 @@
-"""A Config as JSON, and back: classes and functions by where they live, `module:name`.
+"""A Config and an encoder from the JSON of `serialize.to_json`.
 
 What a saved file names is imported only from places that the user trusts (`Experiment.resolve`),
 and called only if it is of the kind that is expected at its place.
@@ -10,7 +10,6 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,57 +24,11 @@ from dlflax.data.npy import read_npy
 from dlflax.errors import InputError
 from dlflax.files import MOST_JSON, read_bytes, read_json, write_json
 from dlflax.run.config import Config, check
-from dlflax.run.experiment import OWN, Experiment, reference
+from dlflax.run.experiment import Experiment
+from dlflax.run.serialize import OWN, reference, to_json
 from dlflax.train.slots import SLOTS
 from dlflax.train.tasks import Task
 from dlflax.transfer import Transfer
-
-
-def to_json(value: Any, place: str = "config", arrays: dict[str, np.ndarray] | None = None) -> Any:
-    """Returns a Config and everything in it as JSON values. Arrays are put into `arrays`, by the
-    names of their files, where it is given. Raises InputError naming the field that cannot be."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and arrays is not None:
-        arrays[f"{place}.npy"] = value
-        return {"npy": f"{place}.npy"}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple | list):
-        return [to_json(item, f"{place}.{i}", arrays) for i, item in enumerate(value)]
-    if isinstance(value, dict):
-        return {str(key): to_json(item, f"{place}.{key}", arrays) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: to_json(getattr(value, f.name), f"{place}.{f.name}", arrays)
-            for f in dataclasses.fields(value)
-            if f.init and f.metadata.get("saved", True)
-            and not (isinstance(value, nn.Module) and f.name in ("parent", "name"))
-        }  # fmt: skip
-        known = isinstance(value, Config | train.Recipe | Transfer)
-        if known:
-            return fields
-        if found := reference(type(value)):
-            return {"class": found, **fields}
-    if name := _dtype_name(value):
-        return {"dtype": name}
-    if callable(value) and (found := reference(value)):
-        return {"function": found}
-    raise InputError(
-        f"{place} is {value!r:.100}, which config.json cannot hold: use numbers, text, tuples, "
-        "frozen dataclasses and functions that a module defines (no lambdas)."
-    )
-
-
-def _dtype_name(value) -> str | None:
-    """The name of a dtype or of its scalar type, such as jnp.bfloat16."""
-    try:
-        is_dtype = isinstance(value, np.dtype) or hasattr(value, "dtype") and callable(value)
-        return np.dtype(value).name if is_dtype else None
-    except TypeError:
-        return None
 
 
 def config_from_json(saved: dict, folder: Path, experiment: Experiment) -> Config:
@@ -316,24 +269,3 @@ def _is_kind(found, place: str) -> bool:
     if place in BASES:
         return issubclass(found, BASES[place])
     return _is_function(getattr(found, "__call__", None), place, None)  # noqa: B004
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists become text."""
-    flattened = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flattened.update(flat(value, f"{prefix}{name}."))
-        elif isinstance(value, list):
-            flattened[prefix + name] = str(tuple(_short(item) for item in value))
-        else:
-            flattened[prefix + name] = value
-    return flattened
-
-
-def _short(item):
-    """A thing in a list by its name, with what of it is set."""
-    if not isinstance(item, dict):
-        return item
-    fields = {k: v for k, v in item.items() if k not in ("class", "function")}
-    return (item.get("class") or item.get("function"), *(sorted(fields.items()) if fields else ()))

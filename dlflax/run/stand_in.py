@@ -12,15 +12,15 @@ from typing import Any
 from dlflax.data import Dataset
 from dlflax.run.config import Config
 from dlflax.run.resume import freedom
-from dlflax.run.saved import flat, to_json
+from dlflax.run.serialize import flat, to_json
 
 SAME = "data", "given", "stand_ins", "folds"  # whatever the preset
 MODULES = re.compile(r"[\w.]+:|[()',]")  # of classes, and what is around lists
 
 
 def stand_in_presets(presets: Mapping[str, Config], config: Config) -> dict[str, Config]:
-    """Returns the presets that have the name of their data set, another one than the default's, and
-    are for the config's architecture: settings for one say nothing of another."""
+    """Returns the presets of the config's architecture that have the name of their data set, if it
+    is not the default's."""
     asked = vars(presets["default"].data).get("dataset")
     return {
         name: preset for name, preset in presets.items()
@@ -48,13 +48,10 @@ def with_stand_in(config: Config, dataset: Dataset, log: Callable[[str], None]) 
     before, after = flat(to_json(config)), flat(to_json(new))
     values = {name: value for name, value in after.items() if value != before.get(name)}
     if values:
-        text = ", ".join(_words(name, value) for name, value in values.items())
+        text = ", ".join(
+            f"{name.removesuffix('.class').rpartition('.')[2]} {re.sub(MODULES, '', str(value))}"
+            for name, value in values.items()
+        )
         log(f"note: {dataset.name} stand in for {asked}, so what no flag says is that of --preset "
             f"{dataset.name}: {text} (--preset default keeps that of {asked})")  # fmt: skip
     return dataclasses.replace(new, data=dataclasses.replace(config.data, dataset=dataset.name))
-
-
-def _words(name: str, value: Any) -> str:
-    """Returns "schedule Cosine" for a field of config.json, without the modules of its classes."""
-    name = name.removesuffix(".class").rpartition(".")[2]
-    return f"{name} {re.sub(MODULES, '', str(value))}"

@@ -21,20 +21,21 @@ from dlflax.train.recipe import (
     abstract,
     check_arrays,
     forward,
+    forward_flops,
     init,
     output_shape,
     variables,
     zero_sums,
 )
 from dlflax.train.state import State, as_dict, from_variables
-from dlflax.train.step import gradient, prepare, shift_params, step, update, used_numbers
+from dlflax.train.step import gradient, prepare, shift_params, step, update
 
 __all__ = [
     "Adam", "AdamW", "Batch", "Constant", "Cosine", "Ensemble", "Evaluated", "Fit", "History",
     "Hparams", "Linear", "Lion", "Muon", "RMSprop", "Recipe", "SGD", "Saved", "State", "Training",
     "abstract", "all_batches", "as_dict", "as_traced", "best_epoch", "check_arrays", "evaluate",
-    "evaluate_batches", "evaluate_sums", "finished", "fit", "floats", "forward", "from_variables",
-    "gradient", "host_batch", "init", "number", "output_shape", "plateau_factor", "predict",
-    "prepare", "scores", "shift_params", "step", "train_steps", "update",
-    "used_numbers", "variables", "zero_sums",
+    "evaluate_batches", "evaluate_sums", "finished", "fit", "floats", "forward", "forward_flops",
+    "from_variables", "gradient", "host_batch", "init", "number", "output_shape", "plateau_factor",
+    "predict", "prepare", "scores", "shift_params", "step", "train_steps", "update",
+    "variables", "zero_sums",
 ]  # fmt: skip

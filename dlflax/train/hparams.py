@@ -10,8 +10,6 @@ import numpy as np
 import tyro
 from flax import struct
 
-from dlflax.errors import InputError
-
 MOST = float(np.finfo(np.float32).max)
 
 
@@ -117,29 +115,6 @@ class Hparams:
 def numbers(hparams) -> tuple[str, ...]:
     """The names that a user may set, of an instance or a class."""
     return tuple(f.name for f in dataclasses.fields(hparams) if f.name != "total_steps")
-
-
-def check(hparams: Hparams) -> None:
-    """InputError for a number outside its range. For plain numbers, not traced ones."""
-    kind, fields = type(hparams).__name__, dataclasses.fields(hparams)
-    if len(jax.tree.leaves(hparams)) != len(fields):
-        raise InputError(
-            f"{kind} must be decorated with @flax.struct.dataclass and hold numbers alone, as "
-            "dlflax.train.Hparams does."
-        )
-    check_ranges(hparams, "hparams")
-
-
-def check_ranges(thing, flag: str) -> None:
-    """InputError for a field of a dataclass that is outside of the range of its `number`."""
-    for each in dataclasses.fields(thing):
-        allowed = each.metadata.get("range", Range() if isinstance(thing, Hparams) else None)
-        if allowed is None:
-            continue
-        value = getattr(thing, each.name)
-        if not isinstance(value, (int, float, np.number)) or value not in allowed:
-            shown = f"{value:g}" if isinstance(value, (int, float)) else repr(value)
-            raise InputError(f"--{flag}.{each.name.replace('_', '-')} {shown} must be {allowed}.")
 
 
 def as_traced(hparams: Hparams) -> Hparams:

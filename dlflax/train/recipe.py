@@ -14,6 +14,8 @@ from flax import traverse_util
 
 from dlflax import parallel
 from dlflax.errors import InputError
+from dlflax.models.flops import flops
+from dlflax.models.protocols import Convolving
 from dlflax.train import optim
 from dlflax.train.augment import Augmentation
 from dlflax.train.batch import abstract_batch, cast, check_lengths, floats, with_targets
@@ -112,6 +114,14 @@ def forward(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> jax.
     inputs = cast(floats(inputs), dtype)
     outputs = recipe.model.apply(evaluated, inputs, **keywords(recipe.model, hparams, train=False))
     return cast(outputs, jnp.float32)
+
+
+def forward_flops(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> int:
+    """Returns the operations of a forward pass of the model on one example, inputs (1, ...); state
+    may be abstract. Convolutions count as such, whatever formulation they are computed by."""
+    if isinstance(recipe.model, Convolving):
+        recipe = dataclasses.replace(recipe, model=recipe.model.clone(formulation="lax"))
+    return flops(lambda state, x: forward(recipe, state, hparams, x), state, inputs)
 
 
 def output_shape(recipe: Recipe, hparams: Hparams, inputs: Any) -> jax.ShapeDtypeStruct:

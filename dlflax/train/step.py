@@ -8,9 +8,7 @@ of, for a step of your own.
 Nothing here knows of the loop, of files or of devices.
 """
 
-import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +20,10 @@ from dlflax.models.norm import frozen_norms
 from dlflax.models.protocols import CuttingBatches
 from dlflax.train import losses, optim
 from dlflax.train.augment import augment_batch
-from dlflax.train.batch import Batch, abstract_batch, cast
-from dlflax.train.hparams import Hparams, as_traced
+from dlflax.train.batch import Batch, cast
+from dlflax.train.hparams import Hparams
 from dlflax.train.metrics import batch_sums
-from dlflax.train.recipe import NEVER, Recipe, abstract, keywords, merge_params, partition_params
+from dlflax.train.recipe import NEVER, Recipe, keywords, merge_params, partition_params
 from dlflax.train.state import State
 
 HEAD = "logits/"  # path of the last layer's parameters, which Hparams.backbone_rate leaves alone
@@ -185,17 +183,3 @@ def shift_params(recipe: Recipe, state: State, direction: Any) -> State:
     params, others = partition_params(recipe, state.params)
     params = jax.tree.map(jnp.add, params, direction)
     return state.replace(params=merge_params(recipe, params, others))
-
-
-def used_numbers(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> set[str]:
-    """Returns the names of the numbers of `hparams` that a step computes with. data: arrays
-    (N, ...), as for `train_steps`. Computes nothing."""
-    batch = abstract_batch(data, 2)
-    state = abstract(recipe, hparams, data["inputs"][:1])
-    one = functools.partial(recipe.step or step, recipe)
-    program = jax.make_jaxpr(lambda numbers, state, batch: one(state, numbers, batch))(
-        as_traced(hparams), state, batch
-    )
-    read = {id(variable) for equation in program.eqns for variable in equation.invars}
-    names = [field.name for field in dataclasses.fields(hparams)]
-    return {name for name, v in zip(names, program.jaxpr.invars, strict=False) if id(v) in read}

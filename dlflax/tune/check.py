@@ -6,8 +6,9 @@ from dlflax import train, transfer
 from dlflax.data.stream import fits
 from dlflax.errors import InputError
 from dlflax.report.trials import COSTS
-from dlflax.run.config import check, check_count, refuse_unused, unused_numbers
+from dlflax.run.config import check
 from dlflax.train.augment import AUGMENTATIONS
+from dlflax.train.check import check_count, refuse_unused, unused_numbers
 from dlflax.tune.search import check_sampler
 from dlflax.tune.space import Space
 
@@ -151,7 +152,9 @@ def check_recipes(sweep, tried: Space, recipes, train_set, pretrained, log) -> N
         )
     views = transfer.numbers_of_start(sweep.transfer, sweep.recipe, sweep.hparams)
     names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
-    unused = unused_numbers(names, recipes, sweep.hparams, train_set)
+    inputs = train_set["inputs"][:1]
+    states = ((recipe, train.abstract(recipe, sweep.hparams, inputs)) for recipe in recipes)
+    unused = unused_numbers(names, states, sweep.hparams, train_set)
     refuse_unused(sweep.given, unused - {*views}, recipes[0])
     for name in sorted(unused & {*tried.distributions}):
         log(f"note: nothing here reads {name}: its values make no difference")

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from dlflax import train
-from dlflax.run.profile import forward_flops
 from dlflax.tune.gaussian_process import warped
 
 EXAMPLES = 64  # that a model is timed with
@@ -29,7 +28,7 @@ def cost(kind: str, recipe: train.Recipe, hparams: train.Hparams, inputs) -> flo
     if kind == "parameters":
         return float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
     if kind == "flops":
-        return float(forward_flops(recipe, abstract, hparams, inputs[:1]))
+        return float(train.forward_flops(recipe, abstract, hparams, inputs[:1]))
     state = train.init(recipe, hparams, inputs[:1], jax.random.key(0))
     numbers, part = train.as_traced(hparams.evaluation()), inputs[:EXAMPLES]
     seconds = []

@@ -18,8 +18,8 @@ import numpy as np
 
 from dlflax import parallel, run, train
 from dlflax.report.trials import digits, short_text
-from dlflax.run.execute import prepared
 from dlflax.run.folder import begin, load_config
+from dlflax.run.prepare import prepare
 from dlflax.run.resume import differences
 from dlflax.train import calibration, checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
@@ -164,7 +164,7 @@ def _as_run(config, chosen, of_trial, temperature):
 
 def _save(experiment, config, members, dataset, scores, log) -> None:
     """Writes the run folder of an ensemble, as if it had been trained for one epoch."""
-    job = prepared(config, lambda _: None, dataset)
+    _, job = prepare(config, dataset, lambda _: None)
     begin(experiment, config, job.dataset, job.examples, config.run_dir, lambda _: None)
     trees = [member.variables for member in members]
     params = {f"members_{i}": tree["params"] for i, tree in enumerate(trees)}

@@ -9,7 +9,7 @@ from dlflax.files import write_json
 from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
 from dlflax.run.announce import command
-from dlflax.run.config import more_epochs_change_the_past
+from dlflax.run.resume import more_epochs_change_the_past
 from dlflax.tune import ensemble, report
 from dlflax.tune.trial import without_password
 

@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.report.trials import short_text
-from dlflax.run.config import check_batch_size
+from dlflax.train.check import check_batch_size
 from dlflax.train.layout import Layout, layout_for, most_members
 from dlflax.tune.search import halving_rungs
 from dlflax.tune.space import structural

@@ -11,8 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.run.config import check_recipe
-from dlflax.train import hparams as numbers
+from dlflax.train.check import check_hparams, check_recipe
 from dlflax.train.slots import SLOTS, short_names, things, with_things
 
 # fields of a Recipe, and the loss of its task
@@ -182,7 +181,7 @@ def _value(name, word, recipe, hparams, recipes, flag):
     """The word as a value of that field. InputError when it cannot be one."""
     if not structural(name):
         try:
-            numbers.check(hparams.replace(**{name: float(word)}))
+            check_hparams(hparams.replace(**{name: float(word)}))
         except InputError as error:  # which is a ValueError too
             raise InputError(f"{flag}: {str(error).removeprefix('--hparams.')}") from error
         except ValueError as error:

@@ -20,10 +20,9 @@ from dlflax.errors import InputError
 from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.trials import print_findings, print_trials
-from dlflax.run.config import load, prepare_data, weighted
 from dlflax.run.folder import check_version, note_versions, settings, write_files
+from dlflax.run.prepare import balance, read_data, split_data
 from dlflax.run.resume import differences
-from dlflax.run.stand_in import with_stand_in
 from dlflax.tune import frozen, hints, report, stopping
 from dlflax.tune.broadcast import Broadcast
 from dlflax.tune.check import (
@@ -124,8 +123,9 @@ def run_sweep(
     sweep, dataset, examples, tried = _bound(sweep, search_name, experiment, log)
     start = transfer.prepare(sweep.transfer, sweep.recipe, sweep.hparams, examples, sweep.seed, log)
     examples = dataclasses.replace(examples, weights_sha256=start.splits.weights_sha256)
-    splits = weighted(sweep.class_weights, sweep.recipe.task, start.splits)
-    splits = splits.train, splits.val
+    if sweep.class_weights == "balanced":
+        start = balance(start)
+    splits = start.splits.train, start.splits.val
     check_memory(splits)
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
     check_recipes(sweep, tried, recipes, splits[0], start.pretrained, log)
@@ -257,9 +257,9 @@ def _bound(sweep, search_name, experiment, log):
     """(the sweep with nothing left open, its Dataset, Splits, Space). InputError for what does not
     go together."""
     check_sweep(sweep)
-    dataset = load(sweep.data, log)
-    sweep = with_stand_in(sweep, dataset, log)
-    _, examples, recipe = prepare_data(sweep, log, dataset)
+    sweep, dataset = read_data(sweep, log)
+    sweep, examples = split_data(sweep, dataset, log)
+    recipe = sweep.recipe
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     grid = sweep.sampler == "grid"
     tried = space(sweep.space, recipe, sweep.hparams, grid=grid, recipes=recipes)

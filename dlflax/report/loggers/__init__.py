@@ -1,11 +1,14 @@
 """Loggers besides TensorBoard's files. Each is one file here and one line of imports."""
 
+import contextlib
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from dlflax import parallel
 from dlflax.errors import InputError
-from dlflax.report.loggers.logger import Logger, Loggers
+from dlflax.report.loggers.logger import Logger
 from dlflax.report.loggers.mlflow import MLflow
 from dlflax.report.loggers.tensorboard import TensorBoard
 from dlflax.report.loggers.wandb import Wandb
@@ -17,9 +20,55 @@ Log: Any = Literal["none", *KINDS]
 __all__ = ["Log", "Logger", "Loggers", "MLflow", "TensorBoard", "Wandb", "start"]
 
 
+class Loggers:
+    """Several loggers as one, none of which stops a run: what fails is one warning, and the last
+    call of that logger. starts: name -> function that starts one. Raises ModuleNotFoundError."""
+
+    def __init__(
+        self, starts: Mapping[str, Callable[[], Logger]], log: Callable[[str], None] = print
+    ):
+        self._log, self._loggers = log, {}
+        for name, start in starts.items():
+            try:
+                self._loggers[name] = start()
+            except ModuleNotFoundError:
+                self.close()
+                raise
+            except Exception as error:  # the network's, the disk's, and theirs
+                log(f"warning: nothing is sent to {name} ({error}).")
+
+    def _call(self, method: Callable, *args: Any) -> None:
+        for name, logger in tuple(self._loggers.items()):
+            try:
+                getattr(logger, method.__name__)(*args)
+            except Exception as error:  # as above
+                del self._loggers[name]
+                self._log(f"warning: nothing more is sent to {name} ({error}).")
+                with contextlib.suppress(Exception):
+                    logger.close()
+
+    def scalars(self, row: dict[str, Any], step: int) -> None:
+        """Calls `Logger.scalars` of each."""
+        self._call(Logger.scalars, row, step)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Calls `Logger.picture` of each."""
+        self._call(Logger.picture, name, path, step)
+
+    def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Calls `Logger.hparams` of each."""
+        self._call(Logger.hparams, hparams, metrics)
+
+    def close(self) -> None:
+        """Calls `Logger.close` of each."""
+        self._call(Logger.close)
+
+
 def start(log_to: str, experiment: str, folder: Path, last_step: int | None, log) -> Loggers:
-    """Starts TensorBoard's files and the logger of --log. Raises InputError where the package of
-    that one is not installed."""
+    """Starts TensorBoard's files and the logger of --log, none on other hosts than the first.
+    Raises InputError where the package of that one is not installed."""
+    if not parallel.is_main():
+        return Loggers({}, log)
     kinds = [TensorBoard, *([KINDS[log_to]] if log_to != "none" else [])]
     run = experiment, folder, last_step
     try:

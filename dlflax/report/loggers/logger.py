@@ -1,8 +1,6 @@
 """The contract of a logger: another place for a run's scores and figures, by --log."""
 
 import abc
-import contextlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,47 +31,3 @@ class Logger(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Ends the record."""
-
-
-class Loggers:
-    """Several loggers as one, none of which stops a run: what fails is one warning, and the last
-    call of that logger. starts: name -> function that starts one. Raises ModuleNotFoundError."""
-
-    def __init__(
-        self, starts: Mapping[str, Callable[[], Logger]], log: Callable[[str], None] = print
-    ):
-        self._log, self._loggers = log, {}
-        for name, start in starts.items():
-            try:
-                self._loggers[name] = start()
-            except ModuleNotFoundError:
-                self.close()
-                raise
-            except Exception as error:  # the network's, the disk's, and theirs
-                log(f"warning: nothing is sent to {name} ({error}).")
-
-    def _call(self, method: Callable, *args: Any) -> None:
-        for name, logger in tuple(self._loggers.items()):
-            try:
-                getattr(logger, method.__name__)(*args)
-            except Exception as error:  # as above
-                del self._loggers[name]
-                self._log(f"warning: nothing more is sent to {name} ({error}).")
-                with contextlib.suppress(Exception):
-                    logger.close()
-
-    def scalars(self, row: dict[str, Any], step: int) -> None:
-        """Calls `Logger.scalars` of each."""
-        self._call(Logger.scalars, row, step)
-
-    def picture(self, name: str, path: Path, step: int) -> None:
-        """Calls `Logger.picture` of each."""
-        self._call(Logger.picture, name, path, step)
-
-    def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Calls `Logger.hparams` of each."""
-        self._call(Logger.hparams, hparams, metrics)
-
-    def close(self) -> None:
-        """Calls `Logger.close` of each."""
-        self._call(Logger.close)

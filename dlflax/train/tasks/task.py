@@ -147,6 +147,8 @@ class Tested:
     """Inputs (n, ...) -> outputs float32 (n, ...), by the same model."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The result of `Task.calibrate`; {} without validation data."""
+    scores: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Those of the outputs, by the task's metrics."""
 
 
 Table = list[dict[str, Any]]
