@@ -1,10 +1,12 @@
-"""The runner of benchmarks: a stage that hangs or fails loses nothing but itself."""
+"""The runner of benchmarks, whose stages may hang or fail; kills, which change no bit."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -67,3 +69,39 @@ def test_every_stage_is_a_file_that_takes_its_flags(stages, tmp_path):
             field = flag.removeprefix("--").replace("-", "_")
             assert f"\n    {field}:" in text, (name, flag)
     sys.modules.pop("all")
+
+
+@pytest.fixture
+def kills(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import kills
+
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "more"), [("folds", ""), ("sweep", " --trials 8 --prune 0")])
+def test_what_is_killed_ends_as_what_is_not(kills, name, more, tmp_path):
+    """Of a run see tests/test_run.py, which kills it at chosen moments."""
+    flags = "--model mlp --model.features 8 --batch-size 64 --epochs 3 --baseline none"
+    options = kills.Options(kills=1, seed=10, flags=flags + more, repeat=False)
+    assert kills.measure(name, options, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_see_one_bit_and_no_times(kills, zoo, tmp_path):
+    folder = Path(shutil.copytree(zoo("digits"), tmp_path / "run"))
+    values = kills.contents(folder)
+    name = next(name for name in values if "['params']['logits']['bias']" in name)
+    changed = values[name].copy()
+    changed.view(np.int32)[3] ^= 1
+    assert kills.differences(values, {**values, name: changed}) == [f"{name}: 1 of 10 numbers"]
+
+    results = json.loads((folder / "results.json").read_text())
+    results["seconds"] += 1
+    results["test"]["loss"] = np.nextafter(results["test"]["loss"], 1)
+    (folder / "results.json").write_text(json.dumps(results))
+    (difference,) = kills.differences(values, kills.contents(folder))
+    assert difference.startswith("results.json test loss: ")
+    (folder / "metrics.csv").unlink()
+    assert len(kills.differences(values, kills.contents(folder))) > 20

@@ -1,35 +1,26 @@
-"""The sweep commands, shrunk, on real data: what they leave, what kills them, what they refuse."""
+"""The sweep commands, shrunk, on real data: what they leave, what they refuse."""
 
 import csv
 import json
 import os
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import experiments
-from dlflax import run, train
+from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
-from dlflax.train.checkpoint import Checkpoints
 from dlflax.tune import cli, ensemble, sweep
 
-ROOT = Path(__file__).parents[1]
 SAMPLERS = {
     "bayes_opt": ("gp", "tpe", "cmaes"),
     "random_search": ("random", "qmc"),
     "grid_search": ("grid",),
 }
-KILLS = int(os.environ.get("DLFLAX_KILLS", 1))
 FAST = ["--model", "mlp", "--model.features", "32", "--batch-size", "128"]
 
 
@@ -45,14 +36,6 @@ def sweep_mnist(*args, search="random_search"):
 
 def table(folder):
     return list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
-
-
-def best_parameters(folder):
-    saved = run.load_config(folder)
-    config = run.config_from_json(saved["config"], folder, run.Experiment("mnist"))
-    checkpoints = Checkpoints(folder / "checkpoints", config.recipe.task)
-    abstract = train.abstract(config.recipe, config.hparams, np.zeros((1, 28, 28, 1), np.uint8))
-    return jax.tree.leaves(checkpoints.restore_best(abstract).params)
 
 
 @pytest.mark.figures
@@ -174,37 +157,6 @@ def test_a_grid_of_a_range_is_refused(capsys):
     with pytest.raises(SystemExit):
         sweep_mnist("--space.learning-rate", "1e-4", "1e-2", "log", search="grid_search")
     assert "a grid needs values" in capsys.readouterr().err
-
-
-def start(study, tmp_path):
-    cache = str(tmp_path / "cache")  # not that of all tests: a killed process may damage it
-    env = {**os.environ, "XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": cache}
-    return subprocess.Popen(
-        [sys.executable, "-m", "sweeps.bayes_opt", *FAST, "--epochs", "2", "--trials", "12"]
-        + ["--population", "4", "--study", study, "--run-dir", str(tmp_path / study)]
-        + ["--baseline", "none"],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_the_table_and_the_winner_are_the_same(tmp_path):
-    begun = time.monotonic()
-    with start("whole", tmp_path) as whole:
-        marks = [time.monotonic() - begun for line in whole.stdout if line.startswith("trials")]
-    assert whole.wait() == 0
-    rng = random.Random(0)
-    for _ in range(KILLS):  # around the end of the first population of each life
-        with start("killed", tmp_path) as killed:
-            time.sleep(marks[0] + rng.uniform(-1, 1))
-            killed.send_signal(signal.SIGKILL)
-    with start("killed", tmp_path) as last:
-        last.communicate()
-    assert last.returncode == 0
-    paths = tmp_path / "whole", tmp_path / "killed"
-    assert len({(path / "trials.csv").read_bytes() for path in paths}) == 1
-    for a, b in zip(*(best_parameters(path / "best") for path in paths), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
