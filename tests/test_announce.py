@@ -11,6 +11,7 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.data.image_encoder import ImageEncoder
+from dlflax.report import progress
 from dlflax.report.tables import number_text
 from dlflax.run import announce
 from dlflax.tune import cli
@@ -116,7 +117,8 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
         ("image_folder", "photos --preset scratch --size 16 --epochs 12 --model.features 4"),
     ],
 )
-def test_every_experiment_in_thirty_lines(name, flags, capsys):
+def test_every_experiment_in_thirty_lines(name, flags, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 600)  # a busy machine says what it waits for
     for i in range(40):
         folder = Path("photos") / ("cat", "dog")[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
