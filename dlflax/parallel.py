@@ -51,12 +51,12 @@ def initialize() -> None:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """True if this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
 def any_host(flag: bool) -> bool:
-    """Whether it is true on one of the hosts; all have to ask."""
+    """True if it is true on one of the hosts; all have to ask."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -94,9 +94,9 @@ def broadcast(text: str) -> str:
 
 
 def from_main(function: Callable[[], Any]) -> Any:
-    """What function returns on process 0, which alone calls it; an InputError, RunError or OSError
-    is raised on all hosts, so that none waits for one that has left. function must not ask other
-    hosts for anything, and what it returns must be picklable."""
+    """Returns what function does on process 0, which alone calls it. Raises its InputError,
+    RunError or OSError on all hosts, so that none waits for one that has left. function must not
+    ask other hosts for anything, and what it returns must be picklable."""
     if jax.process_count() == 1:
         return function()
     answer = error = None
@@ -113,8 +113,9 @@ def from_main(function: Callable[[], Any]) -> Any:
 
 
 def devices(wanted: int, batch_size: int, shard_state: bool = False) -> int:
-    """How many devices a run uses. wanted 0: all, but one on a CPU, whose cores one device shares
-    out already; no more than divide the batch. InputError for a number that cannot be."""
+    """Returns the number of devices that a run uses. wanted 0: all, but one on a CPU, whose cores
+    one device shares out already; no more than divide the batch. Raises InputError for a number
+    that cannot be, and for shard_state on one device."""
     there = len(jax.devices())
     if wanted > there or wanted < 0:
         raise InputError(f"--devices {wanted}: there are {there}; 0 takes all of them.")
@@ -175,7 +176,7 @@ def constrain_state(state):
 
 
 def _spec(leaf):
-    """Where a leaf of the State lies: cut along its longest axis that can be, or whole."""
+    """Sharding of a leaf of the State: cut along its longest axis that can be, or whole."""
     name, count = _axis(), size()
     if name == BATCH_AND_STATE and leaf.size >= LARGE:
         fit = [axis for axis, side in enumerate(leaf.shape) if side % count == 0]
@@ -242,7 +243,7 @@ def fetch(state):
 
 
 def host_rows(batch_size: int) -> slice:
-    """Which examples of every batch this host reads."""
+    """The examples of every batch that this host reads."""
     each = batch_size // jax.process_count()
     return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 

@@ -24,18 +24,18 @@ from dlflax.train.layout import use_all_cores
 
 @dataclass(frozen=True)
 class Options:
-    """What is tried; every other flag is one of the experiment's."""
+    """Flags of its own; every other one is of the experiment."""
 
     experiment: tyro.conf.Positional[str] = "mnist"
     """Name of an experiment, a module, or a file that ends in .py."""
     steps: int = 200
     """Steps at each learning rate."""
     run_dir: Path | None = None
-    """Where all is written (default: runs/learning_rates/EXPERIMENT)."""
+    """Folder of the results (default: runs/learning_rates/EXPERIMENT)."""
 
 
 def command(args: list[str]) -> dict:
-    """What was found. Raises InputError and RunError."""
+    """Returns what `find_learning_rate` does. Raises InputError and RunError."""
     options, rest = tyro.cli(
         Options, args=args, description=__doc__, prog="python -m experiments.find_learning_rate",
         return_unknown_args=True, registry=OPTIONAL,

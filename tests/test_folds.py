@@ -13,6 +13,7 @@ from dlflax.data import Arrays, Series, Table, make_splits
 from dlflax.data.folds import folds
 from dlflax.data.order import folds_of
 from dlflax.errors import InputError
+from dlflax.run import folds as command
 from experiments import image_folder, mnist, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -68,6 +69,15 @@ def ran(*flags, of=tabular):
     name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
     run.main(name, of.PRESETS, architectures, [*FLAGS, *flags])
     return json.loads(Path("run/results.json").read_text(encoding="utf-8"))
+
+
+def test_folds_of_which_one_was_scored_without_baselines():
+    """As --baseline none of a resume does; the others are recorded with them."""
+    one = {"test": {"loss": 1.0}, "baselines": {"mean": {"loss": 2.0}},
+           "mcnemar": {"mean": {"examples": 3}}}  # fmt: skip
+    summary = command._summary([one, {"test": {"loss": 3.0}}])
+    assert summary == {"test": {"loss": 2.0}, "spread": {"loss": pytest.approx(2**0.5)}}
+    assert command._summary([one, one])["mcnemar"] == {"mean": {"examples": 6}}
 
 
 @pytest.mark.slow
@@ -132,8 +142,6 @@ def test_pictures(capsys):
 
 def test_folds_are_lanes_of_one_population(capsys, monkeypatch):
     """And score what each of them scores when it is trained alone."""
-    from dlflax.run import folds as command
-
     flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "16", "--patience", "1"]
     lanes = ran(*flags, "--baseline", "none", of=mnist)
     assert "training 3 folds as one population" in capsys.readouterr().out

@@ -29,7 +29,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     """Sentences that were said when it was read."""
     findings: tuple[str, ...] = ()
-    """Those of them by which the scores must be judged, such as leaks: a run repeats them at its
+    """The notes by which the scores must be judged, such as leaks: a run repeats them at its
     end and saves them in results.json."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name -> text of files about the reading that belong into the run folder."""

@@ -66,7 +66,7 @@ class ImageFolder(Source):
     target: tuple[str, ...] = ()
     """Columns of --labels that are predicted, where that is not clear."""
     target_kind: Literal["auto", "classes", "labels", "number"] = "auto"
-    """What they are taken for; auto: a number where there are more than 20 different ones or
+    """The kind of target; auto: a number where there are more than 20 different ones or
     fractions; labels where cells have several, separated; else classes."""
     group: str = ""
     """A column of --labels, such as a patient's number: pictures with the same value are all in the

@@ -1,4 +1,4 @@
-"""Which examples are trained on, and in which order: pure functions of a seed, in NumPy.
+"""The examples that are trained on, and their order: pure functions of a seed, in NumPy.
 
 Nothing here has state, so a stopped run continues from its step counter alone.
 """
@@ -132,9 +132,9 @@ def _strata(targets):
 def by_content(
     targets, contents, share: float, seed: int, left: int = 1, groups=None
 ) -> np.ndarray:
-    """As `held_out`, but each example's own content, or its group's name, decides, so it stays what
-    it is when others come or go; a class then has about `share`. contents: str (n,), a digest of
-    each."""
+    """Returns what `held_out` does, decided by each example's own content or its group's name, so
+    that it stays when others come or go; a class then has about `share`. contents: str (n,), a
+    digest of each."""
 
     def choose(targets, names):
         return _drawn(targets, contents if names is None else names, share, seed, left)

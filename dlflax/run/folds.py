@@ -180,7 +180,7 @@ def _train_alone(config: Config, job: Job) -> tuple[train.State, int]:
 
 
 def _scored(config: Config, job: Job, state: train.State, epochs: int, log: Log) -> dict[str, Any]:
-    """What one fold scores, JSON values. state: the variables to evaluate with."""
+    """Returns the scores of one fold, JSON values. state: the variables to evaluate with."""
     splits, hparams, task = job.start.splits, config.hparams, config.recipe.task
     recipe = dataclasses.replace(job.start.recipe, ema=False)  # the State has averages alone
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, ema=False))
@@ -207,12 +207,12 @@ def _summary(each) -> dict[str, Any]:
     """Means and standard deviations over the folds; McNemar's counts over all examples."""
     test = [one["test"] for one in each]
     found = {"test": _over(np.mean, test), "spread": _over(lambda x: np.std(x, ddof=1), test)}
-    if "baselines" in each[0]:
+    if all("baselines" in one for one in each):  # a resume may be with or without them
         names = [n for n in each[0]["baselines"] if all(n in one["baselines"] for one in each)]
         found["baselines"] = {
             n: _over(np.mean, [one["baselines"][n] for one in each]) for n in names
         }
-        tests = [one.get("mcnemar", {}) for one in each]  # not in folds of an earlier version
+        tests = [one["mcnemar"] for one in each]
         found["mcnemar"] = {
             n: {count: sum(test[n][count] for test in tests) for count in tests[0][n]}
             for n in names

@@ -60,7 +60,7 @@ class Driver(abc.ABC):
         """`[configuration][seed]` -> the member's record."""
         self.members: list[Member] = [(i, j) for i, row in enumerate(self.seeds)
                                       for j in range(len(row))]  # fmt: skip
-        """Those that are in training or may continue."""
+        """The members that are in training or may continue."""
         collecting = val_set is not None and self.trainings[0][0].collecting
         self._host_val = host_batch(recipe.task, val_set) if collecting else None
 

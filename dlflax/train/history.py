@@ -41,7 +41,7 @@ def best_epoch(history: History, task: Any) -> int:
 
 
 def finished(history: History, task: Any, epochs: int, patience: int = 0) -> bool:
-    """Whether a run is over: all epochs are done, or `patience` of them (0 never stops) brought no
+    """True if a run is over: all epochs are done, or `patience` of them (0 never stops) brought no
     better validation score. Without validation patience does nothing."""
     if patience and history and len(history) - 1 - best_epoch(history, task) >= patience:
         return True
@@ -49,7 +49,7 @@ def finished(history: History, task: Any, epochs: int, patience: int = 0) -> boo
 
 
 def plateau_factor(history: History, task: Any, patience: int, factor: float = 0.5) -> float:
-    """What reduce-on-plateau has multiplied the learning rate by after these epochs: `factor` for
+    """Returns the factor of the learning rate by reduce-on-plateau after these epochs: `factor` for
     every `patience` epochs in a row without a better validation score (Keras' ReduceLROnPlateau
     with min_delta 0). 1 for patience 0, and without validation."""
     name = f"val_{task.monitor}"

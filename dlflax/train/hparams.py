@@ -15,7 +15,7 @@ MOST = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Which values a number may have. Always finite ones, as float32 too."""
+    """The values that a number may have. Always finite ones, as float32 too."""
 
     at_least: float = -math.inf
     above: float = -math.inf

@@ -92,8 +92,8 @@ def gradient(
 
 
 def objective(recipe, params, collections, hparams, batch, key):
-    """What training minimizes: the mean loss of the batch, plus the L2 penalty, plus what the model
-    puts into its collection "losses", (n,) each: a float32 scalar.
+    """Returns what training minimizes, a float32 scalar, and more: the mean loss of the batch, the
+    L2 penalty, and what the model puts into its collection "losses", (n,) each.
 
     batch: as for `step`, and with MixUp or CutMix `partner` int32 (n,) and `share` float32 (n,).
     Returns (objective, (outputs float32 (n, ...), per-example losses (n,), new collections)).
@@ -171,7 +171,7 @@ def update(
 
 
 def _average(decay, old, new):
-    """Of floats; of anything else the newest. Equal values stay as they are to the bit."""
+    """Returns the average of floats, of anything else the newest. Equal values keep their bits."""
     if not jnp.issubdtype(new.dtype, jnp.floating):
         return new
     return old + (1 - decay) * (new - old)

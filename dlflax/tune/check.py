@@ -1,4 +1,4 @@
-"""What a sweep refuses before it starts."""
+"""Checks of a sweep before it starts."""
 
 from flax import traverse_util
 

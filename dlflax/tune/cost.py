@@ -1,4 +1,4 @@
-"""What a model costs, the second of two objectives, and how two become one for a Gaussian process.
+"""The cost of a model, the second of two objectives, and how two become one for a Gaussian process.
 
 Knowles (2006, ParEGO): the next trial is the best for a weighted sum of both, and the weights are
 drawn anew, so that trials come to lie all along the front between good and cheap.
@@ -21,9 +21,9 @@ BATCH = 4  # trials that have one pair of weights: each pair takes a fit of its 
 
 
 def cost(kind: str, recipe: train.Recipe, hparams: train.Hparams, inputs) -> float:
-    """Of the recipe's model: its parameters, the flops of a forward pass on one example, or the
-    milliseconds that it takes for one, measured here in a batch of EXAMPLES (median of REPEATS).
-    inputs: examples (n, ...)."""
+    """Returns the cost of the recipe's model: its parameters, the flops of a forward pass on one
+    example, or its milliseconds, measured in a batch of EXAMPLES (median of REPEATS). inputs:
+    examples (n, ...)."""
     abstract = train.abstract(recipe, hparams, inputs[:1])
     if kind == "parameters":
         return float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))

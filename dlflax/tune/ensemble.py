@@ -72,7 +72,7 @@ def choose(task, hparams, outputs, batch, most: int) -> Chosen:
 
 
 def _joined(task, ensemble, added, done):
-    """What an ensemble of so many models says with one more; of 0, that one alone."""
+    """Returns the outputs of an ensemble of so many models with one more; of 0, that one alone."""
     shares = jnp.stack([done, jnp.float32(1)]) / (done + 1)
     return task.mean(jnp.stack([ensemble, added]), shares)
 

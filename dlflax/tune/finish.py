@@ -92,7 +92,7 @@ def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, l
 
 
 def _ensemble(experiment, config, objective, trials, folder, dataset, log):
-    """What `ensemble.build` returns; None where it fails, which is said: the winner is safe."""
+    """Returns what `ensemble.build` does; None where it fails, which is logged."""
     place, built = folder / "ensemble", None
     try:
         if objective.members is not None:

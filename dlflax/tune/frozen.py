@@ -30,9 +30,9 @@ class Waiting:
     over: bool
     """It is finished or diverged."""
     arrays: list[np.ndarray]
-    """Of its lanes, (seeds, ...): the leaves of what `Population.saved` gives; [] once over."""
+    """Leaves of its members in `Population.saved`, (seeds, ...); [] once over."""
     records: list
-    """Of its seeds, as `Population.saved` has them."""
+    """Records of its seeds, as `Population.saved` has them."""
     seconds: float = 0.0
 
 

@@ -1,4 +1,4 @@
-"""What a sweep will do, decided and told before it starts: structures, layouts, population."""
+"""The plan of a sweep, decided and told before it starts: structures, layouts, population."""
 
 import itertools
 

@@ -27,8 +27,8 @@ class Regression(Task):
     scale: Annotated[tuple[float, ...], tyro.conf.Suppress] = dataclasses.field(
         default=(), compare=False, metadata={"resume": "free"}
     )
-    """Of each target, by which the data source divided it: rmse and mae are in the targets' unit.
-    The data decide; the traced step does not read it."""
+    """Scale of each target, by which the data source divided it: rmse and mae are in the targets'
+    unit. The data decide; the traced step does not read it."""
 
     @property
     def metrics(self):

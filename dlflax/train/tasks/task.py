@@ -148,7 +148,7 @@ class Tested:
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The result of `Task.calibrate`; {} without validation data."""
     scores: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Those of the outputs, by the task's metrics."""
+    """Scores of the outputs, by the task's metrics."""
 
 
 Table = list[dict[str, Any]]
@@ -191,7 +191,7 @@ class Asked:
     recipe: Any
     variables: Mapping[str, Any]
     folder: Path | None
-    """Of the run, for what is drawn; None where nothing is to be."""
+    """Folder of the run, for what is drawn; None where nothing is to be."""
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """That of `Tested`."""
 
