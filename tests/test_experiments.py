@@ -12,7 +12,7 @@ from test_cifar import patches, write_cifar
 
 import experiments
 from dlflax import run, train
-from dlflax.data.order import epoch_batches
+from dlflax.data.order import epoch_batches, order_of
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.tune import cli
@@ -289,8 +289,10 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
 
     inputs = np.random.default_rng(0).random((50, 6)).astype(np.float32)
     train_set = {"inputs": inputs, "targets": np.int32(inputs[:, 0] > 0.5)}
-    recipe = train.Recipe(model=MLP(features=(8,), num_outputs=2), batch_size=16)
-    few, batches = module._first_batches(train_set, 16, 20, seed=3)
+    recipe = train.Recipe(
+        model=MLP(features=(8,), num_outputs=2), batch_size=16, schedule=train.Cosine()
+    )
+    few, batches = module._first_batches(train_set, order_of(train_set, 16), 20, seed=3)
     drawn = few["inputs"][np.where(batches < 0, -1 - batches, batches)]
     for epoch in range(5):
         indices = epoch_batches(50, 16, 3, epoch)
@@ -298,9 +300,9 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
         np.testing.assert_array_equal(drawn[4 * epoch :][:4], right)
     assert batches.shape == (20, 16) and (batches < 0).sum() == 5 * 14
     config = run.Config(recipe, seed=3)
-    losses = module._losses(recipe, config, few, batches, None)
+    losses = module._losses(recipe, config, few, batches, 40, None)
     rate = 0.1
-    numbers = train.as_traced(train.Hparams(learning_rate=rate))
+    numbers = train.as_traced(train.Hparams(learning_rate=rate, total_steps=40.0))
     state = train.init(recipe, numbers, inputs[:1], jax.random.key(3))
     zero = train.zero_sums(recipe, numbers, few)
     state, _ = train.train_steps(recipe, state, numbers, few, batches, zero, 0, 15)

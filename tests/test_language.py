@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
          *sorted((ROOT / "guide").glob("*.py"))]  # fmt: skip
 LIMITS = {
     "first words": 99,
-    "long sentences": 85,
+    "long sentences": 84,
     "participles": 128,
     "variables": 329,
     "phrases": 404,

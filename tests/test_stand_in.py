@@ -16,7 +16,6 @@ from dlflax.run.find_learning_rate import find_learning_rate
 from dlflax.run.serialize import flat, to_json
 from dlflax.run.stand_in import with_stand_in
 from dlflax.train import SGD, Cosine
-from dlflax.train.augment import Affine
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.tune import cli
 from experiments import fashion_mnist, mnist
@@ -156,8 +155,8 @@ def test_folds_and_the_search_for_a_learning_rate(monkeypatch):
     saved = json.loads(Path("folds/results.json").read_text())["settings"]["config"]
     assert saved["recipe"]["schedule"] == {"class": "dlflax.train:Cosine"}
     seen = []
-    change = Affine.__call__
-    monkeypatch.setattr(Affine, "__call__", lambda *args: seen.append(1) or change(*args))
+    step = Cosine.__call__
+    monkeypatch.setattr(Cosine, "__call__", lambda *args: seen.append(1) or step(*args))
     find_learning_rate(run.parse(EXPERIMENT, SMALL), Path("rates"), 20, lambda line: None)
     assert seen
 

@@ -130,7 +130,7 @@ REFUSED = {
     "larger than the": ["--space.batch-size", "32", "100000"],
     "nothing to search": ["--space.learning-rate", "--space.dropout", "--space.l2"],
     "contradict": ["--hparams.dropout", "0.5"],
-    "--population 1000000 does not fit into memory: use": ["--population", "1000000"],
+    "--population 1000000 needs about": ["--population", "1000000"],
     "--trials 0 must be 1": ["--trials", "0"],
     "--prune 1 must be 2": ["--prune", "1"],
     "--prune 3 needs at least 3 epochs": ["--prune", "3", "--epochs", "2"],

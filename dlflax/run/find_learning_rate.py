@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dlflax import train
 from dlflax.data.order import Order, order_of
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_csv, write_json
 from dlflax.report import figures
 from dlflax.run.config import Config
 from dlflax.run.prepare import prepare, read_data
-from dlflax.train.layout import layout_for, most_members
+from dlflax.train.layout import free_bytes, layout_for, member_bytes
 from dlflax.train.population import Population
 
 RATES = 10.0 ** np.linspace(-6, 1, 36)
@@ -26,7 +25,7 @@ def find_learning_rate(
     config: Config, folder: Path, steps: int = 200, log: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Trains the config's network at each of RATES for `steps` steps from the same start (after
-    Smith 2017, who lets the rate of one run grow), each rate held constant. Writes
+    Smith 2017, who lets the rate of one run grow), under its schedule, without warm-up. Writes
     learning_rates.csv, .json and .png in `folder`. Returns {"suggestion": the rate with the lowest
     loss over the last quarter, smoothed over its neighbours, "rates": [...], "losses": [...]}; a
     loss is None where training diverged. Raises InputError and RunError."""
@@ -34,11 +33,12 @@ def find_learning_rate(
         raise InputError(f"--steps {steps} must be 20 or more: fewer tell nothing.")
     config, job = prepare(*read_data(dataclasses.replace(config, run_dir=folder), log), log)
     steps -= steps % PARTS
-    recipe = dataclasses.replace(job.start.recipe, schedule=train.Constant())
-    train_set = job.start.splits.train
-    examples, batches = _first_batches(train_set, recipe.batch_size, steps, config.seed)
+    recipe, train_set = job.start.recipe, job.start.splits.train
+    order = order_of(train_set, recipe.batch_size)
+    examples, batches = _first_batches(train_set, order, steps, config.seed)
     log(f"{len(RATES)} learning rates from {RATES[0]:g} to {RATES[-1]:g}, {steps} steps each")
-    losses = _losses(recipe, config, examples, batches, job.start.pretrained)
+    total_steps = config.epochs * order.steps
+    losses = _losses(recipe, config, examples, batches, total_steps, job.start.pretrained)
     if not np.isfinite(losses).any():
         raise RunError("training diverged at every learning rate: look at the data's values.")
     rows = [
@@ -59,10 +59,9 @@ def find_learning_rate(
     return results
 
 
-def _first_batches(train_set, batch_size, steps, seed):
+def _first_batches(train_set, order, steps, seed):
     """Returns the examples of the first `steps` batches of a training, in memory, and the batches,
     as indices of them."""
-    order = order_of(train_set, batch_size)
     epochs = range(-(-steps // order.steps))
     batches = np.concatenate([order.batches(seed, epoch) for epoch in epochs])[:steps]
     is_padding = batches < 0  # see `epoch_batches`
@@ -72,20 +71,23 @@ def _first_batches(train_set, batch_size, steps, seed):
     return examples, np.where(is_padding, -1 - indices, indices)
 
 
-def _losses(recipe, config, train_set, batches, pretrained) -> np.ndarray:
-    """The mean loss of the last part of the steps at every rate, +inf where training diverged."""
+def _losses(recipe, config, train_set, batches, total_steps, pretrained) -> np.ndarray:
+    """The mean loss of the last part of the steps at every rate, +inf where training diverged.
+    total_steps: of a whole run, by which the schedule goes."""
     parts = batches.reshape(PARTS, -1, recipe.batch_size)
-    order, hparams = Order(len(parts[0]), lambda _, part: parts[part]), config.hparams
+    part_order, hparams = Order(len(parts[0]), lambda _, part: parts[part]), config.hparams
     inputs = train_set["inputs"][:1]
-    most = max(1, most_members(recipe, hparams, inputs, train_set) // 2)
+    fits = max(1, free_bytes(train_set) // (2 * member_bytes(recipe, hparams, inputs)))
     losses = []
-    for rates in np.array_split(RATES, -(-len(RATES) // most)):
+    for rates in np.array_split(RATES, -(-len(RATES) // fits)):
         members = [hparams.replace(learning_rate=float(rate), warmup=0.0) for rate in rates]
         population = Population(
             recipe, members, [[config.seed]] * len(rates), train_set, None, epochs=PARTS,
             layout=layout_for(recipe, hparams, inputs, len(rates)), pretrained=pretrained,
-            orders=[order] * len(rates),
+            orders=[part_order] * len(rates),
         )  # fmt: skip
+        for (member,) in population.trainings:
+            member.hparams = member.hparams.replace(total_steps=float(total_steps))
         population.train(PARTS)
         for i, (history,) in enumerate(population.histories):
             losses.append(np.inf if i in population.diverged else history[-1]["train_loss"])

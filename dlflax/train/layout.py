@@ -91,16 +91,18 @@ def use_all_cores() -> None:
             jax.config.update("jax_num_cpu_devices", cores)
 
 
-def most_members(
-    recipe: train.Recipe, hparams: train.Hparams, inputs: Any, *data: Mapping[str, Any] | None
-) -> int:
-    """Returns how many members fit into memory beside a copy of the data on every device, counting
-    of each its State, its best variables, and its gradient while it is trained."""
+def member_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs: Any) -> int:
+    """Returns at least what a member takes in memory: its State, its best variables, and its
+    gradient while it is trained."""
     state = train.abstract(recipe, hparams, inputs)
     leaves = jax.tree.leaves((state, state.params, train.variables(recipe, state)))
-    member = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    copies = len(jax.devices()) * sum(leaf.nbytes for leaf in jax.tree.leaves(data))
-    return max(1, int((_memory() - copies) / member))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def free_bytes(*data: Mapping[str, Any]) -> int:
+    """Returns the memory that is left for members beside a copy of the data on every device."""
+    size = sum(array.nbytes for part in data for array in part.values())
+    return _memory() - len(jax.devices()) * size
 
 
 def _memory() -> int:

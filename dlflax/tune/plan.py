@@ -9,7 +9,7 @@ from dlflax import train
 from dlflax.errors import InputError
 from dlflax.report.trials import short_text
 from dlflax.train.check import check_batch_size
-from dlflax.train.layout import Layout, layout_for, most_members
+from dlflax.train.layout import Layout, free_bytes, layout_for, member_bytes
 from dlflax.tune.search import halving_rungs
 from dlflax.tune.space import structural
 
@@ -48,11 +48,14 @@ def population_size(sweep, recipes, splits) -> int:
     too late), rounded up to use all devices, and no more than fits in half the memory.
     InputError when what was asked for cannot fit."""
     inputs = splits[0]["inputs"][:1]
-    most = (most_members(recipe, sweep.hparams, inputs, *splits) for recipe in recipes)
-    fits = max(1, min(most) // sweep.seeds)
+    trial = max(member_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
+    free = free_bytes(*splits)
+    fits = max(1, int(free / trial))
     if sweep.population > fits:
         raise InputError(
-            f"--population {sweep.population} does not fit into memory: use {fits} or less."
+            f"--population {sweep.population} needs about "
+            f"{sweep.population * trial / 2**30:,.1f} GiB and there are {free / 2**30:,.1f}: use "
+            f"{fits} or less."
         )
     if sweep.population:
         return sweep.population
