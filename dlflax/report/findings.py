@@ -37,25 +37,8 @@ def findings(
     return found
 
 
-def of_ensemble(results: dict) -> list[str]:
-    """A sentence that compares the ensemble with the best trial on the test data; [] without one.
-    results: those of the sweep."""
-    ensemble = results.get("ensemble")
-    try:
-        pair, count = (results["test"], ensemble["test"]), len(ensemble["models"])
-        names = [n for n in ("accuracy", "exact_match", "r2", "loss") if n in pair[0]][:2]
-        alone, together = (
-            " and ".join(f"{name.replace('_', ' ')} {digits(each[name])}" for name in names)
-            for each in pair
-        )
-    except (KeyError, TypeError, AttributeError):  # none, or a damaged results.json
-        return []
-    return [f"On the test data the best trial, retrained, has {alone}; the ensemble of {count} "
-            f"models has {together}."]  # fmt: skip
-
-
 def _gain(trials, best, direction, objective):
-    start = next((t for t in trials if t.system_attrs.get("defaults")), None)
+    start = next((t for t in trials if t.user_attrs.get("defaults")), None)
     if start is None:
         return "No trial has the experiment's defaults, so how much was gained is not known."
     if start.number == best.number:

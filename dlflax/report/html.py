@@ -10,7 +10,6 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from dlflax.files import replacing
-from dlflax.report.findings import of_ensemble
 from dlflax.report.trial_figures import CAPTIONS
 from dlflax.report.trials import (
     COSTS,
@@ -98,18 +97,17 @@ def write_html(
             f"<p class=best>{_escaped(objective)} <strong>{_escaped(value_text(rank[0]))}</strong></p>"
         )
         parts.append(f"<small>the best: {where}</small>{_list(rank[0].params)}")
-    if sentences := [*results.get("findings", ()), *of_ensemble(results)]:
+    if sentences := [*results.get("verdict", ()), *results.get("findings", ())]:
         items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in sentences)
         parts.append(f"<ul>{items}</ul>")
     parts.append("<div class=scores>")
-    for name, split in (("val", "validation"), ("test", "test")):
-        if scores := _list(results.get(name)):
-            parts.append(
-                f"<div><small>retrained; scores on the {split} split</small>{scores}</div>"
-            )
-    ensemble = results.get("ensemble")
-    if isinstance(ensemble, dict) and (scores := _list(ensemble.get("test"))):
-        parts.append(f"<div><small>ensemble; scores on the test split</small>{scores}</div>")
+    candidates = results.get("candidates")
+    for name, each in candidates.items() if isinstance(candidates, dict) else ():
+        is_best = " (the best model)" if name == results.get("model") else ""
+        for key, split in (("val", "validation"), ("test", "test")):
+            if isinstance(each, dict) and (scores := _list(each.get(key))):
+                title_ = f"{_escaped(name)}{is_best}; scores on the {split} split"
+                parts.append(f"<div><small>{title_}</small>{scores}</div>")
     baselines = results.get("baselines")
     for name, scores in baselines.items() if isinstance(baselines, dict) else ():
         shown = _list(scores)

@@ -230,12 +230,12 @@ class SweepProgress:
             self._bar.stop()
 
     def update(self, trials: float, what: str) -> None:
-        """trials: how many of the population now in training are done, in fractions; what: its
-        stage in words."""
+        """trials: how many of all are done, in fractions; what: their stage in words."""
         if self._bar:
-            self._bar.update(self._task, completed=self._done + trials, description=what)
+            self._bar.update(self._task, completed=trials, description=what)
 
     def population_end(self, trials: int, line: str) -> None:
         """Prints what came of a population of `trials`."""
         self._done += trials
+        self.update(self._done, "training")
         (self._bar.console.print if self._bar else functools.partial(print, flush=True))(line)

@@ -1,1 +1,5 @@
-"""Sweeps: which trials, trained as populations in one program each, recorded, reported."""
+"""Hyperparameter search: spaces, samplers, rules, and the pool that trains populations of trials."""
+
+from dlflax.tune.samplers import GaussianProcess
+
+__all__ = ["GaussianProcess"]

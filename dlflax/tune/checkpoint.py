@@ -1,137 +1,98 @@
-"""Where a batch of trials in training stands, on disk: a kill costs no more than an epoch of it."""
+"""The trials in training on disk: a kill costs no more than an epoch of them."""
 
-import dataclasses
-import json
+import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dlflax.errors import RunError
 from dlflax.train import checkpoint_files
-from dlflax.train.population import Population
-from dlflax.tune.trial import Outcome, Trial
 
 SHARE = 0.05  # of a sweep's time that its checkpoints may take
 FIRST = 1.0  # seconds that the first one is taken to cost
 
 
-class BatchCheckpoint:
-    """The folder `population/` of a sweep, with the last checkpoint of the batch in training.
+class PoolCheckpoint:
+    """The folder `population/` of a sweep, with the States of the trials that are not over.
 
     It is written after an epoch, as often as SHARE allows: an epoch that takes 20 times what a
     checkpoint costs has one; of shorter epochs a kill loses about 20 times that cost. What fails
-    is one warning: the batch is then trained from its beginning after a kill. study: what tells the
+    is one warning: the trials are then trained from their beginning after a kill. study: tells the
     study from another one that was in this folder.
     """
 
     def __init__(self, folder: Path, study: str = "", log: Callable[[str], None] = print):
         self.folder, self._log = Path(folder).absolute() / "population", log
         self._study = study
-        self._next, self._failed = time.monotonic() + FIRST / SHARE, False
+        self._next = time.monotonic() + FIRST / SHARE
 
-    def due(self) -> bool:
-        """Whether it is time for another."""
-        return not self._failed and time.monotonic() >= self._next
+    def seconds_left(self) -> float:
+        """Returns the time until the next one; inf once one has failed."""
+        return self._next - time.monotonic()
 
-    def save(
-        self,
-        batch: list[Trial],
-        outcomes: dict[int, Outcome],
-        populations: list[Population],
-        **notes: Any,
-    ) -> None:
-        """Writes where a batch stands. outcomes: place in the batch -> those that are trained;
-        populations: those in training; notes: JSON values that `notes` gives back."""
-        arrays, records = zip(*(each.saved() for each in populations), strict=True)
-        notes |= {
-            "batch": _key(batch),
-            "outcomes": [[place, dataclasses.asdict(each)] for place, each in outcomes.items()],
-            "populations": records,
-        }
-        self.write(_numbered(arrays), notes)
-
-    def notes(self, batch: list[Trial]) -> dict[str, Any] | None:
-        """The notes of the last checkpoint, with its outcomes; None where there is none of this
-        batch, or it is damaged, which is said."""
-        notes = self.newest()
-        if notes is None or notes.get("batch") != _key(batch):
-            return None
-        outcomes = {place: outcome_of(each) for place, each in notes["outcomes"]}
-        return {**notes, "outcomes": outcomes}
-
-    def restore(self, notes: dict[str, Any], populations: list[Population]) -> bool:
-        """Puts the populations where the checkpoint with these notes was; whether that went
-        well."""
-        records = notes["populations"]
-        abstract = [each.abstract(of) for each, of in zip(populations, records, strict=True)]
-        arrays = self.read(_numbered(abstract))
-        if arrays is None:
-            return False
-        for i, (each, of) in enumerate(zip(populations, records, strict=True)):
-            each.restore(arrays.get(str(i), {}), of)
-        return True
-
-    def write(self, tree, notes: dict[str, Any]) -> None:
-        """Writes a tree of arrays, and JSON values."""
+    def save(self, trials: Iterable, orders: Iterable) -> None:
+        """Writes where the trials of a pool are, and the orders that are not done."""
         clock = time.monotonic()
+        paused = [trial for trial in trials if not trial.is_over]
+        tree = {str(t.number): t.arrays for t in paused if t.arrays} or {"none": np.zeros(1)}
+        notes = {
+            "study": self._study,
+            "orders": [[order.numbers, order.width] for order in orders],
+            "trials": [
+                {
+                    "number": t.number, "params": t.params, "goal": t.goal, "values": t.values,
+                    "records": t.records, "seconds": t.seconds,
+                    "shapes": [[list(leaf.shape), leaf.dtype.name] for leaf in t.arrays],
+                }
+                for t in paused
+            ],
+        }  # fmt: skip
         step = max(checkpoint_files.steps(self.folder), default=0) + 1
         try:
-            checkpoint_files.write(self.folder, step, tree, {**notes, "study": self._study})
+            checkpoint_files.write(self.folder, step, tree, notes)
             for other in self.folder.iterdir():
                 if other.name != str(step):
                     shutil.rmtree(other, ignore_errors=True)
         except Exception as error:  # tensorstore wraps a full disk in ValueError
-            self._failed = True
+            self._next = math.inf
             self._log(
                 f"warning: no checkpoint of the population in training "
                 f"({checkpoint_files.reason(error)}): a kill loses it; what is recorded is safe"
             )
+            return
         ended = time.monotonic()
         self._next = ended + (ended - clock) / SHARE
 
-    def newest(self) -> dict[str, Any] | None:
-        """The notes of the last checkpoint; None where there is none of this study, or it is
-        damaged, which is said."""
+    def load(self) -> tuple[dict[int, dict[str, Any]], list[tuple[list[int], int]]]:
+        """Returns number -> the fields of each trial, with its `arrays`, and (numbers, width) of
+        each order; nothing where there is no checkpoint of this study, or it is damaged, which is
+        logged."""
         for step in checkpoint_files.steps(self.folder)[-1:]:
             try:
                 notes = checkpoint_files.read_notes(self.folder, step)
+                if notes.get("study") != self._study or "orders" not in notes:
+                    return {}, []
+                shapes = {each["number"]: each.pop("shapes") for each in notes["trials"]}
+                abstract = {
+                    str(number): [jax.ShapeDtypeStruct(tuple(s), dtype) for s, dtype in leaves]
+                    for number, leaves in shapes.items() if leaves
+                }  # fmt: skip
+                abstract = abstract or {"none": jax.ShapeDtypeStruct((1,), np.float64)}
+                tree = checkpoint_files.read(self.folder, step, abstract)[0]
             except RunError as error:
                 self._log(str(error))
-                continue
-            if notes.get("study") == self._study:
-                return notes
-        return None
-
-    def read(self, abstract):
-        """The tree of the last checkpoint, whose shapes these are; None where it cannot be read,
-        which is said."""
-        try:
-            step = checkpoint_files.steps(self.folder)[-1]
-            return checkpoint_files.read(self.folder, step, abstract)[0]
-        except RunError as error:
-            self._log(str(error))
-            return None
+                return {}, []
+            for each in notes["trials"]:
+                each["arrays"] = [np.asarray(leaf) for leaf in tree.get(str(each["number"]), [])]
+            orders = [(list(numbers), int(width)) for numbers, width in notes["orders"]]
+            return {each["number"]: each for each in notes["trials"]}, orders
+        return {}, []
 
     def clear(self) -> None:
         """Deletes it: the sweep is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _numbered(trees):
-    """{"0": tree, ...} without empty ones, which Orbax does not take."""
-    return {str(i): tree for i, tree in enumerate(trees) if jax.tree.leaves(tree)}
-
-
-def _key(batch):
-    """What decides how a batch comes out, of one study."""
-    return json.loads(json.dumps([[trial.index, trial.params] for trial in batch]))
-
-
-def outcome_of(saved: dict[str, Any]) -> Outcome:
-    """An Outcome as the notes have it."""
-    intermediate = {int(epoch): value for epoch, value in saved["intermediate"].items()}
-    return Outcome(**{**saved, "intermediate": intermediate})

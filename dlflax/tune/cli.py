@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dlflax import parallel, run
+from dlflax import run
 from dlflax.errors import InputError
 from dlflax.train.hparams import numbers
 from dlflax.train.layout import use_all_cores
-from dlflax.tune.search import Sampler
+from dlflax.tune.config import Sweep
+from dlflax.tune.rules import RULES
 from dlflax.tune.space import STRUCTURE
-from dlflax.tune.sweep import Sweep, run_sweep
+from dlflax.tune.sweep import run_sweep
 
 SPACE = {
     "learning_rate": ("1e-4", "1e-2", "log"),
@@ -30,7 +31,7 @@ GRID = {
 def main(
     search: str,
     experiments: ModuleType,
-    samplers: tuple[Sampler, ...],
+    samplers: tuple[str, ...],
     args: list[str] | None = None,
     description: str | None = None,
 ) -> None:
@@ -39,10 +40,7 @@ def main(
     Exit codes as for `run.main`."""
 
     def command():
-        parsed = _parse(search, experiments, samplers, args, description)
-        if parsed[-1].distributed:
-            parallel.initialize()
-        run_sweep(*parsed)
+        run_sweep(*_parse(search, experiments, samplers, args, description))
 
     use_all_cores()
     run.with_exit_codes(command, again="the same command continues with what is recorded")
@@ -58,14 +56,18 @@ def _parse(search, experiments, samplers, args, description):
     if grid and any(word.startswith("--space.") for word in args):
         words = {}  # a grid is over what is named, and nothing else
 
+    rule = _take_rule(args)
+
     def extend(config: run.Config) -> Sweep:
         """The flags' defaults: those of the experiment, and those of a sweep over it."""
         of_flags = _space_type(config, words)
-        sampler = Literal[samplers]
-        if grid:
-            sampler = Annotated[sampler, tyro.conf.Suppress]
+        help_of_sampler = tyro.conf.arg(help=f"{', '.join(samplers)}, or module:Class of another "
+                                        "sampler for Optuna.")  # fmt: skip
+        sampler = Annotated[str, tyro.conf.Suppress if grid else help_of_sampler]
+        own = Annotated[type(rule), tyro.conf.arg(name="")]  # --reduction-factor, not --search.…
         fields = [
             ("space", of_flags, of_flags()),
+            ("search", own, rule),
             ("sampler", sampler, samplers[0]),
             ("objective", tuple[str, ...], ()),
             ("trials", int, 0) if grid else ("trials", int | Literal["auto"], Sweep.trials),
@@ -96,6 +98,21 @@ def _parse(search, experiments, samplers, args, description):
                 f"--space.{flag} {value:g}, or leave --hparams.{flag} out."
             )
     return search, experiment, sweep
+
+
+def _take_rule(args: list[str]):
+    """Returns the Rule of --search, full by default, whose words are taken out of the arguments; its
+    fields are flags."""
+    name = "full"
+    for i, word in enumerate(args):
+        flag, equals, value = word.partition("=")
+        if flag == "--search":
+            name = value if equals else (args[i + 1] if i + 1 < len(args) else "")
+            del args[i : i + (1 if equals else 2)]
+            break
+    if name not in RULES:
+        raise InputError(f"--search {name}: use {', '.join(RULES)}.")
+    return RULES[name]
 
 
 def _space_type(config, words):

@@ -39,7 +39,12 @@ def cost(kind: str, recipe: train.Recipe, hparams: train.Hparams, inputs) -> flo
     return 1000 * statistics.median(seconds[1:]) / len(part)  # the first compiles
 
 
-def weighed(values: Sequence[float], costs: Sequence[float], seed: int, index: int) -> np.ndarray:
+def costs(kind: str, recipes, hparams: train.Hparams, inputs) -> dict[train.Recipe, float]:
+    """Returns recipe -> its `cost`; nothing for the kind ""."""
+    return {recipe: cost(kind, recipe, hparams, inputs) for recipe in recipes if kind}
+
+
+def scalarize(values: Sequence[float], costs: Sequence[float], seed: int, index: int) -> np.ndarray:
     """One number for each trial, the lowest being the best, from its value, the lowest being the
     best, and its cost, on a logarithmic scale: with the weights of trial `index`. float64 (n,)."""
     weight = np.random.default_rng([seed, index // BATCH, 2]).random()

@@ -3,13 +3,16 @@
 scipy is imported where it is used: start-up time counts.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+MOST_LEVELS = 64  # of a number in steps; one with more is as good as continuous
 
 
 class Encoding:
@@ -63,7 +66,8 @@ class Encoding:
                 if not levels:
                     row[at] = _share(distribution, params[name])
                 elif _ordered(levels):
-                    row[at] = levels.index(params[name]) / max(1, len(levels) - 1)
+                    index = np.argmin([abs(level - params[name]) for level in levels])
+                    row[at] = index / max(1, len(levels) - 1)
                 else:
                     row[at.start + levels.index(params[name])] = 1
         return points
@@ -93,23 +97,6 @@ class Encoding:
         names = list(self.distributions)
         return [dict(zip(names, map(at, names, row), strict=True)) for row in uniform]
 
-    def near(
-        self, params: Mapping[str, Any], width: float, same: float, rng: np.random.Generator
-    ) -> dict[str, Any]:
-        """A draw around some of the parameters: numbers from a normal distribution over their
-        scale, of that deviation and folded at its ends; choices stay with probability `same`."""
-        found = {}
-        for name, value in params.items():
-            if levels := self._levels[name]:
-                keeps = rng.random() < same
-                found[name] = value if keeps else levels[rng.integers(len(levels))]
-            else:
-                distribution = self.distributions[name]
-                share = _share(distribution, value) + width * rng.standard_normal()
-                share = abs(share) % 2
-                found[name] = _number(distribution, min(share, 2 - share))
-        return found
-
     def neighbours(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """All configurations in which one choice is another; the numbers are the same."""
         return [
@@ -120,23 +107,31 @@ class Encoding:
         ]
 
 
-def sobol(encoding: Encoding, seed: int, count: int) -> list[dict[str, Any]]:
-    """The first `count` points of a scrambled Sobol sequence (Owen 1998): spread as evenly as can
-    be, however many of them are taken."""
+def sobol(encoding: Encoding, seed: int, index: int) -> dict[str, Any]:
+    """Returns a point of a scrambled Sobol sequence (Owen 1998): spread as evenly as can be, however
+    many of them are taken."""
+    points = _sobol(len(encoding.distributions), seed, max(4, index.bit_length()))
+    return encoding.spread(points[index : index + 1])[0]
+
+
+@functools.lru_cache(maxsize=2)
+def _sobol(width: int, seed: int, exponent: int) -> np.ndarray:
     from scipy.stats import qmc
 
-    sequence = qmc.Sobol(len(encoding.distributions), rng=np.random.default_rng(seed))
-    return encoding.spread(sequence.random_base2(math.ceil(math.log2(count)))[:count])
+    return qmc.Sobol(width, rng=np.random.default_rng(seed)).random_base2(exponent)
 
 
 def _levels(distribution) -> tuple:
-    """The values that it has, in ascending order where they are numbers; () for a range."""
+    """Returns the values of a parameter, in ascending order where they are numbers; () for a range,
+    and for so many values that they are as good as one."""
     if isinstance(distribution, CategoricalDistribution):
         choices = tuple(distribution.choices)
         return tuple(sorted(choices)) if _ordered(choices) else choices
-    if isinstance(distribution, IntDistribution):
-        return tuple(range(distribution.low, distribution.high + 1, distribution.step))
-    return ()
+    step, width = distribution.step, distribution.high - distribution.low
+    if not step or width / step >= MOST_LEVELS:
+        return ()
+    return tuple(_on_grid(distribution, distribution.low + i * step)
+                 for i in range(round(width / step) + 1))  # fmt: skip
 
 
 def _ordered(levels) -> bool:
@@ -155,4 +150,12 @@ def _share(distribution, value) -> float:
 def _number(distribution, share: float) -> float:
     low, high = distribution.low, distribution.high
     value = low * (high / low) ** share if distribution.log else low + share * (high - low)
-    return min(max(value, low), high)
+    return _on_grid(distribution, min(max(value, low), high))
+
+
+def _on_grid(distribution, value: float) -> float:
+    """Returns the nearest value that a number in steps can have."""
+    if not distribution.step:
+        return value
+    steps = round((value - distribution.low) / distribution.step)
+    return type(distribution.low)(distribution.low + steps * distribution.step)

@@ -8,22 +8,18 @@ makes its probabilities as sure as they should be (Guo, Pleiss, Sun and Weinberg
 import dataclasses
 import functools
 import math
-import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlflax import parallel, run, train
+from dlflax import run, train
 from dlflax.report.trials import digits, short_text
-from dlflax.run.folder import begin, load_config
-from dlflax.run.prepare import prepare
-from dlflax.run.resume import differences
-from dlflax.train import calibration, checkpoint_files
-from dlflax.train.checkpoint import Checkpoints
+from dlflax.train import calibration
 from dlflax.train.ensemble import Ensemble, NoOptimizer
+from dlflax.tune.bind import Bound
+from dlflax.tune.trained import save_and_test
 
 FIRST = 5  # of the best alone, as many at most as are best together, to begin with
 ROUNDS = 30
@@ -87,56 +83,56 @@ def _losses(task, hparams, ensemble, done, outputs, batch):
     return jax.lax.map(one, outputs)
 
 
-def build(experiment, config: run.Config, objective, trials, folder: Path, dataset, log):
-    """Chooses an ensemble of the sweep's models, saves it as the run folder `folder`, and tests it
-    once. Returns what results.json says of it; None, which is said, where no two models are
-    together better than one. config: of the sweep's best trial."""
-    members = parallel.from_main(lambda: list(objective.members.of(trials)))
+def build(sweep, bound: Bound, experiment, config: run.Config, members, trials, log):
+    """Chooses an ensemble of the sweep's models, saves it as the run folder `ensemble`, and tests
+    it once. Returns (what results.json says of it, the results of the run); None, which is logged,
+    where no two models are together better than one. config: of the sweep's best trial."""
     if len(members) < 2:
         log("no ensemble: the models of fewer than two trials are here")
         return None
     task, hparams = config.recipe.task, train.as_traced(config.hparams.evaluation())
     outputs = jnp.stack([member.outputs for member in members])
-    part = {name: leaf[: outputs.shape[1]] for name, leaf in objective.splits[1].items()}
+    part = {name: leaf[: outputs.shape[1]] for name, leaf in bound.val.items()}
     batch = train.host_batch(task, part)
-    found = choose(task, hparams, outputs, batch, objective.sweep.ensemble)
-    chosen = [(member, w) for member, w in zip(members, found.weights, strict=True) if w]
-    if len(chosen) < 2:
+    chosen = choose(task, hparams, outputs, batch, sweep.ensemble)
+    pairs = [(member, w) for member, w in zip(members, chosen.weights, strict=True) if w]
+    if len(pairs) < 2:
         log("no ensemble: none is better than the best model alone")
         return None
-    chosen.sort(key=lambda pair: -pair[1])
+    pairs.sort(key=lambda pair: -pair[1])
     log(
-        f"testing an ensemble of {len(chosen)} models: validation loss {digits(found.loss)}, the "
-        f"best alone {digits(found.alone)}; temperature {short_text(found.temperature)}"
+        f"testing an ensemble of {len(pairs)} models: validation loss {digits(chosen.loss)}, the "
+        f"best alone {digits(chosen.alone)}; temperature {short_text(chosen.temperature)}"
     )
-    by_number = {trial.number: trial.params for trial in trials}
+    params = {trial.number: trial.params for trial in trials}
 
     def of_trial(member):
-        sweep = objective.sweep
-        return objective.space.apply(by_number[member.trial], sweep.recipe, sweep.hparams)
+        return bound.space.apply(params[member.trial], bound.recipe, sweep.hparams)
 
-    shares = jnp.float32([w for _, w in chosen])
-    picked = jnp.stack([member.outputs for member, _ in chosen])
-    logits = task.mean(picked, shares) / found.temperature
-    config = _as_run(config, chosen, of_trial, found.temperature)
+    shares = jnp.float32([w for _, w in pairs])
+    picked = jnp.stack([member.outputs for member, _ in pairs])
+    logits = task.mean(picked, shares) / chosen.temperature
+    config = _as_run(config, pairs, of_trial, chosen.temperature)
     scores = train.scores(task, config.hparams, part, logits)
-    # one host looks, and moves what is in the way, before all begin
-    resume = parallel.from_main(lambda: in_folder(config, folder).resume)
-    parallel.from_main(lambda: folder.mkdir(exist_ok=True))
-    config = dataclasses.replace(config, run_dir=folder, resume=resume)
-    if not checkpoint_files.steps(folder / "checkpoints"):
-        _save(experiment, config, [member for member, _ in chosen], dataset, scores, log)
-    config = dataclasses.replace(config, resume=True)
-    tested = run.run(experiment, config, log, dataset, brief=True)
+    row = {"epoch": 1, "step": 1, **{f"val_{name}": value for name, value in scores.items()}}
+    trees = [member.variables for member, _ in pairs]
+    params = {f"members_{i}": tree["params"] for i, tree in enumerate(trees)}
+    collections = {
+        name: {f"members_{i}": tree[name] for i, tree in enumerate(trees) if name in tree}
+        for name in {name for tree in trees for name in tree} - {"params"}
+    }
+    variables = {"params": params, **collections}
+    folder = sweep.run_dir / "ensemble"
+    tested = save_and_test(experiment, config, folder, variables, [row], bound.dataset, log)
     return {
-        "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for m, w in chosen],
-        "temperature": found.temperature,
-        "validation_loss": found.loss,
-        "validation_loss_of_the_best_alone": found.alone,
+        "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for m, w in pairs],
+        "temperature": chosen.temperature,
+        "validation_loss": chosen.loss,
+        "validation_loss_of_the_best_alone": chosen.alone,
         "val": tested.get("val"),
         "test": tested.get("test"),
         "run_dir": str(folder),
-    }
+    }, tested
 
 
 def _as_run(config, chosen, of_trial, temperature):
@@ -160,48 +156,3 @@ def _as_run(config, chosen, of_trial, temperature):
         config, recipe=recipe, epochs=1, patience=0, reduce_on_plateau=0, given=(),
         transfer=config.transfer if frozen else None,
     )  # fmt: skip
-
-
-def _save(experiment, config, members, dataset, scores, log) -> None:
-    """Writes the run folder of an ensemble, as if it had been trained for one epoch."""
-    _, job = prepare(config, dataset, lambda _: None)
-    begin(experiment, config, job.dataset, job.examples, config.run_dir, lambda _: None)
-    trees = [member.variables for member in members]
-    params = {f"members_{i}": tree["params"] for i, tree in enumerate(trees)}
-    names = {name for tree in trees for name in tree} - {"params"}
-    collections = {
-        name: {f"members_{i}": tree[name] for i, tree in enumerate(trees) if name in tree}
-        for name in names
-    }
-    row = {"epoch": 1, "step": 1, **{f"val_{name}": value for name, value in scores.items()}}
-    row |= {"learning_rate": 0.0, "seconds": 0.0, "examples_per_second": 0.0}
-    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
-    # placed as that of any run, whatever hosts and devices there are
-    with parallel.use(parallel.devices(config.devices, config.recipe.batch_size)):
-        state = _state(params, collections, job.abstract.opt_state, np.uint32(config.seed))
-        checkpoints.save(train.Saved(state, [row]))
-
-
-@jax.jit
-def _state(params, collections, opt_state, seed):
-    state = train.State(jnp.int32(1), params, collections, opt_state, None, jax.random.key(seed))
-    return parallel.constrain_state(state)
-
-
-def set_aside(path: Path) -> None:
-    """Renames what an earlier study left there, if anything, so that nobody predicts with it."""
-    if path.exists():
-        path.rename(path.with_name(f"{path.stem}_{time.time():.0f}{path.suffix}"))
-
-
-def in_folder(config: run.Config, folder: Path) -> run.Config:
-    """The Config for its run folder: continued where it is the same run, else what is there is
-    moved aside."""
-    here = dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists())
-    if here.resume:
-        old = load_config(folder)
-        # the sweep has compared the data
-        if differences(old, {**old, "config": run.to_json(here)}, here):
-            set_aside(folder)
-            here = dataclasses.replace(here, resume=False)
-    return here

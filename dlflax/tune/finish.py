@@ -1,105 +1,260 @@
-"""The end of a sweep: the winner retrained and tested, results, pictures, report."""
+"""The end of a sweep: the best model of three candidates, tested and saved; results, report.
+
+The candidates are the best trial as it was trained, its configuration retrained with another seed,
+and an ensemble of the best trials. The best validation score decides.
+"""
 
 import dataclasses
 import math
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
 
-from dlflax import parallel, run
+from optuna.trial import FrozenTrial
+
+from dlflax import run
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
+from dlflax.report import tables
 from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
+from dlflax.report.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
 from dlflax.run.resume import more_epochs_change_the_past
+from dlflax.train.history import best_epoch
 from dlflax.tune import ensemble, report
-from dlflax.tune.trial import without_password
+from dlflax.tune.bind import Bound
+from dlflax.tune.config import Sweep
+from dlflax.tune.members import Member, Members
+from dlflax.tune.settings import set_aside
+from dlflax.tune.study import JOURNAL, Study, without_password
+from dlflax.tune.trained import in_folder, save_and_test
+
+WORDS = {
+    "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
+    "ensemble": "the ensemble",
+}  # fmt: skip
 
 
-def finish(saved, experiment, sweep, dataset, trials, seconds, objective, url, log):
-    """Retrains the best trial, tests it once, and writes results.json, pictures and report. Returns
-    the results, on all hosts."""
-    folder, direction = sweep.run_dir, objective.direction
-    parallel.from_main(
-        lambda: ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
-    )
+def finish(
+    sweep: Sweep, bound: Bound, experiment, study: Study, members: Members, saved, traces: int, log
+) -> dict[str, Any]:
+    """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
+    report, which it prints. Returns the results. Raises RunError where no trial ended well."""
+    folder, direction, trials = sweep.run_dir, study.direction, study.trials()
+    ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
     best = next(iter(ranking.ranked(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
         raise RunError(
             f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "
             "example --space.learning-rate 1e-5 1e-3 log, under another --study."
         )
-    recipe, hparams = objective.space.apply(best.params, sweep.recipe, sweep.hparams)
-    common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
-    of_best = winner = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
-    if sweep.retrain_on_all:
-        # without a validation score the last epoch counts
-        epochs = ranking.best_epoch(best, direction)
-        steps = -(-len(objective.splits[0]["inputs"]) // recipe.batch_size)
-        if more_epochs_change_the_past(winner, epochs, steps):
-            epochs = winner.epochs
-        winner = dataclasses.replace(
-            winner, validation=0.0, patience=0, reduce_on_plateau=0, epochs=epochs
-        )
-    log(f"retraining the best, trial {best.number}, with a seed that no trial had ({sweep.seed})")
-    best_folder = folder / "best"
-    # one host looks, and moves what is in the way, before all begin
-    resume = parallel.from_main(lambda: ensemble.in_folder(winner, best_folder).resume)
-    winner = dataclasses.replace(winner, run_dir=best_folder, resume=resume)
-    # {} on other hosts than the first
-    retrained = run.run(experiment, winner, log, dataset, brief=True)
-
-    def results_with(of_ensemble):
-        predict = ("experiments.predict", str(best_folder), "INPUT...")
-        by_ensemble = command(predict[0], str(folder / "ensemble"), predict[-1])
-        more = {"predict by the ensemble": by_ensemble}
-        return {
-            **report.facts(saved, trials, direction),
-            "structures": len(objective.layouts),
-            "traces": objective.traces(),  # by this process
-            "seconds": seconds,  # without retraining
-            "trials_per_minute": 60 * len(trials) / max(seconds, 1e-9),
-            "best": {
-                "number": best.number,
-                "value": best.value,
-                "std": best.user_attrs.get("std"),
-                "best_epoch": ranking.best_epoch(best, direction),
-                "hparams": best.params,
-                "run_dir": str(best_folder),
-            },
-            "front": [trial.number for trial in front(trials, direction)],
-            "val": retrained.get("val"),
-            "test": retrained["test"],
-            "baselines": retrained.get("baselines"),
-            "verdict": retrained.get("findings", []),
-            "ensemble": of_ensemble,
-            "commands": {
-                "predict": command(*predict),
-                **(more if of_ensemble else {}),
-                "tensorboard": f"tensorboard --logdir {folder}",
-                "dashboard": f"optuna-dashboard {without_password(url)}",
-            },
-        }
-
-    parallel.from_main(lambda: write_json(folder / "results.json", results_with(None)))
-    of_ensemble = _ensemble(experiment, of_best, objective, trials, folder, dataset, log)
-
-    def write():
-        results = results_with(of_ensemble)
+    results = {
+        **report.facts(saved, trials, direction),
+        **_facts(sweep, bound, trials, best, traces, direction),
+    }
+    chosen = list(members.of(trials))
+    candidates = Candidates(sweep, bound, experiment, trials, best, chosen, log)
+    for build in (candidates.trained, candidates.retrained, candidates.ensemble):
+        build()
+        results |= candidates.results(direction)  # a kill costs no more than one of them
         write_json(folder / "results.json", results)
-        report.write(folder, results, trials, direction, log)
-        return results
+    candidates.save_best(direction)
+    report.write(folder, results, trials, direction, log)
+    _print(sweep, trials, direction, results, log)
+    return results
 
-    return parallel.from_main(write)
+
+def _facts(sweep, bound, trials, best, traces, direction) -> dict[str, Any]:
+    """Returns what results.json says of the sweep and its best trial."""
+    folder = sweep.run_dir
+    seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+    address = sweep.storage and without_password(sweep.storage)
+    return {
+        "structures": len(bound.recipes),
+        "traces": traces,  # by this process and its workers
+        "seconds": seconds,  # of training the trials
+        "trials_per_minute": 60 * len(trials) / max(seconds, 1e-9),
+        "best": {
+            "number": best.number,
+            "value": best.value,
+            "std": best.user_attrs.get("std"),
+            "best_epoch": ranking.best_epoch(best, direction),
+            "hparams": best.params,
+            "run_dir": str(folder / "best"),
+        },
+        "front": [trial.number for trial in front(trials, direction)],
+        "commands": {
+            "predict": command("experiments.predict", str(folder / "best"), "INPUT..."),
+            "tensorboard": f"tensorboard --logdir {folder}",
+            "dashboard": f"optuna-dashboard {address or folder / JOURNAL}",
+        },
+    }
 
 
-def _ensemble(experiment, config, objective, trials, folder, dataset, log):
-    """Returns what `ensemble.build` does; None where it fails, which is logged."""
-    place, built = folder / "ensemble", None
-    try:
-        if objective.members is not None:
-            built = ensemble.build(experiment, config, objective, trials, place, dataset, log)
+class Candidates:
+    """The models that may be the best one, each a run folder of its own, and their results."""
+
+    def __init__(
+        self, sweep: Sweep, bound: Bound, experiment, trials: list[FrozenTrial], best: FrozenTrial,
+        members: list[Member], log: Callable[[str], None],
+    ):  # fmt: skip
+        self._sweep, self._bound, self._experiment = sweep, bound, experiment
+        self._trials, self._best, self._members, self._log = trials, best, members, log
+        recipe, hparams = bound.space.apply(best.params, sweep.recipe, sweep.hparams)
+        common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
+        self._config = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
+        self._results: dict[str, dict[str, Any]] = {}
+        self._ensemble: dict[str, Any] | None = None
+
+    def trained(self) -> None:
+        """Tests the best trial with the weights that it was trained to."""
+        mine = [member for member in self._members if member.trial == self._best.number]
+        if not mine:
+            return
+        task, name = self._config.recipe.task, self._sweep.objective
+        sign = 1 if task.metric(name.removeprefix("val_")).direction == "min" else -1
+        member = min(mine, key=lambda each: min(sign * row[name] for row in each.history))
+        history = member.history[: best_epoch(member.history, task) + 1]
+        self._log(f"testing the best, trial {self._best.number}, as it was trained")
+        self._build("trained", lambda folder: save_and_test(
+            self._experiment, self._config, folder, member.variables, history, self._bound.dataset,
+            self._log,
+        ))  # fmt: skip
+
+    def retrained(self) -> None:
+        """Trains the best trial's configuration again, and tests it."""
+        sweep, config = self._sweep, self._config
+        if sweep.retrain_on_all:
+            # without a validation score the last epoch counts
+            direction = config.recipe.task.metric(sweep.objective.removeprefix("val_")).direction
+            epochs = ranking.best_epoch(self._best, f"{direction}imize")
+            steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
+            if more_epochs_change_the_past(config, epochs, steps):
+                epochs = config.epochs
+            config = dataclasses.replace(
+                config, validation=0.0, patience=0, reduce_on_plateau=0, epochs=epochs
+            )
+        self._log(f"retraining the best, trial {self._best.number}, with a seed that no trial had "
+                  f"({sweep.seed})")  # fmt: skip
+        self._build("retrained", lambda folder: run.run(
+            self._experiment, in_folder(config, folder), self._log, self._bound.dataset, brief=True
+        ))  # fmt: skip
+
+    def ensemble(self) -> None:
+        """Tests an ensemble of the best trials, if one is better than the best alone."""
+        built = None
+        if self._sweep.ensemble:
+            built = self._build("ensemble", lambda folder: ensemble.build(
+                self._sweep, self._bound, self._experiment, self._config, self._members,
+                self._trials, self._log,
+            ))  # fmt: skip
         if built is None:  # one of fewer trials may be there
-            parallel.from_main(lambda: ensemble.set_aside(place))
+            set_aside(self._sweep.run_dir / "ensemble")
+
+    def _build(self, name, build):
+        """Builds a candidate; one that fails is a warning."""
+        try:
+            built = build(self._sweep.run_dir / name)
+        except (InputError, RunError, OSError) as error:
+            self._log(f"warning: {WORDS[name]} is no candidate: {error}")
+            return None
+        if name == "ensemble" and built:
+            self._ensemble, built = built
+        if built:
+            self._results[name] = built
         return built
-    except (InputError, RunError, OSError) as error:
-        log(f"warning: no ensemble: {error}")
-        return None
+
+    def winner(self, direction: str) -> str | None:
+        """Returns the name of the best candidate so far; that which was trained on all data has no
+        validation score, and is the best by request."""
+        if self._sweep.retrain_on_all and "retrained" in self._results:
+            return "retrained"
+        metric, sign = (
+            self._sweep.objective.removeprefix("val_"),
+            1 if direction == "minimize" else -1,
+        )
+        scores = {name: sign * results["val"][metric] for name, results in self._results.items()
+                  if results.get("val")}  # fmt: skip
+        return min(scores, key=scores.get, default=None)
+
+    def results(self, direction: str) -> dict[str, Any]:
+        """Returns what results.json says of the candidates so far."""
+        name = self.winner(direction)
+        if name is None:
+            return {}
+        best, trained = self._results[name], self._results.get("trained", {})
+        return {
+            "model": name,
+            "candidates": {
+                name: {"val": results.get("val"), "test": results["test"],
+                       "run_dir": str(self._sweep.run_dir / name)}
+                for name, results in self._results.items()
+            },
+            "val": best.get("val"),
+            "test": best["test"],
+            "baselines": best.get("baselines") or trained.get("baselines"),
+            "verdict": [*self._selection(direction), *best.get("findings", [])],
+            "ensemble": self._ensemble,
+        }  # fmt: skip
+
+    def _selection(self, direction) -> list[str]:
+        """Returns a sentence about the part of the best trial's gain that is selection."""
+        metric, start = self._sweep.objective.removeprefix("val_"), None
+        start = next((t for t in self._trials if t.user_attrs.get("defaults")), None)
+        values = [self._results.get(name, {}).get("val", {}).get(metric)
+                  for name in ("trained", "retrained")]  # fmt: skip
+        if None in values or self._sweep.retrain_on_all:
+            return []
+        sign = 1 if direction == "minimize" else -1
+        trained, retrained = values
+        text = (f"On validation data the best trial has {metric} {digits(trained)} as it was "
+                f"trained, and {digits(retrained)} retrained with another seed")  # fmt: skip
+        lost, gain = sign * (retrained - trained), 0.0
+        if start is not None and start.value is not None and math.isfinite(start.value):
+            gain = sign * (start.value - trained)
+        if lost <= 0 or gain <= 0:
+            return [f"{text}."]
+        return [f"{text}: about {min(1, lost / gain):.0%} of its gain over the defaults is "
+                "selection, the luck of one seed on these examples."]  # fmt: skip
+
+    def save_best(self, direction: str) -> None:
+        """Puts the best candidate into `best/`. Raises RunError where there is none."""
+        name = self.winner(direction)
+        if name is None:
+            raise RunError("no candidate for the best model could be tested: see the warnings "
+                           "above; the trials are safe, and the same command tries again.")  # fmt: skip
+        folder = self._sweep.run_dir
+        self._log(f"best model: {WORDS[name]}")
+        new = folder / ".best"
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(folder / name, new, copy_function=_link)
+        if (folder / "best").exists():
+            shutil.rmtree(folder / "best")
+        new.rename(folder / "best")
+
+
+def _link(source: str, target: str) -> None:
+    """Links a file, which takes no room, or copies it where the disk knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _print(sweep, trials, direction, results, log) -> None:
+    """Prints the best trials, the test scores of the candidates, and what is where."""
+    print_trials(trials, direction, sweep.objective)
+    beside = {
+        WORDS[name]: each["test"]
+        for name, each in results["candidates"].items() if name != results["model"]
+    }  # fmt: skip
+    shown = {**results, "baselines": {**beside, **(results.get("baselines") or {})}}
+    tables.print_results(shown, sweep.verbose)
+    for sentence in results.get("verdict", ()):
+        log(sentence)
+    print_findings(results["findings"])
+    log(f"report: {sweep.run_dir / 'report.html'}")
+    for name, line in results["commands"].items():
+        log(f"{name}: {line}")

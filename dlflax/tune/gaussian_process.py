@@ -1,4 +1,4 @@
-"""Bayesian optimization by a Gaussian process, in batches: a pure function of what is known.
+"""Bayesian optimization by a Gaussian process: pure functions of the trials so far.
 
 The model: a Matern-5/2 kernel with a length scale a column, an amplitude and fitted noise, under
 log-normal priors; that of the length scales grows with the columns (Hvarfner, Hellsten and Nardi,
@@ -15,7 +15,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,31 +40,39 @@ NOISE = -6.0  # location of the logarithm of the noise's variance; its deviation
 LEAST_NOISE = 1e-7  # of a variance of 1
 
 
-def suggest(
+class Fitted(NamedTuple):
+    """A model of finished trials, which pending ones do not change."""
+
+    finished: Sequence[tuple[Mapping[str, Any], float]]
+    """Those trials that the model is of."""
+    model: tuple
+    """Arrays, as `_model` returns them."""
+
+
+def fit(
     encoding: Encoding,
     finished: Sequence[tuple[Mapping[str, Any], float]],
-    unfinished: Sequence[Mapping[str, Any]],
-    seeds: Sequence[int],
     known: Sequence[tuple[Mapping[str, Any], float]] = (),
-) -> list[dict[str, Any]]:
-    """The parameters of the trials to run next, one for each seed.
-
-    finished: (parameters, value), the smallest value being the best; +inf and NaN count as the
-    worst of the others. unfinished: the parameters of trials that run. known: like finished, of
-    another study: it is one more dimension, whose fitted length scale tells how much the one
-    study says about the other (Swersky, Snoek and Adams 2013, multi-task).
-    """
+) -> Fitted:
+    """Returns the model of finished trials: (parameters, value), the smallest value being the best;
+    +inf and NaN count as the worst of the others. known: like finished, of another study: it is one
+    more dimension, whose fitted length scale tells how much the one study says about the other
+    (Swersky, Snoek and Adams 2013, multi-task)."""
     finished, points, values = _read(encoding, finished)
     _, others, of_others = _read(encoding, known, FITTED // 2)
-    waiting, chosen = list(unfinished), []
     with float64():
         _, model = _modelled(encoding, points, warped(values), others, warped(of_others))
-        for seed in seeds:
-            rng = np.random.default_rng(seed)
-            improvement = _Improvement(model, encoding.encode(waiting), rng)
-            chosen.append(_best(encoding, improvement, finished, waiting, rng))
-            waiting.append(chosen[-1])
-    return chosen
+    return Fitted(finished, model)
+
+
+def suggest(
+    encoding: Encoding, fitted: Fitted, pending: Sequence[Mapping[str, Any]], seed: Any
+) -> dict[str, Any]:
+    """Returns the parameters of the next trial. pending: those of trials in training."""
+    rng = np.random.default_rng(seed)
+    with float64():
+        improvement = _Improvement(fitted.model, encoding.encode(pending), rng)
+        return _best(encoding, improvement, fitted.finished, pending, rng)
 
 
 def expected_gain(

@@ -5,17 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dlflax.errors import InputError
-from dlflax.tune.encoding import Encoding
 from dlflax.tune.space import Space, parameter
-from dlflax.tune.stores import trials_of
-
-SHARE = 0.5  # of the first trials that lie around the guess
-HALVED = 16  # trials after which the share is half as large
-WIDTH = 0.15  # deviation around a guessed number, as a share of its range
-SAME = 0.7  # how often a guessed choice is kept
+from dlflax.tune.study import trials_of
 
 Known = list[tuple[dict[str, Any], float]]
 
@@ -47,18 +39,10 @@ def within(distribution, value) -> bool:
     return isinstance(value, int | float) and distribution.low <= value <= distribution.high
 
 
-def around(encoding: Encoding, space: Space, seed: int, index: int) -> dict[str, Any] | None:
-    """The parameters of trial `index` if it is one that lies around the guess (Mallik et al. 2023:
-    their share falls as trials are known); None for the others. Trial 1 is the guess itself."""
-    if not space.guess or index == 0:
-        return None
-    rng = np.random.default_rng([seed, index, 1])
-    if index > 1 and rng.random() >= SHARE / (1 + index / HALVED):
-        return None
-    (params,) = encoding.spread(rng.random((1, len(encoding.distributions))))
-    if index == 1:
-        return {**(space.defaults or params), **space.guess}
-    return {**params, **encoding.near(space.guess, WIDTH, SAME, rng)}
+def enqueued(space: Space) -> dict[str, Any] | None:
+    """Returns the parameters of the trial that has the guess: the others are those of the defaults,
+    or the sampler's where there are none. None without a guess."""
+    return {**(space.defaults or {}), **space.guess} if space.guess else None
 
 
 def known_trials(

@@ -1,7 +1,8 @@
-"""The best trained models of a sweep, on disk: what an ensemble is chosen from."""
+"""The best trained models of a sweep, on disk: what the best model and an ensemble are made of."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,10 @@ from optuna.trial import FrozenTrial
 
 from dlflax.files import replacing
 from dlflax.report.trials import outcome
+from dlflax.tune.worker import Outcome
 
 MOST_TRIALS = 32  # that are kept
 MOST_BYTES = 2 * 10**9
-MOST_OUTPUTS = 2**22  # numbers of a model's outputs on validation data
 
 
 class Member(NamedTuple):
@@ -30,72 +31,91 @@ class Member(NamedTuple):
     """{"params": ..., ...} of its best epoch, to evaluate with."""
     outputs: np.ndarray
     """On the first validation examples, float32 (n, ...)."""
+    history: list[dict[str, float]]
+    """One row an epoch."""
 
 
 class Members:
-    """The folder `members/` of a sweep: the models of its MOST_TRIALS best trials, fewer where
+    """The folder `members/` of a sweep: the models of its best trials, `most` of them, fewer where
     they have more than MOST_BYTES. Each trial is written before it is recorded, so the folder holds
-    what the record needs whenever the sweep was killed. study: what tells the study from another
-    one that was in this folder, whose files do not count."""
+    what the record needs whenever the sweep was killed. study: tells the study from another one
+    that was in this folder, whose files do not count."""
 
-    def __init__(self, folder: Path, direction: str, study: str = ""):
-        self.folder, self._study = Path(folder) / "members", study
-        self._sign = 1 if direction == "minimize" else -1
+    def __init__(
+        self, folder: Path, direction: str, study: str = "", most: int = MOST_TRIALS,
+        log: Callable[[str], None] = print,
+    ):  # fmt: skip
+        self.folder, self._study, self._most = Path(folder) / "members", study, most
+        self._sign, self._log = 1 if direction == "minimize" else -1, log
+        self._is_full = False
 
-    def wants(self, value: float) -> bool:
-        """Whether a trial with this value is among the best so far."""
+    def worth(self) -> float:
+        """Returns what a value has to be below, times the sign, to be among the best so far."""
+        if self._is_full:
+            return -math.inf
         ranks = sorted(rank for rank, _ in self._files().values())
-        return np.isfinite(value) and (
-            len(ranks) < MOST_TRIALS or self._sign * value < ranks[MOST_TRIALS - 1]
-        )
+        return ranks[self._most - 1] if len(ranks) >= self._most else math.inf
 
-    def add(self, index: int, value: float, lanes: list[tuple[dict, np.ndarray]]) -> None:
-        """Keeps the models of a trial, one a seed, each variables and outputs, and deletes those
-        that are no longer among the best. OSError when the disk does not take them."""
+    def add(self, outcome: Outcome) -> None:
+        """Keeps the models of a trial, if it has any, and deletes those that are no longer among
+        the best. A full disk is one warning, after which none is kept."""
+        if not outcome.models or self._sign * outcome.value >= self.worth():
+            return
+        try:
+            self._write(outcome)
+        except OSError as error:
+            self._is_full = True
+            self._log(f"warning: no ensemble, its models cannot be kept ({error.strerror})")
+
+    def _write(self, outcome):
         self.folder.mkdir(exist_ok=True)
         flat = {}
-        for seed, (variables, outputs) in enumerate(lanes):
-            tree = traverse_util.flatten_dict({"variables": variables, "outputs": outputs}, sep="/")
+        for seed, model in enumerate(outcome.models):
+            tree = traverse_util.flatten_dict(model._asdict(), sep="/")
             flat |= {f"{seed}/{name}": np.ascontiguousarray(leaf) for name, leaf in tree.items()}
-        about = {"dlflax": json.dumps({"value": value, "study": self._study})}
-        with replacing(self._path(index)) as temporary:
-            temporary.write_bytes(safetensors.numpy.save(flat, about))
+        about = {
+            "value": outcome.value, "study": self._study,
+            "histories": [history for history, _ in outcome.records],
+        }  # fmt: skip
+        with replacing(self._path(outcome.number)) as temporary:
+            temporary.write_bytes(safetensors.numpy.save(flat, {"dlflax": json.dumps(about)}))
         total = 0
         files = sorted(self._files().items(), key=lambda item: (item[1], item[0]))
-        for i, (kept, (_, size)) in enumerate(files):
+        for i, (number, (_, size)) in enumerate(files):
             total += size
-            if i >= MOST_TRIALS or (i and total > MOST_BYTES):
-                self._path(kept).unlink(missing_ok=True)
+            if i >= self._most or (i and total > MOST_BYTES):
+                self._path(number).unlink(missing_ok=True)
 
     def of(self, trials: list[FrozenTrial]) -> Iterator[Member]:
-        """The models of these trials that are here, the best trial first. One whose file was
-        changed or is of another sweep is left out."""
-        known = {}
-        for trial in trials:
-            if outcome(trial) == "complete":
-                known[trial.user_attrs.get("index", trial.number)] = trial
-        for index, (rank, _) in sorted(self._files().items(), key=lambda item: item[1]):
-            if index in known and self._sign * known[index].value == rank:
-                yield from self._read(index, known[index].number)
+        """Yields the models of these trials that are here, the best trial first; without those
+        whose file was changed or is of another sweep."""
+        complete = {trial.number: trial for trial in trials if outcome(trial) == "complete"}
+        for number, (rank, _) in sorted(self._files().items(), key=lambda item: item[1]):
+            if number in complete and self._sign * complete[number].value == rank:
+                yield from self._read(number)
 
-    def _read(self, index, number):
-        flat = safetensors.numpy.load_file(self._path(index))
-        tree = traverse_util.unflatten_dict(flat, sep="/")
+    def _read(self, number):
+        path = self._path(number)
+        tree = traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
+        histories = self._about(path)["histories"]
         for seed in sorted(tree, key=int):
-            yield Member(number, int(seed), tree[seed]["variables"], tree[seed]["outputs"])
+            yield Member(number, int(seed), **tree[seed], history=histories[int(seed)])
 
-    def _path(self, index):
-        return self.folder / f"{index:06d}.safetensors"
+    def _path(self, number):
+        return self.folder / f"{number:06d}.safetensors"
+
+    def _about(self, path):
+        with safetensors.safe_open(path, "np") as file:
+            return json.loads(file.metadata()["dlflax"])
 
     def _files(self):
-        """{index: (value, lower is better, bytes)} of what is there and whole."""
-        found = {}
+        """Returns {number: (value, lower is better, bytes)} of the files that are whole."""
+        files = {}
         for path in self.folder.glob("*.safetensors"):
             try:
-                with safetensors.safe_open(path, "np") as file:
-                    about = json.loads(file.metadata()["dlflax"])
+                about = self._about(path)
                 if about["study"] == self._study:
-                    found[int(path.stem)] = self._sign * float(about["value"]), path.stat().st_size
+                    files[int(path.stem)] = self._sign * float(about["value"]), path.stat().st_size
             except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
                 continue
-        return found
+        return files

@@ -1,6 +1,7 @@
 """When more trials are not worth it (`--trials auto`)."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -8,15 +9,27 @@ from optuna.trial import FrozenTrial
 from dlflax.report.trials import digits
 from dlflax.tune import gaussian_process
 from dlflax.tune.encoding import Encoding
+from dlflax.tune.space import Space
 
 LEAST = 20  # trials before which nothing is known
 MOST = 256  # trials of a search that does not stop before
 
 
+def is_enough(
+    space: Space, direction: str, seed: int, tolerance: float, trials: list[FrozenTrial],
+    log: Callable[[str], None] = print,
+) -> bool:  # fmt: skip
+    """True if there is no need for another trial, which is logged."""
+    reason = enough(Encoding(space.distributions), direction, seed, tolerance, trials)
+    if reason:
+        log(reason)
+    return bool(reason)
+
+
 def enough(
     encoding: Encoding, direction: str, seed: int, tolerance: float, trials: list[FrozenTrial]
 ) -> str | None:
-    """Why there is no need for another trial; None while there is. It is enough when the expected
+    """Returns why there is no need for another trial; None while there is. It is enough when the expected
     gain of the next trial is below the noise between seeds, which the trials' own seeds tell, or
     else the Gaussian process's fit; or below `tolerance`, a share of the best value. A pure
     function."""

@@ -1,0 +1,247 @@
+"""Samplers, which suggest the parameters of a trial: Optuna's own, and a Gaussian process and a
+grid that plain Optuna can use as well."""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
+
+from dlflax.errors import InputError
+from dlflax.report.pareto import cost_name
+from dlflax.tune import cost, gaussian_process
+from dlflax.tune.encoding import Encoding, sobol
+from dlflax.tune.space import Space
+from dlflax.tune.study import score
+
+STARTUP = 10  # trials that are spread over the space before the Gaussian process chooses
+SAMPLERS = ("gp", "tpe", "cmaes", "random", "qmc", "grid")
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Returns the seed of a trial's suggestion, whatever the process suggested before."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+class GaussianProcess(BaseSampler):
+    """Bayesian optimization by a Gaussian process, for any Optuna study of one objective.
+
+    A suggestion is a function of the seed, the trial's number and the trials with lower numbers:
+    finished ones by their score, a pruned one by its best report, those in training as pending. The
+    first `startup` trials are points of a scrambled Sobol sequence, and so are all while none is
+    finished. search_space: all parameters; None for those that all finished trials have in common.
+    known: (parameters, value) of trials of another study, the lowest value being the best; every
+    second one of the first trials repeats one of the best of them.
+    """
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        *,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        startup: float = STARTUP,
+        known: Sequence[tuple[Mapping[str, Any], float]] = (),
+    ):
+        self._seed = int(np.random.SeedSequence().entropy) if seed is None else seed
+        self._space, self._startup, self._known = search_space, startup, known
+        self._common = IntersectionSearchSpace(include_pruned=True)
+        self._fitted: tuple[Any, Any] = (None, None)
+
+    def infer_relative_search_space(self, study, trial):
+        """Returns the parameters that are chosen together."""
+        space = self._space if self._space is not None else self._common.calculate(study)
+        return {name: each for name, each in space.items() if not each.single() or self._space}
+
+    def sample_relative(self, study, trial, search_space):
+        """Returns the parameters of a trial. Raises ValueError for a study of two objectives."""
+        if not search_space:
+            return {}
+        encoding, direction = Encoding(search_space), study.direction.name.lower()
+        earlier = [
+            other for other in study.get_trials(deepcopy=False)
+            if other.number < trial.number and search_space.keys() <= other.params.keys()
+        ]  # fmt: skip
+        finished = [other for other in earlier if score(other, direction) is not None]
+        if trial.number < self._startup or not finished:
+            return self._spread(encoding, trial.number)
+        pending = [other.params for other in earlier if not other.state.is_finished()]
+        fitted = self._fit(encoding, finished, direction, trial.number)
+        seed = seed_of(self._seed, trial.number)
+        return gaussian_process.suggest(encoding, fitted, pending, seed)
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        """Returns a random value of a parameter that not all trials have."""
+        seed = [self._seed, trial.number, *param_name.encode()]
+        sampler = RandomSampler(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def _spread(self, encoding, number):
+        best = sorted(self._known, key=lambda each: each[1])  # stable: the first on a tie
+        index, is_odd = divmod(number, 2)
+        if number and not is_odd and index - 1 < len(best):
+            return dict(best[index - 1][0])
+        return sobol(encoding, self._seed, number)
+
+    def _fit(self, encoding, finished, direction, number):
+        """Returns the model of the finished trials, the same one until another is finished."""
+        sign, name = 1 if direction == "minimize" else -1, cost_name(finished)
+        # of two objectives, some trials have the same weights
+        group = number // cost.BATCH if name else 0
+        key = [trial.number for trial in finished], encoding.distributions, group
+        if self._fitted[0] != key:
+            values = [sign * score(trial, direction) for trial in finished]
+            if name:
+                costs = [trial.user_attrs[name] for trial in finished]
+                values = cost.scalarize(values, costs, self._seed, number)
+            done = list(zip((trial.params for trial in finished), values, strict=True))
+            known = () if name else self._known
+            self._fitted = key, gaussian_process.fit(encoding, done, known)
+        return self._fitted[1]
+
+
+class Grid(BaseSampler):
+    """Every configuration in turn: trial k has point k."""
+
+    def __init__(self, points: Sequence[Mapping[str, Any]]):
+        self._points = points
+
+    def infer_relative_search_space(self, study, trial):
+        """Returns nothing: the points are complete."""
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        """Returns the parameters of a trial."""
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        """Returns the value of a parameter at the trial's point."""
+        return self._points[trial.number % len(self._points)][param_name]
+
+
+class SweepSampler(BaseSampler):
+    """The sampler of a sweep: another one, made anew for every trial from (seed, number), so that a
+    search that was killed continues with the same suggestions. No configuration of a finite space
+    comes twice.
+
+    make: seed -> sampler; distributions: all parameters of the space.
+    """
+
+    def __init__(
+        self, make: Callable[[int], BaseSampler], distributions: Mapping[str, Any], seed: int
+    ):
+        self._make, self._seed, self._distributions = make, seed, dict(distributions)
+
+    def infer_relative_search_space(self, study, trial):
+        """Returns the whole space."""
+        return self._distributions
+
+    def sample_relative(self, study, trial, search_space):
+        """Returns all parameters of a trial."""
+        sampler = self._make(seed_of(self._seed, trial.number))
+        sampler.before_trial(study, trial)
+        together = sampler.infer_relative_search_space(study, trial)
+        params = sampler.sample_relative(study, trial, together)
+        params = {
+            name: params[name] if name in params
+            else sampler.sample_independent(study, trial, name, distribution)
+            for name, distribution in self._distributions.items()
+        }  # fmt: skip
+        return self._untried(study, trial, params)
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        """Returns a random value of a parameter that the space does not have."""
+        sampler = RandomSampler(seed_of(self._seed, trial.number))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study, trial, state, values):
+        """Lets the sampler keep what it learns from a finished trial."""
+        self._make(seed_of(self._seed, trial.number)).after_trial(study, trial, state, values)
+
+    def _untried(self, study, trial, params):
+        """Returns the parameters, or in a finite space others where another trial has them."""
+        encoding = Encoding(self._distributions)
+        if not encoding.size():
+            return params
+        rng = np.random.default_rng([self._seed, trial.number])
+        tried = {
+            encoding.key(other.params) for other in study.get_trials(deepcopy=False)
+            if other.number < trial.number and self._distributions.keys() <= other.params.keys()
+        }  # fmt: skip
+        draws = 0
+        while encoding.key(params) in tried and draws < 100:
+            (params,) = encoding.spread(rng.random((1, len(self._distributions))))
+            draws += 1
+        if encoding.key(params) in tried:
+            params = encoding.untried(tried) or params
+        return params
+
+
+def check_sampler(sampler: str) -> None:
+    """Raises InputError for a sampler that does not exist or needs a package that is missing."""
+    if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        raise InputError(
+            "--sampler cmaes needs the package cmaes: pip install cmaes, or use --sampler gp."
+        )
+    if sampler not in SAMPLERS:
+        _load_class(sampler)
+
+
+def sampler_of(name: str, space: Space, seed: int) -> BaseSampler:
+    """Returns the sampler of a sweep: one of SAMPLERS, or module:Class of any other one, whose
+    `seed`, if it takes one, depends on the trial. Raises InputError as `check_sampler`."""
+    if name == "grid":
+        return Grid(space.grid())
+    return SweepSampler(_constructor(name, space, seed), space.distributions, seed)
+
+
+def _constructor(name: str, space: Space, seed: int) -> Callable[[int], BaseSampler]:
+    """Returns seed -> sampler."""
+    if name in ("gp", "qmc"):
+        startup = STARTUP if name == "gp" else np.inf
+        process = GaussianProcess(
+            seed, search_space=space.distributions, startup=startup, known=space.known
+        )
+        return lambda _: process  # which keeps its fit, and seeds every trial itself
+    if name == "tpe":  # whatever the defaults of this version of Optuna are
+        make = functools.partial(TPESampler, multivariate=True, constant_liar=True)
+    elif name == "cmaes":
+        make = functools.partial(CmaEsSampler, warn_independent_sampling=False)
+    elif name == "random":
+        make = RandomSampler
+    else:
+        make = _load_class(name)
+        if "seed" not in inspect.signature(make).parameters:
+            alone = make()
+            return lambda _: alone
+
+    def make_quietly(seed):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return make(seed=seed)
+
+    return make_quietly
+
+
+def _load_class(name: str) -> type[BaseSampler]:
+    """Returns the class that module:Class names."""
+    module, colon, of_module = name.partition(":")
+    if not colon:
+        raise InputError(
+            f"--sampler {name}: use one of {', '.join(SAMPLERS)}, or module:Class of a sampler of "
+            "Optuna's, such as optuna.samplers:NSGAIISampler."
+        )
+    try:
+        sampler = getattr(importlib.import_module(module), of_module)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"--sampler {name} cannot be imported: {error}.") from error
+    if not (isinstance(sampler, type) and issubclass(sampler, BaseSampler)):
+        raise InputError(f"--sampler {name} must be a subclass of optuna.samplers.BaseSampler.")
+    return sampler

@@ -1,0 +1,289 @@
+"""The work of a sweep: an order of trials, trained in one program a structure. A function of its
+arguments alone, so that any process on any machine can do it."""
+
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dlflax import train
+from dlflax.train import population
+from dlflax.train.layout import layout_for
+from dlflax.tune.space import Space
+
+MOST_OUTPUTS = 2**22  # numbers of a model's outputs on validation data that are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all trials of a sweep have in common."""
+
+    recipe: train.Recipe
+    hparams: train.Hparams
+    space: Space
+    epochs: int
+    seed: int
+    seeds: int
+    patience: int
+    reduce_on_plateau: int
+    metric: str
+    """The objective, without its val_."""
+    sign: int
+    """1 where the lowest value is the best, else -1."""
+    rank: str
+    """mean or cautious: what a trial counts that has several seeds."""
+    mode: str
+    """auto, vmap or map."""
+
+
+@dataclasses.dataclass
+class Assignment:
+    """A trial of an order."""
+
+    number: int
+    params: Mapping[str, Any]
+    until: int
+    """Epochs that it is to have."""
+    records: list | None = None
+    """Of its seeds, as `Population.saved` has them; None at its beginning."""
+    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """Leaves of its members in `Population.saved`, (seeds, ...); [] once it is over."""
+
+
+class Model(NamedTuple):
+    """A trained member."""
+
+    variables: dict
+    """{"params": ..., ...} of its best epoch, to evaluate with."""
+    outputs: np.ndarray
+    """On the first validation examples, float32 (n, ...)."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """A trial after an order."""
+
+    number: int
+    value: float
+    """What it counts so far; +-inf once it diverged, never NaN."""
+    curve: list[float]
+    """The objective after each epoch, the mean over seeds."""
+    is_over: bool
+    records: list
+    arrays: list[np.ndarray]
+    seconds: float
+    """Its share of the time that its order took."""
+    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """JSON values, kept as Optuna's user attributes."""
+    models: list[Model] = dataclasses.field(default_factory=list)
+    """One a seed, of a trial that is over and worth keeping."""
+
+
+def trial_seeds(seed: int, number: int, count: int) -> np.ndarray:
+    """Returns uint32 (count,): what a trial is trained with, whatever its place in a population."""
+    return np.random.SeedSequence([seed, number]).generate_state(count + 1)[1:]
+
+
+def train_order(
+    job: Job,
+    data,
+    order: list[Assignment],
+    width: int,
+    seconds: float = math.inf,
+    worth: float = -math.inf,
+    beat: Path | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> tuple[list[Outcome], int]:
+    """Trains each trial of an order up to its epochs, or what of it is done after so many seconds,
+    to whole epochs. Returns the outcomes, and how many programs were compiled.
+
+    data: `.load()` gives {"train": ..., "val": ..., "pretrained": ...}; width: trials that the
+    programs are made for; worth: the models of a trial that is over are returned where its value is
+    lower, times the job's sign; beat: a file that is touched all the time as a sign of life;
+    on_epoch gets the epochs of all trials so far.
+    """
+    with _beating(beat):
+        return _train_order(job, data.load(), order, width, seconds, worth, on_epoch)
+
+
+@contextlib.contextmanager
+def _beating(path: Path | None):
+    """Touches a file all the time, in another thread; where it cannot be made, nothing is done."""
+    is_done = threading.Event()
+
+    def beat():
+        with contextlib.suppress(OSError):
+            while not is_done.wait(1.0):
+                path.touch()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    if path is not None and path.parent.is_dir():
+        path.touch()
+        thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+
+
+def _train_order(job, parts, order, width, seconds, worth, on_epoch):
+    clock, traces = time.monotonic(), population.traces
+    groups: dict[train.Recipe, list[Assignment]] = {}
+    hparams = {}
+    for each in order:
+        recipe, hparams[each.number] = job.space.apply(each.params, job.recipe, job.hparams)
+        groups.setdefault(recipe, []).append(each)
+    is_first, outcomes = [True], {}
+
+    def should_stop():
+        """True once the time is over; one epoch is trained in any case."""
+        late = time.monotonic() - clock > seconds and not is_first[0]
+        is_first[0] = False
+        return late
+
+    done = {each.number: _epochs(each.records) for each in order}
+    # one structure after the other, and only one is in memory
+    for recipe, group in groups.items():
+        numbers = [hparams[each.number] for each in group]
+        members = _population(job, recipe, numbers, group, parts, width)
+
+        def count(members=members, group=group):
+            for each, row in zip(group, members.histories, strict=True):
+                done[each.number] = len(row[0])
+            if on_epoch:
+                on_epoch(sum(done.values()))
+
+        members.train([each.until for each in group], count, should_stop)
+        outcomes |= _outcomes(job, members, group, worth, parts)
+    taken = (time.monotonic() - clock) / len(order)
+    ordered = [dataclasses.replace(outcomes[each.number], seconds=taken) for each in order]
+    return ordered, population.traces - traces
+
+
+def _epochs(records) -> int:
+    return len(records[0][0]) if records else 0
+
+
+def _population(job, recipe, hparams, group, parts, width):
+    """Returns the members of a group, each where it was."""
+    inputs, mode = parts["train"]["inputs"][:1], None if job.mode == "auto" else job.mode
+    layout = layout_for(recipe, job.hparams, inputs, width * job.seeds, mode)
+    members = population.Population(
+        recipe, hparams, [trial_seeds(job.seed, each.number, job.seeds) for each in group],
+        parts["train"], parts["val"], epochs=job.epochs, layout=layout, patience=job.patience,
+        reduce_on_plateau=job.reduce_on_plateau, pretrained=parts.get("pretrained"),
+        keep_best=True, objective=job.metric,
+    )  # fmt: skip
+    if any(each.records for each in group):
+        _resume(members, group)
+    return members
+
+
+def _resume(members, group) -> None:
+    """Puts the State of every trial that was begun into its place."""
+    tree, notes = members.saved()
+    arrays = [np.array(leaf) for leaf in _leaves(tree)]
+    for place, member in enumerate(notes["places"]):
+        if member is not None and group[member[0]].arrays:
+            for leaf, value in zip(arrays, group[member[0]].arrays, strict=True):
+                leaf[place] = value[member[1]]
+    for k, each in enumerate(group):
+        notes["trainings"][k] = each.records or notes["trainings"][k]
+    keys = [_is_key(leaf) for leaf in jax.tree.leaves(tree)]
+    arrays = [
+        jax.random.wrap_key_data(leaf) if is_key else leaf
+        for leaf, is_key in zip(arrays, keys, strict=True)
+    ]
+    members.restore(jax.tree.unflatten(jax.tree.structure(tree), arrays), notes)
+
+
+def _is_key(leaf) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _leaves(tree) -> list:
+    """Returns the leaves, with the numbers of typed keys."""
+    return [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
+
+
+def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
+    """Returns number -> Outcome of a group."""
+    values, scores = _values(job, members)
+    notes = members.saved()[1]
+    over = [
+        k in members.diverged or all(seed.finished() for seed in members.trainings[k])
+        for k in range(len(group))
+    ]
+    begun = [each.records is not None or len(members.histories[k][0]) for k, each in
+             enumerate(group)]  # fmt: skip
+    paused = [k for k in range(len(group)) if begun[k] and not over[k]]
+    arrays = _arrays(members, paused, job.seeds)
+    # those that were over before have no goal
+    kept = [k for k, each in enumerate(group) if each.until and over[k] and np.isfinite(values[k])]
+    kept = [k for k in kept if job.sign * values[k] < worth]
+    models = _models(job, members, kept, parts)
+    outcomes = {}
+    for k, each in enumerate(group):
+        # the seeds' rows by epoch, as far as all came: patience may have stopped one earlier
+        rows = zip(*members.histories[k], strict=False)
+        curve = [float(np.mean([row[f"val_{job.metric}"] for row in epoch])) for epoch in rows]
+        worst = job.sign * math.inf
+        attrs: dict[str, Any] = {}
+        if k in members.diverged:
+            attrs["diverged_at"] = members.diverged[k]
+        elif job.seeds > 1 and begun[k]:
+            attrs = {"values": scores[k].tolist(), "std": float(scores[k].std(ddof=1))}
+        outcomes[each.number] = Outcome(
+            each.number, float(values[k]), [v if math.isfinite(v) else worst for v in curve],
+            over[k], notes["trainings"][k] if begun[k] else None, arrays.get(k, []), 0.0, attrs,
+            models.get(k, []),
+        )  # fmt: skip
+    return outcomes
+
+
+def _arrays(members, paused, seeds) -> dict[int, list[np.ndarray]]:
+    """Returns the State of those configurations, on the host."""
+    if not paused:
+        return {}
+    tree, notes = members.saved()
+    leaves = [np.asarray(leaf) for leaf in _leaves(tree)]
+    places = {member: place for place, member in enumerate(notes["places"]) if member is not None}
+    return {
+        k: [leaf[[places[k, seed] for seed in range(seeds)]] for leaf in leaves] for k in paused
+    }
+
+
+def _models(job, members, kept, parts) -> dict[int, list[Model]]:
+    """Returns the trained members of those configurations."""
+    if not kept:
+        return {}
+    inputs = parts["train"]["inputs"][:1]
+    size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
+    best = members.best(max(1, MOST_OUTPUTS // size))
+    return {k: [Model(*best[k, seed]) for seed in range(job.seeds)] for k in kept}
+
+
+def _values(job, members) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what each configuration counts, float (n,), and the scores of its seeds, float
+    (n, seeds): their best epochs' so far, and the worst once it diverged."""
+    best = min if job.sign == 1 else max
+    scores = np.array([
+        [
+            job.sign * math.inf if k in members.diverged or not history
+            else best(epoch[f"val_{job.metric}"] for epoch in history)
+            for history in seeds
+        ]
+        for k, seeds in enumerate(members.histories)
+    ])  # fmt: skip
+    values = scores.mean(1)
+    if job.rank == "cautious" and job.seeds > 1:
+        finite = np.isfinite(values)
+        values[finite] += job.sign * scores[finite].std(1, ddof=1)
+    return values, scores
