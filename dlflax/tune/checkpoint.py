@@ -18,7 +18,8 @@ FIRST = 1.0  # seconds that the first one is taken to cost
 
 
 class PoolCheckpoint:
-    """The folder `population/` of a sweep, with the States of the trials that are not over.
+    """The folder `population/` of a sweep, with its trials, and the States of those that are not
+    over.
 
     It is written after an epoch, as often as SHARE allows: an epoch that takes 20 times what a
     checkpoint costs has one; of shorter epochs a kill loses about 20 times that cost. What fails
@@ -38,18 +39,19 @@ class PoolCheckpoint:
     def save(self, trials: Iterable, orders: Iterable) -> None:
         """Writes where the trials of a pool are, and the orders that are not done."""
         clock = time.monotonic()
-        paused = [trial for trial in trials if not trial.is_over]
-        tree = {str(t.number): t.arrays for t in paused if t.arrays} or {"none": np.zeros(1)}
+        trials = list(trials)
+        tree = {str(t.number): t.arrays for t in trials if t.arrays} or {"none": np.zeros(1)}
         notes = {
             "study": self._study,
             "orders": [[order.numbers, order.width] for order in orders],
             "trials": [
                 {
                     "number": t.number, "params": t.params, "goal": t.goal, "values": t.values,
-                    "records": t.records, "seconds": t.seconds,
+                    "value": t.value, "is_over": t.is_over, "is_failed": t.is_failed,
+                    "records": None if t.is_over else t.records, "seconds": t.seconds,
                     "shapes": [[list(leaf.shape), leaf.dtype.name] for leaf in t.arrays],
                 }
-                for t in paused
+                for t in trials
             ],
         }  # fmt: skip
         step = max(checkpoint_files.steps(self.folder), default=0) + 1

@@ -10,7 +10,7 @@ from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.config import check
 from dlflax.train.check import check_count
-from dlflax.tune.launch import LauncherName
+from dlflax.tune.launch import Engine
 from dlflax.tune.rules import FreezeThaw, Full, Halving, Rule
 from dlflax.tune.samplers import check_sampler
 
@@ -59,7 +59,7 @@ class Sweep(run.Config):
     storage: str | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Address of a storage that Optuna opens, such as sqlite:///FILE or postgresql+psycopg://...,
     whose password is never saved (default: $DLFLAX_STORAGE, or study.journal in the folder)."""
-    launcher: LauncherName = dataclasses.field(default="local", metadata={"resume": "free"})
+    launcher: Engine = dataclasses.field(default="local", metadata={"resume": "free"})
     """What starts workers: local processes, each with cores or an accelerator of its own; jobs of
     SLURM; tasks of Ray."""
     workers: int = dataclasses.field(default=1, metadata={"resume": "free"})

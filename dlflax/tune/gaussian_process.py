@@ -348,7 +348,8 @@ def log_improvement(u):
 
 
 def _best(encoding, improvement, finished, waiting, rng):
-    """The configuration of the largest improvement; of a finite space, one that was not tried."""
+    """The configuration of the largest improvement; of a finite space, one that was not tried while
+    there is one."""
     points = _candidates(encoding, finished, rng)
     free = encoding.continuous
     if not free.any():
@@ -379,7 +380,9 @@ def _best_of_finite(encoding, improvement, points, tried):
             break
         best, most = trials[int(np.argmax(found))], found.max()
         trials = [p for p in encoding.neighbours(best) if encoding.key(p) not in tried]
-    return best or encoding.untried(tried)
+    return (
+        best or encoding.untried(tried) or encoding.decode(points[np.argmax(improvement(points))])
+    )
 
 
 def _candidates(encoding, finished, rng):

@@ -74,6 +74,7 @@ class Line(NamedTuple):
 
     seconds: float
     epochs: int
+    """That were trained by this process until then."""
     over: list[int]
 
 
@@ -99,9 +100,9 @@ class Pool:
         self._arrays, self._folder, self._members = arrays, Path(folder), members
         self._checkpoint, self._watch, self._log = checkpoint, watch, log
         self._is_enough, self._costs = is_enough, costs
-        self._traces, self._longest, self._pauses = 0, 0.0, False
+        self._traces, self._trained, self._longest, self._pauses = 0, 0, 0.0, False
         self._load()
-        self._line = Line(time.perf_counter(), self._epochs(), self._over())
+        self._line = Line(time.perf_counter(), 0, [*self._recorded])
 
     @classmethod
     def of_sweep(cls, sweep, bound, study, members, digest, watch, log) -> "Pool":
@@ -144,7 +145,11 @@ class Pool:
                 order = order or self._decide()
                 if order is None:
                     break
-                self._submit(order)
+                self._replay(order)
+                if self._is_done(order):
+                    self._orders.remove(order)
+                else:
+                    self._submit(order)
             if not self._orders:
                 break
             self._collect()
@@ -159,10 +164,11 @@ class Pool:
         while True:
             steps = self._rule.decide(self._curves(), self._population, budget)
             gone = [step for step in steps if isinstance(step, Go)]
-            if any(go.trial is None for go in gone) and budget.trials > len(self._trials):
-                if self._is_enough(self._study.trials()):
-                    self._budget = budget = budget._replace(trials=len(self._trials))
-                    continue
+            is_new = any(go.trial is None for go in gone) and not self._earlier
+            may_begin = is_new and budget.trials > len(self._trials)
+            if may_begin and self._is_enough(self._study.trials()):
+                self._budget = budget = budget._replace(trials=len(self._trials))
+                continue
             self._stop([step.trial for step in steps if isinstance(step, Stop)])
             if gone:
                 return self._order(gone)
@@ -190,8 +196,8 @@ class Pool:
         return order
 
     def _begin(self, new: list[Go]) -> list[Begun]:
-        """Returns new trials: first those that were in training when the driver ended."""
-        resumed = [self._running.pop(0) for _ in new[: len(self._running)]]
+        """Returns new trials: first those that were begun before the driver ended."""
+        resumed = [self._earlier.pop(0) for _ in new[: len(self._earlier)]]
         asked = self._study.ask(
             self._sampler, self._job.space.distributions,
             [go.params and dict(go.params) for go in new[len(resumed) :]],
@@ -203,6 +209,8 @@ class Pool:
                 parent = self._trials[go.parent]
                 each.records, each.arrays = parent.records, parent.arrays
                 each.values = list(parent.values)
+                with self._study.writing():
+                    self._study.report(each.number, dict(enumerate(each.values, 1)))
             begun.append(each)
             self._trials[trial.number] = each
         self._trials = dict(sorted(self._trials.items()))
@@ -213,10 +221,11 @@ class Pool:
             return
         for number in numbers:
             self._end(self._trials[number])
+        numbers = [number for number in numbers if number not in self._recorded]
         with self._study.writing():
             for number in numbers:
                 self._tell(self._trials[number], TrialState.PRUNED, None, {})
-        self._recorded(numbers)
+        self._show(numbers)
 
     # training
 
@@ -262,15 +271,31 @@ class Pool:
                 self._traces += traces
                 self._longest = max(self._longest, time.monotonic() - order.began)
                 self._record(order, outcomes)
-            if all(self._is_done(number) for number in order.numbers):
+            if self._is_done(order):
                 self._orders.remove(order)
         if self._checkpoint and self._checkpoint.seconds_left() <= 0:
             self._checkpoint.save(self._trials.values(), self._orders)
         self._say(False)
 
-    def _is_done(self, number: int) -> bool:
-        trial = self._trials[number]
+    def _is_done(self, order: Order) -> bool:
+        return all(self._is_at_goal(self._trials[number]) for number in order.numbers)
+
+    def _is_at_goal(self, trial: Begun) -> bool:
         return trial.is_over or len(trial.values) >= trial.goal
+
+    def _replay(self, order: Order) -> None:
+        """Takes what trials were trained to before the driver ended from their records, so that a
+        rule decides again what it decided then."""
+        for number in order.numbers:
+            trial, recorded = self._trials[number], self._recorded.get(number)
+            if recorded is None or trial.is_over:
+                continue
+            reports = list(recorded.intermediate_values.values())
+            trial.values = reports[: trial.goal]
+            is_stopped = recorded.state == TrialState.PRUNED and len(reports) >= trial.goal
+            if len(reports) <= trial.goal and not is_stopped:
+                trial.value, trial.is_failed = recorded.value, recorded.state == TrialState.FAIL
+                self._end(trial)
 
     def _end_if_silent(self, order: Order) -> None:
         """Ends a worker that no longer shows that it lives, or is out of all time."""
@@ -293,7 +318,7 @@ class Pool:
 
     def _lose(self, order: Order, error: WorkerLost) -> None:
         trials = [self._trials[number] for number in order.numbers]
-        trials = [trial for trial in trials if not self._is_done(trial.number)]
+        trials = [trial for trial in trials if not self._is_at_goal(trial)]
         for trial in trials:
             trial.failures += 1
         failed = [trial for trial in trials if trial.failures >= MOST_FAILURES]
@@ -308,7 +333,7 @@ class Pool:
         with self._study.writing():
             for trial in failed:
                 self._tell(trial, TrialState.FAIL, None, {})
-        self._recorded([trial.number for trial in failed])
+        self._show([trial.number for trial in failed])
 
     # records
 
@@ -328,6 +353,7 @@ class Pool:
                 self._study.report(
                     trial.number, {e: v for e, v in new.items() if e > len(trial.values)}
                 )
+                self._trained += len(outcome.curve) - len(trial.values)
                 trial.values, trial.records = outcome.curve, outcome.records
                 trial.arrays = outcome.arrays
                 trial.seconds += outcome.seconds
@@ -336,7 +362,7 @@ class Pool:
                     self._end(trial)
                     over.append(trial.number)
                     self._tell(trial, TrialState.COMPLETE, outcome.value, outcome.attrs)
-        self._recorded(over)
+        self._show(over)
 
     def _end(self, trial: Begun) -> None:
         trial.is_over, trial.arrays = True, []
@@ -347,7 +373,7 @@ class Pool:
             attrs["defaults"] = True
         self._study.tell(trial.number, state, value, attrs)
 
-    def _recorded(self, numbers: list[int]) -> None:
+    def _show(self, numbers: list[int]) -> None:
         trials = self._study.trials()
         for number in numbers:
             self._watch.trial(trials[number])
@@ -363,11 +389,11 @@ class Pool:
         """Prints a line about a population of trials, or an eighth of all epochs."""
         last, over = self._line, self._over()
         new = [self._trials[number] for number in over if number not in {*last.over}]
-        share = (self._epochs() - last.epochs) / (self._budget.trials * self._budget.epochs)
+        share = (self._trained - last.epochs) / (self._budget.trials * self._budget.epochs)
         is_due = is_end and (new or share)
         if share < 1 / 8 and not is_due and (self._pauses or len(new) < self._population):
             return
-        self._line = Line(time.perf_counter(), self._epochs(), over)
+        self._line = Line(time.perf_counter(), self._trained, over)
         seconds = self._line.seconds - last.seconds
         rate = 60 * len(new) / max(seconds, 1e-9)
         line = (
@@ -395,27 +421,18 @@ class Pool:
         return (min if self._job.sign == 1 else max)(trial.values)
 
     def _load(self) -> None:
-        """Continues where the driver ended: finished trials from the study, others from the last
-        checkpoint, and what neither has from its beginning."""
-        self._trials: dict[int, Begun] = {}
-        self._orders: list[Order] = []
-        running = self._study.running(self._sampler, self._job.space.distributions)
+        """Continues where the driver ended: with the trials of the last checkpoint as they were,
+        and with all others from their beginning, where `_replay` has what is recorded."""
+        self._study.complete_running(self._sampler, self._job.space.distributions)
+        trials = self._study.trials()
         saved, orders = self._checkpoint.load() if self._checkpoint else ({}, [])
-        for trial in self._study.trials():
-            fields = saved.get(trial.number, {"number": trial.number, "params": dict(trial.params)})
-            begun = Begun(**fields)
-            if trial.state.is_finished():
-                begun.values = list(trial.intermediate_values.values())
-                begun.value = trial.value
-                begun.is_failed = trial.state == TrialState.FAIL
-                self._end(begun)
-            elif trial.number not in saved:
-                continue
-            self._trials[trial.number] = begun
-        self._running = [trial for trial in running if trial.number not in saved]
-        for numbers, width in orders:
-            if not all(map(self._is_done, numbers)):
-                self._orders.append(Order(numbers, width))
+        self._trials = {number: Begun(**fields) for number, fields in sorted(saved.items())}
+        self._orders = [Order(numbers, width) for numbers, width in orders]
+        self._recorded = {t.number: t for t in trials if t.state.is_finished()}
+        self._earlier = [
+            trial for trial in trials
+            if trial.number not in saved and trial.state != TrialState.WAITING
+        ]  # fmt: skip
         if saved:
             self._log(f"continuing in the middle of trials {_range(list(saved))}")
 

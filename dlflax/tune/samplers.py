@@ -56,12 +56,15 @@ class GaussianProcess(BaseSampler):
         self._fitted: tuple[Any, Any] = (None, None)
 
     def infer_relative_search_space(self, study, trial):
-        """Returns the parameters that are chosen together."""
+        """Returns the parameters that are chosen together. Raises ValueError for a study of several
+        objectives."""
+        _check_single(study)
         space = self._space if self._space is not None else self._common.calculate(study)
         return {name: each for name, each in space.items() if not each.single() or self._space}
 
     def sample_relative(self, study, trial, search_space):
-        """Returns the parameters of a trial. Raises ValueError for a study of two objectives."""
+        """Returns the parameters of a trial."""
+        _check_single(study)
         if not search_space:
             return {}
         encoding, direction = Encoding(search_space), study.direction.name.lower()
@@ -79,6 +82,7 @@ class GaussianProcess(BaseSampler):
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         """Returns a random value of a parameter that not all trials have."""
+        _check_single(study)
         seed = [self._seed, trial.number, *param_name.encode()]
         sampler = RandomSampler(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
@@ -105,6 +109,11 @@ class GaussianProcess(BaseSampler):
             known = () if name else self._known
             self._fitted = key, gaussian_process.fit(encoding, done, known)
         return self._fitted[1]
+
+
+def _check_single(study) -> None:
+    if len(study.directions) > 1:
+        raise ValueError("GaussianProcess is for studies of one objective.")
 
 
 class Grid(BaseSampler):

@@ -26,16 +26,18 @@ JOURNAL = "study.journal"
 
 
 class Journal(BaseJournalBackend):
-    """Optuna's journal file, whose lock the kernel frees, however the process ends.
+    """Optuna's journal file, in which what is written together counts whole or not at all, and whose
+    lock the kernel frees, however the process ends.
 
-    A line that a kill left torn is cut before the next one is written, and is not read; with the
-    locks and the reader of Optuna itself the next writer waits for 30 s, and a torn line that is
-    followed by another one makes the file unreadable.
+    Every line says how many of its batch follow. A batch that a kill left torn is not read, and is
+    cut before the next one is written; with the locks and the reader of Optuna itself the next
+    writer waits for 30 s, and a torn line that is followed by another one makes the file
+    unreadable.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._offsets = [0]  # where each line begins
+        self._offsets = [0]  # where each entry of a whole batch begins, and the last one ends
         self._batch: list[dict[str, Any]] | None = None
         self.path.touch()
 
@@ -44,52 +46,55 @@ class Journal(BaseJournalBackend):
         with open(self.path, "rb") as file:
             start = min(log_number_from, len(self._offsets) - 1)
             file.seek(self._offsets[start])
-            for number, line in enumerate(file, start):
-                if not line.endswith(b"\n"):
-                    break
-                if number + 1 == len(self._offsets):
-                    self._offsets.append(self._offsets[number] + len(line))
-                if number >= log_number_from:
-                    yield json.loads(line)
+            yield from self._read(file, start, log_number_from)
         yield from (self._batch or [])[max(0, log_number_from - len(self._offsets) + 1) :]
+
+    def _read(self, file, number, log_number_from):
+        """Yields the entries of whole batches, of which the next one has this number."""
+        end, offsets, logs = self._offsets[number], [], []
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            log, end = json.loads(line), end + len(line)
+            offsets.append(end)
+            logs.append(log)
+            if log.pop("more", 0):
+                continue
+            self._offsets[number + 1 :] = offsets
+            yield from logs[max(0, log_number_from - number) :]
+            number, offsets, logs = number + len(logs), [], []
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Writes entries, or keeps them until the end of a `batch`. Raises OSError."""
-        lines = [json.dumps(log, separators=(",", ":")) for log in logs]
         if self._batch is not None:
-            self._batch += map(json.loads, lines)  # as they will be read again
+            self._batch += json.loads(json.dumps(logs))  # as they will be read again
             return
-        with _locked(Path(f"{self.path}.lock")), open(self.path, "rb+") as file:
-            _cut(file)
-            file.write("".join(f"{line}\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with _locked(Path(f"{self.path}.lock")):
+            for _ in self.read_logs(len(self._offsets) - 1):  # of others
+                pass
+            lines = [
+                json.dumps(log | ({"more": more} if more else {}), separators=(",", ":")) + "\n"
+                for more, log in zip(reversed(range(len(logs))), logs, strict=True)
+            ]
+            with open(self.path, "rb+") as file:
+                file.truncate(self._offsets[-1])
+                file.seek(self._offsets[-1])
+                file.write("".join(lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def batch(self):
-        """All that is written meanwhile is written together, at the end."""
+        """All that is written meanwhile is written together, at the end; nothing after an error."""
         self._batch = []
         try:
             yield
-        finally:
-            logs, self._batch = self._batch, None
-            if logs:
-                self.append_logs(logs)
-
-
-def _cut(file) -> None:
-    """Moves to the end of the last whole line, and cuts what follows."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 4096)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    file.truncate(end)
-    file.seek(end)
+        except BaseException:
+            self._batch = None
+            raise
+        logs, self._batch = self._batch, None
+        if logs:
+            self.append_logs(logs)
 
 
 @contextlib.contextmanager
@@ -165,24 +170,19 @@ class Study:
         trials = self._study.get_trials(deepcopy=False)
         return [trials[number] for number in asked]
 
-    def running(
+    def complete_running(
         self, sampler: optuna.samplers.BaseSampler, distributions: Mapping[str, BaseDistribution]
-    ) -> list[FrozenTrial]:
-        """Returns the trials that were in training when the driver ended, with the parameters that
-        they had; what a kill left out of the last one is suggested now."""
-        self._study.sampler, numbers = sampler, []
+    ) -> None:
+        """Suggests now what a kill left out of the parameters of trials that are RUNNING."""
+        self._study.sampler = sampler
         with self.writing():
             for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-                numbers.append(trial.number)
-                if trial.params.keys() != distributions.keys():
-                    id_ = self._storage.get_trial_id_from_study_id_trial_number(
-                        self._id, trial.number
-                    )
-                    begun = optuna.trial.Trial(self._study, id_)
-                    for name, distribution in distributions.items():
-                        _suggest(begun, name, distribution)
-        trials = self._study.get_trials(deepcopy=False)
-        return [trials[number] for number in numbers]
+                if trial.params.keys() == distributions.keys():
+                    continue
+                id_ = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+                begun = optuna.trial.Trial(self._study, id_)
+                for name, distribution in distributions.items():
+                    _suggest(begun, name, distribution)
 
     @contextlib.contextmanager
     def writing(self):
