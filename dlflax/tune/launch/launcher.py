@@ -1,0 +1,182 @@
+"""The contract of a launcher: calls that workers compute, and arrays that they share."""
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import os
+import pickle
+import shutil
+import traceback
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from dlflax.errors import RunError
+from dlflax.train.layout import use_all_cores
+
+
+class WorkerLost(Exception):
+    """A worker ended before it returned what it was given. The message is one short reason."""
+
+
+class Data(abc.ABC):
+    """Arrays that were shared with the workers: small, and picklable."""
+
+    @abc.abstractmethod
+    def load(self) -> Any:
+        """Returns the tree of arrays, read-only; within a process always the same object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files(Data):
+    """Arrays in .npy files, which all processes of a host map into the same memory."""
+
+    folder: Path
+    structure: Any
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def save(cls, folder: Path, arrays: Any) -> "Files":
+        """Returns the arrays, written to a new folder."""
+        leaves, structure = jax.tree.flatten(arrays)
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        folder.mkdir(parents=True)
+        for k, leaf in enumerate(leaves):
+            np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
+        return cls(folder, structure, tuple(leaf.dtype for leaf in leaves))
+
+    def load(self):
+        return _read(self)
+
+
+@functools.cache
+def _read(data: Files):
+    leaves = []
+    for k, dtype in enumerate(data.dtypes):
+        array = np.asarray(np.load(data.folder / f"{k}.npy", mmap_mode="r"))
+        leaves.append(array.view(dtype))  # a file has no name for bfloat16
+    return jax.tree.unflatten(data.structure, leaves)
+
+
+class Launcher(abc.ABC):
+    """Workers that compute calls. A context manager, which ends all workers when it is left."""
+
+    width: int
+    """Calls that are computed at once; others wait."""
+
+    def __init__(self, width: int, folder: Path):
+        self.width = width
+        self.folder = folder / "workers"
+        self._shared: list[Path] = []
+
+    @abc.abstractmethod
+    def submit(self, function, /, *args) -> Future:
+        """Returns the future result of function(*args); function is of a module's top level.
+
+        It raises what the function raises, and WorkerLost when its worker ended before.
+        """
+
+    @abc.abstractmethod
+    def end(self, future: Future) -> None:
+        """Ends the worker that computes this call: the future raises WorkerLost. Never waits for
+        the worker, which may be silent."""
+
+    def share(self, arrays: Any) -> Data:
+        """Returns the arrays (nested dicts) in a form that arguments of calls may hold."""
+        self._shared.append(self.folder / f"data-{os.getpid()}-{len(self._shared)}")
+        return Files.save(self._shared[-1], arrays)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            self.close()
+        finally:
+            for folder in self._shared:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends all workers at once; calls that are not done raise WorkerLost."""
+
+
+class Inline(Launcher):
+    """Computes every call at once, in this process."""
+
+    def submit(self, function, /, *args):
+        future = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def end(self, future):
+        pass  # no call outlives `submit`
+
+    def share(self, arrays):
+        return Here(arrays)
+
+    def close(self):
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Here(Data):
+    """Arrays of this process."""
+
+    arrays: Any
+
+    def load(self):
+        return self.arrays
+
+
+def outcome(function, args) -> tuple[Any, Exception | None]:
+    """Returns (result, None) or (None, error) of a call. An error has the worker's traceback as a
+    note, and can be pickled."""
+    try:
+        return function(*args), None
+    except Exception as error:
+        error.add_note(f"In a worker:\n{traceback.format_exc()}")
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        try:
+            pickle.loads(pickle.dumps(error))
+            return None, error
+        except Exception:  # a class of a library, whose arguments are not those of its instance
+            return None, RunError(f"{type(error).__name__}: {error}")
+
+
+def settle(future: Future, result=None, error: Exception | None = None) -> None:
+    """Sets the outcome of a future, unless it has one: `end` may come at the same time."""
+    with contextlib.suppress(Exception):  # InvalidStateError, also for one that was cancelled
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def shared_config(platform: str) -> dict[str, Any]:
+    """Returns the part of this process's jax.config that its workers share."""
+    config = {"jax_platforms": "cpu"} if platform == "cpu" else {}
+    if folder := jax.config.jax_compilation_cache_dir:
+        config["jax_compilation_cache_dir"] = folder
+        config["jax_persistent_cache_min_compile_time_secs"] = 0.0
+    return config
+
+
+def configure_jax(config: dict[str, Any], cores: int | None = None) -> None:
+    """Prepares a worker's JAX, before its first computation: jax.config, and one virtual CPU
+    device a core. cores: where the operating system does not say which the worker has."""
+    for name, value in config.items():
+        jax.config.update(name, value)
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
+    flags, name = os.environ.get("XLA_FLAGS", ""), "xla_force_host_platform_device_count"
+    if cores and name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={cores}".strip()
+    use_all_cores()

@@ -1,0 +1,211 @@
+"""Workers that are processes of this machine, each with cores or an accelerator of its own."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from concurrent.futures import Future
+from multiprocessing import connection, resource_tracker
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dlflax.errors import InputError, RunError
+from dlflax.tune.launch.launcher import (
+    Launcher,
+    WorkerLost,
+    configure_jax,
+    outcome,
+    settle,
+    shared_config,
+)
+
+CHECK = 0.5  # seconds between looks at a worker that computes
+
+
+class Place(NamedTuple):
+    """The part of this machine that a worker uses."""
+
+    env: dict[str, str]
+    cores: tuple[int, ...] = ()
+    """Numbers of the cores that it is bound to; () where the system cannot bind."""
+    devices: int | None = None
+    """Virtual CPU devices, where `cores` does not say it."""
+
+
+def places(platform: str, workers: int, devices: int) -> list[Place]:
+    """Returns the places of all workers. InputError where there are more workers than devices."""
+    if platform == "cpu":
+        bindable = hasattr(os, "sched_getaffinity")
+        cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(devices))
+        share = len(cores) // workers
+        if not share:
+            raise InputError(
+                f"--workers {workers}: this machine has cores for {len(cores)}: use {len(cores)} "
+                "or fewer."
+            )
+        parts = [tuple(cores[k * share : (k + 1) * share]) for k in range(workers)]
+        return [Place({}, part) if bindable else Place({}, (), share) for part in parts]
+    if workers > devices:
+        raise InputError(
+            f"--workers {workers}: this machine has {devices} {platform.upper()} devices, and "
+            f"every worker needs one: use {devices} or fewer."
+        )
+    name = "TPU_VISIBLE_CHIPS" if platform == "tpu" else "CUDA_VISIBLE_DEVICES"
+    visible = os.environ.get(name)
+    numbers = visible.split(",") if visible else [str(k) for k in range(devices)]
+    bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
+    extra = bounds if platform == "tpu" else {}
+    return [Place({name: number, **extra}) for number in numbers[:workers]]
+
+
+class Local(Launcher):
+    """A process a worker, which another replaces when it ends."""
+
+    def __init__(self, workers: int, folder: Path, platform: str, devices: int):
+        super().__init__(workers, folder)
+        self._config = shared_config(platform)
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._workers: dict[Future, Worker] = {}
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._serve, args=(place,), daemon=True)
+            for place in places(platform, workers, devices)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function, /, *args):
+        future = Future()
+        self._calls.put((future, function, args))
+        return future
+
+    def end(self, future):
+        with self._lock:
+            if future in self._workers:
+                self._workers[future].process.kill()  # its thread settles the future
+            else:
+                settle(future, error=WorkerLost("ended before it began"))
+
+    def close(self):
+        with self._lock:
+            self._closed = True
+            for worker in self._workers.values():
+                worker.process.kill()
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, place: Place) -> None:
+        """Gives calls to one worker after the other; a thread, whose cores and blocked signals the
+        processes that it starts have from birth."""
+        if place.cores:
+            os.sched_setaffinity(0, place.cores)
+        if hasattr(signal, "pthread_sigmask"):
+            resource_tracker.ensure_running()  # which would unblock it
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        worker = None
+        while (call := self._calls.get()) is not None:
+            future, function, args = call
+            with self._lock:
+                if self._closed:
+                    settle(future, error=WorkerLost("the launcher was closed"))
+                if future.done() or not future.set_running_or_notify_cancel():
+                    continue
+                if worker is None or not worker.process.is_alive():
+                    try:
+                        worker = Worker(place, self._config)
+                    except OSError as error:  # no memory, or too many processes
+                        settle(future, error=RunError(f"a worker does not start: {error}."))
+                        continue
+                self._workers[future] = worker
+            try:
+                result, error = worker.call(function, args)
+            except Exception as raised:
+                result, error = None, raised
+            with self._lock:
+                del self._workers[future]
+            settle(future, result, error)
+        if worker is not None:
+            worker.end()
+
+
+class Worker:
+    """A process that computes calls, one at a time."""
+
+    def __init__(self, place: Place, config: dict[str, Any]):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, end = spawn.Pipe()
+        self.process = spawn.Process(target=_work, args=(end, place, config), name="worker")
+        self.process.start()
+        end.close()
+        self._ready = False
+
+    def call(self, function, args) -> tuple[Any, Exception | None]:
+        """Returns the outcome of function(*args). Raises WorkerLost when the process ends."""
+        try:
+            self.pipe.send((function, args))
+            if not self._ready:
+                self._receive()
+                self._ready = True
+            return self._receive()
+        except (EOFError, OSError):
+            self.end()
+        code = self.process.exitcode
+        if not self._ready and (code or 0) > 0:
+            raise RunError(
+                f"a worker ended with exit code {code} before its first call: see above; a script "
+                "that starts workers does so below `if __name__ == '__main__':`."
+            )
+        by_signal = code is not None and code < 0
+        raise WorkerLost(f"killed by signal {-code}" if by_signal else f"ended with code {code}")
+
+    def _receive(self):
+        # what the worker started may hold its end of the pipe open
+        while not self.pipe.poll(CHECK):
+            if not self.process.is_alive() and not self.pipe.poll():
+                raise EOFError
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        """Kills the process, stopped or not, and waits for its exit code."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _work(pipe, place: Place, config: dict[str, Any]) -> None:
+    """Computes calls until there are no more; ends with the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if sys.platform == "linux":  # at once, even where this process is stopped
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.environ.update(place.env)
+    configure_jax(config, place.devices)
+    pipe.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            answer = outcome(_compute, (pipe.recv_bytes(),))
+            try:
+                pipe.send(answer)
+            except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
+                pipe.send((None, RunError(f"the result of a worker cannot be pickled: {error}")))
+
+
+def _compute(message: bytes):
+    function, args = pickle.loads(message)
+    return function(*args)
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

@@ -1,0 +1,176 @@
+"""Workers of a Ray cluster: a task a call."""
+
+import contextlib
+import functools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlflax.errors import InputError, RunError
+from dlflax.tune.launch.launcher import (
+    Data,
+    Launcher,
+    WorkerLost,
+    configure_jax,
+    outcome,
+    settle,
+    shared_config,
+)
+
+
+@dataclass(frozen=True)
+class Stored(Data):
+    """Arrays in Ray's object store, which all processes of a host map into their memory."""
+
+    reference: Any
+
+    def load(self):
+        return _get(self.reference)
+
+
+@functools.cache
+def _get(reference):
+    import ray
+
+    return ray.get(reference)
+
+
+class RayLauncher(Launcher):
+    """A task a call, at most `width` at once, on the cluster of an address or of this machine."""
+
+    def __init__(
+        self,
+        workers: int,
+        folder: Path,
+        platform: str,
+        devices: int,
+        options: Mapping[str, str],
+        log: Callable[[str], None],
+    ):
+        super().__init__(workers, folder)
+        if unknown := sorted(set(options) - {"address", "num_cpus"}):
+            raise InputError(
+                f"--launcher ray has no option {unknown[0]}: it has address and num_cpus."
+            )
+        cores = options.get("num_cpus", "1")
+        if not cores.isdecimal() or cores == "0":
+            raise InputError(f"--launcher ray: num_cpus is {cores}, and must be 1 or more.")
+        address = options.get("address") or os.environ.get("RAY_ADDRESS")
+        if not address and platform != "cpu" and workers > devices:
+            raise InputError(
+                f"--workers {workers}: this machine has {devices} {platform.upper()} devices, and "
+                f"every worker needs one: use {devices} or fewer, or the address of a cluster."
+            )
+        self._ray, self._owner = _connect(address, workers * int(cores))
+        self._task = self._ray.remote(_compute).options(
+            num_cpus=int(cores),
+            num_gpus=1 if platform == "gpu" else 0,
+            resources={"TPU": 1} if platform == "tpu" else {},
+            max_retries=0,
+        )
+        if not address and platform == "cpu":  # one of Ray's CPUs is then a worker's share
+            cores = max(1, devices // workers)
+        self._config = shared_config(platform), int(cores)
+        self._lock = threading.RLock()
+        self._waiting: deque = deque()
+        self._tasks: dict[Future, Any] = {}
+        there = self._ray.cluster_resources().get("CPU", 0)
+        log(f"Ray has {there:g} CPUs for {workers} workers")
+
+    def submit(self, function, /, *args):
+        future = Future()
+        self._waiting.append((future, function, args))
+        self._begin()
+        return future
+
+    def end(self, future):
+        with self._lock:
+            task = self._tasks.pop(future, None)
+        settle(future, error=WorkerLost("ended" if task else "ended before it began"))
+        if task is not None:
+            threading.Thread(target=self._cancel, args=(task,), daemon=True).start()
+        self._begin()
+
+    def share(self, arrays):
+        return Stored(self._ray.put(arrays))
+
+    def close(self):
+        with self._lock:
+            tasks, self._tasks = self._tasks, {}
+            waiting, self._waiting = self._waiting, deque()
+        for future in [*tasks, *(future for future, *_ in waiting)]:
+            settle(future, error=WorkerLost("the launcher was closed"))
+        for task in tasks.values():
+            self._cancel(task)
+        if self._owner:
+            self._ray.shutdown()
+
+    def _cancel(self, task) -> None:
+        with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
+            self._ray.cancel(task, force=True)
+
+    def _begin(self) -> None:
+        """Starts waiting calls while there is room."""
+        with self._lock:
+            while self._waiting and len(self._tasks) < self.width:
+                future, function, args = self._waiting.popleft()
+                if future.done() or not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    task = self._task.remote(*self._config, function, args)
+                except Exception as error:  # what cannot be pickled
+                    settle(future, error=error)
+                    continue
+                self._tasks[future] = task
+                task.future().add_done_callback(functools.partial(self._finish, future))
+
+    def _finish(self, future: Future, answer: Future) -> None:
+        with self._lock:
+            if self._tasks.pop(future, None) is None:
+                return
+        try:
+            settle(future, *answer.result())
+        except self._ray.exceptions.RayTaskError as error:
+            settle(future, error=RunError(str(error)))
+        except Exception as error:
+            lines = str(error).splitlines() or [""]
+            settle(future, error=WorkerLost(f"{type(error).__name__}: {lines[0][:200]}"))
+        self._begin()
+
+
+def _connect(address: str | None, cores: int):
+    """Returns the module ray, connected to a cluster, and whether this call connected it.
+    InputError where it is not installed, or where no cluster answers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # ports of 127.0.0.1
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--launcher ray needs the package ray: pip install 'dlflax[ray]'."
+        ) from None
+    if ray.is_initialized():
+        return ray, False
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    if not address:
+        ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+        return ray, True
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"--launcher ray: no cluster answers at {address} ({reason}).") from None
+    return ray, True
+
+
+def _compute(config: dict[str, Any], cores: int, function, args):
+    """Returns the outcome of a call, in a worker."""
+    configure_jax(config, cores)
+    return outcome(function, args)

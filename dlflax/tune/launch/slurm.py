@@ -1,0 +1,198 @@
+"""Workers that are SLURM jobs, one a call, by submitit."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal
+
+from dlflax.errors import InputError, RunError
+from dlflax.tune.launch.launcher import (
+    Launcher,
+    WorkerLost,
+    configure_jax,
+    outcome,
+    settle,
+    shared_config,
+)
+
+POLL = 1.0  # seconds between looks at all jobs
+GRACE = 5.0  # seconds that a result may be seen later than the end of its job, as on NFS
+GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING",
+         "STAGE_OUT", "RESIZING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD",
+         "SPECIAL_EXIT"}  # fmt: skip
+GONE = "a state that SLURM has forgotten"
+
+
+class Slurm(Launcher):
+    """A job a call, at most `width` at once. cluster "local": processes, as submitit's tests do."""
+
+    def __init__(
+        self,
+        workers: int,
+        folder: Path,
+        options: Mapping[str, str],
+        log: Callable[[str], None],
+        cluster: Literal["slurm", "local"] = "slurm",
+    ):
+        super().__init__(workers, folder)
+        try:
+            import submitit
+        except ImportError:
+            raise InputError(
+                "--launcher slurm needs the package submitit: pip install 'dlflax[slurm]'."
+            ) from None
+        missing = [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]
+        if missing and cluster == "slurm":
+            raise InputError(
+                f"--launcher slurm: there is no {missing[0]} here: start the sweep on a host "
+                "that submits jobs."
+            )
+        self._is_local = cluster == "local"
+        jobs = self.folder / "slurm"
+        if self._is_local:
+            self._executor = submitit.LocalExecutor(jobs)
+        else:
+            self._executor = submitit.SlurmExecutor(jobs)
+            flags = {"no-requeue": True, **{k.replace("_", "-"): v for k, v in options.items()}}
+            self._executor.update_parameters(
+                job_name="dlflax", time=None, signal_delay_s=5, additional_parameters=flags
+            )  # time None: that of the partition
+            log(f"SLURM jobs write to {jobs}")
+        self._config = shared_config("any")
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._waiting: list[tuple[Future, Any]] = []
+        self._jobs: dict[Future, Any] = {}
+        self._accepted = self._closed = False
+        self._ends: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def submit(self, function, /, *args):
+        import cloudpickle
+
+        future = Future()
+        call = cloudpickle.dumps((function, args))
+        with self._lock:
+            self._waiting.append((future, call))
+        self._wake.set()
+        return future
+
+    def end(self, future):
+        with self._lock:
+            job = self._jobs.pop(future, None)
+            self._waiting = [item for item in self._waiting if item[0] is not future]
+        settle(future, error=WorkerLost("ended" if job else "ended before it began"))
+        if job is not None:
+            threading.Thread(target=self._cancel, args=([job],), daemon=True).start()
+        self._wake.set()
+
+    def close(self):
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+        jobs = list(self._jobs.values())
+        for future in [*self._jobs, *(future for future, _ in self._waiting)]:
+            settle(future, error=WorkerLost("the launcher was closed"))
+        if jobs:
+            self._cancel(jobs)
+
+    def _cancel(self, jobs) -> None:
+        """Ends jobs at once: submitit ignores SIGTERM, for which SLURM would wait."""
+        if self._is_local:
+            for job in jobs:
+                job.cancel()
+            while not all(job.done() for job in jobs):
+                time.sleep(0.05)
+            return
+        numbers = [job.job_id for job in jobs]
+        for flags in (["--full", "--signal=KILL"], []):  # the second: jobs that have not begun
+            subprocess.run(["scancel", *flags, *numbers], check=False, capture_output=True)
+
+    def _watch(self) -> None:
+        """Begins and settles calls; the one thread that asks SLURM."""
+        while not self._closed:
+            self._begin()
+            with self._lock:
+                jobs = dict(self._jobs)
+            states = self._states(list(jobs.values())) if jobs else {}
+            for future, job in jobs.items():
+                if self._settle(future, job, states.get(job.job_id)):
+                    with self._lock:
+                        self._jobs.pop(future, None)
+            self._wake.wait(0 if self._waiting and len(self._jobs) < self.width else POLL)
+            self._wake.clear()
+
+    def _begin(self) -> None:
+        """Submits waiting calls while there is room."""
+        while not self._closed:
+            with self._lock:
+                if not self._waiting or len(self._jobs) >= self.width:
+                    return
+                future, call = self._waiting.pop(0)
+                if not future.set_running_or_notify_cancel():
+                    continue
+            try:
+                job = self._executor.submit(_compute, list(sys.path), self._config, call)
+                self._accepted = True
+            except Exception as error:
+                reason = " ".join(str(error).split())[:300]
+                first = InputError(f"--launcher slurm: the job was refused ({reason}).")
+                settle(future, error=WorkerLost(reason) if self._accepted else first)
+                continue
+            with self._lock:
+                self._jobs[future] = job
+
+    def _states(self, jobs) -> dict[str, str]:
+        """Returns the states of the jobs that have ended, by squeue: it needs no accounting."""
+        if self._is_local:
+            return {job.job_id: job.state for job in jobs if job.done()}
+        numbers = [job.job_id for job in jobs]
+        command = ["squeue", "-h", "-t", "all", "-o", "%i|%T|%N", "-j", ",".join(numbers)]
+        answer = subprocess.run(command, check=False, capture_output=True, text=True)
+        if answer.returncode and "Invalid job id" not in answer.stderr:
+            return {}  # the controller does not answer: later, perhaps
+        rows = [line.split("|") for line in answer.stdout.splitlines()]
+        states = {row[0]: f"{row[1]} on {row[2] or 'no node'}" for row in rows}
+        return {
+            number: states.get(number, GONE)
+            for number in numbers
+            if states.get(number, GONE).split()[0] not in GOING
+        }
+
+    def _settle(self, future: Future, job, state: str | None) -> bool:
+        """True if the call has ended, with the outcome that its job has written or without."""
+        if job.paths.result_pickle.exists():
+            try:
+                verdict, result = pickle.loads(job.paths.result_pickle.read_bytes())
+            except Exception as error:
+                verdict, result = "error", f"the result cannot be read: {error}"
+            if verdict == "success":
+                settle(future, *result)
+            else:
+                settle(future, error=RunError(result))
+            return True
+        if state is None:
+            return False
+        ended = self._ends.setdefault(job.job_id, time.monotonic())
+        if not self._is_local and time.monotonic() < ended + GRACE:
+            return False
+        settle(future, error=WorkerLost(f"job {job.job_id} ended: {state}"))
+        return True
+
+
+def _compute(path: list[str], config: dict[str, Any], call: bytes):
+    """Returns the outcome of a call, in its job."""
+    sys.path += [folder for folder in path if folder not in sys.path]
+    configure_jax(config)
+    return outcome(_load_and_call, (call,))
+
+
+def _load_and_call(call: bytes):
+    function, args = pickle.loads(call)
+    return function(*args)
