@@ -61,11 +61,12 @@ class Trainer(Launcher):
     """Workers in threads, some of which die: `dies` of (a count of orders, its numbers)."""
 
     def __init__(self, width=1, dies=lambda count, numbers: False, pause=lambda: 0.0):
-        self.width, self._dies, self._pause = width, dies, pause
+        super().__init__(width, Path())
+        self._dies, self._pause = dies, pause
         self._threads = concurrent.futures.ThreadPoolExecutor(width)
         self._count, self.orders, self.ended = itertools.count(), [], []
 
-    def __exit__(self, *_):
+    def close(self):
         self._threads.shutdown()
 
     def share(self, arrays):

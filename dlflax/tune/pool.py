@@ -26,7 +26,7 @@ from dlflax.tune.report import Watch
 from dlflax.tune.rules import Budget, Curve, Go, Rule, Stop
 from dlflax.tune.samplers import sampler_of
 from dlflax.tune.study import Study
-from dlflax.tune.worker import Assignment, Job, Outcome, train_order
+from dlflax.tune.worker import Assignment, Job, Outcome, pack, train_order
 
 MOST_FAILURES = 3  # of the workers that a trial is given to
 SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
@@ -135,6 +135,8 @@ class Pool:
         Raises what training raises, and RunError where the study cannot be written."""
         with self._launcher:
             self._data = self._launcher.share(self._arrays)
+            is_here = isinstance(self._launcher, Inline)
+            self._packed = self._job if is_here else pack(self._job)
             self._loop()
         return self._traces
 
@@ -243,7 +245,7 @@ class Pool:
         others = self._epochs() - sum(len(t.values) for t in trials)
         progress = self._progress_of(others) if is_inline else None
         order.future = self._launcher.submit(
-            train_order, self._job, self._data, assignments, order.width, seconds,
+            train_order, self._packed, self._data, assignments, order.width, seconds,
             self._members.worth(), order.beat, progress,
         )  # fmt: skip
 

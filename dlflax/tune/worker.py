@@ -3,7 +3,13 @@ arguments alone, so that any process on any machine can do it."""
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
+import io
 import math
+import pickle
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +20,7 @@ import jax
 import numpy as np
 
 from dlflax import train
+from dlflax.run.serialize import FILE
 from dlflax.train import population
 from dlflax.train.layout import layout_for
 from dlflax.tune.space import Space
@@ -86,13 +93,54 @@ class Outcome:
     """One a seed, of a trial that is over and worth keeping."""
 
 
+def pack(job: Job) -> bytes:
+    """Returns a job for another process, with the source of an experiment that is a script or a
+    file: its classes are those of a module, which pickle only names."""
+    sources = [
+        (name, str(Path(module.__file__).absolute()), Path(module.__file__).read_bytes())
+        for name, module in list(sys.modules.items())
+        if name.startswith(("__main__", FILE)) and str(getattr(module, "__file__", "")).endswith(".py")
+        and getattr(module, "__spec__", None) is None or name.startswith(FILE)
+    ]  # fmt: skip
+    return pickle.dumps((sources, pickle.dumps(job)))
+
+
+@functools.lru_cache(maxsize=1)
+def _unpack(packed: bytes) -> Job:
+    """Returns the same job again for the same bytes, whose structures are then compiled once."""
+    sources, job = pickle.loads(packed)
+    modules = {name: _load_source(*source) for name, *source in sources}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            if module not in modules:
+                return super().find_class(module, name)
+            return functools.reduce(getattr, name.split("."), modules[module])
+
+    return Unpickler(io.BytesIO(job)).load()
+
+
+def _load_source(path: str, source: bytes):
+    """Returns the module of a file, or of its source where that disk does not have it."""
+    path = Path(path)
+    name = FILE + path.stem
+    if not (path.exists() and path.read_bytes() == source):
+        path = Path(tempfile.mkdtemp()) / path.name
+        path.write_bytes(source)
+    sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def trial_seeds(seed: int, number: int, count: int) -> np.ndarray:
     """Returns uint32 (count,): what a trial is trained with, whatever its place in a population."""
     return np.random.SeedSequence([seed, number]).generate_state(count + 1)[1:]
 
 
 def train_order(
-    job: Job,
+    job: Job | bytes,
     data,
     order: list[Assignment],
     width: int,
@@ -104,11 +152,12 @@ def train_order(
     """Trains each trial of an order up to its epochs, or what of it is done after so many seconds,
     to whole epochs. Returns the outcomes, and how many programs were compiled.
 
-    data: `.load()` gives {"train": ..., "val": ..., "pretrained": ...}; width: trials that the
+    job: or its `pack`; data: `.load()` gives {"train": ..., "val": ..., "pretrained": ...}; width: trials that the
     programs are made for; worth: the models of a trial that is over are returned where its value is
     lower, times the job's sign; beat: a file that is touched all the time as a sign of life;
     on_epoch gets the epochs of all trials so far.
     """
+    job = _unpack(job) if isinstance(job, bytes) else job
     with _beating(beat):
         return _train_order(job, data.load(), order, width, seconds, worth, on_epoch)
 
