@@ -1,7 +1,8 @@
-"""The pool of a sweep: killed anywhere, with workers that die, are silent or disagree on order, every
-trial is recorded once, and nothing that a sampler suggests depends on it."""
+"""The pool of a sweep: killed anywhere, with workers that die or are silent, it records every trial
+once, and suggests the same."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import math
 import random
@@ -181,10 +182,8 @@ def test_a_sweep_that_is_killed_at_any_write_is_the_same_sweep(tmp_path, kill, r
     for write, torn in [(1, 1.0), (2, 0.3), (3, 0.7), (4, 0.0), (5, 0.5), (7, 0.9), (9, 0.6)]:
         folder = tmp_path / f"killed_{write}"
         patch = kill(write, torn)
-        try:
+        with contextlib.suppress(Killed):
             search(folder, **options)
-        except Killed:
-            pass
         patch.undo()
         assert search(folder, **options) == whole, (write, torn)
 
@@ -340,7 +339,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         append(self, logs)
 
     monkeypatch.setattr(study.Journal, "append_logs", full)
-    with pytest.raises(RunError, match="could not write the study: .*No space.*; the first"):
+    with pytest.raises(RunError, match="could not write the study: .*No space.*; the [0-9]+ recorded trials"):
         search(tmp_path / "s", trials=40)
     monkeypatch.undo()
     assert search(tmp_path / "s", trials=40) == search(tmp_path / "whole", trials=40)
@@ -391,8 +390,9 @@ def killed_when_saved(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SWEEPS)
-@pytest.mark.parametrize("mode", ["vmap", "map"])
+@pytest.mark.parametrize(
+    ("mode", "name"), [*(("map", name) for name in SWEEPS), ("vmap", "two structures")]
+)
 def test_training_that_is_killed_after_any_epoch(name, mode, tmp_path, monkeypatch):
     """It continues to the same bits, and trains no epoch twice."""
     monkeypatch.chdir(tmp_path)

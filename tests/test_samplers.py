@@ -1,5 +1,4 @@
-"""Samplers: the Gaussian process as one of Optuna's, by Optuna's own suite; each of a sweep's by what
-a kill may not change."""
+"""Samplers: the Gaussian process as one of Optuna's, by Optuna's own suite; those of a sweep."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Hyperparameter search: spaces, samplers, rules, and the pool that trains populations of trials."""
+"""Hyperparameter search: spaces, samplers, rules, and the pool that trains populations."""
 
 from dlflax.tune.samplers import GaussianProcess
 

@@ -101,8 +101,8 @@ def _parse(search, experiments, samplers, args, description):
 
 
 def _take_rule(args: list[str]):
-    """Returns the Rule of --search, full by default, whose words are taken out of the arguments; its
-    fields are flags."""
+    """Returns the Rule of --search, full by default, and takes its words out of the arguments; the
+    fields of the Rule are flags."""
     name = "full"
     for i, word in enumerate(args):
         flag, equals, value = word.partition("=")

@@ -108,8 +108,8 @@ class Encoding:
 
 
 def sobol(encoding: Encoding, seed: int, index: int) -> dict[str, Any]:
-    """Returns a point of a scrambled Sobol sequence (Owen 1998): spread as evenly as can be, however
-    many of them are taken."""
+    """Returns a point of a scrambled Sobol sequence (Owen 1998), which spreads any number of points
+    as evenly as can be."""
     points = _sobol(len(encoding.distributions), seed, max(4, index.bit_length()))
     return encoding.spread(points[index : index + 1])[0]
 

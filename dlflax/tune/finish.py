@@ -223,8 +223,10 @@ class Candidates:
         """Puts the best candidate into `best/`. Raises RunError where there is none."""
         name = self.winner(direction)
         if name is None:
-            raise RunError("no candidate for the best model could be tested: see the warnings "
-                           "above; the trials are safe, and the same command tries again.")  # fmt: skip
+            raise RunError(
+                "no candidate for the best model could be tested: see the warnings above; the "
+                "trials are safe, and the same command tries again."
+            )
         folder = self._sweep.run_dir
         self._log(f"best model: {WORDS[name]}")
         new = folder / ".best"

@@ -89,8 +89,8 @@ class Pool:
 
     def __init__(
         self, job: Job, study: Study, sampler: BaseSampler, rule: Rule, budget: Budget,
-        population: int, launcher: Launcher, arrays: Mapping[str, Any], folder: Path, members: Members,
-        checkpoint: PoolCheckpoint | None, watch: Watch, *,
+        population: int, launcher: Launcher, arrays: Mapping[str, Any], folder: Path,
+        members: Members, checkpoint: PoolCheckpoint | None, watch: Watch, *,
         is_enough: Callable[[list[FrozenTrial]], bool] = lambda trials: False,
         costs: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda params: {},
         log: Callable[[str], None] = print,

@@ -29,10 +29,10 @@ def is_enough(
 def enough(
     encoding: Encoding, direction: str, seed: int, tolerance: float, trials: list[FrozenTrial]
 ) -> str | None:
-    """Returns why there is no need for another trial; None while there is. It is enough when the expected
-    gain of the next trial is below the noise between seeds, which the trials' own seeds tell, or
-    else the Gaussian process's fit; or below `tolerance`, a share of the best value. A pure
-    function."""
+    """Returns the reason why there is no need for another trial; None while there is. It is enough
+    when the expected gain of the next trial is below the noise between seeds, which the trials' own
+    seeds tell, or else the Gaussian process's fit; or below `tolerance`, a share of the best
+    value."""
     sign = 1 if direction == "minimize" else -1
     finished = [(t.params, sign * t.value) for t in trials if t.value is not None]
     values = np.array([value for _, value in finished])

@@ -13,8 +13,8 @@ import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import BaseJournalBackend
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dlflax.errors import InputError, RunError
@@ -26,8 +26,8 @@ JOURNAL = "study.journal"
 
 
 class Journal(BaseJournalBackend):
-    """Optuna's journal file, in which what is written together counts whole or not at all, and whose
-    lock the kernel frees, however the process ends.
+    """Optuna's journal file, whose batches count whole or not at all, and whose lock the kernel
+    frees, however the process ends.
 
     Every line says how many of its batch follow. A batch that a kill left torn is not read, and is
     cut before the next one is written; with the locks and the reader of Optuna itself the next
@@ -133,6 +133,7 @@ class Study:
                 "objective: give the same --objective, or another --study NAME."
             )
         self._id = storage.get_study_id_from_name(name)
+        self._safe, self._told = len(self.finished()), 0
 
     def trials(self) -> list[FrozenTrial]:
         """Returns all trials in number order; the value of a pruned one is its best report, where
@@ -188,14 +189,15 @@ class Study:
     def writing(self):
         """What is recorded meanwhile is written together. Raises RunError where that fails, as on a
         full disk."""
-        count = sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
+        self._told = 0
         try:
             with _journal_batch(self._storage):
                 yield
+            self._safe += self._told
         except (OSError, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
             raise RunError(
-                f"could not write the study: {reason_of(error)}; the first {count} trials are "
-                "safe, and the same command continues from there."
+                f"could not write the study: {reason_of(error)}; the {self._safe} recorded trials "
+                "are safe, and the same command continues from there."
             ) from error
 
     def report(self, number: int, values: Mapping[int, float]) -> None:
@@ -212,6 +214,7 @@ class Study:
         for name, attr in attrs.items():
             self._storage.set_trial_user_attr(id_, name, json.loads(json.dumps(attr)))
         self._study.tell(number, value, state=state)
+        self._told += 1
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
@@ -269,9 +272,10 @@ def _storage(folder: Path | None, url: str | None) -> BaseStorage:
             raise InputError(
                 f"--storage {url}: use an address that Optuna opens, such as sqlite:///{url}."
             )
-        # RDBStorage takes {} in an address, such as those of a password, for a template
-        storage = optuna.storages.get_storage(url.replace("{", "{{").replace("}", "}}"))
-        return getattr(storage, "_backend", storage)  # without Optuna's cache: one process writes
+        if url.startswith("redis"):
+            return JournalStorage(JournalRedisBackend(url))
+        # it takes {} in an address, such as those of a password, for a template
+        return RDBStorage(url.replace("{", "{{").replace("}", "}}"))
     if folder is None:
         return InMemoryStorage()
     if (folder / "study.db").exists() and not (folder / JOURNAL).exists():

@@ -96,12 +96,14 @@ class Outcome:
 def pack(job: Job) -> bytes:
     """Returns a job for another process, with the source of an experiment that is a script or a
     file: its classes are those of a module, which pickle only names."""
+    files = [module for name, module in sys.modules.items() if name.startswith(FILE)]
+    main = sys.modules["__main__"]
+    if main.__spec__ is None and str(getattr(main, "__file__", "")).endswith(".py"):
+        files.append(main)  # python my_experiment.py
     sources = [
-        (name, str(Path(module.__file__).absolute()), Path(module.__file__).read_bytes())
-        for name, module in list(sys.modules.items())
-        if name.startswith(("__main__", FILE)) and str(getattr(module, "__file__", "")).endswith(".py")
-        and getattr(module, "__spec__", None) is None or name.startswith(FILE)
-    ]  # fmt: skip
+        (module.__name__, str(Path(module.__file__).absolute()), Path(module.__file__).read_bytes())
+        for module in files
+    ]
     return pickle.dumps((sources, pickle.dumps(job)))
 
 
@@ -152,10 +154,10 @@ def train_order(
     """Trains each trial of an order up to its epochs, or what of it is done after so many seconds,
     to whole epochs. Returns the outcomes, and how many programs were compiled.
 
-    job: or its `pack`; data: `.load()` gives {"train": ..., "val": ..., "pretrained": ...}; width: trials that the
-    programs are made for; worth: the models of a trial that is over are returned where its value is
-    lower, times the job's sign; beat: a file that is touched all the time as a sign of life;
-    on_epoch gets the epochs of all trials so far.
+    job: or its `pack`; data: `.load()` gives {"train": ..., "val": ..., "pretrained": ...}; width:
+    trials that the programs are made for; worth: the models of a trial that is over are returned
+    where its value is lower, times the job's sign; beat: a file that is touched all the time as a
+    sign of life; on_epoch gets the epochs of all trials so far.
     """
     job = _unpack(job) if isinstance(job, bytes) else job
     with _beating(beat):
