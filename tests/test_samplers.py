@@ -1,21 +1,158 @@
 """Samplers: the Gaussian process as one of Optuna's, by Optuna's own suite; those of a sweep."""
 
-import warnings
+import importlib.util
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
     RelativeSamplerTestCase,
     SingleOnlySamplerTestCase,
 )
+from optuna.trial import TrialState
 
-from dlflax.tune import GaussianProcess
+from dlflax.errors import InputError
+from dlflax.tune import GaussianProcess, gaussian_process
+from dlflax.tune.encoding import Encoding, sobol
+from dlflax.tune.samplers import check_sampler, sampler_of, seed_of
+from dlflax.tune.space import Space
+from dlflax.tune.study import open_study
 
 
+@pytest.mark.slow
 class TestOptunasOwnSuite(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     """The claims that Optuna makes of every sampler."""
 
     @pytest.fixture
     def sampler(self):
         return lambda: GaussianProcess(seed=0, startup=3)
+
+
+SPACE = {
+    "x": FloatDistribution(-5, 10),
+    "y": FloatDistribution(1e-3, 15, log=True),
+    "z": CategoricalDistribution([0.5, 2.0, 7.0]),
+}
+GRID = {name: CategoricalDistribution(values) for name, values in
+        {"x": [0.0, 3.0, 8.0], "y": [1.0, 2.0], "z": [0.5, 2.0, 7.0]}.items()}  # fmt: skip
+
+
+def ask_and_tell(study, sampler, space, count, batch=4):
+    """Trains a bowl, in batches."""
+    for _ in range(0, count, batch):
+        trials = study.ask(sampler, space.distributions, [None] * batch)
+        with study.writing():
+            for trial in trials:
+                value = (trial.params["x"] - 2) ** 2 + trial.params["z"]
+                study.tell(trial.number, TrialState.COMPLETE, value, {})
+    return [trial.params for trial in study.trials()]
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "random", "qmc"])
+def test_a_finite_space_ends_when_every_configuration_was_tried(name):
+    space = Space(GRID)
+    with open_study(None, None, "s", "minimize") as study:
+        tried = ask_and_tell(study, sampler_of(name, space, 0), space, 20, batch=2)
+    everything = sorted(tuple(point[name] for name in GRID) for point in space.grid())
+    assert sorted(tuple(params[name] for name in GRID) for params in tried[:18]) == everything
+    assert all(params in space.grid() for params in tried[18:])  # all was tried: one again
+
+
+def test_a_grid_is_in_declared_order():
+    space = Space(GRID)
+    with open_study(None, None, "s", "minimize") as study:
+        assert ask_and_tell(study, sampler_of("grid", space, 0), space, 18, 2) == space.grid()
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_gaussian_process_sees_pending_trials_and_the_best_report_of_pruned_ones(direction):
+    """The same suggestions as from the module itself, whatever the state of a trial."""
+    encoding, sign = Encoding(SPACE), 1 if direction == "minimize" else -1
+    states = [TrialState.COMPLETE] * 9 + [TrialState.PRUNED] * 3 + [TrialState.RUNNING] * 2
+    finished, pending = [], []
+    with open_study(None, None, "s", direction) as study:
+        points = [sobol(encoding, 1, k) for k in range(15)]
+        asked = study.ask(sampler_of("gp", Space(SPACE), 0), SPACE, points)
+        with study.writing():
+            for trial, state in zip(asked, [*states, TrialState.FAIL], strict=True):
+                value = trial.params["x"] ** 2
+                if state == TrialState.RUNNING:
+                    pending.append(trial.params)
+                    continue
+                study.report(trial.number, {1: sign * value, 2: sign * (value + 9)})
+                complete = state == TrialState.COMPLETE
+                study.tell(trial.number, state, sign * value if complete else None, {})
+                if state != TrialState.FAIL:
+                    finished.append((trial.params, value))
+        found = study.ask(sampler_of("gp", Space(SPACE), 0), SPACE, [None, None])
+    fitted = gaussian_process.fit(encoding, finished)
+    for trial in found:
+        seed = seed_of(0, trial.number)
+        expected = gaussian_process.suggest(encoding, fitted, pending, seed)
+        assert trial.params == expected
+        pending.append(expected)
+
+
+def test_the_gaussian_process_is_fitted_once_for_a_count_of_finished_trials(monkeypatch):
+    fits, fit = [], gaussian_process.fit
+
+    def count(encoding, finished, known):
+        fits.append(len(finished))
+        return fit(encoding, finished, known)
+
+    monkeypatch.setattr(gaussian_process, "fit", count)
+    space = Space(SPACE)
+    with open_study(None, None, "s", "minimize") as study:
+        ask_and_tell(study, sampler_of("gp", space, 0), space, 20, batch=5)
+    assert fits == [10, 15]
+
+
+def test_plain_optuna_uses_it():
+    study = optuna.create_study(sampler=GaussianProcess(seed=0, startup=6))
+    study.optimize(
+        lambda t: (t.suggest_float("x", -5, 5) - 1) ** 2 + t.suggest_int("n", 1, 900), 25
+    )
+    assert study.best_value < 20
+
+
+def test_the_best_trials_of_another_study_are_among_the_first():
+    unit = {name: FloatDistribution(0, 1) for name in ("x", "y", "z")}
+    known = [({"x": k / 9, "y": 0.5, "z": 0.5}, float(k)) for k in reversed(range(9))]
+    space = Space(unit, known=known)
+    with open_study(None, None, "s", "minimize") as study:
+        asked = study.ask(sampler_of("gp", space, 0), unit, [None] * 9)
+    best = [{"x": k / 9, "y": 0.5, "z": 0.5} for k in range(4)]
+    assert [trial.params for trial in asked[2::2]] == best
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("annealing", "use one of gp, tpe, cmaes, random, qmc, grid, or module:Class"),
+        ("nowhere:Sampler", "--sampler nowhere:Sampler cannot be imported"),
+        ("optuna.samplers:Sampler", "cannot be imported"),
+        ("optuna.pruners:NopPruner", "must be a subclass of optuna.samplers.BaseSampler"),
+    ],
+)
+def test_samplers_that_are_none(name, reason):
+    with pytest.raises(InputError, match=reason):
+        check_sampler(name)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="cmaes needs the package cmaes"):
+        check_sampler("cmaes")
+    check_sampler("gp")
+
+
+def test_any_sampler_of_optunas():
+    space = Space(SPACE)
+    check_sampler("optuna.samplers:NSGAIISampler")
+    runs = []
+    for _ in range(2):
+        with open_study(None, None, "s", "minimize") as study:
+            sampler = sampler_of("optuna.samplers:NSGAIISampler", space, 4)
+            runs.append(ask_and_tell(study, sampler, space, 8))
+    assert runs[0] == runs[1] and len({str(params) for params in runs[0]}) == 8
