@@ -16,7 +16,7 @@ from dlflax.tune.launch.launcher import Inline
 from dlflax.tune.launch.local import places
 
 CORES = len(os.sched_getaffinity(0))
-WAIT = 15  # seconds
+WAIT = 60  # seconds
 
 
 def add(a, b):
@@ -82,14 +82,15 @@ def unpicklable():
 
 
 def processes():
-    """The processes below this one, by their command lines."""
+    """The command lines of the processes below this one."""
     found, parents = {}, [os.getpid()]
     while parents:
         for task in Path(f"/proc/{parents.pop()}/task").glob("*/children"):
             for pid in map(int, task.read_text().split()):
                 parents.append(pid)
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if "resource_tracker" not in command:  # multiprocessing's, until this one ends
+                # a zombie has no command line; multiprocessing's tracker ends with this process
+                if command and "resource_tracker" not in command:
                     found[pid] = command
     return found
 
@@ -98,7 +99,7 @@ def wait_for(condition, seconds=10):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
-    assert condition()
+    assert condition(), processes()
 
 
 @pytest.fixture(scope="class")
@@ -227,6 +228,9 @@ class TestSubmitit(SuiteOfProcesses):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 class TestRay(SuiteOfProcesses):
     @staticmethod
     def make(folder):
