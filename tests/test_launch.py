@@ -217,6 +217,13 @@ class TestLocal(SuiteOfProcesses):
         assert Path("/proc", str(pid)).exists()
 
 
+# of the processes that submitit and Ray leave to the end of Python
+QUIET = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@QUIET
 @pytest.mark.slow
 class TestSubmitit(SuiteOfProcesses):
     @staticmethod
@@ -227,10 +234,8 @@ class TestSubmitit(SuiteOfProcesses):
         return Slurm(2, folder, {}, print, cluster="local")
 
 
+@QUIET
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
 class TestRay(SuiteOfProcesses):
     @staticmethod
     def make(folder):
