@@ -1,11 +1,9 @@
 """Every launcher keeps the same contract: results, errors, lost workers, shared arrays."""
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import pytest
 from dlflax.errors import InputError
 from dlflax.tune.launch import WorkerLost, open_launcher
 from dlflax.tune.launch.launcher import Inline
+from dlflax.tune.launch.local import places
 
 CORES = len(os.sched_getaffinity(0))
-WAIT = 15  # seconds
+WAIT = 60  # seconds
 
 
 def add(a, b):
@@ -83,14 +82,15 @@ def unpicklable():
 
 
 def processes():
-    """The processes below this one, by their command lines."""
+    """The command lines of the processes below this one."""
     found, parents = {}, [os.getpid()]
     while parents:
         for task in Path(f"/proc/{parents.pop()}/task").glob("*/children"):
             for pid in map(int, task.read_text().split()):
                 parents.append(pid)
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if "resource_tracker" not in command:  # multiprocessing's, until this one ends
+                # a zombie has no command line; multiprocessing's tracker ends with this process
+                if command and "resource_tracker" not in command:
                     found[pid] = command
     return found
 
@@ -99,7 +99,7 @@ def wait_for(condition, seconds=10):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
-    assert condition()
+    assert condition(), processes()
 
 
 @pytest.fixture(scope="class")
@@ -210,8 +210,148 @@ class TestLocal(SuiteOfProcesses):
         assert [future.result(WAIT) for future in futures] == [True, True]
 
     def test_interrupt(self, launcher):
-        """Ctrl-C goes to the whole process group; the parent decides."""
+        """Ctrl-C goes to all processes of a terminal; the parent decides."""
         pid = launcher.submit(os.getpid).result(WAIT)
         os.kill(pid, signal.SIGINT)
-        assert {launcher.submit(os.getpid).result(WAIT) for _ in range(4)} <= {pid, *processes()}
+        assert launcher.submit(add, 1, 2).result(WAIT) == 3
         assert Path("/proc", str(pid)).exists()
+
+
+# of the processes that submitit and Ray leave to the end of Python
+QUIET = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@QUIET
+@pytest.mark.slow
+class TestSubmitit(SuiteOfProcesses):
+    @staticmethod
+    def make(folder):
+        pytest.importorskip("submitit")
+        from dlflax.tune.launch.slurm import Slurm
+
+        return Slurm(2, folder, {}, print, cluster="local")
+
+
+@QUIET
+@pytest.mark.slow
+class TestRay(SuiteOfProcesses):
+    @staticmethod
+    def make(folder):
+        pytest.importorskip("ray")
+        return open_launcher("ray", 2, folder, platform="cpu", devices=CORES)
+
+
+SCRIPT = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from dlflax.tune.launch import open_launcher
+
+@dataclass
+class Experiment:
+    rate: float
+
+def double(experiment):
+    return Experiment(2 * experiment.rate)
+
+def main():
+    with open_launcher("local", 2, Path("."), platform="cpu", devices=2) as launcher:
+        print(launcher.submit(double, Experiment(4.0)).result(60))
+
+if GUARD:
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CORES < 2, reason="one core")
+@pytest.mark.parametrize("words", [["my_experiment.py"], ["-m", "my_experiment"]])
+def test_classes_of_the_script(words, tmp_path):
+    script = SCRIPT.replace("GUARD", "__name__ == '__main__'")
+    (tmp_path / "my_experiment.py").write_text(script)
+    answer = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert answer.stdout == "Experiment(rate=8.0)\n", answer.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CORES < 2, reason="one core")
+def test_script_without_a_guard(tmp_path):
+    (tmp_path / "my_experiment.py").write_text(SCRIPT.replace("GUARD", "True"))
+    command = [sys.executable, "my_experiment.py"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 1 and "`if __name__ == '__main__':`" in answer.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CORES < 2, reason="one core")
+def test_workers_end_with_their_parent(tmp_path):
+    """The parent is killed while one worker computes and the other one is stopped."""
+    folders = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    code = """
+import sys, time
+from pathlib import Path
+from dlflax.tune.launch import open_launcher
+from test_launch import meet, stop_itself
+launcher = open_launcher("local", 2, Path("."), platform="cpu", devices=2)
+launcher.submit(meet, ".", "met", "nobody")
+launcher.submit(stop_itself, "stopped")
+time.sleep(60)
+"""
+    before = processes()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": folders}
+    )
+    files = [tmp_path / "met", tmp_path / "stopped"]
+    wait_for(lambda: all(file.exists() for file in files), WAIT)
+    workers = processes().keys() - before.keys() - {parent.pid}
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    # an orphan stays a zombie where nobody collects it
+    wait_for(lambda: not any(is_alive(pid) for pid in workers))
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "name, workers, platform, options, words",
+    [
+        ("local", 0, "cpu", {}, "--workers 0"),
+        ("local", CORES + 1, "cpu", {}, f"--workers {CORES + 1}: this machine has {CORES} cores"),
+        ("local", 9, "gpu", {}, f"--workers 9: this machine has {CORES} GPU devices"),
+        ("local", 2, "cpu", {"partition": "main"}, "--launcher local has no options"),
+        ("ray", 2, "cpu", {"partition": "main"}, "no option partition"),
+        ("ray", 2, "cpu", {"num_cpus": "many"}, "num_cpus is many"),
+    ],
+)
+def test_what_cannot_be(name, workers, platform, options, words, tmp_path):
+    with pytest.raises(InputError) as caught:
+        open_launcher(name, workers, tmp_path, platform=platform, devices=CORES, options=options)
+    assert words in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, package", [("slurm", "submitit"), ("ray", "ray")])
+def test_missing_package(name, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"pip install 'dlflax.{name}.'"):
+        open_launcher(name, 2, tmp_path, platform="cpu", devices=2)
+
+
+def test_accelerators(monkeypatch):
+    """One each, of those that this process may use."""
+    monkeypatch.delenv("TPU_VISIBLE_CHIPS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [place.env["CUDA_VISIBLE_DEVICES"] for place in places("gpu", 2, 2)] == ["2", "5"]
+    chips = [place.env for place in places("tpu", 4, 4)]
+    assert [env["TPU_VISIBLE_CHIPS"] for env in chips] == ["0", "1", "2", "3"]
+    assert {env["TPU_PROCESS_BOUNDS"] for env in chips} == {"1,1,1"}

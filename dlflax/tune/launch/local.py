@@ -44,8 +44,8 @@ def places(platform: str, workers: int, devices: int) -> list[Place]:
         share = len(cores) // workers
         if not share:
             raise InputError(
-                f"--workers {workers}: this machine has cores for {len(cores)}: use {len(cores)} "
-                "or fewer."
+                f"--workers {workers}: this machine has {len(cores)} cores: use {len(cores)} or "
+                "fewer."
             )
         parts = [tuple(cores[k * share : (k + 1) * share]) for k in range(workers)]
         return [Place({}, part) if bindable else Place({}, (), share) for part in parts]

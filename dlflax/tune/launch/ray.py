@@ -79,8 +79,8 @@ class RayLauncher(Launcher):
         self._lock = threading.RLock()
         self._waiting: deque = deque()
         self._tasks: dict[Future, Any] = {}
-        there = self._ray.cluster_resources().get("CPU", 0)
-        log(f"Ray has {there:g} CPUs for {workers} workers")
+        cpus = self._ray.cluster_resources().get("CPU", 0)
+        log(f"Ray has {cpus:g} CPUs for {workers} workers")
 
     def submit(self, function, /, *args):
         future = Future()
