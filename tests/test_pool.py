@@ -20,11 +20,12 @@ from dlflax.data.arrays import Arrays
 from dlflax.errors import RunError
 from dlflax.models import MLP
 from dlflax.train import population
-from dlflax.tune import checkpoint, pool, study
+from dlflax.tune import checkpoint, orders, pool, study
 from dlflax.tune.checkpoint import PoolCheckpoint
 from dlflax.tune.config import Sweep
 from dlflax.tune.launch import Launcher, WorkerLost
 from dlflax.tune.members import Members
+from dlflax.tune.orders import Workers
 from dlflax.tune.pool import Pool
 from dlflax.tune.rules import Budget, FreezeThaw, Full, Go, Halving, Stop
 from dlflax.tune.samplers import sampler_of
@@ -126,8 +127,9 @@ def search(
         saved = PoolCheckpoint(folder, "s", log) if checkpoint else None
         Pool(
             job(space=space), opened, sampler_of((rule and rule.sampler) or sampler, space, 3),
-            rule or Full(), Budget(trials, EPOCHS), population, launcher or Trainer(), {}, folder,
-            members, saved, Silent(), log=log,
+            rule or Full(), Budget(trials, EPOCHS), population,
+            Workers(launcher or Trainer(), job(), {}, folder, log), members, saved, Silent(),
+            log=log,
         ).run()  # fmt: skip
         return table(opened)
 
@@ -258,7 +260,7 @@ def test_asks_and_tells_of_several_workers_replay_on_one(tmp_path):
 
 
 def test_a_worker_without_a_sign_of_life_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "SILENCE", 0.2)
+    monkeypatch.setattr(orders, "SILENCE", 0.2)
     said, begun = [], time.monotonic()
     (tmp_path / "s" / "workers").mkdir(parents=True)
 
@@ -339,7 +341,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         append(self, logs)
 
     monkeypatch.setattr(study.Journal, "append_logs", full)
-    with pytest.raises(RunError, match="could not write the study: .*No space.*; the [0-9]+ recorded trials"):
+    with pytest.raises(
+        RunError, match="could not write the study: .*No space.*; the [0-9]+ recorded trials"
+    ):
         search(tmp_path / "s", trials=40)
     monkeypatch.undo()
     assert search(tmp_path / "s", trials=40) == search(tmp_path / "whole", trials=40)

@@ -1,4 +1,4 @@
-"""What a sweep needs besides its configuration, ready: data, space, structures, population."""
+"""Data, space, structures and population of a sweep, ready to train."""
 
 import dataclasses
 import itertools
@@ -31,12 +31,12 @@ class Bound(NamedTuple):
 
     dataset: data.Dataset
     examples: data.Splits
-    """As they were read and split."""
+    """The examples as read and split."""
     train: dict
     """The arrays that are trained with: features, with a frozen backbone."""
     val: dict
     recipe: train.Recipe
-    """Of the trials: with a frozen backbone that of its head."""
+    """The recipe of the trials: with a frozen backbone that of its head."""
     pretrained: dict | None
     space: Space
     recipes: list[train.Recipe]
@@ -124,9 +124,9 @@ def all_recipes(recipe, hparams, space, splits) -> list[train.Recipe]:
 
 
 def population_size(sweep, recipes, splits) -> int:
-    """--population, or by default 16 (fewer where a sampler that learns would see its first results
-    too late), rounded up to use all devices, and no more than fits in half the memory.
-    InputError when what was asked for cannot fit."""
+    """Returns --population, or 16, rounded up to use all devices, as far as half the memory goes.
+    A sampler that learns has fewer, so that it sees its first results in time. Raises InputError
+    for a population that cannot fit."""
     inputs = splits[0]["inputs"][:1]
     trial = max(member_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
     free = free_bytes(*splits)
@@ -204,9 +204,9 @@ def check_memory(splits) -> None:
 
 
 def check_recipes(sweep, tried: Space, recipes, train_set, pretrained, log) -> None:
-    """InputError for structures that pretrained variables do not fit, for a second objective in
-    which all structures are the same, and for a number that was given and that none reads; `log`
-    gets those that the experiment's own space has."""
+    """Raises InputError for structures that pretrained variables do not fit, for a second objective
+    that is the same for all, and for a number that no structure reads. `log` gets such numbers of
+    the experiment's own space."""
     _check_pretrained(pretrained, recipes, sweep.hparams, train_set["inputs"][:1])
     if sweep.cost and len(recipes) < 2:
         raise InputError(

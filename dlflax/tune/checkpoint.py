@@ -71,9 +71,8 @@ class PoolCheckpoint:
         self._next = ended + (ended - clock) / SHARE
 
     def load(self) -> tuple[dict[int, dict[str, Any]], list[tuple[list[int], int]]]:
-        """Returns number -> the fields of each trial, with its `arrays`, and (numbers, width) of
-        each order; nothing where there is no checkpoint of this study, or it is damaged, which is
-        logged."""
+        """Returns (number -> the fields of a trial, (numbers, width) of each order). Both are empty
+        without a checkpoint of this study, and for a damaged one, which is logged."""
         for step in checkpoint_files.steps(self.folder)[-1:]:
             try:
                 notes = checkpoint_files.read_notes(self.folder, step)

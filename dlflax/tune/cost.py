@@ -45,8 +45,8 @@ def costs(kind: str, recipes, hparams: train.Hparams, inputs) -> dict[train.Reci
 
 
 def scalarize(values: Sequence[float], costs: Sequence[float], seed: int, index: int) -> np.ndarray:
-    """One number for each trial, the lowest being the best, from its value, the lowest being the
-    best, and its cost, on a logarithmic scale: with the weights of trial `index`. float64 (n,)."""
+    """Returns one number a trial from its value and its cost, on a logarithmic scale: float64 (n,).
+    The lowest are the best. The weights are those of trial `index`."""
     weight = np.random.default_rng([seed, index // BATCH, 2]).random()
     both = np.stack([
         weight * _from_0_to_1(warped(np.asarray(values, np.float64))),

@@ -122,8 +122,8 @@ def _sobol(width: int, seed: int, exponent: int) -> np.ndarray:
 
 
 def _levels(distribution) -> tuple:
-    """Returns the values of a parameter, in ascending order where they are numbers; () for a range,
-    and for so many values that they are as good as one."""
+    """Returns the values of a parameter, in ascending order where they are numbers. A range, and
+    a number in so many steps that it is as good as one, has none: ()."""
     if isinstance(distribution, CategoricalDistribution):
         choices = tuple(distribution.choices)
         return tuple(sorted(choices)) if _ordered(choices) else choices

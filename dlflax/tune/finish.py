@@ -167,7 +167,7 @@ class Candidates:
         return built
 
     def winner(self, direction: str) -> str | None:
-        """Returns the name of the best candidate so far; that which was trained on all data has no
+        """Returns the name of the best candidate so far. One that was trained on all data has no
         validation score, and is the best by request."""
         if self._sweep.retrain_on_all and "retrained" in self._results:
             return "retrained"

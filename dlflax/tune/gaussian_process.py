@@ -44,7 +44,7 @@ class Fitted(NamedTuple):
     """A model of finished trials, which pending ones do not change."""
 
     finished: Sequence[tuple[Mapping[str, Any], float]]
-    """Those trials that the model is of."""
+    """The trials of the model."""
     model: tuple
     """Arrays, as `_model` returns them."""
 
@@ -348,8 +348,7 @@ def log_improvement(u):
 
 
 def _best(encoding, improvement, finished, waiting, rng):
-    """The configuration of the largest improvement; of a finite space, one that was not tried while
-    there is one."""
+    """Returns the configuration of the largest improvement; in a finite space one not tried."""
     points = _candidates(encoding, finished, rng)
     free = encoding.continuous
     if not free.any():
@@ -380,14 +379,11 @@ def _best_of_finite(encoding, improvement, points, tried):
             break
         best, most = trials[int(np.argmax(found))], found.max()
         trials = [p for p in encoding.neighbours(best) if encoding.key(p) not in tried]
-    return (
-        best or encoding.untried(tried) or encoding.decode(points[np.argmax(improvement(points))])
-    )
+    return best or encoding.untried(tried) or encoding.decode(points[0])
 
 
 def _candidates(encoding, finished, rng):
-    """Points (n, d): all of a small space; of others, some all over it and some near the best
-    trials."""
+    """Returns points (n, d): all of a small space; else some all over it, some near the best."""
     if (encoding.size() or math.inf) <= 2 * CANDIDATES:
         return encoding.encode(list(encoding.everything()))
     from scipy.stats import qmc

@@ -48,9 +48,9 @@ def enqueued(space: Space) -> dict[str, Any] | None:
 def known_trials(
     study: str, space: Space, objective: str, log: Callable[[str], None] = print
 ) -> Known:
-    """(parameters, value) of the trials of another study that lie in this space, the lowest value
-    being the best; what that study did not search has the number that its trials had. study: a
-    folder, or a name in runs/sweeps. InputError where there is none to use."""
+    """Returns (parameters, value) of the trials of another study that lie in this space. The lowest
+    value is the best. A parameter which that study did not search has the number of its trials.
+    study: a folder, or a name in runs/sweeps. Raises InputError where there is none to use."""
     folder = Path(study) if Path(study).exists() else Path("runs") / "sweeps" / study
     if not folder.exists():
         raise InputError(

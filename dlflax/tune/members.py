@@ -26,7 +26,7 @@ class Member(NamedTuple):
     trial: int
     """Its number."""
     seed: int
-    """Which of the trial's seeds, from 0."""
+    """The index of its seed within the trial."""
     variables: dict
     """{"params": ..., ...} of its best epoch, to evaluate with."""
     outputs: np.ndarray

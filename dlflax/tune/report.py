@@ -26,7 +26,7 @@ SHARE = 0.05  # of a sweep's time that its reports may take while it runs
 
 
 def facts(saved: dict[str, Any], trials: list[FrozenTrial], direction: str) -> dict[str, Any]:
-    """What results.json says of the trials. saved: the contents of config.json."""
+    """Returns what results.json says of the trials. saved: the contents of config.json."""
     config, objective = saved["config"], saved["config"]["objective"]
     counts = Counter(ranking.outcome(trial) for trial in trials)
     return {

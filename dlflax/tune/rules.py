@@ -39,7 +39,7 @@ class Go(NamedTuple):
     trial: int | None
     until: int
     params: Mapping[str, Any] | None = None
-    """Of a new trial; None asks the sampler."""
+    """Parameters of a new trial; None asks the sampler."""
     parent: int | None = None
     """A paused trial whose State a new one begins with."""
 
@@ -51,11 +51,11 @@ class Stop(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """What a search may spend."""
+    """The trials and epochs that a search may spend."""
 
     trials: int
     epochs: int
-    """Of a whole trial."""
+    """The epochs of a whole trial."""
     size: int | None = None
     """Configurations of a finite space."""
 
@@ -66,7 +66,7 @@ class Budget(NamedTuple):
 
 
 class Rule(Protocol):
-    """What trains next."""
+    """A decision about what trains next."""
 
     is_narrow: bool
     """Trials that continue take a narrower program, where that saves time."""
@@ -180,8 +180,8 @@ class FreezeThaw:
         return [Stop(curve.number) for curve in idle]
 
     def _continued(self, curves, epochs) -> list[Curve]:
-        """Returns the trials to continue with, the most important first: those between two rungs,
-        then those that wait at a rung and are among the best 1 in ETA of all that reached it."""
+        """Returns the trials to continue with, the most important first. These are trials between
+        two rungs, then those at a rung that are among the best 1 in ETA of all that reached it."""
         at_rung: dict[int, list[Curve]] = {r: [] for r in reversed(halving_rungs(epochs, ETA))}
         continued = []
         for curve in curves:

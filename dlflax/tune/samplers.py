@@ -136,9 +136,10 @@ class Grid(BaseSampler):
 
 
 class SweepSampler(BaseSampler):
-    """The sampler of a sweep: another one, made anew for every trial from (seed, number), so that a
-    search that was killed continues with the same suggestions. No configuration of a finite space
-    comes twice.
+    """A sampler that is made anew for every trial from (seed, number).
+
+    So a search that was killed continues with the same suggestions. No configuration of a finite
+    space comes twice.
 
     make: seed -> sampler; distributions: all parameters of the space.
     """

@@ -187,7 +187,7 @@ class Study:
 
     @contextlib.contextmanager
     def writing(self):
-        """What is recorded meanwhile is written together. Raises RunError where that fails, as on a
+        """Writes together all that is recorded meanwhile. Raises RunError where that fails, as on a
         full disk."""
         self._told = 0
         try:
@@ -251,9 +251,9 @@ def with_scores(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:
 
 @contextlib.contextmanager
 def open_study(folder: Path | None, url: str | None, name: str, direction: str):
-    """Yields the Study of a sweep's folder, which no other process writes meanwhile: in its journal
-    file, or in any storage that Optuna opens; without a folder in memory. Raises InputError where
-    the storage cannot be used."""
+    """Yields the Study of a sweep's folder, which no other process writes meanwhile. It is in a
+    journal file there, in any storage that Optuna opens, or without a folder in memory. Raises
+    InputError where the storage cannot be used."""
     with contextlib.ExitStack() as stack:
         if folder is not None:
             refusal = f"{folder} is in use by another sweep: wait for it, or use another --study."

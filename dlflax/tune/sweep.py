@@ -10,8 +10,8 @@ from dlflax.tune.config import Sweep
 from dlflax.tune.finish import finish
 from dlflax.tune.members import MOST_TRIALS, Members
 from dlflax.tune.plan import log_plan
-from dlflax.tune.pool import Pool
 from dlflax.tune.report import Watch
+from dlflax.tune.search import make_pool
 from dlflax.tune.study import open_study
 
 
@@ -36,6 +36,5 @@ def run_sweep(
         most = MOST_TRIALS if sweep.ensemble else 1
         members = Members(sweep.run_dir, study.direction, digest, most, log)
         with Watch(sweep, saved, study, log) as watch:
-            pool = Pool.of_sweep(sweep, bound, study, members, digest, watch, log)
-            traces = pool.run()
+            traces = make_pool(sweep, bound, study, members, digest, watch, log).run()
         return finish(sweep, bound, experiment, study, members, saved, traces, log)

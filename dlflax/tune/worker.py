@@ -30,7 +30,7 @@ MOST_OUTPUTS = 2**22  # numbers of a model's outputs on validation data that are
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What all trials of a sweep have in common."""
+    """The part of a sweep that all its trials have in common."""
 
     recipe: train.Recipe
     hparams: train.Hparams
@@ -59,7 +59,7 @@ class Assignment:
     until: int
     """Epochs that it is to have."""
     records: list | None = None
-    """Of its seeds, as `Population.saved` has them; None at its beginning."""
+    """The records of its seeds, as `Population.saved` has them; None at its beginning."""
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Leaves of its members in `Population.saved`, (seeds, ...); [] once it is over."""
 
@@ -79,7 +79,7 @@ class Outcome:
 
     number: int
     value: float
-    """What it counts so far; +-inf once it diverged, never NaN."""
+    """The score so far; +-inf once it diverged, never NaN."""
     curve: list[float]
     """The objective after each epoch, the mean over seeds."""
     is_over: bool
@@ -94,8 +94,8 @@ class Outcome:
 
 
 def pack(job: Job) -> bytes:
-    """Returns a job for another process, with the source of an experiment that is a script or a
-    file: its classes are those of a module, which pickle only names."""
+    """Returns a job for another process, with the source of an experiment that is a script or file.
+    Pickle alone only names its classes."""
     files = [module for name, module in sys.modules.items() if name.startswith(FILE)]
     main = sys.modules["__main__"]
     if main.__spec__ is None and str(getattr(main, "__file__", "")).endswith(".py"):
@@ -322,8 +322,8 @@ def _models(job, members, kept, parts) -> dict[int, list[Model]]:
 
 
 def _values(job, members) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what each configuration counts, float (n,), and the scores of its seeds, float
-    (n, seeds): their best epochs' so far, and the worst once it diverged."""
+    """Returns (the value of each configuration, float (n,); the scores of its seeds, (n, seeds)).
+    A score is that of the best epoch so far, and the worst once the configuration diverged."""
     best = min if job.sign == 1 else max
     scores = np.array([
         [

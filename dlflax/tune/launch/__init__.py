@@ -30,8 +30,8 @@ def open_launcher(
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise InputError(
-            "a worker imports the script that started it, which must start the sweep below "
-            "`if __name__ == '__main__':`."
+            "--workers: a worker imports the script that started it, which must start the sweep "
+            "below `if __name__ == '__main__':`."
         )
     if workers < 1:
         raise InputError(f"--workers {workers}: there must be 1 or more.")

@@ -1,0 +1,109 @@
+"""Orders: trials that one worker trains together, and the workers that have one."""
+
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dlflax.tune.launch import Launcher, WorkerLost
+from dlflax.tune.launch.launcher import Inline
+from dlflax.tune.worker import Assignment, Job, Outcome, pack, train_order
+
+SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
+LEAST_DEADLINE = 1800.0  # seconds that any order may take where no sign of life can be seen
+
+
+@dataclasses.dataclass
+class Order:
+    """Trials that one worker trains together, until each has its goal."""
+
+    numbers: list[int]
+    width: int
+    """Trials that the programs are made for."""
+    future: concurrent.futures.Future | None = None
+    began: float = 0.0
+    beat: Path | None = None
+    """A file that the worker touches as a sign of life."""
+    last_beat: tuple[float, float] = (0.0, 0.0)
+    """Its time, and when that was seen to change."""
+
+
+class Workers:
+    """The workers of a launcher, which train the orders of a job. A context manager.
+
+    arrays: {"train": ..., "val": ..., "pretrained": ...}, which every worker gets; folder: that of
+    the sweep.
+    """
+
+    def __init__(
+        self, launcher: Launcher, job: Job, arrays: Mapping[str, Any], folder: Path,
+        log: Callable[[str], None] = print,
+    ):  # fmt: skip
+        self._launcher, self._arrays, self._log = launcher, arrays, log
+        self._is_inline, self._longest = isinstance(launcher, Inline), 0.0
+        self._job, self._folder = job if self._is_inline else pack(job), Path(folder) / "workers"
+
+    def __enter__(self):
+        self._launcher.__enter__()
+        self._data = self._launcher.share(self._arrays)
+        if not self._is_inline:
+            self._folder.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *error):
+        return self._launcher.__exit__(*error)
+
+    def has_room(self, orders: Iterable[Order]) -> bool:
+        """True if another worker has nothing to do."""
+        return sum(order.future is not None for order in orders) < self._launcher.width
+
+    def submit(
+        self, order: Order, assignments: list[Assignment], seconds: float, worth: float,
+        on_epoch: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        """Gives an order to a worker; the arguments are those of `worker.train_order`."""
+        if not self._is_inline:
+            order.beat, on_epoch = self._folder / f"beat-{order.numbers[0]}", None
+        order.began, order.last_beat = time.monotonic(), (0.0, 0.0)
+        order.future = self._launcher.submit(
+            train_order, self._job, self._data, assignments, order.width, seconds, worth,
+            order.beat, on_epoch,
+        )  # fmt: skip
+
+    def collect(
+        self, orders: Iterable[Order]
+    ) -> list[tuple[Order, tuple[list[Outcome], int] | WorkerLost]]:
+        """Waits a second at most. Returns each order that a worker has ended with, with what it
+        returned or why it was lost. Raises what training raises."""
+        waiting, ended = [order for order in orders if order.future], []
+        futures = [order.future for order in waiting]
+        concurrent.futures.wait(futures, 1.0, concurrent.futures.FIRST_COMPLETED)
+        for order in waiting:
+            if not order.future.done():
+                self._end_if_silent(order)
+                continue
+            future, order.future = order.future, None
+            try:
+                ended.append((order, future.result()))
+                self._longest = max(self._longest, time.monotonic() - order.began)
+            except WorkerLost as error:
+                ended.append((order, error))
+        return ended
+
+    def _end_if_silent(self, order: Order) -> None:
+        now = time.monotonic()
+        try:
+            beat = order.beat.stat().st_mtime
+        except OSError:  # no sign yet, or on a disk of its own
+            beat, limit = 0.0, max(LEAST_DEADLINE, 10 * self._longest)
+            order.last_beat = order.last_beat if order.last_beat[1] else (beat, now)
+        else:
+            limit = SILENCE
+        if beat != order.last_beat[0]:
+            order.last_beat = beat, now
+        elif now - order.last_beat[1] > limit:
+            self._log(f"a worker has shown no sign of life for {limit:,.0f} s: it is ended")
+            self._launcher.end(order.future)
+            order.last_beat = beat, now
