@@ -49,9 +49,9 @@ class Sweep(run.Config):
     """Folder of another sweep, or its name, whose trials are known from the beginning; they count
     as much as they turn out to tell about this one."""
     search: Rule = Full()
-    """The rule of what trains next. full: every trial is trained to its end; halving: only the best of a
-    population continue after a share of the epochs; freeze-thaw: trials pause, and those that rank
-    well continue."""
+    """The rule of what trains next. full: every trial is trained to its end; halving: only the
+    best of a population continue after a share of the epochs; freeze-thaw: trials pause, and those
+    that rank well continue."""
     mode: Literal["auto", "vmap", "map"] = "auto"
     """The way that a device trains its share of a population: at once, or one after the other."""
     study: str | None = dataclasses.field(default=None, metadata={"resume": "free"})
@@ -60,8 +60,8 @@ class Sweep(run.Config):
     """Address of a storage that Optuna opens, such as sqlite:///FILE or postgresql+psycopg://...,
     whose password is never saved (default: $DLFLAX_STORAGE, or study.journal in the folder)."""
     launcher: Engine = dataclasses.field(default="local", metadata={"resume": "free"})
-    """The engine that starts workers: local processes, each with cores or an accelerator of its own; jobs of
-    SLURM; tasks of Ray."""
+    """The engine that starts workers: local processes, each with cores or an accelerator of its
+    own; jobs of SLURM; tasks of Ray."""
     workers: int = dataclasses.field(default=1, metadata={"resume": "free"})
     """Populations that are trained at the same time; 1 trains in this process."""
     launcher_options: tuple[str, ...] = dataclasses.field(default=(), metadata={"resume": "free"})
