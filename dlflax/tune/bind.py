@@ -41,6 +41,8 @@ class Bound(NamedTuple):
     space: Space
     recipes: list[train.Recipe]
     """All structures of the space."""
+    population: int
+    """Trials that are trained at once."""
 
     def job(self, sweep: Sweep) -> Job:
         """Returns what all trials have in common."""
@@ -70,8 +72,10 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> tuple[Sw
     check_memory(splits)
     recipes = all_recipes(start.recipe, sweep.hparams, tried, splits)
     check_recipes(sweep, tried, recipes, splits[0], start.pretrained, log)
-    bound = Bound(dataset, examples, *splits, start.recipe, start.pretrained, tried, recipes)
-    return dataclasses.replace(sweep, population=population_size(sweep, recipes, splits)), bound
+    count = population_size(sweep, recipes, splits)
+    return sweep, Bound(
+        dataset, examples, *splits, start.recipe, start.pretrained, tried, recipes, count
+    )  # fmt: skip
 
 
 def _bind_space(sweep, search, experiment, log) -> tuple[Sweep, Space]:

@@ -9,6 +9,7 @@ import tyro
 
 from dlflax import run
 from dlflax.errors import InputError
+from dlflax.run.flags import check_choices
 from dlflax.train.hparams import numbers
 from dlflax.train.layout import use_all_cores
 from dlflax.tune.config import Sweep
@@ -21,6 +22,11 @@ SPACE = {
     "dropout": ("0", "0.5"),
     "l2": ("1e-7", "1e-3", "log"),
 }  # what is searched for an experiment without a SPACE of its own
+OLD = {
+    "--prune": "use --search halving --reduction-factor N",
+    "--slice": "use --search freeze-thaw --epochs-per-round N",
+    "--heartbeat": "workers are started by --launcher and --workers",
+}  # flag -> what to do
 GRID = {
     "learning_rate": ("3e-4", "1e-3", "3e-3"),
     "dropout": ("0", "0.25", "0.5"),
@@ -56,7 +62,8 @@ def _parse(search, experiments, samplers, args, description):
     if grid and any(word.startswith("--space.") for word in args):
         words = {}  # a grid is over what is named, and nothing else
 
-    rule = _take_rule(args)
+    _refuse_flags(args)
+    rule = RULES[_rule_name(args)]
 
     def extend(config: run.Config) -> Sweep:
         """The flags' defaults: those of the experiment, and those of a sweep over it."""
@@ -67,7 +74,8 @@ def _parse(search, experiments, samplers, args, description):
         own = Annotated[type(rule), tyro.conf.arg(name="")]  # --reduction-factor, not --search.…
         fields = [
             ("space", of_flags, of_flags()),
-            ("search", own, rule),
+            ("search", Literal[tuple(RULES)], _rule_name(args)),
+            ("rule", own, dataclasses.field(default=rule, metadata={"saved": False})),
             ("sampler", sampler, samplers[0]),
             ("objective", tuple[str, ...], ()),
             ("trials", int, 0) if grid else ("trials", int | Literal["auto"], Sweep.trials),
@@ -86,7 +94,7 @@ def _parse(search, experiments, samplers, args, description):
             f"cost, such as val_loss parameters."
         )
     first, second = (*sweep.objective, "", "")[:2]
-    sweep = dataclasses.replace(sweep, objective=first, cost=second)
+    sweep = dataclasses.replace(sweep, objective=first, cost=second, search=sweep.rule)
     chosen = _words(sweep.space)
     given = [f"space.{name}" for name, value in chosen.items() if value != words.get(name)]
     sweep = dataclasses.replace(sweep, space=chosen, given=(*sweep.given, *given))
@@ -100,19 +108,28 @@ def _parse(search, experiments, samplers, args, description):
     return search, experiment, sweep
 
 
-def _take_rule(args: list[str]):
-    """Returns the Rule of --search, full by default, and takes its words out of the arguments; the
-    fields of the Rule are flags."""
+def _rule_name(args: list[str]) -> str:
+    """Returns the word of --search, whose Rule has flags of its own, or full."""
+    check_choices(args, {"search": tuple(RULES)})
     name = "full"
-    for i, word in enumerate(args):
+    for word, following in zip(args, [*args[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag == "--search":
-            name = value if equals else (args[i + 1] if i + 1 < len(args) else "")
-            del args[i : i + (1 if equals else 2)]
-            break
-    if name not in RULES:
-        raise InputError(f"--search {name}: use {', '.join(RULES)}.")
-    return RULES[name]
+            name = value if equals else following
+    return name if name in RULES else "full"  # no word at all: tyro refuses it
+
+
+def _refuse_flags(args: list[str]) -> None:
+    """Raises InputError for a flag of another Rule, or of an earlier version."""
+    of_rules = {
+        f"--{field.name.replace('_', '-')}": name
+        for name, rule in RULES.items() for field in dataclasses.fields(rule)
+    }  # fmt: skip
+    for flag in (word.partition("=")[0] for word in args):
+        if flag in OLD:
+            raise InputError(f"{flag} is no flag any more: {OLD[flag]}.")
+        if of_rules.get(flag, _rule_name(args)) != _rule_name(args):
+            raise InputError(f"{flag} is for --search {of_rules[flag]}: add it or remove the flag.")
 
 
 def _space_type(config, words):

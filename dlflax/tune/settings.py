@@ -43,7 +43,7 @@ def begin(
     """Returns the sweep and what it is bound to as the study was begun, and the contents of
     config.json, which is written. Raises InputError when it was begun with another setup."""
     shown = sweep.storage and without_password(sweep.storage)  # what is saved is shown around
-    chosen = dataclasses.replace(sweep, storage=shown)
+    chosen = dataclasses.replace(sweep, storage=shown, population=bound.population)
     new = run_settings(experiment, chosen, bound.dataset, bound.examples)
     new |= {"search": search, "devices": len(jax.devices())}
     is_new, space = not study.trials(), bound.space
@@ -65,7 +65,7 @@ def begin(
 def _as_begun(sweep, saved, new, log) -> Sweep:
     """Returns the sweep with the population that the study was begun with, unless a flag says
     another."""
-    if "population" not in sweep.given:
+    if not sweep.population:
         sweep = dataclasses.replace(sweep, population=saved["config"]["population"])
         new = {**new, "config": {**new["config"], "population": sweep.population}}
     if different := differences(saved, new, sweep):
