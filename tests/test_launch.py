@@ -329,8 +329,8 @@ def is_alive(pid):
         ("local", CORES + 1, "cpu", {}, f"--workers {CORES + 1}: this machine has {CORES} cores"),
         ("local", 9, "gpu", {}, f"--workers 9: this machine has {CORES} GPU devices"),
         ("local", 2, "cpu", {"partition": "main"}, "--launcher local has no options"),
-        ("ray", 2, "cpu", {"partition": "main"}, "no option partition"),
-        ("ray", 2, "cpu", {"num_cpus": "many"}, "num_cpus is many"),
+        ("ray", 2, "cpu", {"partition": "main"}, "partition: Ray has address"),
+        ("ray", 2, "cpu", {"num_cpus": "many"}, "num_cpus=many must be 1"),
     ],
 )
 def test_what_cannot_be(name, workers, platform, options, words, tmp_path):

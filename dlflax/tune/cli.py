@@ -1,6 +1,7 @@
 """The command line of a sweep: its flags, and the space that they give."""
 
 import dataclasses
+import os
 import sys
 from types import ModuleType
 from typing import Annotated, Literal
@@ -48,6 +49,9 @@ def main(
     def command():
         run_sweep(*_parse(search, experiments, samplers, args, description))
 
+    words = sys.argv[1:] if args is None else args
+    if any(word.startswith("--workers") for word in words):  # they need memory of the accelerators
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     use_all_cores()
     run.with_exit_codes(command, again="the same command continues with what is recorded")
 

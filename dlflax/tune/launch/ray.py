@@ -53,29 +53,33 @@ class RayLauncher(Launcher):
         log: Callable[[str], None],
     ):
         super().__init__(workers, folder)
-        if unknown := sorted(set(options) - {"address", "num_cpus"}):
-            raise InputError(
-                f"--launcher ray has no option {unknown[0]}: it has address and num_cpus."
-            )
-        cores = options.get("num_cpus", "1")
-        if not cores.isdecimal() or cores == "0":
-            raise InputError(f"--launcher ray: num_cpus is {cores}, and must be 1 or more.")
+        default = {"gpu": {"num_gpus": 1}, "tpu": {"TPU": 1}}.get(platform, {})
+        amounts = {"num_cpus": 1, **default}
+        for name, word in options.items():
+            if name not in ("address", "num_cpus", "num_gpus", "TPU"):
+                raise InputError(
+                    f"--launcher-options {name}: Ray has address, num_cpus, num_gpus and TPU."
+                )
+            if name != "address" and not (word.isdecimal() and int(word)):
+                raise InputError(f"--launcher-options {name}={word} must be 1 or more.")
+            amounts |= {} if name == "address" else {name: int(word)}
+        cores, tpus = amounts["num_cpus"], amounts.pop("TPU", 0)
+        is_cpu = not (tpus or "num_gpus" in amounts)
         address = options.get("address") or os.environ.get("RAY_ADDRESS")
         if not address and platform != "cpu" and workers > devices:
             raise InputError(
                 f"--workers {workers}: this machine has {devices} {platform.upper()} devices, and "
                 f"every worker needs one: use {devices} or fewer, or the address of a cluster."
             )
-        self._ray, self._owner = _connect(address, workers * int(cores))
+        self._ray, self._owner = _connect(address, workers * cores)
+        resources = {"TPU": tpus} if tpus else {}
         self._task = self._ray.remote(_compute).options(
-            num_cpus=int(cores),
-            num_gpus=1 if platform == "gpu" else 0,
-            resources={"TPU": 1} if platform == "tpu" else {},
-            max_retries=0,
+            **amounts, resources=resources, max_retries=0
         )
-        if not address and platform == "cpu":  # one of Ray's CPUs is then a worker's share
+        if not address and is_cpu:  # one of Ray's CPUs is then a worker's share
             cores = max(1, devices // workers)
-        self._config = shared_config(platform), int(cores)
+        # where this process has a CPU alone, the workers may have more
+        self._config = shared_config("cpu" if is_cpu else "any"), cores
         self._lock = threading.RLock()
         self._waiting: deque = deque()
         self._tasks: dict[Future, Any] = {}
