@@ -56,11 +56,11 @@ def finish(
     }
     chosen = list(members.of(trials))
     candidates = Candidates(sweep, bound, experiment, trials, best, chosen, log)
-    for build in (candidates.trained, candidates.retrained, candidates.ensemble):
+    for build in (candidates.restore, candidates.retrain, candidates.ensemble):
         build()
-        results |= candidates.results(direction)  # a kill costs no more than one of them
+        results |= candidates.results()  # a kill costs no more than one of them
         write_json(folder / "results.json", results)
-    candidates.save_best(direction)
+    candidates.save_best()
     report.write(folder, results, trials, direction, log)
     _print(sweep, trials, direction, results, log)
     return results
@@ -105,31 +105,32 @@ class Candidates:
         recipe, hparams = bound.space.apply(best.params, sweep.recipe, sweep.hparams)
         common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
         self._config = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
+        self._metric = sweep.objective.removeprefix("val_")
+        self._sign = 1 if recipe.task.metric(self._metric).direction == "min" else -1
         self._results: dict[str, dict[str, Any]] = {}
         self._ensemble: dict[str, Any] | None = None
 
-    def trained(self) -> None:
+    def restore(self) -> None:
         """Tests the best trial with the weights that it was trained to."""
         mine = [member for member in self._members if member.trial == self._best.number]
         if not mine:
             return
-        task, name = self._config.recipe.task, self._sweep.objective
-        sign = 1 if task.metric(name.removeprefix("val_")).direction == "min" else -1
-        member = min(mine, key=lambda each: min(sign * row[name] for row in each.history))
-        history = member.history[: best_epoch(member.history, task) + 1]
+        name = self._sweep.objective
+        member = min(mine, key=lambda seed: min(self._sign * row[name] for row in seed.history))
+        history = member.history[: best_epoch(member.history, self._config.recipe.task) + 1]
         self._log(f"testing the best, trial {self._best.number}, as it was trained")
         self._build("trained", lambda folder: save_and_test(
             self._experiment, self._config, folder, member.variables, history, self._bound.dataset,
             self._log,
         ))  # fmt: skip
 
-    def retrained(self) -> None:
+    def retrain(self) -> None:
         """Trains the best trial's configuration again, and tests it."""
         sweep, config = self._sweep, self._config
         if sweep.retrain_on_all:
             # without a validation score the last epoch counts
-            direction = config.recipe.task.metric(sweep.objective.removeprefix("val_")).direction
-            epochs = ranking.best_epoch(self._best, f"{direction}imize")
+            direction = "minimize" if self._sign == 1 else "maximize"
+            epochs = ranking.best_epoch(self._best, direction)
             steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
             if more_epochs_change_the_past(config, epochs, steps):
                 epochs = config.epochs
@@ -166,22 +167,22 @@ class Candidates:
             self._results[name] = built
         return built
 
-    def winner(self, direction: str) -> str | None:
+    def winner(self) -> str | None:
         """Returns the name of the best candidate so far. One that was trained on all data has no
         validation score, and is the best by request."""
         if self._sweep.retrain_on_all and "retrained" in self._results:
             return "retrained"
-        metric, sign = (
-            self._sweep.objective.removeprefix("val_"),
-            1 if direction == "minimize" else -1,
-        )
-        scores = {name: sign * results["val"][metric] for name, results in self._results.items()
-                  if results.get("val")}  # fmt: skip
+        scores = {name: self._sign * score for name in self._results
+                  if (score := self._score(name)) is not None}  # fmt: skip
         return min(scores, key=scores.get, default=None)
 
-    def results(self, direction: str) -> dict[str, Any]:
+    def _score(self, name: str) -> float | None:
+        """Returns the objective of a candidate on the validation data."""
+        return (self._results.get(name, {}).get("val") or {}).get(self._metric)
+
+    def results(self) -> dict[str, Any]:
         """Returns what results.json says of the candidates so far."""
-        name = self.winner(direction)
+        name = self.winner()
         if name is None:
             return {}
         best, trained = self._results[name], self._results.get("trained", {})
@@ -195,33 +196,28 @@ class Candidates:
             "val": best.get("val"),
             "test": best["test"],
             "baselines": best.get("baselines") or trained.get("baselines"),
-            "verdict": [*self._selection(direction), *best.get("findings", [])],
+            "verdict": [*self._selection(), *best.get("findings", [])],
             "ensemble": self._ensemble,
         }  # fmt: skip
 
-    def _selection(self, direction) -> list[str]:
+    def _selection(self) -> list[str]:
         """Returns a sentence about the part of the best trial's gain that is selection."""
-        metric, start = self._sweep.objective.removeprefix("val_"), None
-        start = next((t for t in self._trials if t.user_attrs.get("defaults")), None)
-        values = [self._results.get(name, {}).get("val", {}).get(metric)
-                  for name in ("trained", "retrained")]  # fmt: skip
-        if None in values or self._sweep.retrain_on_all:
+        trained, retrained = self._score("trained"), self._score("retrained")
+        if trained is None or retrained is None:
             return []
-        sign = 1 if direction == "minimize" else -1
-        trained, retrained = values
-        text = (f"On validation data the best trial has {metric} {digits(trained)} as it was "
+        text = (f"On validation data the best trial has {self._metric} {digits(trained)} as it was "
                 f"trained, and {digits(retrained)} retrained with another seed")  # fmt: skip
-        lost, gain = sign * (retrained - trained), 0.0
-        if start is not None and start.value is not None and math.isfinite(start.value):
-            gain = sign * (start.value - trained)
-        if lost <= 0 or gain <= 0:
+        defaults = [t for t in self._trials if t.user_attrs.get("defaults") and t.value is not None]
+        start = next(iter(defaults), self._best)
+        gain, lost = (self._sign * (value - trained) for value in (start.value, retrained))
+        if lost <= 0 or not 0 < gain < math.inf:
             return [f"{text}."]
         return [f"{text}: about {min(1, lost / gain):.0%} of its gain over the defaults is "
                 "selection, the luck of one seed on these examples."]  # fmt: skip
 
-    def save_best(self, direction: str) -> None:
+    def save_best(self) -> None:
         """Puts the best candidate into `best/`. Raises RunError where there is none."""
-        name = self.winner(direction)
+        name = self.winner()
         if name is None:
             raise RunError(
                 "no candidate for the best model could be tested: see the warnings above; the "
