@@ -12,7 +12,7 @@ from dlflax.tune.launch.launcher import Inline
 from dlflax.tune.worker import Assignment, Job, Outcome, pack, train_order
 
 SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
-LEAST_DEADLINE = 1800.0  # seconds that any order may take where no sign of life can be seen
+LEAST = 20.0  # seconds that another process trains at least, before it returns States
 
 
 @dataclasses.dataclass
@@ -66,6 +66,8 @@ class Workers:
         """Gives an order to a worker; the arguments are those of `worker.train_order`."""
         if not self._is_inline:
             order.beat, on_epoch = self._folder / f"beat-{order.numbers[0]}", None
+            order.beat.unlink(missing_ok=True)  # of a worker before
+            seconds = max(LEAST, seconds)
         order.began, order.last_beat = time.monotonic(), (0.0, 0.0)
         order.future = self._launcher.submit(
             train_order, self._job, self._data, assignments, order.width, seconds, worth,
@@ -97,7 +99,7 @@ class Workers:
         try:
             beat = order.beat.stat().st_mtime
         except OSError:  # no sign yet, or on a disk of its own
-            beat, limit = 0.0, max(LEAST_DEADLINE, 10 * self._longest)
+            beat, limit = 0.0, max(self._launcher.patience, 10 * self._longest)
             order.last_beat = order.last_beat if order.last_beat[1] else (beat, now)
         else:
             limit = SILENCE

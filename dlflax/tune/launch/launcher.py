@@ -11,7 +11,7 @@ import traceback
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -68,6 +68,8 @@ class Launcher(abc.ABC):
 
     width: int
     """Calls that are computed at once; others wait."""
+    patience: ClassVar[float] = 1800.0
+    """Seconds that a call may take to show its first sign of life."""
 
     def __init__(self, width: int, folder: Path):
         self.width = width

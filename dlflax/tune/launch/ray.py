@@ -43,6 +43,8 @@ def _get(reference):
 class RayLauncher(Launcher):
     """A task a call, at most `width` at once, on the cluster of an address or of this machine."""
 
+    patience = 4 * 3600.0  # a cluster may have to grow first
+
     def __init__(
         self,
         workers: int,

@@ -1,5 +1,6 @@
 """Workers that are SLURM jobs, one a call, by submitit."""
 
+import math
 import pickle
 import shutil
 import subprocess
@@ -31,6 +32,8 @@ GONE = "a state that SLURM has forgotten"
 
 class Slurm(Launcher):
     """A job a call, at most `width` at once. cluster "local": processes, as submitit's tests do."""
+
+    patience = math.inf  # a job may be in the queue for days, and SLURM sees a node that is gone
 
     def __init__(
         self,
