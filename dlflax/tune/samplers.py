@@ -75,7 +75,9 @@ class GaussianProcess(BaseSampler):
         pending = [other.params for other in earlier if not other.state.is_finished()]
         fitted = self._fit(encoding, finished, direction, trial.number)
         seed = seed_of(self._seed, trial.number)
-        return gaussian_process.suggest(encoding, fitted, pending, seed)
+        suggested = gaussian_process.suggest(encoding, fitted, pending, seed)
+        # None where all of a finite space was tried
+        return suggested or self._spread(encoding, trial.number)
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         """Returns a random value of a parameter that not all trials have."""
