@@ -187,8 +187,9 @@ def test_every_experiment_can_be_swept(capsys):
 @pytest.mark.baselines
 def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     """Written after its first population, and by `sweeps.report` at any time."""
-    from dlflax.tune import report
     from dlflax.tune.objective import Objective
+
+    from dlflax.tune import report
 
     train = Objective.__call__
 
