@@ -147,7 +147,10 @@ def test_a_sweep_with_two_objectives(capsys):
         ("val_loss", "one, or two"),
         ("weight", "must be parameters, flops or milliseconds"),
         ("parameters", "no structure is searched"),
-        ("parameters --search halving --reduction-factor 2", "--search halving goes by one objective"),
+        (
+            "parameters --search halving --reduction-factor 2",
+            "--search halving goes by one objective",
+        ),
         ("parameters --sampler tpe", "--sampler tpe goes by one"),
         ("parameters --search freeze-thaw", "goes by one objective"),
         ("parameters --trials auto", "goes by one objective"),
