@@ -218,8 +218,6 @@ def test_every_experiment_can_be_swept(capsys):
 @pytest.mark.baselines
 def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     """Written after its first population, and by `sweeps.report` at any time."""
-    from dlflax.tune.objective import Objective
-
     train_order = pool.train_order
 
     def stopped(job, data, order, *more):
