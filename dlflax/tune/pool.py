@@ -26,7 +26,7 @@ from dlflax.tune.report import Watch
 from dlflax.tune.rules import Budget, Curve, Go, Rule, Stop
 from dlflax.tune.samplers import sampler_of
 from dlflax.tune.study import Study
-from dlflax.tune.worker import Assignment, Job, Outcome, train_order
+from dlflax.tune.worker import Assignment, Job, Outcome, seeds_of, train_order
 
 MOST_FAILURES = 3  # of the workers that a trial is given to
 SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
@@ -215,7 +215,8 @@ class Pool:
             self._end(self._trials[number])
         with self._study.writing():
             for number in numbers:
-                self._tell(self._trials[number], TrialState.PRUNED, None, {})
+                trial = self._trials[number]
+                self._tell(trial, TrialState.PRUNED, None, seeds_of(self._job, trial.records))
         self._recorded(numbers)
 
     # training

@@ -270,6 +270,16 @@ def _models(job, members, kept, parts) -> dict[int, list[Model]]:
     return {k: [Model(*best[k, seed]) for seed in range(job.seeds)] for k in kept}
 
 
+def seeds_of(job: Job, records: list | None) -> dict[str, Any]:
+    """Returns the attributes that tell of a trial's seeds, so far; {} of one seed."""
+    histories = [history for history, _ in records or ()]
+    if job.seeds == 1 or not histories or not all(histories):
+        return {}
+    best = min if job.sign == 1 else max
+    scores = [best(row[f"val_{job.metric}"] for row in history) for history in histories]
+    return {"values": scores, "std": float(np.std(scores, ddof=1))}
+
+
 def _values(job, members) -> tuple[np.ndarray, np.ndarray]:
     """Returns what each configuration counts, float (n,), and the scores of its seeds, float
     (n, seeds): their best epochs' so far, and the worst once it diverged."""
