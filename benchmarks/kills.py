@@ -36,7 +36,7 @@ import orbax.checkpoint as ocp
 import tyro
 
 from dlflax.train import checkpoint_files
-from dlflax.tune.stores import sqlite_url
+from dlflax.tune.study import JOURNAL, Journal
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "process_seconds", "compile_seconds", "examples_per_second",
@@ -108,7 +108,8 @@ def case(name: Name, options: Options) -> Case:
         return Case(run, lambda folder, _: newest(folder / "checkpoints"))
     if name == "folds":
         return Case((*run, "--folds", str(FOLDS)), count_folds)
-    searched = "--trials", "12", "--population", "4", "--prune", "2", "--ensemble", "4"
+    searched = "--trials", "12", "--population", "4", "--ensemble", "4"
+    searched = *searched, "--search", "halving", "--reduction-factor", "2"
     return Case(("-c", SWEEP, "mnist", *searched, *common), population_step)
 
 
@@ -230,15 +231,15 @@ def arrays(folder: Path):
 
 def trials(path: Path) -> list:
     """Returns what a study has of its trials, without times."""
-    url = sqlite_url(path)
-    (study,) = optuna.get_all_study_names(url)
+    storage = optuna.storages.JournalStorage(Journal(path))
+    (study,) = optuna.get_all_study_names(storage)
     return [
         {
             "state": trial.state.name, "value": trial.value, "params": trial.params,
             "intermediate": trial.intermediate_values, "user": trial.user_attrs,
             "system": trial.system_attrs,
         }
-        for trial in optuna.load_study(study_name=study, storage=url).trials
+        for trial in optuna.load_study(study_name=study, storage=storage).trials
     ]  # fmt: skip
 
 
@@ -249,7 +250,7 @@ def contents(folder: Path) -> dict[str, Any]:
         name = str(path.relative_to(folder))
         if path.name == checkpoint_files.MANIFEST and "checkpoints" in path.parts:
             values |= {f"{Path(name).parent} {key}": leaf for key, leaf in arrays(path.parent)}
-        elif path.name == "study.db":
+        elif path.name == JOURNAL:
             values |= leaves(trials(path), name)
         elif BESIDE & set(path.relative_to(folder).parts):
             continue

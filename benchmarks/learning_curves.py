@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +26,9 @@ from optuna.distributions import FloatDistribution
 from yardsticks import run
 
 from dlflax.tune import stopping
+from dlflax.tune.config import Sweep
 from dlflax.tune.encoding import Encoding, sobol
-from dlflax.tune.freeze_thaw import Curve, decide
-from dlflax.tune.search import halving_rungs
-from dlflax.tune.sweep import Sweep
+from dlflax.tune.rules import Budget, Curve, FreezeThaw, Halving, Stop
 
 FILE = Path(__file__).with_suffix(".npz")
 EPOCHS, SEEDS = 27, 3
@@ -164,42 +162,37 @@ def whole(name: str, seed: int, trials: int, at_once: int) -> Found:
     return found(name, best.value, best.params)
 
 
+def by_rule(rule, name: str, seed: int, trials: int, at_once: int, epochs: float) -> Found:
+    """New trials from a Sobol sequence, so many at once, and a rule that decides what continues;
+    no new ones once so many epochs are spent and all others are over."""
+    encoding, curves, spent = Encoding(SPACE), [], 0
+    while spent < epochs or not all(each.is_over for each in curves):
+        steps = rule.decide(curves, at_once, Budget(trials, EPOCHS))
+        if not steps:
+            break
+        for step in steps:
+            if isinstance(step, Stop):
+                curves[step.trial] = curves[step.trial]._replace(is_over=True)
+                continue
+            number = len(curves) if step.trial is None else step.trial
+            if step.trial is None:
+                curves.append(Curve(number, sobol(encoding, seed, number), []))
+            values = [float(v) for v in curve(name, curves[number].params, seed)[: step.until]]
+            is_over = len(values) == EPOCHS or not np.isfinite(values[-1])
+            spent += len(values) - len(curves[number].values)
+            curves[number] = curves[number]._replace(values=values, is_over=is_over)
+    best = min(curves, key=lambda each: (each.best(), each.number))
+    return found(name, best.best(), best.params)
+
+
 def halving(name: str, seed: int, budget: int, at_once: int = 16) -> Found:
-    """Batches of a Sobol sequence, halved as `--prune 3` does."""
-    spent, count, best = 0, 0, (math.inf, {})
-    points = sobol(Encoding(SPACE), seed, 1024)
-    while spent < budget:
-        batch, done = points[count : count + at_once], 0
-        count += at_once
-        for rung in (*halving_rungs(EPOCHS, 3), EPOCHS):
-            spent += (rung - done) * len(batch)
-            batch = sorted(batch, key=lambda p: curve(name, p, seed)[rung - 1])  # noqa: B023
-            best = min(best, (curve(name, batch[0], seed)[rung - 1], batch[0]), key=itemgetter(0))
-            batch, done = batch[: math.ceil(len(batch) / 3)], rung
-    return found(name, *best)
+    """Whole populations, halved as `--search halving` does, until so many epochs are spent."""
+    return by_rule(Halving(3), name, seed, 10**6, at_once, budget)
 
 
 def freeze_thaw(name: str, seed: int, budget: int, lanes: int) -> Found:
-    """Freeze-thaw, so many at once."""
-    encoding, spent, rounds = Encoding(SPACE), 0, 0
-    curves = [Curve(params, [], False) for params in sobol(encoding, seed, lanes)]
-    picks = list(range(lanes))
-    while True:
-        for pick in picks:
-            if not isinstance(pick, int):
-                curves.append(Curve(pick, [], False))
-                pick = len(curves) - 1
-            params, done = curves[pick].params, len(curves[pick].values)
-            values = list(curve(name, params, seed)[: done + 1])
-            over = len(values) == EPOCHS or not np.isfinite(values[-1])
-            curves[pick] = Curve(params, values, over)
-            spent += 1
-        if spent >= budget:
-            break
-        rounds += 1
-        picks = decide(encoding, curves, EPOCHS, lanes, 1000 * seed + rounds)
-    best = min(curves, key=lambda each: each.values[-1])
-    return found(name, best.values[-1], best.params)
+    """`--search freeze-thaw`, so many at once, with the epochs of so many whole trials."""
+    return by_rule(FreezeThaw(), name, seed, budget // EPOCHS, lanes, math.inf)
 
 
 def compared(job) -> list[Found]:

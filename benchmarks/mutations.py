@@ -3,10 +3,10 @@
 python benchmarks/mutations.py --count 40 --tests tests
 python benchmarks/mutations.py --count 40 --tests ../older/tests --marks "slow or not slow"
 
-draws faults by a seed in train/, data/, tune/search.py, run/predict.py and transfer/features.py:
-another operator, constant or comparison, or a statement left out. Each is made in a copy of the
-repository, in which the test files that import the changed module run with -x. Prints a line for
-each fault, and how many were found.
+draws faults by a seed in train/, data/, tune/rules.py, tune/samplers.py, tune/pool.py,
+run/predict.py and transfer/features.py: another operator, constant or comparison, or a statement
+left out. Each is made in a copy of the repository, in which the test files that import the changed
+module run with -x. Prints a line for each fault, and how many were found.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLACES = ("train/**/*.py", "data/**/*.py", "tune/search.py", "run/predict.py",
-          "transfer/features.py")  # fmt: skip
+PLACES = ("train/**/*.py", "data/**/*.py", "tune/rules.py", "tune/samplers.py", "tune/pool.py",
+          "run/predict.py", "transfer/features.py")  # fmt: skip
 SWAPS = {
     "+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "<": "<=", "<=": "<", ">": ">=", ">=": ">",
     "==": "!=", "!=": "==", "and": "or", "or": "and", "is": "is not", "is not": "is",

@@ -1,6 +1,6 @@
 """Seconds until a tuned model: from the start of the command to the first validation loss that is
-as good as the best of 64 random trials, trained to their end. In turns: `sweeps.bayes_opt` (whole,
---prune 3, freeze-thaw), KerasTuner (Bayesian optimization, Hyperband), and Optuna's TPE with its
+as good as the best of 64 random trials, trained to their end. In turns: `sweeps.bayes_opt` (full,
+halving, freeze-thaw), KerasTuner (Bayesian optimization, Hyperband), and Optuna's TPE with its
 median pruner around PyTorch; the same pictures, networks, space and machine.
 
 python benchmarks/time_to_tuned.py --data-dir FOLDER
@@ -29,7 +29,7 @@ from sweep_speed import arrays, keras_network, subset, torch_network
 
 OURS = {
     "dlflax": (),
-    "dlflax prune": ("--prune", "3"),
+    "dlflax halving": ("--search", "halving"),
     "dlflax freeze-thaw": ("--search", "freeze-thaw"),
 }
 OTHERS = ("keras bayesian", "keras hyperband", "optuna torch")

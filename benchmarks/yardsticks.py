@@ -1,5 +1,5 @@
-"""How good the searches are, by our own runner, one trial at a time and in populations: regret on
-functions whose best value is known, and on tables of trained networks beside Optuna's own loop.
+"""How good the searches are, as a sweep asks for trials, one at a time and in populations: regret
+on functions whose best value is known, and on tables of trained networks beside Optuna's own loop.
 
 python benchmarks/yardsticks.py
 
@@ -22,12 +22,13 @@ import numpy as np
 import optuna
 import tyro
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
-from dlflax.tune.search import Sampler
-from dlflax.tune.search import search as searched
+from dlflax.tune import hints
+from dlflax.tune.encoding import Encoding
+from dlflax.tune.samplers import sampler_of
 from dlflax.tune.space import Space
-from dlflax.tune.stores import open_study
-from dlflax.tune.trial import Outcome
+from dlflax.tune.study import open_study
 
 A3 = np.array([[3, 10, 30], [0.1, 10, 35], [3, 10, 30], [0.1, 10, 35]])
 P3 = 1e-4 * np.array(
@@ -59,9 +60,9 @@ class Options:
     """Searches, each with another seed."""
     populations: tuple[int, ...] = (16,)
     """Trials at a time."""
-    samplers: tuple[Sampler, ...] = ("random", "qmc", "cmaes", "tpe", "gp")
+    samplers: tuple[str, ...] = ("random", "qmc", "cmaes", "tpe", "gp")
     """What to try; CMA-ES needs the package cmaes."""
-    tables: tuple[Sampler, ...] = ("tpe", "gp")
+    tables: tuple[str, ...] = ("tpe", "gp")
     """What to try on the tables."""
     hints: bool = True
     """Whether --prior and --warm-start are tried, on Hartmann6 with half of the trials."""
@@ -114,15 +115,21 @@ FUNCTIONS = {  # function, space, least value
 
 
 def run(function, space, sampler, trials, seed, population=1, direction="minimize"):
-    """The trials of our runner. space: distributions, or a Space."""
+    """The trials that a sweep would have. space: distributions, or a Space."""
     space = space if isinstance(space, Space) else Space(space)
-    with open_study(None, "yardstick", direction, space.distributions) as store:
-        searched(
-            lambda batch: [Outcome(float(function(trial.params))) for trial in batch],
-            space, store, sampler=sampler, trials=trials, population=population,
-            seed=seed,
-        )  # fmt: skip
-        return store.trials()
+    chosen, done = sampler_of(sampler, space, seed), 0
+    most = min(trials, Encoding(space.distributions).size() or trials)
+    guess = hints.enqueued(space)
+    with open_study(None, None, "yardstick", direction) as study:
+        study.settings({}, [guess] if guess else [])
+        while done < most:
+            batch = study.ask(chosen, space.distributions, [None] * min(population, most - done))
+            done += len(batch)
+            with study.writing():
+                for trial in batch:
+                    value = float(function(trial.params))
+                    study.tell(trial.number, TrialState.COMPLETE, value, {})
+        return study.trials()
 
 
 def search(*how, direction="minimize"):

@@ -144,7 +144,7 @@ def test_the_end_of_a_sweep_in_40_lines(capsys):
     flags = ["mnist", "--model", "mlp", "--model.features", "8", "--epochs", "1", "--trials", "12"]
     cli.main("random_search", experiments, ("random",), [*flags, "--run-dir", "sweep"], "")
     lines = capsys.readouterr().out.splitlines()
-    end = lines[next(i for i, line in enumerate(lines) if line.startswith("retraining")) :]
+    end = lines[next(i for i, line in enumerate(lines) if line.startswith("testing the best")) :]
     assert len(end) <= 40 and len(lines) <= 60
     repeated = {line for line in end if len(line) > 9 and end.count(line) > 1 and "──" not in line}
     assert not repeated

@@ -80,7 +80,7 @@ def test_a_sweep_folder_of_any_name(place, name):
         flags = [*TINY, "--trials", trials, "--population", "2", "--run-dir", str(place / name)]
         cli.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     assert json.loads((place / name / "results.json").read_text())["trials"] == 3
-    assert (place / name / "study.db").stat().st_size > 0
+    assert (place / name / "study.journal").stat().st_size > 0
 
 
 @pytest.mark.slow
@@ -363,7 +363,7 @@ def test_the_same_line_runs_again_and_again(place):
 
 
 def test_a_password_is_never_saved(place):
-    from dlflax.tune.trial import without_password
+    from dlflax.tune.study import without_password
 
     for url in ("postgresql+psycopg://me:se:cr@t@host/db", "postgresql://host/db?password=secret"):
         assert "secret" not in without_password(url) and "cr@t" not in without_password(url)
@@ -424,7 +424,8 @@ def test_absurd_values_of_a_run(flags, sentence, capsys):
     ("flags", "sentence"),
     [
         (["--seeds", "2147483648"], "--seeds 2147483648 must be 1,000 or less"),
-        (["--heartbeat", "inf"], "--heartbeat inf must be from 1 to 3600 seconds"),
+        (["--workers", "10001"], "--workers 10001 must be 10,000 or less"),
+        (["--heartbeat", "3"], "--heartbeat"),
         (["--study", "../../x"], "must be a name without slashes"),
         (["--trials", "-1"], "--trials -1 must be 1 or more"),
     ],

@@ -20,7 +20,9 @@ from dlflax.train import metrics
 from dlflax.train.ensemble import Ensemble
 from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
 from dlflax.tune import ensemble, sweep
+from dlflax.tune.config import Sweep
 from dlflax.tune.members import Members
+from dlflax.tune.worker import Model, Outcome
 
 RNG = np.random.default_rng(0)
 LOGITS = np.float32(RNG.normal(size=(8, 40, 3)) * 2)
@@ -98,17 +100,23 @@ def test_an_ensemble_is_a_model():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_only_the_best_trials_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("dlflax.tune.members.MOST_TRIALS", 2)
-    members = Members(tmp_path, "maximize")
-    for index, value in enumerate([0.3, 0.9, 0.5, 0.1]):
-        if members.wants(value):
-            members.add(index, value, [({"params": {"a": np.ones(2)}}, np.zeros((1, 2)))])
-    assert not members.wants(0.4) and not members.wants(np.nan) and members.wants(0.6)
+def test_only_the_best_trials_are_kept(tmp_path):
+    members = Members(tmp_path, "maximize", most=2)
+    assert members.worth() == np.inf
+
+    def outcome(number, value, *models):
+        records = [[[{"val_accuracy": value}], None]]
+        return Outcome(number, value, [value], True, records, [], 0.0, models=list(models))
+
+    model = Model({"params": {"a": np.ones(2)}}, np.zeros((1, 2)))
+    for number, value in enumerate([0.3, 0.9, 0.5, 0.1, np.nan]):
+        members.add(outcome(number, value, model))
+    members.add(outcome(5, 0.95))  # no model came
+    assert members.worth() == -0.5, "what is better than 0.5 is kept, times the sign"
     assert [path.stem for path in sorted(members.folder.iterdir())] == ["000001", "000002"]
     (members.folder / "000001.safetensors").write_bytes(b"cut")
     assert list(members._files()) == [2]
-    assert Members(tmp_path, "maximize", "of another study").wants(0.4)
+    assert Members(tmp_path, "maximize", "of another study").worth() == np.inf
 
 
 def digits(task):
@@ -143,7 +151,7 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     if isinstance(task, Reconstruction):
         space.pop("dropout")
     arrays = digits(task)
-    config = sweep.Sweep(
+    config = Sweep(
         recipe=train.Recipe(model, task, batch_size=64, ema=True), data=arrays, space=space,
         trials=8, population=4, epochs=2, sampler="qmc", run_dir=tmp_path / "sweep", **options,
     )  # fmt: skip
@@ -158,8 +166,12 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
             "loss"
         ]
     )
-    said = f" test: the ensemble of {len(found['models'])} models "
+    said = f"testing an ensemble of {len(found['models'])} models: validation loss "
     assert said in capsys.readouterr().out
+    scores = {name: each["val"]["loss"] for name, each in results["candidates"].items()}
+    assert scores.keys() == {"trained", "retrained", "ensemble"}
+    assert results["model"] == min(scores, key=scores.get)
+    assert results["test"] == results["candidates"][results["model"]]["test"]
 
     # the saved run says what its members say together
     predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments)
@@ -183,12 +195,14 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_without_an_ensemble_nothing_is_kept(tmp_path, monkeypatch):
+def test_without_an_ensemble_the_best_trial_alone_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = sweep.Sweep(
+    config = Sweep(
         recipe=train.Recipe(MLP(features=(4,)), batch_size=64), data=digits(Classification()),
         space={"learning_rate": ("1e-3", "3e-2", "log")}, trials=2, population=2, epochs=1,
         sampler="qmc", ensemble=0, run_dir=Path("sweep"),
     )  # fmt: skip
-    assert sweep.run_sweep("random_search", "digits", config)["ensemble"] is None
-    assert not Path("sweep/members").exists() and not Path("sweep/ensemble").exists()
+    results = sweep.run_sweep("random_search", "digits", config)
+    assert results["ensemble"] is None and results["candidates"].keys() == {"trained", "retrained"}
+    kept = [int(path.stem) for path in Path("sweep/members").iterdir()]
+    assert kept == [results["best"]["number"]] and not Path("sweep/ensemble").exists()

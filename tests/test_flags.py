@@ -26,7 +26,7 @@ from dlflax.errors import InputError
 from dlflax.run.experiment import of_presets
 from dlflax.run.prepare import prepare, read_data
 from dlflax.run.serialize import to_json
-from dlflax.tune import cli, sweep
+from dlflax.tune import bind, cli, sweep
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -92,9 +92,13 @@ OF_RUNS = {
 OF_SWEEPS = {
     "--trials": ("4", ""), "--population": ("3", ""), "--seeds": ("2", ""),
     "--rank": ("cautious", "--seeds 2 --trials 6"), "--objective": ("val_accuracy", ""),
-    "--sampler": ("qmc", ""), "--prune": ("2", ""), "--mode": ("map", ""), "--study": ("mine", ""),
-    "--storage": ("sqlite:///mine.db", ""), "--heartbeat": ("3", ""), "--retrain-on-all": ("", ""),
-    "--ensemble": ("0", ""), "--search": ("freeze-thaw", ""), "--slice": ("2", ""),
+    "--sampler": ("qmc", ""), "--mode": ("map", ""), "--study": ("mine", ""),
+    "--storage": ("sqlite:///mine.db", ""), "--retrain-on-all": ("", ""),
+    "--ensemble": ("0", ""), "--search": ("freeze-thaw", "--sampler gp"),
+    "--reduction-factor": ("2", "--search halving --epochs 3"),
+    "--epochs-per-round": ("2", "--search freeze-thaw --sampler gp"),
+    "--launcher": ("slurm", ""), "--workers": ("2", ""),
+    "--launcher-options": ("time=60", "--launcher slurm"),
     "--tolerance": ("0.1", ""), "--prior": ("learning_rate=1e-3", ""),
     "--warm-start": ("nothing", ""),
     "--space.learning-rate": ("1e-3 1e-2", ""), "--space.momentum": ("0 0.9", ""),
@@ -113,7 +117,7 @@ def flags_of(command):
 def command_of(of):
     if of == "sweep":
         return lambda words: cli.main(
-            "random_search", experiments, ("random", "qmc"), ["mnist", *words], ""
+            "random_search", experiments, ("random", "qmc", "gp"), ["mnist", *words], ""
         )
     name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
     return lambda words: run.main(name, of.PRESETS, architectures, words)
@@ -209,10 +213,10 @@ def decisions_of_sweep(words, monkeypatch):
         seen.extend(program(r, chosen.hparams, train_set, train_set) for r in recipes)
 
     def begin(*given):
-        seen.append([str(each) for each in given[:-1]])
+        seen.append([str(each) for each in given])
         raise Begins
 
-    check = sweep.check_recipes
+    check = bind.check_recipes
     with monkeypatch.context() as patch:
         patch.setattr(cli, "use_all_cores", lambda: None)
         patch.setattr(run, "with_exit_codes", lambda command, **_: command())
@@ -220,8 +224,7 @@ def decisions_of_sweep(words, monkeypatch):
         command_of("sweep")(words)
     yield of_the_host(parsed[-1])
     with monkeypatch.context() as patch, contextlib.suppress(Begins):
-        patch.setattr(sweep, "settings", lambda *_: {})
-        patch.setattr(sweep, "check_recipes", recipes)
+        patch.setattr(bind, "check_recipes", recipes)
         patch.setattr(sweep, "open_study", begin)
         sweep.run_sweep(*parsed, lambda _: None)
     yield from seen

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.stats import qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from dlflax.tune import encoding as encoding_module
 from dlflax.tune import gaussian_process
 from dlflax.tune.encoding import Encoding, sobol
+from dlflax.tune.gaussian_process import fit, suggest
 
 MIXED = {
     "learning_rate": FloatDistribution(1e-4, 1, log=True),
@@ -33,9 +36,14 @@ def score(params):
     return distance + (params["optimizer"] != "lion") + (params["batch_size"] != 64)
 
 
+def first(encoding, seed, count):
+    """The first points of a sequence."""
+    return [sobol(encoding, seed, index) for index in range(count)]
+
+
 def test_a_point_for_all_parameters_and_back():
     encoding = Encoding(MIXED)
-    trials = sobol(encoding, 3, 32)
+    trials = first(encoding, 3, 32)
     points = encoding.encode(trials)
     assert points.shape == (32, 9) and points.min() >= 0 and points.max() <= 1
     for params, point in zip(trials, points, strict=True):
@@ -54,8 +62,12 @@ def test_a_point_for_all_parameters_and_back():
 
 def test_the_points_of_a_sequence_do_not_depend_on_how_many_are_taken():
     encoding = Encoding(MIXED)
-    assert sobol(encoding, 1, 40)[:5] == sobol(encoding, 1, 5)
-    assert sobol(encoding, 2, 5) != sobol(encoding, 1, 5)
+    ahead = [sobol(encoding, 1, index) for index in (40, 1000, 4)]
+    encoding_module._sobol.cache_clear()
+    assert [sobol(encoding, 1, index) for index in (4, 40, 1000)] == [ahead[2], *ahead[:2]]
+    whole = qmc.Sobol(len(MIXED), rng=np.random.default_rng(1)).random(64)
+    assert encoding.spread(whole) == [sobol(encoding, 1, index) for index in range(64)]
+    assert sobol(encoding, 2, 4) != sobol(encoding, 1, 4)
 
 
 def data(n=24, width=3):
@@ -140,12 +152,14 @@ def test_warped_keeps_the_order_and_bounds_what_diverged(seed):
 
 def test_suggestions_are_a_pure_function_of_what_is_known():
     encoding = Encoding(MIXED)
-    finished = [(params, score(params)) for params in sobol(encoding, 0, 20)]
-    waiting = sobol(encoding, 5, 3)
-    together = gaussian_process.suggest(encoding, finished, waiting, [7, 8, 9])
-    (first,) = gaussian_process.suggest(encoding, finished, waiting, [7])
-    others = gaussian_process.suggest(encoding, finished, [*waiting, first], [8, 9])
-    assert together == [first, *others]
+    finished = [(params, score(params)) for params in first(encoding, 0, 20)]
+    waiting, together = first(encoding, 5, 3), []
+    fitted = fit(encoding, finished)
+    for seed in (7, 8, 9):  # one model, whatever it was asked before
+        together.append(suggest(encoding, fitted, [*waiting, *together], seed))
+    anew = fit(encoding, finished)
+    assert suggest(encoding, anew, [*waiting, *together[:2]], 9) == together[2]
+    assert suggest(encoding, anew, waiting, 7) == together[0]
     assert len({encoding.key(params) for params in together}) == 3
     assert jnp.zeros(1).dtype == jnp.float32  # of the rest of the process
 
@@ -153,9 +167,9 @@ def test_suggestions_are_a_pure_function_of_what_is_known():
 @pytest.mark.parametrize("finished", [[], [math.inf], [math.inf, math.nan, 1e30, 2.0]])
 def test_it_works_with_little_and_with_bad_values(finished):
     encoding = Encoding(MIXED)
-    known = list(zip(sobol(encoding, 0, 8), finished, strict=False))
-    found = gaussian_process.suggest(encoding, known, [], [1, 2])
-    for params in found:
+    fitted = fit(encoding, list(zip(first(encoding, 0, 8), finished, strict=False)))
+    for seed in (1, 2):
+        params = suggest(encoding, fitted, [], seed)
         for name, distribution in MIXED.items():
             assert distribution._contains(distribution.to_internal_repr(params[name]))
 
@@ -163,9 +177,11 @@ def test_it_works_with_little_and_with_bad_values(finished):
 @pytest.mark.slow
 def test_it_finds_the_best_of_a_mixed_space():
     encoding = Encoding(MIXED)
-    known = [(params, score(params)) for params in sobol(encoding, 0, 16)]
+    known = [(params, score(params)) for params in first(encoding, 0, 16)]
     for batch in range(3):
-        new = gaussian_process.suggest(encoding, known, [], range(16 * batch, 16 * batch + 16))
+        fitted, new = fit(encoding, known), []
+        for seed in range(16 * batch, 16 * batch + 16):
+            new.append(suggest(encoding, fitted, new, seed))
         known += [(params, score(params)) for params in new]
     assert min(value for _, value in known) < 0.02
 
@@ -174,10 +190,10 @@ def test_it_finds_the_best_of_a_mixed_space():
 def test_a_long_study_compiles_no_more_than_a_handful_and_looks_at_a_subset(monkeypatch):
     monkeypatch.setattr(gaussian_process, "MOST", 100)
     encoding = Encoding(MIXED)
-    trials = [(params, score(params)) for params in sobol(encoding, 0, 300)]
+    trials = [(params, score(params)) for params in first(encoding, 0, 300)]
     before = gaussian_process._improvements._cache_size()
     for count in (30, 90, 110, 300):
-        gaussian_process.suggest(encoding, trials[:count], [], [1])
+        suggest(encoding, fit(encoding, trials[:count]), [], 1)
     assert gaussian_process._improvements._cache_size() - before <= 4
     kept = gaussian_process._most_telling([value for _, value in trials], 100)
     best = np.argsort([value for _, value in trials], kind="stable")[:50]

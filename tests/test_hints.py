@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from searching import ask, begun
 
 import experiments
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.tune import cli, gaussian_process, hints
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.search import suggest
 from dlflax.tune.space import Space, space
+from dlflax.tune.study import open_study
 from experiments.mnist import PRESETS
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -30,32 +31,34 @@ DEFAULTS = {"learning_rate": 1e-2, "dropout": 0.1, "model.activation": "relu"}
 TINY = "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 --ensemble 0"
 
 
+def first_trials(sampler, count, **known):
+    with open_study(None, None, "a", "minimize") as study:
+        return [trial.params for trial in ask(study, Space(**known), sampler, count, seed=3)]
+
+
 @pytest.mark.parametrize("sampler", ["gp", "random", "tpe", "qmc"])
-def test_trials_around_a_guess_become_fewer(sampler):
+def test_a_guess_is_a_trial_of_its_own(sampler):
+    """The second one, or the first one where there are no defaults; all others are as without."""
+    told = {"distributions": DISTRIBUTIONS, "guess": GUESS}
+    found = first_trials(sampler, 9, **told, defaults=DEFAULTS)
+    assert found[:2] == [DEFAULTS, {**DEFAULTS, **GUESS}]
+    plain = first_trials(sampler, 9, distributions=DISTRIBUTIONS)
+    assert found[2:] == plain[2:]
+    alone = first_trials(sampler, 9, **told)
+    assert alone[1:] == plain[1:]
+    assert {name: alone[0][name] for name in GUESS} == GUESS
+    assert hints.within(DISTRIBUTIONS["dropout"], alone[0]["dropout"])
+    assert hints.enqueued(Space(DISTRIBUTIONS, defaults=DEFAULTS)) is None
+
+
+def test_what_is_enqueued_is_so_once(tmp_path):
     told = Space(DISTRIBUTIONS, defaults=DEFAULTS, guess=GUESS)
-    plain = Space(DISTRIBUTIONS, defaults=DEFAULTS)
-    first = [trial.params for trial in suggest(sampler, told, 3, "minimize", [], range(64))]
-    assert first[0] == DEFAULTS and first[1] == {**DEFAULTS, **GUESS}
-    assert first[:9] == [t.params for t in suggest(sampler, told, 3, "minimize", [], range(9))]
-    without = [trial.params for trial in suggest(sampler, plain, 3, "minimize", [], range(64))]
-    near = [i for i in range(64) if first[i] != without[i]]
-    early, late = (sum(i in near for i in part) for part in (range(2, 22), range(44, 64)))
-    assert 3 <= early <= 14 and late < early
-    decades = np.log10([first[i]["learning_rate"] for i in near]) + 3
-    assert np.abs(decades).mean() < 0.8  # of 4 decades
-    kept = sum(first[i]["model.activation"] == "tanh" for i in near)
-    assert len(near) / 2 < kept <= len(near)
-    for params in first:
-        for name, distribution in DISTRIBUTIONS.items():
-            assert hints.within(distribution, params[name])
-
-
-def test_draws_at_the_end_of_a_range_stay_in_it():
-    encoding, rng = Encoding(DISTRIBUTIONS), np.random.default_rng(0)
-    draws = [encoding.near({"dropout": 0.5}, 0.15, 0.7, rng)["dropout"] for _ in range(500)]
-    assert min(draws) >= 0 and max(draws) <= 0.5
-    # folded at the end, the distance from it is that of a half normal distribution
-    assert np.mean(draws) == pytest.approx(0.5 - 0.5 * 0.15 * (2 / np.pi) ** 0.5, abs=0.01)
+    for number in range(4):
+        with open_study(tmp_path, None, "a", "minimize") as study:
+            ask(study, told, "random", 1)
+            found = [trial.params for trial in begun(study)]
+        assert found[:2] == [DEFAULTS, {**DEFAULTS, **GUESS}][: number + 1]
+    assert len(found) == 4 and GUESS["learning_rate"] not in [p["learning_rate"] for p in found[2:]]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +100,10 @@ def bowl(params, centre=0.7):
 def regret(known, seed):
     """Of the best of 4 trials in one batch, 6 being finished."""
     rng, encoding = np.random.default_rng(seed), Encoding(UNIT)
-    begun = [(params, bowl(params)) for params in encoding.spread(rng.random((6, 3)))]
-    found = gaussian_process.suggest(encoding, begun, [], [seed * 4 + k for k in range(4)], known)
+    finished = [(params, bowl(params)) for params in encoding.spread(rng.random((6, 3)))]
+    fitted, found = gaussian_process.fit(encoding, finished, known), []
+    for k in range(4):
+        found.append(gaussian_process.suggest(encoding, fitted, found, seed * 4 + k))
     return min(bowl(params) for params in found)
 
 
@@ -117,10 +122,8 @@ def test_another_study_counts_as_much_as_it_tells():
 
 def test_the_best_of_another_study_are_among_the_first():
     known = [({"x": k / 9, "y": 0.5, "z": 0.5}, float(k)) for k in reversed(range(9))]
-    first = suggest("gp", Space(UNIT, known=known), 0, "minimize", [], list(range(9)))
-    assert [trial.params for trial in first[2::2]] == [
-        {"x": k / 9, "y": 0.5, "z": 0.5} for k in range(4)
-    ]
+    found = first_trials("gp", 9, distributions=UNIT, known=known)
+    assert found[2::2] == [{"x": k / 9, "y": 0.5, "z": 0.5} for k in range(4)]
 
 
 def sweep(name, *flags):
@@ -173,7 +176,6 @@ def first(tmp_path_factory):
           "--space.learning-rate", "0.1", "1"], "fewer than two"),
         (["--warm-start", "first/best"], "of a run, not of a sweep"),
         (["--warm-start", "first", "--search", "freeze-thaw"], "freeze-thaw"),
-        (["--prior", "dropout=0.4", "--search", "freeze-thaw"], "--prior does not go"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_known(place, first, capsys, flags, right):

@@ -1,6 +1,5 @@
 """Eight virtual devices give what one gives; checkpoints move between numbers of devices."""
 
-import csv
 import json
 import os
 import re
@@ -13,11 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import experiments
 from dlflax import parallel
 from dlflax.errors import InputError
-from dlflax.run import exit_codes
-from dlflax.tune import cli, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,13 +141,12 @@ def test_eight_devices_are_one(tmp_path):
     assert answers["largest moved"] <= 8 * 6 * 6 * 64  # a gradient, and never the data set
 
 
-def hosts(tmp_path, *flags, module=("experiments.mnist",)):
-    """`python -m experiments.mnist`, or another module, as two hosts, which see each other's
-    files."""
+def hosts(tmp_path, *flags):
+    """`python -m experiments.mnist` as two hosts, which see each other's files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", *module, "--dataset", "digits", "--model", "mlp"]
+    command = [sys.executable, "-m", "experiments.mnist", "--dataset", "digits", "--model", "mlp"]
     command += ["--batch-size", "128", "--distributed", "--run-dir", "run", "--baseline", "none"]
     command += flags
     return [
@@ -214,40 +209,6 @@ def test_two_hosts_stop_in_the_middle_of_an_epoch(tmp_path):
     assert time.monotonic() - began < 30  # five for the steps that were begun, and saving
     step = int(re.search(r"terminated; step ([0-9,]+) is saved", err)[1].replace(",", ""))
     assert 647 < step < 2 * 647
-
-
-@pytest.mark.slow
-def test_two_hosts_train_one_population(tmp_path, monkeypatch):
-    """As one host with as many devices does, this process; one has the storage and prints."""
-    module = "sweeps.random_search", "mnist"
-    flags = ["--model.features", "16", "--trials", "4", "--population", "4", "--epochs", "2"]
-    flags += ["--prune", "2", "--mode", "map"]  # map: one program, with all lanes or half
-    pair = hosts(tmp_path, *flags, module=module)
-    (out, err), (out_second, err_second) = (process.communicate(timeout=120) for process in pair)
-    assert [process.returncode for process in pair] == [0, 0], err + err_second
-    assert "4 at once by map over 2 cpu devices of 2 hosts" in out
-    assert "on 2 x cpu of 2 hosts" in out  # the winner's retraining
-    assert "warning" not in out, "the ensemble is made by both"
-    assert [line for line in out_second.splitlines() if not line.startswith("[Gloo]")] == []
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(exit_codes, "compilation_cache", lambda: None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(sweep, "finish", lambda *_: sys.exit())  # its trials are enough
-    alone = ["--dataset", "digits", "--model", "mlp", "--batch-size", "128", "--run-dir", "alone"]
-    with pytest.raises(SystemExit):
-        cli.main("random_search", experiments, ("random",), ["mnist", *alone, *flags], "")
-    two, one = (
-        list(csv.DictReader((tmp_path / name / "trials.csv").read_text().splitlines()))
-        for name in ("run", "alone")
-    )
-    assert [row["state"] for row in two].count("pruned") == 2 and len(two) == 4
-    for row, expected in zip(two, one, strict=True):
-        assert float(row["val_loss"]) == pytest.approx(float(expected["val_loss"]), abs=1e-4)
-        same = {"state", "learning_rate", "dropout", "l2"}
-        assert {name: row[name] for name in same} == {name: expected[name] for name in same}
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["trials"] == 4 and results["test"]["accuracy"] > 0.3
 
 
 @pytest.mark.parametrize(

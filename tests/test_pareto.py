@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
+from searching import search
 
 import experiments
 from dlflax import train
 from dlflax.report import pareto
 from dlflax.tune import cli, cost
-from dlflax.tune.search import search
 from dlflax.tune.space import Space
-from dlflax.tune.stores import open_study
-from dlflax.tune.trial import Outcome
+from dlflax.tune.study import open_study
 from experiments.mnist import ARCHITECTURES, PRESETS
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -67,12 +66,12 @@ def test_one_number_for_both():
     values, costs = [0.1, 0.5, 0.3, np.inf], [1e6, 1e3, 1e4, 1e5]
     orders = set()
     for index in range(0, 200, cost.BATCH):
-        weighed = cost.weighed(values, costs, 0, index)
-        np.testing.assert_array_equal(weighed, cost.weighed(values, costs, 0, index + 1))
+        weighed = cost.scalarize(values, costs, 0, index)
+        np.testing.assert_array_equal(weighed, cost.scalarize(values, costs, 0, index + 1))
         assert weighed[3] > weighed[2]  # worse in both
         orders.add(int(np.argmin(weighed)))
     assert orders == {0, 1, 2}  # every trial of the front is the best for some weights
-    assert np.isfinite(cost.weighed([0.1], [5], 0, 0)).all()
+    assert np.isfinite(cost.scalarize([0.1], [5], 0, 0)).all()
 
 
 def test_what_a_model_costs():
@@ -97,14 +96,13 @@ def test_the_search_spreads_over_the_front():
 
     def outcome(params, two):
         loss = 1 / params["width"] ** 0.5 + 0.1 * (np.log10(params["learning_rate"]) + 2) ** 2
-        return Outcome(float(loss), attrs={"parameters": 10.0 * params["width"]} if two else {})
+        return float(loss), {"parameters": 10.0 * params["width"]} if two else {}
 
     counts, gaps = {}, {}
     for two in (False, True):
-        with open_study(None, "s", "minimize", space) as store:
-            objective = lambda batch, two=two: [outcome(t.params, two) for t in batch]  # noqa: E731
-            search(objective, Space(space), store, trials=48, population=8)
-            trials = store.trials()
+        with open_study(None, None, "s", "minimize") as study:
+            search(study, Space(space), lambda params, two=two: outcome(params, two), "gp", 48, 8)
+            trials = study.trials()
         counts[two] = sum(t.params["width"] <= 32 for t in trials[16:])
         gaps[two] = [
             min(t.value for t in trials if t.params["width"] == width) - width**-0.5
@@ -149,7 +147,10 @@ def test_a_sweep_with_two_objectives(capsys):
         ("val_loss", "one, or two"),
         ("weight", "must be parameters, flops or milliseconds"),
         ("parameters", "no structure is searched"),
-        ("parameters --prune 2", "--prune goes by one objective"),
+        (
+            "parameters --search halving --reduction-factor 2",
+            "--search halving goes by one objective",
+        ),
         ("parameters --sampler tpe", "--sampler tpe goes by one"),
         ("parameters --search freeze-thaw", "goes by one objective"),
         ("parameters --trials auto", "goes by one objective"),

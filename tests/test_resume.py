@@ -15,8 +15,8 @@ from dlflax.run.resume import differences
 from dlflax.train.augment import Flip
 from dlflax.train.tasks import TASKS
 from dlflax.tune import cli
-from dlflax.tune.ensemble import in_folder
-from dlflax.tune.sweep import Sweep
+from dlflax.tune.config import Sweep
+from dlflax.tune.trained import in_folder
 from experiments import mnist
 
 CONFIG = run.Config(train.Recipe(MLP((4,))))
@@ -24,7 +24,8 @@ FREE = {
     "data.data_dir", "data.dataset", "recipe.task.scale", "run_dir", "resume", "devices",
     "shard_state", "distributed", "profile", "baseline", "log", "verbose",
 }  # fmt: skip
-OF_SWEEP = {"trials", "tolerance", "study", "storage", "heartbeat", "ensemble", "auto"}
+OF_SWEEP = {"trials", "tolerance", "study", "storage", "ensemble", "auto"}
+OF_SWEEP |= {"launcher", "workers", "launcher_options"}
 SOURCES = [Arrays(), ImageFolder(), Images(), Series(), Table(), Text()]
 CASES = {
     "Config": CONFIG,

@@ -16,7 +16,7 @@ ENCODING = Encoding(SPACE)
 def bowl(count, noise=0.0, scale=1.0, shift=0.0, near=0):
     """Points all over the space and some near the least value, at (0.3, 0.3)."""
     rng = np.random.default_rng(0)
-    points = sobol(ENCODING, 0, count)
+    points = [sobol(ENCODING, 0, index) for index in range(count)]
     points += [{"a": 0.3 + x, "b": 0.3 + y} for x, y in 0.02 * rng.standard_normal((near, 2))]
     values = [1 + (p["a"] - 0.3) ** 2 + (p["b"] - 0.3) ** 2 for p in points]
     values = shift + scale * (np.array(values) + noise * rng.standard_normal(len(values)))
@@ -86,8 +86,8 @@ def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
     [
         (["--tolerance", "0.1"], "--tolerance is for --trials auto"),
         (["--trials", "auto", "--tolerance", "1"], "--tolerance 1 must be from 0"),
-        (["--trials", "auto", "--search", "freeze-thaw"], "does not go together"),
-        (["--trials", "auto", "--storage", "postgresql://a/b"], "is for one process"),
+        (["--trials", "auto", "--search", "freeze-thaw"], "goes by whole trials"),
+        (["--trials", "auto", "--search", "halving"], "goes by whole trials"),
         (["--trials", "many"], "auto"),
     ],
 )

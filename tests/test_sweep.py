@@ -14,7 +14,9 @@ import experiments
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
-from dlflax.tune import cli, ensemble, sweep
+from dlflax.tune import cli, ensemble, finish, pool, report
+from dlflax.tune.config import Sweep
+from dlflax.tune.study import open_study
 
 SAMPLERS = {
     "bayes_opt": ("gp", "tpe", "cmaes"),
@@ -62,10 +64,23 @@ def test_a_sweep_leaves_everything_and_goes_on(capsys):
     assert "data:image/png;base64," in (folder / "report.html").read_text()
     assert len(list((folder / "tensorboard").glob("trial_*/events*"))) == 10
 
-    # the winner is a run like any other: the same command without the sweep gives the same
-    config = json.loads((folder / "best" / "config.json").read_text())["config"]
-    assert config["hparams"]["learning_rate"] == results["best"]["hparams"]["learning_rate"]
-    assert config["seed"] == 0
+    # the candidates are runs like any other, and the best one by validation is in best/
+    scores = {name: each["val"]["loss"] for name, each in results["candidates"].items()}
+    assert scores.keys() >= {"trained", "retrained"} and results["val"]["loss"] == min(
+        scores.values()
+    )
+    assert results["model"] == min(scores, key=scores.get)
+    assert results["test"] == results["candidates"][results["model"]]["test"]
+    assert scores["trained"] == pytest.approx(results["best"]["value"], rel=1e-5)
+    for name in ("trained", "retrained"):
+        config = json.loads((folder / name / "config.json").read_text())["config"]
+        assert config["hparams"]["learning_rate"] == results["best"]["hparams"]["learning_rate"]
+        assert config["seed"] == 0
+        tested = json.loads((folder / name / "results.json").read_text())["test"]
+        assert tested == results["candidates"][name]["test"]
+    chosen, best = (folder / name / "results.json" for name in (results["model"], "best"))
+    assert chosen.read_bytes() == best.read_bytes()
+    assert f"best model: {finish.WORDS[results['model']]}" in out
     Image.fromarray(np.pad(np.full((40, 6), 255, np.uint8), ((10, 10), (27, 27)))).save("one.png")
     ((_, answer),) = Predictor(folder, experiments).answers(["one.png"])
     assert len(answer["probabilities"]) == 10
@@ -87,7 +102,8 @@ def test_a_sweep_leaves_everything_and_goes_on(capsys):
 @pytest.mark.slow
 def test_grid_seeds_and_halving(capsys):
     flags = [*FAST, "--space.learning-rate", "1e-5", "3e-3", "--space.dropout", "0", "0.2"]
-    flags += ["--space.l2", "--epochs", "4", "--seeds", "2", "--rank", "cautious", "--prune", "2"]
+    flags += ["--space.l2", "--epochs", "4", "--seeds", "2", "--rank", "cautious"]
+    flags += ["--search", "halving", "--reduction-factor", "2"]
     results = sweep_mnist(*flags, search="grid_search")
     assert (results["trials"], results["complete"], results["pruned"]) == (4, 1, 3)
     rows = table(Path("runs/sweeps/mnist_grid_search"))
@@ -132,11 +148,26 @@ REFUSED = {
     "contradict": ["--hparams.dropout", "0.5"],
     "--population 1000000 needs about": ["--population", "1000000"],
     "--trials 0 must be 1": ["--trials", "0"],
-    "--prune 1 must be 2": ["--prune", "1"],
-    "--prune 3 needs at least 3 epochs": ["--prune", "3", "--epochs", "2"],
+    "--reduction-factor 1 must be from 2": ["--search", "halving", "--reduction-factor", "1"],
+    "from 2 to the epochs of a trial, --epochs 2": ["--search", "halving", "--epochs", "2"],
+    "--epochs-per-round 0 must be 1": [
+        "--search",
+        "freeze-thaw",
+        "--epochs-per-round",
+        "0",
+        "--sampler",
+        "gp",
+    ],
+    "--search asha: use full, halving, freeze-thaw": ["--search", "asha"],
+    "begins trials all over the space, not by --sampler random": ["--search", "freeze-thaw"],
+    "--distributed is for one model on several hosts": ["--distributed"],
+    "--workers 0 must be 1": ["--workers", "0"],
+    "--launcher-options is for": ["--launcher-options", "time=60"],
+    "time must be NAME=VALUE": ["--launcher", "slurm", "--launcher-options", "time"],
     "on validation data": ["--validation", "0"],
     "--storage .*cannot be used": ["--storage", "sqlite:////nowhere/a.db"],
-    "use sqlite:///FILE": ["--storage", "mongodb://host"],
+    "--storage mongodb://host cannot be used": ["--storage", "mongodb://host"],
+    "use an address that Optuna opens, such as sqlite:///a.db": ["--storage", "a.db"],
     "choose one of autoencoder, cats_vs_dogs, cifar10, fashion_mnist, fore": ["imagenet"],
 }
 
@@ -161,15 +192,15 @@ def test_a_grid_of_a_range_is_refused(capsys):
 
 @pytest.mark.slow
 def test_memory_is_flat_over_200_trials(monkeypatch):
-    used, real = [], sweep.Objective.__call__
+    used, real = [], pool.train_order
 
-    def measured(self, batch):
-        outcomes = real(self, batch)
+    def measured(*given):
+        outcomes = real(*given)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         used.append(pages * os.sysconf("SC_PAGE_SIZE"))
         return outcomes
 
-    monkeypatch.setattr(sweep.Objective, "__call__", measured)
+    monkeypatch.setattr(pool, "train_order", measured)
     sweep_mnist(*FAST, "--epochs", "1", "--trials", "200", "--population", "8")
     assert len(used) == 25
     assert used[-1] < 1.05 * used[0], used
@@ -187,19 +218,16 @@ def test_every_experiment_can_be_swept(capsys):
 @pytest.mark.baselines
 def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     """Written after its first population, and by `sweeps.report` at any time."""
-    from dlflax.tune import report
-    from dlflax.tune.objective import Objective
+    train_order = pool.train_order
 
-    train = Objective.__call__
-
-    def stopped(self, batch):
-        if batch[0].index == 4:
+    def stopped(job, data, order, *more):
+        if order[0].number == 4:
             raise KeyboardInterrupt
-        return train(self, batch)
+        return train_order(job, data, order, *more)
 
     flags = [*FAST, "--epochs", "1", "--trials", "8", "--population", "4"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Objective, "__call__", stopped)
+        patch.setattr(pool, "train_order", stopped)
         sweep_mnist(*flags)
     folder = Path("runs/sweeps/mnist_random_search")
     assert len(table(folder)) == 4 and not (folder / "results.json").exists()
@@ -225,17 +253,14 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_no_report_of_what_is_no_sweep(tmp_path):
-    from dlflax.tune import report
-
     with pytest.raises(InputError, match="not a run folder"):
         report.of_folder(tmp_path)
     sweep_mnist(*FAST, "--epochs", "1", "--trials", "2", "--population", "2")
     folder = Path("runs/sweeps/mnist_random_search")
     with pytest.raises(InputError, match="of a run, not of a sweep"):
         report.of_folder(folder / "best")
-    with pytest.raises(InputError, match="other.db is not there"):
+    with pytest.raises(InputError, match="other.db has no study mnist_random_search"):
         report.of_folder(folder, f"sqlite:///{tmp_path}/other.db")
-    assert not (tmp_path / "other.db").exists()
     (folder / "results.json").write_text("{")
     assert report.of_folder(folder)["trials"] == 2
     written = json.loads((folder / "config.json").read_text())
@@ -244,21 +269,23 @@ def test_no_report_of_what_is_no_sweep(tmp_path):
     with pytest.raises(InputError, match="config.json is damaged"):
         report.of_folder(folder)
     (folder / "config.json").write_text(json.dumps({**written, "search": "random_search"}))
-    (folder / "study.db").unlink()
-    with pytest.raises(InputError, match="study.db is not there"):
+    (folder / "study.journal").unlink()
+    with pytest.raises(InputError, match="study.journal is not there"):
         report.of_folder(folder)
 
 
 def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
-    from dlflax.tune import report
-
     def fail(*_):
         raise ValueError("no disk")
 
     monkeypatch.setattr(report, "write", fail)
     said = []
-    with report.Live(Path("nowhere"), {}, "minimize", said.append) as live:
-        live([])
+    chosen = Sweep(None, trials=4, run_dir=Path("nowhere"))
+    with (
+        open_study(None, None, "a", "minimize") as study,
+        report.Watch(chosen, {}, study, said.append) as watch,
+    ):
+        watch.trials([])
     assert len(said) == 1 and said[0].startswith("warning: no report while the sweep runs (")
 
 
@@ -277,7 +304,7 @@ def test_a_model_that_cannot_be_built_is_refused_before_the_sweep(capsys, monkey
 
 
 def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
-    """The database was deleted, or more trials found no ensemble."""
+    """The journal was deleted, or more trials found no ensemble."""
     folder = Path("runs/sweeps/mnist_random_search")
     flags = [*FAST, "--epochs", "1", "--population", "2", "--baseline", "none"]
     monkeypatch.setattr(ensemble, "build", lambda *_: None)
@@ -288,15 +315,16 @@ def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
     (aside,) = folder.glob("ensemble_*")
     aside.rename(folder / "ensemble")
 
-    (folder / "study.db").unlink()
+    (folder / "study.journal").unlink()
     began = []
 
     def stop(*_):
         began.append({path.name for path in folder.iterdir()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "_search", stop)
+    monkeypatch.setattr(pool, "train_order", stop)
     with pytest.raises(SystemExit):
         sweep_mnist(*flags, "--trials", "2")
-    assert not {"ensemble", "best", "results.json", "report.html"} & began[0]
+    left = {"ensemble", "trained", "retrained", "best", "results.json", "report.html"}
+    assert not left & began[0]
     assert list(folder.glob("best_*/checkpoints")) and list(folder.glob("ensemble_*"))

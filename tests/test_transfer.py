@@ -23,6 +23,7 @@ from dlflax.train import Hparams, Recipe, augment
 from dlflax.train.step import objective
 from dlflax.transfer import Transfer, features, weights
 from dlflax.tune import ensemble, sweep
+from dlflax.tune.config import Sweep
 
 RNG = np.random.default_rng(0)
 
@@ -301,7 +302,7 @@ def test_every_augmentation_has_its_numbers():
 def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, finetune):
     """Heads share the frozen backbone, which is computed once; others have all in the State."""
     monkeypatch.chdir(tmp_path)
-    config = sweep.Sweep(
+    config = Sweep(
         recipe=RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
         transfer=Transfer(finetune=finetune), sampler="qmc", trials=6,
         space={"learning_rate": ("2e-2", "5e-2", "log")}, population=3, epochs=5,

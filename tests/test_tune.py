@@ -2,22 +2,22 @@
 
 import importlib.util
 import math
+import re
 import statistics
 
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
+from searching import ask, search
 
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP
 from dlflax.train import Hparams, Recipe
 from dlflax.train.augment import Crop, Flip
-from dlflax.tune import search, space
-from dlflax.tune.encoding import Encoding, sobol
-from dlflax.tune.gaussian_process import suggest
-from dlflax.tune.stores import open_study
-from dlflax.tune.trial import Outcome
+from dlflax.tune import samplers, space
+from dlflax.tune.study import open_study
+from dlflax.tune.worker import trial_seeds
 
 RECIPE = Recipe(model=CNN())
 NEEDS = {"cmaes": "cmaes"}
@@ -119,35 +119,55 @@ GRID = {name: CategoricalDistribution(values) for name, values in
         {"x": [0.0, 3.0, 8.0], "y": [1.0, 2.0], "z": [0.5, 2.0, 7.0]}.items()}  # fmt: skip
 
 
-def bowl(batch):
+def bowl(params):
     """A bowl with a hole where training diverges."""
-    return [
-        Outcome(math.inf if t.params["x"] > 7 else (t.params["x"] - 2) ** 2 + t.params["z"])
-        for t in batch
-    ]
+    return math.inf if params["x"] > 7 else (params["x"] - 2) ** 2 + params["z"], {}
 
 
 @pytest.mark.parametrize(("sampler", "population"), SEARCHES)
 def test_every_sampler_goes_on_as_if_never_stopped(tmp_path, sampler, population):
+    """After whole populations; those that do not learn, and one at a time, after any trial."""
     found = space.Space(GRID if sampler == "grid" else SPACE)
 
-    def searched(path, *stops):
+    def searched(name, *stops):
+        (tmp_path / name).mkdir()
         for trials in stops:
-            with open_study(f"sqlite:///{path}", "a", "minimize", found.distributions) as store:
-                search.search(
-                    bowl, found, store, sampler=sampler, trials=trials, population=population,
-                    seed=3,
-                )  # fmt: skip
-        return [(t.number, t.params, t.value) for t in store.trials()]
+            with open_study(tmp_path / name, None, "a", "minimize") as study:
+                search(study, found, bowl, sampler, trials, population, seed=3)
+        return [(t.number, t.params, t.value) for t in study.trials()]
 
-    whole = searched(tmp_path / "whole.db", 18)
+    whole = searched("whole", 18)
     assert len(whole) == 18
     assert len({str(params) for _, params, _ in whole}) == 18
     for _, params, _ in whole:
         assert all(found.distributions[name]._contains(
             found.distributions[name].to_internal_repr(value)) for name, value in params.items()
         )  # fmt: skip
-    assert searched(tmp_path / "stopped.db", 3, 13, 18) == whole
+    anywhere = population == 1 or sampler in ("random", "qmc", "grid")
+    assert searched("stopped", *((3, 13) if anywhere else (4, 12)), 18) == whole
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+def test_a_population_that_was_in_training_has_the_same_parameters(tmp_path, sampler):
+    """Whatever a storage has of it: all trials, or the first ones, or parts of one. (A journal has
+    all or none, unless its lines are those that Optuna itself writes.)"""
+    found = space.Space(SPACE, defaults={"x": 1.0, "y": 2.0, "z": 0.5})
+    (tmp_path / "a").mkdir()
+    with open_study(tmp_path / "a", None, "a", "minimize") as study:
+        search(study, found, bowl, sampler, 12, 4)
+        wanted = [trial.params for trial in ask(study, found, sampler, 4)]
+    whole = (tmp_path / "a" / "study.journal").read_bytes()
+    whole = re.sub(rb',"more":[0-9]+', b"", whole).splitlines(keepends=True)
+    for lines in range(1, 16):  # of the population: it was written last, in one piece
+        cut = b"".join(whole[:-lines])
+        (tmp_path / "a" / "study.journal").write_bytes(cut)
+        with open_study(tmp_path / "a", None, "a", "minimize") as study:
+            sampler_ = samplers.sampler_of(sampler, found, 0)
+            study.complete_running(sampler_, SPACE)
+            running = [t for t in study.trials() if t.state == TrialState.RUNNING]
+            more = ask(study, found, sampler, 16 - len(study.trials()))
+            assert [trial.number for trial in (*running, *more)] == [12, 13, 14, 15]
+            assert [trial.params for trial in (*running, *more)] == wanted, lines
 
 
 def branin(x, y):
@@ -161,12 +181,9 @@ def test_tpe_learns_from_what_was_recorded():
     found = space.Space({"x": FloatDistribution(-5, 10), "y": FloatDistribution(0, 15)})
 
     def regret(sampler, seed):
-        with open_study(None, "branin", "minimize", found.distributions) as store:
-            search.search(
-                lambda batch: [Outcome(branin(**trial.params)) for trial in batch],
-                found, store, sampler=sampler, trials=60, seed=seed,
-            )  # fmt: skip
-            return min(trial.value for trial in store.trials()) - 0.397887
+        with open_study(None, None, "branin", "minimize") as study:
+            search(study, found, lambda params: (branin(**params), {}), sampler, 60, seed=seed)
+            return min(trial.value for trial in study.trials()) - 0.397887
 
     tpe, random = (
         statistics.median(regret(name, seed) for seed in range(10)) for name in ("tpe", "random")
@@ -174,27 +191,10 @@ def test_tpe_learns_from_what_was_recorded():
     assert 0 <= tpe < 0.2 < random, (tpe, random)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
-def test_a_finite_space_ends_when_every_configuration_was_tried(sampler):
-    found = space.Space(GRID)
-    with open_study(None, "a", "minimize", found.distributions) as store:
-        search.search(bowl, found, store, sampler=sampler, trials=64, population=4)
-        tried = [tuple(trial.params[name] for name in GRID) for trial in store.trials()]
-    assert sorted(tried) == sorted(tuple(point[name] for name in GRID) for point in found.grid())
-
-
-def test_a_space_in_which_all_was_tried_gives_a_trial_again():
-    found = space.Space(GRID)
-    history = [
-        create_trial(params=point, distributions=GRID, value=1.0, user_attrs={"index": i})
-        for i, point in enumerate(found.grid())
-    ]
-    (trial,) = search.suggest("random", found, 0, "minimize", history, [len(history)])
-    assert trial.params in list(found.grid())
-
-
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "cmaes"])
 def test_the_first_trial_has_the_defaults(sampler):
+    if importlib.util.find_spec(NEEDS.get(sampler, "optuna")) is None:
+        pytest.skip(f"no {sampler} here")
     words = {
         "learning_rate": ("1e-4", "1e-2", "log"), "l2": ("1e-7", "1e-3", "log"),
         "dropout": ("0", "0.3", "0.6"), "model.features": ("32,64", "32"),
@@ -209,52 +209,15 @@ def test_the_first_trial_has_the_defaults(sampler):
     if expected["model.features"] not in words["model.features"]:
         words["model.features"] += (expected["model.features"],)
         found = space.space(words, Recipe(model=CNN()), Hparams(l2=0.0, dropout=0.25))
-    (first, second) = search.suggest(sampler, found, 0, "minimize", [], [0, 1])
-    assert first.params == expected and first.system_attrs["defaults"]
-    assert second.params != expected and "defaults" not in second.system_attrs
+    with open_study(None, None, "a", "minimize") as study:
+        first, second = ask(study, found, sampler, 2)
+    assert first.params == expected and second.params != expected
     words["optimizer"] = ("sgd", "lion")  # what a run has is not among them
     assert space.space(words, Recipe(model=CNN())).defaults is None
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_the_gaussian_process_sees_what_runs_and_what_was_pruned(direction):
-    """The same suggestion as from the module itself, whatever a trial's state is."""
-    encoding = Encoding(SPACE)
-    sign = 1 if direction == "minimize" else -1
-    states = [TrialState.COMPLETE] * 9 + [TrialState.PRUNED] * 3 + [TrialState.RUNNING] * 2
-    history, finished, waiting = [], [], []
-    for state, params in zip([*states, TrialState.FAIL], sobol(encoding, 0, 15), strict=True):
-        value = params["x"] ** 2
-        known = state in (TrialState.COMPLETE, TrialState.PRUNED)
-        trial = create_trial(
-            params=params, distributions=SPACE, state=state, value=sign * value if known else None
-        )
-        history.append(trial)
-        if known:
-            finished.append((params, value))
-        elif state == TrialState.RUNNING:
-            waiting.append(params)
-    found = search.suggest("gp", space.Space(SPACE), 0, direction, history, [15, 16])
-    seeds = [search._seed(0, index) for index in (15, 16)]
-    assert [t.params for t in found] == suggest(encoding, finished, waiting, seeds)
-
-
-def test_trial_seeds_depend_on_seed_and_index_alone():
-    seeds = np.stack([search.trial_seeds(7, index, 3) for index in range(1000)])
+def test_trial_seeds_depend_on_seed_and_number_alone():
+    seeds = np.stack([trial_seeds(7, number, 3) for number in range(1000)])
     assert len(np.unique(seeds)) == 3000
-    np.testing.assert_array_equal(seeds[41, :2], search.trial_seeds(7, 41, 2))
-    assert not np.isin(search.trial_seeds(8, 41, 3), seeds).any()
-
-
-def test_halving_rungs():
-    assert search.halving_rungs(9, 3) == [1, 3]
-    assert search.halving_rungs(10, 3) == [1, 3]
-    assert search.halving_rungs(8, 2) == [1, 2, 4]
-    assert search.halving_rungs(3, 4) == []
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="cmaes needs the package cmaes"):
-        search.check_sampler("cmaes")
-    search.check_sampler("gp")
+    np.testing.assert_array_equal(seeds[41, :2], trial_seeds(7, 41, 2))
+    assert not np.isin(trial_seeds(8, 41, 3), seeds).any()

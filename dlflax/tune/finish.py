@@ -42,7 +42,7 @@ def finish(
 ) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
     report, which it prints. Returns the results. Raises RunError where no trial ended well."""
-    folder, direction, trials = sweep.run_dir, study.direction, study.trials()
+    folder, direction, trials = sweep.run_dir, study.direction, study.finished()
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
     best = next(iter(ranking.ranked(trials, direction)), None)
     if best is None or not math.isfinite(best.value):

@@ -59,7 +59,7 @@ class Members:
     def add(self, outcome: Outcome) -> None:
         """Keeps the models of a trial, if it has any, and deletes those that are no longer among
         the best. A full disk is one warning, after which none is kept."""
-        if not outcome.models or self._sign * outcome.value >= self.worth():
+        if not (outcome.models and self._sign * outcome.value < self.worth()):
             return
         try:
             self._write(outcome)

@@ -18,7 +18,7 @@ from dlflax.tune.plan import Lines, range_text
 from dlflax.tune.report import Watch
 from dlflax.tune.rules import Budget, Curve, Go, Rule, Stop
 from dlflax.tune.study import Study
-from dlflax.tune.worker import Assignment, Job, Outcome
+from dlflax.tune.worker import Assignment, Job, Outcome, seeds_of
 
 MOST_FAILURES = 3  # of the workers that a trial is given to
 
@@ -158,7 +158,8 @@ class Pool:
         numbers = [number for number in numbers if number not in self._recorded]
         with self._study.writing():
             for number in numbers:
-                self._tell(self._trials[number], TrialState.PRUNED, None, {})
+                trial = self._trials[number]
+                self._tell(trial, TrialState.PRUNED, None, seeds_of(self._job, trial.records))
         self._show(numbers)
 
     # training

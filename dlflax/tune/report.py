@@ -97,7 +97,8 @@ class Watch:
         """Writes the report of all trials so far, if it is time for one."""
         busy = self._last is not None and not self._last.done()
         if not busy and not self._failed and time.monotonic() >= self._next:
-            self._last = self._reports.submit(self._write, list(trials))
+            finished = [trial for trial in trials if trial.state.is_finished()]
+            self._last = self._reports.submit(self._write, finished)
 
     def _write(self, trials):
         clock = time.monotonic()

@@ -289,7 +289,7 @@ def _storage(folder: Path | None, url: str | None) -> BaseStorage:
 def trials_of(
     folder: Path, storage: str | None = None
 ) -> tuple[dict[str, Any], list[FrozenTrial], str]:
-    """Returns (the contents of config.json, the trials so far, minimize or maximize) of a sweep's
+    """Returns (the contents of config.json, the finished trials, minimize or maximize) of a sweep's
     folder. storage: the address of its storage, if that is not in the folder. Raises InputError
     when the folder is not that of a sweep, or has no finished trial yet."""
     folder, saved = Path(folder), load_config(folder)
@@ -309,7 +309,8 @@ def trials_of(
         study = optuna.load_study(study_name=name, storage=opened)
         direction = study.direction.name.lower()
         trials = with_scores(study.get_trials(deepcopy=False), direction)
-    if not any(trial.state.is_finished() for trial in trials):
+    trials = [trial for trial in trials if trial.state.is_finished()]
+    if not trials:
         raise InputError(f"the study {name} has no trial yet: wait for its first population.")
     return saved, trials, direction
 

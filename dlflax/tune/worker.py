@@ -266,34 +266,30 @@ def _leaves(tree) -> list:
 
 def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
     """Returns number -> Outcome of a group."""
-    values, scores = _values(job, members)
     notes = members.saved()[1]
+    records = [row if all(history for history, _ in row) else None for row in notes["trainings"]]
+    values = [score_of(job, row) for row in records]
     over = [
         k in members.diverged or all(seed.finished() for seed in members.trainings[k])
         for k in range(len(group))
     ]
-    begun = [each.records is not None or len(members.histories[k][0]) for k, each in
-             enumerate(group)]  # fmt: skip
-    paused = [k for k in range(len(group)) if begun[k] and not over[k]]
+    paused = [k for k in range(len(group)) if records[k] and not over[k]]
     arrays = _arrays(members, paused, job.seeds)
     # those that were over before have no goal
-    kept = [k for k, each in enumerate(group) if each.until and over[k] and np.isfinite(values[k])]
-    kept = [k for k in kept if job.sign * values[k] < worth]
+    kept = [k for k, each in enumerate(group) if each.until and over[k]]
+    kept = [k for k in kept if math.isfinite(values[k]) and job.sign * values[k] < worth]
     models = _models(job, members, kept, parts)
     outcomes = {}
     for k, each in enumerate(group):
         # the seeds' rows by epoch, as far as all came: patience may have stopped one earlier
         rows = zip(*members.histories[k], strict=False)
         curve = [float(np.mean([row[f"val_{job.metric}"] for row in epoch])) for epoch in rows]
-        worst = job.sign * math.inf
-        attrs: dict[str, Any] = {}
+        curve = [value if math.isfinite(value) else job.sign * math.inf for value in curve]
+        attrs = seeds_of(job, records[k])
         if k in members.diverged:
-            attrs["diverged_at"] = members.diverged[k]
-        elif job.seeds > 1 and begun[k]:
-            attrs = {"values": scores[k].tolist(), "std": float(scores[k].std(ddof=1))}
+            attrs = {"diverged_at": members.diverged[k]}
         outcomes[each.number] = Outcome(
-            each.number, float(values[k]), [v if math.isfinite(v) else worst for v in curve],
-            over[k], notes["trainings"][k] if begun[k] else None, arrays.get(k, []), 0.0, attrs,
+            each.number, values[k], curve, over[k], records[k], arrays.get(k, []), 0.0, attrs,
             models.get(k, []),
         )  # fmt: skip
     return outcomes
@@ -321,20 +317,25 @@ def _models(job, members, kept, parts) -> dict[int, list[Model]]:
     return {k: [Model(*best[k, seed]) for seed in range(job.seeds)] for k in kept}
 
 
-def _values(job, members) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (the value of each configuration, float (n,); the scores of its seeds, (n, seeds)).
-    A score is that of the best epoch so far, and the worst once the configuration diverged."""
+def _scores(job, records) -> np.ndarray:
+    """Returns the scores of a trial's seeds, float (n,): of their best epochs so far, and the worst
+    once one of them diverged."""
+    if not records or any(diverged_at for _, diverged_at in records):
+        return np.full(job.seeds, job.sign * math.inf)
     best = min if job.sign == 1 else max
-    scores = np.array([
-        [
-            job.sign * math.inf if k in members.diverged or not history
-            else best(epoch[f"val_{job.metric}"] for epoch in history)
-            for history in seeds
-        ]
-        for k, seeds in enumerate(members.histories)
-    ])  # fmt: skip
-    values = scores.mean(1)
-    if job.rank == "cautious" and job.seeds > 1:
-        finite = np.isfinite(values)
-        values[finite] += job.sign * scores[finite].std(1, ddof=1)
-    return values, scores
+    return np.array([best(row[f"val_{job.metric}"] for row in history) for history, _ in records])
+
+
+def score_of(job: Job, records: list | None) -> float:
+    """Returns what a trial counts so far: the mean over its seeds, or one deviation worse."""
+    scores = _scores(job, records)
+    is_cautious = job.rank == "cautious" and job.seeds > 1 and np.isfinite(scores).all()
+    return float(scores.mean() + (job.sign * scores.std(ddof=1) if is_cautious else 0.0))
+
+
+def seeds_of(job: Job, records: list | None) -> dict[str, Any]:
+    """Returns the attributes of a trial that has several seeds: their scores, and the deviation."""
+    scores = _scores(job, records)
+    if job.seeds == 1 or not np.isfinite(scores).all():
+        return {}
+    return {"values": scores.tolist(), "std": float(scores.std(ddof=1))}

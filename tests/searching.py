@@ -1,0 +1,31 @@
+"""A search in which nothing is trained: the loop of a sweep, with a function in its place."""
+
+from optuna.trial import TrialState
+
+from dlflax.tune import hints
+from dlflax.tune.encoding import Encoding
+from dlflax.tune.samplers import sampler_of
+
+
+def begun(study):
+    """Returns the trials that were asked for."""
+    return [trial for trial in study.trials() if trial.state != TrialState.WAITING]
+
+
+def ask(study, space, sampler, count, seed=0):
+    """Returns the next trials, as a sweep that has this space asks for them."""
+    first = [] if sampler == "grid" else [space.defaults, hints.enqueued(space)]
+    study.settings({}, [params for params in first if params])
+    return study.ask(sampler_of(sampler, space, seed), space.distributions, [None] * count)
+
+
+def search(study, space, function, sampler="gp", trials=64, population=1, seed=0):
+    """Continues until there are so many trials. function: parameters -> (value, attributes)."""
+    most = min(trials, Encoding(space.distributions).size() or trials)
+    while (done := len(begun(study))) < most:
+        count = min(population - done % population, most - done)
+        batch = ask(study, space, sampler, count, seed)
+        with study.writing():
+            for trial in batch:
+                value, attrs = function(trial.params)
+                study.tell(trial.number, TrialState.COMPLETE, value, attrs)
