@@ -103,8 +103,10 @@ class Checkpoints:
                 break  # no epoch was finished
             epoch = best_epoch(history, self.task)
             best = int(history[epoch]["step"])
+            if best == step:
+                return state
             self.log(f"using the weights of epoch {epoch + 1} of {len(history)}")
-            return state if best == step else self.restore(abstract, best)[0]
+            return self.restore(abstract, best)[0]
         raise RunError(f"no usable checkpoint in {self.folder}: train first.")
 
     def restore_last(self, abstract: State) -> Saved | None:

@@ -62,7 +62,7 @@ def fit(
     _, others, of_others = _read(encoding, known, FITTED // 2)
     with float64():
         _, model = _modelled(encoding, points, warped(values), others, warped(of_others))
-    return Fitted(finished, model)
+        return Fitted(finished, jax.block_until_ready(model))
 
 
 def suggest(
@@ -156,6 +156,8 @@ def _most_telling(values, most: int):
 
 @contextlib.contextmanager
 def float64():
+    """Computes in float64 on the CPU, in one thread of BLAS: the bits depend on their number."""
+    import scipy.linalg  # noqa: F401  (whose BLAS is limited only once it is loaded)
     import threadpoolctl
 
     with contextlib.ExitStack() as stack:
