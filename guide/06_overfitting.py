@@ -132,7 +132,7 @@ print(f"dlflax: {0.5 * float(train.losses.l2({'kernel': kernel}))}")
 # hopeless:
 #
 # ```bash
-# python -m sweeps.bayes_opt mnist --dataset digits --model mlp --augment affine --space.dropout 0 0.7 --space.l2 1e-6 1e-2 log --space.translate 0 4 --space.rotate 0 30 --prune 3
+# python -m sweeps.bayes_opt mnist --dataset digits --model mlp --augment affine --space.dropout 0 0.7 --space.l2 1e-6 1e-2 log --space.translate 0 4 --space.rotate 0 30 --search halving
 # ```
 #
 # ## Exercises

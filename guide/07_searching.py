@@ -142,5 +142,6 @@ import json
 for name in SEARCHES:
     with open(f"{name}/results.json", encoding="utf-8") as file:
         results = json.load(file)
+    again = results["candidates"]["retrained"]
     print(f"{name}: best trial {results['best']['value']:.2f}, trained again "
-          f"{results['val']['loss']:.2f}, on test data {results['test']['loss']:.2f}")  # fmt: skip
+          f"{again['val']['loss']:.2f}, on test data {again['test']['loss']:.2f}")  # fmt: skip

@@ -73,13 +73,36 @@ def test_own_experiment(tmp_path):
     assert results["task"] == "Regression" and results["test"]["r2"] > 0.3
 
 
+@pytest.mark.slow
+def test_own_search(tmp_path):
+    sampler, rule = blocks(ROOT / "docs/your_own_search.md", "python")
+    (tmp_path / "mutation.py").write_text(sampler)
+    (tmp_path / "pbt.py").write_text(rule)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    sweep = "-m sweeps.bayes_opt mnist --preset digits --model mlp --epochs 1 --trials 4 "
+    sweep += "--population 1 --baseline none --ensemble 0 --sampler mutation:Mutation --study own"
+    for command in ("pbt.py", sweep):
+        command = [sys.executable, *command.split()]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    results = json.loads((tmp_path / "runs/sweeps/digits_pbt/results.json").read_text())
+    assert results["trials"] == 16 and results["test"]["accuracy"] > 0.9
+    assert json.loads((tmp_path / "runs/sweeps/own/results.json").read_text())["trials"] == 4
+
+
+@pytest.mark.slow
+def test_the_gaussian_process_in_plain_optuna(capsys):
+    names = {}
+    exec("\n".join(blocks(ROOT / "docs/sweeps.md", "python")), names)
+    assert "'x': " in capsys.readouterr().out and names["study"].best_value < 1
+
+
 def commands(path: Path):
     """(module, words) of each `python -m experiments.X ...` in a page's blocks, without those of
     files that a reader writes."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             found = re.search(r"python -m ((?:experiments|sweeps)[.\w]*)(.*)", line)
-            if found and not re.search(r"\w\.py\b|my_package", found[2]):
+            if found and not re.search(r"\w\.py\b|my_package|mutation:", found[2]):
                 yield found[1], shlex.split(re.sub(r"[|;&].*", "", found[2]), comments=True)
 
 
@@ -228,35 +251,7 @@ def test_an_editable_install_comes_before_the_folder_of_the_clone(tmp_path):
     assert ran.stdout.endswith(f"{ROOT / 'dlflax' / '__init__.py'}\n"), ran.stderr
 
 
-FAKE_SRUN = """#!/bin/bash
-echo "$@" >> srun.txt
-exit "${CODE:-0}"
-"""
-
-
-@pytest.mark.parametrize("code", [0, 1, 75])
-def test_the_script_for_slurm(tmp_path, code):
-    """Its command is understood, and it is put back into the queue by exit code 75 alone."""
-    for name, text in (("srun", FAKE_SRUN), ("scontrol", '#!/bin/bash\necho "$@" >> again.txt\n')):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    environment = {
-        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CODE": str(code),
-        "DLFLAX_STORAGE": "postgresql+psycopg://me@host/sweeps", "SLURM_ARRAY_JOB_ID": "7",
-        "SLURM_ARRAY_TASK_ID": "3",
-    }  # fmt: skip
-    script = ["bash", ROOT / "docs/cluster/sweep.slurm"]
-    assert subprocess.run(script, cwd=tmp_path, env=environment).returncode == code
-    assert "-m sweeps.bayes_opt mnist" in (tmp_path / "srun.txt").read_text()
-    again = tmp_path / "again.txt"
-    assert (again.exists() and again.read_text() == "requeue 7_3\n") == (code == 75)
-    del environment["DLFLAX_STORAGE"]
-    refused = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert refused.returncode != 0 and "DLFLAX_STORAGE: set it" in refused.stderr
-
-
-def test_a_sweep_s_commands_for_clusters_are_understood(place, monkeypatch):
-    for name in ("sweep.slurm", "sweep.sky.yaml"):
-        text = (ROOT / "docs/cluster" / name).read_text("utf-8")
-        (line,) = re.findall(r"python -m (sweeps\.\w+)(.*)", text)
-        check_command(monkeypatch, line[0], shlex.split(line[1]))
+def test_a_sweep_s_command_for_a_cloud_is_understood(place, monkeypatch):
+    text = (ROOT / "docs/cluster/sweep.sky.yaml").read_text("utf-8")
+    (line,) = re.findall(r"python -m (sweeps\.\w+)(.*)", text)
+    check_command(monkeypatch, line[0], shlex.split(line[1]))
