@@ -20,8 +20,8 @@ def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> N
 
     Args:
         folder: Its folder, such as runs/sweeps/mnist_bayes_opt.
-        storage: Address of its PostgreSQL database, with the password (default: $DLFLAX_STORAGE, or
-            what is in the folder).
+        storage: Address of its storage, with the password (default: $DLFLAX_STORAGE, or what is in
+            the folder).
     """
     results = report.of_folder(folder, storage)
     print_findings(results["findings"])

@@ -119,7 +119,7 @@ def test_one_bad_file_does_not_silence_the_others(place, zoo, capsys):
     out, err = capsys.readouterr()
     assert exit_.value.code == 3
     assert [json.loads(line)["file"] for line in out.splitlines()] == good
-    assert re.search("using the weights of epoch . of 3", err) and "error: cut.png: " in err
+    assert "error: cut.png: " in err
     with pytest.raises(SystemExit) as exit_:
         predict.command(zoo("digits"), ("cut.png",), True)
     assert exit_.value.code == 2

@@ -14,7 +14,7 @@ import experiments
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
-from dlflax.tune import cli, ensemble, finish, pool, report
+from dlflax.tune import cli, ensemble, finish, orders, report
 from dlflax.tune.config import Sweep
 from dlflax.tune.study import open_study
 
@@ -158,7 +158,10 @@ REFUSED = {
         "--sampler",
         "gp",
     ],
-    "--search asha: use full, halving, freeze-thaw": ["--search", "asha"],
+    "--search asha is not one of its choices: There are freeze-thaw, full, halving": [
+        "--search",
+        "asha",
+    ],
     "begins trials all over the space, not by --sampler random": ["--search", "freeze-thaw"],
     "--distributed is for one model on several hosts": ["--distributed"],
     "--workers 0 must be 1": ["--workers", "0"],
@@ -192,7 +195,7 @@ def test_a_grid_of_a_range_is_refused(capsys):
 
 @pytest.mark.slow
 def test_memory_is_flat_over_200_trials(monkeypatch):
-    used, real = [], pool.train_order
+    used, real = [], orders.train_order
 
     def measured(*given):
         outcomes = real(*given)
@@ -200,7 +203,7 @@ def test_memory_is_flat_over_200_trials(monkeypatch):
         used.append(pages * os.sysconf("SC_PAGE_SIZE"))
         return outcomes
 
-    monkeypatch.setattr(pool, "train_order", measured)
+    monkeypatch.setattr(orders, "train_order", measured)
     sweep_mnist(*FAST, "--epochs", "1", "--trials", "200", "--population", "8")
     assert len(used) == 25
     assert used[-1] < 1.05 * used[0], used
@@ -218,7 +221,7 @@ def test_every_experiment_can_be_swept(capsys):
 @pytest.mark.baselines
 def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     """Written after its first population, and by `sweeps.report` at any time."""
-    train_order = pool.train_order
+    train_order = orders.train_order
 
     def stopped(job, data, order, *more):
         if order[0].number == 4:
@@ -227,7 +230,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
 
     flags = [*FAST, "--epochs", "1", "--trials", "8", "--population", "4"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(pool, "train_order", stopped)
+        patch.setattr(orders, "train_order", stopped)
         sweep_mnist(*flags)
     folder = Path("runs/sweeps/mnist_random_search")
     assert len(table(folder)) == 4 and not (folder / "results.json").exists()
@@ -322,7 +325,7 @@ def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
         began.append({path.name for path in folder.iterdir()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool, "train_order", stop)
+    monkeypatch.setattr(orders, "train_order", stop)
     with pytest.raises(SystemExit):
         sweep_mnist(*flags, "--trials", "2")
     left = {"ensemble", "trained", "retrained", "best", "results.json", "report.html"}

@@ -14,7 +14,8 @@ from dlflax.run.flags import check_choices
 from dlflax.train.hparams import numbers
 from dlflax.train.layout import use_all_cores
 from dlflax.tune.config import Sweep
-from dlflax.tune.rules import RULES
+from dlflax.tune.rules import RULES, Rule
+from dlflax.tune.samplers import load_class
 from dlflax.tune.space import STRUCTURE
 from dlflax.tune.sweep import run_sweep
 
@@ -67,18 +68,21 @@ def _parse(search, experiments, samplers, args, description):
         words = {}  # a grid is over what is named, and nothing else
 
     _refuse_flags(args)
-    rule = RULES[_rule_name(args)]
+    rule = _rule(_rule_name(args))
 
     def extend(config: run.Config) -> Sweep:
         """The flags' defaults: those of the experiment, and those of a sweep over it."""
         of_flags = _space_type(config, words)
-        help_of_sampler = tyro.conf.arg(help=f"{', '.join(samplers)}, or module:Class of another "
-                                        "sampler for Optuna.")  # fmt: skip
-        sampler = Annotated[str, tyro.conf.Suppress if grid else help_of_sampler]
+        shown = tyro.conf.arg(metavar=f"{{{','.join((*samplers, 'MODULE:CLASS'))}}}")
+        sampler = Annotated[str, tyro.conf.Suppress if grid else shown]
+        choices = {**RULES, "MODULE:CLASS": None}
+        rules = Annotated[
+            str, tyro.conf.arg(help="What trains next.", metavar=f"{{{','.join(choices)}}}")
+        ]
         own = Annotated[type(rule), tyro.conf.arg(name="")]  # --reduction-factor, not --search.…
         fields = [
             ("space", of_flags, of_flags()),
-            ("search", Literal[tuple(RULES)], _rule_name(args)),
+            ("search", rules, _rule_name(args)),
             ("rule", own, dataclasses.field(default=rule, metadata={"saved": False})),
             ("sampler", sampler, samplers[0]),
             ("objective", tuple[str, ...], ()),
@@ -113,14 +117,24 @@ def _parse(search, experiments, samplers, args, description):
 
 
 def _rule_name(args: list[str]) -> str:
-    """Returns the word of --search, whose Rule has flags of its own, or full."""
-    check_choices(args, {"search": tuple(RULES)})
+    """Returns the word of --search, or full."""
     name = "full"
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args[1:], ""], strict=bool(args)):
         flag, equals, value = word.partition("=")
         if flag == "--search":
             name = value if equals else following
-    return name if name in RULES else "full"  # no word at all: tyro refuses it
+    return name
+
+
+def _rule(name: str) -> Rule:
+    """Returns the Rule of that name, or of module:Class. Raises InputError where there is none."""
+    if ":" not in name:
+        check_choices(["--search", name], {"search": tuple(RULES)})
+        return RULES[name]
+    rule = load_class("--search", name)
+    if not (dataclasses.is_dataclass(rule) and hasattr(rule, "decide")):
+        raise InputError(f"--search {name} must be a dataclass with the methods of rules.Rule.")
+    return rule()
 
 
 def _refuse_flags(args: list[str]) -> None:

@@ -111,7 +111,8 @@ def build(sweep, bound: Bound, experiment, config: run.Config, members, trials, 
 
     shares = jnp.float32([w for _, w in pairs])
     picked = jnp.stack([member.outputs for member, _ in pairs])
-    logits = task.mean(picked, shares) / chosen.temperature
+    raw = task.mean(picked, shares)
+    logits = raw / chosen.temperature
     config = _as_run(config, pairs, of_trial, chosen.temperature)
     scores = train.scores(task, config.hparams, part, logits)
     row = {"epoch": 1, "step": 1, **{f"val_{name}": value for name, value in scores.items()}}
@@ -129,6 +130,8 @@ def build(sweep, bound: Bound, experiment, config: run.Config, members, trials, 
         "temperature": chosen.temperature,
         "validation_loss": chosen.loss,
         "validation_loss_of_the_best_alone": chosen.alone,
+        # by which it compares with models that have no temperature
+        "uncalibrated": train.scores(task, config.hparams, part, raw),
         "val": tested.get("val"),
         "test": tested.get("test"),
         "run_dir": str(folder),

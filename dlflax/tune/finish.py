@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from dlflax import run
 from dlflax.errors import InputError, RunError
@@ -177,8 +177,11 @@ class Candidates:
         return min(scores, key=scores.get, default=None)
 
     def _score(self, name: str) -> float | None:
-        """Returns the objective of a candidate on the validation data."""
-        return (self._results.get(name, {}).get("val") or {}).get(self._metric)
+        """Returns the objective of a candidate on the validation data, before any calibration."""
+        scores = self._results.get(name, {}).get("val")
+        if name == "ensemble" and self._ensemble:
+            scores = self._ensemble["uncalibrated"]
+        return (scores or {}).get(self._metric)
 
     def results(self) -> dict[str, Any]:
         """Returns what results.json says of the candidates so far."""
@@ -207,7 +210,8 @@ class Candidates:
             return []
         text = (f"On validation data the best trial has {self._metric} {digits(trained)} as it was "
                 f"trained, and {digits(retrained)} retrained with another seed")  # fmt: skip
-        defaults = [t for t in self._trials if t.user_attrs.get("defaults") and t.value is not None]
+        defaults = [t for t in self._trials if t.user_attrs.get("defaults")
+                    and t.state == TrialState.COMPLETE]  # fmt: skip
         start = next(iter(defaults), self._best)
         gain, lost = (self._sign * (value - trained) for value in (start.value, retrained))
         if lost <= 0 or not 0 < gain < math.inf:

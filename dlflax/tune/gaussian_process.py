@@ -156,14 +156,13 @@ def _most_telling(values, most: int):
 
 @contextlib.contextmanager
 def float64():
-    """Computes in float64 on the CPU, in one thread of BLAS: the bits depend on their number."""
-    import scipy.linalg  # noqa: F401  (whose BLAS is limited only once it is loaded)
+    """Computes in float64 on the CPU, in one thread of BLAS: bits depend on their number."""
+    import scipy.linalg  # noqa: F401  (whose BLAS is limited once it is loaded)
     import threadpoolctl
 
     with contextlib.ExitStack() as stack:
         with warnings.catch_warnings():  # of two OpenMP libraries, which PyTorch may bring
             warnings.simplefilter("ignore", RuntimeWarning)
-            # several threads for matrices of this size take a third more time
             stack.enter_context(threadpoolctl.threadpool_limits(1, user_api="blas"))
         with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves the CPU out
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))

@@ -90,7 +90,7 @@ class Lines:
             f"trials {range_text([trial.number for trial in new])}: {seconds:.1f} s, "
             f"{rate:,.{0 if rate > 20 else 1}f} trials/min"
         )
-        if self.pauses:
+        if self.pauses or not new:
             epochs = sum(len(trial.values) for trial in trials)
             line = f"{epochs:,} epochs: {len(trials)} trials begun, {len(over)} to their end"
         diverged = sum(trial.value is not None and not math.isfinite(trial.value) for trial in new)

@@ -139,8 +139,9 @@ class Pool:
         begun = []
         for trial, go in zip([*resumed, *asked], new, strict=True):
             each = Begun(trial.number, dict(trial.params))
-            if go.parent is not None:
-                parent = self._trials[go.parent]
+            parent = self._trials.get(go.parent)
+            # a kill may have left the parent without its State: the copy then begins anew
+            if parent is not None and parent.arrays and trial.number not in self._recorded:
                 each.records, each.arrays = parent.records, parent.arrays
                 each.values = list(parent.values)
                 with self._study.writing():

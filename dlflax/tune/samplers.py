@@ -201,7 +201,7 @@ def check_sampler(sampler: str) -> None:
             "--sampler cmaes needs the package cmaes: pip install cmaes, or use --sampler gp."
         )
     if sampler not in SAMPLERS:
-        _load_class(sampler)
+        _load_sampler(sampler)
 
 
 def sampler_of(name: str, space: Space, seed: int) -> BaseSampler:
@@ -227,7 +227,7 @@ def _constructor(name: str, space: Space, seed: int) -> Callable[[int], BaseSamp
     elif name == "random":
         make = RandomSampler
     else:
-        make = _load_class(name)
+        make = _load_sampler(name)
         if "seed" not in inspect.signature(make).parameters:
             alone = make()
             return lambda _: alone
@@ -240,18 +240,22 @@ def _constructor(name: str, space: Space, seed: int) -> Callable[[int], BaseSamp
     return make_quietly
 
 
-def _load_class(name: str) -> type[BaseSampler]:
-    """Returns the class that module:Class names."""
-    module, colon, of_module = name.partition(":")
-    if not colon:
+def load_class(flag: str, name: str) -> Any:
+    """Returns what module:Class names. Raises InputError where that cannot be imported."""
+    module, _, of_module = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), of_module)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{flag} {name} cannot be imported: {error}.") from error
+
+
+def _load_sampler(name: str) -> type[BaseSampler]:
+    if ":" not in name:
         raise InputError(
             f"--sampler {name}: use one of {', '.join(SAMPLERS)}, or module:Class of a sampler of "
             "Optuna's, such as optuna.samplers:NSGAIISampler."
         )
-    try:
-        sampler = getattr(importlib.import_module(module), of_module)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--sampler {name} cannot be imported: {error}.") from error
+    sampler = load_class("--sampler", name)
     if not (isinstance(sampler, type) and issubclass(sampler, BaseSampler)):
         raise InputError(f"--sampler {name} must be a subclass of optuna.samplers.BaseSampler.")
     return sampler

@@ -299,6 +299,9 @@ def trials_of(
         raise InputError(f"{folder}/config.json is damaged: it is not what a sweep writes.")
     kept = saved["config"]["storage"]  # without its password
     url, name = storage or os.environ.get("DLFLAX_STORAGE") or kept, saved["config"]["study"]
+    database = Path((url or "").removeprefix("sqlite:///").partition("?")[0])
+    if (url or "").startswith("sqlite:///") and not database.exists():  # opening it would make it
+        raise InputError(f"{database} is not there: give the sweep's --storage.")
     if not url and not (folder / JOURNAL).exists():
         raise InputError(f"{folder / JOURNAL} is not there: give the sweep's --storage.")
     with opening(url):

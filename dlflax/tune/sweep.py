@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlflax import run
+from dlflax.train.layout import use_all_cores
 from dlflax.tune import settings
 from dlflax.tune.bind import bind
 from dlflax.tune.config import Sweep
@@ -24,6 +25,7 @@ def run_sweep(
     """Runs the sweep, or continues it; tests and saves the best model. Returns the contents of
     results.json. search: the name of the kind of search; sweep.space: words, as `space.space`
     takes them. Raises InputError and RunError."""
+    use_all_cores()
     if isinstance(experiment, str):
         experiment = run.Experiment(experiment)
     sweep, bound = bind(sweep, search, experiment, log)

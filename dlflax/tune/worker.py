@@ -96,7 +96,7 @@ class Outcome:
 def pack(job: Job) -> bytes:
     """Returns a job for another process, with the source of an experiment that is a script or file.
     Pickle alone only names its classes."""
-    files = [module for name, module in sys.modules.items() if name.startswith(FILE)]
+    files = [module for name, module in sys.modules.copy().items() if name.startswith(FILE)]
     main = sys.modules["__main__"]
     if main.__spec__ is None and str(getattr(main, "__file__", "")).endswith(".py"):
         files.append(main)  # python my_experiment.py

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -165,6 +166,8 @@ def _connect(address: str | None, cores: int):
     if ray.is_initialized():
         return ray, False
     quiet = {"log_to_driver": False, "logging_level": "error"}
+    # Ray's processes begin another program at once, which JAX's threads do not hinder
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     if not address:
         ray.init(num_cpus=cores, include_dashboard=False, **quiet)
         return ray, True

@@ -64,7 +64,14 @@ class Slurm(Launcher):
             self._executor = submitit.SlurmExecutor(jobs)
             flags = {"no-requeue": True, **{k.replace("_", "-"): v for k, v in options.items()}}
             self._executor.update_parameters(
-                job_name="dlflax", time=None, signal_delay_s=5, additional_parameters=flags
+                job_name="dlflax",
+                time=None,
+                signal_delay_s=5,
+                additional_parameters=flags,
+                # which srun does not take from sbatch
+                srun_args=[
+                    f"--{name}={flags[name]}" for name in ("cpus-per-task",) if name in flags
+                ],
             )  # time None: that of the partition
             log(f"SLURM jobs write to {jobs}")
         self._config = shared_config("any")
