@@ -244,7 +244,8 @@ def test_page(tmp_path):
     pictures = trial_figures.draw(tmp_path, trials, "minimize", "val_loss")
     results = {
         "study": "a & <i>", "seconds": 3725.4, "trials_per_minute": None, "best": "?", "odd": [{}],
-        "test": {"accuracy": 0.98765, "per_class": {"0": 1}}, "sampler": "<script>alert()",
+        "candidates": {"trained": {"test": {"accuracy": 0.98765, "per_class": {"0": 1}}}, "odd": 3},
+        "model": "trained", "sampler": "<script>alert()",
         "commands": {"predict": "python -m experiments.predict 'a folder' <PICTURE>"},
     }  # fmt: skip
     html.write_html(tmp_path, results, trials, pictures, "minimize", "val_loss")
@@ -268,6 +269,7 @@ def test_page(tmp_path):
     assert sum(tag == "script" for tag, _ in tags) == 1
     assert {"a & <i>", "<script>alert()", "0.9877", "1:02:05"} <= set(texts)
     assert "python -m experiments.predict 'a folder' <PICTURE>" in texts
+    assert "trained (the best model); scores on the test split" in texts
     best = ranked(trials, "minimize")[0]
     assert f"{best.value:.4f} ± 0.01" in texts
     cells = [attrs["data-v"] for tag, attrs in tags if tag == "td"]
@@ -283,7 +285,7 @@ def of_value(number, value, **more):
 
 
 def with_defaults(made):
-    made.system_attrs["defaults"] = True
+    made.user_attrs["defaults"] = True
     return made
 
 
