@@ -4,7 +4,7 @@ python -m sweeps.bayes_opt                     tunes experiments.mnist
 
 python -m sweeps.bayes_opt fashion_mnist --trials 32 --epochs 3 --sampler tpe
 
-It continues when it is run again, and ends with the best model retrained, tested and saved.
+It continues when it is run again, and ends with the best model tested and saved.
 """
 
 import experiments

@@ -4,7 +4,7 @@ python -m sweeps.grid_search                   tunes experiments.mnist
 
 python -m sweeps.grid_search --space.learning-rate 1e-3 3e-3 --space.dropout 0 0.2 --space.l2
 
-It continues when it is run again, and ends with the best model retrained, tested and saved.
+It continues when it is run again, and ends with the best model tested and saved.
 """
 
 import experiments

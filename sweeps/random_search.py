@@ -2,7 +2,7 @@
 
 python -m sweeps.random_search                 tunes experiments.mnist
 
-It continues when it is run again, and ends with the best model retrained, tested and saved.
+It continues when it is run again, and ends with the best model tested and saved.
 """
 
 import experiments

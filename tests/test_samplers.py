@@ -1,6 +1,10 @@
 """Samplers: the Gaussian process as one of Optuna's, by Optuna's own suite; those of a sweep."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import optuna
 import pytest
@@ -156,3 +160,31 @@ def test_any_sampler_of_optunas():
             sampler = sampler_of("optuna.samplers:NSGAIISampler", space, 4)
             runs.append(ask_and_tell(study, sampler, space, 8))
     assert runs[0] == runs[1] and len({str(params) for params in runs[0]}) == 8
+
+
+PROCESS = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+import math
+from dlflax.tune import gaussian_process
+from dlflax.tune.encoding import Encoding, sobol
+from tests.test_samplers import SPACE
+encoding = Encoding(SPACE)
+points = [sobol(encoding, 0, k) for k in range(100)]
+done = [(point, math.sin(point["x"]) + point["y"] ** 2) for point in points]
+fitted = gaussian_process.fit(encoding, done)
+print([gaussian_process.suggest(encoding, fitted, points[:2], seed) for seed in range(4)])
+"""
+
+
+@pytest.mark.slow
+def test_suggestions_do_not_depend_on_cores_or_threads():
+    """Matrices of more than 64 rows are what BLAS would share among threads."""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", PROCESS, cores], capture_output=True, text=True, check=True,
+            cwd=Path(__file__).parents[1], env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+        ).stdout
+        for cores, threads in [("1", "1"), ("2", "2"), ("2", "4")]
+    }  # fmt: skip
+    assert len(said) == 1
