@@ -332,6 +332,23 @@ def test_a_rule_of_one_s_own_copies_and_changes_trials(tmp_path):
         assert list(reports) == list(range(1, len(reports) + 1))
 
 
+@pytest.mark.parametrize("steps", [[Go(0, 4)], [Go(None, 0)], [Stop(0)]])
+def test_a_rule_that_is_wrong_does_not_hang(tmp_path, steps):
+    """Trial 0 is over."""
+
+    class Wrong:
+        is_narrow, sampler = False, ""
+
+        def decide(self, curves, free, budget):
+            return steps if curves else [Go(None, EPOCHS)]
+
+    if steps == [Stop(0)]:
+        assert len(search(tmp_path / "s", rule=Wrong())) == 2  # one is only enqueued
+        return
+    with pytest.raises(RunError, match="Wrong returned Go"):
+        search(tmp_path / "s", rule=Wrong())
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     append, count = study.Journal.append_logs, itertools.count()
 

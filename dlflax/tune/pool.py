@@ -10,6 +10,7 @@ import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from dlflax.errors import RunError
 from dlflax.tune.checkpoint import PoolCheckpoint
 from dlflax.tune.launch import WorkerLost
 from dlflax.tune.members import Members
@@ -103,10 +104,12 @@ class Pool:
             if may_begin and self._is_enough(self._study.trials()):
                 self._budget = budget = budget._replace(trials=len(self._trials))
                 continue
-            self._stop([step.trial for step in steps if isinstance(step, Stop)])
+            stopped = [step.trial for step in steps if isinstance(step, Stop)]
+            stopped = [number for number in stopped if not self._trials[number].is_over]
+            self._stop(stopped)
             if gone:
                 return self._order(gone)
-            if not steps:
+            if not stopped:
                 return None
 
     def _curves(self) -> list[Curve]:
@@ -119,6 +122,13 @@ class Pool:
 
     def _order(self, gone: list[Go]) -> Order:
         new = [go for go in gone if go.trial is None]
+        idle = {c.number for c in self._curves() if not c.is_over and not c.is_busy}
+        for go in gone:
+            if go.trial is not None and go.trial not in idle or go.until < 1:
+                raise RunError(
+                    f"{type(self._rule).__name__} returned {go}: the trial is over or in training, "
+                    "or has no epoch to train; what is recorded is safe."
+                )
         begun = iter(self._begin(new))
         trials = [self._trials[go.trial] if go.trial is not None else next(begun) for go in gone]
         for trial, go in zip(trials, gone, strict=True):
