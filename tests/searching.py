@@ -1,10 +1,19 @@
 """A search in which nothing is trained: the loop of a sweep, with a function in its place."""
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from dlflax.tune import hints
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.samplers import sampler_of
+
+SPACE = {
+    "x": FloatDistribution(-5, 10),
+    "y": FloatDistribution(1e-3, 15, log=True),
+    "z": CategoricalDistribution([0.5, 2.0, 7.0]),
+}
+GRID = {name: CategoricalDistribution(values) for name, values in
+        {"x": [0.0, 3.0, 8.0], "y": [1.0, 2.0], "z": [0.5, 2.0, 7.0]}.items()}  # fmt: skip
 
 
 def begun(study):

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
     RelativeSamplerTestCase,
     SingleOnlySamplerTestCase,
 )
 from optuna.trial import TrialState
+from searching import GRID, SPACE
 
 from dlflax.errors import InputError
 from dlflax.tune import GaussianProcess, gaussian_process
@@ -31,15 +32,6 @@ class TestOptunasOwnSuite(BasicSamplerTestCase, RelativeSamplerTestCase, SingleO
     @pytest.fixture
     def sampler(self):
         return lambda: GaussianProcess(seed=0, startup=3)
-
-
-SPACE = {
-    "x": FloatDistribution(-5, 10),
-    "y": FloatDistribution(1e-3, 15, log=True),
-    "z": CategoricalDistribution([0.5, 2.0, 7.0]),
-}
-GRID = {name: CategoricalDistribution(values) for name, values in
-        {"x": [0.0, 3.0, 8.0], "y": [1.0, 2.0], "z": [0.5, 2.0, 7.0]}.items()}  # fmt: skip
 
 
 def ask_and_tell(study, sampler, space, count, batch=4):
@@ -168,7 +160,7 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 import math
 from dlflax.tune import gaussian_process
 from dlflax.tune.encoding import Encoding, sobol
-from tests.test_samplers import SPACE
+from tests.searching import SPACE
 encoding = Encoding(SPACE)
 points = [sobol(encoding, 0, k) for k in range(100)]
 done = [(point, math.sin(point["x"]) + point["y"] ** 2) for point in points]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
-from searching import ask, search
+from searching import GRID, SPACE, ask, search
 
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP
@@ -108,15 +108,6 @@ def test_refusals(name, words, reason):
     with pytest.raises(InputError, match=reason) as error:
         space.space({name: tuple(words.split())}, RECIPE)
     assert name.replace("_", "-") in str(error.value) or "nothing" in reason
-
-
-SPACE = {
-    "x": FloatDistribution(-5, 10),
-    "y": FloatDistribution(1e-3, 15, log=True),
-    "z": CategoricalDistribution([0.5, 2.0, 7.0]),
-}
-GRID = {name: CategoricalDistribution(values) for name, values in
-        {"x": [0.0, 3.0, 8.0], "y": [1.0, 2.0], "z": [0.5, 2.0, 7.0]}.items()}  # fmt: skip
 
 
 def bowl(params):
