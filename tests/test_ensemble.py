@@ -170,6 +170,12 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     assert said in capsys.readouterr().out
     scores = {name: each["val"]["loss"] for name, each in results["candidates"].items()}
     assert scores.keys() == {"trained", "retrained", "ensemble"}
+    if "seeds" in options:  # the better one of a mean
+        assert scores["trained"] <= results["best"]["value"]
+    else:
+        assert scores["trained"] == pytest.approx(results["best"]["value"], rel=1e-5)
+    scores["ensemble"] = found["uncalibrated"]["loss"]  # as it is before its temperature
+    assert found["val"]["loss"] <= scores["ensemble"] + 1e-6
     assert results["model"] == min(scores, key=scores.get)
     assert results["test"] == results["candidates"][results["model"]]["test"]
 

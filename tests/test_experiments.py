@@ -91,7 +91,12 @@ def test_cifar10():
     flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble", "0"]
     flags += ["--epochs", "6", "--batch-size", "32", "--space.learning-rate", "0.1"]
     results = swept("cifar10", "--data-dir", "cifar", *flags)
-    assert results["model"] == "SmallResNet" and results["test"]["accuracy"] > 0.3
+    assert results["model"] == "SmallResNet" and results["test"]["roc_auc"] > 0.8
+    results = json.loads(Path("sweep/results.json").read_text())
+    candidates = results["candidates"]
+    assert candidates["retrained"]["test"]["accuracy"] > 0.3
+    # with the statistics of its best epoch
+    assert candidates["trained"]["val"]["loss"] == results["best"]["value"]
     assert Path("sweep/best/augmented.png").exists()
 
 

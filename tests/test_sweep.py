@@ -262,8 +262,9 @@ def test_no_report_of_what_is_no_sweep(tmp_path):
     folder = Path("runs/sweeps/mnist_random_search")
     with pytest.raises(InputError, match="of a run, not of a sweep"):
         report.of_folder(folder / "best")
-    with pytest.raises(InputError, match="other.db has no study mnist_random_search"):
+    with pytest.raises(InputError, match="other.db is not there"):
         report.of_folder(folder, f"sqlite:///{tmp_path}/other.db")
+    assert not (tmp_path / "other.db").exists()
     (folder / "results.json").write_text("{")
     assert report.of_folder(folder)["trials"] == 2
     written = json.loads((folder / "config.json").read_text())
