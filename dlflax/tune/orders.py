@@ -9,7 +9,7 @@ from typing import Any
 
 from dlflax.tune.launch import Launcher, WorkerLost
 from dlflax.tune.launch.launcher import Inline
-from dlflax.tune.worker import Assignment, Job, Outcome, pack, train_order
+from dlflax.tune.worker import Assignment, Job, Outcome, pack, release_data, train_order
 
 SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
 LEAST = 20.0  # seconds that another process trains at least, before it returns States
@@ -53,6 +53,8 @@ class Workers:
         return self
 
     def __exit__(self, *error):
+        if self._is_inline:
+            release_data()
         return self._launcher.__exit__(*error)
 
     def has_room(self, orders: Iterable[Order]) -> bool:

@@ -222,13 +222,31 @@ def _epochs(records) -> int:
     return len(records[0][0]) if records else 0
 
 
+_placed: dict[int, tuple[Any, Any]] = {}  # devices -> (arrays of the host, the same on them)
+
+
+def _place(parts, layout):
+    """Returns training and validation data on the devices, where they stay for the next order."""
+    host, placed = _placed.get(layout.devices, (None, None))
+    if host is not parts:
+        _placed.clear()
+        placed = population.put_on_devices(layout, parts["train"], parts["val"])
+        _placed[layout.devices] = parts, placed
+    return placed
+
+
+def release_data() -> None:
+    """Frees the memory of the data on the devices."""
+    _placed.clear()
+
+
 def _population(job, recipe, hparams, group, parts, width):
     """Returns the members of a group, each where it was."""
     inputs, mode = parts["train"]["inputs"][:1], None if job.mode == "auto" else job.mode
     layout = layout_for(recipe, job.hparams, inputs, width * job.seeds, mode)
     members = population.Population(
         recipe, hparams, [trial_seeds(job.seed, each.number, job.seeds) for each in group],
-        parts["train"], parts["val"], epochs=job.epochs, layout=layout, patience=job.patience,
+        *_place(parts, layout), epochs=job.epochs, layout=layout, patience=job.patience,
         reduce_on_plateau=job.reduce_on_plateau, pretrained=parts.get("pretrained"),
         keep_best=True, objective=job.metric,
     )  # fmt: skip
