@@ -222,15 +222,6 @@ def place(tree, sharding):
     return jax.tree.map(one, tree)
 
 
-def gathered(tree):
-    """Arrays that are cut over the devices as NumPy arrays, whole, on every host."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(tree, tiled=True)
-
-
 def fetch(state):
     """The State's parameters and collections as NumPy arrays, wherever they lie; its other parts
     are left out. Without a context the State as it is."""

@@ -103,21 +103,36 @@ def test_one_trace_for_all_numbers_seeds_and_epochs(digits):
 
 
 @pytest.mark.parametrize("mode", ["vmap", "map"])
-def test_survivors_go_on_as_if_alone_in_the_population(digits, mode):
+def test_survivors_continue_in_another_population(digits, mode):
+    """A narrower one, as if none had left; a copy of a trial has a history of its own."""
     layout = Layout(mode, 2, 8)
     seeds = np.array([[1, 2], [3, 4], [5, 6], [7, 8]])
-    whole = trained(MLP_RECIPE, HPARAMS, seeds, digits, layout, epochs=4)
-    halved = Population(MLP_RECIPE, HPARAMS, seeds, *digits, epochs=4, layout=layout)
+    whole = trained(MLP_RECIPE, HPARAMS, seeds, digits, layout, epochs=4, keep_best=True)
+    halved = Population(
+        MLP_RECIPE, HPARAMS, seeds, *digits, epochs=4, layout=layout, keep_best=True
+    )
     halved.train(2)
-    halved.continue_with([0, 3])
-    halved.train(4)
-    assert [len(row[0]) for row in halved.histories] == [4, 2, 2, 4]
-    for i in (0, 3):
+    records, states = halved.records(), halved.states([0, 3])
+    chosen, narrow = [0, 3, 3], Layout(mode, 2, 6)
+    rest = Population(
+        MLP_RECIPE, [HPARAMS[i] for i in chosen], seeds[chosen], *digits, epochs=4, layout=narrow,
+        keep_best=True,
+    )  # fmt: skip
+    rest.resume([records[i] for i in chosen], {k: states[i] for k, i in enumerate(chosen)})
+    rest.train(4)
+    for k, i in enumerate(chosen):
+        assert [[row["epoch"] for row in h] for h in rest.histories[k]] == [[1, 2, 3, 4]] * 2
         expected = [[r["val_loss"] for r in h] for h in whole.histories[i]]
-        found = [[r["val_loss"] for r in h] for h in halved.histories[i]]
+        found = [[r["val_loss"] for r in h] for h in rest.histories[k]]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
-    halved.continue_with([])
-    halved.train(4)
+    assert [len(row[0]) for row in halved.histories] == [2] * 4, "theirs are not shared"
+    (outputs, expected) = rest.best(50), whole.best(50)
+    for k, i in enumerate(chosen):
+        np.testing.assert_allclose(outputs[k, 1][1], expected[i, 1][1], rtol=1e-3, atol=1e-3)
+    fresh = Population(MLP_RECIPE, HPARAMS[:2], seeds[:2], *digits, epochs=4, layout=narrow)
+    fresh.resume([None, None], {})
+    fresh.train(1)
+    assert fresh.histories[0][0][0] == pytest.approx(whole.histories[0][0][0], rel=1e-4)
 
 
 def test_the_rule_for_the_layout(digits):

@@ -57,9 +57,7 @@ def layout_for(
         params = train.abstract(recipe, hparams, inputs).params
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         mode = "map" if jax.default_backend() == "cpu" and parameters >= 20_000 else "vmap"
-    devices = len(jax.devices())
-    if jax.process_count() == 1:  # of several hosts all take part, whether they have members or not
-        devices = min(devices, members)
+    devices = min(len(jax.devices()), members)
     return Layout(mode, devices, -(-members // devices) * devices)
 
 
@@ -106,11 +104,9 @@ def free_bytes(*data: Mapping[str, Any]) -> int:
 
 
 def _memory() -> int:
-    """Bytes that all devices have together; of a CPU, what the machine or its container has. Other
-    hosts are taken to be like this one."""
+    """Returns the bytes that all devices have together; of a CPU those of the machine or its
+    container."""
     devices = jax.local_devices()
-    if devices[0].platform != "cpu":
-        own = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
-    else:
-        own = host_memory()
-    return own * jax.process_count()
+    if devices[0].platform == "cpu":
+        return host_memory()
+    return sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)

@@ -2,14 +2,13 @@
 
 A member is one (hparams, seed), and comes out as `train.fit` would train it alone: to about 1e-6,
 and with the same bits at the same width, devices and version. Every array of a population has the
-members as its first axis, which is cut over a mesh of devices, of one host or of all: every host
-then does the same with the same numbers. Nothing here reads files or prints.
+members as its first axis, which is cut over a mesh of this host's devices. Nothing here reads files
+or prints.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlflax import parallel, train
 from dlflax.train.driver import Driver, Member
+from dlflax.train.history import History
 from dlflax.train.layout import Layout, active_slots, deal, layout_for
 
 traces = 0
@@ -102,14 +102,6 @@ def train_epoch(
     return mapped(states, hparams, batches, slots, counts, val_batches)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _gather(sharding, states, index):
-    def take(leaf):
-        return lax.with_sharding_constraint(leaf[index], sharding)
-
-    return jax.tree.map(take, states)
-
-
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _better(recipe, best, states, improved):
     """The variables to evaluate with of those members that improved, bool (width,), and the best so
@@ -175,7 +167,7 @@ class Population(Driver):
         )  # fmt: skip
         if any(len(self.trainings[i][j].history) + 1 < untils[i] for i, j in running):
             self._batches(ahead=1)  # while the devices work
-        results = parallel.gathered(results)
+        results = jax.device_get(results)
         return {
             member: self._result(member, *_at(results, place)) for member, place in places.items()
         }
@@ -198,66 +190,54 @@ class Population(Driver):
     def best(self, most: int) -> dict[Member, tuple[dict, np.ndarray]]:
         """(configuration, seed) -> the variables of the member's best epoch, NumPy arrays, and its
         outputs on the first `most` validation examples, float32; without those that diverged."""
-        if not self.members:
-            return {}
         part = {name: leaf[:most] for name, leaf in self.val_set.items()}
         outputs = _outputs(self.recipe, self.layout, self._best, self._hparams(), part)
-        variables, outputs = parallel.gathered((self._best, outputs))
+        variables, outputs = jax.device_get((self._best, outputs))
         return {
             member: (_at(variables, place), outputs[place])
             for place, member in enumerate(self._places)
             if member is not None and member[0] not in self.diverged
         }
 
-    def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns what `restore` needs: arrays, and JSON values."""
-        records = [[[m.history, m.diverged_at] for m in row] for row in self.trainings]
-        notes = {"places": self._places, "width": self.layout.width, "trainings": records}
-        if self._states is None:
-            return {}, notes
-        best = {} if self._best is None else {"best": self._best}
-        return {"states": train.as_dict(self._states), **best}, notes
-
-    def abstract(self, notes: dict[str, Any]) -> dict[str, Any]:
-        """Returns the shapes of the arrays that were saved with these notes, and their sharding."""
-        if not notes["places"]:
+    def states(self, configurations: Sequence[int]) -> dict[int, list[np.ndarray]]:
+        """Returns configuration -> leaves (seeds, ...) of its State and its best variables, on the
+        host, for `resume`."""
+        if not configurations:
             return {}
-        layout = dataclasses.replace(self.layout, width=notes["width"])
+        places = {member: place for place, member in enumerate(self._places) if member}
+        leaves = jax.device_get([_numbers(leaf) for leaf in jax.tree.leaves(self._tree())])
+        return {
+            i: [leaf[[places[i, j] for j in range(len(self.seeds[i]))]] for leaf in leaves]
+            for i in configurations
+        }
 
-        def placed(leaf):
-            shape = (layout.width, *leaf.shape[1:])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout.sharding("member"))
+    def records(self) -> list[list[tuple[History, int | None]]]:
+        """Returns [configuration][seed] -> (history, the step at which it diverged)."""
+        return [[(m.history, m.diverged_at) for m in row] for row in self.trainings]
 
-        return jax.tree.map(placed, self.saved()[0])
+    def resume(self, records: Sequence, states: Mapping[int, list[np.ndarray]]) -> None:
+        """Continues configurations where they were in this population or in another one, with the
+        same bits at the same width. records: as `records` returns, None for a fresh configuration;
+        states: as `states` returns."""
+        for row, saved in zip(self.trainings, records, strict=True):
+            for member, (history, diverged_at) in zip(row, saved or (), strict=saved is not None):
+                member.history, member.diverged_at = list(history), diverged_at
+        leaves, structure = jax.tree.flatten(self._tree())
+        arrays = [np.array(_numbers(leaf)) for leaf in leaves]
+        for place, member in enumerate(self._places):
+            if member and member[0] in states:
+                for array, values in zip(arrays, states[member[0]], strict=True):
+                    array[place] = values[member[1]]
+        arrays = [
+            jax.random.wrap_key_data(array) if _is_key(leaf) else array
+            for array, leaf in zip(arrays, leaves, strict=True)
+        ]
+        tree = self._put(jax.tree.unflatten(structure, arrays))
+        self._states, self._best = train.State(**tree["states"]), tree.get("best")
 
-    def restore(self, arrays: dict[str, Any], notes: dict[str, Any]) -> None:
-        """Continues from what `saved` returned, with the same bits."""
-        self.layout = dataclasses.replace(self.layout, width=notes["width"])
-        self._set_places([member and tuple(member) for member in notes["places"]])
-        for row, records in zip(self.trainings, notes["trainings"], strict=True):
-            for member, (history, diverged_at) in zip(row, records, strict=True):
-                member.history, member.diverged_at = history, diverged_at
-        arrays = self._put(arrays)
-        self._states = train.State(**arrays["states"]) if arrays else None
-        self._best = arrays.get("best")
-
-    def continue_with(self, configurations) -> None:
-        """Drops all others. They are dealt to the devices again; under vmap the population
-        becomes narrower, which is another program."""
-        remaining = [member for member in sorted(self.members) if member[0] in {*configurations}]
-        if not remaining:
-            self._set_places([])
-            self._states = self._best = None
-            return
-        before = {member: place for place, member in enumerate(self._places)}
-        if self.layout.mode == "vmap":
-            devices = self.layout.devices
-            width = -(-len(remaining) // devices) * devices
-            self.layout = dataclasses.replace(self.layout, width=width)
-        self._set_places(deal(remaining, self.layout))
-        index = np.int32([before[member] if member else 0 for member in self._places])
-        sharding = self.layout.sharding("member")
-        self._states, self._best = _gather(sharding, (self._states, self._best), index)
+    def _tree(self):
+        best = {} if self._best is None else {"best": self._best}
+        return {"states": train.as_dict(self._states), **best}
 
     def scores(self, metric: str) -> np.ndarray:
         """Returns each configuration's best `val_<metric>` so far under each seed, float64
@@ -331,6 +311,15 @@ def fit_all(
 def put_on_devices(layout: Layout, *data):
     """The data with a copy on each of the layout's devices; free where it is there already."""
     return parallel.place(data, layout.sharding())
+
+
+def _is_key(leaf) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf):
+    """Returns an array, or the numbers of typed keys."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _at(tree, place):

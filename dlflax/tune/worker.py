@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dlflax import train
@@ -59,9 +58,9 @@ class Assignment:
     until: int
     """Epochs that it is to have."""
     records: list | None = None
-    """The records of its seeds, as `Population.saved` has them; None at its beginning."""
+    """As `Population.records` returns, one a seed; None at its beginning."""
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
-    """Leaves of its members in `Population.saved`, (seeds, ...); [] once it is over."""
+    """Its State, as `Population.states` returns; [] once it is over."""
 
 
 class Model(NamedTuple):
@@ -229,7 +228,6 @@ def _place(parts, layout):
     """Returns training and validation data on the devices, where they stay for the next order."""
     host, placed = _placed.get(layout.devices, (None, None))
     if host is not parts:
-        _placed.clear()
         placed = population.put_on_devices(layout, parts["train"], parts["val"])
         _placed[layout.devices] = parts, placed
     return placed
@@ -251,48 +249,20 @@ def _population(job, recipe, hparams, group, parts, width):
         keep_best=True, objective=job.metric,
     )  # fmt: skip
     if any(each.records for each in group):
-        _resume(members, group)
+        states = {k: each.arrays for k, each in enumerate(group) if each.arrays}
+        members.resume([each.records for each in group], states)
     return members
-
-
-def _resume(members, group) -> None:
-    """Puts the State of every trial that was begun into its place."""
-    tree, notes = members.saved()
-    arrays = [np.array(leaf) for leaf in _leaves(tree)]
-    for place, member in enumerate(notes["places"]):
-        if member is not None and group[member[0]].arrays:
-            for leaf, value in zip(arrays, group[member[0]].arrays, strict=True):
-                leaf[place] = value[member[1]]
-    for k, each in enumerate(group):
-        notes["trainings"][k] = each.records or notes["trainings"][k]
-    keys = [_is_key(leaf) for leaf in jax.tree.leaves(tree)]
-    arrays = [
-        jax.random.wrap_key_data(leaf) if is_key else leaf
-        for leaf, is_key in zip(arrays, keys, strict=True)
-    ]
-    members.restore(jax.tree.unflatten(jax.tree.structure(tree), arrays), notes)
-
-
-def _is_key(leaf) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _leaves(tree) -> list:
-    """Returns the leaves, with the numbers of typed keys."""
-    return [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
 
 
 def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
     """Returns number -> Outcome of a group."""
-    notes = members.saved()[1]
-    records = [row if all(history for history, _ in row) else None for row in notes["trainings"]]
+    records = [row if all(history for history, _ in row) else None for row in members.records()]
     values = [score_of(job, row) for row in records]
     over = [
         k in members.diverged or all(seed.finished() for seed in members.trainings[k])
         for k in range(len(group))
     ]
-    paused = [k for k in range(len(group)) if records[k] and not over[k]]
-    arrays = _arrays(members, paused, job.seeds)
+    states = members.states([k for k in range(len(group)) if records[k] and not over[k]])
     # those that were over before have no goal
     kept = [k for k, each in enumerate(group) if each.until and over[k]]
     kept = [k for k in kept if math.isfinite(values[k]) and job.sign * values[k] < worth]
@@ -307,22 +277,10 @@ def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
         if k in members.diverged:
             attrs = {"diverged_at": members.diverged[k]}
         outcomes[each.number] = Outcome(
-            each.number, values[k], curve, over[k], records[k], arrays.get(k, []), 0.0, attrs,
+            each.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
             models.get(k, []),
         )  # fmt: skip
     return outcomes
-
-
-def _arrays(members, paused, seeds) -> dict[int, list[np.ndarray]]:
-    """Returns the State of those configurations, on the host."""
-    if not paused:
-        return {}
-    tree, notes = members.saved()
-    leaves = [np.asarray(leaf) for leaf in _leaves(tree)]
-    places = {member: place for place, member in enumerate(notes["places"]) if member is not None}
-    return {
-        k: [leaf[[places[k, seed] for seed in range(seeds)]] for leaf in leaves] for k in paused
-    }
 
 
 def _models(job, members, kept, parts) -> dict[int, list[Model]]:
