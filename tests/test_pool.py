@@ -3,6 +3,7 @@ once, and suggests the same."""
 
 import concurrent.futures
 import contextlib
+import csv
 import itertools
 import math
 import random
@@ -438,6 +439,18 @@ def test_training_that_is_killed_after_any_epoch(name, mode, tmp_path, monkeypat
     assert lives and wanted == epochs[0], "no epoch twice"
     assert again == whole
     assert not (tmp_path / "killed" / "population").exists()
+
+
+@pytest.mark.slow
+def test_the_run_folder_of_the_best_trial_has_the_rates_that_it_was_trained_with(tmp_path):
+    run(tmp_path / "s", trials=2, population=2, reduce_on_plateau=3)
+    rates = []
+    for name in ("trained", "retrained"):
+        with open(tmp_path / "s" / name / "metrics.csv", encoding="utf-8") as file:
+            rates.append([float(row["learning_rate"]) for row in csv.DictReader(file)])
+    trained, retrained = rates
+    assert trained and 0 < trained[-1] < trained[0]
+    assert trained == retrained[: len(trained)]
 
 
 @pytest.mark.slow

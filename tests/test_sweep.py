@@ -332,3 +332,7 @@ def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
     left = {"ensemble", "trained", "retrained", "best", "results.json", "report.html"}
     assert not left & began[0]
     assert list(folder.glob("best_*/checkpoints")) and list(folder.glob("ensemble_*"))
+    (folder / "best").mkdir()  # as if killed before it was moved aside
+    with pytest.raises(SystemExit):
+        sweep_mnist(*flags, "--trials", "2")
+    assert len(began) == 2 and "best" not in began[1]

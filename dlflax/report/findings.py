@@ -1,4 +1,4 @@
-"""What a sweep tells in words: its gain over the defaults, and where it should not be trusted."""
+"""A sweep in words: its gain over the defaults, and where it should not be trusted."""
 
 import math
 

@@ -178,7 +178,7 @@ def announcement(line: str, log: Callable[[str], None] = print):
 
 
 def interactive() -> bool:
-    """Whether a person watches, on a terminal that can draw a bar."""
+    """True if a person watches, on a terminal that can draw a bar."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 

@@ -1,4 +1,4 @@
-"""What a user types as the flags that there are: short names, lists with commas, near misses; and
+"""Words of a command line as flags: short names, lists with commas, near misses; and
 a help that shows what matters first."""
 
 import contextlib
@@ -26,11 +26,11 @@ LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may be called "pri
 FEW_NEED = {  # flags that --help leaves out
     "--devices", "--shard-state", "--distributed", "--profile", "--trainable", "--compute-dtype",
     "--baseline", "--class-weights", "--reduce-on-plateau", "--self-contained", "--head-epochs",
-    "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--slice", "--mode",
-    "--tolerance", "--heartbeat", "--storage", "--study", "--retrain-on-all", "--model.formulation",
-    "--space.model.formulation", "--space.compute-dtype", "--space.ema", "--log", "--task.monitor",
-    "--optimizer.b1", "--optimizer.b2", "--optimizer.eps", "--hparams.ema-decay", "-H",
-    "--hparams.label-smoothing", "--hparams.clip-norm",
+    "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--mode",
+    "--tolerance", "--launcher-options", "--storage", "--study", "--retrain-on-all",
+    "--model.formulation", "--space.model.formulation", "--space.compute-dtype", "--space.ema",
+    "--log", "--task.monitor", "--optimizer.b1", "--optimizer.b2", "--optimizer.eps",
+    "--hparams.ema-decay", "-H", "--hparams.label-smoothing", "--hparams.clip-norm",
 }  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def _fields(value, prefix: str = "") -> tuple[set[str], set[str]]:
 
 
 def called(function: Callable, prog: str, description: str | None, config=()) -> Any:
-    """What a function returns that is called with the words of the command line, by tyro.
+    """Calls a function with the words of the command line, by tyro, and returns its result.
     InputError for a word that is none of its flags, before it is called."""
 
     @functools.wraps(function)
@@ -188,7 +188,7 @@ def refuse_unknown(
 
 
 def help_of(show: Callable[[], None], default, command: str) -> str:
-    """What `show`, which prints a help and exits, prints, without the flags that few need and those
+    """Returns the help that `show` prints before it exits, without the flags few need and those
     of augmentations that the experiment does not have."""
     hparams, augment = default.hparams, default.recipe.augment
     idle = {*of_augmentations(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
@@ -217,7 +217,7 @@ def help_of(show: Callable[[], None], default, command: str) -> str:
 
 
 def printed(show: Callable[[], None]) -> str:
-    """What `show`, which may exit, prints."""
+    """Returns the text that `show`, which may exit, prints."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # tyro draws boxes as it allows
     with io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) as out:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):

@@ -39,7 +39,7 @@ class Encoding:
         """Columns in all."""
 
     def size(self) -> int | None:
-        """How many configurations there are; None where they cannot be counted."""
+        """Returns the number of configurations; None where they cannot be counted."""
         finite = all(self._levels.values())
         return math.prod(map(len, self._levels.values())) if finite else None
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from dlflax import run
@@ -22,7 +23,7 @@ from dlflax.report.pareto import front
 from dlflax.report.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
 from dlflax.run.resume import more_epochs_change_the_past
-from dlflax.train.history import best_epoch
+from dlflax.train.history import History, best_epoch, plateau_factor
 from dlflax.tune import ensemble, report
 from dlflax.tune.bind import Bound
 from dlflax.tune.config import Sweep
@@ -118,6 +119,7 @@ class Candidates:
         name = self._sweep.objective
         member = min(mine, key=lambda seed: min(self._sign * row[name] for row in seed.history))
         history = member.history[: best_epoch(member.history, self._config.recipe.task) + 1]
+        history = _with_rates(self._config, history)
         self._log(f"testing the best, trial {self._best.number}, as it was trained")
         self._build("trained", lambda folder: save_and_test(
             self._experiment, self._config, folder, member.variables, history, self._bound.dataset,
@@ -235,6 +237,18 @@ class Candidates:
         if (folder / "best").exists():
             shutil.rmtree(folder / "best")
         new.rename(folder / "best")
+
+
+def _with_rates(config: run.Config, history: History) -> History:
+    """Returns the rows of a member with the learning rate of an epoch's last step, as a run has."""
+    numbers = config.hparams.replace(total_steps=float(config.epochs * history[0]["step"]))
+    rows = []
+    for i, row in enumerate(history):
+        factor = plateau_factor(history[:i], config.recipe.task, config.reduce_on_plateau)
+        current = numbers.replace(learning_rate=numbers.learning_rate * factor)
+        rate = float(config.recipe.schedule(np.float32(row["step"] - 1), current))
+        rows.append({**row, "learning_rate": rate})
+    return rows
 
 
 def _link(source: str, target: str) -> None:

@@ -118,7 +118,7 @@ def _column(points, value):
 
 
 def _unit(values, bent) -> float:
-    """What a difference of 1 near the best of the warped values, `bent`, is in the values."""
+    """Returns the difference of values that is 1 near the best of the warped ones, `bent`."""
     finite = values[np.isfinite(values)]
     # up to the median and beyond, `warped` is a straight line
     above = finite[(finite > finite.min()) & (finite >= np.median(finite))]
@@ -195,7 +195,7 @@ def _noisy(x, counts, scales, noise):
 
 
 def _locations(encoding) -> np.ndarray:
-    """Of the priors of the length scales' logarithms (width,)."""
+    """Returns the locations of the priors of the length scales' logarithms (width,)."""
     every = LOCATION + 0.5 * math.log(len(encoding.distributions))
     return np.where(encoding.one_hot, CHOICE, every)
 
@@ -212,7 +212,7 @@ def _loss(raw, x, y, counts, locations):
 
 @jax.custom_vjp
 def minus_log_density(kernel, y):
-    """Of a normal distribution with this covariance at y, up to a constant."""
+    """Returns minus the log density of N(0, kernel) at y, up to a constant."""
     return _density(kernel, y)[0]
 
 
@@ -289,14 +289,14 @@ class _Improvement:
         return values, np.asarray(gradients)[:, : points.shape[1]]
 
     def _own(self, points):
-        """As points of this study, where the model knows of another one."""
+        """Returns points with the column of this study, where the model has another one's too."""
         return points if points.shape[1] == self._columns else _column(points, 0)
 
 
 @jax.jit
 def _model(raw, x, y, counts, own):
-    """What is known without the waiting: points and scales, the inverse of the kernel's Cholesky
-    factor, that times the values, and the lowest mean at a point of this study."""
+    """Returns what pending trials do not change: points, scales, the inverse of the kernel's
+    Cholesky factor, that times the values, and the lowest mean at a point of this study."""
     scales, noise = jnp.exp(raw[:-2]), jnp.exp(raw[-1] - raw[-2])
     factor = jnp.linalg.cholesky(_noisy(x, counts, scales, noise))
     inverse = solve_triangular(factor, jnp.eye(len(x)), lower=True)

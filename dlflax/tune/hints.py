@@ -1,4 +1,4 @@
-"""What is known before a search begins: a user's guess, and the trials of another study."""
+"""Hints that a search begins with: a user's guess, and the trials of another study."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def guess(words: Sequence[str], space: Space, recipe, hparams) -> dict[str, Any]
 
 
 def within(distribution, value) -> bool:
-    """Whether a parameter may have the value."""
+    """True if a parameter may have the value."""
     if hasattr(distribution, "choices"):
         return value in distribution.choices
     return isinstance(value, int | float) and distribution.low <= value <= distribution.high

@@ -55,7 +55,7 @@ def begin(
     sweep = _as_begun(sweep, saved, new, log)
     write_json(sweep.run_dir / "config.json", saved)
     write_files(sweep.run_dir, bound.examples)
-    if is_new:  # though the folder may not be
+    if not study.finished():  # it is new, though the folder may not be
         for name in RESULTS:
             set_aside(sweep.run_dir / name)
     space = dataclasses.replace(space, known=saved.get("known", []))

@@ -39,7 +39,7 @@ def _save(experiment, config, variables, history, dataset, log) -> None:
     _, job = prepare(config, dataset, lambda _: None)
     begin(experiment, config, job.dataset, job.examples, config.run_dir, lambda _: None)
     unknown = {"learning_rate": 0.0, "seconds": 0.0, "examples_per_second": 0.0}
-    history = [{**row, **unknown} for row in history]
+    history = [{**unknown, **row} for row in history]
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
     start, step = job.start, np.int32(history[-1]["step"])
     inputs, numbers = start.splits.train["inputs"][:1], train.as_traced(config.hparams)

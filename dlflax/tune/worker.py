@@ -58,7 +58,7 @@ class Assignment:
     until: int
     """Epochs that it is to have."""
     records: list | None = None
-    """As `Population.records` returns, one a seed; None at its beginning."""
+    """A record a seed, as `Population.records` returns; None at its beginning."""
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Its State, as `Population.states` returns; [] once it is over."""
 
