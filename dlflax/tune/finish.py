@@ -178,12 +178,15 @@ class Candidates:
                   if (score := self._score(name)) is not None}  # fmt: skip
         return min(scores, key=scores.get, default=None)
 
-    def _score(self, name: str) -> float | None:
-        """Returns the objective of a candidate on the validation data, before any calibration."""
-        scores = self._results.get(name, {}).get("val")
+    def _validation(self, name: str) -> dict[str, Any] | None:
+        """Returns the scores of a candidate on the validation data; of the ensemble those before
+        its temperature, which is fitted on these data."""
         if name == "ensemble" and self._ensemble:
-            scores = self._ensemble["uncalibrated"]
-        return (scores or {}).get(self._metric)
+            return self._ensemble["uncalibrated"]
+        return self._results.get(name, {}).get("val")
+
+    def _score(self, name: str) -> float | None:
+        return (self._validation(name) or {}).get(self._metric)
 
     def results(self) -> dict[str, Any]:
         """Returns what results.json says of the candidates so far."""
@@ -194,7 +197,7 @@ class Candidates:
         return {
             "model": name,
             "candidates": {
-                name: {"val": results.get("val"), "test": results["test"],
+                name: {"val": self._validation(name), "test": results["test"],
                        "run_dir": str(self._sweep.run_dir / name)}
                 for name, results in self._results.items()
             },
