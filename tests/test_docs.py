@@ -85,7 +85,7 @@ def test_own_search(tmp_path):
         command = [sys.executable, *command.split()]
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     results = json.loads((tmp_path / "runs/sweeps/digits_pbt/results.json").read_text())
-    assert results["trials"] == 16 and results["test"]["accuracy"] > 0.9
+    assert results["trials"] == 8 + 3 * 4 and results["test"]["accuracy"] > 0.9
     assert json.loads((tmp_path / "runs/sweeps/own/results.json").read_text())["trials"] == 4
 
 
