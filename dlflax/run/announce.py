@@ -88,11 +88,10 @@ def command(module: str, *words: str) -> str:
     package, _, name = module.rpartition(".")
     if os.environ.get("DLFLAX_PROGRAM") != "dlflax":
         return shlex.join([program("python"), "-m", module, *words])
-    subcommand = {"bayes_opt": "sweep"}.get(name, name.replace("_", "-"))
-    is_training = package == "experiments" and name in USER_DATA
-    return shlex.join(
-        [program("dlflax"), *(["train", name] if is_training else [subcommand]), *words]
-    )
+    subcommand = ["sweep" if name == "bayes_opt" else name.replace("_", "-")]
+    if package == "experiments" and name in USER_DATA:
+        subcommand = ["train", name]
+    return shlex.join([program("dlflax"), *subcommand, *words])
 
 
 def program(name: str) -> str:

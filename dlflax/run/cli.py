@@ -69,9 +69,7 @@ def parse(
     choices = {
         name: tuple(sorted(things(name, recipes))) for name, slot in SLOTS.items() if slot.shipped
     }
-    flags.check_choices(
-        args, {**choices, "preset": tuple(presets), "model": tuple(sorted(architectures))}
-    )
+    flags.check_choices(args, {**choices, "preset": presets, "model": architectures})
     chosen = _parse_structure(args, tuple(presets), tuple(architectures), choices)
 
     # a preset may have the name of an architecture

@@ -99,16 +99,10 @@ def draw_augmentation(config: Config, train_set):
     return figures.augmented(batch["inputs"], np.stack(draws))
 
 
-def fit_model(
-    config: Config, setup: Setup, checkpoints, saved, should_stop, record: Record
-) -> train.Fit:
+def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, record) -> train.Fit:
     """Trains the model, from the saved checkpoint if there is one, and returns the Fit with its
     best State. Raises Terminated after SIGTERM, once the state is saved."""
-    recipe, splits, monitor = (
-        setup.start.recipe,
-        setup.start.splits,
-        setup.start.recipe.task.monitor,
-    )
+    recipe, splits = setup.start.recipe, setup.start.splits
     progress = start_progress(config, setup, len(saved.history) if saved else 0, record)
 
     def on_steps(epoch, done, sums):
@@ -139,10 +133,11 @@ def fit_model(
         best = train.best_epoch(fit.history, recipe.task)
         progress.end(fit.history, best, splits.val is not None)
     fit.best = fit.best or checkpoints.restore_best(parallel.placed(setup.abstract))
+    score = f"validation {recipe.task.monitor}"
     if len(fit.history) < config.epochs:
-        record.say(f"stopped: {config.patience} epochs without a better validation {monitor}")
+        record.say(f"stopped: {config.patience} epochs without a better {score}")
     if best + 1 < len(fit.history):
-        record.say(f"epoch {best + 1} had the best validation {monitor}: testing with its weights")
+        record.say(f"epoch {best + 1} had the best {score}: testing with its weights")
     return fit
 
 

@@ -79,9 +79,7 @@ def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record:
     return results
 
 
-def summarize(
-    config: Config, setup: Setup, fit: train.Fit, tested: Tested, record: Record, started
-):
+def summarize(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record, started):
     """Returns results.json without the task's description."""
     history, best = fit.history, train.best_epoch(fit.history, config.recipe.task)
     names = ("train", "val") if setup.start.splits.val else ("train",)
