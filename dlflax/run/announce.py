@@ -27,9 +27,8 @@ USER_DATA = ("image_folder", "sentiment", "tabular", "forecast")  # experiments 
 
 def count_parameters(setup: Setup) -> tuple[int, int]:
     """Returns (number of trained parameters, of a frozen backbone's parameters)."""
-    trees = setup.abstract.params, (setup.start.backbone or {}).get("params", {})
-    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
-    return trained, frozen
+    frozen = (setup.start.backbone or {}).get("params", {})
+    return _size(setup.abstract.params), _size(frozen)
 
 
 def log_start(config: Config, setup: Setup, folder: Path, devices: int, log: Log) -> None:
@@ -54,14 +53,15 @@ def log_start(config: Config, setup: Setup, folder: Path, devices: int, log: Log
 def _parameter_rows(model, params) -> list[tuple[str, tuple[int, ...] | str, int]]:
     """Returns (name, shape, size) of each parameter, or of each member of an ensemble."""
     if isinstance(model, train.Ensemble):
-        return [
-            (name, "", sum(leaf.size for leaf in jax.tree.leaves(tree)))
-            for name, tree in params.items()
-        ]
+        return [(name, "", _size(tree)) for name, tree in params.items()]
     return [
-        ("/".join(str(getattr(k, "key", k)) for k in path), leaf.shape, leaf.size)
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, leaf.size)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
+
+
+def _size(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def devices_text(devices: int) -> str:
@@ -83,8 +83,7 @@ def log_end(experiment: Experiment, setup: Setup, folder: Path, log: Log) -> Non
 
 
 def command(module: str, *words: str) -> str:
-    """Returns the command line that runs a module such as "experiments.predict", by `dlflax` if
-    that started this process, else by python."""
+    """Returns the command line of a module such as "experiments.predict", by dlflax or python."""
     package, _, name = module.rpartition(".")
     if os.environ.get("DLFLAX_PROGRAM") != "dlflax":
         return shlex.join([program("python"), "-m", module, *words])
@@ -111,11 +110,8 @@ def extra_hint(extra: str) -> str:
 
 def next_steps(experiment: Experiment, form: Form, folder: Path, is_user_data: bool) -> list[str]:
     """Returns one line for each next step of a run in `folder`."""
-    steps = []
-    for name in ("wrong_predictions.png", "wrong_predictions.csv"):
-        if (folder / name).exists():
-            steps.append(("look at its mistakes", str(folder / name)))
-            break
+    files = [folder / f"wrong_predictions.{ending}" for ending in ("png", "csv")]
+    steps = [("look at its mistakes", str(file)) for file in files if file.exists()][:1]
     steps.append((form.page, command("experiments.serve", str(folder)) + extra_hint("serve")))
     steps.append(("tune its settings", command("sweeps.bayes_opt", experiment.argument)))
     if not is_user_data and form.experiment:

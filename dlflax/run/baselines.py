@@ -109,8 +109,7 @@ def all_scores(task, scores: dict[str, float], tested: Tested) -> dict[str, floa
 
 
 def correct_predictions(task, test, outputs, scores: dict[str, float]) -> np.ndarray | None:
-    """Returns bool (n,), True where the predicted class is right; None if the task's first metric
-    is not the accuracy."""
+    """Returns bool (n,), True for correct classes; None unless the first metric is the accuracy."""
     targets = test.get("targets")
     if task.metric().name != "accuracy" or np.ndim(targets) != 1 or outputs.ndim > 2:
         return None

@@ -115,8 +115,7 @@ def parse(
 
 
 def _parse_flags(command, prog, description, args, default):
-    """Returns the Config of the flags. Raises InputError for an unknown flag. --help and
-    --help-all end the process."""
+    """Returns the Config of the flags; --help and --help-all end the process."""
     options = dict(prog=prog, description=description, config=TYRO, registry=flags.REGISTRY)
     args = flags.expand_flags(args, default)
 

@@ -153,8 +153,7 @@ def start_progress(config: Config, setup: Setup, done: int, record: Record) -> P
 
 
 def test(config: Config, setup: Setup, state: train.State, log: Log) -> Tested:
-    """Returns scores and outputs on the test split, and the calibration. state: without a frozen
-    backbone."""
+    """Returns scores, outputs and calibration. state: without a frozen backbone."""
     recipe, hparams, splits = setup.start.recipe, config.hparams, setup.start.splits
     calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
@@ -168,8 +167,7 @@ def test(config: Config, setup: Setup, state: train.State, log: Log) -> Tested:
 
 
 def calibrate(recipe, state, hparams, val, log: Log) -> dict[str, Any]:
-    """Returns the task's calibration on the validation outputs; {} without one. Failures are
-    logged."""
+    """Returns the task's calibration on the validation outputs; {} without one, or if it fails."""
     if val is None or type(recipe.task).calibrate is Task.calibrate:
         return {}
     outputs = jax.device_get(train.evaluate_sums(recipe, state, hparams, val)[1])

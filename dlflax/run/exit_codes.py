@@ -92,8 +92,7 @@ def _exit(message, code: int) -> NoReturn:
 
 
 def compilation_cache() -> None:
-    """Caches compiled programs on disk, in $JAX_COMPILATION_CACHE_DIR if set, unless jaxlib would
-    print warnings about each."""
+    """Caches compiled programs on disk, unless jaxlib would print warnings about each."""
     noisy = NOISY_CACHE and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not noisy:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))

@@ -256,8 +256,7 @@ def _is_main(path: Path) -> bool:
 
 
 def _from_file(path: Path, content: bytes | None = None) -> Experiment:
-    """Returns the Experiment of a file that may have no PRESETS. content: of the file, if it is
-    read already."""
+    """Returns the Experiment of a file. content: of the file, if it is read already."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {state}: give the .py file of an experiment.")

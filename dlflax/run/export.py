@@ -222,8 +222,7 @@ def _translate(stage, arrays, double: bool):
 
 
 def _merge_models(models):
-    """Returns one ONNX model of several, (model, names of its outputs). Every model gets the
-    outputs of the earlier ones, cast to its own types."""
+    """Returns one ONNX model of several, (model, output names), each fed by the earlier ones."""
     from onnx import compose, helper
 
     values, nodes, constants, functions = {"inputs": "inputs"}, [], [], []
@@ -251,8 +250,7 @@ def _merge_models(models):
 
 
 def _examples(predictor, spec) -> tuple[np.ndarray, str]:
-    """Returns (raw inputs of examples, their source in words): of the test split if its data still
-    exist, else random."""
+    """Returns (raw inputs, their source): of test examples if they still exist, else random."""
     config, encoder, size = predictor.config, predictor.encoder, max(BATCHES)
     try:
         dataset = config.data.load(lambda sentence: None)
@@ -310,8 +308,7 @@ def _predictions(predictor, raw) -> tuple[dict[str, np.ndarray], dict[str, np.nd
 
 
 def _largest_difference(expected, scales, program, inputs) -> float:
-    """Returns the largest scaled difference from the expected outputs over several batch sizes; NaN
-    if an output is not finite."""
+    """Returns the largest scaled difference from the expected outputs; NaN if one is not finite."""
     worst = 0.0
     for size in BATCHES:
         outputs = program(np.resize(inputs, (size, *inputs.shape[1:])))

@@ -62,8 +62,7 @@ def find_learning_rate(
 
 
 def _first_batches(train_set, order, steps, seed):
-    """Returns (the examples of the first `steps` batches, in memory; the batches as indices of
-    these examples)."""
+    """Returns (examples of the first `steps` batches, in memory; batches as their indices)."""
     epochs = range(-(-steps // order.steps))
     batches = np.concatenate([order.batches(seed, epoch) for epoch in epochs])[:steps]
     is_padding = batches < 0  # see `epoch_batches`
@@ -74,8 +73,7 @@ def _first_batches(train_set, order, steps, seed):
 
 
 def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -> np.ndarray:
-    """Returns the mean loss over the last part of the steps for each rate, +inf if training
-    diverged. total_steps: of the schedule, as in a full run."""
+    """Returns the mean loss over the last quarter of the steps for each rate, +inf if diverged."""
     parts = batches.reshape(PARTS, -1, recipe.batch_size)
     part_order, hparams = Order(len(parts[0]), lambda _, part: parts[part]), config.hparams
     inputs = train_set["inputs"][:1]
@@ -97,8 +95,7 @@ def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -
 
 
 def _argmin_smooth(losses) -> int:
-    """Returns the index of the lowest loss, smoothed over its two neighbours. A diverged loss
-    counts as twice the worst, against the last rate before divergence."""
+    """Returns the index of the lowest mean of three neighbours; diverged is twice the worst."""
     worst = 2 * losses[np.isfinite(losses)].max()
     filled = np.pad(np.where(np.isfinite(losses), losses, worst), 1, mode="edge")
     return int(np.argmin(np.convolve(filled, np.ones(3) / 3, mode="valid")))

@@ -39,8 +39,7 @@ METAVARS = {Path: "PATH", str: "STR", int: "INT", float: "FLOAT"}
 
 @REGISTRY.primitive_rule
 def optional(info: tyro.constructors.PrimitiveTypeInfo):
-    """Returns tyro's constructor for `Path | None` and the like, whose metavar is PATH instead of
-    {None}|PATH; None for other types."""
+    """Returns tyro's constructor for `Path | None` and the like, with metavar PATH; else None."""
     types = [cls for cls in get_args(info.type) if cls is not NoneType]
     if len(types) != 1 or NoneType not in get_args(info.type) or types[0] not in METAVARS:
         return None
@@ -83,8 +82,7 @@ def split_lists(args: list[str], lists: Collection[str]) -> list[str]:
 
 
 def insert_data_flag(args: list[str], source) -> list[str]:
-    """Inserts --data-dir before a first word that is a file or folder, if the source has that
-    field."""
+    """Inserts --data-dir before a first word that is a path, if the source has that field."""
     has_field = "data_dir" in {field.name for field in dataclasses.fields(source)}
     is_data = has_field and args and not args[0].startswith("-") and Path(args[0]).exists()
     return ["--data-dir", *args] if is_data else args
@@ -146,8 +144,7 @@ def _top_level_and_lists(value) -> tuple[set[str], set[str]]:
 
 
 def run_command(function: Callable, prog: str, description: str | None, config=()) -> Any:
-    """Calls a function with the flags of the command line, by tyro, and returns its result.
-    Raises InputError for an unknown flag before the call."""
+    """Calls a function with the flags of the command line, and returns its result."""
 
     @functools.wraps(function)
     def bind(*args, **kwargs):
@@ -181,8 +178,7 @@ def refuse_unknown(
 
 
 def compact_help(show: Callable[[], None], default, command: str) -> str:
-    """Returns the help that `show` prints, without advanced flags and flags that have no effect on
-    this experiment."""
+    """Returns the help that `show` prints, without advanced and ineffective flags."""
     hparams, augment = default.hparams, default.recipe.augment
     unused = {*augmentation_numbers(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
     unused -= {*augmentation_numbers(augment, hparams)}
@@ -218,8 +214,7 @@ def capture_stdout(show: Callable[[], None]) -> str:
 
 
 def _hide_flags(text: str, hidden: Collection[str]) -> tuple[str, int]:
-    """Returns (tyro's help without hidden flags, empty groups and empty defaults; number of hidden
-    flags)."""
+    """Returns (help without hidden flags and empty groups; number of hidden flags)."""
     groups, count, skipped = [[0]], 0, False  # a group: number of its entries, then its lines
     for line in text.splitlines(keepends=True):
         if entry := re.match(r"[│ ] (--?[a-zA-Z][a-z0-9.-]*)", line):

@@ -21,7 +21,7 @@ from dlflax.report import tables
 from dlflax.run.config import Config
 from dlflax.run.experiment import Experiment, log_file_change, trust_code
 from dlflax.run.resume import changes_past_rates, differences
-from dlflax.run.saved import check_type, save_encoder
+from dlflax.run.saved import check_type, read_saved, save_encoder
 from dlflax.run.serialize import to_json
 
 Log = Callable[[str], None]
@@ -29,8 +29,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in
 
 
 def run_folder(experiment: Experiment, config: Config) -> Path:
-    """Returns the run folder, created if needed. Raises InputError for an existing run without
-    --resume."""
+    """Returns the run folder, created if needed. Raises InputError for another run's."""
     folder = config.run_dir
     if folder is None:
         stem = folder = Path("runs") / experiment.name / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -52,8 +51,7 @@ def run_folder(experiment: Experiment, config: Config) -> Path:
 
 @contextlib.contextmanager
 def lock_run_folder(experiment, config: Config, dataset: data.Dataset, splits, log: Log):
-    """Creates or reopens a run folder, locked against other processes, and yields it on every
-    host."""
+    """Creates or reopens a run folder, locks it, and yields it on every host."""
     with contextlib.ExitStack() as stack:
 
         def open_folder():
@@ -125,8 +123,7 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
 
 
 def write_files(folder: Path, splits: data.Splits) -> None:
-    """Writes columns.csv, the inferred types of a table, and files of the data source, such as
-    files_skipped.csv."""
+    """Writes columns.csv and files of the data source, such as files_skipped.csv."""
     if rows := splits.encoder.columns_table():
         write_csv(folder / "columns.csv", rows)
     for name, text in splits.files.items():
@@ -181,8 +178,7 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def load_finished_results(config: Config, folder: Path, saved, brief: bool, log: Log):
-    """Returns and prints results.json of a finished run; None for an unfinished one. saved: last
-    checkpoint."""
+    """Returns and prints results.json of a finished run, else None. saved: last checkpoint."""
     if not saved:
         return None
     if not train.finished(saved.history, config.recipe.task, config.epochs, config.patience):
@@ -201,16 +197,13 @@ def _results(folder: Path) -> dict[str, Any] | None:
         results = read_json(folder / "results.json")
         test = results["test"]
         scores = results["train"], results.get("val", {}), test
-        for tree, kind in (
-            (scores, tuple[dict[str, Any], ...]),
-            (test.get("per_class", {}), dict[str, dict[str, float]]),
-            (results.get("forecasts", {}), dict[str, dict[str, float]]),
-            (results.get("baselines", {}), dict[str, dict[str, float]]),
-        ):
-            typeguard.check_type(tree, kind)
-        for row in test.get("per_class", {}).values():  # KeyError for keys that tables print
+        typeguard.check_type(scores, tuple[dict[str, Any], ...])
+        classes, forecasts = test.get("per_class", {}), results.get("forecasts", {})
+        for table in (classes, forecasts, results.get("baselines", {})):
+            typeguard.check_type(table, dict[str, dict[str, float]])
+        for row in classes.values():  # KeyError for keys that tables print
             _ = row["precision"], row["recall"], row["f1"], row["support"]
-        for row in results.get("forecasts", {}).values():
+        for row in forecasts.values():
             _ = row["rmse"], row["mae"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError):
         return None
@@ -218,15 +211,11 @@ def _results(folder: Path) -> dict[str, Any] | None:
 
 
 def load_calibration(folder: Path) -> dict[str, Any]:
-    """Returns calibration.json of a run folder; {} without one. Raises InputError for a damaged
-    file."""
+    """Returns calibration.json of a run folder; {} without one."""
     path = Path(folder) / CALIBRATION
     if not path.exists():  # an unfinished run, or an earlier version
         return {}
-    try:
-        calibration = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
+    calibration = read_saved(path)
     check_type(calibration, dict[str, float | list[float]], path, "it")
     types = {name: cls for name, cls in CALIBRATED.items() if name in calibration}
     _check_types(calibration, types, path, "")

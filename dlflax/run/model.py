@@ -79,8 +79,7 @@ class Model:
 
 
 def set_targets(examples: Examples, values: np.ndarray, target: Target) -> Examples:
-    """Returns the examples with target values (n, ...). Raises InputError for a wrong shape or
-    dtype."""
+    """Returns the examples with target values (n, ...), after a check of their shape and dtype."""
     n = len(examples)
     if not n or values.shape[:1] != (n,):
         raise InputError(

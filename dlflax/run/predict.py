@@ -3,7 +3,7 @@
 import functools
 import glob
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,13 +79,9 @@ class Predictor:
         return self._state
 
     def outputs(self, inputs: np.ndarray) -> np.ndarray:
-        """Returns the model's outputs, float32 (n, ...), for inputs (n, ...), in batches of SIZES.
-        With `tta` outputs are the task's `mean` over the views."""
-        parts = [
-            self._outputs(pad_rows(inputs[start : start + SIZES[-1]]))
-            for start in range(0, len(inputs), SIZES[-1])
-        ]
-        return np.concatenate(parts)[: len(inputs)]
+        """Returns float32 outputs (n, ...) for inputs (n, ...), with `tta` the mean over views."""
+        batches = _padded_batches({"inputs": inputs})
+        return np.concatenate([self._outputs(b["inputs"]) for b in batches])[: len(inputs)]
 
     def _outputs(self, inputs) -> np.ndarray:
         recipe, hparams = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
@@ -106,8 +102,7 @@ class Predictor:
         return np.asarray(recipe.task.mean(jnp.stack(views), weights))
 
     def _augmentations(self):
-        """Returns the run's augmentations of single examples, except those whose corruption the
-        model is trained to remove."""
+        """Returns the run's augmentations for --tta: of single examples, without corruption."""
         return tuple(
             augmentation for augmentation in self.config.recipe.augment
             if not isinstance(augmentation, MixUp | CutMix | Mix)
@@ -188,18 +183,16 @@ class Predictor:
         return recipe.task.answers(asked)
 
     def predictions(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns `Task.predictions` of any number of examples, (n, ...) each, in batches of
-        SIZES."""
-        count, parts = len(batch["inputs"]), []
-        for start in range(0, count, SIZES[-1]):
-            padded = {n: pad_rows(array[start : start + SIZES[-1]]) for n, array in batch.items()}
-            outputs = self._outputs(padded["inputs"])
-            parts.append(self.config.recipe.task.predictions(
-                outputs, padded, self.encoder.target, self.calibration
-            ))  # fmt: skip
+        """Returns `Task.predictions` of any number of examples, (n, ...) each."""
+        predictions = [
+            self.config.recipe.task.predictions(
+                self._outputs(padded["inputs"]), padded, self.encoder.target, self.calibration
+            )
+            for padded in _padded_batches(batch)
+        ]
         return {
-            name: np.concatenate([np.asarray(part[name]) for part in parts])[:count]
-            for name in parts[0]
+            name: np.concatenate([np.asarray(p[name]) for p in predictions])[: len(batch["inputs"])]
+            for name in predictions[0]
         }
 
     def scores(self, examples: Examples) -> dict[str, float]:
@@ -226,10 +219,13 @@ class Predictor:
         return scores
 
 
-def pad_rows(array: np.ndarray) -> np.ndarray:
-    """Returns the rows, padded to one of SIZES with copies of the first."""
-    padding = padded_size(len(array)) - len(array)
-    return np.concatenate([array, np.repeat(array[:1], padding, 0)]) if padding else array
+def _padded_batches(arrays: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches whose sizes are among SIZES, padded with copies of their first rows."""
+    for start in range(0, len(arrays["inputs"]), SIZES[-1]):
+        rows = np.arange(start, min(start + SIZES[-1], len(arrays["inputs"])))
+        padding = padded_size(len(rows)) - len(rows)
+        rows = np.pad(rows, (0, padding), constant_values=start)
+        yield {name: array[rows] for name, array in arrays.items()}
 
 
 def csv_row(values: dict) -> dict:

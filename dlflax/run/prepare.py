@@ -73,8 +73,7 @@ def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Co
 
 
 def balance(start: transfer.Start) -> transfer.Start:
-    """Returns the Start with the task's loss "weight" for each training example. Raises InputError
-    if the task has no weights."""
+    """Returns the Start with the task's loss "weight" for each training example."""
     splits = start.splits
     weight = start.recipe.task.example_weights(splits.train["targets"], len(splits.class_names))
     splits = dataclasses.replace(splits, train={**splits.train, "weight": weight})

@@ -12,11 +12,7 @@ from dlflax.report import tables
 
 
 def profile(recipe, hparams, train_set, folder: Path) -> None:
-    """Prints the convolutions' implementations and writes a trace of 20 compiled steps.
-
-    The trace is for TensorBoard's profile plugin, and perfetto_trace.json.gz for
-    https://ui.perfetto.dev.
-    """
+    """Prints the convolutions' implementations and writes a trace of 20 compiled steps."""
     hparams = train.as_traced(hparams)
     n = min(data.examples(train_set), 20 * recipe.batch_size)
     examples = {name: array[:n] for name, array in train_set.items()}

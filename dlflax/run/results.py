@@ -47,8 +47,7 @@ class Record:
 
 
 def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record: Record, started):
-    """Saves the scores, adds the task's description and baselines, prints, logs and draws. Returns
-    the contents of results.json."""
+    """Saves, prints, logs and draws the results. Returns the contents of results.json."""
     if config.transfer and config.transfer.self_contained:
         transfer.save(setup.start.backbone, record.folder)
     results = summarize(config, setup, fit, tested, record, started)

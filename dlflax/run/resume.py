@@ -17,8 +17,7 @@ CHECKSUMS = "sha256", "weights_sha256"  # in "data" of `folder.settings`
 
 
 def resume_policy(kind: type, name: str) -> str | None:
-    """Returns "free", "local" or None for a field of a dataclass. A field without such metadata
-    inherits the metadata of its parent class."""
+    """Returns "free", "local" or None for a field of a dataclass, inherited from its parents."""
     for parent in kind.__mro__:
         field = vars(parent).get("__dataclass_fields__", {}).get(name)
         if field is not None and "resume" in field.metadata:
@@ -28,8 +27,7 @@ def resume_policy(kind: type, name: str) -> str | None:
 
 
 def differences(saved: dict, new: dict, config) -> str:
-    """Returns the differences of two `folder.settings` in words, except "free" and "local" fields
-    of `config`; "" without any."""
+    """Returns the differences of two `folder.settings` in words, except fields that may differ."""
     was, now = (
         flatten(
             _drop_free(settings["config"], config)
@@ -45,8 +43,7 @@ def differences(saved: dict, new: dict, config) -> str:
 
 
 def _drop_free(saved, value):
-    """Drops the fields that may differ from the JSON of a dataclass or of a tuple of dataclasses.
-    value: such a dataclass or tuple."""
+    """Drops fields that may differ from the JSON of `value`, a dataclass or a tuple of these."""
     if isinstance(saved, list) and isinstance(value, tuple):
         # lists of unequal lengths differ anyway
         return [*map(_drop_free, saved, value), *saved[len(value) :]]
@@ -60,8 +57,7 @@ def _drop_free(saved, value):
 
 
 def changes_past_rates(config: Config, epochs: int, steps_per_epoch: int) -> bool:
-    """True if the schedule over config.epochs has other learning rates in the first `epochs` epochs
-    than the schedule over `epochs`."""
+    """True if config.epochs, instead of `epochs`, changes learning rates of finished steps."""
     steps = np.arange(epochs * steps_per_epoch, dtype=np.float32)
 
     def rates(total):

@@ -79,12 +79,7 @@ def save_encoder(folder: Path, encoder: Encoder) -> None:
 def load_encoder(folder: Path, experiment: Experiment) -> Encoder:
     """Returns the encoder of a run folder. Raises InputError if it is damaged or not trusted."""
     path = folder / ENCODER
-    try:
-        saved = read_json(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
+    saved = read_saved(path)
     try:
         encoder = _Decoder(folder, experiment, ENCODER).value(saved, "encoder")
         spec = encoder.spec()
@@ -99,6 +94,16 @@ def load_encoder(folder: Path, experiment: Experiment) -> Encoder:
         reason = first_line(error)
         raise InputError(f"{path} is damaged ({reason}): copy the run folder again.") from error
     return encoder
+
+
+def read_saved(path: Path):
+    """Returns the JSON of a file in a run folder. Raises InputError for an unreadable file."""
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
 
 
 def _read_file_fields(cls: type, folder: Path) -> dict[str, str]:
@@ -228,8 +233,7 @@ class _Decoder:
 
 
 def _is_function(value, slot: str, *instance: None) -> bool:
-    """True for a plain function that takes the arguments of the slot. instance: None, if the
-    function is a method."""
+    """True for a plain function that takes the slot's arguments. instance: None for a method."""
     arguments = SLOTS[slot].arguments if slot in SLOTS else ""
     if not arguments or not isinstance(value, types.FunctionType):
         return False

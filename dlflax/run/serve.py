@@ -77,8 +77,7 @@ class Batches:
             self._waiting -= count
 
     async def answers(self, examples: Examples) -> list[dict[str, Any]]:
-        """Returns the predictions for examples, as JSON values. Raises Refused if too many inputs
-        are waiting."""
+        """Returns the predictions for examples, as JSON values."""
         with self.room(len(examples)):
             futures = []
             for start in range(0, len(examples), SIZES[-1]):
@@ -142,8 +141,7 @@ class Bodies:
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request):
-        """Yields the body of a request. Raises Refused if it is too large or too slow, or too many
-        requests are waiting."""
+        """Yields the body of a request. Raises Refused if it is too large or too slow."""
         limit = f"a request may have {MOST_BYTES // 2**20} MB."
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refused(415, "send the body as it is, without Content-Encoding.")

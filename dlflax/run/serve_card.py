@@ -14,8 +14,7 @@ FIGURE = re.compile(r"[a-z0-9_]+\.png")  # file names of a run's figures
 
 
 def figures(folder) -> list[str]:
-    """Returns file names of a run's figures, the confusion matrix first, without symbolic links,
-    which may point to any file."""
+    """Returns file names of a run's figures, without symbolic links, the confusion matrix first."""
     files = (path for path in folder.glob("*.png") if path.is_file() and not path.is_symlink())
     names = (path.name for path in files if FIGURE.fullmatch(path.name))
     return sorted(names, key=lambda name: (name != "confusion_matrix.png", name))

@@ -76,8 +76,7 @@ class HostCheck:
 
 
 class Protocol(H11Protocol):
-    """Closes connections that are idle for IDLE_SECONDS, and beyond MOST_CONNECTIONS the one that
-    is idle for longest."""
+    """Closes idle connections, after IDLE_SECONDS or beyond MOST_CONNECTIONS."""
 
     def connection_made(self, transport):
         super().connection_made(transport)

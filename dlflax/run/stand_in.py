@@ -19,8 +19,7 @@ MODULES = re.compile(r"[\w.]+:|[()',]")  # modules of classes, and punctuation o
 
 
 def stand_in_presets(presets: Mapping[str, Config], config: Config) -> dict[str, Config]:
-    """Returns the presets with the config's architecture that are named after their data set,
-    other than the default's."""
+    """Returns presets of other data sets, with their name and the config's architecture."""
     default = vars(presets["default"].data).get("dataset")
     return {
         name: preset for name, preset in presets.items()

@@ -41,8 +41,7 @@ def add_trusted_hashes(files: dict[str, str], module_names: set[str]) -> None:
 
 
 def import_trusted_module(module_name: str) -> ModuleType | None:
-    """Returns the module if it is trusted and its files are unchanged, else None. Raises InputError
-    if its import fails."""
+    """Returns the module if it is trusted and its files are unchanged, else None."""
     hashes = read_trusted_hashes()["modules"].get(module_name)
     if not hashes or _hashes(sources := _sources(module_name)) != hashes:
         return None
@@ -86,8 +85,7 @@ def sha256(content: bytes) -> str:
 
 
 def _sources(module_name: str) -> list[tuple[ModuleSpec, bytes]]:
-    """Returns the sources of a module's packages and of the module, without imports; [] if it has
-    no Python files."""
+    """Returns the sources of a module and its packages, without imports; [] for no Python files."""
     sources, locations, names = [], None, module_name.split(".")
     if names[0] in sys.stdlib_module_names:
         return []
