@@ -82,6 +82,8 @@ def check(config: Config) -> None:
     if config.run_dir is not None and str(config.run_dir) in ("", "."):
         raise InputError("--run-dir must name a folder of its own, such as runs/mnist/first.")
     if config.validation == 0 and (config.patience or config.reduce_on_plateau):
-        raise InputError("--patience and --reduce-on-plateau need a validation split: they must be "
-                         "0 with --validation 0.")  # fmt: skip
+        raise InputError(
+            "--patience and --reduce-on-plateau must be 0 with --validation 0: they need a "
+            "validation score."
+        )
     check_recipe(config.recipe, config.data)
