@@ -65,7 +65,7 @@ def export(
     if not difference <= TOLERANCE:  # NaN too
         other = "stablehlo" if to == "onnx" else "onnx"
         is_narrow = raw.dtype != spec.dtype
-        reason = f"; its inputs are {spec.dtype}, which cannot hold these numbers" * is_narrow
+        reason = f"; the file takes {spec.dtype}, which cannot hold these numbers" * is_narrow
         raise InputError(
             f"{file} is not written: {comparison}, and {TOLERANCE:.0e} is allowed{reason}: try "
             f"--to {other}."
