@@ -298,7 +298,7 @@ def test_the_file_of_answers_is_no_file_that_is_asked_about(place, capsys):
     write("new.csv", ["a", "b"], [["1", "2"]])
     before = Path("new.csv").read_bytes()
     for name in ("new.csv", "../" + place.name + "/new.csv"):
-        with pytest.raises(InputError, match="--csv .*new.csv is one of the files"):
+        with pytest.raises(InputError, match="--csv .*new.csv is one of the inputs"):
             predict.command(Path("run"), ("new.csv",), csv=Path(name))
     assert Path("new.csv").read_bytes() == before
 
@@ -400,7 +400,7 @@ def test_older_folders_are_one_sentence(zoo, place, version):
     (place / "old").mkdir()
     (place / "old" / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        InputError, match=f"old was written by dlflax {version}: the commit b547de7"
+        InputError, match=f"old was written by dlflax {version}: .*commit b547de7"
     ):
         dlflax.load("old")
 

@@ -478,7 +478,7 @@ def test_a_server_that_stops_says_so(stuck):
         return await answer
 
     status, body = asyncio.run(go())
-    assert status == 503 and "stops" in json.loads(body)["error"]
+    assert status == 503 and "stopping" in json.loads(body)["error"]
 
 
 def test_bodies_share_the_memory(digits, stuck, monkeypatch):

@@ -191,8 +191,8 @@ class _Decoder:
             values |= _read_file_fields(cls, self.path.parent)
         missing = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("saved", True)]
         if missing:  # arrays in memory, which the running experiment has
-            source = getattr(self.experiment.presets.get("default"), "data", None)
-            values |= {name: getattr(source, name, None) for name in missing}
+            default = getattr(self.experiment.presets.get("default"), "data", None)
+            values |= {name: getattr(default, name, None) for name in missing}
         return self.construct(cls, slot, **values)
 
     def _field(self, saved, hint, slot, name):
