@@ -21,7 +21,7 @@ from dlflax.report import tables
 from dlflax.run.config import Config
 from dlflax.run.experiment import Experiment, log_file_change, trust_code
 from dlflax.run.resume import changes_past_rates, differences
-from dlflax.run.saved import check_type, read_saved, save_encoder
+from dlflax.run.saved import check_type, read_run_json, save_encoder
 from dlflax.run.serialize import to_json
 
 Log = Callable[[str], None]
@@ -215,7 +215,7 @@ def load_calibration(folder: Path) -> dict[str, Any]:
     path = Path(folder) / CALIBRATION
     if not path.exists():  # an unfinished run, or an earlier version
         return {}
-    calibration = read_saved(path)
+    calibration = read_run_json(path)
     check_type(calibration, dict[str, float | list[float]], path, "it")
     types = {name: cls for name, cls in CALIBRATED.items() if name in calibration}
     _check_types(calibration, types, path, "")

@@ -79,7 +79,7 @@ def save_encoder(folder: Path, encoder: Encoder) -> None:
 def load_encoder(folder: Path, experiment: Experiment) -> Encoder:
     """Returns the encoder of a run folder. Raises InputError if it is damaged or not trusted."""
     path = folder / ENCODER
-    saved = read_saved(path)
+    saved = read_run_json(path)
     try:
         encoder = _Decoder(folder, experiment, ENCODER).value(saved, "encoder")
         spec = encoder.spec()
@@ -96,7 +96,7 @@ def load_encoder(folder: Path, experiment: Experiment) -> Encoder:
     return encoder
 
 
-def read_saved(path: Path):
+def read_run_json(path: Path):
     """Returns the JSON of a file in a run folder. Raises InputError for an unreadable file."""
     try:
         return read_json(path)
