@@ -159,7 +159,7 @@ def test_gaps_of_the_series_that_is_shipped():
         ({"dataset": "nope", "data_dir": None}, "--dataset nope is unknown here: choose co2 or"),
         ({"column": "price"}, "has no column 'price': it has date, value"),
         ({"column": "date"}, "line 2, column date: 'day 0' is not a number"),
-        ({"window": 30}, "its train part has .* too few for --window 30"),
+        ({"window": 30}, "its train split has .* too few for --window 30"),
         ({"horizon": 20}, "too few for --window 5 and --horizon 20"),
         ({"window": 5, "period": 7}, "--window 5 must be at least the season of 7 steps"),
         ({"horizon": 0}, "--horizon 0 at least 1"),
@@ -319,7 +319,7 @@ def test_an_interval_without_its_coverage_is_damaged():
 )
 def test_the_times_of_rows(times, rows, wanted):
     seconds = np.array(times.split(), "M8[ms]").astype(np.int64) / 1000
-    _, calendar = calendars.in_time(seconds, seconds, "a.csv", lambda _: None)
+    _, calendar = calendars.align_rows(seconds, seconds, "a.csv", lambda _: None)
     assert calendar.stamps(rows) == wanted.split()
 
 

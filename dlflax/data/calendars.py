@@ -63,7 +63,7 @@ class Calendar:
         return [_show(day * DAY + clock, self.zone) for day in dates.astype(int).tolist()]
 
 
-def in_time(
+def align_rows(
     times: np.ndarray, values: np.ndarray, place: str, log: Callable[[str], None],
     zone: str = "", step: str = "",
 ) -> tuple[np.ndarray, Calendar]:  # fmt: skip
@@ -85,12 +85,12 @@ def in_time(
         twice = _show(times[:-1][steps == 0][0], zone)
         raise InputError(f"{place} has two rows of {twice}: a series has one value for a time.")
     if step and _gaps(times, "") < _gaps(times, step):
-        other = rows_of(times)[1]
+        other = regular_rows(times)[1]
         raise InputError(
             f"{place} has a row every {_interval(other, zone)}, where the training data have one "
             f"every {_interval(step, zone)}: give a file with their step."
         )
-    if (rows_and_step := rows_of(times, step)) is None:
+    if (rows_and_step := regular_rows(times, step)) is None:
         shortest, longest = (_interval(f"{s}", zone) for s in (steps.min(), steps.max()))
         raise InputError(
             f"{place} has rows at irregular times, {shortest} to {longest} apart: give one row for "
@@ -106,7 +106,7 @@ def in_time(
     return spread, Calendar(float(times[0]), step, zone, _day(times, step))
 
 
-def rows_of(times: np.ndarray, step: str = "") -> tuple[np.ndarray, str] | None:
+def regular_rows(times: np.ndarray, step: str = "") -> tuple[np.ndarray, str] | None:
     """Returns (the row of each time, int64 (n,), from 0 on; the step) of times that increase,
     float64 (n,); None where they are irregular. step: the one that they must have, if any."""
     for name, places in _calendars(times, step) if len(times) else ():
@@ -120,7 +120,7 @@ def rows_of(times: np.ndarray, step: str = "") -> tuple[np.ndarray, str] | None:
 def _gaps(times: np.ndarray, step: str) -> float:
     """Returns the number of steps without a row; infinity of times that are there twice, too."""
     times = np.sort(times)
-    rows_and_step = rows_of(times, step) if (np.diff(times) > 0).all() else None
+    rows_and_step = regular_rows(times, step) if (np.diff(times) > 0).all() else None
     return np.inf if rows_and_step is None else rows_and_step[0][-1] + 1 - len(times)
 
 

@@ -30,7 +30,7 @@ NO_NUMBER = (  # and those that are none in a column of numbers
     *(sign + word for sign in ("", "+", "-") for word in ("inf", "infinity", "\u221e")),
 )  # fmt: skip
 SAMPLE = 2_000  # cells that tell texts from numbers, in a longer column
-MOST_ODD = 0.02  # share of other cells that are no numbers in a column of numbers
+MAX_ODD = 0.02  # share of other cells that are no numbers in a column of numbers
 DECIMALS = {".": ",", ",": "."}  # a decimal mark: the other one, which then parts thousands
 _CODES = "EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|NZD|SEK|NOK|DKK|PLN|CZK|HUF|BRL|RUB|TRY|KRW|MXN|ZAR"
 _CURRENCY = rf"(?:[A-Z]{{0,2}}[$€£¥₹₽₩₺₫₪₴₦฿¢]|{_CODES}|Fr\.?|Rs\.?|kr\.?|zł|Kč)"
@@ -198,7 +198,7 @@ class _Evidence:
         if len(unclear) == 2 and len(self.decimals) == 2:  # 1,234 beside 1.234
             self.decimals, self.clash = set(), tuple(unclear.values())
         # one odd cell is allowed from 20 numbers on
-        self.are_numbers = numbers > 0 and odd <= max(MOST_ODD * numbers, min(1, numbers // 20))
+        self.are_numbers = numbers > 0 and odd <= max(MAX_ODD * numbers, min(1, numbers // 20))
         self.are_texts = odd > len(cells) / 2
         self.mixed = 0 if self.are_numbers or numbers < odd else odd  # cells
         self.likely = None
@@ -311,7 +311,7 @@ def describe_formats(formats: Mapping[str, NumberFormat | None]) -> list[str]:
 def _fits(form: NumberFormat, cells: pa.Array) -> bool:
     """True if the cells are of one format: units may differ, and a stated mark be wrong."""
     values, wrong = form.parse(cells)
-    return wrong.sum() <= MOST_ODD * np.isfinite(values).sum()
+    return wrong.sum() <= MAX_ODD * np.isfinite(values).sum()
 
 
 def _are_names(column: pa.Array) -> bool:
@@ -339,7 +339,7 @@ def is_numeric(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
 
 
-def check_like(table: RawTable, formats: Mapping[str, NumberFormat], usual: str) -> None:
+def check_same_format(table: RawTable, formats: Mapping[str, NumberFormat], usual: str) -> None:
     """Raises InputError where a file with another delimiter than the training data, `usual`, writes
     numbers by another rule, too, or does not show its rule."""
     names = [name for name in formats if name in table.columns]

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlflax.data.encoder import Encoder, Examples, Form, Limits, Spec, as_path, is_series, note
 from dlflax.data.raw_table import read_table
-from dlflax.data.series_file import Style, read_like
+from dlflax.data.series_file import Style, read_in_style
 from dlflax.data.target import Steps
 from dlflax.errors import InputError
 
@@ -56,7 +56,7 @@ class SeriesEncoder(Encoder):
         table = read_table(
             given if path is None else path, self.file.delimiter or ",", most, note, "a series"
         )
-        series = read_like(table, self.file, note)
+        series = read_in_style(table, self.file, note)
         if len(series.values) < self.window:
             raise InputError(
                 f"{table.place} has {len(series.values)} values: the model looks at the last "

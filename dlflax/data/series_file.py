@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.data import numbers
-from dlflax.data.calendars import COUNT, DAY, Calendar, in_time
+from dlflax.data.calendars import COUNT, DAY, Calendar, align_rows
 from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.raw_table import RawTable, as_texts, read_table
-from dlflax.data.times import EPOCHS, NUMBER, TimeFormat, infer_times, is_clock
+from dlflax.data.times import EPOCHS, NUMBER, TimeFormat, infer_times, is_time_axis
 from dlflax.errors import InputError
 
 
@@ -76,7 +76,7 @@ def read_file(
     log: Callable[[str], None] = print, decimal: str = "auto",
 ) -> Found:  # fmt: skip
     """Reads a column, by default the last, of a table file, and infers its style."""
-    table = read_table(Path(str(path)), log=log, what="a series")
+    table = read_table(Path(str(path)), log=log, noun="a series")
     numbers.check_header(table, log)
     names = (column or _last_values(table, covariates), *covariates)
     _check_columns(table, names)
@@ -119,7 +119,7 @@ def _last_values(table: RawTable, covariates) -> str:
     return [*table.columns][-1]
 
 
-def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:
+def read_in_style(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:
     """Reads a series that is written as the training file was. Raises InputError where another
     delimiter shows that another program wrote it, and its numbers are not of that style."""
     table = table.rename_like((*style.columns, *style.times), log)
@@ -128,7 +128,7 @@ def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Foun
         style = dataclasses.replace(style, columns=(name, *style.columns[1:]))
     _check_columns(table, style.columns)
     formats = dict(zip(style.columns, style.formats, strict=True))
-    numbers.check_like(table, formats, style.delimiter)
+    numbers.check_same_format(table, formats, style.delimiter)
     others = [table.columns[name] for name in table.columns if name not in style.columns]
     if style.time is None and any(infer_times(as_texts(cells)) for cells in others):
         log(
@@ -170,7 +170,7 @@ def read_cells(source: RawTable, style: Style, log: Callable[[str], None]) -> Fo
     times, zone = _read_times(source, style, log)
     calendar = None
     if times is not None:
-        table, calendar = in_time(times, table, source.place, log, zone, style.step)
+        table, calendar = align_rows(times, table, source.place, log, zone, style.step)
     missing = np.isnan(table)
     if missing.all(0).any():
         raise InputError(f"{path}: the column {style.columns[missing.all(0).argmax()]} is empty.")
@@ -298,7 +298,7 @@ def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tup
                 groups += [(*group, name) for kind in ("clock", "hour") for name in parts[kind]]
     for name, cells in texts.items():
         count, wrong = TimeFormat(COUNT).parse(cells)
-        if not np.isnan(count).any() and is_clock(count):
+        if not np.isnan(count).any() and is_time_axis(count):
             yield (name,), TimeFormat(COUNT)
 
 
@@ -322,7 +322,7 @@ def _find_times(table: RawTable, style: Style) -> Style:
             style = dataclasses.replace(style, times=group, time=time, zone=place)
             try:
                 times, _ = _read_times(table, style, None)
-                _, calendar = in_time(times, times, table.place, lambda _: None, place)
+                _, calendar = align_rows(times, times, table.place, lambda _: None, place)
                 return dataclasses.replace(style, step=calendar.step, zone=calendar.zone)
             except InputError as error:
                 repeated.append((time.parse(cells)[0], form))

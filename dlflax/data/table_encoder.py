@@ -100,7 +100,7 @@ class TableEncoder(Encoder):
         if missing := [name for name in names if name not in table.columns]:
             raise InputError(f"{table.place} lacks the column {missing[0]}, which the model reads.")
         formats = {c.name: c.format for c in self.columns if isinstance(c, NumberColumn)}
-        numbers.check_like(table, formats, self.delimiter)
+        numbers.check_same_format(table, formats, self.delimiter)
         return table
 
     def _examples(self, table: RawTable) -> Examples:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data.calendars import COUNT, DAY, rows_of
+from dlflax.data.calendars import COUNT, DAY, regular_rows
 from dlflax.data.numbers import MISSING
 from dlflax.errors import InputError
 
@@ -202,7 +202,9 @@ def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | Non
         if form and not any(np.array_equal(seconds, other) for _, other in readings):
             readings.append((form, seconds))
     if plain:  # counts of something, unless they are regular
-        readings = [pair for pair in readings if pair[0].date == "20241231" or is_clock(pair[1])]
+        readings = [
+            pair for pair in readings if pair[0].date == "20241231" or is_time_axis(pair[1])
+        ]
         readings = sorted(readings, key=lambda pair: -len(np.unique(pair[1])))[:1]
     for likely in (_is_regular, _is_monotone) if regular else ():
         if len(readings) > 1:
@@ -282,7 +284,7 @@ def _start_of_month(year, month) -> np.ndarray:
 
 
 def _is_regular(seconds) -> bool:
-    return rows_of(np.unique(seconds[~np.isnan(seconds)])) is not None
+    return regular_rows(np.unique(seconds[~np.isnan(seconds)])) is not None
 
 
 def _is_monotone(seconds) -> bool:
@@ -290,7 +292,7 @@ def _is_monotone(seconds) -> bool:
     return bool((steps >= 0).all() or (steps <= 0).all())
 
 
-def is_clock(seconds: np.ndarray) -> bool:
+def is_time_axis(seconds: np.ndarray) -> bool:
     """True if times, float64 (n,), are regular, and there once each or, but for few, in order."""
     steps = np.diff(seconds)
     turns = min((steps < 0).sum(), (steps > 0).sum())
