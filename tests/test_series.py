@@ -100,7 +100,7 @@ def test_regression_scores_in_the_series_own_unit():
 
 
 def test_what_is_missing_never_comes_from_the_future(tmp_path):
-    """The value before stands in, in inputs alone: no target, loss or score has it."""
+    """Values are forward-filled in inputs alone: no target, loss or score has them."""
     cells = ["", *("" if i in (3, 4, 17, 33) else 2 * i for i in range(1, 40))]
     path = write(tmp_path / "a.csv", list(enumerate(cells)))
     said = []
@@ -109,9 +109,8 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     assert said == [
         "a.csv: rows are numbered by the column date.",
         "a.csv: one row every 1, from 0 to 39.",
-        "a.csv: the first 1 values are missing: left out.",
-        "a.csv: 4 of 39 values are missing: the value before stands in for them, and no forecast "
-        "is judged by them.",
+        "a.csv: the first 1 values are missing: dropped.",
+        "a.csv: 4 of 39 values are missing: forward-filled in inputs, ignored as targets.",
     ]
     assert values[:5].tolist() == [2, 4, 4, 4, 10] and np.flatnonzero(~observed)[0] == 2
     series = Series(data_dir=path, window=4, horizon=3)
@@ -261,7 +260,7 @@ def test_what_is_known_of_the_future_is_used(place, capsys):
     with pytest.raises(SystemExit):
         predict.command(place / "with", (str(path),), json_output=True)
     assert "price must go on for 2 rows after the last value" in capsys.readouterr().err
-    with pytest.raises(InputError, match="the series: price must go on for 2 rows"):
+    with pytest.raises(InputError, match="the series: price must have 2 rows after the last value"):
         predict.command(place / "with", (), json_output=True)
 
 
