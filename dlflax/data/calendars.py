@@ -104,8 +104,9 @@ def align_rows(
 
 
 def regular_rows(times: np.ndarray, step: str = "") -> tuple[np.ndarray, str] | None:
-    """Returns (the row of each time, int64 (n,), from 0; the step) of increasing times, float64
-    (n,); None if they are irregular, or have another step than `step`."""
+    """Returns (the row of each time, int64 (n,), from 0; the step); None for irregular times.
+
+    times: float64 (n,), increasing; step: the only step allowed, or ""."""
     for name, positions in _calendars(times, step) if len(times) else ():
         rows = np.round(positions).astype(np.int64)
         is_regular = np.abs(positions - rows).max() <= 0.01 and (np.diff(rows) > 0).all()
@@ -207,8 +208,8 @@ def _remove_daylight_saving(times, zone: str, step: str) -> tuple[np.ndarray, st
 
 
 def _to_utc(times: np.ndarray, zone: str) -> Iterator[np.ndarray]:
-    """Yields a zone's local times in UTC, twice if an ambiguous hour of autumn is there once;
-    nothing for times that do not exist in the zone."""
+    """Yields a zone's local times in UTC, by both readings of an ambiguous hour that is there
+    once. Yields nothing for times that do not exist in the zone."""
     is_reversed = times[0] > times[-1]
     times = times[::-1] if is_reversed else times
     clock = pa.array(np.round(times * 1e6).astype(np.int64)).cast(pa.timestamp("us"))

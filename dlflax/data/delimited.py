@@ -61,7 +61,7 @@ def detect_dialect(content: bytes, usual: str) -> tuple[bytes, str]:
     if match := re.match(rb"sep=([,;\t|])\r?\n", content):
         return content[match.start(1) :].replace(match[1], b"", 1), match[1].decode()
     start = content[:SNIFF_BYTES].decode(errors="ignore")
-    if _is_blank_delimited(start):
+    if _has_blank_delimiter(start):
         text = io.StringIO(newline="")
         csv.writer(text, delimiter="\t").writerows(_split_blanks(content.decode()))
         return text.getvalue().encode(), "\t"
@@ -77,7 +77,7 @@ def _split_blanks(text: str) -> list[list[str]]:
     return list(csv.reader(lines, delimiter=" "))
 
 
-def _is_blank_delimited(text: str) -> bool:
+def _has_blank_delimiter(text: str) -> bool:
     """True if blanks alone split the first lines, into three or more cells, with numbers."""
     first = text.partition("\n")[0]
     if re.search("[,;|]", first) or " " not in first or _is_rectangular(text, "\t"):

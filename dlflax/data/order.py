@@ -66,7 +66,7 @@ def draw(n: int, fraction: float, seed: int) -> np.ndarray:
     return held_out
 
 
-def draw_stratified(targets, share: float, seed: int, *purpose: int, left: int = 1) -> np.ndarray:
+def stratified_sample(targets, share: float, seed: int, *purpose: int, left: int = 1) -> np.ndarray:
     """Returns bool (n,): about `share` of each class, int (n,), drawn by `seed`.
 
     At least one example of a class is drawn, and its last `left` are not; share 0 draws none."""
@@ -80,11 +80,11 @@ def draw_stratified(targets, share: float, seed: int, *purpose: int, left: int =
 def hold_out(
     targets, share: float, seed: int, *purpose: int, left: int = 1, groups=None
 ) -> np.ndarray:
-    """Returns bool (n,): about `share` of the examples, by `draw_stratified` where targets are
+    """Returns bool (n,): about `share` of the examples, by `stratified_sample` where targets are
     classes, int (n,). With groups (n,) that share of the groups is drawn, one or more."""
     return _draw_groups(
         groups, targets, left,
-        lambda targets, _: draw_stratified(targets, share, seed, *purpose, left=left),
+        lambda targets, _: stratified_sample(targets, share, seed, *purpose, left=left),
     )  # fmt: skip
 
 

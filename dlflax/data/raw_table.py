@@ -154,7 +154,7 @@ def _table(
     return RawTable(by_name, place, delimiter, names)
 
 
-def _check_unpacked(size: int) -> None:
+def _check_size(size: int) -> None:
     if size > most_to_read():
         raise ValueError("unpacked, it is larger than a quarter of the memory")
 
@@ -171,7 +171,7 @@ def _read_file(given: Path | Upload, usual: str, log: Log, noun: str) -> RawTabl
         if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(content)) as file:
                 content = file.read(most_to_read() + 1)
-            _check_unpacked(len(content))
+            _check_size(len(content))
         if kind == "arrow":
             return _from_arrow(_read_arrow(content), str(path), log)
         if kind == "sheet":
@@ -241,7 +241,7 @@ def _read_arrow(content: bytes) -> pa.Table:
     buffer = pa.BufferReader(content)
     if content.startswith(b"PAR1"):
         metadata = parquet.read_metadata(buffer)
-        _check_unpacked(metadata.num_rows * metadata.num_columns)  # a byte per cell, at least
+        _check_size(metadata.num_rows * metadata.num_columns)  # a byte per cell, at least
         return parquet.read_table(buffer, use_threads=False)
     if content.startswith(b"ARROW1"):
         return feather.read_table(buffer, use_threads=False)
@@ -292,7 +292,7 @@ def _from_sheet(content: bytes, path: Path, log: Log) -> RawTable:
         ) from None
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as parts:
-            _check_unpacked(sum(part.file_size for part in parts.infolist()))
+            _check_size(sum(part.file_size for part in parts.infolist()))
     try:
         book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(content))
         rows = book.get_sheet_by_index(0).to_python()

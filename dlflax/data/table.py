@@ -146,7 +146,7 @@ class Table(Source):
                     f"--dataset {self.dataset} is unknown here: choose {', '.join(BUNDLED)}, or "
                     "pass --data-dir FILE.csv."
                 )
-            table = _load_bundled(self.dataset)
+            table = _load_sklearn(self.dataset)
             content = repr([column.to_pylist() for column in table.columns.values()]).encode()
             return table, self.dataset, table.place, hashlib.sha256(content).hexdigest()
         path = Path(self.data_dir).expanduser()
@@ -334,7 +334,7 @@ def _fit_texts(name, empty, counts) -> Column | str:
     return CategoryColumn(name, tuple(levels), bool(empty.any()), rare=len(merged) - len(levels))
 
 
-def _load_bundled(name: str) -> RawTable:
+def _load_sklearn(name: str) -> RawTable:
     """Returns a table of scikit-learn."""
     from sklearn import datasets
 
