@@ -30,7 +30,7 @@ def to_utf8(content: bytes, path: Path, log: Log) -> bytes:
     if content.startswith(COMPRESSED):
         raise ValueError("it is compressed, as ZIP and Excel files are: unpack it, or save it anew")
     encoding = next(
-        (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None
+        (name for bom, name in BYTE_ORDER_MARKS.items() if content.startswith(bom)), None
     )
     head = content[:1000]
     if encoding is None and b"\0" in head and len(content) % 2 == 0:  # no byte order mark
@@ -65,10 +65,10 @@ def detect_dialect(content: bytes, usual: str) -> tuple[bytes, str]:
         text = io.StringIO(newline="")
         csv.writer(text, delimiter="\t").writerows(_split_blanks(content.decode()))
         return text.getvalue().encode(), "\t"
-    mark = sniff_delimiter(start, usual)
-    if b' "' in content and f'{mark}"'.encode() not in content:
-        content = re.sub(rf'(?<=[{mark}]) +"(?!")'.encode(), b'"', content)
-    return content, mark
+    delimiter = sniff_delimiter(start, usual)
+    if b' "' in content and f'{delimiter}"'.encode() not in content:
+        content = re.sub(rf'(?<=[{delimiter}]) +"(?!")'.encode(), b'"', content)
+    return content, delimiter
 
 
 def _split_blanks(text: str) -> list[list[str]]:
@@ -92,14 +92,14 @@ def _has_blank_delimiter(text: str) -> bool:
 
 
 def parse_csv(
-    content: bytes, mark: str, width: int, quote: str | bool = '"'
+    content: bytes, delimiter: str, width: int, quote: str | bool = '"'
 ) -> tuple[pa.Table, list[tuple[int, int]]]:
     """Returns (the rows of the file as columns of texts, [(row, number of cells)] of rows that have
     not `width` cells). Raises pa.ArrowInvalid, and csv.Error with the line."""
     from pyarrow import csv as arrow_csv
 
     if quote and content.count(b'"') % 2:  # Arrow drops the text behind an unclosed quote
-        _check_quotes(content, mark)
+        _check_quotes(content, delimiter)
     ragged: list[tuple[int, int]] = []
 
     def on_wrong_width(row):
@@ -111,7 +111,7 @@ def parse_csv(
     # without Arrow's thread pool, with which a process aborted at its end
     reading = arrow_csv.ReadOptions(use_threads=False, block_size=size, column_names=names)
     parsing = arrow_csv.ParseOptions(
-        delimiter=mark, newlines_in_values=True, invalid_row_handler=on_wrong_width,
+        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_wrong_width,
         quote_char=quote,
     )  # fmt: skip
     types = dict.fromkeys(names, pa.string())
@@ -119,8 +119,8 @@ def parse_csv(
     return arrow_csv.read_csv(pa.BufferReader(content), reading, parsing, converting), ragged
 
 
-def _check_quotes(content: bytes, mark: str) -> None:
-    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=mark, strict=True)
+def _check_quotes(content: bytes, delimiter: str) -> None:
+    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=delimiter, strict=True)
     try:
         for _ in reader:
             pass
@@ -128,10 +128,10 @@ def _check_quotes(content: bytes, mark: str) -> None:
         raise csv.Error(f"line {reader.line_num} is not valid csv: {error}") from None
 
 
-def read_header(content: bytes, mark: str, **settings: Any) -> list[str]:
+def read_header(content: bytes, delimiter: str, **settings: Any) -> list[str]:
     """Returns the cells of the first row that is not empty. Raises ValueError without one."""
     text = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
-    for row in csv.reader(text, delimiter=mark, **settings):
+    for row in csv.reader(text, delimiter=delimiter, **settings):
         if row:
             return row
     raise ValueError("it is empty")
@@ -159,15 +159,13 @@ def sniff_delimiter(text: str, usual: str = ",") -> str:
     """Returns the delimiter that splits the first lines into an equal number of cells, two or more.
     Ties are decided by the number of delimiters in the first line, then by the usual one."""
     first = text.partition("\n")[0]
-    return max(
-        DELIMITERS, key=lambda mark: (_is_rectangular(text, mark), first.count(mark), mark == usual)
-    )
+    return max(DELIMITERS, key=lambda d: (_is_rectangular(text, d), first.count(d), d == usual))
 
 
-def _is_rectangular(text: str, mark: str) -> bool:
+def _is_rectangular(text: str, delimiter: str) -> bool:
     lines = io.StringIO(text[:SNIFF_BYTES], newline="").readlines()
     with contextlib.suppress(csv.Error):
-        counts = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
+        counts = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
         if len(text) >= SNIFF_BYTES - 4:
             counts.pop()  # a truncated line
         return len(set(counts)) == 1 and counts[0] > 1

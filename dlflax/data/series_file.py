@@ -218,7 +218,7 @@ CHAINS = (("month", "day", "hour", "minute"), ("words", "day", "hour", "minute")
           ("week",))  # fmt: skip
 
 
-def _part_of(name: str) -> str:
+def _time_part(name: str) -> str:
     """Returns the part of a time that a column's name matches, or ""."""
     return next((k for k, (p, _) in PARTS.items() if p and re.match(p, name.lower())), "")
 
@@ -227,7 +227,7 @@ def _join(texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> Sequence[
     """Joins the cells of columns: "2024 W5", "2024 12 31 9:30"."""
     if len(names) == 1:
         return texts[names[0]]
-    marks = [BEFORE.get(_part_of(name), " ") for name in names]
+    marks = [BEFORE.get(_time_part(name), " ") for name in names]
     rows = zip(*(texts[name] for name in names), strict=True)
     return ["".join(map(_prefix, marks, row)).strip() for row in rows]
 
@@ -355,7 +355,7 @@ def _check_panel(place: str, texts: Mapping[str, Sequence[str]], irregular) -> N
         unique = len(set(times))
         if form.date == COUNT:  # excludes the hours of days, and the days of weeks
             names = [name for name in names if len(levels[name]) < unique and unique >= 8
-                     and not _part_of(name)]  # fmt: skip
+                     and not _time_part(name)]  # fmt: skip
         for group in (*((name,) for name in names), *itertools.combinations(names, 2)):
             keys = set(zip(times, *(texts[name] for name in group), strict=True))
             groups += [group] if unique < count / 1.5 and len(keys) == count else []

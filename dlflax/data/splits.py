@@ -38,11 +38,12 @@ class Unordered(Split):
     def test(self, examples: Examples) -> Bool[np.ndarray, " n"]:
         """Returns True for test examples."""
 
-    @abc.abstractmethod
     def validation(
         self, examples: Examples, rows: Int[np.ndarray, " m"], share: float, seed: int, log: Any
     ) -> Bool[np.ndarray, " m"]:
         """Returns True for the rows that are held out; none for share 0."""
+        groups = None if self.groups is None else self.groups[rows]
+        return hold_out(examples.target[rows], share, seed, 0, groups=groups)
 
     def rows(self, examples, share, seed, log):
         in_test = self.test(examples)
@@ -52,10 +53,6 @@ class Unordered(Split):
             "train": rows[~in_validation], "val": rows[in_validation],
             "test": np.flatnonzero(in_test),
         }  # fmt: skip
-
-
-def _rows_of(groups, rows):
-    return None if groups is None else groups[rows]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,10 +65,6 @@ class Share(Unordered):
 
     def test(self, examples):
         return hold_out(examples.target, self.share, self.seed, 3, left=2, groups=self.groups)
-
-    def validation(self, examples, rows, share, seed, log):
-        groups = _rows_of(self.groups, rows)
-        return hold_out(examples.target[rows], share, seed, 0, groups=groups)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,8 +90,7 @@ class Given(Unordered):
             log("the validation folder's images are trained on too (--validation 0).")
             return np.zeros(len(rows), bool)
         if self.by_class:
-            groups = _rows_of(self.groups, rows)
-            return hold_out(examples.target[rows], share, seed, 0, groups=groups)
+            return super().validation(examples, rows, share, seed, log)
         return draw(len(rows), share, seed)
 
 
@@ -116,11 +108,11 @@ class ByContent(Share):
         free, left = np.ones(len(self.contents), bool), 2
         if self.in_validation is not None:
             free, left = ~self.in_validation, 1
+        groups = None if self.groups is None else self.groups[free]
         in_test = np.zeros(len(free), bool)
         in_test[free] = hold_out_by_hash(
-            examples.target[free], self.contents[free], self.share, self.seed, left,
-            _rows_of(self.groups, free),
-        )  # fmt: skip
+            examples.target[free], self.contents[free], self.share, self.seed, left, groups
+        )
         return in_test
 
     def validation(self, examples, rows, share, seed, log):

@@ -36,9 +36,9 @@ class Column(abc.ABC):
         """Returns (float64 (n, raw_width), NaN for missing values; bool (n,), True for invalid
         cells). cells: a column of a `RawTable`."""
 
-    @abc.abstractmethod
     def raw_width(self) -> int:
         """Returns the number of raw values per cell."""
+        return 1
 
     @abc.abstractmethod
     def width(self) -> int:
@@ -83,9 +83,6 @@ class NumberColumn(Column):
     def parse(self, cells):
         values, wrong = column_numbers(cells, self.format)
         return values[:, None], wrong
-
-    def raw_width(self):
-        return 1
 
     def width(self):
         return 1 + max(0, len(self.edges) - 1) + self.missing
@@ -132,9 +129,6 @@ class CategoryColumn(Column):
         numbers = match_levels(texts, self.levels) + 1.0
         numbers[[text.lower() in self.missing_marks for text in texts]] = np.nan
         return numbers[codes.indices.to_numpy()][:, None], np.zeros(len(codes), bool)
-
-    def raw_width(self):
-        return 1
 
     def width(self):
         return len(self.levels) + 1 + self.missing
