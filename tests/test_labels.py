@@ -216,7 +216,7 @@ def test_bad_files():
     assert "--group c: " in refused(target=("a",), group="c")
     assert "--target file is not what is predicted" in refused(target=("file",))
     assert "should be a number" in refused(target=("a", "b"))
-    assert "which is no number" in refused(target=("a",), target_kind="number")
+    assert "is not a number" in refused(target=("a",), target_kind="number")
     write(["file", "label"], [(n, "red") for n, *_ in rows])
     assert "fewer than two classes" in refused()
     write(["file", "label"], [(n, i) for i, (n, *_) in enumerate(rows)])

@@ -128,7 +128,7 @@ class Form:
     page: str = "try it on a page"
     """Purpose of the server's page, for the next steps of a run."""
     experiment: tuple[str, str] | None = None
-    """The shipped experiment for a user's own data of this form, and the noun for these."""
+    """The shipped experiment for a user's own data of this form, and a noun for the data."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data.raw_table import RawTable, is_text
+from dlflax.data.raw_table import RawTable, as_texts, is_text
 from dlflax.errors import InputError
 
 MISSING = (  # missing values, in lower case
@@ -331,6 +331,17 @@ def _are_ids(column: pa.Array) -> bool:
 def _locate(table: RawTable, name: str, cell: str) -> str:
     row = pc.index(table.columns[name], cell).as_py()
     return table.row_name(max(row, 0)).removeprefix(f"{table.place}, ")
+
+
+def require_numbers(table: RawTable, name: str, form: NumberFormat, prefix: str = "") -> np.ndarray:
+    """Returns a column, float64 (n,), NaN for missing values. Raises InputError for a cell that is
+    no number, with the prefix."""
+    values, wrong = column_numbers(table.columns[name], form)
+    if wrong.any():
+        row = int(wrong.argmax())
+        cell = as_texts(table.columns[name])[row].as_py()
+        raise InputError(f"{prefix}{table.row_name(row)}, column {name}: {cell!r} is not a number.")
+    return values
 
 
 def is_numeric(kind: pa.DataType) -> bool:

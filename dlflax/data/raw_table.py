@@ -110,10 +110,10 @@ def read_table(
     given: Any, usual: str = ",", most: int = sys.maxsize, log: Log = lambda sentence: None,
     noun: str = "a table",
 ) -> RawTable:  # fmt: skip
-    """Reads a file (a Path or an Upload), a data frame, or rows {column: value}. usual: the
-    delimiter of a CSV file without evidence of another; noun: the kind of table, for messages;
-    `log` gets assumptions. Raises InputError for anything else, TooMuch for more than `most`
-    rows."""
+    """Reads a file (a Path or an Upload), a data frame, or rows {column: value}.
+
+    usual: delimiter of a CSV file without evidence of another; noun: for messages; `log` gets
+    assumptions. Raises InputError for anything else, TooMuch for more than `most` rows."""
     if isinstance(given, Path | Upload):
         table = _read_file(given, usual, log, noun)
     elif is_frame(given):
@@ -296,7 +296,7 @@ def _from_sheet(content: bytes, path: Path, log: Log) -> RawTable:
     try:
         book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(content))
         rows = book.get_sheet_by_index(0).to_python()
-    except Exception as error:  # has no base class of its own
+    except Exception as error:  # its errors have no common base class
         raise ValueError(str(error)) from error
     if len(book.sheet_names) > 1:
         log(f"{path}: the sheet {book.sheet_names[0]!r} is read, the first of "

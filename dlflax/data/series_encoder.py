@@ -47,15 +47,13 @@ class SeriesEncoder(Encoder):
         there are times. None is the end of the training file."""
         if given is None or isinstance(given, Sequence) and not len(given):
             if len(self.own_times) != self.horizon:
-                raise InputError("encoder.json is damaged: own_times has not one for each step.")
+                raise InputError("encoder.json is damaged: own_times needs a time for each step.")
             window = np.array(self.own_window, np.float64)
             return self._examples(window, self.own_times, "the series")
         most = limits.steps if limits else sys.maxsize
         given = given.to_frame() if is_series(given) else given
-        path = as_path(given)
-        table = read_table(
-            given if path is None else path, self.file.delimiter or ",", most, note, "a series"
-        )
+        delimiter = self.file.delimiter or ","
+        table = read_table(as_path(given) or given, delimiter, most, note, "a series")
         series = read_in_style(table, self.file, note)
         if len(series.values) < self.window:
             raise InputError(

@@ -162,8 +162,8 @@ def _check_columns(table: RawTable, names) -> None:
 def read_cells(table: RawTable, style: Style, log: Callable[[str], None]) -> ParsedSeries:
     """Reads the columns of a style."""
     path = Path(table.place)
-    columns = [_parse_numbers(table, *c) for c in zip(style.columns, style.formats, strict=True)]
-    rows = np.stack(columns, 1)
+    columns = zip(style.columns, style.formats, strict=True)
+    rows = np.stack([numbers.require_numbers(table, *column) for column in columns], 1)
     if (count := (~np.isnan(rows[:, 0])).sum()) < 8:
         raise InputError(f"{path} has {count} numbers: a series needs more.")
     times, zone = _read_times(table, style, log)
@@ -181,7 +181,7 @@ def read_cells(table: RawTable, style: Style, log: Callable[[str], None]) -> Par
     latest = np.maximum.accumulate(np.where(missing, 0, np.arange(len(rows))[:, None]))
     filled, observed = np.take_along_axis(rows, latest, 0), ~missing[:, 0]
     end = len(rows)
-    if len(columns) > 1:  # rows after the last value have future covariates
+    if len(style.columns) > 1:  # rows after the last value have future covariates
         end = int(np.flatnonzero(observed)[-1]) + 1
         if gaps := int(missing[:end, 1:].sum()):
             log(f"{path.name}: {gaps} covariates are missing: forward-filled.")
@@ -189,16 +189,6 @@ def read_cells(table: RawTable, style: Style, log: Callable[[str], None]) -> Par
         log(f"{path.name}: {gaps} of {end} values are missing: forward-filled in inputs, ignored "
             "as targets.")  # fmt: skip
     return ParsedSeries(filled[:end, 0], observed[:end], filled[:, 1:], style, calendar)
-
-
-def _parse_numbers(table, name, form) -> np.ndarray:
-    """Returns a column, float64 (n,), NaN for missing values."""
-    values, wrong = numbers.column_numbers(table.columns[name], form)
-    if wrong.any():
-        row = int(wrong.argmax())
-        cell = as_texts(table.columns[name])[row].as_py()
-        raise InputError(f"{table.row_name(row)}, column {name}: {cell!r} is not a number.")
-    return values
 
 
 # columns of a part of a time: part -> pattern of the column's name, pattern of its cells

@@ -49,6 +49,7 @@ MIN_CLASS_ROWS = 3  # one to train, one to validate, one to test on
 MIN_LEVEL_ROWS = 2  # training rows below which a level is "other"
 MAX_LEVELS = 200  # of a one-hot column
 MIN_WORDS = 2.5  # of free text, on average
+Format = NumberFormat | TimeFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +106,15 @@ class Table(Source):
         counters = _find_row_counters(table, inputs, formats)
         inputs = [c for c in inputs if c not in counters]
         table, values, classes = self._parse_target(table, target, formats[target], log)
-        times = {c: _infer_times(table, c, formats[c] is not None) for c in inputs}
-        formats |= {c: None for c in inputs if times[c]}
+        formats |= {c: _infer_times(table, c, formats[c]) for c in inputs}
         style = {
-            "target": target, "delimiter": table.delimiter, "formats": formats, "times": times,
+            "target": target, "delimiter": table.delimiter, "formats": formats,
             "counters": tuple(counters),
         }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test, self.split_seed, groups)
         # parsed once: takes less memory than texts, and is not parsed again by the encoder
-        columns = {c: _as_arrow(table.columns[c], formats[c], times[c]) for c in inputs}
+        columns = {c: _as_arrow(table.columns[c], formats[c]) for c in inputs}
         names = table.names
         del table  # frees its texts
         examples = Examples(columns, values, names, classes, style)
@@ -126,7 +126,7 @@ class Table(Source):
             )
         rows = leaks.sample_rows(len(values), len(inputs))
         sample = examples.take(rows).columns
-        columns = {c: _as_numbers(sample[c], formats[c], times[c]) for c in inputs}
+        columns = {c: _as_numbers(sample[c], formats[c]) for c in inputs}
         sample_groups = None if groups is None else groups[rows]
         findings = (
             *counters.values(),
@@ -190,9 +190,7 @@ class Table(Source):
         if self.bins < 0 or self.bins > 256:
             raise InputError(f"--bins {self.bins} must be from 0 to 256.")
         style = train.style
-        columns, missing, dropped = fit_columns(
-            train.columns, self.bins, style["formats"], style["times"]
-        )
+        columns, missing, dropped = fit_columns(train.columns, self.bins, style["formats"])
         if not columns:
             reasons = " ".join(f"{column.name} {column.reason}." for column in dropped)
             raise InputError(
@@ -224,40 +222,44 @@ def _find_row_counters(table: RawTable, names: list[str], formats) -> dict[str, 
     return leaks.find_row_counters(columns)
 
 
-def _as_arrow(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> pa.Array:
+def _parse(cells: Any, form: Format) -> np.ndarray:
+    """Returns numbers, or seconds of times, float64 (n,)."""
+    parse = column_times if isinstance(form, TimeFormat) else column_numbers
+    return parse(cells, form)[0]
+
+
+def _as_arrow(cells: Any, form: Format | None) -> pa.Array:
     """Returns numbers as float64, times as timestamps, texts as they are, or as a dictionary array
     if many are repeated."""
-    if form is not None:
-        return pa.array(column_numbers(cells, form)[0])
-    if times is None:
+    if form is None:
         codes = as_texts(cells).dictionary_encode()
         return codes if len(codes.dictionary) < len(codes) / 4 else cells
-    seconds = column_times(cells, times)[0]
-    stamps = np.where(np.isnan(seconds), np.nan, np.round(seconds * 1e6)).astype("datetime64[us]")
-    return pa.array(stamps, pa.timestamp("us", "UTC" if times.zone == "UTC" else None))
+    values = _parse(cells, form)
+    if isinstance(form, NumberFormat):
+        return pa.array(values)
+    stamps = np.where(np.isnan(values), np.nan, np.round(values * 1e6)).astype("datetime64[us]")
+    return pa.array(stamps, pa.timestamp("us", "UTC" if form.zone == "UTC" else None))
 
 
-def _as_numbers(cells: Any, form: NumberFormat | None, times: TimeFormat | None) -> np.ndarray:
+def _as_numbers(cells: Any, form: Format | None) -> np.ndarray:
     """Returns numbers or seconds, float64 (n,); for texts their codes, int (n,)."""
     if form is not None:
-        return column_numbers(cells, form)[0]
-    if times is not None:
-        return column_times(cells, times)[0]
+        return _parse(cells, form)
     return as_texts(cells).dictionary_encode().indices.to_numpy()
 
 
-def _infer_times(table: RawTable, name: str, are_numbers: bool) -> TimeFormat | None:
-    """Returns the format of a column of times, None for any other. Numbers are times if all are
-    dates such as 20241231."""
+def _infer_times(table: RawTable, name: str, form: NumberFormat | None) -> Format | None:
+    """Returns the format of a column of times, else `form`. Numbers are times if all are dates such
+    as 20241231."""
     column = table.columns[name]
     if isinstance(column, pa.Array) and pa.types.is_temporal(column.type):
         return TimeFormat("2024-12-31", zone="UTC" if getattr(column.type, "tz", None) else "")
-    if not are_numbers:
+    if form is None:
         return infer_times(column) or _infer_most_times(column) if is_text(column) else None
     if len(table) and re.fullmatch(r"(19|20)\d{6}", as_texts(column[:1])[0].as_py()):
-        form = TimeFormat("20241231")
-        return None if form.parse(as_texts(column))[1].any() else form
-    return None
+        date = TimeFormat("20241231")
+        return form if date.parse(as_texts(column))[1].any() else date
+    return form
 
 
 def _infer_most_times(column: pa.Array) -> TimeFormat | None:
@@ -277,21 +279,17 @@ def _infer_most_times(column: pa.Array) -> TimeFormat | None:
 
 
 def fit_columns(
-    columns: Mapping[str, Any], bins: int, formats: Mapping[str, NumberFormat | None],
-    times: Mapping[str, TimeFormat | None],
-) -> tuple[list[Column], list[int], list[Dropped]]:  # fmt: skip
+    columns: Mapping[str, Any], bins: int, formats: Mapping[str, Format | None]
+) -> tuple[list[Column], list[int], list[Dropped]]:
     """Returns (fitted columns, numbers of missing values in each, dropped columns).
 
-    columns: the training rows, as in a `RawTable`; formats: of numbers; times: of times."""
+    columns: the training rows, as in a `RawTable`; formats: None for texts."""
     fits, missing, dropped = [], [], []
     for name, cells in columns.items():
-        if (time := times.get(name)) is not None:
-            values, _ = column_times(cells, time)
-            fit = TimeColumn.fit(name, values, bins, time) if _varies(values) else None
-            empty = np.isnan(values)
-        elif (form := formats[name]) is not None:
-            values, _ = column_numbers(cells, form)
-            fit = NumberColumn.fit(name, values, bins, form) if _varies(values) else None
+        if (form := formats[name]) is not None:
+            values = _parse(cells, form)
+            kind = TimeColumn if isinstance(form, TimeFormat) else NumberColumn
+            fit = kind.fit(name, values, bins, form) if _varies(values) else None
             empty = np.isnan(values)
         else:
             texts = as_texts(cells)

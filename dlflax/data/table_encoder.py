@@ -21,7 +21,7 @@ from dlflax.data.encoder import (
     as_path,
     note,
 )
-from dlflax.data.numbers import MISSING, NumberFormat, column_numbers
+from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.raw_table import RawTable, as_texts, read_table
 from dlflax.data.table_columns import (
     HASHES,
@@ -86,10 +86,9 @@ class TableEncoder(Encoder):
         return dataclasses.replace(examples, target=self._parse_target(table))
 
     def _read(self, given: Any, most: int) -> tuple[Examples, RawTable]:
-        path = as_path(given)
-        if path is None and given is None:
+        if given is None:
             raise InputError("name one or more table files, such as CSV, after the run folder.")
-        table = read_table(given if path is None else path, self.delimiter or ",", most, note)
+        table = read_table(as_path(given) or given, self.delimiter or ",", most, note)
         names = [column.name for column in self.columns]
         table = table.rename_like([*names, self.target_column], note)
         if missing := [name for name in names if name not in table.columns]:
@@ -132,13 +131,8 @@ class TableEncoder(Encoder):
             texts = as_texts(cells).to_pylist()
             empty, target = np.array([not text for text in texts]), self.target.numbers(texts)
         else:
-            target, wrong = column_numbers(cells, self.target_format or NumberFormat())
-            empty = np.isnan(target) & ~wrong
-            if wrong.any():
-                row = int(wrong.argmax())
-                raise InputError(
-                    f"{table.row_name(row)}: {name} is {_cell(cells, row)!r}, which is no number."
-                )
+            target = numbers.require_numbers(table, name, self.target_format or NumberFormat())
+            empty = np.isnan(target)
         if empty.any():
             raise InputError(
                 f"{table.row_name(int(empty.argmax()))}, column {name} has a missing value: fill it"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from dlflax.data.numbers import MISSING, NumberFormat, column_numbers
+from dlflax.data.numbers import MISSING, NumberFormat, column_numbers, require_numbers
 from dlflax.data.raw_table import RawTable, as_texts
 from dlflax.data.target import is_integer, level_key
 from dlflax.errors import InputError
@@ -27,10 +27,10 @@ def infer_target_numbers(
     or too many values that occur less than `fewest` times; form: the column's format, None if it
     has texts. Raises InputError for --target-kind number and a cell without one, and for too many
     classes."""
-    column = table.columns[name]
-    values, wrong = column_numbers(column, form or NumberFormat(missing=MISSING))
+    number_form = form or NumberFormat(missing=MISSING)
     if kind == "auto":
-        numbers = values[~np.isnan(values)]
+        numbers = column_numbers(table.columns[name], number_form)[0]
+        numbers = numbers[~np.isnan(numbers)]
         counts = np.unique(numbers, return_counts=True)[1]
         continuous = (
             len(counts) > MAX_CLASSES
@@ -45,14 +45,8 @@ def infer_target_numbers(
             log(f"{name}: {len(counts):,} different numbers, inferred: {inferred} "
                 f"(--target-kind {other} for the other).")  # fmt: skip
     if kind == "number":
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise InputError(
-                f"--target-kind number: {table.row_name(row)} has {as_texts(column)[row].as_py()!r}"
-                f" as {name}, which is no number."
-            )
-        return values
-    count = len(set(pc.unique(as_texts(column)).to_pylist()) - {""})
+        return require_numbers(table, name, number_form, "--target-kind number: ")
+    count = len(set(pc.unique(as_texts(table.columns[name])).to_pylist()) - {""})
     if count > 1000:
         raise InputError(
             f"the target {name} has {count:,} classes: name another column by --target, or use "

@@ -111,20 +111,20 @@ class TimeFormat:
 
     def _parse_numbers(self, texts) -> np.ndarray:
         """Returns seconds, float64 (n,), of epochs and decimal years; NaN for other cells."""
-        number = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None)
-        number = pc.replace_substring(number, ",", ".").cast(pa.float64())
-        number = number.to_numpy(zero_copy_only=False)
+        texts = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None)
+        texts = pc.replace_substring(texts, ",", ".")
+        numbers = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
         if self.date == COUNT:
-            return number
+            return numbers
         if self.date in EPOCHS:
-            number = number / EPOCHS[self.date]
-            return np.where((number > 3e8) & (number < 4.2e9), number, np.nan)  # 1979 to 2103
-        number = np.where((number >= 1000) & (number < 3000), number, np.nan)
+            numbers = numbers / EPOCHS[self.date]
+            return np.where((numbers > 3e8) & (numbers < 4.2e9), numbers, np.nan)  # 1979 to 2103
+        numbers = np.where((numbers >= 1000) & (numbers < 3000), numbers, np.nan)
         if self.date == DECIMAL_YEARS[0]:  # .083 is February, as is .125, its middle
-            return _start_of_month(0.0, np.floor(12 * number + 0.07) + 1)
-        year = np.floor(number)
+            return _start_of_month(0.0, np.floor(12 * numbers + 0.07) + 1)
+        year = np.floor(numbers)
         begin, end = _start_of_month(year, 1.0), _start_of_month(year + 1, 1.0)
-        return begin + DAY * np.floor((number - year) * (end - begin) / DAY + 0.05)
+        return begin + DAY * np.floor((numbers - year) * (end - begin) / DAY + 0.05)
 
     def _parse_dates(self, texts) -> np.ndarray:
         """Returns seconds, float64 (n,), of dates; NaN for other cells."""
@@ -158,19 +158,19 @@ class TimeFormat:
         """Returns seconds after midnight in UTC, float64 (n,); NaN for invalid cells, and for cells
         with another clock or zone."""
         hour, minute, second = part("H", -1.0), part("M", 0.0), part("S", 0.0)
-        half = part("p", -1.0, lambda text: 12.0 * (text[0] in "pP"))
+        half_day = part("p", -1.0, lambda text: 12.0 * (text[0] in "pP"))
         offset = part("z", math.nan, _offset)
-        bare = np.isnan(offset)
-        clock = np.where(half >= 0, hour % 12 + half, hour)
-        wrong = (half >= 0) & ((hour < 1) | (hour > 12)) | (minute > 59) | (second > 60)
+        is_bare = np.isnan(offset)
+        clock = np.where(half_day >= 0, hour % 12 + half_day, hour)
+        wrong = (half_day >= 0) & ((hour < 1) | (hour > 12)) | (minute > 59) | (second > 60)
         wrong |= (hour > 24) | (hour == 24) & (minute + second > 0)
         if self.clock:
-            wrong |= (hour >= 0) & ((half < 0) == (self.clock == "12"))
-        wrong |= bare if self.zone else ~bare & (offset != 0)
+            wrong |= (hour >= 0) & ((half_day < 0) == (self.clock == "12"))
+        wrong |= is_bare if self.zone else ~is_bare & (offset != 0)
         fraction = part("f", 0.0, lambda text: float(f"0.{text}"))
         seconds = 3600 * np.maximum(clock, 0) + 60 * minute + second + fraction
         if self.zone == "UTC":
-            seconds -= np.where(bare, 0, offset)
+            seconds -= np.where(is_bare, 0, offset)
         return np.where(wrong, np.nan, seconds)
 
 
