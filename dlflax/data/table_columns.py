@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dlflax.data.calendars import DAY
 from dlflax.data.numbers import MISSING, NO_NUMBER, NumberFormat, column_numbers
 from dlflax.data.raw_table import as_texts
 from dlflax.data.target import match_levels
 from dlflax.data.times import CLOCK, TimeFormat
 
 HASHES = 64  # inputs of a column of free text
-DAY = 86_400.0  # seconds
 
 
 class Column(abc.ABC):
