@@ -29,8 +29,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     """Sentences logged while it was read."""
     findings: tuple[str, ...] = ()
-    """Notes that qualify the scores, such as leaks: a run repeats them at its end and saves them
-    in results.json."""
+    """Notes that qualify the scores, such as leaks. A run repeats and saves them at its end."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name -> text of files for the run folder, about the reading."""
     stands_in_for: str = ""
@@ -122,8 +121,7 @@ class Splits:
         return list(map(str, examples.names or range(len(examples))))
 
     def summary(self) -> dict[str, Any]:
-        """Returns description, shape and dtype of examples, the sizes of splits, also by class, and
-        the notes, as JSON values."""
+        """Returns a description of examples, sizes of splits and classes, and notes, for JSON."""
         splits = {"train": self.train, "validation": self.val, "test": self.test}
         inputs = self.test["inputs"]
         summary = {

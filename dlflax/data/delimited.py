@@ -25,7 +25,7 @@ Log = Callable[[str], None]
 
 
 def to_utf8(content: bytes, path: Path, log: Log) -> bytes:
-    """Converts a text file from UTF-32, UTF-16 or, as `log` gets, Windows' cp1252 to UTF-8. Raises
+    """Converts a text file to UTF-8, from cp1252 if it is neither UTF-8 nor UTF-16. Raises
     ValueError for a file that is no text."""
     if content.startswith(COMPRESSED):
         raise ValueError("it is compressed, as ZIP and Excel files are: unpack it, or save it anew")

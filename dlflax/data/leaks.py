@@ -18,8 +18,7 @@ MIN_CORRELATION = 0.999  # with the target, of values or of ranks
 
 
 def find_row_counters(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Returns a sentence for each column, float64 (n,), of row numbers from 0 or 1. Returns {} if
-    no other column would remain."""
+    """Returns a sentence for each column of row numbers; {} if no other column would remain."""
     counters = [
         name for name, values in columns.items()
         if values.dtype.kind == "f" and len(values) >= MIN_ROWS and values[0] in (0, 1)

@@ -334,8 +334,7 @@ def _locate(table: RawTable, name: str, cell: str) -> str:
 
 
 def require_numbers(table: RawTable, name: str, form: NumberFormat, prefix: str = "") -> np.ndarray:
-    """Returns a column, float64 (n,), NaN for missing values. Raises InputError for a cell that is
-    no number, with the prefix."""
+    """Returns a column, float64 (n,), NaN for missing values. Raises InputError for other cells."""
     values, wrong = column_numbers(table.columns[name], form)
     if wrong.any():
         row = int(wrong.argmax())

@@ -61,8 +61,7 @@ class RawTable:
     """The columns of a table, by name, all of one length."""
 
     columns: Mapping[str, Any]
-    """Arrow arrays, of typed values or stripped texts. A column of several types is object (n,), of
-    Python values."""
+    """Arrow arrays of values or stripped texts; object (n,) of Python values for mixed types."""
     place: str
     """The file, or "the data frame", for messages."""
     delimiter: str = ""

@@ -265,8 +265,7 @@ def _infer(place: str, names: Sequence[str], cells: Sequence[str]) -> TimeFormat
 
 
 def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tuple, TimeFormat]]:
-    """Yields (columns, format): single columns, then several, such as year and month, then columns
-    of row numbers."""
+    """Yields (columns, format): single columns, then several, then columns of row numbers."""
     parts = {
         kind: [name for name, cells in texts.items() if re.match(PARTS[kind][0], name.lower())
                and all(re.fullmatch(rf"({pattern})(\.0)?", cell, re.I) for cell in set(cells))]
@@ -291,8 +290,7 @@ def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tup
 
 
 def _infer_style(table: RawTable, style: Style) -> Style:
-    """Returns the style with the times of a training file, if there are times. Raises InputError
-    for irregular times, and for several series."""
+    """Returns the style with times, if there are some. Raises InputError for irregular times."""
     texts = _texts(table, [name for name in table.columns if name not in style.columns])
     errors, irregular = [], []
 

@@ -96,8 +96,7 @@ class Given(Unordered):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ByContent(Share):
-    """A `Share` decided by an example's content or group: it stays in its split when others are
-    added or removed."""
+    """A `Share` drawn by hashes of contents or groups: new examples move no others."""
 
     contents: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, str))
     """A digest of each example, str (n,)."""

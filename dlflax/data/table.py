@@ -70,8 +70,7 @@ class Table(Source):
     ignore: tuple[str, ...] = ()
     """Columns to drop."""
     group: str = ""
-    """Column, such as a patient's number, that is no input: rows with the same value are all in
-    one split."""
+    """Column, such as a patient's number, that is no input: rows of one value are in one split."""
     bins: int = 16
     """Maximum number of bins in the encoding of a number; 0: its standardized value alone."""
     test: float = 0.2
@@ -229,8 +228,7 @@ def _parse(cells: Any, form: Format) -> np.ndarray:
 
 
 def _as_arrow(cells: Any, form: Format | None) -> pa.Array:
-    """Returns numbers as float64, times as timestamps, texts as they are, or as a dictionary array
-    if many are repeated."""
+    """Returns numbers as float64, times as timestamps, texts dictionary-encoded if repeated."""
     if form is None:
         codes = as_texts(cells).dictionary_encode()
         return codes if len(codes.dictionary) < len(codes) / 4 else cells
@@ -249,8 +247,7 @@ def _as_numbers(cells: Any, form: Format | None) -> np.ndarray:
 
 
 def _infer_times(table: RawTable, name: str, form: NumberFormat | None) -> Format | None:
-    """Returns the format of a column of times, else `form`. Numbers are times if all are dates such
-    as 20241231."""
+    """Returns a time format, for numbers if all are dates such as 20241231; else `form`."""
     column = table.columns[name]
     if isinstance(column, pa.Array) and pa.types.is_temporal(column.type):
         return TimeFormat("2024-12-31", zone="UTC" if getattr(column.type, "tz", None) else "")
@@ -312,8 +309,7 @@ def _varies(values: np.ndarray) -> bool:
 
 
 def _fit_texts(name, empty, counts) -> Column | str:
-    """Returns a column of categories or free text, or the reason why it is dropped. counts: Arrow's
-    `value_counts` of the texts."""
+    """Returns a column, or the reason why it is dropped. counts: Arrow's `value_counts`."""
     rows = len(empty)
     if len(counts) > min(max(MAX_LEVELS, rows // 2), 0.9 * rows):
         words = pc.mean(pc.count_substring_regex(counts.field("values"), r"\w+")).as_py()

@@ -88,8 +88,7 @@ class NumberColumn(Column):
         return 1 + max(0, len(self.edges) - 1) + self.missing
 
     def encode(self, raw, xp):
-        """Returns (n, width): the standardized value, the filled share of each bin, and the
-        indicator of missing values."""
+        """Returns (n, width): standardized value, filled share of each bin, missing indicator."""
         values = raw[:, 0]
         missing = xp.isnan(values)
         values = xp.where(missing, self.median, values)
@@ -167,8 +166,7 @@ class TimeColumn(Column):
         return cls(name, form, elapsed, NumberColumn.fit(f"{name}: year", raw[:, 1], 0, plain))
 
     def parse(self, cells):
-        """Returns days since 1970, the year, month 1 to 12, day of the week 0 (Monday) to 6, and
-        the share of the day."""
+        """Returns days since 1970, year, month from 1, weekday from 0, Monday, and share of day."""
         seconds, wrong = column_times(cells, self.format)
         return _calendar(seconds), wrong
 
@@ -192,8 +190,7 @@ class TimeColumn(Column):
 
 @dataclasses.dataclass(frozen=True)
 class TextColumn(Column):
-    """A column of free text: feature hashing of its words into HASHES numbers. The CRC-32 of a word
-    decides on its index and sign."""
+    """A column of free text: counts of words, hashed into HASHES numbers with a sign by CRC-32."""
 
     name: str
 

@@ -60,8 +60,7 @@ class Target(abc.ABC):
 
     @property
     def spread(self) -> tuple[float, ...]:
-        """Standard deviations of numbers in their unit, for display; () if they are not known, and
-        for any other target."""
+        """Standard deviations of numbers in their unit, for display; () if there are none."""
         return ()
 
     @abc.abstractmethod
@@ -120,8 +119,7 @@ class Numbers(Target):
 
     @classmethod
     def fit(cls, values: Real[np.ndarray, " n *numbers"], names: Sequence[str] = ()) -> "Numbers":
-        """Fits mean and scale to training values. Raises InputError for a number that is constant
-        but for rounding."""
+        """Fits mean and scale to training values. Raises InputError for a constant number."""
         columns = np.float64(values).reshape(len(values), -1)
         rounding = 4 * np.spacing(np.abs(columns).max(0))
         for i in np.flatnonzero(np.ptp(columns, 0) <= rounding):
@@ -137,8 +135,7 @@ class Numbers(Target):
         return ((values - mean) / scale).astype(np.float32)
 
     def decode(self, values: Any) -> Any:
-        """Returns encoded values (n, ...) in their unit: float64 for NumPy arrays, float32 for
-        traced arrays."""
+        """Returns encoded values (n, ...) in their unit, float64, or float32 if traced."""
         mean, scale = self._mean_and_scale(values.ndim)
         return values * scale + mean
 

@@ -56,8 +56,7 @@ def infer_target_numbers(
 
 
 def normalize_classes(column: Any) -> np.ndarray:
-    """Returns the class name of each row, object (n,) of str, "" where missing: 1 and 1.0 are one
-    class."""
+    """Returns class names, object (n,) of str, "" where missing: 1 and 1.0 are one class."""
     codes = as_texts(column).dictionary_encode()
     names = codes.dictionary.to_pylist()
     shortest: dict[str, str] = {}
