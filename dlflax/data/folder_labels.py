@@ -14,7 +14,7 @@ import numpy as np
 from dlflax.data.folder_files import File, Found, in_natural_order, listed, refused, shown, skipped
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
-from dlflax.data.target_kind import encode_classes, infer_target_numbers, normalize_classes
+from dlflax.data.target_kind import encode_classes, infer_numbers, normalize_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
 from dlflax.files import printable
@@ -238,7 +238,7 @@ def _values(
         log(f"{name}: several labels for a picture, {how} (--target-kind classes for one class).")
         parts = [text.split(mark or None) for text in texts]
         return "labels", [[p.strip() for p in some if p.strip()] for some in parts]
-    numbers = infer_target_numbers(table, name, kind, log, formats[name])
+    numbers = infer_numbers(table, name, kind, log, formats[name])
     if numbers is not None:
         return "number", [None if math.isnan(v) else [v] for v in numbers.tolist()]
     if marks := sorted({text for text in texts if text and text.lower() in MISSING}):

@@ -21,15 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data.delimited import (
-    Log,
-    detect_dialect,
-    line_numbers,
-    parse_csv,
-    read_header,
-    read_json_lines,
-    to_utf8,
-)
+from dlflax.data import delimited
+from dlflax.data.delimited import Log
 from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows, unpack_hub
 from dlflax.data.target import level_key
 from dlflax.errors import InputError
@@ -175,11 +168,11 @@ def _read_file(given: Path | Upload, usual: str, log: Log, noun: str) -> RawTabl
             return _from_arrow(_read_arrow(content), str(path), log)
         if kind == "sheet":
             return _from_sheet(content, path, log)
-        content = to_utf8(content, path, log)
+        content = delimited.to_utf8(content, path, log)
         if b"\0" in content:
             raise ValueError("it has the character NUL: save it as UTF-8")
         if kind == "json":
-            return _from_rows(*read_json_lines(content, path), str(path), log)
+            return _from_rows(*delimited.read_json_lines(content, path), str(path), log)
         return _from_csv(content, path, usual, log)
     except InputError:  # a ValueError, too
         raise
@@ -190,10 +183,10 @@ def _read_file(given: Path | Upload, usual: str, log: Log, noun: str) -> RawTabl
 
 
 def _from_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
-    content, delimiter = detect_dialect(content, usual)
-    header = read_header(content, delimiter)
-    table, ragged = parse_csv(content, delimiter, len(header))
-    lines = line_numbers(content, len(table) + len(ragged))
+    content, delimiter = delimited.detect_dialect(content, usual)
+    header = delimited.read_header(content, delimiter)
+    table, ragged = delimited.parse_csv(content, delimiter, len(header))
+    lines = delimited.line_numbers(content, len(table) + len(ragged))
     if ragged:
         row, cells = ragged[0]
         has_preamble = row > 1 and len(ragged) > len(table)

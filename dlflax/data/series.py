@@ -69,7 +69,9 @@ class Series(Source):
         content = series.values.tobytes() + observed + series.covariates.tobytes()
         if not 0 < self.tail < 1:
             raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
-        period = self._period()
+        if self.period < 0:
+            raise InputError(f"--period {self.period} must be 1 or more, or 0 for the data set's.")
+        period = self.period or (EMBEDDED[self.dataset][1] if self.data_dir is None else 1)
         if min(self.window, self.horizon) < 1 or self.window < period:
             raise InputError(
                 f"--window {self.window} must be at least the season of {period} steps, and "
@@ -139,13 +141,6 @@ class Series(Source):
 
     def _covariates(self) -> tuple[str, ...]:
         return (*self.past_covariates, *self.future_covariates)
-
-    def _period(self) -> int:
-        if self.period < 0:
-            raise InputError(f"--period {self.period} must be 1 or more, or 0 for the data set's.")
-        if self.period or self.data_dir is not None:
-            return self.period or 1
-        return EMBEDDED[self.dataset][1]
 
 
 def _rounding_error(values):

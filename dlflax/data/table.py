@@ -17,29 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data import leaks, numbers
+from dlflax.data import leaks, numbers, table_columns, target_kind
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples, take_rows
 from dlflax.data.numbers import MAX_ODD, MISSING, NumberFormat, column_numbers
 from dlflax.data.raw_table import RawTable, RowNames, as_texts, is_text, read_table
 from dlflax.data.splits import Share
-from dlflax.data.table_columns import (
-    CategoryColumn,
-    Column,
-    NumberColumn,
-    TextColumn,
-    TimeColumn,
-    column_times,
-)
+from dlflax.data.table_columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
 from dlflax.data.table_encoder import Dropped, TableEncoder
 from dlflax.data.target import Classes, Numbers, level_key
-from dlflax.data.target_kind import (
-    MAX_DROPPED,
-    class_key,
-    encode_classes,
-    infer_target_numbers,
-    normalize_classes,
-)
 from dlflax.data.times import DATES, TimeFormat, infer_times
 from dlflax.errors import InputError
 from dlflax.files import many
@@ -157,13 +143,14 @@ class Table(Source):
 
     def _parse_target(self, table, target, form, log):
         """Returns (the rows with a target, its values, the names of its classes)."""
-        values = infer_target_numbers(table, target, self.target_kind, log, form, MIN_CLASS_ROWS)
+        kind = self.target_kind
+        values = target_kind.infer_numbers(table, target, kind, log, form, MIN_CLASS_ROWS)
         if values is not None:
             keep = ~np.isnan(values)
             texts = as_texts(take_rows(table.columns[target], ~keep))
             words = texts.filter(pc.not_equal(texts, "")).to_pylist()
             odd = [word for word in words if word.lower() not in MISSING]
-            if len(odd) > MAX_DROPPED * len(table):
+            if len(odd) > target_kind.MAX_DROPPED * len(table):
                 raise InputError(
                     f"{table.place}: {len(odd):,} of {len(table):,} rows have {odd[0]!r} as "
                     f"{target}, which is no number: remove them, or use --target-kind classes."
@@ -174,14 +161,14 @@ class Table(Source):
             if not keep.any():
                 raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             return table.take(keep), values[keep], ()
-        cells = normalize_classes(table.columns[target])
+        cells = target_kind.normalize_classes(table.columns[target])
         if (empty := cells == "").any():
             log(f"{many(empty.sum(), 'rows', 'have')} no {target}: dropped.")
             table, cells = table.take(~empty), cells[~empty]
         for name in sorted(cell for cell in set(cells.tolist()) if cell.lower() in MISSING):
             log(f"{target}: {many((cells == name).sum(), 'rows', 'have')} {name!r}, which is a "
                 "class here: empty these cells if they are missing.")  # fmt: skip
-        classes, values, keep = encode_classes(cells, MIN_CLASS_ROWS, "rows", log)
+        classes, values, keep = target_kind.encode_classes(cells, MIN_CLASS_ROWS, "rows", log)
         return table.take(keep), values, classes
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> TableEncoder:
@@ -223,7 +210,7 @@ def _find_row_counters(table: RawTable, names: list[str], formats) -> dict[str, 
 
 def _parse(cells: Any, form: Format) -> np.ndarray:
     """Returns numbers, or seconds of times, float64 (n,)."""
-    parse = column_times if isinstance(form, TimeFormat) else column_numbers
+    parse = table_columns.column_times if isinstance(form, TimeFormat) else column_numbers
     return parse(cells, form)[0]
 
 
@@ -323,8 +310,8 @@ def _fit_texts(name, empty, counts) -> Column | str:
         first, count = merged.get(key, (text, 0))
         merged[key] = min(first, text, key=len), count + level["counts"]
     ranked = sorted(merged.values(), key=lambda level: -level[1])[:MAX_LEVELS]
-    levels = sorted((text for text, count in ranked if count >= MIN_LEVEL_ROWS), key=class_key)
-    levels = levels or sorted((text for text, _ in merged.values()), key=class_key)
+    frequent = [text for text, count in ranked if count >= MIN_LEVEL_ROWS]
+    levels = sorted(frequent or (text for text, _ in merged.values()), key=target_kind.class_key)
     return CategoryColumn(name, tuple(levels), bool(empty.any()), rare=len(merged) - len(levels))
 
 

@@ -9,28 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from dlflax.data import numbers
-from dlflax.data.encoder import (
-    Encoder,
-    Examples,
-    Form,
-    Limits,
-    Plain,
-    RowsRefused,
-    Spec,
-    as_path,
-    note,
-)
+from dlflax.data import encoder, numbers, table_columns
+from dlflax.data.encoder import Encoder, Examples, Form, Limits, Plain, RowsRefused, Spec
 from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.raw_table import RawTable, as_texts, read_table
-from dlflax.data.table_columns import (
-    HASHES,
-    CategoryColumn,
-    Column,
-    NumberColumn,
-    TextColumn,
-    TimeColumn,
-)
+from dlflax.data.table_columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
 from dlflax.data.target import Classes, Numbers
 from dlflax.errors import InputError
 
@@ -88,9 +71,10 @@ class TableEncoder(Encoder):
     def _read(self, given: Any, most: int) -> tuple[Examples, RawTable]:
         if given is None:
             raise InputError("name one or more table files, such as CSV, after the run folder.")
-        table = read_table(as_path(given) or given, self.delimiter or ",", most, note)
+        delimiter = self.delimiter or ","
+        table = read_table(encoder.as_path(given) or given, delimiter, most, encoder.note)
         names = [column.name for column in self.columns]
-        table = table.rename_like([*names, self.target_column], note)
+        table = table.rename_like([*names, self.target_column], encoder.note)
         if missing := [name for name in names if name not in table.columns]:
             raise InputError(f"{table.place} lacks the column {missing[0]}, which the model reads.")
         formats = {c.name: c.format for c in self.columns if isinstance(c, NumberColumn)}
@@ -117,7 +101,7 @@ class TableEncoder(Encoder):
             unknown = np.flatnonzero(raw[:, 0] == 0) if isinstance(column, CategoryColumn) else ()
             if len(unknown):
                 texts = as_texts(cells).take(pa.array(unknown)).unique().to_pylist()
-                note(
+                encoder.note(
                     f"{table.place}: {len(unknown):,} of {len(raw):,} rows have a {column.name} "
                     f"that is no level of the training rows ({', '.join(texts[:5])}): other."
                 )
@@ -202,7 +186,7 @@ class TableEncoder(Encoder):
             "a row of the table: its numbers, NaN where one is missing; of a category its place in "
             "the column's levels, counted from 1, or 0 for any other; of a time the days since "
             "1970, year, month, day of the week from 0, Monday, and share of the day; of free text "
-            f"{HASHES} numbers for its words",
+            f"{table_columns.HASHES} numbers for its words",
         )  # fmt: skip
 
     def describe(self) -> str:

@@ -17,7 +17,7 @@ MAX_DROPPED = 0.1  # share of examples that may be dropped, else the target is r
 MAX_CLASSES = 20  # integers with more different values are numbers
 
 
-def infer_target_numbers(
+def infer_numbers(
     table: RawTable, name: str, kind: str, log: Callable[[str], None], form: NumberFormat | None,
     fewest: int = 1,
 ) -> np.ndarray | None:  # fmt: skip
