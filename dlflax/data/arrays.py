@@ -17,6 +17,8 @@ from dlflax.data.splits import Given
 from dlflax.data.target import Classes, Labels, Nothing, Numbers
 from dlflax.errors import InputError
 
+_Unsaved = Annotated[Any, tyro.conf.Suppress]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays(Source):
@@ -29,14 +31,10 @@ class Arrays(Source):
     The arrays are not saved with a run: a program that resumes the run makes the same ones again.
     """
 
-    train: Annotated[Any, tyro.conf.Suppress] = dataclasses.field(
-        default=None, metadata={"saved": False}
-    )
-    """To train and validate with."""
-    test: Annotated[Any, tyro.conf.Suppress] = dataclasses.field(
-        default=None, metadata={"saved": False}
-    )
-    """To test with, once, at the end."""
+    train: _Unsaved = dataclasses.field(default=None, metadata={"saved": False})
+    """Training and validation examples."""
+    test: _Unsaved = dataclasses.field(default=None, metadata={"saved": False})
+    """Test examples."""
     class_names: tuple[str, ...] = ()
     """Names of classes or labels, by number (default: the numbers)."""
     name: str = "arrays"

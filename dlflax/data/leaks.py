@@ -39,17 +39,14 @@ def sample_rows(rows: int, columns: int) -> np.ndarray:
 
 
 def find_leaks(
-    columns: Mapping[str, np.ndarray],
-    target: np.ndarray,
-    held: np.ndarray,
-    groups: np.ndarray | None,
-    classes: tuple[str, ...],
-) -> list[str]:
+    columns: Mapping[str, np.ndarray], target: np.ndarray, in_test: np.ndarray,
+    groups: np.ndarray | None, classes: tuple[str, ...],
+) -> list[str]:  # fmt: skip
     """Returns a sentence for each leak, with the flag that removes it.
 
     columns: float64 (n,), NaN where missing, or int (n,) of levels, rows in the order of the file;
-    target: class numbers int (n,), or float64 (n,) without classes; held: bool (n,), the test rows;
-    groups: (n,) of --group.
+    target: class numbers int (n,), or float64 (n,) without classes; in_test: bool (n,); groups:
+    (n,) of --group.
     """
     n, names = len(target), list(columns)
     rows = np.linspace(0, n - 1, min(n, MAX_ROWS)).astype(int)
@@ -77,13 +74,13 @@ def find_leaks(
             f"and {len(rows):,} of {n:,} rows."
         )
     if classes and groups is not None:
-        findings += _find_unsplit_classes(target, held, groups, classes)
-    return findings + _find_copies(columns, target, held, rows)
+        findings += _find_unsplit_classes(target, in_test, groups, classes)
+    return findings + _find_copies(columns, target, in_test, rows)
 
 
-def _find_unsplit_classes(target, held, groups, classes):
+def _find_unsplit_classes(target, in_test, groups, classes):
     """Yields sentences on classes without training or without test rows."""
-    rows, tested = (np.bincount(y, minlength=len(classes)) for y in (target, target[held]))
+    rows, tested = (np.bincount(y, minlength=len(classes)) for y in (target, target[in_test]))
     lacking = np.flatnonzero((rows > 0) & ((tested == 0) | (tested == rows)))
     for number in lacking[:MAX_CLASSES].tolist():
         names = np.unique(groups[target == number])
@@ -96,21 +93,21 @@ def _find_unsplit_classes(target, held, groups, classes):
         yield f"--group: the same is true of {len(lacking) - MAX_CLASSES:,} more classes."
 
 
-def _find_copies(columns, target, held, rows):
+def _find_copies(columns, target, in_test, rows):
     """Returns a sentence on test rows that equal training rows, if more do than chance explains."""
     if (cells := len(columns) * len(target)) > MAX_CELLS:
         return [f"copies of rows were not looked for: the table has {cells:,} cells."]
     keys = _row_ids(columns.values())
-    copied = held & np.isin(keys, keys[~held])
-    chance = np.count_nonzero(~held)  # training rows that equal a row, were columns independent
+    copied = in_test & np.isin(keys, keys[~in_test])
+    chance = np.count_nonzero(~in_test)  # training rows that equal a row, were columns independent
     for values in list(columns.values())[:MAX_COLUMNS]:
         chance *= np.square(np.unique(values[rows], return_counts=True)[1] / len(rows)).sum()
-    if copied.sum() <= 2 * min(1, chance) * held.sum():
+    if copied.sum() <= 2 * min(1, chance) * in_test.sum():
         return []
     exact = _row_ids([keys, target])
-    other = np.count_nonzero(copied & ~np.isin(exact, exact[~held]))
+    other = np.count_nonzero(copied & ~np.isin(exact, exact[~in_test]))
     return [
-        f"{copied.sum():,} of {held.sum():,} test rows have the inputs of a training row, "
+        f"{copied.sum():,} of {in_test.sum():,} test rows have the inputs of a training row, "
         f"{other:,} of them with another target: remove the copies from the file, or name a column "
         "that they share by --group."
     ]
