@@ -129,6 +129,8 @@ class TimeFormat:
     def _parse_dates(self, texts) -> np.ndarray:
         """Returns seconds, float64 (n,), of dates; NaN for other cells."""
         fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[self.date]}$")
+        if fields.null_count == len(texts):  # most formats, when one is inferred
+            return np.full(len(texts), math.nan)
         names = {field.name for field in fields.type}
 
         def part(name, default, convert=float):
