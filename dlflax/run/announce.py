@@ -35,9 +35,10 @@ def log_start(config: Config, setup: Setup, folder: Path, devices: int, log: Log
     """Logs data, network and devices; with --verbose also each class and each parameter."""
     splits, summary, model = setup.start.splits, setup.examples.summary(), config.recipe.model
     parameters = _parameter_rows(model, setup.abstract.params) if config.verbose else []
-    validation = f"{data.examples(splits.val):,}" if splits.val else "no"
-    log(f"{setup.dataset.source}: {data.examples(splits.train):,} train, {validation} validation, "
-        f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
+    validation = f"{data.num_examples(splits.val):,}" if splits.val else "no"
+    log(f"{setup.dataset.source}: {data.num_examples(splits.train):,} train, "
+        f"{validation} validation, {data.num_examples(splits.test):,} test; "
+        f"{tables.data_text(summary)}")  # fmt: skip
     if rows := splits.encoder.columns_table():
         tables.print_columns(rows, folder, config.verbose)
     if config.verbose:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlflax import train
-from dlflax.data.stream import fits
+from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
 from dlflax.report.progress import announcement
@@ -71,7 +71,7 @@ def fit_baselines(
     fitters = task.baselines(recipe.model, splits)
     if not fitters:
         return {}
-    if not all(map(fits, arrays)):
+    if not all(map(fits_on_device, arrays)):
         log("no baselines: the data do not fit into memory")
         return {}
     settings = [VERSION, repr(task), repr(task.metrics), repr(splits.encoder)]

@@ -144,7 +144,7 @@ def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, rec
 def start_progress(config: Config, setup: Setup, done: int, record: Record) -> Progress:
     """Returns the progress bar. done: number of epochs of the resumed checkpoint."""
     size, score = setup.start.recipe.batch_size, setup.start.recipe.task.metric().name
-    steps = -(-data.examples(setup.start.splits.train) // size)
+    steps = -(-data.num_examples(setup.start.splits.train) // size)
     if done < config.epochs:
         epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs:,} epochs"
         record.say(f"compiling, then training: {epochs} of {steps:,} steps")

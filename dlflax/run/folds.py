@@ -8,7 +8,7 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.data.folds import folds
-from dlflax.data.order import order_of
+from dlflax.data.order import batch_order
 from dlflax.errors import InputError, RunError
 from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
@@ -129,7 +129,7 @@ def _form_population(setups) -> bool:
         return False
     arrays = [array for split in splits for array in split.values()]
     specs = {tuple((n, a.shape[1:], a.dtype) for n, a in sorted(s.items())) for s in splits}
-    steps = {-(-data.examples(split) // recipe.batch_size) for split in splits[::2]}
+    steps = {-(-data.num_examples(split) // recipe.batch_size) for split in splits[::2]}
     in_memory = all(isinstance(array, np.ndarray) for array in arrays)
     fits = in_memory and sum(array.nbytes for array in arrays) < host_memory() / 4
     return len(specs) == len(steps) == 1 and fits
@@ -146,7 +146,7 @@ def _train_population(config: Config, setups, log: Log) -> list[tuple[train.Stat
         recipe, [hparams] * n, [[config.seed]] * n, train_set, val_set,
         epochs=config.epochs, layout=layout, patience=config.patience,
         reduce_on_plateau=config.reduce_on_plateau, keep_best=True,
-        orders=[order_of(train_set, recipe.batch_size, rows) for rows in train_rows],
+        orders=[batch_order(train_set, recipe.batch_size, rows) for rows in train_rows],
         val_rows=val_rows,
     )  # fmt: skip
     with counting("epochs", config.epochs) as advance:
@@ -167,7 +167,7 @@ def _train_population(config: Config, setups, log: Log) -> list[tuple[train.Stat
 def _concatenate(splits) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Returns (concatenated arrays of all splits, rows of each split)."""
     arrays = {name: np.concatenate([split[name] for split in splits]) for name in splits[0]}
-    ends = np.cumsum([data.examples(split) for split in splits])
+    ends = np.cumsum([data.num_examples(split) for split in splits])
     return arrays, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
 
 
@@ -194,7 +194,9 @@ def _score_fold(config: Config, setup: Setup, state, epochs: int, log: Log) -> d
     result = {
         "model": type(config.recipe.model).__name__,
         "task": type(task).__name__,
-        "examples": {name: data.examples(split) if split else 0 for name, split in named.items()},
+        "examples": {
+            name: data.num_examples(split) if split else 0 for name, split in named.items()
+        },
         "epochs_run": epochs,
         "test": scores,
     }
