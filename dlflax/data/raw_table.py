@@ -33,7 +33,7 @@ from dlflax.data.delimited import (
 from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows, unpack_hub
 from dlflax.data.target import level_key
 from dlflax.errors import InputError
-from dlflax.files import most_to_read, printable, read_bytes
+from dlflax.files import escape_controls, max_file_bytes, read_bytes
 
 ENDINGS = re.compile(
     r"\.(?:(?P<arrow>parquet|pq|feather|arrow|ipc)|(?P<sheet>xlsx|xlsm|xlsb|xls|ods)"
@@ -141,7 +141,7 @@ def _table(
     the line of each row in its file."""
     named: dict[str, Any] = {}
     for i, (heading, column) in enumerate(zip(headings, columns, strict=True), 1):
-        name = printable(heading.strip())
+        name = escape_controls(heading.strip())
         if not name:
             if not pc.any(pc.not_equal(as_texts(column), "")).as_py():
                 log(f"{place}: column {i} has no name and no cells: dropped.")
@@ -166,8 +166,8 @@ def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTabl
         content = given.content if isinstance(given, Upload) else read_bytes(path)
         if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(content)) as file:
-                content = file.read(most_to_read() + 1)
-            if len(content) > most_to_read():
+                content = file.read(max_file_bytes() + 1)
+            if len(content) > max_file_bytes():
                 raise ValueError("unpacked, it is larger than a quarter of the memory")
         if kind == "arrow":
             return _of_arrow(_read_arrow(content), str(path), log)
@@ -238,7 +238,7 @@ def _read_arrow(content: bytes) -> pa.Table:
     buffer = pa.BufferReader(content)
     if content.startswith(b"PAR1"):
         about = parquet.read_metadata(buffer)
-        if about.num_rows * about.num_columns > most_to_read():  # a byte a cell, at least
+        if about.num_rows * about.num_columns > max_file_bytes():  # a byte a cell, at least
             raise ValueError("unpacked, it is larger than a quarter of the memory")
         return parquet.read_table(buffer, use_threads=False)
     if content.startswith(b"ARROW1"):
@@ -290,7 +290,7 @@ def _of_sheet(content: bytes, path: Path, log: Log) -> RawTable:
         ) from None
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as parts:
-            if sum(part.file_size for part in parts.infolist()) > most_to_read():
+            if sum(part.file_size for part in parts.infolist()) > max_file_bytes():
                 raise ValueError("unpacked, it is larger than a quarter of the memory")
     try:
         book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(content))

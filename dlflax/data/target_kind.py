@@ -11,7 +11,7 @@ from dlflax.data.numbers import MISSING, NumberFormat, column_numbers
 from dlflax.data.raw_table import RawTable, as_texts
 from dlflax.data.target import is_whole, level_key
 from dlflax.errors import InputError
-from dlflax.files import many
+from dlflax.files import pluralize
 
 MOST_DROPPED = 0.1  # share of examples that may be dropped without a word of the user
 MOST_CLASSES = 20  # whole numbers with more values than that are numbers
@@ -101,6 +101,6 @@ def classes_of(
             "remove them."
         )
     if few:
-        log(f"{many((~keep).sum(), what, 'are')} of a class with fewer than {fewest} {what} ("
+        log(f"{pluralize((~keep).sum(), what, 'are')} of a class with fewer than {fewest} {what} ("
             f"{', '.join(few[:5])}): dropped.")  # fmt: skip
     return names, codes[keep], keep

@@ -48,21 +48,21 @@ def run(
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
     config, job = prepare(config, dataset, log)
-    count = parallel.devices(config.devices, config.recipe.batch_size, config.shard_state)
+    count = parallel.num_devices(config.devices, config.recipe.batch_size, config.shard_state)
     with claim(experiment, config, dataset, job.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", job.start.recipe.task, log)
-        with parallel.use(count, config.shard_state):
-            saved = checkpoints.restore_last(parallel.placed(job.abstract))
+        with parallel.use_devices(count, config.shard_state):
+            saved = checkpoints.restore_last(parallel.with_shardings(job.abstract))
         if results := finished_results(config, folder, saved, brief, log):
             return results
         with start_record(experiment, config, job, folder, saved, count, brief, log) as record:
-            with parallel.use(count, config.shard_state), stop_requests() as should_stop:
+            with parallel.use_devices(count, config.shard_state), stop_requests() as should_stop:
                 fit = fit_model(config, job, checkpoints, saved, should_stop, record)
                 with announcement("testing ...", log):
                     tested = test(config, job, fit.best, log)
             main = parallel.is_main()
             results = report(config, job, fit, tested, record, started) if main else {}
-        parallel.wait("the results are written")
+        parallel.barrier("the results are written")
         if main and not brief:
             announce.log_end(experiment, job, folder, log)
         return results
@@ -132,7 +132,7 @@ def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record)
             )
         best = train.best_epoch(fit.history, recipe.task)
         progress.end(fit.history, best, splits.val is not None)
-    fit.best = fit.best or checkpoints.restore_best(parallel.placed(job.abstract))
+    fit.best = fit.best or checkpoints.restore_best(parallel.with_shardings(job.abstract))
     if len(fit.history) < config.epochs:
         record.say(f"stopped: {config.patience} epochs without a better validation {monitor}")
     if best + 1 < len(fit.history):
@@ -157,7 +157,7 @@ def test(config: Config, job: Job, state: train.State, log: Log) -> Tested:
     recipe, hparams, splits = job.start.recipe, config.hparams, job.start.splits
     calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
-    recipe, state = config.recipe, job.start.with_backbone(parallel.fetch(state))
+    recipe, state = config.recipe, job.start.with_backbone(parallel.fetch_variables(state))
     numbers = train.as_traced(hparams.evaluation())
     return Tested(
         recipe, hparams, train.variables(recipe, state), job.examples, outputs,

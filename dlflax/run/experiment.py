@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from dlflax.errors import InputError
-from dlflax.files import printable, read_bytes
+from dlflax.files import escape_controls, read_bytes
 from dlflax.run import trust
 from dlflax.run.serialize import FILE, LIBRARIES, OWN, modules_of, qualified_name, shown_name
 
@@ -91,7 +91,7 @@ class Experiment:
             module = _imported(module_name, path)
         else:
             module = self._find_trusted(module_name)
-        shown = f"{path} names {printable(str(reference))}"
+        shown = f"{path} names {escape_controls(str(reference))}"
         if module is None:
             raise InputError(
                 f"{shown}, of a module that no run on this machine has used as it is now: if you "
@@ -102,7 +102,7 @@ class Experiment:
             inside = thing is module or isinstance(thing, type)
             thing = getattr(thing, part, None) if inside else None
         if not _is_defined_in(thing, module, name):
-            raise InputError(f"{shown}, and that module defines no {printable(name)}.")
+            raise InputError(f"{shown}, and that module defines no {escape_controls(name)}.")
         return thing
 
     def _find_trusted(self, module_name: str) -> ModuleType | None:
@@ -224,7 +224,7 @@ def _load_noted(file: str, folder: Path) -> Experiment:
 
 
 def _refusal(folder: Path, made_by: str, name: str, known: bool) -> InputError:
-    made_by, name = printable(made_by), printable(name)
+    made_by, name = escape_controls(made_by), escape_controls(name)
     state = "has changed since it last ran" if known else "was never run"
     return InputError(
         f"{folder} was trained by {made_by}, which {state} on this machine: if you trust it, add "
@@ -300,6 +300,6 @@ def _imported(module_name: str, path: Path) -> ModuleType:
         return importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
-            f"{path} names the module {printable(module_name)}, which cannot be imported "
-            f"({printable(str(error))})."
+            f"{path} names the module {escape_controls(module_name)}, which cannot be imported "
+            f"({escape_controls(str(error))})."
         ) from error

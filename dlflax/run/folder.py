@@ -16,7 +16,7 @@ import typeguard
 import dlflax
 from dlflax import data, parallel, train
 from dlflax.errors import InputError
-from dlflax.files import locked, read_json, write_csv, write_json
+from dlflax.files import file_lock, read_json, write_csv, write_json
 from dlflax.report import tables
 from dlflax.run.config import Config
 from dlflax.run.experiment import Experiment, note_changes, remember
@@ -57,7 +57,7 @@ def claim(experiment: Experiment, config: Config, dataset: data.Dataset, splits,
 
         def claim_alone():
             folder = run_folder(experiment, config)
-            if not stack.enter_context(locked(folder / ".lock")):
+            if not stack.enter_context(file_lock(folder / ".lock")):
                 raise InputError(
                     f"--run-dir {folder} is being written by another process: wait for it, or "
                     "choose another folder."
@@ -66,7 +66,7 @@ def claim(experiment: Experiment, config: Config, dataset: data.Dataset, splits,
             begin(experiment, here, dataset, splits, folder, log)
             return folder
 
-        yield parallel.from_main(claim_alone)
+        yield parallel.call_on_main(claim_alone)
 
 
 def settings(

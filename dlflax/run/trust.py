@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, read_bytes, read_json, replacing
+from dlflax.files import atomic_write, cache_folder, read_bytes, read_json
 
 
 def read_notes() -> dict[str, dict[str, Any]]:
@@ -36,7 +36,7 @@ def add_notes(files: dict[str, str], module_names: set[str]) -> None:
     notes = {"files": notes["files"] | files, "modules": notes["modules"] | modules}
     with contextlib.suppress(OSError):  # without the note, predict asks for --experiment
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with replacing(cache_folder() / "experiments.json") as temporary:
+        with atomic_write(cache_folder() / "experiments.json") as temporary:
             temporary.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 

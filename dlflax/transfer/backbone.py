@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from dlflax import train
 from dlflax.errors import InputError, RunError
-from dlflax.files import replacing
+from dlflax.files import atomic_write
 from dlflax.transfer import weights
 
 FILE = "backbone.safetensors"  # in a run's folder, where it is to be used elsewhere
@@ -78,7 +78,7 @@ def save(variables, folder: Path) -> None:
         for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()
     }
     try:
-        with replacing(folder / FILE) as temporary:
+        with atomic_write(folder / FILE) as temporary:
             temporary.write_bytes(safetensors.numpy.save(flat, {"sha256": _sha256(flat)}))
     except OSError as error:
         raise RunError(f"could not write {folder / FILE}: {error.strerror}.") from error

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dlflax.files import cache_folder, replacing
+from dlflax.files import atomic_write, cache_folder
 from dlflax.models.minilm import cut_lengths
 from dlflax.report.progress import counting
 from dlflax.train.augment import augment, numbers
@@ -101,7 +101,7 @@ class Features:
         path = self.folder / f"{hashlib.sha256(digests.tobytes()).hexdigest()[:16]}.npz"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, open(temporary, "wb") as file:
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, digests=digests, features=np.stack(list(found.values())))
         except OSError as error:
             self.log(f"features cannot be kept in {self.folder} ({error.strerror or error}).")

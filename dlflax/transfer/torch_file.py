@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.errors import InputError
-from dlflax.files import most_to_read, read_bytes
+from dlflax.files import max_file_bytes, read_bytes
 
 # torch/serialization.py: what a file of the format before 1.6 begins with, after the pickle header
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -126,7 +126,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _read_zip(content: bytes):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(member.file_size for member in archive.infolist()) > most_to_read():
+        if sum(member.file_size for member in archive.infolist()) > max_file_bytes():
             raise InputError("unpacks to more than a quarter of the memory: too much to read.")
         (index,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         folder = index.removesuffix("data.pkl")
