@@ -23,7 +23,7 @@ from dlflax.models.layers import (
 from dlflax.models.platform import portable
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, patches, pieces, rotary
-from dlflax.testing import ModelSuite, Tried
+from dlflax.testing import Harness, ModelSuite
 from dlflax.train.tasks import Classification, Reconstruction
 
 PICTURES = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
@@ -62,24 +62,24 @@ def job(request):
 
 
 class TestModels(ModelSuite):
-    def test_training_and_evaluation_differ_where_they_should(self, tried):
-        outputs = tried.apply(tried.state.params, tried.inputs)
-        trained = tried.apply(tried.state.params, tried.inputs, True)
-        rebuilds = isinstance(tried.model, Autoencoder)
-        assert outputs.shape == (tried.inputs.shape if rebuilds else (4, 10))
+    def test_training_and_evaluation_differ_where_they_should(self, harness):
+        outputs = harness.apply(harness.state.params, harness.inputs)
+        trained = harness.apply(harness.state.params, harness.inputs, True)
+        rebuilds = isinstance(harness.model, Autoencoder)
+        assert outputs.shape == (harness.inputs.shape if rebuilds else (4, 10))
         # batch statistics, a drawn code
-        random = isinstance(tried.model, SmallResNet) or rebuilds and tried.model.variational
+        random = isinstance(harness.model, SmallResNet) or rebuilds and harness.model.variational
         assert np.allclose(outputs, trained, atol=1e-6) != random
 
     @pytest.mark.parametrize("platform", ["CPU", pytest.param("any", marks=pytest.mark.slow)])
-    def test_it_computes_in_bfloat16(self, tried, platform):
-        outputs = tried.apply(tried.state.params, tried.inputs)
+    def test_it_computes_in_bfloat16(self, harness, platform):
+        outputs = harness.apply(harness.state.params, harness.inputs)
         half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
-        inputs = tried.inputs if tried.inputs.dtype == jnp.int32 else half(tried.inputs)
-        Tried.apply.clear_cache()  # which does not know of platforms
+        inputs = harness.inputs if harness.inputs.dtype == jnp.int32 else half(harness.inputs)
+        Harness.apply.clear_cache()  # which does not know of platforms
         with portable() if platform == "any" else contextlib.nullcontext():
-            rounded = tried.apply(half(tried.state.params), inputs)
-        in_float32 = platform == "CPU" and isinstance(tried.model, Transformer)  # see `Dense`
+            rounded = harness.apply(half(harness.state.params), inputs)
+        in_float32 = platform == "CPU" and isinstance(harness.model, Transformer)  # see `Dense`
         assert rounded.dtype == (jnp.float32 if in_float32 else jnp.bfloat16)
         np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
 
