@@ -4,9 +4,10 @@ python -m benchmarks.convolutions
 python -m benchmarks.convolutions --gradients
 
 prints for the shapes of ResNets on 224 and 64 pixels, batch 32, milliseconds forward and forward
-with both gradients, the best of some calls: what `dlflax.models.convolution.fastest` goes by. With
---gradients, each gradient alone, in turns: as products of patches, 8 MiB of them at a time, and as
-`dlflax.models.convolution` computes it, for the input also as one convolution of a dilated dy.
+with both gradients, the best of some calls: the basis of
+`dlflax.models.convolution.fastest_algorithm`. With --gradients, each gradient alone, in turns: as
+products of patches, 8 MiB of them at a time, and as `dlflax.models.convolution` computes it, for
+the input also as one convolution of a dilated dy.
 
 Timed inside `lax.fori_loop`, as training is: outside of one, XLA:CPU computes the gradient of its
 own convolution up to a hundred times as fast.
@@ -22,7 +23,7 @@ import numpy as np
 from jax import lax
 
 from dlflax.models import convolution as ours
-from dlflax.models.convolution import convolution, im2col, kernel_gradient, symmetric
+from dlflax.models.convolution import convolution, im2col, kernel_gradient, symmetric_pads
 
 SHAPES = (  # side, inputs, outputs, kernel size, stride
     (56, 64, 64, 3, 1), (28, 128, 128, 3, 1), (14, 256, 256, 3, 1), (7, 512, 512, 3, 1),
@@ -67,7 +68,7 @@ def both_gradients(x, kernel, how, stride):
 
 
 def pads(kernel):
-    return symmetric(kernel.shape[0])
+    return symmetric_pads(kernel.shape[0])
 
 
 def in_pieces(function, x, dy, k):
@@ -138,7 +139,7 @@ def gradients(x, kernel, stride, seconds):
 def formulations(x, kernel, stride, seconds):
     """The row of a shape: milliseconds forward and with both gradients of every formulation."""
     row = []
-    for how in ("lax", "product", "own gradient"):
+    for how in ("lax", "product", "custom gradient"):
         functions = (
             lambda *args, how=how: convolution(*args, stride, pads(kernel), how),
             functools.partial(both_gradients, how=how, stride=stride),

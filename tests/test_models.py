@@ -22,7 +22,7 @@ from dlflax.models.layers import (
 )  # fmt: skip
 from dlflax.models.platform import portable
 from dlflax.models.rnn import Recurrent
-from dlflax.models.transformer import Attention, patches, pieces, rotary
+from dlflax.models.transformer import Attention, image_patches, rotary, series_patches
 from dlflax.testing import Harness, ModelSuite
 from dlflax.train.tasks import Classification, Reconstruction
 
@@ -150,11 +150,11 @@ def test_rotary_positions_turn_pairs_and_only_distance_counts():
 
 def test_patches_and_pieces():
     x = np.arange(2 * 5 * 4 * 3).reshape(2, 5, 4, 3)
-    cut = patches(jnp.asarray(x), 2)
+    cut = image_patches(jnp.asarray(x), 2)
     assert cut.shape == (2, 4, 12)
     np.testing.assert_array_equal(cut[1, 3], x[1, 2:4, 2:4].reshape(-1))
     np.testing.assert_array_equal(
-        pieces(jnp.asarray(x[:, :, 0]), 2)[0, 0], x[0, 1:3, 0].reshape(-1)
+        series_patches(jnp.asarray(x[:, :, 0]), 2)[0, 0], x[0, 1:3, 0].reshape(-1)
     )
 
 
@@ -174,7 +174,7 @@ def test_variational_divergence_by_hand():
     "pool, n, size, channels, kernel",
     [
         (True, 32, 14, 1, 3),  # one piece
-        (True, 64, 7, 4, 3),  # two pieces, odd size: pooling drops the last row
+        (True, 64, 7, 4, 3),  # two chunks, odd size: pooling drops the last row
         (True, 37, 8, 2, 2),  # a prime: all at once; even kernel
         (True, 36, 6, 2, 3),  # pieces of 18
         (False, 64, 7, 4, 3),

@@ -82,9 +82,9 @@ def test_what_is_published():
     for field in ("name", "repository", "sha256"):
         assert len({getattr(each, field) for each in weights.PUBLISHED}) == len(weights.PUBLISHED)
     assert all(len(bytes.fromhex(each.sha256)) == 32 for each in weights.PUBLISHED)
-    assert weights._published(ResNet(), "imagenet").name == "resnet50.tv_in1k"
-    assert weights._published(ResNet(), "resnet50.a1_in1k").crop == 0.95
-    assert weights._published(VGG(), "imagenet").name == "vgg16.tv_in1k"
+    assert weights._find_published(ResNet(), "imagenet").name == "resnet50.tv_in1k"
+    assert weights._find_published(ResNet(), "resnet50.a1_in1k").crop == 0.95
+    assert weights._find_published(VGG(), "imagenet").name == "vgg16.tv_in1k"
 
 
 # ResNet-18 of random numbers, under torchvision's names, with 11 outputs
@@ -193,7 +193,7 @@ def test_what_is_asked_for():
     assert "none are published for ResNet 18, only for EfficientNetLite0, ResNet 50 and VGG 16" in (
         refused(ResNet("18"), "imagenet")
     )
-    assert "are those of ResNet 50, not of VGG 16: use vgg16.tv_in1k" in (
+    assert "are for ResNet 50, not for VGG 16: use vgg16.tv_in1k" in (
         refused(VGG(), "resnet50.a1_in1k")
     )
     assert "neither imagenet, a published set" in refused(ResNet(), "resnet50")
@@ -210,7 +210,7 @@ def test_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile("bad.pth", "w") as archive:
         archive.writestr("model/data.pkl", pickle.dumps({"conv1.weight": Malice()}, 2))
-    assert "mkdir, which is not read" in refused(ResNet("18"), "bad.pth")
+    assert "mkdir, which is not allowed" in refused(ResNet("18"), "bad.pth")
     assert not Path("run").exists()
 
 
@@ -243,7 +243,7 @@ def test_graft_lists_both_directions():
         "--weights do not fit this model: it lacks 1 (params/a/kernel), has unknown 1 "
         "(params/d/kernel), has of another shape 1 (params/c/kernel (4,) in place of (3,))."
     )
-    grafted = weights.graft(fresh, tree(a=1, b=2, logits=7), but="^(logits|c)/")
+    grafted = weights.graft(fresh, tree(a=1, b=2, logits=7), exclude="^(logits|c)/")
     assert jax.tree.map(np.shape, grafted) == jax.tree.map(np.shape, fresh)
 
 

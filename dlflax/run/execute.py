@@ -157,7 +157,7 @@ def test(config: Config, job: Job, state: train.State, log: Log) -> Tested:
     recipe, hparams, splits = job.start.recipe, config.hparams, job.start.splits
     calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
-    recipe, state = config.recipe, job.start.with_backbone(parallel.fetch_variables(state))
+    recipe, state = config.recipe, job.start.merge_backbone(parallel.fetch_variables(state))
     numbers = train.as_traced(hparams.evaluation())
     return Tested(
         recipe, hparams, train.variables(recipe, state), job.examples, outputs,

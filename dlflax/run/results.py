@@ -50,7 +50,7 @@ def report(config: Config, job: Job, fit: train.Fit, tested: Tested, record: Rec
     """Saves the scores first of all, then adds what the task describes and the baselines, prints,
     logs and draws. Returns the contents of results.json."""
     if config.transfer and config.transfer.self_contained:
-        transfer.save(job.start.backbone, record.folder)
+        transfer.save_backbone(job.start.backbone, record.folder)
     results = summarize(config, job, fit, tested, record, started)
     settings = {**results["hparams"], **flat(to_json(config.recipe))}
     drawings = describe(tested, results, record)
@@ -89,7 +89,7 @@ def summarize(config: Config, job: Job, fit: train.Fit, tested: Tested, record: 
         for name in names
     }  # fmt: skip
     hparams, inputs = to_json(config.hparams), job.examples.train["inputs"][:1]
-    abstract = job.start.with_backbone(job.abstract)
+    abstract = job.start.merge_backbone(job.abstract)
     return {
         "experiment": record.experiment.name,
         "dataset": job.dataset.name,
