@@ -5,7 +5,6 @@ et al. 2021, GSPMD), so losses, BatchNorm's statistics and random numbers are th
 batch. Outside of `with use_devices(count)` the functions on shardings do nothing.
 """
 
-import base64
 import contextlib
 import os
 import pickle
@@ -58,11 +57,7 @@ def is_main() -> bool:
 
 def any_host(flag: bool) -> bool:
     """True if the flag is true on any host; collective."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+    return bool(max_over_hosts(flag))
 
 
 def max_over_hosts(seconds: float) -> float:
@@ -82,32 +77,24 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def broadcast(text: str) -> str:
-    """Returns the text of process 0 on every host; collective."""
-    if jax.process_count() == 1:
-        return text
-    from jax.experimental import multihost_utils
-
-    content = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    content = np.resize(content, size) if len(content) else np.zeros(size, np.uint8)
-    return bytes(multihost_utils.broadcast_one_to_all(content)).decode()
-
-
 def call_on_main(function: Callable[[], Any]) -> Any:
     """Calls the function on process 0 and returns its result on every host. Raises its InputError,
     RunError or OSError on all hosts, so that none waits for a dead one. The function must not be
     collective; its result must be picklable."""
     if jax.process_count() == 1:
         return function()
+    from jax.experimental import multihost_utils
+
     result = error = None
     if is_main():
         try:
             result = function()
         except (InputError, RunError, OSError) as raised:
             error = raised
-    text = broadcast(base64.b64encode(pickle.dumps((result, error))).decode())
-    result, error = pickle.loads(base64.b64decode(text))
+    content = np.frombuffer(pickle.dumps((result, error)), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    content = multihost_utils.broadcast_one_to_all(np.resize(content, size))
+    result, error = pickle.loads(content.tobytes())
     if error is not None:
         raise error
     return result
@@ -204,14 +191,14 @@ def with_shardings(state):
     return jax.tree.map(add, state)
 
 
-def put_replicated(tree):
+def put_on_all(tree):
     """Copies arrays, the same on every host, to every device."""
     if not _mesh_axis():
         return jax.device_put(tree)
     return jax.device_put(tree, NamedSharding(jax.sharding.get_mesh(), P()))
 
 
-def put_sharded(tree, sharding):
+def put_by_sharding(tree, sharding):
     """Copies arrays, the same on every host, to devices by their sharding."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)

@@ -90,7 +90,7 @@ with parallel.use_devices(8):
     batches = data.epoch_batches(4096, 16, 0, 0)
     zero = np.int32(0)
     text = train.train_steps.lower(
-        recipe, state, train.as_traced(hparams), *map(parallel.put_replicated, (big, batches)),
+        recipe, state, train.as_traced(hparams), *map(parallel.put_on_all, (big, batches)),
         train.zero_sums(recipe, hparams, big), zero, zero,
     ).compile().as_text()
 moved = re.findall(r"= (\\S+) all-(gather|reduce|to-all)", text)

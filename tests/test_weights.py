@@ -82,9 +82,9 @@ def test_what_is_published():
     for field in ("name", "repository", "sha256"):
         assert len({getattr(each, field) for each in weights.PUBLISHED}) == len(weights.PUBLISHED)
     assert all(len(bytes.fromhex(each.sha256)) == 32 for each in weights.PUBLISHED)
-    assert weights._find_published(ResNet(), "imagenet").name == "resnet50.tv_in1k"
-    assert weights._find_published(ResNet(), "resnet50.a1_in1k").crop == 0.95
-    assert weights._find_published(VGG(), "imagenet").name == "vgg16.tv_in1k"
+    assert weights._find_entry(ResNet(), "imagenet").name == "resnet50.tv_in1k"
+    assert weights._find_entry(ResNet(), "resnet50.a1_in1k").crop == 0.95
+    assert weights._find_entry(VGG(), "imagenet").name == "vgg16.tv_in1k"
 
 
 # ResNet-18 of random numbers, under torchvision's names, with 11 outputs
@@ -197,7 +197,7 @@ def test_what_is_asked_for():
         refused(VGG(), "resnet50.a1_in1k")
     )
     assert "neither imagenet, a published set" in refused(ResNet(), "resnet50")
-    assert "takes no pretrained weights" in refused(CNN(), "imagenet")
+    assert "has no pretrained weights" in refused(CNN(), "imagenet")
     assert "cannot be read: No such file" in refused(ResNet(), "nowhere.safetensors")
 
 

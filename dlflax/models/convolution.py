@@ -90,8 +90,8 @@ def _lax(x, kernel, stride, pads, dilation: int = 1):
 
 
 def windows(x, k: int, stride: int, pads: Pads, fill: float = 0.0):
-    """Returns k * k strided slices (n, rows, columns, c) of x (n, h, w, c) padded with `fill`: one
-    for each position in a k x k window."""
+    """Slices x (n, h, w, c), padded with `fill`, by the k * k positions in a window: strided slices
+    (n, rows, columns, c)."""
     rows, columns = (
         (side + sum(pad) - k) // stride * stride + 1
         for side, pad in zip(x.shape[1:3], pads, strict=True)

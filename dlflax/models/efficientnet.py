@@ -86,9 +86,8 @@ class EfficientNetLite0(nn.Module):
 
 
 class SameConv(nn.Module):
-    """Convolution without bias, with TensorFlow's "SAME" padding: at a stride of 2 an even side
-    has one more pixel at the bottom and right. Kernel (k, k, c, features), or depthwise
-    (k, k, 1, c)."""
+    """Convolution without bias, padded as by `same_windows`. Kernel (k, k, c, features), or
+    depthwise (k, k, 1, c)."""
 
     features: int
     kernel_size: int

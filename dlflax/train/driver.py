@@ -158,7 +158,7 @@ class Fit(Driver):
         self._n, self._on_steps = len(train_set["inputs"]), on_steps
         is_whole = val_set is not None and fits(val_set)
         self._val, self._is_compiled = (
-            parallel.put_replicated(val_set) if is_whole else val_set,
+            parallel.put_on_all(val_set) if is_whole else val_set,
             False,
         )
 

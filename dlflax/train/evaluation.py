@@ -69,9 +69,9 @@ def evaluate_sums(
     if isinstance(data["inputs"], jax.Array):
         return _evaluate(recipe, state, hparams, data, batch_size)
     if fits(data):
-        return _evaluate(recipe, state, hparams, parallel.put_replicated(data), batch_size)
+        return _evaluate(recipe, state, hparams, parallel.put_on_all(data), batch_size)
     parts = [
-        jax.device_get(_evaluate(recipe, state, hparams, parallel.put_replicated(part), batch_size))
+        jax.device_get(_evaluate(recipe, state, hparams, parallel.put_on_all(part), batch_size))
         for part in slices(data)
     ]
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(sums for sums, _ in parts))

@@ -55,14 +55,14 @@ class Feed:
     def __init__(self, data: Mapping[str, Any], batches: Callable[[int], np.ndarray]):
         """batches: epoch -> int32 (steps, batch_size), as `epoch_batches` returns them."""
         self._whole, self._batches = fits(data), batches
-        self._data = parallel.put_replicated(data) if self._whole else data
+        self._data = parallel.put_on_all(data) if self._whole else data
 
     def pieces(self, epoch: int, done: int = 0) -> Iterator[tuple[Any, Any, int, int]]:
         """Yields (data, batches, start, stop) of `train_steps` for an epoch's steps from `done`
         on."""
         batches = self._batches(epoch)
         if self._whole:
-            yield self._data, parallel.put_replicated(batches), done, len(batches)
+            yield self._data, parallel.put_on_all(batches), done, len(batches)
             return
         for piece, count in stream(self._data, batches[done:]):
             yield parallel.put_host_batches(piece), None, 0, count

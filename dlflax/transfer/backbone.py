@@ -58,7 +58,7 @@ def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log
     if transfer is None or not transfer.is_frozen:
         return None
     if transfer.self_contained and (folder / FILE).exists():
-        return _read_saved(folder / FILE, model, inputs)
+        return _read_file(folder / FILE, model, inputs)
     module, path = backbone_module(model)
     variables, actual = read(transfer.weights, module, inputs, log)
     if actual != sha256:
@@ -85,7 +85,7 @@ def save_backbone(variables, folder: Path) -> None:
         raise RunError(f"could not write {folder / FILE}: {error.strerror}.") from error
 
 
-def _read_saved(path: Path, model, inputs):
+def _read_file(path: Path, model, inputs):
     """Reads the file of `save_backbone`. InputError if it is damaged or does not fit the model."""
     import safetensors.numpy
 

@@ -47,14 +47,14 @@ class Transfer:
     pretrained weights."""
 
     @property
-    def is_pretrained(self) -> bool:
+    def has_weights(self) -> bool:
         """True if weights are read."""
         return "none" not in (self.weights, self.finetune)
 
     @property
     def is_frozen(self) -> bool:
         """True if the last layer alone is trained, on features."""
-        return self.is_pretrained and self.finetune == "head"
+        return self.has_weights and self.finetune == "head"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
         if getattr(transfer, name) < 0:
             flag = f"--{name.replace('_', '-')} {getattr(transfer, name)}"
             raise InputError(f"{flag} must be 0 or more.")
-    finetune = transfer.finetune if transfer.is_pretrained else "none"
+    finetune = transfer.finetune if transfer.has_weights else "none"
     if transfer.head_epochs != Transfer.head_epochs and finetune not in ("last-blocks", "all"):
         raise InputError("--head-epochs is for --finetune last-blocks and all: remove it.")
     if transfer.self_contained and not transfer.is_frozen:
@@ -104,7 +104,7 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
         raise InputError(
             "--augment mixup, cutmix and mix cannot be combined with --finetune head: remove them."
         )
-    if transfer.is_pretrained and not isinstance(backbone_module(recipe.model)[0], Backbone):
+    if transfer.has_weights and not isinstance(backbone_module(recipe.model)[0], Backbone):
         raise InputError(
             f"--weights {transfer.weights}: there are none for a {type(recipe.model).__name__}; "
             "use --weights none to train it from scratch."
@@ -124,7 +124,7 @@ def _mixes_examples(augmentations, hparams) -> bool:
 def start_hparams(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]:
     """Names of the Hparams that `prepare` uses: strengths of augmented views, and the learning rate
     of contrastive fine-tuning."""
-    if transfer is None or not transfer.is_pretrained:
+    if transfer is None or not transfer.has_weights:
         return ()
     if transfer.finetune == "contrastive":
         return ("backbone_rate",)
@@ -134,7 +134,7 @@ def start_hparams(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]
 def trainable_recipe(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:
     """Returns the recipe with its trainable parameters; that of a head, without augmentation, for a
     frozen backbone."""
-    if transfer is None or not transfer.is_pretrained:
+    if transfer is None or not transfer.has_weights:
         return recipe
     if transfer.is_frozen:
         return _head_recipe(recipe)
@@ -159,7 +159,7 @@ def prepare(
     """Reads the weights, computes features that are not on disk, and trains a head before it
     fine-tunes more. Raises InputError as `check` and `weights.read` do."""
     check(transfer, recipe, hparams)
-    if transfer is None or not transfer.is_pretrained:
+    if transfer is None or not transfer.has_weights:
         return Start(recipe, splits, pretrained=_init_embedding(recipe, hparams, splits))
     model, path = backbone_module(recipe.model)
     variables, sha256 = read(transfer.weights, model, splits.train["inputs"][:1], log)

@@ -95,7 +95,7 @@ def read(model, weights: str, log: Callable[[str], None] = print) -> tuple[dict,
             f"--weights {weights}: {type(model).__name__} has no pretrained weights, only "
             f"{_list_titles()} have; use --weights none."
         )
-    published = _find_published(model, weights)
+    published = _find_entry(model, weights)
     path = _find_file(published, log) if published else Path(weights).expanduser()
     path = path / FILE if path.is_dir() else path
     if not published and path.suffix.lower() not in (".safetensors", *TORCH):
@@ -150,7 +150,7 @@ def class_names() -> tuple[str, ...]:
     return tuple((folder / "imagenet_classes.txt").read_text("utf-8").splitlines())
 
 
-def _find_published(model, weights: str) -> Weights | None:
+def _find_entry(model, weights: str) -> Weights | None:
     """Returns the published set by its name or "imagenet"; None for a file."""
     fit = [entry for entry in PUBLISHED if _title(entry) == _title(model)]
     if weights == "imagenet":

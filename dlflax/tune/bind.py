@@ -154,7 +154,7 @@ def population_size(sweep, recipes, splits) -> int:
 def check_transfer(kind, tried: Space) -> None:
     """InputError for a space over what is the same for all trials."""
     strengths = {name for each in AUGMENTATIONS.values() for name in each.numbers}
-    for name in (*tried.distributions, *tried.fixed) if kind and kind.is_pretrained else ():
+    for name in (*tried.distributions, *tried.fixed) if kind and kind.has_weights else ():
         flag = f"--space.{name.replace('_', '-')}"
         if name.startswith("model."):
             raise InputError(f"{flag}: pretrained weights fit one model: leave it out.")
