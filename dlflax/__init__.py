@@ -21,11 +21,9 @@ def load(
     run_dir: str | Path, log: Callable[[str], None] = print, tta: int = 0,
     experiment: str | None = None,
 ) -> "Model":  # fmt: skip
-    """Loads the trained model of a run folder or of a sweep.
-
-    The model's `predict` takes arrays, files, texts and tables; it has `evaluate` and `export` too.
-    tta: number of augmented views averaged with each input; experiment: --experiment of `predict`.
-    """
+    """Loads the trained model of a run folder or of a sweep. `predict` takes arrays, files, texts
+    and tables; `evaluate` and `export` are methods too. tta: number of augmented views averaged
+    with each input; experiment: --experiment of `predict`."""
     from dlflax.run.model import Model  # imported here, as `import dlflax` must not import JAX
 
     return Model(run_dir, log, tta, experiment)

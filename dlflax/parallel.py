@@ -27,11 +27,9 @@ LARGE = 2**16  # elements: smaller leaves of the State are replicated
 
 
 def initialize() -> None:
-    """Joins the other hosts through `jax.distributed`. Only process 0 prints.
-
-    Reads $JAX_COORDINATOR_ADDRESS (HOST:PORT), $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or the
-    launcher that JAX detects (SLURM, TPU pods, Open MPI, Kubernetes). InputError if that fails.
-    """
+    """Joins the other hosts by `jax.distributed`: $JAX_COORDINATOR_ADDRESS (HOST:PORT),
+    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or the launcher that JAX detects (SLURM, TPU pods, Open
+    MPI, Kubernetes). Only process 0 prints. InputError if it fails."""
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, *numbers = (os.environ.get(name) for name in names)
     try:
@@ -101,11 +99,8 @@ def call_on_main(function: Callable[[], Any]) -> Any:
 
 
 def num_devices(requested: int, batch_size: int, shard_state: bool = False) -> int:
-    """Returns the number of devices of a run.
-
-    requested 0: all that divide the batch, but 1 on a CPU, whose cores one device shares already.
-    Raises InputError for an invalid number, and for shard_state on one device.
-    """
+    """Returns the number of devices of a run. 0 requests all that divide the batch, but 1 on a CPU,
+    whose device uses all cores. InputError for an invalid number, or shard_state on one device."""
     available = len(jax.devices())
     if not 0 <= requested <= available:
         raise InputError(f"--devices {requested}: there are {available}; 0 uses all of them.")
@@ -125,10 +120,8 @@ def num_devices(requested: int, batch_size: int, shard_state: bool = False) -> i
 
 
 def use_devices(count: int, shard_state: bool = False):
-    """Returns a context in which `train` shards batches over the first `count` devices.
-
-    shard_state: the State too, for models that exceed the memory of one device.
-    """
+    """Returns a context in which `train` shards batches over the first `count` devices, and with
+    shard_state the State too, for models that exceed the memory of one device."""
     if count == 1 and jax.process_count() == 1:
         return contextlib.nullcontext()
     name = BATCH_AND_STATE if shard_state else BATCH

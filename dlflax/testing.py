@@ -39,10 +39,8 @@ class SourceSuite:
     """Tests a `data.Source` and its encoder. Fixture `source`: a small data source."""
 
     def user_input(self, source: Source, splits: Splits, folder: Path) -> Any:
-        """Returns the first test example as input of `Encoder.parse`, None to skip the test.
-
-        It may write a file into the folder, and return its path.
-        """
+        """Returns the first test example as input of `Encoder.parse`, such as the path of a file
+        that it writes into the folder; None to skip the test."""
         return None
 
     def missing_file(self, source: Source) -> str | None:

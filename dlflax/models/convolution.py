@@ -114,23 +114,17 @@ def _product(x, kernel, stride, pads):
 
 
 def kernel_gradient(patches, dy):
-    """Sums products over all pixels: (n, h, w, p), (n, h, w, f) -> (p, f), float32.
-
-    XLA:CPU transposes the left factor in memory, so it is the narrower one. XLA:CPU lacks some
-    products of bfloat16 with a float32 result, so both become float32, where products are exact.
-    """
+    """Sums products over all pixels: (n, h, w, p), (n, h, w, f) -> (p, f), float32."""
+    # float32, as XLA:CPU lacks some products of bfloat16 with a float32 result
     patches, dy = patches.astype(jnp.float32), dy.astype(jnp.float32)
-    if dy.shape[-1] < patches.shape[-1]:
+    if dy.shape[-1] < patches.shape[-1]:  # XLA:CPU transposes the left factor in memory
         return jnp.einsum("nhwf,nhwp->fp", dy, patches).T
     return jnp.einsum("nhwp,nhwf->pf", patches, dy)
 
 
 def _input_gradient(dy, kernel, shape, stride, pads):
-    """Computes the gradient of x, which has this shape (n, h, w, c).
-
-    Each phase of the stride is a convolution of dy with the taps that reach its pixels: a
-    convolution of a dilated dy would multiply zeros.
-    """
+    """Computes the gradient of x by a convolution of dy for each phase of the stride, with the taps
+    that reach its pixels: a convolution of a dilated dy would multiply zeros."""
     n, h, w, c = shape
     spare = max(0, stride - kernel.shape[0])  # every phase needs a tap
     kernel = jnp.pad(kernel, ((0, spare), (0, spare), (0, 0), (0, 0)))
@@ -166,11 +160,8 @@ def _chunks(x, dy, chunk_bytes):
 
 
 def _kernel_gradient(x, dy, k, stride, pads):
-    """Computes the gradient of the kernel (k, k, c, f) in float32.
-
-    Convolutions of x with dy in NHWC, the only order that XLA:CPU computes by its fast kernels
-    inside a loop; or a product of patches where these are few and large.
-    """
+    """Computes the gradient of the kernel in float32: convolutions of x with dy in NHWC, the only
+    order with fast kernels of XLA:CPU in a loop; or a product of patches, if few and large."""
     by_patches = k == 3 and stride == 2 and min(dy.shape[1:3]) >= 14
     padding = [
         (before, k - before + (out - 1) * stride - side)

@@ -7,12 +7,9 @@ from jax.extend import core
 
 
 def flops(function, *args) -> int:
-    """Counts operations of the matrix products and convolutions in `function(*args)`.
-
-    args: arrays or ShapeDtypeStructs. A multiplication and an addition are two operations.
-    Elementwise operations are not counted, as is usual; a scan's body counts once per iteration, a
-    while loop's once.
-    """
+    """Counts multiplications and additions of matrix products and convolutions in
+    `function(*args)`, args being arrays or ShapeDtypeStructs. A scan's body counts once per
+    iteration, a while loop's once."""
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 

@@ -82,10 +82,8 @@ def pool(x, mask, pooling: Literal["mean", "max"]):
 
 
 def feature_map(module, x):
-    """Returns x, float (n, h, w, c), and exposes it and its gradient to `explain.grad_cam`.
-
-    Does nothing unless `apply` has the collections "intermediates" and "perturbations".
-    """
+    """Returns x, float (n, h, w, c), and exposes it and its gradient to `explain.grad_cam`, if
+    `apply` has the collections "intermediates" and "perturbations"."""
     if module.is_initializing():  # else `init` would return the perturbation
         return x
     module.sow("intermediates", "feature_map", x)
@@ -149,11 +147,8 @@ def depthwise_lax(x, kernel, stride: int = 1):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_slices(x, kernel, stride: int = 1):
-    """`depthwise_lax` as a sum of k*k shifted slices, which XLA:CPU fuses into one loop.
-
-    Nine times as fast in EfficientNet. The custom gradient processes one image at a time, so that
-    its slices stay in the cache.
-    """
+    """`depthwise_lax` as a sum of k*k shifted slices, which XLA:CPU fuses into one loop, nine times
+    as fast. The custom gradient visits one image at a time, whose slices stay in the cache."""
     k = kernel.shape[0]
     _, pads = same_windows(x.shape[1:3], k, stride)
     taps = kernel.reshape(k * k, 1, 1, 1, -1)
@@ -161,10 +156,8 @@ def depthwise_slices(x, kernel, stride: int = 1):
 
 
 def same_windows(sides, k, stride):
-    """Returns ([1 + the last offset of a window], [(padding before, after)]) of the sides.
-
-    TensorFlow's "SAME" padding: at a stride of 2 an even side has one more pixel at its end.
-    """
+    """Returns ([1 + the last offset of a window], [(padding before, after)]) of the sides, with
+    TensorFlow's "SAME" padding: an even side has one more pixel at its end at a stride of 2."""
     lasts = [(-(-side // stride) - 1) * stride for side in sides]
     pads = [max(last + k - side, 0) for last, side in zip(lasts, sides, strict=True)]
     return [last + 1 for last in lasts], [(pad // 2, pad - pad // 2) for pad in pads]
@@ -228,10 +221,8 @@ def _same_pads(k):
 
 
 def conv_matmul(x, kernel):
-    """SAME convolution of x (n, h, w, c) with the kernel (k, k, c, f) -> (n, h, w, f).
-
-    One product of patches with the kernel for each chunk of the batch.
-    """
+    """SAME convolution of x (n, h, w, c) with the kernel (k, k, c, f) -> (n, h, w, f): a product of
+    patches for each chunk of the batch."""
     k, _, c, f = kernel.shape
 
     # checkpoint: recomputing patches, k*k times the input, is cheaper than saving them
@@ -254,12 +245,9 @@ def _shift_kernels(kernel):
 
 @jax.custom_vjp
 def conv_pool_matmul(x, kernel):
-    """`conv_matmul(x, kernel)` and a 2x2 max-pool as one matrix product.
-
-    (k+1)x(k+1) patches at stride 2 are multiplied by the four shifted kernels; the result is the
-    maximum of the four outputs. The custom gradient saves only the argmax. For a first layer XLA
-    drops the unused input gradient.
-    """
+    """`conv_matmul(x, kernel)` and a 2x2 max-pool as one matrix product: (k+1)x(k+1) patches at
+    stride 2 by the four shifted kernels, then the maximum. The custom gradient saves only the
+    argmax. For a first layer XLA drops the unused input gradient."""
     return _conv_pool_forward(x, kernel)[0]
 
 

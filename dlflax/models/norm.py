@@ -44,11 +44,9 @@ class BatchNorm(nn.Module):
 
 
 def freeze_norms(trainable: str):
-    """Returns a context in which training does not update BatchNorm's frozen running statistics.
-
-    A BatchNorm (this one or Flax's) is frozen if its parameters do not match the regular expression
-    `trainable`; it normalizes by its running statistics. "" freezes none.
-    """
+    """Returns a context in which a BatchNorm (this one or Flax's) normalizes by its running
+    statistics, without an update, if its parameters do not match `trainable`, a regular expression.
+    "" freezes none."""
     if not trainable:
         return contextlib.nullcontext()
 
@@ -112,11 +110,9 @@ _batch_norm_cpu.defvjp(_forward, _backward)
 
 
 def _sums(a, b):
-    """Sums a and a * b, (n, ..., c) each, over all axes but the last -> float32 (c,) each.
-
-    At most 32 rows at a time: for more, XLA:CPU uses `reduce_window`, which runs on one core.
-    """
+    """Sums a and a * b, (n, ..., c) each, over all axes but the last -> float32 (c,) each."""
     n, c = a.shape[0], a.shape[-1]
+    # at most 32 rows: for more, XLA:CPU uses `reduce_window`, which runs on one core
     rows = next(rows for rows in range(32, 0, -1) if a.size // (n * c) % rows == 0)
     a, b = (x.astype(jnp.float32).reshape(n, -1, rows, c) for x in (a, b))
     return [total.sum((0, 1)) for total in fused_sums([a, a * b], 2)]

@@ -20,10 +20,8 @@ def is_portable() -> bool:
 
 @contextlib.contextmanager
 def portable():
-    """Restricts traced programs to operations of every export format and platform (`run.export`).
-
-    They compute the same, on a batch of any size.
-    """
+    """Restricts traced programs to operations of every export format and platform, on a batch of
+    any size, with the same results (`run.export`)."""
     token = _portable.set(True)
     try:
         yield

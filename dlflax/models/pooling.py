@@ -44,11 +44,9 @@ def _forward(x, k, stride, pads):
 
 
 def _backward(k, stride, pads, residuals, dy):
-    """Computes the gradient for each phase of the stride, and interleaves the phases.
-
-    Pixels of a phase have the same few positions in their windows: their gradient is a sum of dy,
-    shifted by whole windows, where the argmax is that position.
-    """
+    """Computes the gradient for each phase of the stride, and interleaves the phases. Pixels of a
+    phase have the same positions in their windows: their gradient is a sum of shifted dy where the
+    argmax is the position."""
     argmax, empty = residuals
     sides, reach = empty.shape[1:3], (k - 1) // stride
     lengths = [-(-(side + sum(pad)) // stride) for side, pad in zip(sides, pads, strict=True)]

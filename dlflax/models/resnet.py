@@ -1,5 +1,6 @@
 """Residual networks, for photographs and for small images."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -95,20 +96,23 @@ def normalize_imagenet(x):
 
 
 class SymmetricConv(nn.Module):
-    """Convolution without bias, padded by (k - 1) // 2 on every side."""
+    """Convolution padded by (k - 1) // 2 on every side, then the bias, if any."""
 
     features: int
     kernel_size: int
     stride: int = 1
     formulation: Formulation = "auto"
+    use_bias: bool = False
+    kernel_init: Callable = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
     @nn.compact
     def __call__(self, x):
-        k = self.kernel_size
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features))
-        cpu = is_for_cpu(self.formulation)
-        return convolution(x, kernel, self.stride, symmetric_pads(k), cpu=cpu)
+        k, cpu = self.kernel_size, is_for_cpu(self.formulation)
+        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features))
+        y = convolution(x, kernel, self.stride, symmetric_pads(k), cpu=cpu)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).reshape(1, 1, 1, -1)
 
 
 def torch_names(depth: str = "50") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """VGG, a deep network of 3x3 convolutions."""
 
+import functools
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -11,10 +12,9 @@ from flax import traverse_util
 from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, symmetric_pads
-from dlflax.models.layers import Dropout, Formulation, ImagesOrFeatures, feature_map, is_for_cpu
+from dlflax.models.layers import Dropout, Formulation, ImagesOrFeatures, feature_map
 from dlflax.models.pooling import max_pool
-from dlflax.models.resnet import normalize_imagenet
+from dlflax.models.resnet import SymmetricConv, normalize_imagenet
 from dlflax.shapes import AnyArray
 
 FEATURES = (64, 128, 256, 512, 512)
@@ -44,13 +44,13 @@ class VGG(nn.Module):
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     def setup(self):
-        counts = CONVOLUTIONS[self.depth]
+        conv = functools.partial(
+            SymmetricConv, kernel_size=3, formulation=self.formulation, use_bias=True,
+            kernel_init=nn.initializers.he_normal(),
+        )  # fmt: skip
         self.convolutions = [
-            [
-                Convolution(width, self.formulation, name=f"stage{i}_conv{k}")
-                for k in range(1, count + 1)
-            ]
-            for i, width, count in zip(range(1, 6), FEATURES, counts, strict=True)
+            [conv(width, name=f"stage{i}_conv{k}") for k in range(1, count + 1)]
+            for i, width, count in zip(range(1, 6), FEATURES, CONVOLUTIONS[self.depth], strict=True)
         ]
         self.hidden = [nn.Dense(width, name=f"dense{i}") for i, width in enumerate(self.dense, 1)]
         self.logits = nn.Dense(self.num_outputs)
@@ -75,22 +75,6 @@ class VGG(nn.Module):
     ) -> Float[AnyArray, "n {self.num_outputs}"]:
         x = self.drop(x, dropout, train) if x.ndim == 2 else self.features(x, train, dropout)
         return self.logits(x)
-
-
-class Convolution(nn.Module):
-    """3x3 convolution with "SAME" padding and a bias."""
-
-    features: int
-    formulation: Formulation = "auto"
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param(
-            "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = convolution(x, kernel, 1, symmetric_pads(3), cpu=is_for_cpu(self.formulation))
-        return y + bias.reshape(1, 1, 1, -1)
 
 
 def torch_names(depth: str = "16", timm: bool = False) -> dict[str, str]:

@@ -50,11 +50,8 @@ def nest_variables(variables, path):
 
 
 def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log=print):
-    """Loads a run's frozen backbone, None if the checkpoint has all variables.
-
-    Reads the run folder's backbone, else the pretrained weights. InputError if these are missing
-    or have another sha256.
-    """
+    """Loads a run's frozen backbone from its folder, else from the pretrained weights; None if the
+    checkpoint has all variables. InputError if the weights are missing or have another sha256."""
     if transfer is None or not transfer.is_frozen:
         return None
     if transfer.self_contained and (folder / FILE).exists():
