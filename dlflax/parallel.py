@@ -120,8 +120,8 @@ def num_devices(requested: int, batch_size: int, shard_state: bool = False) -> i
 
 
 def use_devices(count: int, shard_state: bool = False):
-    """Returns a context in which `train` shards batches over the first `count` devices, and with
-    shard_state the State too, for models that exceed the memory of one device."""
+    """Returns a context in which `train` shards batches over the first `count` devices. shard_state
+    shards the State too, for models that exceed the memory of one device."""
     if count == 1 and jax.process_count() == 1:
         return contextlib.nullcontext()
     name = BATCH_AND_STATE if shard_state else BATCH

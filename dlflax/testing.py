@@ -39,8 +39,8 @@ class SourceSuite:
     """Tests a `data.Source` and its encoder. Fixture `source`: a small data source."""
 
     def user_input(self, source: Source, splits: Splits, folder: Path) -> Any:
-        """Returns the first test example as input of `Encoder.parse`, such as the path of a file
-        that it writes into the folder; None to skip the test."""
+        """Returns the first test example as input of `Encoder.parse`, None to skip the test. It may
+        be the path of a file that this method writes into the folder."""
         return None
 
     def missing_file(self, source: Source) -> str | None:

@@ -123,8 +123,8 @@ def kernel_gradient(patches, dy):
 
 
 def _input_gradient(dy, kernel, shape, stride, pads):
-    """Computes the gradient of x by a convolution of dy for each phase of the stride, with the taps
-    that reach its pixels: a convolution of a dilated dy would multiply zeros."""
+    """Computes the gradient of x by a convolution of dy for each phase of the stride. A convolution
+    of a dilated dy would multiply zeros."""
     n, h, w, c = shape
     spare = max(0, stride - kernel.shape[0])  # every phase needs a tap
     kernel = jnp.pad(kernel, ((0, spare), (0, spare), (0, 0), (0, 0)))
@@ -160,8 +160,8 @@ def _chunks(x, dy, chunk_bytes):
 
 
 def _kernel_gradient(x, dy, k, stride, pads):
-    """Computes the gradient of the kernel in float32: convolutions of x with dy in NHWC, the only
-    order with fast kernels of XLA:CPU in a loop; or a product of patches, if few and large."""
+    """Computes the gradient of the kernel in float32 by convolutions of x with dy in NHWC. XLA:CPU
+    has no fast kernels for other orders in a loop. Few, large patches are multiplied instead."""
     by_patches = k == 3 and stride == 2 and min(dy.shape[1:3]) >= 14
     padding = [
         (before, k - before + (out - 1) * stride - side)

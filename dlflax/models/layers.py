@@ -130,7 +130,7 @@ def _conv(x, kernel, pool, cpu, padding):
     """Computes the convolution of `Conv` and its max-pool."""
     k, _, c, _ = kernel.shape
     if cpu and c < 16 and padding == "same":
-        with algorithm_scope("product with max-pool" if pool else "product in pieces"):
+        with algorithm_scope("product with max-pool" if pool else "product of chunks"):
             return (conv_pool_matmul if pool else conv_matmul)(x, kernel)
     y = convolution(x, kernel, 1, _same_pads(k) if padding == "same" else NO_PADS, cpu=cpu)
     return max_pool(y, cpu=cpu) if pool else y
@@ -156,7 +156,7 @@ def depthwise_slices(x, kernel, stride: int = 1):
 
 
 def same_windows(sides, k, stride):
-    """Returns ([1 + the last offset of a window], [(padding before, after)]) of the sides, with
+    """Returns ([1 + the last offset of a window], [(padding before, after)]) of the sides.
     TensorFlow's "SAME" padding: an even side has one more pixel at its end at a stride of 2."""
     lasts = [(-(-side // stride) - 1) * stride for side in sides]
     pads = [max(last + k - side, 0) for last, side in zip(lasts, sides, strict=True)]
@@ -221,8 +221,8 @@ def _same_pads(k):
 
 
 def conv_matmul(x, kernel):
-    """SAME convolution of x (n, h, w, c) with the kernel (k, k, c, f) -> (n, h, w, f): a product of
-    patches for each chunk of the batch."""
+    """SAME convolution of x (n, h, w, c) with the kernel (k, k, c, f). Each chunk of the batch is a
+    product of patches."""
     k, _, c, f = kernel.shape
 
     # checkpoint: recomputing patches, k*k times the input, is cheaper than saving them

@@ -91,8 +91,8 @@ class MiniLM(nn.Module):
 
     @nn.nowrap
     def cuts(self, x):
-        """Truncates a batch to each bucket length: (index of the shortest batch with all tokens,
-        int32 (); batches [(n, t) int]), or None for a full batch."""
+        """Truncates a batch to each bucket length. Returns (index of the shortest batch with all
+        tokens, int32 (); batches [(n, t) int]), or None for the full batch."""
         if not jnp.issubdtype(x.dtype, jnp.integer) or not on_cpu() or x.shape[1] == 1:
             return None
         lengths = bucket_lengths(x.shape[1])

@@ -44,9 +44,9 @@ class BatchNorm(nn.Module):
 
 
 def freeze_norms(trainable: str):
-    """Returns a context in which a BatchNorm (this one or Flax's) normalizes by its running
-    statistics, without an update, if its parameters do not match `trainable`, a regular expression.
-    "" freezes none."""
+    """Returns a context in which frozen BatchNorms normalize by their running statistics, without
+    an update. A BatchNorm (this one or Flax's) is frozen if its parameters do not match the regular
+    expression `trainable`; "" freezes none."""
     if not trainable:
         return contextlib.nullcontext()
 

@@ -66,6 +66,6 @@ def pretrain_contrastive(
         contrastive, hparams, train_set, epochs=epochs, seed=seed, pretrained=nested
     )  # fmt: skip
     first, last = (fit.history[epoch]["train_loss"] for epoch in (0, -1))
-    log(f"the contrastive loss fell from {first:.3f} to {last:.3f}")
+    log(f"the contrastive loss was {first:.3f} in the first epoch, {last:.3f} in the last")
     collections = {"params": fit.best.params, **fit.best.collections}
     return {name: tree["model"] for name, tree in collections.items()}

@@ -141,7 +141,7 @@ def graft(variables: dict, loaded: dict, exclude: str = r"^logits/") -> dict:
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """Names of ImageNet's 1,000 classes in the order of the outputs: WordNet's first name of each
+    """Names of ImageNet's 1,000 classes in the order of the outputs. WordNet's first name of each
     synset, as in timm (Apache-2.0), made unique (two cranes, maillots and cardigans)."""
     folder = importlib.resources.files("dlflax.transfer")
     return tuple((folder / "imagenet_classes.txt").read_text("utf-8").splitlines())
