@@ -139,25 +139,25 @@ def mesh_size() -> int:
     return jax.sharding.get_abstract_mesh().size if _mesh_axis() else 1
 
 
+def _constrain(tree, spec_of):
+    if not _mesh_axis():
+        return tree
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, spec_of(leaf)), tree)
+
+
 def shard_batch(batch):
     """Shards the first axis of every leaf over the devices; traced."""
-    if not (name := _mesh_axis()):
-        return batch
-    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P(name)), batch)
+    return _constrain(batch, lambda _: P(_mesh_axis()))
 
 
 def replicate(tree):
     """Replicates every leaf on all devices; traced."""
-    if not _mesh_axis():
-        return tree
-    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P()), tree)
+    return _constrain(tree, lambda _: P())
 
 
 def constrain_state(state):
     """Constrains every leaf of the State to its sharding; traced."""
-    if not _mesh_axis():
-        return state
-    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, _partition_spec(x)), state)
+    return _constrain(state, _partition_spec)
 
 
 def _partition_spec(leaf):

@@ -23,11 +23,8 @@ def grad_cam(model, variables, images) -> np.ndarray | None:
 
 def _perturbations(model, variables, images):
     """Returns the abstract collection "perturbations" of the model."""
-
-    def apply(variables, images):
-        return model.apply(variables, images, train=False, mutable=["perturbations"])[1]
-
-    return jax.eval_shape(apply, variables, images)
+    apply = functools.partial(model.apply, train=False, mutable=["perturbations"])
+    return jax.eval_shape(apply, variables, images)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
