@@ -156,8 +156,8 @@ def prepare(
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> Start:
-    """Reads the weights, computes features that are not on disk, and trains a head before it
-    fine-tunes more. Raises InputError as `check` and `weights.read` do."""
+    """Reads the weights, computes features that are not on disk, and trains a head before
+    fine-tuning. Raises InputError as `check` and `weights.read` do."""
     check(transfer, recipe, hparams)
     if transfer is None or not transfer.has_weights:
         return Start(recipe, splits, pretrained=_init_embedding(recipe, hparams, splits))
@@ -211,8 +211,8 @@ def _init_embedding(recipe, hparams, splits) -> dict[str, Any] | None:
     dim = vectors.shape[1]
     if table.shape[1] < dim:
         raise InputError(
-            f"--vectors have {dim} dimensions, so --model.embedding {table.shape[1]} must be {dim} "
-            "or more."
+            f"--vectors have {dim} dimensions, and the model's embedding {table.shape[1]}: it must "
+            f"have {dim} or more."
         )
     embedding = np.array(0.1 * jax.random.normal(jax.random.key(0), table.shape), table.dtype)
     present = ~np.isnan(vectors[:, 0])
