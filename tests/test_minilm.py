@@ -65,7 +65,7 @@ def test_a_batch_is_cut_to_its_longest_text(monkeypatch):
     assert minilm.bucket_lengths(2) == [1, 2]
     head = MiniLM(vocabulary=50).init(jax.random.key(0), np.zeros((1, 384), np.float32))
     assert list(head["params"]) == ["logits"]
-    with pytest.raises(InputError, match="512 tokens at most"):
+    with pytest.raises(InputError, match="must be at most 512"):
         model.apply(variables, np.ones((1, 600), np.int32))
 
 

@@ -219,5 +219,5 @@ def test_devices_are_checked(wanted, batch_size, sentence):
     with pytest.raises(InputError, match=sentence):
         parallel.num_devices(wanted, batch_size)
     assert parallel.num_devices(0, 32) == 1 and parallel.num_devices(2, 32, shard_state=True) == 2
-    with pytest.raises(InputError, match="--shard-state is for several devices, and one is used"):
+    with pytest.raises(InputError, match="--shard-state needs several devices"):
         parallel.num_devices(0, 32, shard_state=True)

@@ -174,7 +174,7 @@ def test_a_file_of_another_model(tmp_path):
         return refused(model, path)
 
     text = sentence(lambda s: (s.pop("conv1.weight"), s.update(extra=np.zeros(1, np.float32))))
-    assert "does not hold the weights of ResNet 18" in text
+    assert "does not have the weights of ResNet 18" in text
     assert "it lacks 1 (conv1.weight), has unknown 1 (extra)" in text
     text = sentence(lambda s: s.update({"conv1.weight": np.zeros((64, 1, 7, 7), np.float32)}))
     assert "of another shape 1 (conv1.weight (64, 1, 7, 7) in place of (64, 3, 7, 7))" in text
@@ -183,10 +183,10 @@ def test_a_file_of_another_model(tmp_path):
     assert "it lacks" in text and "has unknown 102 (bn1.bias, bn1.running_mean" in text
     for bad in (np.nan, np.inf):
         text = sentence(lambda s, bad=bad: s["layer1.0.bn1.bias"].put(3, bad))
-        assert "NaN or infinite numbers in layer1.0.bn1.bias" in text
+        assert "NaN or infinite values in layer1.0.bn1.bias" in text
     text = sentence(lambda s: s.update({"fc.bias": np.zeros(11, np.int32)}))
-    assert "int32 numbers in fc.bias" in text
-    assert "--model.dense (8,) fits no" in sentence(lambda s: None, VGG("11", (8,)))
+    assert "int32 values in fc.bias" in text
+    assert "--model.dense (8,) must be 4096 4096" in sentence(lambda s: None, VGG("11", (8,)))
 
 
 def test_what_is_asked_for():
