@@ -22,7 +22,7 @@ import tyro
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
-from dlflax.files import printable, write_csv
+from dlflax.files import escape_controls, write_csv
 from dlflax.report.progress import counting
 from dlflax.run import flags
 from dlflax.run.predict import Predictor, csv_row
@@ -61,9 +61,9 @@ def command(
     for sentence, values in () if csv else answers:
         # only a forecast has several lines: a line break in a file name could fake an answer
         lines = sentence.split("\n") if predictor.encoder.form.together else [sentence]
-        print(json.dumps(values) if json_output else "\n".join(map(printable, lines)))
+        print(json.dumps(values) if json_output else "\n".join(map(escape_controls, lines)))
     for error in errors:
-        _to_stderr(printable(f"error: {error}"))
+        _to_stderr(escape_controls(f"error: {error}"))
     if errors:
         sys.exit(3 if answers else 2)
 

@@ -211,7 +211,7 @@ def neighbours(place):
 class TestNeighbours(TaskSuite):
     """A loss over the batch, and a metric of all examples."""
 
-    loss_is_of_an_example = False
+    loss_is_per_example = False
 
     @pytest.fixture
     def job(self, place):
@@ -325,7 +325,7 @@ class TestSounds(SourceSuite):
     def source(self, sounds):
         return sounds.presets["default"].data
 
-    def given(self, source, splits, folder):
+    def user_input(self, source, splits, folder):
         return splits.examples["test"].names[0]
 
 

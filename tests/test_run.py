@@ -20,7 +20,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
-from dlflax.files import locked
+from dlflax.files import file_lock
 from dlflax.models import CNN
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
@@ -282,7 +282,7 @@ def test_a_failed_write_says_so_and_keeps_what_is_saved(tmp_path):
 def test_one_process_alone_writes_a_folder(capsys):
     """Until it is done: then the folder is open again."""
     Path("r").mkdir()
-    with locked(Path("r/.lock")) as is_free:
+    with file_lock(Path("r/.lock")) as is_free:
         assert is_free
         assert "is being written by another process" in refused(capsys, *FAST, "--run-dir", "r")
         assert not Path("r/config.json").exists()

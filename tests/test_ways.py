@@ -371,7 +371,7 @@ def test_what_unpacks_to_much_is_refused(monkeypatch):
     frame.to_parquet("a.parquet")
     frame[:3000].to_excel("a.xlsx")
     assert read_table(Path("a.parquet")) and read_table(Path("a.xlsx"))
-    monkeypatch.setattr("dlflax.data.raw_table.most_to_read", lambda: 150_000)
+    monkeypatch.setattr("dlflax.data.raw_table.max_file_bytes", lambda: 150_000)
     for name in ("a.parquet", "a.xlsx"):
         with pytest.raises(InputError, match="unpacked, it is larger than a quarter of the mem"):
             read_table(Path(name))

@@ -49,21 +49,21 @@ def run(
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
     config, setup = prepare(config, dataset, log)
-    devices = parallel.devices(config.devices, config.recipe.batch_size, config.shard_state)
+    devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.shard_state)
     with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
-        with parallel.use(devices, config.shard_state):
-            saved = checkpoints.restore_last(parallel.placed(setup.abstract))
+        with parallel.use_devices(devices, config.shard_state):
+            saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
         if results := load_finished_results(config, folder, saved, brief, log):
             return results
         with open_record(experiment, config, setup, folder, saved, devices, brief, log) as record:
-            with parallel.use(devices, config.shard_state), stop_requests() as should_stop:
+            with parallel.use_devices(devices, config.shard_state), stop_requests() as should_stop:
                 fit = fit_model(config, setup, checkpoints, saved, should_stop, record)
                 with announcement("testing ...", log):
                     tested = test(config, setup, fit.best, log)
             main = parallel.is_main()
             results = report(config, setup, fit, tested, record, started) if main else {}
-        parallel.wait("the results are written")
+        parallel.barrier("the results are written")
         if main and not brief:
             announce.log_end(experiment, setup, folder, log)
         return results
@@ -132,7 +132,7 @@ def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, rec
             )
         best = train.best_epoch(fit.history, recipe.task)
         progress.end(fit.history, best, splits.val is not None)
-    fit.best = fit.best or checkpoints.restore_best(parallel.placed(setup.abstract))
+    fit.best = fit.best or checkpoints.restore_best(parallel.with_shardings(setup.abstract))
     score = f"validation {recipe.task.monitor}"
     if len(fit.history) < config.epochs:
         record.say(f"stopped: {config.patience} epochs without a better {score}")
@@ -157,7 +157,7 @@ def test(config: Config, setup: Setup, state: train.State, log: Log) -> Tested:
     recipe, hparams, splits = setup.start.recipe, config.hparams, setup.start.splits
     calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
-    recipe, state = config.recipe, setup.start.with_backbone(parallel.fetch(state))
+    recipe, state = config.recipe, setup.start.merge_backbone(parallel.fetch_variables(state))
     traced = train.as_traced(hparams.evaluation())
     return Tested(
         recipe, hparams, train.variables(recipe, state), setup.examples, outputs,

@@ -14,7 +14,7 @@ import jax
 
 from dlflax import NOISY_CACHE, parallel
 from dlflax.errors import InputError, RunError, Terminated
-from dlflax.files import cache_folder, printable, tidy_cache
+from dlflax.files import cache_folder, escape_controls, tidy_cache
 
 
 def with_exit_codes(
@@ -84,7 +84,7 @@ def stop_requests():
 
 
 def _exit(message, code: int) -> NoReturn:
-    lines = map(printable, str(message).splitlines())
+    lines = map(escape_controls, str(message).splitlines())
     print(f"error: {chr(10).join(lines)}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         os._exit(code)  # sys.exit would wait for the other hosts, which wait for this one

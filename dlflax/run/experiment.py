@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from dlflax.errors import InputError
-from dlflax.files import printable, read_bytes
+from dlflax.files import escape_controls, read_bytes
 from dlflax.run import trust
 from dlflax.run.serialize import (
     LIBRARIES,
@@ -94,7 +94,7 @@ class Experiment:
             module = _import_module(module_name, path)
         else:
             module = self._find_trusted_module(module_name)
-        shown = f"{path} names {printable(str(reference))}"
+        shown = f"{path} names {escape_controls(str(reference))}"
         if module is None:
             raise InputError(
                 f"{shown}, of a module that no run on this machine has used in its present state: "
@@ -105,7 +105,7 @@ class Experiment:
             inside = value is module or isinstance(value, type)
             value = getattr(value, part, None) if inside else None
         if not _is_defined_in(value, module, name):
-            raise InputError(f"{shown}, and that module defines no {printable(name)}.")
+            raise InputError(f"{shown}, and that module defines no {escape_controls(name)}.")
         return value
 
     def _find_trusted_module(self, module_name: str) -> ModuleType | None:
@@ -226,8 +226,8 @@ def _load_trusted_file(file: str, folder: Path) -> Experiment:
 def _trust_error(folder: Path, code: str, name: str, is_changed: bool) -> InputError:
     state = "has changed since it last ran" if is_changed else "was never run"
     return InputError(
-        f"{folder} was trained by {printable(code)}, which {state} on this machine: if you trust "
-        f"it, add --experiment {printable(name)}."
+        f"{folder} was trained by {escape_controls(code)}, which {state} on this machine: if you "
+        f"trust it, add --experiment {escape_controls(name)}."
     )
 
 
@@ -296,6 +296,6 @@ def _import_module(module_name: str, path: Path) -> ModuleType:
         return importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
-            f"{path} names the module {printable(module_name)}, which cannot be imported "
-            f"({printable(str(error))})."
+            f"{path} names the module {escape_controls(module_name)}, which cannot be imported "
+            f"({escape_controls(str(error))})."
         ) from error

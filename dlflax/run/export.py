@@ -24,7 +24,7 @@ import dlflax
 from dlflax import train
 from dlflax.data import Spec
 from dlflax.errors import InputError
-from dlflax.files import replacing, write_json
+from dlflax.files import atomic_write, write_json
 from dlflax.models.platform import portable
 from dlflax.models.protocols import Encoding, ReadingTokens
 from dlflax.run.predict import Predictor
@@ -77,7 +77,7 @@ def export(
     if to == "onnx":
         content = _add_metadata(content, description)
     try:
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}.") from error

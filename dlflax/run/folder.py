@@ -16,7 +16,7 @@ import typeguard
 import dlflax
 from dlflax import data, parallel, train
 from dlflax.errors import InputError
-from dlflax.files import locked, read_json, write_csv, write_json
+from dlflax.files import file_lock, read_json, write_csv, write_json
 from dlflax.report import tables
 from dlflax.run.config import Config
 from dlflax.run.experiment import Experiment, log_file_change, trust_code
@@ -56,7 +56,7 @@ def lock_run_folder(experiment, config: Config, dataset: data.Dataset, splits, l
 
         def open_folder():
             folder = run_folder(experiment, config)
-            if not stack.enter_context(locked(folder / ".lock")):
+            if not stack.enter_context(file_lock(folder / ".lock")):
                 raise InputError(
                     f"--run-dir {folder} is being written by another process: wait for it, or "
                     "choose another folder."
@@ -65,7 +65,7 @@ def lock_run_folder(experiment, config: Config, dataset: data.Dataset, splits, l
             begin(experiment, run_config, dataset, splits, folder, log)
             return folder
 
-        yield parallel.from_main(open_folder)
+        yield parallel.call_on_main(open_folder)
 
 
 def settings(

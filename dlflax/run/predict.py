@@ -67,15 +67,15 @@ class Predictor:
         if self._state is None:
             config, model, inputs = self.config, self.config.recipe.model, self.example()["inputs"]
             sha256 = self.data["weights_sha256"]
-            backbone = transfer.backbone(
+            backbone = transfer.load_backbone(
                 config.transfer, model, inputs, sha256, self.folder, self.log
             )
             head_inputs = transfer.head_inputs(model, inputs) if backbone else inputs
-            recipe = transfer.trained(config.transfer, config.recipe)
+            recipe = transfer.trainable_recipe(config.transfer, config.recipe)
             abstract = train.abstract(recipe, config.hparams, head_inputs)
             checkpoints = Checkpoints(self.folder / "checkpoints", config.recipe.task, self.log)
             state = checkpoints.restore_best(abstract)
-            self._state = transfer.with_backbone(state, backbone)
+            self._state = transfer.merge_backbone(state, backbone)
         return self._state
 
     def outputs(self, inputs: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Co
         start = balance(start)
     splits = start.splits
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
-    start_numbers = transfer.numbers_of_start(config.transfer, config.recipe, config.hparams)
+    start_numbers = transfer.start_hparams(config.transfer, config.recipe, config.hparams)
     names = {flag.partition(".")[2] for flag in config.given}
     unused = unused_numbers(names, [(start.recipe, abstract)], config.hparams, splits.train)
     refuse_unused(config.given, unused - {*start_numbers}, start.recipe)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dlflax import data, train
-from dlflax.models.convolution import formulations
+from dlflax.models.convolution import list_algorithms
 from dlflax.report import tables
 
 
@@ -23,7 +23,7 @@ def profile(recipe, hparams, train_set, folder: Path) -> None:
     def forward(state, inputs):
         return train.forward(recipe, state, hparams, inputs)
 
-    if rows := formulations(forward, abstract, inputs):
+    if rows := list_algorithms(forward, abstract, inputs):
         tables.print_table(None, ("convolution", "computed as"), rows)
     for context in (
         contextlib.nullcontext(),

@@ -49,7 +49,7 @@ class Record:
 def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record: Record, started):
     """Saves, prints, logs and draws the results. Returns the contents of results.json."""
     if config.transfer and config.transfer.self_contained:
-        transfer.save(setup.start.backbone, record.folder)
+        transfer.save_backbone(setup.start.backbone, record.folder)
     results = summarize(config, setup, fit, tested, record, started)
     settings = {**results["hparams"], **flatten(to_json(config.recipe))}
     drawings = describe(tested, results, record)
@@ -88,7 +88,7 @@ def summarize(config: Config, setup: Setup, fit: train.Fit, tested: Tested, reco
         for name in names
     }  # fmt: skip
     hparams, inputs = to_json(config.hparams), setup.examples.train["inputs"][:1]
-    abstract = setup.start.with_backbone(setup.abstract)
+    abstract = setup.start.merge_backbone(setup.abstract)
     return {
         "experiment": record.experiment.name,
         "dataset": setup.dataset.name,

@@ -22,7 +22,7 @@ from dlflax.data import Encoder, Source
 from dlflax.data.download import first_line
 from dlflax.data.npy import read_npy
 from dlflax.errors import InputError
-from dlflax.files import MOST_JSON, read_bytes, read_json, write_json
+from dlflax.files import MAX_JSON_BYTES, read_bytes, read_json, write_json
 from dlflax.run.config import Config, check
 from dlflax.run.experiment import Experiment
 from dlflax.run.serialize import OWN_PACKAGES, reference, to_json
@@ -113,7 +113,7 @@ def _read_file_fields(cls: type, folder: Path) -> dict[str, str]:
         if name := field.metadata.get("file"):
             path = folder / Path(name).name
             try:
-                fields[field.name] = read_bytes(path, MOST_JSON).decode("utf-8")
+                fields[field.name] = read_bytes(path, MAX_JSON_BYTES).decode("utf-8")
             except OSError as error:
                 raise InputError(f"{path} cannot be read: {error.strerror}.") from error
             except UnicodeDecodeError as error:

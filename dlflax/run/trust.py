@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, read_bytes, read_json, replacing
+from dlflax.files import atomic_write, cache_folder, read_bytes, read_json
 
 
 def read_trusted_hashes() -> dict[str, dict[str, Any]]:
@@ -36,7 +36,7 @@ def add_trusted_hashes(files: dict[str, str], module_names: set[str]) -> None:
     trusted = {"files": old["files"] | files, "modules": old["modules"] | modules}
     with contextlib.suppress(OSError):  # without the record, predict requires --experiment
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with replacing(cache_folder() / "experiments.json") as temporary:
+        with atomic_write(cache_folder() / "experiments.json") as temporary:
             temporary.write_text(json.dumps(trusted, indent=1) + "\n", encoding="utf-8")
 
 
