@@ -22,9 +22,9 @@ from dlflax.run.folds import cross_validate
 from dlflax.run.resume import freedom
 from dlflax.run.saved import config_from_json
 from dlflax.run.stand_in import changes, stand_in_presets
-from dlflax.train.augment import with_strengths
+from dlflax.train.augment import set_default_strengths
 from dlflax.train.layout import use_all_cores
-from dlflax.train.slots import SLOTS, short_names, things, with_things
+from dlflax.train.slots import SLOTS, components, replace_components, short_names
 
 TYRO = (tyro.conf.SuppressFixed,)
 
@@ -67,7 +67,9 @@ def parse(
     args = flags.with_data(args, presets["default"].data)
     recipes = [preset.recipe for preset in presets.values()]
     choices = {
-        name: tuple(sorted(things(name, recipes))) for name, slot in SLOTS.items() if slot.shipped
+        name: tuple(sorted(components(name, recipes)))
+        for name, slot in SLOTS.items()
+        if slot.shipped
     }
     named = {**choices, "preset": tuple(presets), "model": tuple(sorted(architectures))}
     flags.check_choices(args, named)
@@ -92,13 +94,13 @@ def parse(
 
     def over(default: Config) -> Config:
         """The flags over a Config's values."""
-        recipe = with_things(default.recipe, vars(chosen), recipes)
+        recipe = replace_components(default.recipe, vars(chosen), recipes)
         model = architectures.get(chosen.model, recipe.model)
         if type(model) is not type(recipe.model) or not as_it_is:
             recipe = dataclasses.replace(recipe, model=model)
         numbers = default.hparams
         if chosen.augment:
-            numbers = with_strengths(recipe.augment, numbers)
+            numbers = set_default_strengths(recipe.augment, numbers)
         default = extend(dataclasses.replace(default, recipe=recipe, hparams=numbers))
         command = _command(default, preset, tuple(presets), architectures, choices)
         config = _parsed(command, prog or experiment.command, description, args, default)

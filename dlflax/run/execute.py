@@ -110,7 +110,7 @@ def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record)
 
     def on_epoch(fit):
         # the checkpoint first: everything else can be written again from its history
-        checkpoints.save(fit.saved())
+        checkpoints.save(fit.checkpoint())
         record.add(fit.history)
         best = train.best_epoch(fit.history, recipe.task) + 1 == len(fit.history)
         progress.epoch_end(fit.history[-1], best and splits.val is not None)
@@ -123,9 +123,9 @@ def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record)
             pretrained=job.start.pretrained, on_epoch=on_epoch,
             on_steps=on_steps if progress.interactive else None,
         )  # fmt: skip
-        if not train.finished(fit.history, recipe.task, config.epochs, config.patience):
+        if not train.is_finished(fit.history, recipe.task, config.epochs, config.patience):
             if fit.partial:
-                checkpoints.save(fit.saved())
+                checkpoints.save(fit.checkpoint())
             raise Terminated(
                 f"terminated; step {int(fit.state.step):,} is saved in {record.folder}: continue "
                 "with --resume."
@@ -158,7 +158,7 @@ def test(config: Config, job: Job, state: train.State, log: Log) -> Tested:
     calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
     recipe, state = config.recipe, job.start.with_backbone(parallel.fetch(state))
-    numbers = train.as_traced(hparams.evaluation())
+    numbers = train.as_float32(hparams.evaluation())
     return Tested(
         recipe, hparams, train.variables(recipe, state), job.examples, outputs,
         lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)), calibration,
@@ -173,7 +173,7 @@ def calibrate(recipe, state, hparams, val, log: Log) -> dict[str, Any]:
         return {}
     outputs = jax.device_get(train.evaluate_sums(recipe, state, hparams, val)[1])
     try:
-        numbers, batch = train.as_traced(hparams.evaluation()), train.host_batch(recipe.task, val)
+        numbers, batch = train.as_float32(hparams.evaluation()), train.host_batch(recipe.task, val)
         return recipe.task.calibrate(outputs, batch, numbers)
     except Exception as error:  # a task of one's own can raise anything
         log(f"warning: {type(recipe.task).__name__}.calibrate failed ({type(error).__name__}: "

@@ -98,7 +98,7 @@ def exported(predictor: Predictor) -> tuple[list[Stage], Spec]:
     """Returns (encoder, network and the task's predictions, traceable; the spec of raw arrays)."""
     recipe, encoder = predictor.config.recipe, predictor.encoder
     state = predictor.state()
-    numbers = train.as_traced(predictor.config.hparams.evaluation())
+    numbers = train.as_float32(predictor.config.hparams.evaluation())
 
     def encode(arrays):
         return encoder.batch(arrays["inputs"], jnp)

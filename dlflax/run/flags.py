@@ -16,9 +16,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from dlflax.errors import InputError
-from dlflax.train.augment import AUGMENTATIONS
-from dlflax.train.augment import numbers as of_augmentations
-from dlflax.train.hparams import numbers
+from dlflax.train.augment import AUGMENTATIONS, strength_names
+from dlflax.train.hparams import hparam_names
 
 SHORT = {"lr": "learning-rate"}
 WITH_PREFIX = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space")
@@ -59,7 +58,7 @@ def rewritten(args: list[str], default) -> list[str]:
     with commas, `--model.features 32,64`, as words of their own. default: a Config, whose fields
     are the flags."""
     own, lists = _fields(default)
-    of_hparams, found = {*numbers(default.hparams), *SHORT}, []
+    of_hparams, found = {*hparam_names(default.hparams), *SHORT}, []
     for word in args:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
@@ -191,8 +190,8 @@ def help_of(show: Callable[[], None], default, command: str) -> str:
     """Returns the help that `show` prints before it exits, without the flags few need and those
     of augmentations that the experiment does not have."""
     hparams, augment = default.hparams, default.recipe.augment
-    idle = {*of_augmentations(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
-    idle -= {*of_augmentations(augment, hparams)}
+    idle = {*strength_names(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
+    idle -= {*strength_names(augment, hparams)}
     idle |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
     idle = [f"{of}.{name.replace('_', '-')}" for name in idle for of in ("hparams", "space")]
     more = ""
@@ -201,7 +200,7 @@ def help_of(show: Callable[[], None], default, command: str) -> str:
         empty = {f.name for f in dataclasses.fields(space) if getattr(space, f.name) == ()}
         of_model = {f.name for f in dataclasses.fields(space.model)}
         of_model = {f"model.{name}" for name in of_model if getattr(space.model, name) == ()}
-        idle += [*model, *(f"hparams.{name}" for name in numbers(hparams))]
+        idle += [*model, *(f"hparams.{name}" for name in hparam_names(hparams))]
         idle += [*(f"space.{name.replace('_', '-')}" for name in empty | of_model)]
         idle = [name.replace("_", "-") for name in idle]
         more = (

@@ -90,7 +90,7 @@ class Predictor:
         return np.concatenate(parts)[: len(inputs)]
 
     def _outputs(self, inputs) -> np.ndarray:
-        recipe, numbers = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
+        recipe, numbers = self.config.recipe, train.as_float32(self.config.hparams.evaluation())
         state = self.state()
 
         def predict(seen):
@@ -98,7 +98,7 @@ class Predictor:
 
         if not self.tta:
             return predict(inputs)
-        strengths = train.as_traced(self.config.hparams)
+        strengths = train.as_float32(self.config.hparams)
         views = [predict(inputs)]
         for i in range(self.tta):
             batch = {"inputs": train.floats(jnp.asarray(inputs))}

@@ -15,7 +15,7 @@ def profile(recipe, hparams, train_set, folder: Path) -> None:
     """Prints how the convolutions are computed, and writes a trace of 20 steps of a State of its
     own, after they are compiled: for TensorBoard's profile plugin, and perfetto_trace.json.gz for
     https://ui.perfetto.dev."""
-    hparams = train.as_traced(hparams)
+    hparams = train.as_float32(hparams)
     n = min(data.examples(train_set), 20 * recipe.batch_size)
     part = {name: array[:n] for name, array in train_set.items()}
     batches = data.epoch_batches(n, recipe.batch_size, 0, 0)

@@ -66,7 +66,7 @@ def more_epochs_change_the_past(config: Config, epochs: int, steps_per_epoch: in
 
     def rates(total):
         numbers = config.hparams.replace(total_steps=float(total * steps_per_epoch))
-        numbers = train.as_traced(numbers)  # float32, as in training: a file may have any number
+        numbers = train.as_float32(numbers)  # float32, as in training: a file may have any number
         rates = config.recipe.schedule(steps, numbers)
         return np.broadcast_to(np.asarray(rates), steps.shape)
 

@@ -21,16 +21,16 @@ from dlflax.errors import InputError
 from dlflax.train import calibration, logistic
 
 TFIDF = "TF-IDF and logistic regression"
-MOST_ROWS = 10_000  # training examples that are used, drawn at random
-MOST_CHARACTERS = 5 * 10**7  # of the texts among them
-MOST_NUMBERS = 4 * 10**8  # rows x columns x classes of a logistic regression
-MOST_TERMS = 2 * 10**7  # terms x classes of one of texts
-MOST_PRODUCTS = 4 * 10**10  # of a ridge regression
-MOST_BOOSTED = 5 * 10**7  # (rows + LEAVES_BINS) x columns x classes of gradient boosting
+MAX_ROWS = 10_000  # training examples that are used, drawn at random
+MAX_CHARACTERS = 5 * 10**7  # of the texts among them
+MAX_NUMBERS = 4 * 10**8  # rows x columns x classes of a logistic regression
+MAX_TERMS = 2 * 10**7  # terms x classes of one of texts
+MAX_PRODUCTS = 4 * 10**10  # of a ridge regression
+MAX_BOOSTED = 5 * 10**7  # (rows + LEAVES_BINS) x columns x classes of gradient boosting
 LEAVES_BINS = 31 * 255  # which its trees cost besides the rows
-FEWEST_ROWS, FEWEST = 1000, 5  # in all, where there are as many, and of each class
-MOST_COLUMNS = 4096  # numbers of an example; larger pictures are averaged down
-MOST_LABELS = 50
+MIN_ROWS, MIN_EXAMPLES = 1000, 5  # in all, where there are as many, and of each class
+MAX_COLUMNS = 4096  # numbers of an example; larger pictures are averaged down
+MAX_LABELS = 50
 ITERATIONS = 100  # of scikit-learn's L-BFGS
 STRENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0  # of logistic regressions: scikit-learn's C
 ALPHAS = 10.0 ** np.arange(-3, 6)  # of ridge regressions
@@ -94,7 +94,7 @@ def of_labels(splits) -> Baselines:
     def scored(logits, val_logits=None, rows=None):
         """Cut by thresholds of its own, as the network's are; the loss is of the logits."""
         truth, cuts = splits.test["targets"], np.zeros(targets.shape[1])
-        if val_logits is not None and len(val_logits) >= calibration.FEWEST:
+        if val_logits is not None and len(val_logits) >= calibration.MIN_EXAMPLES:
             cuts = calibration.thresholds(splits.val["targets"], val_logits)
         losses = np.logaddexp(0, logits) - truth * logits
         return Baseline(np.float32(logits - cuts), {"loss": float(losses.mean())}, rows)
@@ -119,7 +119,7 @@ def of_labels(splits) -> Baselines:
         return scored(logits(parts["test"]), validation, len(rows))
 
     found: Baselines = {"share of each label": shares}
-    if targets.shape[1] > MOST_LABELS:
+    if targets.shape[1] > MAX_LABELS:
         return found
     if texts := _texts(_plain(splits)):
         found[TFIDF] = lambda: regressions(lambda: _few_texts(texts, targets.shape[1]))
@@ -171,7 +171,7 @@ def _boosted(kind, splits, rows, categories):
 
     targets = splits.train["targets"].ravel()
     trees = max(2, len(splits.class_names)) - 1 if kind == "Classifier" else 1
-    chosen = _rows(len(rows), MOST_BOOSTED // (rows.shape[1] * trees) - LEAVES_BINS)
+    chosen = _rows(len(rows), MAX_BOOSTED // (rows.shape[1] * trees) - LEAVES_BINS)
     _refuse_few(len(chosen), len(rows), rows.shape[1], trees + 1 if trees > 1 else 1)
     model = getattr(ensemble, f"HistGradientBoosting{kind}")(
         categorical_features=np.array(categories), random_state=0
@@ -258,12 +258,12 @@ def _flat(splits, rows=slice(None)):
         if part is None:
             continue
         x = np.asarray(part["inputs"])
-        if (columns := math.prod(x.shape[1:])) > 5 * MOST_COLUMNS and not _are_images(x):
+        if (columns := math.prod(x.shape[1:])) > 5 * MAX_COLUMNS and not _are_images(x):
             _refuse_few(0, 1, columns, 1)
         x = x[rows] if name == "train" else x
         if _are_images(x):
             block = 1
-            while np.prod(x.shape[1:]) / block**2 > MOST_COLUMNS:
+            while np.prod(x.shape[1:]) / block**2 > MAX_COLUMNS:
                 block += 1
             h, w = (size // block for size in x.shape[1:3])
             cut = x[:, : h * block, : w * block].reshape(-1, h, block, w, block, x.shape[3])
@@ -276,9 +276,9 @@ def _few_texts(texts, classes: int):
     """(rows, `_tfidf` of these alone of the training texts)."""
     train = texts["train"]
     some = train[:: max(1, len(train) // 1000)]
-    rows = _rows(len(train), MOST_CHARACTERS * len(some) // max(1, sum(map(len, some))))
+    rows = _rows(len(train), MAX_CHARACTERS * len(some) // max(1, sum(map(len, some))))
     few = {**texts, "train": [train[i] for i in rows.tolist()]}
-    return rows, _tfidf(few, MOST_TERMS // classes)
+    return rows, _tfidf(few, MAX_TERMS // classes)
 
 
 def _tfidf(texts, terms: int | None = None):
@@ -309,13 +309,13 @@ def _affordable(rows, points, fits: int, classes: int | None = None):
     classes, or `fits` of two."""
     x = points["train"]
     numbers = (x.nnz / len(rows) if hasattr(x, "nnz") else x.shape[1]) * fits
-    few = _rows(len(rows), int(MOST_NUMBERS / max(numbers, 1)))
+    few = _rows(len(rows), int(MAX_NUMBERS / max(numbers, 1)))
     _refuse_few(len(few), len(rows), x.shape[1], classes or fits)
     return rows[few], {**points, "train": x[few]}
 
 
 def _refuse_few(used: int, rows: int, columns: int, classes: int) -> None:
-    if used < min(rows, max(FEWEST_ROWS, FEWEST * classes)):
+    if used < min(rows, max(MIN_ROWS, MIN_EXAMPLES * classes)):
         more = f" and {classes:,} classes" * (classes > 1)
         raise InputError(f"{columns:,} columns{more} take it too long.")
 
@@ -374,7 +374,7 @@ def _ridge(splits) -> Baseline:
     rows = whole[_rows(len(whole))]
     points = _flat(splits, rows)
     columns = points["train"].shape[1]  # its cost: the square of the less times the more
-    most = max(MOST_PRODUCTS // columns**2, math.isqrt(MOST_PRODUCTS // columns))
+    most = max(MAX_PRODUCTS // columns**2, math.isqrt(MAX_PRODUCTS // columns))
     few = _rows(len(rows), most)
     _refuse_few(len(few), len(rows), columns, 1)
     x, y = points["train"][few], y[rows[few]]
@@ -393,8 +393,8 @@ def _ridge(splits) -> Baseline:
 
 
 def _rows(count: int, most: int | None = None) -> np.ndarray:
-    """The places of the training examples that are used: at most MOST_ROWS, or `most`."""
-    most = max(0, MOST_ROWS if most is None else most)
+    """The places of the training examples that are used: at most MAX_ROWS, or `most`."""
+    most = max(0, MAX_ROWS if most is None else most)
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-FEWEST = 30  # validation examples below which nothing is fitted
-FEWEST_POSITIVE = 5  # of a label, below which it keeps its threshold
+MIN_EXAMPLES = 30  # validation examples below which nothing is fitted
+MIN_POSITIVE = 5  # of a label, below which it keeps its threshold
 POINTS = 65  # temperatures that are tried at a time
 HOTTEST = 20.0  # a temperature beyond it, or below its inverse, is no calibration
 
@@ -42,7 +42,7 @@ def thresholds(targets, logits) -> list[float]:
     found = []
     for truth, scores in zip(np.asarray(targets).T, np.float64(logits).T, strict=True):
         best = 0.0
-        if FEWEST_POSITIVE <= truth.sum() < len(truth):
+        if MIN_POSITIVE <= truth.sum() < len(truth):
             precision, recall, cuts = precision_recall_curve(truth, scores)
             f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
             at = int(np.argmax(f1[:-1]))

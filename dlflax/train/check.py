@@ -13,13 +13,13 @@ from dlflax.errors import InputError
 from dlflax.train.augment import augment_batch
 from dlflax.train.batch import abstract_batch, check_keys
 from dlflax.train.ensemble import Ensemble
-from dlflax.train.hparams import Hparams, Range, as_traced
+from dlflax.train.hparams import Hparams, Range, as_float32
 from dlflax.train.recipe import Recipe, output_shape
 from dlflax.train.state import State
 from dlflax.train.step import step
 from dlflax.train.tasks import Task
 
-MOST_OF_A_SIZE = 2**31 - 1  # of a model
+MAX_SIZE = 2**31 - 1  # of a model
 USUAL_BATCH = 1024  # a batch up to this size is made smaller where there are not as many examples
 FEW = 30  # validation examples, below which their scores are mostly chance
 
@@ -68,9 +68,9 @@ def check_recipe(recipe: Recipe, source: Any = None) -> None:
     for field in dataclasses.fields(recipe.model):
         value = getattr(recipe.model, field.name)
         for size in value if isinstance(value, tuple) else (value,):
-            if isinstance(size, int) and abs(size) > MOST_OF_A_SIZE:  # XLA has no such shapes
+            if isinstance(size, int) and abs(size) > MAX_SIZE:  # XLA has no such shapes
                 flag = f"--model.{field.name.replace('_', '-')}"
-                raise InputError(f"{flag} {size} must be {MOST_OF_A_SIZE:,} or less.")
+                raise InputError(f"{flag} {size} must be {MAX_SIZE:,} or less.")
 
 
 def check_count(name: str, value: int, least: int, most: int = 10**9) -> None:
@@ -126,7 +126,7 @@ def bind_to_data(recipe: Recipe, hparams: Hparams, splits: data.Splits) -> Recip
         if part is not None:
             recipe.task.check_arrays(part, outputs)
     recipe.task.check(splits, outputs)
-    numbers = as_traced(hparams)
+    numbers = as_float32(hparams)
     _try(bound(), numbers, splits.train, outputs())
     return bound()
 
@@ -155,7 +155,7 @@ def _try(recipe, numbers, data, outputs) -> None:
         )
 
 
-def fit_to_few(recipe: Recipe, splits: data.Splits, log) -> Recipe:
+def adapt_to_small_data(recipe: Recipe, splits: data.Splits, log) -> Recipe:
     """Returns the recipe with a batch no larger than the training data. `log` gets a sentence for
     that, and for validation data that are too few to choose by."""
     n = data.examples(splits.train)
@@ -178,7 +178,7 @@ def check_batch_size(batch_size: int, n: int) -> None:
         )
 
 
-def refuse_unused(given, unused: set[str], recipe: Recipe) -> None:
+def reject_unused_flags(given, unused: set[str], recipe: Recipe) -> None:
     """Raises InputError for a given flag, "hparams.NAME" or "space.NAME", of an unused number.
     recipe: one that does not read it."""
     for flag in given:
@@ -191,13 +191,13 @@ def refuse_unused(given, unused: set[str], recipe: Recipe) -> None:
             )
 
 
-def unused_numbers(
+def unused_hparams(
     names: Iterable[str], recipes: Iterable[tuple[Recipe, State]], hparams: Hparams, train_set
 ) -> set[str]:
     """Returns those of the names that are numbers of hparams and that no recipe reads in a step.
     recipes: each with its `abstract` State. Computes nothing."""
     fields = [field.name for field in dataclasses.fields(hparams)]
-    unused, numbers, batch = {*names} & {*fields}, as_traced(hparams), abstract_batch(train_set, 2)
+    unused, numbers, batch = {*names} & {*fields}, as_float32(hparams), abstract_batch(train_set, 2)
     for recipe, state in recipes if unused else ():
         one = functools.partial(recipe.step or step, recipe)
         program = jax.make_jaxpr(one)(state, numbers, batch)

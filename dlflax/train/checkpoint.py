@@ -10,7 +10,7 @@ import numpy as np
 from dlflax import parallel
 from dlflax.errors import RunError
 from dlflax.train import checkpoint_files
-from dlflax.train.driver import Saved
+from dlflax.train.driver import Checkpoint
 from dlflax.train.history import best_epoch
 from dlflax.train.state import State, as_dict
 
@@ -32,7 +32,7 @@ class Checkpoints:
         """Steps with a finished checkpoint, damaged or not, ascending."""
         return checkpoint_files.steps(self.folder)
 
-    def save(self, saved: Saved) -> None:
+    def save(self, saved: Checkpoint) -> None:
         """Saves where a training stands under the State's step. Every host has to call it; process
         0 writes.
 
@@ -66,7 +66,7 @@ class Checkpoints:
             if folder.name not in map(str, keep):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _check_restoring(self, saved: Saved) -> None:
+    def _check_restoring(self, saved: Checkpoint) -> None:
         """RunError unless the checkpoint that was just saved gives the same State back: once, so
         that a run whose checkpoints cannot be used ends after its first epoch, not after its last.
         """
@@ -83,12 +83,12 @@ class Checkpoints:
                 raise RunError("what was saved comes back as other numbers")
         self._read_back = True
 
-    def restore(self, abstract: State, step: int) -> Saved:
+    def restore(self, abstract: State, step: int) -> Checkpoint:
         """The checkpoint of `step`, as it was saved. abstract:
         `train.abstract`, with where each leaf is to lie. RunError names the file whose bytes are
         not those that were saved."""
         tree, notes = checkpoint_files.read(self.folder, step, as_dict(abstract))
-        return Saved(State(**tree), notes["rows"], notes["partial"])
+        return Checkpoint(State(**tree), notes["rows"], notes["partial"])
 
     def restore_best(self, abstract: State) -> State:
         """The State of the `best_epoch` in the newest undamaged checkpoint's history. Changes
@@ -109,7 +109,7 @@ class Checkpoints:
             return self.restore(abstract, best)[0]
         raise RunError(f"no usable checkpoint in {self.folder}: train first.")
 
-    def restore_last(self, abstract: State) -> Saved | None:
+    def restore_last(self, abstract: State) -> Checkpoint | None:
         """The newest undamaged checkpoint; what is newer and unusable is removed, since training
         on from here writes it again. None where no checkpoint was ever finished; RunError where
         there are some and all are damaged."""

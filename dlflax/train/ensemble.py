@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from dlflax.train.hparams import Hparams
-from dlflax.train.recipe import keywords
+from dlflax.train.recipe import model_kwargs
 
 
 class Ensemble(nn.Module):
@@ -33,7 +33,7 @@ class Ensemble(nn.Module):
         if self.shared and inputs.ndim > 2:
             inputs = self.features(inputs)
         outputs = [
-            member(inputs, **keywords(member, numbers, train))
+            member(inputs, **model_kwargs(member, numbers, train))
             for member, numbers in zip(self.members, self.hparams, strict=True)
         ]
         outputs = self.task.mean(jnp.stack(outputs), jnp.float32(self.weights))

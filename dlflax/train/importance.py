@@ -9,21 +9,21 @@ import numpy as np
 from dlflax.report import figures
 
 REPEATS = 5
-MOST_COLUMNS = 200  # that are shuffled
-MOST_ROWS, FEWEST_ROWS = 10_000, 200  # among which, evenly spaced
-MOST_NUMBERS = 2 * 10**9  # of inputs that are predicted in all
+MAX_COLUMNS = 200  # that are shuffled
+MAX_ROWS, MIN_ROWS = 10_000, 200  # among which, evenly spaced
+MAX_NUMBERS = 2 * 10**9  # of inputs that are predicted in all
 
 
 def budget(groups: Mapping[str, slice], inputs) -> tuple[int, int]:
     """Returns how many columns are shuffled among how many rows of inputs (n, d)."""
-    columns, size = min(len(groups), MOST_COLUMNS), REPEATS * math.prod(inputs.shape[1:])
-    fit = MOST_NUMBERS // (columns * size)
-    rows = min(len(inputs), MOST_ROWS, max(FEWEST_ROWS, fit))
-    return min(columns, max(1, MOST_NUMBERS // (rows * size))), rows
+    columns, size = min(len(groups), MAX_COLUMNS), REPEATS * math.prod(inputs.shape[1:])
+    fit = MAX_NUMBERS // (columns * size)
+    rows = min(len(inputs), MAX_ROWS, max(MIN_ROWS, fit))
+    return min(columns, max(1, MAX_NUMBERS // (rows * size))), rows
 
 
-def undone(groups: Mapping[str, slice], inputs) -> list[str]:
-    """Returns a sentence on what `budget` leaves undone, if that is anything."""
+def subset_findings(groups: Mapping[str, slice], inputs) -> list[str]:
+    """Returns a sentence on what `budget` leaves subset_findings, if that is anything."""
     columns, rows = budget(groups, inputs)
     if (columns, rows) == (len(groups), len(inputs)):
         return []
@@ -42,7 +42,7 @@ def add_to(description, tested, score: Callable, name: str) -> None:
         shuffle = functools.cache(lambda: permutation(groups, inputs, tested.predict, score))
         description.tables["importance"] = shuffle
         description.figures["importance"] = lambda: figures.importance(shuffle(), name)
-        description.findings.extend(undone(groups, inputs))
+        description.findings.extend(subset_findings(groups, inputs))
 
 
 def permutation(

@@ -16,7 +16,7 @@ import optax
 ITERATIONS = 600
 TOLERANCE = 5e-5  # of the objective: what one step more must promise to gain
 TOLERANCE_DIAGONAL = 1e-7  # the promise is smaller than the gain where columns depend on each other
-MOST_COLUMNS = 1024  # of a Gram matrix: a larger one costs more than it saves
+MAX_COLUMNS = 1024  # of a Gram matrix: a larger one costs more than it saves
 CURVATURE = 0.1  # a typical p (1 - p): 0.03 to 0.25 take about as long
 
 
@@ -43,7 +43,7 @@ def fitter(x: np.ndarray) -> Callable[[np.ndarray, float], LogisticRegression]:
         raise ValueError("inputs that are not finite")
     mean = x.mean(0)
     design = np.float32(np.column_stack([x - mean, np.ones(len(x))]))
-    full = design.shape[1] <= MOST_COLUMNS
+    full = design.shape[1] <= MAX_COLUMNS
     gram = np.float64(design.T @ design) / len(x) if full else np.square(np.float64(design)).mean(0)
     rows = jnp.asarray(design)
 

@@ -67,7 +67,7 @@ def train_epoch(
             val_sums, outputs = train.evaluate_sums(recipe, state, hparams, val_set)
         else:
             val_sums, outputs = train.evaluate_batches(
-                recipe, state, train.as_traced(hparams.evaluation()), val_set, val_batches
+                recipe, state, train.as_float32(hparams.evaluation()), val_set, val_batches
             )
             outputs = outputs.reshape(-1, *outputs.shape[2:])
         return state, (sums, val_sums, outputs if with_outputs else None)
@@ -180,7 +180,7 @@ class Population(Driver):
         if batch is not None and rows is not None:
             # its examples come first, then padding
             batch, outputs = {n: leaf[rows] for n, leaf in batch.items()}, outputs[: len(rows)]
-        return sums, train.Evaluated(val_sums, outputs, batch), {}
+        return sums, train.Validation(val_sums, outputs, batch), {}
 
     def _end_epoch(self, best):
         if self._best is not None:
@@ -196,7 +196,7 @@ class Population(Driver):
         return {
             member: (_at(variables, place), outputs[place])
             for place, member in enumerate(self._places)
-            if member is not None and member[0] not in self.diverged
+            if member is not None and member[0] not in self.divergence_steps
         }
 
     def states(self, configurations: Sequence[int]) -> dict[int, list[np.ndarray]]:
@@ -244,7 +244,7 @@ class Population(Driver):
         (n, seeds), in the direction of the metric; +-inf, the worst, once it diverged."""
         lowest = self.recipe.task.metric(metric).direction == "min"
         best, worst = (min, np.inf) if lowest else (max, -np.inf)
-        diverged = self.diverged
+        diverged = self.divergence_steps
         return np.array(
             [
                 [worst if i in diverged else best(r[f"val_{metric}"] for r in h) for h in row]

@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from dlflax.files import cache_folder, replacing
 from dlflax.models.minilm import cut_lengths
 from dlflax.report.progress import counting
-from dlflax.train.augment import augment, numbers
+from dlflax.train.augment import augment, strength_names
 from dlflax.train.batch import floats
-from dlflax.train.hparams import Hparams, as_traced
+from dlflax.train.hparams import Hparams, as_float32
 
 BATCH = 32  # pictures a call; always this many, so that a picture's features depend on it alone
 KEPT = 1024  # pictures a file of the cache: what a kill loses
@@ -47,7 +47,7 @@ class Features:
     def __call__(self, images, view: int = 0, augmentations=(), hparams=None) -> np.ndarray:
         """float32 (n, d) of uint8 images (n, h, w, 3). view: number of the augmented view by
         `augmentations` under the strengths in hparams; 0 is the picture as it is."""
-        strengths = [float(getattr(hparams, n)) for n in numbers(augmentations, hparams)]
+        strengths = [float(getattr(hparams, n)) for n in strength_names(augmentations, hparams)]
         how = [view, *map(repr, augmentations), *strengths]
         salt = json.dumps(how if view else []).encode()
         # a thousand pictures at a time: they may lie on disk
@@ -80,7 +80,7 @@ class Features:
         full = -(-BATCH // self._mesh.size) * self._mesh.size
         pictures, keys = (np.resize(each, (full, *each.shape[1:])) for each in (pictures, keys))
         arrays = jax.device_put((pictures, keys), self._cut)
-        hparams = as_traced(hparams or Hparams())
+        hparams = as_float32(hparams or Hparams())
         rows = _features(self.model, augmentations, self._mesh, self._variables, *arrays, hparams)
         return np.asarray(rows)[:n]
 

@@ -15,7 +15,7 @@ import numpy as np
 from dlflax import data, train
 from dlflax.errors import InputError
 from dlflax.models.protocols import Backbone
-from dlflax.train.augment import augment, numbers
+from dlflax.train.augment import augment, strength_names
 from dlflax.train.optim import Constant
 from dlflax.train.step import HEAD
 from dlflax.transfer.backbone import placed, read, with_backbone, with_features
@@ -125,7 +125,7 @@ def _mixes(augmentations, hparams) -> bool:
         "inputs": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
         "targets": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
-    traced, key = train.as_traced(hparams), jax.random.key(0)
+    traced, key = train.as_float32(hparams), jax.random.key(0)
     return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, traced), picture)
 
 
@@ -136,7 +136,9 @@ def numbers_of_start(transfer: Transfer | None, recipe, hparams) -> tuple[str, .
         return ()
     if transfer.finetune == "contrastive":
         return ("backbone_rate",)
-    return tuple(numbers(recipe.augment, hparams)) if transfer.frozen and transfer.views else ()
+    return (
+        tuple(strength_names(recipe.augment, hparams)) if transfer.frozen and transfer.views else ()
+    )
 
 
 def trained(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:

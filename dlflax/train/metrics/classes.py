@@ -12,7 +12,7 @@ from dlflax.shapes import AnyArray
 from dlflax.train.metrics.metric import Additive, Collecting
 
 Logits = Float[AnyArray, " n"] | Float[AnyArray, "n classes"]
-MOST_SCORES = 10**7  # examples x classes of which curves are computed, the examples drawn
+MAX_SCORES = 10**7  # examples x classes of which curves are computed, the examples drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MacroMean(Collecting):
     score: Literal["precision", "recall"] = "precision"
 
     def compute(self, outputs, batch):
-        return macro(per_class_of(outputs, batch["targets"]), self.score)
+        return macro(per_class_from_logits(outputs, batch["targets"]), self.score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ROCAUC(Collecting):
     name: str = "roc_auc"
 
     def compute(self, outputs, batch):
-        pairs = one_against_rest(outputs, batch["targets"])
+        pairs = one_vs_rest(outputs, batch["targets"])
         return mean_or_nan([roc_auc(truth, score) for truth, score in pairs])
 
 
@@ -77,16 +77,16 @@ class AveragePrecision(Collecting):
     name: str = "average_precision"
 
     def compute(self, outputs, batch):
-        pairs = one_against_rest(outputs, batch["targets"])
+        pairs = one_vs_rest(outputs, batch["targets"])
         return mean_or_nan([average_precision(t[:, None], score[:, None])[0] for t, score in pairs])
 
 
-def one_against_rest(
+def one_vs_rest(
     outputs: Logits, targets: Int[np.ndarray, " n"]
 ) -> list[tuple[Bool[np.ndarray, " m"], Float[np.ndarray, " m"]]]:
     """Returns (truth, score) for the second of two classes, or for each of more. The
     score is higher for the class. outputs: logits as `predictions` takes them; where they are more
-    than MOST_SCORES numbers, of a part of the examples."""
+    than MAX_SCORES numbers, of a part of the examples."""
     part = _examples(outputs)
     outputs, targets = outputs[part], targets[part]
     logits = np.float64(outputs).reshape(len(outputs), -1)
@@ -99,19 +99,19 @@ def one_against_rest(
 
 
 def _examples(outputs) -> Int[np.ndarray, " m"]:
-    """Indices of the examples whose outputs are at most MOST_SCORES numbers."""
+    """Indices of the examples whose outputs are at most MAX_SCORES numbers."""
     n = len(outputs)
-    few = max(2, MOST_SCORES * n // max(np.size(outputs), 1))
+    few = max(2, MAX_SCORES * n // max(np.size(outputs), 1))
     return np.arange(n) if few >= n else np.sort(np.random.default_rng(0).permutation(n)[:few])
 
 
-def undone(outputs: Logits) -> list[str]:
-    """Returns a sentence on the part of the examples that `one_against_rest` is of."""
+def subset_findings(outputs: Logits) -> list[str]:
+    """Returns a sentence on the part of the examples that `one_vs_rest` is of."""
     few, n = len(_examples(outputs)), len(outputs)
     return [f"roc_auc and average_precision are of {few:,} of {n:,} test examples."] * (few < n)
 
 
-def per_class_of(
+def per_class_from_logits(
     outputs: Logits, targets: Int[np.ndarray, " n"]
 ) -> dict[str, Real[np.ndarray | np.generic, "*k"]]:
     """Returns `per_class` of logits outputs, as `predictions` takes them."""
@@ -189,18 +189,18 @@ def macro(table: dict[str, np.ndarray], score: str) -> float:
     return float(table[score][occurs].mean()) if occurs.any() else 0.0
 
 
-def mean_of_softmax(
+def average_softmax(
     logits: Float[AnyArray, " models *n"], weights: Float[AnyArray, " models"]
 ) -> Float[AnyArray, "*n"]:
     """The logits of the mean probabilities of several models, of (n, classes) each. The weights add
-    up to 1. One logit, (models, n) or (models, n, 1), as `mean_of_sigmoid`."""
+    up to 1. One logit, (models, n) or (models, n, 1), as `average_sigmoid`."""
     if logits.ndim == 2 or logits.shape[-1] == 1:
-        return mean_of_sigmoid(logits, weights)
+        return average_sigmoid(logits, weights)
     log_p = jax.nn.log_softmax(logits) + _log_weights(logits, weights)
     return jax.nn.logsumexp(log_p, axis=0)
 
 
-def mean_of_sigmoid(
+def average_sigmoid(
     logits: Float[AnyArray, " models *n"], weights: Float[AnyArray, " models"]
 ) -> Float[AnyArray, "*n"]:
     """The logits of the mean probabilities of several models. The weights add up to 1."""
@@ -275,7 +275,7 @@ def mean_or_nan(values: list[float | None]) -> float:
     return float("nan") if None in values else float(np.mean(values))
 
 
-def mean_known(values: list[float | None]) -> float:
+def mean_without_none(values: list[float | None]) -> float:
     """The mean of those that are not None; 0 without any."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else 0.0

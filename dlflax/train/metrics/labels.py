@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from dlflax.train.metrics.classes import average_precision, mean_known, per_class
+from dlflax.train.metrics.classes import average_precision, mean_without_none, per_class
 from dlflax.train.metrics.metric import Additive, Collecting
 
 
@@ -59,4 +59,4 @@ class MeanAveragePrecision(Collecting):
     name: str = "mean_average_precision"
 
     def compute(self, outputs, batch):
-        return mean_known(average_precision(batch["targets"], outputs))
+        return mean_without_none(average_precision(batch["targets"], outputs))

@@ -65,7 +65,7 @@ class Classification(Task):
         return {"num_outputs": 1 if binary and classes == 2 else classes}
 
     def mean(self, outputs, weights):
-        return metrics.mean_of_softmax(outputs, weights)
+        return metrics.average_softmax(outputs, weights)
 
     def example_weights(self, targets, classes: int) -> np.ndarray:
         """float32 (n,): scikit-learn's "balanced", n / (classes * examples of the own class)."""
@@ -74,7 +74,7 @@ class Classification(Task):
 
     def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
         """Returns the temperature that calibrates the probabilities."""
-        if len(outputs) < calibration.FEWEST:
+        if len(outputs) < calibration.MIN_EXAMPLES:
             return {}
         return {"temperature": calibration.temperature(self.loss, hparams, outputs, batch)[0]}
 
@@ -86,7 +86,7 @@ class Classification(Task):
         draws the confusion matrix, the most confident mistakes, and Grad-CAM of photographs."""
         splits, outputs = tested.splits, tested.outputs
         class_names, targets = splits.class_names, splits.test["targets"]
-        table = metrics.per_class_of(outputs, targets)
+        table = metrics.per_class_from_logits(outputs, targets)
         temperature = _temperature(tested.calibration)
         probabilities = class_probabilities(outputs / temperature)
         before = metrics.calibration(targets, class_probabilities(outputs))
@@ -138,7 +138,7 @@ class Classification(Task):
 
         description = Description(scores, {"calibration": calibrated}, tables, drawn)
         importance.add_to(description, tested, log_loss, "log loss")
-        description.findings.extend(metrics.undone(outputs))
+        description.findings.extend(metrics.subset_findings(outputs))
         return description
 
     def predictions(self, outputs, batch, target, calibration):

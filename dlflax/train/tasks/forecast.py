@@ -63,7 +63,7 @@ class Forecast(Task):
         2018), although windows overlap."""
         errors = np.abs(np.asarray(outputs, np.float64) - batch["targets"])
         known = (~np.isnan(errors)).sum(0)
-        if known.min() < calibration.FEWEST:
+        if known.min() < calibration.MIN_EXAMPLES:
             return {}
         shares = np.minimum(1, np.ceil((known + 1) * COVERAGE) / known)
         half = [np.nanquantile(e, share) for e, share in zip(errors.T, shares, strict=True)]

@@ -44,11 +44,11 @@ class MultiLabel(Task):
         return {"num_outputs": task.targets_of(splits.train, "multilabel").shape[-1]}
 
     def mean(self, outputs, weights):
-        return metrics.mean_of_sigmoid(outputs, weights)
+        return metrics.average_sigmoid(outputs, weights)
 
     def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
         """Returns the thresholds, as logits."""
-        enough = len(outputs) >= calibration.FEWEST
+        enough = len(outputs) >= calibration.MIN_EXAMPLES
         return {"thresholds": calibration.thresholds(batch["targets"], outputs)} if enough else {}
 
     def baselines(self, model, splits):
