@@ -162,7 +162,7 @@ class TaskSuite:
             check_arrays(recipe, train.as_float32(self.hparams), part)
         short = {name: array[: -(name != "inputs") or None] for name, array in splits.train.items()}
         short.setdefault("weight", np.ones(1, np.float32))
-        with pytest.raises(InputError, match="one for each example") as error:
+        with pytest.raises(InputError, match="one per example") as error:
             train.fit(recipe, self.hparams, short, epochs=1)
         assert "\n" not in str(error.value)
 

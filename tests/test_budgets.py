@@ -49,13 +49,13 @@ def test_importance_beyond_it_is_of_fewer_columns_and_rows(monkeypatch):
     found = importance.permutation(GROUPS, inputs, *asked(inputs, calls))
     assert [row["column"] for row in found] == ["b", "a"] and len(calls) == 11
     assert importance.subset_findings(GROUPS, inputs) == [
-        "importance.csv is of 2 of 4 columns, those that correlate most with the outputs, shuffled "
-        "among 500 of 500 test rows."
+        "importance.csv has 2 of 4 columns, those most correlated with the outputs, permuted "
+        "in 500 of 500 test rows."
     ]
     monkeypatch.setattr(importance, "MAX_COLUMNS", 200)
     monkeypatch.setattr(importance, "MAX_ROWS", 400)
     assert importance.subset_findings(GROUPS, inputs)[0].startswith(
-        "importance.csv is of 4 of 4 columns, shuffled among 400 of 500"
+        "importance.csv has 4 of 4 columns, permuted in 400 of 500"
     )
     for most in (10, 8_000, 30_000, 10**6):  # numbers in all
         monkeypatch.setattr(importance, "MAX_NUMBERS", most)
@@ -235,7 +235,7 @@ def test_scores_are_saved_before_columns_are_shuffled(place, monkeypatch, capsys
     assert len(seen) == 1 and seen[0]["test"]["accuracy"] == results["test"]["accuracy"]
     assert seen[0]["test"]["per_class"] and seen[0]["pending"]
     assert results["findings"][0] == "proline leaks." and len(results["findings"]) == 2
-    assert "importance.csv is of 3 of 13 columns" in results["findings"][1]
+    assert "importance.csv has 3 of 13 columns" in results["findings"][1]
     assert all(sentence in capsys.readouterr().out for sentence in results["findings"][:1])
     assert len(Path("r/importance.csv").read_text().splitlines()) == 4
     assert json.loads(Path("r/results.json").read_text()) == results

@@ -76,7 +76,7 @@ def test_any_flipped_byte_is_refused_by_name(saved):
     assert len(files) >= 5
     for path in files:
         flip(path)
-        with pytest.raises(RunError, match=f"damaged: {path} is not what was saved"):
+        with pytest.raises(RunError, match=f"damaged: {path} has another sha256"):
             checkpoints.restore(ABSTRACT, 4)
         flip(path)
     checkpoints.restore(ABSTRACT, 4)

@@ -458,7 +458,7 @@ def of_before(outputs, targets, hparams):
         ),
         (
             crosswise,
-            r"loss crosswise .* must give one number for each example, .* gives shape \(\)",
+            r"loss crosswise .* must return one number per example, .* returns shape \(\)",
         ),
     ],
 )
