@@ -67,7 +67,7 @@ def test_large_pictures_are_averaged_down():
     images = np.arange(2 * 130 * 100 * 3, dtype=np.uint32).reshape(2, 130, 100, 3) % 251
     splits = type("S", (), {"train": {"inputs": images.astype(np.uint8)}, "val": None,
                             "test": {"inputs": images.astype(np.uint8)}})  # fmt: skip
-    found = simple._flat(splits)["train"]
+    found = simple._points(splits)["train"]
     assert found.shape[1] <= simple.MAX_COLUMNS
     blocks = images[:, :128, :100].reshape(2, 32, 4, 25, 4, 3).mean((2, 4)) / 255
     np.testing.assert_allclose(found, blocks.reshape(2, -1), rtol=1e-5)

@@ -101,7 +101,7 @@ def test_curves_of_many_classes_are_of_a_part(monkeypatch):
     assert metrics.ROCAUC().compute(logits, batch) == pytest.approx(whole)
     assert metrics.subset_findings(logits) == []
     monkeypatch.setattr(of_classes, "MAX_SCORES", 70)
-    some = of_classes._examples(logits)
+    some = of_classes._sample(logits)
     assert len(set(some)) == 23 and set(targets[some]) == {0, 1, 2}
     part = roc_auc_score(targets[some], p[some], multi_class="ovr")
     assert metrics.ROCAUC().compute(logits, batch) == pytest.approx(part)
@@ -156,9 +156,10 @@ def test_baselines_of_classes_have_a_budget(table, monkeypatch):
     monkeypatch.setattr(baselines, "VERSION", -1)
     beside, said = noted(Classification(), splits)
     assert list(beside) == ["majority class"] and said == [
-        f"No logistic regression stands beside the network: {width} columns and 2 classes take it "
-        "too long.",
-        "No histogram gradient boosting stands beside the network: 3 columns take it too long.",
+        "No logistic regression stands beside the network: fitting takes too long on "
+        f"{width} columns and 2 classes.",
+        "No histogram gradient boosting stands beside the network: fitting takes too long on "
+        "3 columns.",
     ]
 
 
@@ -190,11 +191,11 @@ def test_baselines_of_numbers_and_labels_have_a_budget(table, monkeypatch):
 
 def test_texts_have_a_budget(monkeypatch):
     texts = {"train": [f"word{i % 7} other{i % 3} text" for i in range(50)], "test": ["word1"]}
-    rows, parts = simple._few_texts(texts, 2)
+    rows, parts = simple._sample_tfidf(texts, 2)
     assert len(rows) == 50 and parts["train"].shape[1] > 10
     monkeypatch.setattr(simple, "MAX_CHARACTERS", 400)
     monkeypatch.setattr(simple, "MAX_TERMS", 10)
-    rows, parts = simple._few_texts(texts, 2)
+    rows, parts = simple._sample_tfidf(texts, 2)
     assert len(rows) == 400 // len(texts["train"][0]) and parts["train"].shape == (len(rows), 5)
 
 
@@ -245,8 +246,8 @@ def test_wide_inputs_are_refused_before_they_are_copied(monkeypatch):
     monkeypatch.setattr(simple, "MAX_COLUMNS", 3)
     part = {"inputs": np.zeros((4, 16), np.float32), "targets": np.arange(4) % 2}
     splits = type("S", (), {"train": part, "val": None, "test": part})
-    for fit in (simple._few, simple._ridge, simple._flat):
-        with pytest.raises(InputError, match="16 columns take it too long"):
+    for fit in (simple._sample_points, simple._ridge, simple._points):
+        with pytest.raises(InputError, match="fitting takes too long on 16 columns"):
             fit(splits)
     part["inputs"] = part["inputs"][:, :15]
-    assert simple._few(splits)[1]["train"].shape == (4, 15)
+    assert simple._sample_points(splits)[1]["train"].shape == (4, 15)

@@ -200,7 +200,7 @@ class Loose:
     "task, sentence",
     [
         (Classification(monitor="auc"), "--task.monitor auc must be one of accuracy, macro_f1"),
-        (Two(), "has a metric named 'accuracy': give each a name of its own"),
+        (Two(), "has a metric named 'accuracy': give each metric a distinct name"),
         (Loose(), "Loose must inherit from dlflax.train.tasks.Task"),
     ],
 )
