@@ -123,7 +123,7 @@ def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record)
             pretrained=job.start.pretrained, on_epoch=on_epoch,
             on_steps=on_steps if progress.interactive else None,
         )  # fmt: skip
-        if not train.is_finished(fit.history, recipe.task, config.epochs, config.patience):
+        if not train.is_complete(fit.history, recipe.task, config.epochs, config.patience):
             if fit.partial:
                 checkpoints.save(fit.checkpoint())
             raise Terminated(

@@ -186,7 +186,7 @@ def finished_results(config: Config, folder: Path, saved, brief: bool, log: Log)
     left to do. saved: its last checkpoint."""
     if not saved:
         return None
-    if not train.is_finished(saved.history, config.recipe.task, config.epochs, config.patience):
+    if not train.is_complete(saved.history, config.recipe.task, config.epochs, config.patience):
         log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
         return None
     results = _results(folder)

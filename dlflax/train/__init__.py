@@ -16,7 +16,7 @@ from dlflax.train.history import (
     History,
     Validation,
     best_epoch,
-    is_finished,
+    is_complete,
     plateau_factor,
 )
 from dlflax.train.hparams import Hparams, as_float32, number
@@ -40,7 +40,7 @@ __all__ = [
     "Hparams", "Linear", "Lion", "Muon", "RMSprop", "Recipe", "SGD", "State", "Validation",
     "abstract", "all_batches", "as_dict", "as_float32", "best_epoch", "evaluate",
     "evaluate_batches", "evaluate_sums", "fit", "floats", "forward", "forward_flops",
-    "from_variables", "gradient", "host_batch", "init", "is_finished", "number", "output_shape",
+    "from_variables", "gradient", "host_batch", "init", "is_complete", "number", "output_shape",
     "plateau_factor", "predict", "prepare", "scores", "shift_params", "step", "train_steps",
     "update", "variables", "zero_sums",
 ]  # fmt: skip

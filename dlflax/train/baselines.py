@@ -266,8 +266,8 @@ def _sample_tfidf(texts, classes: int):
 
 
 def _tfidf(texts, terms: int | None = None):
-    """Returns {split: sparse (n, terms)}: TF-IDF of the most frequent words and pairs of words, or
-    of characters and pairs of characters for languages without spaces."""
+    """Returns {split: sparse (n, terms)}: TF-IDF of the most frequent unigrams and bigrams of
+    words, or of characters for languages without spaces."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     start = "".join(texts["train"][:1000])
@@ -289,8 +289,10 @@ def _to_logits(probabilities, outputs: int, rows: int | None = None) -> Baseline
 
 
 def _limit_rows(rows, points, fits: int, classes: int | None = None):
-    """Returns rows and points with the train split limited to the budget of one logistic regression
-    of `fits` classes, or of `fits` binary ones if classes is 1."""
+    """Returns rows and points with the train split limited to the budget of a logistic regression.
+
+    fits: number of classes, or of binary regressions if classes is 1.
+    """
     x = points["train"]
     numbers = (x.nnz / len(rows) if hasattr(x, "nnz") else x.shape[1]) * fits
     sample = _sample_rows(len(rows), int(MAX_NUMBERS / max(numbers, 1)))

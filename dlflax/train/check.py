@@ -153,8 +153,8 @@ def _trace_loss(recipe, hparams, data, outputs) -> None:
 
 
 def adapt_to_small_data(recipe: Recipe, splits: data.Splits, log) -> Recipe:
-    """Returns the recipe with at most as large a batch as the train split; logs this, and a
-    validation split that is too small to select by."""
+    """Returns the recipe with a batch size of at most the train split. Logs the change, and a
+    validation split that is too small for selection."""
     n = data.examples(splits.train)
     if n < recipe.batch_size <= MAX_SHRINKABLE_BATCH:
         log(f"note: there are {n:,} training examples: --batch-size {n} instead of "

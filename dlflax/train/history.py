@@ -40,7 +40,7 @@ def best_epoch(history: History, task: Any) -> int:
     return best
 
 
-def is_finished(history: History, task: Any, epochs: int, patience: int = 0) -> bool:
+def is_complete(history: History, task: Any, epochs: int, patience: int = 0) -> bool:
     """True after all epochs, or after `patience` epochs without a better validation score.
 
     Patience 0 never stops a run, nor does any patience without validation.
@@ -101,10 +101,10 @@ class Training:
         names = {self.task.monitor, self.objective}
         return tuple(m for m in self.task.metrics if isinstance(m, Collecting) and m.name in names)
 
-    def is_finished(self, until: int | None = None) -> bool:
+    def is_complete(self, until: int | None = None) -> bool:
         """True if it diverged, stopped early, or has `until` epochs (default: all)."""
         until = self.epochs if until is None else until
-        stopped = is_finished(self.history, self.task, until, self.patience)
+        stopped = is_complete(self.history, self.task, until, self.patience)
         return self.diverged_at is not None or stopped
 
     def current_hparams(self) -> Hparams:
@@ -139,11 +139,11 @@ class Training:
         else:
             for name in (self.task.monitor, self.objective):
                 if not math.isfinite(row.get(f"val_{name}", 0.0)):
-                    self._handle_undefined(name, step, val)
+                    self._handle_nan(name, step, val)
                     break
         return row
 
-    def _handle_undefined(self, name, step, val) -> None:
+    def _handle_nan(self, name, step, val) -> None:
         """Raises InputError for a metric that is undefined on the validation split; a model whose
         outputs are not finite diverged."""
         collecting = name in {metric.name for metric in self.collecting}
@@ -156,6 +156,6 @@ class Training:
         )
 
 
-def has_diverged(sums) -> bool:
+def has_nonfinite_step(sums) -> bool:
     """True if a step of this epoch was not finite."""
     return sums["first_bad_step"] != NEVER

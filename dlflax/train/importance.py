@@ -63,7 +63,7 @@ def permutation(
     outputs = predict(inputs)
     baseline, names = score(outputs, rows), list(groups)
     if columns < len(names):
-        names = _most_correlated(groups, inputs, outputs, columns)
+        names = _columns_by_correlation(groups, inputs, outputs, columns)
     rng, table = np.random.default_rng(0), []
     for column in names:
         part, increases = groups[column], []
@@ -76,7 +76,7 @@ def permutation(
     return sorted(table, key=lambda row: -row["importance"])
 
 
-def _most_correlated(groups, inputs, outputs, count: int) -> list[str]:
+def _columns_by_correlation(groups, inputs, outputs, count: int) -> list[str]:
     """Returns the `count` columns with the highest correlation between a feature and an output, in
     their order."""
     outputs = outputs.reshape(len(outputs), -1)

@@ -48,14 +48,14 @@ def mean_squared_error(
     outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"]
 ) -> Float[AnyArray, " n"]:
     """Squared error, averaged over an example's outputs without those whose target is NaN."""
-    return _mean_over_observed(jnp.square, outputs, targets)
+    return _observed_mean(jnp.square, outputs, targets)
 
 
 def mean_absolute_error(
     outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"]
 ) -> Float[AnyArray, " n"]:
     """Absolute error, averaged over an example's outputs without those whose target is NaN."""
-    return _mean_over_observed(jnp.abs, outputs, targets)
+    return _observed_mean(jnp.abs, outputs, targets)
 
 
 def huber(
@@ -63,10 +63,10 @@ def huber(
 ) -> Float[AnyArray, " n"]:
     """Huber loss (1964): squared error / 2 up to `delta`, linear above; averaged over an example's
     outputs without those whose target is NaN."""
-    return _mean_over_observed(lambda error: optax.huber_loss(error, delta=delta), outputs, targets)
+    return _observed_mean(lambda error: optax.huber_loss(error, delta=delta), outputs, targets)
 
 
-def _mean_over_observed(penalty, outputs, targets):
+def _observed_mean(penalty, outputs, targets):
     """Returns the mean penalty of an example's errors whose target is not NaN."""
     outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
     targets = targets.astype(jnp.float32).reshape(outputs.shape)

@@ -259,7 +259,7 @@ def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
     records = [row if all(history for history, _ in row) else None for row in members.records()]
     values = [score_of(job, row) for row in records]
     over = [
-        k in members.divergence_steps or all(seed.is_finished() for seed in members.trainings[k])
+        k in members.divergence_steps or all(seed.is_complete() for seed in members.trainings[k])
         for k in range(len(group))
     ]
     states = members.states([k for k in range(len(group)) if records[k] and not over[k]])

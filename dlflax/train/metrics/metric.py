@@ -41,8 +41,8 @@ class Additive(Metric):
 
 
 class Collecting(Metric):
-    """A metric of all examples at once, such as a rank statistic: on the test split, and at every
-    epoch's validation if it is the monitor or objective."""
+    """A metric of all examples at once, such as a rank statistic. Computed on the test split, and
+    at every epoch's validation if it is the monitor or objective."""
 
     @abc.abstractmethod
     def compute(self, outputs: np.ndarray, batch: Mapping[str, np.ndarray]) -> float:

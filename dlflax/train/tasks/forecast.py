@@ -21,9 +21,9 @@ COVERAGE = 0.9  # of the intervals
 
 @dataclasses.dataclass(frozen=True)
 class Forecast(Task):
-    """The next values of a series after a window of its past (`data.Series`): targets and outputs
-    float (n, horizon), minus the window's last value and divided by a scale.
+    """The next values of a series after a window of its past (`data.Series`).
 
+    Targets and outputs: float (n, horizon), minus the window's last value, divided by a scale.
     Missing targets are NaN; your own loss has to ignore them, as those in `losses` do.
     """
 
