@@ -242,8 +242,10 @@ def test_other_losses_train(digits, task):
 def test_affine_augmentation_matches_scipy():
     images = np.random.default_rng(0).random((3, 10, 8, 2), np.float32)
     key = jax.random.key(0)
-    np.testing.assert_allclose(augment.affine(key, images, 0.0, 0.0, 0.0), images, atol=1e-5)
-    out = augment.affine(key, images, 2.0, 30.0, 0.2)
+    np.testing.assert_allclose(
+        augment.Affine.transform(key, images, 0.0, 0.0, 0.0), images, atol=1e-5
+    )
+    out = augment.Affine.transform(key, images, 2.0, 30.0, 0.2)
     # the documented draws, made again
     shift_key, angle_key, zoom_key = jax.random.split(key, 3)
     shift = 2.0 * jax.random.uniform(shift_key, (3, 2), minval=-1.0)

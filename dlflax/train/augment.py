@@ -15,6 +15,7 @@ The shipped ones require images, float (n, h, w, c) in 0..1; `Noise` takes input
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -34,10 +35,8 @@ Augmentation = Callable  # (key, batch, hparams) -> batch
 
 def augment(augmentations: tuple[Augmentation, ...], key, batch, hparams, corrupt: bool = False):
     """Returns the batch after the augmentations in their order, each with a key of its own.
-
     corrupt: applies those that corrupt, instead of all others. Raises InputError if two of them mix
-    examples.
-    """
+    examples."""
     for i, augmentation in enumerate(augmentations):
         if getattr(augmentation, "corrupts", False) == corrupt:
             partner = batch.get("partner")
@@ -73,84 +72,6 @@ def set_default_strengths(augmentations, hparams):
     return hparams
 
 
-def crop(key: PRNGKeyArray, images: ImageBatch, largest: ScalarLike) -> ImageBatch:
-    """Shifts each image, padded by reflection, by whole pixels, uniform in +-largest for rows and
-    for columns (He et al. 2016, section 4.2, who pad with zeros)."""
-    n, h, w, _ = images.shape
-    largest = jnp.int32(largest)
-    shift = jax.random.randint(key, (n, 2), -largest, largest + 1)
-
-    def reflect(shift, size):
-        period = max(2 * (size - 1), 1)
-        index = (jnp.arange(size)[None] + shift[:, None]) % period
-        return jnp.minimum(index, period - index)
-
-    rows, columns = reflect(shift[:, 0], h), reflect(shift[:, 1], w)
-    return images[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def flip(key: PRNGKeyArray, images: ImageBatch, probability: ScalarLike) -> ImageBatch:
-    """Mirrors each image left to right with this probability."""
-    mirrored = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
-    return jnp.where(mirrored, images[:, :, ::-1], images)
-
-
-def affine(
-    key: PRNGKeyArray,
-    images: ImageBatch,
-    translate: ScalarLike,
-    rotate: ScalarLike,
-    zoom: ScalarLike,
-) -> ImageBatch:
-    """Shifts, rotates and zooms each image about its centre, with bilinear interpolation, 0
-    outside. Amounts are uniform in +-translate pixels (rows and columns), +-rotate degrees and
-    1 +- zoom."""
-    n, h, w, _ = images.shape
-    shift_key, angle_key, zoom_key = jax.random.split(key, 3)
-    shift = translate * jax.random.uniform(shift_key, (n, 2), minval=-1.0)
-    angle = jnp.deg2rad(rotate * jax.random.uniform(angle_key, (n,), minval=-1.0))
-    scale = 1.0 + zoom * jax.random.uniform(zoom_key, (n,), minval=-1.0)
-    rows, columns = jnp.meshgrid(
-        jnp.arange(h) - (h - 1) / 2, jnp.arange(w) - (w - 1) / 2, indexing="ij"
-    )
-
-    def transform(image, shift, angle, scale):
-        # the inverse map: the source of each output pixel. Not as a matrix product, which
-        # accelerators round to fewer bits
-        cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-        source = [
-            cos * rows - sin * columns + ((h - 1) / 2 - shift[0]),
-            sin * rows + cos * columns + ((w - 1) / 2 - shift[1]),
-        ]
-        return jax.vmap(lambda channel: map_coordinates(channel, source, order=1), -1, -1)(image)
-
-    return jax.vmap(transform)(images, shift, angle, scale)
-
-
-def brightness(key: PRNGKeyArray, images: ImageBatch, largest: ScalarLike) -> ImageBatch:
-    """Adds an offset, uniform in +-largest, to each image, and clips to 0..1."""
-    delta = largest * jax.random.uniform(key, (len(images), 1, 1, 1), minval=-1.0)
-    changed = jnp.clip(images + delta, 0.0, 1.0)
-    return jnp.where(largest > 0, changed, images)
-
-
-def contrast(key: PRNGKeyArray, images: ImageBatch, largest: ScalarLike) -> ImageBatch:
-    """Multiplies each image's differences from its channel means by a factor, uniform in
-    1 +- largest, and clips to 0..1."""
-    factor = 1.0 + largest * jax.random.uniform(key, (len(images), 1, 1, 1), minval=-1.0)
-    mean = images.mean((1, 2), keepdims=True)
-    changed = jnp.clip(factor * (images - mean) + mean, 0.0, 1.0)
-    return jnp.where(largest > 0, changed, images)
-
-
-def cutout(key: PRNGKeyArray, images: ImageBatch, side: ScalarLike) -> ImageBatch:
-    """Sets a square of each image to 0 (DeVries and Taylor 2017). side: a fraction of the image's
-    shorter side, rounded to whole pixels; the centre is any pixel, so the border may clip it."""
-    n, h, w, _ = images.shape
-    side = jnp.int32(jnp.round(side * min(h, w)))
-    return jnp.where(_box(key, n, h, w, side, side), 0.0, images)
-
-
 def mix(
     key: PRNGKeyArray, images: ImageBatch, mixup: ScalarLike, cutmix: ScalarLike
 ) -> tuple[ImageBatch, Int[AnyArray, " n"], Float[AnyArray, " n"]]:
@@ -177,11 +98,9 @@ def mix(
 
 
 def _symmetric_beta(key, alpha):
-    """Draws from Beta(alpha, alpha) without the loops of jax.random.beta (3 s to compile).
-
-    The draw is T / sqrt(2 alpha + T^2), mapped from -1..1 to 0..1, of Student's T with 2 alpha
-    degrees of freedom, by the polar method (Bailey 1994), which is exact.
-    """
+    """Draws from Beta(alpha, alpha) without the loops of jax.random.beta (3 s to compile). The draw
+    is T / sqrt(2 alpha + T^2), mapped from -1..1 to 0..1, of Student's T with 2 alpha degrees of
+    freedom, by the polar method (Bailey 1994), which is exact."""
     radius, angle = jax.random.uniform(key, (2,))
     log_power = jnp.log(radius) / alpha
     power, rest = jnp.exp(log_power), -jnp.expm1(log_power)
@@ -207,45 +126,89 @@ def _images(batch):
     """Returns the inputs, float (n, h, w, c). Raises InputError for any other shape."""
     if batch["inputs"].ndim != 4:
         shape = batch["inputs"].shape[1:]
-        raise InputError(
-            f"--augment requires images, but the inputs have shape {shape}: remove the flag."
-        )
+        raise InputError(f"--augment requires images, not inputs of shape {shape}: remove it.")
     return batch["inputs"]
 
 
 class ImageAugmentation:
-    """Base of the augmentations of images: calls `function` with the strengths in `numbers`."""
+    """Base of the augmentations of images: calls `transform` with the strengths in `numbers`."""
 
     numbers: ClassVar[dict[str, float]]
-    function: ClassVar[Callable]
+    transform: ClassVar[Callable]
+    """(key, images, *strengths) -> images."""
 
     def __call__(self, key, batch, hparams):
         strengths = (getattr(hparams, name) for name in self.numbers)
-        return {**batch, "inputs": self.function(key, _images(batch), *strengths)}
+        return {**batch, "inputs": self.transform(key, _images(batch), *strengths)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop(ImageAugmentation):
-    """Random shift of images padded by reflection: `crop`."""
+    """Random shift of images by whole pixels, uniform in +-crop for rows and for columns, padded by
+    reflection (He et al. 2016, section 4.2, who pad with zeros)."""
 
     numbers: ClassVar = {"crop": 4.0}
-    function: ClassVar = staticmethod(crop)
+
+    @staticmethod
+    def transform(key: PRNGKeyArray, images: ImageBatch, largest: ScalarLike) -> ImageBatch:
+        n, h, w, _ = images.shape
+        largest = jnp.int32(largest)
+        shift = jax.random.randint(key, (n, 2), -largest, largest + 1)
+
+        def reflect(shift, size):
+            period = max(2 * (size - 1), 1)
+            index = (jnp.arange(size)[None] + shift[:, None]) % period
+            return jnp.minimum(index, period - index)
+
+        rows, columns = reflect(shift[:, 0], h), reflect(shift[:, 1], w)
+        return images[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Flip(ImageAugmentation):
-    """Random horizontal flip: `flip`."""
+    """Random horizontal flip."""
 
     numbers: ClassVar = {"flip": 0.5}
-    function: ClassVar = staticmethod(flip)
+
+    @staticmethod
+    def transform(key: PRNGKeyArray, images: ImageBatch, probability: ScalarLike) -> ImageBatch:
+        mirrored = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
+        return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Affine(ImageAugmentation):
-    """Random shift, rotation and zoom: `affine`."""
+    """Random shift, rotation and zoom of images about their centre: bilinear, 0 outside, uniform in
+    +-translate pixels (rows and columns), +-rotate degrees and 1 +- zoom."""
 
     numbers: ClassVar = {"translate": 2.0, "rotate": 12.0, "zoom": 0.1}
-    function: ClassVar = staticmethod(affine)
+
+    @staticmethod
+    def transform(
+        key: PRNGKeyArray, images: ImageBatch, translate: ScalarLike, rotate: ScalarLike,
+        zoom: ScalarLike,
+    ) -> ImageBatch:  # fmt: skip
+        n, h, w, _ = images.shape
+        shift_key, angle_key, zoom_key = jax.random.split(key, 3)
+        shift = translate * jax.random.uniform(shift_key, (n, 2), minval=-1.0)
+        angle = jnp.deg2rad(rotate * jax.random.uniform(angle_key, (n,), minval=-1.0))
+        scale = 1.0 + zoom * jax.random.uniform(zoom_key, (n,), minval=-1.0)
+        rows, columns = jnp.meshgrid(
+            jnp.arange(h) - (h - 1) / 2, jnp.arange(w) - (w - 1) / 2, indexing="ij"
+        )
+
+        def warp(image, shift, angle, scale):
+            # the inverse map: the source of each output pixel. Not as a matrix product, which
+            # accelerators round to fewer bits
+            cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+            source = [
+                cos * rows - sin * columns + ((h - 1) / 2 - shift[0]),
+                sin * rows + cos * columns + ((w - 1) / 2 - shift[1]),
+            ]
+            sample = functools.partial(map_coordinates, coordinates=source, order=1)
+            return jax.vmap(sample, -1, -1)(image)
+
+        return jax.vmap(warp)(images, shift, angle, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,26 +221,44 @@ class Warp(Affine):
 
 @dataclasses.dataclass(frozen=True)
 class Brightness(ImageAugmentation):
-    """Random brightness: `brightness`."""
+    """Random offset of images, uniform in +-brightness, clipped to 0..1."""
 
     numbers: ClassVar = {"brightness": 0.2}
-    function: ClassVar = staticmethod(brightness)
+
+    @staticmethod
+    def transform(key: PRNGKeyArray, images: ImageBatch, largest: ScalarLike) -> ImageBatch:
+        delta = largest * jax.random.uniform(key, (len(images), 1, 1, 1), minval=-1.0)
+        changed = jnp.clip(images + delta, 0.0, 1.0)
+        return jnp.where(largest > 0, changed, images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast(ImageAugmentation):
-    """Random contrast: `contrast`."""
+    """Random factor of images' differences from their channel means, uniform in 1 +- contrast,
+    clipped to 0..1."""
 
     numbers: ClassVar = {"contrast": 0.2}
-    function: ClassVar = staticmethod(contrast)
+
+    @staticmethod
+    def transform(key: PRNGKeyArray, images: ImageBatch, largest: ScalarLike) -> ImageBatch:
+        factor = 1.0 + largest * jax.random.uniform(key, (len(images), 1, 1, 1), minval=-1.0)
+        mean = images.mean((1, 2), keepdims=True)
+        changed = jnp.clip(factor * (images - mean) + mean, 0.0, 1.0)
+        return jnp.where(largest > 0, changed, images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutout(ImageAugmentation):
-    """Random black square: `cutout`."""
+    """Random square of images set to 0 (DeVries and Taylor 2017). Its side is a fraction of the
+    image's shorter side, in whole pixels; its centre is any pixel, so the border may clip it."""
 
     numbers: ClassVar = {"cutout": 0.25}
-    function: ClassVar = staticmethod(cutout)
+
+    @staticmethod
+    def transform(key: PRNGKeyArray, images: ImageBatch, side: ScalarLike) -> ImageBatch:
+        n, h, w, _ = images.shape
+        side = jnp.int32(jnp.round(side * min(h, w)))
+        return jnp.where(_box(key, n, h, w, side, side), 0.0, images)
 
 
 @dataclasses.dataclass(frozen=True)

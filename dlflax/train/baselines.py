@@ -62,7 +62,8 @@ def classification(splits, outputs: int) -> Baselines:
 
     def fit_regression(sample, strengths):
         rows, points = _limit_rows(*sample(), classes)
-        predict = _logistic(_fitter(points), points, splits, classes, strengths, rows)
+        y, y_val = splits.train["targets"][rows], splits.val and splits.val["targets"]
+        predict = _logistic(_fitter(points), points, y, classes, y_val, strengths)
         return _to_logits(predict(points["test"]), outputs, len(rows))
 
     def boosting():
@@ -104,10 +105,7 @@ def multi_label(splits) -> Baselines:
     def regressions(sample):
         rows, points = _limit_rows(*sample(), labels, 1)
         fit = _fitter(points)
-        models = [
-            _logistic(fit, points, _select_label(splits, label), 2, (1.0,), rows)
-            for label in range(labels)
-        ]
+        models = [_logistic(fit, points, y, 2) for y in targets[rows].astype(int).T]
 
         def logits(split):
             share = np.stack([predict(points[split])[:, 1] for predict in models], 1)
@@ -126,15 +124,6 @@ def multi_label(splits) -> Baselines:
         name = f"logistic regression{suffix}"
         baselines[name] = lambda: regressions(lambda: _sample_points(splits))
     return baselines
-
-
-def _select_label(splits, label: int) -> "_Splits":
-    """Returns the splits with the targets of one label."""
-    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
-    return _Splits(**{
-        name: {"targets": part["targets"][:, label].astype(int)}
-        for name, part in parts.items() if part
-    })  # fmt: skip
 
 
 def regression(splits) -> Baselines:
@@ -195,13 +184,6 @@ def reconstruction(splits, code_size: int | None, probe: Callable | None) -> Bas
         return Baseline(outputs, scores, len(rows))
 
     return {f"{components} principal components": pca}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Splits:
-    train: dict[str, Any]
-    test: dict[str, Any]
-    val: dict[str, Any] | None = None
 
 
 def _plain(splits) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[bool, ...]]:
@@ -290,9 +272,7 @@ def _to_logits(probabilities, outputs: int, rows: int | None = None) -> Baseline
 
 def _limit_rows(rows, points, fits: int, classes: int | None = None):
     """Returns rows and points with the train split limited to the budget of a logistic regression.
-
-    fits: number of classes, or of binary regressions if classes is 1.
-    """
+    fits: number of classes, or of binary regressions if classes is 1."""
     x = points["train"]
     numbers = (x.nnz / len(rows) if hasattr(x, "nnz") else x.shape[1]) * fits
     sample = _sample_rows(len(rows), int(MAX_NUMBERS / max(numbers, 1)))
@@ -340,19 +320,18 @@ def _fitter(points) -> Callable:
     return fit
 
 
-def _logistic(fit, points, splits, classes: int, strengths, rows) -> Callable:
+def _logistic(fit, points, y, classes: int, y_val=None, strengths=(1.0,)) -> Callable:
     """Returns a function from inputs to probabilities (n, classes): `fit` with increasing strengths
-    until the validation loss rises, or with 1. rows: of the train split in points."""
-    y = splits.train["targets"][rows]
+    until the validation loss rises, or with 1 without y_val."""
     if len(np.unique(y)) < 2:
         return lambda x: np.tile(np.eye(classes)[y[0]], (x.shape[0], 1))
 
     best, least = None, np.inf
-    for strength in strengths if splits.val else (1.0,):
+    for strength in strengths if y_val is not None else (1.0,):
         model, loss = fit(y, strength), 0.0
-        if splits.val:
+        if y_val is not None:
             p = _probabilities(model, points["val"], classes)
-            loss = -np.log(p[np.arange(len(p)), splits.val["targets"]] + 1e-9).mean()
+            loss = -np.log(p[np.arange(len(p)), y_val] + 1e-9).mean()
         if loss >= least:
             break
         best, least = model, loss

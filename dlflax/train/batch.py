@@ -76,10 +76,8 @@ def abstract_batch(data: Mapping[str, Any], count: int) -> dict[str, jax.ShapeDt
 
 
 def floats(inputs: Any) -> Any:
-    """Returns images, uint8 0..255, as float32 0..1, and any other inputs unchanged.
-
-    Images stay bytes until a step uses them.
-    """
+    """Returns images, uint8 0..255, as float32 0..1, and any other inputs unchanged. Images stay
+    bytes until a step uses them."""
     return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
 
 
@@ -93,10 +91,8 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 
 def gather(data: Mapping[str, Any], index: Any) -> dict[str, Any]:
-    """Returns the batch of the examples of data, arrays (N, ...), at index, int32 (n,).
-
-    A negative index, -1 - i, is example i as padding, with mask 0.
-    """
+    """Returns the batch of the examples of data, arrays (N, ...), at index, int32 (n,). A negative
+    index, -1 - i, is example i as padding, with mask 0."""
     rows = jnp.where(index < 0, -1 - index, index)
     batch = {name: jnp.take(leaf, rows, axis=0) for name, leaf in data.items()}
     return {**batch, "mask": (index >= 0).astype(jnp.float32)}

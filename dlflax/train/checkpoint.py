@@ -1,7 +1,7 @@
 """Checkpoints of a run: the last two epochs and the best one."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,12 +16,10 @@ from dlflax.train.state import State, as_dict
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `<step>/` for the last two epochs and the best one.
-
-    A checkpoint is valid once its manifest exists, which is written last: a process killed at any
+    """The folder `checkpoints/` of a run: `<step>/` for the last two epochs and the best one. A
+    checkpoint is valid once its manifest exists, which is written last: a process killed at any
     time leaves the previous one. task: the recipe's, whose monitor selects the best epoch; log
-    receives a sentence for each skipped checkpoint.
-    """
+    receives a sentence for each skipped checkpoint."""
 
     def __init__(self, folder: Path, task, log: Callable[[str], None] = print):
         self.folder = Path(folder).absolute()
@@ -34,9 +32,7 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Saves a checkpoint under the State's step. All hosts have to call it; process 0 writes.
-
-        Raises RunError if the disk is full or the folder is not writable.
-        """
+        Raises RunError if the disk is full or the folder is not writable."""
         state, history, partial = checkpoint
         step = int(state.step)
         try:
@@ -81,23 +77,15 @@ class Checkpoints:
 
     def restore(self, abstract: State, step: int) -> Checkpoint:
         """Returns the checkpoint of `step`. abstract: `train.abstract`, with a sharding per leaf.
-
-        Raises RunError naming the damaged file.
-        """
+        Raises RunError naming the damaged file."""
         tree, notes = checkpoint_files.read(self.folder, step, as_dict(abstract))
         return Checkpoint(State(**tree), notes["rows"], notes["partial"])
 
     def restore_best(self, abstract: State) -> State:
         """Returns the State of the best epoch in the history of the newest undamaged checkpoint.
-
-        Changes nothing on disk. Raises RunError if there is no checkpoint, or the best is damaged.
-        """
-        for step in reversed(self.steps()):
-            try:
-                state, history, _ = self.restore(abstract, step)
-            except RunError as error:
-                self.log(str(error))
-                continue
+        Changes nothing on disk. Raises RunError if there is no checkpoint, or the best is
+        damaged."""
+        for step, (state, history, _) in self._undamaged(abstract):
             if not history:
                 break  # no complete epoch
             epoch = best_epoch(history, self.task)
@@ -111,23 +99,27 @@ class Checkpoints:
     def restore_last(self, abstract: State) -> Checkpoint | None:
         """Returns the newest undamaged checkpoint, None if none is complete; removes newer ones,
         which the resumed run saves anew. Raises RunError if all are damaged."""
-        damaged = []
-        for step in reversed(self.steps()):
-            try:
-                restored = self.restore(abstract, step)
-            except RunError as error:
-                self.log(str(error))
-                damaged.append(step)
-                continue
+        steps = self.steps()
+        for step, checkpoint in self._undamaged(abstract):
             if parallel.is_main():
-                for newer in damaged:
+                for newer in (s for s in steps if s > step):
                     shutil.rmtree(self.folder / str(newer))
                 for incomplete in self.folder.iterdir():
                     if not (incomplete / checkpoint_files.MANIFEST).exists():
                         shutil.rmtree(incomplete, ignore_errors=True)
-            if damaged:
+            if step != steps[-1]:
                 self.log(f"continuing from the previous checkpoint, step {step}.")
-            return restored
-        if damaged:
+            return checkpoint
+        if steps:
             raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
         return None
+
+    def _undamaged(self, abstract: State) -> Iterator[tuple[int, Checkpoint]]:
+        """Yields (step, checkpoint), the newest first. Logs and skips the damaged ones."""
+        for step in reversed(self.steps()):
+            try:
+                checkpoint = self.restore(abstract, step)
+            except RunError as error:
+                self.log(str(error))
+            else:
+                yield step, checkpoint

@@ -33,11 +33,9 @@ def steps(folder: Path) -> list[int]:
 
 
 def write(folder: Path, step: int, tree, notes: dict[str, Any]) -> None:
-    """Writes FOLDER/STEP: a tree of arrays (dicts, tuples, typed keys), and notes, JSON values.
-
-    A checkpoint is valid once its manifest exists, which is written last. All hosts have to call
-    it; process 0 writes. Errors are those of Orbax: a full disk may be a ValueError of tensorstore.
-    """
+    """Writes FOLDER/STEP: a tree of arrays (dicts, tuples, typed keys), and notes, JSON values. A
+    checkpoint is valid once its manifest exists, which is written last. All hosts have to call it;
+    process 0 writes. Errors are those of Orbax: a full disk may be a ValueError of tensorstore."""
     import orbax.checkpoint as ocp
 
     with _silent_threads(), _manager(folder) as manager:
@@ -154,9 +152,7 @@ def _sha256(folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _silent_threads():
     """Silences the threads of Orbax and tensorstore, whose errors the caller gets as well.
-
-    tensorstore's threads print even after the failure.
-    """
+    tensorstore's threads print even after the failure."""
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
     threading.excepthook = lambda _: None

@@ -25,10 +25,8 @@ def evaluate(
     recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batch_size: int = 256
 ) -> tuple[dict[str, float], np.ndarray]:
     """Returns (loss and metrics of the task, outputs float32 (N, ...)) on data, each example once.
-
     Undefined metrics are missing. Averaged weights are used if the recipe has `ema`. `DiskArray`s
-    are streamed.
-    """
+    are streamed."""
     sums, outputs = jax.device_get(evaluate_sums(recipe, state, hparams, data, batch_size))
     return _all_scores(recipe.task, data, sums, outputs), outputs
 
@@ -86,11 +84,8 @@ def _evaluate(recipe, state, hparams, data, batch_size):
 def evaluate_batches(
     recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batches: Any
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Returns (sums, outputs float32 (batches, size, ...)) of batches. Traced.
-
-    batches: int32 (batches, size), indices of examples, -1 for padding; hparams: those of
-    `Hparams.evaluation`.
-    """
+    """Returns (sums, outputs float32 (batches, size, ...)) of batches. Traced. batches: int32
+    (batches, size), indices of examples, -1 for padding; hparams: those of `Hparams.evaluation`."""
 
     def evaluate_batch(index):
         batch = parallel.split_batch(gather(data, parallel.split_batch(index)))

@@ -41,21 +41,17 @@ def best_epoch(history: History, task: Any) -> int:
 
 
 def is_complete(history: History, task: Any, epochs: int, patience: int = 0) -> bool:
-    """True after all epochs, or after `patience` epochs without a better validation score.
-
-    Patience 0 never stops a run, nor does any patience without validation.
-    """
+    """True after all epochs, or after `patience` epochs without a better validation score. Patience
+    0 never stops a run, nor does any patience without validation."""
     if patience and history and len(history) - 1 - best_epoch(history, task) >= patience:
         return True
     return len(history) >= epochs
 
 
 def plateau_factor(history: History, task: Any, patience: int, factor: float = 0.5) -> float:
-    """Returns the learning-rate factor of reduce-on-plateau (Keras' with min_delta 0).
-
-    It is multiplied by `factor` after every `patience` epochs in a row without a better validation
-    score, and is 1 for patience 0 or without validation.
-    """
+    """Returns the learning-rate factor of reduce-on-plateau (Keras' with min_delta 0). It is
+    multiplied by `factor` after every `patience` epochs in a row without a better validation score,
+    and is 1 for patience 0 or without validation."""
     name = f"val_{task.monitor}"
     best, wait, scale = math.nan, 0, 1.0
     for row in history if patience else ():
@@ -115,11 +111,9 @@ class Training:
     def add(
         self, sums: Mapping[str, Any], val: Validation | None = None, **columns: float
     ) -> dict[str, float]:
-        """Appends and returns the row of an epoch, and sets `diverged_at`.
-
-        sums: of the training steps; columns: values other than scores. Raises InputError for a
-        collecting metric that is undefined on the validation split.
-        """
+        """Appends and returns the row of an epoch, and sets `diverged_at`. sums: of the training
+        steps; columns: values other than scores. Raises InputError for a collecting metric that is
+        undefined on the validation split."""
         epoch, metrics = len(self.history) + 1, self.task.metrics
         step, row = epoch * self.steps_per_epoch, {}
         scores = {"train": additive_scores(metrics, sums)}

@@ -45,12 +45,10 @@ def number(default: float, **limits: float) -> float:
 
 @struct.dataclass
 class Hparams:
-    """Traced hyperparameters of a run: another value needs no new compilation.
-
-    A subclass, with the same decorator, adds fields of its own. The loss, optimizer, schedule,
-    augmentations and step read them from `hparams`; a model gets those that are keywords of its
-    call. They are flags, saved, resumed and searched like the others.
-    """
+    """Traced hyperparameters of a run: another value needs no new compilation. A subclass, with the
+    same decorator, adds fields of its own. The loss, optimizer, schedule, augmentations and step
+    read them from `hparams`; a model gets those that are keywords of its call. They are flags,
+    saved, resumed and searched like the others."""
 
     learning_rate: float = number(1e-3, above=0)
     """Step size (its peak, under a schedule)."""

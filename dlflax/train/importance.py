@@ -36,9 +36,7 @@ def subset_findings(groups: Mapping[str, slice], inputs) -> list[str]:
 
 def add_to(description, tested, score: Callable, name: str) -> None:
     """Adds the importance of a table's columns, if the data are a table, to a `Description`.
-
-    tested: as for `Task.describe`; score: as for `permutation`; name: of the score.
-    """
+    tested: as for `Task.describe`; score: as for `permutation`; name: of the score."""
     groups, inputs = tested.splits.encoder.groups(), tested.splits.test["inputs"]
     if groups:
         rows = functools.cache(lambda: permutation(groups, inputs, tested.predict, score))
@@ -51,12 +49,10 @@ def permutation(
     groups: Mapping[str, slice], inputs, predict: Callable,
     score: Callable[[np.ndarray, np.ndarray], float],
 ) -> list[dict]:  # fmt: skip
-    """Returns the permutation importance of columns (Breiman 2001), the highest first.
-
-    It is the increase of the score after permuting a column: mean and standard deviation over
-    REPEATS, within `budget`. groups: `Encoder.groups`; inputs: float32 (n, d); predict: inputs ->
-    outputs; score: (outputs, their rows int (m,)) -> number, lower is better.
-    """
+    """Returns the permutation importance of columns (Breiman 2001), the highest first. It is the
+    increase of the score after permuting a column: mean and standard deviation over REPEATS, within
+    `budget`. groups: `Encoder.groups`; inputs: float32 (n, d); predict: inputs -> outputs; score:
+    (outputs, their rows int (m,)) -> number, lower is better."""
     columns, count = budget(groups, inputs)
     rows = np.linspace(0, len(inputs) - 1, count).astype(int)
     inputs = inputs[rows]

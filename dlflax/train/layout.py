@@ -50,11 +50,9 @@ def layout_for(
     members: int,
     mode: Mode | None = None,
 ) -> Layout:
-    """Returns the layout for this many members. inputs: one example (1, ...).
-
-    mode None takes the fastest in our benchmarks: map on a CPU, one virtual device per core; vmap
-    below 20,000 parameters, where a step is mostly overhead, and on GPU and TPU.
-    """
+    """Returns the layout for this many members. inputs: one example (1, ...). mode None takes the
+    fastest in our benchmarks: map on a CPU, one virtual device per core; vmap below 20,000
+    parameters, where a step is mostly overhead, and on GPU and TPU."""
     if mode is None:
         params = train.abstract(recipe, hparams, inputs).params
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -83,10 +81,8 @@ def active_slots(slots, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def use_all_cores() -> None:
-    """Creates one virtual CPU device per core, the fastest for populations in our benchmarks.
-
-    Does nothing once JAX has started, or if XLA_FLAGS sets the number of devices.
-    """
+    """Creates one virtual CPU device per core, the fastest for populations in our benchmarks. Does
+    nothing once JAX has started, or if XLA_FLAGS sets the number of devices."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with contextlib.suppress(RuntimeError):
@@ -102,13 +98,10 @@ def member_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs: Any) -> i
 
 def free_bytes(*data: Mapping[str, Any]) -> int:
     """Returns the memory for members, besides a copy of the data on every device."""
-    size = sum(array.nbytes for part in data for array in part.values())
-    return _memory() - len(jax.devices()) * size
-
-
-def _memory() -> int:
-    """Returns the memory of all devices; for CPU devices, that of the machine or container."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        return host_memory()
-    return sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
+        memory = host_memory()
+    else:
+        memory = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
+    size = sum(array.nbytes for part in data for array in part.values())
+    return memory - len(jax.devices()) * size

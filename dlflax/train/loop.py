@@ -67,11 +67,9 @@ class Feed:
             yield parallel.put_host_batches(piece), None, 0, count
 
     def spans(self, epoch: int, done: int, seconds: float, last: float) -> Iterator[tuple]:
-        """Yields `pieces`, split into spans that each train for about `seconds`.
-
-        A span's time lasts until the caller asks for the next. Pieces stay whole if the last epoch
-        took less, `last` seconds.
-        """
+        """Yields `pieces`, split into spans that each train for about `seconds`. A span's time
+        lasts until the caller asks for the next. Pieces stay whole if the last epoch took less,
+        `last` seconds."""
         count = sys.maxsize if last < seconds else 1
         for data, batches, start, end in self.pieces(epoch, done):
             while start < end:

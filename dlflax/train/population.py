@@ -213,11 +213,9 @@ class Population(Driver):
         return [[(m.history, m.diverged_at) for m in row] for row in self.trainings]
 
     def resume(self, records: Sequence, states: Mapping[int, list[np.ndarray]]) -> None:
-        """Resumes configurations of this or another population, bitwise at the same width.
-
-        records: as `records` returns them, None for a new configuration; states: as `states`
-        returns them.
-        """
+        """Resumes configurations of this or another population, bitwise at the same width. records:
+        as `records` returns them, None for a new configuration; states: as `states` returns
+        them."""
         for row, saved in zip(self.trainings, records, strict=True):
             for member, (history, diverged_at) in zip(row, saved or (), strict=saved is not None):
                 member.history, member.diverged_at = list(history), diverged_at

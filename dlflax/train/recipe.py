@@ -29,11 +29,9 @@ NEVER = np.int32(2**31 - 1)  # first_bad_step if every step was finite
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The static structure of a run, hashed by value: each Recipe is compiled once.
-
-    Every field holds an object (a frozen dataclass, a Linen module, a function of a module), never
-    a name, so your own components work like the shipped ones.
-    """
+    """The static structure of a run, hashed by value: each Recipe is compiled once. Every field
+    holds an object (a frozen dataclass, a Linen module, a function of a module), never a name, so
+    your own components work like the shipped ones."""
 
     model: Any
     """A Linen module, called as model(inputs). Its call may have the keyword `train` and the names
@@ -65,11 +63,8 @@ def init(
     pretrained: Mapping[str, Any] | None = None,
 ) -> State:  # fmt: skip
     """Returns an initial State. inputs: one batch, any dtype; key: a typed PRNG key, the only
-    source of the parameters and of all later randomness.
-
-    pretrained: variables {"params": {...}, ...} that replace the initial ones, NumPy arrays if
-    there are several hosts.
-    """
+    source of the parameters and of all later randomness. pretrained: variables {"params": {...},
+    ...} that replace the initial ones, NumPy arrays if there are several hosts."""
     init_key, key = jax.random.split(key)
     fresh = recipe.model.init(
         init_keys(init_key), floats(inputs), **model_kwargs(recipe.model, hparams, train=False)
@@ -101,9 +96,7 @@ def abstract(recipe: Recipe, hparams: Hparams, inputs: Any) -> State:
 
 def variables(recipe: Recipe, state: State) -> dict[str, Any]:
     """Returns the variables of evaluation, {"params": ..., ...}: averages if the recipe has `ema`.
-
-    Batch statistics depend on the weights, so both are averaged or neither.
-    """
+    Batch statistics depend on the weights, so both are averaged or neither."""
     if not recipe.ema:
         return {"params": state.params, **state.collections}
     collections = state.collections if state.ema_collections is None else state.ema_collections
@@ -122,9 +115,7 @@ def forward(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> jax.
 
 def forward_flops(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> int:
     """Returns the FLOPs of a forward pass on one example, inputs (1, ...); state may be abstract.
-
-    Convolutions count as convolutions, whatever their formulation.
-    """
+    Convolutions count as convolutions, whatever their formulation."""
     if isinstance(recipe.model, Convolving):
         recipe = dataclasses.replace(recipe, model=recipe.model.clone(formulation="lax"))
     return flops(lambda state, x: forward(recipe, state, hparams, x), state, inputs)
@@ -193,9 +184,7 @@ def model_kwargs(model, hparams, train: bool) -> dict[str, Any]:
 
 def partition_params(recipe, params):
     """Returns (trainable, frozen) parameters, each {path: leaf}; (params, {}) if all are trained.
-
-    Raises InputError if Recipe.trainable matches none.
-    """
+    Raises InputError if Recipe.trainable matches none."""
     if not recipe.trainable:
         return params, {}
     parts = {}, {}

@@ -68,10 +68,8 @@ def _components_in(slot: str, recipe: Recipe) -> tuple:
 def replace_components(
     recipe: Recipe, names: Mapping[str, Any], recipes: Iterable[Recipe]
 ) -> Recipe:
-    """Returns the recipe with components by name: {"optimizer": "adamw", "augment": ("flip",)}.
-
-    A component that already has the name stays, with the values of its fields.
-    """
+    """Returns the recipe with components by name: {"optimizer": "adamw", "augment": ("flip",)}. A
+    component that already has the name stays, with the values of its fields."""
     for slot, properties in SLOTS.items():  # the task before its loss
         name = names.get(slot)
         if name is None or name == short_names(slot, recipe):

@@ -41,9 +41,7 @@ def step(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch
 ) -> tuple[State, dict[str, jax.Array]]:
     """Returns (State, sums) after one step, as `update` does. The caller picks jit, vmap or shard.
-
-    batch: the data source's arrays and a mask.
-    """
+    batch: the data source's arrays and a mask."""
     batch, key = prepare(recipe, state, hparams, batch)
     return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
 
@@ -51,10 +49,8 @@ def step(
 def prepare(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch
 ) -> tuple[dict[str, Any], jax.Array]:
-    """Returns (the batch after augmentation, with targets; the key of the model's randomness).
-
-    All randomness of a step comes from `fold_in(state.key, state.step)`.
-    """
+    """Returns (the batch after augmentation, with targets; the key of the model's randomness). All
+    randomness of a step comes from `fold_in(state.key, state.step)`."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     return augment_batch(recipe, hparams, batch, augment_key), dropout_key
 
@@ -62,10 +58,8 @@ def prepare(
 def gradient(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch, key: jax.Array
 ) -> Gradient:
-    """Returns the gradient of `total_loss` with respect to the trainable parameters.
-
-    batch, key: as `prepare` returns them.
-    """
+    """Returns the gradient of `total_loss` with respect to the trainable parameters. batch, key: as
+    `prepare` returns them."""
     trainable, frozen = partition_params(recipe, state.params)
 
     def differentiate(inputs):
@@ -91,12 +85,10 @@ def gradient(
 
 
 def total_loss(recipe, params, collections, hparams, batch, key):
-    """Returns (total loss, (outputs float32 (n, ...), losses (n,), new collections)).
-
-    The total loss, a float32 scalar, is the mean loss of the batch, plus the L2 penalty, plus the
-    losses (n,) that the model writes to its collection "losses". batch: as for `step`, with MixUp
-    or CutMix also `partner` int32 (n,) and `share` float32 (n,).
-    """
+    """Returns (total loss, (outputs float32 (n, ...), losses (n,), new collections)). The total
+    loss, a float32 scalar, is the mean loss of the batch, plus the L2 penalty, plus the losses (n,)
+    that the model writes to its collection "losses". batch: as for `step`, with MixUp or CutMix
+    also `partner` int32 (n,) and `share` float32 (n,)."""
     dtype = jnp.dtype(recipe.compute_dtype)
     with frozen_norms(recipe.trainable):
         outputs, collections = recipe.model.apply(
@@ -129,11 +121,9 @@ def total_loss(recipe, params, collections, hparams, batch, key):
 def update(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch, result: Gradient
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Returns (State after the optimizer's update, sums). result: as `gradient` returns it.
-
-    sums: `loss` without penalties and `count`, float32; the task's sums; and `first_bad_step`, the
-    0-based step if the total loss or the gradient is not finite, else NEVER.
-    """
+    """Returns (State after the optimizer's update, sums). result: as `gradient` returns it. sums:
+    `loss` without penalties and `count`, float32; the task's sums; and `first_bad_step`, the
+    0-based step if the total loss or the gradient is not finite, else NEVER."""
     params, frozen = partition_params(recipe, state.params)
     rate = recipe.schedule(state.step, hparams)
     optimizer = optim.gradient_transformation(recipe.optimizer, rate, hparams)

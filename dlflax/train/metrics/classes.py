@@ -64,8 +64,8 @@ class ROCAUC(Collecting):
     name: str = "roc_auc"
 
     def compute(self, outputs, batch):
-        pairs = one_vs_rest(outputs, batch["targets"])
-        return mean_or_nan([roc_auc(truth, score) for truth, score in pairs])
+        values = [roc_auc(*pair) for pair in one_vs_rest(outputs, batch["targets"])]
+        return float(np.mean(np.array(values, float)))  # None is NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,8 @@ class AveragePrecision(Collecting):
 
     def compute(self, outputs, batch):
         pairs = one_vs_rest(outputs, batch["targets"])
-        return mean_or_nan([average_precision(t[:, None], score[:, None])[0] for t, score in pairs])
+        values = [average_precision(t[:, None], score[:, None])[0] for t, score in pairs]
+        return float(np.mean(np.array(values, float)))  # None is NaN
 
 
 def one_vs_rest(
@@ -167,11 +168,9 @@ def worst_confusion(
 def per_class(
     hits: Real[AnyArray, "*k"], support: Real[AnyArray, "*k"], predicted: Real[AnyArray, "*k"]
 ) -> dict[str, Real[np.ndarray | np.generic, "*k"]]:
-    """Returns precision, recall, F1, support and predictions of each class from its counts.
-
-    hits: true positives; support: examples of the class; predicted: predictions of it. An undefined
-    score is 0, as with scikit-learn's `zero_division=0`.
-    """
+    """Returns precision, recall, F1, support and predictions of each class from its counts. hits:
+    true positives; support: examples of the class; predicted: predictions of it. An undefined score
+    is 0, as with scikit-learn's `zero_division=0`."""
     hits, support, predicted = (np.asarray(n, np.float64) for n in (hits, support, predicted))
     return {
         "precision": hits / np.maximum(predicted, 1),
@@ -193,9 +192,7 @@ def average_softmax(
     logits: Float[AnyArray, " models *n"], weights: Float[AnyArray, " models"]
 ) -> Float[AnyArray, "*n"]:
     """Returns the logits of the mean softmax probabilities of several models, (n, classes) each.
-
-    The weights sum to 1. For one logit, (models, n) or (models, n, 1), as `average_sigmoid`.
-    """
+    The weights sum to 1. For one logit, (models, n) or (models, n, 1), as `average_sigmoid`."""
     if logits.ndim == 2 or logits.shape[-1] == 1:
         return average_sigmoid(logits, weights)
     log_p = jax.nn.log_softmax(logits) + _log_weights(logits, weights)
@@ -222,11 +219,9 @@ def _log_weights(logits, weights):
 def calibration(
     targets: Int[AnyArray, " n"], probabilities: Float[AnyArray, "n classes"], bins: int = 15
 ) -> dict[str, Real[np.ndarray, " {bins}"] | float]:
-    """Returns the calibration in `bins` equal intervals of the predicted class's probability.
-
-    Keys: `count`, `confidence` (mean probability) and `accuracy` of each bin, 0 if empty; and
-    `error`, the expected calibration error (Guo et al. 2017, section 2).
-    """
+    """Returns the calibration in `bins` equal intervals of the predicted class's probability. Keys:
+    `count`, `confidence` (mean probability) and `accuracy` of each bin, 0 if empty; and `error`,
+    the expected calibration error (Guo et al. 2017, section 2)."""
     confidence = np.asarray(probabilities, np.float64).max(1)
     right = np.asarray(probabilities).argmax(1) == targets
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as Guo
@@ -267,14 +262,3 @@ def _average_precision(truth, scores) -> float:
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each distinct score
     precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
     return float(np.sum(np.diff(recall, prepend=0) * precision))
-
-
-def mean_or_nan(values: list[float | None]) -> float:
-    """Returns the mean, NaN where one is None."""
-    return float("nan") if None in values else float(np.mean(values))
-
-
-def mean_without_none(values: list[float | None]) -> float:
-    """Returns the mean of the values other than None; 0 without any."""
-    values = [value for value in values if value is not None]
-    return float(np.mean(values)) if values else 0.0

@@ -4,8 +4,9 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 
-from dlflax.train.metrics.classes import average_precision, mean_without_none, per_class
+from dlflax.train.metrics.classes import average_precision, per_class
 from dlflax.train.metrics.metric import Additive, Collecting
 
 
@@ -59,4 +60,6 @@ class MeanAveragePrecision(Collecting):
     name: str = "mean_average_precision"
 
     def compute(self, outputs, batch):
-        return mean_without_none(average_precision(batch["targets"], outputs))
+        values = average_precision(batch["targets"], outputs)
+        values = [value for value in values if value is not None]
+        return float(np.mean(values)) if values else 0.0

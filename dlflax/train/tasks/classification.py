@@ -1,5 +1,6 @@
 """Classification: one class per example."""
 
+import collections
 import dataclasses
 from typing import Any, ClassVar
 
@@ -36,10 +37,7 @@ class Classification(Task):
     def check_arrays(self, arrays, outputs) -> None:
         targets = task.require_targets(arrays, "classification")
         if targets.dtype.kind not in "iu" or targets.ndim != 1:
-            raise InputError(
-                f"--task classification needs class numbers, int (n,), as targets; these are "
-                f"{task.describe_array(targets)}: use another --task."
-            )
+            task.reject_targets(targets, "classification", "class numbers, int (n,)")
         if len(shape := outputs().shape[1:]) > 1:
             raise InputError(
                 f"--model: its outputs have shape {shape} for an example, but classification needs "
@@ -88,7 +86,7 @@ class Classification(Task):
         class_names, targets = splits.class_names, splits.test["targets"]
         table = metrics.per_class_from_logits(outputs, targets)
         temperature = _temperature(tested.calibration)
-        probabilities = class_probabilities(outputs / temperature)
+        probabilities = np.asarray(class_probabilities(outputs / temperature))
         before = metrics.calibration(targets, class_probabilities(outputs))
         after = metrics.calibration(targets, probabilities)
         scores: dict[str, Any] = {"calibration_error": after["error"]}
@@ -132,7 +130,8 @@ class Classification(Task):
             ]
 
         def log_loss(outputs, rows):
-            p = class_probabilities(outputs / temperature)[np.arange(len(rows)), targets[rows]]
+            p = np.asarray(class_probabilities(outputs / temperature))
+            p = p[np.arange(len(rows)), targets[rows]]
             return float(-np.log(np.maximum(p, 1e-9)).mean())
 
         results = {"calibration": {"temperature": temperature, **errors}}
@@ -143,7 +142,7 @@ class Classification(Task):
 
     def predictions(self, outputs, batch, target, calibration):
         """Returns the probability of each class."""
-        return {"probabilities": _probabilities(outputs / _temperature(calibration))}
+        return {"probabilities": class_probabilities(outputs / _temperature(calibration))}
 
     def answers(self, asked: Asked):
         probabilities, answers = np.asarray(asked.predictions["probabilities"]), []
@@ -171,23 +170,18 @@ def _temperature(calibration) -> float:
 def _confusion_pairs(predicted, targets, class_names):
     """Returns a row per pair of confused classes, the most frequent first."""
     wrong = predicted != targets
-    pairs, counts = np.unique(
-        np.stack([targets[wrong], predicted[wrong]], 1), axis=0, return_counts=True
+    pairs = collections.Counter(
+        zip(targets[wrong].tolist(), predicted[wrong].tolist(), strict=True)
     )
     return [
-        {"true": class_names[t], "predicted": class_names[p], "count": int(counts[i])}
-        for i in np.argsort(-counts, kind="stable") for t, p in (pairs[i],)
-    ]  # fmt: skip
+        {"true": class_names[t], "predicted": class_names[p], "count": count}
+        for (t, p), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    ]
 
 
-def class_probabilities(logits) -> np.ndarray:
+def class_probabilities(logits) -> jax.Array:
     """Returns float32 (n, classes) of logits (n, classes), or of (n,) or (n, 1) of the second of
-    two classes."""
-    return np.asarray(_probabilities(np.asarray(logits)))
-
-
-def _probabilities(logits):
-    """Returns `class_probabilities` of NumPy or traced logits."""
+    two classes. NumPy or traced."""
     logits = logits.reshape(logits.shape[0], -1)
     if logits.shape[1] == 1:
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], 1)

@@ -17,15 +17,14 @@ from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 COVERAGE = 0.9  # of the intervals
+NEEDED = "a series (data.Series), float (n, horizon)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast(Task):
-    """The next values of a series after a window of its past (`data.Series`).
-
-    Targets and outputs: float (n, horizon), minus the window's last value, divided by a scale.
-    Missing targets are NaN; your own loss has to ignore them, as those in `losses` do.
-    """
+    """The next values of a series after a window of its past (`data.Series`). Targets and outputs:
+    float (n, horizon), minus the window's last value, divided by a scale. Missing targets are NaN;
+    your own loss has to ignore them, as those in `losses` do."""
 
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
@@ -47,14 +46,14 @@ class Forecast(Task):
     def check_arrays(self, arrays, outputs) -> None:
         targets = task.require_targets(arrays, "forecast")
         if targets.dtype.kind != "f" or targets.ndim != 2:
-            _reject(targets)
+            task.reject_targets(targets, "forecast", NEEDED)
         if np.isinf(targets).any():
             raise InputError("--task forecast: a target is infinite: a missing target is NaN.")
         task.check_outputs(outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
 
     def check(self, splits, outputs) -> None:
         if not isinstance(splits.target, Steps):
-            _reject(splits.train["targets"])
+            task.reject_targets(splits.train["targets"], "forecast", NEEDED)
 
     def model_fields(self, splits) -> dict[str, Any]:
         return {"num_outputs": task.require_targets(splits.train, "forecast").shape[-1]}
@@ -154,13 +153,6 @@ class Forecast(Task):
                     lines.append(f"figure: {path}")
             answers.append(("\n".join(lines), values))
         return answers
-
-
-def _reject(targets):
-    raise InputError(
-        "--task forecast needs a series (data.Series), float (n, horizon); these targets are "
-        f"{task.describe_array(targets)}: use another --task."
-    )
 
 
 def half_width(calibration, horizon: int) -> np.ndarray | None:

@@ -17,10 +17,8 @@ from dlflax.train.tasks.task import Asked, Description, Task, Tested
 @dataclasses.dataclass(frozen=True)
 class MultiLabel(Task):
     """Any number of labels per example: targets 0 or 1, (n, labels), outputs logits (n, labels).
-
     During training, a label is predicted if its probability is above 0.5; after it, above the
-    label's threshold of the highest F1 on the validation split.
-    """
+    label's threshold of the highest F1 on the validation split."""
 
     logits: ClassVar = True
     metrics: ClassVar = (
@@ -37,10 +35,7 @@ class MultiLabel(Task):
     def check_arrays(self, arrays, outputs) -> None:
         targets = task.require_targets(arrays, "multilabel")
         if targets.ndim != 2 or not np.isin(targets, (0, 1)).all():
-            raise InputError(
-                "--task multilabel needs 0 or 1 for each label, (n, labels), as targets; these are "
-                f"{task.describe_array(targets)}: use another --task."
-            )
+            task.reject_targets(targets, "multilabel", "0 or 1 for each label, (n, labels)")
         task.check_outputs(outputs, targets.shape[1:], f"{targets.shape[1]} labels")
 
     def model_fields(self, splits) -> dict[str, Any]:

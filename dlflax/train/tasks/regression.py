@@ -15,6 +15,8 @@ from dlflax.train import baselines, importance, losses, metrics
 from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
+NEEDED = "floats, (n,) or (n, numbers)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
@@ -42,7 +44,7 @@ class Regression(Task):
     def check_arrays(self, arrays, outputs) -> None:
         targets = task.require_targets(arrays, "regression")
         if targets.dtype.kind not in "fiu" or targets.ndim > 2:
-            _reject(targets)
+            task.reject_targets(targets, "regression", NEEDED)
         if not (np.abs(targets) <= np.finfo(np.float32).max).all():  # NaN, too
             raise InputError("--task regression: a target is NaN or infinite: remove such rows.")
         size = targets.shape[1] if targets.ndim == 2 else 1
@@ -52,7 +54,7 @@ class Regression(Task):
 
     def check(self, splits, outputs) -> None:
         if splits.train["targets"].dtype.kind != "f":  # class numbers of the encoder
-            _reject(splits.train["targets"])
+            task.reject_targets(splits.train["targets"], "regression", NEEDED)
 
     def model_fields(self, splits) -> dict[str, Any]:
         targets = task.require_targets(splits.train, "regression")
@@ -95,13 +97,6 @@ class Regression(Task):
             text = " ".join(map(number_text, values, itertools.cycle(spread)))
             answers.append((f"{source}: {text}", {asked.noun: source, "values": values}))
         return answers
-
-
-def _reject(targets):
-    raise InputError(
-        "--task regression needs floats, (n,) or (n, numbers), as targets; these are "
-        f"{task.describe_array(targets)}: use another --task."
-    )
 
 
 def _numbers_of(target: Target) -> Numbers:

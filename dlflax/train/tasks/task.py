@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,9 @@ LOSS = MeanLoss()
 
 
 class Task(abc.ABC):
-    """Loss, metrics and answers, which every task defines, and hooks with a default.
-
-    A batch of n examples has the keys of `train.batch.Batch`: "inputs" (n, ...), "targets", "mask"
-    float32 (n,), 0 for padding, which must not count; and every other array (n, ...) of the data
-    source.
-    """
+    """Loss, metrics and answers, which every task defines, and hooks with a default. A batch of n
+    examples has the keys of `train.batch.Batch`: "inputs" (n, ...), "targets", "mask" float32 (n,),
+    0 for padding, which must not count; and every other array (n, ...) of the data source."""
 
     monitor: str = "loss"
     """Metric whose validation value selects the best epoch, for patience and plateau, too."""
@@ -112,10 +109,8 @@ class Task(abc.ABC):
         self, outputs: Any, batch: Mapping[str, Any], target: Target, calibration: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Returns predictions by name, (n, ...): outputs as probabilities, or in the target's unit.
-
         For `answers` and for the model that `run.export` writes. target, calibration: as in
-        `Asked`. NumPy or traced.
-        """
+        `Asked`. NumPy or traced."""
         return {"outputs": outputs}
 
     def baselines(self, model: Any, splits: Any) -> dict[str, Callable[[], Any]]:
@@ -215,10 +210,13 @@ def check_outputs(outputs, needed: tuple[int, ...], reason: str, *others: tuple[
         )
 
 
-def describe_array(array) -> str:
-    """Returns dtype and shape of targets for messages, such as "float32 (n, 3)"."""
-    shape = ", ".join(["n", *map(str, array.shape[1:])])
-    return f"{array.dtype} ({shape}{',' * (array.ndim == 1)})"
+def reject_targets(targets: np.ndarray, task: str, needed: str) -> NoReturn:
+    """Raises InputError for targets of another dtype or shape than needed."""
+    shape = ", ".join(["n", *map(str, targets.shape[1:])]) + "," * (targets.ndim == 1)
+    raise InputError(
+        f"--task {task} needs {needed}, as targets; these are {targets.dtype} ({shape}): use "
+        "another --task."
+    )
 
 
 def output_names(asked: Asked, count: int) -> list[str]:
