@@ -55,13 +55,9 @@ def read(folder: Path, step: int, abstract) -> tuple[Any, dict[str, Any]]:
     import orbax.checkpoint as ocp
 
     path = verify(folder, step)
-    args = ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore()
-    )
     try:
         _check_shapes(path / "state", abstract)  # first: Orbax would fail in many threads
-        with _silent_threads(), _manager(folder) as manager:
-            restored = manager.restore(step, args=args)
+        restored = _restore(folder, step, state=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError, TypeError) as error:  # intact files, but of another model
         raise RunError(
             f"{path} does not match the model in the run's config.json ({reason(error)})."
@@ -71,12 +67,16 @@ def read(folder: Path, step: int, abstract) -> tuple[Any, dict[str, Any]]:
 
 def read_notes(folder: Path, step: int) -> dict[str, Any]:
     """Returns the notes alone. Raises RunError naming the damaged file."""
+    verify(folder, step)
+    return _restore(folder, step).history
+
+
+def _restore(folder, step, **args):
     import orbax.checkpoint as ocp
 
-    verify(folder, step)
+    args = ocp.args.Composite(history=ocp.args.JsonRestore(), **args)
     with _silent_threads(), _manager(folder) as manager:
-        args = ocp.args.Composite(history=ocp.args.JsonRestore())
-        return manager.restore(step, args=args).history
+        return manager.restore(step, args=args)
 
 
 def verify(folder: Path, step: int) -> Path:

@@ -77,16 +77,16 @@ class Driver(abc.ABC):
         self, until: int | Sequence[int], on_epoch: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
-        """Trains all members that are neither finished nor diverged up to epoch `until`, one number
-        or one per configuration. Calls on_epoch after every epoch, and should_stop before it; a
-        single run also calls should_stop within an epoch. True ends the training."""
+        """Trains all members that are neither complete nor diverged up to epoch `until`, one number
+        or one per configuration. Calls on_epoch after every epoch. Calls should_stop before every
+        epoch, and in a single run within it; if it returns True, training ends."""
         untils = [until] * len(self.trainings) if isinstance(until, int) else until
         while (running := self._running(untils)) and not should_stop():
             epoch = self._train_epoch(running, untils, should_stop)
             if epoch is None:
                 return
-            for (i, j), (sums, evaluated, columns) in epoch.items():
-                self.trainings[i][j].add(sums, evaluated, **columns)
+            for (i, j), (sums, validation, columns) in epoch.items():
+                self.trainings[i][j].add(sums, validation, **columns)
             self._end_epoch([member for member in running if self._is_best(*member)])
             on_epoch()
 
@@ -259,21 +259,13 @@ class Fit(Driver):
 
 
 def fit(
-    recipe: Recipe,
-    hparams: Hparams,
-    train: Mapping[str, Any],
-    val: Mapping[str, Any] | None = None,
-    *,
-    epochs: int,
-    seed: int = 0,
-    patience: int = 0,
-    reduce_on_plateau: int = 0,
-    pretrained: Mapping[str, Any] | None = None,
-    resume: Checkpoint | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    recipe: Recipe, hparams: Hparams, train: Mapping[str, Any],
+    val: Mapping[str, Any] | None = None, *, epochs: int, seed: int = 0, patience: int = 0,
+    reduce_on_plateau: int = 0, pretrained: Mapping[str, Any] | None = None,
+    resume: Checkpoint | None = None, should_stop: Callable[[], bool] = lambda: False,
     on_steps: Callable[[int, int, dict], None] | None = None,
     on_epoch: Callable[[Fit], None] | None = None,
-) -> Fit:
+) -> Fit:  # fmt: skip
     """Trains for `epochs` epochs, or until `patience` epochs bring no better validation score.
 
     train, val, patience, reduce_on_plateau: as for `Driver`; NumPy or jax arrays are put on the

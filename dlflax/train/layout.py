@@ -44,12 +44,9 @@ class Layout:
 
 
 def layout_for(
-    recipe: train.Recipe,
-    hparams: train.Hparams,
-    inputs: Any,
-    members: int,
+    recipe: train.Recipe, hparams: train.Hparams, inputs: Any, members: int,
     mode: Mode | None = None,
-) -> Layout:
+) -> Layout:  # fmt: skip
     """Returns the layout for this many members. inputs: one example (1, ...). mode None takes the
     fastest in our benchmarks: map on a CPU, one virtual device per core; vmap below 20,000
     parameters, where a step is mostly overhead, and on GPU and TPU."""

@@ -130,11 +130,9 @@ def predictions(outputs: Logits) -> Int[AnyArray, " n"]:
 
 
 def class_counts(
-    predicted: Int[AnyArray, " n *d"],
-    targets: Int[AnyArray, " n *d"],
-    mask: Float[AnyArray, " n"],
-    classes: int,
-) -> tuple[Float[AnyArray, " {classes}"], ...]:
+    predicted: Int[AnyArray, " n *d"], targets: Int[AnyArray, " n *d"],
+    mask: Float[AnyArray, " n"], classes: int,
+) -> tuple[Float[AnyArray, " {classes}"], ...]:  # fmt: skip
     """Returns (hits, support, predicted), as `per_class` takes them. mask: 0 for padding."""
     weight = jnp.broadcast_to(mask.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)[..., None]
     truth, guess = (jax.nn.one_hot(y, classes) * weight for y in (targets, predicted))
