@@ -178,7 +178,7 @@ class Flip(ImageAugmentation):
 
 @dataclasses.dataclass(frozen=True)
 class Affine(ImageAugmentation):
-    """Random shift, rotation and zoom of images about their centre: bilinear, 0 outside, uniform in
+    """Random shift, rotation and zoom of images about their centre: bilinear, 0 outside. Uniform in
     +-translate pixels (rows and columns), +-rotate degrees and 1 +- zoom."""
 
     numbers: ClassVar = {"translate": 2.0, "rotate": 12.0, "zoom": 0.1}

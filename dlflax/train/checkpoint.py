@@ -85,7 +85,7 @@ class Checkpoints:
         """Returns the State of the best epoch in the history of the newest undamaged checkpoint.
         Changes nothing on disk. Raises RunError if there is no checkpoint, or the best is
         damaged."""
-        for step, (state, history, _) in self._undamaged(abstract):
+        for step, (state, history, _) in self._newest_first(abstract):
             if not history:
                 break  # no complete epoch
             epoch = best_epoch(history, self.task)
@@ -100,7 +100,7 @@ class Checkpoints:
         """Returns the newest undamaged checkpoint, None if none is complete; removes newer ones,
         which the resumed run saves anew. Raises RunError if all are damaged."""
         steps = self.steps()
-        for step, checkpoint in self._undamaged(abstract):
+        for step, checkpoint in self._newest_first(abstract):
             if parallel.is_main():
                 for newer in (s for s in steps if s > step):
                     shutil.rmtree(self.folder / str(newer))
@@ -114,7 +114,7 @@ class Checkpoints:
             raise RunError(f"every checkpoint in {self.folder} is damaged: start a new run.")
         return None
 
-    def _undamaged(self, abstract: State) -> Iterator[tuple[int, Checkpoint]]:
+    def _newest_first(self, abstract: State) -> Iterator[tuple[int, Checkpoint]]:
         """Yields (step, checkpoint), the newest first. Logs and skips the damaged ones."""
         for step in reversed(self.steps()):
             try:

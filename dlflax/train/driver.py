@@ -18,10 +18,10 @@ from dlflax.data.order import Order, order_of
 from dlflax.data.stream import fits
 from dlflax.errors import InputError, RunError
 from dlflax.train.evaluation import evaluate_sums, host_batch
-from dlflax.train.history import History, Training, Validation, best_epoch, has_nonfinite_step
+from dlflax.train.history import History, Training, Validation, best_epoch
 from dlflax.train.hparams import Hparams, as_float32
 from dlflax.train.loop import Feed, train_steps
-from dlflax.train.recipe import Recipe, check_arrays, init_on_devices, zero_sums
+from dlflax.train.recipe import NEVER, Recipe, check_arrays, init_on_devices, zero_sums
 from dlflax.train.state import State
 
 Member = tuple[int, int]
@@ -215,7 +215,7 @@ class Fit(Driver):
         for data, batches, start, stop in spans:
             sums = jax.device_get(self._advance(data, batches, sums, start, stop))
             done += int(stop - start)
-            if has_nonfinite_step(sums):
+            if sums["first_bad_step"] != NEVER:
                 raise self._divergence(int(sums["first_bad_step"]) + 1)
             if self._on_steps:
                 self._on_steps(len(history), done, sums)

@@ -50,9 +50,8 @@ def host_batch(task: Task, data: Mapping[str, Any]) -> dict[str, Any]:
             for i in range(0, count, size)
         )
         batch["targets"] = np.concatenate([np.asarray(part["targets"]) for part in parts])
-    on_disk = {n: leaf for n, leaf in batch.items() if isinstance(leaf, DiskArray)}
-    arrays = {n: np.asarray(leaf) for n, leaf in batch.items() if n not in on_disk}
-    return {**arrays, **on_disk, "mask": np.ones(count, np.float32)}
+    batch = {n: x if isinstance(x, DiskArray) else np.asarray(x) for n, x in batch.items()}
+    return {**batch, "mask": np.ones(count, np.float32)}
 
 
 def evaluate_sums(

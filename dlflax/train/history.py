@@ -14,17 +14,11 @@ import numpy as np
 from dlflax.errors import InputError
 from dlflax.train.hparams import Hparams
 from dlflax.train.metrics import Collecting, additive_scores, collecting_scores
-from dlflax.train.recipe import NEVER
 from dlflax.train.tasks import Task
 
 History = list[dict[str, float]]
 """One row per epoch: epoch (from 1), step, train_<score>, val_<score> if there is a validation
 split, and for single runs learning_rate, seconds and examples_per_second."""
-
-
-def is_better(task, value: float, best: float) -> bool:
-    """True if `value` of the monitored metric is better than `best`."""
-    return value > best if task.metric(task.monitor).direction == "max" else value < best
 
 
 def best_epoch(history: History, task: Any) -> int:
@@ -33,11 +27,8 @@ def best_epoch(history: History, task: Any) -> int:
     name = f"val_{task.monitor}"
     if name not in history[-1]:
         return len(history) - 1
-    best = 0
-    for i, row in enumerate(history):
-        if is_better(task, row[name], history[best][name]):
-            best = i
-    return best
+    pick = max if task.metric(task.monitor).direction == "max" else min
+    return pick(range(len(history)), key=lambda i: history[i][name])
 
 
 def is_complete(history: History, task: Any, epochs: int, patience: int = 0) -> bool:
@@ -52,12 +43,12 @@ def plateau_factor(history: History, task: Any, patience: int, factor: float = 0
     """Returns the learning-rate factor of reduce-on-plateau (Keras' with min_delta 0). It is
     multiplied by `factor` after every `patience` epochs in a row without a better validation score,
     and is 1 for patience 0 or without validation."""
-    name = f"val_{task.monitor}"
+    name, higher = f"val_{task.monitor}", task.metric(task.monitor).direction == "max"
     best, wait, scale = math.nan, 0, 1.0
     for row in history if patience else ():
         if name not in row:
             continue
-        better = math.isnan(best) or is_better(task, row[name], best)
+        better = math.isnan(best) or (row[name] > best if higher else row[name] < best)
         best, wait = (row[name], 0) if better else (best, wait + 1)
         if wait >= patience:
             scale, wait = scale * factor, 0
@@ -98,7 +89,7 @@ class Training:
         return tuple(m for m in self.task.metrics if isinstance(m, Collecting) and m.name in names)
 
     def is_complete(self, until: int | None = None) -> bool:
-        """True if it diverged, stopped early, or has `until` epochs (default: all)."""
+        """True if the training diverged, stopped early, or has `until` epochs (default: all)."""
         until = self.epochs if until is None else until
         stopped = is_complete(self.history, self.task, until, self.patience)
         return self.diverged_at is not None or stopped
@@ -148,8 +139,3 @@ class Training:
             f"{name} is undefined on the {len(val.outputs):,} validation examples: choose another "
             "--task.monitor or --objective, or another validation split."
         )
-
-
-def has_nonfinite_step(sums) -> bool:
-    """True if a step of this epoch was not finite."""
-    return sums["first_bad_step"] != NEVER

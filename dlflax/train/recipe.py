@@ -43,7 +43,7 @@ class Recipe:
     schedule: optim.Schedule = optim.Constant()
     """Learning rate: (step, hparams) -> scalar."""
     batch_size: int = 32
-    """Examples a step."""
+    """Examples per step."""
     augment: tuple[Augmentation, ...] = ()
     """Random changes of training batches, in order: (key, batch, hparams) -> batch."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -95,7 +95,7 @@ def total_loss(recipe, params, collections, hparams, batch, key):
             {"params": cast(params, dtype), **collections},
             cast(batch["inputs"], dtype),
             **model_kwargs(recipe.model, hparams, train=True),
-            # the stream for rngs of any other name
+            # "params" serves streams of any other name
             rngs={"dropout": key, "params": jax.random.fold_in(key, 1)},
             mutable=[*collections, "losses"],
         )
