@@ -60,7 +60,7 @@ def classification(splits, outputs: int) -> Baselines:
         share = np.bincount(targets, minlength=classes) / len(targets)
         return _to_logits(np.tile(share, (len(splits.test["targets"]), 1)), outputs)
 
-    def fit_regression(sample, strengths):
+    def fit_regression(sample):
         rows, points = _limit_rows(*sample(), classes)
         y, y_val = splits.train["targets"][rows], splits.val and splits.val["targets"]
         predict = _logistic(_fitter(points), points, y, classes, y_val, strengths)
@@ -70,15 +70,10 @@ def classification(splits, outputs: int) -> Baselines:
         model, count = _fit_boosting("Classifier", splits, rows["train"], categories)
         return _to_logits(_probabilities(model, rows["test"], classes), outputs, count)
 
-    baselines: Baselines = {"majority class": majority}
     texts, rows, categories = _plain(splits)
-    if texts:
-        baselines[TFIDF] = lambda: fit_regression(
-            lambda: _sample_tfidf(texts, classes), (1.0, 10.0)
-        )
-    elif (suffix := _suffix(splits, texts)) is not None:
-        name = f"logistic regression{suffix}"
-        baselines[name] = lambda: fit_regression(lambda: _sample_points(splits), STRENGTHS)
+    strengths = (1.0, 10.0) if texts else STRENGTHS
+    baselines: Baselines = {"majority class": majority}
+    baselines |= _linear(fit_regression, splits, texts, classes)
     if rows:
         baselines["histogram gradient boosting"] = boosting
     return baselines
@@ -115,14 +110,8 @@ def multi_label(splits) -> Baselines:
         return baseline(logits("test"), logits("val") if splits.val else None, len(rows))
 
     baselines: Baselines = {"share of each label": shares}
-    if labels > MAX_LABELS:
-        return baselines
-    texts, *_ = _plain(splits)
-    if texts:
-        baselines[TFIDF] = lambda: regressions(lambda: _sample_tfidf(texts, labels))
-    elif (suffix := _suffix(splits, texts)) is not None:
-        name = f"logistic regression{suffix}"
-        baselines[name] = lambda: regressions(lambda: _sample_points(splits))
+    if labels <= MAX_LABELS:
+        baselines |= _linear(regressions, splits, _plain(splits)[0], labels)
     return baselines
 
 
@@ -194,6 +183,15 @@ def _plain(splits) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[bool, .
     texts = {name: part.texts for name, part in parts.items() if part.texts is not None}
     rows = {name: part.rows for name, part in parts.items() if part.rows is not None}
     return texts, rows, parts["train"].categories if rows else ()
+
+
+def _linear(fit, splits, texts, classes: int) -> Baselines:
+    """Returns name -> `fit` with a function that samples points; {} if the inputs are no numbers."""
+    if texts:
+        return {TFIDF: lambda: fit(lambda: _sample_tfidf(texts, classes))}
+    if (suffix := _suffix(splits, texts)) is None:
+        return {}
+    return {f"logistic regression{suffix}": lambda: fit(lambda: _sample_points(splits))}
 
 
 def _suffix(splits, texts) -> str | None:

@@ -89,12 +89,10 @@ class Classification(Task):
         probabilities = np.asarray(class_probabilities(outputs / temperature))
         before = metrics.calibration(targets, class_probabilities(outputs))
         after = metrics.calibration(targets, probabilities)
-        scores: dict[str, Any] = {"calibration_error": after["error"]}
         errors = {"error_before": before["error"], "error": after["error"]}
-        scores["per_class"] = {
-            name: {key: column[i].item() for key, column in table.items()}
-            for i, name in enumerate(class_names)
-        }
+        rows = {name: {key: column[i].item() for key, column in table.items()}
+                for i, name in enumerate(class_names)}  # fmt: skip
+        scores = {"calibration_error": after["error"], "per_class": rows}
         predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
         wrong = np.flatnonzero(predicted != targets)
         wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
