@@ -186,7 +186,7 @@ def _plain(splits) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[bool, .
 
 
 def _linear(fit, splits, texts, classes: int) -> Baselines:
-    """Returns name -> `fit` with a function that samples points; {} if the inputs are no numbers."""
+    """Returns name -> `fit` of a function that samples inputs; {} if these are no numbers."""
     if texts:
         return {TFIDF: lambda: fit(lambda: _sample_tfidf(texts, classes))}
     if (suffix := _suffix(splits, texts)) is None:
