@@ -58,8 +58,10 @@ def augment_batch(recipe, hparams, batch, key):
 
 def strength_names(augmentations, hparams) -> tuple[str, ...]:
     """Returns the names of the Hparams that these augmentations read."""
-    names = hparam_names(hparams)
-    return tuple(name for change in augmentations for name in getattr(change, "numbers", names))
+    return tuple(
+        name for change in augmentations
+        for name in getattr(change, "numbers", hparam_names(hparams))
+    )  # fmt: skip
 
 
 def set_default_strengths(augmentations, hparams):
