@@ -155,12 +155,12 @@ def _trace_loss(recipe, hparams, data, outputs) -> None:
 def adapt_to_small_data(recipe: Recipe, splits: data.Splits, log) -> Recipe:
     """Returns the recipe with a batch size of at most the train split. Logs the change, and a
     validation split that is too small for selection."""
-    n = data.examples(splits.train)
+    n = data.num_examples(splits.train)
     if n < recipe.batch_size <= MAX_SHRINKABLE_BATCH:
         log(f"note: there are {n:,} training examples: --batch-size {n} instead of "
             f"{recipe.batch_size}")  # fmt: skip
         recipe = dataclasses.replace(recipe, batch_size=n)
-    n = data.examples(splits.val) if splits.val else MIN_VALIDATION
+    n = data.num_examples(splits.val) if splits.val else MIN_VALIDATION
     if n < MIN_VALIDATION:
         log(f"note: {n} validation examples are too few to choose an epoch or a model by")
     return recipe
