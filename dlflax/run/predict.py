@@ -84,7 +84,7 @@ class Predictor:
         return np.concatenate([self._outputs(b["inputs"]) for b in batches])[: len(inputs)]
 
     def _outputs(self, inputs) -> np.ndarray:
-        recipe, hparams = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
+        recipe, hparams = self.config.recipe, train.as_float32(self.config.hparams.evaluation())
         state = self.state()
 
         def predict(inputs):
@@ -92,7 +92,7 @@ class Predictor:
 
         if not self.tta:
             return predict(inputs)
-        strengths = train.as_traced(self.config.hparams)
+        strengths = train.as_float32(self.config.hparams)
         views = [predict(inputs)]
         for i in range(self.tta):
             batch = {"inputs": train.floats(jnp.asarray(inputs))}
