@@ -16,7 +16,7 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.data import ImageFolder, Series, Text, make_splits
-from dlflax.data.picture import read_picture
+from dlflax.data.picture import read_image
 from dlflax.data.series_file import read_file
 from dlflax.errors import InputError
 from dlflax.report import figures, tables
@@ -156,13 +156,13 @@ def test_names_with_dollars_are_shown_as_they_are(place, capsys):
 def test_pictures_of_twelve_bits_keep_their_shades(place, most):
     pixels = np.linspace(0, most, 400).astype(np.uint16).reshape(20, 20)
     Image.fromarray(pixels).save("x.png")
-    found = read_picture("x.png", (20, 20, 1), ink=False, deep=True)
+    found = read_image("x.png", (20, 20, 1), ink=False, deep=True)
     np.testing.assert_array_equal(found[:, :, 0], np.float32(pixels))
     if most <= 4095:  # beside images of 8 bits that is no scale
         with pytest.raises(InputError, match=f"pixels from 0 to {most}, which is no scale"):
-            read_picture("x.png", (20, 20, 1), ink=False)
+            read_image("x.png", (20, 20, 1), ink=False)
     else:
-        found = read_picture("x.png", (20, 20, 1), ink=False)
+        found = read_image("x.png", (20, 20, 1), ink=False)
         assert found.max() == round(255 * most / 65535)
 
 

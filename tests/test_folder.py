@@ -38,7 +38,7 @@ from dlflax.data import (
 )
 from dlflax.data.encoder import Upload
 from dlflax.data.image_encoder import ImageEncoder, fit_scale
-from dlflax.data.picture import read_picture
+from dlflax.data.picture import read_image
 from dlflax.errors import InputError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cats_and_dogs"
@@ -87,7 +87,7 @@ def check(dataset, root, size=16):
         assert part["inputs"].dtype == np.uint8 and part["targets"].dtype == np.int32
         assert len(part["inputs"]) == len(part["targets"]) == len(files)
         for pixels, label, name in zip(part["inputs"][:], part["targets"], files, strict=True):
-            want = read_picture(root / name, (size, size, 3), False)
+            want = read_image(root / name, (size, size, 3), False)
             np.testing.assert_array_equal(pixels, want, str(name))
             assert dataset.class_names[label] in Path(name).parts
     names = dataset.examples.names
@@ -407,15 +407,15 @@ def test_bad_files_are_skipped_and_counted(tmp_path, monkeypatch):
     assert reasons.pop("cat/cut.jpg").startswith("truncated: ")
     assert reasons.pop("cat/broken.png").startswith("corrupt: ")
     assert reasons == {
-        "cat/empty.jpg": "empty", "cat/empty too.png": "empty", "cat/text.jpg": "no picture",
-        "cat/notes.txt": "no picture: named .txt", "cat/bomb.png": large, "cat/long.png": large,
-        "cat/LICENSE": "no picture: named without ending",
+        "cat/empty.jpg": "empty", "cat/empty too.png": "empty", "cat/text.jpg": "not an image",
+        "cat/notes.txt": "not an image: named .txt", "cat/bomb.png": large, "cat/long.png": large,
+        "cat/LICENSE": "not an image: named without ending",
         "cat/pipe.png": "unreadable: no regular file",
         "cat/sparse.bmp": "too large: more than 1 GiB",
     }  # fmt: skip
     start, kinds = said[1].removesuffix(".").split(": ")
     assert start == "12 of 20 files could not be used, see files_skipped.csv"
-    want = "3 no picture, 3 too large, 2 truncated, 2 empty, 1 corrupt, 1 unreadable"
+    want = "3 not an image, 3 too large, 2 truncated, 2 empty, 1 corrupt, 1 unreadable"
     assert sorted(kinds.split(", ")) == sorted(want.split(", "))
     never(monkeypatch)
     said.clear()
@@ -446,7 +446,7 @@ def test_names_of_any_bytes(tmp_path):
     dataset = ImageFolder(data_dir=root, size=16).load(lambda _: None)
     names = dataset.examples.names
     assert {"cat/\\xff.png", 'cat/süß 🐈\\n,".png'} < set(names)
-    assert report(dataset) == {"dog/ü,\\n.txt": [("skipped", "no picture: named .txt")]}
+    assert report(dataset) == {"dog/ü,\\n.txt": [("skipped", "not an image: named .txt")]}
     json.dumps(names).encode()
     dataset.files[folder.REPORT].encode()
 
@@ -867,9 +867,9 @@ def test_hundreds_of_bad_files(tmp_path):
     for name in every - twice:  # the same as prediction says of each
         if name in skipped:
             with pytest.raises(InputError):
-                read_picture(root / name, (32, 32, 3), False)
+                read_image(root / name, (32, 32, 3), False)
         else:
-            read_picture(root / name, (32, 32, 3), False)
+            read_image(root / name, (32, 32, 3), False)
 
 
 def pet_images(path, each=5):
@@ -933,12 +933,12 @@ def test_download(tmp_path, monkeypatch):
     for part in ("train", "test"):
         of, files = getattr(dataset, part), files_of(dataset, part)
         for pixels, label, name in zip(of["inputs"][:], of["targets"], files, strict=True):
-            np.testing.assert_array_equal(pixels, read_picture(root / name, (16, 16, 3), False))
+            np.testing.assert_array_equal(pixels, read_image(root / name, (16, 16, 3), False))
             assert label == taken[name][1]
     assert np.bincount(dataset.test["targets"]).tolist() == [1, 1]
 
     never(monkeypatch)
-    monkeypatch.setattr(download, "unreachable", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
     assert source.load(said.append).checksum == dataset.checksum
     monkeypatch.undo()
     other = dataclasses.replace(source, data_dir=tmp_path / "tfds", size=16)
@@ -1061,7 +1061,7 @@ def test_images_in_another_unit_are_refused(tmp_path):
         with pytest.raises(InputError, match="the training images"):
             encoder.parse(wrong)
     image(0).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="of 8 bits, or of colours"):
+    with pytest.raises(InputError, match="8 bits or colours, but the data set is gray"):
         encoder.parse(tmp_path / "a.png")
     Image.fromarray(rng.uniform(0, 1, (8, 8)).astype(np.float32)).save(tmp_path / "b.tif")
     with pytest.raises(InputError, match="give images in the same unit"):
@@ -1081,7 +1081,7 @@ def test_the_scale_of_a_small_range_and_of_single_spots():
     assert scale == (190, 210) and "(0.0% of 16 bits, stretched)" in sentence
     images[3, 0, 0] = 65535
     scale, sentence = fit(images)
-    assert scale == (190, 210) and "single spots, to 190 and 65535, that are clipped" in sentence
+    assert scale == (190, 210) and "outliers, to 190 and 65535, are clipped" in sentence
     with pytest.raises(InputError, match="too narrow a range"):
         fit(np.full((4, 8, 8, 3), 7))
     with pytest.raises(InputError, match="too narrow a range: subtract"):
@@ -1135,11 +1135,11 @@ def test_pixels_that_are_no_number(tmp_path):
     pixels = np.arange(64, dtype=np.float32).reshape(8, 8) - 20
     pixels[0, :3] = np.nan, np.inf, -np.inf
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    got = read_picture(tmp_path / "a.tif", (8, 8, 1), False, deep=True)
+    got = read_image(tmp_path / "a.tif", (8, 8, 1), False, deep=True)
     np.testing.assert_array_equal(got[0, :4, 0], [-17] * 4)
     Image.fromarray(pixels * np.nan).save(tmp_path / "b.tif")
     with pytest.raises(InputError, match="no pixel is finite"):
-        read_picture(tmp_path / "b.tif", (8, 8, 1), False, deep=True)
+        read_image(tmp_path / "b.tif", (8, 8, 1), False, deep=True)
 
 
 @pytest.mark.parametrize("above", ["", "train"])

@@ -204,7 +204,7 @@ BAD_TABLES = {
     "greek.csv": (HEAD.encode() + b"caf\x8f,pos\n", "line 2 has the byte 8f, which is not UTF-8"),
     "bom.csv": (b"\xef\xbb\xbf" + HEAD.encode() + b"\xff,pos\n", "line 2 has the byte ff"),
     "plain.csv.gz": (HEAD, "is not gzip data"),
-    "cut.csv.gz": (gzip.compress(HEAD.encode())[:-9], "is cut short"),
+    "cut.csv.gz": (gzip.compress(HEAD.encode())[:-9], "is truncated gzip data"),
     "array.jsonl": (JSON + "[1]\n", "line 2 is not a JSON object in valid Unicode (it is"),
     "json.jsonl": (JSON + "\n{\n", "line 3 is not a JSON object"),
     "deep.jsonl": ("[" * 100_000, "line 1 is not a JSON object"),
@@ -708,7 +708,7 @@ def test_download(tmp_path, monkeypatch, mirror):
     assert dataset.source == f"TFDS imdb_reviews:1.0.0 in {folder}"
 
     # From now on the prepared files do, with no network at all.
-    monkeypatch.setattr(download, "unreachable", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
     assert Text().load(silent).checksum == dataset.checksum
     assert load(tmp_path / "tfds").checksum == dataset.checksum
     older = tmp_path / "older" / "imdb_reviews"

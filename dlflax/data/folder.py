@@ -108,7 +108,7 @@ class ImageFolder(Source):
                 raise InputError(
                     f"--data-dir {folder} {state}: it should be {folder_files.WANTED}."
                 )
-            if self.labels is None and (prepared := download.prepared(folder, self.dataset)):
+            if self.labels is None and (prepared := download.find_prepared(folder, self.dataset)):
                 return self._from_tfds(prepared, log)
             return self._from_folder(folder, log)
         if self.labels is not None:
@@ -120,7 +120,7 @@ class ImageFolder(Source):
                 f'--dataset "{self.dataset}" is unknown: it should be cats_vs_dogs, or pass '
                 f"--data-dir with {folder_files.WANTED}."
             )
-        found = download.prepared_or_downloaded(
+        found = download.load_or_download(
             self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
         )
         if found is not None:

@@ -162,7 +162,7 @@ def decode(
                 content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
                 file.seek(0)
                 pixels, odd = picture.decode(file, Path(name), (size, size, 3), dtype.kind == "f")
-        except picture.PictureError as error:
+        except picture.ImageError as error:
             reason = f"{error.kind}: {error.detail}" if error.detail else error.kind
             return None, None, "", [skipped(name, error.kind, reason)]
         except Exception as error:  # the file system's, or TFDS's

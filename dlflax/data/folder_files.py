@@ -212,7 +212,7 @@ def open_tfds(folder: Path) -> Found:
     import tensorflow_datasets as tfds
 
     names, labels, parts, sizes, places, report = [], [], [], [], [], []
-    with download.builder_of(folder, "pictures") as builder:
+    with download.open_builder(folder, "pictures") as builder:
         image, label = builder.info.supervised_keys or ("image", "label")
         class_names = list(builder.info.features[label].names)
         decoders = {image: tfds.decode.SkipDecoding()}

