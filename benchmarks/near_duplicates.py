@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dlflax.data.duplicates import distances, small
+from dlflax.data.duplicates import distances, thumbnail
 
 SIZE = 224
 
@@ -55,12 +55,12 @@ CHANGES = {
 
 def main(folder):
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() == ".jpg")
-    pictures = [small(pixels(Image.open(path).convert("RGB"))) for path in paths]
+    pictures = [thumbnail(pixels(Image.open(path).convert("RGB"))) for path in paths]
     pictures = np.float32(pictures)
     print(f"{len(paths):,} pictures; distance at 0, 5, 50, 95 and 100 of 100")
     for name, change in CHANGES.items():
         found = [
-            distances(small(pixels(change(Image.open(path).convert("RGB"))))[None].astype(
+            distances(thumbnail(pixels(change(Image.open(path).convert("RGB"))))[None].astype(
                 np.float32), each[None])[0, 0]
             for path, each in zip(paths[::10], pictures[::10], strict=True)
         ]  # fmt: skip

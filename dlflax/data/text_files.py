@@ -17,7 +17,7 @@ import numpy as np
 from dlflax.data import download
 from dlflax.data.dataset import Dataset
 from dlflax.data.encoder import Examples
-from dlflax.data.folder_files import is_hidden, part_of
+from dlflax.data.folder_files import is_hidden, split_of
 from dlflax.data.order import stratified
 from dlflax.data.splits import Given
 from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
@@ -81,7 +81,7 @@ def read_path(path: Path, dataset: str, log, make=None) -> Any:
         return read_tfds(dataset, found, log)
     entries = _listing(path)
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
-    parts = {part: entry for name, entry in folders.items() if (part := part_of(name))}
+    parts = {part: entry for name, entry in folders.items() if (part := split_of(name))}
     if {"train", "test"} <= set(parts):  # and whatever else: aclImdb has a vocabulary beside them
         train, test = (_class_folders(parts[part], note) for part in ("train", "test"))
         if "validation" in parts:

@@ -15,7 +15,7 @@ import numpy as np
 from dlflax import train, transfer
 from dlflax.data import Classes, Encoder, Examples, join
 from dlflax.data.encoder import RowsRefused
-from dlflax.data.folder_files import in_natural_order, is_hidden
+from dlflax.data.folder_files import is_hidden, natural_key
 from dlflax.data.target import UNKNOWN
 from dlflax.errors import InputError
 from dlflax.run.experiment import of_run
@@ -130,7 +130,7 @@ class Predictor:
                 below = (p for p in Path(each).rglob("*") if p.is_file())
                 parts = ((p, p.relative_to(each).parts) for p in below)  # not those of ../photos
                 shown = [str(p) for p, names in parts if not any(map(is_hidden, names))]
-                found += _some(each, sorted(shown, key=in_natural_order))
+                found += _some(each, sorted(shown, key=natural_key))
             else:
                 found.append(each)
         return found
