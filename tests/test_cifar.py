@@ -176,7 +176,7 @@ def test_download(tmp_path, monkeypatch):
             packed.write_bytes(b"<html>")
             assert "pass --data-dir" in refused(None, said.append)
             assert "is not the published file" in said[0]
-            assert not download.find_prepared(tmp_path / "tfds", "cifar10")
+            assert not download.find_tfds(tmp_path / "tfds", "cifar10")
             packed.write_bytes(content)  # the wrong file was not kept
             dataset = data.load("cifar10", log=said.append)
         finally:

@@ -361,7 +361,7 @@ def test_download_of_a_wrong_file(tmp_path, mirror):
     said = []
     assert data.load("mnist", log=said.append).name == "digits"
     assert f"{TEST_LABELS}.gz is not the published file" in said[0]
-    assert not download.find_prepared(tmp_path / "tfds", "mnist")
+    assert not download.find_tfds(tmp_path / "tfds", "mnist")
     write(mirror, GOOD, pack=True)  # the wrong file was not kept
     said.clear()
     check(data.load("mnist", log=said.append), GOOD), said

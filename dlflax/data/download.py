@@ -37,9 +37,9 @@ def load_or_download(
     None after logging the reasons.
 
     url: the first file of a download; None if the data set has none, when an unreadable folder
-    raises InputError. find(folder, name): as `find_prepared`.
+    raises InputError. find(folder, name): as `find_tfds`.
     """
-    find, folders = find or find_prepared, folders or tfds_folders()
+    find, folders = find or find_tfds, folders or tfds_folders()
     for folder in folders:
         if prepared := find(folder, name):
             try:
@@ -63,7 +63,7 @@ def load_or_download(
     return None
 
 
-def find_prepared(root: Path, name: str) -> Path | None:
+def find_tfds(root: Path, name: str) -> Path | None:
     """Returns the newest version of `name` that TFDS has prepared below `root`."""
     versions = {}
     for info in (root / name).glob("*/dataset_info.json"):

@@ -108,7 +108,7 @@ class ImageFolder(Source):
                 raise InputError(
                     f"--data-dir {folder} {state}: it should be {folder_files.EXPECTED}."
                 )
-            if self.labels is None and (prepared := download.find_prepared(folder, self.dataset)):
+            if self.labels is None and (prepared := download.find_tfds(folder, self.dataset)):
                 return self._from_tfds(prepared, log)
             return self._from_folder(folder, log)
         if self.labels is not None:

@@ -127,7 +127,7 @@ class _Reader:
         files = idx.find_idx(folder) if name in idx.URLS else {}
         if len(files) == len(idx.FILES):
             return self.from_idx(folder)
-        if not files and (prepared := download.find_prepared(folder, name)):
+        if not files and (prepared := download.find_tfds(folder, name)):
             return self.from_tfds(prepared)
         file = next(file for file in idx.FILES if file not in files)
         missing = f"{file} (or {file}.gz)" if name in idx.URLS else "data set"
