@@ -104,7 +104,7 @@ BAD_FILES = {
     "label": (
         TRAIN_LABELS,
         idx_bytes(np.where(LABELS == 9, 10, LABELS).astype(np.uint8)),
-        "has the label 10, but labels are 0 to 9",
+        "has the label 10, not 0 to 9",
     ),
     "lengths": (TRAIN_LABELS, idx_bytes(LABELS[:-1]), "19 labels, but each image needs one label"),
     "empty class": (
@@ -116,7 +116,7 @@ BAD_FILES = {
     "size": (
         TRAIN_IMAGES,
         idx_bytes(np.zeros((20, 27, 28), np.uint8)),
-        "has images of 27 x 28 x 1, but those of mnist are 28 x 28 x 1",
+        "has images of 27 x 28 x 1, but mnist has 28 x 28 x 1",
     ),
 }
 

@@ -19,8 +19,10 @@ NETWORK_SECONDS = 4.0
 
 
 def tfds_folders() -> tuple[Path, Path]:
-    """Returns the folders of prepared data sets: $TFDS_DATA_DIR or ~/tensorflow_datasets, and one
-    in the cache, for downloads when the first has an unreadable data set of that name."""
+    """Returns TFDS's folder of prepared data sets ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+
+    The second folder, in the cache, is for a download if the first has an unreadable data set.
+    """
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(default).expanduser(), cache_folder() / "tfds"
 
@@ -33,11 +35,8 @@ def load_or_download(
     find: Callable[[Path, str], Path | None] | None = None,
     folders: tuple[Path, Path] | None = None,
 ) -> Any | None:
-    """Returns `read` of the TFDS folder of `name`, prepared already or downloaded by `builders`, or
-    None after logging the reasons.
-
-    url: the first file of a download; None if the data set has none, when an unreadable folder
-    raises InputError. find(folder, name): as `find_tfds`.
+    """Returns `read` of a TFDS folder, prepared already or downloaded, or logs why not. url: the
+    first file to download; without, an unreadable folder raises InputError. find: as `find_tfds`.
     """
     find, folders = find or find_tfds, folders or tfds_folders()
     for folder in folders:

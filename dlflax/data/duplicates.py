@@ -59,8 +59,11 @@ def drop_duplicates(listing: Listing) -> Listing:
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """Returns the vector that is compared: of uint8 (h, w, 3) float16 (3 * SIDE * SIDE,), lightness
-    and then colours, which JPEG keeps less of; of gray float32 pixels float32 (SIDE * SIDE,)."""
+    """Returns the vector that is compared.
+
+    It is float16 (3 * SIDE * SIDE,) of uint8 (h, w, 3), lightness and then colours, which JPEG
+    degrades; float32 (SIDE * SIDE,) of gray float32 pixels.
+    """
     import PIL.Image
 
     size, box = (SIDE, SIDE), PIL.Image.Resampling.BOX

@@ -62,8 +62,8 @@ class ImageFolder(Source):
     split_seed: int = 0
     """Seed of the test split, which is the same for every --seed."""
     labels: Path | None = None
-    """CSV file of the images' targets, in place of class folders: a column of file names, and one
-    of classes, of several labels each, or of numbers."""
+    """CSV file of the images' targets, in place of class folders. It has a column of file names,
+    and one of classes, of several labels each, or of numbers."""
     target: tuple[str, ...] = ()
     """Target columns of --labels, where they cannot be inferred."""
     target_kind: Literal["auto", "classes", "labels", "number"] = "auto"
@@ -74,22 +74,19 @@ class ImageFolder(Source):
     split."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
-        """Returns the images, decoded to `size` by `picture.decode`, in the order of their names.
+        """Returns the images, decoded to `size`, in the order of their names.
 
-        With `data_dir` that is the only source: folders CLASS/**/*.jpg (and the other endings of
-        `picture.FORMATS`), or train/CLASS/**, with validation/ (val, valid) and test/ if present;
-        or a data set prepared by TFDS. Without it: cats_vs_dogs (Elson et al., CCS 2007), prepared
-        by TFDS ($TFDS_DATA_DIR or ~/tensorflow_datasets), or a download, never with
-        DLFLAX_OFFLINE=1. Decoded images are cached below `cache_folder()`, until the size or time
-        of a file changes. `log` gets one sentence about the irregular files, and one for each
-        source that failed.
+        With `data_dir` that is the only source: folders CLASS/**/*.jpg (or other formats), or
+        train/CLASS/**, with validation/ (val, valid) and test/ if present; or a data set prepared
+        by TFDS. Without it: cats_vs_dogs (Elson et al., CCS 2007), prepared by TFDS
+        ($TFDS_DATA_DIR or ~/tensorflow_datasets), or a download, never with DLFLAX_OFFLINE=1.
+        Decoded images are cached below `cache_folder()`, until the size or time of a file changes.
+        `log` gets one sentence about the irregular files, and one for each source that failed.
 
         Inputs are `DiskArray` of uint8 (n, size, size, 3), or float32 in the images' unit if they
-        have 16 bits, 32 bits or floats; targets are int32 (n,). `files` of the Dataset has
-        files_skipped.csv if a file is irregular.
-
-        Raises InputError when a field is out of range, no source has the images, or a class has
-        less than one image to train, one to validate and one to test.
+        have 16 bits, 32 bits or floats. `files` of the Dataset has files_skipped.csv if a file is
+        irregular. Raises InputError when a field is out of range, no source has the images, or a
+        class has no image for a split.
         """
         if not 8 <= self.size <= 1024:
             raise InputError(f"--size {self.size} must be from 8 to 1024 pixels.")
@@ -232,7 +229,7 @@ class ImageFolder(Source):
 def _check_counts(labels, splits, table, origin) -> None:
     """Raises InputError unless every class has an image in each split."""
     class_names, given = table["class_names"], table["given"]
-    kinds = [kind for _, what, kind, _ in table["report"] if what == "skipped"]
+    kinds = [kind for _, outcome, kind, _ in table["report"] if outcome == "skipped"]
     skipped = f" (skipped: {_format_counts(kinds)})" if kinds else ""
     if not len(labels):
         raise InputError(
@@ -268,15 +265,15 @@ def _report_file(table: dict, log) -> dict[str, str]:
     report, count = table["report"], table["count"]
     if not report:
         return {}
-    files = collections.Counter(what for _, what in {(name, what) for name, what, *_ in report})
+    files = collections.Counter(outcome for _, outcome in {tuple(row[:2]) for row in report})
     outcomes = {
         "skipped": "files could not be used", "converted": "were converted",
         "listed": "are used unchanged, and should be reviewed",
     }  # fmt: skip
-    parts = [f"{files[w]:,} of {count:,} {end}" for w, end in outcomes.items() if files[w]]
+    parts = [f"{files[o]:,} of {count:,} {end}" for o, end in outcomes.items() if files[o]]
     log(f"{', '.join(parts)}, see {REPORT}: {_format_counts([kind for _, _, kind, _ in report])}.")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "what", "reason"])
-    writer.writerows([name, what, reason] for name, what, _, reason in report)
+    writer.writerows([name, outcome, reason] for name, outcome, _, reason in report)
     return {REPORT: text.getvalue()}

@@ -24,10 +24,10 @@ from dlflax.files import cache_folder, replacing
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
+FILES = "train-images-idx3-ubyte.gz and so on"
 NOT_MNIST = (
     "NOT MNIST: replaced by scikit-learn's 1,797 digits, enlarged to 28 x 28, whose scores are not "
-    "comparable. Pass the real files (train-images-idx3-ubyte.gz and the three other IDX files) as "
-    "--data-dir FOLDER."
+    f"comparable. Pass the four IDX files ({FILES}) as --data-dir FOLDER."
 )
 
 
@@ -88,11 +88,9 @@ def load(
     if name in idx.URLS:
         url = f"{idx.URLS[name]}{idx.FILES[0]}.gz"
     dataset = download.load_or_download(name, url, reader.from_tfds, log, folders=folders)
-    if dataset is not None:
-        return dataset
-    if url is None:
+    if dataset is None and url is None:
         return reader.from_tfds(_prepare_with_tensorflow(name, folders[0]))
-    return reader.stand_in()
+    return reader.stand_in() if dataset is None else dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,23 +132,18 @@ class _Reader:
         raise InputError(f"--data-dir {folder} has no {missing}: it should be {expected}.")
 
     def stand_in(self) -> Dataset:
-        """Returns the installed data set that replaces one that cannot be downloaded, or raises
-        InputError."""
-        name = self.name
-        if name == "mnist":
+        """Returns an installed data set in place of one without download, or raises InputError."""
+        if self.name == "mnist":
             self.log(NOT_MNIST)
-            return dataclasses.replace(self.digits(), stands_in_for=name)
-        if name == "cifar10":
-            raise InputError(
-                f"cifar10 is not on this machine and cannot be downloaded: pass --data-dir with "
-                f"{cifar.ARCHIVE} ({cifar.URL}) or the folder in it."
-            )
-        if len(idx.find_idx(DEBIAN_FASHION_MNIST)) == len(idx.FILES):
+            return dataclasses.replace(self.digits(), stands_in_for=self.name)
+        if self.name == "cifar10":
+            remedy = f"with {cifar.ARCHIVE} ({cifar.URL}) or the folder in it."
+        elif len(idx.find_idx(DEBIAN_FASHION_MNIST)) == len(idx.FILES):
             return self.from_idx(DEBIAN_FASHION_MNIST)
+        else:
+            remedy = f"with the four IDX files ({FILES}), or apt install dataset-fashion-mnist."
         raise InputError(
-            f"{name} is not on this machine and cannot be downloaded: pass --data-dir FOLDER with "
-            "the four IDX files (train-images-idx3-ubyte.gz and so on), or "
-            "apt install dataset-fashion-mnist."
+            f"{self.name} is not on this machine and cannot be downloaded: pass --data-dir {remedy}"
         )
 
     def _cache(self, files, read, name: str = "") -> Dataset:
@@ -195,30 +188,22 @@ def _expected_files(name: str) -> str:
 def _check(name, source, splits, class_names, descriptions) -> Dataset:
     """Returns a Dataset of (inputs, targets) for train and test, or raises InputError.
     descriptions: of inputs and targets for each split, for messages."""
-    for (inputs, targets), (inputs_name, targets_name) in zip(splits, descriptions, strict=True):
+    for (inputs, targets), (origin, targets_origin) in zip(splits, descriptions, strict=True):
         if inputs.ndim != 4 or inputs.dtype != np.uint8:
-            raise InputError(
-                f"{inputs_name} has {inputs.dtype} values in shape {inputs.shape}, but images "
-                "are uint8 (n, height, width, channels)."
-            )
+            raise InputError(f"{origin} is {inputs.dtype} {inputs.shape}, not uint8 (n, h, w, c).")
         if len(inputs) == 0:
-            raise InputError(f"{inputs_name} has no images: at least one is required.")
+            raise InputError(f"{origin} has no images: at least one is required.")
         if name in idx.URLS and inputs.shape[1:] != (28, 28, 1):
-            raise InputError(
-                f"{inputs_name} has images of {' x '.join(map(str, inputs.shape[1:]))}, but "
-                f"those of {name} are 28 x 28 x 1."
-            )
+            size = " x ".join(map(str, inputs.shape[1:]))
+            raise InputError(f"{origin} has images of {size}, but {name} has 28 x 28 x 1.")
         if len(inputs) != len(targets):
             raise InputError(
-                f"{inputs_name} has {len(inputs):,} images and {targets_name} {len(targets):,} "
+                f"{origin} has {len(inputs):,} images and {targets_origin} {len(targets):,} "
                 "labels, but each image needs one label."
             )
-        invalid = targets[(targets < 0) | (targets >= len(class_names))]
+        invalid, last = targets[(targets < 0) | (targets >= len(class_names))], len(class_names) - 1
         if len(invalid):
-            raise InputError(
-                f"{targets_name} has the label {invalid[0]}, but labels are 0 to "
-                f"{len(class_names) - 1}."
-            )
+            raise InputError(f"{targets_origin} has the label {invalid[0]}, not 0 to {last}.")
     counts = np.bincount(splits[0][1], minlength=len(class_names))
     if not counts.all():
         empty = int(np.argmin(counts))
@@ -259,20 +244,19 @@ def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
     """Reads the train and test splits (without test: validation) of a prepared TFDS data set."""
     log(f"Decoding the images of {folder}, once: they are cached.")
     with download.open_builder(folder, "images with train and test splits") as builder:
-        image, label = builder.info.supervised_keys or ("image", "label")
-        class_names = builder.info.features[label].names
-        test = "test" if "test" in builder.info.splits else "validation"
-        descriptions = [f"The {split} split in {folder}" for split in ("train", test)]
+        keys = builder.info.supervised_keys or ("image", "label")
+        class_names = builder.info.features[keys[1]].names
+        names = "train", "test" if "test" in builder.info.splits else "validation"
+        descriptions = [f"The {split} split in {folder}" for split in names]
         splits = [
-            _read_tfds_split(builder, split, image, label, description)
-            for split, description in zip(("train", test), descriptions, strict=True)
+            _read_tfds_split(builder, keys, *row) for row in zip(names, descriptions, strict=True)
         ]
     source = f"TFDS {name}:{folder.name} in {folder}"
     return _check(name, source, splits, class_names, [(text, text) for text in descriptions])
 
 
-def _read_tfds_split(builder, split, image, label, description) -> tuple[np.ndarray, np.ndarray]:
-    count = builder.info.splits[split].num_examples
+def _read_tfds_split(builder, keys, split, description) -> tuple[np.ndarray, np.ndarray]:
+    (image, label), count = keys, builder.info.splits[split].num_examples
     inputs, targets = None, np.zeros(count, np.int32)
     for index, example in enumerate(download.prepared_examples(builder, split, description)):
         if inputs is None:
@@ -291,15 +275,11 @@ def _read_tfds_split(builder, split, image, label, description) -> tuple[np.ndar
 def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     """Returns the folder of any other TFDS data set, prepared by the builder of TFDS."""
     unknown = f'"{name}" is unknown: mnist, fashion_mnist, cifar10 and digits are built in'
+    remedy = "pass --data-dir with a prepared TFDS folder"
     if not importlib.util.find_spec("tensorflow"):
-        raise InputError(
-            f'{unknown}, and other data sets of TFDS need TensorFlow (pip install "dlflax[tf]").'
-        )
+        raise InputError(f'{unknown}, others need TensorFlow (pip install "dlflax[tf]").')
     if download.is_offline():
-        raise InputError(
-            f"{name} is not in the TFDS folder {root}, and with DLFLAX_OFFLINE set nothing is "
-            "downloaded: pass --data-dir with a prepared TFDS folder."
-        )
+        raise InputError(f"{name} is not in {root}, and DLFLAX_OFFLINE is set: {remedy}.")
     import tensorflow_datasets as tfds
 
     try:
@@ -309,10 +289,7 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
         raise InputError(f"{unknown}, and TFDS has none of that name.") from None
     except Exception as error:  # TFDS, requests and the file system raise dozens of types
         reason = download.first_line(error)
-        raise InputError(
-            f"{name} could not be downloaded by TFDS ({reason}): pass --data-dir "
-            "with a prepared TFDS folder, or choose mnist, fashion_mnist, cifar10 or digits."
-        ) from None
+        raise InputError(f"TFDS could not download {name} ({reason}): {remedy}.") from None
     return Path(builder.data_dir)
 
 

@@ -41,12 +41,8 @@ def read_image(
     path: str | Path, shape: tuple[int, int, int], ink: bool, content: bytes | None = None,
     deep: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """Returns an image file of any size and mode as uint8 of `shape` (h, w, c), c 1 or 3.
-    content: the file's bytes, when `path` is only a name.
-
-    An animation's first frame is read, upright by its EXIF orientation.
-
-    `ink=False`: as `decode`; float32 with `deep`.
+    """Returns an image file of any size and mode as uint8 of `shape` (h, w, c), c 1 or 3, as
+    `decode`, or raises InputError. content: the file's bytes, when `path` is only a name.
 
     `ink=True`: for models of light ink on black (MNIST, Fashion-MNIST).
       1. The background is the median of the border. It must be in the darkest or the lightest
@@ -57,9 +53,6 @@ def read_image(
          resized to the middle 20/28 of the frame (antialiased, aspect kept), the centre of mass
          moved to the centre of the frame (http://yann.lecun.com/exdb/mnist/). Fashion-MNIST fills
          its frame instead: give such images in h x w.
-
-    Raises InputError when the file is missing, not an image, damaged or too large, and for
-    `ink=True` when the image is blank or the background neither dark nor light.
     """
     path = Path(path)
     height, width, channels = shape
@@ -108,7 +101,7 @@ def decode(
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return np.array(image).reshape(shape)
 
-    return _open(file, path, fit, _keep_unit if deep else _to_uint8, _min_side(shape))
+    return _open(file, path, fit, _keep_unit if deep else _to_uint8, shape)
 
 
 def is_deep(file: BinaryIO, path: Path) -> bool:
@@ -125,26 +118,22 @@ def count_pixels(file: BinaryIO, path: Path, shape: tuple[int, int, int], ink: b
         warnings.simplefilter("ignore")
         with _open_header(file, path) as image:
             if not ink:
-                image.draft(None, (_min_side(shape),) * 2)
+                image.draft(None, (2 * max(shape[:2]),) * 2)
             return image.width * image.height
-
-
-def _min_side(shape: tuple[int, int, int]) -> int:
-    """Returns the pixels a side that a JPEG has at least when decoded for `shape`."""
-    return 2 * max(shape[:2])
 
 
 def _open(
     file: BinaryIO, path: Path, use: Callable[[Image.Image], Any],
-    convert_depth: Callable[[np.ndarray, bool, Path], np.ndarray], min_side: int | None = None,
+    convert_depth: Callable[[np.ndarray, bool, Path], np.ndarray],
+    shape: tuple[int, int, int] | None = None,
 ) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
     """Returns `use` of the image, upright, in mode L, RGB, RGBA or F, and the properties lost.
     convert_depth: returns uint8 or float32 of pixels (h, w) of 16 bits (if the bool is true), 32
-    bits or floats; min_side: as `_min_side`."""
+    bits or floats; shape: a JPEG is decoded to twice this size at least."""
     with _open_header(file, path) as image:
         pixels = image.width * image.height
-        if min_side:
-            image.draft(None, (min_side, min_side))  # no effect but for JPEG
+        if shape:
+            image.draft(None, (2 * max(shape[:2]),) * 2)  # no effect but for JPEG
         with _big if pixels > BIG else contextlib.nullcontext():
             mode = image.mode
             # Pillow has no mode for 16-bit colours: it drops the low bytes.
@@ -165,9 +154,8 @@ def _open_header(file: BinaryIO, path: Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path}: not an image; give {' or '.join(FORMATS)}.", "not an image"
-        ) from error
+        formats = " or ".join(FORMATS)
+        raise ImageError(f"{path}: not an image; give {formats}.", "not an image") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS // 1_000_000} million pixels"
         raise ImageError(

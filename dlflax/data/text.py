@@ -48,9 +48,9 @@ class Text(Source):
     """Tokens that a text is truncated or padded to (0: the 95th percentile of the training texts,
     256 at most)."""
     tokenizer: str = "auto"
-    """word, bpe (byte-pair encoding of word pieces), or auto: words, but pieces if in more than a
-    third of held-out texts most words are unknown, as in languages without blanks, or for vader.
-    minilm: the pretrained encoder's; or a file tokenizer.json."""
+    """Tokenizer: word, bpe (byte-pair encoding), auto, minilm (the pretrained encoder's) or a file
+    tokenizer.json. auto: word, but bpe if in more than a third of held-out texts most words are
+    unknown, as in languages without blanks, and for vader."""
     lowercase: bool = True
     """True if the tokenizer ignores case."""
     vectors: str = "none"
