@@ -40,11 +40,8 @@ class ImageEncoder(Encoder):
         from 0 to 1."""
         from dlflax.data.picture import MAX_SIDE
 
-        if (
-            len(self.shape) != 3
-            or self.shape[2] not in (1, 3)
-            or not all(0 < side <= MAX_SIDE for side in self.shape)
-        ):
+        sides = self.shape if len(self.shape) == 3 and self.shape[2] in (1, 3) else (0,)
+        if not all(0 < side <= MAX_SIDE for side in sides):
             raise InputError(f"encoder.json is damaged: the image shape {list(self.shape)}.")
         if self.scale and not (len(self.scale) == 2 and 0 < self.scale[1] - self.scale[0] < np.inf):
             raise InputError(f"encoder.json is damaged: the pixel range {list(self.scale)}.")
@@ -108,23 +105,22 @@ class ImageEncoder(Encoder):
                 f"predict takes arrays in shape {('n', *self.shape)} or paths, not {array.dtype} "
                 f"in shape {array.shape}."
             )
-        names = [f"{file}[{i}]" if file else str(i) for i in range(len(array))]
-        if file and len(array) == 1:
-            names = [file]
+        dtype, white = (np.uint8, 255) if array.dtype.kind in "iu" else (np.float32, 1)
         if self.scale:
+            dtype = np.float32
             if array.dtype == np.uint8 or not np.isfinite(array).all():
                 raise InputError(
                     "predict takes finite pixels in the training images' unit, from "
                     f"{self.scale[0]:g} to {self.scale[1]:g}, not uint8, NaN or infinity."
                 )
             self._check_unit(array, file or "predict: an image")
-            return Examples({"inputs": array.astype(np.float32)}, None, names)
-        dtype, white = (np.uint8, 255) if array.dtype.kind in "iu" else (np.float32, 1)
-        if not ((array >= 0) & (array <= white)).all():  # NaN, too
+        elif not ((array >= 0) & (array <= white)).all():  # NaN, too
             raise InputError(
                 "predict takes pixels as integers from 0 to 255 or as floats from 0 to 1; "
                 f"these {array.dtype} range from {np.min(array):g} to {np.max(array):g}."
             )
+        names = [f"{file}[{i}]" if file else str(i) for i in range(len(array))]
+        names = [file] if file and len(array) == 1 else names
         return Examples({"inputs": array.astype(dtype)}, None, names)
 
     def parse_with_targets(self, given: Any) -> Examples:
@@ -134,10 +130,7 @@ class ImageEncoder(Encoder):
         if folder is None or not folder.is_dir():
             return super().parse_with_targets(given)
         if not isinstance(self.target, Classes):
-            raise InputError(
-                f"{folder}: a folder of class folders has no targets of this model's kind: give an "
-                "array and its targets."
-            )
+            raise InputError(f"{folder} has no targets of this model: give arrays and targets.")
         if files := idx.find_idx(folder):
             return self._from_idx(files)
         files, folders, report = folder_files.walk(folder, str(folder))
@@ -154,13 +147,15 @@ class ImageEncoder(Encoder):
 
         with ThreadPoolExecutor(4) as pool:
             images = list(pool.map(read, range(len(listing.names))))
-        rows = [i for i, image in enumerate(images) if image is not None]
+        rows = [
+            (image, listing.class_names[label], name)
+            for image, label, name in zip(images, listing.labels, listing.names, strict=True)
+            if image is not None
+        ]
         if not rows:
             raise InputError(f"{folder} has no image in a folder of its class.")
-        classes = [listing.class_names[listing.labels[i]] for i in rows]
-        pixels = np.stack([images[i] for i in rows])
-        names = [listing.names[i] for i in rows]
-        return Examples({"inputs": pixels}, self.target.numbers(classes), names)
+        pixels, classes, names = map(list, zip(*rows, strict=True))
+        return Examples({"inputs": np.stack(pixels)}, self.target.numbers(classes), names)
 
     def _from_idx(self, files: dict[str, Path]) -> Examples:
         pairs = [(images, images.replace("images-idx3", "labels-idx1")) for images in files]
@@ -182,26 +177,24 @@ class ImageEncoder(Encoder):
         def rescale(pixels):
             return xp.clip((pixels - low) / (high - low), 0, 1).astype(xp.float32)
 
-        if isinstance(raw, DiskArray):
-            return {"inputs": DiskArray(raw.array, raw.index, rescale)}
-        return {"inputs": rescale(raw)}
+        on_disk = isinstance(raw, DiskArray)
+        return {"inputs": DiskArray(raw.array, raw.index, rescale) if on_disk else rescale(raw)}
 
     def encode(self, examples: Examples) -> dict[str, Any]:
         others = {name: c for name, c in examples.columns.items() if name != "inputs"}
         return {**super().encode(examples), **others}
 
     def spec(self) -> Spec:
-        colours = {1: "gray", 3: "RGB"}[self.shape[2]]
-        style = "light on dark" if self.light_on_dark else "upright"
-        size = f"{self.shape[0]} x {self.shape[1]}"
+        height, width, channels = self.shape
         low, high = self.scale or (0, 255)
         dtype, unit = ("float32", " in the training images' unit") if self.scale else ("uint8", "")
-        meaning = f"{colours} images of {size} pixels, {low:g} to {high:g}{unit}, {style}"
-        return Spec(self.shape, dtype, meaning)
+        style = "light on dark" if self.light_on_dark else "upright"
+        meaning = f"images of {height} x {width} pixels, {low:g} to {high:g}{unit}, {style}"
+        return Spec(self.shape, dtype, f"{'gray' if channels == 1 else 'RGB'} {meaning}")
 
     def describe(self) -> str:
-        colours = {1: "grey", 3: "colour"}[self.shape[2]]
-        return f"{colours} images of {self.shape[0]} x {self.shape[1]} pixels"
+        height, width, channels = self.shape
+        return f"{'grey' if channels == 1 else 'colour'} images of {height} x {width} pixels"
 
     def image(self, inputs: Any, index: int) -> np.ndarray:
         pixels = np.asarray(inputs[index])
@@ -216,13 +209,11 @@ def fit_scale(images: Any, log: Callable[[str], None]) -> tuple[float, ...]:
     of float32, without outliers that take most of it. InputError for constant images."""
     if images.dtype == np.uint8:
         return ()
-    lows, highs, sample = [], [], []
+    low, high, sample = np.inf, -np.inf, []
     for start in range(0, len(images), 256):  # in batches: the array may be on disk
         pixels = images[start : start + 256][..., 0].ravel()
-        lows.append(float(pixels.min()))
-        highs.append(float(pixels.max()))
+        low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
         sample.append(pixels[:: 1 + images.nbytes // 2**26].copy())
-    low, high = min(lows), max(highs)
     percentiles = np.percentile(np.concatenate(sample), (0.1, 99.9)).tolist()
     outliers = ""
     if 0 < percentiles[1] - percentiles[0] < (high - low) / 10:

@@ -86,8 +86,10 @@ def _remove_edge(ink: np.ndarray) -> np.ndarray:
 
 
 def _illumination(paper: np.ndarray) -> np.ndarray:
-    """Returns the light on every pixel, float32, by a morphological closing, which removes objects
-    up to a third of the image wide, and keeps slopes and shadows."""
+    """Returns the light on every pixel, float32, by a morphological closing.
+
+    It removes dark objects up to a third of the image wide, and keeps slopes and shadows.
+    """
     from scipy.ndimage import grey_closing  # imported here: training does not need it
 
     return np.float32(grey_closing(paper, max(3, min(paper.shape) // 3)))
