@@ -133,7 +133,7 @@ def test_several_labels(mark):
     assert splits.train["targets"].shape[1] == 3 and splits.summary()["classes"]["red"]["test"]
     striped = splits.test["inputs"][:, ::4].min((1, 2, 3)) == 250
     np.testing.assert_array_equal(splits.test["targets"][:, 2], striped)
-    assert any("several labels an image, separated by" in line for line in said)
+    assert any("several labels, separated by" in line for line in said)
 
 
 def test_columns_of_0_and_1_and_rows_that_come_again():
@@ -211,7 +211,7 @@ def test_bad_files():
     write(["a", "b"], [("x", "y"), ("z", "w")])
     assert "no column names images" in refused()
     write(["file", "a", "b"], [(n, c, c) for n, c, *_ in rows])
-    assert "name the target" in refused()
+    assert "choose with --target" in refused()
     assert "--target c: " in refused(target=("c",))
     assert "--group c: " in refused(target=("a",), group="c")
     assert "--target file names files or groups" in refused(target=("file",))
@@ -296,7 +296,7 @@ def test_an_empty_cell_alone_is_no_label():
     dataset, splits = splits_of(source(), log=said.append)
     plain = sum(c == "blue" and not s for _, c, s, _ in rows)
     assert dataset.class_names == ("none", "striped") and len(dataset.examples) == 60
-    assert any(f"{plain} of 60 images have no label: they are negative examples" in s for s in said)
+    assert any(f"{plain} of 60 images have no label: negative examples of every" in s for s in said)
     assert (dataset.examples.target.sum(1) == 0).sum() == plain
 
     # of numbers, in a word, one is missing

@@ -11,15 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data.folder_files import (
-    File,
-    Listing,
-    natural_key,
-    printable_name,
-    quote_names,
-    rejection,
-    skip_row,
-)
+from dlflax.data import folder_files
+from dlflax.data.folder_files import File, Listing, quote_names, skip_row
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
 from dlflax.data.target_kind import class_texts, classes_of, numbers_or_classes
@@ -28,7 +21,6 @@ from dlflax.errors import InputError
 from dlflax.files import printable
 
 FEWEST = 3  # images of a class or a label: one to train, validate and test on each
-SEPARATORS = "|;"  # of the labels in a cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +50,12 @@ class FileLabels:
             return targets, names, keep
         counts = collections.Counter(label for labels in values for label in labels)
         candidates = {*counts, *(self.columns if len(self.columns) > 1 else ())}
-        names = sorted((n for n in candidates if counts[n] >= FEWEST), key=natural_key)
+        names = [name for name in candidates if counts[name] >= FEWEST]
+        names = sorted(names, key=folder_files.natural_key)
         if few := candidates - set(names):
             log(f"labels of fewer than {FEWEST} images are dropped: {quote_names(few)}.")
         if empty := sum(not labels for labels in values):
-            log(f"{empty:,} of {len(values):,} images have no label: they are negative examples of "
-                "every label.")  # fmt: skip
+            log(f"{empty:,} of {len(values):,} images have no label: negative examples of every.")
         if not names:
             raise InputError(f"every label has fewer than {FEWEST} images: add images.")
         targets = [[label in set(labels) for label in names] for labels in values]
@@ -84,19 +76,17 @@ def read_labels(
     file_column, names = _match_files(path, header, table, files, counts, origin, log)
     columns = _target_columns(path, header, file_column, target, group)
     file_cells = [printable(row[header.index(file_column)]) for row in table]
-    cell, name = next((cell, name) for cell, name in zip(file_cells, names, strict=True) if name)
+    rows = [row for row, name in enumerate(names) if name]
+    cell, name = file_cells[rows[0]], names[rows[0]]
     example = "" if cell == name else f" ({cell} is {name})"
     by_group = f", groups by {group}" if group else ""
     log(f"{path.name}: {', '.join(columns)} of the images in {file_column}{example}{by_group}")
-    lines = [
-        f"{path.name}, {source.row_name(i).removeprefix(f'{path}, ')}" for i in range(len(table))
-    ]
+    lines = [source.row_name(i).removeprefix(f"{path}, ") for i in range(len(table))]
     report = []
     for cell, name, line in zip(file_cells, names, lines, strict=True):
         if name is None:
             reason = "several images of this name" if counts[cell] > 1 else "no such image"
-            report.append(skip_row(cell, "no such image", f"{reason}: {line}"))
-    rows = [row for row, name in enumerate(names) if name]
+            report.append(skip_row(cell, "no such image", f"{reason}: {path.name}, {line}"))
     cells = {c: as_column([printable(row[header.index(c)]) for row in table]) for c in columns}
     targets = dataclasses.replace(source, columns=cells).take(np.array(rows))
     if not any(any(as_texts(column).to_pylist()) for column in targets.columns.values()):
@@ -110,7 +100,7 @@ def read_labels(
             groups[name] = table[row][header.index(group)] or name
         if value is None:
             empty = not cells[columns[0]][row].as_py()
-            reason = lines[row] if empty else f"no number in {path.name}"
+            reason = f"{path.name}, {lines[row]}" if empty else f"no number in {path.name}"
             reasons[name] = "no label", f"no label: {reason}"
         else:
             by_name[name].append(value)
@@ -123,7 +113,7 @@ def read_labels(
         else:
             values[name] = first
     for file in files:
-        if file.name not in values and not rejection(file):
+        if file.name not in values and not folder_files.rejection(file):
             reason = reasons.get(file.name, ("no label", f"no label: no row in {path.name}"))
             report.append(skip_row(file.name, *reason))
     return FileLabels(kind, columns, values, groups, report)
@@ -134,7 +124,7 @@ def list_files(labels: FileLabels, files: list[File], report: list[list[str]]) -
     its `labels` their indices."""
     chosen, report = [], [*report, *labels.report]
     for file in files:
-        if row := rejection(file):
+        if row := folder_files.rejection(file):
             report.append(row)
         elif file.name in labels.values:
             chosen.append(file)
@@ -191,7 +181,7 @@ def _find_files(header, table, files, fold=str) -> dict[str, list[str | None]]:
             add(paths, path, name)
     root = Path(files[0].path).parents[files[0].name.count("/")] if files else Path()
     roots = [os.path.abspath(root), os.path.realpath(root)]
-    roots = [fold(printable_name(path)).split("/") for path in roots]
+    roots = [fold(folder_files.printable_name(path)).split("/") for path in roots]
 
     def find(cell: str) -> str | None:
         parts = fold(printable(cell)).replace("\\", "/").split("/")
@@ -227,10 +217,7 @@ def _target_columns(path, header, file_column, target, group) -> list[str]:
     known = [name for name in others if name.lower() in LABEL_COLUMNS]
     columns = others if len(others) == 1 else known
     if len(columns) != 1:
-        raise InputError(
-            f"{path} has the columns {quote_names(header)}: name the target, or several, with "
-            "--target."
-        )
+        raise InputError(f"{path} has the columns {quote_names(header)}: choose with --target.")
     return columns
 
 
@@ -245,8 +232,7 @@ def _parse_targets(
     separator = _separator(texts) if kind in ("auto", "labels") else ""
     if kind == "labels" or separator:
         by = repr(separator) if separator else "blanks"
-        log(f"{name}: several labels an image, separated by {by} (--target-kind classes for one "
-            "class).")  # fmt: skip
+        log(f"{name}: several labels, separated by {by} (otherwise: --target-kind classes).")
         cells = [text.split(separator or None) for text in texts]
         return "labels", [[label.strip() for label in cell if label.strip()] for cell in cells]
     numbers = numbers_or_classes(table, name, kind, log, formats[name])
@@ -280,7 +266,7 @@ def _parse_several(table: RawTable, kind: str, formats) -> tuple[str, list]:
 def _separator(texts: list[str]) -> str:
     """Infers the separator of labels, or "". A comma only separates repeated labels, as in "red,
     old" and "red, new", but not in "tench, a fish"."""
-    for separator in SEPARATORS:
+    for separator in "|;":
         if any(separator in text for text in texts):
             return separator
     labels = {label.strip() for text in texts for label in text.split(",")}
