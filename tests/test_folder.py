@@ -290,7 +290,7 @@ def test_refused_fields(tmp_path):
         ({"test": 1}, "--test 1 must be above 0 and below 1"),
         ({"test": float("nan")}, "--test nan"),
         ({"split_seed": -1}, "--split-seed -1 must be 0 or more"),
-        ({"dataset": "birds"}, '--dataset "birds" is unknown: it should be cats_vs_dogs'),
+        ({"dataset": "birds"}, '--dataset "birds" is not cats_vs_dogs'),
     ):
         assert sentence in refused(**fields)
 

@@ -14,7 +14,7 @@ import numpy as np
 from dlflax.data.folder_files import Listing, skip_row
 
 SIDE = 16  # pixels a side of the thumbnails that are compared
-COLOUR = 0.25  # weight of the colours, relative to the lightness
+COLOUR = 0.25  # weight of the colours, which JPEG degrades, relative to the lightness
 # Thresholds of the root mean square difference of two thumbnails over the standard deviation of
 # their lightness. Measured by `python -m benchmarks.near_duplicates` on 1,399 photographs: copies,
 # re-encoded or resized, differ by up to 0.06 (95th percentile), images shifted by 2 % by 0.09 or
@@ -37,13 +37,13 @@ def drop_duplicates(listing: Listing) -> Listing:
         if same_size[size] > 1:
             with contextlib.suppress(Exception), listing.open(index) as file:  # `decode` reports it
                 same_bytes[hashlib.file_digest(file, "sha256").digest()].append(index)
-    report, dropped = list(listing.report), set()
+    report, dropped, labels = list(listing.report), set(), listing.labels
     for indices in same_bytes.values():
-        conflict = len({listing.labels[index] for index in indices}) > 1
+        conflict = len({labels[index] for index in indices}) > 1
         for index in indices[not conflict :]:
             other = indices[0]
             if conflict:
-                other = next(i for i in indices if listing.labels[i] != listing.labels[index])
+                other = next(i for i in indices if labels[i] != labels[index])
             reason = f"same bytes as {listing.names[other]}" + ", of another class" * conflict
             kind = "in two classes" if conflict else "duplicate"
             report.append(skip_row(listing.names[index], kind, reason))
@@ -59,28 +59,22 @@ def drop_duplicates(listing: Listing) -> Listing:
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """Returns the vector that is compared.
-
-    It is float16 (3 * SIDE * SIDE,) of uint8 (h, w, 3), lightness and then colours, which JPEG
-    degrades; float32 (SIDE * SIDE,) of gray float32 pixels.
-    """
+    """Returns lightness and colours of uint8 (h, w, 3) as float16 (3 * SIDE * SIDE,), or gray
+    float32 pixels as float32 (SIDE * SIDE,)."""
     import PIL.Image
 
-    size, box = (SIDE, SIDE), PIL.Image.Resampling.BOX
-    if pixels.dtype == np.float32:
-        image = PIL.Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
-        return np.asarray(image.resize(size, box)).ravel()
-    image = PIL.Image.fromarray(pixels).convert("YCbCr")
-    image = np.asarray(image.resize(size, box), np.float16)
-    return (image * np.float16([1, COLOUR, COLOUR])).transpose(2, 0, 1).ravel()
+    gray = pixels.dtype == np.float32
+    image = PIL.Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if gray else pixels)
+    image = image if gray else image.convert("YCbCr")
+    image = np.asarray(image.resize((SIDE, SIDE), PIL.Image.Resampling.BOX))
+    if gray:
+        return image.ravel()
+    return (np.float16(image) * np.float16([1, COLOUR, COLOUR])).transpose(2, 0, 1).ravel()
 
 
 def find_repeats(thumbnails, digests, labels, names) -> tuple[np.ndarray, list[list[str]]]:
-    """Returns bool (n,), true for decoded images that repeat an earlier one, and report rows.
-
-    thumbnails: (n, d); digests: of the pixels. Of a pair with different labels both are true.
-    Similar images get a row only.
-    """
+    """Returns bool (n,), true for decoded images that repeat an earlier one, and report rows. Of a
+    pair with different labels both are true. thumbnails: (n, d); digests: of the pixels."""
     pairs = {}  # (earlier, later) -> distance
     first: dict[bytes, int] = {}
     for index, digest in enumerate(digests):
@@ -114,9 +108,9 @@ def find_repeats(thumbnails, digests, labels, names) -> tuple[np.ndarray, list[l
 
 def _usual_distance(thumbnails) -> float:
     """Returns the median distance of the fifth neighbour in a sample: four may be copies."""
-    sample = np.float32(thumbnails[:: max(1, len(thumbnails) // 256)])
     if len(thumbnails) < 7:
         return 1.0
+    sample = np.float32(thumbnails[:: max(1, len(thumbnails) // 256)])
     nearest = np.partition(distances(sample, np.float32(thumbnails)), 5, axis=1)[:, 5]
     return float(np.median(nearest))
 
@@ -139,7 +133,7 @@ def _near_pairs(thumbnails, threshold: float) -> tuple[dict[tuple[int, int], flo
     search, or "". Only pairs whose mean brightness allows such a distance are compared."""
     thumbnails, pairs, limit = np.asarray(thumbnails), {}, ""
     if len(thumbnails) < 2:
-        return pairs, limit
+        return {}, ""
     means = thumbnails[:, : SIDE**2].mean(1, dtype=np.float32)
     reach = threshold * _contrast(thumbnails).max()
     order = np.argsort(means, kind="stable")

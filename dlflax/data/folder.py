@@ -98,35 +98,33 @@ class ImageFolder(Source):
                 raise InputError(f"--{flag} requires --labels: add --labels, or remove --{flag}.")
         if self.split_seed < 0:
             raise InputError(f"--split-seed {self.split_seed} must be 0 or more.")
+        expected = f"it should be {folder_files.EXPECTED}."
         if self.data_dir is not None:
             folder = Path(self.data_dir).expanduser()
             if not folder.is_dir():
                 state = "is not a folder" if folder.exists() else "does not exist"
-                raise InputError(
-                    f"--data-dir {folder} {state}: it should be {folder_files.EXPECTED}."
-                )
+                raise InputError(f"--data-dir {folder} {state}: {expected}")
             if self.labels is None and (prepared := download.find_tfds(folder, self.dataset)):
                 return self._from_tfds(prepared, log)
             return self._from_folder(folder, log)
         if self.labels is not None:
             raise InputError("--labels requires --data-dir, the folder of the images.")
         if not self.dataset:
-            raise InputError(f"--data-dir is missing: it should be {folder_files.EXPECTED}.")
+            raise InputError(f"--data-dir is missing: {expected}")
         if self.dataset != "cats_vs_dogs":
             raise InputError(
-                f'--dataset "{self.dataset}" is unknown: it should be cats_vs_dogs, or pass '
-                f"--data-dir with {folder_files.EXPECTED}."
+                f'--dataset "{self.dataset}" is not cats_vs_dogs, and --data-dir is missing: '
+                f"{expected}"
             )
         dataset = download.load_or_download(
             self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
         )
-        if dataset is not None:
-            return dataset
-        raise InputError(
-            f"{self.dataset} is not on this machine and cannot be downloaded: get "
-            f"{urls.CATS_VS_DOGS.rpartition('/')[2]} by hand ({urls.CATS_VS_DOGS}, which has moved "
-            "before), unpack it and pass --data-dir PetImages."
-        )
+        if dataset is None:
+            raise InputError(
+                f"{self.dataset} is not on this machine and cannot be downloaded: get "
+                f"{urls.CATS_VS_DOGS} by hand, unpack it and pass --data-dir PetImages."
+            )
+        return dataset
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> ImageEncoder:
         """Returns the encoder fitted on the train split."""
@@ -192,10 +190,8 @@ class ImageFolder(Source):
     def _from_tfds(self, folder: Path, log) -> Dataset:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        origin = f"The TFDS data set in {folder}"
-        decoded = folder_cache.load_images(
-            folder, self.size, stamp, lambda: folder_files.list_tfds(folder), origin, log
-        )
+        origin, listing = f"The TFDS data set in {folder}", lambda: folder_files.list_tfds(folder)
+        decoded = folder_cache.load_images(folder, self.size, stamp, listing, origin, log)
         name = folder.parent.name
         source = f"images of TFDS {name}:{folder.name} in {folder}"
         return self._by_class(name, source, decoded, origin, log)
@@ -213,10 +209,8 @@ class ImageFolder(Source):
         split = ByContent(self.test, self.split_seed, None, contents, validation)
         if "test" in table["given"]:
             for flag, field in (("--test", "test"), ("--split-seed", "split_seed")):
-                if getattr(self, field) != getattr(type(self), field):
-                    raise InputError(
-                        f"{flag} {getattr(self, field)}: {origin} has a test folder: remove {flag}."
-                    )
+                if (value := getattr(self, field)) != getattr(type(self), field):
+                    raise InputError(f"{flag} {value}: {origin} has a test folder: remove {flag}.")
             split = Given(splits == "test", validation)
         inputs = DiskArray(pixels, rows)
         examples = Examples({"inputs": inputs}, labels, names.tolist(), tuple(table["class_names"]))
@@ -231,15 +225,11 @@ def _check_counts(labels, splits, table, origin) -> None:
     class_names, given = table["class_names"], table["given"]
     kinds = [kind for _, outcome, kind, _ in table["report"] if outcome == "skipped"]
     skipped = f" (skipped: {_format_counts(kinds)})" if kinds else ""
+    expected = f"it should be {folder_files.EXPECTED}."
     if not len(labels):
-        raise InputError(
-            f"{origin} has no usable image{skipped}: it should be {folder_files.EXPECTED}."
-        )
+        raise InputError(f"{origin} has no usable image{skipped}: {expected}")
     if len(class_names) < 2:
-        raise InputError(
-            f'{origin} has only the class "{class_names[0]}", but two or more are required: '
-            f"it should be {folder_files.EXPECTED}."
-        )
+        raise InputError(f'{origin} has only the class "{class_names[0]}": {expected}')
     minimum = {split: 1 for split in given or [""]}
     # Splits without a folder are drawn from the train split.
     minimum["train" if given else ""] += ("validation" not in given) + ("test" not in given)

@@ -36,10 +36,8 @@ def load_images(
     Pixels are uint8, or float32 in the images' unit if more than nine of ten have 16 bits, 32 bits
     or floats. The table has n "labels", "names", "parts" (splits), "contents" (the first 16 hex
     digits of each file's SHA-256) and "repeated" (true for near duplicates), and "class_names",
-    "given", "checksum", "report", "count" and "dtype".
-
-    Each stamp has its own files, renamed when complete: a concurrent or killed process leaves no
-    partial ones. origin: for messages.
+    "given", "checksum", "report", "count" and "dtype". Each stamp has its own files, renamed when
+    complete, so that no process reads partial ones. origin: for messages.
     """
     import PIL.Image
 

@@ -1,7 +1,4 @@
-"""Listings of image files by class, on disk or in TensorFlow Datasets, without decoding them.
-
-`folder.py` has the rules for irregular files. tensorflow_datasets is imported only where needed.
-"""
+"""Listings of image files by class, on disk or in TensorFlow Datasets, without decoding them."""
 
 import dataclasses
 import io
@@ -102,20 +99,16 @@ def walk(root: Path, origin: str) -> tuple[list[File], list[str], list[list[str]
             name = prefix + printable_name(entry.name)
             try:
                 real = os.path.realpath(entry.path)
-                if entry.is_symlink():
-                    status = os.stat(real)
-                    common = os.path.commonpath([inside, real])
-                    folder_outside = stat.S_ISDIR(status.st_mode) and common != real
-                    if common != inside and not folder_outside:
-                        report.append(skip_row(name, "link", "link to a file outside the folder"))
-                        continue
-                else:
-                    status = entry.stat()
+                status = os.stat(real) if entry.is_symlink() else entry.stat()
+                common = os.path.commonpath([inside, real])
             except OSError as error:
-                if entry.is_symlink():
-                    report.append(skip_row(name, "link", "broken link"))
-                else:
-                    report.append(skip_row(name, "unreadable", f"unreadable: {error.strerror}"))
+                row = ("unreadable", f"unreadable: {error.strerror}")
+                row = ("link", "broken link") if entry.is_symlink() else row
+                report.append(skip_row(name, *row))
+                continue
+            other_folder = stat.S_ISDIR(status.st_mode) and common != real
+            if entry.is_symlink() and common != inside and not other_folder:
+                report.append(skip_row(name, "link", "link to a file outside the folder"))
                 continue
             if not stat.S_ISDIR(status.st_mode):
                 regular = stat.S_ISREG(status.st_mode)
@@ -134,10 +127,7 @@ def walk(root: Path, origin: str) -> tuple[list[File], list[str], list[list[str]
 def group_by_class(
     files: list[File], folders: list[str], report: list[list[str]], origin: str
 ) -> Listing:
-    """Returns the image files of `walk` by split, class and name.
-
-    Raises InputError when the folders are neither classes nor train/ and so on with classes.
-    """
+    """Returns the image files of `walk` by split, class and name, or raises InputError."""
     given, class_names = _infer_classes(folders, origin)
     chosen, report = [], list(report)
     count = len(files) + len(report)
@@ -176,10 +166,8 @@ def _infer_classes(folders: list[str], origin: str) -> tuple[dict[str, str], lis
     if any(split == "train" and classes[name] for name, split in splits.items()):
         given = {}
         for name, split in splits.items():
-            if split in given:
-                raise InputError(
-                    f"{origin} has both {given[split]}/ and {name}/: keep one of them."
-                )
+            if other := given.get(split):
+                raise InputError(f"{origin} has both {other}/ and {name}/: keep one of them.")
             given[split] = name
         train_classes = classes[given["train"]]
         for name in given.values():
@@ -190,9 +178,8 @@ def _infer_classes(folders: list[str], origin: str) -> tuple[dict[str, str], lis
                 )
         return given, sorted(train_classes, key=natural_key)
     if classes and set(classes) <= set(splits) and any(classes.values()):
-        raise InputError(
-            f"{origin} has {quote_names(classes)} but no train/: it should be {EXPECTED}."
-        )
+        names = quote_names(classes)
+        raise InputError(f"{origin} has {names} but no train/: it should be {EXPECTED}.")
     return {}, sorted(classes, key=natural_key)
 
 
@@ -202,8 +189,8 @@ def rejection(file: File) -> list[str] | None:
 
     suffix = os.path.splitext(file.name)[1].lower()
     if not any(suffix in suffixes for suffixes in picture.FORMATS.values()):
-        reason = f"not an image: named {suffix or 'without ending'}"
-        return skip_row(file.name, "not an image", reason)
+        suffix = suffix or "without ending"
+        return skip_row(file.name, "not an image", f"not an image: named {suffix}")
     if not file.regular:
         return skip_row(file.name, "unreadable", "unreadable: no regular file")
     if file.size == 0:
