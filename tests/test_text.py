@@ -190,9 +190,9 @@ BAD_TABLES = {
     "empty.csv": ("", "is empty: it should have a text and a label column"),
     "header.csv": (HEAD, "has no examples below its header"),
     "kind.txt": (HEAD + rows(), "must be .csv, .tsv or .jsonl"),
-    "few.csv": (HEAD + "a,x\nb,y\n", "has 2 distinct texts, but at least 10 are required"),
+    "few.csv": (HEAD + "a,x\nb,y\n", "has 2 distinct texts: at least 10 are required"),
     "one.csv": (HEAD + rows(good="neg"), "has only the class 'neg', but two or more are required"),
-    "classes.csv": (HEAD + "".join(f"{i},{i}\n" for i in range(50)), "as many classes as texts"),
+    "classes.csv": (HEAD + "".join(f"{i},{i}\n" for i in range(50)), "has one text for each of 50 classes"),
     "label.csv": (HEAD + rows() + "a, \n", "has an empty label for the text 'a'"),
     "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cells instead of 2"),
     "quote.csv": (HEAD + rows() + '"a,b\n', "line 52 is not valid csv: unexpected end of data"),
@@ -787,7 +787,7 @@ def test_prepared_tfds_set(tmp_path):
     prepare(tmp_path / "a", {"train": train})
     assert len(load(tmp_path / "a", dataset="tiny").test["inputs"]) == 2  # drawn
     prepare(tmp_path / "b", {"train": train, "test": [("unlabelled", -1)]})
-    assert "has the label -1, but labels are 0 to 1" in refused(tmp_path / "b", dataset="tiny")
+    assert "has the label -1, not 0 to 1" in refused(tmp_path / "b", dataset="tiny")
     prepare(tmp_path / "c", {"train": train}, label=None)
     assert "cannot be read as labelled texts" in refused(tmp_path / "c", dataset="tiny")
     assert "contains 'tiny/'" not in refused(tmp_path / "c")  # "imdb_reviews" is not there

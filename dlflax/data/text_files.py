@@ -33,9 +33,10 @@ EXPECTED = (
 
 def read_with_classes(path: Path, log) -> tuple[list[str], list[str]]:
     """Returns all texts of a path, and the name of each text's class, without dropping any."""
-    _, _, class_names, *splits, _ = _read_raw(path, "", log)
-    texts = [text.strip() for split in splits if split for text in split[0]]
-    return texts, [class_names[label] for split in splits if split for label in split[1]]
+    _, _, class_names, train, test, _ = _read_raw(path, "", log)
+    (texts, labels), (test_texts, test_labels) = train, test or ([], [])
+    labels = [class_names[label] for label in (*labels, *test_labels)]
+    return [text.strip() for text in (*texts, *test_texts)], labels
 
 
 def read_path(path: Path, dataset: str, log) -> Dataset:
@@ -45,7 +46,7 @@ def read_path(path: Path, dataset: str, log) -> Dataset:
 
 def _read_raw(path: Path, dataset: str, log) -> tuple:
     """Returns the arguments of `_make_dataset`."""
-    sentences: list[str] = []
+    sentences = []
 
     def log_first(sentence):  # many files may have the same fault
         sentences.append(sentence)
@@ -83,16 +84,13 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
     if {"train", "test"} <= set(splits):  # beside other files, such as aclImdb's vocabulary
         train, test = (_read_class_folders(splits[name], log_first) for name in ("train", "test"))
         if "validation" in splits:
-            log(
-                f"{origin}: {splits['validation'].name}/ is added to the training texts, of which "
-                "--validation holds out a share."
-            )
+            log(f"{origin}: {splits['validation'].name}/ is added to train: see --validation.")
             for label, texts in _read_class_folders(splits["validation"], log_first).items():
                 train.setdefault(label, []).extend(texts)
         if set(train) != set(test):
             raise InputError(
-                f"{origin} has the classes {quote_all(train)} in train and {quote_all(test)} in "
-                "test, but they should be the same."
+                f"{origin} should have the same classes in train and test, but has "
+                f"{quote_all(train)} in train and {quote_all(test)} in test."
             )
         return _merge_classes(path.name, source, train, test, origin)
     files = {entry.name: entry for entry in entries if entry.name not in folders}
@@ -213,44 +211,31 @@ def _sort_classes(labels) -> list[str]:
 def _make_dataset(name, source, class_names, train, test, origin, log) -> Dataset:
     """Returns a Dataset without duplicates, or raises InputError. A test split is drawn from train
     if it is None. train, test: (texts, indices of classes); origin: for messages."""
+    drawn, test = test is None, test or ([], [])
     train, test = (
-        split and ([text.strip() for text in split[0]], np.asarray(split[1], np.int32))
-        for split in (train, test)
+        ([text.strip() for text in texts], np.asarray(targets, np.int32))
+        for texts, targets in (train, test)
     )
-    train = _drop_duplicates(*train, origin, log)
-    if test is not None:
-        train = _drop_test_texts(*train, test[0], origin, log)
-    count = len(train[0]) + (len(test[0]) if test else 0)
+    train = _drop_test_texts(*_drop_duplicates(*train, origin, log), test[0], origin, log)
+    count, last = len(train[0]) + len(test[0]), len(class_names) - 1
     if count < FEWEST:
-        distinct = "" if test else " distinct"
-        raise InputError(
-            f"{origin} has {count}{distinct} texts, but at least {FEWEST} are required."
-        )
-    if len(class_names) < 2:
-        raise InputError(
-            f"{origin} has only the class {quote(class_names[0])}, but two or more are required."
-        )
-    for _, targets in (train, test or train):
-        invalid = targets[(targets < 0) | (targets >= len(class_names))]
-        if len(invalid):
-            raise InputError(
-                f"{origin} has the label {invalid[0]}, but labels are 0 to {len(class_names) - 1}."
-            )
+        distinct = " distinct" * drawn
+        raise InputError(f"{origin} has {count}{distinct} texts: at least {FEWEST} are required.")
+    if not last:
+        name = quote(class_names[0])
+        raise InputError(f"{origin} has only the class {name}, but two or more are required.")
+    for _, targets in (train, test):
+        if len(invalid := targets[(targets < 0) | (targets > last)]):
+            raise InputError(f"{origin} has the label {invalid[0]}, not 0 to {last}.")
     counts = np.bincount(train[1], minlength=len(class_names))
     if not counts.all():
-        empty = class_names[int(np.argmin(counts))]
-        raise InputError(
-            f"{origin} has no example of the class {quote(empty)} in the train split, but every "
-            "class needs one."
-        )
+        empty = quote(class_names[int(np.argmin(counts))])
+        raise InputError(f"{origin} has no example of the class {empty} in the train split.")
     in_test = np.zeros(len(train[0]), bool)
-    if test is None:
-        if counts.max() == 1:
-            raise InputError(
-                f"{origin} has as many classes as texts, {count:,}: a class needs several texts."
-            )
+    if drawn and counts.max() == 1:
+        raise InputError(f"{origin} has one text for each of {count:,} classes: add texts.")
+    if drawn:
         in_test = stratified(train[1], TEST_SHARE, 0, 2)  # the same test split for every seed
-        test = [], np.zeros(0, np.int32)
     elif not test[0]:
         raise InputError(f"{origin} has an empty test split: at least one text is required.")
 
@@ -289,10 +274,7 @@ def _drop_duplicates(texts, targets, origin, log):
     if conflicts:
         log(f"{origin}: {conflicts:,} texts have more than one label and are dropped.")
     if repeats := len(texts) - len(rows) - conflicts:
-        log(
-            f"{origin}: {repeats:,} of {len(texts):,} texts repeat an earlier one and are dropped, "
-            "so that train and test splits are disjoint."
-        )
+        log(f"{origin}: {repeats:,} of {len(texts):,} texts repeat an earlier one and are dropped.")
     return [texts[row] for row in rows], targets[rows]
 
 
@@ -300,9 +282,6 @@ def _drop_test_texts(texts, targets, test, origin, log):
     """Drops training texts that are in the test split."""
     test_keys = set(map(_normalize, test))
     rows = [row for row, text in enumerate(texts) if _normalize(text) not in test_keys]
-    if dropped := len(texts) - len(rows):
-        log(
-            f"{origin}: {dropped:,} of {len(texts):,} training texts are in the test split, too, "
-            "and are dropped."
-        )
+    if repeats := len(texts) - len(rows):
+        log(f"{origin}: {repeats:,} of {len(texts):,} training texts are also test texts: dropped.")
     return [texts[row] for row in rows], targets[rows]
