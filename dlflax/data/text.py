@@ -73,31 +73,22 @@ class Text(Source):
         Without it: a data set prepared by TFDS ($TFDS_DATA_DIR or ~/tensorflow_datasets); for
         imdb_reviews (Maas et al., ACL 2011) a download, never with DLFLAX_OFFLINE=1, then the VADER
         lexicon (Hutto and Gilbert, ICWSM 2014; MIT licence), with classes by the sign of a word's
-        mean rating.
+        mean rating. `log` gets a sentence for each source that failed; InputError if all do.
 
         Duplicates are dropped. Without a test split, a tenth of each class is drawn, the same in
-        every run. `log` gets a sentence for each source that failed.
-
-        Inputs are str in object arrays (n,), without surrounding white space. Raises InputError
-        when no source has the texts or a file is invalid.
+        every run. Inputs are str in object arrays (n,), without surrounding white space.
         """
         if self.tokenizer in FITTED:
             return self._read(log)
+        fitted = f"--tokenizer {self.tokenizer} is not fitted on the texts: remove"
         if (self.vocabulary, self.lowercase) != (Text.vocabulary, Text.lowercase):
-            raise InputError(
-                f"--tokenizer {self.tokenizer} is not fitted on the texts: remove --vocabulary and "
-                "--no-lowercase."
-            )
+            raise InputError(f"{fitted} --vocabulary and --no-lowercase.")
         if self.vectors != "none":
-            raise InputError(
-                f"--vectors {self.vectors} requires --tokenizer word: remove --vectors, or "
-                f"--tokenizer {self.tokenizer}."
-            )
+            raise InputError(f"{fitted} --vectors {self.vectors}.")
         style = {"tokenizer.json": tokenizers.load_json(self.tokenizer, log)}
         dataset = self._read(log)
-        return dataclasses.replace(
-            dataset, examples=dataclasses.replace(dataset.examples, style=style)
-        )
+        examples = dataclasses.replace(dataset.examples, style=style)
+        return dataclasses.replace(dataset, examples=examples)
 
     def _read(self, log) -> Dataset:
         if self.data_dir is not None:
@@ -135,10 +126,8 @@ class Text(Source):
         lengths = np.array([len(encoding.ids) for encoding in sample])
         length = self.length or min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
         if share := np.mean(lengths > length):
-            log(
-                f"{share:.1%} of the training texts are longer than {length} tokens and are "
-                f"truncated: --length {int(lengths.max())} keeps more of them."
-            )
+            longest = int(lengths.max())
+            log(f"{share:.1%} of the training texts are truncated: --length {longest} keeps more.")
         return TextEncoder(
             Classes(train.classes), tokenizer.to_str(), length, kind, tokenizer.get_vocab_size()
         )
@@ -147,10 +136,7 @@ class Text(Source):
         if self.vectors == "none":
             return None
         if encoder.tokens != "word":
-            raise InputError(
-                "--vectors requires whole words, but these texts are split into pieces: add "
-                "--tokenizer word, or remove --vectors."
-            )
+            raise InputError("--vectors requires whole words: add --tokenizer word.")
         tokenizer = tokenizers.from_json(encoder.tokenizer)
         tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
         return word_vectors.load_embeddings(self.vectors, tokens, log)
@@ -161,10 +147,7 @@ class Text(Source):
         vocabulary = VADER_VOCABULARY if lexicon else self.vocabulary
         fewest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)  # 256: all bytes
         if vocabulary < fewest:
-            raise InputError(
-                f"--vocabulary {vocabulary} is too small for the {kind} tokenizer: {fewest} or "
-                "more are required."
-            )
+            raise InputError(f"--vocabulary {vocabulary} must be {fewest} or more for {kind}.")
         unreadable = self._estimate_unreadable(texts, vocabulary) if kind == "word" else 0.0
         if unreadable > UNREADABLE_TEXTS:
             finding = f"in {unreadable:.0%} of the texts most words are unknown to the tokenizer"

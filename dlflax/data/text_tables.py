@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dlflax.data import idx
-from dlflax.data.delimited import (
-    SNIFFED,
-    Log,
-    decode,
-    delimiter,
-    first_row,
-    line_numbers,
-    parse_csv,
-    read_json_lines,
-)
+from dlflax.data import delimited, idx
+from dlflax.data.delimited import Log
 from dlflax.errors import InputError
 
 TEXT_COLUMNS = [
@@ -32,13 +23,10 @@ def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
     content = _read(path, log)
     if not content.decode().strip():
         raise InputError(f"{path} is empty: it should have a text and a label column.")
-    if kind == "jsonl":
-        header, columns, lines = _json_columns(path, content)
-    else:
-        header, columns, lines = _csv_columns(path, content, kind)
-    lowered = [name.strip().lower() for name in header]
+    read = _json_columns if kind == "jsonl" else _csv_columns
+    header, columns, lines = read(path, content, kind)
     text_columns, label_columns = (
-        [index for index, name in enumerate(lowered) if name in names]
+        [index for index, name in enumerate(header) if name.strip().lower() in names]
         for names in (TEXT_COLUMNS, LABEL_COLUMNS)
     )
     if len(text_columns) == len(label_columns) == 1:
@@ -46,10 +34,8 @@ def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
         columns = [columns[index] for index in indices]
         for index, column in zip(indices, columns, strict=True):
             if None in column:
-                raise InputError(
-                    f"{path}, line {lines[column.index(None)]} has no {quote(header[index])}: "
-                    "every line needs a text and a label."
-                )
+                line = lines[column.index(None)]
+                raise InputError(f"{path}, line {line} has no {quote(header[index])}.")
     elif not text_columns and not label_columns and len(header) == 2 and kind != "jsonl":
         columns = [[name, *column] for name, column in zip(header, columns, strict=True)]
     else:
@@ -67,10 +53,8 @@ def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
         raise InputError(f"{path} has no examples below its header.")
     labels = [label.strip() for label in labels]
     if "" in labels:
-        raise InputError(
-            f"{path} has an empty label for the text {quote(texts[labels.index('')])}: every text "
-            "needs one."
-        )
+        text = quote(texts[labels.index("")])
+        raise InputError(f"{path} has an empty label for the text {text}: every text needs one.")
     return texts, labels
 
 
@@ -84,26 +68,26 @@ def _unknown_columns(path: Path, names: list[str]) -> InputError:
 def _csv_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list], list[int]]:
     """Returns (the header, the columns, the line of each row)."""
     tab = kind == "tsv"  # without quoting
-    mark = "\t" if tab else delimiter(content[:SNIFFED].decode(errors="ignore"))
+    start = content[: delimited.SNIFFED].decode(errors="ignore")
+    mark = "\t" if tab else delimited.delimiter(start)
+    quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
     try:
-        header = first_row(content, mark, quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL)
-        table, ragged = parse_csv(content, mark, len(header), quote=False if tab else '"')
+        header = delimited.first_row(content, mark, quoting=quoting)
+        table, ragged = delimited.parse_csv(content, mark, len(header), quote=not tab and '"')
     except csv.Error as error:
         raise InputError(f"{path}, {error}.") from None
     except (ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} is not valid {kind}: {' '.join(str(error).split())}.") from None
-    lines = line_numbers(content, len(table) + len(ragged), quoted=not tab)
+    lines = delimited.line_numbers(content, len(table) + len(ragged), quoted=not tab)
     if ragged:
-        row, cells = ragged[0]
-        raise InputError(
-            f"{path}, line {lines[row]} has {cells} cells instead of {len(header)}, as the header."
-        )
+        (row, cells), *_ = ragged
+        raise InputError(f"{path}, line {lines[row]} has {cells} cells instead of {len(header)}.")
     return header, [column.to_pylist()[1:] for column in table.columns], lines[1:].tolist()
 
 
-def _json_columns(path: Path, content: bytes) -> tuple[list, list[list], list[int]]:
+def _json_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list], list[int]]:
     """Returns (the keys of the first object, their values by key, the line of each object)."""
-    rows, lines = read_json_lines(content, path)
+    rows, lines = delimited.read_json_lines(content, path)
     values = ([row.get(key) for row in rows] for key in rows[0])
     return list(rows[0]), [
         [v if v is None or isinstance(v, str) else json.dumps(v) for v in column]
@@ -119,7 +103,7 @@ def read_text(path: Path, log: Log) -> str:
 def _read(path: Path, log: Log) -> bytes:
     """Returns a file's content in UTF-8."""
     try:
-        return decode(idx.read_bytes(path), path, log)
+        return delimited.decode(idx.read_bytes(path), path, log)
     except ValueError as error:
         raise InputError(f"{path}: {error}.") from None
 

@@ -39,10 +39,8 @@ def load_json(name: str, log: Callable[[str], None] = print) -> str:
         path = Path(name).expanduser()
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
-            raise InputError(
-                f"--tokenizer {name} must be auto, word, bpe, {', '.join(PUBLISHED)}, or a file "
-                f"{FILE}, and there is no such file."
-            )
+            choices = ", ".join(["auto", "word", "bpe", *PUBLISHED])
+            raise InputError(f"--tokenizer {name} must be {choices}, or an existing file {FILE}.")
     try:
         text = read_bytes(path, MOST_JSON).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -58,10 +56,8 @@ def from_json(text: str, name: str = FILE):
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # `tokenizers` raises plain exceptions
-        raise InputError(
-            f"{name} is no valid file of the library `tokenizers` ({download.first_line(error)}): "
-            "restore it."
-        ) from None
+        reason = download.first_line(error)
+        raise InputError(f"{name} is no file of the library `tokenizers`: {reason}.") from None
     padding = tokenizer.id_to_token(PAD)
     if padding is None or "pad" not in padding.lower():
         raise InputError(f"{name}: token 0 is {padding!r}; it should be the padding.")
@@ -83,10 +79,8 @@ def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
         try:
             encodings = tokenizer.encode_batch_fast(batch)
         except TypeError:  # half a surrogate pair
-            invalid = next(text for text in batch if not _is_unicode(text))
-            raise InputError(
-                f"the text {invalid[:60]!r} is not valid Unicode: give it in UTF-8."
-            ) from None
+            bad = next(text for text in batch if text.encode("utf-8", "replace").decode() != text)
+            raise InputError(f"the text {bad[:60]!r} is not valid Unicode: give UTF-8.") from None
         ids[start : start + len(batch)] = [encoding.ids for encoding in encodings]
     ids[ids[:, 0] == PAD, 0] = UNK
     return ids
@@ -126,11 +120,3 @@ def train(texts: list[str], kind: str, vocabulary: int, lowercase: bool):
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
