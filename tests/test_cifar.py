@@ -98,7 +98,7 @@ def test_refused_files(tmp_path):
     file = folder / "data_batch_2.bin"
     content = file.read_bytes()
     for wrong, sentence in (
-        (content[:-1], "has 61,459 bytes, but 3,073 for each image are expected"),
+        (content[:-1], "has 61,459 bytes, not 3,073 for each image"),
         (b"", "has 0 bytes"),
         (b"\x0a" + content[1:], "has the label 10, but labels are 0 to 9"),
     ):
@@ -131,7 +131,7 @@ def test_refused_archives(tmp_path):
 def test_refused_places(tmp_path):
     for python in ("cifar-10-batches-py", "data_batch_1"):
         (tmp_path / python / python).mkdir(parents=True)
-        assert "Python version, pickles" in refused(tmp_path / python)
+        assert "Python version: give the binary" in refused(tmp_path / python)
     (tmp_path / "none").mkdir()
     message = refused(tmp_path / "none")
     assert "none has no data set: it should be cifar-10-binary.tar.gz" in message

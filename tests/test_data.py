@@ -96,8 +96,16 @@ BAD_FILES = {
     "damaged": (TRAIN_IMAGES + ".gz", gzip.compress(b"1")[:-8] + b"8 wrong.", "is damaged gzip"),
     "empty": (TRAIN_IMAGES, b"", "is not an IDX file (it starts with nothing)"),
     "magic": (TRAIN_LABELS, b"\x89PNG 1234", "is not an IDX file (it starts with 89 50 4e 47)"),
-    "type": (TRAIN_IMAGES, idx_bytes(GOOD[TRAIN_IMAGES], 0x0D), "has float32 values"),
-    "dimensions": (TRAIN_IMAGES, idx_bytes(LABELS), "has 1 dimensions, but"),
+    "type": (
+        TRAIN_IMAGES,
+        idx_bytes(GOOD[TRAIN_IMAGES], 0x0D),
+        "has float32 values in 3 dimensions",
+    ),
+    "dimensions": (
+        TRAIN_IMAGES,
+        idx_bytes(LABELS),
+        "has uint8 values in 1 dimensions, not uint8 in 3",
+    ),
     "header cut": (TRAIN_IMAGES, b"\0\0\x08\x03\0\0", "ends inside its header"),
     "too short": (TEST_LABELS, idx_bytes(LABELS)[:-1], "has 19 values, but its header"),
     "too long": (TEST_LABELS, idx_bytes(LABELS) + b"1", "has 21 values, but its header"),

@@ -192,7 +192,7 @@ BAD_TABLES = {
     "kind.txt": (HEAD + rows(), "must be .csv, .tsv or .jsonl"),
     "few.csv": (HEAD + "a,x\nb,y\n", "has 2 distinct texts: at least 10 are required"),
     "one.csv": (HEAD + rows(good="neg"), "has only the class 'neg', but two or more are required"),
-    "classes.csv": (HEAD + "".join(f"{i},{i}\n" for i in range(50)), "has one text for each of 50 classes"),
+    "classes.csv": (HEAD + "".join(f"{i},{i}\n" for i in range(50)), "one text for each of 50"),
     "label.csv": (HEAD + rows() + "a, \n", "has an empty label for the text 'a'"),
     "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cells instead of 2"),
     "quote.csv": (HEAD + rows() + '"a,b\n', "line 52 is not valid csv: unexpected end of data"),

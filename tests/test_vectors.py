@@ -70,7 +70,7 @@ def test_what_they_do_not_fit():
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "there is no such file"),
+        (None, "must be none, glove, or an existing file"),
         (b"good one two\n", "is not a text file with a word"),
         (b"good 1 2\npoor 1 2 3\n", "'poor' has 3 numbers, others have 2"),
         (b"\xff\xfe\x00", "is not a text file"),

