@@ -1059,7 +1059,7 @@ def test_images_in_another_unit_are_refused(tmp_path):
         with pytest.raises(InputError, match="the training images"):
             encoder.parse(wrong)
     image(0).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="8 bits or colours, but the data set is gray"):
+    with pytest.raises(InputError, match="8 bits among deeper images; give gray"):
         encoder.parse(tmp_path / "a.png")
     Image.fromarray(rng.uniform(0, 1, (8, 8)).astype(np.float32)).save(tmp_path / "b.tif")
     with pytest.raises(InputError, match="give images in the same unit"):

@@ -301,7 +301,7 @@ def test_avif_and_heic(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for known in (Image.OPEN, Image.MIME):
         known.pop("HEIF", None)
-    refuse(heic, r"a HEIC image requires pillow-heif \(pip install 'dlflax\[heic\]'\)")
+    refuse(heic, r"HEIC, which requires pillow-heif; pip install 'dlflax\[heic\]'")
     monkeypatch.undo()
     whole = read_image(heic, (90, 120, 1), False)
     assert difference(whole, np.asarray(drawing())) < 3

@@ -143,9 +143,7 @@ def _checksum(digest, table: dict) -> str:
     return digest.hexdigest()
 
 
-def decode(
-    listing: Listing, size: int, write: Callable[[bytes], object], dtype: np.dtype
-) -> dict:  # fmt: skip
+def decode(listing: Listing, size: int, write: Callable[[bytes], object], dtype) -> dict:
     """Decodes in a thread for each core, and passes each image's bytes to `write` in order.
     Returns the table of `load_images`. dtype: uint8, or float32 for pixels in the images' unit."""
     import grain
@@ -176,8 +174,7 @@ def decode(
     options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=4 * cores)
     indices = grain.MapDataset.range(len(listing.names))
     results = indices.map(decode_file).to_iter_dataset(options)
-    report, digest = list(listing.report), hashlib.sha256()
-    decoded, contents, thumbnails, digests = [], [], [], []
+    report, digest, decoded = list(listing.report), hashlib.sha256(), []
     with warnings.catch_warnings(), counting("decoding", len(listing.names)) as advance:
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata, in every thread
         for index, (pixels, small, content, rows) in enumerate(results):
@@ -187,13 +184,10 @@ def decode(
                 pixels = pixels.tobytes()
                 digest.update(pixels)
                 write(pixels)
-                decoded.append(index)
-                contents.append(content)
-                thumbnails.append(small)
-                digests.append(hashlib.sha256(pixels).digest())
-    names, labels, splits = (
-        [column[i] for i in decoded] for column in (listing.names, listing.labels, listing.splits)
-    )
+                row = listing.names[index], listing.labels[index], listing.splits[index]
+                decoded.append((*row, content, small, hashlib.sha256(pixels).digest()))
+    columns = map(list, zip(*decoded, strict=True)) if decoded else ([] for _ in range(6))
+    names, labels, splits, contents, thumbnails, digests = columns
     thumbnails = np.array(thumbnails)
     if dtype.kind == "f" and len(thumbnails):  # `find_repeats` compares them in the unit of 8 bits
         low, high = np.percentile(thumbnails, (1, 99))

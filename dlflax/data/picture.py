@@ -157,18 +157,14 @@ def _open_header(file: BinaryIO, path: Path) -> Iterator[Image.Image]:
         formats = " or ".join(FORMATS)
         raise ImageError(f"{path}: not an image; give {formats}.", "not an image") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS // 1_000_000} million pixels"
-        raise ImageError(
-            f"{path}: too large; give at most {limit}, and {MAX_SIDE:,} a side.",
-            "too large", f"more than {limit}, or {MAX_SIDE:,} a side",
-        ) from error  # fmt: skip
+        millions = Image.MAX_IMAGE_PIXELS // 1_000_000
+        limit = f"more than {millions} million pixels, or {MAX_SIDE:,} a side"
+        raise ImageError(f"{path}: too large; give no {limit}.", "too large", limit) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         text = " ".join(str(error).split())[:200] or type(error).__name__
         truncated = isinstance(error, EOFError) or "truncated" in text.lower()
-        raise ImageError(
-            f"{path}: damaged or truncated ({text}); give a complete file.",
-            "truncated" if truncated else "corrupt", text,
-        ) from error  # fmt: skip
+        kind = "truncated" if truncated else "corrupt"
+        raise ImageError(f"{path}: damaged, {kind} ({text}); give another.", kind, text) from error
 
 
 def _register_heic(file: BinaryIO, path: Path) -> None:
@@ -181,10 +177,9 @@ def _register_heic(file: BinaryIO, path: Path) -> None:
     try:
         import pillow_heif
     except ImportError:
-        raise ImageError(
-            f"{path}: a HEIC image requires pillow-heif (pip install 'dlflax[heic]'); install it, "
-            "or give JPEG.", "HEIC, which requires pillow-heif",
-        ) from None  # fmt: skip
+        reason = "HEIC, which requires pillow-heif"
+        remedy = "pip install 'dlflax[heic]', or give JPEG"
+        raise ImageError(f"{path}: {reason}; {remedy}.", reason) from None
     pillow_heif.register_heif_opener()
 
 
@@ -196,14 +191,12 @@ def _convert(image: Image.Image, convert_depth, deep, path) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(convert_depth(np.asarray(image), deep, path))
     if convert_depth is _keep_unit:
-        raise ImageError(
-            f"{path}: 8 bits or colours, but the data set is gray of 16 bits or more; give images "
-            "of that depth and unit.", "8 bits among deeper images",
-        )  # fmt: skip
+        reason = "8 bits among deeper images"
+        raise ImageError(f"{path}: {reason}; give gray images of 16 bits or more.", reason)
     if deep and max(np.ravel(image.getextrema())) < 16:  # Pillow reads the high bytes alone
         raise ImageError(
-            f"{path}: colours of 16 bits that use less than a sixteenth of their range; give 8 "
-            "bits, all images converted by one range.", "pixels of another scale than 8 bits",
+            f"{path}: 16-bit colours that use less than a sixteenth of their range; convert all "
+            "images to 8 bits by one range.", "pixels of another scale than 8 bits",
         )  # fmt: skip
     if image.mode.lower() in ("la", "pa", "rgba") or "transparency" in image.info:
         return image.convert("RGBA")

@@ -126,8 +126,8 @@ class Text(Source):
         lengths = np.array([len(encoding.ids) for encoding in sample])
         length = self.length or min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
         if share := np.mean(lengths > length):
-            longest = int(lengths.max())
-            log(f"{share:.1%} of the training texts are truncated: --length {longest} keeps more.")
+            texts, longest = f"{share:.1%} of the training texts", int(lengths.max())
+            log(f"{texts} are truncated to {length} tokens: --length {longest} keeps more.")
         return TextEncoder(
             Classes(train.classes), tokenizer.to_str(), length, kind, tokenizer.get_vocab_size()
         )
