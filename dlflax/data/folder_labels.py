@@ -15,7 +15,7 @@ from dlflax.data import folder_files
 from dlflax.data.folder_files import File, Listing, quote_names, skip_row
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
-from dlflax.data.target_kind import class_texts, classes_of, numbers_or_classes
+from dlflax.data.target_kind import encode_classes, infer_numbers, normalize_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
 from dlflax.files import printable
@@ -46,7 +46,7 @@ class FileLabels:
             numbers = numbers[:, 0] if len(self.columns) == 1 else numbers
             return numbers, (), np.ones(len(values), bool)
         if self.kind == "classes":
-            names, targets, keep = classes_of(np.array(values, object), FEWEST, "images", log)
+            names, targets, keep = encode_classes(np.array(values, object), FEWEST, "images", log)
             return targets, names, keep
         counts = collections.Counter(label for labels in values for label in labels)
         candidates = {*counts, *(self.columns if len(self.columns) > 1 else ())}
@@ -67,7 +67,7 @@ def read_labels(
 ) -> FileLabels:
     """Reads the labels of the files below a folder, or raises InputError. target: its columns, ()
     to infer; kind: auto or one of `FileLabels.kind`; group: a column, or ""."""
-    source = read_table(path, log=log, what="a file of labels")
+    source = read_table(path, log=log, noun="a file of labels")
     header = list(source.columns)
     texts = [as_texts(column).to_pylist() for column in source.columns.values()]
     table = list(zip(*texts, strict=True))
@@ -235,12 +235,12 @@ def _parse_targets(
         log(f"{name}: several labels, separated by {by} (otherwise: --target-kind classes).")
         cells = [text.split(separator or None) for text in texts]
         return "labels", [[label.strip() for label in cell if label.strip()] for cell in cells]
-    numbers = numbers_or_classes(table, name, kind, log, formats[name])
+    numbers = infer_numbers(table, name, kind, log, formats[name])
     if numbers is not None:
         return "number", [None if math.isnan(v) else [v] for v in numbers.tolist()]
     if markers := sorted({text for text in texts if text and text.lower() in MISSING}):
         log(f"{name}: {quote_names(markers)} is a class: only an empty cell is missing.")
-    return "classes", [text or None for text in class_texts(column).tolist()]
+    return "classes", [text or None for text in normalize_classes(column).tolist()]
 
 
 def _parse_several(table: RawTable, kind: str, formats) -> tuple[str, list]:

@@ -17,7 +17,7 @@ from dlflax.data import download
 from dlflax.data.dataset import Dataset
 from dlflax.data.encoder import Examples
 from dlflax.data.folder_files import is_hidden, split_of
-from dlflax.data.order import stratified
+from dlflax.data.order import stratified_sample
 from dlflax.data.splits import Given
 from dlflax.data.text_tables import TABLE, quote, quote_all, read_table, read_text
 from dlflax.errors import InputError
@@ -235,7 +235,9 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
     if drawn and counts.max() == 1:
         raise InputError(f"{origin} has one text for each of {count:,} classes: add texts.")
     if drawn:
-        in_test = stratified(train[1], TEST_SHARE, 0, 2)  # the same test split for every seed
+        in_test = stratified_sample(
+            train[1], TEST_SHARE, 0, 2
+        )  # the same test split for every seed
     elif not test[0]:
         raise InputError(f"{origin} has an empty test split: at least one text is required.")
 

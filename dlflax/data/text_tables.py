@@ -68,11 +68,11 @@ def _unknown_columns(path: Path, names: list[str]) -> InputError:
 def _csv_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list], list[int]]:
     """Returns (the header, the columns, the line of each row)."""
     tab = kind == "tsv"  # without quoting
-    start = content[: delimited.SNIFFED].decode(errors="ignore")
-    mark = "\t" if tab else delimited.delimiter(start)
+    start = content[: delimited.SNIFF_BYTES].decode(errors="ignore")
+    mark = "\t" if tab else delimited.sniff_delimiter(start)
     quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
     try:
-        header = delimited.first_row(content, mark, quoting=quoting)
+        header = delimited.read_header(content, mark, quoting=quoting)
         table, ragged = delimited.parse_csv(content, mark, len(header), quote=not tab and '"')
     except csv.Error as error:
         raise InputError(f"{path}, {error}.") from None
@@ -103,7 +103,7 @@ def read_text(path: Path, log: Log) -> str:
 def _read(path: Path, log: Log) -> bytes:
     """Returns a file's content in UTF-8."""
     try:
-        return delimited.decode(idx.read_bytes(path), path, log)
+        return delimited.to_utf8(idx.read_bytes(path), path, log)
     except ValueError as error:
         raise InputError(f"{path}: {error}.") from None
 
