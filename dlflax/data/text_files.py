@@ -235,9 +235,7 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
     if drawn and counts.max() == 1:
         raise InputError(f"{origin} has one text for each of {count:,} classes: add texts.")
     if drawn:
-        in_test = stratified_sample(
-            train[1], TEST_SHARE, 0, 2
-        )  # the same test split for every seed
+        in_test = stratified_sample(train[1], TEST_SHARE, 0, 2)  # the same for every seed
     elif not test[0]:
         raise InputError(f"{origin} has an empty test split: at least one text is required.")
 
