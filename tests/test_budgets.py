@@ -205,16 +205,16 @@ def test_near_duplicates_have_a_budget(monkeypatch):
     pictures = np.concatenate([pictures, pictures[copies] + np.float16(0.5)])
     n, names = len(pictures), [f"{i}.png" for i in range(len(pictures))]
     arguments = pictures, [str(i) for i in range(n)], ["a"] * n, names
-    dropped, report = duplicates.repeated(*arguments)
+    dropped, report = duplicates.find_repeats(*arguments)
     assert np.flatnonzero(dropped).tolist() == list(range(1200, 1240)) and len(report) == 40
     monkeypatch.setattr(duplicates, "FEWEST_COLUMNS", 600)
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 1)
-    dropped, report = duplicates.repeated(*arguments)
+    dropped, report = duplicates.find_repeats(*arguments)
     assert np.flatnonzero(dropped).tolist() == list(range(1200, 1240))
     assert report[0][:3] == ["all images", "listed", "of too many"]
     assert report[0][3] == "near duplicates: compared with the 600 of nearest brightness"
     monkeypatch.setattr(duplicates, "MOST_NEAR", 5)
-    assert "more than 5 pairs" in duplicates.repeated(*arguments)[1][0][-1]
+    assert "more than 5 pairs" in duplicates.find_repeats(*arguments)[1][0][-1]
 
 
 def test_scores_are_saved_before_columns_are_shuffled(place, monkeypatch, capsys):

