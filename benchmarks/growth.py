@@ -21,7 +21,7 @@ from stages import write_rows
 from dlflax.report import tables, trial_figures
 from dlflax.report.html import write_html
 from dlflax.report.trials import write_trials_csv
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.study import JOURNAL, open_study
 
@@ -55,7 +55,7 @@ def measure(folder: Path, count: int, samplers) -> dict:
     def opened():
         return open_study(folder, None, "growth", "minimize")
 
-    at_random, row = sampler_of("random", SPACE, 0), {"trials": count}
+    at_random, row = make_sampler("random", SPACE, 0), {"trials": count}
     clock, done = time.perf_counter(), 0
     with opened() as study:
         while done < count:
@@ -76,7 +76,7 @@ def measure(folder: Path, count: int, samplers) -> dict:
     for sampler in samplers:
         with opened() as study:
             clock = time.perf_counter()
-            study.ask(sampler_of(sampler, SPACE, 0), DISTRIBUTIONS, [None] * 16)
+            study.ask(make_sampler(sampler, SPACE, 0), DISTRIBUTIONS, [None] * 16)
             row[f"suggest 16 by {sampler}, s"] = time.perf_counter() - clock
         (folder / JOURNAL).write_bytes(journal)
     clock = time.perf_counter()

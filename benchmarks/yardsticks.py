@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 
 from dlflax.tune import hints
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.study import open_study
 
@@ -117,11 +117,10 @@ FUNCTIONS = {  # function, space, least value
 def run(function, space, sampler, trials, seed, population=1, direction="minimize"):
     """The trials that a sweep would have. space: distributions, or a Space."""
     space = space if isinstance(space, Space) else Space(space)
-    chosen, done = sampler_of(sampler, space, seed), 0
+    chosen, done = make_sampler(sampler, space, seed), 0
     most = min(trials, Encoding(space.distributions).size() or trials)
-    guess = hints.enqueued(space)
     with open_study(None, None, "yardstick", direction) as study:
-        study.settings({}, [guess] if guess else [])
+        study.settings({}, hints.first_trials(space))
         while done < most:
             batch = study.ask(chosen, space.distributions, [None] * min(population, most - done))
             done += len(batch)

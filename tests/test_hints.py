@@ -47,8 +47,8 @@ def test_a_guess_is_a_trial_of_its_own(sampler):
     alone = first_trials(sampler, 9, **told)
     assert alone[1:] == plain[1:]
     assert {name: alone[0][name] for name in GUESS} == GUESS
-    assert hints.within(DISTRIBUTIONS["dropout"], alone[0]["dropout"])
-    assert hints.enqueued(Space(DISTRIBUTIONS, defaults=DEFAULTS)) is None
+    assert hints.is_within(DISTRIBUTIONS["dropout"], alone[0]["dropout"])
+    assert hints.first_trials(Space(DISTRIBUTIONS, defaults=DEFAULTS)) == [DEFAULTS]
 
 
 def test_what_is_enqueued_is_so_once(tmp_path):
@@ -140,7 +140,7 @@ def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
     first = sweep("first", "--trials", "5", "--population", "5")
     flags = ["--population", "4", "--prior", "dropout=0.4", "--warm-start", "first"]
     begun = sweep("second", "--trials", "4", *flags)
-    assert "knows 5 of the 5 trials of first" in capsys.readouterr().out
+    assert "warm start from 5 of the 5 trials of first" in capsys.readouterr().out
     best = min(first, key=lambda row: float(row["val_loss"]))
     assert begun[2]["learning_rate"] == best["learning_rate"]
     assert float(begun[1]["dropout"]) == 0.4

@@ -29,7 +29,7 @@ from dlflax.tune.members import Members
 from dlflax.tune.orders import Workers
 from dlflax.tune.pool import Pool
 from dlflax.tune.rules import Budget, FreezeThaw, Full, Go, Halving, Stop
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.sweep import run_sweep
 from dlflax.tune.worker import Job, Outcome
@@ -127,7 +127,7 @@ def search(
         members = Members(folder, "minimize", "s", 4, log)
         saved = PoolCheckpoint(folder, "s", log) if checkpoint else None
         Pool(
-            job(space=space), opened, sampler_of((rule and rule.sampler) or sampler, space, 3),
+            job(space=space), opened, make_sampler((rule and rule.sampler) or sampler, space, 3),
             rule or Full(), Budget(trials, EPOCHS), population,
             Workers(launcher or Trainer(), job(), {}, folder, log), members, saved, Silent(),
             log=log,
@@ -237,7 +237,7 @@ def test_asks_and_tells_of_several_workers_replay_on_one(tmp_path):
     asked, ask = [], study.Study.ask
 
     def record(self, sampler, distributions, params):
-        done = {t.number for t in self.finished()}
+        done = {t.number for t in self.finished_trials()}
         trials = ask(self, sampler, distributions, params)
         asked.append((done, [(t.number, t.params) for t in trials]))
         return trials
@@ -247,7 +247,7 @@ def test_asks_and_tells_of_several_workers_replay_on_one(tmp_path):
         patch.setattr(study.Study, "ask", record)
         launcher = Trainer(3, pause=lambda: pauses.random() / 50)
         rows = search(tmp_path / "s", sampler="gp", trials=24, launcher=launcher)
-    sampler = sampler_of("gp", SPACE, 3)
+    sampler = make_sampler("gp", SPACE, 3)
     with study.open_study(None, None, "s", "minimize") as replay:
         replay.settings({}, [{"x": 0.0, "y": 1.0, "z": 2.0}, {"x": 1.0}])
         told = set()
@@ -479,6 +479,6 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_a_sweep(tmp_path, mon
 
     monkeypatch.setattr(checkpoint.checkpoint_files, "write", full)
     saving = PoolCheckpoint(tmp_path, log=said.append)
-    saving.save([pool.Begun(0, {}, arrays=[np.zeros(2)])], [])
-    assert saving.seconds_left() == math.inf
+    saving.save([pool.PoolTrial(0, {}, arrays=[np.zeros(2)])], [])
+    assert saving.remaining_seconds() == math.inf
     assert len(said) == 1 and "No space left on device" in said[0]

@@ -153,7 +153,7 @@ def test_a_population_that_was_in_training_has_the_same_parameters(tmp_path, sam
         cut = b"".join(whole[:-lines])
         (tmp_path / "a" / "study.journal").write_bytes(cut)
         with open_study(tmp_path / "a", None, "a", "minimize") as study:
-            sampler_ = samplers.sampler_of(sampler, found, 0)
+            sampler_ = samplers.make_sampler(sampler, found, 0)
             study.complete_running(sampler_, SPACE)
             running = [t for t in study.trials() if t.state == TrialState.RUNNING]
             more = ask(study, found, sampler, 16 - len(study.trials()))

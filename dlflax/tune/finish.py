@@ -28,9 +28,8 @@ from dlflax.tune import ensemble, report
 from dlflax.tune.bind import Bound
 from dlflax.tune.config import Sweep
 from dlflax.tune.members import Member, Members
-from dlflax.tune.settings import set_aside
 from dlflax.tune.study import JOURNAL, Study, without_password
-from dlflax.tune.trained import in_folder, save_and_test
+from dlflax.tune.trained import in_folder, save_and_test, set_aside
 
 WORDS = {
     "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
@@ -42,8 +41,9 @@ def finish(
     sweep: Sweep, bound: Bound, experiment, study: Study, members: Members, saved, traces: int, log
 ) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
-    report, which it prints. Returns the results. Raises RunError where no trial ended well."""
-    folder, direction, trials = sweep.run_dir, study.direction, study.finished()
+    report, which it prints. Returns the results. Raises RunError where all trials diverged or
+    failed."""
+    folder, direction, trials = sweep.run_dir, study.direction, study.finished_trials()
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
     best = next(iter(ranking.ranked(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
@@ -51,28 +51,10 @@ def finish(
             f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "
             "example --space.learning-rate 1e-5 1e-3 log, under another --study."
         )
-    results = {
-        **report.facts(saved, trials, direction),
-        **_facts(sweep, bound, trials, best, traces, direction),
-    }
-    chosen = list(members.of(trials))
-    candidates = Candidates(sweep, bound, experiment, trials, best, chosen, log)
-    for build in (candidates.restore, candidates.retrain, candidates.ensemble):
-        build()
-        results |= candidates.results()  # a kill costs no more than one of them
-        write_json(folder / "results.json", results)
-    candidates.save_best()
-    report.write(folder, results, trials, direction, log)
-    _print(sweep, trials, direction, results, log)
-    return results
-
-
-def _facts(sweep, bound, trials, best, traces, direction) -> dict[str, Any]:
-    """Returns what results.json says of the sweep and its best trial."""
-    folder = sweep.run_dir
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
     address = sweep.storage and without_password(sweep.storage)
-    return {
+    results = {
+        **report.facts(saved, trials, direction),
         "structures": len(bound.recipes),
         "traces": traces,  # by this process and its workers
         "seconds": seconds,  # of training the trials
@@ -92,6 +74,16 @@ def _facts(sweep, bound, trials, best, traces, direction) -> dict[str, Any]:
             "dashboard": f"optuna-dashboard {address or folder / JOURNAL}",
         },
     }
+    chosen = list(members.read(trials))
+    candidates = Candidates(sweep, bound, experiment, trials, best, chosen, log)
+    for build in (candidates.restore, candidates.retrain, candidates.ensemble):
+        build()
+        results |= candidates.results()  # a kill costs no more than one of them
+        write_json(folder / "results.json", results)
+    candidates.save_best()
+    report.write(folder, results, trials, direction, log)
+    _print(results, trials, direction, sweep.verbose, folder / "report.html", log)
+    return results
 
 
 class Candidates:
@@ -107,22 +99,22 @@ class Candidates:
         common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
         self._config = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
         self._metric = sweep.objective.removeprefix("val_")
-        self._sign = 1 if recipe.task.metric(self._metric).direction == "min" else -1
+        self._sign = 1 if bound.direction == "minimize" else -1
         self._results: dict[str, dict[str, Any]] = {}
         self._ensemble: dict[str, Any] | None = None
 
     def restore(self) -> None:
-        """Tests the best trial with the weights that it was trained to."""
-        mine = [member for member in self._members if member.trial == self._best.number]
-        if not mine:
+        """Tests the best trial with its trained weights."""
+        seeds = [member for member in self._members if member.trial == self._best.number]
+        if not seeds:
             return
-        name = self._sweep.objective
-        member = min(mine, key=lambda seed: min(self._sign * row[name] for row in seed.history))
-        history = member.history[: best_epoch(member.history, self._config.recipe.task) + 1]
-        history = _with_rates(self._config, history)
+        name, config = self._sweep.objective, self._config
+        member = min(seeds, key=lambda seed: min(self._sign * row[name] for row in seed.history))
+        history = member.history[: best_epoch(member.history, config.recipe.task) + 1]
+        history = _with_rates(config, history)
         self._log(f"testing the best, trial {self._best.number}, as it was trained")
         self._build("trained", lambda folder: save_and_test(
-            self._experiment, self._config, folder, member.variables, history, self._bound.dataset,
+            self._experiment, config, folder, member.variables, history, self._bound.dataset,
             self._log,
         ))  # fmt: skip
 
@@ -131,8 +123,7 @@ class Candidates:
         sweep, config = self._sweep, self._config
         if sweep.retrain_on_all:
             # without a validation score the last epoch counts
-            direction = "minimize" if self._sign == 1 else "maximize"
-            epochs = ranking.best_epoch(self._best, direction)
+            epochs = ranking.best_epoch(self._best, self._bound.direction)
             steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
             if more_epochs_change_the_past(config, epochs, steps):
                 epochs = config.epochs
@@ -147,27 +138,29 @@ class Candidates:
 
     def ensemble(self) -> None:
         """Tests an ensemble of the best trials, if one is better than the best alone."""
-        built = None
-        if self._sweep.ensemble:
-            built = self._build("ensemble", lambda folder: ensemble.build(
+
+        def build(folder):
+            built = ensemble.build(
                 self._sweep, self._bound, self._experiment, self._config, self._members,
                 self._trials, self._log,
-            ))  # fmt: skip
-        if built is None:  # one of fewer trials may be there
+            )  # fmt: skip
+            self._ensemble, results = built or (None, None)
+            return results
+
+        if self._sweep.ensemble:
+            self._build("ensemble", build)
+        if self._ensemble is None:  # one of fewer trials may be there
             set_aside(self._sweep.run_dir / "ensemble")
 
-    def _build(self, name, build):
-        """Builds a candidate; one that fails is a warning."""
+    def _build(self, name, build) -> None:
+        """Builds a candidate; a failure is a warning."""
         try:
-            built = build(self._sweep.run_dir / name)
+            results = build(self._sweep.run_dir / name)
         except (InputError, RunError, OSError) as error:
             self._log(f"warning: {WORDS[name]} is no candidate: {error}")
-            return None
-        if name == "ensemble" and built:
-            self._ensemble, built = built
-        if built:
-            self._results[name] = built
-        return built
+            return
+        if results:
+            self._results[name] = results
 
     def winner(self) -> str | None:
         """Returns the name of the best candidate so far. One that was trained on all data has no
@@ -179,8 +172,8 @@ class Candidates:
         return min(scores, key=scores.get, default=None)
 
     def _validation(self, name: str) -> dict[str, Any] | None:
-        """Returns the scores of a candidate on the validation data; of the ensemble those before
-        its temperature, which is fitted on these data."""
+        """Returns the validation scores of a candidate; of the ensemble those before its
+        temperature, which is fitted on these data."""
         if name == "ensemble" and self._ensemble:
             return self._ensemble["uncalibrated"]
         return self._results.get(name, {}).get("val")
@@ -189,13 +182,13 @@ class Candidates:
         return (self._validation(name) or {}).get(self._metric)
 
     def results(self) -> dict[str, Any]:
-        """Returns what results.json says of the candidates so far."""
-        name = self.winner()
-        if name is None:
+        """Returns the part of results.json about the candidates so far."""
+        winner = self.winner()
+        if winner is None:
             return {}
-        best, trained = self._results[name], self._results.get("trained", {})
+        best, trained = self._results[winner], self._results.get("trained", {})
         return {
-            "model": name,
+            "model": winner,
             "candidates": {
                 name: {"val": self._validation(name), "test": results["test"],
                        "run_dir": str(self._sweep.run_dir / name)}
@@ -225,14 +218,13 @@ class Candidates:
                 "selection, the luck of one seed on these examples."]  # fmt: skip
 
     def save_best(self) -> None:
-        """Puts the best candidate into `best/`. Raises RunError where there is none."""
-        name = self.winner()
+        """Copies the best candidate to `best/`. Raises RunError where there is none."""
+        name, folder = self.winner(), self._sweep.run_dir
         if name is None:
             raise RunError(
                 "no candidate for the best model could be tested: see the warnings above; the "
                 "trials are safe, and the same command tries again."
             )
-        folder = self._sweep.run_dir
         self._log(f"best model: {WORDS[name]}")
         new = folder / ".best"
         shutil.rmtree(new, ignore_errors=True)
@@ -255,25 +247,25 @@ def _with_rates(config: run.Config, history: History) -> History:
 
 
 def _link(source: str, target: str) -> None:
-    """Links a file, which takes no room, or copies it where the disk knows no links."""
+    """Links a file, which takes no space, or copies it to a disk that has no links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
 
-def _print(sweep, trials, direction, results, log) -> None:
-    """Prints the best trials, the test scores of the candidates, and what is where."""
-    print_trials(trials, direction, sweep.objective)
-    beside = {
-        WORDS[name]: each["test"]
-        for name, each in results["candidates"].items() if name != results["model"]
+def _print(results, trials, direction, verbose: bool, page, log) -> None:
+    """Prints the best trials, the test scores of the candidates, and the paths of all files."""
+    print_trials(trials, direction, results["objective"])
+    others = {
+        WORDS[name]: candidate["test"]
+        for name, candidate in results["candidates"].items() if name != results["model"]
     }  # fmt: skip
-    shown = {**results, "baselines": {**beside, **(results.get("baselines") or {})}}
-    tables.print_results(shown, sweep.verbose)
+    shown = {**results, "baselines": {**others, **(results.get("baselines") or {})}}
+    tables.print_results(shown, verbose)
     for sentence in results.get("verdict", ()):
         log(sentence)
     print_findings(results["findings"])
-    log(f"report: {sweep.run_dir / 'report.html'}")
+    log(f"report: {page}")
     for name, line in results["commands"].items():
         log(f"{name}: {line}")

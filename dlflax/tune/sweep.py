@@ -1,27 +1,43 @@
 """One sweep, from its configuration to its folder: bind, open the study, train the pool, finish."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from dlflax import run
+from dlflax.errors import InputError
+from dlflax.files import write_json
+from dlflax.run.folder import check_version, note_versions, settings, write_files
+from dlflax.run.resume import differences
 from dlflax.train.layout import use_all_cores
-from dlflax.tune import settings
-from dlflax.tune.bind import bind
+from dlflax.tune import hints, stopping
+from dlflax.tune.bind import Bound, bind
+from dlflax.tune.checkpoint import PoolCheckpoint
 from dlflax.tune.config import Sweep
+from dlflax.tune.cost import cost
+from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish
+from dlflax.tune.launch import open_launcher
 from dlflax.tune.members import MOST_TRIALS, Members
-from dlflax.tune.plan import log_plan
-from dlflax.tune.report import Watch
-from dlflax.tune.search import make_pool
-from dlflax.tune.study import open_study
+from dlflax.tune.orders import Workers
+from dlflax.tune.pool import Pool
+from dlflax.tune.report import Watch, log_plan
+from dlflax.tune.rules import Budget
+from dlflax.tune.samplers import make_sampler
+from dlflax.tune.study import Study, open_study, without_password
+from dlflax.tune.trained import set_aside
+
+RESULTS = ("best", "trained", "retrained", "ensemble", "results.json", "report.html")
 
 
 def run_sweep(
-    search: str,
-    experiment: run.Experiment | str,
-    sweep: Sweep,
+    search: str, experiment: run.Experiment | str, sweep: Sweep,
     log: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Runs the sweep, or continues it; tests and saves the best model. Returns the contents of
     results.json. search: the name of the kind of search; sweep.space: words, as `space.space`
     takes them. Raises InputError and RunError."""
@@ -29,14 +45,90 @@ def run_sweep(
     if isinstance(experiment, str):
         experiment = run.Experiment(experiment)
     sweep, bound = bind(sweep, search, experiment, log)
-    settings.make_folder(sweep.run_dir)
-    metric = sweep.recipe.task.metric(sweep.objective.removeprefix("val_"))
-    with open_study(sweep.run_dir, sweep.storage, sweep.study, f"{metric.direction}imize") as study:
-        sweep, bound, saved = settings.begin(sweep, bound, search, experiment, study, log)
-        log_plan(sweep, bound, len(study.finished()), log)
-        digest = settings.digest(saved)
+    folder = sweep.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
+    with open_study(folder, sweep.storage, sweep.study, bound.direction) as study:
+        bound, saved = _begin(sweep, bound, search, experiment, study, log)
+        log_plan(sweep, bound, len(study.finished_trials()), log)
+        # the files of an earlier study in the folder have another digest
+        text = json.dumps([saved["config"], saved["data"]["sha256"]], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
         most = MOST_TRIALS if sweep.ensemble else 1
-        members = Members(sweep.run_dir, study.direction, digest, most, log)
-        with Watch(sweep, saved, study, log) as watch:
-            traces = make_pool(sweep, bound, study, members, digest, watch, log).run()
+        members = Members(folder, study.direction, digest, most, log)
+        checkpoint = PoolCheckpoint(folder, digest, log)
+        with Watch(folder, sweep.trials, saved, study, log) as watch:
+            pool = _make_pool(sweep, bound, study, members, checkpoint, watch, log)
+            traces = pool.run()
         return finish(sweep, bound, experiment, study, members, saved, traces, log)
+
+
+def _begin(
+    sweep: Sweep, bound: Bound, search: str, experiment, study: Study, log
+) -> tuple[Bound, dict[str, Any]]:
+    """Writes config.json. Returns the population and warm start that the study began with, and the
+    contents of config.json. Raises InputError when the study began with another setup."""
+    shown = sweep.storage and without_password(sweep.storage)
+    chosen = dataclasses.replace(sweep, storage=shown, population=bound.population)
+    new = settings(experiment, chosen, bound.dataset, bound.examples)
+    new |= {"search": search, "devices": len(jax.devices())}
+    space = bound.space
+    if sweep.warm_start and not study.trials():  # later they are in the settings
+        new["known"] = hints.known_trials(sweep.warm_start, space, sweep.objective, log)
+    first = [] if sweep.sampler == "grid" else hints.first_trials(space)
+    saved = study.settings(new, first)
+    check_version(saved, f"the study {sweep.study}")
+    if not sweep.population:
+        new["config"]["population"] = saved["config"]["population"]
+    if different := differences(saved, new, sweep):
+        raise InputError(
+            f"the study {sweep.study} was begun with another setup ({different}): give the same "
+            "flags and data to continue it, or another --study NAME."
+        )
+    note_versions(saved, new, log)
+    if saved["devices"] != new["devices"]:
+        log(f"note: {new['devices']} devices, it began with {saved['devices']}: "
+            "the result may not be bitwise the same")  # fmt: skip
+    write_json(sweep.run_dir / "config.json", saved)
+    write_files(sweep.run_dir, bound.examples)
+    if not study.finished_trials():  # it is new, though the folder may not be
+        for name in RESULTS:
+            set_aside(sweep.run_dir / name)
+    space = dataclasses.replace(space, known=saved.get("known", []))
+    return bound._replace(space=space, population=new["config"]["population"]), saved
+
+
+def _make_pool(
+    sweep: Sweep, bound: Bound, study: Study, members: Members, checkpoint: PoolCheckpoint,
+    watch: Watch, log,
+) -> Pool:  # fmt: skip
+    """Returns the pool, whether the sweep is new or continues."""
+    space, job, inputs = bound.space, bound.job(sweep), bound.train["inputs"]
+    costs = {
+        recipe: cost(sweep.cost, recipe, sweep.hparams, inputs)
+        for recipe in bound.recipes if sweep.cost
+    }  # fmt: skip
+    launcher = open_launcher(
+        sweep.launcher, sweep.workers, sweep.run_dir, platform=jax.default_backend(),
+        devices=jax.local_device_count(), options=sweep.options(), log=log,
+    )  # fmt: skip
+    arrays = {"train": bound.train, "val": bound.val, "pretrained": bound.pretrained or {}}
+    encoding = Encoding(space.distributions)
+
+    def reason_to_stop(trials):
+        return sweep.auto and stopping.reason_to_stop(
+            encoding, study.direction, sweep.seed, sweep.tolerance, trials
+        )
+
+    def cost_of(params):
+        recipe, _ = space.apply(params, bound.recipe, sweep.hparams)
+        return {sweep.cost: costs[recipe]} if costs else {}
+
+    return Pool(
+        job, study, make_sampler(sweep.search.sampler or sweep.sampler, space, sweep.seed),
+        sweep.search, Budget(sweep.trials, sweep.epochs, encoding.size()), bound.population,
+        Workers(launcher, job, arrays, sweep.run_dir, log), members, checkpoint, watch,
+        reason_to_stop=reason_to_stop, costs=cost_of, log=log,
+    )  # fmt: skip

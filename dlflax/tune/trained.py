@@ -1,6 +1,7 @@
 """Run folders of models that a sweep has trained: as if a run had trained them."""
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from dlflax.run.resume import differences
 from dlflax.train import checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.recipe import init_placed
-from dlflax.tune.settings import set_aside
 
 
 def save_and_test(
@@ -23,8 +23,7 @@ def save_and_test(
     history: train.History, dataset, log,
 ) -> dict[str, Any]:  # fmt: skip
     """Saves variables as a finished run in the folder, and tests it once. Returns its results.
-    variables: {"params": ..., ...} to evaluate with; history: one row an epoch, the last of which
-    they are of."""
+    variables: {"params": ..., ...} of the last epoch of history, to evaluate with."""
     config = dataclasses.replace(config, epochs=len(history), patience=0, reduce_on_plateau=0)
     config = in_folder(config, folder)
     folder.mkdir(exist_ok=True)
@@ -35,7 +34,7 @@ def save_and_test(
 
 
 def _save(experiment, config, variables, history, dataset, log) -> None:
-    """Writes the run folder. The optimizer is at its beginning."""
+    """Writes the run folder, with a fresh optimizer."""
     _, job = prepare(config, dataset, lambda _: None)
     begin(experiment, config, job.dataset, job.examples, config.run_dir, lambda _: None)
     unknown = {"learning_rate": 0.0, "seconds": 0.0, "examples_per_second": 0.0}
@@ -43,7 +42,7 @@ def _save(experiment, config, variables, history, dataset, log) -> None:
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
     start, step = job.start, np.int32(history[-1]["step"])
     inputs, numbers = start.splits.train["inputs"][:1], train.as_traced(config.hparams)
-    # placed as that of any run, whatever devices there are
+    # placed like any run, on any number of devices
     with parallel.use(parallel.devices(config.devices, config.recipe.batch_size)):
         fresh = init_placed(start.recipe, numbers, inputs, np.uint32(config.seed), start.pretrained)
         state = _with_variables(fresh, variables, step)
@@ -61,8 +60,8 @@ def _with_variables(state, variables, step):
 
 
 def in_folder(config: run.Config, folder: Path) -> run.Config:
-    """Returns the Config for its run folder: continued where it is the same run, else what is there
-    is moved aside."""
+    """Returns the Config for its run folder, which it continues if it is the same run; another run
+    there is moved aside."""
     here = dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists())
     if here.resume:
         old = load_config(folder)
@@ -71,3 +70,9 @@ def in_folder(config: run.Config, folder: Path) -> run.Config:
             set_aside(folder)
             here = dataclasses.replace(here, resume=False)
     return here
+
+
+def set_aside(path: Path) -> None:
+    """Renames what an earlier study wrote there, if anything, so that nobody predicts with it."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.stem}_{time.time():.0f}{path.suffix}"))

@@ -21,11 +21,11 @@ from dlflax.train.layout import use_all_cores
 
 
 class WorkerLost(Exception):
-    """A worker ended before it returned what it was given. The message is one short reason."""
+    """A worker ended before it returned its result. The message is one short reason."""
 
 
 class Data(abc.ABC):
-    """Arrays that were shared with the workers: small, and picklable."""
+    """Arrays that are shared with the workers: small, and picklable."""
 
     @abc.abstractmethod
     def load(self) -> Any:
@@ -50,21 +50,17 @@ class Files(Data):
             np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
         return cls(folder, structure, tuple(leaf.dtype for leaf in leaves))
 
+    @functools.cache  # noqa: B019  (one object for the life of a worker)
     def load(self):
-        return _read(self)
-
-
-@functools.cache
-def _read(data: Files):
-    leaves = []
-    for k, dtype in enumerate(data.dtypes):
-        array = np.asarray(np.load(data.folder / f"{k}.npy", mmap_mode="r"))
-        leaves.append(array.view(dtype))  # a file has no name for bfloat16
-    return jax.tree.unflatten(data.structure, leaves)
+        leaves = []
+        for k, dtype in enumerate(self.dtypes):
+            array = np.asarray(np.load(self.folder / f"{k}.npy", mmap_mode="r"))
+            leaves.append(array.view(dtype))  # a file has no name for bfloat16
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 class Launcher(abc.ABC):
-    """Workers that compute calls. A context manager, which ends all workers when it is left."""
+    """Workers that compute calls. A context manager, which ends all workers on exit."""
 
     width: int
     """Calls that are computed at once; others wait."""
@@ -173,8 +169,8 @@ def shared_config(platform: str) -> dict[str, Any]:
 
 
 def configure_jax(config: dict[str, Any], cores: int | None = None) -> None:
-    """Prepares a worker's JAX, before its first computation: jax.config, and one virtual CPU
-    device a core. cores: where the operating system does not say which the worker has."""
+    """Prepares a worker's JAX before its first computation: jax.config, and one virtual CPU device
+    a core. cores: of the worker, where the operating system does not bind it to some."""
     for name, value in config.items():
         jax.config.update(name, value)
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")

@@ -30,15 +30,11 @@ class Stored(Data):
 
     reference: Any
 
+    @functools.cache  # noqa: B019  (one object for the life of a worker)
     def load(self):
-        return _get(self.reference)
+        import ray
 
-
-@functools.cache
-def _get(reference):
-    import ray
-
-    return ray.get(reference)
+        return ray.get(self.reference)
 
 
 class RayLauncher(Launcher):
@@ -47,17 +43,11 @@ class RayLauncher(Launcher):
     patience = 4 * 3600.0  # a cluster may have to grow first
 
     def __init__(
-        self,
-        workers: int,
-        folder: Path,
-        platform: str,
-        devices: int,
-        options: Mapping[str, str],
+        self, workers: int, folder: Path, platform: str, devices: int, options: Mapping[str, str],
         log: Callable[[str], None],
-    ):
+    ):  # fmt: skip
         super().__init__(workers, folder)
-        default = {"gpu": {"num_gpus": 1}, "tpu": {"TPU": 1}}.get(platform, {})
-        amounts = {"num_cpus": 1, **default}
+        amounts = {"num_cpus": 1, **{"gpu": {"num_gpus": 1}, "tpu": {"TPU": 1}}.get(platform, {})}
         for name, word in options.items():
             if name not in ("address", "num_cpus", "num_gpus", "TPU"):
                 raise InputError(
@@ -75,13 +65,12 @@ class RayLauncher(Launcher):
                 f"every worker needs one: use {devices} or fewer, or the address of a cluster."
             )
         self._ray, self._owner = _connect(address, workers * cores)
-        resources = {"TPU": tpus} if tpus else {}
         self._task = self._ray.remote(_compute).options(
-            **amounts, resources=resources, max_retries=0
+            **amounts, resources={"TPU": tpus} if tpus else {}, max_retries=0
         )
-        if not address and is_cpu:  # one of Ray's CPUs is then a worker's share
+        if not address and is_cpu:  # Ray then divides this machine's cores among the workers
             cores = max(1, devices // workers)
-        # where this process has a CPU alone, the workers may have more
+        # the workers may have accelerators where this process has none
         self._config = shared_config("cpu" if is_cpu else "any"), cores
         self._lock = threading.RLock()
         self._waiting: deque = deque()
@@ -130,7 +119,7 @@ class RayLauncher(Launcher):
                     continue
                 try:
                     task = self._task.remote(*self._config, function, args)
-                except Exception as error:  # what cannot be pickled
+                except Exception as error:  # such as a PicklingError
                     settle(future, error=error)
                     continue
                 self._tasks[future] = task
@@ -151,8 +140,8 @@ class RayLauncher(Launcher):
 
 
 def _connect(address: str | None, cores: int):
-    """Returns the module ray, connected to a cluster, and whether this call connected it.
-    InputError where it is not installed, or where no cluster answers."""
+    """Returns (the module ray, connected to a cluster, and True if this call connected it). Raises
+    InputError where it is not installed, or no cluster answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -166,7 +155,7 @@ def _connect(address: str | None, cores: int):
     if ray.is_initialized():
         return ray, False
     quiet = {"log_to_driver": False, "logging_level": "error"}
-    # Ray's processes begin another program at once, which JAX's threads do not hinder
+    # Ray's processes start another program at once, so JAX's threads do no harm
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     if not address:
         ray.init(num_cpus=cores, include_dashboard=False, **quiet)

@@ -22,8 +22,8 @@ from dlflax.tune.launch.launcher import (
     shared_config,
 )
 
-POLL = 1.0  # seconds between looks at all jobs
-GRACE = 5.0  # seconds that a result may be seen later than the end of its job, as on NFS
+POLL = 1.0  # seconds between two queries of all jobs
+GRACE = 5.0  # seconds that a result may appear after the end of its job, as on NFS
 GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING",
          "STAGE_OUT", "RESIZING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD",
          "SPECIAL_EXIT"}  # fmt: skip
@@ -33,16 +33,12 @@ GONE = "a state that SLURM has forgotten"
 class Slurm(Launcher):
     """A job a call, at most `width` at once. cluster "local": processes, as submitit's tests do."""
 
-    patience = math.inf  # a job may be in the queue for days, and SLURM sees a node that is gone
+    patience = math.inf  # a job may be in the queue for days, and SLURM detects a dead node
 
     def __init__(
-        self,
-        workers: int,
-        folder: Path,
-        options: Mapping[str, str],
-        log: Callable[[str], None],
+        self, workers: int, folder: Path, options: Mapping[str, str], log: Callable[[str], None],
         cluster: Literal["slurm", "local"] = "slurm",
-    ):
+    ):  # fmt: skip
         super().__init__(workers, folder)
         try:
             import submitit
@@ -63,16 +59,12 @@ class Slurm(Launcher):
         else:
             self._executor = submitit.SlurmExecutor(jobs)
             flags = {"no-requeue": True, **{k.replace("_", "-"): v for k, v in options.items()}}
+            cores = flags.get("cpus-per-task")  # which srun does not take from sbatch
             self._executor.update_parameters(
-                job_name="dlflax",
-                time=None,
-                signal_delay_s=5,
-                additional_parameters=flags,
-                # which srun does not take from sbatch
-                srun_args=[
-                    f"--{name}={flags[name]}" for name in ("cpus-per-task",) if name in flags
-                ],
-            )  # time None: that of the partition
+                job_name="dlflax", signal_delay_s=5, additional_parameters=flags,
+                time=None,  # that of the partition
+                srun_args=[f"--cpus-per-task={cores}"] if cores else [],
+            )  # fmt: skip
             log(f"SLURM jobs write to {jobs}")
         self._config = shared_config("any")
         self._lock, self._wake = threading.Lock(), threading.Event()
@@ -125,7 +117,7 @@ class Slurm(Launcher):
             subprocess.run(["scancel", *flags, *numbers], check=False, capture_output=True)
 
     def _watch(self) -> None:
-        """Begins and settles calls; the one thread that asks SLURM."""
+        """Begins and settles calls, in the one thread that queries SLURM."""
         while not self._closed:
             self._begin()
             with self._lock:
@@ -166,17 +158,14 @@ class Slurm(Launcher):
         command = ["squeue", "-h", "-t", "all", "-o", "%i|%T|%N", "-j", ",".join(numbers)]
         answer = subprocess.run(command, check=False, capture_output=True, text=True)
         if answer.returncode and "Invalid job id" not in answer.stderr:
-            return {}  # the controller does not answer: later, perhaps
+            return {}  # the controller does not answer: the next query may succeed
         rows = [line.split("|") for line in answer.stdout.splitlines()]
         states = {row[0]: f"{row[1]} on {row[2] or 'no node'}" for row in rows}
-        return {
-            number: states.get(number, GONE)
-            for number in numbers
-            if states.get(number, GONE).split()[0] not in GOING
-        }
+        states = {number: states.get(number, GONE) for number in numbers}
+        return {n: state for n, state in states.items() if state.split()[0] not in GOING}
 
     def _settle(self, future: Future, job, state: str | None) -> bool:
-        """True if the call has ended, with the outcome that its job has written or without."""
+        """True if the call has ended, with or without a written outcome."""
         if job.paths.result_pickle.exists():
             try:
                 verdict, result = pickle.loads(job.paths.result_pickle.read_bytes())
