@@ -213,7 +213,8 @@ def stopped(job) -> tuple[float, float]:
     trials = whole_trials(name, seed, stopping.MOST, 16)
     encoding, ends = Encoding(SPACE), range(16, stopping.MOST, 16)
     tolerance = Sweep.tolerance
-    found = (n for n in ends if stopping.reason_to_stop(encoding, "minimize", seed, tolerance, trials[:n]))
+    args = encoding, "minimize", seed, tolerance
+    found = (n for n in ends if stopping.reason_to_stop(*args, trials[:n]))
     count = next(found, stopping.MOST)
     values = [trial.value for trial in trials]
     return count / stopping.MOST, min(values[:count]) / min(values)

@@ -24,7 +24,6 @@ import tyro
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from dlflax.tune import hints
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
@@ -120,7 +119,7 @@ def run(function, space, sampler, trials, seed, population=1, direction="minimiz
     chosen, done = make_sampler(sampler, space, seed), 0
     most = min(trials, Encoding(space.distributions).size() or trials)
     with open_study(None, None, "yardstick", direction) as study:
-        study.settings({}, hints.first_trials(space))
+        study.settings({}, space.first_trials())
         while done < most:
             batch = study.ask(chosen, space.distributions, [None] * min(population, most - done))
             done += len(batch)

@@ -3,7 +3,6 @@
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from dlflax.tune import hints
 from dlflax.tune.encoding import Encoding
 from dlflax.tune.samplers import make_sampler
 
@@ -23,7 +22,7 @@ def begun(study):
 
 def ask(study, space, sampler, count, seed=0):
     """Returns the next trials, as a sweep that has this space asks for them."""
-    study.settings({}, [] if sampler == "grid" else hints.first_trials(space))
+    study.settings({}, [] if sampler == "grid" else space.first_trials())
     return study.ask(make_sampler(sampler, space, seed), space.distributions, [None] * count)
 
 

@@ -26,7 +26,8 @@ from dlflax.errors import InputError
 from dlflax.run.experiment import of_presets
 from dlflax.run.prepare import prepare, read_data
 from dlflax.run.serialize import to_json
-from dlflax.tune import bind, cli, sweep
+from dlflax.tune import cli, sweep
+from dlflax.tune import config as sweep_config
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -216,7 +217,7 @@ def decisions_of_sweep(words, monkeypatch):
         seen.append([str(each) for each in given])
         raise Begins
 
-    check = bind.check_structures
+    check = sweep_config.check_structures
     with monkeypatch.context() as patch:
         patch.setattr(cli, "use_all_cores", lambda: None)
         patch.setattr(run, "with_exit_codes", lambda command, **_: command())
@@ -224,7 +225,7 @@ def decisions_of_sweep(words, monkeypatch):
         command_of("sweep")(words)
     yield of_the_host(parsed[-1])
     with monkeypatch.context() as patch, contextlib.suppress(Begins):
-        patch.setattr(bind, "check_structures", structures)
+        patch.setattr(sweep_config, "check_structures", structures)
         patch.setattr(sweep, "open_study", begin)
         sweep.run_sweep(*parsed, lambda _: None)
     yield from seen

@@ -304,7 +304,8 @@ def test_a_study_in_postgresql(server, url, tmp_path):
         finally:
             server.start()
     with opened(tmp_path, url) as study:
-        assert len(study.finished_trials()) == len(ENDS) and study.trials()[5].params == asked[0].params
+        assert len(study.finished_trials()) == len(ENDS)
+        assert study.trials()[5].params == asked[0].params
     server.stop()
     try:
         assert "secret" not in refuse(tmp_path, url)

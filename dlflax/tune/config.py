@@ -1,18 +1,31 @@
-"""The configuration of a sweep, and the checks that need no data."""
+"""The configuration of a sweep, its checks, and the data and structures that it is bound to."""
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import jax
 import tyro
+from flax import traverse_util
 
-from dlflax import run
+from dlflax import data, run, train, transfer
+from dlflax.data.stream import fits
 from dlflax.errors import InputError
+from dlflax.report.trials import COSTS
 from dlflax.run.config import check
-from dlflax.train.check import check_count
+from dlflax.run.prepare import balance, read_data, split_data
+from dlflax.train.augment import AUGMENTATIONS
+from dlflax.train.check import check_batch_size, check_count, refuse_unused, unused_numbers
+from dlflax.train.layout import free_bytes, member_bytes
+from dlflax.tune import stopping
+from dlflax.tune.encoding import Encoding
 from dlflax.tune.launch import Engine
+from dlflax.tune.report import params_text
 from dlflax.tune.rules import FreezeThaw, Full, Halving, Rule
 from dlflax.tune.samplers import check_sampler
+from dlflax.tune.space import Space, guess, is_structural, space
+from dlflax.tune.worker import Job
 
 FREE = {"resume": "free"}
 
@@ -143,3 +156,199 @@ def check_sweep(sweep: Sweep) -> None:
         raise InputError("--rank cautious is for --seeds 2 or more, whose spread it goes by.")
     if sweep.launcher_options and sweep.launcher == "local":
         raise InputError("--launcher-options is for --launcher slurm or ray: remove the flag.")
+
+
+class Bound(NamedTuple):
+    """The data and structures of a sweep."""
+
+    dataset: data.Dataset
+    examples: data.Splits
+    """The examples as read and split."""
+    train: dict
+    """The arrays to train with: features, with a frozen backbone."""
+    val: dict
+    recipe: train.Recipe
+    """The recipe of the trials: with a frozen backbone that of its head."""
+    pretrained: dict | None
+    space: Space
+    recipes: list[train.Recipe]
+    """All structures of the space."""
+    population: int
+    """Trials that are trained at once."""
+    direction: str
+    """minimize or maximize."""
+
+    def job(self, sweep: Sweep) -> Job:
+        """Returns the settings that all trials have in common."""
+        return Job(
+            self.recipe, sweep.hparams, self.space, epochs=sweep.epochs, seed=sweep.seed,
+            seeds=sweep.seeds, patience=sweep.patience, reduce_on_plateau=sweep.reduce_on_plateau,
+            metric=sweep.objective.removeprefix("val_"),
+            sign=1 if self.direction == "minimize" else -1, rank=sweep.rank, mode=sweep.mode,
+        )  # fmt: skip
+
+
+def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> tuple[Sweep, Bound]:
+    """Returns (the sweep with every setting set, its data and structures). Raises InputError for
+    settings that contradict each other or the data."""
+    check_sweep(sweep)
+    sweep, dataset = read_data(sweep, log)
+    sweep, examples = split_data(sweep, dataset, log)
+    sweep, tried = _bind_space(sweep, search, experiment, log)
+    recipe, hparams = sweep.recipe, sweep.hparams
+    _check_objective(sweep.objective, sweep.cost, recipe.task, tried)
+    _check_transfer(sweep.transfer, tried)
+    start = transfer.prepare(sweep.transfer, recipe, hparams, examples, sweep.seed, log)
+    examples = dataclasses.replace(examples, weights_sha256=start.splits.weights_sha256)
+    if sweep.class_weights == "balanced":
+        start = balance(start)
+    splits = start.splits.train, start.splits.val
+    if not all(map(fits, splits)):
+        raise InputError(
+            "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
+            "--finetune head."
+        )
+    structures = _structures(start.recipe, hparams, tried, splits[0])
+    recipes = [structure for structure, _ in structures]
+    check_structures(sweep, tried, structures, splits[0], start.pretrained, log)
+    population = population_size(sweep, recipes, splits)
+    metric = recipe.task.metric(sweep.objective.removeprefix("val_"))
+    return sweep, Bound(
+        dataset, examples, *splits, start.recipe, start.pretrained, tried, recipes, population,
+        f"{metric.direction}imize",
+    )  # fmt: skip
+
+
+def _bind_space(sweep, search, experiment, log) -> tuple[Sweep, Space]:
+    """Returns the sweep with the settings that its space decides, and the space."""
+    recipe, is_grid = sweep.recipe, sweep.sampler == "grid"
+    recipes = tuple(preset.recipe for preset in experiment.presets.values())
+    tried = space(sweep.space, recipe, sweep.hparams, grid=is_grid, recipes=recipes)
+    prior = guess(sweep.prior, tried, recipe, sweep.hparams)
+    tried = dataclasses.replace(tried, guess=prior)
+    recipe, hparams = tried.apply(tried.fixed, recipe, sweep.hparams)
+    study, auto = sweep.study or f"{experiment.name}_{search}", sweep.trials == "auto"
+    asked = trials = stopping.MOST if auto else sweep.trials
+    if size := Encoding(tried.distributions).size():
+        trials = min(trials or size, size)
+        if trials < asked:
+            log(f"note: the space has {size:,} configurations: each is tried once")
+    if not is_grid and tried.defaults is None:
+        log("note: the defaults are not in the space, so no trial has them")
+    sweep = dataclasses.replace(
+        sweep, recipe=recipe, hparams=hparams, study=study, trials=trials, auto=sweep.auto or auto,
+        run_dir=sweep.run_dir or Path("runs") / "sweeps" / study,
+        objective=sweep.objective or f"val_{recipe.task.monitor}",
+        storage=sweep.storage or os.environ.get("DLFLAX_STORAGE"),
+    )  # fmt: skip
+    return sweep, tried
+
+
+def _structures(recipe, hparams, tried: Space, train_set) -> list[tuple[train.Recipe, train.State]]:
+    """Returns all structures of the space, each with its abstract State. Raises InputError for one
+    that cannot be trained."""
+    choices = {name: d for name, d in tried.distributions.items() if is_structural(name)}
+    structures = []
+    for params in Space(choices).grid():
+        structure, _ = tried.apply(params, recipe, hparams)
+        check_batch_size(structure.batch_size, len(train_set["inputs"]))
+        try:
+            state = train.abstract(structure, hparams, train_set["inputs"][:1])
+        except InputError as error:
+            raise InputError(f"--space: {error}") from error
+        except (ArithmeticError, TypeError, ValueError) as error:  # of a user's own model, too
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"--space: {params_text({**tried.fixed, **params})} cannot be built ({reason})."
+            ) from error
+        structures.append((structure, state))
+    return structures
+
+
+def population_size(sweep, recipes, splits) -> int:
+    """Returns --population, or 16, rounded up to use all devices, within half the memory.
+
+    A sampler that learns has fewer, so that it sees its first results in time. Raises InputError
+    for a population that cannot fit.
+    """
+    inputs = splits[0]["inputs"][:1]
+    trial = max(member_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
+    free = free_bytes(*splits)
+    most = max(1, int(free / trial))
+    if sweep.population > most:
+        raise InputError(
+            f"--population {sweep.population} needs about "
+            f"{sweep.population * trial / 2**30:,.1f} GiB and there are {free / 2**30:,.1f}: use "
+            f"{most} or less."
+        )
+    if sweep.population:
+        return sweep.population
+    learns = sweep.sampler not in ("random", "qmc", "grid")
+    wanted = min(16, max(1, sweep.trials // 4)) if learns else min(16, sweep.trials)
+    if isinstance(sweep.search, FreezeThaw):
+        wanted = 4  # one trial takes as many rounds as it has epochs, however wide a round is
+    devices = max(1, len(jax.devices()) // sweep.workers)
+    return max(1, min(-(-wanted // devices) * devices, most // 2))
+
+
+def _check_transfer(settings, tried: Space) -> None:
+    """Raises InputError for a space over fields that pretrained weights fix for all trials."""
+    strengths = {name for change in AUGMENTATIONS.values() for name in change.numbers}
+    names = (*tried.distributions, *tried.fixed) if settings and settings.pretrained else ()
+    for name in names:
+        flag = f"--space.{name.replace('_', '-')}"
+        if name.startswith("model."):
+            raise InputError(f"{flag}: pretrained weights fit one model: remove the flag.")
+        if settings.frozen and (name == "augment" or name in strengths):
+            raise InputError(
+                f"{flag}: with --finetune head the features are computed once, for all trials: use "
+                f"--hparams.{flag.removeprefix('--space.')} and --views, or remove the flag."
+            )
+
+
+def _check_objective(objective: str, cost: str, task, tried: Space) -> None:
+    """Raises InputError for an unknown metric or cost, or one that does not compare trials."""
+    known = ["val_loss", *(f"val_{metric.name}" for metric in task.metrics)]
+    if objective not in known:
+        raise InputError(
+            f"--objective {objective} is not a metric of {type(task).__name__}: "
+            f"use {' or '.join(known)}."
+        )
+    if cost and cost not in COSTS:
+        raise InputError(
+            f"--objective {objective} {cost}: the second one must be "
+            f"{', '.join(COSTS[:-1])} or {COSTS[-1]}."
+        )
+    if "loss" in tried.distributions and objective == "val_loss":
+        raise InputError(
+            "--space.loss with --objective val_loss compares different losses with each other: add "
+            f"--objective {next((n for n in known if n != 'val_loss'), 'val_SCORE')}."
+        )
+
+
+def check_structures(sweep, tried: Space, structures, train_set, pretrained, log) -> None:
+    """Raises InputError for structures that contradict pretrained variables, --objective or a flag.
+
+    These are shapes of other variables, a cost that all structures share, and a number that no
+    structure reads. Such a number of the experiment's own space is logged instead.
+    """
+    shapes = {k: leaf.shape for k, leaf in traverse_util.flatten_dict(pretrained or {}).items()}
+    for _, state in structures if shapes else ():
+        leaves = traverse_util.flatten_dict({"params": state.params, **state.collections})
+        if any(k not in leaves or leaves[k].shape != shape for k, shape in shapes.items()):
+            raise InputError(
+                "--space.model: weights or vectors that training begins with fit one model: remove "
+                "the flag."
+            )
+    if sweep.cost and len(structures) < 2:
+        raise InputError(
+            f"--objective {sweep.objective} {sweep.cost}: all trials have the same "
+            f"{sweep.cost}, as no structure is searched: add one, such as --space.model.features "
+            "32 64 128."
+        )
+    views = transfer.numbers_of_start(sweep.transfer, sweep.recipe, sweep.hparams)
+    names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
+    unused = unused_numbers(names, structures, sweep.hparams, train_set)
+    refuse_unused(sweep.given, unused - {*views}, structures[0][0])
+    for name in sorted(unused & {*tried.distributions}):
+        log(f"note: nothing here reads {name}: its values make no difference")

@@ -1,4 +1,4 @@
-"""An ensemble of a sweep's models: chosen on validation data, saved as a run of its own.
+"""An ensemble of a sweep's models, chosen on validation data.
 
 Greedy selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004): beginning with
 the best few, each round adds the model that makes the loss lowest. Then a temperature calibrates
@@ -18,8 +18,6 @@ from dlflax import run, train
 from dlflax.report.trials import digits, short_text
 from dlflax.train import calibration
 from dlflax.train.ensemble import Ensemble, NoOptimizer
-from dlflax.tune.bind import Bound
-from dlflax.tune.trained import save_and_test
 
 FIRST = 5  # models at most to begin with: as many of the best as are best together
 ROUNDS = 30
@@ -83,55 +81,47 @@ def _losses(task, hparams, ensemble, done, outputs, batch):
     return jax.lax.map(one, outputs)
 
 
-def build(sweep, bound: Bound, experiment, config: run.Config, members, trials, log):
-    """Chooses an ensemble, saves it as the run folder `ensemble`, and tests it once.
+def build(most: int, config: run.Config, members, structures, val_set, log):
+    """Chooses an ensemble of at most `most` models, or None, which is logged, where no two models
+    are together better than one.
 
-    Returns (its entry of results.json, the results of the run); None, which is logged, where no two
-    models are together better than one. config: of the sweep's best trial.
+    Returns (its entry of results.json, the Config, variables and row of its run). config: of the
+    best trial; structures: (Recipe, Hparams) of each member.
     """
     if len(members) < 2:
         log("no ensemble: the models of fewer than two trials are here")
         return None
     task, hparams = config.recipe.task, train.as_traced(config.hparams.evaluation())
     outputs = jnp.stack([member.outputs for member in members])
-    part = {name: leaf[: outputs.shape[1]] for name, leaf in bound.val.items()}
-    chosen = choose(task, hparams, outputs, train.host_batch(task, part), sweep.ensemble)
-    pairs = [(member, w) for member, w in zip(members, chosen.weights, strict=True) if w]
-    if len(pairs) < 2:
+    part = {name: leaf[: outputs.shape[1]] for name, leaf in val_set.items()}
+    chosen = choose(task, hparams, outputs, train.host_batch(task, part), most)
+    picked = [row for row in zip(chosen.weights, members, structures, strict=True) if row[0]]
+    if len(picked) < 2:
         log("no ensemble: none is better than the best model alone")
         return None
-    pairs.sort(key=lambda pair: -pair[1])
+    picked.sort(key=lambda row: -row[0])
     log(
-        f"testing an ensemble of {len(pairs)} models: validation loss {digits(chosen.loss)}, the "
+        f"testing an ensemble of {len(picked)} models: validation loss {digits(chosen.loss)}, the "
         f"best alone {digits(chosen.alone)}; temperature {short_text(chosen.temperature)}"
     )
-    shares = [weight for _, weight in pairs]
-    raw = task.mean(jnp.stack([member.outputs for member, _ in pairs]), jnp.float32(shares))
-    params = {trial.number: trial.params for trial in trials}
-    recipes = [
-        bound.space.apply(params[member.trial], bound.recipe, sweep.hparams) for member, _ in pairs
-    ]
-    config = _run_config(config, recipes, shares, chosen.temperature)
+    shares, trees = [w for w, _, _ in picked], [member.variables for _, member, _ in picked]
+    raw = task.mean(jnp.stack([m.outputs for _, m, _ in picked]), jnp.float32(shares))
+    config = _run_config(config, [s for _, _, s in picked], shares, chosen.temperature)
     scores = train.scores(task, config.hparams, part, raw / chosen.temperature)
     row = {"epoch": 1, "step": 1, **{f"val_{name}": value for name, value in scores.items()}}
-    trees = [member.variables for member, _ in pairs]
     variables = {
         name: {f"members_{i}": tree[name] for i, tree in enumerate(trees) if name in tree}
         for name in {name for tree in trees for name in tree}
     }
-    folder = sweep.run_dir / "ensemble"
-    tested = save_and_test(experiment, config, folder, variables, [row], bound.dataset, log)
-    return {
-        "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for m, w in pairs],
+    entry = {
+        "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for w, m, _ in picked],
         "temperature": chosen.temperature,
         "validation_loss": chosen.loss,
         "validation_loss_of_the_best_alone": chosen.alone,
         # comparable with models that have no temperature
         "uncalibrated": train.scores(task, config.hparams, part, raw),
-        "val": tested.get("val"),
-        "test": tested.get("test"),
-        "run_dir": str(folder),
-    }, tested
+    }
+    return entry, config, variables, row
 
 
 def _run_config(config, recipes, shares, temperature) -> run.Config:

@@ -8,13 +8,16 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from dlflax import run
+from dlflax import parallel, run, train
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import tables
@@ -22,14 +25,17 @@ from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
 from dlflax.report.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
-from dlflax.run.resume import more_epochs_change_the_past
+from dlflax.run.folder import begin, load_config
+from dlflax.run.prepare import prepare
+from dlflax.run.resume import differences, more_epochs_change_the_past
+from dlflax.train import checkpoint_files
+from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
+from dlflax.train.recipe import init_placed
 from dlflax.tune import ensemble, report
-from dlflax.tune.bind import Bound
-from dlflax.tune.config import Sweep
+from dlflax.tune.config import Bound, Sweep
 from dlflax.tune.members import Member, Members
 from dlflax.tune.study import JOURNAL, Study, without_password
-from dlflax.tune.trained import in_folder, save_and_test, set_aside
 
 WORDS = {
     "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
@@ -76,10 +82,9 @@ def finish(
     }
     chosen = list(members.read(trials))
     candidates = Candidates(sweep, bound, experiment, trials, best, chosen, log)
-    for build in (candidates.restore, candidates.retrain, candidates.ensemble):
-        build()
-        results |= candidates.results()  # a kill costs no more than one of them
-        write_json(folder / "results.json", results)
+    for entries in candidates.test():
+        results |= entries
+        write_json(folder / "results.json", results)  # a kill costs no more than one of them
     candidates.save_best()
     report.write(folder, results, trials, direction, log)
     _print(results, trials, direction, sweep.verbose, folder / "report.html", log)
@@ -103,22 +108,37 @@ class Candidates:
         self._results: dict[str, dict[str, Any]] = {}
         self._ensemble: dict[str, Any] | None = None
 
-    def restore(self) -> None:
+    def test(self) -> Iterator[dict[str, Any]]:
+        """Tests each candidate, and yields the part of results.json about them so far."""
+        builds = {"trained": self._restore, "retrained": self._retrain, "ensemble": self._combine}
+        for name, build in builds.items():
+            self._test(name, build, self._sweep.run_dir / name)
+            yield self._report()
+
+    def _test(self, name, build, folder) -> None:
+        """Tests a candidate; a failure is a warning."""
+        try:
+            results = build(folder)
+        except (InputError, RunError, OSError) as error:
+            self._log(f"warning: {WORDS[name]} is no candidate: {error}")
+            results = None
+        if results:
+            self._results[name] = results
+        elif name == "ensemble":  # one of fewer trials may be there
+            set_aside(folder)
+
+    def _restore(self, folder):
         """Tests the best trial with its trained weights."""
         seeds = [member for member in self._members if member.trial == self._best.number]
         if not seeds:
-            return
+            return None
         name, config = self._sweep.objective, self._config
         member = min(seeds, key=lambda seed: min(self._sign * row[name] for row in seed.history))
         history = member.history[: best_epoch(member.history, config.recipe.task) + 1]
-        history = _with_rates(config, history)
         self._log(f"testing the best, trial {self._best.number}, as it was trained")
-        self._build("trained", lambda folder: save_and_test(
-            self._experiment, config, folder, member.variables, history, self._bound.dataset,
-            self._log,
-        ))  # fmt: skip
+        return self._save_and_test(config, folder, member.variables, _with_rates(config, history))
 
-    def retrain(self) -> None:
+    def _retrain(self, folder):
         """Trains the best trial's configuration again, and tests it."""
         sweep, config = self._sweep, self._config
         if sweep.retrain_on_all:
@@ -132,37 +152,41 @@ class Candidates:
             )
         self._log(f"retraining the best, trial {self._best.number}, with a seed that no trial had "
                   f"({sweep.seed})")  # fmt: skip
-        self._build("retrained", lambda folder: run.run(
-            self._experiment, in_folder(config, folder), self._log, self._bound.dataset, brief=True
-        ))  # fmt: skip
+        return self._run(in_folder(config, folder))
 
-    def ensemble(self) -> None:
+    def _combine(self, folder):
         """Tests an ensemble of the best trials, if one is better than the best alone."""
+        sweep, bound = self._sweep, self._bound
+        params = {trial.number: trial.params for trial in self._trials}
+        structures = [
+            bound.space.apply(params[member.trial], bound.recipe, sweep.hparams)
+            for member in self._members
+        ]
+        built = sweep.ensemble and ensemble.build(
+            sweep.ensemble, self._config, self._members, structures, bound.val, self._log
+        )
+        if not built:
+            return None
+        entry, config, variables, row = built
+        results = self._save_and_test(config, folder, variables, [row])
+        scores = {"val": results.get("val"), "test": results.get("test")}
+        self._ensemble = {**entry, **scores, "run_dir": str(folder)}
+        return results
 
-        def build(folder):
-            built = ensemble.build(
-                self._sweep, self._bound, self._experiment, self._config, self._members,
-                self._trials, self._log,
-            )  # fmt: skip
-            self._ensemble, results = built or (None, None)
-            return results
+    def _save_and_test(self, config, folder, variables, history) -> dict[str, Any]:
+        """Saves variables of the last row of history as a finished run, as if a run had trained
+        them, and tests it once."""
+        config = dataclasses.replace(config, epochs=len(history), patience=0, reduce_on_plateau=0)
+        config = in_folder(config, folder)
+        folder.mkdir(exist_ok=True)
+        if not checkpoint_files.steps(folder / "checkpoints"):
+            _save(self._experiment, config, variables, history, self._bound.dataset, self._log)
+        return self._run(dataclasses.replace(config, resume=True))
 
-        if self._sweep.ensemble:
-            self._build("ensemble", build)
-        if self._ensemble is None:  # one of fewer trials may be there
-            set_aside(self._sweep.run_dir / "ensemble")
+    def _run(self, config) -> dict[str, Any]:
+        return run.run(self._experiment, config, self._log, self._bound.dataset, brief=True)
 
-    def _build(self, name, build) -> None:
-        """Builds a candidate; a failure is a warning."""
-        try:
-            results = build(self._sweep.run_dir / name)
-        except (InputError, RunError, OSError) as error:
-            self._log(f"warning: {WORDS[name]} is no candidate: {error}")
-            return
-        if results:
-            self._results[name] = results
-
-    def winner(self) -> str | None:
+    def _winner(self) -> str | None:
         """Returns the name of the best candidate so far. One that was trained on all data has no
         validation score, and is the best by request."""
         if self._sweep.retrain_on_all and "retrained" in self._results:
@@ -181,9 +205,8 @@ class Candidates:
     def _score(self, name: str) -> float | None:
         return (self._validation(name) or {}).get(self._metric)
 
-    def results(self) -> dict[str, Any]:
-        """Returns the part of results.json about the candidates so far."""
-        winner = self.winner()
+    def _report(self) -> dict[str, Any]:
+        winner = self._winner()
         if winner is None:
             return {}
         best, trained = self._results[winner], self._results.get("trained", {})
@@ -219,7 +242,7 @@ class Candidates:
 
     def save_best(self) -> None:
         """Copies the best candidate to `best/`. Raises RunError where there is none."""
-        name, folder = self.winner(), self._sweep.run_dir
+        name, folder = self._winner(), self._sweep.run_dir
         if name is None:
             raise RunError(
                 "no candidate for the best model could be tested: see the warnings above; the "
@@ -269,3 +292,48 @@ def _print(results, trials, direction, verbose: bool, page, log) -> None:
     log(f"report: {page}")
     for name, line in results["commands"].items():
         log(f"{name}: {line}")
+
+
+def _save(experiment, config, variables, history, dataset, log) -> None:
+    """Writes the run folder, with a fresh optimizer."""
+    _, job = prepare(config, dataset, lambda _: None)
+    begin(experiment, config, job.dataset, job.examples, config.run_dir, lambda _: None)
+    unknown = {"learning_rate": 0.0, "seconds": 0.0, "examples_per_second": 0.0}
+    history = [{**unknown, **row} for row in history]
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
+    start, step = job.start, np.int32(history[-1]["step"])
+    inputs, numbers = start.splits.train["inputs"][:1], train.as_traced(config.hparams)
+    # placed like any run, on any number of devices
+    with parallel.use(parallel.devices(config.devices, config.recipe.batch_size)):
+        fresh = init_placed(start.recipe, numbers, inputs, np.uint32(config.seed), start.pretrained)
+        state = _with_variables(fresh, variables, step)
+        checkpoints.save(train.Saved(state, history))
+
+
+@jax.jit
+def _with_variables(state, variables, step):
+    collections = dict(variables)
+    params = collections.pop("params")
+    ema = None if state.ema is None else params
+    averages = None if state.ema_collections is None else collections
+    state = train.State(step, params, collections, state.opt_state, ema, state.key, averages)
+    return parallel.constrain_state(state)
+
+
+def in_folder(config: run.Config, folder: Path) -> run.Config:
+    """Returns the Config for its run folder, which it continues if it is the same run; another run
+    there is moved aside."""
+    here = dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists())
+    if here.resume:
+        old = load_config(folder)
+        # the sweep has compared the data
+        if differences(old, {**old, "config": run.to_json(here)}, here):
+            set_aside(folder)
+            here = dataclasses.replace(here, resume=False)
+    return here
+
+
+def set_aside(path: Path) -> None:
+    """Renames what an earlier study wrote there, if anything, so that nobody predicts with it."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.stem}_{time.time():.0f}{path.suffix}"))

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -45,6 +45,13 @@ class Space:
         """Returns every combination of the choices, the last name changing fastest."""
         points = itertools.product(*(d.choices for d in self.distributions.values()))
         return [dict(zip(self.distributions, point, strict=True)) for point in points]
+
+    def first_trials(self) -> list[dict[str, Any]]:
+        """Returns the parameters of the first trials: the defaults, and the guess, which has the
+        defaults, or else the sampler's suggestions, of all other names."""
+        defaults = self.defaults or {}
+        guess = self.guess and {**defaults, **self.guess}
+        return [params for params in (defaults, guess) if params]
 
     def apply(
         self, params: Mapping[str, Any], recipe: train.Recipe, hparams: train.Hparams
@@ -170,9 +177,32 @@ def _names(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split(","))
 
 
-def parameter(name, word, recipe, hparams, space: Space, flag: str):
-    """Returns the word as a parameter of a trial. Raises InputError naming the flag."""
-    return _choice(_value(name, word, recipe, hparams, (*space.recipes, recipe), flag))
+def guess(words: Sequence[str], space: Space, recipe, hparams) -> dict[str, Any]:
+    """Returns the parameters of NAME=VALUE words (--prior). Raises InputError for one that is not
+    in the space."""
+    params = {}
+    for word in words:
+        flag, (name, equals, text) = f"--prior {word}", word.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in space.distributions:
+            raise InputError(
+                f"{flag}: give NAME=VALUE of what is searched, which is "
+                f"{', '.join(space.distributions)}; such as --prior learning_rate=1e-3."
+            )
+        if name in params:
+            raise InputError(f"{flag}: {name} is there twice.")
+        value = _choice(_value(name, text, recipe, hparams, (*space.recipes, recipe), flag))
+        if not is_within(space.distributions[name], value):
+            raise InputError(f"{flag}: it is outside --space.{name.replace('_', '-')}.")
+        params[name] = value
+    return params
+
+
+def is_within(distribution, value) -> bool:
+    """True if a parameter may have the value."""
+    if hasattr(distribution, "choices"):
+        return value in distribution.choices
+    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
 
 
 def _value(name, word, recipe, hparams, recipes, flag):

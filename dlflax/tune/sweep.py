@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,13 +16,12 @@ from dlflax.files import write_json
 from dlflax.run.folder import check_version, note_versions, settings, write_files
 from dlflax.run.resume import differences
 from dlflax.train.layout import use_all_cores
-from dlflax.tune import hints, stopping
-from dlflax.tune.bind import Bound, bind
+from dlflax.tune import stopping
 from dlflax.tune.checkpoint import PoolCheckpoint
-from dlflax.tune.config import Sweep
+from dlflax.tune.config import Bound, Sweep, bind
 from dlflax.tune.cost import cost
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.finish import finish
+from dlflax.tune.finish import finish, set_aside
 from dlflax.tune.launch import open_launcher
 from dlflax.tune.members import MOST_TRIALS, Members
 from dlflax.tune.orders import Workers
@@ -28,8 +29,8 @@ from dlflax.tune.pool import Pool
 from dlflax.tune.report import Watch, log_plan
 from dlflax.tune.rules import Budget
 from dlflax.tune.samplers import make_sampler
-from dlflax.tune.study import Study, open_study, without_password
-from dlflax.tune.trained import set_aside
+from dlflax.tune.space import Space, is_within
+from dlflax.tune.study import Study, load_trials, open_study, without_password
 
 RESULTS = ("best", "trained", "retrained", "ensemble", "results.json", "report.html")
 
@@ -76,8 +77,8 @@ def _begin(
     new |= {"search": search, "devices": len(jax.devices())}
     space = bound.space
     if sweep.warm_start and not study.trials():  # later they are in the settings
-        new["known"] = hints.known_trials(sweep.warm_start, space, sweep.objective, log)
-    first = [] if sweep.sampler == "grid" else hints.first_trials(space)
+        new["known"] = _known_trials(sweep.warm_start, space, sweep.objective, log)
+    first = [] if sweep.sampler == "grid" else space.first_trials()
     saved = study.settings(new, first)
     check_version(saved, f"the study {sweep.study}")
     if not sweep.population:
@@ -98,6 +99,42 @@ def _begin(
             set_aside(sweep.run_dir / name)
     space = dataclasses.replace(space, known=saved.get("known", []))
     return bound._replace(space=space, population=new["config"]["population"]), saved
+
+
+def _known_trials(study: str, space: Space, objective: str, log) -> list[tuple[dict, float]]:
+    """Returns (parameters, value) of the trials of another study in this space, lower is better.
+
+    A parameter that the other study did not search has the number of its trials. study: a folder,
+    or a name in runs/sweeps. Raises InputError if fewer than two trials can be used.
+    """
+    folder = Path(study) if Path(study).exists() else Path("runs") / "sweeps" / study
+    if not folder.exists():
+        raise InputError(
+            f"--warm-start {study}: there is neither {study} nor {folder}: give the folder of a "
+            "sweep, or its name."
+        )
+    saved, trials, direction = load_trials(folder)
+    its_objective = saved["config"]["objective"]
+    if its_objective != objective:
+        raise InputError(
+            f"--warm-start {study}: its objective is {its_objective}, not {objective}: values of "
+            f"different scores do not compare; use --objective {its_objective}."
+        )
+    fixed, sign = saved["config"].get("hparams", {}), 1 if direction == "minimize" else -1
+    pairs = []
+    for trial in trials:
+        params = {name: trial.params.get(name, fixed.get(name)) for name in space.distributions}
+        fits = all(is_within(space.distributions[name], value) for name, value in params.items())
+        if trial.value is not None and fits:
+            pairs.append((params, sign * trial.value))
+    if sum(math.isfinite(value) for _, value in pairs) < 2:
+        raise InputError(
+            f"--warm-start {study}: fewer than two of its {len(trials)} trials are finished and "
+            f"in this space ({', '.join(space.distributions)}): remove the flag."
+        )
+    log(f"warm start from {len(pairs)} of the {len(trials)} trials of {folder}, those in this "
+        "space")  # fmt: skip
+    return pairs
 
 
 def _make_pool(
