@@ -159,24 +159,19 @@ def check_sweep(sweep: Sweep) -> None:
 
 
 class Bound(NamedTuple):
-    """The data and structures of a sweep."""
+    """The data and structures of a sweep. With a frozen backbone, arrays are its features and
+    recipes those of its head."""
 
     dataset: data.Dataset
-    examples: data.Splits
-    """The examples as read and split."""
+    examples: data.Splits  # as read and split
     train: dict
-    """The arrays to train with: features, with a frozen backbone."""
     val: dict
     recipe: train.Recipe
-    """The recipe of the trials: with a frozen backbone that of its head."""
     pretrained: dict | None
     space: Space
-    recipes: list[train.Recipe]
-    """All structures of the space."""
-    population: int
-    """Trials that are trained at once."""
-    direction: str
-    """minimize or maximize."""
+    recipes: list[train.Recipe]  # all structures of the space
+    population: int  # trials that are trained at once
+    direction: str  # minimize or maximize
 
     def job(self, sweep: Sweep) -> Job:
         """Returns the settings that all trials have in common."""

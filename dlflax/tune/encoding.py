@@ -28,12 +28,9 @@ class Encoding:
             self._columns[name] = slice(len(continuous), len(continuous) + width)
             continuous += [not levels] * width
             one_hot += [is_choice] * width
-        self.continuous = np.array(continuous)
-        """bool (width,): the columns that may have any value from 0 to 1."""
-        self.one_hot = np.array(one_hot)
-        """bool (width,): the columns of choices that are not numbers."""
+        # bool (width,): columns with any value from 0 to 1, and columns of one-hot choices
+        self.continuous, self.one_hot = np.array(continuous), np.array(one_hot)
         self.width = len(continuous)
-        """Columns in all."""
 
     def size(self) -> int | None:
         """Returns the number of configurations; None in a continuous space."""

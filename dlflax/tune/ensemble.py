@@ -26,13 +26,10 @@ ROUNDS = 30
 class Chosen(NamedTuple):
     """The result of `choose`."""
 
-    weights: list[float]
-    """The share of each model, 0 for most."""
+    weights: list[float]  # the share of each model, 0 for most
     temperature: float
-    loss: float
-    """The score of the ensemble on the validation data, with its temperature."""
-    alone: float
-    """The score of the best model alone."""
+    loss: float  # of the ensemble on the validation data, with its temperature
+    alone: float  # of the best model alone
 
 
 def choose(task, hparams, outputs, batch, most: int) -> Chosen:

@@ -78,12 +78,18 @@ def expected_gain(encoding: Encoding, finished: Trials, seed: int) -> tuple[floa
     """Returns (the expected gain of the best next trial, the noise of a value), both in the unit of
     the values."""
     finished, points, values = _select(encoding, finished)
-    bent, rng = warp(values), np.random.default_rng(seed)
-    unit = _unit(values, bent)
+    warped, rng = warp(values), np.random.default_rng(seed)
     with float64():
-        raw, model = _fit_model(encoding, points, bent)
+        raw, model = _fit_model(encoding, points, warped)
         improvement = _Improvement(model, encoding.encode([]), rng)
         gain = float(improvement(_candidates(encoding, finished, rng)).max())
+    # the unit of the warped values near the best: up to the median and beyond they are linear
+    finite, unit = values[np.isfinite(values)], 0.0
+    above = finite[(finite > finite.min()) & (finite >= np.median(finite))]
+    if len(above):
+        ends = finite.min(), above.min()
+        low, high = (warped[np.argmax(values == end)] for end in ends)
+        unit = float((ends[1] - ends[0]) / (high - low))
     return math.exp(gain + raw[-2] / 2) * unit, math.exp(raw[-1] / 2) * unit
 
 
@@ -112,18 +118,6 @@ def _fit_model(encoding, points, values, known_points=(), known_values=()):
 
 def _with_column(points, value):
     return np.insert(points, points.shape[1], value, axis=1)
-
-
-def _unit(values, bent) -> float:
-    """Returns the difference of values that is 1 near the best of the warped ones, `bent`."""
-    finite = values[np.isfinite(values)]
-    # up to the median and beyond, `warp` is a straight line
-    above = finite[(finite > finite.min()) & (finite >= np.median(finite))]
-    if not len(above):
-        return 0.0
-    ends = finite.min(), above.min()
-    low, high = (bent[np.argmax(values == end)] for end in ends)
-    return float((ends[1] - ends[0]) / (high - low))
 
 
 def warp(values: np.ndarray) -> np.ndarray:

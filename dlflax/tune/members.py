@@ -21,18 +21,13 @@ MOST_BYTES = 2 * 10**9
 
 
 class Member(NamedTuple):
-    """A trained model."""
+    """A trained model, as `worker.Model`, with its history."""
 
     trial: int
-    """Its number."""
-    seed: int
-    """The index of its seed within the trial."""
+    seed: int  # its index within the trial
     variables: dict
-    """{"params": ..., ...} of its best epoch, to evaluate with."""
     outputs: np.ndarray
-    """On the first validation examples, float32 (n, ...)."""
-    history: list[dict[str, float]]
-    """One row an epoch."""
+    history: list[dict[str, float]]  # one row an epoch
 
 
 class Members:

@@ -20,14 +20,11 @@ class Order:
     """Trials that one worker trains together, until each is at its goal."""
 
     numbers: list[int]
-    width: int
-    """Trials that the programs are compiled for."""
+    width: int  # trials that the programs are compiled for
     future: concurrent.futures.Future | None = None
     began: float = 0.0
-    beat: Path | None = None
-    """A file that the worker touches as a sign of life."""
-    last_beat: tuple[float, float] = (0.0, 0.0)
-    """Its time, and when that was seen to change."""
+    beat: Path | None = None  # a file that the worker touches as a sign of life
+    last_beat: tuple[float, float] = (0.0, 0.0)  # its time, and when that was seen to change
 
 
 class Workers:

@@ -29,16 +29,12 @@ class PoolTrial:
 
     number: int
     params: dict[str, Any]
-    goal: int = 0
-    """Epochs that its last order trains it to."""
-    values: list[float] = dataclasses.field(default_factory=list)
-    """The objective after each epoch."""
-    value: float | None = None
-    """The score of a trial that is over."""
+    goal: int = 0  # epochs that its last order trains it to
+    values: list[float] = dataclasses.field(default_factory=list)  # the objective by epoch
+    value: float | None = None  # the score of a trial that is over
     is_over: bool = False
-    records: list | None = None
+    records: list | None = None  # these and arrays: the State, as in an Assignment
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
-    """The State in host memory, as in an Assignment."""
     seconds: float = 0.0
     failures: int = 0
     is_failed: bool = False

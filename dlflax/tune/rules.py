@@ -62,9 +62,9 @@ class Budget(NamedTuple):
 class Rule(Protocol):
     """The decision which trials train next."""
 
-    is_narrow: bool
-    """Trials that continue get a narrower program, where that saves time."""
-    sampler: str
+    is_narrow: ClassVar[bool] = False
+    """True: trials that continue get a narrower program, to save time."""
+    sampler: ClassVar[str] = ""
     """The sampler of new trials; "" for that of the sweep."""
 
     def check(self, epochs: int) -> None:
@@ -76,14 +76,8 @@ class Rule(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Full:
+class Full(Rule):
     """Every trial is trained to its end."""
-
-    is_narrow: ClassVar[bool] = False
-    sampler: ClassVar[str] = ""
-
-    def check(self, epochs: int) -> None:
-        """Does nothing."""
 
     def decide(self, curves: Sequence[Curve], free: int, budget: Budget) -> list[Go | Stop]:
         """Returns new trials, as many as a population has left."""
@@ -91,12 +85,11 @@ class Full:
 
 
 @dataclasses.dataclass(frozen=True)
-class Halving:
+class Halving(Rule):
     """Only the best of a population continue after a share of the epochs: successive halving
     (Karnin, Koren and Somekh 2013; Jamieson and Talwalkar 2016)."""
 
     is_narrow: ClassVar[bool] = True
-    sampler: ClassVar[str] = ""
 
     reduction_factor: int = 3
     """The best 1 in N continue after 1/N, 1/N^2, ... of the epochs."""
@@ -137,7 +130,7 @@ class Halving:
 
 
 @dataclasses.dataclass(frozen=True)
-class FreezeThaw:
+class FreezeThaw(Rule):
     """The epochs of --trials full trials go to as many trials as are worth beginning: trials pause
     at rungs, and those that rank well continue.
 
@@ -145,7 +138,6 @@ class FreezeThaw:
     Adams 2014.
     """
 
-    is_narrow: ClassVar[bool] = False
     sampler: ClassVar[str] = "qmc"  # better beginnings by a model were tried, and were not better
 
     epochs_per_round: int = 1

@@ -25,15 +25,12 @@ class Space:
     distributions: dict[str, BaseDistribution]
     """Name -> Optuna distribution, in declared order. Names: fields of Hparams, those of STRUCTURE
     (with short names as choices), and "model.FIELD" (with tuples as "32,64")."""
-    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Name -> the one value that was given."""
-    recipes: tuple[train.Recipe, ...] = ()
-    """Recipes whose parts have short names, besides the shipped ones."""
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> its only value
+    recipes: tuple[train.Recipe, ...] = ()  # whose parts have short names, like the shipped ones
     defaults: dict[str, Any] | None = None
     """The defaults of a run, numbers as near as the space allows; None where a default choice is
     not searched."""
-    guess: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The guess of a user, for some or all names."""
+    guess: dict[str, Any] = dataclasses.field(default_factory=dict)  # a user's, for some names
     known: list[tuple[dict[str, Any], float]] = dataclasses.field(default_factory=list)
     """Trials of another study, (parameters, value), lower is better."""
 
@@ -139,7 +136,12 @@ def _defaults(distributions, recipe, hparams) -> dict[str, Any] | None:
     """Returns `Space.defaults`."""
     params = {}
     for name, distribution in distributions.items():
-        value = _current(name, recipe, hparams)
+        if not is_structural(name):
+            value = float(getattr(hparams, name))
+        elif name in SLOTS:
+            value = _choice(short_names(name, recipe))
+        else:
+            value = _choice(getattr(*_owner(name, recipe)))
         if isinstance(distribution, FloatDistribution):
             value = min(max(value, distribution.low), distribution.high)
         elif not is_structural(name):  # choices of a number
@@ -148,16 +150,6 @@ def _defaults(distributions, recipe, hparams) -> dict[str, Any] | None:
             return None
         params[name] = value
     return params
-
-
-def _current(name, recipe, hparams):
-    """Returns the value in the recipe or hparams, as a parameter of a trial."""
-    if not is_structural(name):
-        return float(getattr(hparams, name))
-    if name in SLOTS:
-        return _choice(short_names(name, recipe))
-    owner, field = _owner(name, recipe)
-    return _choice(getattr(owner, field))
 
 
 def _owner(name: str, recipe) -> tuple[Any, str]:

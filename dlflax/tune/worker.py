@@ -39,14 +39,10 @@ class Job:
     seeds: int
     patience: int
     reduce_on_plateau: int
-    metric: str
-    """The objective, without its val_."""
-    sign: int
-    """1 where the lowest value is the best, else -1."""
-    rank: str
-    """mean or cautious: the score of a trial that has several seeds."""
-    mode: str
-    """auto, vmap or map."""
+    metric: str  # the objective, without its val_
+    sign: int  # 1 where lower is better, else -1
+    rank: str  # mean or cautious: the score of a trial that has several seeds
+    mode: str  # auto, vmap or map
 
 
 @dataclasses.dataclass
@@ -55,10 +51,8 @@ class Assignment:
 
     number: int
     params: Mapping[str, Any]
-    until: int
-    """The epoch to train to; 0 trains nothing."""
-    records: list | None = None
-    """A record a seed, as `Population.records` returns; None at its beginning."""
+    until: int  # the epoch to train to; 0 trains nothing
+    records: list | None = None  # one a seed, as `Population.records` returns; None: a new trial
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Its State, as `Population.states` returns; [] once it is over."""
 
@@ -66,10 +60,8 @@ class Assignment:
 class Model(NamedTuple):
     """A trained member."""
 
-    variables: dict
-    """{"params": ..., ...} of its best epoch, to evaluate with."""
-    outputs: np.ndarray
-    """On the first validation examples, float32 (n, ...)."""
+    variables: dict  # {"params": ..., ...} of its best epoch, to evaluate with
+    outputs: np.ndarray  # on the first validation examples, float32 (n, ...)
 
 
 @dataclasses.dataclass
@@ -77,17 +69,13 @@ class Outcome:
     """A trial after an order."""
 
     number: int
-    value: float
-    """The score so far; +-inf once it diverged, never NaN."""
-    curve: list[float]
-    """The objective after each epoch, the mean over seeds."""
+    value: float  # the score so far; +-inf once it diverged, never NaN
+    curve: list[float]  # the objective after each epoch, the mean over seeds
     is_over: bool
     records: list
     arrays: list[np.ndarray]
-    seconds: float
-    """Its share of the time that its order took."""
-    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """JSON values for Optuna's user attributes."""
+    seconds: float  # its share of the time that its order took
+    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)  # for Optuna, JSON values
     models: list[Model] = dataclasses.field(default_factory=list)
     """One a seed, of a trial that is over and among the best."""
 
@@ -153,8 +141,37 @@ def train_order(
     second as a sign of life; on_epoch: gets the epochs of all trials so far.
     """
     job = _unpack(job) if isinstance(job, bytes) else job
+    groups: dict[train.Recipe, list[tuple[Assignment, train.Hparams]]] = {}
+    for trial in order:
+        recipe, hparams = job.space.apply(trial.params, job.recipe, job.hparams)
+        groups.setdefault(recipe, []).append((trial, hparams))
+    done = {trial.number: len(trial.records[0][0]) if trial.records else 0 for trial in order}
+    traces, is_first, outcomes = population.traces, [True], {}
+
+    def should_stop():
+        """True once the time is over; one epoch is trained in any case."""
+        is_late = time.monotonic() - clock > seconds and not is_first[0]
+        is_first[0] = False
+        return is_late
+
     with _heartbeat(beat):
-        return _train_groups(job, data.load(), order, width, seconds, threshold, on_epoch)
+        parts, clock = data.load(), time.monotonic()
+        # one structure after the other, and only one is in memory
+        for recipe, pairs in groups.items():
+            group, hparams = zip(*pairs, strict=True)
+            members = _make_members(job, recipe, hparams, group, parts, width)
+
+            def count(members=members, group=group):
+                for trial, row in zip(group, members.histories, strict=True):
+                    done[trial.number] = len(row[0])
+                if on_epoch:
+                    on_epoch(sum(done.values()))
+
+            members.train([trial.until for trial in group], count, should_stop)
+            outcomes |= _outcomes(job, members, group, threshold, parts)
+    share = (time.monotonic() - clock) / len(order)
+    ordered = [dataclasses.replace(outcomes[trial.number], seconds=share) for trial in order]
+    return ordered, population.traces - traces
 
 
 @contextlib.contextmanager
@@ -174,39 +191,6 @@ def _heartbeat(path: Path | None):
         yield
     finally:
         is_done.set()
-
-
-def _train_groups(job, parts, order, width, seconds, threshold, on_epoch):
-    clock, traces = time.monotonic(), population.traces
-    groups: dict[train.Recipe, list[tuple[Assignment, train.Hparams]]] = {}
-    for trial in order:
-        recipe, hparams = job.space.apply(trial.params, job.recipe, job.hparams)
-        groups.setdefault(recipe, []).append((trial, hparams))
-    is_first, outcomes = [True], {}
-
-    def should_stop():
-        """True once the time is over; one epoch is trained in any case."""
-        is_late = time.monotonic() - clock > seconds and not is_first[0]
-        is_first[0] = False
-        return is_late
-
-    done = {trial.number: len(trial.records[0][0]) if trial.records else 0 for trial in order}
-    # one structure after the other, and only one is in memory
-    for recipe, pairs in groups.items():
-        group, hparams = zip(*pairs, strict=True)
-        members = _make_members(job, recipe, hparams, group, parts, width)
-
-        def count(members=members, group=group):
-            for trial, row in zip(group, members.histories, strict=True):
-                done[trial.number] = len(row[0])
-            if on_epoch:
-                on_epoch(sum(done.values()))
-
-        members.train([trial.until for trial in group], count, should_stop)
-        outcomes |= _outcomes(job, members, group, threshold, parts)
-    share = (time.monotonic() - clock) / len(order)
-    ordered = [dataclasses.replace(outcomes[trial.number], seconds=share) for trial in order]
-    return ordered, population.traces - traces
 
 
 _placed: dict[int, tuple[Any, Any]] = {}  # devices -> (arrays of the host, the same on them)
@@ -252,7 +236,11 @@ def _outcomes(job, members, group, threshold, parts) -> dict[int, Outcome]:
         # a trial that was over before this order has no epoch to train to
         if trial.until and over[k] and math.isfinite(values[k]) and job.sign * values[k] < threshold
     ]  # fmt: skip
-    models = _models(job, members, best, parts)
+    trained = {}  # (k, seed) -> (variables, outputs)
+    if best:
+        inputs = parts["train"]["inputs"][:1]
+        size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
+        trained = members.best(max(1, MOST_OUTPUTS // size))
     outcomes = {}
     for k, trial in enumerate(group):
         # epochs of all seeds: patience may have stopped one of them earlier
@@ -262,21 +250,12 @@ def _outcomes(job, members, group, threshold, parts) -> dict[int, Outcome]:
         attrs = seed_attrs(job, records[k])
         if k in members.diverged:
             attrs = {"diverged_at": members.diverged[k]}
+        models = [Model(*trained[k, seed]) for seed in range(job.seeds) if k in best]
         outcomes[trial.number] = Outcome(
             trial.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
-            models.get(k, []),
+            models,
         )  # fmt: skip
     return outcomes
-
-
-def _models(job, members, indices, parts) -> dict[int, list[Model]]:
-    """Returns the trained members of these configurations."""
-    if not indices:
-        return {}
-    inputs = parts["train"]["inputs"][:1]
-    size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
-    best = members.best(max(1, MOST_OUTPUTS // size))
-    return {k: [Model(*best[k, seed]) for seed in range(job.seeds)] for k in indices}
 
 
 def _scores(job, records) -> np.ndarray:

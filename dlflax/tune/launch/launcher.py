@@ -7,8 +7,11 @@ import functools
 import os
 import pickle
 import shutil
+import threading
 import traceback
 import warnings
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -62,14 +65,11 @@ class Files(Data):
 class Launcher(abc.ABC):
     """Workers that compute calls. A context manager, which ends all workers on exit."""
 
-    width: int
-    """Calls that are computed at once; others wait."""
-    patience: ClassVar[float] = 1800.0
-    """Seconds that a call may take to show its first sign of life."""
+    patience: ClassVar[float] = 1800.0  # seconds until the first sign of life of a call
 
     def __init__(self, width: int, folder: Path):
-        self.width = width
-        self.folder = folder / "workers"
+        """width: calls that are computed at once; others wait."""
+        self.width, self.folder = width, folder / "workers"
         self._shared: list[Path] = []
 
     @abc.abstractmethod
@@ -123,6 +123,56 @@ class Inline(Launcher):
 
     def close(self):
         pass
+
+
+class QueueLauncher(Launcher):
+    """Calls wait in a queue; at most `width` at once are tasks of a cluster."""
+
+    def __init__(self, width: int, folder: Path):
+        super().__init__(width, folder)
+        self._lock = threading.RLock()
+        self._waiting: deque[tuple[Future, Callable, tuple]] = deque()
+        self._tasks: dict[Future, Any] = {}
+
+    @abc.abstractmethod
+    def _start(self, future: Future, function, args) -> None:
+        """Starts a call as the task `_tasks[future]`, or settles the future."""
+
+    @abc.abstractmethod
+    def _cancel(self, tasks: list) -> None:
+        """Ends tasks at once."""
+
+    def _start_waiting(self) -> None:
+        """Starts waiting calls while there is room."""
+        with self._lock:
+            while self._waiting and len(self._tasks) < self.width:
+                future, *call = self._waiting.popleft()
+                if not future.done() and future.set_running_or_notify_cancel():
+                    self._start(future, *call)
+
+    def submit(self, function, /, *args):
+        future = Future()
+        with self._lock:
+            self._waiting.append((future, function, args))
+        self._start_waiting()
+        return future
+
+    def end(self, future):
+        with self._lock:
+            task = self._tasks.pop(future, None)
+        settle(future, error=WorkerLost("ended" if task else "ended before it began"))
+        if task is not None:
+            threading.Thread(target=self._cancel, args=([task],), daemon=True).start()
+        self._start_waiting()
+
+    def close(self):
+        with self._lock:
+            tasks, self._tasks = self._tasks, {}
+            waiting, self._waiting = self._waiting, deque()
+        for future in [*tasks, *(future for future, *_ in waiting)]:
+            settle(future, error=WorkerLost("the launcher was closed"))
+        if tasks:
+            self._cancel(list(tasks.values()))
 
 
 @dataclasses.dataclass(frozen=True)

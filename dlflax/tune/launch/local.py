@@ -30,10 +30,8 @@ class Place(NamedTuple):
     """The cores or the accelerator of a worker."""
 
     env: dict[str, str]
-    cores: tuple[int, ...] = ()
-    """Numbers of the cores that it is bound to; () where the system cannot bind."""
-    devices: int | None = None
-    """Virtual CPU devices, if there are no `cores`."""
+    cores: tuple[int, ...] = ()  # it is bound to these, if the system can bind
+    devices: int | None = None  # virtual CPU devices, if there are no `cores`
 
 
 def places(platform: str, workers: int, devices: int) -> list[Place]:

@@ -3,9 +3,7 @@
 import contextlib
 import functools
 import os
-import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
     Data,
-    Launcher,
+    QueueLauncher,
     WorkerLost,
     configure_jax,
     outcome,
@@ -37,7 +35,7 @@ class Stored(Data):
         return ray.get(self.reference)
 
 
-class RayLauncher(Launcher):
+class RayLauncher(QueueLauncher):
     """A task a call, at most `width` at once, on the cluster of an address or of this machine."""
 
     patience = 4 * 3600.0  # a cluster may have to grow first
@@ -72,58 +70,30 @@ class RayLauncher(Launcher):
             cores = max(1, devices // workers)
         # the workers may have accelerators where this process has none
         self._config = shared_config("cpu" if is_cpu else "any"), cores
-        self._lock = threading.RLock()
-        self._waiting: deque = deque()
-        self._tasks: dict[Future, Any] = {}
         cpus = self._ray.cluster_resources().get("CPU", 0)
         log(f"Ray has {cpus:g} CPUs for {workers} workers")
-
-    def submit(self, function, /, *args):
-        future = Future()
-        self._waiting.append((future, function, args))
-        self._begin()
-        return future
-
-    def end(self, future):
-        with self._lock:
-            task = self._tasks.pop(future, None)
-        settle(future, error=WorkerLost("ended" if task else "ended before it began"))
-        if task is not None:
-            threading.Thread(target=self._cancel, args=(task,), daemon=True).start()
-        self._begin()
 
     def share(self, arrays):
         return Stored(self._ray.put(arrays))
 
     def close(self):
-        with self._lock:
-            tasks, self._tasks = self._tasks, {}
-            waiting, self._waiting = self._waiting, deque()
-        for future in [*tasks, *(future for future, *_ in waiting)]:
-            settle(future, error=WorkerLost("the launcher was closed"))
-        for task in tasks.values():
-            self._cancel(task)
+        super().close()
         if self._owner:
             self._ray.shutdown()
 
-    def _cancel(self, task) -> None:
-        with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
-            self._ray.cancel(task, force=True)
+    def _cancel(self, tasks):
+        for task in tasks:
+            with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
+                self._ray.cancel(task, force=True)
 
-    def _begin(self) -> None:
-        """Starts waiting calls while there is room."""
-        with self._lock:
-            while self._waiting and len(self._tasks) < self.width:
-                future, function, args = self._waiting.popleft()
-                if future.done() or not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    task = self._task.remote(*self._config, function, args)
-                except Exception as error:  # such as a PicklingError
-                    settle(future, error=error)
-                    continue
-                self._tasks[future] = task
-                task.future().add_done_callback(functools.partial(self._finish, future))
+    def _start(self, future, function, args):
+        try:
+            task = self._task.remote(*self._config, function, args)
+        except Exception as error:  # such as a PicklingError
+            settle(future, error=error)
+            return
+        self._tasks[future] = task
+        task.future().add_done_callback(functools.partial(self._finish, future))
 
     def _finish(self, future: Future, answer: Future) -> None:
         with self._lock:
@@ -136,7 +106,7 @@ class RayLauncher(Launcher):
         except Exception as error:
             lines = str(error).splitlines() or [""]
             settle(future, error=WorkerLost(f"{type(error).__name__}: {lines[0][:200]}"))
-        self._begin()
+        self._start_waiting()
 
 
 def _connect(address: str | None, cores: int):

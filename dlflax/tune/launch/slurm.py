@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
-    Launcher,
+    QueueLauncher,
     WorkerLost,
     configure_jax,
     outcome,
@@ -30,7 +30,7 @@ GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPE
 GONE = "a state that SLURM has forgotten"
 
 
-class Slurm(Launcher):
+class Slurm(QueueLauncher):
     """A job a call, at most `width` at once. cluster "local": processes, as submitit's tests do."""
 
     patience = math.inf  # a job may be in the queue for days, and SLURM detects a dead node
@@ -67,10 +67,7 @@ class Slurm(Launcher):
             )  # fmt: skip
             log(f"SLURM jobs write to {jobs}")
         self._config = shared_config("any")
-        self._lock, self._wake = threading.Lock(), threading.Event()
-        self._waiting: list[tuple[Future, Any]] = []
-        self._jobs: dict[Future, Any] = {}
-        self._accepted = self._closed = False
+        self._wake, self._accepted, self._closed = threading.Event(), False, False
         self._ends: dict[str, float] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -78,34 +75,16 @@ class Slurm(Launcher):
     def submit(self, function, /, *args):
         import cloudpickle
 
-        future = Future()
-        call = cloudpickle.dumps((function, args))
-        with self._lock:
-            self._waiting.append((future, call))
-        self._wake.set()
-        return future
-
-    def end(self, future):
-        with self._lock:
-            job = self._jobs.pop(future, None)
-            self._waiting = [item for item in self._waiting if item[0] is not future]
-        settle(future, error=WorkerLost("ended" if job else "ended before it began"))
-        if job is not None:
-            threading.Thread(target=self._cancel, args=([job],), daemon=True).start()
-        self._wake.set()
+        return super().submit(_load_and_call, cloudpickle.dumps((function, args)))
 
     def close(self):
         self._closed = True
         self._wake.set()
         self._thread.join()
-        jobs = list(self._jobs.values())
-        for future in [*self._jobs, *(future for future, _ in self._waiting)]:
-            settle(future, error=WorkerLost("the launcher was closed"))
-        if jobs:
-            self._cancel(jobs)
+        super().close()
 
-    def _cancel(self, jobs) -> None:
-        """Ends jobs at once: submitit ignores SIGTERM, for which SLURM would wait."""
+    def _cancel(self, jobs):
+        """Kills jobs, as submitit ignores SIGTERM, for which SLURM would wait."""
         if self._is_local:
             for job in jobs:
                 job.cancel()
@@ -117,38 +96,28 @@ class Slurm(Launcher):
             subprocess.run(["scancel", *flags, *numbers], check=False, capture_output=True)
 
     def _watch(self) -> None:
-        """Begins and settles calls, in the one thread that queries SLURM."""
+        """Settles calls, in the one thread that queries SLURM."""
         while not self._closed:
-            self._begin()
             with self._lock:
-                jobs = dict(self._jobs)
+                jobs = dict(self._tasks)
             states = self._states(list(jobs.values())) if jobs else {}
             for future, job in jobs.items():
                 if self._settle(future, job, states.get(job.job_id)):
                     with self._lock:
-                        self._jobs.pop(future, None)
-            self._wake.wait(0 if self._waiting and len(self._jobs) < self.width else POLL)
-            self._wake.clear()
+                        self._tasks.pop(future, None)
+            self._start_waiting()
+            self._wake.wait(POLL)
 
-    def _begin(self) -> None:
-        """Submits waiting calls while there is room."""
-        while not self._closed:
-            with self._lock:
-                if not self._waiting or len(self._jobs) >= self.width:
-                    return
-                future, call = self._waiting.pop(0)
-                if not future.set_running_or_notify_cancel():
-                    continue
-            try:
-                job = self._executor.submit(_compute, list(sys.path), self._config, call)
-                self._accepted = True
-            except Exception as error:
-                reason = " ".join(str(error).split())[:300]
-                first = InputError(f"--launcher slurm: the job was refused ({reason}).")
-                settle(future, error=WorkerLost(reason) if self._accepted else first)
-                continue
-            with self._lock:
-                self._jobs[future] = job
+    def _start(self, future, function, args):
+        try:
+            self._tasks[future] = self._executor.submit(
+                _compute, list(sys.path), self._config, function, args
+            )
+            self._accepted = True
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            first = InputError(f"--launcher slurm: the job was refused ({reason}).")
+            settle(future, error=WorkerLost(reason) if self._accepted else first)
 
     def _states(self, jobs) -> dict[str, str]:
         """Returns the states of the jobs that have ended, by squeue: it needs no accounting."""
@@ -185,11 +154,11 @@ class Slurm(Launcher):
         return True
 
 
-def _compute(path: list[str], config: dict[str, Any], call: bytes):
+def _compute(path: list[str], config: dict[str, Any], function, args):
     """Returns the outcome of a call, in its job."""
     sys.path += [folder for folder in path if folder not in sys.path]
     configure_jax(config)
-    return outcome(_load_and_call, (call,))
+    return outcome(function, args)
 
 
 def _load_and_call(call: bytes):
