@@ -20,10 +20,9 @@ FIRST = 1.0  # seconds: the assumed cost of the first one
 class PoolCheckpoint:
     """The folder `population/` of a sweep: its trials, with the States of those that are not over.
 
-    It is written after an epoch, as often as SHARE allows: an epoch that takes 20 times what a
-    checkpoint costs has one; of shorter epochs a kill loses about 20 times that cost. A failure
-    is one warning: after a kill the trials are then trained from their beginning. study: a digest,
-    as a checkpoint of an earlier study in the same folder is not read.
+    It is written after an epoch, as often as SHARE allows: a kill loses one epoch, or 20 times the
+    cost of a checkpoint. A failure is one warning: after a kill the trials are then trained from
+    their beginning. study: a digest, as a checkpoint of an earlier study is not read.
     """
 
     def __init__(self, folder: Path, study: str = "", log: Callable[[str], None] = print):

@@ -65,8 +65,16 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
     if is_grid and any(word.startswith("--space.") for word in args):
         words = {}  # a grid searches over the named fields alone
 
-    _refuse_flags(args)
     name = _rule_name(args)
+    rules = {
+        f"--{field.name.replace('_', '-')}": owner
+        for owner, shipped in RULES.items() for field in dataclasses.fields(shipped)
+    }  # fmt: skip
+    for flag in (word.partition("=")[0] for word in args):
+        if flag in OLD:
+            raise InputError(f"{flag} is no flag any more: {OLD[flag]}.")
+        if rules.get(flag, name) != name:
+            raise InputError(f"{flag} is for --search {rules[flag]}: add it or remove the flag.")
     rule = _rule(name)
 
     def extend(config: run.Config) -> Sweep:
@@ -74,12 +82,12 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
         space_type = _space_type(config, words)
         metavars = [f"{{{','.join((*names, 'MODULE:CLASS'))}}}" for names in (samplers, RULES)]
         shown = tyro.conf.Suppress if is_grid else tyro.conf.arg(metavar=metavars[0])
-        rules = tyro.conf.arg(help="What trains next.", metavar=metavars[1])
+        search_arg = tyro.conf.arg(help="The rule of what trains next.", metavar=metavars[1])
         unnamed = tyro.conf.arg(name="")  # --reduction-factor, not --search.reduction-factor
         default = dataclasses.field(default=rule, metadata={"saved": False})
         fields = [
             ("space", space_type, space_type()),
-            ("search", Annotated[str, rules], name),
+            ("search", Annotated[str, search_arg], name),
             ("rule", Annotated[type(rule), unnamed], default),
             ("sampler", Annotated[str, shown], samplers[0]),
             ("objective", tuple[str, ...], ()),
@@ -133,19 +141,6 @@ def _rule(name: str) -> Rule:
     if not (dataclasses.is_dataclass(rule) and hasattr(rule, "decide")):
         raise InputError(f"--search {name} must be a dataclass with the methods of rules.Rule.")
     return rule()
-
-
-def _refuse_flags(args: list[str]) -> None:
-    """Raises InputError for a flag of another Rule, or of an earlier version."""
-    rules = {
-        f"--{field.name.replace('_', '-')}": name
-        for name, rule in RULES.items() for field in dataclasses.fields(rule)
-    }  # fmt: skip
-    for flag in (word.partition("=")[0] for word in args):
-        if flag in OLD:
-            raise InputError(f"{flag} is no flag any more: {OLD[flag]}.")
-        if rules.get(flag, _rule_name(args)) != _rule_name(args):
-            raise InputError(f"{flag} is for --search {rules[flag]}: add it or remove the flag.")
 
 
 def _space_type(config, words) -> type:

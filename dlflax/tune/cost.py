@@ -1,8 +1,5 @@
-"""The cost of a model as a second objective, and both objectives as one for a Gaussian process.
-
-Knowles (2006, ParEGO): the next trial is the best for a weighted sum of both. The weights are drawn
-anew, so that trials come to lie all along the front between good and cheap.
-"""
+"""The cost of a model as a second objective, and both objectives as one for a Gaussian process:
+random weights, so that trials cover the front between good and cheap (Knowles 2006, ParEGO)."""
 
 import statistics
 import time

@@ -52,11 +52,8 @@ class Fitted(NamedTuple):
 
 
 def fit(encoding: Encoding, finished: Trials, known: Trials = ()) -> Fitted:
-    """Returns the model of finished trials.
-
-    known: trials of another study. The study is then one more dimension, whose fitted length scale
-    is the correlation of both studies (Swersky, Snoek and Adams 2013, multi-task).
-    """
+    """Returns the model of finished trials. known: trials of another study, which is one more
+    dimension with a fitted length scale (Swersky, Snoek and Adams 2013, multi-task)."""
     finished, points, values = _select(encoding, finished)
     _, known_points, known_values = _select(encoding, known, FITTED // 2)
     with float64():
@@ -121,11 +118,8 @@ def _with_column(points, value):
 
 
 def warp(values: np.ndarray) -> np.ndarray:
-    """Returns values with a mean of 0 and a deviation of 1, in the same order.
-
-    Far above the median they are bent towards a bound, so that a diverged trial does not flatten
-    all others.
-    """
+    """Returns values with a mean of 0 and a deviation of 1, in the same order. Far above the median
+    they are bent towards a bound, so that a diverged trial does not flatten all others."""
     if not np.isfinite(values).any():
         return np.zeros(len(values))
     worst = values[np.isfinite(values)].max()

@@ -31,12 +31,10 @@ class Member(NamedTuple):
 
 
 class Members:
-    """The folder `members/` of a sweep: the models of its `most` best trials, fewer where they have
-    more than MOST_BYTES.
+    """The folder `members/` of a sweep: the models of its `most` best trials, up to MOST_BYTES.
 
-    Each trial is written before it is recorded, so the folder has the models of every record
-    whenever the sweep was killed. study: a digest, as files of an earlier study in the same folder
-    do not count.
+    A trial is written before it is recorded, so that a kill leaves no record without its models.
+    study: a digest, as files of an earlier study in the same folder do not count.
     """
 
     def __init__(

@@ -33,10 +33,9 @@ def seed_of(seed: int, number: int) -> int:
 class GaussianProcess(BaseSampler):
     """Bayesian optimization by a Gaussian process, for any Optuna study of one objective.
 
-    A suggestion is a function of the seed, the trial's number and the trials with lower numbers,
-    finished, pruned (by their best report) or pending. The first `startup` trials, and all while
-    none is finished, are points of a scrambled Sobol sequence. search_space: all parameters; None
-    for those that all finished trials have in common. known: (parameters, value) of trials of
+    A suggestion is a function of the seed and of all trials with lower numbers. The first `startup`
+    trials, and all while none is finished, are points of a scrambled Sobol sequence. search_space:
+    None for the parameters that all finished trials have in common. known: (parameters, value) of
     another study, lower is better; every second one of the first trials repeats one of the best.
     """
 
@@ -69,7 +68,11 @@ class GaussianProcess(BaseSampler):
         ]  # fmt: skip
         finished = [other for other in earlier if score(other, direction) is not None]
         if trial.number < self._startup or not finished:
-            return self._startup_point(encoding, trial.number)
+            best = sorted(self._known, key=lambda pair: pair[1])  # stable: the first on a tie
+            index, is_odd = divmod(trial.number, 2)
+            if trial.number and not is_odd and index - 1 < len(best):
+                return dict(best[index - 1][0])
+            return sobol(encoding, self._seed, trial.number)
         pending = [other.params for other in earlier if not other.state.is_finished()]
         fitted = self._fit(encoding, finished, direction, trial.number)
         seed = seed_of(self._seed, trial.number)
@@ -80,13 +83,6 @@ class GaussianProcess(BaseSampler):
         seed = [self._seed, trial.number, *param_name.encode()]
         sampler = RandomSampler(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def _startup_point(self, encoding, number):
-        best = sorted(self._known, key=lambda pair: pair[1])  # stable: the first on a tie
-        index, is_odd = divmod(number, 2)
-        if number and not is_odd and index - 1 < len(best):
-            return dict(best[index - 1][0])
-        return sobol(encoding, self._seed, number)
 
     def _fit(self, encoding, finished, direction, number):
         """Returns the model of the finished trials, fitted once until another is finished."""
@@ -105,7 +101,7 @@ class GaussianProcess(BaseSampler):
 
 
 class Grid(BaseSampler):
-    """Every configuration in turn: trial k has point k."""
+    """A grid: trial k has point k."""
 
     def __init__(self, points: Sequence[Mapping[str, Any]]):
         self._points = points
@@ -124,12 +120,8 @@ class Grid(BaseSampler):
 
 
 class SweepSampler(BaseSampler):
-    """A sampler that is made anew for every trial from (seed, number), so that a search that was
-    killed continues with the same suggestions.
-
-    It suggests no configuration of a finite space twice. make: seed -> sampler; distributions: all
-    parameters of the space.
-    """
+    """A sampler that is made anew for every trial, by its number, so that a search that was killed
+    continues with the same suggestions. make: seed -> sampler; distributions: all parameters."""
 
     def __init__(
         self, make: Callable[[int], BaseSampler], distributions: Mapping[str, Any], seed: int
@@ -141,7 +133,7 @@ class SweepSampler(BaseSampler):
         return self._distributions
 
     def sample_relative(self, study, trial, search_space):
-        """Returns all parameters of a trial."""
+        """Returns all parameters of a trial, in a finite space new ones."""
         sampler = self._make(seed_of(self._seed, trial.number))
         sampler.before_trial(study, trial)
         together = sampler.infer_relative_search_space(study, trial)
@@ -151,7 +143,20 @@ class SweepSampler(BaseSampler):
             else sampler.sample_independent(study, trial, name, distribution)
             for name, distribution in self._distributions.items()
         }  # fmt: skip
-        return self._without_repeats(study, trial, params)
+        encoding = Encoding(self._distributions)
+        if not encoding.size():
+            return params
+        rng, draws = np.random.default_rng([self._seed, trial.number]), 0
+        tried = {
+            encoding.key(other.params) for other in study.get_trials(deepcopy=False)
+            if other.number < trial.number and self._distributions.keys() <= other.params.keys()
+        }  # fmt: skip
+        while encoding.key(params) in tried and draws < 100:
+            (params,) = encoding.spread(rng.random((1, len(self._distributions))))
+            draws += 1
+        if encoding.key(params) in tried:
+            params = encoding.first_new(tried) or params
+        return params
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         """Returns a random value of a parameter that the space does not have."""
@@ -161,24 +166,6 @@ class SweepSampler(BaseSampler):
     def after_trial(self, study, trial, state, values):
         """Lets the sampler learn from a finished trial."""
         self._make(seed_of(self._seed, trial.number)).after_trial(study, trial, state, values)
-
-    def _without_repeats(self, study, trial, params):
-        """Returns the parameters, or new ones if another trial of a finite space has them."""
-        encoding = Encoding(self._distributions)
-        if not encoding.size():
-            return params
-        rng = np.random.default_rng([self._seed, trial.number])
-        tried = {
-            encoding.key(other.params) for other in study.get_trials(deepcopy=False)
-            if other.number < trial.number and self._distributions.keys() <= other.params.keys()
-        }  # fmt: skip
-        draws = 0
-        while encoding.key(params) in tried and draws < 100:
-            (params,) = encoding.spread(rng.random((1, len(self._distributions))))
-            draws += 1
-        if encoding.key(params) in tried:
-            params = encoding.first_new(tried) or params
-        return params
 
 
 def check_sampler(sampler: str) -> None:
@@ -202,29 +189,20 @@ def make_sampler(name: str, space: Space, seed: int) -> BaseSampler:
             seed, search_space=space.distributions, startup=startup, known=space.known
         )
         return SweepSampler(lambda _: process, space.distributions, seed)
-    return SweepSampler(_constructor(name), space.distributions, seed)
-
-
-def _constructor(name: str) -> Callable[[int], BaseSampler]:
-    """Returns seed -> sampler."""
     if name == "tpe":  # independent of the defaults of this version of Optuna
         make = functools.partial(TPESampler, multivariate=True, constant_liar=True)
     elif name == "cmaes":
         make = functools.partial(CmaEsSampler, warn_independent_sampling=False)
-    elif name == "random":
-        make = RandomSampler
     else:
-        make = _load_sampler(name)
-        if "seed" not in inspect.signature(make).parameters:
-            sampler = make()
-            return lambda _: sampler
+        make = RandomSampler if name == "random" else _load_sampler(name)
+    sampler = None if "seed" in inspect.signature(make).parameters else make()
 
-    def without_warnings(seed):
+    def with_seed(seed):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return make(seed=seed)
+            return sampler or make(seed=seed)
 
-    return without_warnings
+    return SweepSampler(with_seed, space.distributions, seed)
 
 
 def load_class(flag: str, name: str) -> Any:

@@ -43,16 +43,6 @@ class Files(Data):
     structure: Any
     dtypes: tuple[np.dtype, ...]
 
-    @classmethod
-    def save(cls, folder: Path, arrays: Any) -> "Files":
-        """Returns the arrays, written to a new folder."""
-        leaves, structure = jax.tree.flatten(arrays)
-        leaves = [np.asarray(leaf) for leaf in leaves]
-        folder.mkdir(parents=True)
-        for k, leaf in enumerate(leaves):
-            np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
-        return cls(folder, structure, tuple(leaf.dtype for leaf in leaves))
-
     @functools.cache  # noqa: B019  (one object for the life of a worker)
     def load(self):
         leaves = []
@@ -74,10 +64,8 @@ class Launcher(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, function, /, *args) -> Future:
-        """Returns the future result of function(*args); function is of a module's top level.
-
-        It raises what the function raises, and WorkerLost when its worker ended before.
-        """
+        """Returns the future result of function(*args), of a module's top level. It raises what the
+        function raises, and WorkerLost when its worker ended before."""
 
     @abc.abstractmethod
     def end(self, future: Future) -> None:
@@ -86,8 +74,14 @@ class Launcher(abc.ABC):
 
     def share(self, arrays: Any) -> Data:
         """Returns the arrays (nested dicts) in a form that arguments of calls may hold."""
-        self._shared.append(self.folder / f"data-{os.getpid()}-{len(self._shared)}")
-        return Files.save(self._shared[-1], arrays)
+        folder = self.folder / f"data-{os.getpid()}-{len(self._shared)}"
+        self._shared.append(folder)
+        folder.mkdir(parents=True)
+        leaves, structure = jax.tree.flatten(arrays)
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        for k, leaf in enumerate(leaves):
+            np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
+        return Files(folder, structure, tuple(leaf.dtype for leaf in leaves))
 
     def __enter__(self) -> Self:
         return self

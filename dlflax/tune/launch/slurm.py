@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
@@ -31,14 +31,13 @@ GONE = "a state that SLURM has forgotten"
 
 
 class Slurm(QueueLauncher):
-    """A job a call, at most `width` at once. cluster "local": processes, as submitit's tests do."""
+    """A job a call, at most `width` at once."""
 
     patience = math.inf  # a job may be in the queue for days, and SLURM detects a dead node
 
     def __init__(
-        self, workers: int, folder: Path, options: Mapping[str, str], log: Callable[[str], None],
-        cluster: Literal["slurm", "local"] = "slurm",
-    ):  # fmt: skip
+        self, workers: int, folder: Path, options: Mapping[str, str], log: Callable[[str], None]
+    ):
         super().__init__(workers, folder)
         try:
             import submitit
@@ -46,31 +45,30 @@ class Slurm(QueueLauncher):
             raise InputError(
                 "--launcher slurm needs the package submitit: pip install 'dlflax[slurm]'."
             ) from None
-        missing = [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]
-        if missing and cluster == "slurm":
-            raise InputError(
-                f"--launcher slurm: there is no {missing[0]} here: start the sweep on a host "
-                "that submits jobs."
-            )
-        self._is_local = cluster == "local"
-        jobs = self.folder / "slurm"
-        if self._is_local:
-            self._executor = submitit.LocalExecutor(jobs)
-        else:
-            self._executor = submitit.SlurmExecutor(jobs)
-            flags = {"no-requeue": True, **{k.replace("_", "-"): v for k, v in options.items()}}
-            cores = flags.get("cpus-per-task")  # which srun does not take from sbatch
-            self._executor.update_parameters(
-                job_name="dlflax", signal_delay_s=5, additional_parameters=flags,
-                time=None,  # that of the partition
-                srun_args=[f"--cpus-per-task={cores}"] if cores else [],
-            )  # fmt: skip
-            log(f"SLURM jobs write to {jobs}")
+        self._executor = self._make_executor(submitit, self.folder / "slurm", options)
+        log(f"SLURM jobs write to {self.folder / 'slurm'}")
         self._config = shared_config("any")
         self._wake, self._accepted, self._closed = threading.Event(), False, False
         self._ends: dict[str, float] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+
+    def _make_executor(self, submitit, folder: Path, options: Mapping[str, str]):
+        for name in ("sbatch", "srun", "squeue"):
+            if not shutil.which(name):
+                raise InputError(
+                    f"--launcher slurm: there is no {name} here: start the sweep on a host that "
+                    "submits jobs."
+                )
+        executor = submitit.SlurmExecutor(folder)
+        flags = {"no-requeue": True, **{k.replace("_", "-"): v for k, v in options.items()}}
+        cores = flags.get("cpus-per-task")  # which srun does not take from sbatch
+        executor.update_parameters(
+            job_name="dlflax", signal_delay_s=5, additional_parameters=flags,
+            time=None,  # that of the partition
+            srun_args=[f"--cpus-per-task={cores}"] if cores else [],
+        )  # fmt: skip
+        return executor
 
     def submit(self, function, /, *args):
         import cloudpickle
@@ -85,12 +83,6 @@ class Slurm(QueueLauncher):
 
     def _cancel(self, jobs):
         """Kills jobs, as submitit ignores SIGTERM, for which SLURM would wait."""
-        if self._is_local:
-            for job in jobs:
-                job.cancel()
-            while not all(job.done() for job in jobs):
-                time.sleep(0.05)
-            return
         numbers = [job.job_id for job in jobs]
         for flags in (["--full", "--signal=KILL"], []):  # the second: jobs that have not begun
             subprocess.run(["scancel", *flags, *numbers], check=False, capture_output=True)
@@ -121,8 +113,6 @@ class Slurm(QueueLauncher):
 
     def _states(self, jobs) -> dict[str, str]:
         """Returns the states of the jobs that have ended, by squeue: it needs no accounting."""
-        if self._is_local:
-            return {job.job_id: job.state for job in jobs if job.done()}
         numbers = [job.job_id for job in jobs]
         command = ["squeue", "-h", "-t", "all", "-o", "%i|%T|%N", "-j", ",".join(numbers)]
         answer = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -148,7 +138,7 @@ class Slurm(QueueLauncher):
         if state is None:
             return False
         ended = self._ends.setdefault(job.job_id, time.monotonic())
-        if not self._is_local and time.monotonic() < ended + GRACE:
+        if time.monotonic() < ended + GRACE:
             return False
         settle(future, error=WorkerLost(f"job {job.job_id} ended: {state}"))
         return True
