@@ -159,9 +159,12 @@ def check_sweep(sweep: Sweep) -> None:
 
 
 class Bound(NamedTuple):
-    """The data and structures of a sweep. With a frozen backbone, arrays are its features and
+    """A sweep with its data and structures. With a frozen backbone, arrays are its features and
     recipes those of its head."""
 
+    sweep: Sweep  # with every setting set
+    search: str
+    experiment: run.Experiment
     dataset: data.Dataset
     examples: data.Splits  # as read and split
     train: dict
@@ -173,8 +176,9 @@ class Bound(NamedTuple):
     population: int  # trials that are trained at once
     direction: str  # minimize or maximize
 
-    def job(self, sweep: Sweep) -> Job:
+    def job(self) -> Job:
         """Returns the settings that all trials have in common."""
+        sweep = self.sweep
         return Job(
             self.recipe, sweep.hparams, self.space, epochs=sweep.epochs, seed=sweep.seed,
             seeds=sweep.seeds, patience=sweep.patience, reduce_on_plateau=sweep.reduce_on_plateau,
@@ -183,9 +187,9 @@ class Bound(NamedTuple):
         )  # fmt: skip
 
 
-def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> tuple[Sweep, Bound]:
-    """Returns (the sweep with every setting set, its data and structures). Raises InputError for
-    settings that contradict each other or the data."""
+def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
+    """Returns the sweep with its data and structures. Raises InputError for settings that
+    contradict each other or the data."""
     check_sweep(sweep)
     sweep, dataset = read_data(sweep, log)
     sweep, examples = split_data(sweep, dataset, log)
@@ -208,9 +212,9 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> tuple[Sw
     check_structures(sweep, tried, structures, splits[0], start.pretrained, log)
     population = population_size(sweep, recipes, splits)
     metric = recipe.task.metric(sweep.objective.removeprefix("val_"))
-    return sweep, Bound(
-        dataset, examples, *splits, start.recipe, start.pretrained, tried, recipes, population,
-        f"{metric.direction}imize",
+    return Bound(
+        sweep, search, experiment, dataset, examples, *splits, start.recipe, start.pretrained,
+        tried, recipes, population, f"{metric.direction}imize",
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
 from dlflax.train.recipe import init_placed
 from dlflax.tune import ensemble, report
-from dlflax.tune.config import Bound, Sweep
+from dlflax.tune.config import Bound
 from dlflax.tune.members import Member, Members
 from dlflax.tune.study import JOURNAL, Study, without_password
 
@@ -43,13 +43,12 @@ WORDS = {
 }  # fmt: skip
 
 
-def finish(
-    sweep: Sweep, bound: Bound, experiment, study: Study, members: Members, saved, traces: int, log
-) -> dict[str, Any]:
+def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
     report, which it prints. Returns the results. Raises RunError where all trials diverged or
     failed."""
-    folder, direction, trials = sweep.run_dir, study.direction, study.finished_trials()
+    sweep, direction, trials = bound.sweep, study.direction, study.finished_trials()
+    folder = sweep.run_dir
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
     best = next(iter(ranking.ranked(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
@@ -81,7 +80,7 @@ def finish(
         },
     }
     chosen = list(members.read(trials))
-    candidates = Candidates(sweep, bound, experiment, trials, best, chosen, log)
+    candidates = Candidates(bound, trials, best, chosen, log)
     for entries in candidates.test():
         results |= entries
         write_json(folder / "results.json", results)  # a kill costs no more than one of them
@@ -95,10 +94,11 @@ class Candidates:
     """The models that may be the best one, each a run folder of its own, and their results."""
 
     def __init__(
-        self, sweep: Sweep, bound: Bound, experiment, trials: list[FrozenTrial], best: FrozenTrial,
-        members: list[Member], log: Callable[[str], None],
+        self, bound: Bound, trials: list[FrozenTrial], best: FrozenTrial, members: list[Member],
+        log: Callable[[str], None],
     ):  # fmt: skip
-        self._sweep, self._bound, self._experiment = sweep, bound, experiment
+        sweep = self._sweep = bound.sweep
+        self._bound, self._experiment = bound, bound.experiment
         self._trials, self._best, self._members, self._log = trials, best, members, log
         recipe, hparams = bound.space.apply(best.params, sweep.recipe, sweep.hparams)
         common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}

@@ -31,8 +31,9 @@ from dlflax.tune.study import Study, load_trials
 SHARE = 0.05  # of a sweep's time that its reports may take while it runs
 
 
-def log_plan(sweep, bound, done: int, log) -> None:
+def log_plan(bound, done: int, log) -> None:
     """Logs data, space, structures and layout. done: recorded trials of a sweep that continues."""
+    sweep = bound.sweep
     log(
         f"{bound.dataset.source}: {len(bound.train['targets']):,} train, "
         f"{len(bound.val['targets']):,} validation"

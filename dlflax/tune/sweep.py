@@ -45,37 +45,35 @@ def run_sweep(
     use_all_cores()
     if isinstance(experiment, str):
         experiment = run.Experiment(experiment)
-    sweep, bound = bind(sweep, search, experiment, log)
-    folder = sweep.run_dir
+    bound = bind(sweep, search, experiment, log)
+    folder = bound.sweep.run_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
-    with open_study(folder, sweep.storage, sweep.study, bound.direction) as study:
-        bound, saved = _begin(sweep, bound, search, experiment, study, log)
-        log_plan(sweep, bound, len(study.finished_trials()), log)
+    url, name = bound.sweep.storage, bound.sweep.study
+    with open_study(folder, url, name, bound.direction) as study:
+        bound, saved = _begin(bound, study, log)
+        log_plan(bound, len(study.finished_trials()), log)
         # the files of an earlier study in the folder have another digest
         text = json.dumps([saved["config"], saved["data"]["sha256"]], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        most = MOST_TRIALS if sweep.ensemble else 1
+        most = MOST_TRIALS if bound.sweep.ensemble else 1
         members = Members(folder, study.direction, digest, most, log)
         checkpoint = PoolCheckpoint(folder, digest, log)
-        with Watch(folder, sweep.trials, saved, study, log) as watch:
-            pool = _make_pool(sweep, bound, study, members, checkpoint, watch, log)
-            traces = pool.run()
-        return finish(sweep, bound, experiment, study, members, saved, traces, log)
+        with Watch(folder, bound.sweep.trials, saved, study, log) as watch:
+            traces = _make_pool(bound, study, members, checkpoint, watch, log).run()
+        return finish(bound, study, members, saved, traces, log)
 
 
-def _begin(
-    sweep: Sweep, bound: Bound, search: str, experiment, study: Study, log
-) -> tuple[Bound, dict[str, Any]]:
+def _begin(bound: Bound, study: Study, log) -> tuple[Bound, dict[str, Any]]:
     """Writes config.json. Returns the population and warm start that the study began with, and the
     contents of config.json. Raises InputError when the study began with another setup."""
+    sweep, space = bound.sweep, bound.space
     shown = sweep.storage and without_password(sweep.storage)
     chosen = dataclasses.replace(sweep, storage=shown, population=bound.population)
-    new = settings(experiment, chosen, bound.dataset, bound.examples)
-    new |= {"search": search, "devices": len(jax.devices())}
-    space = bound.space
+    new = settings(bound.experiment, chosen, bound.dataset, bound.examples)
+    new |= {"search": bound.search, "devices": len(jax.devices())}
     if sweep.warm_start and not study.trials():  # later they are in the settings
         new["known"] = _known_trials(sweep.warm_start, space, sweep.objective, log)
     first = [] if sweep.sampler == "grid" else space.first_trials()
@@ -138,13 +136,12 @@ def _known_trials(study: str, space: Space, objective: str, log) -> list[tuple[d
 
 
 def _make_pool(
-    sweep: Sweep, bound: Bound, study: Study, members: Members, checkpoint: PoolCheckpoint,
-    watch: Watch, log,
-) -> Pool:  # fmt: skip
+    bound: Bound, study: Study, members: Members, checkpoint: PoolCheckpoint, watch: Watch, log
+) -> Pool:
     """Returns the pool, whether the sweep is new or continues."""
-    space, job, inputs = bound.space, bound.job(sweep), bound.train["inputs"]
+    sweep, space, job = bound.sweep, bound.space, bound.job()
     costs = {
-        recipe: cost(sweep.cost, recipe, sweep.hparams, inputs)
+        recipe: cost(sweep.cost, recipe, sweep.hparams, bound.train["inputs"])
         for recipe in bound.recipes if sweep.cost
     }  # fmt: skip
     launcher = open_launcher(
