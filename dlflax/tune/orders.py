@@ -9,7 +9,7 @@ from typing import Any
 
 from dlflax.tune.launch import Launcher, WorkerLost
 from dlflax.tune.launch.launcher import Inline
-from dlflax.tune.worker import Assignment, Job, Outcome, pack, release_data, train_order
+from dlflax.tune.worker import Job, Outcome, Trial, pack, release_data, train_order
 
 SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
 LEAST = 20.0  # seconds that another process trains at least, before it returns States
@@ -59,7 +59,7 @@ class Workers:
         return sum(order.future is not None for order in orders) < self._launcher.width
 
     def submit(
-        self, order: Order, assignments: list[Assignment], seconds: float, threshold: float,
+        self, order: Order, trials: list[Trial], seconds: float, threshold: float,
         on_epoch: Callable[[int], None],
     ) -> None:  # fmt: skip
         """Submits an order to a worker; the arguments are those of `worker.train_order`."""
@@ -69,7 +69,7 @@ class Workers:
             seconds = max(LEAST, seconds)
         order.began, order.last_beat = time.monotonic(), (0.0, 0.0)
         order.future = self._launcher.submit(
-            train_order, self._job, self._data, assignments, order.width, seconds, threshold,
+            train_order, self._job, self._data, trials, order.width, seconds, threshold,
             order.beat, on_epoch,
         )  # fmt: skip
 

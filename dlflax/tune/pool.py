@@ -1,12 +1,10 @@
 """The trials of a sweep in one pool: take an order of them, let a worker train it, record the
 results, report. A Rule decides what trains next, a launcher where."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -18,34 +16,9 @@ from dlflax.tune.orders import Order, Workers
 from dlflax.tune.report import Lines, Watch, range_text
 from dlflax.tune.rules import Budget, Curve, Go, Rule, Stop
 from dlflax.tune.study import Study
-from dlflax.tune.worker import Assignment, Job, Outcome, seed_attrs
+from dlflax.tune.worker import Job, Outcome, Trial, seed_attrs
 
 MOST_FAILURES = 3  # workers that a trial may lose
-
-
-@dataclasses.dataclass
-class PoolTrial:
-    """A trial that was begun, with its State."""
-
-    number: int
-    params: dict[str, Any]
-    goal: int = 0  # epochs that its last order trains it to
-    values: list[float] = dataclasses.field(default_factory=list)  # the objective by epoch
-    value: float | None = None  # the score of a trial that is over
-    is_over: bool = False
-    records: list | None = None  # these and arrays: the State, as in an Assignment
-    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    failures: int = 0
-    is_failed: bool = False
-
-    def is_at_goal(self) -> bool:
-        """True if its last order has nothing left to train of it."""
-        return self.is_over or len(self.values) >= self.goal
-
-    def end(self) -> None:
-        """Ends the trial, which frees its State."""
-        self.is_over, self.arrays = True, []
 
 
 class Pool:
@@ -142,7 +115,7 @@ class Pool:
         self._orders.append(order)
         return order
 
-    def _begin(self, new: list[Go]) -> list[PoolTrial]:
+    def _begin(self, new: list[Go]) -> list[Trial]:
         """Returns new trials: first those that were begun before the driver ended."""
         resumed = [self._earlier.pop(0) for _ in new[: len(self._earlier)]]
         asked = self._study.ask(
@@ -151,7 +124,7 @@ class Pool:
         )  # fmt: skip
         begun = []
         for trial, go in zip([*resumed, *asked], new, strict=True):
-            copy = PoolTrial(trial.number, dict(trial.params))
+            copy = Trial(trial.number, dict(trial.params))
             parent = self._trials.get(go.parent)
             # a kill may have left the parent without its State: the copy then begins anew
             if parent is not None and parent.arrays and trial.number not in self._recorded:
@@ -176,17 +149,12 @@ class Pool:
 
     def _submit(self, order: Order) -> None:
         trials = [self._trials[number] for number in order.numbers]
-        assignments = [
-            # those at their goal have nothing to do, and keep their indices
-            Assignment(t.number, t.params, t.goal * (not t.is_at_goal()), t.records, t.arrays)
-            for t in trials if not t.is_failed
-        ]  # fmt: skip
         seconds = self._checkpoint.remaining_seconds() if self._checkpoint else math.inf
         epochs = self._budget.epochs
         done = sum(epochs if t.is_over else len(t.values) for t in self._trials.values())
         before = done - sum(len(trial.values) for trial in trials)
         self._workers.submit(
-            order, assignments, seconds, self._members.threshold(),
+            order, [t for t in trials if not t.is_failed], seconds, self._members.threshold(),
             lambda trained: self._watch.progress((before + trained) / epochs),
         )  # fmt: skip
 
@@ -259,7 +227,7 @@ class Pool:
                     self._record_end(trial, TrialState.COMPLETE, outcome.value, outcome.attrs)
         self._show([outcome.number for outcome in new if outcome.is_over])
 
-    def _record_ends(self, trials: list[PoolTrial], state: TrialState) -> None:
+    def _record_ends(self, trials: list[Trial], state: TrialState) -> None:
         """Records the end of trials without a value."""
         with self._study.writing():
             for trial in trials:
@@ -290,7 +258,7 @@ class Pool:
         self._study.complete_running(self._sampler, self._job.space.distributions)
         trials = self._study.trials()
         saved, orders = self._checkpoint.load() if self._checkpoint else ({}, [])
-        self._trials = {number: PoolTrial(**fields) for number, fields in sorted(saved.items())}
+        self._trials = {number: Trial(**fields) for number, fields in sorted(saved.items())}
         self._orders = [Order(numbers, width) for numbers, width in orders]
         self._recorded = {t.number: t for t in trials if t.state.is_finished()}
         self._earlier = [

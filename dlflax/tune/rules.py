@@ -177,7 +177,7 @@ class FreezeThaw(Rule):
         Trials between two rungs come before those at a rung, of which the best 1 in ETA of all that
         reached it are resumed.
         """
-        at_rung: dict[int, list[Curve]] = {r: [] for r in reversed(halving_rungs(epochs, ETA))}
+        at_rung: dict[int, list[Curve]] = {r: [] for r in halving_rungs(epochs, ETA)[::-1]}
         ranked = []
         for curve in curves:
             done = len(curve.values)
@@ -202,10 +202,8 @@ def _begin(curves, free, most, until) -> list[Go]:
 
 
 def halving_rungs(epochs: int, eta: int) -> list[int]:
-    """Returns the epochs after which all but one in `eta` stop, ascending: 9 epochs with eta 3 ->
-    [1, 3]."""
-    rungs, rung = [], epochs // eta
-    while rung >= 1:
-        rungs.append(rung)
-        rung //= eta
-    return rungs[::-1]
+    """Returns the epochs after which all but one in `eta` stop: [1, 3] of 9 epochs with eta 3."""
+    rungs = []
+    while epochs := epochs // eta:
+        rungs.insert(0, epochs)
+    return rungs

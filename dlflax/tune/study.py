@@ -41,27 +41,23 @@ class Journal(BaseJournalBackend):
         self.path.touch()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Yields the entries from that number on."""
-        with open(self.path, "rb") as file:
-            start = min(log_number_from, len(self._offsets) - 1)
-            file.seek(self._offsets[start])
-            yield from self._read(file, start, log_number_from)
-        yield from (self._batch or [])[max(0, log_number_from - len(self._offsets) + 1) :]
-
-    def _read(self, file, number, log_number_from):
-        """Yields the entries of complete batches. number: of the next entry in the file."""
+        """Yields the entries of complete batches from that number on."""
+        number = min(log_number_from, len(self._offsets) - 1)
         end, offsets, logs = self._offsets[number], [], []
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            log, end = json.loads(line), end + len(line)
-            offsets.append(end)
-            logs.append(log)
-            if log.pop("more", 0):
-                continue
-            self._offsets[number + 1 :] = offsets
-            yield from logs[max(0, log_number_from - number) :]
-            number, offsets, logs = number + len(logs), [], []
+        with open(self.path, "rb") as file:
+            file.seek(end)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                log, end = json.loads(line), end + len(line)
+                offsets.append(end)
+                logs.append(log)
+                if log.pop("more", 0):
+                    continue
+                self._offsets[number + 1 :] = offsets
+                yield from logs[max(0, log_number_from - number) :]
+                number, offsets, logs = number + len(logs), [], []
+        yield from (self._batch or [])[max(0, log_number_from - len(self._offsets) + 1) :]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Writes entries, or collects them until the end of a `batch`. Raises OSError."""
@@ -134,9 +130,9 @@ class Study:
         self._safe, self._pending = len(self.finished_trials()), 0
 
     def trials(self) -> list[FrozenTrial]:
-        """Returns all trials in number order. The value of a pruned one is its best report; Optuna
-        has the last one."""
-        return with_scores(self._study.get_trials(deepcopy=False), self.direction)
+        """Returns all trials in number order. A pruned one has its best report as value, where
+        Optuna has the last one."""
+        return _trials(self._study, self.direction)
 
     def finished_trials(self) -> list[FrozenTrial]:
         """Returns the trials that are finished."""
@@ -232,15 +228,14 @@ def score(trial: FrozenTrial, direction: str) -> float | None:
     return trial.value if trial.state.is_finished() else None
 
 
-def with_scores(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:
-    """Returns the trials with `score` as the value of the pruned ones."""
-    scored = []
-    for trial in trials:
+def _trials(study: optuna.Study, direction: str) -> list[FrozenTrial]:
+    """Returns all trials in number order, with `score` as the value of the pruned ones."""
+    trials = list(study.get_trials(deepcopy=False))
+    for i, trial in enumerate(trials):
         if trial.state == TrialState.PRUNED:
-            trial = copy.copy(trial)
-            trial.value = score(trial, direction)
-        scored.append(trial)
-    return scored
+            trials[i] = copy.copy(trial)
+            trials[i].value = score(trial, direction)
+    return trials
 
 
 @contextlib.contextmanager
@@ -308,8 +303,7 @@ def load_trials(
                              "its --storage.")  # fmt: skip
         study = optuna.load_study(study_name=name, storage=opened)
         direction = study.direction.name.lower()
-        trials = with_scores(study.get_trials(deepcopy=False), direction)
-    trials = [trial for trial in trials if trial.state.is_finished()]
+        trials = [trial for trial in _trials(study, direction) if trial.state.is_finished()]
     if not trials:
         raise InputError(f"the study {name} has no trial yet: wait for its first population.")
     return saved, trials, direction

@@ -46,15 +46,29 @@ class Job:
 
 
 @dataclasses.dataclass
-class Assignment:
-    """A trial of an order."""
+class Trial:
+    """A trial that was begun, with its State."""
 
     number: int
     params: Mapping[str, Any]
-    until: int  # the epoch to train to; 0 trains nothing
+    goal: int = 0  # the epoch that its last order trains it to
+    values: list[float] = dataclasses.field(default_factory=list)  # the objective by epoch
+    value: float | None = None  # the score of a trial that is over
+    is_over: bool = False
     records: list | None = None  # one a seed, as `Population.records` returns; None: a new trial
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Its State, as `Population.states` returns; [] once it is over."""
+    seconds: float = 0.0
+    failures: int = 0
+    is_failed: bool = False
+
+    def is_at_goal(self) -> bool:
+        """True if its last order has nothing left to train of it."""
+        return self.is_over or len(self.values) >= self.goal
+
+    def end(self) -> None:
+        """Ends the trial, which frees its State."""
+        self.is_over, self.arrays = True, []
 
 
 class Model(NamedTuple):
@@ -128,7 +142,7 @@ def trial_seeds(seed: int, number: int, count: int) -> np.ndarray:
 
 
 def train_order(
-    job: Job | bytes, data, order: list[Assignment], width: int, seconds: float = math.inf,
+    job: Job | bytes, data, order: list[Trial], width: int, seconds: float = math.inf,
     threshold: float = -math.inf, beat: Path | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> tuple[list[Outcome], int]:  # fmt: skip
@@ -141,7 +155,7 @@ def train_order(
     second as a sign of life; on_epoch: gets the epochs of all trials so far.
     """
     job = _unpack(job) if isinstance(job, bytes) else job
-    groups: dict[train.Recipe, list[tuple[Assignment, train.Hparams]]] = {}
+    groups: dict[train.Recipe, list[tuple[Trial, train.Hparams]]] = {}
     for trial in order:
         recipe, hparams = job.space.apply(trial.params, job.recipe, job.hparams)
         groups.setdefault(recipe, []).append((trial, hparams))
@@ -167,7 +181,9 @@ def train_order(
                 if on_epoch:
                     on_epoch(sum(done.values()))
 
-            members.train([trial.until for trial in group], count, should_stop)
+            # a trial at its goal has nothing to do, and keeps its index
+            goals = [0 if trial.is_at_goal() else trial.goal for trial in group]
+            members.train(goals, count, should_stop)
             outcomes |= _outcomes(job, members, group, threshold, parts)
     share = (time.monotonic() - clock) / len(order)
     ordered = [dataclasses.replace(outcomes[trial.number], seconds=share) for trial in order]
@@ -232,9 +248,8 @@ def _outcomes(job, members, group, threshold, parts) -> dict[int, Outcome]:
     ]
     states = members.states([k for k in range(len(group)) if records[k] and not over[k]])
     best = [
-        k for k, trial in enumerate(group)
-        # a trial that was over before this order has no epoch to train to
-        if trial.until and over[k] and math.isfinite(values[k]) and job.sign * values[k] < threshold
+        k for k, trial in enumerate(group) if over[k] and not trial.is_at_goal()
+        and math.isfinite(values[k]) and job.sign * values[k] < threshold
     ]  # fmt: skip
     trained = {}  # (k, seed) -> (variables, outputs)
     if best:
