@@ -63,7 +63,7 @@ def test_a_space_from_its_words():
         "ema": CategoricalDistribution([True, False]),
         "augment": CategoricalDistribution(["none", "crop,flip"]),
     }
-    assert found.fixed == {"clip_norm": 1.0, "batch_size": 64} and found.structures() == 16
+    assert found.fixed == {"clip_norm": 1.0, "batch_size": 64} and len(found.structures()) == 16
     recipe, hparams = found.apply(found.fixed, RECIPE, Hparams(l2=0.5))
     assert (recipe.batch_size, hparams.clip_norm, hparams.l2) == (64, 1.0, 0.5)
     assert found.apply({"augment": "none"}, RECIPE, hparams)[0].augment == ()

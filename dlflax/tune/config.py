@@ -24,7 +24,7 @@ from dlflax.tune.launch import Engine
 from dlflax.tune.report import params_text
 from dlflax.tune.rules import FreezeThaw, Full, Halving, Rule
 from dlflax.tune.samplers import check_sampler
-from dlflax.tune.space import Space, guess, is_structural, space
+from dlflax.tune.space import Space, guess, space
 from dlflax.tune.worker import Job
 
 FREE = {"resume": "free"}
@@ -246,9 +246,8 @@ def _bind_space(sweep, search, experiment, log) -> tuple[Sweep, Space]:
 def _structures(recipe, hparams, tried: Space, train_set) -> list[tuple[train.Recipe, train.State]]:
     """Returns all structures of the space, each with its abstract State. Raises InputError for one
     that cannot be trained."""
-    choices = {name: d for name, d in tried.distributions.items() if is_structural(name)}
     structures = []
-    for params in Space(choices).grid():
+    for params in tried.structures():
         structure, _ = tried.apply(params, recipe, hparams)
         check_batch_size(structure.batch_size, len(train_set["inputs"]))
         try:

@@ -24,15 +24,15 @@ MOST_FAILURES = 3  # workers that a trial may lose
 class Pool:
     """All trials of a sweep, and the loop that trains them.
 
-    reason_to_stop: all trials -> the reason to begin no more, or a false value; costs: parameters
-    -> attributes of a trial that depend on nothing else.
+    reason_to_stop: all trials -> the reason to begin no more, or None; costs: parameters ->
+    attributes of a trial that depend on nothing else.
     """
 
     def __init__(
         self, job: Job, study: Study, sampler: BaseSampler, rule: Rule, budget: Budget,
         population: int, workers: Workers, members: Members, checkpoint: PoolCheckpoint | None,
         watch: Watch, *,
-        reason_to_stop: Callable[[list[FrozenTrial]], str | None | bool] = lambda trials: None,
+        reason_to_stop: Callable[[list[FrozenTrial]], str | None] = lambda trials: None,
         costs: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda params: {},
         log: Callable[[str], None] = print,
     ):  # fmt: skip

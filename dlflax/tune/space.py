@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -34,14 +33,15 @@ class Space:
     known: list[tuple[dict[str, Any], float]] = dataclasses.field(default_factory=list)
     """Trials of another study, (parameters, value), lower is better."""
 
-    def structures(self) -> int:
-        """Returns the number of structures, hence of programs to compile."""
-        return math.prod(len(d.choices) for n, d in self.distributions.items() if is_structural(n))
-
     def grid(self) -> list[dict[str, Any]]:
         """Returns every combination of the choices, the last name changing fastest."""
         points = itertools.product(*(d.choices for d in self.distributions.values()))
         return [dict(zip(self.distributions, point, strict=True)) for point in points]
+
+    def structures(self) -> list[dict[str, Any]]:
+        """Returns the parameters of every structure, each a program to compile."""
+        choices = {name: d for name, d in self.distributions.items() if is_structural(name)}
+        return Space(choices).grid()
 
     def first_trials(self) -> list[dict[str, Any]]:
         """Returns the parameters of the first trials: the defaults, and the guess, which has the

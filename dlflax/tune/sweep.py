@@ -152,9 +152,8 @@ def _make_pool(
     encoding = Encoding(space.distributions)
 
     def reason_to_stop(trials):
-        return sweep.auto and stopping.reason_to_stop(
-            encoding, study.direction, sweep.seed, sweep.tolerance, trials
-        )
+        args = encoding, study.direction, sweep.seed, sweep.tolerance
+        return stopping.reason_to_stop(*args, trials) if sweep.auto else None
 
     def cost_of(params):
         recipe, _ = space.apply(params, bound.recipe, sweep.hparams)
