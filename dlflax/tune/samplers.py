@@ -58,7 +58,6 @@ class GaussianProcess(BaseSampler):
         return {name: d for name, d in space.items() if not d.single() or self._space}
 
     def sample_relative(self, study, trial, search_space):
-        """Returns the parameters of a trial."""
         if not search_space:
             return {}
         encoding, direction = Encoding(search_space), study.direction.name.lower()
@@ -79,7 +78,6 @@ class GaussianProcess(BaseSampler):
         return gaussian_process.suggest(encoding, fitted, pending, seed)
 
     def sample_independent(self, study, trial, param_name, param_distribution):
-        """Returns a random value of a parameter that not all trials have."""
         seed = [self._seed, trial.number, *param_name.encode()]
         sampler = RandomSampler(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
@@ -107,15 +105,12 @@ class Grid(BaseSampler):
         self._points = points
 
     def infer_relative_search_space(self, study, trial):
-        """Returns nothing: the points are complete."""
         return {}
 
     def sample_relative(self, study, trial, search_space):
-        """Returns the parameters of a trial."""
         return {}
 
     def sample_independent(self, study, trial, param_name, param_distribution):
-        """Returns the value of a parameter at the trial's point."""
         return self._points[trial.number % len(self._points)][param_name]
 
 
@@ -129,7 +124,6 @@ class SweepSampler(BaseSampler):
         self._make, self._seed, self._distributions = make, seed, dict(distributions)
 
     def infer_relative_search_space(self, study, trial):
-        """Returns the whole space."""
         return self._distributions
 
     def sample_relative(self, study, trial, search_space):
@@ -164,7 +158,6 @@ class SweepSampler(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study, trial, state, values):
-        """Lets the sampler learn from a finished trial."""
         self._make(seed_of(self._seed, trial.number)).after_trial(study, trial, state, values)
 
 
