@@ -65,8 +65,8 @@ def devices_and_cores(folder, me, other):
 
 
 def read(data):
-    tree = data.load()
-    assert data.load() is tree
+    tree = data()
+    assert data() is tree
     image = tree["train"]["image"]
     return float(image.sum()), image.flags.writeable, str(tree["low"].dtype), tree["empty"].shape
 

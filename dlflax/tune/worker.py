@@ -149,8 +149,8 @@ def train_order(
     """Trains each trial of an order up to its epoch, or to the first whole epoch after so many
     seconds. Returns the outcomes, and the number of compiled programs.
 
-    job: or its `pack`; data: `.load()` returns {"train": ..., "val": ..., "pretrained": ...};
-    width: trials that the programs are compiled for; threshold: the models of a trial that is over
+    job: or its `pack`; data: returns {"train": ..., "val": ..., "pretrained": ...}; width:
+    trials that the programs are compiled for; threshold: the models of a trial that is over
     are returned where its value, times the job's sign, is lower; beat: a file that is touched every
     second as a sign of life; on_epoch: gets the epochs of all trials so far.
     """
@@ -169,7 +169,7 @@ def train_order(
         return is_late
 
     with _heartbeat(beat):
-        parts, clock = data.load(), time.monotonic()
+        parts, clock = data(), time.monotonic()
         # one structure after the other, and only one is in memory
         for recipe, pairs in groups.items():
             group, hparams = zip(*pairs, strict=True)

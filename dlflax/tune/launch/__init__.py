@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from dlflax.errors import InputError
-from dlflax.tune.launch.launcher import Data, Inline, Launcher, WorkerLost
+from dlflax.tune.launch.launcher import Inline, Launcher, WorkerLost
 
-__all__ = ["Data", "Engine", "Launcher", "WorkerLost", "open_launcher"]
+__all__ = ["Engine", "Launcher", "WorkerLost", "open_launcher"]
 
 Engine = Literal["local", "slurm", "ray"]
 

@@ -2,7 +2,6 @@
 
 import abc
 import contextlib
-import dataclasses
 import functools
 import os
 import pickle
@@ -27,29 +26,14 @@ class WorkerLost(Exception):
     """A worker ended before it returned its result. The message is one short reason."""
 
 
-class Data(abc.ABC):
-    """Arrays that are shared with the workers: small, and picklable."""
-
-    @abc.abstractmethod
-    def load(self) -> Any:
-        """Returns the tree of arrays, read-only; within a process always the same object."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Files(Data):
-    """Arrays in .npy files, which all processes of a host map into the same memory."""
-
-    folder: Path
-    structure: Any
-    dtypes: tuple[np.dtype, ...]
-
-    @functools.cache  # noqa: B019  (one object for the life of a worker)
-    def load(self):
-        leaves = []
-        for k, dtype in enumerate(self.dtypes):
-            array = np.asarray(np.load(self.folder / f"{k}.npy", mmap_mode="r"))
-            leaves.append(array.view(dtype))  # a file has no name for bfloat16
-        return jax.tree.unflatten(self.structure, leaves)
+@functools.cache
+def load_files(folder: Path, structure: Any, dtypes: tuple[np.dtype, ...]) -> Any:
+    """Returns arrays in .npy files, which all processes of a host map into the same memory."""
+    leaves = []
+    for k, dtype in enumerate(dtypes):
+        array = np.asarray(np.load(folder / f"{k}.npy", mmap_mode="r"))
+        leaves.append(array.view(dtype))  # a file has no name for bfloat16
+    return jax.tree.unflatten(structure, leaves)
 
 
 class Launcher(abc.ABC):
@@ -72,8 +56,9 @@ class Launcher(abc.ABC):
         """Ends the worker that computes this call: the future raises WorkerLost. Never waits for
         the worker, which may be silent."""
 
-    def share(self, arrays: Any) -> Data:
-        """Returns the arrays (nested dicts) in a form that arguments of calls may hold."""
+    def share(self, arrays: Any) -> Callable[[], Any]:
+        """Returns a small function for arguments of calls, which returns the arrays (nested dicts),
+        read-only; within a process always the same object."""
         folder = self.folder / f"data-{os.getpid()}-{len(self._shared)}"
         self._shared.append(folder)
         folder.mkdir(parents=True)
@@ -81,7 +66,8 @@ class Launcher(abc.ABC):
         leaves = [np.asarray(leaf) for leaf in leaves]
         for k, leaf in enumerate(leaves):
             np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
-        return Files(folder, structure, tuple(leaf.dtype for leaf in leaves))
+        dtypes = tuple(leaf.dtype for leaf in leaves)
+        return functools.partial(load_files, folder, structure, dtypes)
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +99,7 @@ class Inline(Launcher):
         pass  # no call outlives `submit`
 
     def share(self, arrays):
-        return Here(arrays)
+        return lambda: arrays
 
     def close(self):
         pass
@@ -167,16 +153,6 @@ class QueueLauncher(Launcher):
             settle(future, error=WorkerLost("the launcher was closed"))
         if tasks:
             self._cancel(list(tasks.values()))
-
-
-@dataclasses.dataclass(frozen=True)
-class Here(Data):
-    """Arrays of this process."""
-
-    arrays: Any
-
-    def load(self):
-        return self.arrays
 
 
 def outcome(function, args) -> tuple[Any, Exception | None]:

@@ -6,13 +6,11 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
-    Data,
     QueueLauncher,
     WorkerLost,
     configure_jax,
@@ -22,17 +20,12 @@ from dlflax.tune.launch.launcher import (
 )
 
 
-@dataclass(frozen=True)
-class Stored(Data):
-    """Arrays in Ray's object store, which all processes of a host map into their memory."""
+@functools.cache
+def _get(reference):
+    """Returns arrays in Ray's object store, which all processes of a host map into their memory."""
+    import ray
 
-    reference: Any
-
-    @functools.cache  # noqa: B019  (one object for the life of a worker)
-    def load(self):
-        import ray
-
-        return ray.get(self.reference)
+    return ray.get(reference)
 
 
 class RayLauncher(QueueLauncher):
@@ -74,7 +67,7 @@ class RayLauncher(QueueLauncher):
         log(f"Ray has {cpus:g} CPUs for {workers} workers")
 
     def share(self, arrays):
-        return Stored(self._ray.put(arrays))
+        return functools.partial(_get, self._ray.put(arrays))
 
     def close(self):
         super().close()
