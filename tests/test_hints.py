@@ -65,7 +65,7 @@ def test_what_is_enqueued_is_so_once(tmp_path):
     ("words", "right"),
     [
         (["learning_rate"], "NAME=VALUE"),
-        (["momentum=0.9"], "what is searched"),
+        (["momentum=0.9"], "of a searched parameter"),
         (["learning_rate=fast"], "not a number"),
         (["learning_rate=5"], "outside"),
         (["learning_rate=nan"], "learning"),

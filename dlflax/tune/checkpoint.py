@@ -60,7 +60,7 @@ class PoolCheckpoint:
             self._next = math.inf
             self._log(
                 f"warning: no checkpoint of the population in training "
-                f"({checkpoint_files.reason(error)}): a kill loses it; what is recorded is safe"
+                f"({checkpoint_files.reason(error)}): a kill loses it; recorded trials are safe"
             )
             return
         end = time.monotonic()

@@ -52,7 +52,7 @@ def main(
     use_all_cores()
     run.with_exit_codes(
         lambda: run_sweep(search, *_parse(search, experiments, samplers, words, description)),
-        again="the same command continues with what is recorded",
+        again="the same command continues with the recorded trials",
     )
 
 
@@ -82,7 +82,7 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
         space_type = _space_type(config, words)
         metavars = [f"{{{','.join((*names, 'MODULE:CLASS'))}}}" for names in (samplers, RULES)]
         shown = tyro.conf.Suppress if is_grid else tyro.conf.arg(metavar=metavars[0])
-        search_arg = tyro.conf.arg(help="The rule of what trains next.", metavar=metavars[1])
+        search_arg = tyro.conf.arg(help="Selects the trials to train next.", metavar=metavars[1])
         unnamed = tyro.conf.arg(name="")  # --reduction-factor, not --search.reduction-factor
         default = dataclasses.field(default=rule, metadata={"saved": False})
         fields = [

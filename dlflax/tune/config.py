@@ -63,9 +63,9 @@ class Sweep(run.Config):
     """Folder or name of another sweep, whose trials the sampler has from the beginning. Their
     weight depends on how much they predict of this sweep."""
     search: Rule = Full()
-    """The rule of what trains next. full: every trial is trained to its end; halving: only the
-    best of a population continue after a share of the epochs; freeze-thaw: trials pause, and those
-    that rank well continue."""
+    """The rule that selects the trials to train next. full: every trial is trained to its end;
+    halving: only the best of a population continue after a share of the epochs; freeze-thaw: trials
+    pause, and the best continue."""
     mode: Literal["auto", "vmap", "map"] = "auto"
     """The way that a device trains its share of a population: at once, or one after the other."""
     study: str | None = dataclasses.field(default=None, metadata=FREE)

@@ -1,5 +1,5 @@
 """The trials of a sweep in one pool: take an order of them, let a worker train it, record the
-results, report. A Rule decides what trains next, a launcher where."""
+results, report. A Rule selects the trials to train next, a launcher starts the workers."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -67,7 +67,7 @@ class Pool:
             self._checkpoint.clear()
         return self._traces
 
-    # what trains next
+    # selection
 
     def _decide(self) -> Order | None:
         while True:
@@ -103,7 +103,7 @@ class Pool:
             if go.trial is not None and go.trial not in idle or go.until < 1:
                 raise RunError(
                     f"{type(self._rule).__name__} returned {go}: the trial is over or in training, "
-                    "or has no epoch to train; what is recorded is safe."
+                    "or has no epoch to train; the recorded trials are safe."
                 )
         begun = iter(self._begin(new))
         trials = [self._trials[go.trial] if go.trial is not None else next(begun) for go in gone]

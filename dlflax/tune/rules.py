@@ -1,4 +1,4 @@
-"""Rules, which decide what trains next: pure functions of the learning curves so far."""
+"""Rules, which select the trials to train next: pure functions of the learning curves so far."""
 
 import dataclasses
 import math
@@ -60,7 +60,7 @@ class Budget(NamedTuple):
 
 
 class Rule(Protocol):
-    """The decision which trials train next."""
+    """The selection of the trials to train next."""
 
     is_narrow: ClassVar[bool] = False
     """True: trials that continue get a narrower program, to save time."""

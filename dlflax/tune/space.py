@@ -178,7 +178,7 @@ def guess(words: Sequence[str], space: Space, recipe, hparams) -> dict[str, Any]
         name = name.replace("-", "_")
         if not equals or name not in space.distributions:
             raise InputError(
-                f"{flag}: give NAME=VALUE of what is searched, which is "
+                f"{flag}: give NAME=VALUE of a searched parameter, one of "
                 f"{', '.join(space.distributions)}; such as --prior learning_rate=1e-3."
             )
         if name in params:

@@ -288,7 +288,7 @@ def load_trials(
     if "study" not in config:
         raise InputError(f"{folder} is the folder of a run, not of a sweep: it has its own report.")
     if "search" not in saved or not {"objective", "sampler", "storage"} <= config.keys():
-        raise InputError(f"{folder}/config.json is damaged: it is not what a sweep writes.")
+        raise InputError(f"{folder}/config.json is damaged: a sweep writes other keys.")
     # config.json has the address without its password
     url = storage or os.environ.get("DLFLAX_STORAGE") or config["storage"] or ""
     name, path = config["study"], folder / JOURNAL
