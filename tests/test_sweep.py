@@ -287,7 +287,7 @@ def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
         open_study(None, None, "a", "minimize") as study,
         report.Watch(Path("nowhere"), 4, {}, study, said.append) as watch,
     ):
-        watch.trials([])
+        watch.show([], [])
     assert len(said) == 1 and said[0].startswith("warning: no report while the sweep runs (")
 
 

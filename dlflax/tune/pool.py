@@ -225,7 +225,8 @@ class Pool:
                     trial.value = outcome.value
                     trial.end()
                     self._record_end(trial, TrialState.COMPLETE, outcome.value, outcome.attrs)
-        self._show([outcome.number for outcome in new if outcome.is_over])
+        over = [outcome.number for outcome in new if outcome.is_over]
+        self._watch.show(self._study.trials(), over)
 
     def _record_ends(self, trials: list[Trial], state: TrialState) -> None:
         """Records the end of trials without a value."""
@@ -234,19 +235,13 @@ class Pool:
                 is_pruned = state == TrialState.PRUNED
                 attrs = seed_attrs(self._job, trial.records) if is_pruned else {}
                 self._record_end(trial, state, None, attrs)
-        self._show([trial.number for trial in trials])
+        self._watch.show(self._study.trials(), [trial.number for trial in trials])
 
     def _record_end(self, trial, state, value, attrs) -> None:
         attrs = {**attrs, **self._costs(trial.params), "seconds": trial.seconds}
         if trial.params == self._job.space.defaults:
             attrs["defaults"] = True
         self._study.tell(trial.number, state, value, attrs)
-
-    def _show(self, numbers: list[int]) -> None:
-        trials = self._study.trials()
-        for number in numbers:
-            self._watch.trial(trials[number])
-        self._watch.trials(trials)
 
     def _print_line(self, is_end: bool) -> None:
         if line := self._lines.next(self._trials.values(), is_end):

@@ -194,12 +194,10 @@ class Watch:
         """Prints a line about so many trials."""
         self._progress.population_end(count, line)
 
-    def trial(self, trial: FrozenTrial) -> None:
-        """Writes a finished trial for TensorBoard."""
-        self._boards.submit(self._write_board, trial)
-
-    def trials(self, trials: list[FrozenTrial]) -> None:
-        """Writes the report of all trials so far, if it is time for one."""
+    def show(self, trials: list[FrozenTrial], new: list[int]) -> None:
+        """Writes newly finished trials for TensorBoard, and if it is time the report of all."""
+        for number in new:
+            self._boards.submit(self._write_board, trials[number])
         is_busy = self._last is not None and not self._last.done()
         if not is_busy and not self._failed and time.monotonic() >= self._next:
             finished = [trial for trial in trials if trial.state.is_finished()]
