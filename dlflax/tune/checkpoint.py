@@ -39,7 +39,7 @@ class PoolCheckpoint:
         tree = {str(t.number): t.arrays for t in trials if t.arrays} or {"none": np.zeros(1)}
         notes = {
             "study": self._study,
-            "orders": [[order.numbers, order.width] for order in orders],
+            "orders": [[order.numbers(), order.width] for order in orders],
             "trials": [
                 {
                     "number": t.number, "params": t.params, "goal": t.goal, "values": t.values,

@@ -19,12 +19,20 @@ LEAST = 20.0  # seconds that another process trains at least, before it returns 
 class Order:
     """Trials that one worker trains together, until each is at its goal."""
 
-    numbers: list[int]
+    trials: list[Trial]
     width: int  # trials that the programs are compiled for
     future: concurrent.futures.Future | None = None
     began: float = 0.0
     beat: Path | None = None  # a file that the worker touches as a sign of life
     last_beat: tuple[float, float] = (0.0, 0.0)  # its time, and when that was seen to change
+
+    def numbers(self) -> list[int]:
+        """Returns the numbers of its trials."""
+        return [trial.number for trial in self.trials]
+
+    def is_done(self) -> bool:
+        """True if all its trials are at their goals."""
+        return all(trial.is_at_goal() for trial in self.trials)
 
 
 class Workers:
@@ -59,18 +67,17 @@ class Workers:
         return sum(order.future is not None for order in orders) < self._launcher.width
 
     def submit(
-        self, order: Order, trials: list[Trial], seconds: float, threshold: float,
-        on_epoch: Callable[[int], None],
-    ) -> None:  # fmt: skip
+        self, order: Order, seconds: float, threshold: float, on_epoch: Callable[[int], None]
+    ) -> None:
         """Submits an order to a worker; the arguments are those of `worker.train_order`."""
         if not self._is_inline:
-            order.beat, on_epoch = self._folder / f"beat-{order.numbers[0]}", None
+            order.beat, on_epoch = self._folder / f"beat-{order.numbers()[0]}", None
             order.beat.unlink(missing_ok=True)  # of a worker before
             seconds = max(LEAST, seconds)
         order.began, order.last_beat = time.monotonic(), (0.0, 0.0)
         order.future = self._launcher.submit(
-            train_order, self._job, self._data, trials, order.width, seconds, threshold,
-            order.beat, on_epoch,
+            train_order, self._job, self._data, [t for t in order.trials if not t.is_failed],
+            order.width, seconds, threshold, order.beat, on_epoch,
         )  # fmt: skip
 
     def collect(

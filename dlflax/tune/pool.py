@@ -55,7 +55,7 @@ class Pool:
                     if order is None:
                         break
                     self._replay(order)
-                    if self._is_done(order):
+                    if order.is_done():
                         self._orders.remove(order)
                     else:
                         self._submit(order)
@@ -89,7 +89,7 @@ class Pool:
                 return None
 
     def _curves(self) -> list[Curve]:
-        busy = {number for order in self._orders for number in order.numbers}
+        busy = {number for order in self._orders for number in order.numbers()}
         return [
             Curve(t.number, t.params, [self._job.sign * value for value in t.values], t.is_over,
                   t.number in busy)
@@ -111,7 +111,7 @@ class Pool:
             trial.goal = go.until
             self._lines.pauses |= go.until < self._budget.epochs
         is_narrow = self._rule.is_narrow and not new
-        order = Order([t.number for t in trials], len(gone) if is_narrow else self._population)
+        order = Order(trials, len(gone) if is_narrow else self._population)
         self._orders.append(order)
         return order
 
@@ -148,13 +148,12 @@ class Pool:
     # training
 
     def _submit(self, order: Order) -> None:
-        trials = [self._trials[number] for number in order.numbers]
         seconds = self._checkpoint.remaining_seconds() if self._checkpoint else math.inf
         epochs = self._budget.epochs
         done = sum(epochs if t.is_over else len(t.values) for t in self._trials.values())
-        before = done - sum(len(trial.values) for trial in trials)
+        before = done - sum(len(trial.values) for trial in order.trials)
         self._workers.submit(
-            order, [t for t in trials if not t.is_failed], seconds, self._members.threshold(),
+            order, seconds, self._members.threshold(),
             lambda trained: self._watch.progress((before + trained) / epochs),
         )  # fmt: skip
 
@@ -167,20 +166,17 @@ class Pool:
                 outcomes, traces = result
                 self._traces += traces
                 self._record(outcomes)
-            if self._is_done(order):
+            if order.is_done():
                 self._orders.remove(order)
         if self._checkpoint and self._checkpoint.remaining_seconds() <= 0:
             self._checkpoint.save(self._trials.values(), self._orders)
         self._print_line(is_end=False)
 
-    def _is_done(self, order: Order) -> bool:
-        return all(self._trials[number].is_at_goal() for number in order.numbers)
-
     def _replay(self, order: Order) -> None:
         """Takes epochs that were trained before the driver ended from their records, so that a rule
         decides again as it did then."""
-        for number in order.numbers:
-            trial, recorded = self._trials[number], self._recorded.get(number)
+        for trial in order.trials:
+            recorded = self._recorded.get(trial.number)
             if recorded is None or trial.is_over:
                 continue
             reports = list(recorded.intermediate_values.values())
@@ -191,16 +187,14 @@ class Pool:
                 trial.end()
 
     def _lose(self, order: Order, error: WorkerLost) -> None:
-        trials = [self._trials[number] for number in order.numbers]
-        trials = [trial for trial in trials if not trial.is_at_goal()]
+        trials = [trial for trial in order.trials if not trial.is_at_goal()]
         for trial in trials:
             trial.failures += 1
         failed = [trial for trial in trials if trial.failures >= MOST_FAILURES]
-        next_step = "they are trained again"
+        numbers, next_step = range_text(order.numbers()), "they are trained again"
         if failed:
             next_step = f"which has happened {MOST_FAILURES} times: recorded as failed"
-        self._log(f"warning: the worker of trials {range_text(order.numbers)} was lost ({error}); "
-                  f"{next_step}")  # fmt: skip
+        self._log(f"warning: the worker of trials {numbers} was lost ({error}); {next_step}")
         for trial in failed:
             trial.is_failed = True
             trial.end()
@@ -254,7 +248,7 @@ class Pool:
         trials = self._study.trials()
         saved, orders = self._checkpoint.load() if self._checkpoint else ({}, [])
         self._trials = {number: Trial(**fields) for number, fields in sorted(saved.items())}
-        self._orders = [Order(numbers, width) for numbers, width in orders]
+        self._orders = [Order([self._trials[n] for n in ns], width) for ns, width in orders]
         self._recorded = {t.number: t for t in trials if t.state.is_finished()}
         self._earlier = [
             trial for trial in trials
