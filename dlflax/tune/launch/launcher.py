@@ -170,6 +170,12 @@ def outcome(function, args) -> tuple[Any, Exception | None]:
             return None, RunError(f"{type(error).__name__}: {error}")
 
 
+def load_and_call(message: bytes) -> Any:
+    """Returns the result of a pickled (function, args)."""
+    function, args = pickle.loads(message)
+    return function(*args)
+
+
 def settle(future: Future, result=None, error: Exception | None = None) -> None:
     """Sets the outcome of a future, unless it has one: `end` may come at the same time."""
     with contextlib.suppress(Exception):  # InvalidStateError, also for one that was cancelled

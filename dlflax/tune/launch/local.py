@@ -18,6 +18,7 @@ from dlflax.tune.launch.launcher import (
     Launcher,
     WorkerLost,
     configure_jax,
+    load_and_call,
     outcome,
     settle,
     shared_config,
@@ -192,16 +193,11 @@ def _work(pipe, place: Place, config: dict[str, Any]) -> None:
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
-            answer = outcome(_compute, (pipe.recv_bytes(),))
+            answer = outcome(load_and_call, (pipe.recv_bytes(),))
             try:
                 pipe.send(answer)
             except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
                 pipe.send((None, RunError(f"the result of a worker cannot be pickled: {error}")))
-
-
-def _compute(message: bytes):
-    function, args = pickle.loads(message)
-    return function(*args)
 
 
 def _end_with_parent() -> None:

@@ -17,6 +17,7 @@ from dlflax.tune.launch.launcher import (
     QueueLauncher,
     WorkerLost,
     configure_jax,
+    load_and_call,
     outcome,
     settle,
     shared_config,
@@ -73,7 +74,7 @@ class Slurm(QueueLauncher):
     def submit(self, function, /, *args):
         import cloudpickle
 
-        return super().submit(_load_and_call, cloudpickle.dumps((function, args)))
+        return super().submit(load_and_call, cloudpickle.dumps((function, args)))
 
     def close(self):
         self._closed = True
@@ -149,8 +150,3 @@ def _compute(path: list[str], config: dict[str, Any], function, args):
     sys.path += [folder for folder in path if folder not in sys.path]
     configure_jax(config)
     return outcome(function, args)
-
-
-def _load_and_call(call: bytes):
-    function, args = pickle.loads(call)
-    return function(*args)
