@@ -115,14 +115,14 @@ def job(recipe=None, space=SPACE, **options):
 
 def search(
     folder, trials=20, population=4, rule=None, sampler="random", launcher=None, log=print,
-    checkpoint=True, space=SPACE,
+    space=SPACE,
 ):  # fmt: skip
     """Runs or continues a sweep without training. Returns its trials without their times."""
     folder.mkdir(exist_ok=True)
     with study.open_study(folder, None, "s", "minimize") as opened:
         opened.settings({}, [{"x": 0.0, "y": 1.0, "z": 2.0}, {"x": 1.0}])
         members = Members(folder, "minimize", "s", 4, log)
-        saved = PoolCheckpoint(folder, "s", log) if checkpoint else None
+        saved = PoolCheckpoint(folder, "s", log)
         Pool(
             job(space=space), opened, make_sampler((rule and rule.sampler) or sampler, space, 3),
             rule or Full(), Budget(trials, EPOCHS), population,

@@ -1,7 +1,6 @@
 """The trials of a sweep in one pool: take an order of them, let a worker train it, record the
 results, report. A Rule selects the trials to train next, a launcher starts the workers."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +29,7 @@ class Pool:
 
     def __init__(
         self, job: Job, study: Study, sampler: BaseSampler, rule: Rule, budget: Budget,
-        population: int, workers: Workers, members: Members, checkpoint: PoolCheckpoint | None,
+        population: int, workers: Workers, members: Members, checkpoint: PoolCheckpoint,
         watch: Watch, *,
         reason_to_stop: Callable[[list[FrozenTrial]], str | None] = lambda trials: None,
         costs: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda params: {},
@@ -63,8 +62,7 @@ class Pool:
                     break
                 self._collect()
         self._print_line(is_end=True)
-        if self._checkpoint:
-            self._checkpoint.clear()
+        self._checkpoint.clear()
         return self._traces
 
     # selection
@@ -148,8 +146,7 @@ class Pool:
     # training
 
     def _submit(self, order: Order) -> None:
-        seconds = self._checkpoint.remaining_seconds() if self._checkpoint else math.inf
-        epochs = self._budget.epochs
+        seconds, epochs = self._checkpoint.remaining_seconds(), self._budget.epochs
         done = sum(epochs if t.is_over else len(t.values) for t in self._trials.values())
         before = done - sum(len(trial.values) for trial in order.trials)
         self._workers.submit(
@@ -168,7 +165,7 @@ class Pool:
                 self._record(outcomes)
             if order.is_done():
                 self._orders.remove(order)
-        if self._checkpoint and self._checkpoint.remaining_seconds() <= 0:
+        if self._checkpoint.remaining_seconds() <= 0:
             self._checkpoint.save(self._trials.values(), self._orders)
         self._print_line(is_end=False)
 
@@ -246,7 +243,7 @@ class Pool:
         begin anew; `_replay` then reads their records."""
         self._study.complete_running(self._sampler, self._job.space.distributions)
         trials = self._study.trials()
-        saved, orders = self._checkpoint.load() if self._checkpoint else ({}, [])
+        saved, orders = self._checkpoint.load()
         self._trials = {number: Trial(**fields) for number, fields in sorted(saved.items())}
         self._orders = [Order([self._trials[n] for n in ns], width) for ns, width in orders]
         self._recorded = {t.number: t for t in trials if t.state.is_finished()}
