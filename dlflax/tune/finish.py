@@ -336,4 +336,7 @@ def in_folder(config: run.Config, folder: Path) -> run.Config:
 def set_aside(path: Path) -> None:
     """Renames what an earlier study wrote there, if anything, so that nobody predicts with it."""
     if path.exists():
-        path.rename(path.with_name(f"{path.stem}_{time.time():.0f}{path.suffix}"))
+        second = round(time.time())
+        while (aside := path.with_name(f"{path.stem}_{second}{path.suffix}")).exists():
+            second += 1
+        path.rename(aside)
