@@ -10,7 +10,7 @@ import tyro
 from flax import traverse_util
 
 from dlflax import data, run, train, transfer
-from dlflax.data.stream import fits
+from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
 from dlflax.report.trials import COSTS
 from dlflax.run.config import check
@@ -202,7 +202,7 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     if sweep.class_weights == "balanced":
         start = balance(start)
     splits = start.splits.train, start.splits.val
-    if not all(map(fits, splits)):
+    if not all(map(fits_on_device, splits)):
         raise InputError(
             "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
             "--finetune head."
