@@ -354,8 +354,8 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
         ("--validation", "0", "--patience", "2"): "--patience and --reduce-on-plateau must be 0",
         ("--validation", "0", "--reduce-on-plateau", "2"): "must be 0 with --validation 0",
         ("--model.features", "8", "8", "8", "8", "8"): "--model.features",
-        ("--run-dir", "file/run"): "--run-dir file/run cannot be made: Not a directory",
-        ("--resume",): "there is no run in runs/mnist",
+        ("--run-dir", "file/run"): "--run-dir file/run cannot be created: Not a directory",
+        ("--resume",): "runs/mnist has no run",
         ("--dataset", "no_such_set"): "no_such_set",
     }
     for args, sentence in cases.items():

@@ -52,7 +52,7 @@ def main(
     use_all_cores()
     run.with_exit_codes(
         lambda: run_sweep(search, *_parse(search, experiments, samplers, words, description)),
-        again="the same command continues with the recorded trials",
+        continuation="the same command continues with the recorded trials",
     )
 
 

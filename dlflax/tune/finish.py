@@ -27,7 +27,7 @@ from dlflax.report.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
 from dlflax.run.folder import begin, load_config
 from dlflax.run.prepare import prepare
-from dlflax.run.resume import differences, more_epochs_change_the_past
+from dlflax.run.resume import changes_past_rates, differences
 from dlflax.train import checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
@@ -145,7 +145,7 @@ class Candidates:
             # without a validation score the last epoch counts
             epochs = ranking.best_epoch(self._best, self._bound.direction)
             steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
-            if more_epochs_change_the_past(config, epochs, steps):
+            if changes_past_rates(config, epochs, steps):
                 epochs = config.epochs
             config = dataclasses.replace(
                 config, validation=0.0, patience=0, reduce_on_plateau=0, epochs=epochs

@@ -13,7 +13,7 @@ import jax
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.files import write_json
-from dlflax.run.folder import check_version, note_versions, settings, write_files
+from dlflax.run.folder import check_version, log_version_changes, settings, write_files
 from dlflax.run.resume import differences
 from dlflax.train.layout import use_all_cores
 from dlflax.tune import stopping
@@ -86,7 +86,7 @@ def _begin(bound: Bound, study: Study, log) -> tuple[Bound, dict[str, Any]]:
             f"the study {sweep.study} was begun with another setup ({different}): give the same "
             "flags and data to continue it, or another --study NAME."
         )
-    note_versions(saved, new, log)
+    log_version_changes(saved, new, log)
     if saved["devices"] != new["devices"]:
         log(f"note: {new['devices']} devices, it began with {saved['devices']}: "
             "the result may not be bitwise the same")  # fmt: skip
