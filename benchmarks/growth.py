@@ -22,7 +22,7 @@ from stages import write_rows
 from dlflax.report import tables, trial_figures
 from dlflax.report.html import write_html
 from dlflax.report.trials import write_trials_csv
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.study import JOURNAL, open_study
 
@@ -53,7 +53,7 @@ def learning_curve(trial) -> dict[int, float]:
 def measure(folder: Path, count: int, samplers) -> dict:
     """Returns the row of a number of trials."""
     open_growth = functools.partial(open_study, folder, None, "growth", "minimize")
-    random_sampler, row = sampler_of("random", SPACE, 0), {"trials": count}
+    random_sampler, row = make_sampler("random", SPACE, 0), {"trials": count}
     clock, done = time.perf_counter(), 0
     with open_growth() as study:
         while done < count:
@@ -73,7 +73,7 @@ def measure(folder: Path, count: int, samplers) -> dict:
     for sampler in samplers:
         with open_growth() as study:
             clock = time.perf_counter()
-            study.ask(sampler_of(sampler, SPACE, 0), DISTRIBUTIONS, [None] * 16)
+            study.ask(make_sampler(sampler, SPACE, 0), DISTRIBUTIONS, [None] * 16)
             row[f"suggest 16 by {sampler}, s"] = time.perf_counter() - clock
         (folder / JOURNAL).write_bytes(journal)
     clock = time.perf_counter()

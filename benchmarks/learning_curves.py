@@ -213,7 +213,11 @@ def stop_early(job) -> tuple[float, float]:
     trials = full_trials(name, seed, stopping.MOST, 16)
     encoding, ends = Encoding(SPACE), range(16, stopping.MOST, 16)
     tolerance = Sweep.tolerance
-    stops = (n for n in ends if stopping.enough(encoding, "minimize", seed, tolerance, trials[:n]))
+    stops = (
+        n
+        for n in ends
+        if stopping.reason_to_stop(encoding, "minimize", seed, tolerance, trials[:n])
+    )
     count = next(stops, stopping.MOST)
     values = [trial.value for trial in trials]
     return count / stopping.MOST, min(values[:count]) / min(values)

@@ -29,7 +29,7 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.study import JOURNAL, Journal, open_study
 
@@ -136,7 +136,7 @@ def disturb(options: Options, search: str, launcher: Launcher, folder: Path) -> 
 
 def finished_trials(folder: Path):
     with open_study(folder, None, "s", "minimize") as study:
-        return study.finished()
+        return study.finished_trials()
 
 
 def rows(trials):
@@ -147,7 +147,7 @@ def replay(folder: Path, search: str) -> int:
     """Replays the recorded order on a sampler. Returns the number of suggestions that differ."""
     seed, trials, wrong, reported = 0, finished_trials(folder), 0, set()
     space = Space(trials[0].distributions)
-    sampler = sampler_of(search, space, seed)
+    sampler = make_sampler(search, space, seed)
     by_number = {trial.number: trial for trial in trials}
     with open_study(None, None, "s", "minimize") as study:
         first = [by_number[0].params] if by_number[0].user_attrs.get("defaults") else []

@@ -24,9 +24,8 @@ import tyro
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from dlflax.tune import hints
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.study import open_study
 
@@ -117,11 +116,10 @@ FUNCTIONS = {  # function, space, least value
 def run(function, space, sampler, trials, seed, population=1, direction="minimize"):
     """Runs the trials of a sweep. space: distributions, or a Space."""
     space = space if isinstance(space, Space) else Space(space)
-    sampler, done = sampler_of(sampler, space, seed), 0
+    sampler, done = make_sampler(sampler, space, seed), 0
     most = min(trials, Encoding(space.distributions).size() or trials)
-    guess = hints.enqueued(space)
     with open_study(None, None, "yardstick", direction) as study:
-        study.settings({}, [guess] if guess else [])
+        study.settings({}, space.first_trials())
         while done < most:
             batch = study.ask(sampler, space.distributions, [None] * min(population, most - done))
             done += len(batch)

@@ -23,7 +23,7 @@ def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> N
         storage: URL of the storage, with the password (default: $DLFLAX_STORAGE, or the one saved
             in the folder).
     """
-    results = report.of_folder(folder, storage)
+    results = report.write_report(folder, storage)
     print_findings(results["findings"])
     print(f"report: {folder / 'report.html'}")
 

@@ -3,9 +3,8 @@
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from dlflax.tune import hints
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 
 SPACE = {
     "x": FloatDistribution(-5, 10),
@@ -23,9 +22,8 @@ def begun(study):
 
 def ask(study, space, sampler, count, seed=0):
     """Returns the next trials, as a sweep that has this space asks for them."""
-    first = [] if sampler == "grid" else [space.defaults, hints.enqueued(space)]
-    study.settings({}, [params for params in first if params])
-    return study.ask(sampler_of(sampler, space, seed), space.distributions, [None] * count)
+    study.settings({}, [] if sampler == "grid" else space.first_trials())
+    return study.ask(make_sampler(sampler, space, seed), space.distributions, [None] * count)
 
 
 def search(study, space, function, sampler="gp", trials=64, population=1, seed=0):

@@ -128,7 +128,7 @@ def every(paths):
 def check_command(monkeypatch, module, words):
     for place in (
         "dlflax.run.cli.run", "dlflax.run.cli.cross_validate", "dlflax.tune.cli.run_sweep",
-        "dlflax.run.predict.Predictor", "dlflax.tune.report.of_folder",
+        "dlflax.run.predict.Predictor", "dlflax.tune.report.write_report",
         "dlflax.run.compare.compare",
         "dlflax.run.find_learning_rate.find_learning_rate", "experiments.listing.list_all",
     ):  # fmt: skip

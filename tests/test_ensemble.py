@@ -102,7 +102,7 @@ def test_an_ensemble_is_a_model():
 
 def test_only_the_best_trials_are_kept(tmp_path):
     members = Members(tmp_path, "maximize", most=2)
-    assert members.worth() == np.inf
+    assert members.threshold() == np.inf
 
     def outcome(number, value, *models):
         records = [[[{"val_accuracy": value}], None]]
@@ -112,11 +112,11 @@ def test_only_the_best_trials_are_kept(tmp_path):
     for number, value in enumerate([0.3, 0.9, 0.5, 0.1, np.nan]):
         members.add(outcome(number, value, model))
     members.add(outcome(5, 0.95))  # no model came
-    assert members.worth() == -0.5, "what is better than 0.5 is kept, times the sign"
+    assert members.threshold() == -0.5, "what is better than 0.5 is kept, times the sign"
     assert [path.stem for path in sorted(members.folder.iterdir())] == ["000001", "000002"]
     (members.folder / "000001.safetensors").write_bytes(b"cut")
     assert list(members._files()) == [2]
-    assert Members(tmp_path, "maximize", "of another study").worth() == np.inf
+    assert Members(tmp_path, "maximize", "of another study").threshold() == np.inf
 
 
 def digits(task):

@@ -26,7 +26,8 @@ from dlflax.errors import InputError
 from dlflax.run.experiment import from_presets
 from dlflax.run.prepare import prepare, read_data
 from dlflax.run.serialize import to_json
-from dlflax.tune import bind, cli, sweep
+from dlflax.tune import cli, sweep
+from dlflax.tune import config as sweep_config
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -207,16 +208,16 @@ def decisions_of_sweep(words, monkeypatch):
     class Begins(Exception):
         pass
 
-    def recipes(chosen, tried, recipes, train_set, *more):
-        check(chosen, tried, recipes, train_set, *more)
+    def structures(chosen, tried, structures, train_set, *more):
+        check(chosen, tried, structures, train_set, *more)
         seen.append([of_the_host(chosen), str(tried)])
-        seen.extend(program(r, chosen.hparams, train_set, train_set) for r in recipes)
+        seen.extend(program(r, chosen.hparams, train_set, train_set) for r, _ in structures)
 
     def begin(*given):
         seen.append([str(each) for each in given])
         raise Begins
 
-    check = bind.check_recipes
+    check = sweep_config.check_structures
     with monkeypatch.context() as patch:
         patch.setattr(cli, "use_all_cores", lambda: None)
         patch.setattr(run, "with_exit_codes", lambda command, **_: command())
@@ -224,7 +225,7 @@ def decisions_of_sweep(words, monkeypatch):
         command_of("sweep")(words)
     yield of_the_host(parsed[-1])
     with monkeypatch.context() as patch, contextlib.suppress(Begins):
-        patch.setattr(bind, "check_recipes", recipes)
+        patch.setattr(sweep_config, "check_structures", structures)
         patch.setattr(sweep, "open_study", begin)
         sweep.run_sweep(*parsed, lambda _: None)
     yield from seen

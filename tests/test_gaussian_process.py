@@ -74,7 +74,7 @@ def data(n=24, width=3):
     rng = np.random.default_rng(0)
     points = rng.random((n, width))
     values = np.sin(5 * points[:, 0]) + points[:, 1] ** 2 + 0.1 * rng.standard_normal(n)
-    return points, gaussian_process.warped(values), rng
+    return points, gaussian_process.warp(values), rng
 
 
 def sklearns(points, values, raw):
@@ -115,7 +115,7 @@ def test_expected_improvement_equals_its_definition():
     expected = deviation * (scipy.stats.norm.pdf(u) + u * scipy.stats.norm.cdf(u))
     with gaussian_process.float64():
         arrays = gaussian_process._arrays(points, values)
-        model = gaussian_process._model(raw, *arrays, own=arrays[-1])
+        model = gaussian_process._model(raw, *arrays, in_study=arrays[-1])
         alone = gaussian_process._Improvement(model, np.zeros((0, 3)), rng)(new)
         beside = gaussian_process._Improvement(model, new[:2], rng)(new)
     np.testing.assert_allclose(alone + raw[-2] / 2, np.log(expected), rtol=1e-6)  # of units
@@ -141,13 +141,13 @@ def test_log_improvement_is_exact(u):
 def test_warped_keeps_the_order_and_bounds_what_diverged(seed):
     rng = np.random.default_rng(seed)
     values = np.concatenate([rng.random(20), [1e30, 3e5, math.inf, math.nan, 50.0]])
-    found = gaussian_process.warped(values)
+    found = gaussian_process.warp(values)
     order = np.argsort(values[:22], kind="stable")
     assert (np.diff(found[:22][order]) >= 0).all() and found[22] == found[23] == found[20]
     assert found.max() - found.min() < 8 and np.ptp(found[:20]) > 0.3
-    assert not gaussian_process.warped(np.array([math.inf, math.nan])).any()
-    assert not gaussian_process.warped(np.array([2.0, 2.0])).any()
-    assert gaussian_process.warped(np.array([])).shape == (0,)
+    assert not gaussian_process.warp(np.array([math.inf, math.nan])).any()
+    assert not gaussian_process.warp(np.array([2.0, 2.0])).any()
+    assert gaussian_process.warp(np.array([])).shape == (0,)
 
 
 def test_suggestions_are_a_pure_function_of_what_is_known():
@@ -195,6 +195,6 @@ def test_a_long_study_compiles_no_more_than_a_handful_and_looks_at_a_subset(monk
     for count in (30, 90, 110, 300):
         suggest(encoding, fit(encoding, trials[:count]), [], 1)
     assert gaussian_process._improvements._cache_size() - before <= 4
-    kept = gaussian_process._most_telling([value for _, value in trials], 100)
+    kept = gaussian_process._most_informative([value for _, value in trials], 100)
     best = np.argsort([value for _, value in trials], kind="stable")[:50]
     assert len(kept) == 100 and set(best) <= set(kept) and 299 in kept

@@ -13,9 +13,9 @@ from searching import ask, begun
 import experiments
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.tune import cli, gaussian_process, hints
+from dlflax.tune import cli, gaussian_process
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.space import Space, space
+from dlflax.tune.space import Space, guess, is_within, space
 from dlflax.tune.study import open_study
 from experiments.mnist import PRESETS
 
@@ -47,8 +47,8 @@ def test_a_guess_is_a_trial_of_its_own(sampler):
     alone = first_trials(sampler, 9, **told)
     assert alone[1:] == plain[1:]
     assert {name: alone[0][name] for name in GUESS} == GUESS
-    assert hints.within(DISTRIBUTIONS["dropout"], alone[0]["dropout"])
-    assert hints.enqueued(Space(DISTRIBUTIONS, defaults=DEFAULTS)) is None
+    assert is_within(DISTRIBUTIONS["dropout"], alone[0]["dropout"])
+    assert Space(DISTRIBUTIONS, defaults=DEFAULTS).first_trials() == [DEFAULTS]
 
 
 def test_what_is_enqueued_is_so_once(tmp_path):
@@ -65,7 +65,7 @@ def test_what_is_enqueued_is_so_once(tmp_path):
     ("words", "right"),
     [
         (["learning_rate"], "NAME=VALUE"),
-        (["momentum=0.9"], "what is searched"),
+        (["momentum=0.9"], "of a searched parameter"),
         (["learning_rate=fast"], "not a number"),
         (["learning_rate=5"], "outside"),
         (["learning_rate=nan"], "learning"),
@@ -85,9 +85,9 @@ def test_a_guess_that_is_not_in_the_space(words, right):
         recipe,
     )
     with pytest.raises(InputError, match=right):
-        hints.guess(words, made, recipe, train.Hparams())
-    assert hints.guess(["learning-rate=1e-3", "model.activation=tanh"], made, recipe,
-                       train.Hparams()) == GUESS  # fmt: skip
+        guess(words, made, recipe, train.Hparams())
+    assert guess(["learning-rate=1e-3", "model.activation=tanh"], made, recipe,
+                 train.Hparams()) == GUESS  # fmt: skip
 
 
 UNIT = {name: FloatDistribution(0, 1) for name in ("x", "y", "z")}
@@ -140,7 +140,7 @@ def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
     first = sweep("first", "--trials", "5", "--population", "5")
     flags = ["--population", "4", "--prior", "dropout=0.4", "--warm-start", "first"]
     begun = sweep("second", "--trials", "4", *flags)
-    assert "knows 5 of the 5 trials of first" in capsys.readouterr().out
+    assert "warm start from 5 of the 5 trials of first" in capsys.readouterr().out
     best = min(first, key=lambda row: float(row["val_loss"]))
     assert begun[2]["learning_rate"] == best["learning_rate"]
     assert float(begun[1]["dropout"]) == 0.4

@@ -65,8 +65,8 @@ def devices_and_cores(folder, me, other):
 
 
 def read(data):
-    tree = data.load()
-    assert data.load() is tree
+    tree = data()
+    assert data() is tree
     image = tree["train"]["image"]
     return float(image.sum()), image.flags.writeable, str(tree["low"].dtype), tree["empty"].shape
 
@@ -231,7 +231,22 @@ class TestSubmitit(SuiteOfProcesses):
         pytest.importorskip("submitit")
         from dlflax.tune.launch.slurm import Slurm
 
-        return Slurm(2, folder, {}, print, cluster="local")
+        class Processes(Slurm):
+            """Jobs are processes of this machine, as in submitit's own tests."""
+
+            def _make_executor(self, submitit, folder, options):
+                return submitit.LocalExecutor(folder)
+
+            def _cancel(self, jobs):
+                for job in jobs:
+                    job.cancel()
+                while not all(job.done() for job in jobs):
+                    time.sleep(0.05)
+
+            def _states(self, jobs):
+                return {job.job_id: job.state for job in jobs if job.done()}
+
+        return Processes(2, folder, {}, print)
 
 
 @QUIET

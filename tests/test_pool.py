@@ -21,7 +21,7 @@ from dlflax.data.arrays import Arrays
 from dlflax.errors import RunError
 from dlflax.models import MLP
 from dlflax.train import population
-from dlflax.tune import checkpoint, orders, pool, study
+from dlflax.tune import checkpoint, orders, study
 from dlflax.tune.checkpoint import PoolCheckpoint
 from dlflax.tune.config import Sweep
 from dlflax.tune.launch import Launcher, WorkerLost
@@ -29,10 +29,10 @@ from dlflax.tune.members import Members
 from dlflax.tune.orders import Workers
 from dlflax.tune.pool import Pool
 from dlflax.tune.rules import Budget, FreezeThaw, Full, Go, Halving, Stop
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.sweep import run_sweep
-from dlflax.tune.worker import Job, Outcome
+from dlflax.tune.worker import Job, Outcome, Trial
 
 SPACE = Space({
     "x": FloatDistribution(-5, 10),
@@ -42,20 +42,20 @@ SPACE = Space({
 EPOCHS = 4
 
 
-def outcome(assignment, epochs=EPOCHS):
+def outcome(trial, epochs=EPOCHS):
     """A bowl with a hole where training diverges."""
-    if not assignment.until:  # it was over, and keeps its place
-        return Outcome(assignment.number, math.inf, [], False, None, [], 0.0)
-    x, z = assignment.params["x"], assignment.params["z"]
+    if trial.is_at_goal():  # it keeps its place
+        return Outcome(trial.number, math.inf, [], False, None, [], 0.0)
+    x, z = trial.params["x"], trial.params["z"]
     value = math.inf if x > 9 else (x - 2) ** 2 + z
-    curve = [value + 1 / epoch for epoch in range(1, assignment.until + 1)]
-    is_over = assignment.until >= epochs or value == math.inf
+    curve = [value + 1 / epoch for epoch in range(1, trial.goal + 1)]
+    is_over = trial.goal >= epochs or value == math.inf
     records = [[[{"val_loss": each} for each in curve], None]]
     arrays = [] if is_over else [np.full((1, 3), len(curve), np.float32)]
-    if assignment.records:
-        assert assignment.arrays[0][0, 0] == len(assignment.records[0][0]), "the State of the trial"
+    if trial.records:
+        assert trial.arrays[0][0, 0] == len(trial.records[0][0]), "the State of the trial"
     return Outcome(
-        assignment.number, min(curve), curve, is_over, records, arrays, seconds=0.001,
+        trial.number, min(curve), curve, is_over, records, arrays, seconds=0.001,
         attrs={"diverged_at": 1} if value == math.inf else {},
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ class Trainer(Launcher):
         future.set_exception(WorkerLost("ended"))
 
     def submit(self, function, /, job, data, order, *_):
-        numbers = [assignment.number for assignment in order if assignment.until]
+        numbers = [trial.number for trial in order if not trial.is_at_goal()]
         self.orders.append(numbers)
         return self._threads.submit(self._train, next(self._count), numbers, order)
 
@@ -88,7 +88,7 @@ class Trainer(Launcher):
         time.sleep(self._pause())
         if self._dies(count, numbers):
             raise WorkerLost("killed by signal 9")
-        return [outcome(assignment) for assignment in order], 1
+        return [outcome(trial) for trial in order], 1
 
 
 class Silent:
@@ -103,11 +103,8 @@ class Silent:
     def line(self, count, line):
         self.lines.append(line)
 
-    def trial(self, trial):
-        assert trial.state.is_finished()
-
-    def trials(self, trials):
-        pass
+    def show(self, trials, new):
+        assert all(trials[number].state.is_finished() for number in new)
 
 
 def job(recipe=None, space=SPACE, **options):
@@ -118,16 +115,16 @@ def job(recipe=None, space=SPACE, **options):
 
 def search(
     folder, trials=20, population=4, rule=None, sampler="random", launcher=None, log=print,
-    checkpoint=True, space=SPACE,
+    space=SPACE,
 ):  # fmt: skip
     """Runs or continues a sweep without training. Returns its trials without their times."""
     folder.mkdir(exist_ok=True)
     with study.open_study(folder, None, "s", "minimize") as opened:
         opened.settings({}, [{"x": 0.0, "y": 1.0, "z": 2.0}, {"x": 1.0}])
         members = Members(folder, "minimize", "s", 4, log)
-        saved = PoolCheckpoint(folder, "s", log) if checkpoint else None
+        saved = PoolCheckpoint(folder, "s", log)
         Pool(
-            job(space=space), opened, sampler_of((rule and rule.sampler) or sampler, space, 3),
+            job(space=space), opened, make_sampler((rule and rule.sampler) or sampler, space, 3),
             rule or Full(), Budget(trials, EPOCHS), population,
             Workers(launcher or Trainer(), job(), {}, folder, log), members, saved, Silent(),
             log=log,
@@ -237,7 +234,7 @@ def test_asks_and_tells_of_several_workers_replay_on_one(tmp_path):
     asked, ask = [], study.Study.ask
 
     def record(self, sampler, distributions, params):
-        done = {t.number for t in self.finished()}
+        done = {t.number for t in self.finished_trials()}
         trials = ask(self, sampler, distributions, params)
         asked.append((done, [(t.number, t.params) for t in trials]))
         return trials
@@ -247,7 +244,7 @@ def test_asks_and_tells_of_several_workers_replay_on_one(tmp_path):
         patch.setattr(study.Study, "ask", record)
         launcher = Trainer(3, pause=lambda: pauses.random() / 50)
         rows = search(tmp_path / "s", sampler="gp", trials=24, launcher=launcher)
-    sampler = sampler_of("gp", SPACE, 3)
+    sampler = make_sampler("gp", SPACE, 3)
     with study.open_study(None, None, "s", "minimize") as replay:
         replay.settings({}, [{"x": 0.0, "y": 1.0, "z": 2.0}, {"x": 1.0}])
         told = set()
@@ -479,6 +476,6 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_a_sweep(tmp_path, mon
 
     monkeypatch.setattr(checkpoint.checkpoint_files, "write", full)
     saving = PoolCheckpoint(tmp_path, log=said.append)
-    saving.save([pool.Begun(0, {}, arrays=[np.zeros(2)])], [])
-    assert saving.seconds_left() == math.inf
+    saving.save([Trial(0, {}, arrays=[np.zeros(2)])], [])
+    assert saving.remaining_seconds() == math.inf
     assert len(said) == 1 and "No space left on device" in said[0]

@@ -16,7 +16,7 @@ from dlflax.train.augment import Flip
 from dlflax.train.tasks import TASKS
 from dlflax.tune import cli
 from dlflax.tune.config import Sweep
-from dlflax.tune.trained import in_folder
+from dlflax.tune.finish import in_folder
 from experiments import mnist
 
 CONFIG = run.Config(train.Recipe(MLP((4,))))

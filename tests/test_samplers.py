@@ -20,7 +20,7 @@ from searching import GRID, SPACE
 from dlflax.errors import InputError
 from dlflax.tune import GaussianProcess, gaussian_process
 from dlflax.tune.encoding import Encoding, sobol
-from dlflax.tune.samplers import check_sampler, sampler_of, seed_of
+from dlflax.tune.samplers import check_sampler, make_sampler, seed_of
 from dlflax.tune.space import Space
 from dlflax.tune.study import open_study
 
@@ -49,7 +49,7 @@ def ask_and_tell(study, sampler, space, count, batch=4):
 def test_a_finite_space_ends_when_every_configuration_was_tried(name):
     space = Space(GRID)
     with open_study(None, None, "s", "minimize") as study:
-        tried = ask_and_tell(study, sampler_of(name, space, 0), space, 20, batch=2)
+        tried = ask_and_tell(study, make_sampler(name, space, 0), space, 20, batch=2)
     everything = sorted(tuple(point[name] for name in GRID) for point in space.grid())
     assert sorted(tuple(params[name] for name in GRID) for params in tried[:18]) == everything
     assert all(params in space.grid() for params in tried[18:])  # all was tried: one again
@@ -58,7 +58,7 @@ def test_a_finite_space_ends_when_every_configuration_was_tried(name):
 def test_a_grid_is_in_declared_order():
     space = Space(GRID)
     with open_study(None, None, "s", "minimize") as study:
-        assert ask_and_tell(study, sampler_of("grid", space, 0), space, 18, 2) == space.grid()
+        assert ask_and_tell(study, make_sampler("grid", space, 0), space, 18, 2) == space.grid()
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
@@ -69,7 +69,7 @@ def test_the_gaussian_process_sees_pending_trials_and_the_best_report_of_pruned_
     finished, pending = [], []
     with open_study(None, None, "s", direction) as study:
         points = [sobol(encoding, 1, k) for k in range(15)]
-        asked = study.ask(sampler_of("gp", Space(SPACE), 0), SPACE, points)
+        asked = study.ask(make_sampler("gp", Space(SPACE), 0), SPACE, points)
         with study.writing():
             for trial, state in zip(asked, [*states, TrialState.FAIL], strict=True):
                 value = trial.params["x"] ** 2
@@ -81,7 +81,7 @@ def test_the_gaussian_process_sees_pending_trials_and_the_best_report_of_pruned_
                 study.tell(trial.number, state, sign * value if complete else None, {})
                 if state != TrialState.FAIL:
                     finished.append((trial.params, value))
-        found = study.ask(sampler_of("gp", Space(SPACE), 0), SPACE, [None, None])
+        found = study.ask(make_sampler("gp", Space(SPACE), 0), SPACE, [None, None])
     fitted = gaussian_process.fit(encoding, finished)
     for trial in found:
         seed = seed_of(0, trial.number)
@@ -100,7 +100,7 @@ def test_the_gaussian_process_is_fitted_once_for_a_count_of_finished_trials(monk
     monkeypatch.setattr(gaussian_process, "fit", count)
     space = Space(SPACE)
     with open_study(None, None, "s", "minimize") as study:
-        ask_and_tell(study, sampler_of("gp", space, 0), space, 20, batch=5)
+        ask_and_tell(study, make_sampler("gp", space, 0), space, 20, batch=5)
     assert fits == [10, 15]
 
 
@@ -117,7 +117,7 @@ def test_the_best_trials_of_another_study_are_among_the_first():
     known = [({"x": k / 9, "y": 0.5, "z": 0.5}, float(k)) for k in reversed(range(9))]
     space = Space(unit, known=known)
     with open_study(None, None, "s", "minimize") as study:
-        asked = study.ask(sampler_of("gp", space, 0), unit, [None] * 9)
+        asked = study.ask(make_sampler("gp", space, 0), unit, [None] * 9)
     best = [{"x": k / 9, "y": 0.5, "z": 0.5} for k in range(4)]
     assert [trial.params for trial in asked[2::2]] == best
 
@@ -149,7 +149,7 @@ def test_any_sampler_of_optunas():
     runs = []
     for _ in range(2):
         with open_study(None, None, "s", "minimize") as study:
-            sampler = sampler_of("optuna.samplers:NSGAIISampler", space, 4)
+            sampler = make_sampler("optuna.samplers:NSGAIISampler", space, 4)
             runs.append(ask_and_tell(study, sampler, space, 8))
     assert runs[0] == runs[1] and len({str(params) for params in runs[0]}) == 8
 

@@ -46,7 +46,7 @@ def test_the_gain_shrinks_when_the_least_value_is_found():
 
 
 def enough(pairs, direction="minimize", tolerance=0.01, **attrs):
-    return stopping.enough(ENCODING, direction, 0, tolerance, trials(pairs, **attrs))
+    return stopping.reason_to_stop(ENCODING, direction, 0, tolerance, trials(pairs, **attrs))
 
 
 def test_what_is_enough():

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dlflax.errors import InputError, RunError
-from dlflax.tune.samplers import sampler_of
+from dlflax.tune.samplers import make_sampler
 from dlflax.tune.space import Space
 from dlflax.tune.study import JOURNAL, Journal, open_study, score, without_password
 
@@ -50,7 +50,7 @@ def opened(folder, url=None, direction="minimize", name="s"):
 
 def fill(study):
     """Asks for trials, and tells how they ended. Returns them as asked."""
-    asked = study.ask(sampler_of("random", Space(SPACE), 0), SPACE, [None] * len(ENDS))
+    asked = study.ask(make_sampler("random", Space(SPACE), 0), SPACE, [None] * len(ENDS))
     with study.writing():
         for trial, (state, value, reports, attrs) in zip(asked, ENDS, strict=True):
             study.report(trial.number, reports)
@@ -74,7 +74,7 @@ def test_what_is_recorded_is_read_back(tmp_path):
         check(study.trials(), asked)
     with opened(tmp_path) as study:
         check(study.trials(), asked)
-        assert len(study.finished()) == len(ENDS)
+        assert len(study.finished_trials()) == len(ENDS)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / JOURNAL)))
     trials = optuna.load_study(study_name="s", storage=storage).get_trials()
     assert trials[3].value == 4.0 and score(trials[3], "minimize") == 3.0
@@ -101,7 +101,7 @@ def test_a_torn_batch_is_cut(tmp_path):
     ):
         path.write_bytes(whole[:cut])
         with opened(tmp_path) as study:
-            assert len(study.finished()) == 0
+            assert len(study.finished_trials()) == 0
             assert {trial.state for trial in study.trials()} <= {TrialState.RUNNING}
             study.settings({"cut": cut})
         with opened(tmp_path) as study:
@@ -123,9 +123,9 @@ def test_a_stale_lock_does_not_hold_up(tmp_path):
     program = """
         import os, signal, sys
         from pathlib import Path
-        from dlflax.tune.study import _locked
+        from dlflax.tune.study import lock_file
         from tests.test_study import fill, opened
-        with opened(Path(sys.argv[1])) as study, _locked(study._storage._backend.path):
+        with opened(Path(sys.argv[1])) as study, lock_file(study._storage._backend.path):
             fill(study)
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -134,7 +134,7 @@ def test_a_stale_lock_does_not_hold_up(tmp_path):
     assert done.returncode == -signal.SIGKILL
     clock = time.monotonic()
     with opened(tmp_path) as study:
-        assert len(study.finished()) == len(ENDS)
+        assert len(study.finished_trials()) == len(ENDS)
         study.settings({})
     assert time.monotonic() - clock < 5
 
@@ -147,7 +147,7 @@ def test_settings_are_those_of_the_beginning_and_trials_are_enqueued_once(tmp_pa
             assert study.settings(new, [first, {"layers": 64}]) == new
     with opened(tmp_path) as study:
         assert study.settings({"seed": 1}) == new
-        asked = study.ask(sampler_of("random", Space(SPACE), 0), SPACE, [None] * 3)
+        asked = study.ask(make_sampler("random", Space(SPACE), 0), SPACE, [None] * 3)
     assert asked[0].params == first and asked[1].params["layers"] == 64
     assert asked[1].params["learning_rate"] != 0.1 and asked[2].params["layers"] != 64
 
@@ -296,7 +296,7 @@ def test_a_study_in_postgresql(server, url, tmp_path):
     with opened(tmp_path, url) as study:
         check(study.trials(), asked)
         assert study.settings({}) == {"seed": 0}
-        asked = study.ask(sampler_of("random", Space(SPACE), 0), SPACE, [None])
+        asked = study.ask(make_sampler("random", Space(SPACE), 0), SPACE, [None])
         server.stop()
         try:
             with pytest.raises(RunError, match="the 5 recorded trials are safe"), study.writing():
@@ -304,7 +304,8 @@ def test_a_study_in_postgresql(server, url, tmp_path):
         finally:
             server.start()
     with opened(tmp_path, url) as study:
-        assert len(study.finished()) == len(ENDS) and study.trials()[5].params == asked[0].params
+        assert len(study.finished_trials()) == len(ENDS)
+        assert study.trials()[5].params == asked[0].params
     server.stop()
     try:
         assert "secret" not in refuse(tmp_path, url)

@@ -15,7 +15,6 @@ from dlflax import train
 from dlflax.errors import InputError
 from dlflax.run.predict import Predictor
 from dlflax.tune import cli, ensemble, finish, orders, report
-from dlflax.tune.config import Sweep
 from dlflax.tune.study import open_study
 
 SAMPLERS = {
@@ -139,8 +138,8 @@ REFUSED = {
     "model.features .*1 or more": ["--space.model.features", "32", "0"],
     "space.batch-size 0 32: batch-size 0 must be 1 or more": ["--space.batch-size", "0", "32"],
     "space.batch-size -1: batch-size -1 must be 1": ["--space.batch-size", "-1"],
-    "'nan' is not right": ["--space.batch-size", "nan", "32"],
-    "'' is not right": ["--space.batch-size", "", "32"],
+    "'nan' is invalid; expected whole numbers": ["--space.batch-size", "nan", "32"],
+    "'' is invalid; expected whole numbers": ["--space.batch-size", "", "32"],
     "learning-rate nan must be": ["--space.learning-rate", "nan", "1e-2"],
     "2,147,483,647 or less": ["--space.model.features", "32", "99999999999"],
     "larger than the": ["--space.batch-size", "32", "100000"],
@@ -239,7 +238,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     assert "Validation has 144 examples only" in page
 
     (folder / "report.html").unlink()
-    results = report.of_folder(folder)
+    results = report.write_report(folder)
     assert (results["trials"], results["complete"]) == (4, 4)
     assert "144 examples" in (folder / "report.html").read_text()
 
@@ -250,32 +249,32 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     assert finished["findings"] and f"- {finished['findings'][0]}" in out
     (verdict,) = json.loads((folder / "best" / "results.json").read_text())["findings"]
     assert verdict in out and "sweeps." not in verdict
-    again = report.of_folder(folder)
+    again = report.write_report(folder)
     assert again["test"] == finished["test"] and again["trials"] == 8
 
 
 @pytest.mark.slow
 def test_no_report_of_what_is_no_sweep(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
-        report.of_folder(tmp_path)
+        report.write_report(tmp_path)
     sweep_mnist(*FAST, "--epochs", "1", "--trials", "2", "--population", "2")
     folder = Path("runs/sweeps/mnist_random_search")
     with pytest.raises(InputError, match="of a run, not of a sweep"):
-        report.of_folder(folder / "best")
-    with pytest.raises(InputError, match="other.db is not there"):
-        report.of_folder(folder, f"sqlite:///{tmp_path}/other.db")
+        report.write_report(folder / "best")
+    with pytest.raises(InputError, match="other.db is missing"):
+        report.write_report(folder, f"sqlite:///{tmp_path}/other.db")
     assert not (tmp_path / "other.db").exists()
     (folder / "results.json").write_text("{")
-    assert report.of_folder(folder)["trials"] == 2
+    assert report.write_report(folder)["trials"] == 2
     written = json.loads((folder / "config.json").read_text())
     del written["search"]
     (folder / "config.json").write_text(json.dumps(written))
     with pytest.raises(InputError, match="config.json is damaged"):
-        report.of_folder(folder)
+        report.write_report(folder)
     (folder / "config.json").write_text(json.dumps({**written, "search": "random_search"}))
     (folder / "study.journal").unlink()
-    with pytest.raises(InputError, match="study.journal is not there"):
-        report.of_folder(folder)
+    with pytest.raises(InputError, match="study.journal is missing"):
+        report.write_report(folder)
 
 
 def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
@@ -284,12 +283,11 @@ def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
 
     monkeypatch.setattr(report, "write", fail)
     said = []
-    chosen = Sweep(None, trials=4, run_dir=Path("nowhere"))
     with (
         open_study(None, None, "a", "minimize") as study,
-        report.Watch(chosen, {}, study, said.append) as watch,
+        report.Watch(Path("nowhere"), 4, {}, study, said.append) as watch,
     ):
-        watch.trials([])
+        watch.show([], [])
     assert len(said) == 1 and said[0].startswith("warning: no report while the sweep runs (")
 
 

@@ -63,7 +63,7 @@ def test_a_space_from_its_words():
         "ema": CategoricalDistribution([True, False]),
         "augment": CategoricalDistribution(["none", "crop,flip"]),
     }
-    assert found.fixed == {"clip_norm": 1.0, "batch_size": 64} and found.structures() == 16
+    assert found.fixed == {"clip_norm": 1.0, "batch_size": 64} and len(found.structures()) == 16
     recipe, hparams = found.apply(found.fixed, RECIPE, Hparams(l2=0.5))
     assert (recipe.batch_size, hparams.clip_norm, hparams.l2) == (64, 1.0, 0.5)
     assert found.apply({"augment": "none"}, RECIPE, hparams)[0].augment == ()
@@ -153,7 +153,7 @@ def test_a_population_that_was_in_training_has_the_same_parameters(tmp_path, sam
         cut = b"".join(whole[:-lines])
         (tmp_path / "a" / "study.journal").write_bytes(cut)
         with open_study(tmp_path / "a", None, "a", "minimize") as study:
-            sampler_ = samplers.sampler_of(sampler, found, 0)
+            sampler_ = samplers.make_sampler(sampler, found, 0)
             study.complete_running(sampler_, SPACE)
             running = [t for t in study.trials() if t.state == TrialState.RUNNING]
             more = ask(study, found, sampler, 16 - len(study.trials()))

@@ -14,36 +14,32 @@ from dlflax.errors import RunError
 from dlflax.train import checkpoint_files
 
 SHARE = 0.05  # of a sweep's time that its checkpoints may take
-FIRST = 1.0  # seconds that the first one is taken to cost
+FIRST = 1.0  # seconds: the assumed cost of the first one
 
 
 class PoolCheckpoint:
-    """The folder `population/` of a sweep, with its trials, and the States of those that are not
-    over.
+    """The folder `population/` of a sweep: its trials, with the States of those that are not over.
 
-    It is written after an epoch, as often as SHARE allows: an epoch that takes 20 times what a
-    checkpoint costs has one; of shorter epochs a kill loses about 20 times that cost. What fails
-    is one warning: the trials are then trained from their beginning after a kill. study: tells the
-    study from another one that was in this folder.
+    It is written after an epoch, as often as SHARE allows: a kill loses one epoch, or 20 times the
+    cost of a checkpoint. A failure is one warning: after a kill the trials are then trained from
+    their beginning. study: a digest, as a checkpoint of an earlier study is not read.
     """
 
     def __init__(self, folder: Path, study: str = "", log: Callable[[str], None] = print):
         self.folder, self._log = Path(folder).absolute() / "population", log
-        self._study = study
-        self._next = time.monotonic() + FIRST / SHARE
+        self._study, self._next = study, time.monotonic() + FIRST / SHARE
 
-    def seconds_left(self) -> float:
+    def remaining_seconds(self) -> float:
         """Returns the time until the next one; inf once one has failed."""
         return self._next - time.monotonic()
 
     def save(self, trials: Iterable, orders: Iterable) -> None:
-        """Writes where the trials of a pool are, and the orders that are not done."""
-        clock = time.monotonic()
-        trials = list(trials)
+        """Writes the trials of a pool, and its unfinished orders."""
+        clock, trials = time.monotonic(), list(trials)
         tree = {str(t.number): t.arrays for t in trials if t.arrays} or {"none": np.zeros(1)}
         notes = {
             "study": self._study,
-            "orders": [[order.numbers, order.width] for order in orders],
+            "orders": [[order.numbers(), order.width] for order in orders],
             "trials": [
                 {
                     "number": t.number, "params": t.params, "goal": t.goal, "values": t.values,
@@ -64,11 +60,11 @@ class PoolCheckpoint:
             self._next = math.inf
             self._log(
                 f"warning: no checkpoint of the population in training "
-                f"({checkpoint_files.reason(error)}): a kill loses it; what is recorded is safe"
+                f"({checkpoint_files.reason(error)}): a kill loses it; recorded trials are safe"
             )
             return
-        ended = time.monotonic()
-        self._next = ended + (ended - clock) / SHARE
+        end = time.monotonic()
+        self._next = end + (end - clock) / SHARE
 
     def load(self) -> tuple[dict[int, dict[str, Any]], list[tuple[list[int], int]]]:
         """Returns (number -> the fields of a trial, (numbers, width) of each order). Both are empty
@@ -77,21 +73,20 @@ class PoolCheckpoint:
             try:
                 notes = checkpoint_files.read_notes(self.folder, step)
                 if notes.get("study") != self._study or "orders" not in notes:
-                    return {}, []
-                shapes = {each["number"]: each.pop("shapes") for each in notes["trials"]}
+                    break
+                trials = {trial["number"]: trial for trial in notes["trials"]}
                 abstract = {
                     str(number): [jax.ShapeDtypeStruct(tuple(s), dtype) for s, dtype in leaves]
-                    for number, leaves in shapes.items() if leaves
+                    for number, trial in trials.items() if (leaves := trial.pop("shapes"))
                 }  # fmt: skip
                 abstract = abstract or {"none": jax.ShapeDtypeStruct((1,), np.float64)}
                 tree = checkpoint_files.read(self.folder, step, abstract)[0]
             except RunError as error:
                 self._log(str(error))
-                return {}, []
-            for each in notes["trials"]:
-                each["arrays"] = [np.asarray(leaf) for leaf in tree.get(str(each["number"]), [])]
-            orders = [(list(numbers), int(width)) for numbers, width in notes["orders"]]
-            return {each["number"]: each for each in notes["trials"]}, orders
+                break
+            for number, trial in trials.items():
+                trial["arrays"] = [np.asarray(leaf) for leaf in tree.get(str(number), [])]
+            return trials, [(list(numbers), int(width)) for numbers, width in notes["orders"]]
         return {}, []
 
     def clear(self) -> None:

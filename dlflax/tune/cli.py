@@ -19,16 +19,17 @@ from dlflax.tune.samplers import load_class
 from dlflax.tune.space import STRUCTURE
 from dlflax.tune.sweep import run_sweep
 
-SPACE = {
-    "learning_rate": ("1e-4", "1e-2", "log"),
-    "dropout": ("0", "0.5"),
-    "l2": ("1e-7", "1e-3", "log"),
-}  # what is searched for an experiment without a SPACE of its own
 OLD = {
     "--prune": "use --search halving --reduction-factor N",
     "--slice": "use --search freeze-thaw --epochs-per-round N",
     "--heartbeat": "workers are started by --launcher and --workers",
-}  # flag -> what to do
+}  # flag -> its replacement
+# the search space of an experiment without a SPACE or GRID of its own
+SPACE = {
+    "learning_rate": ("1e-4", "1e-2", "log"),
+    "dropout": ("0", "0.5"),
+    "l2": ("1e-7", "1e-3", "log"),
+}
 GRID = {
     "learning_rate": ("3e-4", "1e-3", "3e-3"),
     "dropout": ("0", "0.25", "0.5"),
@@ -37,56 +38,60 @@ GRID = {
 
 
 def main(
-    search: str,
-    experiments: ModuleType,
-    samplers: tuple[str, ...],
-    args: list[str] | None = None,
+    search: str, experiments: ModuleType, samplers: tuple[str, ...], args: list[str] | None = None,
     description: str | None = None,
-) -> None:
-    """The command line of a kind of search. experiments: the package whose modules have PRESETS and
-    may have ARCHITECTURES, SPACE and GRID; samplers: what --sampler offers, the default first.
-    Exit codes as for `run.main`."""
+) -> None:  # fmt: skip
+    """Runs the command of a kind of search. Exit codes as for `run.main`.
 
-    def command():
-        run_sweep(*_parse(search, experiments, samplers, args, description))
-
-    words = sys.argv[1:] if args is None else args
+    experiments: the package whose modules have PRESETS and may have ARCHITECTURES, SPACE and GRID;
+    samplers: the choices of --sampler, the default first.
+    """
+    words = sys.argv[1:] if args is None else list(args)
     if any(word.startswith("--workers") for word in words):  # they need memory of the accelerators
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     use_all_cores()
-    run.with_exit_codes(command, continuation="the same command continues with what is recorded")
+    run.with_exit_codes(
+        lambda: run_sweep(search, *_parse(search, experiments, samplers, words, description)),
+        continuation="the same command continues with the recorded trials",
+    )
 
 
-def _parse(search, experiments, samplers, args, description):
-    args = sys.argv[1:] if args is None else list(args)
+def _parse(search, experiments, samplers, args, description) -> tuple[run.Experiment, Sweep]:
     if "--resume" in args:
         raise InputError("--resume: a sweep always continues; give the same command without it.")
-    given = args.pop(0) if args and not args[0].startswith("-") else "mnist"
-    experiment, grid = run.find(given, experiments), samplers == ("grid",)
-    words = getattr(experiment.module, *(("GRID", GRID) if grid else ("SPACE", SPACE)))
-    if grid and any(word.startswith("--space.") for word in args):
-        words = {}  # a grid is over what is named, and nothing else
+    target = args.pop(0) if args and not args[0].startswith("-") else "mnist"
+    experiment, is_grid = run.find(target, experiments), samplers == ("grid",)
+    words = getattr(experiment.module, *(("GRID", GRID) if is_grid else ("SPACE", SPACE)))
+    if is_grid and any(word.startswith("--space.") for word in args):
+        words = {}  # a grid searches over the named fields alone
 
-    _refuse_flags(args)
-    rule = _rule(_rule_name(args))
+    name = _rule_name(args)
+    rules = {
+        f"--{field.name.replace('_', '-')}": owner
+        for owner, shipped in RULES.items() for field in dataclasses.fields(shipped)
+    }  # fmt: skip
+    for flag in (word.partition("=")[0] for word in args):
+        if flag in OLD:
+            raise InputError(f"{flag} is no flag any more: {OLD[flag]}.")
+        if rules.get(flag, name) != name:
+            raise InputError(f"{flag} is for --search {rules[flag]}: add it or remove the flag.")
+    rule = _rule(name)
 
     def extend(config: run.Config) -> Sweep:
-        """The flags' defaults: those of the experiment, and those of a sweep over it."""
-        of_flags = _space_type(config, words)
-        shown = tyro.conf.arg(metavar=f"{{{','.join((*samplers, 'MODULE:CLASS'))}}}")
-        sampler = Annotated[str, tyro.conf.Suppress if grid else shown]
-        choices = {**RULES, "MODULE:CLASS": None}
-        rules = Annotated[
-            str, tyro.conf.arg(help="What trains next.", metavar=f"{{{','.join(choices)}}}")
-        ]
-        own = Annotated[type(rule), tyro.conf.arg(name="")]  # --reduction-factor, not --search.…
+        """Returns the defaults of the flags, the experiment's before those of a sweep."""
+        space_type = _space_type(config, words)
+        metavars = [f"{{{','.join((*names, 'MODULE:CLASS'))}}}" for names in (samplers, RULES)]
+        shown = tyro.conf.Suppress if is_grid else tyro.conf.arg(metavar=metavars[0])
+        search_arg = tyro.conf.arg(help="Selects the trials to train next.", metavar=metavars[1])
+        unnamed = tyro.conf.arg(name="")  # --reduction-factor, not --search.reduction-factor
+        default = dataclasses.field(default=rule, metadata={"saved": False})
         fields = [
-            ("space", of_flags, of_flags()),
-            ("search", rules, _rule_name(args)),
-            ("rule", own, dataclasses.field(default=rule, metadata={"saved": False})),
-            ("sampler", sampler, samplers[0]),
+            ("space", space_type, space_type()),
+            ("search", Annotated[str, search_arg], name),
+            ("rule", Annotated[type(rule), unnamed], default),
+            ("sampler", Annotated[str, shown], samplers[0]),
             ("objective", tuple[str, ...], ()),
-            ("trials", int, 0) if grid else ("trials", int | Literal["auto"], Sweep.trials),
+            ("trials", int, 0) if is_grid else ("trials", int | Literal["auto"], Sweep.trials),
         ]
         flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
         flags.__doc__ = Sweep.__doc__
@@ -94,7 +99,7 @@ def _parse(search, experiments, samplers, args, description):
         return flags(**{**common, "resume": True})
 
     sweep = run.parse(
-        experiment, args, description, prog=f"python -m sweeps.{search} {given}", extend=extend
+        experiment, args, description, prog=f"python -m sweeps.{search} {target}", extend=extend
     )
     if len(sweep.objective) > 2:
         raise InputError(
@@ -102,18 +107,19 @@ def _parse(search, experiments, samplers, args, description):
             f"cost, such as val_loss parameters."
         )
     first, second = (*sweep.objective, "", "")[:2]
-    sweep = dataclasses.replace(sweep, objective=first, cost=second, search=sweep.rule)
-    chosen = _words(sweep.space)
-    given = [f"space.{name}" for name, value in chosen.items() if value != words.get(name)]
-    sweep = dataclasses.replace(sweep, space=chosen, given=(*sweep.given, *given))
-    for name in sweep.space:
+    space = _words(sweep.space)
+    given = [f"space.{name}" for name, value in space.items() if value != words.get(name)]
+    for name in space:
         if f"hparams.{name}" in sweep.given:
             flag, value = name.replace("_", "-"), getattr(sweep.hparams, name)
             raise InputError(
                 f"--hparams.{flag} {value:g} and --space.{flag} contradict each other: fix it with "
-                f"--space.{flag} {value:g}, or leave --hparams.{flag} out."
+                f"--space.{flag} {value:g}, or remove --hparams.{flag}."
             )
-    return search, experiment, sweep
+    return experiment, dataclasses.replace(
+        sweep, objective=first, cost=second, search=sweep.rule, space=space,
+        given=(*sweep.given, *given),
+    )  # fmt: skip
 
 
 def _rule_name(args: list[str]) -> str:
@@ -137,45 +143,26 @@ def _rule(name: str) -> Rule:
     return rule()
 
 
-def _refuse_flags(args: list[str]) -> None:
-    """Raises InputError for a flag of another Rule, or of an earlier version."""
-    of_rules = {
-        f"--{field.name.replace('_', '-')}": name
-        for name, rule in RULES.items() for field in dataclasses.fields(rule)
-    }  # fmt: skip
-    for flag in (word.partition("=")[0] for word in args):
-        if flag in OLD:
-            raise InputError(f"{flag} is no flag any more: {OLD[flag]}.")
-        if of_rules.get(flag, _rule_name(args)) != _rule_name(args):
-            raise InputError(f"{flag} is for --search {of_rules[flag]}: add it or remove the flag.")
+def _space_type(config, words) -> type:
+    """Returns a dataclass with a field for every searchable name, for tyro."""
 
+    def fields(names, prefix=""):
+        kind = Annotated[tuple[str, ...], tyro.conf.arg(help="")]  # Sweep.space explains them
+        return [(name, kind, words.get(prefix + name, ())) for name in names]
 
-def _space_type(config, words):
-    """A dataclass with a field for everything that can be searched, for tyro."""
-
-    def field(name, prefix=""):
-        of = Annotated[tuple[str, ...], tyro.conf.arg(help="")]  # said once, above all
-        return name, of, words.get(prefix + name, ())
-
-    skip = ("parent", "name", "num_outputs", "vocabulary", "shape")  # the data decide these
-    of_model = [f.name for f in dataclasses.fields(config.recipe.model)]
-    of_model = [name for name in of_model if name not in skip]
-    model_type = dataclasses.make_dataclass(
-        "ModelSpace", [field(name, "model.") for name in of_model], frozen=True
-    )
-    model_type.__doc__ = "What of the model is searched over."
+    from_data = ("parent", "name", "num_outputs", "vocabulary", "shape")
+    names = [f.name for f in dataclasses.fields(config.recipe.model) if f.name not in from_data]
+    model = dataclasses.make_dataclass("ModelSpace", fields(names, "model."), frozen=True)
+    model.__doc__ = "Searched fields of the model."
+    numbers_and_structure = fields([*hparam_names(config.hparams), *STRUCTURE])
     return dataclasses.make_dataclass(
-        "Space",
-        [field(name) for name in hparam_names(config.hparams)]
-        + [field(name) for name in STRUCTURE]
-        + [("model", model_type, model_type())],
-        frozen=True,
+        "Space", [*numbers_and_structure, ("model", model, model())], frozen=True
     )
 
 
 def _words(space) -> dict[str, tuple[str, ...]]:
-    """The space's flags as `space` reads them, without those that are not set."""
+    """Returns the flags of the space that are set, as `space.space` takes them."""
     flat = {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
-    of_model = flat.pop("model")
-    flat |= {f"model.{f.name}": getattr(of_model, f.name) for f in dataclasses.fields(of_model)}
+    model = flat.pop("model")
+    flat |= {f"model.{f.name}": getattr(model, f.name) for f in dataclasses.fields(model)}
     return {name: words for name, words in flat.items() if words}

@@ -1,8 +1,5 @@
-"""The cost of a model, the second of two objectives, and how two become one for a Gaussian process.
-
-Knowles (2006, ParEGO): the next trial is the best for a weighted sum of both, and the weights are
-drawn anew, so that trials come to lie all along the front between good and cheap.
-"""
+"""The cost of a model as a second objective, and both objectives as one for a Gaussian process:
+random weights, so that trials cover the front between good and cheap (Knowles 2006, ParEGO)."""
 
 import statistics
 import time
@@ -12,7 +9,7 @@ import jax
 import numpy as np
 
 from dlflax import train
-from dlflax.tune.gaussian_process import warped
+from dlflax.tune.gaussian_process import warp
 
 EXAMPLES = 64  # that a model is timed with
 REPEATS = 7
@@ -21,9 +18,8 @@ BATCH = 4  # trials that have one pair of weights: each pair takes a fit of its 
 
 
 def cost(kind: str, recipe: train.Recipe, hparams: train.Hparams, inputs) -> float:
-    """Returns the cost of the recipe's model: its parameters, the flops of a forward pass on one
-    example, or its milliseconds, measured in a batch of EXAMPLES (median of REPEATS). inputs:
-    examples (n, ...)."""
+    """Returns the cost of a model: its parameters, flops of an example, or milliseconds of an
+    example. The time is the median of REPEATS batches of EXAMPLES; inputs: examples (n, ...)."""
     abstract = train.abstract(recipe, hparams, inputs[:1])
     if kind == "parameters":
         return float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
@@ -39,21 +35,17 @@ def cost(kind: str, recipe: train.Recipe, hparams: train.Hparams, inputs) -> flo
     return 1000 * statistics.median(seconds[1:]) / len(part)  # the first compiles
 
 
-def costs(kind: str, recipes, hparams: train.Hparams, inputs) -> dict[train.Recipe, float]:
-    """Returns recipe -> its `cost`; nothing for the kind ""."""
-    return {recipe: cost(kind, recipe, hparams, inputs) for recipe in recipes if kind}
-
-
 def scalarize(values: Sequence[float], costs: Sequence[float], seed: int, index: int) -> np.ndarray:
-    """Returns one number a trial from its value and its cost, on a logarithmic scale: float64 (n,).
-    The lowest are the best. The weights are those of trial `index`."""
+    """Returns one number a trial from its value and the logarithm of its cost, float64 (n,); the
+    lowest is the best. The weights are those of trial `index`."""
     weight = np.random.default_rng([seed, index // BATCH, 2]).random()
     both = np.stack([
-        weight * _from_0_to_1(warped(np.asarray(values, np.float64))),
-        (1 - weight) * _from_0_to_1(np.log(costs)),
+        weight * _rescale(warp(np.asarray(values, np.float64))),
+        (1 - weight) * _rescale(np.log(costs)),
     ])  # fmt: skip
     return both.max(0) + SHARE * both.sum(0)
 
 
-def _from_0_to_1(values):
+def _rescale(values):
+    """Returns the values from 0 to 1."""
     return (values - values.min()) / (np.ptp(values) or 1.0)

@@ -1,7 +1,4 @@
-"""Parameters of a trial as a point of the unit cube, and back.
-
-scipy is imported where it is used: start-up time counts.
-"""
+"""Parameters of a trial as a point of the unit cube, and back."""
 
 import functools
 import itertools
@@ -12,13 +9,12 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-MOST_LEVELS = 64  # of a number in steps; one with more is as good as continuous
+MOST_LEVELS = 64  # of a number in steps; one with more counts as continuous
 
 
 class Encoding:
-    """The columns of the parameters: one for a number, on its scale; one for choices that are
-    numbers, evenly spaced in ascending order; for other choices one for each of them, 1 for the one
-    that is chosen and 0 for the others."""
+    """The columns of the parameters: one for a number, on its scale; one for numeric choices,
+    evenly spaced; one for each of other choices (one-hot)."""
 
     def __init__(self, distributions: Mapping[str, BaseDistribution]):
         self.distributions = dict(distributions)
@@ -27,106 +23,102 @@ class Encoding:
         continuous: list[bool] = []
         one_hot: list[bool] = []
         for name, levels in self._levels.items():
-            width = len(levels) if levels and not _ordered(levels) else 1
+            is_choice = bool(levels) and not _are_numbers(levels)
+            width = len(levels) if is_choice else 1
             self._columns[name] = slice(len(continuous), len(continuous) + width)
             continuous += [not levels] * width
-            one_hot += [bool(levels) and not _ordered(levels)] * width
-        self.continuous = np.array(continuous)
-        """bool (width,): the columns that may have any value from 0 to 1."""
-        self.one_hot = np.array(one_hot)
-        """bool (width,): the columns of choices that are not numbers."""
+            one_hot += [is_choice] * width
+        # bool (width,): columns with any value from 0 to 1, and columns of one-hot choices
+        self.continuous, self.one_hot = np.array(continuous), np.array(one_hot)
         self.width = len(continuous)
-        """Columns in all."""
 
     def size(self) -> int | None:
-        """Returns the number of configurations; None where they cannot be counted."""
-        finite = all(self._levels.values())
-        return math.prod(map(len, self._levels.values())) if finite else None
+        """Returns the number of configurations; None in a continuous space."""
+        is_finite = all(self._levels.values())
+        return math.prod(map(len, self._levels.values())) if is_finite else None
 
-    def everything(self) -> Iterator[dict[str, Any]]:
-        """All configurations of a finite space, the last parameter changing fastest."""
+    def configurations(self) -> Iterator[dict[str, Any]]:
+        """Yields all configurations of a finite space, the last parameter changing fastest."""
         for values in itertools.product(*self._levels.values()):
             yield dict(zip(self._levels, values, strict=True))
 
     def key(self, params: Mapping[str, Any]) -> tuple:
-        """Equal for equal configurations."""
+        """Returns a tuple that is equal for equal configurations."""
         return tuple(params[name] for name in self.distributions)
 
-    def untried(self, tried: set[tuple]) -> dict[str, Any] | None:
-        """The first configuration of a finite space whose key is not there; None if all are."""
-        everything = self.everything() if self.size() else ()
-        return next((params for params in everything if self.key(params) not in tried), None)
+    def first_new(self, tried: set[tuple]) -> dict[str, Any] | None:
+        """Returns the first configuration whose key is new; None without one, or if the space is
+        continuous."""
+        configurations = self.configurations() if self.size() else ()
+        return next((params for params in configurations if self.key(params) not in tried), None)
 
     def encode(self, trials: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """float64 (trials, width)."""
+        """Returns the points of parameters, float64 (trials, width)."""
         points = np.zeros((len(trials), self.width))
         for row, params in zip(points, trials, strict=True):
             for name, distribution in self.distributions.items():
-                at, levels = self._columns[name], self._levels[name]
+                columns, levels = self._columns[name], self._levels[name]
                 if not levels:
-                    row[at] = _share(distribution, params[name])
-                elif _ordered(levels):
+                    row[columns] = _share(distribution, params[name])
+                elif _are_numbers(levels):
                     index = np.argmin([abs(level - params[name]) for level in levels])
-                    row[at] = index / max(1, len(levels) - 1)
+                    row[columns] = index / max(1, len(levels) - 1)
                 else:
-                    row[at.start + levels.index(params[name])] = 1
+                    row[columns.start + levels.index(params[name])] = 1
         return points
 
     def decode(self, point: np.ndarray) -> dict[str, Any]:
-        """The parameters at a point (width,), or the nearest to it."""
+        """Returns the parameters that are nearest to a point (width,)."""
         params = {}
         for name, distribution in self.distributions.items():
             column, levels = point[self._columns[name]], self._levels[name]
             if not levels:
                 params[name] = _number(distribution, float(column[0]))
-            elif _ordered(levels):
+            elif _are_numbers(levels):
                 params[name] = levels[round(float(column[0]) * (len(levels) - 1))]
             else:
                 params[name] = levels[int(np.argmax(column))]
         return params
 
     def spread(self, uniform: np.ndarray) -> list[dict[str, Any]]:
-        """The parameters at places (n, parameters) from 0 to 1, where each choice has an equal
-        share."""
+        """Returns the parameters at points (n, parameters) from 0 to 1, where all choices have
+        equal shares."""
 
-        def at(name, share):
+        def value_at(name, share):
             if levels := self._levels[name]:
                 return levels[min(int(share * len(levels)), len(levels) - 1)]
             return _number(self.distributions[name], float(share))
 
         names = list(self.distributions)
-        return [dict(zip(names, map(at, names, row), strict=True)) for row in uniform]
+        return [dict(zip(names, map(value_at, names, row), strict=True)) for row in uniform]
 
     def neighbours(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """All configurations in which one choice is another; the numbers are the same."""
+        """Returns all configurations in which one choice is another, with the same numbers."""
         return [
             {**params, name: level}
-            for name, levels in self._levels.items()
-            for level in levels
-            if level != params[name]
-        ]
+            for name, levels in self._levels.items() for level in levels if level != params[name]
+        ]  # fmt: skip
 
 
 def sobol(encoding: Encoding, seed: int, index: int) -> dict[str, Any]:
-    """Returns a point of a scrambled Sobol sequence (Owen 1998), which spreads any number of points
-    as evenly as can be."""
+    """Returns a point of a scrambled Sobol sequence (Owen 1998), which covers the space evenly."""
     points = _sobol(len(encoding.distributions), seed, max(4, index.bit_length()))
     return encoding.spread(points[index : index + 1])[0]
 
 
 @functools.lru_cache(maxsize=2)
 def _sobol(width: int, seed: int, exponent: int) -> np.ndarray:
-    from scipy.stats import qmc
+    from scipy.stats import qmc  # start-up time counts
 
     return qmc.Sobol(width, rng=np.random.default_rng(seed)).random_base2(exponent)
 
 
 def _levels(distribution) -> tuple:
-    """Returns the values of a parameter, in ascending order where they are numbers. A range, and
-    a number in so many steps that it is as good as one, has none: ()."""
+    """Returns the values of a parameter, numbers in ascending order; () for a range, or a number in
+    more than MOST_LEVELS steps."""
     if isinstance(distribution, CategoricalDistribution):
         choices = tuple(distribution.choices)
-        return tuple(sorted(choices)) if _ordered(choices) else choices
+        return tuple(sorted(choices)) if _are_numbers(choices) else choices
     step, width = distribution.step, distribution.high - distribution.low
     if not step or width / step >= MOST_LEVELS:
         return ()
@@ -134,11 +126,12 @@ def _levels(distribution) -> tuple:
                  for i in range(round(width / step) + 1))  # fmt: skip
 
 
-def _ordered(levels) -> bool:
+def _are_numbers(levels) -> bool:
     return all(isinstance(level, int | float) for level in levels)
 
 
 def _share(distribution, value) -> float:
+    """Returns the position of a number in its range, from 0 to 1."""
     low, high = distribution.low, distribution.high
     if high == low:
         return 0.0

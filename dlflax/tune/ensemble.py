@@ -1,8 +1,8 @@
-"""An ensemble of a sweep's models: chosen on validation data, saved as a run of its own.
+"""An ensemble of a sweep's models, chosen on validation data.
 
-Greedy selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004): from the best
-few on, again and again the model is added whose addition makes the loss lowest. Then a temperature
-makes its probabilities as sure as they should be (Guo, Pleiss, Sun and Weinberger 2017).
+Greedy selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004): beginning with
+the best few, each round adds the model that makes the loss lowest. Then a temperature calibrates
+the probabilities (Guo, Pleiss, Sun and Weinberger 2017).
 """
 
 import dataclasses
@@ -18,35 +18,30 @@ from dlflax import run, train
 from dlflax.report.trials import digits, short_text
 from dlflax.train import calibration
 from dlflax.train.ensemble import Ensemble, NoOptimizer
-from dlflax.tune.bind import Bound
-from dlflax.tune.trained import save_and_test
 
-FIRST = 5  # of the best alone, as many at most as are best together, to begin with
+FIRST = 5  # models at most to begin with: as many of the best as are best together
 ROUNDS = 30
 
 
 class Chosen(NamedTuple):
     """The result of `choose`."""
 
-    weights: list[float]
-    """The share of each model, 0 for most."""
+    weights: list[float]  # the share of each model, 0 for most
     temperature: float
-    loss: float
-    """The score of the ensemble on the validation data, with its temperature."""
-    alone: float
-    """The score of the best model alone."""
+    loss: float  # of the ensemble on the validation data, with its temperature
+    alone: float  # of the best model alone
 
 
 def choose(task, hparams, outputs, batch, most: int) -> Chosen:
-    """Returns the greedy selection of at most `most` different models from their outputs, float32
-    (models, n, ...), on a batch of n examples."""
+    """Returns the greedy selection of at most `most` different models. outputs: of all models,
+    float32 (models, n, ...), on a batch of n examples."""
     nothing = jnp.zeros_like(outputs[0])
     alone = np.asarray(_losses(task, hparams, nothing, jnp.float32(0), outputs, batch))
     order = np.argsort(np.nan_to_num(alone, nan=np.inf), kind="stable")[: min(FIRST, most)]
     prefixes = [(float(alone[order[0]]), outputs[order[0]])]
     for done, added in enumerate(order[1:], 1):
-        joined = _joined(task, prefixes[-1][1], outputs[added], jnp.float32(done))
-        prefixes.append((float(task.loss(joined, batch, hparams).mean()), joined))
+        mean = _add(task, prefixes[-1][1], outputs[added], jnp.float32(done))
+        prefixes.append((float(task.loss(mean, batch, hparams).mean()), mean))
     size = int(np.argmin([loss for loss, _ in prefixes]))
     counts = np.bincount(order[: size + 1], minlength=len(outputs))
     best, ensemble = (prefixes[size][0], counts.copy(), prefixes[size][1]), prefixes[size][1]
@@ -56,7 +51,7 @@ def choose(task, hparams, outputs, batch, most: int) -> Chosen:
             new = np.where(counts > 0, new, math.inf)
         added = int(np.argmin(new))
         counts[added] += 1
-        ensemble = _joined(task, ensemble, outputs[added], jnp.float32(done))
+        ensemble = _add(task, ensemble, outputs[added], jnp.float32(done))
         if new[added] < best[0]:
             best = float(new[added]), counts.copy(), ensemble
     loss, counts, ensemble = best
@@ -67,87 +62,73 @@ def choose(task, hparams, outputs, batch, most: int) -> Chosen:
     return Chosen(weights, temperature, loss, float(np.nanmin(alone)))
 
 
-def _joined(task, ensemble, added, done):
-    """Returns the outputs of an ensemble of so many models with one more; of 0, that one alone."""
+def _add(task, ensemble, added, done):
+    """Returns the outputs of an ensemble of `done` models with one more."""
     shares = jnp.stack([done, jnp.float32(1)]) / (done + 1)
     return task.mean(jnp.stack([ensemble, added]), shares)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(task, hparams, ensemble, done, outputs, batch):
-    """The mean loss of the ensemble with each of the models added, float32 (models,)."""
+    """Returns the mean loss of the ensemble with each of the models added, float32 (models,)."""
 
     def one(added):
-        return task.loss(_joined(task, ensemble, added, done), batch, hparams).mean()
+        return task.loss(_add(task, ensemble, added, done), batch, hparams).mean()
 
     return jax.lax.map(one, outputs)
 
 
-def build(sweep, bound: Bound, experiment, config: run.Config, members, trials, log):
-    """Chooses an ensemble of the sweep's models, saves it as the run folder `ensemble`, and tests
-    it once. Returns (what results.json says of it, the results of the run); None, which is logged,
-    where no two models are together better than one. config: of the sweep's best trial."""
+def build(most: int, config: run.Config, members, structures, val_set, log):
+    """Chooses an ensemble of at most `most` models, or None, which is logged, where no two models
+    are together better than one.
+
+    Returns (its entry of results.json, the Config, variables and row of its run). config: of the
+    best trial; structures: (Recipe, Hparams) of each member.
+    """
     if len(members) < 2:
         log("no ensemble: the models of fewer than two trials are here")
         return None
     task, hparams = config.recipe.task, train.as_float32(config.hparams.evaluation())
     outputs = jnp.stack([member.outputs for member in members])
-    part = {name: leaf[: outputs.shape[1]] for name, leaf in bound.val.items()}
-    batch = train.host_batch(task, part)
-    chosen = choose(task, hparams, outputs, batch, sweep.ensemble)
-    pairs = [(member, w) for member, w in zip(members, chosen.weights, strict=True) if w]
-    if len(pairs) < 2:
+    part = {name: leaf[: outputs.shape[1]] for name, leaf in val_set.items()}
+    chosen = choose(task, hparams, outputs, train.host_batch(task, part), most)
+    picked = [row for row in zip(chosen.weights, members, structures, strict=True) if row[0]]
+    if len(picked) < 2:
         log("no ensemble: none is better than the best model alone")
         return None
-    pairs.sort(key=lambda pair: -pair[1])
+    picked.sort(key=lambda row: -row[0])
     log(
-        f"testing an ensemble of {len(pairs)} models: validation loss {digits(chosen.loss)}, the "
+        f"testing an ensemble of {len(picked)} models: validation loss {digits(chosen.loss)}, the "
         f"best alone {digits(chosen.alone)}; temperature {short_text(chosen.temperature)}"
     )
-    params = {trial.number: trial.params for trial in trials}
-
-    def of_trial(member):
-        return bound.space.apply(params[member.trial], bound.recipe, sweep.hparams)
-
-    shares = jnp.float32([w for _, w in pairs])
-    picked = jnp.stack([member.outputs for member, _ in pairs])
-    raw = task.mean(picked, shares)
-    logits = raw / chosen.temperature
-    config = _as_run(config, pairs, of_trial, chosen.temperature)
-    scores = train.scores(task, config.hparams, part, logits)
+    shares, trees = [w for w, _, _ in picked], [member.variables for _, member, _ in picked]
+    raw = task.mean(jnp.stack([m.outputs for _, m, _ in picked]), jnp.float32(shares))
+    config = _run_config(config, [s for _, _, s in picked], shares, chosen.temperature)
+    scores = train.scores(task, config.hparams, part, raw / chosen.temperature)
     row = {"epoch": 1, "step": 1, **{f"val_{name}": value for name, value in scores.items()}}
-    trees = [member.variables for member, _ in pairs]
-    params = {f"members_{i}": tree["params"] for i, tree in enumerate(trees)}
-    collections = {
+    variables = {
         name: {f"members_{i}": tree[name] for i, tree in enumerate(trees) if name in tree}
-        for name in {name for tree in trees for name in tree} - {"params"}
+        for name in {name for tree in trees for name in tree}
     }
-    variables = {"params": params, **collections}
-    folder = sweep.run_dir / "ensemble"
-    tested = save_and_test(experiment, config, folder, variables, [row], bound.dataset, log)
-    return {
-        "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for m, w in pairs],
+    entry = {
+        "models": [{"trial": m.trial, "seed": m.seed, "weight": w} for w, m, _ in picked],
         "temperature": chosen.temperature,
         "validation_loss": chosen.loss,
         "validation_loss_of_the_best_alone": chosen.alone,
-        # by which it compares with models that have no temperature
+        # comparable with models that have no temperature
         "uncalibrated": train.scores(task, config.hparams, part, raw),
-        "val": tested.get("val"),
-        "test": tested.get("test"),
-        "run_dir": str(folder),
-    }, tested
+    }
+    return entry, config, variables, row
 
 
-def _as_run(config, chosen, of_trial, temperature):
-    """The Config of the run that the ensemble is. chosen: members and their shares; of_trial: a
-    member -> its (Recipe, Hparams)."""
+def _run_config(config, recipes, shares, temperature) -> run.Config:
+    """Returns the Config of the ensemble's run. recipes: (Recipe, Hparams) of each member."""
     frozen = config.transfer is not None and config.transfer.is_frozen
-    recipes = [of_trial(member) for member, _ in chosen]
     model = Ensemble(
-        # copies: Flax gives one object that stands at two places one set of parameters
+        # clones: Flax gives one object in two fields one set of parameters
         members=tuple(recipe.model.clone() for recipe, _ in recipes),
-        hparams=tuple(numbers for _, numbers in recipes),
-        weights=tuple(weight for _, weight in chosen),
+        hparams=tuple(hparams for _, hparams in recipes),
+        weights=tuple(shares),
         task=config.recipe.task,
         temperature=temperature,
         shared=frozen,

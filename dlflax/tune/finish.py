@@ -8,13 +8,16 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from dlflax import run
+from dlflax import parallel, run, train
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import tables
@@ -22,15 +25,17 @@ from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
 from dlflax.report.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
-from dlflax.run.resume import changes_past_rates
+from dlflax.run.folder import begin, load_config
+from dlflax.run.prepare import prepare
+from dlflax.run.resume import changes_past_rates, differences
+from dlflax.train import checkpoint_files
+from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
+from dlflax.train.recipe import init_on_devices
 from dlflax.tune import ensemble, report
-from dlflax.tune.bind import Bound
-from dlflax.tune.config import Sweep
+from dlflax.tune.config import Bound
 from dlflax.tune.members import Member, Members
-from dlflax.tune.settings import set_aside
 from dlflax.tune.study import JOURNAL, Study, without_password
-from dlflax.tune.trained import in_folder, save_and_test
 
 WORDS = {
     "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
@@ -38,12 +43,12 @@ WORDS = {
 }  # fmt: skip
 
 
-def finish(
-    sweep: Sweep, bound: Bound, experiment, study: Study, members: Members, saved, traces: int, log
-) -> dict[str, Any]:
+def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
-    report, which it prints. Returns the results. Raises RunError where no trial ended well."""
-    folder, direction, trials = sweep.run_dir, study.direction, study.finished()
+    report, which it prints. Returns the results. Raises RunError where all trials diverged or
+    failed."""
+    sweep, direction, trials = bound.sweep, study.direction, study.finished_trials()
+    folder = sweep.run_dir
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
     best = next(iter(ranking.ranked(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
@@ -51,28 +56,10 @@ def finish(
             f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "
             "example --space.learning-rate 1e-5 1e-3 log, under another --study."
         )
-    results = {
-        **report.facts(saved, trials, direction),
-        **_facts(sweep, bound, trials, best, traces, direction),
-    }
-    chosen = list(members.of(trials))
-    candidates = Candidates(sweep, bound, experiment, trials, best, chosen, log)
-    for build in (candidates.restore, candidates.retrain, candidates.ensemble):
-        build()
-        results |= candidates.results()  # a kill costs no more than one of them
-        write_json(folder / "results.json", results)
-    candidates.save_best()
-    report.write(folder, results, trials, direction, log)
-    _print(sweep, trials, direction, results, log)
-    return results
-
-
-def _facts(sweep, bound, trials, best, traces, direction) -> dict[str, Any]:
-    """Returns what results.json says of the sweep and its best trial."""
-    folder = sweep.run_dir
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
     address = sweep.storage and without_password(sweep.storage)
-    return {
+    results = {
+        **report.facts(saved, trials, direction),
         "structures": len(bound.recipes),
         "traces": traces,  # by this process and its workers
         "seconds": seconds,  # of training the trials
@@ -92,47 +79,71 @@ def _facts(sweep, bound, trials, best, traces, direction) -> dict[str, Any]:
             "dashboard": f"optuna-dashboard {address or folder / JOURNAL}",
         },
     }
+    chosen = list(members.read(trials))
+    candidates = Candidates(bound, trials, best, chosen, log)
+    for entries in candidates.test():
+        results |= entries
+        write_json(folder / "results.json", results)  # a kill costs no more than one of them
+    candidates.save_best()
+    report.write(folder, results, trials, direction, log)
+    _print(results, trials, direction, sweep.verbose, folder / "report.html", log)
+    return results
 
 
 class Candidates:
     """The models that may be the best one, each a run folder of its own, and their results."""
 
     def __init__(
-        self, sweep: Sweep, bound: Bound, experiment, trials: list[FrozenTrial], best: FrozenTrial,
-        members: list[Member], log: Callable[[str], None],
+        self, bound: Bound, trials: list[FrozenTrial], best: FrozenTrial, members: list[Member],
+        log: Callable[[str], None],
     ):  # fmt: skip
-        self._sweep, self._bound, self._experiment = sweep, bound, experiment
+        sweep = self._sweep = bound.sweep
+        self._bound, self._experiment = bound, bound.experiment
         self._trials, self._best, self._members, self._log = trials, best, members, log
         recipe, hparams = bound.space.apply(best.params, sweep.recipe, sweep.hparams)
         common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
         self._config = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
         self._metric = sweep.objective.removeprefix("val_")
-        self._sign = 1 if recipe.task.metric(self._metric).direction == "min" else -1
+        self._sign = 1 if bound.direction == "minimize" else -1
         self._results: dict[str, dict[str, Any]] = {}
         self._ensemble: dict[str, Any] | None = None
 
-    def restore(self) -> None:
-        """Tests the best trial with the weights that it was trained to."""
-        mine = [member for member in self._members if member.trial == self._best.number]
-        if not mine:
-            return
-        name = self._sweep.objective
-        member = min(mine, key=lambda seed: min(self._sign * row[name] for row in seed.history))
-        history = member.history[: best_epoch(member.history, self._config.recipe.task) + 1]
-        history = _with_rates(self._config, history)
-        self._log(f"testing the best, trial {self._best.number}, as it was trained")
-        self._build("trained", lambda folder: save_and_test(
-            self._experiment, self._config, folder, member.variables, history, self._bound.dataset,
-            self._log,
-        ))  # fmt: skip
+    def test(self) -> Iterator[dict[str, Any]]:
+        """Tests each candidate, and yields the part of results.json about them so far."""
+        builds = {"trained": self._restore, "retrained": self._retrain, "ensemble": self._combine}
+        for name, build in builds.items():
+            self._test(name, build, self._sweep.run_dir / name)
+            yield self._report()
 
-    def retrain(self) -> None:
+    def _test(self, name, build, folder) -> None:
+        """Tests a candidate; a failure is a warning."""
+        try:
+            results = build(folder)
+        except (InputError, RunError, OSError) as error:
+            self._log(f"warning: {WORDS[name]} is no candidate: {error}")
+            results = None
+        if results:
+            self._results[name] = results
+        elif name == "ensemble":  # one of fewer trials may be there
+            set_aside(folder)
+
+    def _restore(self, folder):
+        """Tests the best trial with its trained weights."""
+        seeds = [member for member in self._members if member.trial == self._best.number]
+        if not seeds:
+            return None
+        name, config = self._sweep.objective, self._config
+        member = min(seeds, key=lambda seed: min(self._sign * row[name] for row in seed.history))
+        history = member.history[: best_epoch(member.history, config.recipe.task) + 1]
+        self._log(f"testing the best, trial {self._best.number}, as it was trained")
+        return self._save_and_test(config, folder, member.variables, _with_rates(config, history))
+
+    def _retrain(self, folder):
         """Trains the best trial's configuration again, and tests it."""
         sweep, config = self._sweep, self._config
         if sweep.retrain_on_all:
             # without a validation score the last epoch counts
-            direction = "minimize" if self._sign == 1 else "maximize"
-            epochs = ranking.best_epoch(self._best, direction)
+            epochs = ranking.best_epoch(self._best, self._bound.direction)
             steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
             if changes_past_rates(config, epochs, steps):
                 epochs = config.epochs
@@ -141,35 +152,41 @@ class Candidates:
             )
         self._log(f"retraining the best, trial {self._best.number}, with a seed that no trial had "
                   f"({sweep.seed})")  # fmt: skip
-        self._build("retrained", lambda folder: run.run(
-            self._experiment, in_folder(config, folder), self._log, self._bound.dataset, brief=True
-        ))  # fmt: skip
+        return self._run(in_folder(config, folder))
 
-    def ensemble(self) -> None:
+    def _combine(self, folder):
         """Tests an ensemble of the best trials, if one is better than the best alone."""
-        built = None
-        if self._sweep.ensemble:
-            built = self._build("ensemble", lambda folder: ensemble.build(
-                self._sweep, self._bound, self._experiment, self._config, self._members,
-                self._trials, self._log,
-            ))  # fmt: skip
-        if built is None:  # one of fewer trials may be there
-            set_aside(self._sweep.run_dir / "ensemble")
-
-    def _build(self, name, build):
-        """Builds a candidate; one that fails is a warning."""
-        try:
-            built = build(self._sweep.run_dir / name)
-        except (InputError, RunError, OSError) as error:
-            self._log(f"warning: {WORDS[name]} is no candidate: {error}")
+        sweep, bound = self._sweep, self._bound
+        params = {trial.number: trial.params for trial in self._trials}
+        structures = [
+            bound.space.apply(params[member.trial], bound.recipe, sweep.hparams)
+            for member in self._members
+        ]
+        built = sweep.ensemble and ensemble.build(
+            sweep.ensemble, self._config, self._members, structures, bound.val, self._log
+        )
+        if not built:
             return None
-        if name == "ensemble" and built:
-            self._ensemble, built = built
-        if built:
-            self._results[name] = built
-        return built
+        entry, config, variables, row = built
+        results = self._save_and_test(config, folder, variables, [row])
+        scores = {"val": results.get("val"), "test": results.get("test")}
+        self._ensemble = {**entry, **scores, "run_dir": str(folder)}
+        return results
 
-    def winner(self) -> str | None:
+    def _save_and_test(self, config, folder, variables, history) -> dict[str, Any]:
+        """Saves variables of the last row of history as a finished run, as if a run had trained
+        them, and tests it once."""
+        config = dataclasses.replace(config, epochs=len(history), patience=0, reduce_on_plateau=0)
+        config = in_folder(config, folder)
+        folder.mkdir(exist_ok=True)
+        if not checkpoint_files.steps(folder / "checkpoints"):
+            _save(self._experiment, config, variables, history, self._bound.dataset, self._log)
+        return self._run(dataclasses.replace(config, resume=True))
+
+    def _run(self, config) -> dict[str, Any]:
+        return run.run(self._experiment, config, self._log, self._bound.dataset, brief=True)
+
+    def _winner(self) -> str | None:
         """Returns the name of the best candidate so far. One that was trained on all data has no
         validation score, and is the best by request."""
         if self._sweep.retrain_on_all and "retrained" in self._results:
@@ -179,8 +196,8 @@ class Candidates:
         return min(scores, key=scores.get, default=None)
 
     def _validation(self, name: str) -> dict[str, Any] | None:
-        """Returns the scores of a candidate on the validation data; of the ensemble those before
-        its temperature, which is fitted on these data."""
+        """Returns the validation scores of a candidate; of the ensemble those before its
+        temperature, which is fitted on these data."""
         if name == "ensemble" and self._ensemble:
             return self._ensemble["uncalibrated"]
         return self._results.get(name, {}).get("val")
@@ -188,14 +205,13 @@ class Candidates:
     def _score(self, name: str) -> float | None:
         return (self._validation(name) or {}).get(self._metric)
 
-    def results(self) -> dict[str, Any]:
-        """Returns what results.json says of the candidates so far."""
-        name = self.winner()
-        if name is None:
+    def _report(self) -> dict[str, Any]:
+        winner = self._winner()
+        if winner is None:
             return {}
-        best, trained = self._results[name], self._results.get("trained", {})
+        best, trained = self._results[winner], self._results.get("trained", {})
         return {
-            "model": name,
+            "model": winner,
             "candidates": {
                 name: {"val": self._validation(name), "test": results["test"],
                        "run_dir": str(self._sweep.run_dir / name)}
@@ -225,14 +241,13 @@ class Candidates:
                 "selection, the luck of one seed on these examples."]  # fmt: skip
 
     def save_best(self) -> None:
-        """Puts the best candidate into `best/`. Raises RunError where there is none."""
-        name = self.winner()
+        """Copies the best candidate to `best/`. Raises RunError where there is none."""
+        name, folder = self._winner(), self._sweep.run_dir
         if name is None:
             raise RunError(
                 "no candidate for the best model could be tested: see the warnings above; the "
                 "trials are safe, and the same command tries again."
             )
-        folder = self._sweep.run_dir
         self._log(f"best model: {WORDS[name]}")
         new = folder / ".best"
         shutil.rmtree(new, ignore_errors=True)
@@ -255,25 +270,75 @@ def _with_rates(config: run.Config, history: History) -> History:
 
 
 def _link(source: str, target: str) -> None:
-    """Links a file, which takes no room, or copies it where the disk knows no links."""
+    """Links a file, which takes no space, or copies it to a disk that has no links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
 
-def _print(sweep, trials, direction, results, log) -> None:
-    """Prints the best trials, the test scores of the candidates, and what is where."""
-    print_trials(trials, direction, sweep.objective)
-    beside = {
-        WORDS[name]: each["test"]
-        for name, each in results["candidates"].items() if name != results["model"]
+def _print(results, trials, direction, verbose: bool, page, log) -> None:
+    """Prints the best trials, the test scores of the candidates, and the paths of all files."""
+    print_trials(trials, direction, results["objective"])
+    others = {
+        WORDS[name]: candidate["test"]
+        for name, candidate in results["candidates"].items() if name != results["model"]
     }  # fmt: skip
-    shown = {**results, "baselines": {**beside, **(results.get("baselines") or {})}}
-    tables.print_results(shown, sweep.verbose)
+    shown = {**results, "baselines": {**others, **(results.get("baselines") or {})}}
+    tables.print_results(shown, verbose)
     for sentence in results.get("verdict", ()):
         log(sentence)
     print_findings(results["findings"])
-    log(f"report: {sweep.run_dir / 'report.html'}")
+    log(f"report: {page}")
     for name, line in results["commands"].items():
         log(f"{name}: {line}")
+
+
+def _save(experiment, config, variables, history, dataset, log) -> None:
+    """Writes the run folder, with a fresh optimizer."""
+    _, job = prepare(config, dataset, lambda _: None)
+    begin(experiment, config, job.dataset, job.examples, config.run_dir, lambda _: None)
+    unknown = {"learning_rate": 0.0, "seconds": 0.0, "examples_per_second": 0.0}
+    history = [{**unknown, **row} for row in history]
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
+    start, step = job.start, np.int32(history[-1]["step"])
+    inputs, numbers = start.splits.train["inputs"][:1], train.as_float32(config.hparams)
+    # placed like any run, on any number of devices
+    with parallel.use_devices(parallel.num_devices(config.devices, config.recipe.batch_size)):
+        fresh = init_on_devices(
+            start.recipe, numbers, inputs, np.uint32(config.seed), start.pretrained
+        )
+        state = _with_variables(fresh, variables, step)
+        checkpoints.save(train.Checkpoint(state, history))
+
+
+@jax.jit
+def _with_variables(state, variables, step):
+    collections = dict(variables)
+    params = collections.pop("params")
+    ema = None if state.ema is None else params
+    averages = None if state.ema_collections is None else collections
+    state = train.State(step, params, collections, state.opt_state, ema, state.key, averages)
+    return parallel.constrain_state(state)
+
+
+def in_folder(config: run.Config, folder: Path) -> run.Config:
+    """Returns the Config for its run folder, which it continues if it is the same run; another run
+    there is moved aside."""
+    here = dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists())
+    if here.resume:
+        old = load_config(folder)
+        # the sweep has compared the data
+        if differences(old, {**old, "config": run.to_json(here)}, here):
+            set_aside(folder)
+            here = dataclasses.replace(here, resume=False)
+    return here
+
+
+def set_aside(path: Path) -> None:
+    """Renames what an earlier study wrote there, if anything, so that nobody predicts with it."""
+    if path.exists():
+        second = round(time.time())
+        while (aside := path.with_name(f"{path.stem}_{second}{path.suffix}")).exists():
+            second += 1
+        path.rename(aside)

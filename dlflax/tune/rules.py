@@ -1,10 +1,4 @@
-"""Rules, which decide what trains next: pure functions of the learning curves so far.
-
-`Full` trains every trial to its end, `Halving` stops the worse ones of a population early
-(successive halving: Karnin, Koren and Somekh 2013; Jamieson and Talwalkar 2016), `FreezeThaw`
-pauses trials and continues those that rank well (successive halving without rounds: Li et al. 2020,
-ASHA, in the setting of Swersky, Snoek and Adams 2014).
-"""
+"""Rules, which select the trials to train next: pure functions of the learning curves so far."""
 
 import dataclasses
 import math
@@ -13,18 +7,18 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from dlflax.errors import InputError
 
-ETA = 2  # freeze-thaw: the best 1 in so many continue from a rung
+ETA = 2  # freeze-thaw: the best 1 in ETA continue from a rung
 
 
 class Curve(NamedTuple):
-    """A trial that was begun, as far as it is trained."""
+    """The learning curve of a trial, so far."""
 
     number: int
     params: Mapping[str, Any]
     values: Sequence[float]
     """After each epoch, lower is better; +inf once it diverged."""
     is_over: bool = False
-    """It is finished, diverged or stopped."""
+    """The trial is finished, diverged or stopped."""
     is_busy: bool = False
     """A worker trains it."""
 
@@ -34,7 +28,7 @@ class Curve(NamedTuple):
 
 
 class Go(NamedTuple):
-    """Train a trial, or with `trial` None a new one, until it has so many epochs."""
+    """Train a trial, or with `trial` None a new one, until it has `until` epochs."""
 
     trial: int | None
     until: int
@@ -66,30 +60,24 @@ class Budget(NamedTuple):
 
 
 class Rule(Protocol):
-    """A decision about what trains next."""
+    """The selection of the trials to train next."""
 
-    is_narrow: bool
-    """Trials that continue take a narrower program, where that saves time."""
-    sampler: str
+    is_narrow: ClassVar[bool] = False
+    """True: trials that continue get a narrower program, to save time."""
+    sampler: ClassVar[str] = ""
     """The sampler of new trials; "" for that of the sweep."""
 
     def check(self, epochs: int) -> None:
-        """Raises InputError for fields that do not go together with the epochs of a trial."""
+        """Raises InputError for fields that contradict the epochs of a trial."""
 
     def decide(self, curves: Sequence[Curve], free: int, budget: Budget) -> list[Go | Stop]:
-        """Returns the trials of one order of at most `free`, and those to stop; [] while there is
-        nothing to do, or no more. curves: of all trials, in number order."""
+        """Returns the trials of one order, at most `free`, and the trials to stop; [] while all are
+        busy, and at the end. curves: of all trials, in number order."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Full:
+class Full(Rule):
     """Every trial is trained to its end."""
-
-    is_narrow: ClassVar[bool] = False
-    sampler: ClassVar[str] = ""
-
-    def check(self, epochs: int) -> None:
-        """Does nothing."""
 
     def decide(self, curves: Sequence[Curve], free: int, budget: Budget) -> list[Go | Stop]:
         """Returns new trials, as many as a population has left."""
@@ -97,11 +85,11 @@ class Full:
 
 
 @dataclasses.dataclass(frozen=True)
-class Halving:
-    """Only the best of a population continue after a share of the epochs."""
+class Halving(Rule):
+    """Only the best of a population continue after a share of the epochs: successive halving
+    (Karnin, Koren and Somekh 2013; Jamieson and Talwalkar 2016)."""
 
     is_narrow: ClassVar[bool] = True
-    sampler: ClassVar[str] = ""
 
     reduction_factor: int = 3
     """The best 1 in N continue after 1/N, 1/N^2, ... of the epochs."""
@@ -115,12 +103,12 @@ class Halving:
             )
 
     def decide(self, curves: Sequence[Curve], free: int, budget: Budget) -> list[Go | Stop]:
-        """Returns what the first population that waits has to do, or a new one."""
+        """Returns the next steps of the first population that waits, or a new population."""
         rungs = [*halving_rungs(budget.epochs, self.reduction_factor), budget.epochs]
         for start in range(0, len(curves) // free * free + 1, free):
             population = curves[start : start + free]
             if len(population) < free and len(curves) < budget.most:
-                break  # it is not complete: a kill left the others out
+                break  # it is incomplete: a kill came before its other trials
             if steps := self._next_rung(population, rungs):
                 return steps
         return _begin(curves, free, budget.most, rungs[0])
@@ -142,14 +130,18 @@ class Halving:
 
 
 @dataclasses.dataclass(frozen=True)
-class FreezeThaw:
-    """The epochs of --trials whole trials go to as many trials as are worth beginning."""
+class FreezeThaw(Rule):
+    """The epochs of --trials full trials go to as many trials as are worth beginning: trials pause
+    at rungs, and those that rank well continue.
 
-    is_narrow: ClassVar[bool] = False
+    Successive halving without rounds (Li et al. 2020, ASHA), in the setting of Swersky, Snoek and
+    Adams 2014.
+    """
+
     sampler: ClassVar[str] = "qmc"  # better beginnings by a model were tried, and were not better
 
     epochs_per_round: int = 1
-    """Epochs that a trial is trained for before it is decided again."""
+    """Epochs of a trial between two decisions."""
 
     def check(self, epochs: int) -> None:
         """Raises InputError for rounds of less than an epoch."""
@@ -157,17 +149,17 @@ class FreezeThaw:
             raise InputError(f"--epochs-per-round {self.epochs_per_round} must be 1 or more.")
 
     def decide(self, curves: Sequence[Curve], free: int, budget: Budget) -> list[Go | Stop]:
-        """Returns those that continue, then new ones while the budget lasts; at its end the best
-        one is trained to its end."""
+        """Returns the trials that continue, then new trials while the budget lasts. After that the
+        best trial is trained to its end."""
         idle = [c for c in curves if not c.is_over and not c.is_busy]
         spent, most = sum(len(c.values) for c in curves), budget.size or math.inf
         new, chosen = int(min(free, most - len(curves))), []
         if spent < budget.trials * budget.epochs:
-            chosen = self._continued(curves, budget.epochs)[:free]
+            chosen = self._resumable(curves, budget.epochs)[:free]
             new = min(new, free - len(chosen))
-            left = [c for c in idle if c not in chosen]
-            left.sort(key=lambda curve: (curve.best(), curve.number))
-            chosen += left[: free - len(chosen) - new]  # where nothing is left to begin
+            others = [c for c in idle if c not in chosen]
+            others.sort(key=lambda curve: (curve.best(), curve.number))
+            chosen += others[: free - len(chosen) - new]  # a finite space may have no new ones
         if chosen or (new and spent < budget.trials * budget.epochs):
             rounds = [min(budget.epochs, len(c.values) + self.epochs_per_round) for c in chosen]
             going = [Go(c.number, until) for c, until in zip(chosen, rounds, strict=True)]
@@ -179,38 +171,39 @@ class FreezeThaw:
             return [Go(best.number, budget.epochs)]
         return [Stop(curve.number) for curve in idle]
 
-    def _continued(self, curves, epochs) -> list[Curve]:
-        """Returns the trials to continue with, the most important first. These are trials between
-        two rungs, then those at a rung that are among the best 1 in ETA of all that reached it."""
-        at_rung: dict[int, list[Curve]] = {r: [] for r in reversed(halving_rungs(epochs, ETA))}
-        continued = []
+    def _resumable(self, curves, epochs) -> list[Curve]:
+        """Returns the paused trials to resume, in order.
+
+        Trials between two rungs come before those at a rung, of which the best 1 in ETA of all that
+        reached it are resumed.
+        """
+        at_rung: dict[int, list[Curve]] = {r: [] for r in halving_rungs(epochs, ETA)[::-1]}
+        ranked = []
         for curve in curves:
             done = len(curve.values)
             rung = next((r for r in at_rung if r <= done), 0)
             if not curve.is_over and not curve.is_busy:
                 waits = rung and done < rung + self.epochs_per_round
-                (at_rung[rung] if waits else continued).append(curve)
-        continued.sort(key=lambda curve: (-len(curve.values), curve.number))
+                (at_rung[rung] if waits else ranked).append(curve)
+        ranked.sort(key=lambda curve: (-len(curve.values), curve.number))
         for rung, waiting in at_rung.items():
             rank = [curve for curve in curves if len(curve.values) >= rung]
             rank.sort(key=lambda curve: (curve.best(rung), curve.number))
-            continued += [curve for curve in rank[: len(rank) // ETA] if curve in waiting]
-        return continued
+            ranked += [curve for curve in rank[: len(rank) // ETA] if curve in waiting]
+        return ranked
 
 
 RULES: dict[str, Rule] = {"full": Full(), "halving": Halving(), "freeze-thaw": FreezeThaw()}
 
 
 def _begin(curves, free, most, until) -> list[Go]:
-    """Returns new trials: a population begins at a multiple of its size, whatever a kill left."""
+    """Returns new trials: each population begins at a multiple of its size, also after a kill."""
     return [Go(None, until)] * max(0, min(free - len(curves) % free, most - len(curves)))
 
 
 def halving_rungs(epochs: int, eta: int) -> list[int]:
-    """Returns the epochs after which all but one in `eta` stop, ascending: 9 epochs with eta 3 ->
-    [1, 3]."""
-    rungs, rung = [], epochs // eta
-    while rung >= 1:
-        rungs.append(rung)
-        rung //= eta
-    return rungs[::-1]
+    """Returns the epochs after which all but one in `eta` stop: [1, 3] of 9 epochs with eta 3."""
+    rungs = []
+    while epochs := epochs // eta:
+        rungs.insert(0, epochs)
+    return rungs

@@ -1,5 +1,4 @@
-"""Samplers, which suggest the parameters of a trial: Optuna's own, and a Gaussian process and a
-grid that plain Optuna can use as well."""
+"""Samplers, which suggest the parameters of a trial: Optuna's, a Gaussian process, a grid."""
 
 import functools
 import importlib
@@ -22,34 +21,29 @@ from dlflax.tune.encoding import Encoding, sobol
 from dlflax.tune.space import Space
 from dlflax.tune.study import score
 
-STARTUP = 10  # trials that are spread over the space before the Gaussian process chooses
+STARTUP = 10  # trials of a Sobol sequence before the Gaussian process chooses
 SAMPLERS = ("gp", "tpe", "cmaes", "random", "qmc", "grid")
 
 
 def seed_of(seed: int, number: int) -> int:
-    """Returns the seed of a trial's suggestion, whatever the process suggested before."""
+    """Returns the seed of a trial's suggestion."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 class GaussianProcess(BaseSampler):
     """Bayesian optimization by a Gaussian process, for any Optuna study of one objective.
 
-    A suggestion is a function of the seed, the trial's number and the trials with lower numbers:
-    finished ones by their score, a pruned one by its best report, those in training as pending. The
-    first `startup` trials are points of a scrambled Sobol sequence, and so are all while none is
-    finished. search_space: all parameters; None for those that all finished trials have in common.
-    known: (parameters, value) of trials of another study, the lowest value being the best; every
-    second one of the first trials repeats one of the best of them.
+    A suggestion is a function of the seed and of all trials with lower numbers. The first `startup`
+    trials, and all while none is finished, are points of a scrambled Sobol sequence. search_space:
+    None for the parameters that all finished trials have in common. known: (parameters, value) of
+    another study, lower is better; every second one of the first trials repeats one of the best.
     """
 
     def __init__(
-        self,
-        seed: int | None = None,
-        *,
-        search_space: Mapping[str, BaseDistribution] | None = None,
-        startup: float = STARTUP,
+        self, seed: int | None = None, *,
+        search_space: Mapping[str, BaseDistribution] | None = None, startup: float = STARTUP,
         known: Sequence[tuple[Mapping[str, Any], float]] = (),
-    ):
+    ):  # fmt: skip
         self._seed = int(np.random.SeedSequence().entropy) if seed is None else seed
         self._space, self._startup, self._known = search_space, startup, known
         self._common = IntersectionSearchSpace(include_pruned=True)
@@ -58,13 +52,12 @@ class GaussianProcess(BaseSampler):
     def infer_relative_search_space(self, study, trial):
         """Returns the parameters that are chosen together. Raises ValueError for a study of several
         objectives."""
-        _check_single(study)
+        if len(study.directions) > 1:
+            raise ValueError("GaussianProcess is for studies of one objective.")
         space = self._space if self._space is not None else self._common.calculate(study)
-        return {name: each for name, each in space.items() if not each.single() or self._space}
+        return {name: d for name, d in space.items() if not d.single() or self._space}
 
     def sample_relative(self, study, trial, search_space):
-        """Returns the parameters of a trial."""
-        _check_single(study)
         if not search_space:
             return {}
         encoding, direction = Encoding(search_space), study.direction.name.lower()
@@ -74,31 +67,25 @@ class GaussianProcess(BaseSampler):
         ]  # fmt: skip
         finished = [other for other in earlier if score(other, direction) is not None]
         if trial.number < self._startup or not finished:
-            return self._spread(encoding, trial.number)
+            best = sorted(self._known, key=lambda pair: pair[1])  # stable: the first on a tie
+            index, is_odd = divmod(trial.number, 2)
+            if trial.number and not is_odd and index - 1 < len(best):
+                return dict(best[index - 1][0])
+            return sobol(encoding, self._seed, trial.number)
         pending = [other.params for other in earlier if not other.state.is_finished()]
         fitted = self._fit(encoding, finished, direction, trial.number)
         seed = seed_of(self._seed, trial.number)
         return gaussian_process.suggest(encoding, fitted, pending, seed)
 
     def sample_independent(self, study, trial, param_name, param_distribution):
-        """Returns a random value of a parameter that not all trials have."""
-        _check_single(study)
         seed = [self._seed, trial.number, *param_name.encode()]
         sampler = RandomSampler(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _spread(self, encoding, number):
-        best = sorted(self._known, key=lambda each: each[1])  # stable: the first on a tie
-        index, is_odd = divmod(number, 2)
-        if number and not is_odd and index - 1 < len(best):
-            return dict(best[index - 1][0])
-        return sobol(encoding, self._seed, number)
-
     def _fit(self, encoding, finished, direction, number):
-        """Returns the model of the finished trials, the same one until another is finished."""
+        """Returns the model of the finished trials, fitted once until another is finished."""
         sign, name = 1 if direction == "minimize" else -1, cost_name(finished)
-        # of two objectives, some trials have the same weights
-        group = number // cost.BATCH if name else 0
+        group = number // cost.BATCH if name else 0  # trials with the same weights
         key = [trial.number for trial in finished], encoding.distributions, group
         if self._fitted[0] != key:
             values = [sign * score(trial, direction) for trial in finished]
@@ -111,38 +98,25 @@ class GaussianProcess(BaseSampler):
         return self._fitted[1]
 
 
-def _check_single(study) -> None:
-    if len(study.directions) > 1:
-        raise ValueError("GaussianProcess is for studies of one objective.")
-
-
 class Grid(BaseSampler):
-    """Every configuration in turn: trial k has point k."""
+    """A grid: trial k has point k."""
 
     def __init__(self, points: Sequence[Mapping[str, Any]]):
         self._points = points
 
     def infer_relative_search_space(self, study, trial):
-        """Returns nothing: the points are complete."""
         return {}
 
     def sample_relative(self, study, trial, search_space):
-        """Returns the parameters of a trial."""
         return {}
 
     def sample_independent(self, study, trial, param_name, param_distribution):
-        """Returns the value of a parameter at the trial's point."""
         return self._points[trial.number % len(self._points)][param_name]
 
 
 class SweepSampler(BaseSampler):
-    """A sampler that is made anew for every trial from (seed, number).
-
-    So a search that was killed continues with the same suggestions. No configuration of a finite
-    space comes twice.
-
-    make: seed -> sampler; distributions: all parameters of the space.
-    """
+    """A sampler that is made anew for every trial, by its number, so that a search that was killed
+    continues with the same suggestions. make: seed -> sampler; distributions: all parameters."""
 
     def __init__(
         self, make: Callable[[int], BaseSampler], distributions: Mapping[str, Any], seed: int
@@ -150,11 +124,10 @@ class SweepSampler(BaseSampler):
         self._make, self._seed, self._distributions = make, seed, dict(distributions)
 
     def infer_relative_search_space(self, study, trial):
-        """Returns the whole space."""
         return self._distributions
 
     def sample_relative(self, study, trial, search_space):
-        """Returns all parameters of a trial."""
+        """Returns all parameters of a trial, in a finite space new ones."""
         sampler = self._make(seed_of(self._seed, trial.number))
         sampler.before_trial(study, trial)
         together = sampler.infer_relative_search_space(study, trial)
@@ -164,7 +137,20 @@ class SweepSampler(BaseSampler):
             else sampler.sample_independent(study, trial, name, distribution)
             for name, distribution in self._distributions.items()
         }  # fmt: skip
-        return self._untried(study, trial, params)
+        encoding = Encoding(self._distributions)
+        if not encoding.size():
+            return params
+        rng, draws = np.random.default_rng([self._seed, trial.number]), 0
+        tried = {
+            encoding.key(other.params) for other in study.get_trials(deepcopy=False)
+            if other.number < trial.number and self._distributions.keys() <= other.params.keys()
+        }  # fmt: skip
+        while encoding.key(params) in tried and draws < 100:
+            (params,) = encoding.spread(rng.random((1, len(self._distributions))))
+            draws += 1
+        if encoding.key(params) in tried:
+            params = encoding.first_new(tried) or params
+        return params
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         """Returns a random value of a parameter that the space does not have."""
@@ -172,30 +158,11 @@ class SweepSampler(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study, trial, state, values):
-        """Lets the sampler keep what it learns from a finished trial."""
         self._make(seed_of(self._seed, trial.number)).after_trial(study, trial, state, values)
-
-    def _untried(self, study, trial, params):
-        """Returns the parameters, or in a finite space others where another trial has them."""
-        encoding = Encoding(self._distributions)
-        if not encoding.size():
-            return params
-        rng = np.random.default_rng([self._seed, trial.number])
-        tried = {
-            encoding.key(other.params) for other in study.get_trials(deepcopy=False)
-            if other.number < trial.number and self._distributions.keys() <= other.params.keys()
-        }  # fmt: skip
-        draws = 0
-        while encoding.key(params) in tried and draws < 100:
-            (params,) = encoding.spread(rng.random((1, len(self._distributions))))
-            draws += 1
-        if encoding.key(params) in tried:
-            params = encoding.untried(tried) or params
-        return params
 
 
 def check_sampler(sampler: str) -> None:
-    """Raises InputError for a sampler that does not exist or needs a package that is missing."""
+    """Raises InputError for an unknown sampler, or one whose package is missing."""
     if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise InputError(
             "--sampler cmaes needs the package cmaes: pip install cmaes, or use --sampler gp."
@@ -204,47 +171,38 @@ def check_sampler(sampler: str) -> None:
         _load_sampler(sampler)
 
 
-def sampler_of(name: str, space: Space, seed: int) -> BaseSampler:
+def make_sampler(name: str, space: Space, seed: int) -> BaseSampler:
     """Returns the sampler of a sweep: one of SAMPLERS, or module:Class of any other one, whose
     `seed`, if it takes one, depends on the trial. Raises InputError as `check_sampler`."""
     if name == "grid":
         return Grid(space.grid())
-    return SweepSampler(_constructor(name, space, seed), space.distributions, seed)
-
-
-def _constructor(name: str, space: Space, seed: int) -> Callable[[int], BaseSampler]:
-    """Returns seed -> sampler."""
-    if name in ("gp", "qmc"):
+    if name in ("gp", "qmc"):  # one object, which caches its fit and seeds every trial itself
         startup = STARTUP if name == "gp" else np.inf
         process = GaussianProcess(
             seed, search_space=space.distributions, startup=startup, known=space.known
         )
-        return lambda _: process  # which keeps its fit, and seeds every trial itself
-    if name == "tpe":  # whatever the defaults of this version of Optuna are
+        return SweepSampler(lambda _: process, space.distributions, seed)
+    if name == "tpe":  # independent of the defaults of this version of Optuna
         make = functools.partial(TPESampler, multivariate=True, constant_liar=True)
     elif name == "cmaes":
         make = functools.partial(CmaEsSampler, warn_independent_sampling=False)
-    elif name == "random":
-        make = RandomSampler
     else:
-        make = _load_sampler(name)
-        if "seed" not in inspect.signature(make).parameters:
-            alone = make()
-            return lambda _: alone
+        make = RandomSampler if name == "random" else _load_sampler(name)
+    sampler = None if "seed" in inspect.signature(make).parameters else make()
 
-    def make_quietly(seed):
+    def with_seed(seed):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return make(seed=seed)
+            return sampler or make(seed=seed)
 
-    return make_quietly
+    return SweepSampler(with_seed, space.distributions, seed)
 
 
 def load_class(flag: str, name: str) -> Any:
-    """Returns what module:Class names. Raises InputError where that cannot be imported."""
-    module, _, of_module = name.partition(":")
+    """Returns the class module:Class. Raises InputError where it cannot be imported."""
+    module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), of_module)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{flag} {name} cannot be imported: {error}.") from error
 

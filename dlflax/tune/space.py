@@ -1,10 +1,9 @@
-"""The search space: which numbers and structures are tried."""
+"""The search space: the numbers and structures of trials."""
 
 import dataclasses
 import itertools
-import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -23,35 +22,38 @@ class Space:
     """The numbers and structures that are searched over."""
 
     distributions: dict[str, BaseDistribution]
-    """Name -> Optuna distribution, in declared order: an Hparams field ("learning_rate"), one of
-    STRUCTURE ("batch_size"; things by their short names) or a field of the model
-    ("model.features", whose tuples are "32,64")."""
-    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Name -> the one value that was given."""
-    recipes: tuple[train.Recipe, ...] = ()
-    """Whose things have short names, besides those shipped."""
+    """Name -> Optuna distribution, in declared order. Names: fields of Hparams, those of STRUCTURE
+    (with short names as choices), and "model.FIELD" (with tuples as "32,64")."""
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> its only value
+    recipes: tuple[train.Recipe, ...] = ()  # whose parts have short names, like the shipped ones
     defaults: dict[str, Any] | None = None
-    """The defaults of a run: its numbers, or the nearest to them that are searched;
-    None where one of its choices is not among those that are searched."""
-    guess: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The guess of a user, of some or all names."""
+    """The defaults of a run, numbers as near as the space allows; None where a default choice is
+    not searched."""
+    guess: dict[str, Any] = dataclasses.field(default_factory=dict)  # a user's, for some names
     known: list[tuple[dict[str, Any], float]] = dataclasses.field(default_factory=list)
-    """Trials of another study, (parameters, value), the lowest value being the best."""
-
-    def structures(self) -> int:
-        """Number of structures, hence programs to compile."""
-        return math.prod(len(d.choices) for n, d in self.distributions.items() if structural(n))
+    """Trials of another study, (parameters, value), lower is better."""
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the choices, the last name changing fastest."""
-        names = list(self.distributions)
-        choices = [self.distributions[name].choices for name in names]
-        return [dict(zip(names, point, strict=True)) for point in itertools.product(*choices)]
+        """Returns every combination of the choices, the last name changing fastest."""
+        points = itertools.product(*(d.choices for d in self.distributions.values()))
+        return [dict(zip(self.distributions, point, strict=True)) for point in points]
+
+    def structures(self) -> list[dict[str, Any]]:
+        """Returns the parameters of every structure, each a program to compile."""
+        choices = {name: d for name, d in self.distributions.items() if is_structural(name)}
+        return Space(choices).grid()
+
+    def first_trials(self) -> list[dict[str, Any]]:
+        """Returns the parameters of the first trials: the defaults, and the guess, which has the
+        defaults, or else the sampler's suggestions, of all other names."""
+        defaults = self.defaults or {}
+        guess = self.guess and {**defaults, **self.guess}
+        return [params for params in (defaults, guess) if params]
 
     def apply(
         self, params: Mapping[str, Any], recipe: train.Recipe, hparams: train.Hparams
     ) -> tuple[train.Recipe, train.Hparams]:
-        """(recipe, hparams) with a trial's parameters, or the fixed values, put in."""
+        """Returns (recipe, hparams) with a trial's parameters, or the fixed values."""
         for name, value in params.items():
             if name.startswith("model."):
                 field = name.removeprefix("model.")
@@ -68,26 +70,23 @@ class Space:
         return recipe, hparams
 
 
-def structural(name: str) -> bool:
-    """True if another value is another program."""
+def is_structural(name: str) -> bool:
+    """True if each value takes a program of its own."""
     return name.startswith("model.") or name in STRUCTURE
 
 
 def space(
-    tokens: Mapping[str, tuple[str, ...]],
-    recipe: train.Recipe,
-    hparams: train.Hparams | None = None,
-    grid: bool = False,
+    tokens: Mapping[str, tuple[str, ...]], recipe: train.Recipe,
+    hparams: train.Hparams | None = None, grid: bool = False,
     recipes: tuple[train.Recipe, ...] = (),
-) -> Space:
-    """The space from its words: {"learning_rate": ("1e-4", "1e-2", "log"), "model.features":
-    ("32", "32,64")}.
+) -> Space:  # fmt: skip
+    """Returns the space of words, such as {"learning_rate": ("1e-4", "1e-2", "log"),
+    "model.features": ("32", "32,64")}.
 
     For a number of Hparams: LOW HIGH is a range, LOW HIGH log a logarithmic one, three or more
-    values (or two and the word choice) are choices, one value fixes it, none leaves it alone. For a
-    field of the recipe or its model every value is a choice. grid: all values are choices.
-    recipes: whose things may be named, besides those shipped. Raises InputError naming the flag
-    when a word is not what it should be.
+    values (or two and the word choice) are choices, one value fixes it, none is no search. For a
+    field of the recipe or its model, and in a grid, every value is a choice. recipes: may name
+    their parts, besides the shipped ones. Raises InputError naming the flag of a wrong word.
     """
     hparams, recipes = hparams or train.Hparams(), (*recipes, recipe)
     distributions, fixed = {}, {}
@@ -100,21 +99,20 @@ def space(
         values = [_value(name, word, recipe, hparams, recipes, flag) for word in given]
         if not values:
             raise InputError(f"{flag}: give one or more values before {kind}.")
-        for value in values if structural(name) else ():
+        for value in values if is_structural(name) else ():
             try:
                 check_recipe(Space({}, {}, recipes).apply({name: value}, recipe, hparams)[0])
             except InputError as error:
                 raise InputError(f"{flag}: {str(error).removeprefix('--')}") from error
-        if kind in ("log", "linear") and (grid or structural(name)):
-            what = "a grid" if grid else "a field of the structure"
-            raise InputError(f"{flag}: {what} needs values to choose from, not a range.")
-        choices = grid or structural(name) or kind == "choice" or (len(values) > 2 and not kind)
+        discrete = grid or is_structural(name)
+        if kind in ("log", "linear") and discrete:
+            owner = "a grid" if grid else "a field of the structure"
+            raise InputError(f"{flag}: {owner} needs values to choose from, not a range.")
         if len(set(values)) < len(values):
             raise InputError(f"{flag}: a value is there twice; every value must differ.")
-        if choices and len(values) > 1:
-            distributions[name] = CategoricalDistribution(
-                [_text(value) if isinstance(value, tuple) else value for value in values]
-            )
+        discrete = discrete or kind == "choice" or (len(values) > 2 and not kind)
+        if discrete and len(values) > 1:
+            distributions[name] = CategoricalDistribution(list(map(_choice, values)))
         elif len(values) == 1 and kind in (None, "choice"):
             fixed[name] = values[0]
         elif len(values) != 2:
@@ -134,52 +132,74 @@ def space(
     return Space(distributions, fixed, recipes, _defaults(distributions, recipe, hparams))
 
 
-def _defaults(distributions, recipe, hparams):
-    """`Space.defaults`."""
-    found = {}
+def _defaults(distributions, recipe, hparams) -> dict[str, Any] | None:
+    """Returns `Space.defaults`."""
+    params = {}
     for name, distribution in distributions.items():
-        value = _current(name, recipe, hparams)
+        if not is_structural(name):
+            value = float(getattr(hparams, name))
+        elif name in SLOTS:
+            value = _choice(short_names(name, recipe))
+        else:
+            value = _choice(getattr(*_owner(name, recipe)))
         if isinstance(distribution, FloatDistribution):
             value = min(max(value, distribution.low), distribution.high)
-        elif not structural(name):  # choices of a number
+        elif not is_structural(name):  # choices of a number
             value = min(distribution.choices, key=lambda choice, value=value: abs(choice - value))
         elif value not in distribution.choices:
             return None
-        found[name] = value
-    return found
+        params[name] = value
+    return params
 
 
-def _current(name, recipe, hparams):
-    """Returns what the recipe or hparams have, as a parameter of a trial."""
-    if not structural(name):
-        return float(getattr(hparams, name))
+def _owner(name: str, recipe) -> tuple[Any, str]:
+    """Returns (the recipe or its model, the name of its field)."""
     if name.startswith("model."):
-        value = getattr(recipe.model, name.removeprefix("model."))
-    elif name in SLOTS:
-        value = short_names(name, recipe)
-    else:
-        value = getattr(recipe, name)
-    return _text(value) if isinstance(value, tuple) else value
+        return recipe.model, name.removeprefix("model.")
+    return recipe, name
 
 
-def _text(items: tuple) -> str:
-    return ",".join(map(str, items)) or "none"
+def _choice(value):
+    """Returns a value as Optuna saves it: a tuple as text."""
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else value
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Returns the names in the `_text` of some."""
+    """Returns the tuple of names of a `_choice`."""
     return () if text == "none" else tuple(text.split(","))
 
 
-def parameter(name, word, recipe, hparams, space: Space, flag: str):
-    """The word as a parameter of a trial. InputError naming the flag when it cannot be one."""
-    value = _value(name, word, recipe, hparams, (*space.recipes, recipe), flag)
-    return _text(value) if isinstance(value, tuple) else value
+def guess(words: Sequence[str], space: Space, recipe, hparams) -> dict[str, Any]:
+    """Returns the parameters of NAME=VALUE words (--prior). Raises InputError for one that is not
+    in the space."""
+    params = {}
+    for word in words:
+        flag, (name, equals, text) = f"--prior {word}", word.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in space.distributions:
+            raise InputError(
+                f"{flag}: give NAME=VALUE of a searched parameter, one of "
+                f"{', '.join(space.distributions)}; such as --prior learning_rate=1e-3."
+            )
+        if name in params:
+            raise InputError(f"{flag}: {name} is there twice.")
+        value = _choice(_value(name, text, recipe, hparams, (*space.recipes, recipe), flag))
+        if not is_within(space.distributions[name], value):
+            raise InputError(f"{flag}: it is outside --space.{name.replace('_', '-')}.")
+        params[name] = value
+    return params
+
+
+def is_within(distribution, value) -> bool:
+    """True if a parameter may have the value."""
+    if hasattr(distribution, "choices"):
+        return value in distribution.choices
+    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
 
 
 def _value(name, word, recipe, hparams, recipes, flag):
-    """The word as a value of that field. InputError when it cannot be one."""
-    if not structural(name):
+    """Returns the word as a value of that field. Raises InputError naming the flag."""
+    if not is_structural(name):
         try:
             check_hparams(hparams.replace(**{name: float(word)}))
         except InputError as error:  # which is a ValueError too
@@ -193,23 +213,19 @@ def _value(name, word, recipe, hparams, recipes, flag):
             more = ", several as crop,flip, or none" if several else ""
             raise InputError(f"{flag}: {unknown.pop()!r} must be one of {', '.join(known)}{more}.")
         return word
-    owner, field = (recipe.model, name[6:]) if name.startswith("model.") else (recipe, name)
-    return _field_value(owner, field, word, flag)
-
-
-def _field_value(owner, field, word, flag):
+    owner, field = _owner(name, recipe)
     hint = typing.get_type_hints(type(owner)).get(field)
     if typing.get_origin(hint) is Literal:
         if word not in typing.get_args(hint):
-            right = ", ".join(typing.get_args(hint))
-            raise InputError(f"{flag}: {word!r} must be one of {right}.")
+            choices = ", ".join(typing.get_args(hint))
+            raise InputError(f"{flag}: {word!r} must be one of {choices}.")
         return word
     current = getattr(owner, field)
-    right = {
+    expected = {
         bool: "true or false", int: "whole numbers", float: "numbers", str: "text",
         tuple: "whole numbers, those of several layers as 32,64",
     }.get(type(current))  # fmt: skip
-    if right is None:
+    if expected is None:
         raise InputError(f"{flag}: a field that holds {current!r:.60} cannot be searched.")
     try:
         if isinstance(current, bool):
@@ -218,4 +234,4 @@ def _field_value(owner, field, word, flag):
             return tuple(int(number) for number in word.split(","))
         return type(current)(word)
     except (KeyError, ValueError) as error:
-        raise InputError(f"{flag}: {word!r} is not right, it takes {right}.") from error
+        raise InputError(f"{flag}: {word!r} is invalid; expected {expected}.") from error

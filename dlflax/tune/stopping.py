@@ -1,7 +1,6 @@
-"""When more trials are not worth it (`--trials auto`)."""
+"""The end of a search by itself (`--trials auto`): more trials are not worth it."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -9,30 +8,19 @@ from optuna.trial import FrozenTrial
 from dlflax.report.trials import digits
 from dlflax.tune import gaussian_process
 from dlflax.tune.encoding import Encoding
-from dlflax.tune.space import Space
 
-LEAST = 20  # trials before which nothing is known
+LEAST = 20  # trials before the first decision
 MOST = 256  # trials of a search that does not stop before
 
 
-def is_enough(
-    space: Space, direction: str, seed: int, tolerance: float, trials: list[FrozenTrial],
-    log: Callable[[str], None] = print,
-) -> bool:  # fmt: skip
-    """True if there is no need for another trial, which is logged."""
-    reason = enough(Encoding(space.distributions), direction, seed, tolerance, trials)
-    if reason:
-        log(reason)
-    return bool(reason)
-
-
-def enough(
+def reason_to_stop(
     encoding: Encoding, direction: str, seed: int, tolerance: float, trials: list[FrozenTrial]
 ) -> str | None:
-    """Returns the reason why there is no need for another trial; None while there is. It is enough
-    when the expected gain of the next trial is below the noise between seeds, which the trials' own
-    seeds tell, or else the Gaussian process's fit; or below `tolerance`, a share of the best
-    value."""
+    """Returns the reason why another trial is not worth it; None if it is.
+
+    The expected gain of the next trial is then below the noise between seeds, by the trials' own
+    seeds or else the Gaussian process's fit; or below `tolerance`, a share of the best value.
+    """
     sign = 1 if direction == "minimize" else -1
     finished = [(t.params, sign * t.value) for t in trials if t.value is not None]
     values = np.array([value for _, value in finished])
@@ -44,12 +32,12 @@ def enough(
         seeds = max(len(t.user_attrs.get("values", ())) for t in trials)
         noise = float(np.sqrt(np.mean(np.square(stds)) / seeds))
     best = float(values.min())
-    limit, what = max(
+    limit, name = max(
         (noise, "the noise between seeds"), (tolerance * abs(best), f"{tolerance:.2%} of the best")
     )
     if not math.isfinite(gain) or gain >= limit:
         return None
     return (
         f"enough after {len(trials)} trials: the next one is expected to gain {digits(gain)}, less "
-        f"than {what}, {digits(limit)}"
+        f"than {name}, {digits(limit)}"
     )

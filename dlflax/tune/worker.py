@@ -24,12 +24,12 @@ from dlflax.train import population
 from dlflax.train.layout import layout_for
 from dlflax.tune.space import Space
 
-MOST_OUTPUTS = 2**22  # numbers of a model's outputs on validation data that are kept
+MOST_OUTPUTS = 2**22  # outputs of a model on validation data, in numbers, for the ensemble
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The part of a sweep that all its trials have in common."""
+    """The settings of a sweep that all its trials have in common."""
 
     recipe: train.Recipe
     hparams: train.Hparams
@@ -39,37 +39,43 @@ class Job:
     seeds: int
     patience: int
     reduce_on_plateau: int
-    metric: str
-    """The objective, without its val_."""
-    sign: int
-    """1 where the lowest value is the best, else -1."""
-    rank: str
-    """mean or cautious: what a trial counts that has several seeds."""
-    mode: str
-    """auto, vmap or map."""
+    metric: str  # the objective, without its val_
+    sign: int  # 1 where lower is better, else -1
+    rank: str  # mean or cautious: the score of a trial that has several seeds
+    mode: str  # auto, vmap or map
 
 
 @dataclasses.dataclass
-class Assignment:
-    """A trial of an order."""
+class Trial:
+    """A trial that was begun, with its State."""
 
     number: int
     params: Mapping[str, Any]
-    until: int
-    """Epochs that it is to have."""
-    records: list | None = None
-    """A record a seed, as `Population.records` returns; None at its beginning."""
+    goal: int = 0  # the epoch that its last order trains it to
+    values: list[float] = dataclasses.field(default_factory=list)  # the objective by epoch
+    value: float | None = None  # the score of a trial that is over
+    is_over: bool = False
+    records: list | None = None  # one a seed, as `Population.records` returns; None: a new trial
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Its State, as `Population.states` returns; [] once it is over."""
+    seconds: float = 0.0
+    failures: int = 0
+    is_failed: bool = False
+
+    def is_at_goal(self) -> bool:
+        """True if its last order has nothing left to train of it."""
+        return self.is_over or len(self.values) >= self.goal
+
+    def end(self) -> None:
+        """Ends the trial, which frees its State."""
+        self.is_over, self.arrays = True, []
 
 
 class Model(NamedTuple):
     """A trained member."""
 
-    variables: dict
-    """{"params": ..., ...} of its best epoch, to evaluate with."""
-    outputs: np.ndarray
-    """On the first validation examples, float32 (n, ...)."""
+    variables: dict  # {"params": ..., ...} of its best epoch, to evaluate with
+    outputs: np.ndarray  # on the first validation examples, float32 (n, ...)
 
 
 @dataclasses.dataclass
@@ -77,24 +83,20 @@ class Outcome:
     """A trial after an order."""
 
     number: int
-    value: float
-    """The score so far; +-inf once it diverged, never NaN."""
-    curve: list[float]
-    """The objective after each epoch, the mean over seeds."""
+    value: float  # the score so far; +-inf once it diverged, never NaN
+    curve: list[float]  # the objective after each epoch, the mean over seeds
     is_over: bool
     records: list
     arrays: list[np.ndarray]
-    seconds: float
-    """Its share of the time that its order took."""
-    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """JSON values, kept as Optuna's user attributes."""
+    seconds: float  # its share of the time that its order took
+    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)  # for Optuna, JSON values
     models: list[Model] = dataclasses.field(default_factory=list)
-    """One a seed, of a trial that is over and worth keeping."""
+    """One a seed, of a trial that is over and among the best."""
 
 
 def pack(job: Job) -> bytes:
-    """Returns a job for another process, with the source of an experiment that is a script or file.
-    Pickle alone only names its classes."""
+    """Returns a job for another process, with the source of an experiment that is a script or file:
+    pickle has only the names of its classes."""
     files = [
         module for name, module in sys.modules.copy().items() if name.startswith(MODULE_PREFIX)
     ]
@@ -110,9 +112,9 @@ def pack(job: Job) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _unpack(packed: bytes) -> Job:
-    """Returns the same job again for the same bytes, whose structures are then compiled once."""
+    """Returns the same object for the same bytes, so that its structures are compiled once."""
     sources, job = pickle.loads(packed)
-    modules = {name: _load_source(*source) for name, *source in sources}
+    modules = {name: _load_source(Path(path), source) for name, path, source in sources}
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
@@ -123,9 +125,8 @@ def _unpack(packed: bytes) -> Job:
     return Unpickler(io.BytesIO(job)).load()
 
 
-def _load_source(path: str, source: bytes):
-    """Returns the module of a file, or of its source where that disk does not have it."""
-    path = Path(path)
+def _load_source(path: Path, source: bytes):
+    """Returns the module of a file, or of its source where this disk does not have the file."""
     name = MODULE_PREFIX + path.stem
     if not (path.exists() and path.read_bytes() == source):
         path = Path(tempfile.mkdtemp()) / path.name
@@ -138,36 +139,62 @@ def _load_source(path: str, source: bytes):
 
 
 def trial_seeds(seed: int, number: int, count: int) -> np.ndarray:
-    """Returns uint32 (count,): what a trial is trained with, whatever its place in a population."""
+    """Returns the seeds that a trial is trained with in any population, uint32 (count,)."""
     return np.random.SeedSequence([seed, number]).generate_state(count + 1)[1:]
 
 
 def train_order(
-    job: Job | bytes,
-    data,
-    order: list[Assignment],
-    width: int,
-    seconds: float = math.inf,
-    worth: float = -math.inf,
-    beat: Path | None = None,
+    job: Job | bytes, data, order: list[Trial], width: int, seconds: float = math.inf,
+    threshold: float = -math.inf, beat: Path | None = None,
     on_epoch: Callable[[int], None] | None = None,
-) -> tuple[list[Outcome], int]:
-    """Trains each trial of an order up to its epochs, or what of it is done after so many seconds,
-    to whole epochs. Returns the outcomes, and how many programs were compiled.
+) -> tuple[list[Outcome], int]:  # fmt: skip
+    """Trains each trial of an order up to its epoch, or to the first whole epoch after so many
+    seconds. Returns the outcomes, and the number of compiled programs.
 
-    job: or its `pack`; data: `.load()` gives {"train": ..., "val": ..., "pretrained": ...}; width:
-    trials that the programs are made for; worth: the models of a trial that is over are returned
-    where its value is lower, times the job's sign; beat: a file that is touched all the time as a
-    sign of life; on_epoch gets the epochs of all trials so far.
+    job: or its `pack`; data: returns {"train": ..., "val": ..., "pretrained": ...}; width:
+    trials that the programs are compiled for; threshold: the models of a trial that is over
+    are returned where its value, times the job's sign, is lower; beat: a file that is touched every
+    second as a sign of life; on_epoch: gets the epochs of all trials so far.
     """
     job = _unpack(job) if isinstance(job, bytes) else job
-    with _beating(beat):
-        return _train_order(job, data.load(), order, width, seconds, worth, on_epoch)
+    groups: dict[train.Recipe, list[tuple[Trial, train.Hparams]]] = {}
+    for trial in order:
+        recipe, hparams = job.space.apply(trial.params, job.recipe, job.hparams)
+        groups.setdefault(recipe, []).append((trial, hparams))
+    done = {trial.number: len(trial.records[0][0]) if trial.records else 0 for trial in order}
+    traces, is_first, outcomes = population.traces, [True], {}
+
+    def should_stop():
+        """True once the time is over; one epoch is trained in any case."""
+        is_late = time.monotonic() - clock > seconds and not is_first[0]
+        is_first[0] = False
+        return is_late
+
+    with _heartbeat(beat):
+        parts, clock = data(), time.monotonic()
+        # one structure after the other, and only one is in memory
+        for recipe, pairs in groups.items():
+            group, hparams = zip(*pairs, strict=True)
+            members = _make_members(job, recipe, hparams, group, parts, width)
+
+            def count(members=members, group=group):
+                for trial, row in zip(group, members.histories, strict=True):
+                    done[trial.number] = len(row[0])
+                if on_epoch:
+                    on_epoch(sum(done.values()))
+
+            # a trial at its goal has nothing to do, and keeps its index
+            goals = [0 if trial.is_at_goal() else trial.goal for trial in group]
+            members.train(goals, count, should_stop)
+            outcomes |= _outcomes(job, members, group, threshold, parts)
+    share = (time.monotonic() - clock) / len(order)
+    ordered = [dataclasses.replace(outcomes[trial.number], seconds=share) for trial in order]
+    return ordered, population.traces - traces
 
 
 @contextlib.contextmanager
-def _beating(path: Path | None):
-    """Touches a file all the time, in another thread; where it cannot be made, nothing is done."""
+def _heartbeat(path: Path | None):
+    """Touches a file every second, in another thread, if its folder exists."""
     is_done = threading.Event()
 
     def beat():
@@ -175,64 +202,16 @@ def _beating(path: Path | None):
             while not is_done.wait(1.0):
                 path.touch()
 
-    thread = threading.Thread(target=beat, daemon=True)
     if path is not None and path.parent.is_dir():
         path.touch()
-        thread.start()
+        threading.Thread(target=beat, daemon=True).start()
     try:
         yield
     finally:
         is_done.set()
 
 
-def _train_order(job, parts, order, width, seconds, worth, on_epoch):
-    clock, traces = time.monotonic(), population.traces
-    groups: dict[train.Recipe, list[Assignment]] = {}
-    hparams = {}
-    for each in order:
-        recipe, hparams[each.number] = job.space.apply(each.params, job.recipe, job.hparams)
-        groups.setdefault(recipe, []).append(each)
-    is_first, outcomes = [True], {}
-
-    def should_stop():
-        """True once the time is over; one epoch is trained in any case."""
-        late = time.monotonic() - clock > seconds and not is_first[0]
-        is_first[0] = False
-        return late
-
-    done = {each.number: _epochs(each.records) for each in order}
-    # one structure after the other, and only one is in memory
-    for recipe, group in groups.items():
-        numbers = [hparams[each.number] for each in group]
-        members = _population(job, recipe, numbers, group, parts, width)
-
-        def count(members=members, group=group):
-            for each, row in zip(group, members.histories, strict=True):
-                done[each.number] = len(row[0])
-            if on_epoch:
-                on_epoch(sum(done.values()))
-
-        members.train([each.until for each in group], count, should_stop)
-        outcomes |= _outcomes(job, members, group, worth, parts)
-    taken = (time.monotonic() - clock) / len(order)
-    ordered = [dataclasses.replace(outcomes[each.number], seconds=taken) for each in order]
-    return ordered, population.traces - traces
-
-
-def _epochs(records) -> int:
-    return len(records[0][0]) if records else 0
-
-
 _placed: dict[int, tuple[Any, Any]] = {}  # devices -> (arrays of the host, the same on them)
-
-
-def _place(parts, layout):
-    """Returns training and validation data on the devices, where they stay for the next order."""
-    host, placed = _placed.get(layout.devices, (None, None))
-    if host is not parts:
-        placed = population.put_on_devices(layout, parts["train"], parts["val"])
-        _placed[layout.devices] = parts, placed
-    return placed
 
 
 def release_data() -> None:
@@ -240,23 +219,28 @@ def release_data() -> None:
     _placed.clear()
 
 
-def _population(job, recipe, hparams, group, parts, width):
-    """Returns the members of a group, each where it was."""
+def _make_members(job, recipe, hparams, group, parts, width):
+    """Returns the members of a group, each with its State. The data stay on the devices for the
+    next order."""
     inputs, mode = parts["train"]["inputs"][:1], None if job.mode == "auto" else job.mode
     layout = layout_for(recipe, job.hparams, inputs, width * job.seeds, mode)
+    host, placed = _placed.get(layout.devices, (None, None))
+    if host is not parts:
+        placed = population.put_on_devices(layout, parts["train"], parts["val"])
+        _placed[layout.devices] = parts, placed
     members = population.Population(
-        recipe, hparams, [trial_seeds(job.seed, each.number, job.seeds) for each in group],
-        *_place(parts, layout), epochs=job.epochs, layout=layout, patience=job.patience,
+        recipe, hparams, [trial_seeds(job.seed, trial.number, job.seeds) for trial in group],
+        *placed, epochs=job.epochs, layout=layout, patience=job.patience,
         reduce_on_plateau=job.reduce_on_plateau, pretrained=parts.get("pretrained"),
         keep_best=True, objective=job.metric,
     )  # fmt: skip
-    if any(each.records for each in group):
-        states = {k: each.arrays for k, each in enumerate(group) if each.arrays}
-        members.resume([each.records for each in group], states)
+    if any(trial.records for trial in group):
+        states = {k: trial.arrays for k, trial in enumerate(group) if trial.arrays}
+        members.resume([trial.records for trial in group], states)
     return members
 
 
-def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
+def _outcomes(job, members, group, threshold, parts) -> dict[int, Outcome]:
     """Returns number -> Outcome of a group."""
     records = [row if all(history for history, _ in row) else None for row in members.records()]
     values = [score_of(job, row) for row in records]
@@ -265,39 +249,35 @@ def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
         for k in range(len(group))
     ]
     states = members.states([k for k in range(len(group)) if records[k] and not over[k]])
-    # those that were over before have no goal
-    kept = [k for k, each in enumerate(group) if each.until and over[k]]
-    kept = [k for k in kept if math.isfinite(values[k]) and job.sign * values[k] < worth]
-    models = _models(job, members, kept, parts)
+    best = [
+        k for k, trial in enumerate(group) if over[k] and not trial.is_at_goal()
+        and math.isfinite(values[k]) and job.sign * values[k] < threshold
+    ]  # fmt: skip
+    trained = {}  # (k, seed) -> (variables, outputs)
+    if best:
+        inputs = parts["train"]["inputs"][:1]
+        size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
+        trained = members.best(max(1, MOST_OUTPUTS // size))
     outcomes = {}
-    for k, each in enumerate(group):
-        # the seeds' rows by epoch, as far as all came: patience may have stopped one earlier
+    for k, trial in enumerate(group):
+        # epochs of all seeds: patience may have stopped one of them earlier
         rows = zip(*members.histories[k], strict=False)
         curve = [float(np.mean([row[f"val_{job.metric}"] for row in epoch])) for epoch in rows]
         curve = [value if math.isfinite(value) else job.sign * math.inf for value in curve]
-        attrs = seeds_of(job, records[k])
+        attrs = seed_attrs(job, records[k])
         if k in members.divergence_steps:
             attrs = {"diverged_at": members.divergence_steps[k]}
-        outcomes[each.number] = Outcome(
-            each.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
-            models.get(k, []),
+        models = [Model(*trained[k, seed]) for seed in range(job.seeds) if k in best]
+        outcomes[trial.number] = Outcome(
+            trial.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
+            models,
         )  # fmt: skip
     return outcomes
 
 
-def _models(job, members, kept, parts) -> dict[int, list[Model]]:
-    """Returns the trained members of those configurations."""
-    if not kept:
-        return {}
-    inputs = parts["train"]["inputs"][:1]
-    size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
-    best = members.best(max(1, MOST_OUTPUTS // size))
-    return {k: [Model(*best[k, seed]) for seed in range(job.seeds)] for k in kept}
-
-
 def _scores(job, records) -> np.ndarray:
-    """Returns the scores of a trial's seeds, float (n,): of their best epochs so far, and the worst
-    once one of them diverged."""
+    """Returns the scores of a trial's seeds at their best epochs so far, float (n,); the worst for
+    all once one of them diverged."""
     if not records or any(diverged_at for _, diverged_at in records):
         return np.full(job.seeds, job.sign * math.inf)
     best = min if job.sign == 1 else max
@@ -305,13 +285,13 @@ def _scores(job, records) -> np.ndarray:
 
 
 def score_of(job: Job, records: list | None) -> float:
-    """Returns what a trial counts so far: the mean over its seeds, or one deviation worse."""
+    """Returns the score of a trial so far: the mean over its seeds, or one deviation worse."""
     scores = _scores(job, records)
     is_cautious = job.rank == "cautious" and job.seeds > 1 and np.isfinite(scores).all()
     return float(scores.mean() + (job.sign * scores.std(ddof=1) if is_cautious else 0.0))
 
 
-def seeds_of(job: Job, records: list | None) -> dict[str, Any]:
+def seed_attrs(job: Job, records: list | None) -> dict[str, Any]:
     """Returns the attributes of a trial that has several seeds: their scores, and the deviation."""
     scores = _scores(job, records)
     if job.seeds == 1 or not np.isfinite(scores).all():

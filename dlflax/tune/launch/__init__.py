@@ -6,26 +6,20 @@ from pathlib import Path
 from typing import Literal
 
 from dlflax.errors import InputError
-from dlflax.tune.launch.launcher import Data, Inline, Launcher, WorkerLost
+from dlflax.tune.launch.launcher import Inline, Launcher, WorkerLost
 
-__all__ = ["Data", "Engine", "Launcher", "WorkerLost", "open_launcher"]
+__all__ = ["Engine", "Launcher", "WorkerLost", "open_launcher"]
 
 Engine = Literal["local", "slurm", "ray"]
 
 
 def open_launcher(
-    name: Engine,
-    workers: int,
-    folder: Path,
-    *,
-    platform: str,
-    devices: int,
-    options: Mapping[str, str] = {},
-    log: Callable[[str], None] = print,
-) -> Launcher:
-    """Returns the launcher of this name. InputError for what it cannot do.
+    name: Engine, workers: int, folder: Path, *, platform: str, devices: int,
+    options: Mapping[str, str] = {}, log: Callable[[str], None] = print,
+) -> Launcher:  # fmt: skip
+    """Returns the launcher of this name. Raises InputError for workers that it cannot start.
 
-    folder: that of the sweep, on a disk that all workers see; platform: JAX's, of this process;
+    folder: that of the sweep, on a disk that all workers share; platform: JAX's, of this process;
     devices: accelerators of this host, or cores; options: of sbatch, or ray.init's address.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):

@@ -2,13 +2,15 @@
 
 import abc
 import contextlib
-import dataclasses
 import functools
 import os
 import pickle
 import shutil
+import threading
 import traceback
 import warnings
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,77 +23,51 @@ from dlflax.train.layout import use_all_cores
 
 
 class WorkerLost(Exception):
-    """A worker ended before it returned what it was given. The message is one short reason."""
-
-
-class Data(abc.ABC):
-    """Arrays that were shared with the workers: small, and picklable."""
-
-    @abc.abstractmethod
-    def load(self) -> Any:
-        """Returns the tree of arrays, read-only; within a process always the same object."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Files(Data):
-    """Arrays in .npy files, which all processes of a host map into the same memory."""
-
-    folder: Path
-    structure: Any
-    dtypes: tuple[np.dtype, ...]
-
-    @classmethod
-    def save(cls, folder: Path, arrays: Any) -> "Files":
-        """Returns the arrays, written to a new folder."""
-        leaves, structure = jax.tree.flatten(arrays)
-        leaves = [np.asarray(leaf) for leaf in leaves]
-        folder.mkdir(parents=True)
-        for k, leaf in enumerate(leaves):
-            np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
-        return cls(folder, structure, tuple(leaf.dtype for leaf in leaves))
-
-    def load(self):
-        return _read(self)
+    """A worker ended before it returned its result. The message is one short reason."""
 
 
 @functools.cache
-def _read(data: Files):
+def load_files(folder: Path, structure: Any, dtypes: tuple[np.dtype, ...]) -> Any:
+    """Returns arrays in .npy files, which all processes of a host map into the same memory."""
     leaves = []
-    for k, dtype in enumerate(data.dtypes):
-        array = np.asarray(np.load(data.folder / f"{k}.npy", mmap_mode="r"))
+    for k, dtype in enumerate(dtypes):
+        array = np.asarray(np.load(folder / f"{k}.npy", mmap_mode="r"))
         leaves.append(array.view(dtype))  # a file has no name for bfloat16
-    return jax.tree.unflatten(data.structure, leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
 class Launcher(abc.ABC):
-    """Workers that compute calls. A context manager, which ends all workers when it is left."""
+    """Workers that compute calls. A context manager, which ends all workers on exit."""
 
-    width: int
-    """Calls that are computed at once; others wait."""
-    patience: ClassVar[float] = 1800.0
-    """Seconds that a call may take to show its first sign of life."""
+    patience: ClassVar[float] = 1800.0  # seconds until the first sign of life of a call
 
     def __init__(self, width: int, folder: Path):
-        self.width = width
-        self.folder = folder / "workers"
+        """width: calls that are computed at once; others wait."""
+        self.width, self.folder = width, folder / "workers"
         self._shared: list[Path] = []
 
     @abc.abstractmethod
     def submit(self, function, /, *args) -> Future:
-        """Returns the future result of function(*args); function is of a module's top level.
-
-        It raises what the function raises, and WorkerLost when its worker ended before.
-        """
+        """Returns the future result of function(*args), of a module's top level. It raises what the
+        function raises, and WorkerLost when its worker ended before."""
 
     @abc.abstractmethod
     def end(self, future: Future) -> None:
         """Ends the worker that computes this call: the future raises WorkerLost. Never waits for
         the worker, which may be silent."""
 
-    def share(self, arrays: Any) -> Data:
-        """Returns the arrays (nested dicts) in a form that arguments of calls may hold."""
-        self._shared.append(self.folder / f"data-{os.getpid()}-{len(self._shared)}")
-        return Files.save(self._shared[-1], arrays)
+    def share(self, arrays: Any) -> Callable[[], Any]:
+        """Returns a small function for arguments of calls, which returns the arrays (nested dicts),
+        read-only; within a process always the same object."""
+        folder = self.folder / f"data-{os.getpid()}-{len(self._shared)}"
+        self._shared.append(folder)
+        folder.mkdir(parents=True)
+        leaves, structure = jax.tree.flatten(arrays)
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        for k, leaf in enumerate(leaves):
+            np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
+        dtypes = tuple(leaf.dtype for leaf in leaves)
+        return functools.partial(load_files, folder, structure, dtypes)
 
     def __enter__(self) -> Self:
         return self
@@ -123,20 +99,60 @@ class Inline(Launcher):
         pass  # no call outlives `submit`
 
     def share(self, arrays):
-        return Here(arrays)
+        return lambda: arrays
 
     def close(self):
         pass
 
 
-@dataclasses.dataclass(frozen=True)
-class Here(Data):
-    """Arrays of this process."""
+class QueueLauncher(Launcher):
+    """Calls wait in a queue; at most `width` at once are tasks of a cluster."""
 
-    arrays: Any
+    def __init__(self, width: int, folder: Path):
+        super().__init__(width, folder)
+        self._lock = threading.RLock()
+        self._waiting: deque[tuple[Future, Callable, tuple]] = deque()
+        self._tasks: dict[Future, Any] = {}
 
-    def load(self):
-        return self.arrays
+    @abc.abstractmethod
+    def _start(self, future: Future, function, args) -> None:
+        """Starts a call as the task `_tasks[future]`, or settles the future."""
+
+    @abc.abstractmethod
+    def _cancel(self, tasks: list) -> None:
+        """Ends tasks at once."""
+
+    def _start_waiting(self) -> None:
+        """Starts waiting calls while there is room."""
+        with self._lock:
+            while self._waiting and len(self._tasks) < self.width:
+                future, *call = self._waiting.popleft()
+                if not future.done() and future.set_running_or_notify_cancel():
+                    self._start(future, *call)
+
+    def submit(self, function, /, *args):
+        future = Future()
+        with self._lock:
+            self._waiting.append((future, function, args))
+        self._start_waiting()
+        return future
+
+    def end(self, future):
+        with self._lock:
+            task = self._tasks.pop(future, None)
+        settle(future, error=WorkerLost("ended" if task else "ended before it began"))
+        if task is not None:
+            threading.Thread(target=self._cancel, args=([task],), daemon=True).start()
+        self._start_waiting()
+
+    def close(self):
+        with self._lock:
+            tasks, self._tasks = self._tasks, {}
+            waiting, self._waiting = self._waiting, deque()
+        for future in [*tasks, *(future for future, *_ in waiting)]:
+            settle(future, error=WorkerLost("the launcher was closed"))
+        if tasks:
+            self._cancel(list(tasks.values()))
 
 
 def outcome(function, args) -> tuple[Any, Exception | None]:
@@ -152,6 +168,12 @@ def outcome(function, args) -> tuple[Any, Exception | None]:
             return None, error
         except Exception:  # a class of a library, whose arguments are not those of its instance
             return None, RunError(f"{type(error).__name__}: {error}")
+
+
+def load_and_call(message: bytes) -> Any:
+    """Returns the result of a pickled (function, args)."""
+    function, args = pickle.loads(message)
+    return function(*args)
 
 
 def settle(future: Future, result=None, error: Exception | None = None) -> None:
@@ -173,8 +195,8 @@ def shared_config(platform: str) -> dict[str, Any]:
 
 
 def configure_jax(config: dict[str, Any], cores: int | None = None) -> None:
-    """Prepares a worker's JAX, before its first computation: jax.config, and one virtual CPU
-    device a core. cores: where the operating system does not say which the worker has."""
+    """Prepares a worker's JAX before its first computation: jax.config, and one virtual CPU device
+    a core. cores: of the worker, where the operating system does not bind it to some."""
     for name, value in config.items():
         jax.config.update(name, value)
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")

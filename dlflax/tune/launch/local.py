@@ -18,26 +18,25 @@ from dlflax.tune.launch.launcher import (
     Launcher,
     WorkerLost,
     configure_jax,
+    load_and_call,
     outcome,
     settle,
     shared_config,
 )
 
-CHECK = 0.5  # seconds between looks at a worker that computes
+CHECK = 0.5  # seconds between two checks of a busy worker
 
 
 class Place(NamedTuple):
-    """The part of this machine that a worker uses."""
+    """The cores or the accelerator of a worker."""
 
     env: dict[str, str]
-    cores: tuple[int, ...] = ()
-    """Numbers of the cores that it is bound to; () where the system cannot bind."""
-    devices: int | None = None
-    """Virtual CPU devices, where `cores` does not say it."""
+    cores: tuple[int, ...] = ()  # it is bound to these, if the system can bind
+    devices: int | None = None  # virtual CPU devices, if there are no `cores`
 
 
 def places(platform: str, workers: int, devices: int) -> list[Place]:
-    """Returns the places of all workers. InputError where there are more workers than devices."""
+    """Returns the places of all workers. Raises InputError for more workers than devices."""
     if platform == "cpu":
         bindable = hasattr(os, "sched_getaffinity")
         cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(devices))
@@ -63,7 +62,7 @@ def places(platform: str, workers: int, devices: int) -> list[Place]:
 
 
 class Local(Launcher):
-    """A process a worker, which another replaces when it ends."""
+    """A process a worker; another one replaces it when it ends."""
 
     def __init__(self, workers: int, folder: Path, platform: str, devices: int):
         super().__init__(workers, folder)
@@ -102,8 +101,8 @@ class Local(Launcher):
             thread.join()
 
     def _serve(self, place: Place) -> None:
-        """Gives calls to one worker after the other; a thread, whose cores and blocked signals the
-        processes that it starts have from birth."""
+        """Runs calls in one worker after the other, in a thread: the processes that it starts
+        inherit its cores and blocked signals."""
         if place.cores:
             os.sched_setaffinity(0, place.cores)
         if hasattr(signal, "pthread_sigmask"):
@@ -136,7 +135,7 @@ class Local(Launcher):
 
 
 class Worker:
-    """A process that computes calls, one at a time."""
+    """A process that computes one call at a time."""
 
     def __init__(self, place: Place, config: dict[str, Any]):
         spawn = multiprocessing.get_context("spawn")
@@ -194,16 +193,11 @@ def _work(pipe, place: Place, config: dict[str, Any]) -> None:
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
-            answer = outcome(_compute, (pipe.recv_bytes(),))
+            answer = outcome(load_and_call, (pipe.recv_bytes(),))
             try:
                 pipe.send(answer)
             except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
                 pipe.send((None, RunError(f"the result of a worker cannot be pickled: {error}")))
-
-
-def _compute(message: bytes):
-    function, args = pickle.loads(message)
-    return function(*args)
 
 
 def _end_with_parent() -> None:

@@ -3,19 +3,15 @@
 import contextlib
 import functools
 import os
-import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
-    Data,
-    Launcher,
+    QueueLauncher,
     WorkerLost,
     configure_jax,
     outcome,
@@ -24,40 +20,25 @@ from dlflax.tune.launch.launcher import (
 )
 
 
-@dataclass(frozen=True)
-class Stored(Data):
-    """Arrays in Ray's object store, which all processes of a host map into their memory."""
-
-    reference: Any
-
-    def load(self):
-        return _get(self.reference)
-
-
 @functools.cache
 def _get(reference):
+    """Returns arrays in Ray's object store, which all processes of a host map into their memory."""
     import ray
 
     return ray.get(reference)
 
 
-class RayLauncher(Launcher):
+class RayLauncher(QueueLauncher):
     """A task a call, at most `width` at once, on the cluster of an address or of this machine."""
 
     patience = 4 * 3600.0  # a cluster may have to grow first
 
     def __init__(
-        self,
-        workers: int,
-        folder: Path,
-        platform: str,
-        devices: int,
-        options: Mapping[str, str],
+        self, workers: int, folder: Path, platform: str, devices: int, options: Mapping[str, str],
         log: Callable[[str], None],
-    ):
+    ):  # fmt: skip
         super().__init__(workers, folder)
-        default = {"gpu": {"num_gpus": 1}, "tpu": {"TPU": 1}}.get(platform, {})
-        amounts = {"num_cpus": 1, **default}
+        amounts = {"num_cpus": 1, **{"gpu": {"num_gpus": 1}, "tpu": {"TPU": 1}}.get(platform, {})}
         for name, word in options.items():
             if name not in ("address", "num_cpus", "num_gpus", "TPU"):
                 raise InputError(
@@ -75,66 +56,37 @@ class RayLauncher(Launcher):
                 f"every worker needs one: use {devices} or fewer, or the address of a cluster."
             )
         self._ray, self._owner = _connect(address, workers * cores)
-        resources = {"TPU": tpus} if tpus else {}
         self._task = self._ray.remote(_compute).options(
-            **amounts, resources=resources, max_retries=0
+            **amounts, resources={"TPU": tpus} if tpus else {}, max_retries=0
         )
-        if not address and is_cpu:  # one of Ray's CPUs is then a worker's share
+        if not address and is_cpu:  # Ray then divides this machine's cores among the workers
             cores = max(1, devices // workers)
-        # where this process has a CPU alone, the workers may have more
+        # the workers may have accelerators where this process has none
         self._config = shared_config("cpu" if is_cpu else "any"), cores
-        self._lock = threading.RLock()
-        self._waiting: deque = deque()
-        self._tasks: dict[Future, Any] = {}
         cpus = self._ray.cluster_resources().get("CPU", 0)
         log(f"Ray has {cpus:g} CPUs for {workers} workers")
 
-    def submit(self, function, /, *args):
-        future = Future()
-        self._waiting.append((future, function, args))
-        self._begin()
-        return future
-
-    def end(self, future):
-        with self._lock:
-            task = self._tasks.pop(future, None)
-        settle(future, error=WorkerLost("ended" if task else "ended before it began"))
-        if task is not None:
-            threading.Thread(target=self._cancel, args=(task,), daemon=True).start()
-        self._begin()
-
     def share(self, arrays):
-        return Stored(self._ray.put(arrays))
+        return functools.partial(_get, self._ray.put(arrays))
 
     def close(self):
-        with self._lock:
-            tasks, self._tasks = self._tasks, {}
-            waiting, self._waiting = self._waiting, deque()
-        for future in [*tasks, *(future for future, *_ in waiting)]:
-            settle(future, error=WorkerLost("the launcher was closed"))
-        for task in tasks.values():
-            self._cancel(task)
+        super().close()
         if self._owner:
             self._ray.shutdown()
 
-    def _cancel(self, task) -> None:
-        with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
-            self._ray.cancel(task, force=True)
+    def _cancel(self, tasks):
+        for task in tasks:
+            with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
+                self._ray.cancel(task, force=True)
 
-    def _begin(self) -> None:
-        """Starts waiting calls while there is room."""
-        with self._lock:
-            while self._waiting and len(self._tasks) < self.width:
-                future, function, args = self._waiting.popleft()
-                if future.done() or not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    task = self._task.remote(*self._config, function, args)
-                except Exception as error:  # what cannot be pickled
-                    settle(future, error=error)
-                    continue
-                self._tasks[future] = task
-                task.future().add_done_callback(functools.partial(self._finish, future))
+    def _start(self, future, function, args):
+        try:
+            task = self._task.remote(*self._config, function, args)
+        except Exception as error:  # such as a PicklingError
+            settle(future, error=error)
+            return
+        self._tasks[future] = task
+        task.future().add_done_callback(functools.partial(self._finish, future))
 
     def _finish(self, future: Future, answer: Future) -> None:
         with self._lock:
@@ -147,12 +99,12 @@ class RayLauncher(Launcher):
         except Exception as error:
             lines = str(error).splitlines() or [""]
             settle(future, error=WorkerLost(f"{type(error).__name__}: {lines[0][:200]}"))
-        self._begin()
+        self._start_waiting()
 
 
 def _connect(address: str | None, cores: int):
-    """Returns the module ray, connected to a cluster, and whether this call connected it.
-    InputError where it is not installed, or where no cluster answers."""
+    """Returns (the module ray, connected to a cluster, and True if this call connected it). Raises
+    InputError where it is not installed, or no cluster answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -166,7 +118,7 @@ def _connect(address: str | None, cores: int):
     if ray.is_initialized():
         return ray, False
     quiet = {"log_to_driver": False, "logging_level": "error"}
-    # Ray's processes begin another program at once, which JAX's threads do not hinder
+    # Ray's processes start another program at once, so JAX's threads do no harm
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     if not address:
         ray.init(num_cpus=cores, include_dashboard=False, **quiet)

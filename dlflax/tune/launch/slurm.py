@@ -10,38 +10,34 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
-    Launcher,
+    QueueLauncher,
     WorkerLost,
     configure_jax,
+    load_and_call,
     outcome,
     settle,
     shared_config,
 )
 
-POLL = 1.0  # seconds between looks at all jobs
-GRACE = 5.0  # seconds that a result may be seen later than the end of its job, as on NFS
+POLL = 1.0  # seconds between two queries of all jobs
+GRACE = 5.0  # seconds that a result may appear after the end of its job, as on NFS
 GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING",
          "STAGE_OUT", "RESIZING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD",
          "SPECIAL_EXIT"}  # fmt: skip
 GONE = "a state that SLURM has forgotten"
 
 
-class Slurm(Launcher):
-    """A job a call, at most `width` at once. cluster "local": processes, as submitit's tests do."""
+class Slurm(QueueLauncher):
+    """A job a call, at most `width` at once."""
 
-    patience = math.inf  # a job may be in the queue for days, and SLURM sees a node that is gone
+    patience = math.inf  # a job may be in the queue for days, and SLURM detects a dead node
 
     def __init__(
-        self,
-        workers: int,
-        folder: Path,
-        options: Mapping[str, str],
-        log: Callable[[str], None],
-        cluster: Literal["slurm", "local"] = "slurm",
+        self, workers: int, folder: Path, options: Mapping[str, str], log: Callable[[str], None]
     ):
         super().__init__(workers, folder)
         try:
@@ -50,133 +46,86 @@ class Slurm(Launcher):
             raise InputError(
                 "--launcher slurm needs the package submitit: pip install 'dlflax[slurm]'."
             ) from None
-        missing = [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]
-        if missing and cluster == "slurm":
-            raise InputError(
-                f"--launcher slurm: there is no {missing[0]} here: start the sweep on a host "
-                "that submits jobs."
-            )
-        self._is_local = cluster == "local"
-        jobs = self.folder / "slurm"
-        if self._is_local:
-            self._executor = submitit.LocalExecutor(jobs)
-        else:
-            self._executor = submitit.SlurmExecutor(jobs)
-            flags = {"no-requeue": True, **{k.replace("_", "-"): v for k, v in options.items()}}
-            self._executor.update_parameters(
-                job_name="dlflax",
-                time=None,
-                signal_delay_s=5,
-                additional_parameters=flags,
-                # which srun does not take from sbatch
-                srun_args=[
-                    f"--{name}={flags[name]}" for name in ("cpus-per-task",) if name in flags
-                ],
-            )  # time None: that of the partition
-            log(f"SLURM jobs write to {jobs}")
+        self._executor = self._make_executor(submitit, self.folder / "slurm", options)
+        log(f"SLURM jobs write to {self.folder / 'slurm'}")
         self._config = shared_config("any")
-        self._lock, self._wake = threading.Lock(), threading.Event()
-        self._waiting: list[tuple[Future, Any]] = []
-        self._jobs: dict[Future, Any] = {}
-        self._accepted = self._closed = False
+        self._wake, self._accepted, self._closed = threading.Event(), False, False
         self._ends: dict[str, float] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    def _make_executor(self, submitit, folder: Path, options: Mapping[str, str]):
+        for name in ("sbatch", "srun", "squeue"):
+            if not shutil.which(name):
+                raise InputError(
+                    f"--launcher slurm: there is no {name} here: start the sweep on a host that "
+                    "submits jobs."
+                )
+        executor = submitit.SlurmExecutor(folder)
+        flags = {"no-requeue": True, **{k.replace("_", "-"): v for k, v in options.items()}}
+        cores = flags.get("cpus-per-task")  # which srun does not take from sbatch
+        executor.update_parameters(
+            job_name="dlflax", signal_delay_s=5, additional_parameters=flags,
+            time=None,  # that of the partition
+            srun_args=[f"--cpus-per-task={cores}"] if cores else [],
+        )  # fmt: skip
+        return executor
+
     def submit(self, function, /, *args):
         import cloudpickle
 
-        future = Future()
-        call = cloudpickle.dumps((function, args))
-        with self._lock:
-            self._waiting.append((future, call))
-        self._wake.set()
-        return future
-
-    def end(self, future):
-        with self._lock:
-            job = self._jobs.pop(future, None)
-            self._waiting = [item for item in self._waiting if item[0] is not future]
-        settle(future, error=WorkerLost("ended" if job else "ended before it began"))
-        if job is not None:
-            threading.Thread(target=self._cancel, args=([job],), daemon=True).start()
-        self._wake.set()
+        return super().submit(load_and_call, cloudpickle.dumps((function, args)))
 
     def close(self):
         self._closed = True
         self._wake.set()
         self._thread.join()
-        jobs = list(self._jobs.values())
-        for future in [*self._jobs, *(future for future, _ in self._waiting)]:
-            settle(future, error=WorkerLost("the launcher was closed"))
-        if jobs:
-            self._cancel(jobs)
+        super().close()
 
-    def _cancel(self, jobs) -> None:
-        """Ends jobs at once: submitit ignores SIGTERM, for which SLURM would wait."""
-        if self._is_local:
-            for job in jobs:
-                job.cancel()
-            while not all(job.done() for job in jobs):
-                time.sleep(0.05)
-            return
+    def _cancel(self, jobs):
+        """Kills jobs, as submitit ignores SIGTERM, for which SLURM would wait."""
         numbers = [job.job_id for job in jobs]
         for flags in (["--full", "--signal=KILL"], []):  # the second: jobs that have not begun
             subprocess.run(["scancel", *flags, *numbers], check=False, capture_output=True)
 
     def _watch(self) -> None:
-        """Begins and settles calls; the one thread that asks SLURM."""
+        """Settles calls, in the one thread that queries SLURM."""
         while not self._closed:
-            self._begin()
             with self._lock:
-                jobs = dict(self._jobs)
+                jobs = dict(self._tasks)
             states = self._states(list(jobs.values())) if jobs else {}
             for future, job in jobs.items():
                 if self._settle(future, job, states.get(job.job_id)):
                     with self._lock:
-                        self._jobs.pop(future, None)
-            self._wake.wait(0 if self._waiting and len(self._jobs) < self.width else POLL)
-            self._wake.clear()
+                        self._tasks.pop(future, None)
+            self._start_waiting()
+            self._wake.wait(POLL)
 
-    def _begin(self) -> None:
-        """Submits waiting calls while there is room."""
-        while not self._closed:
-            with self._lock:
-                if not self._waiting or len(self._jobs) >= self.width:
-                    return
-                future, call = self._waiting.pop(0)
-                if not future.set_running_or_notify_cancel():
-                    continue
-            try:
-                job = self._executor.submit(_compute, list(sys.path), self._config, call)
-                self._accepted = True
-            except Exception as error:
-                reason = " ".join(str(error).split())[:300]
-                first = InputError(f"--launcher slurm: the job was refused ({reason}).")
-                settle(future, error=WorkerLost(reason) if self._accepted else first)
-                continue
-            with self._lock:
-                self._jobs[future] = job
+    def _start(self, future, function, args):
+        try:
+            self._tasks[future] = self._executor.submit(
+                _compute, list(sys.path), self._config, function, args
+            )
+            self._accepted = True
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            first = InputError(f"--launcher slurm: the job was refused ({reason}).")
+            settle(future, error=WorkerLost(reason) if self._accepted else first)
 
     def _states(self, jobs) -> dict[str, str]:
         """Returns the states of the jobs that have ended, by squeue: it needs no accounting."""
-        if self._is_local:
-            return {job.job_id: job.state for job in jobs if job.done()}
         numbers = [job.job_id for job in jobs]
         command = ["squeue", "-h", "-t", "all", "-o", "%i|%T|%N", "-j", ",".join(numbers)]
         answer = subprocess.run(command, check=False, capture_output=True, text=True)
         if answer.returncode and "Invalid job id" not in answer.stderr:
-            return {}  # the controller does not answer: later, perhaps
+            return {}  # the controller does not answer: the next query may succeed
         rows = [line.split("|") for line in answer.stdout.splitlines()]
         states = {row[0]: f"{row[1]} on {row[2] or 'no node'}" for row in rows}
-        return {
-            number: states.get(number, GONE)
-            for number in numbers
-            if states.get(number, GONE).split()[0] not in GOING
-        }
+        states = {number: states.get(number, GONE) for number in numbers}
+        return {n: state for n, state in states.items() if state.split()[0] not in GOING}
 
     def _settle(self, future: Future, job, state: str | None) -> bool:
-        """True if the call has ended, with the outcome that its job has written or without."""
+        """True if the call has ended, with or without a written outcome."""
         if job.paths.result_pickle.exists():
             try:
                 verdict, result = pickle.loads(job.paths.result_pickle.read_bytes())
@@ -190,19 +139,14 @@ class Slurm(Launcher):
         if state is None:
             return False
         ended = self._ends.setdefault(job.job_id, time.monotonic())
-        if not self._is_local and time.monotonic() < ended + GRACE:
+        if time.monotonic() < ended + GRACE:
             return False
         settle(future, error=WorkerLost(f"job {job.job_id} ended: {state}"))
         return True
 
 
-def _compute(path: list[str], config: dict[str, Any], call: bytes):
+def _compute(path: list[str], config: dict[str, Any], function, args):
     """Returns the outcome of a call, in its job."""
     sys.path += [folder for folder in path if folder not in sys.path]
     configure_jax(config)
-    return outcome(_load_and_call, (call,))
-
-
-def _load_and_call(call: bytes):
-    function, args = pickle.loads(call)
-    return function(*args)
+    return outcome(function, args)
