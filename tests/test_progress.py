@@ -367,7 +367,7 @@ def test_axes_have_no_exponents_and_no_offsets(tmp_path):
     points = values[:, None]
     drawn = [
         figures.predicted_against_true(points, points),
-        figures.outlook(values, values[:5], None, [""] * 5),
+        figures.future_forecast(values, values[:5], None, [""] * 5),
         figures.forecast(values, {"model": [(0, values[:5])]}, {"model": values[:5]}),
     ]
     for figure in drawn:

@@ -96,7 +96,7 @@ def draw_augmentation(config: Config, train_set):
     batch = {name: array[:8] for name, array in train_set.items()}
     draw, keys = jax.jit(augment_batch, static_argnums=0), map(jax.random.key, range(7))
     draws = [draw(config.recipe, config.hparams, batch, key)["inputs"] for key in keys]
-    return figures.augmented(batch["inputs"], np.stack(draws))
+    return figures.augmentations(batch["inputs"], np.stack(draws))
 
 
 def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record) -> train.Fit:

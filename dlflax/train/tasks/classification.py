@@ -104,7 +104,7 @@ class Classification(Task):
         wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
 
         def matrix():
-            most = len(class_names), figures.MOST_CLASSES
+            most = len(class_names), figures.MAX_CLASSES
             counts, chosen = metrics.worst_confusion(predicted, targets, *most)
             title = f"{np.mean(predicted == targets):.2%} of {len(targets):,} right"
             if len(chosen) < len(class_names):
@@ -113,7 +113,7 @@ class Classification(Task):
 
         drawn = {"confusion_matrix": matrix, "reliability": lambda: figures.reliability(believed)}
         tables: dict[str, Any] = {}
-        if len(class_names) > figures.MOST_CLASSES:  # what the picture leaves out
+        if len(class_names) > figures.MAX_CLASSES:  # what the picture leaves out
             tables["confusion"] = _confused(predicted, targets, class_names)
         if task.has_images(splits):
             drawn["wrong_predictions"] = lambda: figures.wrong_predictions(

@@ -151,7 +151,7 @@ class Forecast(Task):
                 lines.append(f"{share} of the validation values lay in such brackets.")
             if asked.folder:
                 past = batch["last"][i] + scale * batch["inputs"][i, :, 0]
-                figure = figures.outlook(past, row, band, times)
+                figure = figures.future_forecast(past, row, band, times)
                 if made := figures.save_prediction(figure, asked.folder, each):
                     values["picture"] = str(made)
                     lines.append(f"picture: {made}")
