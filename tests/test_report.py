@@ -13,7 +13,7 @@ from PIL import Image
 from dlflax.report import html, trial_figures
 from dlflax.report.findings import findings
 from dlflax.report.trial_figures import clip_outliers
-from dlflax.report.trials import print_trials, ranked, write_trials_csv
+from dlflax.report.trials import print_trials, rank_trials, write_trials_csv
 
 pytestmark = pytest.mark.figures
 
@@ -90,9 +90,9 @@ def test_ranking():
         trial(0, 0.3), trial(1, math.inf, diverged_at=7), trial(2, 0.1, PRUNED, 1), trial(3, 0.2),
         trial(4, 0.4, PRUNED, 2), trial(5, 0.2), create_trial(state=TrialState.FAIL),
     ]  # fmt: skip
-    assert [t.number for t in ranked(trials, "minimize")] == [3, 5, 0, 4, 2, 1]
+    assert [t.number for t in rank_trials(trials, "minimize")] == [3, 5, 0, 4, 2, 1]
     trials[1].value = -math.inf
-    assert [t.number for t in ranked(trials, "maximize")] == [0, 3, 5, 4, 2, 1]
+    assert [t.number for t in rank_trials(trials, "maximize")] == [0, 3, 5, 4, 2, 1]
 
 
 def test_the_table_has_these_bytes(tmp_path):
@@ -114,7 +114,7 @@ def test_the_table_has_these_bytes(tmp_path):
 
 
 def importances(trials, direction="minimize"):
-    study = trial_figures.importance_study(ranked(trials, direction), direction)
+    study = trial_figures.importance_study(rank_trials(trials, direction), direction)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0, max_depth=8)
     return optuna.importance.get_param_importances(study, evaluator=evaluator) if study else {}
 
@@ -173,7 +173,7 @@ def test_importance_counts_what_diverged_as_the_worst():
     assert importances(sweep(60, space, lambda p: 0.5)) == {}
 
     for direction in ("minimize", "maximize"):
-        study = trial_figures.importance_study(ranked(trials, direction), direction)
+        study = trial_figures.importance_study(rank_trials(trials, direction), direction)
         finite = [t.value for t, made in zip(study.trials, trials, strict=True)
                   if math.isfinite(made.value)]  # fmt: skip
         worst = {t.value for t, made in zip(study.trials, trials, strict=True)
@@ -283,7 +283,7 @@ def test_page(tmp_path):
     assert {"a & <i>", "<script>alert()", "0.9877", "1:02:05"} <= set(texts)
     assert "python -m experiments.predict 'a folder' <PICTURE>" in texts
     assert "trained (the best model); scores on the test split" in texts
-    best = ranked(trials, "minimize")[0]
+    best = rank_trials(trials, "minimize")[0]
     assert f"{best.value:.4f} ± 0.01" in texts
     cells = [attrs["data-v"] for tag, attrs in tags if tag == "td"]
     assert cells[:4] == [str(best.number), "complete", str(best.value), "0.01"]
@@ -309,8 +309,8 @@ def with_defaults(made):
         ("no gain", "No trial is better than the defaults, trial 0."),
         ("no defaults", "No trial has the experiment's defaults"),
         ("defaults diverged", "the defaults, trial 0, diverged."),
-        ("chance", "standard error of 0.14: this may be chance."),
-        ("certain", "standard error of 0.0014."),
+        ("chance", "standard error over the seeds is 0.14: the gain may be chance."),
+        ("certain", "standard error over the seeds is 0.0014."),
     ],
 )
 def test_findings_state_the_gain_with_its_noise(name, expected):
@@ -332,9 +332,9 @@ def test_findings_warn_of_ends_small_validation_and_few_trials():
     best = of_value(9, 0.1)
     best.params |= {"learning_rate": 0.099, "dropout": 0.0}
     _, end, small, few = findings([*trials, best], "minimize", "val_loss", 144)
-    assert "best learning_rate lies at the high end of its range, 0.1" in end
+    assert "best learning_rate is at the high end of its range, 0.1" in end
     assert "--space.learning-rate" in end and "144 examples" in small
-    assert "10 whole trials for 3 hyperparameters" in few
+    assert "10 complete trials for 3 hyperparameters" in few
     assert findings([], "minimize", "val_loss") == []
     assert findings([trial(0, math.inf, diverged_at=3)], "minimize", "val_loss") == []
     _, *more = findings([of_value(i, 0.9) for i in range(40)] + [best], "maximize", "val_accuracy")

@@ -13,13 +13,13 @@ from dlflax.files import replacing
 from dlflax.report.trial_figures import CAPTIONS
 from dlflax.report.trials import (
     COSTS,
-    beside_value,
+    extra_columns,
     best_epoch,
     cost_text,
     digits,
-    names_of,
+    param_names,
     outcome,
-    ranked,
+    rank_trials,
     short_text,
     value_text,
 )
@@ -84,7 +84,7 @@ def write_html(
 ) -> None:
     """report.html: one file that needs nothing else. results: those of the sweep; what is missing
     there, or not known here, is left out."""
-    rank = ranked(trials, direction)
+    rank = rank_trials(trials, direction)
     title = _escaped(results.get("study") or "sweep")
     counts = Counter(map(outcome, trials)).most_common()
     about = [results[name] for name in ("experiment", "dataset") if results.get(name)]
@@ -154,7 +154,7 @@ def _list(facts) -> str:
 
 def _table(trials, direction, objective) -> str:
     """In the order given. data-v is what a click on a column's head sorts by."""
-    names, beside, rows = names_of(trials), beside_value(trials), []
+    names, beside, rows = param_names(trials), extra_columns(trials), []
     columns = ["trial", "state", objective, *beside, "best epoch", *names]
     for trial in trials:
         kind = outcome(trial)

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dlflax.report import figures
 from dlflax.report.pareto import cost_name
-from dlflax.report.trials import names_of, outcome, ranked, short_text
+from dlflax.report.trials import param_names, outcome, rank_trials, short_text
 
 CAPTIONS = {
     "history": "Complete trials by number; the line is the best value so far.",
@@ -45,7 +45,7 @@ def draw(
 ) -> dict[str, Path]:
     """Writes NAME.png for each figure for which the trials suffice. Returns {name: path}. A figure
     that fails is one warning to `log`."""
-    trials = ranked(trials, direction)
+    trials = rank_trials(trials, direction)
     if not trials or outcome(trials[0]) == "diverged":
         return {}
     plots = (_history, _learning_curves, _slice, _parallel_coordinates, _importance, _pareto_front)
@@ -185,7 +185,7 @@ def _learning_curves(trials, direction, objective):
 
 
 def _slice(trials, direction, objective):
-    if not (names := names_of(trials)):
+    if not (names := param_names(trials)):
         return None
     values, label, scale = comparable_values(trials, direction, objective)
     rows = math.ceil(len(names) / 4)
@@ -203,7 +203,7 @@ def _slice(trials, direction, objective):
 
 
 def _parallel_coordinates(trials, direction, objective):
-    names, complete = names_of(trials), sum(outcome(trial) == "complete" for trial in trials)
+    names, complete = param_names(trials), sum(outcome(trial) == "complete" for trial in trials)
     if complete < 2 or len(names) < 2:
         return None
     values, label, _ = complete_values(trials, direction, objective)
@@ -219,7 +219,7 @@ def _parallel_coordinates(trials, direction, objective):
 def importance_study(trials, direction) -> optuna.Study | None:
     """Returns the study to compute importances of; None with fewer than two hyperparameters, four
     trials or two per hyperparameter, or where nothing varies."""
-    names, (clipped, *_) = names_of(trials), comparable_values(trials, direction, "")
+    names, (clipped, *_) = param_names(trials), comparable_values(trials, direction, "")
     finite = sum(outcome(trial) != "diverged" for trial in trials)
     if len(names) < 2 or finite < max(4, 2 * len(names)) or len({*clipped.values()}) < 2:
         return None
@@ -233,7 +233,7 @@ def _importance(trials, direction, objective):
     # trees of this depth give the same shares as unlimited ones, ten times as fast
     evaluator = FanovaImportanceEvaluator(seed=0, max_depth=8)
     label = comparable_values(trials, direction, objective)[1]
-    height = 1 + 0.4 * len(names_of(trials))
+    height = 1 + 0.4 * len(param_names(trials))
     return _plot("param_importances", study, 8, height, evaluator=evaluator, target_name=label)
 
 

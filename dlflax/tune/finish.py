@@ -45,7 +45,7 @@ def finish(
     report, which it prints. Returns the results. Raises RunError where no trial ended well."""
     folder, direction, trials = sweep.run_dir, study.direction, study.finished()
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
-    best = next(iter(ranking.ranked(trials, direction)), None)
+    best = next(iter(ranking.rank_trials(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
         raise RunError(
             f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "
