@@ -23,7 +23,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.files import printable, write_csv
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 from dlflax.run import flags
 from dlflax.run.predict import Predictor, as_row
 
@@ -53,7 +53,7 @@ def command(
     refused, named = [], predictor.expanded(list(inputs))
     if csv and csv.exists() and any(_is_file(name, csv) for name in named):
         raise InputError(f"--csv {csv} is one of the files that are asked about: name another.")
-    with counting("predicting", len(named) if csv else 0) as advance:
+    with progress_bar("predicting", len(named) if csv else 0) as advance:
         answers = predictor.answers(named, refused.append, advance)
     if csv and answers:
         write_csv(csv, [as_row(values) for _, values in answers])

@@ -23,7 +23,7 @@ from dlflax.data.duplicates import repeated, small, without_duplicates
 from dlflax.data.folder_files import Found, shown, skipped
 from dlflax.errors import InputError
 from dlflax.files import ABANDONED, cache_folder, host_memory, read_bytes, replacing
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 
 _VERSION = 3  # of the cache's format and of the decoding
 
@@ -180,7 +180,7 @@ def decode(
     results = indices.map(one).to_iter_dataset(options)
     report, digest = list(found.report), hashlib.sha256()
     kept, contents, pictures, digests = [], [], [], []
-    with warnings.catch_warnings(), counting("decoding", len(found.names)) as advance:
+    with warnings.catch_warnings(), progress_bar("decoding", len(found.names)) as advance:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, in every thread
         for index, (pixels, picture_, content, rows) in enumerate(results):
             advance(1)

@@ -7,7 +7,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
 from dlflax.report import pareto
-from dlflax.report.trials import digits, param_names, outcome, rank_trials
+from dlflax.report.trials import digits, outcome, param_names, rank_trials
 
 FEW_EXAMPLES = 500  # of the validation split: with fewer, 95 % has a standard error over 1 %
 

@@ -13,12 +13,12 @@ from dlflax.files import replacing
 from dlflax.report.trial_figures import CAPTIONS
 from dlflax.report.trials import (
     COSTS,
-    extra_columns,
     best_epoch,
     cost_text,
     digits,
-    param_names,
+    extra_columns,
     outcome,
+    param_names,
     rank_trials,
     short_text,
     value_text,

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dlflax.report import figures
 from dlflax.report.pareto import cost_name
-from dlflax.report.trials import param_names, outcome, rank_trials, short_text
+from dlflax.report.trials import outcome, param_names, rank_trials, short_text
 
 CAPTIONS = {
     "history": "Complete trials by number; the line is the best value so far.",

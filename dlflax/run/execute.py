@@ -85,7 +85,7 @@ def start_record(experiment, config: Config, job: Job, folder, saved, count, bri
         if parallel.is_main() and config.recipe.augment and has_images(job.examples):
             drawing = {"augmented": lambda: draw_augmentation(config, job.examples.train)}
             for name, path in figures.draw(drawing, folder, log).items():
-                board.picture(name, path, 0)
+                board.figure(name, path, 0)
         if history:  # the kill may have come between its checkpoint and its row
             record.add(history)
         yield record

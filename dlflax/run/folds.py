@@ -12,7 +12,7 @@ from dlflax.data.order import order_of
 from dlflax.errors import InputError, RunError
 from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 from dlflax.run import baselines
 from dlflax.run.config import Config
 from dlflax.run.execute import test
@@ -146,7 +146,7 @@ def _train_together(config: Config, jobs, log: Log) -> list[tuple[train.State, i
         orders=[order_of(train_set, recipe.batch_size, rows) for rows in train_rows],
         val_rows=val_rows,
     )  # fmt: skip
-    with counting("epochs", config.epochs) as advance:
+    with progress_bar("epochs", config.epochs) as advance:
         population.train(config.epochs, lambda: advance(1))
     if population.diverged:
         fold, step = min(population.diverged.items())

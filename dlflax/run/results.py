@@ -74,7 +74,7 @@ def report(config: Config, job: Job, fit: train.Fit, tested: Tested, record: Rec
     with announcement("drawing ...", record.log):
         for name, picture in figures.draw(drawings, record.folder, record.log).items():
             if name != "curves":
-                record.board.picture(name, picture, int(fit.history[-1]["step"]))
+                record.board.figure(name, picture, int(fit.history[-1]["step"]))
     write_json(path, results)
     return results
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlflax.files import cache_folder, replacing
 from dlflax.models.minilm import cut_lengths
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 from dlflax.train.augment import augment, numbers
 from dlflax.train.batch import floats
 from dlflax.train.hparams import Hparams, as_traced
@@ -61,7 +61,7 @@ class Features:
             if digest not in self._known:
                 places.setdefault(digest, i)
         missing = list(places.items())
-        with counting("features", len(missing)) as advance:
+        with progress_bar("features", len(missing)) as advance:
             for start in range(0, len(missing), KEPT):
                 found = {}
                 for some in _batches(missing[start : start + KEPT], images):
