@@ -58,7 +58,7 @@ def draw(
 
 @contextlib.contextmanager
 def _isolated_pyplot():
-    """Context in which pyplot, which Optuna draws with, opens no windows: a thread may draw."""
+    """Context in which pyplot, which Optuna uses, has no windows: they fail in a thread."""
     import matplotlib
 
     backend = matplotlib.get_backend() if "matplotlib.pyplot" in sys.modules else "agg"
@@ -69,7 +69,8 @@ def _isolated_pyplot():
     with matplotlib.rc_context(settings):
         pyplot.switch_backend("agg")
         yield
-    pyplot.switch_backend(backend)
+    with contextlib.suppress(ImportError):  # of windows, without a display
+        pyplot.switch_backend(backend)
 
 
 def clip_outliers(values: dict, direction: str, label: str) -> tuple[dict, str, str]:
@@ -91,14 +92,14 @@ def clip_outliers(values: dict, direction: str, label: str) -> tuple[dict, str, 
 
 
 def complete_values(trials, direction, objective) -> tuple[dict, str, str]:
-    """Returns the values of the complete trials."""
+    """Returns the values of the complete trials, as `clip_outliers`."""
     values = {trial.number: trial.value for trial in trials if outcome(trial) == "complete"}
     return clip_outliers(values, direction, objective)
 
 
 def comparable_values(trials, direction, objective) -> tuple[dict, str, str]:
-    """Returns the best value of each trial until the last epoch that all trials reached but those
-    that diverged, which have the worst value."""
+    """Returns the best value of each trial until the last epoch that all trials reached, as
+    `clip_outliers`. Diverged trials count as the worst."""
     epochs = [max(t.intermediate_values, default=0) for t in trials if outcome(t) != "diverged"]
     epoch, best = min(epochs), min if direction == "minimize" else max
     values = {}
@@ -111,13 +112,15 @@ def comparable_values(trials, direction, objective) -> tuple[dict, str, str]:
 
 
 def make_study(trials, direction, values, curves=None, log_params=False) -> optuna.Study:
-    """Returns an Optuna study of the trials under their numbers, in which those without a value are
-    pruned. log_params: with the logarithms of what is searched on a logarithmic scale."""
-    study, numbered = optuna.create_study(direction=direction), {t.number: t for t in trials}
-    for number in range(max(numbered) + 1):
+    """Returns an Optuna study of the trials under their numbers; trials without a value are pruned.
+    curves: number -> intermediate values. log_params: replaces hyperparameters on a logarithmic
+    scale by their logarithms."""
+    study, by_number = optuna.create_study(direction=direction), {t.number: t for t in trials}
+    missing = create_trial(state=TrialState.FAIL)
+    for number in range(max(by_number) + 1):
         params, distributions = {}, {}
-        for name, value in getattr(numbered.get(number), "params", {}).items():
-            distribution = numbered[number].distributions[name]
+        for name, value in by_number.get(number, missing).params.items():
+            distribution = by_number[number].distributions[name]
             if isinstance(distribution, CategoricalDistribution):
                 value = _short_choice(value)
                 distribution = CategoricalDistribution([*map(_short_choice, distribution.choices)])
