@@ -25,6 +25,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all of it
     )
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end at this flag
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    for library in ("OMP", "OPENBLAS"):  # a worker has a core: threads would wait for each other
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # see dlflax.NOISY_CACHE
 os.environ["KERAS_BACKEND"] = "jax"  # the independent implementation that tests compare with
