@@ -416,7 +416,7 @@ def test_a_class_without_a_training_example_is_named():
 def test_the_unit_of_a_target():
     values = np.random.default_rng(0).normal(5, 3, (40, 2))
     target = Numbers.fit(values, ("a", "b"))
-    np.testing.assert_allclose(target.in_unit(target.encode(values)), values, rtol=1e-5)
+    np.testing.assert_allclose(target.decode(target.encode(values)), values, rtol=1e-5)
     assert Classes(("x", "y")).numbers(["y", "z", "x"]).tolist() == [1, -1, 0]
 
 

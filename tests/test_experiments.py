@@ -12,7 +12,7 @@ from test_cifar import patches, write_cifar
 
 import experiments
 from dlflax import run, train
-from dlflax.data.order import epoch_batches, order_of
+from dlflax.data.order import batch_order, epoch_batches
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.tune import cli
@@ -297,7 +297,7 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
     recipe = train.Recipe(
         model=MLP(features=(8,), num_outputs=2), batch_size=16, schedule=train.Cosine()
     )
-    few, batches = module._first_batches(train_set, order_of(train_set, 16), 20, seed=3)
+    few, batches = module._first_batches(train_set, batch_order(train_set, 16), 20, seed=3)
     drawn = few["inputs"][np.where(batches < 0, -1 - batches, batches)]
     for epoch in range(5):
         indices = epoch_batches(50, 16, 3, epoch)

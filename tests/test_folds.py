@@ -11,7 +11,7 @@ from sklearn.datasets import load_breast_cancer
 from dlflax import run
 from dlflax.data import Arrays, Series, Table, make_splits
 from dlflax.data.folds import folds
-from dlflax.data.order import folds_of
+from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
 from dlflax.run import folds as command
 from experiments import image_folder, mnist, tabular
@@ -21,20 +21,20 @@ pytestmark = pytest.mark.usefixtures("place")
 
 def test_every_fold_has_its_share_of_each_class():
     targets = np.repeat(np.arange(4), [50, 23, 9, 2])
-    of = folds_of(targets, 5, 0)
+    of = assign_folds(targets, 5, 0)
     counts = np.array([np.bincount(targets[of == fold], minlength=4) for fold in range(5)])
     assert (np.ptp(counts, 0) <= 1).all() and np.ptp(counts.sum(1)) <= 1
-    np.testing.assert_array_equal(of, folds_of(targets, 5, 0))
-    assert (of != folds_of(targets, 5, 1)).any()
+    np.testing.assert_array_equal(of, assign_folds(targets, 5, 0))
+    assert (of != assign_folds(targets, 5, 1)).any()
 
 
 def test_groups_are_whole_and_folds_about_as_large():
     groups = np.repeat([f"g{i}" for i in range(30)], np.arange(1, 31))
-    of = folds_of(np.zeros(len(groups), np.float32), 4, 0, groups)
+    of = assign_folds(np.zeros(len(groups), np.float32), 4, 0, groups)
     assert all(len(set(of[groups == name])) == 1 for name in set(groups))
     assert np.ptp(np.bincount(of)) < 10
     with pytest.raises(InputError, match="there are 3 groups"):
-        folds_of(np.zeros(3), 4, 0, np.array(["a", "b", "c"]))
+        assign_folds(np.zeros(3), 4, 0, np.array(["a", "b", "c"]))
 
 
 def test_each_example_is_tested_once():

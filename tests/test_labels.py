@@ -160,7 +160,7 @@ def test_numbers():
     write(["file", "brightness", "red"], [(n, b, 2 * b) for n, _, _, b in photos()])
     _, splits = splits_of(source(target=("brightness",)))
     means = splits.test["inputs"].mean((1, 2, 3))
-    np.testing.assert_allclose(splits.target.in_unit(splits.test["targets"]), means, atol=0.01)
+    np.testing.assert_allclose(splits.target.decode(splits.test["targets"]), means, atol=0.01)
     assert abs(splits.train["targets"].mean()) < 1e-5
     _, two = splits_of(source(target=("brightness", "red")))
     assert two.train["targets"].shape[1] == 2 and len(two.target.mean) == 2
@@ -216,7 +216,7 @@ def test_bad_files():
     assert "--group c: " in refused(target=("a",), group="c")
     assert "--target file is not what is predicted" in refused(target=("file",))
     assert "should be a number" in refused(target=("a", "b"))
-    assert "which is no number" in refused(target=("a",), target_kind="number")
+    assert "is not a number" in refused(target=("a",), target_kind="number")
     write(["file", "label"], [(n, "red") for n, *_ in rows])
     assert "fewer than two classes" in refused()
     write(["file", "label"], [(n, i) for i, (n, *_) in enumerate(rows)])

@@ -5,7 +5,7 @@ import pytest
 from sklearn import datasets
 
 from dlflax.data import leaks
-from dlflax.data.leaks import find_leaks, row_counters
+from dlflax.data.leaks import find_leaks, find_row_counters
 
 RNG = np.random.default_rng(0)
 
@@ -30,13 +30,13 @@ def test_a_counter_of_the_rows():
         "year": np.arange(n) + 1947.0, "back": np.arange(n)[::-1] + 1.0, "codes": np.arange(n),
         "hole": np.where(np.arange(n) == 7, np.nan, np.arange(n)),
     }  # fmt: skip
-    said = row_counters(columns)
+    said = find_row_counters(columns)
     assert list(said) == ["record", "index"]
     assert said["record"] == (
         "record counts the rows of the file: dropped, as a new row has no such number."
     )
-    assert not row_counters({"record": columns["record"]})  # nothing would remain
-    assert not row_counters({"x": RNG.normal(size=3), "record": np.arange(3.0)})
+    assert not find_row_counters({"record": columns["record"]})  # nothing would remain
+    assert not find_row_counters({"x": RNG.normal(size=3), "record": np.arange(3.0)})
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def test_rows_of_few_levels_are_no_copies():
 
 
 def test_work_has_bounds(monkeypatch):
-    monkeypatch.setattr(leaks, "MOST_COLUMNS", 3)
-    monkeypatch.setattr(leaks, "MOST_ROWS", 100)
+    monkeypatch.setattr(leaks, "MAX_COLUMNS", 3)
+    monkeypatch.setattr(leaks, "MAX_ROWS", 100)
     columns = {f"x{i}": RNG.normal(size=300) for i in range(5)} | {"copy": MIXED}
     assert leaks_of(columns, MIXED) == [
         "leaks were looked for in 3 of 6 columns and 100 of 300 rows."
     ]
     assert "copy alone" in leaks_of(dict(reversed(columns.items())), MIXED)[0]
-    monkeypatch.setattr(leaks, "MOST_CELLS", 1799)
+    monkeypatch.setattr(leaks, "MAX_CELLS", 1799)
     assert leaks_of(columns, MIXED)[1:] == [
         "copies of rows were not looked for: the table has 1,800 cells."
     ]

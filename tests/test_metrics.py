@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from dlflax import parallel, run, train
 from dlflax.data import Arrays, make_splits
-from dlflax.data.order import order_of
+from dlflax.data.order import batch_order
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.run.config import check
@@ -150,7 +150,7 @@ def test_members_with_examples_of_their_own():
             (np.arange(100, 200, dtype=np.int32), np.arange(40, 90, dtype=np.int32))]  # fmt: skip
     members = Population(
         recipe, [train.Hparams()] * 2, [[0], [0]], data, val, epochs=1, layout=Layout("map", 2, 2),
-        orders=[order_of(data, recipe.batch_size, at) for at, _ in rows],
+        orders=[batch_order(data, recipe.batch_size, at) for at, _ in rows],
         val_rows=[at for _, at in rows],
     )  # fmt: skip
     members.train(1)

@@ -78,7 +78,7 @@ for name, recipe in recipes.items():
         shards = [leaf.addressable_shards[0].data.size / leaf.size
                   for leaf in jax.tree.leaves(sharded.state.params) if leaf.size > 1000]
         answers["shares"] = sorted(set(shards))
-        stream.PIECE_BYTES = 2 * 16 * 450
+        stream.CHUNK_BYTES = 2 * 16 * 450
         rows = {**train_set, "inputs": DiskArray(images, np.arange(61))}
         answers["streamed"] = difference(one, numbers(fit(recipe, 8, train_set=rows)))
 

@@ -100,7 +100,7 @@ def test_regression_scores_in_the_series_own_unit():
 
 
 def test_what_is_missing_never_comes_from_the_future(tmp_path):
-    """The value before stands in, in inputs alone: no target, loss or score has it."""
+    """Values are forward-filled in inputs alone: no target, loss or score has them."""
     cells = ["", *("" if i in (3, 4, 17, 33) else 2 * i for i in range(1, 40))]
     path = write(tmp_path / "a.csv", list(enumerate(cells)))
     said = []
@@ -109,9 +109,8 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
     assert said == [
         "a.csv: rows are numbered by the column date.",
         "a.csv: one row every 1, from 0 to 39.",
-        "a.csv: the first 1 values are missing: left out.",
-        "a.csv: 4 of 39 values are missing: the value before stands in for them, and no forecast "
-        "is judged by them.",
+        "a.csv: the first 1 values are missing: dropped.",
+        "a.csv: 4 of 39 values are missing: forward-filled in inputs, ignored as targets.",
     ]
     assert values[:5].tolist() == [2, 4, 4, 4, 10] and np.flatnonzero(~observed)[0] == 2
     series = Series(data_dir=path, window=4, horizon=3)
@@ -159,7 +158,7 @@ def test_gaps_of_the_series_that_is_shipped():
         ({"dataset": "nope", "data_dir": None}, "--dataset nope is unknown here: choose co2 or"),
         ({"column": "price"}, "has no column 'price': it has date, value"),
         ({"column": "date"}, "line 2, column date: 'day 0' is not a number"),
-        ({"window": 30}, "its train part has .* too few for --window 30"),
+        ({"window": 30}, "its train split has .* too few for --window 30"),
         ({"horizon": 20}, "too few for --window 5 and --horizon 20"),
         ({"window": 5, "period": 7}, "--window 5 must be at least the season of 7 steps"),
         ({"horizon": 0}, "--horizon 0 at least 1"),
@@ -261,7 +260,7 @@ def test_what_is_known_of_the_future_is_used(place, capsys):
     with pytest.raises(SystemExit):
         predict.command(place / "with", (str(path),), json_output=True)
     assert "price must go on for 2 rows after the last value" in capsys.readouterr().err
-    with pytest.raises(InputError, match="the series: price must go on for 2 rows"):
+    with pytest.raises(InputError, match="the series: price must have 2 rows after the last value"):
         predict.command(place / "with", (), json_output=True)
 
 
@@ -319,7 +318,7 @@ def test_an_interval_without_its_coverage_is_damaged():
 )
 def test_the_times_of_rows(times, rows, wanted):
     seconds = np.array(times.split(), "M8[ms]").astype(np.int64) / 1000
-    _, calendar = calendars.in_time(seconds, seconds, "a.csv", lambda _: None)
+    _, calendar = calendars.align_rows(seconds, seconds, "a.csv", lambda _: None)
     assert calendar.stamps(rows) == wanted.split()
 
 

@@ -82,11 +82,11 @@ X, Y = np.zeros((10, 3)), np.arange(10) % 2
     [
         (None, None, 'train must be a dict with "inputs"'),
         ({"x": X, "y": Y}, None, 'train must be a dict with "inputs"'),
-        ({"inputs": X, "targets": Y[:9]}, None, "as many rows each, .* inputs 10, targets 9"),
+        ({"inputs": X, "targets": Y[:9]}, None, "same number of rows, .* inputs 10, targets 9"),
         ({"inputs": X[:0], "targets": Y[:0]}, None, "at least one"),
         ({"inputs": np.array(["a"] * 10), "targets": Y}, None, "inputs of train must be an array"),
         ({"inputs": np.full((10, 3), np.nan), "targets": Y}, None, "NaN or infinity in row 0"),
-        ({"inputs": X, "targets": Y + 2**40}, None, "whole numbers beyond 32 bits"),
+        ({"inputs": X, "targets": Y + 2**40}, None, "integers beyond 32 bits"),
         ({"inputs": X, "targets": Y}, {"inputs": X}, "train has targets of int32 .* test nothing"),
         (
             {"inputs": X, "targets": Y},

@@ -118,7 +118,7 @@ def test_numbers_as_people_write_them(delimiter):
         ("b\n1\n2\n", {}, "no column besides"),
         ("a,b\n" + "1,x\n" * 9, {}, "fewer than two classes"),
         ("a,b\n" + "1,x\n1,y\n" * 9, {}, "all columns were dropped"),
-        ("a,b\n" + "1,x\n2,y\n" * 9, {"target_kind": "number"}, "no number"),
+        ("a,b\n" + "1,x\n2,y\n" * 9, {"target_kind": "number"}, "not a number"),
         ("a,b\n1,\n2,\n", {}, "fewer than two classes"),
         ("a,b\n1,2\n3,4.5\n", {}, "too few"),
         ("a,b\n" + "1,x\n2,y\n" * 9, {"test": 1.5}, "--test 1.5"),

@@ -31,7 +31,7 @@ from dlflax.data import (
     tokenizers,
     urls,
 )
-from dlflax.data.order import stratified
+from dlflax.data.order import stratified_sample
 from dlflax.data.text import Text
 from dlflax.data.tokenizers import encode
 from dlflax.errors import InputError
@@ -426,7 +426,7 @@ def test_only_training_texts_train_the_tokenizer(tmp_path):
     data = Text(data_dir=path, length=2, tokenizer="word")
     dataset = data.load(silent)
     before = make_splits(data, dataset, 0.2, 3)
-    chosen = stratified(dataset.train["targets"], 0.2, 3, 0)
+    chosen = stratified_sample(dataset.train["targets"], 0.2, 3, 0)
     held_out = set(dataset.train["inputs"][chosen])
     assert len(held_out) == 18
     inputs = dataset.examples.columns["inputs"]

@@ -256,7 +256,7 @@ def test_class_weights_are_those_of_scikit_learn():
 
 def test_data_on_disk_train_to_the_same_bits(tmp_path, monkeypatch):
     """In pieces of three steps, the last one shorter, with a padded last batch."""
-    monkeypatch.setattr(stream, "PIECE_BYTES", 3 * 8 * (8 * 8 * 3 + 4 + 4))
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 3 * 8 * (8 * 8 * 3 + 4 + 4))
     part = {**SPLITS.train, "weight": np.float32(1 + np.arange(40) % 3)}
     part = {name: array[:37] for name, array in part.items()}
     np.save(tmp_path / "images.npy", SPLITS.train["inputs"])

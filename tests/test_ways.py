@@ -420,8 +420,8 @@ def test_values_of_any_type_are_read():
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "the data frame has two columns 'a'"),
         ([{"1": 1, 1: 2}], "the list of rows has two columns '1'"),
         (pl.Series("a", [1]), "a Series is no table: give a data frame"),
-        ([{"a": "\ud800"}], "a cell has '.ud800', half of a character"),
-        ([{"a": "\ud800"}, {"a": 1}], "a cell has '.ud800', half of a character"),
+        ([{"a": "\ud800"}], "a cell has '.ud800', a lone surrogate"),
+        ([{"a": "\ud800"}, {"a": 1}], "a cell has '.ud800', a lone surrogate"),
     ],
 )
 def test_no_table_is_one_sentence(given, sentence):

@@ -1,8 +1,8 @@
-"""Sources of examples, their encoders, and their order in training. `dataset.Source` and
-`encoder.Encoder` are the contracts."""
+"""Sources of examples, their encoders, splits and order. `dataset.Source` and `encoder.Encoder`
+are the contracts."""
 
 from dlflax.data.arrays import Arrays
-from dlflax.data.dataset import Dataset, Source, Splits, examples, make_splits, read_dataset
+from dlflax.data.dataset import Dataset, Source, Splits, make_splits, num_examples, read_dataset
 from dlflax.data.encoder import (
     BASE64,
     DiskArray,
@@ -30,6 +30,6 @@ __all__ = [
     "Arrays", "BASE64", "ByContent", "ByTime", "Classes", "Dataset", "DiskArray", "Encoder",
     "Examples", "Form", "Given", "ImageFolder", "Images", "Labels", "Limits", "Nothing", "Numbers",
     "Plain", "Series", "Share", "Source", "Spec", "Splits", "Steps", "Table", "Target", "Text",
-    "TooMuch", "Upload", "as_upload", "epoch_batches", "examples", "join", "load", "make_splits",
-    "order", "read_dataset", "split",
+    "TooMuch", "Upload", "as_upload", "epoch_batches", "join", "load", "make_splits",
+    "num_examples", "order", "read_dataset", "split",
 ]  # fmt: skip

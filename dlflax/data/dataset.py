@@ -1,4 +1,4 @@
-"""The contract of a data source, and what a run trains, validates and tests with."""
+"""The contract of a data source, and the splits of a run."""
 
 import abc
 import dataclasses
@@ -16,25 +16,24 @@ from dlflax.files import host_memory
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Examples as a source has them, and how they are to be split."""
+    """The raw examples of a source, and their split."""
 
     examples: Examples
     split: Split
     name: str
-    """That of what was read, whatever was asked for."""
+    """The data set that was read, which may replace another."""
     source: str
-    """The origin of the bytes."""
+    """Origin of the bytes."""
     checksum: str
-    """SHA-256 of all that is read, by which a resume knows the data."""
+    """SHA-256 of all data, which must be the same when a run is resumed."""
     notes: tuple[str, ...] = ()
-    """Sentences that were said when it was read."""
+    """Sentences logged while it was read."""
     findings: tuple[str, ...] = ()
-    """The notes by which the scores must be judged, such as leaks: a run repeats them at its
-    end and saves them in results.json."""
+    """Notes that qualify the scores, such as leaks. A run repeats and saves them at its end."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Name -> text of files about the reading that belong into the run folder."""
+    """Name -> text of files for the run folder, about the reading."""
     stands_in_for: str = ""
-    """Name of the data set that was asked for, where this one replaces it."""
+    """Name of the requested data set that this one replaces."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -43,64 +42,64 @@ class Dataset:
 
     @property
     def train(self) -> dict[str, Any]:
-        """The columns and "targets", raw, of all examples that are not tested on."""
-        return self._part(False)
+        """The raw columns and "targets" of all but the test examples."""
+        return self._raw(False)
 
     @property
     def test(self) -> dict[str, Any]:
-        """The columns and "targets", raw, of the examples that are tested on."""
-        return self._part(True)
+        """The raw columns and "targets" of the test examples."""
+        return self._raw(True)
 
-    def _part(self, tested: bool) -> dict[str, Any]:
-        rows = self.split.rows(self.examples, 0.0, 0, lambda sentence: None)
-        chosen = np.zeros(len(self.examples), bool)
-        chosen[rows["test"]] = True
-        part = self.examples.take(np.flatnonzero(chosen if tested else ~chosen))
+    def _raw(self, test: bool) -> dict[str, Any]:
+        in_test = np.zeros(len(self.examples), bool)
+        in_test[self.split.rows(self.examples, 0.0, 0, lambda sentence: None)["test"]] = True
+        part = self.examples.take(np.flatnonzero(in_test == test))
         return dict(part.columns) | ({} if part.target is None else {"targets": part.target})
 
 
 class Source(abc.ABC):
     """A data source: a frozen dataclass, whose fields are flags.
 
-    `data.Arrays` is one for NumPy arrays in memory. Errors of the user are `errors.InputError`, one
-    sentence.
+    `data.Arrays` is the source for NumPy arrays. A user's mistakes raise `errors.InputError`, with
+    one sentence.
     """
 
     @abc.abstractmethod
     def load(self, log: Callable[[str], None] = print) -> Dataset:
-        """Reads everything. `log` gets a sentence for what the user should know."""
+        """Reads all examples. `log` gets sentences for the user."""
 
     @abc.abstractmethod
     def encoder(self, train: Examples, log: Callable[[str], None]) -> Encoder:
-        """Returns the encoder fitted on the training examples, which are all that it is given. A
-        function of its arguments alone, or no run could resume."""
+        """Returns the encoder fitted on the training examples: a function of its arguments alone,
+        or no run could resume."""
 
     def token_vectors(self, encoder: Any, log: Callable[[str], None]) -> np.ndarray | None:
-        """Returns what the embedding of tokens begins with, float32 (vocabulary, size), NaN where a
-        token has none; None where all of it is random."""
+        """Returns initial embeddings of tokens, float32 (vocabulary, size), NaN for a token without
+        one; None if all are random."""
         return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The data of a run, to train, validate and test with: arrays "inputs" and, where there is a
-    target, "targets", the examples along the first axis; val is None where nothing is held out."""
+    """The encoded splits of a run: arrays "inputs" and, if there is a target, "targets".
+
+    Examples are along the first axis; val is None if nothing is held out."""
 
     train: dict[str, Any]
     val: dict[str, Any] | None
     test: dict[str, Any]
     encoder: Encoder
-    """That they were made by."""
+    """The encoder of the arrays."""
     examples: Mapping[str, Examples] = dataclasses.field(default_factory=dict)
     """The raw examples of "train", "val" and "test"."""
     notes: tuple[str, ...] = ()
-    """Sentences on what was done with the data, which a run prints."""
+    """Sentences on the data, which a run prints."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """The files of the Dataset."""
+    """`Dataset.files`."""
     vectors: np.ndarray | None = None
-    """The vectors of `Source.token_vectors`."""
+    """Embeddings of `Source.token_vectors`."""
     weights_sha256: str = ""
-    """SHA-256 of pretrained weights, which the inputs are features of, or training begins with."""
+    """SHA-256 of the pretrained weights that computed the inputs, or that training begins with."""
 
     @property
     def target(self) -> Target:
@@ -109,80 +108,80 @@ class Splits:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the target's classes or labels, by number."""
+        """Names of the target's classes or labels, by number."""
         return self.encoder.target.classes
 
-    def plain(self, part: str) -> Plain | None:
-        """Returns `Encoder.plain` of the examples of a part."""
-        return self.encoder.plain(self.examples[part])
+    def plain(self, split: str) -> Plain | None:
+        """Returns `Encoder.plain` of the examples of a split."""
+        return self.encoder.plain(self.examples[split])
 
-    def names(self, part: str = "test") -> list[str]:
-        """Returns the names of the examples of a part, numbers where they have none."""
-        examples = self.examples[part]
+    def names(self, split: str = "test") -> list[str]:
+        """Returns the names of the examples of a split, by default their numbers."""
+        examples = self.examples[split]
         return list(map(str, examples.names or range(len(examples))))
 
     def summary(self) -> dict[str, Any]:
-        """Returns the data in words, shape and type of an example, and the notes, as JSON values.
-        They have the number of examples of each class in train, validation and test, too."""
-        parts = {"train": self.train, "validation": self.val, "test": self.test}
+        """Returns a description of examples, sizes of splits and classes, and notes, for JSON."""
+        splits = {"train": self.train, "validation": self.val, "test": self.test}
         inputs = self.test["inputs"]
-        counted = {
+        summary = {
             "examples": self.encoder.describe(),
             "input_shape": list(inputs.shape[1:]),
             "input_type": str(inputs.dtype),
-            **{name: examples(part) if part else 0 for name, part in parts.items()},
+            **{name: num_examples(split) if split else 0 for name, split in splits.items()},
         }
         targets = self.train.get("targets")
         if self.class_names and targets is not None and targets.dtype.kind in "iu":
-            counts = [_count(part, len(self.class_names)) for part in parts.values()]
-            counted["classes"] = {
-                name: {part: int(count[i]) for part, count in zip(parts, counts, strict=True)}
+            counts = [_count_classes(split, len(self.class_names)) for split in splits.values()]
+            summary["classes"] = {
+                name: {split: int(count[i]) for split, count in zip(splits, counts, strict=True)}
                 for i, name in enumerate(self.class_names)
-            }  # fmt: skip
-        return {**counted, "notes": list(self.notes)}
+            }
+        return {**summary, "notes": list(self.notes)}
 
 
-def read_dataset(source: Source, log: Callable[[str], None] = print) -> Dataset:
-    """Returns what the source loads; the sentences that `log` gets meanwhile are its notes."""
-    notes: list[str] = []
+def _record(notes: list[str], log: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns a log that appends to notes, too."""
 
-    def note(sentence: str) -> None:
+    def record(sentence: str) -> None:
         notes.append(sentence)
         log(sentence)
 
-    return dataclasses.replace(source.load(note), notes=tuple(notes))
+    return record
+
+
+def read_dataset(source: Source, log: Callable[[str], None] = print) -> Dataset:
+    """Loads a source; the sentences that `log` gets are the Dataset's notes, too."""
+    notes: list[str] = []
+    dataset = source.load(_record(notes, log))
+    return dataclasses.replace(dataset, notes=tuple(notes))
 
 
 def make_splits(
     source: Source, dataset: Dataset, validation: float, seed: int,
     log: Callable[[str], None] = lambda sentence: None,
 ) -> Splits:  # fmt: skip
-    """Splits a Dataset, fits the source's encoder on the training part, and encodes all parts.
-    `log` gets the sentences. Raises InputError for data that cannot be split so."""
+    """Splits a Dataset, fits the source's encoder on the train split, and encodes all splits.
+    Raises InputError for data that cannot be split."""
     notes = list(dataset.notes)
-
-    def note(sentence: str) -> None:
-        notes.append(sentence)
-        log(sentence)
-
+    record = _record(notes, log)
     try:
-        rows = split_rows(dataset.examples, dataset.split, validation, seed, note)
+        rows = split_rows(dataset.examples, dataset.split, validation, seed, record)
     except InputError as error:
         raise InputError(f"{dataset.source}: {error}") from error
-    examples = _in_memory(dataset.examples)
-    parts = {name: examples.take(at) for name, at in rows.items()}
-    encoder = source.encoder(parts["train"], note)
-    arrays = {name: encoder.encode(part) for name, part in parts.items()}
-    vectors = source.token_vectors(encoder, note)
+    examples = _read_from_disk(dataset.examples)
+    splits = {name: examples.take(index) for name, index in rows.items()}
+    encoder = source.encoder(splits["train"], record)
+    arrays = {name: encoder.encode(split) for name, split in splits.items()}
+    vectors = source.token_vectors(encoder, record)
     return Splits(
-        arrays["train"], arrays.get("val"), arrays["test"], encoder, parts, tuple(notes),
+        arrays["train"], arrays.get("val"), arrays["test"], encoder, splits, tuple(notes),
         dataset.files, vectors,
     )  # fmt: skip
 
 
-def _in_memory(examples: Examples) -> Examples:
-    """Returns the examples with their arrays on disk read, where these take less than a quarter of
-    the memory."""
+def _read_from_disk(examples: Examples) -> Examples:
+    """Reads arrays on disk into memory, if they take less than a quarter of it."""
     on_disk = {n: c for n, c in examples.columns.items() if isinstance(c, DiskArray)}
     if not on_disk or sum(c.nbytes for c in on_disk.values()) >= host_memory() / 4:
         return examples
@@ -190,14 +189,14 @@ def _in_memory(examples: Examples) -> Examples:
     return dataclasses.replace(examples, columns={**examples.columns, **read})
 
 
-def _count(part, classes: int) -> np.ndarray:
-    """int (classes,): how many examples of each class, or with each label, a part has."""
-    if not part:
+def _count_classes(split, classes: int) -> np.ndarray:
+    """Returns the number of examples of each class or label, int (classes,)."""
+    if not split:
         return np.zeros(classes, int)
-    targets = part["targets"]
+    targets = split["targets"]
     return targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
 
 
-def examples(data: Mapping[str, Any]) -> int:
-    """Returns how many examples arrays {"inputs": (n, ...), ...} hold."""
+def num_examples(data: Mapping[str, Any]) -> int:
+    """Returns the number of examples n in arrays {"inputs": (n, ...), ...}."""
     return len(data["inputs"])

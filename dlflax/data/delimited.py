@@ -1,6 +1,6 @@
-"""Files of text with a row on each line: CSV, in whatever encoding and dialect, and JSON Lines.
+"""CSV, in any encoding and dialect, and JSON Lines.
 
-pyarrow parses CSV; the encoding, the delimiter and the lines of rows are found here.
+pyarrow parses CSV; this module detects the encoding, the delimiter and the lines of rows.
 """
 
 import contextlib
@@ -18,70 +18,73 @@ import pyarrow as pa
 from dlflax.errors import InputError
 
 DELIMITERS = ",;\t|"
-SNIFFED = 20_000  # bytes that decide which of them it is
-MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of an encoding
-PACKED = b"PK\x03\x04", b"\x1f\x8b", b"BZh91AY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
+SNIFF_BYTES = 20_000  # from which the delimiter is inferred
+BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+COMPRESSED = b"PK\x03\x04", b"\x1f\x8b", b"BZh91AY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
 Log = Callable[[str], None]
 
 
-def decode(content: bytes, path: Path, log: Log) -> bytes:
-    """Returns a file of text, of UTF-16 or UTF-8, in UTF-8. What is neither is read as Windows'
-    cp1252, which `log` gets. Raises ValueError for what is no text."""
-    if content.startswith(PACKED):
+def to_utf8(content: bytes, path: Path, log: Log) -> bytes:
+    """Converts a text file to UTF-8, from cp1252 if it is neither UTF-8 nor UTF-16. Raises
+    ValueError for a file that is no text."""
+    if content.startswith(COMPRESSED):
         raise ValueError("it is compressed, as ZIP and Excel files are: unpack it, or save it anew")
-    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
+    encoding = next(
+        (name for bom, name in BYTE_ORDER_MARKS.items() if content.startswith(bom)), None
+    )
     head = content[:1000]
-    if encoding is None and b"\0" in head and len(content) % 2 == 0:  # without its mark
-        low, high = head[1::2].count(0), head[::2].count(0)  # of ASCII every second byte is 0
+    if encoding is None and b"\0" in head and len(content) % 2 == 0:  # no byte order mark
+        low, high = head[1::2].count(0), head[::2].count(0)  # every second byte of ASCII is 0
         likely, line_end = ("utf-16-le", b"\n\0") if low > high else ("utf-16-be", b"\0\n")
         if 2 * min(low, high) < max(low, high) > 2 and line_end in content:
             encoding = likely
     if encoding:
         content = content.decode(encoding).encode()
-    marked = content.startswith(b"\xef\xbb\xbf")
-    content = content[3 * marked :]
+    is_marked = content.startswith(b"\xef\xbb\xbf")
+    content = content[3 * is_marked :]
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        wrong = f"line {line} has the byte {content[error.start]:02x}, which is not UTF-8"
-        # control characters, and those that cp1252 lacks
-        if marked or re.search(rb"[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]", content):
-            raise ValueError(f"{wrong}: save it as UTF-8") from None
-        log(f"{path}: {wrong}, so the file is read as Windows' cp1252.")
+        problem = f"line {line} has the byte {content[error.start]:02x}, which is not UTF-8"
+        # control characters, and characters that cp1252 lacks
+        if is_marked or re.search(rb"[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]", content):
+            raise ValueError(f"{problem}: save it as UTF-8") from None
+        log(f"{path}: {problem}, so the file is read as Windows' cp1252.")
         content = content.decode("cp1252").encode()
     return content
 
 
-def without_hint(content: bytes, usual: str) -> tuple[bytes, str]:
-    """(the file, its delimiter), which Excel may state in the first line: sep=;"""
+def detect_dialect(content: bytes, usual: str) -> tuple[bytes, str]:
+    """Returns (the file, its delimiter). Removes Excel's line sep=; and blanks before quotes, and
+    replaces runs of blanks between cells by tabs."""
     if match := re.match(rb"sep=([,;\t|])\r?\n", content):
         return content[match.start(1) :].replace(match[1], b"", 1), match[1].decode()
-    start = content[:SNIFFED].decode(errors="ignore")
-    if _has_blanks_between(start):
+    start = content[:SNIFF_BYTES].decode(errors="ignore")
+    if _has_blank_delimiter(start):
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter="\t").writerows(_rows(content.decode()))
+        csv.writer(text, delimiter="\t").writerows(_split_blanks(content.decode()))
         return text.getvalue().encode(), "\t"
-    mark = delimiter(start, usual)
-    if (
-        b' "' in content and f'{mark}"'.encode() not in content
-    ):  # a cell in quotes may have blanks before it
-        content = re.sub(rf'(?<=[{mark}]) +"(?!")'.encode(), b'"', content)
-    return content, mark
+    delimiter = sniff_delimiter(start, usual)
+    if b' "' in content and f'{delimiter}"'.encode() not in content:
+        content = re.sub(rf'(?<=[{delimiter}]) +"(?!")'.encode(), b'"', content)
+    return content, delimiter
 
 
-def _rows(text: str) -> list[list[str]]:
-    """The cells of lines, with any number of blanks between them."""
+def _split_blanks(text: str) -> list[list[str]]:
+    """Returns the cells of each line, with any number of blanks between them."""
     lines = (re.sub(r"\s+", " ", line.strip()) for line in text.splitlines())
     return list(csv.reader(lines, delimiter=" "))
 
 
-def _has_blanks_between(text: str) -> bool:
-    """True if blanks alone cut the first lines, into three or more cells, some of them numbers."""
+def _has_blank_delimiter(text: str) -> bool:
+    """True if blanks alone split the first lines, into three or more cells, with numbers."""
     first = text.partition("\n")[0]
-    if re.search("[,;|]", first) or " " not in first or _is_even(text, "\t"):
+    if re.search("[,;|]", first) or " " not in first or _is_rectangular(text, "\t"):
         return False
-    rows = [row for row in _rows(text) if row][: -1 if len(text) >= SNIFFED - 4 else None]
+    rows = [row for row in _split_blanks(text) if row]
+    if len(text) >= SNIFF_BYTES - 4:
+        rows.pop()  # a truncated line
     number = re.compile(r"[-+]?[\d.,]*\d[\d.,]*")
     return len(rows) > 2 and {len(row) for row in rows} == {max(len(rows[0]), 3)} and all(
         any(map(number.fullmatch, row)) for row in rows[1:]
@@ -89,41 +92,35 @@ def _has_blanks_between(text: str) -> bool:
 
 
 def parse_csv(
-    content: bytes, mark: str, width: int, quote: str | bool = '"'
+    content: bytes, delimiter: str, width: int, quote: str | bool = '"'
 ) -> tuple[pa.Table, list[tuple[int, int]]]:
-    """Returns (all rows of the file as columns of texts, [(row, cells)] of rows that have another
-    number of cells than `width`). Raises pa.ArrowInvalid, and csv.Error with the line."""
+    """Returns (the rows of the file as columns of texts, [(row, number of cells)] of rows that have
+    not `width` cells). Raises pa.ArrowInvalid, and csv.Error with the line."""
     from pyarrow import csv as arrow_csv
 
-    if quote and content.count(b'"') % 2:  # Arrow would drop what a quote without an end begins
-        _check_quotes(content, mark)
+    if quote and content.count(b'"') % 2:  # Arrow drops the text behind an unclosed quote
+        _check_quotes(content, delimiter)
     ragged: list[tuple[int, int]] = []
 
     def on_wrong_width(row):
         ragged.append((row.number - 1, row.actual_columns))
         return "skip"
 
-    names = [f"f{i}" for i in range(width)]  # those that Arrow gives
-    # without Arrow's pool of threads: with it a process aborted at its end, in a trial
-    return arrow_csv.read_csv(
-        pa.BufferReader(content),
-        arrow_csv.ReadOptions(
-            use_threads=False, block_size=min(max(len(content), 1), 2**30), column_names=names
-        ),
-        arrow_csv.ParseOptions(
-            delimiter=mark,
-            newlines_in_values=True,
-            invalid_row_handler=on_wrong_width,
-            quote_char=quote,
-        ),
-        arrow_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    ), ragged
+    names = [f"f{i}" for i in range(width)]
+    size = min(max(len(content), 1), 2**30)
+    # without Arrow's thread pool, with which a process aborted at its end
+    reading = arrow_csv.ReadOptions(use_threads=False, block_size=size, column_names=names)
+    parsing = arrow_csv.ParseOptions(
+        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_wrong_width,
+        quote_char=quote,
+    )  # fmt: skip
+    types = dict.fromkeys(names, pa.string())
+    converting = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    return arrow_csv.read_csv(pa.BufferReader(content), reading, parsing, converting), ragged
 
 
-def _check_quotes(content: bytes, mark: str) -> None:
-    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=mark, strict=True)
+def _check_quotes(content: bytes, delimiter: str) -> None:
+    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=delimiter, strict=True)
     try:
         for _ in reader:
             pass
@@ -131,18 +128,18 @@ def _check_quotes(content: bytes, mark: str) -> None:
         raise csv.Error(f"line {reader.line_num} is not valid csv: {error}") from None
 
 
-def first_row(content: bytes, mark: str, **settings: Any) -> list[str]:
-    """Returns the cells of the first row that has some. Raises ValueError if there is none."""
+def read_header(content: bytes, delimiter: str, **settings: Any) -> list[str]:
+    """Returns the cells of the first row that is not empty. Raises ValueError without one."""
     text = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
-    for row in csv.reader(text, delimiter=mark, **settings):
+    for row in csv.reader(text, delimiter=delimiter, **settings):
         if row:
             return row
     raise ValueError("it is empty")
 
 
 def line_numbers(content: bytes, rows: int, quoted: bool = True) -> np.ndarray:
-    """Returns the line, int (rows,), at which each row of a CSV file begins; empty lines are none.
-    quoted: cells in quotes may have line breaks."""
+    """Returns the line, int (rows,), at which each row of a CSV file begins; empty lines have no
+    row. quoted: cells in quotes may have line breaks."""
     array = np.frombuffer(content, np.uint8)
     end = b"\n" if b"\n" in content else b"\r"
     ends = np.flatnonzero(array == ord(end))
@@ -154,31 +151,29 @@ def line_numbers(content: bytes, rows: int, quoted: bool = True) -> np.ndarray:
     first = array[np.minimum(starts, max(len(array) - 1, 0))] if len(array) else array
     blank = (starts >= len(array)) | np.isin(first, (ord("\n"), ord("\r")))
     lines = np.flatnonzero(~blank & ~within) + 1
-    # quotes that are no quotes: the lines are not known, the rows are
+    # a literal quotation mark makes the lines unknown
     return lines if len(lines) == rows else np.arange(1, rows + 1)
 
 
-def delimiter(text: str, usual: str = ",") -> str:
-    """Returns the one of DELIMITERS that cuts each of the first lines into as many cells, two or
-    more. Of several, or of none, it is the one most often in the first line, or the usual one."""
+def sniff_delimiter(text: str, usual: str = ",") -> str:
+    """Returns the delimiter that splits the first lines into an equal number of cells, two or more.
+    Ties are decided by the number of delimiters in the first line, then by the usual one."""
     first = text.partition("\n")[0]
-    return max(
-        DELIMITERS, key=lambda mark: (_is_even(text, mark), first.count(mark), mark == usual)
-    )
+    return max(DELIMITERS, key=lambda d: (_is_rectangular(text, d), first.count(d), d == usual))
 
 
-def _is_even(text: str, mark: str) -> bool:
-    lines = io.StringIO(text[:SNIFFED], newline="").readlines()
+def _is_rectangular(text: str, delimiter: str) -> bool:
+    lines = io.StringIO(text[:SNIFF_BYTES], newline="").readlines()
     with contextlib.suppress(csv.Error):
-        counts = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
-        if len(text) >= SNIFFED - 4:
-            counts.pop()  # cut in the middle
+        counts = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
+        if len(text) >= SNIFF_BYTES - 4:
+            counts.pop()  # a truncated line
         return len(set(counts)) == 1 and counts[0] > 1
     return False
 
 
 def read_json_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Returns (the objects of a file with one on each line, their lines). Raises InputError."""
+    """Returns (the objects of a JSON Lines file, their line numbers). Raises InputError."""
     rows, lines = [], []
     for number, line in enumerate(content.decode().split("\n"), 1):
         if not line.strip():
@@ -188,7 +183,7 @@ def read_json_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], l
             if not isinstance(values, dict):
                 raise ValueError("it is not an object")
             if "\\u" in line:
-                json.dumps(values, ensure_ascii=False).encode()  # half a character: ValueError
+                json.dumps(values, ensure_ascii=False).encode()  # raises for a lone surrogate
         except (ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(

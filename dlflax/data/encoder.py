@@ -1,8 +1,7 @@
-"""The contract of an encoder: how examples, as users have them, become arrays of a model.
+"""The contract of an encoder, which turns raw examples into arrays for a model.
 
-A data source fits one on its training examples (`Source.encoder`). It is frozen, saved with the run
-(`encoder.json`), and everything that reads examples uses it: training, validation, `predict`,
-`evaluate`, `serve`, `export`.
+A data source fits an encoder on its training examples (`Source.encoder`). The encoder is frozen and
+saved with the run (`encoder.json`); training, `predict`, `evaluate`, `serve` and `export` use it.
 """
 
 import abc
@@ -21,11 +20,11 @@ from dlflax.files import printable, read_bytes
 
 
 class DiskArray:
-    """Some rows of an array that lies on disk (`numpy.memmap`): read when they are indexed.
+    """Rows of an array on disk (`numpy.memmap`), which are read when they are indexed.
 
-    Has what training asks of an array: shape, dtype, ndim, nbytes, len, and indexing of the first
-    axis by an int, a slice or int32 (n,), which gives a NumPy array in memory. change: is applied
-    to rows that are read; it keeps their shape and dtype.
+    Training uses shape, dtype, ndim, nbytes, len, and indexing of the first axis by an int, a slice
+    or int32 (n,), which returns a NumPy array. change: a function of rows that were read, which
+    keeps their shape and dtype.
     """
 
     def __init__(self, array, index, change: Callable[[np.ndarray], np.ndarray] = np.asarray):
@@ -43,18 +42,18 @@ class DiskArray:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Examples as they were read: no number of a model yet."""
+    """Raw examples, before they are encoded."""
 
     columns: Mapping[str, Any]
     """Name -> NumPy array, `DiskArray` or Arrow array (n, ...)."""
     target: Any = None
-    """(n, ...), as `Target.encode` takes it; None where it is not known."""
+    """(n, ...), the input of `Target.encode`; None if it is not known."""
     names: Sequence[str] = ()
     """Names of the examples, for the user: a file, "row 3"."""
     classes: tuple[str, ...] = ()
-    """Names of the classes or labels that the target counts, in their order."""
+    """Names of classes or labels, by number."""
     style: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """The style of the files, by which an encoder must read others, such as a delimiter."""
+    """Properties of the training files by which an encoder reads others, such as a delimiter."""
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(map(printable, self.classes)))
@@ -84,7 +83,7 @@ def take_rows(column: Any, index: Any) -> Any:
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """Returns the examples of all parts, which have the same columns, one after another."""
+    """Concatenates examples with the same columns."""
     if len(parts) == 1:
         return parts[0]
     columns = {
@@ -108,7 +107,7 @@ BASE64 = {"type": "string", "contentEncoding": "base64"}  # JSON Schema of a fil
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """The form in which users give examples to a program, a server and its page."""
+    """The form of a user's examples, for the command line, a server and its page."""
 
     noun: str
     """One example: file, text, row."""
@@ -117,36 +116,35 @@ class Form:
     schema: Mapping[str, Any]
     """JSON Schema of one example in that list."""
     media: tuple[str, ...] = ()
-    """Media types of bodies that are an example, or several, as they are: image/*, text/csv."""
+    """Media types of request bodies that are examples themselves: image/*, text/csv."""
     files: bool = True
-    """True if examples are named by paths on the command line, else they are given themselves."""
+    """True if arguments of the command line are paths of examples, else they are examples."""
     widget: str = "file"
     """Widget of the server's page: image, text, row, series, array, or file for any other."""
     upload: str = "file"
-    """A file that is sent, in messages: picture, table."""
+    """Noun for an uploaded file, in messages: image, table."""
     together: bool = False
-    """True if the rows that are given are one example, the steps of a series, and may be none."""
+    """True if all rows are one example, the steps of a series; there may be no rows."""
     page: str = "try it on a page"
-    """Next step of a run: what its page is for."""
+    """Purpose of the server's page, for the next steps of a run."""
     experiment: tuple[str, str] | None = None
-    """The shipped experiment that takes such data of the user's own, and what it reads."""
+    """The shipped experiment for a user's own data of this form, and a noun for the data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """The bytes of a file that a user sends."""
+    """The bytes of an uploaded file."""
 
     content: bytes
     media: str = ""
-    """Media type, as image/png."""
+    """Media type: image/png."""
     name: str = "the file"
-    """For messages, and with the ending of a file's name."""
+    """Name for messages, with the file's ending."""
 
 
 @dataclasses.dataclass
 class Limits:
-    """The most that `Encoder.parse` may be given of one request. It looks before it works, and
-    raises TooMuch."""
+    """Limits of one request, which `Encoder.parse` checks before its work."""
 
     rows: int = 256
     """Examples."""
@@ -161,43 +159,43 @@ class Limits:
     """Pixels so far."""
 
     def count_pixels(self, name: Any, count: int) -> None:
-        """Counts the pixels of an image. Raises TooMuch for too many."""
+        """Adds the pixels of an image. Raises TooMuch beyond a limit."""
         if count > self.pixels:
             most = f"{self.pixels / 1e6:g} million pixels"
             raise TooMuch(f"{name} is too large: send one of at most {most}.")
         self.counted += count
         if self.counted > self.pixels_in_all:
             raise TooMuch(
-                f"the pictures of a request may have {self.pixels_in_all / 1e6:g} million pixels: "
-                "send fewer, or smaller ones."
+                f"the images of a request may have {self.pixels_in_all / 1e6:g} million pixels: "
+                "send fewer or smaller images."
             )
 
 
 class TooMuch(InputError):
-    """More than `Limits` allow."""
+    """A request beyond its `Limits`."""
 
 
 class RowsRefused(InputError):
-    """Some of the rows that are given cannot be used."""
+    """Invalid rows: a sentence for each of them, and the valid examples."""
 
     def __init__(self, sentences: list[str], examples: Examples):
-        more = len(sentences) - 1
-        super().__init__(sentences[0] + (f" In all, {more + 1} rows are refused." if more else ""))
+        count = len(sentences)
+        more = f" In all, {count} rows are refused." if count > 1 else ""
+        super().__init__(sentences[0] + more)
         self.sentences, self.examples = sentences, examples
-        """One for each row; the other rows."""
 
 
 def note(sentence: str) -> None:
-    """Prints to stderr: notes while predicting are no part of the answers."""
+    """Prints to stderr, as stdout has the predictions."""
     print(sentence, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The raw array that an exported model is given."""
+    """Input signature of an exported model: a raw array."""
 
     shape: tuple[int, ...]
-    """The shape of an example."""
+    """Shape of an example."""
     dtype: str
     meaning: str
     """One line for the user."""
@@ -205,21 +203,20 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """Examples for reference models, such as scikit-learn's: rows or texts."""
+    """Examples for baselines: rows or texts."""
 
     rows: np.ndarray | None = None
     """float64 (n, columns), NaN where a value is missing."""
     categories: tuple[bool, ...] = ()
-    """True for the columns whose numbers are those of categories."""
+    """True for columns of level numbers."""
     texts: Sequence[str] | None = None
 
 
 class Encoder(abc.ABC):
     """Turns examples into arrays. A frozen dataclass, whose fields are saved as JSON.
 
-    A field that is large has `metadata={"file": "tokenizer.json"}`, is text, and is saved in that
-    file. A field must not be named like a method, or like another attribute of this class but
-    `target`.
+    A large field is text with `metadata={"file": "tokenizer.json"}`, the file that it is saved in.
+    A field must not have the name of a method, or of another attribute than `target`.
     """
 
     form: ClassVar[Form]
@@ -240,28 +237,28 @@ class Encoder(abc.ABC):
 
     @abc.abstractmethod
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
-        """Returns the examples that a user gives, one or more, without targets.
+        """Returns a user's examples, one or more, without targets.
 
-        given: a str (a path, or the text itself), an `Upload`, a list of rows {column: value}, a
-        NumPy array of one example or several, or a data frame; None for what the run itself has,
-        such as its series. Raises InputError for what cannot be used, or is none of these.
+        given: a str (a path, or a text), an `Upload`, a list of rows {column: value}, a NumPy array
+        of one example or several, or a data frame; None for data saved in the run, such as its
+        series. Raises InputError for anything else, and for invalid examples.
         """
 
     def parse_with_targets(self, given: Any) -> Examples:
-        """Returns all examples that a user gives to be evaluated, with their targets. given: a Path
-        to a file or folder as the run was trained with, or a data frame. Raises InputError for
-        anything else, and for data that have no targets."""
+        """Returns a user's examples with their targets, for evaluation. given: the Path of a file
+        or folder in the form of the training data, or a data frame. Raises InputError for anything
+        else, and for data without targets."""
         raise InputError(
             f"evaluate reads no targets from {given!s:.100}: give an array and its targets."
         )
 
     def measure(self, upload: Upload, limits: Limits) -> None:
-        """Counts what it would cost to parse an upload, by its header alone. Raises TooMuch."""
+        """Raises TooMuch for an upload whose header shows that it exceeds the limits."""
         return None
 
     def raw(self, examples: Examples) -> Any:
-        """Returns the array (n, *shape) with which the host's work ends, such as decoded pixels or
-        tokens; default: the column "inputs"."""
+        """Returns the array (n, *shape) that `batch` encodes, such as decoded pixels or tokens;
+        default: the column "inputs"."""
         return examples.columns["inputs"]
 
     @abc.abstractmethod
@@ -270,44 +267,43 @@ class Encoder(abc.ABC):
 
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
         """Returns the arrays (n, ...) of a batch, "inputs" among them, of a raw array. xp: numpy,
-        or jax.numpy where it is traced, as in an exported model."""
+        or jax.numpy for a traced array, as in an exported model."""
         return {"inputs": raw}
 
     def encode(self, examples: Examples) -> dict[str, Any]:
-        """Returns what training takes: `batch`, and "targets" where they are known."""
+        """Returns the arrays for training: `batch`, and "targets" if they are known."""
         arrays = self.batch(self.raw(examples))
         if examples.target is not None:
             arrays["targets"] = self.target.encode(examples.target)
         return arrays
 
     def model_fields(self) -> dict[str, Any]:
-        """Returns fields that a model must have, such as the vocabulary of texts."""
+        """Returns fields that a model must have, such as the vocabulary size of texts."""
         return {}
 
     def describe(self) -> str:
-        """Returns examples in words: "grey images of 28 x 28 pixels"."""
+        """Returns the kind of examples: "grey images of 28 x 28 pixels"."""
         return f"examples of shape {' x '.join(map(str, self.spec().shape)) or 'one number'}"
 
     def plain(self, examples: Examples) -> Plain | None:
-        """Returns the examples for reference models; None where these read the inputs."""
+        """Returns the examples for baselines; None if these use the inputs."""
         return None
 
     def image(self, inputs: Any, index: int) -> np.ndarray | None:
-        """Returns an example of inputs (n, ...) to be drawn, uint8 (h, w, 1 or 3); None where
-        examples are no images."""
+        """Returns an image of inputs (n, ...) for a figure, uint8 (h, w, 1 or 3); None if examples
+        are no images."""
         return None
 
     def groups(self) -> dict[str, slice]:
-        """Returns the places in the inputs of each column of a table, for its importance."""
+        """Returns the indices in the inputs of each column of a table, for its importance."""
         return {}
 
     def columns_table(self) -> list[dict[str, Any]]:
-        """Returns what is read of each column of a table, a row of cells for each; [] where
-        examples have none."""
+        """Returns the rows of columns.csv, one for each column of a table; [] for other data."""
         return []
 
     def outlook(self) -> Mapping[str, Any]:
-        """Returns JSON values that the widget of a server's page shows: columns, a series."""
+        """Returns JSON values for the widget of a server's page: columns, a series."""
         return {}
 
 
@@ -315,50 +311,50 @@ METHODS = {name for name in vars(Encoder) if not name.startswith("_")} - {"targe
 
 
 def as_path(given: Any) -> Path | None:
-    """Returns the path that a str or Path names, None for anything else."""
+    """Returns a str or Path as a Path, None for anything else."""
     return Path(given) if isinstance(given, str | Path) else None
 
 
 def as_upload(given: Any) -> Upload:
-    """Returns the file that a str or Path names, or that is sent. Raises InputError for anything
-    else, and for a file that cannot be read."""
+    """Returns an Upload of a path (str or Path), or the Upload itself. Raises InputError for
+    anything else, and for a file that cannot be read."""
     if isinstance(given, Upload):
         return given
     if as_path(given) is None or not Path(given).is_file():
-        what = "nothing was given" if given is None else f"{given!s:.200} is no file"
-        raise InputError(f"{what}: name one or more files after the run folder.")
+        problem = "nothing was given" if given is None else f"{given!s:.200} is no file"
+        raise InputError(f"{problem}: name one or more files after the run folder.")
     return Upload(read_bytes(Path(given)), "", str(given))
 
 
 def is_frame(given: Any) -> bool:
-    """True if it is a data frame: of pandas, with Arrow's interface, or a Hugging Face data set."""
+    """True for a data frame of pandas, one with Arrow's interface, or a Hugging Face data set."""
     arrow = _has(given, "__arrow_c_stream__") and not is_series(given)
-    return arrow or _has(given, "columns", "iloc") or is_hub_dataset(given)
+    return arrow or _has(given, "columns", "iloc") or _is_hub_dataset(given)
 
 
-def is_hub_dataset(given: Any) -> bool:
-    """True if it is a `datasets.Dataset` of Hugging Face, which has Arrow's tables inside."""
+def _is_hub_dataset(given: Any) -> bool:
+    """True for a `datasets.Dataset` of Hugging Face, which contains Arrow tables."""
     return _has(given, "with_format", "column_names")
 
 
 def unpack_hub(given: Any) -> Any:
-    """Returns Arrow's table of a Hugging Face data set, anything else as it is."""
-    return given.with_format("arrow")[:] if is_hub_dataset(given) else given
+    """Returns the Arrow table of a Hugging Face data set, anything else unchanged."""
+    return given.with_format("arrow")[:] if _is_hub_dataset(given) else given
 
 
 def is_series(given: Any) -> bool:
-    """True if it is a column, or a row, of a data frame."""
+    """True for a column, or a row, of a pandas data frame."""
     return _has(given, "index", "iloc") and not _has(given, "columns")
 
 
 def _has(given: Any, *names: str) -> bool:
-    known = isinstance(given, np.ndarray | Mapping | Sequence | Path)
-    return not known and set(names) <= set(dir(given))
+    is_common = isinstance(given, np.ndarray | Mapping | Sequence | Path)
+    return not is_common and set(names) <= set(dir(given))
 
 
 def column_values(given: Any) -> Any:
-    """Returns the values of a column or of a data frame of one, texts or paths, as a list; anything
-    else as it is. Raises InputError for other values, and for several columns."""
+    """Returns a column, or a data frame with one, as a list of texts or paths; anything else
+    unchanged. Raises InputError for other values, and for several columns."""
     given = unpack_hub(given)
     if is_frame(given) and _has(given, "columns"):
         if len(given.columns) != 1:

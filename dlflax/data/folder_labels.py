@@ -14,7 +14,7 @@ import numpy as np
 from dlflax.data.folder_files import File, Found, in_natural_order, listed, refused, shown, skipped
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
-from dlflax.data.target_kind import class_texts, classes_of, numbers_or_classes
+from dlflax.data.target_kind import encode_classes, infer_numbers, normalize_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
 from dlflax.files import printable
@@ -46,7 +46,7 @@ class Labels:
             numbers = np.array(values, np.float64).reshape(len(values), len(self.columns))
             return numbers[:, 0] if len(self.columns) == 1 else numbers, (), kept
         if self.kind == "classes":
-            names, targets, kept = classes_of(np.array(values, object), FEWEST, "pictures", log)
+            names, targets, kept = encode_classes(np.array(values, object), FEWEST, "pictures", log)
             return targets, names, kept
         counts = collections.Counter(label for labels in values for label in labels)
         candidates = {*counts, *(self.columns if len(self.columns) > 1 else ())}
@@ -68,7 +68,7 @@ def read(
     """The labels of the files below a folder. target: the columns that are predicted, () where that
     is clear; kind: what they are taken for, auto or one of `Labels.kind`; group: a column, or "".
     InputError when it is no such file."""
-    source = read_table(path, log=log, what="a file of labels")
+    source = read_table(path, log=log, noun="a file of labels")
     header = list(source.columns)
     texts = [as_texts(column).to_pylist() for column in source.columns.values()]
     table = list(zip(*texts, strict=True))
@@ -238,12 +238,12 @@ def _values(
         log(f"{name}: several labels for a picture, {how} (--target-kind classes for one class).")
         parts = [text.split(mark or None) for text in texts]
         return "labels", [[p.strip() for p in some if p.strip()] for some in parts]
-    numbers = numbers_or_classes(table, name, kind, log, formats[name])
+    numbers = infer_numbers(table, name, kind, log, formats[name])
     if numbers is not None:
         return "number", [None if math.isnan(v) else [v] for v in numbers.tolist()]
     if marks := sorted({text for text in texts if text and text.lower() in MISSING}):
         log(f"{name}: {listed(marks)} is a class: only an empty cell is no label.")
-    return "classes", [text or None for text in class_texts(column).tolist()]
+    return "classes", [text or None for text in normalize_classes(column).tolist()]
 
 
 def _values_of_several(table: RawTable, kind: str, formats) -> tuple[str, list]:

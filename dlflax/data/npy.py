@@ -9,9 +9,9 @@ from dlflax.files import opened
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Returns the array of a .npy file, which runs no code. Raises InputError for any other."""
+    """Returns the array of a .npy file, memory-mapped. Raises InputError for any other file."""
     try:
-        with opened(path):  # a pipe would be waited for
+        with opened(path):  # np.load would wait for a pipe
             return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or "not an array of NumPy"

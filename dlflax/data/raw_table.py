@@ -1,7 +1,7 @@
-"""Tables as files, data frames and rows of JSON have them: columns of cells without a meaning yet.
+"""Raw tables of files, data frames and rows of JSON: columns of cells in no inferred format.
 
-pyarrow reads CSV, Parquet and Feather files and data frames, python-calamine Excel's. The cells of
-a CSV file are texts; what they mean is inferred by an encoder, once, and kept.
+pyarrow reads CSV, Parquet and Feather files and data frames, python-calamine Excel files. The cells
+of a CSV file are texts.
 """
 
 import contextlib
@@ -21,15 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data.delimited import (
-    Log,
-    decode,
-    first_row,
-    line_numbers,
-    parse_csv,
-    read_json_lines,
-    without_hint,
-)
+from dlflax.data import delimited
+from dlflax.data.delimited import Log
 from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows, unpack_hub
 from dlflax.data.target import level_key
 from dlflax.errors import InputError
@@ -43,7 +36,7 @@ ENDINGS = re.compile(
 
 
 class RowNames(Sequence):
-    """Names of rows for the user, made when they are asked for: "a.csv, line 7"."""
+    """Names of rows for the user, formatted when they are indexed: "a.csv, line 7"."""
 
     def __init__(self, prefix: str, numbers: np.ndarray):
         self.prefix, self.numbers = prefix, numbers
@@ -61,12 +54,11 @@ class RawTable:
     """The columns of a table, by name, all of one length."""
 
     columns: Mapping[str, Any]
-    """Arrow arrays: of texts, stripped, as a CSV file has them, or of typed values. A column of
-    several types is object (n,), of Python values."""
+    """Arrow arrays of values or stripped texts; object (n,) of Python values for mixed types."""
     place: str
-    """The file or what else it was, for messages."""
+    """The file, or "the data frame", for messages."""
     delimiter: str = ""
-    """Between the cells of a CSV file; "" for any other table."""
+    """Delimiter of a CSV file; "" for any other table."""
     names: Any = None
     """`RowNames`; by default "a.csv, row 1" and so on."""
 
@@ -83,21 +75,21 @@ class RawTable:
         return self.names[int(row)]
 
     def rename_like(self, names: Sequence[str], log: Log) -> "RawTable":
-        """Returns the table with these names for columns that differ in capitals, blanks or
-        Unicode's form; `log` gets which. Where several do, they stay as they are."""
+        """Returns the table with these names for columns that differ only in capitals, blanks or
+        Unicode's form, unless several columns match a name. `log` gets the changes."""
 
         def key(name):
             return "".join(level_key(name).split())
 
-        places = Counter(map(key, self.columns))
-        plain = {key(name): name for name in names if name not in self.columns}
+        counts = Counter(map(key, self.columns))
+        missing = {key(name): name for name in names if name not in self.columns}
         columns = {}
         for name, column in self.columns.items():
-            alone = places[key(name)] == 1 and name not in names
-            other = plain.get(key(name), name) if alone else name
-            if other != name:
-                log(f"{self.place}: the column {name} is read as {other}.")
-            columns[other] = column
+            is_unique = counts[key(name)] == 1 and name not in names
+            new_name = missing.get(key(name), name) if is_unique else name
+            if new_name != name:
+                log(f"{self.place}: the column {name} is read as {new_name}.")
+            columns[new_name] = column
         return dataclasses.replace(self, columns=columns)
 
     def take(self, index: Any) -> "RawTable":
@@ -108,24 +100,24 @@ class RawTable:
 
 def read_table(
     given: Any, usual: str = ",", most: int = sys.maxsize, log: Log = lambda sentence: None,
-    what: str = "a table",
+    noun: str = "a table",
 ) -> RawTable:  # fmt: skip
-    """Reads a file (a Path or an Upload), a data frame, or rows {column: value}. usual: the
-    delimiter of a CSV file that does not show another; what: the purpose of the table, in messages;
-    `log` gets what was assumed. Raises InputError for anything else, TooMuch for more than `most`
-    rows."""
+    """Reads a file (a Path or an Upload), a data frame, or rows {column: value}.
+
+    usual: delimiter of a CSV file without evidence of another; noun: for messages; `log` gets
+    assumptions. Raises InputError for anything else, TooMuch for more than `most` rows."""
     if isinstance(given, Path | Upload):
-        table = _read_file(given, usual, log, what)
+        table = _read_file(given, usual, log, noun)
     elif is_frame(given):
-        table = _of_frame(given, log)
+        table = _from_frame(given, log)
     else:
         given = [dict(given)] if is_series(given) else given
         if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
-            raise InputError(f"{what} is a CSV file, a data frame, or rows {{column: value}}.")
+            raise InputError(f"{noun} is a CSV file, a data frame, or rows {{column: value}}.")
         if len(given) > most:
             raise TooMuch(f"a request may have {most:,} rows.")
-        table = _of_rows(given, None, "the list of rows", log)
-    pa.default_memory_pool().release_unused()  # of what was read, but is no column
+        table = _from_rows(given, None, "the list of rows", log)
+    pa.default_memory_pool().release_unused()
     if not len(table):
         raise InputError(f"{table.place} has no rows below its header.")
     if len(table) > most:
@@ -134,32 +126,36 @@ def read_table(
 
 
 def _table(
-    place: str, headings: Sequence[str], columns: Sequence[Any], log: Log, mark: str = "",
+    place: str, header: Sequence[str], columns: Sequence[Any], log: Log, delimiter: str = "",
     lines: np.ndarray | None = None,
 ) -> RawTable:  # fmt: skip
-    """Returns the table. A column without a heading is named by its place, if it has cells; lines:
-    the line of each row in its file."""
-    named: dict[str, Any] = {}
-    for i, (heading, column) in enumerate(zip(headings, columns, strict=True), 1):
-        name = printable(heading.strip())
+    """Returns the table, without empty columns that have no name. lines: of the rows in a file."""
+    by_name: dict[str, Any] = {}
+    for i, (name, column) in enumerate(zip(header, columns, strict=True), 1):
+        name = printable(name.strip())
         if not name:
             if not pc.any(pc.not_equal(as_texts(column), "")).as_py():
                 log(f"{place}: column {i} has no name and no cells: dropped.")
                 continue
             name = f"column {i}"
             log(f"{place}: column {i} has no name: it is called {name!r}.")
-        if name in named:
+        if name in by_name:
             raise InputError(f"{place} has two columns {name!r}: give each a name of its own.")
-        named[name] = column
+        by_name[name] = column
     names = None if lines is None else RowNames(f"{place}, line", lines)
-    return RawTable(named, place, mark, names)
+    return RawTable(by_name, place, delimiter, names)
 
 
-def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTable:
+def _check_size(size: int) -> None:
+    if size > most_to_read():
+        raise ValueError("unpacked, it is larger than a quarter of the memory")
+
+
+def _read_file(given: Path | Upload, usual: str, log: Log, noun: str) -> RawTable:
     path = Path(given.name) if isinstance(given, Upload) else given
     if not isinstance(given, Upload) and not path.is_file():
-        state = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {state}: {what} is a CSV file with a header.")
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {problem}: {noun} is a CSV file with a header.")
     ending = ENDINGS.search(path.name)
     kind = ending and ending.lastgroup or "CSV"
     try:
@@ -167,19 +163,18 @@ def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTabl
         if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(content)) as file:
                 content = file.read(most_to_read() + 1)
-            if len(content) > most_to_read():
-                raise ValueError("unpacked, it is larger than a quarter of the memory")
+            _check_size(len(content))
         if kind == "arrow":
-            return _of_arrow(_read_arrow(content), str(path), log)
+            return _from_arrow(_read_arrow(content), str(path), log)
         if kind == "sheet":
-            return _of_sheet(content, path, log)
-        content = decode(content, path, log)
+            return _from_sheet(content, path, log)
+        content = delimited.to_utf8(content, path, log)
         if b"\0" in content:
             raise ValueError("it has the character NUL: save it as UTF-8")
         if kind == "json":
-            return _of_rows(*read_json_lines(content, path), str(path), log)
-        return _of_csv(content, path, usual, log)
-    except InputError:  # which is a ValueError
+            return _from_rows(*delimited.read_json_lines(content, path), str(path), log)
+        return _from_csv(content, path, usual, log)
+    except InputError:  # a ValueError, too
         raise
     except (ValueError, OSError, EOFError, pa.ArrowException, csv.Error) as error:
         name = {"arrow": "Parquet or Feather", "sheet": "Excel", "json": "JSON Lines"}.get(kind)
@@ -187,46 +182,46 @@ def _read_file(given: Path | Upload, usual: str, log: Log, what: str) -> RawTabl
         raise InputError(f"{path} is not a {form} ({' '.join(str(error).split())}).") from error
 
 
-def _of_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
-    content, mark = without_hint(content, usual)
-    header = first_row(content, mark)
-    table, ragged = parse_csv(content, mark, len(header))
-    lines = line_numbers(content, len(table) + len(ragged))
+def _from_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
+    content, delimiter = delimited.detect_dialect(content, usual)
+    header = delimited.read_header(content, delimiter)
+    table, ragged = delimited.parse_csv(content, delimiter, len(header))
+    lines = delimited.line_numbers(content, len(table) + len(ragged))
     if ragged:
         row, cells = ragged[0]
-        above = row > 1 and len(ragged) > len(table)  # lines of something else begin the file
+        has_preamble = row > 1 and len(ragged) > len(table)
         raise InputError(
             f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: "
-            + ("remove the lines above the header." if above else
+            + ("remove the lines above the header." if has_preamble else
                "put numbers that have a comma in quotes, or write them without.")
         )  # fmt: skip
     columns = [pc.utf8_trim_whitespace(column.combine_chunks())[1:] for column in table.columns]
-    return _table(str(path), header, columns, log, mark, lines[1:])
+    return _table(str(path), header, columns, log, delimiter, lines[1:])
 
 
-def _of_rows(
+def _from_rows(
     rows: Sequence[Mapping[str, Any]], lines: list[int] | None, place: str, log: Log
 ) -> RawTable:
     if not rows:
         raise InputError(f"{place} has no rows: give one or more.")
-    headings = list(dict.fromkeys(name for row in rows for name in row))
-    if lines is None and any(len(row) != len(headings) for row in rows):
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    if lines is None and any(len(row) != len(header) for row in rows):
         raise InputError('give rows as {"column": value, ...}, all with the same columns.')
-    columns = [as_column([row.get(name) for row in rows]) for name in headings]
+    columns = [as_column([row.get(name) for row in rows]) for name in header]
     numbers = None if lines is None else np.array(lines)
-    return _table(place, list(map(str, headings)), columns, log, lines=numbers)
+    return _table(place, list(map(str, header)), columns, log, lines=numbers)
 
 
-def _of_frame(given: Any, log: Log) -> RawTable:
+def _from_frame(given: Any, log: Log) -> RawTable:
     arrow = None
     with contextlib.suppress(pa.ArrowException, TypeError, AttributeError, NotImplementedError,
                              OverflowError, ValueError):  # fmt: skip
         arrow = pa.table(unpack_hub(given))
     if arrow is not None:
-        return _of_arrow(arrow, "the data frame", log)
+        return _from_arrow(arrow, "the data frame", log)
     if not hasattr(given, "iloc"):
         raise InputError(f"a {type(given).__name__} is no table: give a data frame.")
-    # one of pandas whose columns have values of several types
+    # a pandas frame whose columns have values of several types
     values = given.astype(object).where(given.notna(), None)
     columns = [as_column(values.iloc[:, i].tolist()) for i in range(values.shape[1])]
     return _table("the data frame", list(map(str, given.columns)), columns, log)
@@ -237,9 +232,8 @@ def _read_arrow(content: bytes) -> pa.Table:
 
     buffer = pa.BufferReader(content)
     if content.startswith(b"PAR1"):
-        about = parquet.read_metadata(buffer)
-        if about.num_rows * about.num_columns > most_to_read():  # a byte a cell, at least
-            raise ValueError("unpacked, it is larger than a quarter of the memory")
+        metadata = parquet.read_metadata(buffer)
+        _check_size(metadata.num_rows * metadata.num_columns)  # a byte per cell, at least
         return parquet.read_table(buffer, use_threads=False)
     if content.startswith(b"ARROW1"):
         return feather.read_table(buffer, use_threads=False)
@@ -247,22 +241,22 @@ def _read_arrow(content: bytes) -> pa.Table:
         return stream.read_all()
 
 
-def _of_arrow(table: pa.Table, place: str, log: Log) -> RawTable:
-    # the index of pandas stands last, where the target is looked for; without a name it is none
+def _from_arrow(table: pa.Table, place: str, log: Log) -> RawTable:
+    # the index of pandas is last, the default target: it goes first, or without a name is dropped
     index = [str(name) for name in (table.schema.pandas_metadata or {}).get("index_columns", ())]
-    named = [(str(name), column) for name, column in zip(table.column_names, table.columns,
-             strict=True) if not (name in index and name.startswith("__index_level_"))]  # fmt: skip
-    named.sort(key=lambda pair: pair[0] not in index)
+    names = table.column_names
+    order = [i for i, n in enumerate(names) if n not in index or not n.startswith("__index_level_")]
+    order.sort(key=lambda i: names[i] not in index)
     columns = [
         _simplify(pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks())
-        for _, column in named
+        for column in map(table.column, order)
     ]
-    return _table(place, [name for name, _ in named], columns, log)
+    return _table(place, [names[i] for i in order], columns, log)
 
 
 def _simplify(array: pa.Array) -> pa.Array:
-    """Returns the column as numbers, booleans, dates or texts, stripped. A duration becomes its
-    seconds; a time of day, bytes and what has parts become texts."""
+    """Returns the column as numbers, booleans, dates or stripped texts. Durations become seconds;
+    times of day, bytes and nested values become texts."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _simplify(array.dictionary_decode())
@@ -280,7 +274,7 @@ def _simplify(array: pa.Array) -> pa.Array:
     return as_texts(array)
 
 
-def _of_sheet(content: bytes, path: Path, log: Log) -> RawTable:
+def _from_sheet(content: bytes, path: Path, log: Log) -> RawTable:
     try:
         import python_calamine
     except ImportError:
@@ -290,12 +284,11 @@ def _of_sheet(content: bytes, path: Path, log: Log) -> RawTable:
         ) from None
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as parts:
-            if sum(part.file_size for part in parts.infolist()) > most_to_read():
-                raise ValueError("unpacked, it is larger than a quarter of the memory")
+            _check_size(sum(part.file_size for part in parts.infolist()))
     try:
         book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(content))
         rows = book.get_sheet_by_index(0).to_python()
-    except Exception as error:  # of the library's own kinds
+    except Exception as error:  # its errors have no common base class
         raise ValueError(str(error)) from error
     if len(book.sheet_names) > 1:
         log(f"{path}: the sheet {book.sheet_names[0]!r} is read, the first of "
@@ -316,7 +309,7 @@ def as_column(values: Sequence[Any]) -> Any:
         "".join(value for value in values if isinstance(value, str)).encode()
     except UnicodeEncodeError as error:
         character = error.object[error.start]
-        raise InputError(f"a cell has {character!r}, half of a character: repair it.") from None
+        raise InputError(f"a cell has {character!r}, a lone surrogate: remove it.") from None
     with contextlib.suppress(pa.ArrowException, TypeError, OverflowError, ValueError):
         return _simplify(pa.array(values))
     column = np.empty(len(values), object)
@@ -325,7 +318,7 @@ def as_column(values: Sequence[Any]) -> Any:
 
 
 def as_texts(column: Any) -> pa.Array:
-    """Returns a column as Arrow's texts, "" where it has no value: a whole float as the integer."""
+    """Returns a column as Arrow texts: "" for missing values, 1.0 as "1"."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     if is_text(column):
@@ -345,9 +338,9 @@ def is_missing(value: Any) -> bool:
     """True for None, NaN, NaT, and pandas' NA."""
     try:
         return value is None or bool(value != value)
-    except TypeError:  # NA is neither
+    except TypeError:  # bool(NA)
         return True
-    except ValueError:  # an array
+    except ValueError:  # bool(array)
         return False
 
 
@@ -361,9 +354,6 @@ def as_text(value: Any) -> str:
 
 
 def is_text(column: Any) -> bool:
-    """True if all values of a column are texts."""
-    return isinstance(column, pa.Array) and str(column.type) in (
-        "string",
-        "large_string",
-        "string_view",
-    )
+    """True for an Arrow column of texts."""
+    types = ("string", "large_string", "string_view")
+    return isinstance(column, pa.Array) and str(column.type) in types

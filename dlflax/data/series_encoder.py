@@ -9,14 +9,14 @@ import numpy as np
 
 from dlflax.data.encoder import Encoder, Examples, Form, Limits, Spec, as_path, is_series, note
 from dlflax.data.raw_table import read_table
-from dlflax.data.series_file import Style, read_like
+from dlflax.data.series_file import Style, read_in_style
 from dlflax.data.target import Steps
 from dlflax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class SeriesEncoder(Encoder):
-    """The last steps of a series, and of others beside it, in units of their deviation."""
+    """The encoder of windows of a series and its covariates, scaled by standard deviations."""
 
     form: ClassVar = Form(
         "file", "rows", {"type": "object"}, ("text/csv",), widget="series",
@@ -26,40 +26,38 @@ class SeriesEncoder(Encoder):
 
     target: Steps
     window: int
-    """Steps of the past that the model sees."""
+    """Steps of the past in an input."""
     horizon: int
-    """Steps of the future that it predicts."""
+    """Steps of the future to forecast."""
     past: tuple[str, ...]
-    """Covariates whose past is seen."""
+    """Covariates whose past is an input."""
     future: tuple[str, ...]
-    """Covariates that are known beforehand."""
+    """Covariates known in advance."""
     covariate_mean: tuple[float, ...]
     covariate_scale: tuple[float, ...]
     file: Style
-    """The way the training file is written."""
+    """Style of the training file."""
     own_window: tuple[tuple[float, ...], ...]
-    """The end of the training file, (window + later, columns), as `raw` has it."""
+    """Last window of the training file, (window + later, columns)."""
     own_times: tuple[str, ...]
-    """Times of the steps behind it."""
+    """Times of the next steps."""
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
-        """Reads a series from a CSV file, rows {column: value} or a data frame, in the order of its
-        times or rows. None is the end of the training file."""
+        """Reads a series from a CSV file, rows {column: value} or a data frame, sorted by time if
+        there are times. None is the end of the training file."""
         if given is None or isinstance(given, Sequence) and not len(given):
             if len(self.own_times) != self.horizon:
-                raise InputError("encoder.json is damaged: own_times has not one for each step.")
+                raise InputError("encoder.json is damaged: own_times needs a time for each step.")
             window = np.array(self.own_window, np.float64)
             return self._examples(window, self.own_times, "the series")
         most = limits.steps if limits else sys.maxsize
         given = given.to_frame() if is_series(given) else given
-        path = as_path(given)
-        table = read_table(
-            given if path is None else path, self.file.delimiter or ",", most, note, "a series"
-        )
-        series = read_like(table, self.file, note)
+        delimiter = self.file.delimiter or ","
+        table = read_table(as_path(given) or given, delimiter, most, note, "a series")
+        series = read_in_style(table, self.file, note)
         if len(series.values) < self.window:
             raise InputError(
-                f"{table.place} has {len(series.values)} values: the model looks at the last "
+                f"{table.place} has {len(series.values)} values: the model needs the last "
                 f"{self.window}."
             )
         window = series.last_window(self.window, self._steps() - self.window)
@@ -71,8 +69,8 @@ class SeriesEncoder(Encoder):
     def _examples(self, window: np.ndarray, times, place: str) -> Examples:
         if len(window) < self._steps():
             raise InputError(
-                f"{place}: {', '.join(self.future)} must go on for {self.horizon} rows after the "
-                f"last value, and there are {len(window) - self.window}."
+                f"{place}: {', '.join(self.future)} must have {self.horizon} rows after the last "
+                f"value, not {len(window) - self.window}."
             )
         columns = {"window": window[None], "times": np.array([list(times)])}
         return Examples(columns, None, [place])
@@ -84,16 +82,16 @@ class SeriesEncoder(Encoder):
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
         past = raw[:, : self.window, 0]
         last = past[:, -1:]
-        seen = ((past - last) / self.target.scale)[:, :, None]
+        inputs = ((past - last) / self.target.scale)[:, :, None]
         if self.covariate_mean:
             mean, scale = (
                 np.array(x)[None, None] for x in (self.covariate_mean, self.covariate_scale)
             )
             values = (raw[:, :, 1:] - mean) / scale
-            known = values[:, :, len(self.past) :]
-            later = known[:, self.horizon :] if known.shape[2] else known[:, : self.window]
-            seen = xp.concatenate([seen, values[:, : self.window], later], 2)
-        return {"inputs": seen.astype(np.float32), "last": last}
+            future = values[:, :, len(self.past) :]
+            future = future[:, self.horizon :] if self.future else future[:, : self.window]
+            inputs = xp.concatenate([inputs, values[:, : self.window], future], 2)
+        return {"inputs": inputs.astype(np.float32), "last": last}
 
     def spec(self) -> Spec:
         later = self._steps() - self.window

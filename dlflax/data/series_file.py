@@ -1,4 +1,4 @@
-"""Series as files, rows and data frames have them."""
+"""Series of files, rows and data frames: their style, times and values."""
 
 import contextlib
 import dataclasses
@@ -10,27 +10,28 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.data import numbers
-from dlflax.data.calendars import COUNT, DAY, Calendar, in_time
+from dlflax.data.calendars import COUNT, DAY, Calendar, align_rows
 from dlflax.data.numbers import MISSING, NumberFormat
 from dlflax.data.raw_table import RawTable, as_texts, read_table
-from dlflax.data.times import EPOCHS, NUMBER, TimeFormat, infer_times, is_clock
+from dlflax.data.times import EPOCHS, NUMBER, TimeFormat, infer_times, is_time_axis
 from dlflax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """The way a training file writes its columns: the series, then the covariates."""
+    """The columns and formats of a training file: the series, then the covariates."""
 
     columns: tuple[str, ...]
     formats: tuple[NumberFormat, ...]
     delimiter: str
     times: tuple[str, ...] = ()
-    """Columns of its times, such as year and month; none where its rows are in order."""
+    """Columns of times, such as year and month; () for a file without times."""
     time: TimeFormat | None = None
     """Format of the cells of these columns, joined."""
     step: str = ""
+    """`Calendar.step`."""
     zone: str = ""
-    """Both as a `Calendar` has them."""
+    """`Calendar.zone`."""
 
     def __post_init__(self):
         if not self.columns or len(self.columns) != len(self.formats):
@@ -38,22 +39,22 @@ class Style:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A series, up to its last value, in the order of the column with times, if there is one."""
+class ParsedSeries:
+    """A series, up to its last value, sorted by time, if there are times."""
 
     values: np.ndarray
-    """float64 (n,): what is missing has the value before it."""
+    """float64 (n,), forward-filled."""
     observed: np.ndarray
     """bool (n,)."""
     covariates: np.ndarray
-    """float64 (n + more, columns): beside the series, and in the rows after it."""
+    """float64 (n + later, columns), forward-filled."""
     style: Style
     calendar: Calendar | None
-    """Times of the rows, where they have some."""
+    """Calendar of the rows; None without times."""
 
     def windows(self, first: np.ndarray, window: int, later: int) -> np.ndarray:
-        """Returns the values before the steps `first`, (n,), and the covariates, which reach
-        `later` steps beyond: float64 (n, window + later, 1 + covariates)."""
+        """Returns the values of `window` steps before each step `first`, (n,), and the covariates
+        of `later` more: float64 (n, window + later, 1 + covariates)."""
         rows = first[:, None] + np.arange(-window, later)[None]
         windows = np.zeros((*rows.shape, 1 + self.covariates.shape[1]))
         windows[:, :window, 0] = self.values[rows[:, :window]]
@@ -61,12 +62,12 @@ class Found:
         return windows
 
     def last_window(self, window: int, later: int) -> np.ndarray:
-        """Returns the window behind the last value, with as many later steps as there are."""
+        """Returns the window up to the last value, with at most `later` more steps."""
         end = len(self.values)
         return self.windows(np.array([end]), window, min(later, len(self.covariates) - end))[0]
 
     def times_after(self, horizon: int) -> list[str]:
-        """Returns the times of the steps after the series; empty where its file has none."""
+        """Returns the times of the steps after the series; "" without a calendar."""
         end = len(self.values)
         return self.calendar.stamps(range(end, end + horizon)) if self.calendar else [""] * horizon
 
@@ -74,18 +75,18 @@ class Found:
 def read_file(
     path: Path, column: str | None = None, covariates: tuple[str, ...] = (),
     log: Callable[[str], None] = print, decimal: str = "auto",
-) -> Found:  # fmt: skip
-    """Reads a column, by default the last, of a table file, and infers its style."""
-    table = read_table(Path(str(path)), log=log, what="a series")
+) -> ParsedSeries:  # fmt: skip
+    """Reads a column of a table file, by default the last one, and infers its style."""
+    table = read_table(Path(str(path)), log=log, noun="a series")
     numbers.check_header(table, log)
-    names = (column or _last_values(table, covariates), *covariates)
+    names = (column or _default_column(table, covariates), *covariates)
     _check_columns(table, names)
     formats = numbers.infer_formats(table, names, decimal)
     for sentence in numbers.describe_formats(formats):
         log(sentence)
-    plain = NumberFormat(missing=MISSING)  # says which cell is none
-    formats = tuple(formats[name] or plain for name in names)
-    style = _find_times(table, Style(names, formats, table.delimiter))
+    fallback = NumberFormat(missing=MISSING)  # reading the cells then raises for the first text
+    formats = tuple(formats[name] or fallback for name in names)
+    style = _infer_style(table, Style(names, formats, table.delimiter))
     file = Path(table.place).name
     if style.time is None:
         log(f"no column of {file} has times: rows are taken in the order of the file.")
@@ -99,36 +100,36 @@ def read_file(
     return read_cells(table, style, log)
 
 
-def _last_values(table: RawTable, covariates) -> str:
-    """Returns the last column that has numbers, and is no part of the times; if there is none, the
-    last one."""
+def _default_column(table: RawTable, covariates) -> str:
+    """Returns the last column of numbers that are no part of the times, or else the last column."""
     times = None
     for name in reversed(table.columns):
         column = table.columns[name]
         values, wrong = numbers.column_numbers(column, NumberFormat())
-        texts = min(wrong.mean(), numbers.column_numbers(column, NumberFormat(","))[1].mean()) > 0.5
-        if name in covariates or texts or infer_times(as_texts(column)):
+        wrong_with_comma = numbers.column_numbers(column, NumberFormat(","))[1]
+        are_texts = min(wrong.mean(), wrong_with_comma.mean()) > 0.5
+        if name in covariates or are_texts or infer_times(as_texts(column)):
             continue
         if times is None and (values == np.round(values)).all():  # maybe years or months
             times = ()
             with contextlib.suppress(InputError):
-                style = _find_times(table, Style(("",), (NumberFormat(),), ""))
+                style = _infer_style(table, Style(("",), (NumberFormat(),), ""))
                 times = () if style.zone == COUNT else style.times
         if name not in (times or ()):
             return name
     return [*table.columns][-1]
 
 
-def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Found:
-    """Reads a series that is written as the training file was. Raises InputError where another
-    delimiter shows that another program wrote it, and its numbers are not of that style."""
+def read_in_style(table: RawTable, style: Style, log: Callable[[str], None]) -> ParsedSeries:
+    """Reads a series in the style of the training file. Raises InputError for a file with another
+    delimiter and other number formats."""
     table = table.rename_like((*style.columns, *style.times), log)
-    if style.columns[0] not in table.columns and (name := _only_numbers(table, style)):
+    if style.columns[0] not in table.columns and (name := _only_numeric_column(table, style)):
         log(f"{table.place}: the column {name} is read as {style.columns[0]}.")
         style = dataclasses.replace(style, columns=(name, *style.columns[1:]))
     _check_columns(table, style.columns)
     formats = dict(zip(style.columns, style.formats, strict=True))
-    numbers.check_like(table, formats, style.delimiter)
+    numbers.check_same_format(table, formats, style.delimiter)
     others = [table.columns[name] for name in table.columns if name not in style.columns]
     if style.time is None and any(infer_times(as_texts(cells)) for cells in others):
         log(
@@ -137,14 +138,15 @@ def read_like(table: RawTable, style: Style, log: Callable[[str], None]) -> Foun
     return read_cells(table, style, log)
 
 
-def _only_numbers(table, style) -> str | None:
-    """The one column that has numbers, and is neither a covariate nor times; None of several."""
-    others = []
-    for name, column in table.columns.items():
-        numeric = not numbers.column_numbers(column, style.formats[0])[1].any()
-        if name not in (*style.columns[1:], *style.times) and numeric:
-            others += [name] if infer_times(as_texts(column)) is None else []
-    return others[0] if len(others) == 1 else None
+def _only_numeric_column(table, style) -> str | None:
+    """Returns the only column of numbers beside covariates and times; None if there are several."""
+    candidates = [
+        name for name, column in table.columns.items()
+        if name not in (*style.columns[1:], *style.times)
+        and not numbers.column_numbers(column, style.formats[0])[1].any()
+        and infer_times(as_texts(column)) is None
+    ]  # fmt: skip
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def _check_columns(table: RawTable, names) -> None:
@@ -154,57 +156,42 @@ def _check_columns(table: RawTable, names) -> None:
                 f"{table.place} has no column {name!r}: it has {', '.join(table.columns)}."
             )
     if names[0] in names[1:]:
-        raise InputError(f"{names[0]} is what is forecast: it cannot be a covariate too.")
+        raise InputError(f"{names[0]} is the column to forecast: it cannot be a covariate too.")
 
 
-def read_cells(source: RawTable, style: Style, log: Callable[[str], None]) -> Found:
+def read_cells(table: RawTable, style: Style, log: Callable[[str], None]) -> ParsedSeries:
     """Reads the columns of a style."""
-    covariates, path = style.columns[1:], Path(source.place)
-    file = path.name
-    columns = [
-        _numbers(source, *column) for column in zip(style.columns, style.formats, strict=True)
-    ]
-    table = np.stack(columns, 1)
-    if (known := (~np.isnan(table[:, 0])).sum()) < 8:
-        raise InputError(f"{path} has {known} numbers: a series needs more.")
-    times, zone = _read_times(source, style, log)
+    path = Path(table.place)
+    columns = zip(style.columns, style.formats, strict=True)
+    rows = np.stack([numbers.require_numbers(table, *column) for column in columns], 1)
+    if (count := (~np.isnan(rows[:, 0])).sum()) < 8:
+        raise InputError(f"{path} has {count} numbers: a series needs more.")
+    times, zone = _read_times(table, style, log)
     calendar = None
     if times is not None:
-        table, calendar = in_time(times, table, source.place, log, zone, style.step)
-    missing = np.isnan(table)
+        rows, calendar = align_rows(times, rows, table.place, log, zone, style.step)
+    missing = np.isnan(rows)
     if missing.all(0).any():
         raise InputError(f"{path}: the column {style.columns[missing.all(0).argmax()]} is empty.")
     if begin := int(np.argmin(missing, 0).max()):
-        log(f"{file}: the first {begin} values are missing: left out.")
-    table, missing = table[begin:], missing[begin:]
+        log(f"{path.name}: the first {begin} values are missing: dropped.")
+    rows, missing = rows[begin:], missing[begin:]
     if calendar is not None:
         calendar = dataclasses.replace(calendar, begin=begin)
-    latest = np.maximum.accumulate(np.where(missing, 0, np.arange(len(table))[:, None]))
-    filled, observed = np.take_along_axis(table, latest, 0), ~missing[:, 0]
-    end = len(table)
-    if covariates:  # rows after the last value say what is known of the future
+    latest = np.maximum.accumulate(np.where(missing, 0, np.arange(len(rows))[:, None]))
+    filled, observed = np.take_along_axis(rows, latest, 0), ~missing[:, 0]
+    end = len(rows)
+    if len(style.columns) > 1:  # rows after the last value have future covariates
         end = int(np.flatnonzero(observed)[-1]) + 1
         if gaps := int(missing[:end, 1:].sum()):
-            log(f"{file}: {gaps} covariates are missing: the value before stands in for them.")
-    if not observed[:end].all():
-        log(
-            f"{file}: {(~observed[:end]).sum()} of {end} values are missing: the value "
-            "before stands in for them, and no forecast is judged by them."
-        )
-    return Found(filled[:end, 0], observed[:end], filled[:, 1:], style, calendar)
+            log(f"{path.name}: {gaps} covariates are missing: forward-filled.")
+    if gaps := int((~observed[:end]).sum()):
+        log(f"{path.name}: {gaps} of {end} values are missing: forward-filled in inputs, ignored "
+            "as targets.")  # fmt: skip
+    return ParsedSeries(filled[:end, 0], observed[:end], filled[:, 1:], style, calendar)
 
 
-def _numbers(table, name, form) -> np.ndarray:
-    """float64 (n,) of a column, NaN where a cell is empty."""
-    values, wrong = numbers.column_numbers(table.columns[name], form)
-    if wrong.any():
-        row = int(wrong.argmax())
-        cell = as_texts(table.columns[name])[row].as_py()
-        raise InputError(f"{table.row_name(row)}, column {name}: {cell!r} is not a number.")
-    return values
-
-
-# columns that are a part of a time: kind -> pattern of its name, pattern of its cells
+# columns of a part of a time: part -> pattern of the column's name, pattern of its cells
 PARTS = {
     "year": ("", r"[12]\d{3}"),
     "month": ("mon|mth|mo$|mm?$|mes$|mois", r"\d\d?"),
@@ -221,21 +208,21 @@ CHAINS = (("month", "day", "hour", "minute"), ("words", "day", "hour", "minute")
           ("week",))  # fmt: skip
 
 
-def _is_part(name: str, kinds=tuple(PARTS)) -> str:
-    """Returns the kind that a column's name says; "" for none."""
-    return next((k for k in kinds if PARTS[k][0] and re.match(PARTS[k][0], name.lower())), "")
+def _time_part(name: str) -> str:
+    """Returns the part of a time that a column's name matches, or ""."""
+    return next((k for k, (p, _) in PARTS.items() if p and re.match(p, name.lower())), "")
 
 
 def _join(texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> Sequence[str]:
-    """Returns the cells of some columns as those of one: "2024 W5", "2024 12 31 9:30"."""
+    """Joins the cells of columns: "2024 W5", "2024 12 31 9:30"."""
     if len(names) == 1:
         return texts[names[0]]
-    marks = [BEFORE.get(_is_part(name), " ") for name in names]
+    marks = [BEFORE.get(_time_part(name), " ") for name in names]
     rows = zip(*(texts[name] for name in names), strict=True)
-    return ["".join(map(_piece, marks, row)).strip() for row in rows]
+    return ["".join(map(_prefix, marks, row)).strip() for row in rows]
 
 
-def _piece(mark: str, cell: str) -> str:
+def _prefix(mark: str, cell: str) -> str:
     cell = cell.removesuffix(".0")
     return f"{mark if cell.isdecimal() else ' '}{cell.zfill(2) if mark == ':' else cell}"
 
@@ -247,7 +234,8 @@ def _texts(table: RawTable, names) -> dict[str, list[str]]:
 def _read_times(table: RawTable, style: Style, log) -> tuple[np.ndarray | None, str]:
     """Returns the times of rows, seconds, float64 (n,), and their zone; (None, "") without times.
 
-    Their format is the training file's, else their own. Raises InputError for a row without."""
+    The format is the training file's or, if that does not match, inferred. Raises InputError for a
+    row without a time."""
     names, form, zone = ", ".join(style.times), style.time, style.zone
     absent = [name for name in style.times if name not in table.columns]
     if form is None or absent:
@@ -277,8 +265,7 @@ def _infer(place: str, names: Sequence[str], cells: Sequence[str]) -> TimeFormat
 
 
 def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tuple, TimeFormat]]:
-    """Yields (columns, their format): single ones, then such as year and month or date and hour,
-    then one that numbers the rows."""
+    """Yields (columns, format): single columns, then several, then columns of row numbers."""
     parts = {
         kind: [name for name, cells in texts.items() if re.match(PARTS[kind][0], name.lower())
                and all(re.fullmatch(rf"({pattern})(\.0)?", cell, re.I) for cell in set(cells))]
@@ -288,87 +275,86 @@ def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tup
     for year, chain in itertools.product(parts["year"], CHAINS):
         group = (year,)
         for kind in chain:
-            if not (more := [name for name in parts[kind] if name not in group]):
+            if not (others := [name for name in parts[kind] if name not in group]):
                 break
-            groups.append(group := (*group, more[0]))
-    for group in groups:  # it grows
+            groups.append(group := (*group, others[0]))
+    for group in groups:  # which grows in the loop
         if form := infer(group):
             yield group, form
             if len(group) == 1 and form.date not in EPOCHS:
                 groups += [(*group, name) for kind in ("clock", "hour") for name in parts[kind]]
     for name, cells in texts.items():
         count, wrong = TimeFormat(COUNT).parse(cells)
-        if not np.isnan(count).any() and is_clock(count):
+        if not np.isnan(count).any() and is_time_axis(count):
             yield (name,), TimeFormat(COUNT)
 
 
-def _find_times(table: RawTable, style: Style) -> Style:
-    """Returns the style with the times of a training file, if it has some. Raises InputError where
-    these are irregular, or those of several series."""
+def _infer_style(table: RawTable, style: Style) -> Style:
+    """Returns the style with times, if there are some. Raises InputError for irregular times."""
     texts = _texts(table, [name for name in table.columns if name not in style.columns])
-    refused, repeated = [], []
+    errors, irregular = [], []
 
     def infer(group):
         try:
             return _infer(table.place, group, _join(texts, group))
         except InputError as error:
-            refused.append(error)
+            errors.append(error)
 
     for group, form in _candidates(texts, infer):
         cells = _join(texts, group)
         for zone in _zones(form, cells):
             time = dataclasses.replace(form, zone=zone)
-            place = COUNT if form.date == COUNT else zone.replace("local", "")
-            style = dataclasses.replace(style, times=group, time=time, zone=place)
+            clock = COUNT if form.date == COUNT else zone.replace("local", "")
+            style = dataclasses.replace(style, times=group, time=time, zone=clock)
             try:
                 times, _ = _read_times(table, style, None)
-                _, calendar = in_time(times, times, table.place, lambda _: None, place)
+                _, calendar = align_rows(times, times, table.place, lambda _: None, clock)
                 return dataclasses.replace(style, step=calendar.step, zone=calendar.zone)
             except InputError as error:
-                repeated.append((time.parse(cells)[0], form))
+                irregular.append((time.parse(cells)[0], form))
                 if not all(re.fullmatch(NUMBER, cell) for cell in cells[:9]):
-                    refused.append(error)  # else it need not be a time
-    _check_panel(table.place, texts, repeated)
-    for name, cells in texts.items():  # times, but for a few cells
-        if not refused and (form := infer_times(cells[:8])):
+                    errors.append(error)  # irregular numbers may be no times
+    _check_panel(table.place, texts, irregular)
+    for name, cells in texts.items():  # raises for times with a few other cells
+        if not errors and (form := infer_times(cells[:8])):
             _read_times(table, dataclasses.replace(style, times=(name,), time=form), None)
-    if refused:
-        raise refused[0]
+    if errors:
+        raise errors[0]
     return dataclasses.replace(style, times=(), time=None, zone="")
 
 
 def _zones(form: TimeFormat, cells: Sequence[str]) -> tuple[str, ...]:
-    """Returns the zones to read in: midnights of summer and winter are days of a local clock."""
+    """Returns the zones to try, local time first if all times are midnights in local time."""
     if not form.zone:
         return ("",)
-    midnights = dataclasses.replace(form, zone="local").parse(cells)[0] % DAY == 0
-    return ("local", "UTC") if midnights.all() else ("UTC", "local")
+    is_midnight = dataclasses.replace(form, zone="local").parse(cells)[0] % DAY == 0
+    return ("local", "UTC") if is_midnight.all() else ("UTC", "local")
 
 
-def _check_panel(place: str, texts: Mapping[str, Sequence[str]], repeated) -> None:
-    """Raises InputError for a file with several series. A column tells them apart if each time is
-    there once for each of its values, or, without times, if each has as many rows, together."""
+def _check_panel(place: str, texts: Mapping[str, Sequence[str]], irregular) -> None:
+    """Raises InputError for a file with several series. A column identifies them if every pair of
+    its value and a time is unique or, without times, if its values have runs of equal length."""
     count = len(next(iter(texts.values()), ()))
     levels = {name: sorted(set(cells)) for name, cells in texts.items()}
-    few = sorted((name for name in levels if 1 < len(levels[name]) <= count / 3),
-                 key=lambda name: len(levels[name]))[:9]  # fmt: skip
+    names = sorted((name for name in levels if 1 < len(levels[name]) <= count / 3),
+                   key=lambda name: len(levels[name]))[:9]  # fmt: skip
     groups = []
-    for times, form in sorted(repeated, key=lambda pair: -len(set(pair[0])))[:3]:
-        moments = len(set(times))
-        if form.date == COUNT:  # not the hours of days, or the days of weeks
-            few = [name for name in few if len(levels[name]) < moments and moments >= 8
-                   and not _is_part(name)]  # fmt: skip
-        for group in (*((name,) for name in few), *itertools.combinations(few, 2)):
+    for times, form in sorted(irregular, key=lambda pair: -len(set(pair[0])))[:3]:
+        unique = len(set(times))
+        if form.date == COUNT:  # excludes the hours of days, and the days of weeks
+            names = [name for name in names if len(levels[name]) < unique and unique >= 8
+                     and not _time_part(name)]  # fmt: skip
+        for group in (*((name,) for name in names), *itertools.combinations(names, 2)):
             keys = set(zip(times, *(texts[name] for name in group), strict=True))
-            groups += [group] if moments < count / 1.5 and len(keys) == count else []
-    for name in few if not groups else ():
+            groups += [group] if unique < count / 1.5 and len(keys) == count else []
+    for name in names if not groups else ():
         runs = [len([*run]) for _, run in itertools.groupby(texts[name])]
-        words = NumberFormat().parse(texts[name])[1].any()
-        if words and len(runs) == len(levels[name]) and len(set(runs)) == 1 and runs[0] >= 8:
+        has_words = NumberFormat().parse(texts[name])[1].any()
+        if has_words and len(runs) == len(levels[name]) and len(set(runs)) == 1 and runs[0] >= 8:
             groups.append((name,))
     if groups:
-        several = len(set(zip(*(texts[name] for name in groups[0]), strict=True)))
+        num_series = len(set(zip(*(texts[name] for name in groups[0]), strict=True)))
         raise InputError(
-            f"{place} has {several} series, told apart by {' and '.join(groups[0])} "
+            f"{place} has {num_series} series, told apart by {' and '.join(groups[0])} "
             f"({', '.join(levels[groups[0][0]][:3])}): give a file with the rows of one of them."
         )

@@ -1,6 +1,6 @@
-"""Splits: which examples are trained on, validated with and tested on, by raw targets and groups.
+"""Splits: the train, validation and test examples, chosen by raw targets and groups.
 
-A Dataset says how it is to be split; nothing of it has been encoded by then.
+A Dataset has its split before anything is encoded.
 """
 
 import abc
@@ -9,80 +9,74 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 
 from dlflax.data.encoder import Examples
-from dlflax.data.order import by_content, check_fraction, draw_part, held_out
+from dlflax.data.order import check_fraction, draw, hold_out, hold_out_by_hash
 from dlflax.errors import InputError
 
 
 class Split(abc.ABC):
     """A way to split a Dataset: a function of its arguments alone, or no run could resume."""
 
+    groups: np.ndarray | None = None
+    """The group of each example, str (n,): all examples of a group are in one split."""
+
     @abc.abstractmethod
     def rows(
         self, examples: Examples, share: float, seed: int, log: Callable[[str], None]
     ) -> dict[str, Int[np.ndarray, " _"]]:
-        """Returns the places of "train", "val" and "test": about `share` of what is
-        not tested on, drawn by `seed`, is "val". Which examples are "test" is the same for every
-        seed. Raises InputError for a part without examples."""
-
-    def groups_of(self) -> Shaped[np.ndarray, " n"] | None:
-        """Returns the group of each example, a text, which is in one part as a whole."""
-        return None
+        """Returns the indices of "train", "val" and "test". "val" is about `share` of the others,
+        drawn by `seed`; "test" is the same for every seed. Raises InputError for a split without
+        examples."""
 
 
-class Drawn(Split):
-    """A split whose examples may be in any order."""
+class Unordered(Split):
+    """A split of examples whose order does not matter."""
 
     @abc.abstractmethod
     def test(self, examples: Examples) -> Bool[np.ndarray, " n"]:
-        """Returns the examples that are tested on."""
+        """Returns True for test examples."""
 
-    @abc.abstractmethod
     def validation(
         self, examples: Examples, rows: Int[np.ndarray, " m"], share: float, seed: int, log: Any
     ) -> Bool[np.ndarray, " m"]:
-        """Returns those of rows that are held out; none for share 0."""
+        """Returns True for the rows that are held out; none for share 0."""
+        groups = None if self.groups is None else self.groups[rows]
+        return hold_out(examples.target[rows], share, seed, 0, groups=groups)
 
     def rows(self, examples, share, seed, log):
         in_test = self.test(examples)
         rows = np.flatnonzero(~in_test)
-        held = self.validation(examples, rows, share, seed, log)
-        return {"train": rows[~held], "val": rows[held], "test": np.flatnonzero(in_test)}
+        in_validation = self.validation(examples, rows, share, seed, log)
+        return {
+            "train": rows[~in_validation], "val": rows[in_validation],
+            "test": np.flatnonzero(in_test),
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Share(Drawn):
-    """A share is tested on, drawn by a seed of its own: of classes that share of each, or whole
-    groups."""
+class Share(Unordered):
+    """A test split drawn by a seed of its own: a share of each class, or of the groups."""
 
     share: float
     seed: int
     groups: np.ndarray | None = None
 
     def test(self, examples):
-        groups = self.groups
-        return held_out(examples.target, self.share, self.seed, 3, left=2, groups=groups)
-
-    def validation(self, examples, rows, share, seed, log):
-        groups = None if self.groups is None else self.groups[rows]
-        return held_out(examples.target[rows], share, seed, 0, groups=groups)
-
-    def groups_of(self):
-        return self.groups
+        return hold_out(examples.target, self.share, self.seed, 3, left=2, groups=self.groups)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Given(Drawn):
-    """The data have a test part of their own, and maybe one for validation."""
+class Given(Unordered):
+    """A test split, and maybe a validation split, that the data set itself defines."""
 
     in_test: np.ndarray
     """bool (n,)."""
     in_validation: np.ndarray | None = None
-    """bool (n,), where there is such a part."""
+    """bool (n,); None without a validation split."""
     by_class: bool = True
-    """True if a share that is drawn for validation is one of each class."""
+    """True if a drawn validation split is stratified."""
     groups: np.ndarray | None = None
 
     def test(self, examples):
@@ -93,38 +87,32 @@ class Given(Drawn):
             log("the validation folder is held out: no share (--validation) is drawn.")
             return self.in_validation[rows]
         if self.in_validation is not None:
-            log("the validation folder's pictures are trained on too (--validation 0).")
+            log("the validation folder's images are trained on too (--validation 0).")
             return np.zeros(len(rows), bool)
         if self.by_class:
-            groups = None if self.groups is None else self.groups[rows]
-            return held_out(examples.target[rows], share, seed, 0, groups=groups)
-        return draw_part(len(rows), share, seed)
-
-    def groups_of(self):
-        return self.groups
+            return super().validation(examples, rows, share, seed, log)
+        return draw(len(rows), share, seed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ByContent(Share):
-    """A `Share`, but each example's own content, or its group's name, decides: it stays where it
-    is when others come or go."""
+    """A `Share` drawn by hashes of contents or groups: new examples move no others."""
 
     contents: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, str))
-    """A digest of each, str (n,)."""
+    """A digest of each example, str (n,)."""
     in_validation: np.ndarray | None = None
-    """bool (n,), where the data have a validation part, which is never tested on."""
+    """bool (n,), where the data have a validation split, of which nothing is drawn for testing."""
 
     def test(self, examples):
-        free = np.ones(len(self.contents), bool)
-        left = 2
+        free, left = np.ones(len(self.contents), bool), 2
         if self.in_validation is not None:
             free, left = ~self.in_validation, 1
         groups = None if self.groups is None else self.groups[free]
-        chosen = np.zeros(len(free), bool)
-        chosen[free] = by_content(
+        in_test = np.zeros(len(free), bool)
+        in_test[free] = hold_out_by_hash(
             examples.target[free], self.contents[free], self.share, self.seed, left, groups
         )
-        return chosen
+        return in_test
 
     def validation(self, examples, rows, share, seed, log):
         given = Given(np.zeros(0, bool), self.in_validation, groups=self.groups)
@@ -133,57 +121,56 @@ class ByContent(Share):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ByTime(Split):
-    """A split by time: the end is tested on, the part before it validated with. A
-    forecast is judged by the future. An example whose targets reach over a border is in no part."""
+    """A split by time: validation comes after training, and test after validation. An example
+    whose targets cross a border is in no split."""
 
     first: np.ndarray
     """int (n,): the step at which the targets of each example begin."""
     horizon: int
     """Steps of the targets."""
     window: int
-    """Steps before them that an example has."""
+    """Steps of the inputs, before the targets."""
     steps: int
-    """Steps of the whole series."""
+    """Steps of the series."""
     share: float
-    """Share of the steps, at the end, that is tested on."""
+    """Share of the steps, at the end, that is the test split."""
 
     def rows(self, examples, share, seed, log):
         test = self.steps - round(self.share * self.steps)
         val = test - round(share * test)
         borders = {"train": (0, val), "val": (val, test), "test": (test, self.steps)}
-        parts = {}
+        splits = {}
         for name, (start, stop) in borders.items():
             inside = (self.first >= start) & (self.first + self.horizon <= stop)
-            parts[name] = np.flatnonzero(inside)
-            if not len(parts[name]) and (name != "val" or share):
+            splits[name] = np.flatnonzero(inside)
+            if not len(splits[name]) and (name != "val" or share):
                 flags = "--window and --horizon, together" if name == "train" else "--horizon,"
                 raise InputError(
-                    f"its {name} part has {stop - start:,} steps, too few for --window "
+                    f"its {name} split has {stop - start:,} steps, too few for --window "
                     f"{self.window} and --horizon {self.horizon}: give {flags} at most "
                     f"{stop - start}."
                 )
-        return parts
+        return splits
 
 
 def split_rows(
     examples: Examples, split: Split, share: float, seed: int, log: Callable[[str], None]
 ) -> dict[str, Int[np.ndarray, " _"]]:
-    """Returns `Split.rows`, without "val" where nothing is held out. Raises InputError for a class
-    without an example to train on."""
+    """Returns `Split.rows`, without an empty "val". Raises InputError for a class without a
+    training example."""
     check_fraction(share)
-    parts = split.rows(examples, share, seed, log)
-    _check_classes(examples, parts["train"], split)
-    return {name: rows for name, rows in parts.items() if name != "val" or len(rows)}
+    splits = split.rows(examples, share, seed, log)
+    _check_classes(examples, splits["train"], split.groups is not None)
+    return {name: rows for name, rows in splits.items() if name != "val" or len(rows)}
 
 
-def _check_classes(examples, train, split) -> None:
-    """Raises InputError for a class without an example to train on."""
+def _check_classes(examples, train, grouped: bool) -> None:
+    """Raises InputError for a class without a training example."""
     target, names = examples.target, examples.classes
-    grouped = split.groups_of() is not None
     if target is None or not names or target.dtype.kind not in "iu":
         return
     if not len(train) or target.min() < 0 or target.ndim == 2 and not grouped:
-        return  # that no task takes; a label may be one that is rarely there
+        return  # no task accepts the first two; a label may be rare
     values = target[train]
     counts = values.sum(0) if values.ndim == 2 else np.bincount(values, minlength=len(names))
     if len(empty := np.flatnonzero(counts == 0)):

@@ -18,7 +18,7 @@ from dlflax.data import download
 from dlflax.data.dataset import Dataset
 from dlflax.data.encoder import Examples
 from dlflax.data.folder_files import is_hidden, part_of
-from dlflax.data.order import stratified
+from dlflax.data.order import stratified_sample
 from dlflax.data.splits import Given
 from dlflax.data.text_tables import TABLE, listed, read_table, read_text, shown
 from dlflax.errors import InputError
@@ -248,7 +248,7 @@ def _dataset(name, source, class_names, train, test, place, log) -> Dataset:
                 f"{place} has as many classes as texts, {count:,}, so its labels cannot be "
                 "classes: a class needs several texts."
             )
-        in_test = stratified(train[1], TEST_SHARE, 0, 2)  # whatever the run's seed, one test split
+        in_test = stratified_sample(train[1], TEST_SHARE, 0, 2)  # the same for all seeds of a run
         test = [], np.zeros(0, np.int32)
     elif not test[0]:
         raise InputError(f"{place} has no texts to test on: at least one is needed.")

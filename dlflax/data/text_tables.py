@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from dlflax.data import idx
 from dlflax.data.delimited import (
-    SNIFFED,
+    SNIFF_BYTES,
     Log,
-    decode,
-    delimiter,
-    first_row,
     line_numbers,
     parse_csv,
+    read_header,
     read_json_lines,
+    sniff_delimiter,
+    to_utf8,
 )
 from dlflax.errors import InputError
 
@@ -82,9 +82,9 @@ def _csv_columns(path: Path, content: bytes, kind: str):
     """Returns (the first row, the others by column, their lines)."""
     # in a .tsv a quotation mark is one
     tab = kind == "tsv"
-    mark = "\t" if tab else delimiter(content[:SNIFFED].decode(errors="ignore"))
+    mark = "\t" if tab else sniff_delimiter(content[:SNIFF_BYTES].decode(errors="ignore"))
     try:
-        first = first_row(content, mark, quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL)
+        first = read_header(content, mark, quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL)
         table, ragged = parse_csv(content, mark, len(first), quote=False if tab else '"')
     except csv.Error as error:
         raise InputError(f"{path}, {error}.") from None
@@ -125,7 +125,7 @@ def read_text(path: Path, log: Log) -> str:
 def _read(path: Path, log: Log) -> bytes:
     """The file in UTF-8."""
     try:
-        return decode(idx.read_bytes(path), path, log)
+        return to_utf8(idx.read_bytes(path), path, log)
     except ValueError as error:
         raise InputError(f"{path}: {error}.") from None
 

@@ -37,9 +37,9 @@ def log_start(config: Config, job: Job, folder: Path, count: int, log: Log) -> N
     parameter. count: of devices."""
     splits, summary, model = job.start.splits, job.examples.summary(), config.recipe.model
     parameters = _rows(model, job.abstract.params) if config.verbose else []
-    held_out = f"{data.examples(splits.val):,}" if splits.val else "no"
-    log(f"{job.dataset.source}: {data.examples(splits.train):,} train, {held_out} validation, "
-        f"{data.examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
+    held_out = f"{data.num_examples(splits.val):,}" if splits.val else "no"
+    log(f"{job.dataset.source}: {data.num_examples(splits.train):,} train, {held_out} validation, "
+        f"{data.num_examples(splits.test):,} test; {tables.data_text(summary)}")  # fmt: skip
     if rows := splits.encoder.columns_table():
         tables.print_columns(rows, folder, config.verbose)
     if config.verbose:

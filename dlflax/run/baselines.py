@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlflax import train
-from dlflax.data.stream import fits
+from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
 from dlflax.files import cache_folder, read_json, write_json
 from dlflax.report.progress import announcement
@@ -73,7 +73,7 @@ def fit_baselines(
     fits_of = task.baselines(recipe.model, splits)
     if not fits_of:
         return {}
-    if not all(map(fits, parts)):
+    if not all(map(fits_on_device, parts)):
         log("no simple models beside it: the data do not fit into memory")
         return {}
     known = [VERSION, repr(task), repr(task.metrics), repr(splits.encoder)]

@@ -143,7 +143,7 @@ def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record)
 def start_progress(config: Config, job: Job, done: int, record: Record) -> Progress:
     """Returns the bar, or the lines, of a training of which `done` epochs are done."""
     size, score = job.start.recipe.batch_size, job.start.recipe.task.metric().name
-    steps = -(-data.examples(job.start.splits.train) // size)
+    steps = -(-data.num_examples(job.start.splits.train) // size)
     if done < config.epochs:
         epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs:,} epochs"
         record.say(f"compiling, then training: {epochs} of {steps:,} steps")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data.order import Order, order_of
+from dlflax.data.order import Order, batch_order
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_csv, write_json
 from dlflax.report import figures
@@ -34,7 +34,7 @@ def find_learning_rate(
     config, job = prepare(*read_data(dataclasses.replace(config, run_dir=folder), log), log)
     steps -= steps % PARTS
     recipe, train_set = job.start.recipe, job.start.splits.train
-    order = order_of(train_set, recipe.batch_size)
+    order = batch_order(train_set, recipe.batch_size)
     examples, batches = _first_batches(train_set, order, steps, config.seed)
     log(f"{len(RATES)} learning rates from {RATES[0]:g} to {RATES[-1]:g}, {steps} steps each")
     total_steps = config.epochs * order.steps

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.data.folds import folds
-from dlflax.data.order import order_of
+from dlflax.data.order import batch_order
 from dlflax.errors import InputError, RunError
 from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
@@ -126,7 +126,7 @@ def _fit_together(jobs) -> bool:
         return False
     arrays = [array for part in parts for array in part.values()]
     kinds = {tuple((n, a.shape[1:], a.dtype) for n, a in sorted(part.items())) for part in parts}
-    steps = {-(-data.examples(part) // first.recipe.batch_size) for part in parts[::2]}
+    steps = {-(-data.num_examples(part) // first.recipe.batch_size) for part in parts[::2]}
     in_memory = all(isinstance(array, np.ndarray) for array in arrays)
     fits = in_memory and sum(array.nbytes for array in arrays) < host_memory() / 4
     return len(kinds) == len(steps) == 1 and fits
@@ -143,7 +143,7 @@ def _train_together(config: Config, jobs, log: Log) -> list[tuple[train.State, i
         recipe, [hparams] * len(jobs), [[config.seed]] * len(jobs), train_set, val_set,
         epochs=config.epochs, layout=layout, patience=config.patience,
         reduce_on_plateau=config.reduce_on_plateau, keep_best=True,
-        orders=[order_of(train_set, recipe.batch_size, rows) for rows in train_rows],
+        orders=[batch_order(train_set, recipe.batch_size, rows) for rows in train_rows],
         val_rows=val_rows,
     )  # fmt: skip
     with progress_bar("epochs", config.epochs) as advance:
@@ -164,7 +164,7 @@ def _train_together(config: Config, jobs, log: Log) -> list[tuple[train.State, i
 def _concatenate(parts) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Returns the arrays of all parts one after another, and the rows of each part."""
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    ends = np.cumsum([data.examples(part) for part in parts])
+    ends = np.cumsum([data.num_examples(part) for part in parts])
     return arrays, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
 
 
@@ -196,7 +196,7 @@ def _scored(config: Config, job: Job, state: train.State, epochs: int, log: Log)
     return {
         "model": type(config.recipe.model).__name__,
         "task": type(task).__name__,
-        "examples": {name: data.examples(part) if part else 0 for name, part in parts.items()},
+        "examples": {name: data.num_examples(part) if part else 0 for name, part in parts.items()},
         "epochs_run": epochs,
         "test": scores,
         **beside,

@@ -56,7 +56,7 @@ def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Co
     """Returns (the Config with its Recipe bound to the data, the Job): splits the data, prepares
     pretrained weights, and features of a frozen backbone. Raises as `split_data`."""
     config, examples = split_data(config, dataset, log)
-    check_batch_size(config.recipe.batch_size, data.examples(examples.train))
+    check_batch_size(config.recipe.batch_size, data.num_examples(examples.train))
     start = transfer.prepare(
         config.transfer, config.recipe, config.hparams, examples, config.seed, log
     )

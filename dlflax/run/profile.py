@@ -16,7 +16,7 @@ def profile(recipe, hparams, train_set, folder: Path) -> None:
     own, after they are compiled: for TensorBoard's profile plugin, and perfetto_trace.json.gz for
     https://ui.perfetto.dev."""
     hparams = train.as_traced(hparams)
-    n = min(data.examples(train_set), 20 * recipe.batch_size)
+    n = min(data.num_examples(train_set), 20 * recipe.batch_size)
     part = {name: array[:n] for name, array in train_set.items()}
     batches = data.epoch_batches(n, recipe.batch_size, 0, 0)
     abstract = train.abstract(recipe, hparams, part["inputs"][:1])

@@ -158,12 +158,12 @@ def _try(recipe, numbers, data, outputs) -> None:
 def fit_to_few(recipe: Recipe, splits: data.Splits, log) -> Recipe:
     """Returns the recipe with a batch no larger than the training data. `log` gets a sentence for
     that, and for validation data that are too few to choose by."""
-    n = data.examples(splits.train)
+    n = data.num_examples(splits.train)
     if n < recipe.batch_size <= USUAL_BATCH:
         log(f"note: there are {n:,} training examples: --batch-size {n} instead of "
             f"{recipe.batch_size}")  # fmt: skip
         recipe = dataclasses.replace(recipe, batch_size=n)
-    held_out = data.examples(splits.val) if splits.val else FEW
+    held_out = data.num_examples(splits.val) if splits.val else FEW
     if held_out < FEW:
         log(f"note: {held_out} validation examples are too few to choose an epoch or a model by")
     return recipe

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlflax import parallel
-from dlflax.data.order import Order, order_of
-from dlflax.data.stream import fits
+from dlflax.data.order import Order, batch_order
+from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError, RunError
 from dlflax.train.evaluation import evaluate_sums, host_batch
 from dlflax.train.history import Evaluated, History, Training, best_epoch, diverged
@@ -48,7 +48,7 @@ class Driver(abc.ABC):
     ):  # fmt: skip
         check_arrays(recipe, as_traced(hparams[0]), train_set, val_set)
         self.recipe = recipe
-        self._orders = orders or [order_of(train_set, recipe.batch_size)] * len(hparams)
+        self._orders = orders or [batch_order(train_set, recipe.batch_size)] * len(hparams)
         steps = self._orders[0].steps
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)
@@ -156,7 +156,7 @@ class Fit(Driver):
         self._zero = zero_sums(recipe, self._training.hparams, train_set)
         self._feed = Feed(train_set, lambda epoch: self._orders[0].batches(seed, epoch))
         self._n, self._on_steps = len(train_set["inputs"]), on_steps
-        is_whole = val_set is not None and fits(val_set)
+        is_whole = val_set is not None and fits_on_device(val_set)
         self._val, self._is_compiled = parallel.put(val_set) if is_whole else val_set, False
 
     @property

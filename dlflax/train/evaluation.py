@@ -12,7 +12,7 @@ from jax import lax
 
 from dlflax import parallel
 from dlflax.data.dataset import DiskArray
-from dlflax.data.stream import fits, slices
+from dlflax.data.stream import fits_on_device, stream_in_order
 from dlflax.train.batch import gather, with_targets
 from dlflax.train.hparams import Hparams, as_traced
 from dlflax.train.metrics import additive_scores, batch_sums, collecting_scores
@@ -68,11 +68,11 @@ def evaluate_sums(
     hparams = as_traced(hparams.evaluation())
     if isinstance(data["inputs"], jax.Array):
         return _evaluate(recipe, state, hparams, data, batch_size)
-    if fits(data):
+    if fits_on_device(data):
         return _evaluate(recipe, state, hparams, parallel.put(data), batch_size)
     parts = [
         jax.device_get(_evaluate(recipe, state, hparams, parallel.put(part), batch_size))
-        for part in slices(data)
+        for part in stream_in_order(data)
     ]
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(sums for sums, _ in parts))
     return sums, np.concatenate([outputs for _, outputs in parts])

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from dlflax import parallel
-from dlflax.data.stream import fits, stream
+from dlflax.data.stream import fits_on_device, stream
 from dlflax.train.batch import gather
 from dlflax.train.hparams import Hparams
 from dlflax.train.recipe import Recipe
@@ -54,7 +54,7 @@ class Feed:
 
     def __init__(self, data: Mapping[str, Any], batches: Callable[[int], np.ndarray]):
         """batches: epoch -> int32 (steps, batch_size), as `epoch_batches` returns them."""
-        self._whole, self._batches = fits(data), batches
+        self._whole, self._batches = fits_on_device(data), batches
         self._data = parallel.put(data) if self._whole else data
 
     def pieces(self, epoch: int, done: int = 0) -> Iterator[tuple[Any, Any, int, int]]:

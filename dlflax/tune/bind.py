@@ -10,7 +10,7 @@ import jax
 from flax import traverse_util
 
 from dlflax import data, run, train, transfer
-from dlflax.data.stream import fits
+from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
 from dlflax.report.trials import COSTS
 from dlflax.run.prepare import balance, read_data, split_data
@@ -200,7 +200,7 @@ def check_objective(sweep, tried: Space) -> None:
 
 def check_memory(splits) -> None:
     """InputError where the data have to be read from disk while a model is trained."""
-    if not all(map(fits, splits)):
+    if not all(map(fits_on_device, splits)):
         raise InputError(
             "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
             "--finetune head."

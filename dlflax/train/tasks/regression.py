@@ -65,13 +65,13 @@ class Regression(Task):
         """Returns predicted against true numbers, and the importance of a table's columns; in the
         targets' own unit, where the data have it."""
         splits, target = tested.splits, _numbers_of(tested.splits.target)
-        targets = target.in_unit(splits.test["targets"]).reshape(len(tested.outputs), -1)
+        targets = target.decode(splits.test["targets"]).reshape(len(tested.outputs), -1)
 
         def rmse(outputs, rows):
-            errors = targets[rows] - target.in_unit(outputs).reshape(-1, targets.shape[1])
+            errors = targets[rows] - target.decode(outputs).reshape(-1, targets.shape[1])
             return float(np.sqrt(np.mean(errors**2, 0)).mean())
 
-        outputs = target.in_unit(tested.outputs).reshape(targets.shape)
+        outputs = target.decode(tested.outputs).reshape(targets.shape)
         names = splits.names() if splits.examples else None
         rows = [
             ({splits.encoder.form.noun: names[k]} if names is not None else {})
@@ -86,7 +86,7 @@ class Regression(Task):
 
     def predictions(self, outputs, batch, target, calibration):
         """Returns the numbers, in the target's unit."""
-        return {"values": _numbers_of(target).in_unit(outputs)}
+        return {"values": _numbers_of(target).decode(outputs)}
 
     def answers(self, asked: Asked):
         answers, spread = [], asked.target.spread or (None,)
