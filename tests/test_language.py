@@ -17,19 +17,11 @@ FILES = [
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "guide").glob("*.py"))]  # fmt: skip
 LIMITS = {
-<<<<<<< HEAD
-    "first words": 60,
-    "long sentences": 74,
-    "participles": 112,
-    "variables": 283,
-    "phrases": 354,
-=======
-    "first words": 62,
-    "long sentences": 71,
-    "participles": 116,
-    "variables": 296,
-    "phrases": 364,
->>>>>>> main
+    "first words": 57,
+    "long sentences": 69,
+    "participles": 107,
+    "variables": 274,
+    "phrases": 343,
 }
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}
