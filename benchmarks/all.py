@@ -1,10 +1,10 @@
-"""Every benchmark of speed, one after the other, into one table with machine, versions and date.
+"""All benchmarks of speed: one table with machine, versions and date.
 
 python benchmarks/all.py --data-dir FOLDER --pictures FOLDER --out FOLDER
+(for the other libraries: pip install torch timm keras tensorflow)
 
-FOLDER gets results.json and results.md, written anew after every stage. Two cores need hours for
-all of it: --only names stages. Needs, for what dlflax is compared with: pip install torch timm
-keras tensorflow. The accelerator's own selection is `device.py`.
+Writes results.json and results.md into FOLDER after every stage. All stages take hours on two
+cores: --only selects some. `device.py` has the stages for an accelerator.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ class Options:
     data_dir: Path
     """Folder with MNIST's four IDX files."""
     out: Path
-    """Folder for what is found."""
+    """Folder of the results."""
     fashion_dir: Path | None = None
     """Folder with Fashion-MNIST's four IDX files, for the speed run."""
     pictures: Path | None = None
-    """Folder with a folder of pictures for each class, for transfer learning's features."""
+    """Folder with a folder of images for each class, for transfer learning's features."""
     only: tuple[str, ...] = ()
-    """Names of stages, if not all."""
+    """Names of stages to run (default: all)."""
     seeds: int = 10
-    """Of the speed runs."""
+    """Seeds of the speed runs."""
 
 
 def stages(options: Options) -> list[Stage]:
@@ -62,8 +62,8 @@ def stages(options: Options) -> list[Stage]:
     if options.fashion_dir:
         fashion = "--dataset", "fashion_mnist", "--data-dir", str(options.fashion_dir.resolve())
         seeds = "--seeds", str(options.seeds)
-        run_of = "benchmarks/speedrun.py", *fashion, *rows, *seeds
-        listed.append(Stage("speedrun_fashion_mnist", run_of, 1800))
+        speedrun = "benchmarks/speedrun.py", *fashion, *rows, *seeds
+        listed.append(Stage("speedrun_fashion_mnist", speedrun, 1800))
         tuned = "--data-dir", str(options.fashion_dir.resolve()), *rows
         listed.append(Stage("time to tuned", ("benchmarks/time_to_tuned.py", *tuned), 10 * 3600))
     if options.pictures:
@@ -71,10 +71,10 @@ def stages(options: Options) -> list[Stage]:
         listed.append(Stage("features", ("benchmarks/feature_cache.py", *folder), 900))
     names = [stage.name for stage in listed]
     if unknown := [name for name in options.only if name not in names]:
-        raise SystemExit(f"--only {unknown[0]}: there is {', '.join(names)}")
+        raise SystemExit(f"--only {unknown[0]} must be one of {', '.join(names)}")
     return [stage for stage in listed if not options.only or stage.name in options.only]
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options, description=__doc__)
-    raise SystemExit(min(1, run(stages(chosen), chosen.out.resolve())))
+    options = tyro.cli(Options, description=__doc__)
+    raise SystemExit(min(1, run(stages(options), options.out.resolve())))

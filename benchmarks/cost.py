@@ -1,20 +1,20 @@
-"""How time and memory of training a population grow with its trials, width, devices and data.
+"""Time and memory of a population as functions of its trials, width, devices and data.
 
 python benchmarks/cost.py                       prints a table and draws docs/cost.png
 
-Every point is a process of its own, in which nothing is compiled any more when it counts; seconds
-are of training, validation and the start of a population, memory is the whole process' peak. A
-784-128-10 network on scikit-learn's digits. What was measured on 2 cores with 32 MB of cache:
+Every point is a process of its own, measured after compilation: seconds of training, validation and
+the start of a population, and the process's peak memory. A 784-128-10 network on scikit-learn's
+digits. Results on 2 cores with 32 MB of cache:
 
-- Trials cost in proportion from one full population on: 256 cost 16.1 times what 16 do. Below it
-  one trial costs 1/4 of 16, not 1/16: starting a population costs the same, and one of the two
-  devices has nothing to do. Memory stays, 307 to 325 MB.
-- Trials at once: one at a time takes 2.5 times as long as 16, for these two reasons. 64 at once are
-  no faster by map; by vmap they are 1.6 times slower than 16, whose parameters and moments (20 MB)
-  fit into the cache where those of 64 (78 MB) do not. Memory grows with them: 264 to 437 MB by map.
-- Virtual devices: 2 are 1.9 times as fast as one, then there are no more cores: 8 that share 2
-  cores are 17 % slower than 2. More than 2 cores were not measured.
-- Data: 16 times as many examples take 13.6 times as long; from 4 times on it is in proportion.
+- Trials: the cost is proportional from one full population on: 256 cost 16.1 times as much as 16.
+  One trial costs 1/4 of 16, not 1/16: the start of a population costs the same, and one of the two
+  devices is idle. Memory is constant, 307 to 325 MB.
+- Population: one at a time takes 2.5 times as long as 16, for these two reasons. 64 are no faster
+  by map; by vmap they are 1.6 times slower than 16, whose parameters and moments (20 MB) fit into
+  the cache, unlike those of 64 (78 MB). Memory grows from 264 to 437 MB by map.
+- Virtual devices: 2 are 1.9 times as fast as one; 8 on 2 cores are 17 % slower than 2. More than 2
+  cores were not measured.
+- Data: 16 times as many examples take 13.6 times as long; the time is proportional from 4 times on.
 """
 
 import dataclasses
@@ -37,25 +37,25 @@ BASE = {"trials": 64, "population": 16, "devices": CORES, "data": 1, "mode": "ma
 @dataclasses.dataclass
 class Options:
     trials: tuple[int, ...] = (1, 4, 16, 64, 256)
-    """Trials in all, 16 at once."""
+    """Trials, 16 at once."""
     population: tuple[int, ...] = (1, 4, 16, 64)
     """Trials at once, of 64."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Virtual CPU devices; one a core for the rest."""
+    """Virtual CPU devices; one per core for the other points."""
     data: tuple[int, ...] = (1, 2, 4, 16)
-    """Times that the training digits are repeated."""
+    """Repetitions of the training digits."""
     features: int = 128
     """Width of the hidden layer."""
     epochs: int = 1
-    """Epochs a trial."""
+    """Epochs per trial."""
     rounds: int = 3
-    """Processes a point; the least time and memory of them count."""
+    """Processes per point; the least time and memory count."""
     picture: Path = Path("docs/cost.png")
-    """Where the plot is written."""
+    """File of the figure."""
 
 
 def child(trials, population, data, mode, features, epochs) -> dict:
-    """Seconds of training after compiling, and the process' peak memory in MB."""
+    """Measures seconds of training after compilation, and the process's peak memory in MB."""
     import resource
 
     import numpy as np
@@ -73,10 +73,10 @@ def child(trials, population, data, mode, features, epochs) -> dict:
     splits = populations.put_on_devices(layout, train_set, val_set)
 
     def run(first, stop):
-        chosen = [train.Hparams(dropout=0.1 * (trial % 5)) for trial in range(first, stop)]
+        hparams = [train.Hparams(dropout=0.1 * (trial % 5)) for trial in range(first, stop)]
         seeds = np.arange(first, stop)[:, None]
         members = populations.Population(
-            recipe, chosen, seeds, *splits, epochs=epochs, layout=layout
+            recipe, hparams, seeds, *splits, epochs=epochs, layout=layout
         )
         members.train(epochs)
 
@@ -97,7 +97,7 @@ def child(trials, population, data, mode, features, epochs) -> dict:
 
 
 def measure(options: Options, folder: str, setting: dict) -> dict:
-    """One process of `child`. folder: where programs are kept between processes."""
+    """Runs `child` in a process. folder: the compilation cache of all processes."""
     setting = {**setting, "features": options.features, "epochs": options.epochs}
     count = setting.pop("devices")
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -127,62 +127,60 @@ def main(options: Options) -> None:
         for title, (name, values, others) in panels.items()
         for n in values
     }
-    different = {json.dumps(setting): setting for setting in settings.values()}
+    unique = {json.dumps(setting): setting for setting in settings.values()}
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(options.rounds):  # every point in each, as the machine has other work too
-            rounds.append({k: measure(options, folder, s) for k, s in different.items()})
-    best = {
-        k: {key: min(found[k][key] for found in rounds) for key in rounds[0][k]} for k in different
-    }
-    found = {
+        for _ in range(options.rounds):  # all points in each round, as the load of a machine varies
+            rounds.append({k: measure(options, folder, s) for k, s in unique.items()})
+    best = {k: {key: min(row[k][key] for row in rounds) for key in rounds[0][k]} for k in unique}
+    results = {
         title: [best[json.dumps(settings[title, n])] for n in values]
         for title, (_, values, _) in panels.items()
     }
     print(
-        f"64 trials of {options.epochs} epoch, 16 at once by map on {CORES} virtual devices, "
-        f"{best[json.dumps(BASE)]['examples']:,} digits, 784-{options.features}-10, batch 32, "
-        f"but for what the line says; the least of {options.rounds} processes"
+        f"default: 64 trials of {options.epochs} epoch, 16 at once by map on {CORES} virtual "
+        f"devices, {best[json.dumps(BASE)]['examples']:,} digits, 784-{options.features}-10, batch "
+        f"32; the least of {options.rounds} processes"
     )
     lines = []
     for title, (_, values, _) in panels.items():
-        first = found[title][0]["seconds"]
+        first = results[title][0]["seconds"]
         lines += [
             (f"{title} {n}", f"{n / values[0]:g}", f"{row['seconds'] / first:.2f}",
              f"{row['seconds']:.2f}", f"{row['megabytes']:,.0f}", f"{row['devices']}")
-            for n, row in zip(values, found[title], strict=True)
+            for n, row in zip(values, results[title], strict=True)
         ]  # fmt: skip
     columns = ("", "times", "seconds, times", "seconds", "peak MB", "devices")
     tables.print_table(None, columns, lines)
-    figures.save_figure(plot(panels, found), options.picture)
+    figures.save_figure(plot(panels, results), options.picture)
     print(f"written: {options.picture}")
 
 
-def plot(panels, found):
-    """Figure: seconds above, megabytes below, against what was varied."""
+def plot(panels, results):
+    """Draws seconds above, megabytes below, one column of axes per varied setting."""
     from matplotlib.ticker import NullLocator
 
     figure = figures.new_figure(13, 5.4)
     grid = figure.subplots(2, len(panels), sharex="col", sharey="row")
-    for (title, (name, at, _)), pair in zip(panels.items(), grid.T, strict=True):
+    for (title, (name, values, _)), pair in zip(panels.items(), grid.T, strict=True):
         seconds, megabytes = (
-            [row[key] for row in found[title]] for key in ("seconds", "megabytes")
+            [row[key] for row in results[title]] for key in ("seconds", "megabytes")
         )
         top, bottom = pair
         if name in ("trials", "data"):
-            line = [seconds[-1] * n / at[-1] for n in at]
-            top.plot(at, line, "--", color="#999999", label="in proportion")
+            line = [seconds[-1] * n / values[-1] for n in values]
+            top.plot(values, line, "--", color="#999999", label="proportional")
             top.legend(frameon=False, fontsize=8)
-        top.plot(at, seconds, "o-", color="tab:blue", markersize=4)
+        top.plot(values, seconds, "o-", color="tab:blue", markersize=4)
         top.set(title=title, yscale="log")
-        bottom.plot(at, megabytes, "o-", color="tab:orange", markersize=4)
+        bottom.plot(values, megabytes, "o-", color="tab:orange", markersize=4)
         bottom.set_xscale("log")
-        bottom.set_xticks(at, [str(n) for n in at])
+        bottom.set_xticks(values, [str(n) for n in values])
         for axes in pair:
             axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(axis="y", color="#dddddd", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
-    grid[1, 0].set_ylim(0, None)  # of the whole row, when all is drawn
+    grid[1, 0].set_ylim(0, None)  # shared by the row, so after all plots
     grid[0, 0].set_ylabel("seconds")
     grid[1, 0].set_ylabel("peak memory, MB")
     return figure

@@ -1,12 +1,10 @@
-"""All that is worth measuring on one accelerator, in ten minutes: tests of what must hold there,
-examples a second and the share of the peak beside PyTorch's and Keras', sweeps with many trials at
-once, and the speed runs.
+"""Benchmarks of one accelerator, in ten minutes.
 
 python benchmarks/device.py --out FOLDER         (pip install -e '.[test]' torch timm)
 
-FOLDER gets results.json and results.md, written anew after every stage, with the environment. Each
-stage is a process with a time limit, so one that hangs does not lose the rest. Data are random, but
-for the speed runs, which need a folder with the real ones.
+Tests for the device, examples/s and the utilization of the peak beside PyTorch and Keras, sweeps
+with many trials at once, and a speed run. Writes results.json and results.md into FOLDER after
+every stage. Each stage is a process with a time limit. Data are random, except for the speed run.
 """
 
 import dataclasses
@@ -26,30 +24,30 @@ NAMES = (
 @dataclasses.dataclass
 class Options:
     out: Path
-    """Folder for what is found."""
+    """Folder of the results."""
     data_dir: Path | None = None
     """Folder with MNIST's four IDX files, for the speed run."""
     only: tuple[Literal[NAMES], ...] = NAMES
     """Stages to run."""
     at_once: tuple[int, ...] = (64, 1024)
-    """Trials of a sweep that are trained at once."""
+    """Population sizes of the sweeps."""
     batch_size: int = 256
-    """Examples a step."""
+    """Examples per step."""
     seconds: float = 3.0
-    """How long each network is measured."""
+    """Seconds per measurement."""
     limit: float = 1.0
-    """Times the stages' time limits, whose sum is ten minutes."""
+    """Factor of the stages' time limits, whose sum is ten minutes."""
 
 
 def stages(options: Options) -> list[Stage]:
-    """In the order of what is lost the least gladly."""
+    """Returns the stages, the most important first."""
     peers = "--beside", "torch", "torch compiled", "keras"
     common = "--rows", "{rows}", "--seconds", str(options.seconds)
     batch = "--batch-size", str(options.batch_size)
 
     def speed(name, dtype, models, seconds):
-        chosen = "--compute-dtype", dtype, "--model", *models
-        return Stage(name, ("benchmarks/throughput.py", *common, *batch, *chosen, *peers), seconds)
+        flags = *common, *batch, "--compute-dtype", dtype, "--model", *models, *peers
+        return Stage(name, ("benchmarks/throughput.py", *flags), seconds)
 
     def sweep(model, seconds):
         most = max(options.at_once)
@@ -86,7 +84,7 @@ def stages(options: Options) -> list[Stage]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "")  # the tests compare with the CPU: all there are
+    os.environ.setdefault("JAX_PLATFORMS", "")  # all, as the tests compare with the CPU
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # PyTorch and Keras need some
-    chosen = tyro.cli(Options, description=__doc__)
-    raise SystemExit(min(1, run(stages(chosen), chosen.out.resolve())))
+    options = tyro.cli(Options, description=__doc__)
+    raise SystemExit(min(1, run(stages(options), options.out.resolve())))

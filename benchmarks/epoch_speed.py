@@ -1,12 +1,12 @@
-"""Seconds an epoch of MNIST with the classic CNN: `experiments.mnist` against Keras and PyTorch.
+"""Seconds per epoch of MNIST with the classic CNN: `experiments.mnist`, Keras and PyTorch.
 
 python benchmarks/epoch_speed.py --data-dir FOLDER_WITH_MNIST_IDX_FILES
+(pip install tensorflow keras torch; a missing library is skipped)
 
-Every contender is its own process, in turn, on the same 54,000 images, with the 6,000 held out
-scored after each epoch: conv 32 3x3, ReLU, max-pool 2x2, dense 64, dense 10, Adam 1e-3. Prints the
-median epoch after the first, the whole process of `--epochs` epochs at each batch size, and the
-time from process start to the end of the first step. Needs tensorflow, keras and torch beside
-dlflax; what is missing is left out and named.
+Every contender is a process of its own, alternating, on the same 54,000 images, with 6,000
+validation images after each epoch: conv 32 3x3, ReLU, max-pool 2x2, dense 64, dense 10, Adam 1e-3.
+Prints the median epoch after the first, the process of `--epochs` epochs at each batch size, and
+the time from process start to the end of the first step.
 """
 
 import dataclasses
@@ -42,16 +42,16 @@ class Options:
     batch_sizes: tuple[int, ...] = (32, 128, 256)
     """Batch sizes to compare."""
     epochs: int = 5
-    """Epochs a process."""
+    """Epochs per process."""
     contenders: tuple[str, ...] = ("dlflax", "keras", "torch")
-    """What to compare."""
+    """Libraries to compare."""
     rows: Path | None = None
-    """File for what is printed, as JSON."""
+    """JSON file of the results."""
 
 
 def dlflax(data_dir: Path, batch_size: int, epochs: int) -> tuple[list[float], float]:
-    """The shipped command as a user types it, reporting and checkpoints included; its caches are
-    empty, so decoding and compiling are in the process time."""
+    """Runs the shipped command with report and checkpoints. Caches are empty, so the process time
+    includes decoding and compilation."""
     with tempfile.TemporaryDirectory() as folder:
         clock = time.perf_counter()
         subprocess.run(
@@ -78,7 +78,7 @@ def arrays(data_dir):
 
 
 def keras(data_dir: Path, batch_size: int, epochs: int) -> list[float]:
-    """The literal Keras program, on TensorFlow."""
+    """Trains by Keras on TensorFlow."""
     os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
     import keras
 
@@ -96,18 +96,18 @@ def keras(data_dir: Path, batch_size: int, epochs: int) -> list[float]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
     clocks = [time.perf_counter()]
-    note = keras.callbacks.LambdaCallback(
+    timer = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda *_: clocks.append(time.perf_counter())
     )
     model.fit(
-        x, y, batch_size, epochs, verbose=0, validation_data=val, callbacks=[note],
+        x, y, batch_size, epochs, verbose=0, validation_data=val, callbacks=[timer],
         validation_batch_size=256,
     )  # fmt: skip
     return [b - a for a, b in zip(clocks[:-1], clocks[1:], strict=True)]
 
 
 def torch(data_dir: Path, batch_size: int, epochs: int) -> list[float]:
-    """The usual eager loop, data in memory as tensors."""
+    """Trains by the usual eager loop, with tensors in memory."""
     import torch
     from torch import nn
 
@@ -135,9 +135,9 @@ def torch(data_dir: Path, batch_size: int, epochs: int) -> list[float]:
 
 
 def measure(name: str, options: Options, batch_size: int) -> tuple[float, float]:
-    """Median epoch after the first, and the whole process, in seconds."""
+    """Measures seconds of the median epoch after the first, and of the process."""
     if name == "dlflax":
-        epochs, whole = dlflax(options.data_dir, batch_size, options.epochs)
+        epochs, seconds = dlflax(options.data_dir, batch_size, options.epochs)
     else:
         arguments = json.dumps([name, str(options.data_dir), batch_size, options.epochs])
         clock = time.perf_counter()
@@ -145,9 +145,9 @@ def measure(name: str, options: Options, batch_size: int) -> tuple[float, float]
             [sys.executable, __file__, "--child", arguments],
             check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        whole = time.perf_counter() - clock
+        seconds = time.perf_counter() - clock
         epochs = json.loads(done.stdout.splitlines()[-1])
-    return statistics.median(epochs[1:]), whole
+    return statistics.median(epochs[1:]), seconds
 
 
 def main(options: Options) -> None:
@@ -156,7 +156,7 @@ def main(options: Options) -> None:
         needs = {"dlflax": ("dlflax",), "keras": ("keras", "tensorflow"), "torch": ("torch",)}[name]
         missing = [need for need in needs if importlib.util.find_spec(need) is None]
         if missing:
-            print(f"{name} left out: no {' and '.join(missing)} here")
+            print(f"{name} skipped: {' and '.join(missing)} not installed")
         else:
             names.append(name)
     print(
@@ -164,19 +164,18 @@ def main(options: Options) -> None:
     )
     rows = []
     for batch_size in options.batch_sizes:
-        found = {}
+        results = {}
         for name in names:
-            found[name] = measure(name, options, batch_size)
-            epoch, whole = found[name]
-            ratios = [epoch / found[names[0]][0], whole / found[names[0]][1]]
+            epoch, process = results[name] = measure(name, options, batch_size)
+            ratios = [epoch / results[names[0]][0], process / results[names[0]][1]]
             rows.append(
                 {"batch_size": batch_size, "contender": name, "seconds an epoch": epoch,
-                 "times an epoch": ratios[0], "seconds a process": whole,
+                 "times an epoch": ratios[0], "seconds a process": process,
                  "times a process": ratios[1]}
             )  # fmt: skip
             write_rows(options.rows, rows)
             print(
-                f"{batch_size:5}  {name:9}  {epoch:8.2f}  {ratios[0]:5.1f}x  {whole:6.1f} s  "
+                f"{batch_size:5}  {name:9}  {epoch:8.2f}  {ratios[0]:5.1f}x  {process:6.1f} s  "
                 f"{ratios[1]:5.1f}x",
                 flush=True,
             )
@@ -186,8 +185,8 @@ def main(options: Options) -> None:
         subprocess.run([sys.executable, "-c", FIRST_STEP, str(options.data_dir)], check=True)
         seconds.append(time.perf_counter() - clock)
     print(
-        f"dlflax, process start to the end of the first step and exit: {seconds[0]:.1f} s, then "
-        f"with a warm compilation cache {', '.join(f'{s:.1f}' for s in seconds[1:])} s"
+        f"dlflax, process start to the end of the first step and exit: {seconds[0]:.1f} s, with a "
+        f"warm compilation cache {', '.join(f'{s:.1f}' for s in seconds[1:])} s"
     )
 
 

@@ -1,11 +1,11 @@
-"""How far a text network comes with few labels, beside simple models on the same ones.
+"""Accuracy of a text encoder trained on few labels, beside baselines.
 
 python benchmarks/few_labels.py --data-dir rt-polarity [--labels 200 --draws 10]
 
-Each draw takes as many texts of each class from the training data, trains on them by
-`experiments.sentiment --preset few`, and is tested on the same test data: mean and standard
-deviation over the draws. Beside it: a logistic regression on the features of the same encoder as it
-is published, one on TF-IDF, and `--finetune all` in place of the contrastive start.
+Each draw samples as many training texts of each class, trains on them by `experiments.sentiment
+--preset few`, and is scored on the same test split: mean and standard deviation over the draws.
+Baselines: logistic regressions on the features of the published encoder and on TF-IDF, and
+`--finetune all` in place of the contrastive loss.
 """
 
 import argparse
@@ -24,31 +24,30 @@ from experiments import sentiment
 NAMES = ("few", "all", "frozen", "TF-IDF")
 
 
-def drawn(dataset, count: int, draw: int):
-    """The Dataset with so many training texts, as many of each class."""
-    parts = split_rows(dataset.examples, dataset.split, 0.0, 0, print)
-    targets, rng, rows = dataset.examples.target[parts["train"]], np.random.default_rng(draw), []
+def sample(dataset, count: int, draw: int):
+    """Returns the Dataset with this number of training texts, as many of each class."""
+    splits = split_rows(dataset.examples, dataset.split, 0.0, 0, print)
+    targets, rng, rows = dataset.examples.target[splits["train"]], np.random.default_rng(draw), []
     for label in range(len(dataset.class_names)):
-        own = np.flatnonzero(targets == label)
-        rows.append(rng.permutation(own)[: count // len(dataset.class_names)])
-    kept = np.concatenate([parts["train"][np.sort(np.concatenate(rows))], parts["test"]])
-    split = Given(np.isin(kept, parts["test"]))
-    return dataclasses.replace(dataset, examples=dataset.examples.take(kept), split=split)
+        of_class = np.flatnonzero(targets == label)
+        rows.append(rng.permutation(of_class)[: count // len(dataset.class_names)])
+    rows = np.concatenate([splits["train"][np.sort(np.concatenate(rows))], splits["test"]])
+    split = Given(np.isin(rows, splits["test"]))
+    return dataclasses.replace(dataset, examples=dataset.examples.take(rows), split=split)
 
 
 def frozen_accuracy(config, dataset) -> float:
-    """Of a logistic regression on the published encoder's features."""
+    """Returns the accuracy of a logistic regression on the published encoder's features."""
     head = dataclasses.replace(config, transfer=transfer.Transfer(weights="minilm"))
     splits = make_splits(head.data, dataset, 0.0, 0)
     start = transfer.prepare(head.transfer, head.recipe, head.hparams, splits, log=lambda _: None)
-    parts = start.splits
-    model = LogisticRegression(max_iter=1000)
-    model.fit(parts.train["inputs"], parts.train["targets"])
-    return float(model.score(parts.test["inputs"], parts.test["targets"]))
+    train, test = start.splits.train, start.splits.test
+    model = LogisticRegression(max_iter=1000).fit(train["inputs"], train["targets"])
+    return float(model.score(test["inputs"], test["targets"]))
 
 
-def trained(config, draw: int, dataset) -> dict:
-    """results.json of a run."""
+def train(config, draw: int, dataset) -> dict:
+    """Returns the results of a run."""
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, run_dir=Path(folder) / "run", seed=draw)
         return run.run("sentiment", config, lambda _: None, dataset)
@@ -62,17 +61,17 @@ def main() -> None:
     arguments = parser.parse_args()
     source = Text(data_dir=arguments.data_dir, tokenizer="minilm", length=48)  # one program
     config = dataclasses.replace(sentiment.PRESETS["few"], data=source)
-    whole = dataclasses.replace(
+    full = dataclasses.replace(
         config, transfer=transfer.Transfer(weights="minilm", finetune="all"), epochs=10,
         hparams=config.hparams.replace(learning_rate=1e-3, backbone_rate=0.1),
     )  # fmt: skip
     dataset, rows = source.load(), []
     for draw in range(arguments.draws):
-        some = drawn(dataset, arguments.labels, draw)
-        results = [trained(each, draw, some) for each in (config, whole)]
-        beside = results[0]["baselines"]["TF-IDF and logistic regression"]["accuracy"]
-        few, all_of_it = (each["test"]["accuracy"] for each in results)
-        rows.append((few, all_of_it, frozen_accuracy(config, some), beside))
+        subset = sample(dataset, arguments.labels, draw)
+        results = [train(configuration, draw, subset) for configuration in (config, full)]
+        accuracies = [result["test"]["accuracy"] for result in results]
+        baseline = results[0]["baselines"]["TF-IDF and logistic regression"]["accuracy"]
+        rows.append((*accuracies, frozen_accuracy(config, subset), baseline))
         print(f"draw {draw}: " + ", ".join(map("{} {:.4f}".format, NAMES, rows[-1])), flush=True)
     for name, values in zip(NAMES, np.array(rows).T, strict=True):
         print(f"{name}: {values.mean():.4f} +- {values.std(ddof=1):.4f} ({len(rows)} draws)")

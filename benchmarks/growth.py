@@ -1,13 +1,14 @@
-"""How a sweep's own cost grows with its trials.
+"""Overhead of a sweep as a function of its trials.
 
 python benchmarks/growth.py
 
-Studies: so many recorded trials of ten epochs and three numbers, in a journal. Milliseconds to ask
-for and record one, in populations of 16; seconds to open the study again, to suggest 16 more, and
-to write trials.csv, the pictures and the page.
+The study is a journal with trials of ten epochs and three parameters. Milliseconds to ask for and
+record a trial, in populations of 16; seconds to open the study again, to suggest 16 trials, and to
+write trials.csv, the figures and the page.
 """
 
 import dataclasses
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -36,56 +37,52 @@ SPACE = Space(DISTRIBUTIONS, {})
 @dataclasses.dataclass
 class Options:
     trials: tuple[int, ...] = (100, 1_000, 10_000)
-    """Recorded trials."""
+    """Numbers of recorded trials."""
     samplers: tuple[str, ...] = ("random", "tpe", "gp")
-    """Who suggests."""
+    """Samplers to measure."""
     rows: Path | None = None
-    """File for what is printed, as JSON."""
+    """JSON file of the results."""
 
 
-def outcome(trial) -> dict[int, float]:
-    """Epoch -> value, which depends on the configuration."""
+def learning_curve(trial) -> dict[int, float]:
+    """Returns {epoch: value}, a function of the configuration."""
     distance = abs(np.log10(trial.params["learning_rate"]) + 2.5) + trial.params["dropout"]
     return {epoch: float(distance + 1 / epoch) for epoch in range(1, 11)}
 
 
 def measure(folder: Path, count: int, samplers) -> dict:
-    """One row."""
-
-    def opened():
-        return open_study(folder, None, "growth", "minimize")
-
-    at_random, row = sampler_of("random", SPACE, 0), {"trials": count}
+    """Returns the row of a number of trials."""
+    open_growth = functools.partial(open_study, folder, None, "growth", "minimize")
+    random_sampler, row = sampler_of("random", SPACE, 0), {"trials": count}
     clock, done = time.perf_counter(), 0
-    with opened() as study:
+    with open_growth() as study:
         while done < count:
-            batch = study.ask(at_random, DISTRIBUTIONS, [None] * min(16, count - done))
+            batch = study.ask(random_sampler, DISTRIBUTIONS, [None] * min(16, count - done))
             done += len(batch)
             with study.writing():
                 for trial in batch:
-                    curve = outcome(trial)
+                    curve = learning_curve(trial)
                     study.report(trial.number, curve)
                     study.tell(trial.number, TrialState.COMPLETE, curve[10], {})
     row["record one, ms"] = 1e3 * (time.perf_counter() - clock) / count
     clock = time.perf_counter()
-    with opened() as study:
+    with open_growth() as study:
         trials = study.trials()
         row["open again, s"] = time.perf_counter() - clock
-    size = (folder / JOURNAL).stat().st_size
     journal = (folder / JOURNAL).read_bytes()
     for sampler in samplers:
-        with opened() as study:
+        with open_growth() as study:
             clock = time.perf_counter()
             study.ask(sampler_of(sampler, SPACE, 0), DISTRIBUTIONS, [None] * 16)
             row[f"suggest 16 by {sampler}, s"] = time.perf_counter() - clock
         (folder / JOURNAL).write_bytes(journal)
     clock = time.perf_counter()
     write_trials_csv(folder / "trials.csv", trials, "minimize", "val_loss")
-    pictures = trial_figures.draw(folder, trials, "minimize", "val_loss", print)
+    figures = trial_figures.draw(folder, trials, "minimize", "val_loss", print)
     results = {"study": "growth", "test": {}, "commands": {}, "best": {"hparams": {}}}
-    write_html(folder, results, trials, pictures, "minimize", "val_loss")
+    write_html(folder, results, trials, figures, "minimize", "val_loss")
     row["report, s"] = time.perf_counter() - clock
-    row[f"{JOURNAL}, MB"] = size / 2**20
+    row[f"{JOURNAL}, MB"] = len(journal) / 2**20
     return row
 
 

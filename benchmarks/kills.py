@@ -1,15 +1,14 @@
-"""Do a run, a cross-validation and a sweep that are killed end as if they had not been?
+"""Comparison of killed and resumed runs, cross-validations and sweeps with uninterrupted ones.
 
 python benchmarks/kills.py
 python benchmarks/kills.py --cases sweep --kills 5 --seed 1 --folder kept
 
-starts each as a process on scikit-learn's digits, kills it (SIGKILL) at random moments that are
-spread over the time that it takes uninterrupted, and starts the same command with --resume again in
-the same folder after every kill. At its end all JSON and CSV files, without times, the arrays and
-the history of all checkpoints, and the trials of the study are compared with those of a process
-that was not killed, bit for bit. The sweep checkpoints its population after every epoch, where it
-usually takes no more than 5 % of the time for that. Prints a line for each; exit code 1 where
-something differs.
+starts each as a process on scikit-learn's digits, kills it (SIGKILL) at random times spread over
+the time of an uninterrupted process, and resumes it in the same folder after every kill. At the end
+all JSON and CSV files, without times, the arrays and the history of all checkpoints, and the trials
+of the study are compared with those of an uninterrupted process, bit for bit. The sweep checkpoints
+its population after every epoch; by default it spends at most 5 % of the time on that. Prints a
+line for each; exit code 1 for a difference.
 """
 
 import collections
@@ -41,7 +40,7 @@ from dlflax.tune.study import JOURNAL, Journal
 ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "process_seconds", "compile_seconds", "examples_per_second",
          "trials_per_minute", "traces"}  # fmt: skip
-BESIDE = {"checkpoints", "population", "members", "tensorboard"}  # whose JSON files are not results
+IGNORED = {"checkpoints", "population", "members", "tensorboard"}  # their JSON files are no results
 SWEEP = """
 import runpy
 from dlflax.tune import checkpoint
@@ -56,28 +55,28 @@ Name = Literal["run", "folds", "sweep"]
 @dataclasses.dataclass
 class Options:
     kills: int = 20
-    """Kills of each."""
+    """Kills per case."""
     seed: int = 0
-    """Seed of their moments."""
+    """Seed of the times of the kills."""
     cases: tuple[Name, ...] = ("run", "folds", "sweep")
     """Processes to kill."""
     flags: str = "--model.features 8 --model.dense 16 --batch-size 4 --epochs 8"
-    """Flags of all of them."""
+    """Flags of all cases."""
     repeat: bool = True
-    """Start what is not killed twice: the second, without compiling, is timed and compared too."""
+    """Run the uninterrupted process twice: the second, without compilation, is compared too."""
     folder: Path | None = None
-    """Folder for what they write, kept (default: a temporary one)."""
+    """Folder of the output (default: a temporary one)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A command, and how far it is."""
+    """A command and its progress."""
 
     words: tuple[str, ...]
-    """The words after `python`; it writes the folder run/."""
+    """Arguments of `python`; the command writes the folder run/."""
     progress: Callable[[Path, float], float]
-    """Rises from 0 to its largest value, when the report begins: of that folder, and of a process
-    that was started at that time."""
+    """Maps (folder, start time of the process) to a number that increases from 0 to its maximum at
+    the beginning of the report."""
 
 
 def newest(folder: Path) -> int:
@@ -86,7 +85,7 @@ def newest(folder: Path) -> int:
 
 
 def count_folds(folder: Path, since: float) -> int:
-    """Returns how many folds are scored; unless all are, those before a kill are trained anew."""
+    """Returns the number of scored folds; until all are, a killed process trains them again."""
     path = folder / "results.json"
     if not path.exists():
         return 0
@@ -95,7 +94,7 @@ def count_folds(folder: Path, since: float) -> int:
 
 
 def population_step(folder: Path, since: float) -> float:
-    """Returns how many epochs of populations are saved, inf once all trials are recorded."""
+    """Returns the number of saved epochs of populations, inf once all trials are recorded."""
     step = newest(folder / "population")
     return step if step or not (folder / "trials.csv").exists() else math.inf
 
@@ -108,33 +107,33 @@ def case(name: Name, options: Options) -> Case:
         return Case(run, lambda folder, _: newest(folder / "checkpoints"))
     if name == "folds":
         return Case((*run, "--folds", str(FOLDS)), count_folds)
-    searched = "--trials", "12", "--population", "4", "--ensemble", "4"
-    searched = *searched, "--search", "halving", "--reduction-factor", "2"
-    return Case(("-c", SWEEP, "mnist", *searched, *common), population_step)
+    search = "--trials", "12", "--population", "4", "--ensemble", "4", "--search", "halving"
+    words = "-c", SWEEP, "mnist", *search, "--reduction-factor", "2", *common
+    return Case(words, population_step)
 
 
 class Process:
-    """A process of a case, in a folder of its own, with the caches of all."""
+    """A process of a case in its own folder, with the caches shared by all processes."""
 
-    def __init__(self, chosen: Case, place: Path):
-        place.mkdir(parents=True, exist_ok=True)
-        self.log, self._run, self._progress = place / "log.txt", place / "run", chosen.progress
-        self._begun, self._clock = time.time(), time.monotonic()
-        cache = place.parent / "cache"
+    def __init__(self, case: Case, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log, self._run, self._progress = folder / "log.txt", folder / "run", case.progress
+        self._start, self._clock = time.time(), time.monotonic()
+        cache = folder.parent / "cache"
         environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "DLFLAX_OFFLINE": "1",
             "XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
             "TFDS_DATA_DIR": str(cache / "tfds"), "TF_CPP_MIN_LOG_LEVEL": "3",
             "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        self._printed = self.log.stat().st_size if self.log.exists() else 0
+        self._log_size = self.log.stat().st_size if self.log.exists() else 0
         with open(self.log, "a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *chosen.words], cwd=place, env=environment, stdout=log, stderr=log
+                [sys.executable, *case.words], cwd=folder, env=environment, stdout=log, stderr=log
             )
 
-    def has_ended(self, seconds: float = 0.01) -> bool:
-        """True if it ends within so many seconds; SystemExit where it fails."""
+    def is_over(self, seconds: float = 0.01) -> bool:
+        """True if the process ends within these seconds; SystemExit if it fails."""
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -144,68 +143,68 @@ class Process:
         return True
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Sends SIGKILL."""
         self._process.kill()
         self._process.wait()
 
     def seconds(self) -> float:
-        """Seconds since it was started."""
+        """Returns the seconds since the start."""
         return time.monotonic() - self._clock
 
-    def has_printed(self) -> bool:
-        """True once it has started up."""
-        return self.log.stat().st_size > self._printed
+    def has_output(self) -> bool:
+        """True once the process has printed."""
+        return self.log.stat().st_size > self._log_size
 
     def progress(self) -> float:
-        """Its progress now."""
+        """Returns the current progress."""
         with contextlib.suppress(FileNotFoundError):  # a checkpoint is being deleted
-            return self._progress(self._run, self._begun)
+            return self._progress(self._run, self._start)
         return 0
 
 
-def finish(chosen: Case, place: Path) -> tuple[dict[float, float], float]:
-    """Runs a case to its end. Returns ({progress: seconds until then}, seconds in all)."""
-    process, clock = Process(chosen, place), {0.0: 0.0}
-    while not process.has_ended():
+def finish(case: Case, folder: Path) -> tuple[dict[float, float], float]:
+    """Runs a case to its end. Returns ({progress: seconds until then}, seconds in total)."""
+    process, clock = Process(case, folder), {0.0: 0.0}
+    while not process.is_over():
         clock.setdefault(process.progress(), process.seconds())
     return clock, process.seconds()
 
 
 def kill_at(
-    chosen: Case, place: Path, progress: float, rest: float, clock: dict[float, float]
+    case: Case, folder: Path, progress: float, rest: float, clock: dict[float, float]
 ) -> str | None:
-    """Kills a case so many seconds after it has that progress, or has started up if processes
-    before it had. Returns the phase, None where it ended before."""
-    process = Process(chosen, place)
-    saved = process.progress() >= progress > 0
-    while not (process.has_printed() if saved else process.progress() >= progress):
-        if process.has_ended():
+    """Kills a case `rest` seconds after this progress, or after its first output if the progress is
+    saved. Returns the phase, None if the process ends earlier."""
+    process = Process(case, folder)
+    is_saved = process.progress() >= progress > 0
+    while not (process.has_output() if is_saved else process.progress() >= progress):
+        if process.is_over():
             return None
-    if process.has_ended(rest):
+    if process.is_over(rest):
         return None
     process.kill()
     now = process.progress()
     return PHASES[0] if not now else PHASES[1] if now < max(clock) else PHASES[2]
 
 
-def kill_again_and_again(
-    chosen: Case, place: Path, clock: dict, seconds: float, kills: int, rng: random.Random
+def kill_repeatedly(
+    case: Case, folder: Path, clock: dict, seconds: float, kills: int, rng: random.Random
 ) -> collections.Counter:
-    """Kills a case so many times, and lets it end. Returns how many kills came in each phase."""
+    """Kills a case several times, then runs it to its end. Returns the kills per phase."""
     phases: collections.Counter = collections.Counter()
     for k in range(kills):
-        moment = seconds * (k + rng.random()) / kills  # of the process that was not killed
+        moment = seconds * (k + rng.random()) / kills  # of the uninterrupted process
         progress = max(p for p, reached in clock.items() if reached <= moment)
-        phase = kill_at(chosen, place, progress, moment - clock[progress], clock)
+        phase = kill_at(case, folder, progress, moment - clock[progress], clock)
         while phase is None:
-            phase = kill_at(chosen, place, 0, rng.uniform(0, seconds), clock) and PHASES[3]
+            phase = kill_at(case, folder, 0, rng.uniform(0, seconds), clock) and PHASES[3]
         phases[phase] += 1
-    finish(chosen, place)
+    finish(case, folder)
     return phases
 
 
 def leaves(value: Any, name: str):
-    """Yields (name, value) of all that JSON holds, without times."""
+    """Yields (name, value) of all leaves of JSON, without times."""
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in pairs:
@@ -219,7 +218,7 @@ def arrays(folder: Path):
     """Yields (name, array) of a checkpoint, and the leaves of its history."""
     checkpoint_files.check(folder.parent, int(folder.name))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is read as it was written
+        warnings.simplefilter("ignore")  # shardings are those of the file
         tree = ocp.PyTreeCheckpointer().restore(folder / "state")
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -230,7 +229,7 @@ def arrays(folder: Path):
 
 
 def trials(path: Path) -> list:
-    """Returns what a study has of its trials, without times."""
+    """Returns the recorded fields of a study's trials, without times."""
     storage = optuna.storages.JournalStorage(Journal(path))
     (study,) = optuna.get_all_study_names(storage)
     return [
@@ -252,7 +251,7 @@ def contents(folder: Path) -> dict[str, Any]:
             values |= {f"{Path(name).parent} {key}": leaf for key, leaf in arrays(path.parent)}
         elif path.name == JOURNAL:
             values |= leaves(trials(path), name)
-        elif BESIDE & set(path.relative_to(folder).parts):
+        elif IGNORED & set(path.relative_to(folder).parts):
             continue
         elif path.suffix == ".json":
             values |= leaves(json.loads(path.read_text(encoding="utf-8")), name)
@@ -263,7 +262,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """Returns what differs between two `contents`, a text for each."""
+    """Lists the differences between two `contents`."""
     texts = []
     for name in sorted({*first, *second}):
         a, b = first.get(name), second.get(name)
@@ -279,24 +278,24 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Returns "equal", or the number of differences and the first of them."""
     if texts := differences(first, second):
         return "; ".join([f"{len(texts):,} of {len(first):,} differ", *texts[:5]])
-    many = sum(isinstance(value, np.ndarray) for value in first.values())
-    return f"equal ({many:,} arrays, {len(first) - many:,} other values)"
+    count = sum(isinstance(value, np.ndarray) for value in first.values())
+    return f"equal ({count:,} arrays, {len(first) - count:,} other values)"
 
 
-def measure(name: Name, options: Options, place: Path) -> bool:
-    """Kills one case, and prints a line. True if all ended as the same."""
-    chosen, now, values = case(name, options), place / "now", {}
+def measure(name: Name, options: Options, folder: Path) -> bool:
+    """Kills one case, and prints a line. True if all results are equal."""
+    measured, now, values = case(name, options), folder / "now", {}
 
-    def keep(kind: str) -> None:  # all had one path, which some files hold
+    def store(kind: str) -> None:  # all processes use one path, as some files have it
         values[kind] = contents(now / "run")
-        now.rename(place / f"{name}_{kind}")
+        now.rename(folder / f"{name}_{kind}")
 
     for kind in ("first", "second")[: 1 + options.repeat]:
-        clock, seconds = finish(chosen, now)
-        keep(kind)
+        clock, seconds = finish(measured, now)
+        store(kind)
     rng = random.Random(f"{options.seed} {name}")
-    phases = kill_again_and_again(chosen, now, clock, seconds, options.kills, rng)
-    keep("killed")
+    phases = kill_repeatedly(measured, now, clock, seconds, options.kills, rng)
+    store("killed")
     counts = ", ".join(f"{phases[phase]} {phase}" for phase in PHASES if phases[phase])
     verdict = compare(values["first"], values["killed"])
     print(f"{name}, {seconds:.1f} s: {options.kills} kills, {counts}: {verdict}", flush=True)
@@ -308,12 +307,12 @@ def measure(name: Name, options: Options, place: Path) -> bool:
 
 
 def main(options: Options) -> int:
-    """Returns how many of the cases differ."""
+    """Returns the number of cases that differ."""
     with tempfile.TemporaryDirectory() as temporary:
-        place = (options.folder or Path(temporary)).resolve()
-        return sum(not measure(name, options, place) for name in options.cases)
+        folder = (options.folder or Path(temporary)).resolve()
+        return sum(not measure(name, options, folder) for name in options.cases)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # an accelerator is for those that are killed
+    jax.config.update("jax_platforms", "cpu")  # the cases use the accelerator
     raise SystemExit(min(1, main(tyro.cli(Options, description=__doc__))))

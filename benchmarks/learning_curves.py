@@ -1,13 +1,13 @@
-"""How many epochs a search needs: a table of learning curves, and searches that look them up.
+"""Epochs of a search, measured on a table of learning curves.
 
-python benchmarks/learning_curves.py            # the searches, on the table that is here
-python benchmarks/learning_curves.py --auto     # when --trials auto stops
-python benchmarks/learning_curves.py --build    # trains the table anew: 960 configurations of an
-                                                # MLP x 27 epochs x 3 seeds on two data sets
+python benchmarks/learning_curves.py            # the searches, on learning_curves.npz
+python benchmarks/learning_curves.py --auto     # the trials at which --trials auto stops
+python benchmarks/learning_curves.py --build    # trains the table: 960 configurations of an MLP x
+                                                # 27 epochs x 3 seeds on two data sets
 
-The data: scikit-learn's digits (1,000 to train, 500 to validate), and the first 3,000 pictures of
+Data: scikit-learn's digits (1,000 for training, 500 for validation), and the first 3,000 images of
 Fashion-MNIST at 14 x 14 (2,000 and 1,000). learning_curves.npz: validation losses, float32
-(configurations, seeds, epochs), NaN from where one diverged.
+(configurations, seeds, epochs), NaN after a divergence.
 """
 
 import dataclasses
@@ -42,27 +42,27 @@ SPACE = {
     name: FloatDistribution(values[0], values[-1], log=name in ("learning_rate", "l2"))
     for name, values in GRID.items()
 }
-WIDTHS = {"digits": (32, 32), "fashion": (64, 64)}  # of the hidden layer, and the batch
+WIDTHS = {"digits": (32, 32), "fashion": (64, 64)}  # (hidden width, batch size)
 
 
 @dataclasses.dataclass
 class Options:
     build: bool = False
-    """Train the table anew."""
+    """Train the table again."""
     auto: bool = False
-    """Measure when `--trials auto` stops in place of what the searches find."""
+    """Measure the trials at which `--trials auto` stops, instead of the searches."""
     fashion_mnist: Path | None = None
-    """Folder with the IDX files of Fashion-MNIST, to build with (default: it is downloaded)."""
+    """Folder with the IDX files of Fashion-MNIST for --build (default: download)."""
     seeds: int = 20
     """Searches, each with another seed."""
     first_seed: int = 0
-    """The first of them."""
+    """First seed."""
     trials: int = 64
-    """Whole trials of the search to compare with; the others have a quarter of its epochs."""
+    """Full trials of the reference search; the others have a quarter of its epochs."""
 
 
 def data(name: str, folder: Path | None):
-    """(training, validation) arrays."""
+    """Returns (training, validation) arrays."""
     if name == "digits":
         from sklearn.datasets import load_digits
 
@@ -72,16 +72,16 @@ def data(name: str, folder: Path | None):
         from dlflax.data import Images
 
         loaded = Images(dataset="fashion_mnist", data_dir=folder).load(print)
-        pictures, targets = loaded.train["inputs"][:3000], loaded.train["targets"][:3000]
-        halves = pictures.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
+        images, targets = loaded.train["inputs"][:3000], loaded.train["targets"][:3000]
+        halves = images.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
         inputs, sizes = np.float32(halves / 255), (2000, 3000)
     order = np.random.default_rng(0).permutation(sizes[1])
-    parts = order[: sizes[0]], order[sizes[0] :]
-    return [{"inputs": inputs[p], "targets": np.int32(targets[p])} for p in parts]
+    splits = order[: sizes[0]], order[sizes[0] :]
+    return [{"inputs": inputs[rows], "targets": np.int32(targets[rows])} for rows in splits]
 
 
 def build(options: Options) -> None:
-    """Writes FILE."""
+    """Trains the table and writes FILE."""
     from dlflax.models import MLP
     from dlflax.train import Hparams, Recipe
     from dlflax.train.layout import Layout, use_all_cores
@@ -93,26 +93,26 @@ def build(options: Options) -> None:
     devices = len(jax.devices())
     table = {}
     points = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    lanes = 20 * devices
+    size = 20 * devices
     for name, (features, batch_size) in WIDTHS.items():
         splits = data(name, options.fashion_mnist)
         recipe = Recipe(MLP(features=(features,)), batch_size=batch_size)
         losses = np.full((len(points), SEEDS, EPOCHS), np.nan, np.float32)
-        for start in range(0, len(points), lanes):
-            numbers = [
+        for start in range(0, len(points), size):
+            hparams = [
                 Hparams(**{key: float(value) for key, value in point.items()})
-                for point in points[start : start + lanes]
+                for point in points[start : start + size]
             ]
-            seeds = np.arange(len(numbers) * SEEDS, dtype=np.uint32).reshape(-1, SEEDS)
+            seeds = np.arange(len(hparams) * SEEDS, dtype=np.uint32).reshape(-1, SEEDS)
             members = Population(
-                recipe, numbers, seeds + start * SEEDS, *splits, epochs=EPOCHS,
-                layout=Layout("vmap", devices, lanes * SEEDS),
+                recipe, hparams, seeds + start * SEEDS, *splits, epochs=EPOCHS,
+                layout=Layout("vmap", devices, size * SEEDS),
             )  # fmt: skip
             members.train(EPOCHS)
             for i, row in enumerate(members.histories):
                 for j, history in enumerate(row):
-                    losses[start + i, j, : len(history)] = [each["val_loss"] for each in history]
-            print(f"{name}: {start + len(numbers)} of {len(points)}", flush=True)
+                    losses[start + i, j, : len(history)] = [epoch["val_loss"] for epoch in history]
+            print(f"{name}: {start + len(hparams)} of {len(points)}", flush=True)
         table[name] = losses
     np.savez_compressed(FILE, **table)
     print(f"{FILE}: {FILE.stat().st_size / 1e6:.1f} MB")
@@ -120,7 +120,7 @@ def build(options: Options) -> None:
 
 @functools.cache
 def table(name: str) -> np.ndarray:
-    """Losses (configurations, seeds, epochs): the best so far, +inf where it diverged."""
+    """Returns the best losses so far (configurations, seeds, epochs), +inf for a divergence."""
     losses = np.load(FILE)[name].astype(np.float64)
     losses = np.where(np.maximum.accumulate(~np.isfinite(losses), axis=2), np.inf, losses)
     diverged = ~np.isfinite(losses[:, :, -1:])
@@ -128,46 +128,46 @@ def table(name: str) -> np.ndarray:
 
 
 def curve(name: str, params: dict[str, float], seed: int) -> np.ndarray:
-    """(epochs,) of the nearest configuration of the grid."""
-    place = 0
-    for number, values in GRID.items():
-        scale = np.log if SPACE[number].log else np.asarray
-        nearest = np.argmin(np.abs(scale(values) - scale(params[number])))
-        place = place * len(values) + int(nearest)
-    return table(name)[place, seed % SEEDS]
+    """Returns the curve (epochs,) of the nearest configuration of the grid."""
+    index = 0
+    for param, values in GRID.items():
+        scale = np.log if SPACE[param].log else np.asarray
+        nearest = np.argmin(np.abs(scale(values) - scale(params[param])))
+        index = index * len(values) + int(nearest)
+    return table(name)[index, seed % SEEDS]
 
 
-class Found(NamedTuple):
-    """What a search chose."""
+class Result(NamedTuple):
+    """The losses of a search's best configuration."""
 
     observed: float
-    """The least loss that it saw."""
+    """The least loss of the search."""
     true: float
-    """The mean over the seeds of the table of what that configuration ends with."""
+    """The mean final loss over the table's seeds."""
 
 
-def found(name: str, observed: float, params: dict[str, float]) -> Found:
+def result(name: str, observed: float, params: dict[str, float]) -> Result:
     ends = [curve(name, params, seed)[-1] for seed in range(SEEDS)]
-    return Found(observed, float(np.mean(ends)))
+    return Result(observed, float(np.mean(ends)))
 
 
-def whole_trials(name: str, seed: int, trials: int, at_once: int):
-    """Those that our runner trains to their end, by the Gaussian process."""
-    return run(lambda p: curve(name, p, seed)[-1], SPACE, "gp", trials, seed, at_once)
+def full_trials(name: str, seed: int, trials: int, population: int):
+    """Runs full trials by the Gaussian process."""
+    return run(lambda p: curve(name, p, seed)[-1], SPACE, "gp", trials, seed, population)
 
 
-def whole(name: str, seed: int, trials: int, at_once: int) -> Found:
-    """Whole trials by the Gaussian process."""
-    best = min(whole_trials(name, seed, trials, at_once), key=lambda trial: trial.value)
-    return found(name, best.value, best.params)
+def full(name: str, seed: int, trials: int, population: int) -> Result:
+    """Searches by full trials."""
+    best = min(full_trials(name, seed, trials, population), key=lambda trial: trial.value)
+    return result(name, best.value, best.params)
 
 
-def by_rule(rule, name: str, seed: int, trials: int, at_once: int, epochs: float) -> Found:
-    """New trials from a Sobol sequence, so many at once, and a rule that decides what continues;
-    no new ones once so many epochs are spent and all others are over."""
-    encoding, curves, spent = Encoding(SPACE), [], 0
-    while spent < epochs or not all(each.is_over for each in curves):
-        steps = rule.decide(curves, at_once, Budget(trials, EPOCHS))
+def by_rule(rule, name: str, seed: int, trials: int, population: int, epochs: float) -> Result:
+    """Searches by trials from a Sobol sequence, and a rule that continues or stops them. No trial
+    begins once these epochs are used and all others are over."""
+    encoding, curves, used = Encoding(SPACE), [], 0
+    while used < epochs or not all(c.is_over for c in curves):
+        steps = rule.decide(curves, population, Budget(trials, EPOCHS))
         if not steps:
             break
         for step in steps:
@@ -179,61 +179,61 @@ def by_rule(rule, name: str, seed: int, trials: int, at_once: int, epochs: float
                 curves.append(Curve(number, sobol(encoding, seed, number), []))
             values = [float(v) for v in curve(name, curves[number].params, seed)[: step.until]]
             is_over = len(values) == EPOCHS or not np.isfinite(values[-1])
-            spent += len(values) - len(curves[number].values)
+            used += len(values) - len(curves[number].values)
             curves[number] = curves[number]._replace(values=values, is_over=is_over)
-    best = min(curves, key=lambda each: (each.best(), each.number))
-    return found(name, best.best(), best.params)
+    best = min(curves, key=lambda c: (c.best(), c.number))
+    return result(name, best.best(), best.params)
 
 
-def halving(name: str, seed: int, budget: int, at_once: int = 16) -> Found:
-    """Whole populations, halved as `--search halving` does, until so many epochs are spent."""
-    return by_rule(Halving(3), name, seed, 10**6, at_once, budget)
+def halving(name: str, seed: int, budget: int, population: int = 16) -> Result:
+    """Searches by successive halving (`--search halving`) with a budget of epochs."""
+    return by_rule(Halving(3), name, seed, 10**6, population, budget)
 
 
-def freeze_thaw(name: str, seed: int, budget: int, lanes: int) -> Found:
-    """`--search freeze-thaw`, so many at once, with the epochs of so many whole trials."""
-    return by_rule(FreezeThaw(), name, seed, budget // EPOCHS, lanes, math.inf)
+def freeze_thaw(name: str, seed: int, budget: int, population: int) -> Result:
+    """Searches by `--search freeze-thaw` with a budget of epochs."""
+    return by_rule(FreezeThaw(), name, seed, budget // EPOCHS, population, math.inf)
 
 
-def compared(job) -> list[Found]:
+def compare_searches(job) -> list[Result]:
     name, seed, trials = job
     quarter = trials // 4 * EPOCHS
     return [
-        whole(name, seed, trials, 16),
-        whole(name, seed, trials // 4, 4),
+        full(name, seed, trials, 16),
+        full(name, seed, trials // 4, 4),
         halving(name, seed, quarter),
         freeze_thaw(name, seed, quarter, 4),
     ]
 
 
-def stopped(job) -> tuple[float, float]:
-    """(the share of 256 whole trials after which `--trials auto` stops, its least loss as a
-    multiple of that of all of them)."""
+def stop_early(job) -> tuple[float, float]:
+    """Returns (the fraction of 256 full trials at which `--trials auto` stops, its least loss as a
+    multiple of that of all trials)."""
     name, seed = job
-    trials = whole_trials(name, seed, stopping.MOST, 16)
+    trials = full_trials(name, seed, stopping.MOST, 16)
     encoding, ends = Encoding(SPACE), range(16, stopping.MOST, 16)
     tolerance = Sweep.tolerance
-    found = (n for n in ends if stopping.enough(encoding, "minimize", seed, tolerance, trials[:n]))
-    count = next(found, stopping.MOST)
+    stops = (n for n in ends if stopping.enough(encoding, "minimize", seed, tolerance, trials[:n]))
+    count = next(stops, stopping.MOST)
     values = [trial.value for trial in trials]
     return count / stopping.MOST, min(values[:count]) / min(values)
 
 
-def processes() -> ProcessPoolExecutor:
-    """One a core."""
+def process_pool() -> ProcessPoolExecutor:
+    """Returns a pool with one process per core."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     return ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))  # JAX has threads
 
 
 def measure_auto(options: Options) -> None:
-    """Prints when `--trials auto` stops, and what it loses."""
-    with processes() as pool:
+    """Prints the trials at which `--trials auto` stops, and the loss."""
+    with process_pool() as pool:
         for name in WIDTHS:
             jobs = [(name, options.first_seed + i) for i in range(options.seeds)]
-            shares, losses = np.array(list(pool.map(stopped, jobs))).T
-            print(f"{name:8} --trials auto: {shares.mean():.0%} of 256 trials, loss "
-                  f"{np.median(losses):.3f} of theirs (mean {losses.mean():.3f}); within 1 %: "
-                  f"{np.mean(losses <= 1.01):.0%}", flush=True)  # fmt: skip
+            fractions, losses = np.array(list(pool.map(stop_early, jobs))).T
+            print(f"{name:8} --trials auto: {fractions.mean():.0%} of 256 trials, loss "
+                  f"{np.median(losses):.3f} times that of 256 (mean {losses.mean():.3f}); within "
+                  f"1 %: {np.mean(losses <= 1.01):.0%}", flush=True)  # fmt: skip
 
 
 def main(options: Options) -> None:
@@ -244,19 +244,19 @@ def main(options: Options) -> None:
         measure_auto(options)
         return
     n = options.trials
-    names = [f"{n} whole trials", f"{n // 4} whole trials", "a quarter, halved",
-             "a quarter, freeze-thaw"]  # fmt: skip
-    print(f"the loss of what a search chose, as a multiple of that after {n} whole trials (gp, 16 "
-          f"at once), {options.seeds} seeds")  # fmt: skip
-    print("observed: the least that it saw, median; true: over the table's seeds, median and mean")
-    with processes() as pool:
+    searches = [f"{n} full trials", f"{n // 4} full trials", "a quarter, halving",
+                "a quarter, freeze-thaw"]  # fmt: skip
+    print(f"loss of a search's best configuration, as a multiple of that after {n} full trials (gp,"
+          f" 16 at once), {options.seeds} seeds")  # fmt: skip
+    print("observed: least loss of the search, median; true: over the table's seeds, median, mean")
+    with process_pool() as pool:
         for name in WIDTHS:
             jobs = [(name, options.first_seed + i, n) for i in range(options.seeds)]
-            losses = np.array(list(pool.map(compared, jobs)))
+            losses = np.array(list(pool.map(compare_searches, jobs)))
             ratios = losses / losses[:, :1]
-            for who, (observed, true) in zip(names, ratios.transpose(1, 2, 0), strict=True):
+            for search, (observed, true) in zip(searches, ratios.transpose(1, 2, 0), strict=True):
                 print(
-                    f"{name:8} {who:24} observed {np.median(observed):.3f}  true "
+                    f"{name:8} {search:24} observed {np.median(observed):.3f}  true "
                     f"{np.median(true):.3f}, mean {true.mean():.3f}; as low: "
                     f"{np.mean(observed <= 1):.0%}, true {np.mean(true <= 1):.0%}",
                     flush=True,

@@ -1,12 +1,12 @@
-"""How many one-line faults do the tests find?
+"""Mutation testing: the fraction of one-line faults that the tests detect.
 
 python benchmarks/mutations.py --count 40 --tests tests
 python benchmarks/mutations.py --count 40 --tests ../older/tests --marks "slow or not slow"
 
-draws faults by a seed in train/, data/, tune/rules.py, tune/samplers.py, tune/pool.py,
-run/predict.py and transfer/features.py: another operator, constant or comparison, or a statement
-left out. Each is made in a copy of the repository, in which the test files that import the changed
-module run with -x. Prints a line for each fault, and how many were found.
+samples faults by a seed in train/, data/, tune/rules.py, tune/samplers.py, tune/pool.py,
+run/predict.py and transfer/features.py: another operator, constant or comparison, or a missing
+statement. Runs the test files that import the changed module, with -x, in a copy of the repository.
+Prints a line for each fault, and the number of detected faults.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLACES = ("train/**/*.py", "data/**/*.py", "tune/rules.py", "tune/samplers.py", "tune/pool.py",
-          "run/predict.py", "transfer/features.py")  # fmt: skip
+PATTERNS = ("train/**/*.py", "data/**/*.py", "tune/rules.py", "tune/samplers.py", "tune/pool.py",
+            "run/predict.py", "transfer/features.py")  # fmt: skip
 SWAPS = {
     "+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "<": "<=", "<=": "<", ">": ">=", ">=": ">",
     "==": "!=", "!=": "==", "and": "or", "or": "and", "is": "is not", "is not": "is",
@@ -33,7 +33,7 @@ DROPPED = ast.AugAssign | ast.Raise | ast.Expr
 
 
 def faults(text):
-    """Yields (first character, last, what stands there then) of every fault of a source text."""
+    """Yields (start, stop, replacement) of every fault of a source text."""
     starts = [0]
     for line in text.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -44,9 +44,9 @@ def faults(text):
 
     def between(left, right):
         start, stop = span(left)[1], span(right)[0]
-        found = re.search(r"not in|is not|and|or|in|is|//|[<>=!]=|[-+*/<>]", text[start:stop])
-        if found and found[0] in SWAPS:
-            yield start + found.start(), start + found.end(), SWAPS[found[0]]
+        match = re.search(r"not in|is not|and|or|in|is|//|[<>=!]=|[-+*/<>]", text[start:stop])
+        if match and match[0] in SWAPS:
+            yield start + match.start(), start + match.end(), SWAPS[match[0]]
 
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.BinOp) and not _is_text(node):
@@ -65,26 +65,24 @@ def faults(text):
 
 
 def _is_text(node):
-    inner = [getattr(node, side) for side in ("left", "right")]
-    return any(isinstance(each, ast.JoinedStr | ast.Constant) and not isinstance(
-        getattr(each, "value", None), int | float) for each in inner)  # fmt: skip
+    return any(isinstance(side, ast.JoinedStr | ast.Constant) and not isinstance(
+        getattr(side, "value", None), int | float) for side in (node.left, node.right))  # fmt: skip
 
 
-def draw(count, seed):
-    """Returns (file, first character, last, replacement) of so many faults."""
-    rng, drawn = random.Random(seed), []
-    files = sorted({path for place in PLACES for path in (ROOT / "dlflax").glob(place)})
+def sample(count, seed):
+    """Samples faults: (file, start, stop, replacement)."""
+    rng, samples = random.Random(seed), []
+    files = sorted({path for pattern in PATTERNS for path in (ROOT / "dlflax").glob(pattern)})
     texts = [path.read_text(encoding="utf-8") for path in files]
-    while len(drawn) < count:
+    while len(samples) < count:
         ((path, text),) = rng.choices([*zip(files, texts, strict=True)], list(map(len, texts)))
-        if text.isascii() and (many := list(faults(text))):
-            drawn.append((path, *rng.choice(many)))
-    return drawn
+        if text.isascii() and (candidates := list(faults(text))):
+            samples.append((path, *rng.choice(candidates)))
+    return samples
 
 
 def files_for(path, tests):
-    """Returns the test files that import the module of a source file; if none does, those that
-    import its package."""
+    """Returns the test files that import the module of a source file, else its package."""
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     package, _, name = module.rpartition(".")
     package, module = re.escape(package), re.escape(module)
@@ -96,17 +94,17 @@ def files_for(path, tests):
 
 
 def run(path, start, stop, new, tests, marks, seconds):
-    """Returns (exit code of pytest, its seconds) with this fault in a copy of the repository."""
-    with tempfile.TemporaryDirectory() as place:
-        copy = pathlib.Path(place) / "copy"
-        left_out = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", "tests")
-        shutil.copytree(ROOT, copy, ignore=left_out)
+    """Runs pytest with this fault in a copy of the repository. Returns (exit code, seconds)."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", "tests")
+        shutil.copytree(ROOT, copy, ignore=ignored)
         shutil.copytree(tests, copy / "tests")
         text = path.read_text(encoding="utf-8")
         changed = copy / path.relative_to(ROOT)
         changed.write_text(text[:start] + new + text[stop:], encoding="utf-8")
         files = [f"tests/{file.name}" for file in files_for(path, tests)]
-        began = time.monotonic()
+        start = time.monotonic()
         command = [sys.executable, "-m", "pytest", "-x", "-m", marks, *files]
         environment = {**os.environ, "PYTHONPATH": str(copy)}
         try:
@@ -114,23 +112,23 @@ def run(path, start, stop, new, tests, marks, seconds):
                 command, cwd=copy, capture_output=True, timeout=seconds, env=environment
             ).returncode
         except subprocess.TimeoutExpired:
-            code = 1  # a fault that hangs is found
-        code = 1 if code == 2 else code  # which pytest-xdist ends with after -x
-        return code, time.monotonic() - began
+            code = 1  # a fault that hangs is detected
+        code = 1 if code == 2 else code  # pytest-xdist exits with 2 after -x
+        return code, time.monotonic() - start
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="*", help="the numbers of some of them")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of faults to run")
     parser.add_argument("--tests", type=pathlib.Path, default=ROOT / "tests")
-    parser.add_argument("--marks", default="not slow", help="as for pytest -m")
-    parser.add_argument("--seconds", type=int, default=900, help="limit for each fault")
-    parser.add_argument("--list", action="store_true", help="the faults alone")
+    parser.add_argument("--marks", default="not slow", help="pytest -m")
+    parser.add_argument("--seconds", type=int, default=900, help="limit per fault")
+    parser.add_argument("--list", action="store_true", help="list the faults without running them")
     options = parser.parse_args()
-    found = ran = 0
-    for number, fault in enumerate(draw(options.count, options.seed)):
+    detected = count = 0
+    for number, fault in enumerate(sample(options.count, options.seed)):
         if options.only is not None and number not in options.only:
             continue
         path, start, stop, new = fault
@@ -142,10 +140,10 @@ def main():
             continue
         tests = options.tests.resolve()
         code, seconds = run(*fault, tests, options.marks, options.seconds)
-        found, ran = found + (code == 1), ran + 1
-        verdict = {0: "NOT FOUND", 1: "found"}.get(code, f"code {code}")
+        detected, count = detected + (code == 1), count + 1
+        verdict = {0: "MISSED", 1: "detected"}.get(code, f"code {code}")
         print(f"{number:3} {verdict:9} {seconds:5.0f} s  {where}", flush=True)
-    print(f"{found} of {ran} found")
+    print(f"{detected} of {count} detected")
 
 
 if __name__ == "__main__":

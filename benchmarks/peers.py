@@ -1,9 +1,9 @@
-"""Training examples/s of the same network in PyTorch (eager or compiled) and Keras, on random data
-that are on the device already: what `throughput.py` and `device.py` print beside dlflax's own.
+"""Training examples/s of the same network in PyTorch (eager or compiled) and Keras.
 
 python benchmarks/peers.py torch cnn --batch-size 128        (pip install torch timm, or keras)
 
-A network is left out where the library has none that is the same.
+Data are random and on the device. `throughput.py` and `device.py` print these speeds beside those
+of dlflax, and skip networks that a library does not have.
 """
 
 import dataclasses
@@ -28,19 +28,19 @@ Peer = Literal["torch", "torch compiled", "keras"]
 @dataclasses.dataclass
 class Options:
     peer: tyro.conf.Positional[Peer]
-    """Which library."""
+    """Library."""
     model: tyro.conf.Positional[Literal[tuple(SHAPES)]]
-    """What to train."""
+    """Network."""
     batch_size: int = 128
-    """Examples a step."""
+    """Examples per step."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: PyTorch's autocast, Keras' mixed_bfloat16."""
     seconds: float = 10.0
-    """How long it is measured, after two steps."""
+    """Seconds of the measurement, after two steps."""
 
 
-def measured(step: Callable[[], object], batch_size: int, seconds: float) -> float:
-    """Examples/s by the median step, which returns when its work is done."""
+def measure(step: Callable[[], object], batch_size: int, seconds: float) -> float:
+    """Measures examples/s by the median of a blocking step."""
     step()
     step()
     speeds, begin = [], time.perf_counter()
@@ -52,7 +52,7 @@ def measured(step: Callable[[], object], batch_size: int, seconds: float) -> flo
 
 
 def torch(options: Options) -> float:
-    """Adam, cross-entropy, channels last, which is the faster layout for convolutions."""
+    """Measures Adam with cross-entropy, channels last (the faster layout for convolutions)."""
     import torch
     from torch import nn
 
@@ -92,11 +92,11 @@ def torch(options: Options) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return measured(step, options.batch_size, options.seconds)
+    return measure(step, options.batch_size, options.seconds)
 
 
 def keras(options: Options) -> float:
-    """`train_on_batch` of a compiled model, on whatever backend Keras is set to."""
+    """Measures `train_on_batch` of a compiled model on the default backend."""
     import keras
 
     if options.compute_dtype == "bfloat16":
@@ -117,23 +117,23 @@ def keras(options: Options) -> float:
     rng = np.random.default_rng(0)
     x = np.float32(rng.random((options.batch_size, *shape)))
     y = rng.integers(0, model.output_shape[-1], options.batch_size)
-    return measured(lambda: model.train_on_batch(x, y), options.batch_size, options.seconds)
+    return measure(lambda: model.train_on_batch(x, y), options.batch_size, options.seconds)
 
 
 def speed(peer: Peer, model: str, batch_size: int, dtype: str, seconds: float) -> float | None:
-    """Examples/s in a process of its own; None where that failed, as when it is not installed."""
+    """Measures examples/s in a new process; None if it fails (a library is missing, say)."""
     done = subprocess.run(
         [sys.executable, __file__, peer, model, "--batch-size", str(batch_size)]
         + ["--compute-dtype", dtype, "--seconds", str(seconds)],
         capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        print(f"{peer} {model} left out: {reason}", file=sys.stderr)
+        reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+        print(f"{peer} {model} skipped: {reason}", file=sys.stderr)
         return None
     return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options, description=__doc__)
-    print(json.dumps((keras if chosen.peer == "keras" else torch)(chosen)))
+    options = tyro.cli(Options, description=__doc__)
+    print(json.dumps((keras if options.peer == "keras" else torch)(options)))

@@ -1,7 +1,7 @@
-"""Times how long a table of a million rows takes to be read, split and encoded, and its memory.
+"""Time and memory of reading, splitting and encoding a table of a million rows.
 
-Ten columns of numbers with fractions, two of whole numbers, five of categories, a date, a time and
-the target, as CSV and as Parquet:
+Ten columns of floats, two of integers, five of categories, a date, a time and the target, as CSV
+and as Parquet:
 
     python -m benchmarks.read_table
     python -m benchmarks.read_table --rows 100000
@@ -24,7 +24,7 @@ from dlflax.data import Table, make_splits
 
 
 def write(rows: int, folder: Path) -> None:
-    """Writes the table into a folder, as table.csv and table.parquet."""
+    """Writes table.csv and table.parquet into the folder."""
     generator = np.random.default_rng(0)
     columns = {f"x{i}": np.round(generator.normal(0, 10 ** (i % 3), rows), 4) for i in range(10)}
     columns |= {f"count{i}": generator.integers(0, 1000, rows) for i in range(2)}
@@ -41,27 +41,27 @@ def write(rows: int, folder: Path) -> None:
 
 
 def measure(path: Path) -> None:
-    """Prints the seconds and the memory of this process for one file."""
+    """Prints the seconds and the peak memory for one file."""
     source, begin = Table(data_dir=path), time.perf_counter()
     dataset = source.load(lambda sentence: None)
     splits = make_splits(source, dataset, 0.15, 0)
     seconds = time.perf_counter() - begin
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     width = splits.train["inputs"].shape[1]
-    print(f"{path.name}: {seconds:.1f} s, {gigabytes:.2f} GB at most, for {width} inputs a row")
+    print(f"{path.name}: {seconds:.1f} s, peak memory {gigabytes:.2f} GB, {width} inputs per row")
 
 
 def main(rows: int = 1_000_000, file: Path | None = None) -> None:
     """Args:
     rows: Rows of the table.
-    file: A table to measure in this process, instead.
+    file: Measure this file instead.
     """
     if file:
         measure(file)
         return
     with tempfile.TemporaryDirectory() as folder:
         write(rows, Path(folder))
-        for name in ("table.csv", "table.parquet"):  # each in a process of its own
+        for name in ("table.csv", "table.parquet"):  # processes, for the peak memory
             command = [sys.executable, "-m", "benchmarks.read_table", "--file", f"{folder}/{name}"]
             subprocess.run(command, check=True)
 

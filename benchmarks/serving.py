@@ -1,5 +1,4 @@
-"""Requests a second that `experiments.serve` answers: the CNN of MNIST, 32 connections, one in ten
-requests invalid.
+"""Requests per second of `experiments.serve`: a CNN, 32 connections, 10 % invalid requests.
 
 python -m benchmarks.serving runs/mnist/2026-01-31_12-00-00
 """
@@ -18,24 +17,23 @@ REQUESTS, CONNECTIONS = 1000, 32
 
 
 def bodies(count: int) -> list[bytes]:
-    """PNG files of digits as a telephone would send them, every tenth cut short."""
+    """Returns PNG files of digits as from a phone; every tenth is truncated."""
     from sklearn.datasets import load_digits
 
-    found = []
+    files = []
     for i, digit in enumerate(load_digits().images[:count]):
         pixels = np.uint8(255 - digit * 15).repeat(8, 0).repeat(8, 1)
         content = io.BytesIO()
         Image.fromarray(np.pad(pixels, 24, constant_values=255)).save(content, "PNG")
-        whole = content.getvalue()
-        found.append(whole[:90] if i % 10 == 9 else whole)
-    return found
+        files.append(content.getvalue()[: 90 if i % 10 == 9 else None])
+    return files
 
 
 async def client(port: int, queue: list[bytes], statuses, seconds) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while queue:
         body = queue.pop()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         head = (
             "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
@@ -45,20 +43,20 @@ async def client(port: int, queue: list[bytes], statuses, seconds) -> None:
         length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         await reader.readexactly(length)
         statuses[int(answer.split()[1])] += 1
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     writer.close()
 
 
 async def measure(port: int, content: list[bytes]):
-    """(requests a second, statuses, seconds of each)."""
+    """Returns (requests per second, statuses, seconds of each request)."""
     statuses, seconds, queue = collections.Counter(), [], list(content)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     await asyncio.gather(*(client(port, queue, statuses, seconds) for _ in range(CONNECTIONS)))
-    return len(content) / (time.perf_counter() - begun), statuses, np.array(seconds)
+    return len(content) / (time.perf_counter() - start), statuses, np.array(seconds)
 
 
 def memory(process) -> float:
-    """Resident MB of a process on Linux."""
+    """Returns the resident MB of a process on Linux."""
     with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
         (line,) = (line for line in file if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
@@ -77,12 +75,12 @@ def main(run: str) -> None:
             rate, statuses, seconds = asyncio.run(measure(port, content))
             half, most = np.quantile(seconds, (0.5, 0.99)) * 1000
             print(
-                f"round {i + 1}: {rate:.0f} requests a second, {half:.0f} ms each (median; 99 %: "
+                f"round {i + 1}: {rate:.0f} requests per second, {half:.0f} ms (median; 99 %: "
                 f"{most:.0f}), statuses {dict(statuses)}, {memory(process):.0f} MB", flush=True,
             )  # fmt: skip
     finally:
         process.terminate()
-        print("ended with", process.wait(60))
+        print("exit code", process.wait(60))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Seconds of wall clock from the start of a process to a tested accuracy, in the manner of
-cifar10-airbench (Jordan 2024), of `--preset fast`, once a seed.
+"""Wall-clock seconds of a process to its test accuracy by `--preset fast`, once per seed.
 
 python benchmarks/speedrun.py --data-dir FOLDER
 python benchmarks/speedrun.py --dataset fashion_mnist --data-dir FOLDER
 python benchmarks/speedrun.py --dataset cifar10 --data-dir FOLDER      (for a GPU)
 
-The first process compiles, and is listed apart; all others find its programs in the cache. The
-mean test accuracy is to reach the goal.
+Measured as in cifar10-airbench (Jordan 2024): the first process compiles and is listed separately,
+the others use its compilation cache; the mean test accuracy should reach a goal.
 """
 
 import dataclasses
@@ -32,17 +31,17 @@ class Options:
     data_dir: Path
     """Folder with the data set's files."""
     dataset: Literal[tuple(GOALS)] = "mnist"
-    """Which run."""
+    """Experiment."""
     seeds: int = 10
     """Processes after the first."""
     flags: str | None = None
-    """Flags of the experiment, if not --preset fast (CIFAR-10: none): --flags="--preset best"."""
+    """Flags in place of --preset fast (CIFAR-10: none): --flags="--preset best"."""
     rows: Path | None = None
-    """File for what is printed, as JSON."""
+    """JSON file of the results."""
 
 
-def one(options: Options, seed: int, cache: str) -> dict:
-    """A process as a user starts it."""
+def measure(options: Options, seed: int, cache: str) -> dict:
+    """Runs the shipped command."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder, "run")
         flags = "" if options.dataset == "cifar10" else "--preset fast"
@@ -67,7 +66,7 @@ def main(options: Options) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for seed in range(options.seeds + 1):
-            rows.append(one(options, seed, cache))
+            rows.append(measure(options, seed, cache))
             write_rows(options.rows, rows)
             row = rows[-1]
             note = " (compiles)" if seed == 0 else ""

@@ -1,7 +1,7 @@
-"""Runs benchmarks one after the other, each a process with a time limit, and keeps what they found.
+"""Runner of benchmarks: each is a process with a time limit, whose results are saved.
 
-`results.json` is written anew after every stage, so one that hangs or fails loses only itself;
-`results.md` has the same as tables, under the machine, the versions and the date.
+`results.json` is written after every stage, so a stage that hangs or fails loses only its own
+results; `results.md` has the same as tables, with machine, versions and date.
 """
 
 import dataclasses
@@ -21,38 +21,39 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "torch", "keras", "tenso
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A command, and how long it may take."""
+    """A command and its time limit."""
 
     name: str
     arguments: tuple[str, ...]
-    """What follows `python`. {rows} becomes the file that it writes its rows to, a JSON list of
-    objects; without it what it printed is kept."""
+    """Arguments of `python`. {rows} is the path of the command's results, a JSON list of objects;
+    without {rows} its output is saved."""
     seconds: float
 
 
 def environment() -> dict[str, str]:
-    """Machine, devices, versions, date. JAX is asked in a process of its own: it would keep an
-    accelerator's memory."""
+    """Returns machine, devices, versions and date. JAX runs in a process of its own, as it would
+    occupy an accelerator's memory."""
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found = {
+    code = "import jax; print(*{f'{len(jax.devices())} x {d.device_kind}' for d in jax.devices()})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    properties = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         **versions,
+        "devices": (done.stdout or done.stderr).strip().splitlines()[-1],
     }
-    code = "import jax; print(*{f'{len(jax.devices())} x {d.device_kind}' for d in jax.devices()})"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    found["devices"] = (asked.stdout or asked.stderr).strip().splitlines()[-1]
     if shutil.which("nvidia-smi"):
         query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"
         smi = ["nvidia-smi", query, "--format=csv,noheader"]
-        found["nvidia-smi"] = subprocess.run(smi, capture_output=True, text=True).stdout.strip()
-    return found
+        done = subprocess.run(smi, capture_output=True, text=True)
+        properties["nvidia-smi"] = done.stdout.strip()
+    return properties
 
 
 def _processor() -> str:
@@ -64,19 +65,18 @@ def _processor() -> str:
 
 
 def run(stages: list[Stage], out: Path) -> int:
-    """Runs them and writes out/results.json and out/results.md. Returns how many failed."""
+    """Runs stages, writes out/results.json and results.md, and returns the number of failures."""
     out.mkdir(parents=True, exist_ok=True)
-    found = {"environment": environment(), "stages": {}}
-    print("\n".join(f"{name}: {value}" for name, value in found["environment"].items()))
+    results = {"environment": environment(), "stages": {}}
+    print("\n".join(f"{name}: {value}" for name, value in results["environment"].items()))
     for stage in stages:
         print(f"{stage.name}: at most {stage.seconds:.0f} s ...", flush=True)
-        found["stages"][stage.name] = _run(stage, out)
-        (out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-        (out / "results.md").write_text(markdown(found), encoding="utf-8")
-        done = found["stages"][stage.name]
-        print(f"{stage.name}: {done['outcome']} after {done['seconds']:.0f} s", flush=True)
+        result = results["stages"][stage.name] = _run(stage, out)
+        (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (out / "results.md").write_text(markdown(results), encoding="utf-8")
+        print(f"{stage.name}: {result['outcome']} after {result['seconds']:.0f} s", flush=True)
     print(f"written: {out / 'results.json'}, {out / 'results.md'}")
-    return sum(done["outcome"] != "done" for done in found["stages"].values())
+    return sum(result["outcome"] != "done" for result in results["stages"].values())
 
 
 def _run(stage: Stage, out: Path) -> dict:
@@ -106,7 +106,7 @@ def _run(stage: Stage, out: Path) -> dict:
 
 
 def _kill(process):
-    """It and the processes that it started."""
+    """Kills a process and its children."""
     if hasattr(os, "killpg"):
         os.killpg(process.pid, 9)
     process.kill()
@@ -114,26 +114,26 @@ def _kill(process):
 
 
 def write_rows(path: Path | None, rows: list[dict]) -> None:
-    """What a benchmark found so far, where --rows names a file."""
+    """Writes the results so far, if --rows names a file."""
     if path:
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
-def markdown(found: dict) -> str:
-    """The contents of results.json as a page."""
+def markdown(results: dict) -> str:
+    """Renders results.json as a page."""
     lines = ["# Benchmarks", ""]
-    lines += [f"- {name}: {value}" for name, value in found["environment"].items()]
-    for name, done in found["stages"].items():
-        lines += ["", f"## {name}", "", f"`{done['command']}`: {done['outcome']}, "
-                  f"{done['seconds']:.0f} s", ""]  # fmt: skip
-        if done["rows"]:
-            columns = list(done["rows"][0])
+    lines += [f"- {name}: {value}" for name, value in results["environment"].items()]
+    for name, result in results["stages"].items():
+        lines += ["", f"## {name}", "", f"`{result['command']}`: {result['outcome']}, "
+                  f"{result['seconds']:.0f} s", ""]  # fmt: skip
+        if result["rows"]:
+            columns = list(result["rows"][0])
             lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-            for row in done["rows"]:
+            for row in result["rows"]:
                 cells = [_cell(row.get(column)) for column in columns]
                 lines.append("| " + " | ".join(cells) + " |")
         else:
-            lines += ["```", *done["printed"].strip().splitlines()[-30:], "```"]
+            lines += ["```", *result["printed"].strip().splitlines()[-30:], "```"]
     return "\n".join(lines) + "\n"
 
 

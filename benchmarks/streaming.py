@@ -1,13 +1,12 @@
-"""Does training wait for pictures that are read from disk? And what does decoding cost before?
+"""Waiting time of a training on images that are streamed from disk, and time of decoding them.
 
 python benchmarks/streaming.py
-python benchmarks/streaming.py --pictures 200000 --seconds 600      (31 GB of decoded pictures)
+python benchmarks/streaming.py --pictures 200000 --seconds 600      (31 GB of decoded images)
 
-Makes JPEG files (random parts of two photographs of scikit-learn, 500 x 375 pixels), which
-`ImageFolder` decodes once, in parallel, at 224 pixels, and trains ResNet-18 on them by `train.fit`
-as a run does, streamed from disk. The decoded file is first thrown out of the page cache. Waiting
-is what the training thread spends in `data.stream` after the first piece. The reader alone is timed
-before, from a cold file, too.
+Writes JPEG files (random crops of two photographs of scikit-learn, 500 x 375 pixels), which
+`ImageFolder` decodes once, in parallel, at 224 pixels, and trains ResNet-18 on them by `train.fit`,
+streamed from a file outside of the page cache. The waiting time is that of the training thread in
+`data.stream` after the first chunk. The reader alone is measured first, from a cold file too.
 """
 
 import dataclasses
@@ -26,24 +25,24 @@ from stages import write_rows
 @dataclasses.dataclass
 class Options:
     pictures: int = 6_000
-    """JPEG files; a piece, what is read at once, is 1,783 of them at 224 pixels."""
+    """Number of JPEG files; a chunk of the reader is 1,783 images at 224 pixels."""
     batch_size: int = 16
-    """Of the training."""
+    """Batch size of the training."""
     size: int = 224
-    """Pixels a side."""
+    """Side of the images in pixels."""
     seconds: float = 500.0
-    """Of training after the first step, at most one epoch. Give more than a piece takes to train
-    on: the next one is not waited for earlier."""
+    """Seconds of training after the first step, at most one epoch. They should exceed the training
+    time of a chunk, after which waiting is possible."""
     rows: Path | None = None
-    """File for what is printed, as JSON."""
+    """JSON file of the results."""
 
 
-def make(folder: Path, count: int) -> float:
-    """Writes the files, half of them a class. Their size in MB."""
+def write_images(folder: Path, count: int) -> float:
+    """Writes the files, half of them per class. Returns their size in MB."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    photographs = [Image.fromarray(picture) for picture in load_sample_images().images]
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
     for name in ("temple", "flower"):
         (folder / name).mkdir(parents=True)
 
@@ -52,9 +51,9 @@ def make(folder: Path, count: int) -> float:
         side = int(rng.integers(40, 400))
         left = int(rng.integers(0, photograph.width - side))
         top = int(rng.integers(0, photograph.height - side))
-        part = photograph.crop((left, top, left + side, top + side)).resize((500, 375))
+        crop = photograph.crop((left, top, left + side, top + side)).resize((500, 375))
         path = folder / ("temple", "flower")[i % 2] / f"{i}.jpg"
-        part.save(path, quality=90)
+        crop.save(path, quality=90)
         return path.stat().st_size
 
     with ThreadPoolExecutor() as pool:
@@ -62,22 +61,22 @@ def make(folder: Path, count: int) -> float:
 
 
 def train_on(options: Options, data) -> dict:
-    """Steps, their seconds and how many of these were waiting."""
+    """Trains, and returns the steps, their seconds and the fraction of waiting."""
     from dlflax import models, train
     from dlflax.train import loop
 
     waits: list[float] = []
     read = loop.stream
 
-    def timed(*arguments):
-        pieces = read(*arguments)
+    def stream_with_timer(*arguments):
+        chunks = read(*arguments)
         while True:
             clock = time.perf_counter()
-            piece = next(pieces, None)
+            chunk = next(chunks, None)
             waits.append(time.perf_counter() - clock)
-            if piece is None:
+            if chunk is None:
                 return
-            yield piece
+            yield chunk
 
     steps: list[tuple[int, float]] = []
 
@@ -86,7 +85,7 @@ def train_on(options: Options, data) -> dict:
 
     model = models.ResNet(depth="18", num_outputs=2)
     recipe = train.Recipe(model, batch_size=options.batch_size)
-    loop.stream = timed
+    loop.stream = stream_with_timer
     try:
         train.fit(
             recipe, train.Hparams(), data, epochs=1, should_stop=stop,
@@ -95,21 +94,21 @@ def train_on(options: Options, data) -> dict:
     finally:
         loop.stream = read
     (first, begin), (last, end) = steps[0], steps[-1]
-    # waits[0] is for compiling, waits[1] for the first piece of the epoch
-    waited = sum(waits[2:])
-    return {"steps": last - first, "seconds": end - begin, "waiting": waited / (end - begin)}
+    # waits[0] is of compilation, waits[1] of the first chunk of the epoch
+    waiting = sum(waits[2:]) / (end - begin)
+    return {"steps": last - first, "seconds": end - begin, "waiting": waiting}
 
 
-def cold(folder: Path) -> None:
-    """Throws the decoded pictures out of the page cache."""
+def evict(folder: Path) -> None:
+    """Evicts the decoded images from the page cache."""
     for path in folder.rglob("*.npy"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read_alone(options: Options, data) -> float:
-    """Pictures/s of one epoch's pieces, in the shuffled order of training."""
+def reading_speed(options: Options, data) -> float:
+    """Measures images/s of the reader for one epoch, in the shuffled order of training."""
     from dlflax.data.order import epoch_batches
     from dlflax.data.stream import stream
 
@@ -124,21 +123,20 @@ def main(options: Options) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
-        megabytes = make(Path(folder, "pictures"), options.pictures)
+        megabytes = write_images(Path(folder, "images"), options.pictures)
         clock = time.perf_counter()
-        source = ImageFolder(data_dir=Path(folder, "pictures"), size=options.size)
+        source = ImageFolder(data_dir=Path(folder, "images"), size=options.size)
         dataset = source.load(lambda text: print(text.replace(folder, "")))
-        decoded = options.pictures / (time.perf_counter() - clock)
-        cold(Path(folder, "cache"))
-        wanted = {name: dataset.train[name] for name in ("inputs", "targets")}
+        speed = options.pictures / (time.perf_counter() - clock)
+        evict(Path(folder, "cache"))
+        train_set = {name: dataset.train[name] for name in ("inputs", "targets")}
         row = {
-            "pictures": options.pictures, "JPEG, MB": megabytes,
-            "decoded once, pictures/s": decoded,
-            "read alone, pictures/s": read_alone(options, wanted),
+            "images": options.pictures, "JPEG, MB": megabytes, "decoding, images/s": speed,
+            "reading, images/s": reading_speed(options, train_set),
         }  # fmt: skip
-        cold(Path(folder, "cache"))
-        row |= train_on(options, wanted)
-        row["most memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        evict(Path(folder, "cache"))
+        row |= train_on(options, train_set)
+        row["peak memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_rows(options.rows, [row])
     for name, value in row.items():
         print(f"{name}: {value:.2%}" if name == "waiting" else f"{name}: {value:,.4g}")

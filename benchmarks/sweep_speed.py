@@ -1,12 +1,12 @@
-"""Trials a minute of a random search over learning rate, dropout and L2, side by side in one run:
-`python -m sweeps.random_search`, the same training without a search around it, Keras with a new
-model a trial (as KerasTuner does it, TensorFlow backend), Optuna with jit inside the objective
-(what is copied from the usual Flax examples), and Optuna with PyTorch.
+"""Trials per minute of a random search over learning rate, dropout and L2.
 
 python benchmarks/sweep_speed.py --data-dir FOLDER     (pip install torch tensorflow keras)
 
-Adam, the same images and epochs for all, validated after every epoch. Trials a minute are those
-after the first population (of the others: after the first trial), so without start and compiling.
+Contenders: `python -m sweeps.random_search`; the same training without a search; Keras with a new
+model per trial (as KerasTuner does, TensorFlow backend); Optuna with jit inside the objective (as
+in the usual Flax examples); Optuna with PyTorch. All use Adam, the same images and epochs, and
+validate after every epoch. The measurement begins after the first population (or first trial of the
+others), without startup and compilation.
 """
 
 import dataclasses
@@ -31,27 +31,27 @@ VALIDATION = 0.1
 @dataclasses.dataclass
 class Options:
     data_dir: Path | None = None
-    """Folder with MNIST's four IDX files; without it random pictures of the same size."""
+    """Folder with MNIST's four IDX files (default: random images of the same size)."""
     models: tuple[str, ...] = ("mlp", "cnn")
     """mlp: 784-128-10; cnn: convolution 32 3x3, max-pool, dense 64."""
     trials: tuple[int, ...] = (16, 64)
-    """Configurations, of dlflax and of the training without a search."""
+    """Trials of dlflax and of the training without a search."""
     slow_trials: int = 6
-    """Configurations of the others: their trials come one after the other, at one speed."""
+    """Trials of the others, whose speed does not depend on the number."""
     images: int = 10_000
     """Training images; a tenth more are for validation."""
     epochs: int = 1
-    """Passes over them."""
+    """Epochs per trial."""
     contenders: tuple[str, ...] = ("dlflax", "floor", "keras", "jit_inside", "torch")
-    """What to compare."""
+    """Contenders to compare."""
     population: tuple[int, ...] = (16,)
-    """How many trials at once, of dlflax and of the training without a search."""
+    """Population sizes of dlflax and of the training without a search."""
     rows: Path | None = None
-    """File for what is printed, as JSON."""
+    """JSON file of the results."""
 
 
-def random_pictures(options: Options, folder: str) -> None:
-    """Four IDX files in MNIST's format."""
+def write_random_images(options: Options, folder: str) -> None:
+    """Writes four IDX files in MNIST's format."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -63,8 +63,8 @@ def random_pictures(options: Options, folder: str) -> None:
             Path(folder, f"{name}-{kind}-ubyte").write_bytes(head + np.uint8(array).tobytes())
 
 
-def subset(options, folder: str, test_images: int = 1000) -> None:
-    """The four IDX files with fewer images. options: its data_dir and images."""
+def write_subset(options, folder: str, test_images: int = 1000) -> None:
+    """Writes the four IDX files of options.data_dir with options.images images."""
     images = round(options.images / (1 - VALIDATION))
     for name, count in (("train", images), ("t10k", test_images)):
         for kind, shape in (("images-idx3", (28, 28)), ("labels-idx1", ())):
@@ -77,8 +77,8 @@ def subset(options, folder: str, test_images: int = 1000) -> None:
 
 
 def dlflax(folder: str, model: str, trials: int, epochs: int, population: int) -> float:
-    """The shipped command, from the end of its first population to the end of its last: suggesting,
-    recording and event files are in it."""
+    """Measures the shipped command, with suggestions, records and event files, from the end of its
+    first population to the end of its last."""
     with tempfile.TemporaryDirectory() as run_dir:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "sweeps.random_search", "--model", model]
@@ -103,8 +103,8 @@ def hparams(trials: int):
     ]  # fmt: skip
 
 
-def floor(folder: str, model: str, trials: int, epochs: int, at_once: int) -> float:
-    """Populations alone."""
+def floor(folder: str, model: str, trials: int, epochs: int, size: int) -> float:
+    """Measures populations without a search."""
     import numpy as np
 
     from dlflax import data, train
@@ -115,15 +115,13 @@ def floor(folder: str, model: str, trials: int, epochs: int, at_once: int) -> fl
     use_all_cores()
     splits = data.split(data.load("mnist", folder, log=lambda _: None).train, VALIDATION)
     recipe = dataclasses.replace(PRESETS["default"].recipe, model=ARCHITECTURES[model])
-    layout = layout_for(recipe, train.Hparams(), splits[0]["inputs"][:1], at_once)
+    layout = layout_for(recipe, train.Hparams(), splits[0]["inputs"][:1], size)
     splits = population.put_on_devices(layout, *splits)
     clocks = []
-    for first in range(0, trials + at_once, at_once):
-        chosen = [train.Hparams(**h) for h in hparams(trials + at_once)[first:][:at_once]]
-        seeds = np.arange(first, first + len(chosen))[:, None]
-        members = population.Population(
-            recipe, chosen, seeds, *splits, epochs=epochs, layout=layout
-        )
+    for first in range(0, trials + size, size):
+        batch = [train.Hparams(**h) for h in hparams(trials + size)[first:][:size]]
+        seeds = np.arange(first, first + len(batch))[:, None]
+        members = population.Population(recipe, batch, seeds, *splits, epochs=epochs, layout=layout)
         members.train(epochs)
         clocks.append(time.perf_counter())
     return 60 * trials / (clocks[-1] - clocks[0])
@@ -139,7 +137,7 @@ def arrays(folder, dataset="mnist", seed=0):
 
 
 def keras_network(model: str, h, metrics):
-    """The compiled network with these hyperparameters."""
+    """Returns the compiled network with these hyperparameters."""
     import keras
 
     layers = keras.layers
@@ -157,7 +155,7 @@ def keras_network(model: str, h, metrics):
 
 
 def torch_network(model: str, dropout: float):
-    """The same network."""
+    """Returns the same network in PyTorch."""
     from torch import nn
 
     drop = nn.Dropout(dropout)
@@ -168,7 +166,7 @@ def torch_network(model: str, dropout: float):
 
 
 def keras(folder: str, model: str, trials: int, epochs: int) -> float:
-    """A new model a trial."""
+    """Measures Keras with a new model per trial."""
     os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
     import keras
 
@@ -179,11 +177,11 @@ def keras(folder: str, model: str, trials: int, epochs: int) -> float:
         net = keras_network(model, h, ["accuracy"])
         net.fit(x, y, 32, epochs, verbose=0, validation_data=val, validation_batch_size=256)
 
-    return one_by_one(train, trials)
+    return optimize(train, trials)
 
 
 def jit_inside(folder: str, model: str, trials: int, epochs: int) -> float:
-    """Hyperparameters as constants of a train step that each trial compiles."""
+    """Measures a train step that each trial compiles, with constant hyperparameters."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -236,7 +234,7 @@ def jit_inside(folder: str, model: str, trials: int, epochs: int) -> float:
             )
         return total / len(val_y)
 
-    return one_by_one(train, trials)
+    return optimize(train, trials)
 
 
 def torch(folder: str, model: str, trials: int, epochs: int) -> float:
@@ -269,11 +267,11 @@ def torch(folder: str, model: str, trials: int, epochs: int) -> float:
                 ]
         return sum(losses) / len(val_y)
 
-    return one_by_one(train, trials)
+    return optimize(train, trials)
 
 
-def one_by_one(train, trials: int) -> float:
-    """Trials a minute of train(hyperparameters) in Optuna's loop, without the first."""
+def optimize(train, trials: int) -> float:
+    """Measures trials per minute of train(hyperparameters) in Optuna's loop, after the first."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -308,35 +306,36 @@ def main(options: Options) -> None:
     for name in options.contenders:
         missing = [n for n in NEEDS.get(name, ()) if importlib.util.find_spec(n) is None]
         if missing:
-            print(f"{name} left out: no {' and '.join(missing)} here")
+            print(f"{name} skipped: {' and '.join(missing)} not installed")
         else:
             contenders.append(name)
     print(f"{options.images:,} images, {options.epochs} epochs, batch 32")
     print("model  contender   trials  at once  trials/min  dlflax is")
     with tempfile.TemporaryDirectory() as folder:
-        (subset if options.data_dir else random_pictures)(options, folder)
+        (write_subset if options.data_dir else write_random_images)(options, folder)
         rows = []
         for model in options.models:
-            ours = None
-            for name, trials, *at_once in settings(options, contenders):
-                found = measure(name, folder, model, trials, options.epochs, *at_once)
-                ours = found if name == "dlflax" else ours
+            reference = None
+            for name, trials, *size in settings(options, contenders):
+                speed = measure(name, folder, model, trials, options.epochs, *size)
+                reference = speed if name == "dlflax" else reference
                 rows.append(
                     {"model": model, "contender": name, "trials": trials,
-                     "at_once": at_once[0] if at_once else 1, "trials_per_minute": found,
-                     "times as fast as dlflax": found / ours if ours else None}
+                     "at_once": size[0] if size else 1, "trials_per_minute": speed,
+                     "times as fast as dlflax": speed / reference if reference else None}
                 )  # fmt: skip
                 write_rows(options.rows, rows)
-                ratio = f"{ours / found:.2f} times as fast" if ours and ours != found else ""
+                is_other = reference and reference != speed
+                ratio = f"{reference / speed:.2f} times as fast" if is_other else ""
                 print(
-                    f"{model:5}  {name:10}  {trials:6}  {rows[-1]['at_once']:7}  {found:10,.0f}  "
+                    f"{model:5}  {name:10}  {trials:6}  {rows[-1]['at_once']:7}  {speed:10,.0f}  "
                     f"{ratio}",
                     flush=True,
                 )
 
 
 def settings(options: Options, contenders: list[str]):
-    """(name, trials), and of ours how many are trained at once, in turns."""
+    """Yields (name, trials), and for dlflax the population size too."""
     for name in contenders:
         if name in ("dlflax", "floor"):
             yield from ((name, t, p) for p in options.population for t in options.trials)

@@ -1,11 +1,10 @@
-"""Seconds a step of `experiments.sentiment --preset best`, all of MiniLM trained, beside PyTorch
-with transformers on the same batches, in turns: in bfloat16, as the preset and `torch.autocast`
-have it, and in float32.
+"""Seconds per step of fine-tuning all of MiniLM by dlflax, and by PyTorch with transformers.
 
 python benchmarks/text_finetuning.py --data-dir rt-polarity         (pip install torch transformers)
 
-Both begin with random weights, which take as long. PyTorch pads each batch to its longest text.
---torch-python names another Python that has it.
+Same batches of `experiments.sentiment --preset best`, alternating, in bfloat16 (the preset,
+`torch.autocast`) and float32. Weights are random, as they do not affect the time. PyTorch pads each
+batch to its longest text. --torch-python is another Python with PyTorch.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-STEPS, SKIPPED = 40, 16  # of so many steps the first few, of which some compile, do not count
+STEPS, WARMUP = 40, 16  # measured steps, and steps before, some of which compile
 RATE = 1e-4
 DTYPES = ("bfloat16", "float32")
 
@@ -29,29 +28,29 @@ DTYPES = ("bfloat16", "float32")
 @dataclasses.dataclass
 class Options:
     data_dir: Path
-    """Texts and labels, as for the experiment."""
+    """Texts and labels of the experiment."""
     rounds: int = 3
-    """How often each is measured."""
+    """Measurements per library and dtype."""
     torch_python: Path = Path(sys.executable)
-    """The Python that has PyTorch and transformers."""
+    """Python with PyTorch and transformers."""
     one: Literal["", "dlflax", "torch"] = ""
-    """Measures one of them, on the batches in a folder, --data-dir."""
+    """Measure one library on the batches in the folder --data-dir."""
     compute_dtype: Literal[DTYPES] = "bfloat16"
-    """With --one: in which numbers."""
+    """Dtype of --one."""
 
 
-def timed(step, batches) -> list[float]:
-    """Seconds of each step after those that are skipped."""
+def measure_steps(step, batches) -> list[float]:
+    """Measures the seconds of each step after the warm-up."""
     seconds = []
     for tokens, targets in batches:
         clock = time.perf_counter()
         step(tokens, targets)
         seconds.append(time.perf_counter() - clock)
-    return seconds[SKIPPED:]
+    return seconds[WARMUP:]
 
 
 def dlflax(batches, compute_dtype):
-    """`train.step`, compiled once."""
+    """Measures `train.step`, compiled once."""
     import functools
 
     import jax
@@ -71,11 +70,11 @@ def dlflax(batches, compute_dtype):
         state, sums = compiled(state, hparams, batch)
         jax.block_until_ready((state, sums))
 
-    return timed(step, batches)
+    return measure_steps(step, batches)
 
 
 def torch(batches, compute_dtype):
-    """Adam on the mean of the last layer's outputs, as sentence-transformers has it, eager."""
+    """Measures eager Adam steps with mean pooling, as in sentence-transformers."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -96,11 +95,11 @@ def torch(batches, compute_dtype):
         loss.backward()
         optimizer.step()
 
-    return timed(step, batches)
+    return measure_steps(step, batches)
 
 
 def write_batches(data_dir: Path, folder: Path) -> None:
-    """The first batches of an epoch of the experiment."""
+    """Writes the first batches of an epoch of the experiment."""
     from dlflax.data import epoch_batches, make_splits
     from experiments.sentiment import PRESETS
 
@@ -108,7 +107,7 @@ def write_batches(data_dir: Path, folder: Path) -> None:
     source = dataclasses.replace(config.data, data_dir=data_dir)
     splits = make_splits(source, source.load(print), config.validation, 0)
     texts, size = splits.train, config.recipe.batch_size
-    rows = epoch_batches(len(texts["inputs"]), size, 0, 0, texts.get("length"))[: STEPS + SKIPPED]
+    rows = epoch_batches(len(texts["inputs"]), size, 0, 0, texts.get("length"))[: STEPS + WARMUP]
     np.savez(folder / "batches.npz", tokens=texts["inputs"][rows], targets=texts["targets"][rows])
 
 
@@ -121,22 +120,22 @@ def main() -> None:
         print(json.dumps(measure(batches, options.compute_dtype)))
         return
     turns = [(name, dtype) for dtype in DTYPES for name in ("dlflax", "torch")]
-    found = {turn: [] for turn in turns}
+    means = {turn: [] for turn in turns}
     with tempfile.TemporaryDirectory() as folder:
         write_batches(options.data_dir, Path(folder))
         for name, dtype in turns * options.rounds:
             python = sys.executable if name == "dlflax" else options.torch_python
             words = [python, __file__, "--data-dir", folder, "--one", name]
             words += ["--compute-dtype", dtype]
-            ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-            seconds = json.loads(ran.stdout.splitlines()[-1])
-            found[name, dtype].append(statistics.mean(seconds))
-            print(f"{name} {dtype}: {found[name, dtype][-1]:.3f} s a step of {len(seconds)}")
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+            seconds = json.loads(done.stdout.splitlines()[-1])
+            means[name, dtype].append(statistics.mean(seconds))
+            print(f"{name} {dtype}: {means[name, dtype][-1]:.3f} s per step of {len(seconds)}")
     for dtype in DTYPES:
-        ours, theirs = (statistics.median(found[name, dtype]) for name in ("dlflax", "torch"))
+        jax, pytorch = (statistics.median(means[name, dtype]) for name in ("dlflax", "torch"))
         print(
-            f"{dtype}: PyTorch takes {theirs / ours:.2f} times as long ({theirs:.3f} s, dlflax "
-            f"{ours:.3f} s)"
+            f"{dtype}: PyTorch takes {pytorch / jax:.2f} times as long ({pytorch:.3f} s, dlflax "
+            f"{jax:.3f} s)"
         )
 
 

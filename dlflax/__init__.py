@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 12)
-"""Whether jaxlib writes several lines of 3 KB to stderr for every cached program that it loads on a
-CPU: "Loading XLA:CPU AOT result. Target machine feature +prefer-no-gather is not supported"."""
+"""True if jaxlib writes 3 KB to stderr for every cached CPU program that it loads ("Loading XLA:CPU
+AOT result. Target machine feature +prefer-no-gather is not supported")."""
 
 
 def load(
     run_dir: str | Path, log: Callable[[str], None] = print, tta: int = 0,
     experiment: str | None = None,
 ) -> "Model":  # fmt: skip
-    """The trained model of a run folder or a sweep's, as `dlflax.run.model.Model`: its `predict`
-    takes arrays, files, texts and tables; it has `evaluate` and `export` too. tta: so many
-    augmented views of each input count besides itself; experiment: as --experiment of `predict`."""
-    from dlflax.run.model import Model  # only now: whoever imports dlflax may not need JAX
+    """Loads the trained model of a run folder or of a sweep. `predict` takes arrays, files, texts
+    and tables; `evaluate` and `export` are methods too. tta: number of augmented views averaged
+    with each input; experiment: --experiment of `predict`."""
+    from dlflax.run.model import Model  # imported here, as `import dlflax` must not import JAX
 
     return Model(run_dir, log, tta, experiment)
 

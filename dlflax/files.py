@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and the folder for what is computed once."""
+"""Atomic writes, bounded reads, and the cache folder."""
 
 import contextlib
 import csv
@@ -15,24 +15,24 @@ from dlflax.errors import RunError
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-MOST_JSON = 2**28  # bytes of a JSON file of ours
-MOST_PROGRAMS = 2 * 10**9  # bytes of compiled programs that are kept
-ABANDONED = 3600  # seconds without a write: whoever wrote into that file is gone
+MAX_JSON_BYTES = 2**28  # of one of dlflax's own JSON files
+MAX_PROGRAM_BYTES = 2 * 10**9  # of all compiled programs in the cache
+STALE_SECONDS = 3600  # after so long without a write, the writer of a temporary file is dead
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/dlflax, by default ~/.cache/dlflax: decoded data, features, compiled
-    programs. It can be deleted at any time."""
+    """Returns $XDG_CACHE_HOME/dlflax, by default ~/.cache/dlflax. It has decoded data, features
+    and compiled programs, and can be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlflax"
 
 
 def tidy_cache() -> None:
-    """Deletes from the cache what killed processes left half-written and, of compiled programs
-    beyond MOST_PROGRAMS, those that were not used for longest."""
+    """Deletes the temporary files of killed processes and, beyond MAX_PROGRAM_BYTES, the compiled
+    programs least recently used."""
     with contextlib.suppress(OSError):
         for path in cache_folder().rglob("*.tmp"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED:
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
         programs = []
         for path in (cache_folder() / "xla").glob("*-cache"):
@@ -43,8 +43,8 @@ def tidy_cache() -> None:
         programs.sort(key=lambda row: row[0])
         total = sum(size for _, size, _ in programs)
         for _, size, path in programs:
-            # an empty one, of a killed process or a full disk, would never be written again
-            if size and total <= MOST_PROGRAMS:
+            # JAX never writes an empty program (of a killed process, a full disk) again
+            if size and total <= MAX_PROGRAM_BYTES:
                 break
             total -= size
             with contextlib.suppress(OSError):
@@ -52,7 +52,7 @@ def tidy_cache() -> None:
 
 
 def host_memory() -> int:
-    """Bytes of memory that this machine, or the container on it, has."""
+    """Returns the bytes of memory of this machine or, if less, of the container."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # "max", or another system
@@ -60,26 +60,26 @@ def host_memory() -> int:
     return min(limits)
 
 
-def most_to_read() -> int:
-    """Bytes that one file may hold, unpacked: a quarter of the memory."""
+def max_file_bytes() -> int:
+    """Returns the most bytes that one file may hold, unpacked: a quarter of the memory."""
     return host_memory() // 4
 
 
-def opened(path: str | Path, follow: bool = True) -> BinaryIO:
-    """An open file that has an end: a pipe or a device would be read for ever. OSError for those,
-    for all else that cannot be read, and without `follow` for a symbolic link."""
+def open_regular_file(path: str | Path, follow: bool = True) -> BinaryIO:
+    """Opens a regular file to read bytes. OSError for a pipe or a device, which may have no end,
+    for an unreadable file, and without `follow` for a symbolic link."""
     if not stat.S_ISREG(os.stat(path, follow_symlinks=follow).st_mode):
         raise OSError(errno.EINVAL, "no regular file", str(path))
-    # where there is no such flag (Windows), a link put there just now would be followed
+    # Windows has no O_NOFOLLOW: a link created since `os.stat` would be followed
     extra = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))
 
 
 def read_bytes(path: str | Path, most: int | None = None, follow: bool = True) -> bytes:
-    """What a regular file holds; `follow` as in `opened`. OSError when it is larger than `most`
-    bytes, by default a quarter of the memory."""
-    most = most or most_to_read()
-    with opened(path, follow) as file:
+    """Reads a regular file; `follow` as in `open_regular_file`. OSError for more than `most` bytes,
+    by default a quarter of the memory."""
+    most = most or max_file_bytes()
+    with open_regular_file(path, follow) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most / 1e6:,.0f} MB", str(path))
@@ -87,17 +87,16 @@ def read_bytes(path: str | Path, most: int | None = None, follow: bool = True) -
 
 
 def read_json(path: str | Path, follow: bool = True):
-    """The JSON values in a file of ours; `follow` as in `opened`. OSError; ValueError for anything
-    else in it."""
+    """Reads a JSON file; `follow` as in `open_regular_file`. ValueError for invalid JSON."""
     try:
-        return json.loads(read_bytes(path, MOST_JSON, follow).decode("utf-8"))
+        return json.loads(read_bytes(path, MAX_JSON_BYTES, follow).decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path):
-    """A temporary file name next to `path`, which it replaces when all went well."""
+def atomic_write(path: str | Path):
+    """Yields a temporary path, which replaces `path` if the block ends without an exception."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -108,9 +107,9 @@ def replacing(path: str | Path):
 
 
 @contextlib.contextmanager
-def locked(path: Path):
-    """Keeps other processes from the same while it lasts; gives whether it got the lock. Without
-    effect on Windows and on file systems without locks."""
+def file_lock(path: Path):
+    """Locks a file against other processes; yields True if the lock was acquired. Yields True too
+    on Windows and on file systems without locks."""
     try:
         import fcntl
 
@@ -129,13 +128,13 @@ def locked(path: Path):
         yield True
 
 
-def printable(text: str) -> str:
-    """The text with control characters, and those that turn the direction of writing, escaped: a
-    name must not move the cursor, colour the screen, or look like another one."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+def escape_controls(text: str) -> str:
+    """Escapes control characters and those that change the writing direction. A name must not move
+    the cursor, colour the screen, or look like another name."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def many(count: int, nouns: str, verb: str) -> str:
+def pluralize(count: int, nouns: str, verb: str) -> str:
     """Returns "1 row has", "1,234 rows have"."""
     if count == 1:
         return f"1 {nouns.removesuffix('s')} {dict(have='has', are='is')[verb]}"
@@ -143,26 +142,27 @@ def many(count: int, nouns: str, verb: str) -> str:
 
 
 def write_csv(path: str | Path, rows: list[dict]) -> None:
-    """Writes all rows, atomically. The columns are all keys, in the order they first appear; what
-    a row lacks stays empty."""
+    """Writes all rows, atomically. The columns are all keys, in the order they first appear; a
+    missing key is an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: _escape_cell(value) for key, value in row.items()} for row in rows)
 
 
-def _harmless(cell):
-    """Text that a spreadsheet would take for a formula, behind an apostrophe; printable."""
-    if isinstance(cell, str):
-        cell = printable(cell)
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+def _escape_cell(cell):
+    """Escapes text for a spreadsheet: control characters, and formulas by an apostrophe."""
+    if not isinstance(cell, str):
+        return cell
+    cell = escape_controls(cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def write_json(path: Path, value) -> None:
-    """Writes JSON, atomically. RunError when the disk does not take it."""
+    """Writes JSON, atomically. RunError if the disk is full or not writable."""
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(f"could not write {path}: {error.strerror}.") from error

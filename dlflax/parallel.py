@@ -1,12 +1,10 @@
-"""One training on many devices, of one host or of several: where its arrays lie, what hosts tell.
+"""Data-parallel training on the devices of one or several hosts: shardings and communication.
 
-Training is data-parallel: every device has the State and its share of each batch; the program is
-that of one device, cut by XLA (Xu et al. 2021, GSPMD), so losses, BatchNorm's statistics and random
-numbers are those of the whole batch. `with use(devices)` says which devices; without it nothing
-here does anything.
+Every device has the State and a shard of each batch. XLA partitions the program of one device (Xu
+et al. 2021, GSPMD), so losses, BatchNorm's statistics and random numbers are those of the whole
+batch. Outside of `with use_devices(count)` the functions on shardings do nothing.
 """
 
-import base64
 import contextlib
 import os
 import pickle
@@ -22,16 +20,16 @@ from jax.sharding import PartitionSpec as P
 
 from dlflax.errors import InputError, RunError
 
-# A mesh has one axis. Its name is part of what a program is compiled for.
+# A mesh has one axis, whose name is part of a program's cache key.
 BATCH, BATCH_AND_STATE = "batch", "batch_and_state"
-HEARTBEAT = 30  # seconds of silence after which another host counts as dead
-LARGE = 2**16  # numbers: smaller leaves of the State are not worth cutting
+HEARTBEAT = 30  # seconds without a heartbeat after which a host counts as dead
+LARGE = 2**16  # elements: smaller leaves of the State are replicated
 
 
 def initialize() -> None:
-    """Joins the other hosts through `jax.distributed`: $JAX_COORDINATOR_ADDRESS (HOST:PORT),
-    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or what JAX detects itself (SLURM, TPU pods, Open MPI,
-    Kubernetes). Only process 0 prints. InputError when the others cannot be found."""
+    """Joins the other hosts by `jax.distributed`: $JAX_COORDINATOR_ADDRESS (HOST:PORT),
+    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or the launcher that JAX detects (SLURM, TPU pods, Open
+    MPI, Kubernetes). Only process 0 prints. InputError if it fails."""
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, *numbers = (os.environ.get(name) for name in names)
     try:
@@ -51,21 +49,17 @@ def initialize() -> None:
 
 
 def is_main() -> bool:
-    """True if this process is the one that writes and prints."""
+    """True if this is process 0, which alone writes and prints."""
     return jax.process_index() == 0
 
 
 def any_host(flag: bool) -> bool:
-    """True if it is true on one of the hosts; all have to ask."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+    """True if the flag is true on any host; collective."""
+    return bool(max_over_hosts(flag))
 
 
-def slowest(seconds: float) -> float:
-    """The longest of what the hosts measured; all have to ask."""
+def max_over_hosts(seconds: float) -> float:
+    """Returns the largest value of all hosts; collective."""
     if jax.process_count() == 1:
         return seconds
     from jax.experimental import multihost_utils
@@ -73,70 +67,61 @@ def slowest(seconds: float) -> float:
     return float(multihost_utils.process_allgather(np.float32(seconds)).max())
 
 
-def wait(what: str) -> None:
-    """Waits until all hosts have come to this place."""
+def barrier(name: str) -> None:
+    """Blocks until every host arrives at this barrier."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
-def broadcast(text: str) -> str:
-    """The text that process 0 has."""
-    if jax.process_count() == 1:
-        return text
-    from jax.experimental import multihost_utils
-
-    content = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    content = np.resize(content, size) if len(content) else np.zeros(size, np.uint8)
-    return bytes(multihost_utils.broadcast_one_to_all(content)).decode()
-
-
-def from_main(function: Callable[[], Any]) -> Any:
-    """Returns what function does on process 0, which alone calls it. Raises its InputError,
-    RunError or OSError on all hosts, so that none waits for one that has left. function must not
-    ask other hosts for anything, and what it returns must be picklable."""
+def call_on_main(function: Callable[[], Any]) -> Any:
+    """Calls the function on process 0 and returns its result on every host. Raises its InputError,
+    RunError or OSError on all hosts, so that none waits for a dead one. The function must not be
+    collective; its result must be picklable."""
     if jax.process_count() == 1:
         return function()
-    answer = error = None
+    from jax.experimental import multihost_utils
+
+    result = error = None
     if is_main():
         try:
-            answer = function()
+            result = function()
         except (InputError, RunError, OSError) as raised:
             error = raised
-    told = broadcast(base64.b64encode(pickle.dumps((answer, error))).decode())
-    answer, error = pickle.loads(base64.b64decode(told))
+    content = np.frombuffer(pickle.dumps((result, error)), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    content = multihost_utils.broadcast_one_to_all(np.resize(content, size))
+    result, error = pickle.loads(content.tobytes())
     if error is not None:
         raise error
-    return answer
+    return result
 
 
-def devices(wanted: int, batch_size: int, shard_state: bool = False) -> int:
-    """Returns the number of devices that a run uses. wanted 0: all, but one on a CPU, whose cores
-    one device shares out already; no more than divide the batch. Raises InputError for a number
-    that cannot be, and for shard_state on one device."""
-    there = len(jax.devices())
-    if wanted > there or wanted < 0:
-        raise InputError(f"--devices {wanted}: there are {there}; 0 takes all of them.")
-    if wanted and batch_size % wanted:
-        raise InputError(f"--batch-size {batch_size} must be a multiple of --devices {wanted}.")
-    if jax.process_count() > 1 and (batch_size % there or wanted not in (0, there)):
+def num_devices(requested: int, batch_size: int, shard_state: bool = False) -> int:
+    """Returns the number of devices of a run. 0 requests all that divide the batch, but 1 on a CPU,
+    whose device uses all cores. InputError for an invalid number, or shard_state on one device."""
+    available = len(jax.devices())
+    if not 0 <= requested <= available:
+        raise InputError(f"--devices {requested}: there are {available}; 0 uses all of them.")
+    if requested and batch_size % requested:
+        raise InputError(f"--batch-size {batch_size} must be a multiple of --devices {requested}.")
+    if jax.process_count() > 1 and (batch_size % available or requested not in (0, available)):
         raise InputError(
-            f"--batch-size {batch_size} must be a multiple of the {there} devices of "
+            f"--batch-size {batch_size} must be a multiple of the {available} devices of "
             f"{jax.process_count()} hosts, which are all used."
         )
-    count = wanted or max(n for n in range(1, there + 1) if batch_size % n == 0)
-    if not wanted and jax.default_backend() == "cpu" and jax.process_count() == 1:
+    count = requested or max(n for n in range(1, available + 1) if batch_size % n == 0)
+    if not requested and jax.default_backend() == "cpu" and jax.process_count() == 1:
         count = 1
     if shard_state and count == 1:
-        raise InputError("--shard-state is for several devices, and one is used: leave it out.")
+        raise InputError("--shard-state needs several devices, and this run uses one: remove it.")
     return count
 
 
-def use(count: int, shard_state: bool = False):
-    """A context in which what `train` compiles is cut over the first `count` devices; shard_state:
-    the State too, for models that one device cannot hold."""
+def use_devices(count: int, shard_state: bool = False):
+    """Returns a context in which `train` shards batches over the first `count` devices. shard_state
+    shards the State too, for models that exceed the memory of one device."""
     if count == 1 and jax.process_count() == 1:
         return contextlib.nullcontext()
     name = BATCH_AND_STATE if shard_state else BATCH
@@ -144,105 +129,102 @@ def use(count: int, shard_state: bool = False):
     return jax.set_mesh(mesh)
 
 
-def _axis() -> str | None:
+def _mesh_axis() -> str | None:
     names = jax.sharding.get_abstract_mesh().axis_names
     return next((name for name in names if name in (BATCH, BATCH_AND_STATE)), None)
 
 
-def size() -> int:
-    """Devices of the context."""
-    return jax.sharding.get_abstract_mesh().size if _axis() else 1
+def mesh_size() -> int:
+    """Returns the number of devices of the context."""
+    return jax.sharding.get_abstract_mesh().size if _mesh_axis() else 1
 
 
-def split_batch(batch):
-    """Inside a program: the first axis of every leaf is cut over the devices."""
-    if not (name := _axis()):
-        return batch
-    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P(name)), batch)
-
-
-def replicated(tree):
-    """Inside a program: every device has all of every leaf."""
-    if not _axis():
+def _constrain(tree, spec_of):
+    if not _mesh_axis():
         return tree
-    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, P()), tree)
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, spec_of(leaf)), tree)
+
+
+def shard_batch(batch):
+    """Shards the first axis of every leaf over the devices; traced."""
+    return _constrain(batch, lambda _: P(_mesh_axis()))
+
+
+def replicate(tree):
+    """Replicates every leaf on all devices; traced."""
+    return _constrain(tree, lambda _: P())
 
 
 def constrain_state(state):
-    """Inside a program: every leaf of the State as it is to lie."""
-    if not _axis():
-        return state
-    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, _spec(leaf)), state)
+    """Constrains every leaf of the State to its sharding; traced."""
+    return _constrain(state, _partition_spec)
 
 
-def _spec(leaf):
-    """Sharding of a leaf of the State: cut along its longest axis that can be, or whole."""
-    name, count = _axis(), size()
+def _partition_spec(leaf):
+    """Returns the partition of a State's leaf: along its longest divisible axis, or replicated."""
+    name, count = _mesh_axis(), mesh_size()
     if name == BATCH_AND_STATE and leaf.size >= LARGE:
-        fit = [axis for axis, side in enumerate(leaf.shape) if side % count == 0]
-        if fit:
-            axis = max(fit, key=lambda axis: leaf.shape[axis])
+        divisible = [axis for axis, side in enumerate(leaf.shape) if side % count == 0]
+        if divisible:
+            axis = max(divisible, key=lambda axis: leaf.shape[axis])
             return P(*[None] * axis, name)
     return P()
 
 
-def placed(state):
-    """Shapes of a State (`train.abstract`) with where each leaf is to lie, for restoring it,
-    whatever number of devices it was saved from."""
-    if not _axis():
+def with_shardings(state):
+    """Adds shardings to an abstract State, to restore a checkpoint of any number of devices."""
+    if not _mesh_axis():
         return state
     mesh = jax.sharding.get_mesh()
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, _spec(leaf))
-        ),
-        state,
-    )
+
+    def add(leaf):
+        sharding = NamedSharding(mesh, _partition_spec(leaf))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(add, state)
 
 
-def put(tree):
-    """Arrays of this host, which every host has the same, on every device."""
-    if not _axis():
+def put_on_all(tree):
+    """Copies arrays, the same on every host, to every device."""
+    if not _mesh_axis():
         return jax.device_put(tree)
     return jax.device_put(tree, NamedSharding(jax.sharding.get_mesh(), P()))
 
 
-def place(tree, sharding):
-    """Arrays of this host, which every host has the same, as `sharding` says; those that lie there
-    already are left alone."""
+def put_by_sharding(tree, sharding):
+    """Copies arrays, the same on every host, to devices by their sharding."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
-    def one(leaf):
+    def put(leaf):
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
-        # jax.device_put would send every array around to see that all hosts have the same
+        # jax.device_put would send every array to all hosts, to compare them
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(put, tree)
 
 
-def fetch(state):
-    """The State's parameters and collections as NumPy arrays, wherever they lie; its other parts
-    are left out. Without a context the State as it is."""
-    if not _axis():
+def fetch_variables(state):
+    """Copies parameters and collections to NumPy arrays, and drops the State's other fields. Does
+    nothing outside of a context."""
+    if not _mesh_axis():
         return state
     names = ("params", "collections", "ema", "ema_collections")
     parts = {name: getattr(state, name) for name in names}
-    parts = jax.device_get(jax.jit(replicated)(parts))
+    parts = jax.device_get(jax.jit(replicate)(parts))
     return state.replace(**parts, opt_state=None, key=None)
 
 
 def host_rows(batch_size: int) -> slice:
-    """The examples of every batch that this host reads."""
-    each = batch_size // jax.process_count()
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+    """Returns the slice of every batch that this host reads."""
+    count = batch_size // jax.process_count()
+    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
 
 
 def put_host_batches(tree):
-    """(k, n, ...) arrays, n this host's `host_rows` of the batch, as (k, batch_size, ...) arrays
-    over all devices."""
-    if not (name := _axis()):
+    """Shards (k, n, ...) arrays, n this host's `host_rows`, to (k, batch_size, ...) arrays."""
+    if not (name := _mesh_axis()):
         return jax.device_put(tree)
     sharding = NamedSharding(jax.sharding.get_mesh(), P(None, name))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)

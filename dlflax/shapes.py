@@ -1,4 +1,4 @@
-"""Types of arrays in signatures, beside those of `jaxtyping`, whose strings name the axes."""
+"""Array types for `jaxtyping` signatures, whose strings name the axes."""
 
 import jax
 import numpy as np

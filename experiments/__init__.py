@@ -6,10 +6,9 @@ import sys
 import threading
 
 if sys.argv[:1] == ["-m"] and threading.current_thread() is threading.main_thread():
-    # Ctrl-C while the imports of a command take their seconds: no traceback. What the command
-    # does with it from its start on is in dlflax.run.exit_codes.
-    def _interrupted(*_):
+    # Ctrl-C during the imports, which take seconds; later dlflax.run.exit_codes handles it
+    def _exit(*_):
         os.write(2, b"error: interrupted.\n")
         os._exit(130)
 
-    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGINT, _exit)

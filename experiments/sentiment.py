@@ -1,4 +1,4 @@
-"""Is a text for or against? IMDB reviews (Maas et al. 2011), or a table or folder of your own.
+"""Sentiment of texts: IMDB reviews (Maas et al. 2011), or a table or folder of your own.
 
 python -m experiments.sentiment                    IMDB: not scored yet, there was no network
 
@@ -41,7 +41,7 @@ PRESETS = {
         epochs=10,
         patience=3,
     ),
-    # a frozen encoder whose features are computed once, and a head on them
+    # a head on cached features of a frozen text encoder
     "minilm": run.Config(
         recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine()),
         hparams=Hparams(dropout=0.2, warmup=0.1),
@@ -49,7 +49,7 @@ PRESETS = {
         transfer=Transfer(weights="minilm"),
         epochs=20,
     ),
-    # the encoder is trained on, too; what more epochs learn is the training texts by heart
+    # full fine-tuning; more epochs overfit
     "best": run.Config(
         recipe=Recipe(
             model=ARCHITECTURES["minilm"], task=Classification(monitor="accuracy"),
@@ -60,7 +60,7 @@ PRESETS = {
         transfer=Transfer(weights="minilm", finetune="all"),
         epochs=2,
     ),
-    # for some hundred labels: the encoder draws the texts of a class together first
+    # for a few hundred labels: contrastive fine-tuning of the text encoder first
     "few": run.Config(
         recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine(), batch_size=32),
         hparams=Hparams(learning_rate=1e-2, backbone_rate=0.005, warmup=0.1, clip_norm=1.0),

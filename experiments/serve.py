@@ -1,4 +1,4 @@
-"""A trained model behind HTTP: a page to try it, and JSON for programs.
+"""HTTP server of a trained model: a page to try it, and JSON for programs.
 
 python -m experiments.serve runs/mnist/2026-01-31_12-00-00
 
@@ -23,15 +23,15 @@ def command(
     experiment: str = "",
     allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
-    """Serves the model of a run or a sweep until Ctrl-C or SIGTERM; then it finishes what it has.
+    """Serves the model of a run or a sweep until Ctrl-C or SIGTERM, then finishes open requests.
 
     Args:
         run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
-        host: Address to listen at; 0.0.0.0 lets others in, who can then ask it anything.
-        port: Port to listen at; 0 takes any free one.
-        experiment: The file or module that made the run, where it has moved or was not run here.
-        allow_host: A name that others reach the server by, such as models.example.com, beside
-            localhost and the host; each name with a flag of its own.
+        host: Address to listen on; 0.0.0.0 accepts requests from all networks.
+        port: Port to listen on; 0 takes any free port.
+        experiment: File or module of the run, if it was moved or not run here.
+        allow_host: Further host name of the server, such as models.example.com; repeat the flag
+            for several names.
     """
     try:
         from dlflax.run.serve import serve
@@ -44,4 +44,4 @@ def command(
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(lambda: flags.called(command, "python -m experiments.serve", __doc__))
+    run.with_exit_codes(lambda: flags.run_command(command, "python -m experiments.serve", __doc__))

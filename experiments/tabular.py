@@ -1,4 +1,4 @@
-"""Rows of a table: classes or a number out of the other columns, whatever they hold.
+"""Classification or regression of a table's rows, from columns of any type.
 
 python -m experiments.tabular                       breast cancer: 97.0 +- 0.6 % (5 seeds)
 
@@ -11,7 +11,7 @@ gradient boosting on the same rows: 95.6 %, 98.9 %, 59.9; a linear model: 96.8 %
 
 python -m experiments.tabular --data-dir houses.csv --target price
 
-What becomes of each column is said in `data/table.py`.
+The encoding of each column is described in `data/table.py`.
 """
 
 from dlflax import run

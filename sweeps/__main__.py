@@ -1,4 +1,4 @@
-"""python -m sweeps: what there is."""
+"""python -m sweeps: list of all experiments and commands."""
 
 from experiments.listing import list_all
 

@@ -1,10 +1,10 @@
-"""Bayesian search: the next trials are chosen by a model of what the earlier ones scored.
+"""Bayesian optimization: a model of the earlier trials' scores suggests the next trials.
 
 python -m sweeps.bayes_opt                     tunes experiments.mnist
 
 python -m sweeps.bayes_opt fashion_mnist --trials 32 --epochs 3 --sampler tpe
 
-It continues when it is run again, and ends with the best model tested and saved.
+The same command continues a stopped sweep. At its end the best model is tested and saved.
 """
 
 import experiments

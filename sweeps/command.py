@@ -1,4 +1,4 @@
-"""The console command `dlflax`, on the same code as the modules.
+"""Console command `dlflax`, short for the modules of experiments and sweeps.
 
 dlflax train mnist --epochs 3               is   python -m experiments.mnist --epochs 3
 
@@ -19,16 +19,15 @@ SEARCHES = {"bayes": "bayes_opt", "random": "random_search", "grid": "grid_searc
 
 
 def main() -> None:
-    """Runs what the words of the command line name; exits 2 where they name nothing."""
-    os.environ["DLFLAX_PROGRAM"] = "dlflax"  # commands that are printed begin as this one
+    """Runs a subcommand; exits 2 for an unknown one."""
+    os.environ["DLFLAX_PROGRAM"] = "dlflax"  # for commands in messages
     name, *words = sys.argv[1:] or ["list"]
-    known = {each.replace("_", "-"): f"experiments.{each}" for each in COMMANDS}
+    modules = {command.replace("_", "-"): f"experiments.{command}" for command in COMMANDS}
+    modules["report"] = "sweeps.report"
     if name in ("list", "-h", "--help"):
         print(list_all("dlflax "))
-    elif name in known:
-        _run(known[name], words)
-    elif name == "report":
-        _run("sweeps.report", words)
+    elif name in modules:
+        _run(modules[name], words)
     elif name == "--version":
         print(f"dlflax {importlib.metadata.version('dlflax')}")
     elif name == "train" and words[:1] in (["-h"], ["--help"]):
@@ -41,13 +40,13 @@ def main() -> None:
     elif name == "sweep":
         _run(f"sweeps.{_search(words)}", words)
     else:
-        there = ", ".join(["train", "sweep", *known, "report", "list"])
-        _refuse(f"{name} is no command of dlflax: there are {there}.")
+        commands = ", ".join(["train", "sweep", *modules, "list"])
+        _refuse(f"{name} is no command of dlflax: choose one of {commands}.")
 
 
 def _search(words: list[str]) -> str:
-    """The module of --search, which is taken out of the words; the Bayesian one's own flag of that
-    name, such as --search freeze-thaw, stays."""
+    """Returns the module of --search, and removes the flag from the words, unless its value is for
+    sweeps.bayes_opt, such as freeze-thaw."""
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         value = value or (words[i + 1] if i + 1 < len(words) else "")
@@ -58,16 +57,15 @@ def _search(words: list[str]) -> str:
 
 
 def _run(name: str, words: list[str]) -> None:
-    """A module, or a file, as `python -m` runs it."""
+    """Runs a module or a file as `python -m` does."""
+    sys.argv = [name, *words]
     if name.endswith(".py"):
         if not Path(name).is_file():
             _refuse(f"{name} is not a file.")
-        sys.argv = [name, *words]
         sys.path.insert(0, str(Path(name).parent))
         runpy.run_path(name, run_name="__main__")
         return
-    sys.argv = [name, *words]
-    sys.path.append("")  # last: no file of the current folder stands in for a library
+    sys.path.append("")  # last, so that no file of the current folder shadows a library
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     except ImportError as error:

@@ -1,10 +1,10 @@
-"""Grid search: every combination of the values, in the order they were given, the last fastest.
+"""Grid search: every combination of the values, in order, the last parameter fastest.
 
 python -m sweeps.grid_search                   tunes experiments.mnist
 
 python -m sweeps.grid_search --space.learning-rate 1e-3 3e-3 --space.dropout 0 0.2 --space.l2
 
-It continues when it is run again, and ends with the best model tested and saved.
+The same command continues a stopped sweep. At its end the best model is tested and saved.
 """
 
 import experiments

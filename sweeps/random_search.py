@@ -1,8 +1,8 @@
-"""Random search (Bergstra and Bengio 2012), or with --sampler qmc its evenly spread relative.
+"""Random search (Bergstra and Bengio 2012), or with --sampler qmc quasi-random search.
 
 python -m sweeps.random_search                 tunes experiments.mnist
 
-It continues when it is run again, and ends with the best model tested and saved.
+The same command continues a stopped sweep. At its end the best model is tested and saved.
 """
 
 import experiments

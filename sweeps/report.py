@@ -1,8 +1,8 @@
-"""Report of a sweep that runs, was stopped or is finished: table, pictures, report.html.
+"""Report of a running, stopped or finished sweep: table, figures, report.html.
 
 python -m sweeps.report runs/sweeps/mnist_bayes_opt
 
-A sweep writes its report after every population by itself; this command writes it at any moment.
+A sweep writes its report after every population; this command writes it at any time.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> N
     """Writes the report of a sweep.
 
     Args:
-        folder: Its folder, such as runs/sweeps/mnist_bayes_opt.
-        storage: Address of its storage, with the password (default: $DLFLAX_STORAGE, or what is in
-            the folder).
+        folder: Folder of the sweep, such as runs/sweeps/mnist_bayes_opt.
+        storage: URL of the storage, with the password (default: $DLFLAX_STORAGE, or the one saved
+            in the folder).
     """
     results = report.of_folder(folder, storage)
     print_findings(results["findings"])
@@ -29,4 +29,4 @@ def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> N
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(lambda: flags.called(command, "python -m sweeps.report", __doc__))
+    run.with_exit_codes(lambda: flags.run_command(command, "python -m sweeps.report", __doc__))

@@ -68,7 +68,7 @@ def test_features_in_place_of_pictures(model):
     rngs = {"dropout": jax.random.key(2)}
     dropped = model.apply(head, features, train=True, dropout=0.5, rngs=rngs)
     assert np.abs(dropped - expected).max() > 0.01 * size
-    with pytest.raises(InputError, match="takes RGB pictures"):
+    with pytest.raises(InputError, match="takes RGB images"):
         model.apply(variables, x[..., :1])
 
 

@@ -156,9 +156,8 @@ def test_baselines_of_classes_have_a_budget(table, monkeypatch):
     monkeypatch.setattr(baselines, "VERSION", -1)
     beside, said = noted(Classification(), splits)
     assert list(beside) == ["majority class"] and said == [
-        f"No logistic regression stands beside the network: {width} columns and 2 classes take it "
-        "too long.",
-        "No histogram gradient boosting stands beside the network: 3 columns take it too long.",
+        f"No logistic regression baseline: {width} columns and 2 classes take it too long.",
+        "No histogram gradient boosting baseline: 3 columns take it too long.",
     ]
 
 
@@ -177,7 +176,7 @@ def test_baselines_of_numbers_and_labels_have_a_budget(table, monkeypatch):
     assert beside["ridge regression"].scores["rmse"] < beside["mean"].scores["rmse"] / 2
     monkeypatch.setattr(simple, "MOST_PRODUCTS", 30 * width)  # few rows, many columns
     monkeypatch.setattr(baselines, "VERSION", 0)
-    assert "No ridge regression stands beside" in noted(Regression(), splits)[1][0]
+    assert "No ridge regression baseline" in noted(Regression(), splits)[1][0]
 
     parts = {
         name: {**part, "targets": np.int32(np.stack([part["targets"] > 0] * 3, 1))}

@@ -382,10 +382,10 @@ def test_thirty_pictures_train_without_a_flag(place, capsys):
 
 
 def test_two_processes_do_not_write_one_folder(place):
-    from dlflax.files import locked
+    from dlflax.files import file_lock
 
     (place / "run").mkdir()
-    with locked(place / "run" / ".lock") as free:
+    with file_lock(place / "run" / ".lock") as free:
         assert free
         with pytest.raises(SystemExit) as exit_:
             run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*TINY, "--run-dir", "run"])

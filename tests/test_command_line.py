@@ -10,7 +10,7 @@ import experiments
 from dlflax import run
 from dlflax.run import flags
 from dlflax.run.exit_codes import with_exit_codes
-from dlflax.run.experiment import of_presets
+from dlflax.run.experiment import from_presets
 from dlflax.tune import cli
 from experiments import listing, mnist, sentiment
 from sweeps import command
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def parsed(words, module=mnist):
-    return run.parse(of_presets("x", module.PRESETS, module.ARCHITECTURES), words.split())
+    return run.parse(from_presets("x", module.PRESETS, module.ARCHITECTURES), words.split())
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_a_short_name_never_hides_a_flag_of_the_data():
         noise: float = 0.0
 
     default = replace(mnist.PRESETS["default"], data=Data())
-    assert flags.rewritten(["--noise", "1", "--zoom", "2"], default) == [
+    assert flags.expand_flags(["--noise", "1", "--zoom", "2"], default) == [
         "--noise", "1", "--hparams.zoom", "2"]  # fmt: skip
     # values and names of columns stay as they are
-    assert flags.with_lists(["--target", "price, EUR", "--x", "1,2"], {"target"}) == [
+    assert flags.split_lists(["--target", "price, EUR", "--x", "1,2"], {"target"}) == [
         "--target", "price, EUR", "--x", "1,2"]  # fmt: skip
 
 

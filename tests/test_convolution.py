@@ -9,10 +9,15 @@ import pytest
 
 from dlflax import models
 from dlflax.models import convolution as formulation
-from dlflax.models.convolution import convolution, fastest, formulations, symmetric
+from dlflax.models.convolution import (
+    convolution,
+    fastest_algorithm,
+    list_algorithms,
+    symmetric_pads,
+)
 from dlflax.models.layers import conv_pool_matmul
 
-ALL = ("product", "own gradient")
+ALL = ("product", "custom gradient")
 
 
 def arrays(n, side, c, f, k, dtype=jnp.float32):
@@ -22,27 +27,27 @@ def arrays(n, side, c, f, k, dtype=jnp.float32):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def values(how, x, kernel, stride, pads):
+def values(algorithm, x, kernel, stride, pads):
     """Outputs, and both gradients of a function of them."""
 
     def loss(x, kernel):
-        y = convolution(x, kernel, stride, pads, how)
+        y = convolution(x, kernel, stride, pads, algorithm)
         return jnp.sum(jnp.sin(y)), y
 
     (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
     return y, *gradients
 
 
-@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("algorithm", ALL)
 @pytest.mark.parametrize(("k", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (7, 2)])
 @pytest.mark.parametrize("side", [2, 7, pytest.param(16, marks=pytest.mark.slow)])
-def test_all_formulations_agree(how, k, stride, side):
+def test_all_formulations_agree(algorithm, k, stride, side):
     x, kernel = arrays(6, side, 17, 5, k)
-    for pads in (symmetric(k), ((0, k // 2), (k // 2, 0))):
+    for pads in (symmetric_pads(k), ((0, k // 2), (k // 2, 0))):
         if side + sum(pads[0]) < k:
             continue
         expected = values("lax", x, kernel, stride, pads)
-        for found, right in zip(values(how, x, kernel, stride, pads), expected, strict=True):
+        for found, right in zip(values(algorithm, x, kernel, stride, pads), expected, strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
 
 
@@ -66,7 +71,7 @@ def test_own_gradient_of_any_shape(k, stride, monkeypatch):
     batches that pieces do not divide."""
     rng = np.random.default_rng([k, stride])
     for _ in range(5):
-        monkeypatch.setattr(formulation, "PIECE_BYTES", int(rng.integers(1, 4)) * 2**12)
+        monkeypatch.setattr(formulation, "CHUNK_BYTES", int(rng.integers(1, 4)) * 2**12)
         pads = tuple(tuple(map(int, rng.integers(0, k + 2, 2))) for _ in range(2))
         sides = [max(1, k - sum(pad)) + int(rng.integers(0, 9)) for pad in pads]
         out = [(side + sum(pad) - k) // stride + 1 for side, pad in zip(sides, pads, strict=True)]
@@ -76,7 +81,7 @@ def test_own_gradient_of_any_shape(k, stride, monkeypatch):
         @jax.jit
         def results(x, kernel, dy, pads=pads):
             y, backward = jax.vjp(
-                lambda *args: convolution(*args, stride, pads, "own gradient"), x, kernel
+                lambda *args: convolution(*args, stride, pads, "custom gradient"), x, kernel
             )
             return y, *backward(dy)
 
@@ -92,11 +97,11 @@ def test_gradients_of_a_population(stride):
     xs, kernels = rng.normal(size=(3, 4, 9, 8, 5)), rng.normal(size=(3, 3, 3, 5, 6)) / 3
     xs, kernels = jnp.float32(xs), jnp.float32(kernels)
 
-    def gradients(how, x, kernel):
-        return values(how, x, kernel, stride, symmetric(3))
+    def gradients(algorithm, x, kernel):
+        return values(algorithm, x, kernel, stride, symmetric_pads(3))
 
     expected = [gradients("lax", *member) for member in zip(xs, kernels, strict=True)]
-    one = functools.partial(gradients, "own gradient")
+    one = functools.partial(gradients, "custom gradient")
     in_turn = jax.lax.map(lambda member: one(*member), (xs, kernels))
     for results in (jax.vmap(one)(xs, kernels), in_turn):
         for result, *rights in zip(results, *expected, strict=True):
@@ -107,29 +112,31 @@ def test_the_kernels_gradient_adds_in_float32():
     """In bfloat16, of which 256 + 1 is 256, a sum over many pixels would stand still."""
     x, dy = jnp.ones((4, 16, 16, 1), jnp.bfloat16), jnp.full((4, 16, 16, 1), 0.5, jnp.bfloat16)
     kernel = jnp.zeros((3, 3, 1, 1), jnp.bfloat16)
-    _, backward = jax.vjp(lambda kernel: convolution(x, kernel, 1, symmetric(3), "own gradient"),
-                          kernel)  # fmt: skip
+    conv = functools.partial(
+        convolution, x, stride=1, pads=symmetric_pads(3), algorithm="custom gradient"
+    )
+    _, backward = jax.vjp(conv, kernel)
     (dkernel,) = backward(dy)
     assert float(dkernel[1, 1, 0, 0]) == 512 and float(dkernel[0, 0, 0, 0]) == 450
 
 
-@pytest.mark.parametrize("how", ALL)
-def test_mapped_over_kernels_and_in_half_precision(how):
+@pytest.mark.parametrize("algorithm", ALL)
+def test_mapped_over_kernels_and_in_half_precision(algorithm):
     """As a population maps it over trials."""
     x, kernel = arrays(4, 8, 16, 3, 3)
     kernels = jnp.stack([kernel, 2 * kernel])
-    one = functools.partial(convolution, stride=1, pads=symmetric(3), how=how)
+    one = functools.partial(convolution, stride=1, pads=symmetric_pads(3), algorithm=algorithm)
     gradient = jax.vmap(jax.grad(lambda kernel: jnp.sum(one(x, kernel) ** 2)))(kernels)
     np.testing.assert_allclose(gradient[1], 2 * gradient[0], rtol=1e-4)
     x, kernel = arrays(4, 8, 16, 3, 3, jnp.bfloat16)
-    y, dx, dkernel = values(how, x, kernel, 1, symmetric(3))
+    y, dx, dkernel = values(algorithm, x, kernel, 1, symmetric_pads(3))
     assert y.dtype == dx.dtype == dkernel.dtype == jnp.bfloat16
 
 
 def test_the_fastest_by_platform():
-    assert fastest(224, cpu=True) == "own gradient"
-    assert fastest(2, cpu=True) == "product"
-    assert fastest(2, cpu=False) == "lax"
+    assert fastest_algorithm(224, cpu=True) == "custom gradient"
+    assert fastest_algorithm(2, cpu=True) == "product"
+    assert fastest_algorithm(2, cpu=False) == "lax"
 
 
 def test_no_gradient_is_left_to_xla_on_a_cpu():
@@ -137,8 +144,8 @@ def test_no_gradient_is_left_to_xla_on_a_cpu():
     for model, side in ((models.ResNet(depth="18"), 64), (models.VGG(dense=(8,)), 32)):
         inputs = jnp.zeros((1, side, side, 3))
         variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
-        found = {how for _, how in formulations(model.apply, variables, inputs)}
-        assert found == {"product", "own gradient"}
+        found = {algorithm for _, algorithm in list_algorithms(model.apply, variables, inputs)}
+        assert found == {"product", "custom gradient"}
 
 
 @pytest.mark.parametrize(
@@ -148,24 +155,24 @@ def test_no_gradient_is_left_to_xla_on_a_cpu():
         (models.CNN(formulation="lax"), 28, {"conv1": "lax"}),
         (
             models.ResNet(depth="18"), 64,
-            {"stem": "own gradient",
-             "stage2_block1_conv1": "own gradient", "stage4_block1_conv2": "product"},
+            {"stem": "custom gradient",
+             "stage2_block1_conv1": "custom gradient", "stage4_block1_conv2": "product"},
         ),
         (models.ResNet(depth="18", formulation="lax"), 64, {"stem": "lax"}),
         (models.VGG(dense=(8,), formulation="lax"), 32, {"stage1_conv1": "lax"}),
         (
             models.EfficientNetLite0(), 32,
-            {"stem": "own gradient", "block0_depthwise": "sum of slices", "head": "product"},
+            {"stem": "custom gradient", "block0_depthwise": "sum of slices", "head": "product"},
         ),
     ],
 )  # fmt: skip
 def test_formulations_name_every_convolution(model, side, expected):
     inputs = jnp.zeros((2, side, side, 1 if isinstance(model, models.CNN) else 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
-    found = dict(formulations(model.apply, variables, inputs))
+    found = dict(list_algorithms(model.apply, variables, inputs))
     kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
     assert len(found) == len(kernels)
-    short = {path.rpartition("/")[2]: how for path, how in found.items()}
+    short = {path.rpartition("/")[2]: algorithm for path, algorithm in found.items()}
     assert expected.items() <= short.items()
 
 
@@ -178,7 +185,11 @@ def test_half_precision_in_a_compiled_loop(c, f, pool):
 
     def gradients(dtype):
         def loss(kernel, x):
-            y = conv_pool_matmul(x, kernel) if pool else convolution(x, kernel, 1, symmetric(3))
+            y = (
+                conv_pool_matmul(x, kernel)
+                if pool
+                else convolution(x, kernel, 1, symmetric_pads(3))
+            )
             return jnp.sum(jnp.sin(y).astype(jnp.float32))
 
         def body(_, total):

@@ -260,7 +260,7 @@ def test_compare_refuses(capsys):
     for flags, sentence in (
         (["nothing"], "unknown experiment 'nothing': choose one of autoencoder,"),
         (["mnist", "--models", "vgg"], "--models vgg is not an architecture of mnist"),
-        (["mnist", "--preset", "best"], "--preset has no meaning here"),
+        (["mnist", "--preset", "best"], "--preset is no flag of compare"),
         (["mnist", "--seeds", "0"], "--seeds 0 must be 1 or more"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -305,7 +305,7 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
         np.testing.assert_array_equal(drawn[4 * epoch :][:4], right)
     assert batches.shape == (20, 16) and (batches < 0).sum() == 5 * 14
     config = run.Config(recipe, seed=3)
-    losses = module._losses(recipe, config, few, batches, 40, None)
+    losses = module._train_losses(recipe, config, few, batches, 40, None)
     rate = 0.1
     numbers = train.as_traced(train.Hparams(learning_rate=rate, total_steps=40.0))
     state = train.init(recipe, numbers, inputs[:1], jax.random.key(3))
@@ -314,5 +314,5 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
     _, alone = train.train_steps(recipe, state, numbers, few, batches, zero, 15, 20)
     (place,) = np.flatnonzero(np.isclose(module.RATES, rate))
     assert losses[place] == pytest.approx(float(alone["loss"] / alone["count"]), rel=1e-5)
-    assert module._lowest(np.array([3, 2, 1, 0.5, np.inf, 9])) == 2
-    assert module._lowest(np.array([np.inf, 4.0])) == 1
+    assert module._argmin_smooth(np.array([3, 2, 1, 0.5, np.inf, 9])) == 2
+    assert module._argmin_smooth(np.array([np.inf, 4.0])) == 1

@@ -19,7 +19,7 @@ from dlflax.models import (
     Transformer,
     explain,
 )
-from dlflax.models.convolution import convolution, symmetric
+from dlflax.models.convolution import convolution, symmetric_pads
 from dlflax.models.flops import flops
 from dlflax.models.pooling import max_pool
 from dlflax.report import figures, tables
@@ -76,7 +76,7 @@ def test_grad_cam_by_hand():
     variables = model.init(jax.random.key(3), PHOTOGRAPHS)
     params = jax.tree.map(np.asarray, variables["params"])
     kernel, bias = params["conv1"]["kernel"], params["conv1"]["bias"]
-    convolved = convolution(PHOTOGRAPHS, kernel, 1, symmetric(3), "lax")
+    convolved = convolution(PHOTOGRAPHS, kernel, 1, symmetric_pads(3), "lax")
     maps = np.maximum(max_pool(convolved) + bias.reshape(1, 1, 1, -1), 0)
     assert maps.shape == (3, 16, 20, 5)
     hidden = maps.reshape(3, -1) @ params["dense1"]["kernel"]

@@ -26,7 +26,7 @@ from dlflax.data import (
 )
 from dlflax.data.arrays import ArrayEncoder
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, printable, read_bytes, read_json, tidy_cache
+from dlflax.files import cache_folder, escape_controls, read_bytes, read_json, tidy_cache
 from dlflax.transfer.torch_file import read_state_dict
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -104,7 +104,7 @@ def test_the_cache_is_tidied(place, monkeypatch):
         path = cache_folder() / "folders" / name
         path.touch()
         os.utime(path, (now - age, now - age))
-    monkeypatch.setattr(files, "MOST_PROGRAMS", 500)
+    monkeypatch.setattr(files, "MAX_PROGRAM_BYTES", 500)
     tidy_cache()
     left = sorted(path.name for path in programs.iterdir())
     assert left == [f"jit_{i}-cache" for i in range(5, 10)]
@@ -121,7 +121,7 @@ def test_the_cache_is_tidied(place, monkeypatch):
     ],
 )
 def test_names_cannot_steer_a_terminal(place, text, shown):
-    assert printable(text) == shown
+    assert escape_controls(text) == shown
     examples, split = Examples({}, classes=(text,)), Given(np.zeros(0, bool))
     assert Dataset(examples, split, "x", "x", "").class_names == (shown,)
     files.write_csv(place / "a.csv", [{"name": text}])

@@ -23,7 +23,7 @@ from PIL import Image
 import experiments
 from dlflax import run, train
 from dlflax.errors import InputError
-from dlflax.run.experiment import of_presets
+from dlflax.run.experiment import from_presets
 from dlflax.run.prepare import prepare, read_data
 from dlflax.run.serialize import to_json
 from dlflax.tune import bind, cli, sweep
@@ -181,7 +181,7 @@ def decisions_of_run(of, words):
     """Yields what a command line decides: what the host does, then the data, then the program with
     the numbers that it reads. Nothing is trained."""
     name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
-    config = run.parse(of_presets(name, of.PRESETS, architectures), words)
+    config = run.parse(from_presets(name, of.PRESETS, architectures), words)
     yield of_the_host(config), config.recipe.task.monitor
     config, job = prepare(*read_data(config, lambda _: None), lambda _: None)
     recipe, splits = job.start.recipe, job.start.splits

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.models import MLP
-from dlflax.models.convolution import convolution, symmetric
+from dlflax.models.convolution import convolution, symmetric_pads
 from dlflax.models.flops import flops
 
 
@@ -25,7 +25,7 @@ def test_matrix_products_and_scans():
 
 def test_convolution():
     x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
-    conv = functools.partial(convolution, pads=symmetric(3), how="lax")
+    conv = functools.partial(convolution, pads=symmetric_pads(3), algorithm="lax")
     assert flops(conv, x, kernel) == 2 * (2 * 8 * 8 * 5) * (3 * 3 * 3)
 
 

@@ -26,10 +26,10 @@ from dlflax.data.times import infer_times
 from dlflax.errors import InputError
 from dlflax.run import config as configs
 from dlflax.run.exit_codes import with_exit_codes
-from dlflax.run.experiment import of_presets
+from dlflax.run.experiment import from_presets
 from dlflax.run.predict import Predictor
 from dlflax.run.saved import load_encoder
-from dlflax.run.serve_inputs import Refused, parts_of, read_part
+from dlflax.run.serve_inputs import Refused, read_part, split_request
 from dlflax.tune import cli
 from experiments import forecast, image_folder, mnist, predict, sentiment, tabular
 
@@ -244,7 +244,7 @@ def test_config_json(zoo, place, name):
     """Another value, or none, anywhere in it."""
     saved = json.loads((zoo(name) / "config.json").read_text(encoding="utf-8"))
     module = {"texts": sentiment, "digits": mnist, "series": forecast}[name]
-    experiment = of_presets(saved["experiment"], module.PRESETS, {})
+    experiment = from_presets(saved["experiment"], module.PRESETS, {})
 
     @examples(120)
     @given(st.sampled_from(list(places(saved))[1:]), WRONG | st.just(...))
@@ -266,7 +266,7 @@ def test_encoder_json(zoo, place, name):
     folder = zoo(name)
     saved = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     module = {"texts": sentiment, "digits": mnist, "series": forecast, "table": tabular}[name]
-    experiment = of_presets(module.__name__.rpartition(".")[2], module.PRESETS, {})
+    experiment = from_presets(module.__name__.rpartition(".")[2], module.PRESETS, {})
     if name == "texts":
         shutil.copy(folder / "tokenizer.json", place)
 
@@ -310,7 +310,7 @@ def test_request_bodies(zoo, name):
     @given(BODIES)
     def check(request):
         try:
-            examples = read_part(encoder, parts_of(encoder, *request)[0])
+            examples = read_part(encoder, split_request(encoder, *request)[0])
         except Refused as refused:
             assert 400 <= refused.status < 500 and one_sentence(refused.sentence)
         else:
@@ -380,7 +380,7 @@ def absurd_words(draw, known):
 )
 def test_what_flags_say(flags, name, count):
     """Parsed and checked, and no more."""
-    experiment = of_presets(name, MODULES[name].PRESETS, {})
+    experiment = from_presets(name, MODULES[name].PRESETS, {})
 
     @examples(count)
     @given(st.data())

@@ -60,7 +60,7 @@ def test_a_store_that_fails_is_one_warning(store, monkeypatch, capsys):
     trained("--log", "mlflow")
     out = capsys.readouterr().out
     assert out.count("nothing more is sent to MLflow (the disk is full)") == 1
-    assert Path("run/results.json").exists() and "pictures, metrics and checkpoints" in out
+    assert Path("run/results.json").exists() and "figures, metrics and checkpoints" in out
 
 
 @pytest.mark.slow

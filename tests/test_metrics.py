@@ -79,7 +79,7 @@ def test_every_metric_is_scikit_learns(case, devices):
     inputs = np.float32(RNG.normal(size=(N, columns)))
     recipe = train.Recipe(MLP((), num_outputs=columns), task)
     assert set(expected) == {metric.name for metric in task.metrics}
-    with parallel.use(devices):
+    with parallel.use_devices(devices):
         state = train.init(recipe, train.Hparams(), inputs[:1], jax.random.key(0))
         data = {"inputs": inputs, "targets": targets}
         scores, outputs = train.evaluate(recipe, state, train.Hparams(), data, 32)

@@ -61,11 +61,11 @@ def test_a_batch_is_cut_to_its_longest_text(monkeypatch):
     whole = model.apply(variables, tokens, method="_encode")
     cut = model.apply(variables, tokens, method="features")
     np.testing.assert_allclose(cut, whole, atol=1e-5)
-    assert minilm.cut_lengths(32) == [4, 8, 12, 16, 20, 24, 28, 32]
-    assert minilm.cut_lengths(2) == [1, 2]
+    assert minilm.bucket_lengths(32) == [4, 8, 12, 16, 20, 24, 28, 32]
+    assert minilm.bucket_lengths(2) == [1, 2]
     head = MiniLM(vocabulary=50).init(jax.random.key(0), np.zeros((1, 384), np.float32))
     assert list(head["params"]) == ["logits"]
-    with pytest.raises(InputError, match="512 tokens at most"):
+    with pytest.raises(InputError, match="must be at most 512"):
         model.apply(variables, np.ones((1, 600), np.int32))
 
 
@@ -128,7 +128,7 @@ def films():
 @pytest.mark.baselines
 @pytest.mark.parametrize("finetune", ["head", "last-blocks", "contrastive"])
 def test_a_few_films(capsys, finetune, monkeypatch):
-    monkeypatch.setattr(minilm, "LENGTHS", 2)  # programs take longer than training
+    monkeypatch.setattr(minilm, "BUCKETS", 2)  # programs take longer than training
     films()
     command = ["--preset", "minilm", "--data-dir", "films.csv", "--finetune", finetune]
     epochs = "40" if finetune == "head" else "2"

@@ -22,8 +22,8 @@ from dlflax.models.layers import (
 )  # fmt: skip
 from dlflax.models.platform import portable
 from dlflax.models.rnn import Recurrent
-from dlflax.models.transformer import Attention, patches, pieces, rotary
-from dlflax.testing import ModelSuite, Tried
+from dlflax.models.transformer import Attention, image_patches, rotary, series_patches
+from dlflax.testing import Harness, ModelSuite
 from dlflax.train.tasks import Classification, Reconstruction
 
 PICTURES = jax.random.uniform(jax.random.key(0), (4, 12, 12, 1))
@@ -62,24 +62,24 @@ def job(request):
 
 
 class TestModels(ModelSuite):
-    def test_training_and_evaluation_differ_where_they_should(self, tried):
-        outputs = tried.apply(tried.state.params, tried.inputs)
-        trained = tried.apply(tried.state.params, tried.inputs, True)
-        rebuilds = isinstance(tried.model, Autoencoder)
-        assert outputs.shape == (tried.inputs.shape if rebuilds else (4, 10))
+    def test_training_and_evaluation_differ_where_they_should(self, harness):
+        outputs = harness.apply(harness.state.params, harness.inputs)
+        trained = harness.apply(harness.state.params, harness.inputs, True)
+        rebuilds = isinstance(harness.model, Autoencoder)
+        assert outputs.shape == (harness.inputs.shape if rebuilds else (4, 10))
         # batch statistics, a drawn code
-        random = isinstance(tried.model, SmallResNet) or rebuilds and tried.model.variational
+        random = isinstance(harness.model, SmallResNet) or rebuilds and harness.model.variational
         assert np.allclose(outputs, trained, atol=1e-6) != random
 
     @pytest.mark.parametrize("platform", ["CPU", pytest.param("any", marks=pytest.mark.slow)])
-    def test_it_computes_in_bfloat16(self, tried, platform):
-        outputs = tried.apply(tried.state.params, tried.inputs)
+    def test_it_computes_in_bfloat16(self, harness, platform):
+        outputs = harness.apply(harness.state.params, harness.inputs)
         half = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
-        inputs = tried.inputs if tried.inputs.dtype == jnp.int32 else half(tried.inputs)
-        Tried.apply.clear_cache()  # which does not know of platforms
+        inputs = harness.inputs if harness.inputs.dtype == jnp.int32 else half(harness.inputs)
+        Harness.apply.clear_cache()  # which does not know of platforms
         with portable() if platform == "any" else contextlib.nullcontext():
-            rounded = tried.apply(half(tried.state.params), inputs)
-        in_float32 = platform == "CPU" and isinstance(tried.model, Transformer)  # see `Dense`
+            rounded = harness.apply(half(harness.state.params), inputs)
+        in_float32 = platform == "CPU" and isinstance(harness.model, Transformer)  # see `Dense`
         assert rounded.dtype == (jnp.float32 if in_float32 else jnp.bfloat16)
         np.testing.assert_allclose(rounded.astype(jnp.float32), outputs, atol=0.1, rtol=0.1)
 
@@ -150,11 +150,11 @@ def test_rotary_positions_turn_pairs_and_only_distance_counts():
 
 def test_patches_and_pieces():
     x = np.arange(2 * 5 * 4 * 3).reshape(2, 5, 4, 3)
-    cut = patches(jnp.asarray(x), 2)
+    cut = image_patches(jnp.asarray(x), 2)
     assert cut.shape == (2, 4, 12)
     np.testing.assert_array_equal(cut[1, 3], x[1, 2:4, 2:4].reshape(-1))
     np.testing.assert_array_equal(
-        pieces(jnp.asarray(x[:, :, 0]), 2)[0, 0], x[0, 1:3, 0].reshape(-1)
+        series_patches(jnp.asarray(x[:, :, 0]), 2)[0, 0], x[0, 1:3, 0].reshape(-1)
     )
 
 
@@ -174,7 +174,7 @@ def test_variational_divergence_by_hand():
     "pool, n, size, channels, kernel",
     [
         (True, 32, 14, 1, 3),  # one piece
-        (True, 64, 7, 4, 3),  # two pieces, odd size: pooling drops the last row
+        (True, 64, 7, 4, 3),  # two chunks, odd size: pooling drops the last row
         (True, 37, 8, 2, 2),  # a prime: all at once; even kernel
         (True, 36, 6, 2, 3),  # pieces of 18
         (False, 64, 7, 4, 3),

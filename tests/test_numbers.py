@@ -140,9 +140,9 @@ def test_a_row_means_the_same_by_every_way_in(capsys):
     assert values_of(model.predict(typed.iloc[0])) == pytest.approx(right[:1])
     body = json.dumps({"rows": typed.to_dict("records")}).encode()
     predictor = model._predictor
-    (part,) = serve_inputs.parts_of(predictor.encoder, "application/json", body)
+    (part,) = serve_inputs.split_request(predictor.encoder, "application/json", body)
     examples = serve_inputs.read_part(predictor.encoder, part)
-    answers = [values for _, values in predictor.of_examples(examples)]
+    answers = [values for _, values in predictor.answer_examples(examples)]
     assert values_of(answers) == pytest.approx(right)
     for i, x in enumerate(lengths):
         alone = write("b.csv", [("length", "width"), (x, "0,50")], ";")

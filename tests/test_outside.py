@@ -27,7 +27,7 @@ import experiments
 from dlflax import run, train
 from dlflax.data import Examples, make_splits
 from dlflax.errors import InputError
-from dlflax.run.experiment import of_run
+from dlflax.run.experiment import from_run_folder
 from dlflax.run.predict import Predictor
 from dlflax.run.saved import load_encoder
 from dlflax.testing import SourceSuite, TaskSuite
@@ -211,7 +211,7 @@ def neighbours(place):
 class TestNeighbours(TaskSuite):
     """A loss over the batch, and a metric of all examples."""
 
-    loss_is_of_an_example = False
+    loss_is_per_example = False
 
     @pytest.fixture
     def job(self, place):
@@ -230,7 +230,7 @@ def test_metric_learning(place, capsys):
     assert results["val"]["recall@1"] == max(values) and results["test"]["recall@1"] > 0.9
     predictor = Predictor("first", experiments, "neighbours.py")
     inputs = np.zeros((1, 28, 28, 1), np.uint8)
-    ((_, answer),) = predictor.of_examples(Examples({"inputs": inputs}), draw=False)
+    ((_, answer),) = predictor.answer_examples(Examples({"inputs": inputs}), draw=False)
     assert np.linalg.norm(answer["embedding"]) == pytest.approx(1)
 
 
@@ -325,7 +325,7 @@ class TestSounds(SourceSuite):
     def source(self, sounds):
         return sounds.presets["default"].data
 
-    def given(self, source, splits, folder):
+    def user_input(self, source, splits, folder):
         return splits.examples["test"].names[0]
 
 
@@ -568,7 +568,7 @@ def test_a_file_is_run_as_it_was_run_before(strangers, place, monkeypatch):
     ours.write_bytes(evil)
     assert changed in strangers(lambda saved: None)
     ours.unlink()
-    assert "is not there any more: add --experiment FILE" in strangers(lambda saved: None)
+    assert "is missing: add --experiment FILE" in strangers(lambda saved: None)
     ours.symlink_to(place / "given" / "rings.py")
     (place / "given" / "rings.py").write_text(RINGS)  # the same, beside modules of the stranger
     assert changed in strangers(lambda saved: None)
@@ -615,7 +615,7 @@ def test_a_module_is_run_as_it_was_run_before(place, monkeypatch):
         (place / "loaded").unlink(missing_ok=True)
         saved = {"experiment": "x", "defined_in": {"module": name}}
         try:
-            return of_run(saved, place, given.get("experiment"), None, print).module_name
+            return from_run_folder(saved, place, given.get("experiment"), None, print).module_name
         except InputError as error:
             assert not (place / "loaded").exists() and not mark.exists()
             return str(error)

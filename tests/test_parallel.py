@@ -56,7 +56,7 @@ def difference(a, b):
             max(float(np.abs(x - y).max()) for x, y in zip(a[1], b[1], strict=True))]
 
 def fit(recipe, devices, shard_state=False, train_set=train_set, **more):
-    with parallel.use(devices, shard_state):
+    with parallel.use_devices(devices, shard_state):
         return train.fit(recipe, hparams, train_set, val, epochs=2, seed=1, **more)
 
 compiled = []
@@ -84,13 +84,13 @@ for name, recipe in recipes.items():
 
 # what moves between the devices: gradients are summed, the data are not gathered
 recipe = recipes["cnn"]
-with parallel.use(8):
+with parallel.use_devices(8):
     state = init_placed(recipe, train.as_traced(hparams), images[:1], np.uint32(0), None)
     big = {"inputs": np.zeros((4096, 12, 12, 3), np.uint8), "targets": np.zeros(4096, np.int32)}
     batches = data.epoch_batches(4096, 16, 0, 0)
     zero = np.int32(0)
     text = train.train_steps.lower(
-        recipe, state, train.as_traced(hparams), parallel.put(big), parallel.put(batches),
+        recipe, state, train.as_traced(hparams), *map(parallel.put_on_all, (big, batches)),
         train.zero_sums(recipe, hparams, big), zero, zero,
     ).compile().as_text()
 moved = re.findall(r"= (\\S+) all-(gather|reduce|to-all)", text)
@@ -103,9 +103,9 @@ answers["largest moved"] = max(sizes)
 def through(counts, folder):
     abstract = train.abstract(recipe, hparams, images[:1])
     for epoch, count in enumerate(counts):
-        with parallel.use(count):
+        with parallel.use_devices(count):
             checkpoints = Checkpoints(folder, recipe.task)
-            saved = checkpoints.restore_last(parallel.placed(abstract))
+            saved = checkpoints.restore_last(parallel.with_shardings(abstract))
             done = train.fit(recipe, hparams, train_set, val, epochs=epoch + 1, seed=1,
                              resume=saved)
             checkpoints.save(done.saved())
@@ -217,7 +217,7 @@ def test_two_hosts_stop_in_the_middle_of_an_epoch(tmp_path):
 )
 def test_devices_are_checked(wanted, batch_size, sentence):
     with pytest.raises(InputError, match=sentence):
-        parallel.devices(wanted, batch_size)
-    assert parallel.devices(0, 32) == 1 and parallel.devices(2, 32, shard_state=True) == 2
-    with pytest.raises(InputError, match="--shard-state is for several devices, and one is used"):
-        parallel.devices(0, 32, shard_state=True)
+        parallel.num_devices(wanted, batch_size)
+    assert parallel.num_devices(0, 32) == 1 and parallel.num_devices(2, 32, shard_state=True) == 2
+    with pytest.raises(InputError, match="--shard-state needs several devices"):
+        parallel.num_devices(0, 32, shard_state=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax.models.convolution import convolution, symmetric
+from dlflax.models.convolution import convolution, symmetric_pads
 from dlflax.models.pooling import max_pool
 
 
@@ -62,8 +62,8 @@ def test_what_follows_a_product_reads_and_writes_what_is_there(side):
 
     @jax.jit
     def pooled(x, kernel):
-        return max_pool(convolution(x, kernel, 1, symmetric(3), cpu=True), cpu=True)
+        return max_pool(convolution(x, kernel, 1, symmetric_pads(3), cpu=True), cpu=True)
 
-    y = np.asarray(convolution(x, kernel, 1, symmetric(3), "lax"))
+    y = np.asarray(convolution(x, kernel, 1, symmetric_pads(3), "lax"))
     y = y[:, : side // 2 * 2, : side // 2 * 2].reshape(64, side // 2, 2, side // 2, 2, 32)
     np.testing.assert_allclose(pooled(x, kernel), y.max((2, 4)), atol=1e-4)

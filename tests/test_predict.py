@@ -110,11 +110,11 @@ def test_a_table_of_answers(trained, capsys, place):
     missing = (trained / "texts", ("good",), False, Path("nowhere/answers.csv"))
     assert ended(lambda: predict.command(*missing)) in (1, 2)
     assert "nowhere" in capsys.readouterr().err
-    assert predictor.as_row({"a": [1, {"b": 2}], "c": "d"}) == {"a.1": 1, "a.2.b": 2, "c": "d"}
+    assert predictor.csv_row({"a": [1, {"b": 2}], "c": "d"}) == {"a.1": 1, "a.2.b": 2, "c": "d"}
 
 
 def test_many_inputs_are_read_a_part_at_a_time(trained, monkeypatch):
-    monkeypatch.setattr(predictor, "AT_ONCE", 3)
+    monkeypatch.setattr(predictor, "CHUNK_SIZE", 3)
     whole = predictor.Predictor(trained / "digits", experiments, log=lambda _: None)
     names, done = [str(p) for p in sorted(trained.glob("pictures/a/*"))] * 2, []
     answers = whole.answers(names, advance=done.append)
@@ -217,7 +217,7 @@ def test_an_array_means_one_thing(trained):
     for place, number in ((3, 99), (0, -1)):
         wrong = targets.copy()
         wrong[place] = number
-        with pytest.raises(InputError, match="targets must be class numbers from 0 to 9"):
+        with pytest.raises(InputError, match="targets must be class indices from 0 to 9"):
             model.evaluate(images, wrong)
     for wrong in (targets[:, None], targets.astype(float), [str(t) for t in targets], 3):
         with pytest.raises(InputError):

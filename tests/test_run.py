@@ -20,7 +20,7 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
-from dlflax.files import locked
+from dlflax.files import file_lock
 from dlflax.models import CNN
 from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
@@ -282,7 +282,7 @@ def test_a_failed_write_says_so_and_keeps_what_is_saved(tmp_path):
 def test_one_process_alone_writes_a_folder(capsys):
     """Until it is done: then the folder is open again."""
     Path("r").mkdir()
-    with locked(Path("r/.lock")) as is_free:
+    with file_lock(Path("r/.lock")) as is_free:
         assert is_free
         assert "is being written by another process" in refused(capsys, *FAST, "--run-dir", "r")
         assert not Path("r/config.json").exists()
@@ -354,8 +354,8 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
         ("--validation", "0", "--patience", "2"): "--patience and --reduce-on-plateau must be 0",
         ("--validation", "0", "--reduce-on-plateau", "2"): "must be 0 with --validation 0",
         ("--model.features", "8", "8", "8", "8", "8"): "--model.features",
-        ("--run-dir", "file/run"): "--run-dir file/run cannot be made: Not a directory",
-        ("--resume",): "there is no run in runs/mnist",
+        ("--run-dir", "file/run"): "--run-dir file/run cannot be created: Not a directory",
+        ("--resume",): "runs/mnist has no run",
         ("--dataset", "no_such_set"): "no_such_set",
     }
     for args, sentence in cases.items():

@@ -25,7 +25,7 @@ from dlflax import data
 from dlflax.data import Limits, join, picture
 from dlflax.errors import InputError
 from dlflax.run import serve, serve_inputs
-from dlflax.run.export import exported, join_stages
+from dlflax.run.export import export_stages, join_stages
 from dlflax.run.predict import Predictor
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def test_predict_serve_and_export_agree_on_odd_pictures(zoo, digits, tmp_path):
     ).json()["answers"]
     served = [list(each["probabilities"].values()) for each in together]
     np.testing.assert_allclose(served, said, atol=1e-5)
-    stages, _ = exported(predictor)
+    stages, _ = export_stages(predictor)
     raw = predictor.encoder.raw(predictor.encoder.parse([str(path) for path in paths]))
     made = join_stages(stages)({"inputs": raw})
     np.testing.assert_allclose(made["probabilities"], said, atol=1e-5)
@@ -197,10 +197,10 @@ def test_what_else_is_there(zoo, digits):
     card = digits.get("/card").json()
     assert card["takes"] == "pictures" and card["outlook"]["draw"] and card["test"]["accuracy"] > 0
     assert "findings" not in card and "findings" not in page.text
-    assert card["pictures"][0] == "confusion_matrix.png"
-    assert digits.get("/pictures/confusion_matrix.png").content.startswith(b"\x89PNG")
+    assert card["figures"][0] == "confusion_matrix.png"
+    assert digits.get("/figures/confusion_matrix.png").content.startswith(b"\x89PNG")
     for hidden in ("config.json", "..%2fconfig.json", "none.png", "%2e%2e"):
-        assert digits.get(f"/pictures/{hidden}").status_code == 404
+        assert digits.get(f"/figures/{hidden}").status_code == 404
     for path, status in (("/nothing", 404), ("/predict", 405)):
         answer = digits.get(path)
         assert answer.status_code == status and "openapi" in answer.json()["error"]
@@ -284,7 +284,7 @@ def too_much(kind):
 
 def read_request(predictor, media, body):
     encoder = predictor.encoder
-    parts = serve_inputs.parts_of(encoder, media, body)
+    parts = serve_inputs.split_request(encoder, media, body)
     return join([serve_inputs.read_part(encoder, part) for part in parts])
 
 
@@ -324,7 +324,7 @@ def test_numbers_that_json_does_not_have(zoo, monkeypatch):
     predictor = Predictor(zoo("digits"), log=lambda _: None)
     values = {"class": "1", "probability": np.nan, "values": [np.inf, (-np.inf, 1.5, None)]}
     with TestClient(serve.app(predictor)) as client:
-        monkeypatch.setattr(predictor, "of_examples", lambda *_, draw: [("", values)] * 8)
+        monkeypatch.setattr(predictor, "answer_examples", lambda *_, draw: [("", values)] * 8)
         answer = client.post("/predict", content=odd_pictures()[0])
         assert answer.json()["answers"] == [
             {"class": "1", "probability": None, "values": [None, [None, 1.5, None]]}
@@ -348,11 +348,11 @@ def test_odd_files_in_a_run_folder(zoo, tmp_path):
 
     with client_of(tmp_path / "latest") as client:
         card = strictly(client.get("/card").text)
-        assert "curves.png" in card["pictures"] and card["test"]["accuracy"] > 0
-        assert client.get("/pictures/curves.png").status_code == 200
+        assert "curves.png" in card["figures"] and card["test"]["accuracy"] > 0
+        assert client.get("/figures/curves.png").status_code == 200
         for name in ("link", "inside", "gone", "folder", "pipe"):
-            assert f"{name}.png" not in card["pictures"]
-            answer = client.get(f"/pictures/{name}.png")
+            assert f"{name}.png" not in card["figures"]
+            answer = client.get(f"/figures/{name}.png")
             assert answer.status_code == 404 and "openapi" in answer.json()["error"]
         for text in (
             '{"test": {"accuracy": NaN, "loss": 1e999}, "baselines": {"a": {"loss": -Infinity}}}',
@@ -478,7 +478,7 @@ def test_a_server_that_stops_says_so(stuck):
         return await answer
 
     status, body = asyncio.run(go())
-    assert status == 503 and "stops" in json.loads(body)["error"]
+    assert status == 503 and "stopping" in json.loads(body)["error"]
 
 
 def test_bodies_share_the_memory(digits, stuck, monkeypatch):

@@ -51,7 +51,7 @@ class TestSources(SourceSuite):
         ]
         return Arrays(*parts, class_names=("no", "yes"))
 
-    def given(self, source, splits, folder):
+    def user_input(self, source, splits, folder):
         first = splits.examples["test"].take(slice(1))
         if isinstance(source, Text):
             return first.columns["inputs"][0]
@@ -68,7 +68,7 @@ class TestSources(SourceSuite):
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(folder / "x.png")
         return "x.png"
 
-    def missing(self, source):
+    def missing_file(self, source):
         if isinstance(source, Text):
             return None
         return "nowhere.npy" if isinstance(source, Arrays) else "nowhere.csv"

@@ -13,8 +13,8 @@ from dlflax.data import Text, download
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.run.find_learning_rate import find_learning_rate
-from dlflax.run.serialize import flat, to_json
-from dlflax.run.stand_in import with_stand_in
+from dlflax.run.serialize import flatten, to_json
+from dlflax.run.stand_in import apply_stand_in
 from dlflax.train import SGD, Cosine
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.tune import cli
@@ -33,7 +33,7 @@ def digits():
 
 
 def settings(config):
-    return flat(to_json(config))
+    return flatten(to_json(config))
 
 
 FLAGS = [
@@ -47,11 +47,11 @@ FLAGS = [
 @pytest.mark.parametrize("flags", FLAGS)
 def test_the_preset_of_the_stand_in_under_the_flags_given(flags, digits):
     said = []
-    config = with_stand_in(run.parse(EXPERIMENT, flags.split()), digits, said.append)
+    config = apply_stand_in(run.parse(EXPERIMENT, flags.split()), digits, said.append)
     preset = run.parse(EXPERIMENT, ["--preset", "digits", *flags.split()])
     assert settings(config) == settings(preset)
     assert len(said) == 1 and "\n" not in said[0] and config.stand_ins == {}
-    assert with_stand_in(config, digits, said.append) is not None and len(said) == 1
+    assert apply_stand_in(config, digits, said.append) is not None and len(said) == 1
 
 
 OTHERS = [
@@ -63,7 +63,7 @@ OTHERS = [
 @pytest.mark.parametrize("flags", OTHERS)
 def test_other_presets_and_architectures_stay(flags, digits):
     config, said = run.parse(EXPERIMENT, flags.split()), []
-    new = with_stand_in(config, digits, said.append)
+    new = apply_stand_in(config, digits, said.append)
     assert settings(new) == {**settings(config), "data.dataset": "digits"} and not said
 
 
@@ -71,20 +71,20 @@ def test_other_presets_and_architectures_stay(flags, digits):
 def test_data_that_were_asked_for_change_nothing(flags, digits):
     config = run.parse(EXPERIMENT, flags.split())
     asked = replace(digits, stands_in_for="")
-    assert with_stand_in(config, asked, print) is config
+    assert apply_stand_in(config, asked, print) is config
     elsewhere = replace(digits, stands_in_for="letters")  # a source of one's own
-    assert with_stand_in(config, elsewhere, print) is config
+    assert apply_stand_in(config, elsewhere, print) is config
     assert settings(config)["epochs"] == 5
     assert "digits" not in fashion_mnist.PRESETS
 
 
 def test_what_is_used_is_said_in_one_line(digits):
     said = []
-    with_stand_in(run.parse(EXPERIMENT, ["--epochs", "5", "--zoom", "0.3"]), digits, said.append)
+    apply_stand_in(run.parse(EXPERIMENT, ["--epochs", "5", "--zoom", "0.3"]), digits, said.append)
     assert said == [
-        "note: digits stand in for mnist, so what no flag says is that of --preset digits: "
+        "note: digits stand in for mnist, so defaults are those of --preset digits: "
         "schedule Cosine, augment Affine, learning_rate 0.002, warmup 0.05, translate 2.0, "
-        "rotate 10.0 (--preset default keeps that of mnist)"
+        "rotate 10.0 (--preset default has those of mnist)"
     ]
 
 
@@ -96,7 +96,7 @@ def test_a_flag_that_the_other_preset_lacks_is_no_error(digits):
     experiment = run.Experiment("m", module)
     config = run.parse(experiment, ["--optimizer.nesterov"])
     assert config.recipe.optimizer == SGD(nesterov=True) and config.stand_ins == {}
-    assert settings(with_stand_in(config, digits, print))["epochs"] == 5
+    assert settings(apply_stand_in(config, digits, print))["epochs"] == 5
     assert run.parse(experiment, ["--epochs", "5"]).stand_ins["digits"]["recipe"]
     with pytest.raises(InputError, match="no flag"):
         run.parse(experiment, ["--no-such", "1"])
@@ -165,7 +165,7 @@ def test_words_that_stand_in_for_reviews():
     dataset = Text().load(lambda sentence: None)
     assert (dataset.name, dataset.stands_in_for) == ("vader", "imdb_reviews")
     config = replace(mnist.DEFAULT, data=Text())
-    assert with_stand_in(config, dataset, print).data == Text("vader")
+    assert apply_stand_in(config, dataset, print).data == Text("vader")
     assert Text("vader").load(lambda sentence: None).stands_in_for == ""
 
 

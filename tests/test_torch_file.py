@@ -113,7 +113,7 @@ def test_nothing_is_run(tmp_path, form, monkeypatch):
             archive.writestr("model/data.pkl", content)
     else:
         path.write_bytes(b"".join(pickle.dumps(v, 2) for v in (MAGIC, 1001, {})) + content)
-    with pytest.raises(InputError, match="would run (posix|nt|os).mkdir, which is not read"):
+    with pytest.raises(InputError, match="would run (posix|nt|os).mkdir, which is not allowed"):
         read_state_dict(path)
     assert not (tmp_path / "run").exists()
 

@@ -145,7 +145,7 @@ def test_head_on_features_is_logistic_regression(pretrained):
     np.testing.assert_allclose(kernel[:, 1] - kernel[:, 0], theirs.coef_[0], rtol=0.01, atol=0.01)
     np.testing.assert_allclose(bias[1] - bias[0], theirs.intercept_[0], rtol=0.02)
     # and the whole network says of pictures what the head says of features
-    whole = start.with_backbone(fit.state)
+    whole = start.merge_backbone(fit.state)
     outputs = train.evaluate(RECIPE, whole, Hparams(), SPLITS.test)[1]
     np.testing.assert_allclose(
         outputs, train.evaluate(recipe, fit.state, Hparams(), start.splits.test)[1], atol=1e-5
@@ -215,7 +215,7 @@ def test_the_head_comes_first(pretrained):
         (
             dict(),
             replace(RECIPE, augment=(augment.MixUp(),)),
-            "--augment mixup, cutmix and mix have no",
+            "--augment mixup, cutmix and mix cannot",
         ),
         (dict(), replace(RECIPE, model=CNN()), "there are none for a CNN; use --weights none"),
     ],
@@ -367,4 +367,4 @@ def test_texts_are_batched_by_the_length_that_a_model_is_cut_to():
     lengths = [3, 30, 4, 32, 3]
     tokens = np.int32([[1] * n + [0] * (32 - n) for n in lengths])
     batches = list(features._batches([(str(i), i) for i in range(5)], tokens))
-    assert [[i for _, i in batch] for batch in batches] == [[0, 2, 4], [1, 3]]
+    assert [list(batch.values()) for batch in batches] == [[0, 2, 4], [1, 3]]

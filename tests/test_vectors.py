@@ -56,7 +56,7 @@ def test_an_embedding_begins_with_them(model):
 
 def test_what_they_do_not_fit():
     for model, sentence in (
-        (RNN(features=(4,), embedding=2), "3 numbers a word, and the model's embedding 2"),
+        (RNN(features=(4,), embedding=2), "3 dimensions, and the model's embedding 2"),
         (CNN(features=(4,)), "no field vocabulary"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -110,7 +110,7 @@ NAMES = [
 def answers_of(predictor, given):
     examples = given if isinstance(given, data.Examples) else predictor.encoder.parse(given)
     return [list(v.get("probabilities", {}).values()) or v["values"]
-            for _, v in predictor.of_examples(examples)]  # fmt: skip
+            for _, v in predictor.answer_examples(examples)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_row_of_a_table_has_one_answer(number, tmp_path, capsys):
         check([given] if isinstance(given, dict) else given, [5])
     body = json.dumps({"rows": [json.loads(line) for line in lines]}).encode()
     for kind, content in (("application/json", body), ("text/csv", path.read_bytes())):
-        (part,) = serve_inputs.parts_of(predictor.encoder, kind, content)
+        (part,) = serve_inputs.split_request(predictor.encoder, kind, content)
         check(serve_inputs.read_part(predictor.encoder, part), what=kind)
     with TestClient(serve.app(predictor)) as client:
         served = client.post("/predict", content=body, headers={"content-type": "application/json"})
@@ -252,13 +252,13 @@ def test_a_window_of_a_series_has_one_answer(kind, tmp_path, capsys):
         ways += ["s.parquet", frame.set_index("t"), frame.sample(frac=1, random_state=0)]
     for way in ways:
         examples = predictor.encoder.parse(way)
-        ((_, answer),) = predictor.of_examples(examples)
+        ((_, answer),) = predictor.answer_examples(examples)
         np.testing.assert_allclose(answer["forecast"], own["forecast"], rtol=1e-6)
     for media, content in (("application/json", json.dumps({"rows": rows}).encode()),
                            ("text/csv", path.read_bytes())):  # fmt: skip
-        (part,) = serve_inputs.parts_of(predictor.encoder, media, content)
+        (part,) = serve_inputs.split_request(predictor.encoder, media, content)
         examples = serve_inputs.read_part(predictor.encoder, part)
-        ((_, answer),) = predictor.of_examples(examples)
+        ((_, answer),) = predictor.answer_examples(examples)
         assert answer["forecast"] == pytest.approx(own["forecast"], rel=1e-6)
     file = export.export(predictor, log=lambda _: None)
     window = np.float64([values, beside]).T[None, -8:]
@@ -280,7 +280,7 @@ def test_a_text_has_one_answer(tmp_path):
             pl.Series("text", asked), frame["text"].astype(object)]  # fmt: skip
     for way in ways:
         np.testing.assert_allclose(answers_of(predictor, way), wanted, atol=1e-6)
-    (part,) = serve_inputs.parts_of(
+    (part,) = serve_inputs.split_request(
         predictor.encoder, "application/json", json.dumps({"texts": asked}).encode()
     )
     served = serve_inputs.read_part(predictor.encoder, part)
@@ -371,7 +371,7 @@ def test_what_unpacks_to_much_is_refused(monkeypatch):
     frame.to_parquet("a.parquet")
     frame[:3000].to_excel("a.xlsx")
     assert read_table(Path("a.parquet")) and read_table(Path("a.xlsx"))
-    monkeypatch.setattr("dlflax.data.raw_table.most_to_read", lambda: 150_000)
+    monkeypatch.setattr("dlflax.data.raw_table.max_file_bytes", lambda: 150_000)
     for name in ("a.parquet", "a.xlsx"):
         with pytest.raises(InputError, match="unpacked, it is larger than a quarter of the mem"):
             read_table(Path(name))

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dlflax.data.target import Target
 from dlflax.errors import InputError
-from dlflax.files import printable, read_bytes
+from dlflax.files import escape_controls, read_bytes
 
 
 class DiskArray:
@@ -56,7 +56,7 @@ class Examples:
     """Properties of the training files by which an encoder reads others, such as a delimiter."""
 
     def __post_init__(self):
-        object.__setattr__(self, "classes", tuple(map(printable, self.classes)))
+        object.__setattr__(self, "classes", tuple(map(escape_controls, self.classes)))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

@@ -22,7 +22,7 @@ from dlflax.data import download
 from dlflax.data.duplicates import repeated, small, without_duplicates
 from dlflax.data.folder_files import Found, shown, skipped
 from dlflax.errors import InputError
-from dlflax.files import ABANDONED, cache_folder, host_memory, read_bytes, replacing
+from dlflax.files import STALE_SECONDS, atomic_write, cache_folder, host_memory, read_bytes
 from dlflax.report.progress import progress_bar
 
 _VERSION = 3  # of the cache's format and of the decoding
@@ -59,14 +59,14 @@ def decoded(
         _tidy(home, version)
         if shutil.disk_usage(home).free < nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with replacing(pixels_path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(pixels_path) as temporary, open(temporary, "wb") as file:
             log(f"{what} (once: they are kept for the next start).")
             _write_header(file, count, size, dtype)
             table = decode(found, size, file.write, dtype)
             file.seek(0)
             _write_header(file, len(table["names"]), size, dtype)
         text = json.dumps(table)
-        with replacing(table_path) as temporary:  # the last, so what it is for is there
+        with atomic_write(table_path) as temporary:  # the last, so what it is for is there
             checksum = hashlib.sha256(text.encode()).hexdigest()
             temporary.write_text(f"{checksum}\n{text}", encoding="utf-8", newline="\n")
         if table["names"]:
@@ -116,7 +116,7 @@ def _tidy(home: Path, version: str) -> None:
     """Deletes what older stamps and killed processes left."""
     for path in home.iterdir():
         with contextlib.suppress(OSError):
-            abandoned = time.time() - path.stat().st_mtime > ABANDONED
+            abandoned = time.time() - path.stat().st_mtime > STALE_SECONDS
             if abandoned if path.suffix == ".tmp" else not path.name.startswith(version):
                 path.unlink()
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from dlflax.data import download
 from dlflax.errors import InputError
-from dlflax.files import printable
+from dlflax.files import escape_controls
 
 MAX_BYTES = 2**30  # of one file
 
@@ -244,7 +244,7 @@ def open_tfds(folder: Path) -> Found:
 def shown(name: str) -> str:
     """A file's name, `/` between folders, as text that is valid Unicode and printable."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return printable(text.replace(os.sep, "/"))
+    return escape_controls(text.replace(os.sep, "/"))
 
 
 def listed(names) -> str:

@@ -17,7 +17,7 @@ from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
 from dlflax.data.target_kind import encode_classes, infer_numbers, normalize_classes
 from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
-from dlflax.files import printable
+from dlflax.files import escape_controls
 
 FEWEST = 3  # pictures that a class or a label needs: one to train, validate and test on each
 SEPARATORS = "|;"  # a cell that has one of them has several labels
@@ -77,7 +77,7 @@ def read(
     file_column, names = _match_files(path, header, table, files, several, place, log)
     columns = _columns(path, header, file_column, target, group)
     by_group = f", groups by {group}" if group else ""
-    file_cells = [printable(row[header.index(file_column)]) for row in table]
+    file_cells = [escape_controls(row[header.index(file_column)]) for row in table]
     cell, name = next((cell, name) for cell, name in zip(file_cells, names, strict=True) if name)
     example = "" if cell == name else f" ({cell} is {name})"
     log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{example}{by_group}")
@@ -90,7 +90,9 @@ def read(
             many = "several pictures of this name" if several[cell] > 1 else "no such picture"
             report.append(skipped(cell, "no such picture", f"{many}: {line}"))
     rows = [row for row, name in enumerate(names) if name]
-    cells = {c: as_column([printable(row[header.index(c)]) for row in table]) for c in columns}
+    cells = {
+        c: as_column([escape_controls(row[header.index(c)]) for row in table]) for c in columns
+    }
     labelled = dataclasses.replace(source, columns=cells).take(np.array(rows))
     if not any(any(as_texts(column).to_pylist()) for column in labelled.columns.values()):
         raise InputError(f"--labels {path}: no picture of {place} has a label in it.")
@@ -159,7 +161,7 @@ def _match_files(path, header, table, files, several, place, log) -> tuple[str, 
     column = max(names_of, key=lambda column: sum(map(bool, names_of[column])))
     names, at = names_of[column], header.index(column)
     rows = zip(table, names, exact.get(column, [None] * len(table)), strict=True)
-    if other_case := [(printable(row[at]), a) for row, a, b in rows if a and not b]:
+    if other_case := [(escape_controls(row[at]), a) for row, a, b in rows if a and not b]:
         log(f"{len(other_case):,} names in {path.name} differ from the files' in letter case, such "
             f"as {' for '.join(other_case[0])}.")  # fmt: skip
     return column, names
@@ -184,7 +186,7 @@ def _names_of(header, table, files, fold=str) -> dict[str, list[str | None]]:
     roots = [fold(shown(path)).split("/") for path in roots]
 
     def find(cell):
-        parts = fold(printable(cell)).replace("\\", "/").split("/")
+        parts = fold(escape_controls(cell)).replace("\\", "/").split("/")
         absolute = parts[0] in ("", "~") or ":" in parts[0]
         elsewhere = absolute and not os.path.exists(cell)  # a path of another computer
         parts = [part for part in parts if part not in ("", ".", "..")]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dlflax.data import download
 from dlflax.errors import InputError
-from dlflax.files import opened
+from dlflax.files import open_regular_file
 
 
 def in_cache(repository: str, name: str) -> Path | None:
@@ -57,7 +57,7 @@ def downloaded(
 def sha256_of(path: Path) -> str:
     """Of a file's content. InputError where it cannot be read."""
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error

@@ -92,7 +92,7 @@ def read_bytes(path: Path) -> bytes:
                 "or drop .gz from the name if the file is already unpacked."
             )
         return data
-    most = files.most_to_read()  # a bomb unpacks to anything
+    most = files.max_file_bytes()  # a bomb unpacks to anything
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             content = file.read(most + 1)

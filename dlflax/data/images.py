@@ -19,7 +19,7 @@ from dlflax.data.image_encoder import ImageEncoder
 from dlflax.data.splits import Given
 from dlflax.data.target import Classes
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, replacing
+from dlflax.files import atomic_write, cache_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
@@ -243,7 +243,7 @@ def _cached(name, files, cache_dir, log, read) -> Dataset:
     arrays |= {key: np.array(getattr(data, key)) for key in ("name", "source", "checksum")}
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, stamp=np.array(stamp), class_names=np.array(data.class_names), **arrays)
     except OSError as error:
         log(f"The decoded images cannot be kept in {cache_dir} ({error.strerror or error}).")

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.errors import InputError
-from dlflax.files import opened
+from dlflax.files import open_regular_file
 
 
 def read_npy(path: Path) -> np.ndarray:
     """Returns the array of a .npy file, memory-mapped. Raises InputError for any other file."""
     try:
-        with opened(path):  # np.load would wait for a pipe
+        with open_regular_file(path):  # np.load would wait for a pipe
             return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or "not an array of NumPy"

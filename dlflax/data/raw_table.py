@@ -26,7 +26,7 @@ from dlflax.data.delimited import Log
 from dlflax.data.encoder import TooMuch, Upload, is_frame, is_series, take_rows, unpack_hub
 from dlflax.data.target import level_key
 from dlflax.errors import InputError
-from dlflax.files import most_to_read, printable, read_bytes
+from dlflax.files import escape_controls, max_file_bytes, read_bytes
 
 ENDINGS = re.compile(
     r"\.(?:(?P<arrow>parquet|pq|feather|arrow|ipc)|(?P<sheet>xlsx|xlsm|xlsb|xls|ods)"
@@ -132,7 +132,7 @@ def _table(
     """Returns the table, without empty columns that have no name. lines: of the rows in a file."""
     by_name: dict[str, Any] = {}
     for i, (name, column) in enumerate(zip(header, columns, strict=True), 1):
-        name = printable(name.strip())
+        name = escape_controls(name.strip())
         if not name:
             if not pc.any(pc.not_equal(as_texts(column), "")).as_py():
                 log(f"{place}: column {i} has no name and no cells: dropped.")
@@ -147,7 +147,7 @@ def _table(
 
 
 def _check_size(size: int) -> None:
-    if size > most_to_read():
+    if size > max_file_bytes():
         raise ValueError("unpacked, it is larger than a quarter of the memory")
 
 
@@ -162,7 +162,7 @@ def _read_file(given: Path | Upload, usual: str, log: Log, noun: str) -> RawTabl
         content = given.content if isinstance(given, Upload) else read_bytes(path)
         if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(content)) as file:
-                content = file.read(most_to_read() + 1)
+                content = file.read(max_file_bytes() + 1)
             _check_size(len(content))
         if kind == "arrow":
             return _from_arrow(_read_arrow(content), str(path), log)

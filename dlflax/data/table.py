@@ -28,7 +28,7 @@ from dlflax.data.table_encoder import Dropped, TableEncoder
 from dlflax.data.target import Classes, Numbers, level_key
 from dlflax.data.times import DATES, TimeFormat, infer_times
 from dlflax.errors import InputError
-from dlflax.files import many
+from dlflax.files import pluralize
 
 BUNDLED = ("breast_cancer", "diabetes", "wine")  # scikit-learn's
 MIN_CLASS_ROWS = 3  # one to train, one to validate, one to test on
@@ -157,17 +157,18 @@ class Table(Source):
                 )
             if not keep.all():
                 shown = f" ({', '.join(sorted(set(words))[:5])})" if words else ""
-                log(f"{many((~keep).sum(), 'rows', 'have')} no {target}{shown}: dropped.")
+                log(f"{pluralize((~keep).sum(), 'rows', 'have')} no {target}{shown}: dropped.")
             if not keep.any():
                 raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             return table.take(keep), values[keep], ()
         cells = target_kind.normalize_classes(table.columns[target])
         if (empty := cells == "").any():
-            log(f"{many(empty.sum(), 'rows', 'have')} no {target}: dropped.")
+            log(f"{pluralize(empty.sum(), 'rows', 'have')} no {target}: dropped.")
             table, cells = table.take(~empty), cells[~empty]
         for name in sorted(cell for cell in set(cells.tolist()) if cell.lower() in MISSING):
-            log(f"{target}: {many((cells == name).sum(), 'rows', 'have')} {name!r}, which is a "
-                "class here: empty these cells if they are missing.")  # fmt: skip
+            rows = pluralize((cells == name).sum(), "rows", "have")
+            log(f"{target}: {rows} {name!r}, which is a class here: empty these cells if they are "
+                "missing.")  # fmt: skip
         classes, values, keep = target_kind.encode_classes(cells, MIN_CLASS_ROWS, "rows", log)
         return table.take(keep), values, classes
 
@@ -186,7 +187,7 @@ class Table(Source):
         if dropped:
             shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
             more = f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
-            log(f"{many(len(dropped), 'columns', 'are')} dropped: {shown}{more}.")
+            log(f"{pluralize(len(dropped), 'columns', 'are')} dropped: {shown}{more}.")
         name = style["target"]
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
 from dlflax.errors import InputError
-from dlflax.files import printable
+from dlflax.files import escape_controls
 
 UNKNOWN = -1  # the number of a class without training examples
 BOOLEANS = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
@@ -83,7 +83,7 @@ class Classes(Target):
 
     def numbers(self, names: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Returns the class number of each name, UNKNOWN for any other name."""
-        return match_levels(list(map(printable, names)), self.names)
+        return match_levels(list(map(escape_controls, names)), self.names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dlflax.data.numbers import MISSING, NumberFormat, column_numbers, require_n
 from dlflax.data.raw_table import RawTable, as_texts
 from dlflax.data.target import is_integer, level_key
 from dlflax.errors import InputError
-from dlflax.files import many
+from dlflax.files import pluralize
 
 MAX_DROPPED = 0.1  # share of examples that may be dropped, else the target is refused
 MAX_CLASSES = 20  # integers with more different values are numbers
@@ -97,6 +97,6 @@ def encode_classes(
             "remove them."
         )
     if rare:
-        log(f"{many((~keep).sum(), noun, 'are')} of a class with fewer than {fewest} {noun} ("
+        log(f"{pluralize((~keep).sum(), noun, 'are')} of a class with fewer than {fewest} {noun} ("
             f"{', '.join(rare[:5])}): dropped.")  # fmt: skip
     return names, codes[keep], keep

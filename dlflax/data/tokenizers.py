@@ -11,7 +11,7 @@ import numpy as np
 
 from dlflax.data import download, hub
 from dlflax.errors import InputError
-from dlflax.files import MOST_JSON, read_bytes
+from dlflax.files import MAX_JSON_BYTES, read_bytes
 
 PAD, UNK = 0, 1
 SPECIAL_TOKENS = ["[PAD]", "[UNK]"]
@@ -45,7 +45,7 @@ def published(name: str, log: Callable[[str], None] = print) -> str:
                 f"{FILE}, and there is no such file."
             )
     try:
-        text = read_bytes(path, MOST_JSON).decode("utf-8")
+        text = read_bytes(path, MAX_JSON_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a tokenizer ({error}).") from error
     return of_json(text, str(path)).to_str()

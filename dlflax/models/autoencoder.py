@@ -1,5 +1,6 @@
 """The autoencoder: plain, denoising and variational."""
 
+import math
 from typing import Annotated
 
 import flax.linen as nn
@@ -14,26 +15,25 @@ from dlflax.shapes import AnyArray
 
 
 class Autoencoder(nn.Module):
-    """Dense layers down to a short code, and the same widths up again.
+    """Dense encoder to a latent code, and a decoder of the same widths in reverse.
 
     The defaults have 2,690,864 parameters on 28x28x1.
 
-    Call: inputs (n, *shape) float in 0..1 -> reconstruction (n, *shape). `encode` gives the code
-    (n, code), `decode` goes back. `dropout`, which may be traced, acts after the hidden layers.
+    Call: inputs (n, *shape) float in 0..1 -> reconstruction (n, *shape). `encode` returns the code
+    (n, code), `decode` inverts it. `dropout`, which may be traced, acts after the hidden layers.
 
-    variational (Kingma and Welling 2014): the encoder gives mean and log variance of a normal
-    distribution, of which training draws a sample; the KL divergence from the standard normal
-    distribution, in nats (n,), goes into the collection "losses", divided by the number of input
-    values, as the squared error is. Otherwise the mean is the code.
+    variational (Kingma and Welling 2014): the encoder returns mean and log variance of a normal
+    distribution, from which training samples; outside of training the mean is the code. The KL
+    divergence from the standard normal distribution, in nats (n,), is sown into the collection
+    "losses", divided by the number of input values, as the squared error is.
     """
 
     features: tuple[int, ...] = (1024, 512)
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""
     code: int = 32
-    """Numbers that a picture is squeezed into."""
+    """Latent dimension."""
     variational: bool = False
-    """Codes are drawn from a learnt distribution (--hparams.kl-weight), so that new pictures can be
-    drawn."""
+    """Sample codes from a learned distribution (--hparams.kl-weight), to generate new images."""
     activation: Activation = "gelu"
     """Activation of every hidden layer."""
     shape: Annotated[tuple[int, ...], tyro.conf.Suppress] = (28, 28, 1)  # the data decides
@@ -43,21 +43,18 @@ class Autoencoder(nn.Module):
             raise InputError(
                 f"--model.features {self.features} and --model.code {self.code} must be 1 or more."
             )
-        size = 1
-        for side in self.shape:
-            size *= side
         self.down = [nn.Dense(f) for f in self.features]
         self.bottleneck = nn.Dense(self.code * (2 if self.variational else 1))
         self.up = [nn.Dense(f) for f in reversed(self.features)]
-        self.pixels = nn.Dense(size)
+        self.pixels = nn.Dense(math.prod(self.shape))
         self.drop = Dropout()
 
     def encode(self, x):
-        """(n, *shape) -> the code (n, code)."""
+        """Returns the code (n, code) of inputs (n, *shape)."""
         return self._encode(x, False, 0.0)[:, : self.code]
 
     def decode(self, code, train: bool = False, dropout=0.0):
-        """(n, code) -> (n, *shape), in 0..1."""
+        """Returns reconstructions (n, *shape) in 0..1 of codes (n, code)."""
         x, act = code, activation(self.activation)
         for layer in self.up:
             x = self.drop(act(layer(x)), dropout, train)

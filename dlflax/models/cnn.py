@@ -25,26 +25,26 @@ class CNN(nn.Module):
     The defaults are the classic MNIST network: conv 32, ReLU, max-pool, dense 64, dense 10;
     402,442 parameters on 28x28x1.
 
-    Call: inputs (n, h, w, c) float -> logits (n, num_outputs). `dropout` is the rate in [0, 1), a
-    number that may be traced; it needs the "dropout" random stream when `train`.
+    Call: inputs (n, h, w, c) float -> logits (n, num_outputs). `dropout` is the rate in [0, 1),
+    which may be traced; training needs the "dropout" random stream.
     """
 
     features: tuple[int, ...] = (32,)
-    """Width of each stage; every stage halves the picture."""
+    """Width of each stage; every stage halves the image size."""
     depth: int = 1
-    """Convolutions a stage."""
+    """Convolutions per stage."""
     dense: tuple[int, ...] = (64,)
     """Widths of the hidden dense layers."""
     kernel_size: int = 3
     """Side of the convolution kernels, in pixels."""
     padding: Padding = "same"
-    """same: a convolution keeps the size, with zeros around the picture; valid: no zeros."""
+    """same: zero padding, which preserves the image size; valid: no padding."""
     activation: Activation = "relu"
     """Activation of every hidden layer."""
     dropout_on: Literal["dense", "all"] = "dense"
     """Dropout (--hparams.dropout) after the hidden dense layers, or after the stages too."""
     formulation: Formulation = "auto"
-    """Convolutions as matrix products (fast on CPU), lax.conv (GPU, TPU), or by platform."""
+    """Convolutions as matrix products (fast on a CPU), lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""A dense layer whose products suit the platform."""
+"""Dense layer with matrix products by platform."""
 
 import flax.linen as nn
 import jax
@@ -8,12 +8,12 @@ from dlflax.models.platform import on_cpu
 
 
 class Dense(nn.Module):
-    """`nn.Dense`: the same parameters, initial values and outputs. x (..., c) float -> (...,
-    features).
+    """Dense layer with the parameters, initial values and outputs of `nn.Dense`. x (..., c) float
+    -> (..., features).
 
-    On a CPU kernels in bfloat16 (--compute-dtype bfloat16) give float32: a CPU with instructions
-    for bfloat16 multiplies such numbers, and adds their products in float32, twice as fast as
-    float32, but is slow at anything else in bfloat16.
+    On a CPU a bfloat16 kernel (--compute-dtype bfloat16) gives float32 outputs. A CPU with bfloat16
+    instructions multiplies in bfloat16 and adds in float32, twice as fast as float32 alone, but is
+    slow at anything else in bfloat16.
     """
 
     features: int
@@ -23,7 +23,7 @@ class Dense(nn.Module):
     def __call__(self, x):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        # one matrix of all rows: XLA:CPU would transpose anything else for the kernel's gradient
+        # one matrix: XLA:CPU would transpose a higher rank for the kernel's gradient
         rows = x.reshape(-1, x.shape[-1])
         multiply = product if kernel.dtype == jnp.bfloat16 and on_cpu() else jnp.matmul
         y = multiply(rows, kernel)
@@ -34,13 +34,13 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def product(x, kernel):
-    """x (n, c) float32 or bfloat16, rounded to bfloat16, by kernel (c, d) bfloat16 -> float32
-    (n, d). So are its gradients, but for the kernel's, which XLA:CPU is faster at in float32."""
+    """Multiplies x (n, c), rounded to bfloat16, by the bfloat16 kernel (c, d) -> float32 (n, d).
+    The kernel's gradient is a float32 product, which is faster on XLA:CPU."""
     return _product(x, kernel, (1, 0))
 
 
-def _product(a, b, contracted):
-    dims = tuple((each,) for each in contracted), ((), ())
+def _product(a, b, axes):
+    dims = (axes[:1], axes[1:]), ((), ())
     a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
@@ -49,10 +49,10 @@ def _forward(x, kernel):
     return product(x, kernel), (x, kernel)
 
 
-def _backward(saved, gradient):
-    x, kernel = saved
-    of_kernel = x.astype(jnp.float32).T @ gradient
-    return _product(gradient, kernel, (1, 1)).astype(x.dtype), of_kernel.astype(kernel.dtype)
+def _backward(residuals, dy):
+    x, kernel = residuals
+    dkernel = x.astype(jnp.float32).T @ dy
+    return _product(dy, kernel, (1, 1)).astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
 product.defvjp(_forward, _backward)

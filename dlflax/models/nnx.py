@@ -1,4 +1,4 @@
-"""Flax NNX modules as models. flax.nnx is imported where it is used: start-up time counts."""
+"""Flax NNX modules as models. flax.nnx is imported where it is used, to start up faster."""
 
 import inspect
 import typing
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def from_nnx(module: "type[nnx.Module]") -> type[nn.Module]:
-    """Returns an NNX module class as a Linen one of the same name, for a Recipe: a decorator.
+    """Converts an NNX module class to a Linen class of the same name, for a Recipe: a decorator.
 
-    Its fields are the arguments of the module's `__init__` but `rngs`. Its call gives the module's
-    `__call__` the inputs, and `train` and the numbers of Hparams where it has arguments of these
-    names. Layers that differ in training, such as BatchNorm and Dropout, follow `train`.
+    The class's fields are the arguments of `__init__` without `rngs`. The module's `__call__` gets
+    the inputs, and `train` and Hparams where it has arguments of these names. Layers that differ
+    in training, such as BatchNorm and Dropout, are in the mode of `train`.
     """
     parameters = inspect.signature(module.__init__).parameters.values()
     fields = [p for p in parameters if p.name not in ("self", "rngs")]
@@ -23,11 +23,11 @@ def from_nnx(module: "type[nnx.Module]") -> type[nn.Module]:
     arguments = inspect.signature(module.__call__).parameters
 
     @nn.compact
-    def __call__(self, x, *, train: bool = False, **numbers):
-        def apply(bound, x):
-            bound.train() if train else bound.eval()
-            options = {name: value for name, value in numbers.items() if name in arguments}
-            return bound(x, **options, **({"train": train} if "train" in arguments else {}))
+    def __call__(self, x, *, train: bool = False, **hparams):
+        def apply(instance, x):
+            instance.train() if train else instance.eval()
+            options = {"train": train, **hparams}
+            return instance(x, **{name: options[name] for name in options if name in arguments})
 
         from flax.nnx.bridge import ToLinen
 

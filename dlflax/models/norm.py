@@ -1,5 +1,7 @@
-"""Batch normalization with hand-written sums and gradient: on a CPU three to five times as fast as
-`flax.linen.BatchNorm`, whose sums XLA:CPU (jax 0.10.1) computes as slow window reductions."""
+"""Batch normalization with a custom gradient, three to five times as fast as Flax's on a CPU.
+
+XLA:CPU (jax 0.10.1) computes the sums of `flax.linen.BatchNorm` as slow window reductions.
+"""
 
 import contextlib
 import functools
@@ -17,8 +19,8 @@ class BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy 2015) over all axes but the last.
 
     Parameters, the collection "batch_stats" and results are those of `flax.linen.BatchNorm`. Call:
-    x (n, ..., c) float -> the same shape and dtype; statistics are computed in float32. With
-    `use_running_average` by the running statistics, which then stay as they are.
+    x (n, ..., c) float -> the same shape and dtype; statistics are float32. `use_running_average`
+    normalizes by the running statistics, without an update.
     """
 
     momentum: float = 0.99
@@ -32,23 +34,23 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, c)
         bias = self.param("bias", nn.initializers.zeros, c)
         if use_running_average:
-            return _scaled(x, mean.value, lax.rsqrt(var.value + self.epsilon) * scale, bias)
-        normalize = _normalized if on_cpu() else _plain
-        y, *found = normalize(x, scale, bias, self.epsilon)
+            return _normalize(x, mean.value, lax.rsqrt(var.value + self.epsilon) * scale, bias)
+        normalize = _batch_norm_cpu if on_cpu() else _batch_norm
+        y, *statistics = normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
-            for running, new in zip((mean, var), lax.stop_gradient(found), strict=True):
+            for running, new in zip((mean, var), lax.stop_gradient(statistics), strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
         return y
 
 
-def frozen_norms(trainable: str):
-    """A context in which every BatchNorm (this one, Flax's) whose parameters do not match the
-    regular expression normalizes by its running statistics and leaves them alone, in training too.
-    "" freezes none."""
+def freeze_norms(trainable: str):
+    """Returns a context in which frozen BatchNorms normalize by their running statistics, without
+    an update. A BatchNorm (this one or Flax's) is frozen if its parameters do not match the regular
+    expression `trainable`; "" freezes none."""
     if not trainable:
         return contextlib.nullcontext()
 
-    def call(next_call, args, kwargs, context):
+    def intercept(next_call, args, kwargs, context):
         module = context.module
         if isinstance(module, (nn.BatchNorm, BatchNorm)) and context.method_name == "__call__":
             path = "/".join((*module.path, "scale"))
@@ -56,74 +58,68 @@ def frozen_norms(trainable: str):
                 kwargs = {**kwargs, "use_running_average": True}
         return next_call(*args, **kwargs)
 
-    return nn.intercept_methods(call)
+    return nn.intercept_methods(intercept)
 
 
-def _along(numbers, x):
-    """(c,) in the rank of x (n, ..., c)."""
-    return numbers.reshape((1,) * (x.ndim - 1) + (-1,))
+def _broadcast(vector, x):
+    """Reshapes (c,) to the rank of x (n, ..., c)."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _scaled(x, mean, factor, bias):
-    y = (x - _along(mean, x)) * _along(factor, x) + _along(bias, x)
+def _normalize(x, mean, factor, bias):
+    y = (x - _broadcast(mean, x)) * _broadcast(factor, x) + _broadcast(bias, x)
     return y.astype(x.dtype)
 
 
-def _plain(x, scale, bias, epsilon):
-    """(y, mean (c,), variance (c,)), as XLA differentiates it."""
+def _batch_norm(x, scale, bias, epsilon):
+    """Returns (y, mean (c,), variance (c,)), with XLA's own gradient."""
     axes, x32 = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
-    return _of_sums(x, x32.sum(axes), jnp.square(x32).sum(axes), scale, bias, epsilon)
+    return _from_sums(x, x32.sum(axes), jnp.square(x32).sum(axes), scale, bias, epsilon)
 
 
-def _of_sums(x, total, squares, scale, bias, epsilon):
+def _from_sums(x, total, squares, scale, bias, epsilon):
     n = x.size // x.shape[-1]
     mean = total / n
     var = jnp.maximum(squares / n - jnp.square(mean), 0.0)
-    return _scaled(x, mean, lax.rsqrt(var + epsilon) * scale, bias), mean, var
+    return _normalize(x, mean, lax.rsqrt(var + epsilon) * scale, bias), mean, var
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalized(x, scale, bias, epsilon):
-    """`_plain`, with sums that XLA:CPU is fast at. Mean and variance have no gradient."""
+def _batch_norm_cpu(x, scale, bias, epsilon):
+    """`_batch_norm` with fast sums on XLA:CPU. Mean and variance have no gradient."""
     return _forward(x, scale, bias, epsilon)[0]
 
 
 def _forward(x, scale, bias, epsilon):
-    y, mean, var = _of_sums(x, *_sums(x, x), scale, bias, epsilon)
+    y, mean, var = _from_sums(x, *_sums(x, x), scale, bias, epsilon)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
 def _backward(epsilon, residuals, cotangents):
     x, scale, bias, mean, var = residuals
     dy, n, inverse = cotangents[0], x.size // x.shape[-1], lax.rsqrt(var + epsilon)
-    centred = x - _along(mean, x)
-    total, products = _sums(dy, centred)
+    centred = x - _broadcast(mean, x)
+    dbias, products = _sums(dy, centred)
     dscale = products * inverse
-    of_dy, of_x = _along(scale * inverse, x), _along(scale * inverse**2 * dscale / n, x)
-    dx = (dy - _along(total / n, x)) * of_dy - centred * of_x
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), total.astype(bias.dtype)
+    factor = _broadcast(scale * inverse**2 * dscale / n, x)
+    dx = (dy - _broadcast(dbias / n, x)) * _broadcast(scale * inverse, x) - centred * factor
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-_normalized.defvjp(_forward, _backward)
+_batch_norm_cpu.defvjp(_forward, _backward)
 
 
 def _sums(a, b):
-    """Sums of a and of a * b, (n, ..., c) each, over all axes but the last: float32 (c,) each. At
-    most 32 rows at a time: for more, XLA:CPU takes `reduce_window`, which computes on one core."""
+    """Sums a and a * b, (n, ..., c) each, over all axes but the last -> float32 (c,) each."""
     n, c = a.shape[0], a.shape[-1]
-    a, b = (each.reshape(n, -1, c).astype(jnp.float32) for each in (a, b))
-    rows = next(rows for rows in range(32, 0, -1) if a.shape[1] % rows == 0)
-    a, b = (each.reshape(n, -1, rows, c) for each in (a, b))
-    return [each.sum((0, 1)) for each in sums([a, a * b], 2)]
+    # at most 32 rows: for more, XLA:CPU uses `reduce_window`, which runs on one core
+    rows = next(rows for rows in range(32, 0, -1) if a.size // (n * c) % rows == 0)
+    a, b = (x.astype(jnp.float32).reshape(n, -1, rows, c) for x in (a, b))
+    return [total.sum((0, 1)) for total in fused_sums([a, a * b], 2)]
 
 
-def sums(arrays, axis: int):
-    """The sum of each of the arrays, of one shape, along the axis, in one pass over memory, in
-    float32."""
-    arrays = [each.astype(jnp.float32) for each in arrays]
+def fused_sums(arrays, axis: int):
+    """Sums arrays of one shape along the axis, in float32 and in one pass over memory."""
+    arrays = [array.astype(jnp.float32) for array in arrays]
     zeros = [jnp.zeros((), jnp.float32)] * len(arrays)
-
-    def add(left, right):
-        return [one + other for one, other in zip(left, right, strict=True)]
-
-    return lax.reduce(arrays, zeros, add, (axis,))
+    return lax.reduce(arrays, zeros, lambda a, b: list(map(jnp.add, a, b)), (axis,))

@@ -1,4 +1,4 @@
-"""Which formulation of an operation suits the platform it is traced for."""
+"""Platform of the traced program, which selects the algorithms of operations."""
 
 import contextlib
 import contextvars
@@ -9,19 +9,19 @@ _portable = contextvars.ContextVar("portable", default=False)
 
 
 def on_cpu() -> bool:
-    """Whether operations are to be formulated in the way that suits XLA:CPU."""
+    """True if operations use the algorithms for XLA:CPU."""
     return jax.default_backend() == "cpu" and not is_portable()
 
 
 def is_portable() -> bool:
-    """Whether this is traced inside `portable`."""
+    """True if `portable` is active."""
     return _portable.get()
 
 
 @contextlib.contextmanager
 def portable():
-    """What is traced inside uses only operations that other formats and other platforms have, on a
-    batch of any size, and computes the same: for `run.export`."""
+    """Restricts traced programs to operations of every export format and platform, on a batch of
+    any size, with the same results (`run.export`)."""
     token = _portable.set(True)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Protocols of abilities that a model may have besides its call.
+"""Protocols of optional abilities of a model.
 
-A model that has the methods and fields of one is one, without inheriting from it.
+A model with the methods and fields of a protocol implements it, without inheritance.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ import jax
 
 @runtime_checkable
 class Encoding(Protocol):
-    """A model with codes, such as an autoencoder: they are predicted, exported and probed."""
+    """A model with latent codes, such as an autoencoder. Codes are predicted, exported, probed."""
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Returns the codes, float32 (n, k), of inputs float32 (n, ...)."""
@@ -18,7 +18,7 @@ class Encoding(Protocol):
 
 @runtime_checkable
 class Decoding(Protocol):
-    """An encoding model whose codes become inputs again: new ones are drawn."""
+    """A model that decodes latent codes, and so generates new inputs."""
 
     def decode(self, code: jax.Array) -> jax.Array:
         """Returns inputs float32 (n, ...) of codes float32 (n, k)."""
@@ -26,43 +26,43 @@ class Decoding(Protocol):
 
 @runtime_checkable
 class Variational(Protocol):
-    """A decoding model that may be trained towards codes with a standard normal distribution."""
+    """A decoding model whose codes may have a standard normal prior."""
 
     variational: bool
-    """True if it is: new codes are then drawn from that distribution."""
+    """True if codes have the prior, from which new codes are then sampled."""
 
 
 @runtime_checkable
 class CuttingBatches(Protocol):
-    """A model that is trained on batches cut to their content, such as texts without padding."""
+    """A model trained on batches truncated to their content, such as texts without padding."""
 
     def cuts(self, inputs: jax.Array) -> tuple[jax.Array, list[jax.Array]] | None:
-        """Returns the index of the cut to be taken, int32 (), and all cuts of the inputs; None
-        where they are not to be cut. Traced."""
+        """Returns (index of the batch to use, int32 (); all truncated batches), or None for the
+        full batch. Traced."""
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A model that starts from pretrained weights."""
+    """A model with pretrained weights."""
 
     LAST_BLOCKS: str
     """Regular expression of the parameters that --finetune last-blocks trains."""
 
     def features(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the features, float32 (n, d), that its last layer is given."""
+        """Returns the features, float32 (n, d): the inputs of the last layer."""
 
 
 @runtime_checkable
 class ReadingTokens(Protocol):
-    """A model of texts."""
+    """A model of token ids."""
 
     vocabulary: int
-    """Number of different tokens."""
+    """Vocabulary size."""
 
 
 @runtime_checkable
 class Convolving(Protocol):
-    """A model whose convolutions are computed as its platform does best."""
+    """A model with convolutions, whose algorithms depend on the platform."""
 
     formulation: Any
-    """The way that is chosen: `models.convolution`."""
+    """Selection of the algorithms, see `models.layers.Conv`."""

@@ -1,4 +1,4 @@
-"""The recurrent classifier and forecaster: simple, GRU and LSTM cells."""
+"""Recurrent networks with simple, GRU or LSTM cells."""
 
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ class Recurrent(nn.Module):
     """One recurrent layer in one direction.
 
     x (n, t, c), mask bool (n, t) or None -> (outputs (n, t, features), last state (n, features)).
-    A masked step leaves the state as it is, so padding at either end changes nothing.
+    A masked step does not update the state, so padding at either end has no effect.
 
     The cells, their parameters and the order of the gates are those of Keras 3: LSTM (Hochreiter
     and Schmidhuber 1997; input, forget, cell, output; forget bias 1), GRU (Cho et al. 2014; update,
@@ -38,16 +38,16 @@ class Recurrent(nn.Module):
         f, width = self.features, GATES[self.cell] * self.features
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (x.shape[-1], width))
         recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), (f, width))
-        bias = self.param("bias", _forget_one if self.cell == "lstm" else _zeros, (width,))
+        bias = self.param("bias", _lstm_bias if self.cell == "lstm" else _zeros, (width,))
         hidden_bias = self.param("recurrent_bias", _zeros, (width,)) if self.cell == "gru" else None
 
-        # the input's share of all steps is one matrix product; only the state's is in the scan
+        # the product with the inputs of all steps is outside of the scan
         inputs = jnp.swapaxes(x @ kernel + bias.reshape(1, 1, -1), 0, 1)
         steps = None if mask is None else jnp.swapaxes(mask, 0, 1)[:, :, None]
         zero = jnp.zeros((x.shape[0], f), inputs.dtype)
 
-        def step(carry, at):
-            inputs, valid = at
+        def step(carry, xs):
+            inputs, valid = xs
             h = carry[0]
             hidden = h @ recurrent
             if self.cell == "simple":
@@ -71,19 +71,18 @@ class Recurrent(nn.Module):
         return jnp.swapaxes(outputs, 0, 1), last
 
 
-def _scan(step, start, along, reverse):
-    """`lax.scan`; ONNX has none in reverse."""
-    turned = reverse and is_portable()
-    if turned:
-        along = jax.tree.map(lambda x: jnp.flip(x, 0), along)
-    last, outputs = lax.scan(step, start, along, reverse=reverse and not turned)
-    return last, jnp.flip(outputs, 0) if turned else outputs
+def _scan(step, init, xs, reverse):
+    """`lax.scan`, which flips arrays if portable: ONNX has no reverse scan."""
+    if not (reverse and is_portable()):
+        return lax.scan(step, init, xs, reverse=reverse)
+    last, outputs = lax.scan(step, init, jax.tree.map(lambda x: jnp.flip(x, 0), xs))
+    return last, jnp.flip(outputs, 0)
 
 
 _zeros = nn.initializers.zeros
 
 
-def _forget_one(key, shape, dtype=jnp.float32):
+def _lstm_bias(key, shape, dtype=jnp.float32):
     f = shape[0] // 4
     return jnp.zeros(shape, dtype).at[f : 2 * f].set(1)
 
@@ -91,23 +90,23 @@ def _forget_one(key, shape, dtype=jnp.float32):
 class RNN(nn.Module):
     """Recurrent layers, then a dense one.
 
-    Call: inputs (n, t, c) float, pictures (n, h, w, c) float whose rows are the steps, or with a
-    `vocabulary` tokens (n, t) int, where 0 is padding -> outputs (n, num_outputs). `dropout`, which
+    Call: inputs (n, t, c) float, images (n, h, w, c) float whose rows are the steps, or with a
+    `vocabulary` token ids (n, t) int, 0 for padding -> outputs (n, num_outputs). `dropout`, which
     may be traced, acts on the embedded inputs and between the layers.
 
-    The defaults have 81,674 parameters on 28x28x1: an LSTM of 128 that reads a picture row by row.
+    The defaults have 81,674 parameters on 28x28x1: an LSTM of 128 over the rows of an image.
     """
 
     cell: Cell = "lstm"
-    """Kind of recurrent cell."""
+    """Type of recurrent cell."""
     features: tuple[int, ...] = (128,)
     """Width of each recurrent layer."""
     bidirectional: bool = False
-    """Read in both directions, side by side (Schuster and Paliwal 1997)."""
+    """Concatenate a forward and a backward layer (Schuster and Paliwal 1997)."""
     pooling: Literal["last", "mean", "max"] = "last"
-    """The input of the dense layer: the last state, or the mean or maximum over the steps."""
+    """Input of the dense layer: the last state, or the mean or maximum over the steps."""
     embedding: int = 64
-    """Width of the token embedding, for texts."""
+    """Embedding dimension of tokens."""
     vocabulary: Annotated[int, tyro.conf.Suppress] = 0  # the data decides
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10
 
@@ -129,12 +128,11 @@ class RNN(nn.Module):
         for i, features in enumerate(self.features):
             if i:
                 x = Dropout()(x, dropout, train)
-            ways = ("forward", "backward") if self.bidirectional else ("forward",)
-            layers = [
-                Recurrent(features, self.cell, way == "backward", name=f"{way}{i + 1}")(x, mask)
-                for way in ways
-            ]
-            x, last = (jnp.concatenate(parts, -1) for parts in zip(*layers, strict=True))
+            layers = [Recurrent(features, self.cell, name=f"forward{i + 1}")]
+            if self.bidirectional:
+                layers += [Recurrent(features, self.cell, True, name=f"backward{i + 1}")]
+            outputs = [layer(x, mask) for layer in layers]
+            x, last = (jnp.concatenate(parts, -1) for parts in zip(*outputs, strict=True))
         x = last if self.pooling == "last" else pool(x, mask, self.pooling)
         x = Dropout()(x, dropout, train)
         return nn.Dense(self.num_outputs, name="logits")(x)

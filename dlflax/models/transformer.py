@@ -1,4 +1,4 @@
-"""The Transformer encoder, for texts, series and pictures."""
+"""Transformer encoder for texts, series and images."""
 
 from typing import Annotated, Literal
 
@@ -16,20 +16,21 @@ from dlflax.shapes import AnyArray
 
 
 def rotary(x, base: float = 10_000.0):
-    """Rotary positions (Su et al. 2021; pairs are the two halves, as in GPT-NeoX). x (n, t, heads,
-    d), d even -> the same; the angle of step t and pair i is t / base^(2 i / d)."""
+    """Rotary position encoding (Su et al. 2021; pairs as in GPT-NeoX). x (n, t, heads, d), d even
+    -> the same shape; the angle of step t and pair i is t / base^(2 i / d)."""
     half = x.shape[-1] // 2
-    # NumPy: constants of the program, in float32 whatever x is
+    # NumPy: constants of the program, rounded to float32 for any dtype of x
     angles = np.arange(x.shape[1])[:, None] * base ** (-np.arange(half) / half)[None]
-    cos, sin = (f(angles).astype(np.float32)[None, :, None] for f in (np.cos, np.sin))
-    cos, sin = (jnp.asarray(each, x.dtype) for each in (cos, sin))
+    cos, sin = (
+        jnp.asarray(f(angles).astype(np.float32)[None, :, None], x.dtype) for f in (np.cos, np.sin)
+    )
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017). x (n, t, width), mask bool (n, t) or None,
-    False for steps that nobody looks at -> (n, t, width)."""
+    False for padding -> (n, t, width)."""
 
     heads: int
     rotary: bool = False
@@ -38,7 +39,7 @@ class Attention(nn.Module):
     def __call__(self, x, mask=None):
         width = x.shape[-1]
         split = (*x.shape[:2], self.heads, width // self.heads)
-        # no bias for the keys: softmax would cancel it, and it would get no gradient
+        # no bias for the keys: softmax cancels it, so its gradient would be zero
         q, k, v = (
             Dense(width, use_bias=name != "key", name=name)(x).reshape(split)
             for name in ("query", "key", "value")
@@ -52,8 +53,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer MLP, each behind a LayerNorm and beside a residual path (pre-norm:
-    Xiong et al. 2020)."""
+    """Attention and a two-layer MLP, each with a LayerNorm before it and a residual connection
+    (pre-norm: Xiong et al. 2020)."""
 
     heads: int
     mlp: int
@@ -73,31 +74,31 @@ def norm(name):
 
 
 class Transformer(nn.Module):
-    """An encoder, pooled over its steps, then a dense layer.
+    """Transformer encoder with pooling over the steps, then a dense layer.
 
-    Call: inputs (n, t, c) float, pictures (n, h, w, c) float cut into patches (ViT: Dosovitskiy et
-    al. 2021), or with a `vocabulary` tokens (n, t) int, where 0 is padding -> outputs
+    Call: inputs (n, t, c) float, images (n, h, w, c) float, which become patches (ViT: Dosovitskiy
+    et al. 2021), or with a `vocabulary` token ids (n, t) int, 0 for padding -> outputs
     (n, num_outputs). `dropout`, which may be traced, acts on the embedded inputs and on every
-    branch.
+    residual branch.
 
     The defaults have 105,226 parameters on 28x28x1.
     """
 
     depth: int = 3
-    """Blocks of attention and MLP."""
+    """Number of blocks of attention and MLP."""
     width: int = 64
-    """Numbers a step, in all blocks."""
+    """Hidden dimension of all blocks."""
     heads: int = 4
-    """Attention heads, which share the width."""
+    """Number of attention heads, which share the hidden dimension."""
     mlp: int = 128
-    """Hidden width of the blocks' MLPs."""
+    """Hidden dimension of the MLPs."""
     positions: Literal["learned", "rotary"] = "learned"
-    """The encoding of positions."""
+    """Position encoding."""
     pooling: Literal["mean", "max", "cls"] = "mean"
-    """The input of the dense layer: the mean or maximum over the steps, or a step of its own."""
+    """Input of the dense layer: the mean or maximum over the steps, or a class token."""
     patch: int = 7
-    """Side of a picture's patches, in pixels, or steps of a series that become one (PatchTST: Nie
-    et al. 2023); what is left at the edge, or the beginning, is not seen."""
+    """Side of an image's patches in pixels, or time steps per patch of a series (PatchTST: Nie et
+    al. 2023); a remainder at the edge, or the beginning, is dropped."""
     vocabulary: Annotated[int, tyro.conf.Suppress] = 0  # the data decides
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10
 
@@ -110,8 +111,8 @@ class Transformer(nn.Module):
         if self.vocabulary:
             x, mask = Embed(self.vocabulary, self.width, name="embedding")(x)
         else:
-            cut = patches if x.ndim == 4 else pieces
-            x = nn.Dense(self.width, name="embedding")(cut(x, self.patch))
+            patches = (image_patches if x.ndim == 4 else series_patches)(x, self.patch)
+            x = nn.Dense(self.width, name="embedding")(patches)
         if self.pooling == "cls":
             cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.width))
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], 1)
@@ -136,20 +137,17 @@ class Transformer(nn.Module):
             )
         per_head = 2 if self.positions == "rotary" else 1
         if self.width % (self.heads * per_head):
-            even = ", an even number each," if per_head == 2 else ""
+            twice = "twice " if per_head == 2 else ""
             raise InputError(
-                f"--model.width {self.width} must be shared by --model.heads {self.heads}{even} "
-                "without rest."
+                f"--model.width {self.width} must be a multiple of {twice}--model.heads "
+                f"{self.heads}."
             )
-        sides = x.shape[1:-1]
-        if not self.vocabulary and self.patch > min(sides):
-            raise InputError(
-                f"--model.patch {self.patch} must be at most {min(sides)} on these data."
-            )
+        if not self.vocabulary and self.patch > (side := min(x.shape[1:-1])):
+            raise InputError(f"--model.patch {self.patch} must be at most {side} on these data.")
 
 
-def patches(x, side: int):
-    """(n, h, w, c) -> (n, h // side * w // side, side * side * c), row by row."""
+def image_patches(x, side: int):
+    """Splits images (n, h, w, c) into patches (n, h // side * w // side, side * side * c)."""
     n, h, w, c = x.shape
     rows, columns = h // side, w // side
     x = x[:, : rows * side, : columns * side]
@@ -157,7 +155,7 @@ def patches(x, side: int):
     return x.reshape(n, rows * columns, side * side * c)
 
 
-def pieces(x, length: int):
-    """(n, t, c) -> (n, t // length, length * c), up to the last step."""
+def series_patches(x, length: int):
+    """Splits series (n, t, c) into patches (n, t // length, length * c), up to the last step."""
     n, t, c = x.shape
     return x[:, t % length :].reshape(n, t // length, length * c)

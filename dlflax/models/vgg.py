@@ -1,5 +1,6 @@
-"""VGG, the classic deep network of 3x3 convolutions."""
+"""VGG, a deep network of 3x3 convolutions."""
 
+import functools
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -11,10 +12,9 @@ from flax import traverse_util
 from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, symmetric
-from dlflax.models.layers import Dropout, Formulation, PicturesOrFeatures, feature_map, for_cpu
+from dlflax.models.layers import Dropout, Formulation, ImagesOrFeatures, feature_map
 from dlflax.models.pooling import max_pool
-from dlflax.models.resnet import normalized
+from dlflax.models.resnet import SymmetricConv, normalize_imagenet
 from dlflax.shapes import AnyArray
 
 FEATURES = (64, 128, 256, 512, 512)
@@ -27,41 +27,40 @@ class VGG(nn.Module):
     """VGG (Simonyan and Zisserman 2015, table 1: A, B, D, E). 138,357,544 parameters as VGG16 with
     1,000 outputs on 224x224x3.
 
-    Call: inputs (n, h, w, 3) float in 0..1 -> logits (n, num_outputs); `features` stops before the
-    last layer: (n, dense[-1]). A call with such features has only dropout and the last layer, and
-    `init` then only makes that layer's parameters. Inputs are normalized inside, by ImageNet's mean
-    and standard deviation. `dropout`, which may be traced, acts after the hidden dense layers.
+    Call: inputs (n, h, w, 3) float in 0..1, normalized inside by ImageNet's mean and standard
+    deviation, or the output of `features`, (n, dense[-1]) -> logits (n, num_outputs). With features
+    `init` only initializes the last layer. `dropout`, which may be traced, acts after the hidden
+    dense layers.
     """
 
     LAST_BLOCKS = r"^(stage5_|dense|logits)"  # parameters that --finetune last-blocks trains
 
     depth: Literal["11", "13", "16", "19"] = "16"
-    """Layers with weights."""
+    """Number of layers with weights."""
     dense: tuple[int, ...] = (4096, 4096)
     """Widths of the hidden dense layers."""
     formulation: Formulation = "auto"
-    """Convolutions in what is fastest on a CPU for their size, as lax.conv (GPU, TPU), or by
-    platform."""
+    """Convolutions by the fastest algorithm on a CPU, lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     def setup(self):
-        counts = CONVOLUTIONS[self.depth]
+        conv = functools.partial(
+            SymmetricConv, kernel_size=3, formulation=self.formulation, use_bias=True,
+            kernel_init=nn.initializers.he_normal(),
+        )  # fmt: skip
         self.convolutions = [
-            [
-                Convolution(width, self.formulation, name=f"stage{i}_conv{k}")
-                for k in range(1, count + 1)
-            ]
-            for i, width, count in zip(range(1, 6), FEATURES, counts, strict=True)
+            [conv(width, name=f"stage{i}_conv{k}") for k in range(1, count + 1)]
+            for i, width, count in zip(range(1, 6), FEATURES, CONVOLUTIONS[self.depth], strict=True)
         ]
         self.hidden = [nn.Dense(width, name=f"dense{i}") for i, width in enumerate(self.dense, 1)]
         self.logits = nn.Dense(self.num_outputs)
         self.drop = Dropout()
 
     def features(self, x, train: bool = False, dropout=0.0):
-        """(n, h, w, 3) in 0..1 -> (n, dense[-1])."""
+        """Returns the features (n, dense[-1]) of images (n, h, w, 3) in 0..1."""
         if x.shape[-1] != 3 or min(x.shape[1:3]) < 32:
-            raise InputError(f"VGG takes RGB pictures of 32x32 pixels or more, not {x.shape[1:]}.")
-        x = normalized(x)
+            raise InputError(f"VGG takes RGB images of 32x32 pixels or more, not {x.shape[1:]}.")
+        x = normalize_imagenet(x)
         for stage in self.convolutions:
             for layer in stage:
                 x = jax.nn.relu(layer(x))
@@ -72,62 +71,44 @@ class VGG(nn.Module):
         return x
 
     def __call__(
-        self, x: PicturesOrFeatures, *, train: bool = False, dropout: ScalarLike = 0.0
+        self, x: ImagesOrFeatures, *, train: bool = False, dropout: ScalarLike = 0.0
     ) -> Float[AnyArray, "n {self.num_outputs}"]:
         x = self.drop(x, dropout, train) if x.ndim == 2 else self.features(x, train, dropout)
         return self.logits(x)
 
 
-class Convolution(nn.Module):
-    """3x3, SAME, with a bias."""
-
-    features: int
-    formulation: Formulation = "auto"
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param(
-            "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = convolution(x, kernel, 1, symmetric(3), cpu=for_cpu(self.formulation))
-        return y + bias.reshape(1, 1, 1, -1)
-
-
 def torch_names(depth: str = "16", timm: bool = False) -> dict[str, str]:
-    """Path in the variables, "params/dense1/kernel", -> name in torchvision, or in timm."""
-    names, place = {}, 0
+    """Maps paths in the variables ("params/dense1/kernel") to names in torchvision, or in timm."""
+    names, index = {}, 0
     for stage, count in enumerate(CONVOLUTIONS[depth], 1):
         for k in range(1, count + 1):
-            names[f"stage{stage}_conv{k}"] = f"features.{place}"
-            place += 2  # convolution, ReLU
-        place += 1  # max-pool
-    theirs = (
-        ("pre_logits.fc1", "pre_logits.fc2", "head.fc") if timm
-        else ("classifier.0", "classifier.3", "classifier.6")
-    )  # fmt: skip
-    names |= zip(("dense1", "dense2", "logits"), theirs, strict=True)
-    return {
-        f"params/{ours}/{our_leaf}": f"{theirs}.{leaf}"
-        for ours, theirs in names.items()
-        for our_leaf, leaf in (("kernel", "weight"), ("bias", "bias"))
+            names[f"stage{stage}_conv{k}"] = f"features.{index}"
+            index += 2  # convolution, ReLU
+        index += 1  # max-pool
+    names |= {
+        "dense1": "pre_logits.fc1" if timm else "classifier.0",
+        "dense2": "pre_logits.fc2" if timm else "classifier.3",
+        "logits": "head.fc" if timm else "classifier.6",
     }
+    weights = {f"params/{path}/kernel": f"{name}.weight" for path, name in names.items()}
+    return weights | {f"params/{path}/bias": f"{name}.bias" for path, name in names.items()}
 
 
 def from_torch(state: dict[str, np.ndarray], depth: str = "16") -> dict:
-    """Variables {"params"} of VGG from a state dict of torchvision or of timm, which keeps the
-    dense layers as convolutions. Raises KeyError for one that lacks something.
+    """Converts a state dict of torchvision or timm to variables {"params"}. Raises KeyError for a
+    missing name.
 
-    Their pictures are (c, h, w), so the first dense layer's inputs are put in our order (h, w, c).
+    The first dense layer's inputs are reordered from (c, h, w) to (h, w, c). timm has dense layers
+    as convolutions.
     """
     variables = {}
-    for ours, theirs in torch_names(depth, timm="pre_logits.fc1.weight" in state).items():
-        leaf = state[theirs]
-        if ours == "params/dense1/kernel":
+    for path, name in torch_names(depth, timm="pre_logits.fc1.weight" in state).items():
+        leaf = state[name]
+        if path == "params/dense1/kernel":
             leaf = leaf.reshape(-1, 512, 7, 7).transpose(0, 2, 3, 1)
-        if ours.startswith("params/stage") and ours.endswith("kernel"):
+        if path.startswith("params/stage") and path.endswith("kernel"):
             leaf = leaf.transpose(2, 3, 1, 0)
-        elif ours.endswith("kernel"):
+        elif path.endswith("kernel"):
             leaf = leaf.reshape(len(leaf), -1).T
-        variables[ours] = jnp.asarray(leaf)
+        variables[path] = jnp.asarray(leaf)
     return traverse_util.unflatten_dict(variables, sep="/")

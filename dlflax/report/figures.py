@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.files import replacing
+from dlflax.files import atomic_write
 from dlflax.report import fonts
 from dlflax.report.tables import number_text
 
@@ -347,7 +347,7 @@ def _short(name, limit: int) -> str:
 
 def save_figure(figure, path: str | Path) -> None:
     """Writes a PNG atomically."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 

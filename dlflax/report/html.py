@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from dlflax.files import replacing
+from dlflax.files import atomic_write
 from dlflax.report.trial_figures import CAPTIONS
 from dlflax.report.trials import (
     COSTS,
@@ -125,7 +125,7 @@ def write_html(
     if isinstance(seconds := results.get("seconds"), int | float) and math.isfinite(seconds):
         facts["time"] = str(timedelta(seconds=round(seconds)))
     parts.append(f"<h2>The sweep</h2>{_list(facts)}")
-    with replacing(Path(folder) / "report.html") as temporary:
+    with atomic_write(Path(folder) / "report.html") as temporary:
         temporary.write_text(
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'

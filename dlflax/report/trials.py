@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from dlflax.files import replacing
+from dlflax.files import atomic_write
 from dlflax.report.tables import number_text, print_table
 
 COSTS = ("parameters", "flops", "milliseconds")  # possible second objectives
@@ -50,7 +50,10 @@ def write_trials_csv(
     """Writes a row per finished trial, by number. The same trials give the same bytes."""
     trials = [t for t in sorted(trials, key=lambda t: t.number) if outcome(t) != "running"]
     names, extras = param_names(trials), extra_columns(trials)
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["number", "state", objective, *extras, "best_epoch", *names])
         for trial in trials:

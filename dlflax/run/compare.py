@@ -1,4 +1,4 @@
-"""Several architectures on one task, side by side."""
+"""Comparison of several architectures on one task."""
 
 import time
 from dataclasses import replace
@@ -22,9 +22,9 @@ def compare(
     folder: Path | None = None,
     args: list[str] = (),
 ) -> list[dict]:
-    """Trains each of the experiment's architectures (default: all; without any its presets) under
-    `seeds` seeds with the flags `args`; returns and writes the rows of the table, the best first.
-    Raises InputError and RunError."""
+    """Trains the experiment's architectures, or presets if it has none, under several seeds.
+    Returns the rows of the table, the best first, and writes comparison.csv and .png. models:
+    default all; args: flags of every run. Raises InputError and RunError."""
     architectures = experiment.architectures
     flag, known = ("--model", architectures) if architectures else ("--preset", experiment.presets)
     names = models or tuple(known)
@@ -42,27 +42,27 @@ def compare(
         dataset = dataset or read_dataset(config.data, print)
         results = []
         for seed in range(config.seed, config.seed + seeds):
-            place = folder / (f"{name}_seed{seed}" if seeds > 1 else name)
-            resume = (place / "config.json").exists()
-            one = replace(config, seed=seed, run_dir=place, resume=resume)
-            print(f"training {name}, seed {seed} ({config.epochs:,} epochs), in {place}")
-            results.append(run(experiment, one, dataset=dataset, brief=True))
+            run_dir = folder / (f"{name}_seed{seed}" if seeds > 1 else name)
+            resume = (run_dir / "config.json").exists()
+            run_config = replace(config, seed=seed, run_dir=run_dir, resume=resume)
+            print(f"training {name}, seed {seed} ({config.epochs:,} epochs), in {run_dir}")
+            results.append(run(experiment, run_config, dataset=dataset, brief=True))
         rows.append(_row(name, config.recipe.task, results))
     direction = config.recipe.task.metric(rows[0]["score"]).direction
     rows.sort(key=lambda row: row["mean"] if direction == "min" else -row["mean"])
     write_csv(folder / "comparison.csv", rows)
     figures.draw({"comparison": lambda: figures.comparison(rows)}, folder, print)
     _print(rows, results[-1], dataset.name)
-    print(f"table and picture: {folder}")
+    print(f"table and figure: {folder}")
     return rows
 
 
 def _row(name, task, results):
-    """One line of the table, from the runs of all seeds."""
+    """Returns the row of an architecture. results: of its runs, one a seed."""
     last = results[-1]
     names = [metric.name for metric in task.metrics]
     score = next(name for name in (*names, "loss") if name in last["test"])
-    values = [each["test"][score] for each in results]
+    values = [result["test"][score] for result in results]
     return {
         "name": name,
         "score": score,
@@ -72,12 +72,12 @@ def _row(name, task, results):
         "parameters": last["parameters"],
         "flops_per_example": last["flops_per_example"],
         "epochs": last["epochs_run"],
-        "seconds": float(np.mean([each["seconds"] for each in results])),
+        "seconds": float(np.mean([result["seconds"] for result in results])),
     }
 
 
 def _print(rows, last, dataset):
-    """The table, with the simple models of the last run under it."""
+    """Prints the table, with the baselines of the last run below."""
     score = rows[0]["score"]
     columns = ("model", f"test {score}", "parameters", "FLOPs", "epochs", "seconds")
     lines = [

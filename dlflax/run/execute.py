@@ -1,4 +1,4 @@
-"""One run from its Config to its folder, in five steps: data, prepare, train, test, report."""
+"""Run: reads the data, prepares, trains, tests, and reports to the run folder."""
 
 import contextlib
 import time
@@ -16,8 +16,8 @@ from dlflax.run import announce
 from dlflax.run.config import Config
 from dlflax.run.exit_codes import stop_requests
 from dlflax.run.experiment import Experiment
-from dlflax.run.folder import claim, finished_results
-from dlflax.run.prepare import Job, prepare, read_data
+from dlflax.run.folder import load_finished_results, lock_run_folder
+from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
 from dlflax.train.augment import augment_batch
@@ -36,80 +36,80 @@ def run(
     dataset: data.Dataset | None = None,
     brief: bool = False,
 ) -> dict[str, Any]:
-    """Trains, tests once with the best checkpoint, and writes the run folder. Returns the contents
-    of results.json, {} on other hosts than the first. experiment: or its name, of presets that no
-    module has; dataset: what config names, if it is loaded already; brief: for a run within
-    something larger, which says what the data are and prints the scores of all. Raises InputError
-    and RunError."""
+    """Trains, tests once with the best checkpoint, and writes the run folder.
+
+    Returns results.json, {} on hosts but the first. experiment: or a name for presets outside of
+    modules; dataset: of config.data, if it is loaded already; brief: omits log lines that the
+    caller prints for several runs. Raises InputError and RunError.
+    """
     started = time.perf_counter()
     if config.folds:
-        raise InputError("folds are for `run.cross_validate`: leave them out.")
+        raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
-    config, job = prepare(config, dataset, log)
-    count = parallel.devices(config.devices, config.recipe.batch_size, config.shard_state)
-    with claim(experiment, config, dataset, job.examples, log) as folder:
-        checkpoints = Checkpoints(folder / "checkpoints", job.start.recipe.task, log)
-        with parallel.use(count, config.shard_state):
-            saved = checkpoints.restore_last(parallel.placed(job.abstract))
-        if results := finished_results(config, folder, saved, brief, log):
+    config, setup = prepare(config, dataset, log)
+    devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.shard_state)
+    with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
+        checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
+        with parallel.use_devices(devices, config.shard_state):
+            saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
+        if results := load_finished_results(config, folder, saved, brief, log):
             return results
-        with start_record(experiment, config, job, folder, saved, count, brief, log) as record:
-            with parallel.use(count, config.shard_state), stop_requests() as should_stop:
-                fit = fit_model(config, job, checkpoints, saved, should_stop, record)
+        with open_record(experiment, config, setup, folder, saved, devices, brief, log) as record:
+            with parallel.use_devices(devices, config.shard_state), stop_requests() as should_stop:
+                fit = fit_model(config, setup, checkpoints, saved, should_stop, record)
                 with announcement("testing ...", log):
-                    tested = test(config, job, fit.best, log)
+                    tested = test(config, setup, fit.best, log)
             main = parallel.is_main()
-            results = report(config, job, fit, tested, record, started) if main else {}
-        parallel.wait("the results are written")
+            results = report(config, setup, fit, tested, record, started) if main else {}
+        parallel.barrier("the results are written")
         if main and not brief:
-            announce.log_end(experiment, job, folder, log)
+            announce.log_end(experiment, setup, folder, log)
         return results
 
 
 @contextlib.contextmanager
-def start_record(experiment, config: Config, job: Job, folder, saved, count, brief, log):
-    """Logs what is to be trained on how many devices, and profiles it. Gives the Record, whose
-    loggers log the last row of the saved history again."""
+def open_record(experiment, config: Config, setup: Setup, folder, saved, devices, brief, log):
+    """Profiles and logs the start of a run, and yields its Record. saved: checkpoint, or None."""
     if config.profile and parallel.is_main():
-        profile(job.start.recipe, config.hparams, job.start.splits.train, folder / "profile")
+        profile(setup.start.recipe, config.hparams, setup.start.splits.train, folder / "profile")
     if not brief:
-        announce.log_start(config, job, folder, count, log)
-    elif count > 1:
-        log(announce.devices_text(count))
+        announce.log_start(config, setup, folder, devices, log)
+    elif devices > 1:
+        log(announce.devices_text(devices))
     history = saved.history if saved else []
     step = int(history[-1]["step"]) if history else None
     with contextlib.closing(loggers.start(config.log, experiment.name, folder, step, log)) as board:
         record = Record(experiment, folder, board, log, brief)
-        if parallel.is_main() and config.recipe.augment and has_images(job.examples):
-            drawing = {"augmented": lambda: draw_augmentation(config, job.examples.train)}
+        if parallel.is_main() and config.recipe.augment and has_images(setup.examples):
+            drawing = {"augmented": lambda: draw_augmentation(config, setup.examples.train)}
             for name, path in figures.draw(drawing, folder, log).items():
                 board.figure(name, path, 0)
-        if history:  # the kill may have come between its checkpoint and its row
+        if history:  # a kill between checkpoint and log loses the last row
             record.add(history)
         yield record
 
 
 def draw_augmentation(config: Config, train_set):
-    """Returns a Figure of what training makes of a few images."""
+    """Returns a Figure of a few images under several random augmentations."""
     batch = {name: array[:8] for name, array in train_set.items()}
     draw, keys = jax.jit(augment_batch, static_argnums=0), map(jax.random.key, range(7))
     draws = [draw(config.recipe, config.hparams, batch, key)["inputs"] for key in keys]
     return figures.augmentations(batch["inputs"], np.stack(draws))
 
 
-def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record) -> train.Fit:
-    """Trains to the end, from the saved checkpoint on if there is one. Returns the Fit, whose best
-    State may come from its checkpoint. Raises Terminated when SIGTERM came, after saving."""
-    recipe, splits, monitor = job.start.recipe, job.start.splits, job.start.recipe.task.monitor
-    progress = start_progress(config, job, len(saved.history) if saved else 0, record)
+def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, record) -> train.Fit:
+    """Trains the model, from the saved checkpoint if there is one, and returns the Fit with its
+    best State. Raises Terminated after SIGTERM, once the state is saved."""
+    recipe, splits = setup.start.recipe, setup.start.splits
+    progress = start_progress(config, setup, len(saved.history) if saved else 0, record)
 
     def on_steps(epoch, done, sums):
         progress.update(epoch, done, additive_scores(recipe.task.metrics, sums))
 
     def on_epoch(fit):
-        # the checkpoint first: everything else can be written again from its history
+        # the checkpoint first: metrics can be written again from its history
         checkpoints.save(fit.saved())
         record.add(fit.history)
         best = train.best_epoch(fit.history, recipe.task) + 1 == len(fit.history)
@@ -120,7 +120,7 @@ def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record)
             recipe, config.hparams, splits.train, splits.val,
             epochs=config.epochs, seed=config.seed, patience=config.patience,
             reduce_on_plateau=config.reduce_on_plateau, resume=saved, should_stop=should_stop,
-            pretrained=job.start.pretrained, on_epoch=on_epoch,
+            pretrained=setup.start.pretrained, on_epoch=on_epoch,
             on_steps=on_steps if progress.interactive else None,
         )  # fmt: skip
         if not train.finished(fit.history, recipe.task, config.epochs, config.patience):
@@ -132,18 +132,19 @@ def fit_model(config: Config, job: Job, checkpoints, saved, should_stop, record)
             )
         best = train.best_epoch(fit.history, recipe.task)
         progress.end(fit.history, best, splits.val is not None)
-    fit.best = fit.best or checkpoints.restore_best(parallel.placed(job.abstract))
+    fit.best = fit.best or checkpoints.restore_best(parallel.with_shardings(setup.abstract))
+    score = f"validation {recipe.task.monitor}"
     if len(fit.history) < config.epochs:
-        record.say(f"stopped: {config.patience} epochs without a better validation {monitor}")
+        record.say(f"stopped: {config.patience} epochs without a better {score}")
     if best + 1 < len(fit.history):
-        record.say(f"epoch {best + 1} had the best validation {monitor}: testing with its weights")
+        record.say(f"epoch {best + 1} had the best {score}: testing with its weights")
     return fit
 
 
-def start_progress(config: Config, job: Job, done: int, record: Record) -> Progress:
-    """Returns the bar, or the lines, of a training of which `done` epochs are done."""
-    size, score = job.start.recipe.batch_size, job.start.recipe.task.metric().name
-    steps = -(-data.num_examples(job.start.splits.train) // size)
+def start_progress(config: Config, setup: Setup, done: int, record: Record) -> Progress:
+    """Returns the progress bar. done: number of epochs of the resumed checkpoint."""
+    size, score = setup.start.recipe.batch_size, setup.start.recipe.task.metric().name
+    steps = -(-data.num_examples(setup.start.splits.train) // size)
     if done < config.epochs:
         epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs:,} epochs"
         record.say(f"compiling, then training: {epochs} of {steps:,} steps")
@@ -151,31 +152,29 @@ def start_progress(config: Config, job: Job, done: int, record: Record) -> Progr
     return Progress(config.epochs, steps, size, done, score, lines)
 
 
-def test(config: Config, job: Job, state: train.State, log: Log) -> Tested:
-    """Returns scores and outputs of the test data, and what the task fits on the validation data.
-    state: of what was trained."""
-    recipe, hparams, splits = job.start.recipe, config.hparams, job.start.splits
+def test(config: Config, setup: Setup, state: train.State, log: Log) -> Tested:
+    """Returns scores, outputs and calibration. state: without a frozen backbone."""
+    recipe, hparams, splits = setup.start.recipe, config.hparams, setup.start.splits
     calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
-    recipe, state = config.recipe, job.start.with_backbone(parallel.fetch(state))
-    numbers = train.as_traced(hparams.evaluation())
+    recipe, state = config.recipe, setup.start.merge_backbone(parallel.fetch_variables(state))
+    traced = train.as_traced(hparams.evaluation())
     return Tested(
-        recipe, hparams, train.variables(recipe, state), job.examples, outputs,
-        lambda inputs: np.asarray(train.predict(recipe, state, numbers, inputs)), calibration,
+        recipe, hparams, train.variables(recipe, state), setup.examples, outputs,
+        lambda inputs: np.asarray(train.predict(recipe, state, traced, inputs)), calibration,
         scores,
     )  # fmt: skip
 
 
 def calibrate(recipe, state, hparams, val, log: Log) -> dict[str, Any]:
-    """Returns what the task fits on the validation outputs; {} where there are none, or it fits
-    nothing or fails, which is logged."""
+    """Returns the task's calibration on the validation outputs; {} without one, or if it fails."""
     if val is None or type(recipe.task).calibrate is Task.calibrate:
         return {}
     outputs = jax.device_get(train.evaluate_sums(recipe, state, hparams, val)[1])
     try:
-        numbers, batch = train.as_traced(hparams.evaluation()), train.host_batch(recipe.task, val)
-        return recipe.task.calibrate(outputs, batch, numbers)
-    except Exception as error:  # a task of one's own can raise anything
+        traced, batch = train.as_traced(hparams.evaluation()), train.host_batch(recipe.task, val)
+        return recipe.task.calibrate(outputs, batch, traced)
+    except Exception as error:  # a user's task can raise anything
         log(f"warning: {type(recipe.task).__name__}.calibrate failed ({type(error).__name__}: "
-            f"{error}): nothing is fitted on the validation data")  # fmt: skip
+            f"{error}): the model is not calibrated")  # fmt: skip
         return {}

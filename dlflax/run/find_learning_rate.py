@@ -1,4 +1,4 @@
-"""Finds a learning rate: many of them as one population, each for a few hundred steps."""
+"""Learning rate finder: trains a population, one member a rate, for a few hundred steps."""
 
 import dataclasses
 import functools
@@ -18,27 +18,29 @@ from dlflax.train.layout import free_bytes, layout_for, member_bytes
 from dlflax.train.population import Population
 
 RATES = 10.0 ** np.linspace(-6, 1, 36)
-PARTS = 4  # of the steps, the last of which counts
+PARTS = 4  # quarters of the steps; the loss is the mean over the last one
 
 
 def find_learning_rate(
     config: Config, folder: Path, steps: int = 200, log: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Trains the config's network at each of RATES for `steps` steps from the same start (after
-    Smith 2017, who lets the rate of one run grow), under its schedule, without warm-up. Writes
-    learning_rates.csv, .json and .png in `folder`. Returns {"suggestion": the rate with the lowest
-    loss over the last quarter, smoothed over its neighbours, "rates": [...], "losses": [...]}; a
-    loss is None where training diverged. Raises InputError and RunError."""
+    """Trains the network at each of RATES from the same initial parameters, without warm-up.
+
+    Smith 2017 increases the rate of one run instead; here each rate has the config's schedule.
+    Writes learning_rates.csv, .json and .png to `folder`. Returns {"suggestion": rate with the
+    lowest smoothed loss, "rates": [...], "losses": [...]}; a loss is None if training diverged.
+    Raises InputError and RunError.
+    """
     if steps < 20:
-        raise InputError(f"--steps {steps} must be 20 or more: fewer tell nothing.")
-    config, job = prepare(*read_data(dataclasses.replace(config, run_dir=folder), log), log)
+        raise InputError(f"--steps {steps} must be 20 or more: fewer are too noisy.")
+    config, setup = prepare(*read_data(dataclasses.replace(config, run_dir=folder), log), log)
     steps -= steps % PARTS
-    recipe, train_set = job.start.recipe, job.start.splits.train
+    recipe, train_set = setup.start.recipe, setup.start.splits.train
     order = batch_order(train_set, recipe.batch_size)
     examples, batches = _first_batches(train_set, order, steps, config.seed)
     log(f"{len(RATES)} learning rates from {RATES[0]:g} to {RATES[-1]:g}, {steps} steps each")
     total_steps = config.epochs * order.steps
-    losses = _losses(recipe, config, examples, batches, total_steps, job.start.pretrained)
+    losses = _train_losses(recipe, config, examples, batches, total_steps, setup.start.pretrained)
     if not np.isfinite(losses).any():
         raise RunError("training diverged at every learning rate: look at the data's values.")
     rows = [
@@ -46,7 +48,7 @@ def find_learning_rate(
         for rate, loss in zip(RATES, losses, strict=True)
     ]
     results = {
-        "suggestion": float(f"{RATES[_lowest(losses)]:.2g}"),
+        "suggestion": float(f"{RATES[_argmin_smooth(losses)]:.2g}"),
         "steps": steps,
         "rates": [row["learning_rate"] for row in rows],
         "losses": [row["loss"] for row in rows],
@@ -54,14 +56,13 @@ def find_learning_rate(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "learning_rates.json", results)
     write_csv(folder / "learning_rates.csv", rows)
-    picture = functools.partial(figures.learning_rates, RATES, losses, results["suggestion"])
-    figures.draw({"learning_rates": picture}, folder, log)
+    figure = functools.partial(figures.learning_rates, RATES, losses, results["suggestion"])
+    figures.draw({"learning_rates": figure}, folder, log)
     return results
 
 
 def _first_batches(train_set, order, steps, seed):
-    """Returns the examples of the first `steps` batches of a training, in memory, and the batches,
-    as indices of them."""
+    """Returns (examples of the first `steps` batches, in memory; batches as their indices)."""
     epochs = range(-(-steps // order.steps))
     batches = np.concatenate([order.batches(seed, epoch) for epoch in epochs])[:steps]
     is_padding = batches < 0  # see `epoch_batches`
@@ -71,9 +72,8 @@ def _first_batches(train_set, order, steps, seed):
     return examples, np.where(is_padding, -1 - indices, indices)
 
 
-def _losses(recipe, config, train_set, batches, total_steps, pretrained) -> np.ndarray:
-    """The mean loss of the last part of the steps at every rate, +inf where training diverged.
-    total_steps: of a whole run, by which the schedule goes."""
+def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -> np.ndarray:
+    """Returns the mean loss over the last quarter of the steps for each rate, +inf if diverged."""
     parts = batches.reshape(PARTS, -1, recipe.batch_size)
     part_order, hparams = Order(len(parts[0]), lambda _, part: parts[part]), config.hparams
     inputs = train_set["inputs"][:1]
@@ -94,9 +94,8 @@ def _losses(recipe, config, train_set, batches, total_steps, pretrained) -> np.n
     return np.array(losses)
 
 
-def _lowest(losses) -> int:
-    """The place of the lowest mean of a loss and its two neighbours, of which a diverged one counts
-    as twice the worst: not the last rate before training breaks."""
+def _argmin_smooth(losses) -> int:
+    """Returns the index of the lowest mean of three neighbours; diverged is twice the worst."""
     worst = 2 * losses[np.isfinite(losses)].max()
     filled = np.pad(np.where(np.isfinite(losses), losses, worst), 1, mode="edge")
     return int(np.argmin(np.convolve(filled, np.ones(3) / 3, mode="valid")))

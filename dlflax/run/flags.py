@@ -1,5 +1,4 @@
-"""Words of a command line as flags: short names, lists with commas, near misses; and
-a help that shows what matters first."""
+"""Flags of the command line: short names, comma-separated lists, suggestions and compact help."""
 
 import contextlib
 import dataclasses
@@ -17,13 +16,13 @@ import tyro
 
 from dlflax.errors import InputError
 from dlflax.train.augment import AUGMENTATIONS
-from dlflax.train.augment import numbers as of_augmentations
+from dlflax.train.augment import numbers as augmentation_numbers
 from dlflax.train.hparams import numbers
 
 SHORT = {"lr": "learning-rate"}
-WITH_PREFIX = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space")
-LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may be called "price, EUR"
-FEW_NEED = {  # flags that --help leaves out
+NESTED = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space")  # flag prefixes
+LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may have the name "price, EUR"
+ADVANCED = {  # flags that only --help-all shows
     "--devices", "--shard-state", "--distributed", "--profile", "--trainable", "--compute-dtype",
     "--baseline", "--class-weights", "--reduce-on-plateau", "--self-contained", "--head-epochs",
     "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--mode",
@@ -34,89 +33,85 @@ FEW_NEED = {  # flags that --help leaves out
 }  # fmt: skip
 
 
-OPTIONAL = tyro.constructors.ConstructorRegistry()
+REGISTRY = tyro.constructors.ConstructorRegistry()
 METAVARS = {Path: "PATH", str: "STR", int: "INT", float: "FLOAT"}
 
 
-@OPTIONAL.primitive_rule
+@REGISTRY.primitive_rule
 def optional(info: tyro.constructors.PrimitiveTypeInfo):
-    """Returns tyro's specification of `Path | None` and the like, which shows PATH and not
-    {None}|PATH; None for another type."""
-    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
-    if len(kinds) != 1 or NoneType not in get_args(info.type) or kinds[0] not in METAVARS:
+    """Returns tyro's constructor for `Path | None` and the like, with metavar PATH; else None."""
+    types = [cls for cls in get_args(info.type) if cls is not NoneType]
+    if len(types) != 1 or NoneType not in get_args(info.type) or types[0] not in METAVARS:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar=METAVARS[kinds[0]],
-        instance_from_str=lambda words: None if words == ["None"] else kinds[0](words[0]),
-        is_instance=lambda value: value is None or isinstance(value, kinds[0]),
+        metavar=METAVARS[types[0]],
+        instance_from_str=lambda words: None if words == ["None"] else types[0](words[0]),
+        is_instance=lambda value: value is None or isinstance(value, types[0]),
         str_from_instance=lambda value: [str(value)],
     )
 
 
-def rewritten(args: list[str], default) -> list[str]:
-    """The words with short names in full, `--lr 0.1` as `--hparams.learning-rate 0.1`, and lists
-    with commas, `--model.features 32,64`, as words of their own. default: a Config, whose fields
-    are the flags."""
-    own, lists = _fields(default)
-    of_hparams, found = {*numbers(default.hparams), *SHORT}, []
+def expand_flags(args: list[str], default) -> list[str]:
+    """Expands short names, `--lr 0.1` to `--hparams.learning-rate 0.1`, and splits lists,
+    `--model.features 32,64`. default: Config with the flags as fields."""
+    top_level, lists = _top_level_and_lists(default)
+    short, expanded = {*numbers(default.hparams), *SHORT} - top_level, []
     for word in args:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
             prefix, _, name = flag[2:].rpartition(".")
-            if prefix in ("", "hparams", "space") and name.replace("-", "_") in of_hparams - own:
-                prefix = prefix or "hparams"
-                word = f"--{prefix}.{SHORT.get(name, name)}{equals}{value}"
-        found.append(word)
-    return with_lists(found, lists)
+            if prefix in ("", "hparams", "space") and name.replace("-", "_") in short:
+                word = f"--{prefix or 'hparams'}.{SHORT.get(name, name)}{equals}{value}"
+        expanded.append(word)
+    return split_lists(expanded, lists)
 
 
-def with_lists(args: list[str], lists: Collection[str]) -> list[str]:
-    """The words with "32,64" as "32", "64" behind the flags in `lists`, such as
-    "model.features"."""
-    found, in_list = [], False
+def split_lists(args: list[str], lists: Collection[str]) -> list[str]:
+    """Splits "32,64" into "32", "64" after the flags in `lists`, such as "model.features"."""
+    words, in_list = [], False
     for word in args:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if flag:
             in_list = flag[2:].replace("-", "_") in lists
-            if in_list and LIST.fullmatch(value):
-                found += [flag, *value.split(",")]
-                continue
-        elif in_list and LIST.fullmatch(word):
-            found += word.split(",")
-            continue
-        found.append(word)
-    return found
+        if in_list and LIST.fullmatch(value):
+            words += [*([flag] if flag else []), *value.split(",")]
+        else:
+            words.append(word)
+    return words
 
 
-def with_data(args: list[str], source) -> list[str]:
-    """Returns the words with a first one that is a file or folder as --data-dir, if the source has
-    that field."""
-    takes = "data_dir" in {field.name for field in dataclasses.fields(source)}
-    is_data = takes and args and not args[0].startswith("-") and Path(args[0]).exists()
+def insert_data_flag(args: list[str], source) -> list[str]:
+    """Inserts --data-dir before a first word that is a path, if the source has that field."""
+    has_field = "data_dir" in {field.name for field in dataclasses.fields(source)}
+    is_data = has_field and args and not args[0].startswith("-") and Path(args[0]).exists()
     return ["--data-dir", *args] if is_data else args
 
 
-def choices_of(value, prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """Returns flag -> its choices, for the fields of a dataclass that are a Literal."""
-    found, hints = {}, {}
-    with contextlib.suppress(NameError):  # of a class whose annotations name what is not there
+def _walk(value, prefix: str = ""):
+    """Yields (prefix of its flag, field, value, type hint) of a dataclass's fields, recursively."""
+    hints = {}
+    with contextlib.suppress(NameError):  # a user's annotation may name a missing type
         hints = get_type_hints(type(value))
     for field in dataclasses.fields(value):
-        each = getattr(value, field.name, None)
-        hint = hints.get(field.name)
+        inner = getattr(value, field.name, None)
+        yield prefix, field, inner, hints.get(field.name)
+        if dataclasses.is_dataclass(inner):
+            yield from _walk(inner, f"{prefix}{field.name}." if field.name in NESTED else prefix)
+
+
+def literal_choices(value) -> dict[str, tuple[str, ...]]:
+    """Returns flag -> choices of the Literal fields of a dataclass."""
+    choices = {}
+    for prefix, field, _, hint in _walk(value):
         words = get_args(hint) if get_origin(hint) is Literal else ()
         if words and all(isinstance(word, str) for word in words):
-            found[prefix + field.name] = words
-        if dataclasses.is_dataclass(each):
-            inner = f"{prefix}{field.name}." if field.name in WITH_PREFIX else prefix
-            found |= choices_of(each, inner)
-    return found
+            choices[prefix + field.name] = words
+    return choices
 
 
 def check_choices(args: list[str], choices: Mapping[str, Collection[str]]) -> None:
-    """Raises InputError for a word behind one of these flags that is none of its choices; it names
-    the nearest one."""
+    """Raises InputError, with the nearest choice, for a flag's word that is not a choice."""
     flag = None
     for word in args:
         given = word
@@ -124,117 +119,109 @@ def check_choices(args: list[str], choices: Mapping[str, Collection[str]]) -> No
             flag, equals, given = word.partition("=")
             if not equals:
                 continue
-        known = choices.get(flag[2:].replace("-", "_"), ()) if flag else ()
-        if known and given not in known:
-            of_any_case = {name.lower(): name for name in known}
-            near = difflib.get_close_matches(given.lower(), of_any_case, 1, 0.5)
-            advice = f"did you mean {of_any_case[near[0]]}? " if near else ""
+        valid = choices.get(flag[2:].replace("-", "_"), ()) if flag else ()
+        if valid and given not in valid:
+            lower = {name.lower(): name for name in valid}
+            near = difflib.get_close_matches(given.lower(), lower, 1, 0.5)
+            advice = f"did you mean {lower[near[0]]}? " if near else ""
             raise InputError(
                 f"{flag} {given} is not one of its choices: {advice}"
-                f"There are {', '.join(sorted(known))}."
+                f"There are {', '.join(sorted(valid))}."
             )
 
 
-def _fields(value, prefix: str = "") -> tuple[set[str], set[str]]:
-    """(names of the flags without a prefix, flags that take lists) of a dataclass."""
-    own, lists = set(), set()
-    for field in dataclasses.fields(value):
-        each = getattr(value, field.name, None)
+def _top_level_and_lists(value) -> tuple[set[str], set[str]]:
+    """Returns (names of the flags without a prefix, flags that take lists) of a dataclass."""
+    top_level, lists = set(), set()
+    for prefix, field, inner, _ in _walk(value):
         if not prefix:
-            own.add(field.name)
-        if isinstance(each, tuple) or str(field.type).startswith("tuple"):
+            top_level.add(field.name)
+        is_list = isinstance(inner, tuple) or str(field.type).startswith("tuple")
+        if is_list and not prefix.startswith("hparams."):
             lists.add(prefix + field.name)
-        if dataclasses.is_dataclass(each) and field.name != "hparams":
-            inner = f"{prefix}{field.name}." if field.name in WITH_PREFIX else prefix
-            more = _fields(each, inner)
-            own, lists = own | more[0], lists | more[1]
-    # of a space's choices one may itself be a list: --space.model.features 32,64 128
-    return own, {name for name in lists if name.removeprefix("space.") not in lists - {name}}
+    # a choice of a space may be a list itself: --space.model.features 32,64 128
+    return top_level, {n for n in lists if n.removeprefix("space.") not in lists - {n}}
 
 
-def called(function: Callable, prog: str, description: str | None, config=()) -> Any:
-    """Calls a function with the words of the command line, by tyro, and returns its result.
-    InputError for a word that is none of its flags, before it is called."""
+def run_command(function: Callable, prog: str, description: str | None, config=()) -> Any:
+    """Calls a function with the flags of the command line, and returns its result."""
 
     @functools.wraps(function)
-    def later(*args, **kwargs):
+    def bind(*args, **kwargs):
         return functools.partial(function, *args, **kwargs)
 
-    how = {"prog": prog, "description": description, "config": config, "registry": OPTIONAL}
-    call, unknown = tyro.cli(later, return_unknown_args=True, **how)
-    refuse_unknown(unknown, lambda: tyro.cli(later, args=["--help"], **how), prog, "--help")
+    options = {"prog": prog, "description": description, "config": config, "registry": REGISTRY}
+    call, unknown = tyro.cli(bind, return_unknown_args=True, **options)
+    refuse_unknown(unknown, lambda: tyro.cli(bind, args=["--help"], **options), prog, "--help")
     return call()
 
 
 def refuse_unknown(
     words: list[str], show: Callable[[], None], command: str, all_flags: str = "--help-all"
 ) -> None:
-    """InputError that names the first word that is no flag, and the flag of the help, as `show`
-    prints it, that looks most like it. all_flags: the flag that shows every other one."""
+    """Raises InputError for unknown words, with the most similar flag of the help that `show`
+    prints. all_flags: the flag for the full help."""
     if not words:
         return
     flag = next((word for word in words if word.startswith("-")), None)
     if flag is None:
         raise InputError(f"{words[0]!r} belongs to no flag: see {command} --help.")
-    known = re.findall(r"(?m)^[│ ] (--[a-z][a-z0-9.-]*)", printed(show))
-    flag, of_last = flag.partition("=")[0], {}
-    for option in known:
-        of_last.setdefault(option.rpartition(".")[2].strip("-"), option)
-    last = flag.rpartition(".")[2].strip("-")
-    near = difflib.get_close_matches(last, of_last, 1, 0.6)
-    near = [of_last[near[0]]] if near else difflib.get_close_matches(flag, known, 1, 0.6)
+    flags = re.findall(r"(?m)^[│ ] (--[a-z][a-z0-9.-]*)", capture_stdout(show))
+    flag, by_last_name = flag.partition("=")[0], {}
+    for option in flags:
+        by_last_name.setdefault(option.rpartition(".")[2].strip("-"), option)
+    last_name = flag.rpartition(".")[2].strip("-")
+    near = difflib.get_close_matches(last_name, by_last_name, 1, 0.6)
+    near = [by_last_name[near[0]]] if near else difflib.get_close_matches(flag, flags, 1, 0.6)
     advice = f"did you mean {near[0]}?" if near else f"see {command} {all_flags}."
     raise InputError(f"{flag} is no flag of this command: {advice}")
 
 
-def help_of(show: Callable[[], None], default, command: str) -> str:
-    """Returns the help that `show` prints before it exits, without the flags few need and those
-    of augmentations that the experiment does not have."""
+def compact_help(show: Callable[[], None], default, command: str) -> str:
+    """Returns the help that `show` prints, without advanced and ineffective flags."""
     hparams, augment = default.hparams, default.recipe.augment
-    idle = {*of_augmentations(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
-    idle -= {*of_augmentations(augment, hparams)}
-    idle |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
-    idle = [f"{of}.{name.replace('_', '-')}" for name in idle for of in ("hparams", "space")]
-    more = ""
-    if space := getattr(default, "space", None):  # of a sweep: what is searched already
-        model = {f"model.{field.name}" for field in dataclasses.fields(default.recipe.model)}
-        empty = {f.name for f in dataclasses.fields(space) if getattr(space, f.name) == ()}
-        of_model = {f.name for f in dataclasses.fields(space.model)}
-        of_model = {f"model.{name}" for name in of_model if getattr(space.model, name) == ()}
-        idle += [*model, *(f"hparams.{name}" for name in numbers(hparams))]
-        idle += [*(f"space.{name.replace('_', '-')}" for name in empty | of_model)]
-        idle = [name.replace("_", "-") for name in idle]
-        more = (
+    unused = {*augmentation_numbers(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
+    unused -= {*augmentation_numbers(augment, hparams)}
+    unused |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
+    hidden = {f"{prefix}.{name}" for name in unused for prefix in ("hparams", "space")}
+    sweep_text = ""
+    if space := getattr(default, "space", None):  # a sweep searches these already
+        hidden |= {f"model.{field.name}" for field in dataclasses.fields(default.recipe.model)}
+        hidden |= {f"hparams.{name}" for name in numbers(hparams)}
+        for prefix, values in (("space.", space), ("space.model.", space.model)):
+            names = [field.name for field in dataclasses.fields(values)]
+            hidden |= {prefix + name for name in names if getattr(values, name) == ()}
+        sweep_text = (
             "Any number and any field of the model can be searched, --space.NAME, or fixed, "
             "--hparams.NAME.\n"
         )
-    shown, count = _without(printed(show), {*FEW_NEED, *(f"--{name}" for name in idle)})
+    hidden = {f"--{name.replace('_', '-')}" for name in hidden}
+    shown, count = _hide_flags(capture_stdout(show), ADVANCED | hidden)
     return (
-        f"{shown}\n{command} --help-all shows {count} more flags.\n{more}"
+        f"{shown}\n{command} --help-all shows {count} more flags.\n{sweep_text}"
         "In short: --lr 0.01 for --hparams.learning-rate, --dropout 0.3 for --hparams.dropout, and "
         "so on;\nlists are 32 64 or 32,64.\n"
     )
 
 
-def printed(show: Callable[[], None]) -> str:
-    """Returns the text that `show`, which may exit, prints."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # tyro draws boxes as it allows
+def capture_stdout(show: Callable[[], None]) -> str:
+    """Returns the output of `show`, which may exit."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # decides tyro's box characters
     with io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) as out:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             show()
         return out.buffer.getvalue().decode(encoding)
 
 
-def _without(text: str, hidden: Collection[str]) -> tuple[str, int]:
-    """(tyro's help without the entries of some flags, groups that have no others, and lines of
-    empty defaults; how many)."""
-    groups, count, skipped = [[0]], 0, False  # each with how many entries it has, then its lines
+def _hide_flags(text: str, hidden: Collection[str]) -> tuple[str, int]:
+    """Returns (help without hidden flags and empty groups; number of hidden flags)."""
+    groups, count, skipped = [[0]], 0, False  # a group: number of its entries, then its lines
     for line in text.splitlines(keepends=True):
         if entry := re.match(r"[│ ] (--?[a-zA-Z][a-z0-9.-]*)", line):
             skipped = entry[1] in hidden
             count += skipped
             groups[-1][0] += not skipped
-        elif re.match(r"[╭ ](─ )?\S*( ?options) ", line):  # boxes are blank where there are none
+        elif re.match(r"[╭ ](─ )?\S*( ?options) ", line):  # some encodings have no boxes
             groups.append([0])
             skipped = False
         elif line[0] in "╭╰" or not line.strip():

@@ -1,4 +1,4 @@
-"""The folder of a run: made, compared with what a resume asks for, read."""
+"""Run folder: creation, comparison with a resumed run's settings, and reading."""
 
 import contextlib
 import dataclasses
@@ -16,12 +16,12 @@ import typeguard
 import dlflax
 from dlflax import data, parallel, train
 from dlflax.errors import InputError
-from dlflax.files import locked, read_json, write_csv, write_json
+from dlflax.files import file_lock, read_json, write_csv, write_json
 from dlflax.report import tables
 from dlflax.run.config import Config
-from dlflax.run.experiment import Experiment, note_changes, remember
-from dlflax.run.resume import differences, more_epochs_change_the_past
-from dlflax.run.saved import check_type, save_encoder
+from dlflax.run.experiment import Experiment, log_file_change, trust_code
+from dlflax.run.resume import changes_past_rates, differences
+from dlflax.run.saved import check_type, read_run_json, save_encoder
 from dlflax.run.serialize import to_json
 
 Log = Callable[[str], None]
@@ -29,7 +29,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # in
 
 
 def run_folder(experiment: Experiment, config: Config) -> Path:
-    """The folder of this run, made if need be. A run that is there already is only resumed."""
+    """Returns the run folder, created if needed. Raises InputError for another run's."""
     folder = config.run_dir
     if folder is None:
         stem = folder = Path("runs") / experiment.name / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -45,47 +45,45 @@ def run_folder(experiment: Experiment, config: Config) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
+        raise InputError(f"--run-dir {folder} cannot be created: {error.strerror}.") from error
     return folder
 
 
 @contextlib.contextmanager
-def claim(experiment: Experiment, config: Config, dataset: data.Dataset, splits, log: Log):
-    """Makes or reopens the folder of a run and gives it, on every host. No other process can claim
-    it meanwhile."""
+def lock_run_folder(experiment, config: Config, dataset: data.Dataset, splits, log: Log):
+    """Creates or reopens a run folder, locks it, and yields it on every host."""
     with contextlib.ExitStack() as stack:
 
-        def claim_alone():
+        def open_folder():
             folder = run_folder(experiment, config)
-            if not stack.enter_context(locked(folder / ".lock")):
+            if not stack.enter_context(file_lock(folder / ".lock")):
                 raise InputError(
                     f"--run-dir {folder} is being written by another process: wait for it, or "
                     "choose another folder."
                 )
-            here = dataclasses.replace(config, run_dir=folder)
-            begin(experiment, here, dataset, splits, folder, log)
+            run_config = dataclasses.replace(config, run_dir=folder)
+            begin(experiment, run_config, dataset, splits, folder, log)
             return folder
 
-        yield parallel.from_main(claim_alone)
+        yield parallel.call_on_main(open_folder)
 
 
 def settings(
     experiment: Experiment, config: Config, dataset: data.Dataset, splits: data.Splits
 ) -> dict[str, Any]:
-    """Returns what config.json holds."""
-    test = splits.test["inputs"]
+    """Returns the contents of config.json."""
     held_out = len(splits.val["inputs"]) if splits.val else 0
     return {
         "experiment": experiment.name,
-        "defined_in": experiment.defined_in(),
-        # --resume is of one start alone
-        "config": to_json(dataclasses.replace(config, resume=False)),
+        "defined_in": experiment.origin(),
+        "config": to_json(dataclasses.replace(config, resume=False)),  # a flag of one process
         "data": {
             "name": dataset.name,
             "source": dataset.source,
             "sha256": dataset.checksum,
             "weights_sha256": splits.weights_sha256,
-            "train": len(splits.train["inputs"]), "validation": held_out, "test": len(test),
+            "train": len(splits.train["inputs"]), "validation": held_out,
+            "test": len(splits.test["inputs"]),
         },
         "versions": {
             "dlflax": dlflax.__version__,
@@ -97,13 +95,13 @@ def settings(
 
 
 def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None]) -> None:
-    """Writes config.json, or compares with the one that a resumed run has."""
+    """Writes config.json, or compares the settings with those of a resumed run."""
     new = settings(experiment, config, dataset, splits)
     path = folder / "config.json"
-    remember(experiment, config)
+    trust_code(experiment, config)
     if not path.exists():
         if config.resume:
-            log(f"{folder} holds no run yet: starting from the beginning.")
+            log(f"{folder} has no run yet: starting a new one.")
         save_encoder(folder, splits.encoder)
         write_files(folder, splits)
         write_json(path, new)
@@ -111,59 +109,57 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     old = load_config(folder)
     steps = -(-new["data"]["train"] // config.recipe.batch_size)
     epochs = old["config"].get("epochs", Config.epochs)
-    if not more_epochs_change_the_past(config, epochs, steps):
+    if not changes_past_rates(config, epochs, steps):
         old["config"]["epochs"] = config.epochs
     if different := differences(old, new, config):
         raise InputError(
             f"--resume: {folder} was trained with another setup ({different}): give the same flags "
             "and data, or start a new run."
         )
-    note_changes(old.get("defined_in", {}), experiment, log)
-    note_versions(old, new, log)
+    log_file_change(old.get("defined_in", {}), experiment, log)
+    log_version_changes(old, new, log)
     if config.epochs != epochs:
         write_json(path, old)
 
 
 def write_files(folder: Path, splits: data.Splits) -> None:
-    """Writes what the data source has for the run folder, such as files_skipped.csv, and what was
-    inferred of each column of a table, columns.csv."""
+    """Writes columns.csv and files of the data source, such as files_skipped.csv."""
     if rows := splits.encoder.columns_table():
         write_csv(folder / "columns.csv", rows)
     for name, text in splits.files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def note_versions(old: dict, new: dict, log: Callable[[str], None]) -> None:
-    """Says so when packages have other versions than those it began with."""
+def log_version_changes(old: dict, new: dict, log: Callable[[str], None]) -> None:
+    """Logs package versions that have changed since the run began."""
     changed = {n: v for n, v in old["versions"].items() if new["versions"].get(n) != v}
     if changed:
-        log(f"note: versions differ from those it began with ({changed}): "
-            "the result may not be the same to the bit")  # fmt: skip
+        log(f"note: versions have changed since the run began ({changed}): "
+            "the result may not be identical")  # fmt: skip
 
 
-CALIBRATION = "calibration.json"  # what the task fitted on the validation outputs
-CALIBRATED = {  # what our tasks fit
+CALIBRATION = "calibration.json"  # the task's calibration on the validation split
+CALIBRATED = {  # fields of it that the shipped tasks write
     "temperature": float, "thresholds": list[float], "coverage": float, "half_width": list[float],
 }  # fmt: skip
 DATA = {
     "name": str, "source": str, "sha256": str, "weights_sha256": str, "train": int,
     "validation": int, "test": int,
 }  # fmt: skip
-LAST = "the commit b547de7"  # that reads the run folders of 0.1 and 0.2
 
 
-def check_version(saved: dict[str, Any], place: Any) -> None:
-    """Raises InputError for settings that a version of dlflax before 0.3 wrote."""
+def check_version(saved: dict[str, Any], path: Any) -> None:
+    """Raises InputError for a file of a dlflax version before 0.3."""
     version = saved["versions"]["dlflax"]
     if version.startswith(("0.1.", "0.2.")):
         raise InputError(
-            f"{place} was written by dlflax {version}: {LAST} of this project reads it, this "
-            "version begins anew."
+            f"{path} was written by dlflax {version}: read it with commit b547de7 of this project, "
+            "or start a new run."
         )
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """Returns config.json of a run folder. Raises InputError when it is not one of this version."""
+    """Returns config.json of a run folder. Raises InputError if it is damaged or too old."""
     path = Path(folder) / "config.json"
     try:
         saved = read_json(path)
@@ -181,9 +177,8 @@ def load_config(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def finished_results(config: Config, folder: Path, saved, brief: bool, log: Log):
-    """Returns results.json of a run that came to its end, and prints it; None where something is
-    left to do. saved: its last checkpoint."""
+def load_finished_results(config: Config, folder: Path, saved, brief: bool, log: Log):
+    """Returns and prints results.json of a finished run, else None. saved: last checkpoint."""
     if not saved:
         return None
     if not train.finished(saved.history, config.recipe.task, config.epochs, config.patience):
@@ -197,21 +192,18 @@ def finished_results(config: Config, folder: Path, saved, brief: bool, log: Log)
 
 
 def _results(folder: Path) -> dict[str, Any] | None:
-    """Returns results.json of a run; None where it is not whole."""
+    """Returns results.json of a run; None if it is missing, damaged or incomplete."""
     try:
         results = read_json(folder / "results.json")
         test = results["test"]
         scores = results["train"], results.get("val", {}), test
-        for tree, kind in (
-            (scores, tuple[dict[str, Any], ...]),
-            (test.get("per_class", {}), dict[str, dict[str, float]]),
-            (results.get("forecasts", {}), dict[str, dict[str, float]]),
-            (results.get("baselines", {}), dict[str, dict[str, float]]),
-        ):
-            typeguard.check_type(tree, kind)
-        for row in test.get("per_class", {}).values():  # what the tables print, or KeyError
+        typeguard.check_type(scores, tuple[dict[str, Any], ...])
+        classes, forecasts = test.get("per_class", {}), results.get("forecasts", {})
+        for table in (classes, forecasts, results.get("baselines", {})):
+            typeguard.check_type(table, dict[str, dict[str, float]])
+        for row in classes.values():  # KeyError for keys that tables print
             _ = row["precision"], row["recall"], row["f1"], row["support"]
-        for row in results.get("forecasts", {}).values():
+        for row in forecasts.values():
             _ = row["rmse"], row["mae"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError):
         return None
@@ -219,24 +211,22 @@ def _results(folder: Path) -> dict[str, Any] | None:
 
 
 def load_calibration(folder: Path) -> dict[str, Any]:
-    """calibration.json of a run folder; {} where there is none. InputError for a damaged one."""
+    """Returns calibration.json of a run folder; {} without one."""
     path = Path(folder) / CALIBRATION
-    if not path.exists():  # of a run that is not tested yet, or of an earlier version
+    if not path.exists():  # an unfinished run, or an earlier version
         return {}
-    try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: it is not the JSON that a run writes.") from error
-    check_type(found, dict[str, float | list[float]], path, "it")
-    _check_types(found, {n: kind for n, kind in CALIBRATED.items() if n in found}, path, "")
-    if not all(np.isfinite(value).all() for value in found.values()):
+    calibration = read_run_json(path)
+    check_type(calibration, dict[str, float | list[float]], path, "it")
+    types = {name: cls for name, cls in CALIBRATED.items() if name in calibration}
+    _check_types(calibration, types, path, "")
+    if not all(np.isfinite(value).all() for value in calibration.values()):
         raise InputError(f"{path} is damaged: it has a number that is NaN or infinite.")
-    return found
+    return calibration
 
 
-def _check_types(values: dict, kinds: dict[str, Any], path: Path, prefix: str) -> None:
-    """InputError that names the first field that is not there or of another type."""
-    for name, kind in kinds.items():
+def _check_types(values: dict, types: dict[str, Any], path: Path, prefix: str) -> None:
+    """Raises InputError for a field that is missing or of another type."""
+    for name, cls in types.items():
         if name not in values:
             raise InputError(f"{path} is damaged: {prefix}{name} is missing.")
-        check_type(values[name], kind, path, prefix + name)
+        check_type(values[name], cls, path, prefix + name)

@@ -1,4 +1,4 @@
-"""A trained model in Python: dlflax.load("runs/mnist/first").predict(pictures)."""
+"""Trained model in Python: dlflax.load("runs/mnist/first").predict(images)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from dlflax.run.predict import Predictor
 
 
 class Model:
-    """The model of a run folder, or of a sweep's, ready to answer.
+    """Trained model of a run folder or a sweep.
 
-    run_dir: the folder; log: gets a sentence for what the user should know; tta: so many augmented
-    views of each input count besides itself; experiment: the file or module that made the run,
-    where it has moved, changed, or was not run here. InputError for a folder that cannot be used.
+    run_dir: the folder; log: gets warnings; tta: number of augmented views per input (test-time
+    augmentation); experiment: file or module of the run, if it was moved, changed, or not run
+    here. Raises InputError for an unusable folder.
     """
 
     def __init__(
@@ -27,76 +27,69 @@ class Model:
     ):  # fmt: skip
         self._predictor = Predictor(Path(run_dir), None, experiment, log, tta)
         self.class_names: tuple[str, ...] = self._predictor.encoder.target.classes
-        """Names of classes or labels, by number."""
+        """Names of the classes or labels, by index."""
         self.input_shape: tuple[int, ...] = tuple(self._predictor.example()["inputs"].shape[1:])
-        """The shape of one example, as the model sees it."""
+        """Shape of one model input."""
 
     def predict(self, inputs: Any) -> list[dict[str, Any]]:
-        """What `experiments.predict --json` says of each input: for classes {"class",
-        "probability", "probabilities": {name: probability}}, calibrated; for numbers {"values"}; of
-        other tasks what they answer.
+        """Returns predictions as of `experiments.predict --json`: for classes {"class",
+        "probability", "probabilities": {name: probability}}, calibrated; for numbers {"values"}.
 
-        inputs: what `Encoder.parse` takes: an array of one example or many, pixels as uint8 or as
-        floats from 0 to 1, rows of numbers in a table's own units; a path or a text, or a list or a
-        pandas Series of them; rows {column: value}, or a data frame of pandas, with the columns of
-        the training data. InputError for any other, and for a file that cannot be used.
+        inputs: as of `Encoder.parse`: an array of one example or several (pixels as uint8, or as
+        floats from 0 to 1; table rows in their own units); a path or a text, or a list or pandas
+        Series of them; rows {column: value} or a pandas data frame with the columns of the training
+        data. Raises InputError for other inputs and for unusable files.
         """
         encoder = self._predictor.encoder
-        given = [inputs] if isinstance(inputs, str | Path) else inputs
-        if isinstance(given, list | tuple) and all(isinstance(x, str | Path) for x in given):
-            named = self._predictor.expanded([str(x) for x in given])
-            return [values for _, values in self._predictor.answers(named)]
-        as_they_are = Mapping | Upload
-        if isinstance(given, list | tuple) and not all(isinstance(x, as_they_are) for x in given):
-            given = np.array(given)
-        examples = encoder.parse(given)
-        answers = [values for _, values in self._predictor.of_examples(examples)]
+        inputs = [inputs] if isinstance(inputs, str | Path) else inputs
+        if isinstance(inputs, list | tuple):
+            if all(isinstance(x, str | Path) for x in inputs):
+                names = self._predictor.expand_inputs([str(x) for x in inputs])
+                return [values for _, values in self._predictor.answers(names)]
+            if not all(isinstance(x, Mapping | Upload) for x in inputs):
+                inputs = np.array(inputs)
+        examples = encoder.parse(inputs)
+        answers = [values for _, values in self._predictor.answer_examples(examples)]
         if len(examples.names):
             return answers
         return [{**values, encoder.form.noun: i} for i, values in enumerate(answers)]
 
     def evaluate(self, data: Any, targets: Any = None) -> dict[str, float]:
-        """Scores on labelled data: those that a run states for every epoch, in the target's unit.
+        """Returns the loss and all metrics on labelled data, in the target's unit.
 
-        data: a path, read as the training data were (a folder of pictures, a file of texts, a
-        table), all of it, or a data frame with the target; or an array as for `predict`, with
-        targets (n, ...): class numbers, labels, or numbers in their own unit. InputError for data
-        that the model was not made for.
+        data: a path to data in the format of the training data (a folder of images, a file of
+        texts, a table), or a data frame with the target column; or an array as for `predict`, with
+        targets (n, ...): class indices, 0/1 labels, or numbers in their own unit. Raises InputError
+        for data of another kind.
         """
         encoder = self._predictor.encoder
         if targets is not None:
-            examples = with_target(encoder.parse(data), np.asarray(targets), encoder.target)
-        elif isinstance(data, str | Path) and not Path(data).exists():
-            raise InputError(
-                f"{data} does not exist: name labelled data as the run was trained with."
-            )
+            examples = set_targets(encoder.parse(data), np.asarray(targets), encoder.target)
         else:
-            given = Path(data) if isinstance(data, str | Path) else data
-            examples = encoder.parse_with_targets(given)
+            data = Path(data) if isinstance(data, str) else data
+            if isinstance(data, Path) and not data.exists():
+                raise InputError(f"{data} does not exist: name a path to labelled data.")
+            examples = encoder.parse_with_targets(data)
         return self._predictor.scores(examples)
 
     def export(self, to: Format = "onnx", file: str | Path | None = None) -> Path:
-        """Writes the model as a file that runs without this package: see `run.export`."""
+        """Exports the model to a file that runs without this package: see `run.export`."""
         path = Path(file) if file else None
         return export(self._predictor, to, path, self._predictor.log)
 
 
-def with_target(examples: Examples, values: np.ndarray, target: Target) -> Examples:
-    """Returns the examples with these target values, (n, ...). Raises InputError for values of
-    another shape or kind than the target's."""
+def set_targets(examples: Examples, values: np.ndarray, target: Target) -> Examples:
+    """Returns the examples with target values (n, ...), after a check of their shape and dtype."""
     n = len(examples)
     if not n or values.shape[:1] != (n,):
         raise InputError(
             f"evaluate needs as many targets as inputs: targets of shape {values.shape} for {n}."
         )
     if isinstance(target, Classes):
-        if (
-            values.dtype.kind not in "iu"
-            or values.ndim != 1
-            or not np.all((values >= 0) & (values < len(target.names)))
-        ):
+        is_index = values.dtype.kind in "iu" and values.ndim == 1
+        if not is_index or not np.all((values >= 0) & (values < len(target.names))):
             raise InputError(
-                f"evaluate: targets must be class numbers from 0 to {len(target.names) - 1}, (n,)."
+                f"evaluate: targets must be class indices from 0 to {len(target.names) - 1}, (n,)."
             )
     elif isinstance(target, Labels):
         if values.shape != (n, len(target.names)) or not np.isin(values, (0, 1)).all():

@@ -1,4 +1,4 @@
-"""The last step of a run: results.json is saved, first of all; then tables, figures, baselines."""
+"""Report of a run: results.json first, then baselines, tables and figures."""
 
 import dataclasses
 import time
@@ -18,46 +18,45 @@ from dlflax.run.announce import count_parameters
 from dlflax.run.config import Config
 from dlflax.run.experiment import Experiment
 from dlflax.run.folder import CALIBRATION
-from dlflax.run.prepare import Job
-from dlflax.run.serialize import flat, to_json
+from dlflax.run.prepare import Setup
+from dlflax.run.serialize import flatten, to_json
 from dlflax.train.tasks import Tested
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Everything that a run writes to while it lasts, besides its checkpoints."""
+    """Run folder and loggers that a run writes to, besides its checkpoints."""
 
     experiment: Experiment
     folder: Path
     board: loggers.Loggers
     log: Callable[[str], None]
     brief: bool
-    """True for a run within something larger, which prints the scores of all."""
+    """True for one of several runs, whose caller prints the scores."""
 
     def say(self, sentence: str) -> None:
-        """Logs a sentence that a brief run does without."""
+        """Logs a sentence unless the run is brief."""
         if not self.brief:
             self.log(sentence)
 
     def add(self, history: train.History) -> None:
-        """Writes metrics.csv, and its last row to the loggers, on the first host."""
+        """Writes metrics.csv, and logs its last row, on the first host."""
         if parallel.is_main():
             write_csv(self.folder / "metrics.csv", history)
             self.board.scalars(history[-1], int(history[-1]["step"]))
 
 
-def report(config: Config, job: Job, fit: train.Fit, tested: Tested, record: Record, started):
-    """Saves the scores first of all, then adds what the task describes and the baselines, prints,
-    logs and draws. Returns the contents of results.json."""
+def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record: Record, started):
+    """Saves, prints, logs and draws the results. Returns the contents of results.json."""
     if config.transfer and config.transfer.self_contained:
-        transfer.save(job.start.backbone, record.folder)
-    results = summarize(config, job, fit, tested, record, started)
-    settings = {**results["hparams"], **flat(to_json(config.recipe))}
+        transfer.save_backbone(setup.start.backbone, record.folder)
+    results = summarize(config, setup, fit, tested, record, started)
+    settings = {**results["hparams"], **flatten(to_json(config.recipe))}
     drawings = describe(tested, results, record)
     if config.baseline != "none":
-        baselines.compare(config, job, tested, results, record.brief, record.log)
+        baselines.compare(config, setup, tested, results, record.brief, record.log)
     path = record.folder / "results.json"
-    write_json(path, {**results, "pending": "pictures"})
+    write_json(path, {**results, "pending": "figures"})
     if not record.brief:
         tables.print_results(results, config.verbose)
         for sentence in results["findings"]:
@@ -69,37 +68,37 @@ def report(config: Config, job: Job, fit: train.Fit, tested: Tested, record: Rec
     record.board.hparams(settings, scores)
     if not isinstance(config.recipe.model, train.Ensemble):  # which has no epochs
         score, best = config.recipe.task.metric().name, results["best_epoch"] - 1
-        best = best if job.start.splits.val else None
+        best = best if setup.start.splits.val else None
         drawings = {"curves": lambda: figures.curves(fit.history, score, best), **drawings}
     with announcement("drawing ...", record.log):
-        for name, picture in figures.draw(drawings, record.folder, record.log).items():
+        for name, file in figures.draw(drawings, record.folder, record.log).items():
             if name != "curves":
-                record.board.figure(name, picture, int(fit.history[-1]["step"]))
+                record.board.figure(name, file, int(fit.history[-1]["step"]))
     write_json(path, results)
     return results
 
 
-def summarize(config: Config, job: Job, fit: train.Fit, tested: Tested, record: Record, started):
-    """Returns results.json without what the task describes."""
+def summarize(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record, started):
+    """Returns results.json without the task's description."""
     history, best = fit.history, train.best_epoch(fit.history, config.recipe.task)
-    names = ("train", "val") if job.start.splits.val else ("train",)
+    names = ("train", "val") if setup.start.splits.val else ("train",)
     scores = {
         name: {key.removeprefix(f"{name}_"): value
                for key, value in history[best].items() if key.startswith(f"{name}_")}
         for name in names
     }  # fmt: skip
-    hparams, inputs = to_json(config.hparams), job.examples.train["inputs"][:1]
-    abstract = job.start.with_backbone(job.abstract)
+    hparams, inputs = to_json(config.hparams), setup.examples.train["inputs"][:1]
+    abstract = setup.start.merge_backbone(setup.abstract)
     return {
         "experiment": record.experiment.name,
-        "dataset": job.dataset.name,
-        "data_source": job.dataset.source,
-        "data": job.examples.summary(),
+        "dataset": setup.dataset.name,
+        "data_source": setup.dataset.source,
+        "data": setup.examples.summary(),
         "model": type(config.recipe.model).__name__,
         "task": type(config.recipe.task).__name__,
-        "parameters": sum(count_parameters(job)),
+        "parameters": sum(count_parameters(setup)),
         "flops_per_example": train.forward_flops(
-            job.start.recipe, abstract, config.hparams, inputs
+            setup.start.recipe, abstract, config.hparams, inputs
         ),
         "hparams": {k: v for k, v in hparams.items() if k not in ("total_steps", "class")},
         "seed": config.seed,
@@ -111,15 +110,15 @@ def summarize(config: Config, job: Job, fit: train.Fit, tested: Tested, record: 
         "examples_per_second": float(np.mean([row["examples_per_second"] for row in history])),
         **scores,
         "test": dict(tested.scores),
-        "findings": list(job.dataset.findings),
+        "findings": list(setup.dataset.findings),
     }
 
 
 def describe(tested: Tested, results: dict[str, Any], record: Record) -> dict[str, Callable]:
-    """Saves the results, and what is fitted on the validation data; adds what the task describes,
-    and writes its tables. Returns its figures. A task that fails stops nothing."""
+    """Saves results and calibration, adds the task's description, writes its tables and returns its
+    figures. Failures of a task are logged."""
     folder, task, drawings = record.folder, tested.recipe.task, {}
-    write_json(folder / "results.json", {**results, "pending": "what the task describes"})
+    write_json(folder / "results.json", {**results, "pending": "the task's description"})
     if tested.calibration:
         write_json(folder / CALIBRATION, tested.calibration)
     try:
@@ -127,7 +126,7 @@ def describe(tested: Tested, results: dict[str, Any], record: Record) -> dict[st
         results["test"] |= description.scores
         results |= description.results
         results["findings"] += description.findings
-        write_json(folder / "results.json", {**results, "pending": "tables and pictures"})
+        write_json(folder / "results.json", {**results, "pending": "tables and figures"})
         if per_class := results["test"].get("per_class"):
             rows = [{"class": name, **scores} for name, scores in per_class.items()]
             write_csv(folder / "per_class.csv", rows)
@@ -137,7 +136,7 @@ def describe(tested: Tested, results: dict[str, Any], record: Record) -> dict[st
                 write_csv(folder / f"{name}.csv", rows() if callable(rows) else rows)
     except (RunError, OSError):
         raise
-    except Exception as error:  # a task of one's own can raise anything
+    except Exception as error:  # a user's task can raise anything
         record.log(f"warning: {type(task).__name__}.describe failed ({type(error).__name__}: "
-                   f"{error}): results.json has what came before")  # fmt: skip
+                   f"{error}): results.json lacks its description")  # fmt: skip
     return drawings

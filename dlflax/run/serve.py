@@ -1,8 +1,7 @@
-"""A trained model behind HTTP: a page for people, JSON for programs.
+"""HTTP server of a trained model: a web page, and JSON for programs.
 
-`app` is an ASGI application (Starlette), `serve` runs it (uvicorn). Requests are read in threads,
-put together into batches of `SIZES`, which were compiled at the start, and computed one after the
-other.
+`app` is an ASGI application (Starlette), `serve` runs it (uvicorn). Threads parse the requests, and
+one thread computes them in batches of `SIZES`, which are compiled at the start.
 """
 
 import asyncio
@@ -35,24 +34,23 @@ from dlflax.errors import InputError
 from dlflax.files import read_bytes
 from dlflax.models import explain
 from dlflax.run.predict import Predictor
-from dlflax.run.serve_card import PICTURE, card, openapi
+from dlflax.run.serve_card import FIGURE, card, openapi
 from dlflax.run.serve_http import JSON, LOCAL, HostCheck, Protocol, host_name
-from dlflax.run.serve_inputs import Refused, parts_of, read_part
+from dlflax.run.serve_inputs import Refused, read_part, split_request
 from dlflax.train.batch import SIZES
 
-MOST_BYTES = 20 * 2**20  # of a request
-MOST_BYTES_IN_ALL = 2**28  # of all requests that wait
+MOST_BYTES = 20 * 2**20  # in the body of a request
+MOST_BYTES_IN_ALL = 2**28  # in the bodies of all waiting requests
 MOST_WAITING = 4096  # inputs
-READ_SECONDS = 30  # that a request's body may take
-ANSWER_SECONDS = 60  # that the answer may take after that
-STOP_SECONDS = 30  # after which the process is gone when it is told to stop
-SAY_SECONDS = 5  # of these, to say to whoever still waits that there will be no answer
+READ_SECONDS = 30  # time limit for a request's body
+ANSWER_SECONDS = 60  # time limit for the answer
+STOP_SECONDS = 30  # from SIGTERM to the exit of the process
+SAY_SECONDS = 5  # the last of these, for error responses to waiting clients
 BUSY = "too many requests are waiting: try again in a second."
 
 
 class Batches:
-    """Puts the inputs of requests together, computes them in batches of SIZES, and hands the
-    answers back."""
+    """Queue that computes the inputs of several requests in shared batches of SIZES."""
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
@@ -61,7 +59,7 @@ class Batches:
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
 
     def warm_up(self) -> None:
-        """Compiles every size."""
+        """Compiles every batch size."""
         example = self._predictor.example()
         for size in SIZES:
             repeated = {name: np.repeat(array, size, 0) for name, array in example.items()}
@@ -69,7 +67,7 @@ class Batches:
 
     @contextlib.contextmanager
     def room(self, count: int):
-        """So many more inputs wait while it lasts. Refused where they are too many."""
+        """Counts waiting inputs. Raises Refused if there are too many."""
         if self._waiting + count > MOST_WAITING:
             raise Refused(429, BUSY)
         self._waiting += count
@@ -79,57 +77,56 @@ class Batches:
             self._waiting -= count
 
     async def answers(self, examples: Examples) -> list[dict[str, Any]]:
-        """What predict says of each, as JSON values. Refused where too many are waiting."""
+        """Returns the predictions for examples, as JSON values."""
         with self.room(len(examples)):
-            parts = []
+            futures = []
             for start in range(0, len(examples), SIZES[-1]):
                 part = examples.take(slice(start, start + SIZES[-1]))
-                done = asyncio.get_running_loop().create_future()
-                self._queue.put_nowait((part, done))
-                parts.append(done)
-            return [values for part in await asyncio.gather(*parts) for values in part]
+                futures.append(asyncio.get_running_loop().create_future())
+                self._queue.put_nowait((part, futures[-1]))
+            return [values for part in await asyncio.gather(*futures) for values in part]
 
     async def run(self) -> None:
-        """Computes for ever."""
-        held = None
+        """Computes the queue until it is cancelled."""
+        next_item = None
         while True:
-            items, held = [held or await self._queue.get()], None
-            count = len(items[0][0])
+            items, next_item = [next_item or await self._queue.get()], None
+            count, types = len(items[0][0]), _column_types(items[0][0])
             while not self._queue.empty():
                 item = self._queue.get_nowait()
-                if count + len(item[0]) > SIZES[-1] or _layout(item[0]) != _layout(items[0][0]):
-                    held = item
+                if count + len(item[0]) > SIZES[-1] or _column_types(item[0]) != types:
+                    next_item = item
                     break
                 items.append(item)
                 count += len(item[0])
             await self._compute(items)
 
     async def _compute(self, items) -> None:
-        items = [item for item in items if not item[1].cancelled()]  # who asked may be gone
+        items = [item for item in items if not item[1].cancelled()]  # the client may be gone
         if not items:
             return
         loop = asyncio.get_running_loop()
         try:
             examples = join([part for part, _ in items])
-            found = await loop.run_in_executor(self._thread, self._computed, examples)
+            answers = await loop.run_in_executor(self._thread, self._predict, examples)
         except Exception as error:
-            for _, done in items:
-                if not done.cancelled():
-                    done.set_exception(error)
+            for _, future in items:
+                if not future.cancelled():
+                    future.set_exception(error)
             return
-        for some, done in items:
-            if not done.cancelled():  # who asked may be gone
-                done.set_result(found[: len(some)])
-            found = found[len(some) :]
+        for part, future in items:
+            if not future.cancelled():
+                future.set_result(answers[: len(part)])
+            answers = answers[len(part) :]
 
-    def _computed(self, examples) -> list[dict[str, Any]]:
-        with np.errstate(all="ignore"):  # an answer without a number is null
-            answers = self._predictor.of_examples(examples, draw=False)
+    def _predict(self, examples) -> list[dict[str, Any]]:
+        with np.errstate(all="ignore"):  # NaN becomes null
+            answers = self._predictor.answer_examples(examples, draw=False)
         return [values for _, values in answers]
 
 
-def _layout(examples):
-    """The layout that examples of one batch share: pixels may be uint8 or float32."""
+def _column_types(examples):
+    """Returns the dtypes and shapes that examples of one batch share."""
     return [
         (name, column.type) if isinstance(column, pa.Array)
         else (name, column.dtype, column.shape[1:]) for name, column in examples.columns.items()
@@ -137,14 +134,14 @@ def _layout(examples):
 
 
 class Bodies:
-    """Reads the bodies of requests, of which all together have MOST_BYTES_IN_ALL."""
+    """Reader of request bodies, which may have MOST_BYTES_IN_ALL together."""
 
     def __init__(self):
         self._bytes = 0
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request):
-        """All of one. Refused when it is too large, takes too long, or many others wait."""
+        """Yields the body of a request. Raises Refused if it is too large or too slow."""
         limit = f"a request may have {MOST_BYTES // 2**20} MB."
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refused(415, "send the body as it is, without Content-Encoding.")
@@ -173,11 +170,11 @@ class Bodies:
 def app(
     predictor: Predictor, hosts: Collection[str] = LOCAL, origins: Collection[str] = ()
 ) -> Starlette:
-    """The page and the interface of a run's model, whose state is read and compiled first; hosts
-    and origins as `HostCheck`. InputError and RunError as Predictor."""
+    """Returns the ASGI application, after loading and compiling the model. hosts, origins: of
+    `HostCheck`. Raises InputError and RunError as Predictor."""
     batches, bodies = Batches(predictor), Bodies()
     batches.warm_up()
-    _heat(predictor, predictor.example()["inputs"])
+    _heatmap(predictor, predictor.example()["inputs"])
     readers = concurrent.futures.ThreadPoolExecutor(2)
     page = importlib.resources.files("dlflax.run").joinpath("serve.html").read_text("utf-8")
 
@@ -188,38 +185,38 @@ def app(
 
     async def inputs(request, body, most=None) -> Examples:
         media = request.headers.get("content-type", "")
-        some = (await in_thread(parts_of, encoder, media, body))[:most]
-        with batches.room(len(some)):  # one after the other: others' are read in between
-            return join([await in_thread(read_part, encoder, part) for part in some])
+        parts = (await in_thread(split_request, encoder, media, body))[:most]
+        with batches.room(len(parts)):  # part by part, in turns with other requests
+            return join([await in_thread(read_part, encoder, part) for part in parts])
 
     async def predict(request, body):
         return {"answers": await batches.answers(await inputs(request, body))}
 
     async def look(request, body):
         if encoder.image(predictor.example()["inputs"], 0) is None:
-            raise Refused(404, "this model does not look at pictures.")
+            raise Refused(404, "this model does not take images.")
         examples = (await inputs(request, body, 1)).take(slice(1))
         (values,) = await batches.answers(examples)
-        seen = encoder.batch(encoder.raw(examples))["inputs"]
-        return {"answer": values, **await in_thread(_looked, predictor, seen)}
+        images = encoder.batch(encoder.raw(examples))["inputs"]
+        return {"answer": values, **await in_thread(_explain_image, predictor, images)}
 
     def post(path, answer):
         async def respond(request):
             try:
                 async with bodies.read(request) as body:
-                    return JSON(await _until_gone(request, answer(request, body)))
+                    return JSON(await _cancel_on_disconnect(request, answer(request, body)))
             except asyncio.CancelledError:  # by uvicorn, before the process ends
-                raise Refused(503, "the server stops: ask again later.") from None
+                raise Refused(503, "the server is stopping: try again later.") from None
 
         return Route(path, respond, methods=["POST"])
 
-    def picture(request):
+    def figure(request):
         name = request.path_params["name"]
-        if not PICTURE.fullmatch(name):
+        if not FIGURE.fullmatch(name):
             raise HTTPException(404)
         try:
             content = read_bytes(predictor.folder / name, follow=False)
-        except OSError:  # there is none, or it is a link to somewhere else
+        except OSError:  # missing, or a link out of the folder
             raise HTTPException(404) from None
         return Response(content, media_type="image/png")
 
@@ -238,12 +235,13 @@ def app(
         Route("/health", health),
         Route("/card", lambda _: JSON(card(predictor))),
         Route("/openapi.json", lambda _: JSON(openapi(predictor))),
-        Route("/pictures/{name}", picture),
+        Route("/figures/{name}", figure),
         post("/predict", predict),
         post("/look", look),
     ]
     handlers = {
-        Refused: _refused, HTTPException: _http, ClientDisconnect: _gone, Exception: _failed,
+        Refused: _refuse, HTTPException: _http_error, ClientDisconnect: _disconnect,
+        Exception: _server_error,
     }  # fmt: skip
     check = Middleware(HostCheck, hosts=hosts, origins=origins)
     return Starlette(
@@ -251,8 +249,8 @@ def app(
     )
 
 
-async def _until_gone(request: Request, work: Coroutine):
-    """Returns what `work` does; cancels it when its client is gone or ANSWER_SECONDS are over."""
+async def _cancel_on_disconnect(request: Request, work: Coroutine):
+    """Returns the result of `work`, cancelled if the client disconnects or after ANSWER_SECONDS."""
 
     async def disconnection():
         while (await request.receive())["type"] != "http.disconnect":
@@ -267,36 +265,36 @@ async def _until_gone(request: Request, work: Coroutine):
             return tasks[0].result()
         if done:
             raise ClientDisconnect
-        sentence = f"no answer within {ANSWER_SECONDS} seconds: send less, or ask again later."
+        sentence = f"no answer within {ANSWER_SECONDS} seconds: send less, or try again later."
         raise Refused(503, sentence)
     finally:
         for task in tasks:
             task.cancel()
 
 
-async def _refused(_, error):
+async def _refuse(_, error):
     return JSON({"error": error.sentence}, error.status)
 
 
-async def _gone(*_):
-    return Response(status_code=400)  # which nobody reads
+async def _disconnect(*_):
+    return Response(status_code=400)  # no client reads it
 
 
-async def _failed(*_):
-    return JSON({"error": "the server failed on this request: its log says how."}, 500)
+async def _server_error(*_):
+    return JSON({"error": "the server failed on this request: see its log."}, 500)
 
 
-async def _http(_, error):
-    say = {
+async def _http_error(_, error):
+    sentences = {
         404: "there is nothing here: see /openapi.json.",
         405: "use another method: see /openapi.json.",
     }
-    sentence = say.get(error.status_code, str(error.detail))
+    sentence = sentences.get(error.status_code, str(error.detail))
     return JSON({"error": sentence}, error.status_code, headers=error.headers)
 
 
-def _heat(predictor, inputs) -> np.ndarray | None:
-    """Where the model looks in pictures, float32 (n, h, w); None for one that cannot say."""
+def _heatmap(predictor, inputs) -> np.ndarray | None:
+    """Returns Grad-CAM heatmaps of images, float32 (n, h, w); None for models without one."""
     if predictor.encoder.image(inputs, 0) is None:
         return None
     recipe = predictor.config.recipe
@@ -307,17 +305,17 @@ def _heat(predictor, inputs) -> np.ndarray | None:
         return None
 
 
-def _looked(predictor, inputs) -> dict[str, str | None]:
-    """The picture as the model saw it, and where it looked, as data URIs of PNG files."""
-    heat = _heat(predictor, inputs)
+def _explain_image(predictor, inputs) -> dict[str, str | None]:
+    """Returns the input image and its heatmap as data URIs of PNG files."""
+    heatmap = _heatmap(predictor, inputs)
     return {
         "seen": _png(inputs[0]),
-        "looked": None if heat is None else _png(heat[0][:, :, None]),
+        "looked": None if heatmap is None else _png(heatmap[0][:, :, None]),
     }
 
 
 def _png(pixels: np.ndarray) -> str:
-    """Of uint8 or of floats in 0..1, (h, w, 1 or 3)."""
+    """Returns the data URI of an image, uint8 or floats in 0..1, (h, w, 1 or 3)."""
     from PIL import Image
 
     content = io.BytesIO()
@@ -328,7 +326,7 @@ def _png(pixels: np.ndarray) -> str:
 
 
 class _Server(uvicorn.Server):
-    """One that ends with 0 when it was told to stop: uvicorn's own raises the signal once more."""
+    """Server that exits with 0 after a signal: uvicorn's own raises the signal once more."""
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -338,7 +336,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig, frame):
         super().handle_exit(sig, frame)
-        # a thread that still decodes or computes would keep the process
+        # threads that still decode or compute would keep the process alive
         end = threading.Timer(STOP_SECONDS, os._exit, (0,))
         end.daemon = True
         end.start()
@@ -349,9 +347,9 @@ def serve(
     log: Callable[[str], None] = lambda line: print(line, flush=True),
     allow_hosts: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Answers until SIGTERM or SIGINT, then what it has accepted. allow_hosts: names, beside the
-    host, that are answered, and whose pages may ask. InputError where the port is taken or a name
-    is none; else as `app`."""
+    """Serves until SIGTERM or SIGINT, and then finishes accepted requests. allow_hosts: further
+    host names of the server, whose pages may send requests too. Raises InputError for an invalid
+    name or a port in use, else as `app`."""
     for name in allow_hosts:
         if not host_name(name):
             raise InputError(
@@ -367,13 +365,13 @@ def serve(
     with bound:
         origins = set(map(host_name, allow_hosts))
         hosts = {*LOCAL, host_name(host), *origins}
-        if ipaddress.ip_address(bound.getsockname()[0]).is_unspecified:  # 0.0.0.0: of all networks
+        if ipaddress.ip_address(bound.getsockname()[0]).is_unspecified:  # 0.0.0.0: all networks
             hosts.add(host_name(socket.gethostname()))
         config = uvicorn.Config(
             app(predictor, hosts, origins), http=Protocol, ws="none", log_level="warning",
             timeout_graceful_shutdown=STOP_SECONDS - SAY_SECONDS, server_header=False,
         )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
-        log(f"http://{shown}:{bound.getsockname()[1]} answers for {predictor.folder}; Ctrl-C ends")
+        log(f"http://{shown}:{bound.getsockname()[1]} serves {predictor.folder}; Ctrl-C stops it")
         _Server(config).run(sockets=[bound])
     log("stopped.")

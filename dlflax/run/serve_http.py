@@ -1,4 +1,4 @@
-"""HTTP around the answers: valid JSON, hosts that are answered, connections that end."""
+"""HTTP of the server: valid JSON, a check of host names, and timeouts of connections."""
 
 import ipaddress
 import json
@@ -11,31 +11,31 @@ from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-IDLE_SECONDS = 10  # without the head of a request, or without reading an answer
-MOST_CONNECTIONS = 500  # at a time; a process may mostly have 1,024 open files
+IDLE_SECONDS = 10  # time limit for the head of a request, and for reading an answer
+MOST_CONNECTIONS = 500  # at a time; a process may often have only 1,024 open files
 NETLOC = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(:[0-9]*)?")
 
 
 class JSON(JSONResponse):
-    """Valid JSON whatever a model computes: null for NaN and infinity, which JSON does not have."""
+    """Valid JSON for any model outputs: null for NaN and infinity."""
 
     def render(self, content) -> bytes:
         try:
             return super().render(content)
-        except ValueError:  # or half a surrogate pair, which UTF-8 does not have
+        except ValueError:  # NaN, infinity, or half a surrogate pair, which UTF-8 does not have
             return json.dumps(_finite(content), allow_nan=False).encode()
 
 
 def _finite(value):
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def host_name(netloc: str) -> str:
-    """Returns the name or address in "Name:port", in one spelling; "" where it has none."""
+    """Returns the normalized name or address of "Name:port"; "" for an invalid one."""
     match = NETLOC.fullmatch(netloc.lower())
     name = match[1].strip("[]").rstrip(".") if match else netloc
     try:
@@ -45,11 +45,10 @@ def host_name(netloc: str) -> str:
 
 
 class HostCheck:
-    """Refuses requests for hosts of other names, as a page sends them whose name was made to lead
-    here (DNS rebinding), and requests from pages of other sites.
+    """Refuses requests for unknown host names (DNS rebinding) and from pages of other sites.
 
-    hosts: names and addresses that are answered, beside the address that a connection came to;
-    origins: hosts whose pages may ask from elsewhere.
+    hosts: names and addresses of the server, besides the address of the connection; origins: other
+    hosts whose pages may send requests.
     """
 
     def __init__(self, app, hosts: Collection[str] = LOCAL, origins: Collection[str] = ()):
@@ -62,47 +61,45 @@ class HostCheck:
             host, origin = headers.get("host", "").lower(), headers.get("origin")
             name = host_name(host)
             if not name or name not in self.hosts and name != server:
-                advice = f": start it with --allow-host {name} to have it answer" if name else ""
+                advice = f": start it with --allow-host {name}" if name else ""
                 sentence = f"this server does not answer for the host {host[:80]!r}{advice}."
                 app = JSON({"error": sentence}, 421)
             elif origin is not None and scope["method"] not in ("GET", "HEAD"):
                 netloc = origin.lower().partition("://")[2]
                 if netloc != host and host_name(netloc) not in self.origins:
                     sentence = (
-                        f"a page of {origin[:80]!r} may not ask here: send the request from "
-                        "elsewhere, or start the server with --allow-host and the page's host."
+                        f"pages of {origin[:80]!r} may not send requests here: start the server "
+                        "with --allow-host and the page's host."
                     )
                     app = JSON({"error": sentence}, 403)
         await app(scope, receive, send)
 
 
 class Protocol(H11Protocol):
-    """Ends a connection that waits for the head of a request, or for its client to read, for
-    IDLE_SECONDS, and beyond MOST_CONNECTIONS the one that waits for longest."""
+    """Closes idle connections, after IDLE_SECONDS or beyond MOST_CONNECTIONS."""
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(IDLE_SECONDS, self._end_if_waiting)
+        self._deadline = self.loop.call_later(IDLE_SECONDS, self._abort_if_idle)
         if len(self.connections) > MOST_CONNECTIONS:
-            others = [other for other in self.connections if not other.transport.is_closing()]
-            waiting = [other for other in others if other._waits()]  # this one, too
-            min(waiting, key=lambda other: other._deadline.when()).transport.abort()
+            idle = [c for c in self.connections if not c.transport.is_closing() and c._is_idle()]
+            min(idle, key=lambda connection: connection._deadline.when()).transport.abort()
 
     def on_response_complete(self):
         super().on_response_complete()
-        self._wait()
+        self._restart_timeout()
 
     def pause_writing(self):
         super().pause_writing()
-        self._wait()
+        self._restart_timeout()
 
-    def _wait(self):
+    def _restart_timeout(self):
         self._deadline.cancel()
-        self._deadline = self.loop.call_later(IDLE_SECONDS, self._end_if_waiting)
+        self._deadline = self.loop.call_later(IDLE_SECONDS, self._abort_if_idle)
 
-    def _waits(self) -> bool:
+    def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete or self.flow.write_paused
 
-    def _end_if_waiting(self):
-        if self._waits():
+    def _abort_if_idle(self):
+        if self._is_idle():
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""The examples in a request's body, within limits that are checked before the work."""
+"""Examples in the body of a request, within limits that are checked before parsing."""
 
 import base64
 import binascii
@@ -15,50 +15,50 @@ from dlflax.data import Encoder, Examples, Form, Limits, TooMuch, Upload
 from dlflax.errors import InputError
 
 LIMITS = Limits()  # of one request
-_BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # curl's, unasked
+_BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # curl's defaults
 
 
 class Refused(Exception):
-    """A request that gets no answer: a status of HTTP, 4xx or 503, and one sentence."""
+    """Refusal of a request: an HTTP status, 4xx or 503, and one sentence."""
 
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
 
 
-def parts_of(encoder: Encoder, content_type: str, body: bytes) -> list[Callable[[], Examples]]:
+def split_request(encoder: Encoder, content_type: str, body: bytes) -> list[Callable[[], Examples]]:
     """Returns functions for `read_part`, each for some examples of a request. Its body is JSON with
-    the key of the encoder's form, or bytes of one of its media types. Raises Refused for anything
-    else, and for too much by what can be counted without the work."""
+    the key of the encoder's form, or bytes of one of its media types. Raises Refused for other
+    bodies, and for sizes over the limits."""
     form, media = encoder.form, content_type.partition(";")[0].strip().lower()
     limits = dataclasses.replace(LIMITS)
     if media == "application/json":
         values = _json(body, form, most_inputs(encoder))
         if form.schema.get("contentEncoding") == "base64":
-            # a part for each, so that the files of one request do not keep those of others waiting
+            # one part for each file, so that other requests need not wait for all files
             uploads = [_upload(value, f"{form.upload} {i}") for i, value in enumerate(values, 1)]
-            return [_parse_later(encoder, upload, limits) for upload in uploads]
+            return [_defer_parsing(encoder, upload, limits) for upload in uploads]
         return [functools.partial(encoder.parse, _check(form.schema, values, form.key), limits)]
-    unasked = media in _BYTES and form.schema.get("contentEncoding") == "base64"
-    if unasked or any(fnmatch.fnmatch(media, pattern) for pattern in form.media):
+    is_file = media in _BYTES and form.schema.get("contentEncoding") == "base64"
+    if is_file or any(fnmatch.fnmatch(media, pattern) for pattern in form.media):
         ending = {"text/csv": ".csv"}.get(media, "")
         upload = Upload(bytes(body), media, f"the {form.upload}{ending}")
-        return [_parse_later(encoder, upload, limits)]
+        return [_defer_parsing(encoder, upload, limits)]
     others = ", ".join(pattern.replace("image/*", "image/png") for pattern in form.media)
     others = f", or {others}" if others else ""
     raise Refused(415, f"this model takes application/json{others}: see /openapi.json.")
 
 
-def _parse_later(encoder, upload, limits) -> Callable[[], Examples]:
-    """A function that parses an upload, which is measured now."""
-    with _refusing():
+def _defer_parsing(encoder, upload, limits) -> Callable[[], Examples]:
+    """Checks the size of an upload and returns a function that parses it."""
+    with _translate_errors():
         encoder.measure(upload, limits)
     return functools.partial(encoder.parse, upload, limits)
 
 
 @contextlib.contextmanager
-def _refusing():
-    """Turns the errors of an encoder into Refused."""
+def _translate_errors():
+    """Raises the errors of an encoder as Refused."""
     try:
         yield
     except TooMuch as error:
@@ -70,8 +70,8 @@ def _refusing():
 
 
 def read_part(encoder: Encoder, part: Callable[[], Examples]) -> Examples:
-    """Calls one of `parts_of`. Refused where its examples cannot be used."""
-    with _refusing(), np.errstate(all="ignore"):  # looked at below
+    """Returns the examples of a part of `split_request`. Raises Refused for unusable ones."""
+    with _translate_errors(), np.errstate(all="ignore"):  # infinity is checked below
         examples = part()
         if len(examples) > LIMITS.rows:
             raise Refused(413, f"a request may have {LIMITS.rows} {encoder.form.key}.")
@@ -87,7 +87,7 @@ def most_inputs(encoder: Encoder) -> int:
 
 
 def _json(body: bytes, form: Form, most: int) -> list:
-    """The list under the one key that the model takes."""
+    """Returns the list under the one key that the model takes."""
     key = form.key
     try:
         value = json.loads(body)
@@ -103,16 +103,14 @@ def _json(body: bytes, form: Form, most: int) -> list:
 
 
 def _check(schema, values: list, key: str) -> list:
-    """The values, which are of the type that the form's schema has."""
+    """Returns the values, checked against the form's schema."""
     if schema.get("type") == "string" and not all(isinstance(value, str) for value in values):
         raise Refused(422, f"{key} must be strings.")
     if schema.get("type") == "object":
-        rows = [value.values() if isinstance(value, dict) else [{}] for value in values]
-        if not all(isinstance(value, dict) for value in values):
-            raise Refused(
-                422, 'send rows as {"column": value, ...}, all with the same columns.'
-            )  # fmt: skip
-        if any(not isinstance(cell, str | int | float | None) for row in rows for cell in row):
+        if not all(isinstance(row, dict) for row in values):
+            raise Refused(422, 'send rows as {"column": value, ...}, all with the same columns.')
+        cells = [cell for row in values for cell in row.values()]
+        if not all(isinstance(cell, str | int | float | None) for cell in cells):
             raise Refused(422, "the values in rows must be numbers, strings or null.")
     return values
 

@@ -1,6 +1,6 @@
-"""Code outside of dlflax: noted by path and bytes when the user runs it, and run again as noted.
+"""Trusted code outside of dlflax: files whose path and SHA-256 are recorded when a user runs them.
 
-The notes are experiments.json in the cache folder.
+The records are in experiments.json in the cache folder.
 """
 
 import contextlib
@@ -15,35 +15,34 @@ from types import ModuleType
 from typing import Any
 
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, read_bytes, read_json, replacing
+from dlflax.files import atomic_write, cache_folder, read_bytes, read_json
 
 
-def read_notes() -> dict[str, dict[str, Any]]:
+def read_trusted_hashes() -> dict[str, dict[str, Any]]:
     """Returns {"files": {path: sha256}, "modules": {name: {path: sha256}}}."""
-    notes = {}
+    trusted = {}
     with contextlib.suppress(OSError, ValueError):
-        notes = read_json(cache_folder() / "experiments.json")
-    notes = notes if isinstance(notes, dict) else {}
-    return {k: v if isinstance(v := notes.get(k), dict) else {} for k in ("files", "modules")}
+        trusted = read_json(cache_folder() / "experiments.json")
+    trusted = trusted if isinstance(trusted, dict) else {}
+    return {k: v if isinstance(v := trusted.get(k), dict) else {} for k in ("files", "modules")}
 
 
-def add_notes(files: dict[str, str], module_names: set[str]) -> None:
-    """Notes files, {path: sha256}, and the files of modules; those without source are passed by."""
+def add_trusted_hashes(files: dict[str, str], module_names: set[str]) -> None:
+    """Records files, {path: sha256}, and the source files of modules."""
     modules = {name: hashes for name in module_names if (hashes := _hashes(_sources(name)))}
-    notes = read_notes()
-    if files.items() <= notes["files"].items() and modules.items() <= notes["modules"].items():
+    old = read_trusted_hashes()
+    if files.items() <= old["files"].items() and modules.items() <= old["modules"].items():
         return
-    notes = {"files": notes["files"] | files, "modules": notes["modules"] | modules}
-    with contextlib.suppress(OSError):  # without the note, predict asks for --experiment
+    trusted = {"files": old["files"] | files, "modules": old["modules"] | modules}
+    with contextlib.suppress(OSError):  # without the record, predict requires --experiment
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with replacing(cache_folder() / "experiments.json") as temporary:
-            temporary.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(cache_folder() / "experiments.json") as temporary:
+            temporary.write_text(json.dumps(trusted, indent=1) + "\n", encoding="utf-8")
 
 
-def import_noted(module_name: str) -> ModuleType | None:
-    """Returns the module if it is noted and its files are as noted, else None. InputError if its
-    code fails."""
-    hashes = read_notes()["modules"].get(module_name)
+def import_trusted_module(module_name: str) -> ModuleType | None:
+    """Returns the module if it is trusted and its files are unchanged, else None."""
+    hashes = read_trusted_hashes()["modules"].get(module_name)
     if not hashes or _hashes(sources := _sources(module_name)) != hashes:
         return None
     for spec, content in sources:
@@ -60,7 +59,7 @@ def import_noted(module_name: str) -> ModuleType | None:
 
 
 def execute(spec: ModuleSpec, content: bytes) -> ModuleType:
-    """Returns a new module of these bytes: neither later ones nor __pycache__ are read."""
+    """Returns a new module from these bytes, without reading the file or __pycache__."""
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         exec(compile(content, spec.origin or "", "exec", dont_inherit=True), module.__dict__)
@@ -71,7 +70,7 @@ def execute(spec: ModuleSpec, content: bytes) -> ModuleType:
 
 
 def failure(name, error: Exception) -> InputError:
-    """Returns one sentence that says where the code of a module or file failed."""
+    """Returns an InputError with the line where the import of a module or file failed."""
     if isinstance(error, InputError):
         return error
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
@@ -86,8 +85,7 @@ def sha256(content: bytes) -> str:
 
 
 def _sources(module_name: str) -> list[tuple[ModuleSpec, bytes]]:
-    """Source of a module, after that of the packages that hold it; [] without files of Python.
-    Nothing is imported."""
+    """Returns the sources of a module and its packages, without imports; [] for no Python files."""
     sources, locations, names = [], None, module_name.split(".")
     if names[0] in sys.stdlib_module_names:
         return []
@@ -98,12 +96,12 @@ def _sources(module_name: str) -> list[tuple[ModuleSpec, bytes]]:
             locations = spec.submodule_search_locations
             if spec.origin and not spec.origin.endswith(".py"):
                 return []
-            # a folder without __init__.py is a package without a file
+            # a namespace package has no file
             sources.append((spec, read_bytes(spec.origin) if spec.origin else b""))
         return sources
     return []
 
 
 def _hashes(sources: list[tuple[ModuleSpec, bytes]]) -> dict[str, str]:
-    """{path: sha256} of the files."""
+    """Returns {path: sha256} of the files."""
     return {str(Path(s.origin).resolve()): sha256(content) for s, content in sources if s.origin}

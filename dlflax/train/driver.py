@@ -130,8 +130,8 @@ class Saved(NamedTuple):
 
 
 class Fit(Driver):
-    """One member over all devices of `parallel.use`: without a member axis, streamed where its
-    examples do not fit, stopped within an epoch. What `fit` returns and hands to `on_epoch`."""
+    """One member over all devices of `parallel.use_devices`: without a member axis, streamed where
+    its examples do not fit, stopped within an epoch. What `fit` returns and hands to `on_epoch`."""
 
     state: State
     """After the last epoch."""
@@ -157,7 +157,7 @@ class Fit(Driver):
         self._feed = Feed(train_set, lambda epoch: self._orders[0].batches(seed, epoch))
         self._n, self._on_steps = len(train_set["inputs"]), on_steps
         is_whole = val_set is not None and fits_on_device(val_set)
-        self._val, self._is_compiled = parallel.put(val_set) if is_whole else val_set, False
+        self._val, self._is_compiled = parallel.put_on_all(val_set) if is_whole else val_set, False
 
     @property
     def history(self) -> History:
@@ -214,7 +214,7 @@ class Fit(Driver):
         last = history[-1].get("seconds", math.inf) if history else math.inf
         # hosts have to make the same calls, so all of them by what one that shows no progress does
         seconds = 0.2 if self._on_steps and jax.process_count() == 1 else 5.0
-        spans = self._feed.spans(len(history), done, seconds, parallel.slowest(last))
+        spans = self._feed.spans(len(history), done, seconds, parallel.max_over_hosts(last))
         for data, batches, start, stop in spans:
             sums = jax.device_get(self._advance(data, batches, sums, start, stop))
             done += int(stop - start)

@@ -69,9 +69,9 @@ def evaluate_sums(
     if isinstance(data["inputs"], jax.Array):
         return _evaluate(recipe, state, hparams, data, batch_size)
     if fits_on_device(data):
-        return _evaluate(recipe, state, hparams, parallel.put(data), batch_size)
+        return _evaluate(recipe, state, hparams, parallel.put_on_all(data), batch_size)
     parts = [
-        jax.device_get(_evaluate(recipe, state, hparams, parallel.put(part), batch_size))
+        jax.device_get(_evaluate(recipe, state, hparams, parallel.put_on_all(part), batch_size))
         for part in stream_in_order(data)
     ]
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(sums for sums, _ in parts))
@@ -92,10 +92,10 @@ def evaluate_batches(
     (batches, size), -1 for padding. hparams: those to evaluate with. Traced."""
 
     def one(index):
-        batch = parallel.split_batch(gather(data, parallel.split_batch(index)))
+        batch = parallel.shard_batch(gather(data, parallel.shard_batch(index)))
         batch = with_targets(recipe.task, batch)
         outputs = forward(recipe, state, hparams, batch["inputs"])
-        return parallel.replicated((_sums(recipe.task, hparams, outputs, batch), outputs))
+        return parallel.replicate((_sums(recipe.task, hparams, outputs, batch), outputs))
 
     sums, outputs = lax.map(one, batches)
     return jax.tree.map(lambda leaf: leaf.sum(0), sums), outputs
@@ -132,8 +132,8 @@ def predict(
     n = inputs.shape[0]
 
     def one(index):
-        batch = parallel.split_batch(gather({"inputs": inputs}, parallel.split_batch(index)))
-        return parallel.replicated(forward(recipe, state, hparams, batch["inputs"]))
+        batch = parallel.shard_batch(gather({"inputs": inputs}, parallel.shard_batch(index)))
+        return parallel.replicate(forward(recipe, state, hparams, batch["inputs"]))
 
     outputs = lax.map(one, all_batches(n, batch_size))
     return outputs.reshape(-1, *outputs.shape[2:])[:n]
@@ -141,7 +141,7 @@ def predict(
 
 def all_batches(n: int, batch_size: int = 256) -> np.ndarray:
     """int32 (batches, size): every example once, in order, then -1, padding."""
-    batch_size = -(-min(batch_size, n) // parallel.size()) * parallel.size()
+    batch_size = -(-min(batch_size, n) // parallel.mesh_size()) * parallel.mesh_size()
     batches = math.ceil(n / batch_size)
     index = np.arange(batches * batch_size, dtype=np.int32)
     return np.where(index < n, index, -1).reshape(batches, batch_size)

@@ -37,14 +37,14 @@ def train_steps(
     def batch(i):
         if batches is None:
             return {name: leaf[i] for name, leaf in data.items()}
-        return gather(data, parallel.split_batch(batches[i]))
+        return gather(data, parallel.shard_batch(batches[i]))
 
     def body(i, carry):
         state, sums = carry
-        state, new = update_state(recipe, state, hparams, parallel.split_batch(batch(i)))
+        state, new = update_state(recipe, state, hparams, parallel.shard_batch(batch(i)))
         bad = jnp.minimum(sums["first_bad_step"], new.pop("first_bad_step"))
         sums = {**{name: sums[name] + new[name] for name in new}, "first_bad_step": bad}
-        return parallel.constrain_state(state), parallel.replicated(sums)
+        return parallel.constrain_state(state), parallel.replicate(sums)
 
     return lax.fori_loop(start, stop, body, (state, sums))
 
@@ -55,14 +55,14 @@ class Feed:
     def __init__(self, data: Mapping[str, Any], batches: Callable[[int], np.ndarray]):
         """batches: epoch -> int32 (steps, batch_size), as `epoch_batches` returns them."""
         self._whole, self._batches = fits_on_device(data), batches
-        self._data = parallel.put(data) if self._whole else data
+        self._data = parallel.put_on_all(data) if self._whole else data
 
     def pieces(self, epoch: int, done: int = 0) -> Iterator[tuple[Any, Any, int, int]]:
         """Yields (data, batches, start, stop) of `train_steps` for an epoch's steps from `done`
         on."""
         batches = self._batches(epoch)
         if self._whole:
-            yield self._data, parallel.put(batches), done, len(batches)
+            yield self._data, parallel.put_on_all(batches), done, len(batches)
             return
         for piece, count in stream(self._data, batches[done:]):
             yield parallel.put_host_batches(piece), None, 0, count
@@ -75,6 +75,6 @@ class Feed:
             while start < end:
                 stop, clock = min(start + count, end), time.perf_counter()
                 yield data, batches, np.int32(start), np.int32(stop)
-                lap = max(parallel.slowest(time.perf_counter() - clock), 0.01)
+                lap = max(parallel.max_over_hosts(time.perf_counter() - clock), 0.01)
                 count = max(1, int((stop - start) * seconds / lap))
                 start = stop

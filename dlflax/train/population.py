@@ -292,7 +292,7 @@ class Population(Driver):
         return [member or (0, 0) for member in self._places]
 
     def _put(self, tree):
-        return parallel.place(tree, self.layout.sharding("member"))
+        return parallel.put_by_sharding(tree, self.layout.sharding("member"))
 
 
 def fit_all(
@@ -310,7 +310,7 @@ def fit_all(
 
 def put_on_devices(layout: Layout, *data):
     """The data with a copy on each of the layout's devices; free where it is there already."""
-    return parallel.place(data, layout.sharding())
+    return parallel.put_by_sharding(data, layout.sharding())
 
 
 def _is_key(leaf) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from dlflax.models.norm import frozen_norms
+from dlflax.models.norm import freeze_norms
 from dlflax.models.protocols import CuttingBatches
 from dlflax.train import losses, optim
 from dlflax.train.augment import augment_batch
@@ -99,7 +99,7 @@ def objective(recipe, params, collections, hparams, batch, key):
     Returns (objective, (outputs float32 (n, ...), per-example losses (n,), new collections)).
     """
     dtype = jnp.dtype(recipe.compute_dtype)
-    with frozen_norms(recipe.trainable):
+    with freeze_norms(recipe.trainable):
         outputs, collections = recipe.model.apply(
             {"params": cast(params, dtype), **collections},
             cast(batch["inputs"], dtype),

@@ -1,17 +1,17 @@
-"""Transfer learning: pretrained weights, what of them is trained, features kept on disk."""
+"""Transfer learning: pretrained weights, fine-tuning, heads trained on cached features."""
 
-from dlflax.transfer.backbone import backbone, head_inputs, save, with_backbone
+from dlflax.transfer.backbone import head_inputs, load_backbone, merge_backbone, save_backbone
 from dlflax.transfer.features import Features
 from dlflax.transfer.prepare import (
     Start,
     Transfer,
     check,
-    numbers_of_start,
     prepare,
-    trained,
+    start_hparams,
+    trainable_recipe,
 )
 
 __all__ = [
-    "Features", "Start", "Transfer", "backbone", "check", "head_inputs", "numbers_of_start",
-    "prepare", "save", "trained", "with_backbone",
+    "Features", "Start", "Transfer", "check", "head_inputs", "load_backbone", "merge_backbone",
+    "prepare", "save_backbone", "start_hparams", "trainable_recipe",
 ]  # fmt: skip

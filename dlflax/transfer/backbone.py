@@ -1,6 +1,6 @@
-"""The frozen backbone of a head: read from pretrained weights, kept beside the State, saved.
+"""Frozen backbone of a head: read from pretrained weights, merged into the State, saved.
 
-safetensors is imported where it is used: start-up time counts.
+safetensors is imported where it is used, to start up faster.
 """
 
 import hashlib
@@ -13,64 +13,62 @@ from flax import traverse_util
 
 from dlflax import train
 from dlflax.errors import InputError, RunError
-from dlflax.files import replacing
+from dlflax.files import atomic_write
 from dlflax.transfer import weights
 
-FILE = "backbone.safetensors"  # in a run's folder, where it is to be used elsewhere
+FILE = "backbone.safetensors"  # in the folder of a run with --self-contained
 
 
-def with_backbone(state: train.State, backbone: dict[str, Any] | None) -> train.State:
-    """The State of a head with its frozen backbone's variables; without one as it is."""
+def merge_backbone(state: train.State, backbone: dict[str, Any] | None) -> train.State:
+    """Merges a frozen backbone's variables, if any, into the State of its head."""
     if not backbone:
         return state
     params, collections = backbone["params"], dict(backbone)
     del collections["params"]
     return state.replace(
-        params=_joined(params, state.params),
-        ema=state.ema and _joined(params, state.ema),
-        collections=_joined(collections, state.collections),
-        ema_collections=state.ema_collections and _joined(collections, state.ema_collections),
+        params=_merge_trees(params, state.params),
+        ema=state.ema and _merge_trees(params, state.ema),
+        collections=_merge_trees(collections, state.collections),
+        ema_collections=state.ema_collections and _merge_trees(collections, state.ema_collections),
     )
 
 
-def _joined(tree, other):
-    """Two trees of dicts with different leaves as one."""
-    flat = (traverse_util.flatten_dict(each) for each in (tree, other))
-    return traverse_util.unflatten_dict({k: v for each in flat for k, v in each.items()})
+def _merge_trees(a, b):
+    """Merges two trees of dicts with different leaves."""
+    flat = traverse_util.flatten_dict(a) | traverse_util.flatten_dict(b)
+    return traverse_util.unflatten_dict(flat)
 
 
-def with_features(model):
-    """Where a model's backbone is: (its module, its path in the variables). Of an ensemble of heads
-    the first one has it."""
+def backbone_module(model):
+    """Returns (module, path in the variables) of the backbone, that of an ensemble's first head."""
     return (model.members[0], "members_0") if isinstance(model, train.Ensemble) else (model, None)
 
 
-def placed(variables, path):
-    """The backbone's variables where the model has them."""
+def nest_variables(variables, path):
+    """Nests a backbone's variables under the path of `backbone_module`, if any."""
     return {name: {path: tree} for name, tree in variables.items()} if path else variables
 
 
-def backbone(transfer, model, inputs, sha256: str | None, folder: Path, log=print):
-    """The variables of a run's frozen backbone, for inputs such as these: those that its folder
-    has, else the weights that it was trained with; None where all is in the checkpoint. InputError
-    when they are not there or, by sha256, not those."""
-    if transfer is None or not transfer.frozen:
+def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log=print):
+    """Loads a run's frozen backbone from its folder, else from the pretrained weights; None if the
+    checkpoint has all variables. InputError if the weights are missing or have another sha256."""
+    if transfer is None or not transfer.is_frozen:
         return None
     if transfer.self_contained and (folder / FILE).exists():
-        return _load(folder / FILE, model, inputs)
-    module, path = with_features(model)
-    variables, found = read(transfer.weights, module, inputs, log)
-    if found != sha256:
+        return _read_file(folder / FILE, model, inputs)
+    module, path = backbone_module(model)
+    variables, actual = read(transfer.weights, module, inputs, log)
+    if actual != sha256:
         raise InputError(
-            f"--weights {transfer.weights} are not those that the run was trained with (sha256 "
-            f"{found[:12]} in place of {str(sha256)[:12]}): bring back that file."
+            f"--weights {transfer.weights} are not the weights of the run (sha256 {actual[:12]}, "
+            f"expected {str(sha256)[:12]}): restore that file."
         )
-    return placed(variables, path)
+    return nest_variables(variables, path)
 
 
-def save(variables, folder: Path) -> None:
-    """Writes a frozen backbone's variables into the run's folder. RunError where the disk does not
-    take them."""
+def save_backbone(variables, folder: Path) -> None:
+    """Writes a frozen backbone's variables into the run folder. RunError if the disk is full or
+    not writable."""
     import safetensors.numpy
 
     flat = {
@@ -78,26 +76,26 @@ def save(variables, folder: Path) -> None:
         for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()
     }
     try:
-        with replacing(folder / FILE) as temporary:
+        with atomic_write(folder / FILE) as temporary:
             temporary.write_bytes(safetensors.numpy.save(flat, {"sha256": _sha256(flat)}))
     except OSError as error:
         raise RunError(f"could not write {folder / FILE}: {error.strerror}.") from error
 
 
-def _load(path: Path, model, inputs):
-    """What `save` wrote, if it is whole and fits the model."""
+def _read_file(path: Path, model, inputs):
+    """Reads the file of `save_backbone`. InputError if it is damaged or does not fit the model."""
     import safetensors.numpy
 
     try:
         with safetensors.safe_open(path, "np") as file:
-            wanted = (file.metadata() or {}).get("sha256")
+            expected = (file.metadata() or {}).get("sha256")
         flat = safetensors.numpy.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} is damaged: it is not what a run writes.") from error
-    fresh = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), one(inputs))
-    shapes = {n: v.shape for n, v in traverse_util.flatten_dict(fresh, sep="/").items()}
-    if wanted != _sha256(flat) or any(shapes.get(n) != v.shape for n, v in flat.items()):
-        raise InputError(f"{path} is damaged, or of another run: bring back the run's own.")
+        raise InputError(f"{path} is damaged: restore the file of the run.") from error
+    abstract = traverse_util.flatten_dict(_abstract_variables(model, inputs), sep="/")
+    shapes = {name: leaf.shape for name, leaf in abstract.items()}
+    if expected != _sha256(flat) or any(shapes.get(n) != v.shape for n, v in flat.items()):
+        raise InputError(f"{path} is damaged, or of another run: restore the file of the run.")
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -110,31 +108,32 @@ def _sha256(flat) -> str:
 
 
 def head_inputs(model, inputs) -> np.ndarray:
-    """Zeros in the shape of what a head sees of one of such inputs: (1, d)."""
+    """Returns zeros (1, d) in the shape of the features of one example."""
 
     def features(x):
         return model.init_with_output(jax.random.key(0), x, method="features")[0]
 
-    seen = jax.eval_shape(features, one(inputs))
-    return np.zeros(seen.shape, np.float32)
+    return np.zeros(jax.eval_shape(features, _abstract_example(inputs)).shape, np.float32)
 
 
-def one(inputs):
-    """One of them, abstract, as a model sees it."""
+def _abstract_example(inputs):
     return jax.eval_shape(train.floats, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype))
 
 
+def _abstract_variables(model, inputs):
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), _abstract_example(inputs))
+
+
 def read(name, model, inputs, log):
-    """(variables of everything but the last layer, sha256 of the file)."""
-    loaded, sha256, what = weights.read(model, name, log)
-    log(what)
-    fresh = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), one(inputs))
+    """Reads pretrained weights: (variables without the last layer, sha256 of the file)."""
+    loaded, sha256, description = weights.read(model, name, log)
+    log(description)
     try:
-        variables = weights.graft(fresh, loaded)
+        variables = weights.graft(_abstract_variables(model, inputs), loaded)
     except InputError as error:
         if inputs.ndim != 4:
             raise
         height, width = inputs.shape[1:3]
-        raise InputError(f"{error} The pictures have {height} x {width} pixels.") from error
+        raise InputError(f"{error} The images have {height} x {width} pixels.") from error
     del variables["params"]["logits"]
     return variables, sha256

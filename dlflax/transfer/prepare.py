@@ -1,7 +1,7 @@
-"""Transfer learning: what is taken from pretrained weights, what is trained, features kept on disk.
+"""Start of a training: pretrained weights, trainable parameters, cached features.
 
-A frozen backbone computes the same features in every epoch, so they are computed once: a head is
-then trained from numbers instead of pictures, by the same `train.step`.
+A frozen backbone computes the same features in every epoch, so they are computed once, and the head
+is trained on features by the same `train.step`.
 """
 
 import dataclasses
@@ -18,141 +18,133 @@ from dlflax.models.protocols import Backbone
 from dlflax.train.augment import augment, numbers
 from dlflax.train.optim import Constant
 from dlflax.train.step import HEAD
-from dlflax.transfer.backbone import placed, read, with_backbone, with_features
-from dlflax.transfer.contrastive import drawn_together
+from dlflax.transfer.backbone import backbone_module, merge_backbone, nest_variables, read
+from dlflax.transfer.contrastive import pretrain_contrastive
 from dlflax.transfer.features import Features
 
-# Of vectors of words beside the model's other numbers: rt-polarity's validation loss, 2 seeds, GRU
-# and Transformer: 0.461 and 0.508 with half of GloVe's or less, 0.470 and 0.527 with all of it.
+# Scale of word vectors. Validation loss on rt-polarity, 2 seeds, GRU and Transformer: 0.461 and
+# 0.508 at half of GloVe's scale or less, 0.470 and 0.527 at GloVe's scale.
 VECTOR_SCALE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """The use of pretrained weights: which ones, and what of them is trained on."""
+    """Pretrained weights, and the parameters that are fine-tuned."""
 
     weights: str = "imagenet"
     """imagenet, the name of a published set, a file (.safetensors, .pth), or none: from scratch."""
     finetune: Literal["none", "head", "last-blocks", "all", "contrastive"] = "head"
-    """The part of a pretrained model that is trained: its last layer, last blocks too, or all;
-    contrastive, for few labels: all, so that examples of a class come together, then its last
-    layer; none takes no weights, as --weights none."""
+    """Parameters to train: the last layer, the last blocks too, or all. contrastive, for few
+    labels: all by a contrastive loss, then the last layer. none: no pretrained weights."""
     head_epochs: int = 5
-    """--finetune last-blocks and all: so many epochs of the last layer alone come first."""
+    """--finetune last-blocks and all: epochs in which the last layer alone is trained first."""
     contrastive_epochs: int = 10
-    """--finetune contrastive: epochs that draw the examples of a class together."""
+    """--finetune contrastive: epochs by the contrastive loss."""
     views: int = 0
-    """--finetune head: so many augmented views (--augment) of every training picture, besides the
-    picture itself."""
+    """--finetune head: augmented views (--augment) of every training image besides the image."""
     self_contained: bool = False
-    """--finetune head: save the frozen part with the run too, so that its folder can be copied to a
-    machine that has no pretrained weights."""
+    """--finetune head: save the frozen backbone in the run folder, for machines without the
+    pretrained weights."""
 
     @property
-    def pretrained(self) -> bool:
+    def has_weights(self) -> bool:
         """True if weights are read."""
         return "none" not in (self.weights, self.finetune)
 
     @property
-    def frozen(self) -> bool:
-        """True if the last layer alone is trained, from features."""
-        return self.pretrained and self.finetune == "head"
+    def is_frozen(self) -> bool:
+        """True if the last layer alone is trained, on features."""
+        return self.has_weights and self.finetune == "head"
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The beginning of a training, as `prepare` returns it."""
+    """Start of a training, as `prepare` returns it."""
 
     recipe: train.Recipe
     splits: data.Splits
-    """Pictures, or of a frozen backbone their features, float32 (n, d)."""
+    """Images, or the features of a frozen backbone, float32 (n, d)."""
     pretrained: dict[str, Any] | None = None
-    """Variables for `train.init`, which go into the State."""
+    """Variables for `train.init`, which become part of the State."""
     backbone: dict[str, Any] | None = None
-    """Variables of a frozen backbone, which stay outside of it."""
+    """Variables of a frozen backbone, which are not part of the State."""
     head: Callable[[], tuple[dict, np.ndarray]] | None = None
-    """Where more than the last layer is trained: the sums and outputs on the test data of that
-    layer alone, as `train.evaluate` gives them."""
+    """Evaluates a head trained first, before fine-tuning, on the test split (`train.evaluate`)."""
 
-    def with_backbone(self, state: train.State) -> train.State:
-        """A State of all the model, for pictures, whatever was trained."""
-        return with_backbone(state, self.backbone)
+    def merge_backbone(self, state: train.State) -> train.State:
+        """Returns the State of the whole model, whose inputs are images."""
+        return merge_backbone(state, self.backbone)
 
 
 def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparams) -> None:
-    """InputError for what does not go together."""
+    """Raises InputError for incompatible flags."""
     if transfer is None:
         return
     for name in ("head_epochs", "contrastive_epochs", "views"):
         if getattr(transfer, name) < 0:
             flag = f"--{name.replace('_', '-')} {getattr(transfer, name)}"
             raise InputError(f"{flag} must be 0 or more.")
-    staged = transfer.pretrained and transfer.finetune in ("last-blocks", "all")
-    if transfer.head_epochs != Transfer.head_epochs and not staged:
+    finetune = transfer.finetune if transfer.has_weights else "none"
+    if transfer.head_epochs != Transfer.head_epochs and finetune not in ("last-blocks", "all"):
+        raise InputError("--head-epochs is for --finetune last-blocks and all: remove it.")
+    if transfer.self_contained and not transfer.is_frozen:
         raise InputError(
-            "--head-epochs is for --finetune last-blocks and all, whose last layer is trained "
-            "alone first: leave it out."
+            "--self-contained is for --finetune head; other runs save all parameters: remove it."
         )
-    if transfer.self_contained and not transfer.frozen:
+    if transfer.contrastive_epochs != Transfer.contrastive_epochs and finetune != "contrastive":
+        raise InputError("--contrastive-epochs is for --finetune contrastive: remove it.")
+    if transfer.views and not transfer.is_frozen:
         raise InputError(
-            "--self-contained is for --finetune head: all other models are saved whole. Leave it "
-            "out."
-        )
-    contrastive = transfer.pretrained and transfer.finetune == "contrastive"
-    if transfer.contrastive_epochs != Transfer.contrastive_epochs and not contrastive:
-        raise InputError("--contrastive-epochs is for --finetune contrastive: leave it out.")
-    if transfer.views and not transfer.frozen:
-        raise InputError(
-            "--views is for --finetune head, whose features are computed once; elsewhere --augment "
-            "changes the pictures in every epoch: leave it out."
+            "--views is for --finetune head; otherwise --augment changes the images in every "
+            "epoch: remove it."
         )
     if transfer.views and not recipe.augment:
         raise InputError("--views needs --augment, such as --augment crop flip.")
-    if transfer.frozen and recipe.augment and _mixes(recipe.augment, hparams):
+    if transfer.is_frozen and recipe.augment and _mixes_examples(recipe.augment, hparams):
         raise InputError(
-            "--augment mixup, cutmix and mix have no meaning with --finetune head: leave them out."
+            "--augment mixup, cutmix and mix cannot be combined with --finetune head: remove them."
         )
-    if transfer.pretrained and not isinstance(with_features(recipe.model)[0], Backbone):
+    if transfer.has_weights and not isinstance(backbone_module(recipe.model)[0], Backbone):
         raise InputError(
             f"--weights {transfer.weights}: there are none for a {type(recipe.model).__name__}; "
             "use --weights none to train it from scratch."
         )
 
 
-def _mixes(augmentations, hparams) -> bool:
-    """True if they mix examples, and so need a second picture and its target."""
-    picture = {
+def _mixes_examples(augmentations, hparams) -> bool:
+    """True if an augmentation mixes examples and their targets."""
+    batch = {
         "inputs": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
         "targets": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
     traced, key = train.as_traced(hparams), jax.random.key(0)
-    return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, traced), picture)
+    return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, traced), batch)
 
 
-def numbers_of_start(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]:
-    """Names of the numbers that what `prepare` does goes by: those of augmented views, of which
-    features are computed, and the rate of a contrastive start."""
-    if transfer is None or not transfer.pretrained:
+def start_hparams(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]:
+    """Names of the Hparams that `prepare` uses: strengths of augmented views, and the learning rate
+    of contrastive fine-tuning."""
+    if transfer is None or not transfer.has_weights:
         return ()
     if transfer.finetune == "contrastive":
         return ("backbone_rate",)
-    return tuple(numbers(recipe.augment, hparams)) if transfer.frozen and transfer.views else ()
+    return tuple(numbers(recipe.augment, hparams)) if transfer.is_frozen and transfer.views else ()
 
 
-def trained(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:
-    """The recipe of what is trained: which parameters; a frozen backbone's head sees no pictures,
-    so there is nothing to augment."""
-    if transfer is None or not transfer.pretrained:
+def trainable_recipe(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:
+    """Returns the recipe with its trainable parameters; that of a head, without augmentation, for a
+    frozen backbone."""
+    if transfer is None or not transfer.has_weights:
         return recipe
-    if transfer.frozen:
-        return _of_head(recipe)
-    chosen = {"last-blocks": recipe.model.LAST_BLOCKS, "contrastive": f"^{HEAD}"}.get(
+    if transfer.is_frozen:
+        return _head_recipe(recipe)
+    trainable = {"last-blocks": recipe.model.LAST_BLOCKS, "contrastive": f"^{HEAD}"}.get(
         transfer.finetune, "."
     )
-    return dataclasses.replace(recipe, trainable=recipe.trainable or chosen)
+    return dataclasses.replace(recipe, trainable=recipe.trainable or trainable)
 
 
-def _of_head(recipe):
+def _head_recipe(recipe):
     return dataclasses.replace(recipe, augment=(), trainable="")
 
 
@@ -164,84 +156,81 @@ def prepare(
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> Start:
-    """What to train on and from. Reads the weights; computes features, unless they are on disk;
-    trains a first head where the rest follows. Raises InputError as `check` and `weights.read` do.
-    """
+    """Reads the weights, computes features that are not on disk, and trains a head before
+    fine-tuning. Raises InputError as `check` and `weights.read` do."""
     check(transfer, recipe, hparams)
-    if transfer is None or not transfer.pretrained:
-        return Start(recipe, splits, pretrained=_with_vectors(recipe, hparams, splits))
-    model, path = with_features(recipe.model)
+    if transfer is None or not transfer.has_weights:
+        return Start(recipe, splits, pretrained=_init_embedding(recipe, hparams, splits))
+    model, path = backbone_module(recipe.model)
     variables, sha256 = read(transfer.weights, model, splits.train["inputs"][:1], log)
     splits = dataclasses.replace(splits, weights_sha256=sha256)
     if transfer.finetune == "contrastive":
-        variables = drawn_together(
+        variables = pretrain_contrastive(
             recipe, hparams, variables, splits.train, transfer.contrastive_epochs, seed, log
         )
-        pretrained = jax.device_get(variables)
-        return Start(trained(transfer, recipe), splits, pretrained=pretrained)
-    compute, head_alone = Features(model, variables, sha256, log), None
+        return Start(trainable_recipe(transfer, recipe), splits, jax.device_get(variables))
+    extract, evaluate_head = Features(model, variables, sha256, log), None
     if transfer.finetune == "head":
-        frozen = _on_features(transfer, recipe, hparams, splits, compute)
-        return dataclasses.replace(frozen, backbone=placed(variables, path))
+        frozen = _start_on_features(transfer, recipe, hparams, splits, extract)
+        return dataclasses.replace(frozen, backbone=nest_variables(variables, path))
     if transfer.head_epochs:
-        frozen = _on_features(
-            transfer, recipe, hparams, dataclasses.replace(splits, test=None), compute
+        frozen = _start_on_features(
+            transfer, recipe, hparams, dataclasses.replace(splits, test=None), extract
         )
         log(f"training the last layer alone, {transfer.head_epochs} epochs")
         head = dataclasses.replace(frozen.recipe, schedule=Constant(), ema=False)
-        parts = frozen.splits
+        train_set, val_set = frozen.splits.train, frozen.splits.val
         fit = train.fit(
-            head, hparams.replace(warmup=0.0), parts.train, parts.val,
+            head, hparams.replace(warmup=0.0), train_set, val_set,
             epochs=transfer.head_epochs, seed=seed,
         )  # fmt: skip
         row = fit.history[train.best_epoch(fit.history, recipe.task)]
-        score = f"{'val' if parts.val else 'train'}_{recipe.task.metric().name}"
+        score = f"{'val' if val_set else 'train'}_{recipe.task.metric().name}"
         if score in row:
             log(f"the last layer alone reached a {score.replace('_', ' ')} of {row[score]:.4f}")
         variables = {**variables, "params": {**variables["params"], **fit.best.params}}
 
-        def head_alone():
-            test = {**splits.test, "inputs": compute(splits.test["inputs"])}
+        def evaluate_head():
+            test = {**splits.test, "inputs": extract(splits.test["inputs"])}
             return train.evaluate(head, fit.best, hparams, test)
 
     pretrained = jax.device_get(variables)
-    return Start(trained(transfer, recipe), splits, pretrained=pretrained, head=head_alone)
+    return Start(trainable_recipe(transfer, recipe), splits, pretrained, head=evaluate_head)
 
 
-def _with_vectors(recipe, hparams, splits) -> dict[str, Any] | None:
-    """The variables that begin with the data's vectors of tokens: an embedding whose other numbers
-    are random. None without vectors. InputError where the model has no such embedding."""
+def _init_embedding(recipe, hparams, splits) -> dict[str, Any] | None:
+    """Returns an embedding initialized from the data's token vectors, random where they are missing
+    or too short. None without vectors; InputError for a model without a matching embedding."""
     vectors = splits.vectors
-    if vectors is None or isinstance(recipe.model, train.Ensemble):  # whose members are trained
+    if vectors is None or isinstance(recipe.model, train.Ensemble):  # its members are trained
         return None
     params = train.abstract(recipe, hparams, splits.train["inputs"][:1]).params
     table = params.get("embedding", {}).get("embedding")
     if table is None or table.ndim != 2 or len(table) != len(vectors):
+        raise InputError(f"--vectors: a {type(recipe.model).__name__} has no token embedding.")
+    dim = vectors.shape[1]
+    if table.shape[1] < dim:
         raise InputError(
-            f"--vectors: a {type(recipe.model).__name__} has no embedding of tokens to begin with."
+            f"--vectors have {dim} dimensions, and the model's embedding {table.shape[1]}: it must "
+            f"have {dim} or more."
         )
-    if table.shape[1] < vectors.shape[1]:
-        raise InputError(
-            f"--vectors have {vectors.shape[1]} numbers a word, and the model's embedding "
-            f"{table.shape[1]}: give it as many or more."
-        )
-    wide = np.array(0.1 * jax.random.normal(jax.random.key(0), table.shape), table.dtype)
-    known = ~np.isnan(vectors[:, 0])
-    wide[known, : vectors.shape[1]] = VECTOR_SCALE * vectors[known]
-    return {"params": {"embedding": {"embedding": wide}}}
+    embedding = np.array(0.1 * jax.random.normal(jax.random.key(0), table.shape), table.dtype)
+    present = ~np.isnan(vectors[:, 0])
+    embedding[present, :dim] = VECTOR_SCALE * vectors[present]
+    return {"params": {"embedding": {"embedding": embedding}}}
 
 
-def _on_features(transfer, recipe, hparams, splits, compute):
-    """The head's recipe, without augmentation, on features of all splits."""
-    parts = {}
+def _start_on_features(transfer, recipe, hparams, splits, extract):
+    """Returns the Start of a head: its recipe, and features of all splits."""
+    features = {}
     for name in ("train", "val", "test"):
-        part = getattr(splits, name)
-        if part is None:
-            parts[name] = None
+        if (split := getattr(splits, name)) is None:
             continue
-        rows = [{**part, "inputs": compute(part["inputs"])}]
+        inputs = [extract(split["inputs"])]
         for view in range(1, transfer.views + 1) if name == "train" else ():
-            seen = compute(part["inputs"], view, recipe.augment, hparams)
-            rows.append({**part, "inputs": seen})
-        parts[name] = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    return Start(_of_head(recipe), dataclasses.replace(splits, **parts))
+            inputs.append(extract(split["inputs"], view, recipe.augment, hparams))
+        features[name] = {
+            key: np.concatenate(inputs if key == "inputs" else [array] * len(inputs))
+            for key, array in split.items()
+        }
+    return Start(_head_recipe(recipe), dataclasses.replace(splits, **features))

@@ -154,11 +154,11 @@ def population_size(sweep, recipes, splits) -> int:
 def check_transfer(kind, tried: Space) -> None:
     """InputError for a space over what is the same for all trials."""
     strengths = {name for each in AUGMENTATIONS.values() for name in each.numbers}
-    for name in (*tried.distributions, *tried.fixed) if kind and kind.pretrained else ():
+    for name in (*tried.distributions, *tried.fixed) if kind and kind.has_weights else ():
         flag = f"--space.{name.replace('_', '-')}"
         if name.startswith("model."):
             raise InputError(f"{flag}: pretrained weights fit one model: leave it out.")
-        if kind.frozen and (name == "augment" or name in strengths):
+        if kind.is_frozen and (name == "augment" or name in strengths):
             raise InputError(
                 f"{flag}: with --finetune head the features are computed once, for all trials: use "
                 f"--hparams.{flag.removeprefix('--space.')} and --views, or leave it out."
@@ -218,7 +218,7 @@ def check_recipes(sweep, tried: Space, recipes, train_set, pretrained, log) -> N
             f"{sweep.cost}, as no structure is searched: add one, such as --space.model.features "
             "32 64 128."
         )
-    views = transfer.numbers_of_start(sweep.transfer, sweep.recipe, sweep.hparams)
+    views = transfer.start_hparams(sweep.transfer, sweep.recipe, sweep.hparams)
     names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
     inputs = train_set["inputs"][:1]
     states = ((recipe, train.abstract(recipe, sweep.hparams, inputs)) for recipe in recipes)

@@ -54,7 +54,7 @@ def main(
     if any(word.startswith("--workers") for word in words):  # they need memory of the accelerators
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     use_all_cores()
-    run.with_exit_codes(command, again="the same command continues with what is recorded")
+    run.with_exit_codes(command, continuation="the same command continues with what is recorded")
 
 
 def _parse(search, experiments, samplers, args, description):

@@ -141,7 +141,7 @@ def build(sweep, bound: Bound, experiment, config: run.Config, members, trials, 
 def _as_run(config, chosen, of_trial, temperature):
     """The Config of the run that the ensemble is. chosen: members and their shares; of_trial: a
     member -> its (Recipe, Hparams)."""
-    frozen = config.transfer is not None and config.transfer.frozen
+    frozen = config.transfer is not None and config.transfer.is_frozen
     recipes = [of_trial(member) for member, _ in chosen]
     model = Ensemble(
         # copies: Flax gives one object that stands at two places one set of parameters

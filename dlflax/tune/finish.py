@@ -22,7 +22,7 @@ from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
 from dlflax.report.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
-from dlflax.run.resume import more_epochs_change_the_past
+from dlflax.run.resume import changes_past_rates
 from dlflax.train.history import History, best_epoch, plateau_factor
 from dlflax.tune import ensemble, report
 from dlflax.tune.bind import Bound
@@ -134,7 +134,7 @@ class Candidates:
             direction = "minimize" if self._sign == 1 else "maximize"
             epochs = ranking.best_epoch(self._best, direction)
             steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
-            if more_epochs_change_the_past(config, epochs, steps):
+            if changes_past_rates(config, epochs, steps):
                 epochs = config.epochs
             config = dataclasses.replace(
                 config, validation=0.0, patience=0, reduce_on_plateau=0, epochs=epochs

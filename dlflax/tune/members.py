@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import traverse_util
 from optuna.trial import FrozenTrial
 
-from dlflax.files import replacing
+from dlflax.files import atomic_write
 from dlflax.report.trials import outcome
 from dlflax.tune.worker import Outcome
 
@@ -77,7 +77,7 @@ class Members:
             "value": outcome.value, "study": self._study,
             "histories": [history for history, _ in outcome.records],
         }  # fmt: skip
-        with replacing(self._path(outcome.number)) as temporary:
+        with atomic_write(self._path(outcome.number)) as temporary:
             temporary.write_bytes(safetensors.numpy.save(flat, {"dlflax": json.dumps(about)}))
         total = 0
         files = sorted(self._files().items(), key=lambda item: (item[1], item[0]))

@@ -11,7 +11,7 @@ import jax
 
 from dlflax.errors import InputError
 from dlflax.files import write_json
-from dlflax.run.folder import check_version, note_versions, write_files
+from dlflax.run.folder import check_version, log_version_changes, write_files
 from dlflax.run.folder import settings as run_settings
 from dlflax.run.resume import differences
 from dlflax.tune import hints
@@ -73,7 +73,7 @@ def _as_begun(sweep, saved, new, log) -> Sweep:
             f"the study {sweep.study} was begun with another setup ({different}): give the same "
             "flags and data to continue it, or another --study NAME."
         )
-    note_versions(saved, new, log)
+    log_version_changes(saved, new, log)
     if saved["devices"] != new["devices"]:
         log(f"note: {new['devices']} devices, it began with {saved['devices']}: "
             "the result may not be bitwise the same")  # fmt: skip

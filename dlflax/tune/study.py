@@ -112,7 +112,7 @@ def _locked(path: Path, refusal: str = ""):
         except BlockingIOError as error:
             raise InputError(refusal) from error
         except OSError as error:
-            raise InputError(f"{path} cannot be locked: {error.strerror}.") from error
+            raise InputError(f"{path} cannot be file_lock: {error.strerror}.") from error
         yield
 
 

@@ -44,7 +44,7 @@ def _save(experiment, config, variables, history, dataset, log) -> None:
     start, step = job.start, np.int32(history[-1]["step"])
     inputs, numbers = start.splits.train["inputs"][:1], train.as_traced(config.hparams)
     # placed as that of any run, whatever devices there are
-    with parallel.use(parallel.devices(config.devices, config.recipe.batch_size)):
+    with parallel.use_devices(parallel.num_devices(config.devices, config.recipe.batch_size)):
         fresh = init_placed(start.recipe, numbers, inputs, np.uint32(config.seed), start.pretrained)
         state = _with_variables(fresh, variables, step)
         checkpoints.save(train.Saved(state, history))

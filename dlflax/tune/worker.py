@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlflax import train
-from dlflax.run.serialize import FILE
+from dlflax.run.serialize import MODULE_PREFIX
 from dlflax.train import population
 from dlflax.train.layout import layout_for
 from dlflax.tune.space import Space
@@ -95,7 +95,9 @@ class Outcome:
 def pack(job: Job) -> bytes:
     """Returns a job for another process, with the source of an experiment that is a script or file.
     Pickle alone only names its classes."""
-    files = [module for name, module in sys.modules.copy().items() if name.startswith(FILE)]
+    files = [
+        module for name, module in sys.modules.copy().items() if name.startswith(MODULE_PREFIX)
+    ]
     main = sys.modules["__main__"]
     if main.__spec__ is None and str(getattr(main, "__file__", "")).endswith(".py"):
         files.append(main)  # python my_experiment.py
@@ -124,7 +126,7 @@ def _unpack(packed: bytes) -> Job:
 def _load_source(path: str, source: bytes):
     """Returns the module of a file, or of its source where that disk does not have it."""
     path = Path(path)
-    name = FILE + path.stem
+    name = MODULE_PREFIX + path.stem
     if not (path.exists() and path.read_bytes() == source):
         path = Path(tempfile.mkdtemp()) / path.name
         path.write_bytes(source)

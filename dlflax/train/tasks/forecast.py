@@ -9,7 +9,7 @@ import tyro
 from dlflax.data import series
 from dlflax.data.target import Steps, Target
 from dlflax.errors import InputError
-from dlflax.files import printable
+from dlflax.files import escape_controls
 from dlflax.report import figures
 from dlflax.report.tables import number_text, scale_of_steps
 from dlflax.train import baselines, calibration, losses, metrics
@@ -140,7 +140,7 @@ class Forecast(Task):
                 band = found["low"][i], found["high"][i]
                 low, high = (ends.tolist() for ends in band)
                 values |= {"coverage": asked.calibration["coverage"], "low": low, "high": high}
-            lines = [f"after {printable(each)}:"]
+            lines = [f"after {escape_controls(each)}:"]
             spread = scale_of_steps(row.tolist(), float(scale))
             for step, numbers in enumerate(zip(row, *band or (), strict=True)):
                 value, *ends = (number_text(float(number), spread) for number in numbers)
