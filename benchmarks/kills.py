@@ -216,7 +216,7 @@ def leaves(value: Any, name: str):
 
 def arrays(folder: Path):
     """Yields (name, array) of a checkpoint, and the leaves of its history."""
-    checkpoint_files.check(folder.parent, int(folder.name))
+    checkpoint_files.verify(folder.parent, int(folder.name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shardings are those of the file
         tree = ocp.PyTreeCheckpointer().restore(folder / "state")

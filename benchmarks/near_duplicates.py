@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dlflax.data.duplicates import distances, small
+from dlflax.data.duplicates import distances, thumbnail
 
 SIZE = 224
 
@@ -52,7 +52,7 @@ def signature(path, change=lambda image: image):
     """Returns the float32 signature of a changed image at the size of training."""
     image = change(Image.open(path).convert("RGB"))
     fit = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC)
-    return np.float32(small(np.asarray(fit)))
+    return np.float32(thumbnail(np.asarray(fit)))
 
 
 def main(folder):

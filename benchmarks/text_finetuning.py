@@ -61,7 +61,7 @@ def dlflax(batches, compute_dtype):
     config = PRESETS["best"]
     recipe = dataclasses.replace(config.recipe, trainable=".", compute_dtype=compute_dtype)
     state = train.init(recipe, config.hparams, batches[0][0], jax.random.key(0))
-    hparams = train.as_traced(config.hparams.replace(total_steps=1000.0))
+    hparams = train.as_float32(config.hparams.replace(total_steps=1000.0))
     compiled = jax.jit(functools.partial(train.step, recipe), donate_argnums=0)
 
     def step(tokens, targets):

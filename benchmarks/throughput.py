@@ -116,7 +116,7 @@ def matmul(n: int, dtype: str) -> float:
 def measure(options: Options, model, shape) -> tuple[float, int]:
     """Returns (examples/s by the median call, FLOPs of an example's forward pass)."""
     recipe = train.Recipe(model, batch_size=options.batch_size, compute_dtype=options.compute_dtype)
-    hparams = train.as_traced(train.Hparams())
+    hparams = train.as_float32(train.Hparams())
     rng = np.random.default_rng(0)
     n = 4 * options.batch_size
     inputs = rng.integers(0, 256, (n, *shape), np.uint8)

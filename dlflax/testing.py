@@ -27,7 +27,7 @@ from dlflax.data import Source, Splits, make_splits
 from dlflax.errors import InputError
 from dlflax.run.experiment import Experiment
 from dlflax.run.saved import load_encoder, save_encoder
-from dlflax.train.batch import gather, with_targets
+from dlflax.train.batch import add_targets, gather
 from dlflax.train.check import bind_to_data, check_task
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import Additive, Collecting, additive_scores
@@ -158,18 +158,18 @@ class TaskSuite:
     def test_arrays_pass_the_check_unless_their_lengths_differ(self, evaluation):
         recipe, splits, *_ = evaluation
         for split in (splits.train, splits.val, splits.test):
-            check_arrays(recipe, train.as_traced(self.hparams), split)
+            check_arrays(recipe, train.as_float32(self.hparams), split)
         short = {name: array[: -(name != "inputs") or None] for name, array in splits.train.items()}
         short.setdefault("weight", np.ones(1, np.float32))
-        with pytest.raises(InputError, match="one for each example") as error:
+        with pytest.raises(InputError, match="one per example") as error:
             train.fit(recipe, self.hparams, short, epochs=1)
         assert "\n" not in str(error.value)
 
     def test_the_loss_has_one_value_per_example(self, evaluation):
         recipe, splits, _, sums, outputs = evaluation
-        numbers = train.as_traced(self.hparams.evaluation())
+        numbers = train.as_float32(self.hparams.evaluation())
         index = jnp.arange(len(outputs), dtype=jnp.int32)[:256]  # a batch of an evaluation
-        batch = with_targets(recipe.task, gather(splits.val, index))
+        batch = add_targets(recipe.task, gather(splits.val, index))
         losses = jax.jit(recipe.task.loss)(outputs[:256], batch, numbers)
         assert losses.shape == index.shape and losses.dtype == jnp.float32
         assert np.isfinite(losses).all()
@@ -178,11 +178,11 @@ class TaskSuite:
 
     def test_padding_changes_no_loss(self, evaluation):
         recipe, splits, _, _, outputs = evaluation
-        numbers = train.as_traced(self.hparams.evaluation())
+        numbers = train.as_float32(self.hparams.evaluation())
         padded = np.int32([0, 1, 2, 3, -1, -2, -1])  # four examples, three of padding
 
         def losses(index):
-            batch = with_targets(recipe.task, gather(splits.val, jnp.asarray(index)))
+            batch = add_targets(recipe.task, gather(splits.val, jnp.asarray(index)))
             return recipe.task.loss(outputs[np.where(index < 0, -1 - index, index)], batch, numbers)
 
         np.testing.assert_allclose(losses(padded)[:4], losses(padded[:4]), rtol=1e-4, atol=1e-6)
@@ -231,7 +231,7 @@ class TaskSuite:
         examples = splits.examples["test"].take(slice(2))
         batch, target = splits.encoder.batch(splits.encoder.raw(examples)), splits.target
         columns = {"times": np.full((2, 100), ""), **examples.columns}
-        numbers = train.as_traced(self.hparams.evaluation())
+        numbers = train.as_float32(self.hparams.evaluation())
         outputs = train.predict(recipe, state, numbers, batch["inputs"])
         predictions = recipe.task.predictions(outputs, batch, target, {})
         predictions = {name: np.asarray(array) for name, array in predictions.items()}
@@ -295,7 +295,7 @@ class ModelSuite:
 
     def test_it_saves_and_restores(self, harness, tmp_path):
         saved = Checkpoints(tmp_path, harness.recipe.task)
-        saved.save(train.Saved(harness.new, [{"epoch": 1, "step": 1, "val_loss": 0.0}]))
+        saved.save(train.Checkpoint(harness.new, [{"epoch": 1, "step": 1, "val_loss": 0.0}]))
         abstract = train.abstract(harness.recipe, self.hparams, harness.inputs[:1])
         assert_equal(harness.new, saved.restore_last(abstract)[0])
 
@@ -307,7 +307,7 @@ class Harness:
         self.model, self.inputs, self.traces = model, inputs, []
         self.recipe = train.Recipe(model, task, train.SGD(), batch_size=4)
         self.batch = {"inputs": inputs, "targets": jnp.arange(4), "mask": jnp.ones(4)}
-        self.hparams = train.as_traced(hparams.replace(learning_rate=0.1))
+        self.hparams = train.as_float32(hparams.replace(learning_rate=0.1))
         self.init = jax.jit(
             lambda seed: train.init(self.recipe, self.hparams, inputs[:1], jax.random.key(seed))
         )

@@ -10,7 +10,7 @@ import scipy.stats
 
 from dlflax.errors import InputError
 from dlflax.train import Hparams
-from dlflax.train.augment import AUGMENTATIONS, augment, mix, with_strengths
+from dlflax.train.augment import AUGMENTATIONS, augment, mix, set_default_strengths
 
 OPERATIONS = tuple(AUGMENTATIONS)[:-3]  # without mix, which is both, and those that corrupt
 OFF = Hparams(flip=0.0)
@@ -260,8 +260,8 @@ def test_noise_comes_after_the_targets():
 @pytest.mark.parametrize(
     ("names", "inputs", "sentence"),
     [
-        (("flip",), np.zeros((2, 5), np.float32), "--augment is for pictures"),
-        (("noise",), np.zeros((2, 5), np.int32), "--augment noise is for inputs that are floats"),
+        (("flip",), np.zeros((2, 5), np.float32), "--augment requires images"),
+        (("noise",), np.zeros((2, 5), np.int32), "--augment noise requires float inputs"),
         (("mixup", "cutmix"), IMAGES, "use mix, which draws one of the two"),
     ],
 )
@@ -277,9 +277,9 @@ def corrupts(each):
 
 def test_one_that_is_named_has_a_strength():
     for name, each in AUGMENTATIONS.items():
-        hparams = with_strengths((each,), Hparams(flip=0.0))
+        hparams = set_default_strengths((each,), Hparams(flip=0.0))
         assert all(getattr(hparams, number) > 0 for number in each.numbers), name
         images = augment((each,), jax.random.key(0), {"inputs": IMAGES}, hparams, corrupts(each))
         assert (np.asarray(images["inputs"]) != IMAGES).any(), name
     given = Hparams(translate=1.0)  # one number that is set leaves the others as they are
-    assert with_strengths((AUGMENTATIONS["affine"],), given) == given
+    assert set_default_strengths((AUGMENTATIONS["affine"],), given) == given

@@ -67,8 +67,8 @@ def test_large_pictures_are_averaged_down():
     images = np.arange(2 * 130 * 100 * 3, dtype=np.uint32).reshape(2, 130, 100, 3) % 251
     splits = type("S", (), {"train": {"inputs": images.astype(np.uint8)}, "val": None,
                             "test": {"inputs": images.astype(np.uint8)}})  # fmt: skip
-    found = simple._flat(splits)["train"]
-    assert found.shape[1] <= simple.MOST_COLUMNS
+    found = simple._points(splits)["train"]
+    assert found.shape[1] <= simple.MAX_COLUMNS
     blocks = images[:, :128, :100].reshape(2, 32, 4, 25, 4, 3).mean((2, 4)) / 255
     np.testing.assert_allclose(found, blocks.reshape(2, -1), rtol=1e-5)
 
@@ -168,7 +168,7 @@ def test_numbers_labels_series_and_inputs():
 
 
 def test_of_many_examples_some_are_used(monkeypatch):
-    monkeypatch.setattr(simple, "MOST_ROWS", 300)
+    monkeypatch.setattr(simple, "MAX_ROWS", 300)
     for task, model in ((Reconstruction(), Autoencoder(code=8)), (Classification(), None)):
         found, _ = computed(task, digits(), model)
         assert all(np.isfinite(list(scores.values())).all() for scores in found.values())

@@ -40,29 +40,29 @@ def test_importance_within_the_budget_is_of_everything():
     assert found[0]["importance"] == pytest.approx(2 * 9, rel=0.15)  # twice the variance
     assert found[-1]["importance"] == 0
     assert calls == [(500, 8)] * (1 + 4 * importance.REPEATS)
-    assert importance.undone(GROUPS, inputs) == []
+    assert importance.subset_findings(GROUPS, inputs) == []
 
 
 def test_importance_beyond_it_is_of_fewer_columns_and_rows(monkeypatch):
     inputs, calls = RNG.normal(size=(500, 8)).astype(np.float32), []
-    monkeypatch.setattr(importance, "MOST_COLUMNS", 2)
+    monkeypatch.setattr(importance, "MAX_COLUMNS", 2)
     found = importance.permutation(GROUPS, inputs, *asked(inputs, calls))
     assert [row["column"] for row in found] == ["b", "a"] and len(calls) == 11
-    assert importance.undone(GROUPS, inputs) == [
-        "importance.csv is of 2 of 4 columns, those that correlate most with the outputs, shuffled "
-        "among 500 of 500 test rows."
+    assert importance.subset_findings(GROUPS, inputs) == [
+        "importance.csv has 2 of 4 columns, those most correlated with the outputs, permuted "
+        "in 500 of 500 test rows."
     ]
-    monkeypatch.setattr(importance, "MOST_COLUMNS", 200)
-    monkeypatch.setattr(importance, "MOST_ROWS", 400)
-    assert importance.undone(GROUPS, inputs)[0].startswith(
-        "importance.csv is of 4 of 4 columns, shuffled among 400 of 500"
+    monkeypatch.setattr(importance, "MAX_COLUMNS", 200)
+    monkeypatch.setattr(importance, "MAX_ROWS", 400)
+    assert importance.subset_findings(GROUPS, inputs)[0].startswith(
+        "importance.csv has 4 of 4 columns, permuted in 400 of 500"
     )
     for most in (10, 8_000, 30_000, 10**6):  # numbers in all
-        monkeypatch.setattr(importance, "MOST_NUMBERS", most)
+        monkeypatch.setattr(importance, "MAX_NUMBERS", most)
         calls.clear()
         importance.permutation(GROUPS, inputs, *asked(inputs, calls))
         spent = 8 * sum(rows for rows, _ in calls[1:])
-        assert spent <= max(most, importance.REPEATS * importance.FEWEST_ROWS * 8)
+        assert spent <= max(most, importance.REPEATS * importance.MIN_ROWS * 8)
         assert importance.budget(GROUPS, inputs) == ((len(calls) - 1) // 5, calls[0][0])
     wide = {str(i): slice(17 * i, 17 * i + 17) for i in range(10_000)}
     monkeypatch.undo()
@@ -99,13 +99,13 @@ def test_curves_of_many_classes_are_of_a_part(monkeypatch):
     batch = {"targets": targets}
     whole = roc_auc_score(targets, p, multi_class="ovr")
     assert metrics.ROCAUC().compute(logits, batch) == pytest.approx(whole)
-    assert metrics.undone(logits) == []
-    monkeypatch.setattr(of_classes, "MOST_SCORES", 70)
-    some = of_classes._examples(logits)
+    assert metrics.subset_findings(logits) == []
+    monkeypatch.setattr(of_classes, "MAX_SCORES", 70)
+    some = of_classes._sample(logits)
     assert len(set(some)) == 23 and set(targets[some]) == {0, 1, 2}
     part = roc_auc_score(targets[some], p[some], multi_class="ovr")
     assert metrics.ROCAUC().compute(logits, batch) == pytest.approx(part)
-    assert metrics.undone(logits) == [
+    assert metrics.subset_findings(logits) == [
         "roc_auc and average_precision are of 23 of 90 test examples."
     ]
 
@@ -141,9 +141,9 @@ def test_baselines_of_classes_have_a_budget(table, monkeypatch):
     n = len(splits.train["targets"])
     width = splits.train["inputs"].shape[1]
     assert noted(Classification(), splits)[1] == []
-    monkeypatch.setattr(simple, "FEWEST_ROWS", 50)
-    monkeypatch.setattr(simple, "MOST_NUMBERS", 100 * width * 2)
-    monkeypatch.setattr(simple, "MOST_BOOSTED", (120 + simple.LEAVES_BINS) * 3)
+    monkeypatch.setattr(simple, "MIN_ROWS", 50)
+    monkeypatch.setattr(simple, "MAX_NUMBERS", 100 * width * 2)
+    monkeypatch.setattr(simple, "MAX_BOOSTED", (120 + simple.LEAVES_BINS) * 3)
     monkeypatch.setattr(baselines, "VERSION", 0)
     beside, said = noted(Classification(), splits)
     assert said == [
@@ -151,13 +151,14 @@ def test_baselines_of_classes_have_a_budget(table, monkeypatch):
         f"histogram gradient boosting is fitted on 120 of {n} training examples.",
     ]
     assert beside["logistic regression"].scores["accuracy"] > 0.8
-    monkeypatch.setattr(simple, "MOST_NUMBERS", 10 * width)
-    monkeypatch.setattr(simple, "MOST_BOOSTED", 1000)
+    monkeypatch.setattr(simple, "MAX_NUMBERS", 10 * width)
+    monkeypatch.setattr(simple, "MAX_BOOSTED", 1000)
     monkeypatch.setattr(baselines, "VERSION", -1)
     beside, said = noted(Classification(), splits)
     assert list(beside) == ["majority class"] and said == [
-        f"No logistic regression baseline: {width} columns and 2 classes take it too long.",
-        "No histogram gradient boosting baseline: 3 columns take it too long.",
+        "No logistic regression baseline: fitting takes too long on "
+        f"{width} columns and 2 classes.",
+        "No histogram gradient boosting baseline: fitting takes too long on 3 columns.",
     ]
 
 
@@ -165,16 +166,16 @@ def test_baselines_of_classes_have_a_budget(table, monkeypatch):
 def test_baselines_of_numbers_and_labels_have_a_budget(table, monkeypatch):
     splits = table(lambda a, i: a * 3 + i / 1000)
     n, width = splits.train["inputs"].shape
-    monkeypatch.setattr(simple, "FEWEST_ROWS", 50)
-    monkeypatch.setattr(simple, "MOST_PRODUCTS", 110 * width**2)
-    monkeypatch.setattr(simple, "MOST_BOOSTED", (120 + simple.LEAVES_BINS) * 3)
+    monkeypatch.setattr(simple, "MIN_ROWS", 50)
+    monkeypatch.setattr(simple, "MAX_PRODUCTS", 110 * width**2)
+    monkeypatch.setattr(simple, "MAX_BOOSTED", (120 + simple.LEAVES_BINS) * 3)
     beside, said = noted(Regression(), splits)
     assert said == [
         f"ridge regression is fitted on 110 of {n} training examples.",
         f"histogram gradient boosting is fitted on 120 of {n} training examples.",
     ]
     assert beside["ridge regression"].scores["rmse"] < beside["mean"].scores["rmse"] / 2
-    monkeypatch.setattr(simple, "MOST_PRODUCTS", 30 * width)  # few rows, many columns
+    monkeypatch.setattr(simple, "MAX_PRODUCTS", 30 * width)  # few rows, many columns
     monkeypatch.setattr(baselines, "VERSION", 0)
     assert "No ridge regression baseline" in noted(Regression(), splits)[1][0]
 
@@ -182,18 +183,18 @@ def test_baselines_of_numbers_and_labels_have_a_budget(table, monkeypatch):
         name: {**part, "targets": np.int32(np.stack([part["targets"] > 0] * 3, 1))}
         for name in ("train", "val", "test") if (part := getattr(splits, name))
     }  # fmt: skip
-    monkeypatch.setattr(simple, "MOST_NUMBERS", 60 * width * 3)
+    monkeypatch.setattr(simple, "MAX_NUMBERS", 60 * width * 3)
     beside, said = noted(MultiLabel(), replace(splits, **parts))
     assert said == [f"logistic regression is fitted on 60 of {n} training examples."]
 
 
 def test_texts_have_a_budget(monkeypatch):
     texts = {"train": [f"word{i % 7} other{i % 3} text" for i in range(50)], "test": ["word1"]}
-    rows, parts = simple._few_texts(texts, 2)
+    rows, parts = simple._sample_tfidf(texts, 2)
     assert len(rows) == 50 and parts["train"].shape[1] > 10
-    monkeypatch.setattr(simple, "MOST_CHARACTERS", 400)
-    monkeypatch.setattr(simple, "MOST_TERMS", 10)
-    rows, parts = simple._few_texts(texts, 2)
+    monkeypatch.setattr(simple, "MAX_CHARACTERS", 400)
+    monkeypatch.setattr(simple, "MAX_TERMS", 10)
+    rows, parts = simple._sample_tfidf(texts, 2)
     assert len(rows) == 400 // len(texts["train"][0]) and parts["train"].shape == (len(rows), 5)
 
 
@@ -204,16 +205,16 @@ def test_near_duplicates_have_a_budget(monkeypatch):
     pictures = np.concatenate([pictures, pictures[copies] + np.float16(0.5)])
     n, names = len(pictures), [f"{i}.png" for i in range(len(pictures))]
     arguments = pictures, [str(i) for i in range(n)], ["a"] * n, names
-    dropped, report = duplicates.repeated(*arguments)
+    dropped, report = duplicates.find_repeats(*arguments)
     assert np.flatnonzero(dropped).tolist() == list(range(1200, 1240)) and len(report) == 40
     monkeypatch.setattr(duplicates, "FEWEST_COLUMNS", 600)
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 1)
-    dropped, report = duplicates.repeated(*arguments)
+    dropped, report = duplicates.find_repeats(*arguments)
     assert np.flatnonzero(dropped).tolist() == list(range(1200, 1240))
     assert report[0][:3] == ["all images", "listed", "of too many"]
     assert report[0][3] == "near duplicates: compared with the 600 of nearest brightness"
     monkeypatch.setattr(duplicates, "MOST_NEAR", 5)
-    assert "more than 5 pairs" in duplicates.repeated(*arguments)[1][0][-1]
+    assert "more than 5 pairs" in duplicates.find_repeats(*arguments)[1][0][-1]
 
 
 def test_scores_are_saved_before_columns_are_shuffled(place, monkeypatch, capsys):
@@ -225,7 +226,7 @@ def test_scores_are_saved_before_columns_are_shuffled(place, monkeypatch, capsys
         return real(*args)
 
     monkeypatch.setattr(importance, "permutation", look)
-    monkeypatch.setattr(importance, "MOST_COLUMNS", 3)
+    monkeypatch.setattr(importance, "MAX_COLUMNS", 3)
     source = Table("wine")
     dataset = replace(source.load(lambda _: None), findings=("proline leaks.",))
     recipe = Recipe(MLP(features=(4,)), Classification(), batch_size=32)
@@ -234,18 +235,18 @@ def test_scores_are_saved_before_columns_are_shuffled(place, monkeypatch, capsys
     assert len(seen) == 1 and seen[0]["test"]["accuracy"] == results["test"]["accuracy"]
     assert seen[0]["test"]["per_class"] and seen[0]["pending"]
     assert results["findings"][0] == "proline leaks." and len(results["findings"]) == 2
-    assert "importance.csv is of 3 of 13 columns" in results["findings"][1]
+    assert "importance.csv has 3 of 13 columns" in results["findings"][1]
     assert all(sentence in capsys.readouterr().out for sentence in results["findings"][:1])
     assert len(Path("r/importance.csv").read_text().splitlines()) == 4
     assert json.loads(Path("r/results.json").read_text()) == results
 
 
 def test_wide_inputs_are_refused_before_they_are_copied(monkeypatch):
-    monkeypatch.setattr(simple, "MOST_COLUMNS", 3)
+    monkeypatch.setattr(simple, "MAX_COLUMNS", 3)
     part = {"inputs": np.zeros((4, 16), np.float32), "targets": np.arange(4) % 2}
     splits = type("S", (), {"train": part, "val": None, "test": part})
-    for fit in (simple._few, simple._ridge, simple._flat):
-        with pytest.raises(InputError, match="16 columns take it too long"):
+    for fit in (simple._sample_points, simple._ridge, simple._points):
+        with pytest.raises(InputError, match="fitting takes too long on 16 columns"):
             fit(splits)
     part["inputs"] = part["inputs"][:, :15]
-    assert simple._few(splits)[1]["train"].shape == (4, 15)
+    assert simple._sample_points(splits)[1]["train"].shape == (4, 15)

@@ -16,7 +16,7 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.data import ImageFolder, Series, Text, make_splits
-from dlflax.data.picture import read_picture
+from dlflax.data.picture import read_image
 from dlflax.data.series_file import read_file
 from dlflax.errors import InputError
 from dlflax.report import figures, tables
@@ -156,13 +156,13 @@ def test_names_with_dollars_are_shown_as_they_are(place, capsys):
 def test_pictures_of_twelve_bits_keep_their_shades(place, most):
     pixels = np.linspace(0, most, 400).astype(np.uint16).reshape(20, 20)
     Image.fromarray(pixels).save("x.png")
-    found = read_picture("x.png", (20, 20, 1), ink=False, deep=True)
+    found = read_image("x.png", (20, 20, 1), ink=False, deep=True)
     np.testing.assert_array_equal(found[:, :, 0], np.float32(pixels))
     if most <= 4095:  # beside images of 8 bits that is no scale
         with pytest.raises(InputError, match=f"pixels from 0 to {most}, which is no scale"):
-            read_picture("x.png", (20, 20, 1), ink=False)
+            read_image("x.png", (20, 20, 1), ink=False)
     else:
-        found = read_picture("x.png", (20, 20, 1), ink=False)
+        found = read_image("x.png", (20, 20, 1), ink=False)
         assert found.max() == round(255 * most / 65535)
 
 
@@ -191,8 +191,7 @@ def test_texts_that_are_cut_are_counted(place):
     source = Text(data_dir=path)
     notes = make_splits(source, source.load(lambda _: None), 0.1, 0).notes
     assert notes == (
-        "100.0% of the training texts are longer than 256 tokens and lose their end: --length 403 "
-        "keeps more of them.",
+        "100.0% of the training texts are truncated to 256 tokens: --length 403 keeps more.",
     )
 
 
@@ -205,7 +204,7 @@ def test_training_texts_that_are_in_the_test_are_left_out(place):
             (folder / f"{i}.txt").write_text(text)
     said = []
     dataset = Text(data_dir=place / "notes").load(said.append)
-    assert "20 of 60 training texts are in the test too and are left out of training" in said[0]
+    assert "20 of 60 training texts are also test texts: dropped" in said[0]
     assert len(dataset.train["inputs"]) == 40 and len(dataset.test["inputs"]) == 20
 
 
@@ -215,7 +214,7 @@ def test_texts_with_two_labels_are_left_out_in_any_order(place):
     for order in (rows, rows[::-1]):
         said = []
         data = Text(data_dir=write(place / "notes.csv", order)).load(said.append)
-        assert "2 texts have more than one label and are left out" in said[0]
+        assert "2 texts have more than one label and are dropped" in said[0]
         both = [*data.train["inputs"], *data.test["inputs"]]
         assert not any("oth" in text for text in both)
         checksums.add(len(both))

@@ -7,7 +7,7 @@ import pytest
 from dlflax import train
 from dlflax.errors import RunError
 from dlflax.models import CNN
-from dlflax.train import Hparams, Saved
+from dlflax.train import Checkpoint, Hparams
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
 
@@ -31,7 +31,7 @@ def saved(tmp_path):
     history = []
     for step, loss in enumerate([0.5, 0.1, 0.3, 0.2], start=1):
         history.append({"epoch": step, "step": step, "val_loss": loss})
-        checkpoints.save(Saved(state_at(step), history))
+        checkpoints.save(Checkpoint(state_at(step), history))
     return checkpoints, said
 
 
@@ -54,7 +54,7 @@ def test_without_validation_the_last_is_the_best(tmp_path):
     checkpoints, history = Checkpoints(tmp_path / "checkpoints", RECIPE.task), []
     for step in (1, 2, 3):
         history.append({"epoch": step, "step": step})
-        checkpoints.save(Saved(state_at(step), history))
+        checkpoints.save(Checkpoint(state_at(step), history))
     assert checkpoints.steps() == [2, 3]
     assert int(checkpoints.restore_best(ABSTRACT).step) == 3
 
@@ -76,7 +76,7 @@ def test_any_flipped_byte_is_refused_by_name(saved):
     assert len(files) >= 5
     for path in files:
         flip(path)
-        with pytest.raises(RunError, match=f"damaged: {path} is not what was saved"):
+        with pytest.raises(RunError, match=f"damaged: {path} has another sha256"):
             checkpoints.restore(ABSTRACT, 4)
         flip(path)
     checkpoints.restore(ABSTRACT, 4)
@@ -90,7 +90,7 @@ def test_the_one_before_is_used(saved):
     assert int(state.step) == 3 and len(history) == 3
     assert str(path) in said[0] and "step 3" in said[1]
     assert int(checkpoints.restore_best(ABSTRACT).step) == 2
-    checkpoints.save(Saved(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}]))
+    checkpoints.save(Checkpoint(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}]))
     assert int(checkpoints.restore_last(ABSTRACT)[0].step) == 4
 
 
@@ -105,7 +105,7 @@ def test_a_killed_save_leaves_the_one_before(saved, killed):
         data_files(checkpoints, 4)[0].unlink()
     state, history, _ = checkpoints.restore_last(ABSTRACT)
     assert int(state.step) == 3
-    checkpoints.save(Saved(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}]))
+    checkpoints.save(Checkpoint(state_at(4), [*history, {"epoch": 4, "step": 4, "val_loss": 0.2}]))
     assert checkpoints.steps() == [2, 3, 4]
 
 

@@ -98,7 +98,7 @@ def test_refused_files(tmp_path):
     file = folder / "data_batch_2.bin"
     content = file.read_bytes()
     for wrong, sentence in (
-        (content[:-1], "has 61,459 bytes, but should have 3,073 for each image"),
+        (content[:-1], "has 61,459 bytes, not 3,073 for each image"),
         (b"", "has 0 bytes"),
         (b"\x0a" + content[1:], "has the label 10, but labels are 0 to 9"),
     ):
@@ -119,10 +119,10 @@ def test_refused_archives(tmp_path):
     pixel[len(content) // 2] ^= 1  # tarfile alone would not notice
     for wrong, sentence in (
         (bytes(pixel), "is damaged gzip data"),
-        (content[:-20_000], "is cut short"),
+        (content[:-20_000], "is truncated gzip data"),
         (b"<html>", "is not gzip data"),
-        (gzip.compress(b"<html>"), "is damaged or no archive"),
-        (gzip.compress(gzip.decompress(content)[:100_000]), "is damaged or no archive"),
+        (gzip.compress(b"<html>"), "is no tar archive"),
+        (gzip.compress(gzip.decompress(content)[:100_000]), "is no tar archive"),
     ):
         packed.write_bytes(wrong)
         assert f"{packed} {sentence}" in refused(packed)
@@ -131,7 +131,7 @@ def test_refused_archives(tmp_path):
 def test_refused_places(tmp_path):
     for python in ("cifar-10-batches-py", "data_batch_1"):
         (tmp_path / python / python).mkdir(parents=True)
-        assert "Python version, pickles" in refused(tmp_path / python)
+        assert "Python version: give the binary" in refused(tmp_path / python)
     (tmp_path / "none").mkdir()
     message = refused(tmp_path / "none")
     assert "none has no data set: it should be cifar-10-binary.tar.gz" in message
@@ -176,7 +176,7 @@ def test_download(tmp_path, monkeypatch):
             packed.write_bytes(b"<html>")
             assert "pass --data-dir" in refused(None, said.append)
             assert "is not the published file" in said[0]
-            assert not download.prepared(tmp_path / "tfds", "cifar10")
+            assert not download.find_tfds(tmp_path / "tfds", "cifar10")
             packed.write_bytes(content)  # the wrong file was not kept
             dataset = data.load("cifar10", log=said.append)
         finally:
@@ -185,7 +185,7 @@ def test_download(tmp_path, monkeypatch):
     assert dataset.source == f"TFDS cifar10:3.0.2 in {tmp_path / 'tfds' / 'cifar10' / '3.0.2'}"
     # The same examples in the same order as from the files: a seed means one run.
     assert dataset.checksum == data.load("cifar10", tmp_path / "bin").checksum
-    monkeypatch.setattr(download, "unreachable", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
     again = data.load("cifar10", cache_dir=tmp_path / "another")
     assert again.checksum == dataset.checksum
     assert data.load("cifar10", tmp_path / "tfds").checksum == dataset.checksum

@@ -92,19 +92,27 @@ GOOD = small_set()
 LABELS = GOOD[TRAIN_LABELS]
 BAD_FILES = {
     "not gzip": (TRAIN_IMAGES + ".gz", b"<html>", "is not gzip data"),
-    "gzip cut": (TRAIN_IMAGES + ".gz", gzip.compress(idx_bytes(LABELS))[:-12], "is cut short"),
+    "gzip cut": (TRAIN_IMAGES + ".gz", gzip.compress(idx_bytes(LABELS))[:-12], "is truncated"),
     "damaged": (TRAIN_IMAGES + ".gz", gzip.compress(b"1")[:-8] + b"8 wrong.", "is damaged gzip"),
     "empty": (TRAIN_IMAGES, b"", "is not an IDX file (it starts with nothing)"),
     "magic": (TRAIN_LABELS, b"\x89PNG 1234", "is not an IDX file (it starts with 89 50 4e 47)"),
-    "type": (TRAIN_IMAGES, idx_bytes(GOOD[TRAIN_IMAGES], 0x0D), "holds float32 values"),
-    "dimensions": (TRAIN_IMAGES, idx_bytes(LABELS), "has 1 dimensions, but"),
+    "type": (
+        TRAIN_IMAGES,
+        idx_bytes(GOOD[TRAIN_IMAGES], 0x0D),
+        "has float32 values in 3 dimensions",
+    ),
+    "dimensions": (
+        TRAIN_IMAGES,
+        idx_bytes(LABELS),
+        "has uint8 values in 1 dimensions, not uint8 in 3",
+    ),
     "header cut": (TRAIN_IMAGES, b"\0\0\x08\x03\0\0", "ends inside its header"),
-    "too short": (TEST_LABELS, idx_bytes(LABELS)[:-1], "that is 20 bytes, but holds 19"),
-    "too long": (TEST_LABELS, idx_bytes(LABELS) + b"1", "that is 20 bytes, but holds 21"),
+    "too short": (TEST_LABELS, idx_bytes(LABELS)[:-1], "has 19 values, but its header"),
+    "too long": (TEST_LABELS, idx_bytes(LABELS) + b"1", "has 21 values, but its header"),
     "label": (
         TRAIN_LABELS,
         idx_bytes(np.where(LABELS == 9, 10, LABELS).astype(np.uint8)),
-        "has the label 10, but labels are 0 to 9",
+        "has the label 10, not 0 to 9",
     ),
     "lengths": (TRAIN_LABELS, idx_bytes(LABELS[:-1]), "19 labels, but each image needs one label"),
     "empty class": (
@@ -116,7 +124,7 @@ BAD_FILES = {
     "size": (
         TRAIN_IMAGES,
         idx_bytes(np.zeros((20, 27, 28), np.uint8)),
-        "has images of 27 x 28 x 1, but those of mnist are 28 x 28 x 1",
+        "has images of 27 x 28 x 1, but mnist has 28 x 28 x 1",
     ),
 }
 
@@ -296,7 +304,7 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     said = []
     check(data.load("mnist", folder, cache_dir=tmp_path / "file" / "in", log=said.append), GOOD)
-    assert len(said) == 1 and "cannot be kept" in said[0]
+    assert len(said) == 1 and "cannot be written" in said[0]
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -361,7 +369,7 @@ def test_download_of_a_wrong_file(tmp_path, mirror):
     said = []
     assert data.load("mnist", log=said.append).name == "digits"
     assert f"{TEST_LABELS}.gz is not the published file" in said[0]
-    assert not download.prepared(tmp_path / "tfds", "mnist")
+    assert not download.find_tfds(tmp_path / "tfds", "mnist")
     write(mirror, GOOD, pack=True)  # the wrong file was not kept
     said.clear()
     check(data.load("mnist", log=said.append), GOOD), said
@@ -477,8 +485,8 @@ def test_other_names(tmp_path, monkeypatch):
 def test_order_of_sources(tmp_path, monkeypatch, mirror):
     """--data-dir before what TFDS has prepared, and that before a download."""
     asked = []
-    no_network = download.unreachable
-    monkeypatch.setattr(download, "unreachable", lambda url: asked.append(url) or no_network(url))
+    no_network = download.network_error
+    monkeypatch.setattr(download, "network_error", lambda url: asked.append(url) or no_network(url))
     check(data.load("mnist", log=lambda sentence: None), GOOD)  # downloaded
     assert len(asked) == 1
     other = small_set(seed=2)

@@ -56,7 +56,7 @@ def test_the_same_bits_twice_and_after_a_resume(digits, model):
     halves = []
 
     def keep(fit):
-        halves.append(jax.device_get(fit.saved()))
+        halves.append(jax.device_get(fit.checkpoint()))
 
     assert_equal(once, fitted(model, digits, 2, on_epoch=keep).state)
     assert_equal(once, fitted(model, digits, 2, resume=halves[0]).state)

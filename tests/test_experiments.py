@@ -226,7 +226,7 @@ def test_compare(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "experiment, flags, sentence",
     [
-        ("sentiment", ["--augment", "flip"], "--augment is for pictures"),
+        ("sentiment", ["--augment", "flip"], "--augment requires images"),
         (
             "mnist",
             ["--task", "regression"],
@@ -307,7 +307,7 @@ def test_every_learning_rate_is_trained_as_it_is_alone():
     config = run.Config(recipe, seed=3)
     losses = module._train_losses(recipe, config, few, batches, 40, None)
     rate = 0.1
-    numbers = train.as_traced(train.Hparams(learning_rate=rate, total_steps=40.0))
+    numbers = train.as_float32(train.Hparams(learning_rate=rate, total_steps=40.0))
     state = train.init(recipe, numbers, inputs[:1], jax.random.key(3))
     zero = train.zero_sums(recipe, numbers, few)
     state, _ = train.train_steps(recipe, state, numbers, few, batches, zero, 0, 15)

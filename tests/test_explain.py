@@ -136,7 +136,7 @@ def test_the_heat_is_where_the_evidence_is():
 def test_the_state_of_a_run_holds_no_feature_map():
     model = SmallResNet((4, 6), depth=1, formulation="lax")
     recipe = train.Recipe(model, optimizer=train.SGD(), batch_size=3)
-    hparams = train.as_traced(Hparams())
+    hparams = train.as_float32(Hparams())
     state = jax.jit(train.init, static_argnums=0)(
         recipe, hparams, PHOTOGRAPHS[:1], jax.random.key(0)
     )

@@ -146,7 +146,7 @@ def data(place):
 def program(recipe, hparams, data, test):
     """(what is compiled: the step, the evaluation, the initial weights; the numbers that the step
     reads, with their values)."""
-    numbers = train.as_traced(hparams)
+    numbers = train.as_float32(hparams)
     state = train.abstract(recipe, hparams, data["inputs"][:1])
     batch = {name: array[: recipe.batch_size] for name, array in data.items()}
     batch["mask"] = np.ones(recipe.batch_size, np.float32)

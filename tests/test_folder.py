@@ -38,7 +38,7 @@ from dlflax.data import (
 )
 from dlflax.data.encoder import Upload
 from dlflax.data.image_encoder import ImageEncoder, fit_scale
-from dlflax.data.picture import read_picture
+from dlflax.data.picture import read_image
 from dlflax.errors import InputError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cats_and_dogs"
@@ -87,7 +87,7 @@ def check(dataset, root, size=16):
         assert part["inputs"].dtype == np.uint8 and part["targets"].dtype == np.int32
         assert len(part["inputs"]) == len(part["targets"]) == len(files)
         for pixels, label, name in zip(part["inputs"][:], part["targets"], files, strict=True):
-            want = read_picture(root / name, (size, size, 3), False)
+            want = read_image(root / name, (size, size, 3), False)
             np.testing.assert_array_equal(pixels, want, str(name))
             assert dataset.class_names[label] in Path(name).parts
     names = dataset.examples.names
@@ -134,8 +134,8 @@ def test_what_is_written_is_read(tmp_path, monkeypatch):
     image(1, (300, 20)).save(root / "cat" / "nested" / "deep" / "A.JPEG", quality=90)
     said = []
     dataset = load(root, said.append)
-    assert said == [f"Decoding 26 pictures of {root} (once: they are kept for the next start)."]
-    assert dataset.name == "animals" and dataset.source == f"26 pictures in {root}"
+    assert said == [f"Decoding 26 images of {root}, once: they are cached."]
+    assert dataset.name == "animals" and dataset.source == f"26 images in {root}"
     assert dataset.class_names == ("cat", "dog") and dataset.files == {}
     assert np.bincount(dataset.test["targets"]).min() >= 1
     assert "cat/nested/deep/A.JPEG" in dataset.examples.names
@@ -217,7 +217,7 @@ def test_folders_of_their_own_for_the_parts(tmp_path, val, test):
     (root / "notes").mkdir()
     image(8).save(root / "notes" / "b.png")
     if test:
-        assert "--test 0.5: " in refused("so none is drawn: leave it out", data_dir=root, test=0.5)
+        assert "--test 0.5: " in refused("has a test folder: remove", data_dir=root, test=0.5)
     dataset = load(root, **({} if test else {"test": 0.5}))
     assert dataset.class_names == ("cat", "dog")
     outside = [("skipped", "outside the classes")]
@@ -253,18 +253,18 @@ def test_refused_folders(tmp_path):
     (tmp_path / "file").touch()
     refused("is not a folder", data_dir=tmp_path / "file")
     for name, classes, sentence in (
-        ("none", {}, "has no usable picture: it should be"),
-        ("one", {"cat": 5}, 'pictures of the one class "cat"'),
-        ("few", {"cat": 5, "dog": 2}, '2 usable pictures of the class "dog", but at least 3'),
-        ("empty", {"cat": 5, "dog": 5, "emu": 0}, '0 usable pictures of the class "emu"'),
+        ("none", {}, "has no usable image: it should be"),
+        ("one", {"cat": 5}, 'has only the class "cat"'),
+        ("few", {"cat": 5, "dog": 2}, '2 usable images of the class "dog", but at least 3'),
+        ("empty", {"cat": 5, "dog": 5, "emu": 0}, '0 usable images of the class "emu"'),
         ("test", {"test/a": 2, "test/b": 2, "val/a": 2}, 'has "test", "val" but no train/'),
         ("differ", {"train/a": 3, "train/b": 3, "test/a": 1},
          'the classes "a", "b" in train/ and "a" in test/'),
         ("both", {"train/a": 1, "val/a": 1, "valid/a": 1}, "has both val/ and valid/"),
         ("bare", {"train/a": 2, "train/b": 2, "test/a": 2, "test/b": 0},
-         'has 0 usable pictures of the class "b" for test'),
+         'has 0 usable images of the class "b" for test'),
         ("thin", {"train/a": 2, "train/b": 1, "test/a": 2, "test/b": 1},
-         'has 1 usable pictures of the class "b" for train, but at least 2'),
+         'has 1 usable images of the class "b" for train, but at least 2'),
     ):  # fmt: skip
         (tmp_path / name).mkdir()
         for inner, count in classes.items():
@@ -275,11 +275,11 @@ def test_refused_folders(tmp_path):
     bad = write(tmp_path / "bad", cat=4, dog=4)
     for i, path in enumerate(sorted(bad.rglob("*.png"))):
         path.write_bytes(b"" if i < 3 else path.read_bytes()[:90])
-    assert "no usable picture (5 truncated, 3 empty left out)" in refused(data_dir=bad)
+    assert "no usable image (skipped: 5 truncated, 3 empty)" in refused(data_dir=bad)
     flat = tmp_path / "flat"
     flat.mkdir()
     image(1).save(flat / "a.png")
-    assert "no usable picture (1 outside the classes left out)" in refused(data_dir=flat)
+    assert "no usable image (skipped: 1 outside the classes)" in refused(data_dir=flat)
 
 
 def test_refused_fields(tmp_path):
@@ -290,7 +290,7 @@ def test_refused_fields(tmp_path):
         ({"test": 1}, "--test 1 must be above 0 and below 1"),
         ({"test": float("nan")}, "--test nan"),
         ({"split_seed": -1}, "--split-seed -1 must be 0 or more"),
-        ({"dataset": "birds"}, '--dataset "birds" is unknown: it should be cats_vs_dogs'),
+        ({"dataset": "birds"}, '--dataset "birds" is not cats_vs_dogs'),
     ):
         assert sentence in refused(**fields)
 
@@ -341,7 +341,7 @@ def test_odd_pictures_are_converted_and_listed(tmp_path):
     assert found == {f"cat/{name}": [("converted", what)] for name, what in expected.items()}
     assert len(said) == 2
     assert said[1].startswith(
-        "13 of 31 were converted, 4 of 31 are used as they are, and should be looked at, see "
+        "13 of 31 were converted, 4 of 31 are used unchanged, and should be reviewed, see "
         "files_skipped.csv: "
     )
     assert "4 animated, 4 of one colour, 3 16-bit, 2 misnamed" in said[1]
@@ -407,15 +407,15 @@ def test_bad_files_are_skipped_and_counted(tmp_path, monkeypatch):
     assert reasons.pop("cat/cut.jpg").startswith("truncated: ")
     assert reasons.pop("cat/broken.png").startswith("corrupt: ")
     assert reasons == {
-        "cat/empty.jpg": "empty", "cat/empty too.png": "empty", "cat/text.jpg": "no picture",
-        "cat/notes.txt": "no picture: named .txt", "cat/bomb.png": large, "cat/long.png": large,
-        "cat/LICENSE": "no picture: named without ending",
+        "cat/empty.jpg": "empty", "cat/empty too.png": "empty", "cat/text.jpg": "not an image",
+        "cat/notes.txt": "not an image: named .txt", "cat/bomb.png": large, "cat/long.png": large,
+        "cat/LICENSE": "not an image: named without ending",
         "cat/pipe.png": "unreadable: no regular file",
         "cat/sparse.bmp": "too large: more than 1 GiB",
     }  # fmt: skip
     start, kinds = said[1].removesuffix(".").split(": ")
     assert start == "12 of 20 files could not be used, see files_skipped.csv"
-    want = "3 no picture, 3 too large, 2 truncated, 2 empty, 1 corrupt, 1 unreadable"
+    want = "3 not an image, 3 too large, 2 truncated, 2 empty, 1 corrupt, 1 unreadable"
     assert sorted(kinds.split(", ")) == sorted(want.split(", "))
     never(monkeypatch)
     said.clear()
@@ -446,7 +446,7 @@ def test_names_of_any_bytes(tmp_path):
     dataset = ImageFolder(data_dir=root, size=16).load(lambda _: None)
     names = dataset.examples.names
     assert {"cat/\\xff.png", 'cat/süß 🐈\\n,".png'} < set(names)
-    assert report(dataset) == {"dog/ü,\\n.txt": [("skipped", "no picture: named .txt")]}
+    assert report(dataset) == {"dog/ü,\\n.txt": [("skipped", "not an image: named .txt")]}
     json.dumps(names).encode()
     dataset.files[folder.REPORT].encode()
 
@@ -464,7 +464,7 @@ def test_same_bytes(tmp_path):
         "cat/dog.png": [("skipped", "same bytes as dog/1.png, of another class")],
         "dog/1.png": [("skipped", "same bytes as cat/dog.png, of another class")],
     }
-    assert said[0].startswith("Decoding 9 pictures")
+    assert said[0].startswith("Decoding 9 images")
     assert said[1].startswith("4 of 13 files could not be used, see files_skipped.csv: ")
     assert "2 duplicate" in said[1] and "2 in two classes" in said[1]
     # The test set stays as it is given.
@@ -557,7 +557,7 @@ def test_a_flipped_bit_in_the_cache_is_decoded_again(tmp_path):
     path.write_bytes(content)
     said = []
     np.testing.assert_array_equal(load(root, said.append).train["inputs"][:], pixels)
-    assert "Decoding 12 pictures" in said[0]
+    assert "Decoding 12 images" in said[0]
 
 
 def test_links(tmp_path):
@@ -578,20 +578,18 @@ def test_links(tmp_path):
     image(4).save(root / "store" / "u.png")
     (root / "linked").symlink_to("store")  # a class, of the same pictures as another one
     message = refused(data_dir=root)
-    assert (
-        'has 0 usable pictures of the class "linked"' in message and "6 in two classes" in message
-    )
+    assert 'has 0 usable images of the class "linked"' in message and "6 in two classes" in message
     (root / "linked").unlink()
     dataset = load(root)
     assert dataset.class_names == ("cat", "dog", "emu", "store")
     labels = np.concatenate([dataset.train["targets"], dataset.test["targets"]])
     assert np.bincount(labels).tolist() == [4, 4, 3, 3]
-    leads_out, read = "link that leads out of the folder", "link to a folder that is read already"
+    leads_out, read = "link to a file outside the folder", "link to a folder that is read already"
     assert report(dataset) == {
         f"cat/{name}": [("skipped", reason)]
         for name, reason in {
             "out.png": leads_out, "near.png": leads_out, "above": leads_out,
-            "nowhere.png": "link that leads nowhere", "itself.png": "link that leads nowhere",
+            "nowhere.png": "broken link", "itself.png": "broken link",
             "up/": read, "here/": read,
         }.items()
     }  # fmt: skip
@@ -658,7 +656,7 @@ def test_a_damaged_cache_is_decoded_again(tmp_path):
     table.mkdir()  # nor does that stop it
     said = []
     load(root, said.append)
-    assert "cannot be kept" in said[1] and len(said) == 3
+    assert "cannot be cached" in said[1] and len(said) == 3
 
 
 KILLED = """
@@ -745,17 +743,17 @@ def test_no_room_for_the_cache(tmp_path, monkeypatch):
         said = []
         dataset = load(root, said.append)
         assert dataset.checksum == checksum and words in "".join(said)
-        assert said[-1] == f"Decoding 8 pictures of {root} into memory."
+        assert said[-1] == f"Decoding 8 images of {root} into memory."
         make_splits(ImageFolder(), dataset, 0.2, 0)
 
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        loaded("cannot be kept in")
+        loaded("cannot be cached in")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
         patch.setattr(folder_cache.shutil, "disk_usage", lambda _: full)
         loaded("(No space left on device)")
         patch.setattr(folder_cache, "host_memory", lambda: 2 * 8 * 16 * 16 * 3 - 2)
-        refused("set XDG_CACHE_HOME to a folder with room", data_dir=root)
+        refused("set XDG_CACHE_HOME to a larger disk", data_dir=root)
         assert not list((tmp_path / "another").rglob("*.*"))
 
     import resource
@@ -764,7 +762,7 @@ def test_no_room_for_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "limited"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # what a write meets midway
     try:
-        loaded("cannot be kept in")
+        loaded("cannot be cached in")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not [path for path in (tmp_path / "limited").rglob("*") if path.is_file()]
@@ -867,9 +865,9 @@ def test_hundreds_of_bad_files(tmp_path):
     for name in every - twice:  # the same as prediction says of each
         if name in skipped:
             with pytest.raises(InputError):
-                read_picture(root / name, (32, 32, 3), False)
+                read_image(root / name, (32, 32, 3), False)
         else:
-            read_picture(root / name, (32, 32, 3), False)
+            read_image(root / name, (32, 32, 3), False)
 
 
 def pet_images(path, each=5):
@@ -923,7 +921,7 @@ def test_download(tmp_path, monkeypatch):
             thread.join()
     place = tmp_path / "tfds" / "cats_vs_dogs" / "4.0.1"
     assert dataset.name == "cats_vs_dogs" and dataset.class_names == ("cat", "dog")
-    assert dataset.source == f"10 pictures of TFDS cats_vs_dogs:4.0.1 in {place}"
+    assert dataset.source == f"10 images of TFDS cats_vs_dogs:4.0.1 in {place}"
     assert list(report(dataset)) == ["PetImages/Cat/668.jpg", "PetImages/Dog/668.jpg"]
     assert said[-1] == "2 of 12 files could not be used, see files_skipped.csv: 2 truncated."
     # The bytes of the archive, through the decoder of files.
@@ -933,12 +931,12 @@ def test_download(tmp_path, monkeypatch):
     for part in ("train", "test"):
         of, files = getattr(dataset, part), files_of(dataset, part)
         for pixels, label, name in zip(of["inputs"][:], of["targets"], files, strict=True):
-            np.testing.assert_array_equal(pixels, read_picture(root / name, (16, 16, 3), False))
+            np.testing.assert_array_equal(pixels, read_image(root / name, (16, 16, 3), False))
             assert label == taken[name][1]
     assert np.bincount(dataset.test["targets"]).tolist() == [1, 1]
 
     never(monkeypatch)
-    monkeypatch.setattr(download, "unreachable", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
     assert source.load(said.append).checksum == dataset.checksum
     monkeypatch.undo()
     other = dataclasses.replace(source, data_dir=tmp_path / "tfds", size=16)
@@ -965,7 +963,7 @@ def test_download(tmp_path, monkeypatch):
     for path in place.glob("*array_record*"):
         path.write_bytes(b"")
     shutil.rmtree(tmp_path / "cache")
-    refused("cannot be read as labelled pictures", data_dir=tmp_path / "tfds")
+    refused("cannot be read as labelled images", data_dir=tmp_path / "tfds")
 
 
 def test_nowhere(monkeypatch):
@@ -984,7 +982,7 @@ def test_photographs(tmp_path):
         for path in sorted((REAL / class_name).iterdir())[:20]:
             shutil.copyfile(path, root / class_name / path.name)
     dataset = load(root, size=64)
-    assert dataset.files == {} and dataset.source.startswith("40 pictures in ")
+    assert dataset.files == {} and dataset.source.startswith("40 images in ")
     assert np.bincount(dataset.test["targets"]).min() >= 1
     splits = make_splits(ImageFolder(), dataset, 0.25, 0)
     assert splits.train["inputs"].shape[1:] == (64, 64, 3) and splits.train["inputs"].std() > 30
@@ -1061,13 +1059,13 @@ def test_images_in_another_unit_are_refused(tmp_path):
         with pytest.raises(InputError, match="the training images"):
             encoder.parse(wrong)
     image(0).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="of 8 bits, or of colours"):
+    with pytest.raises(InputError, match="8 bits among deeper images; give gray"):
         encoder.parse(tmp_path / "a.png")
     Image.fromarray(rng.uniform(0, 1, (8, 8)).astype(np.float32)).save(tmp_path / "b.tif")
     with pytest.raises(InputError, match="give images in the same unit"):
         encoder.parse(tmp_path / "b.tif")
     for scale in ((1.0,), (2.0, 1.0), (0.0, float("inf"))):
-        with pytest.raises(InputError, match="no range of pixels"):
+        with pytest.raises(InputError, match="encoder.json is damaged: the pixel range"):
             dataclasses.replace(encoder, scale=scale).parse(np.full(shape, 200))
 
 
@@ -1081,7 +1079,7 @@ def test_the_scale_of_a_small_range_and_of_single_spots():
     assert scale == (190, 210) and "(0.0% of 16 bits, stretched)" in sentence
     images[3, 0, 0] = 65535
     scale, sentence = fit(images)
-    assert scale == (190, 210) and "single spots, to 190 and 65535, that are clipped" in sentence
+    assert scale == (190, 210) and "outliers, to 190 and 65535, are clipped" in sentence
     with pytest.raises(InputError, match="too narrow a range"):
         fit(np.full((4, 8, 8, 3), 7))
     with pytest.raises(InputError, match="too narrow a range: subtract"):
@@ -1135,11 +1133,11 @@ def test_pixels_that_are_no_number(tmp_path):
     pixels = np.arange(64, dtype=np.float32).reshape(8, 8) - 20
     pixels[0, :3] = np.nan, np.inf, -np.inf
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    got = read_picture(tmp_path / "a.tif", (8, 8, 1), False, deep=True)
+    got = read_image(tmp_path / "a.tif", (8, 8, 1), False, deep=True)
     np.testing.assert_array_equal(got[0, :4, 0], [-17] * 4)
     Image.fromarray(pixels * np.nan).save(tmp_path / "b.tif")
     with pytest.raises(InputError, match="no pixel is finite"):
-        read_picture(tmp_path / "b.tif", (8, 8, 1), False, deep=True)
+        read_image(tmp_path / "b.tif", (8, 8, 1), False, deep=True)
 
 
 @pytest.mark.parametrize("above", ["", "train"])

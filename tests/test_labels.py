@@ -108,18 +108,18 @@ def test_a_cell_with_folders_names_no_file_of_another_folder(place, files, cell,
     walked = folder_files.walk(Path("photos"), "photos")[0]
     table = [["else", cell.format(here=place)], ["else", "nothing.png"]]
     expected = {"file": [name, None]} if name else {}
-    assert folder_labels._names_of(["x", "file"], table, walked) == expected
+    assert folder_labels._find_files(["x", "file"], table, walked) == expected
 
 
 def test_labels_of_another_folder_are_refused():
     rows = [(f"2023/{name}", colour) for name, colour, *_ in photos()]
     write(["file", "kind"], rows)
-    assert "no column names pictures of --data-dir photos, such as " in refused()
+    assert "no column names images of --data-dir photos, such as " in refused()
     # of the same names in folders of another computer, which may be those: an example is shown
     write(["file", "kind"], [(f"D:/old/part{i % 4}/{i}.png", row[1]) for i, row in enumerate(rows)])
     said = []
     splits_of(source(), log=said.append)
-    assert "labels.csv: kind of the pictures in file (D:/old/part0/0.png is part0/0.png)" in said
+    assert "labels.csv: kind of the images in file (D:/old/part0/0.png is part0/0.png)" in said
 
 
 @pytest.mark.parametrize("mark", ["|", ";", ", ", " "])
@@ -133,7 +133,7 @@ def test_several_labels(mark):
     assert splits.train["targets"].shape[1] == 3 and splits.summary()["classes"]["red"]["test"]
     striped = splits.test["inputs"][:, ::4].min((1, 2, 3)) == 250
     np.testing.assert_array_equal(splits.test["targets"][:, 2], striped)
-    assert any("several labels for a picture, separated by" in line for line in said)
+    assert any("several labels, separated by" in line for line in said)
 
 
 def test_columns_of_0_and_1_and_rows_that_come_again():
@@ -198,7 +198,7 @@ def test_odd_rows_are_listed():
     listed = {row["file"]: row["reason"] for row in csv.DictReader(
         dataset.files["files_skipped.csv"].splitlines()) if row["what"] == "skipped"}  # fmt: skip
     assert listed == {
-        "nowhere.png": "no such picture: labels.csv, line 61",
+        "nowhere.png": "no such image: labels.csv, line 61",
         "part0/0.png": "two labels: red and blue",
         "part2/2.png": "no label: labels.csv, line 4",
         "part3/59.png": "no label: no row in labels.csv",
@@ -209,12 +209,12 @@ def test_odd_rows_are_listed():
 def test_bad_files():
     rows = photos(24)
     write(["a", "b"], [("x", "y"), ("z", "w")])
-    assert "no column names pictures" in refused()
+    assert "no column names images" in refused()
     write(["file", "a", "b"], [(n, c, c) for n, c, *_ in rows])
-    assert "is not clear" in refused()
+    assert "choose with --target" in refused()
     assert "--target c: " in refused(target=("c",))
     assert "--group c: " in refused(target=("a",), group="c")
-    assert "--target file is not what is predicted" in refused(target=("file",))
+    assert "--target file names files or groups" in refused(target=("file",))
     assert "should be a number" in refused(target=("a", "b"))
     assert "is not a number" in refused(target=("a",), target_kind="number")
     write(["file", "label"], [(n, "red") for n, *_ in rows])
@@ -230,7 +230,7 @@ def test_bad_files():
         for seed in range(20):
             splits_of(source(group="p", split_seed=seed))
     assert "does not exist" in refused(path="nothing.csv")
-    with pytest.raises(InputError, match="--group is for a file of --labels"):
+    with pytest.raises(InputError, match="--group requires --labels"):
         ImageFolder(data_dir=Path("photos"), group="p").load(print)
 
 
@@ -285,7 +285,7 @@ def test_an_empty_cell_alone_is_no_label():
     write(["file", "label"], cells)
     dataset, splits = splits_of(source(), log=said.append)
     assert set(dataset.class_names) == {"NA", "none"} and len(dataset.examples) == 59
-    assert any('"NA", "none" is a class: only an empty cell is no label' in s for s in said)
+    assert any('"NA", "none" is a class: only an empty cell is missing' in s for s in said)
     for part in (splits.train, splits.val, splits.test):
         blue = part["inputs"][..., 2].mean((1, 2)) > part["inputs"][..., 0].mean((1, 2))
         np.testing.assert_array_equal(part["targets"] == dataset.class_names.index("NA"), blue)
@@ -296,7 +296,7 @@ def test_an_empty_cell_alone_is_no_label():
     dataset, splits = splits_of(source(), log=said.append)
     plain = sum(c == "blue" and not s for _, c, s, _ in rows)
     assert dataset.class_names == ("none", "striped") and len(dataset.examples) == 60
-    assert any(f"{plain} of 60 images have no label: they are kept" in s for s in said)
+    assert any(f"{plain} of 60 images have no label: negative examples of every" in s for s in said)
     assert (dataset.examples.target.sum(1) == 0).sum() == plain
 
     # of numbers, in a word, one is missing
@@ -319,7 +319,7 @@ def test_a_label_that_no_image_has_is_named():
     write(columns, [(n, int(c == "red"), int(s), 0) for n, c, s, _ in rows])
     dataset, _ = splits_of(source(target=tuple(columns[1:])), log=said.append)
     assert dataset.class_names == ("red", "striped")
-    sentence = 'labels of fewer than 3 images, or of none, are dropped: "rotten"'
+    sentence = 'labels of fewer than 3 images are dropped: "rotten"'
     assert any(sentence in line for line in said)
 
 
@@ -335,11 +335,11 @@ def test_names_in_another_letter_case_or_of_several_files_are_said():
     Path("photos/part1/0.png").write_bytes(Path("photos/part1/1.png").read_bytes() + b" ")
     write(["file", "label"], [r[:2] for r in rows])
     report = source().load(lambda _: None).files["files_skipped.csv"]
-    assert '0.png,skipped,"several pictures of this name: labels.csv, line 2"' in report
+    assert '0.png,skipped,"several images of this name: labels.csv, line 2"' in report
     for name in ("part0", "part1"):
         Path("photos", name, "A.png").write_bytes(Path("photos/part2/2.png").read_bytes())
     write(["file", "label"], [("A.png", "red"), ("a.png", "blue")])
-    assert "Several are called A.png: write its folder, too" in refused()
+    assert "Several are named A.png: write its folder, too" in refused()
     # the same letters in another case are two files where there are two
     walked = [folder_files.File(f"/d/{n}", n, 1, 1, True) for n in ("a.png", "A.png")]
     table = [["a.png"], ["A.png"], ["A.PNG"]]

@@ -28,10 +28,10 @@ def flat(model):
     return np.column_stack([model.coef_, model.intercept_]).ravel()
 
 
-@pytest.mark.parametrize("most_columns", [logistic.MOST_COLUMNS, 0])
+@pytest.mark.parametrize("most_columns", [logistic.MAX_COLUMNS, 0])
 @pytest.mark.parametrize("name", ["digits", "breast_cancer", "wine"])
 def test_the_optimum_is_scikit_learns(name, most_columns, monkeypatch):
-    monkeypatch.setattr(logistic, "MOST_COLUMNS", most_columns)
+    monkeypatch.setattr(logistic, "MAX_COLUMNS", most_columns)
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)  # columns from 0.001 to 4,000
     x, y = (x[:600] / 16, y[:600]) if name == "digits" else (x, y)
     fit = logistic.fitter(x)
@@ -59,7 +59,7 @@ def inputs(name):
         "constant": np.column_stack([x, np.full((300, 2), 7.0)]),
         "far from 0": x + 1e4,
         "more columns than rows": rng.normal(size=(30, 90)),
-        "wide and alike": x[:, :1] + 0.1 * rng.normal(size=(300, logistic.MOST_COLUMNS + 50)),
+        "wide and alike": x[:, :1] + 0.1 * rng.normal(size=(300, logistic.MAX_COLUMNS + 50)),
     }[name]
 
 

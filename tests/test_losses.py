@@ -14,7 +14,7 @@ from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.train import Hparams, losses, metrics, optim
 from dlflax.train.check import check_hparams
-from dlflax.train.step import objective
+from dlflax.train.step import total_loss
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_logits_loss_and_gradient_match_keras():
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def our_loss(params):
-        return objective(recipe, params, {}, hparams, batch(0), jax.random.key(0))
+        return total_loss(recipe, params, {}, hparams, batch(0), jax.random.key(0))
 
     (loss, (logits, _, _)), gradient = our_loss(state.params)
     np.testing.assert_allclose(loss, keras["reported"], rtol=1e-5)
@@ -137,7 +137,7 @@ def test_clipping_and_decay():
 
     def update(name, gradient=gradient, **numbers):
         hparams = Hparams(momentum=0.0, **numbers)
-        optimizer = optim.transformation(optim.OPTIMIZERS[name], 1.0, hparams)
+        optimizer = optim.gradient_transformation(optim.OPTIMIZERS[name], 1.0, hparams)
         return optimizer.update(gradient, optimizer.init(params), params)[0]
 
     np.testing.assert_allclose(update("sgd")["kernel"], -3.0)

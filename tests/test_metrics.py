@@ -200,7 +200,7 @@ class Loose:
     "task, sentence",
     [
         (Classification(monitor="auc"), "--task.monitor auc must be one of accuracy, macro_f1"),
-        (Two(), "has a metric named 'accuracy': give each a name of its own"),
+        (Two(), "has a metric named 'accuracy': give each metric a distinct name"),
         (Loose(), "Loose must inherit from dlflax.train.tasks.Task"),
     ],
 )
@@ -221,7 +221,7 @@ def test_reserved_keys_of_the_data():
     with pytest.raises(InputError, match="mask and share"):
         splits = make_splits(source, source.load(print), 0.1, 0)
         bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
-    with pytest.raises(InputError, match=r"array named length of float64 \(200, 2\).*one int an"):
+    with pytest.raises(InputError, match=r"array named length of float64 \(200, 2\).*one int per"):
         check_keys({**data, "length": np.ones((200, 2))})
 
 

@@ -29,7 +29,7 @@ from dlflax.models import CNN, SmallResNet
 from dlflax.train import Hparams
 from dlflax.train import Recipe
 from dlflax.train.augment import Brightness, Flip
-from dlflax.train.recipe import init_placed
+from dlflax.train.recipe import init_on_devices
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 rng = np.random.default_rng(0)
@@ -85,12 +85,12 @@ for name, recipe in recipes.items():
 # what moves between the devices: gradients are summed, the data are not gathered
 recipe = recipes["cnn"]
 with parallel.use_devices(8):
-    state = init_placed(recipe, train.as_traced(hparams), images[:1], np.uint32(0), None)
+    state = init_on_devices(recipe, train.as_float32(hparams), images[:1], np.uint32(0), None)
     big = {"inputs": np.zeros((4096, 12, 12, 3), np.uint8), "targets": np.zeros(4096, np.int32)}
     batches = data.epoch_batches(4096, 16, 0, 0)
     zero = np.int32(0)
     text = train.train_steps.lower(
-        recipe, state, train.as_traced(hparams), *map(parallel.put_on_all, (big, batches)),
+        recipe, state, train.as_float32(hparams), *map(parallel.put_on_all, (big, batches)),
         train.zero_sums(recipe, hparams, big), zero, zero,
     ).compile().as_text()
 moved = re.findall(r"= (\\S+) all-(gather|reduce|to-all)", text)
@@ -108,7 +108,7 @@ def through(counts, folder):
             saved = checkpoints.restore_last(parallel.with_shardings(abstract))
             done = train.fit(recipe, hparams, train_set, val, epochs=epoch + 1, seed=1,
                              resume=saved)
-            checkpoints.save(done.saved())
+            checkpoints.save(done.checkpoint())
     return numbers(done)
 
 answers["moving"] = difference(through([1] * 5, "one"), through([8, 4, 1, 2, 8], "many"))

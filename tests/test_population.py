@@ -82,8 +82,8 @@ def test_a_diverged_trial_does_not_disturb_its_neighbours(digits, mode):
     bad = HPARAMS[1].replace(learning_rate=1e30)
     with_nan = trained(MLP_RECIPE, [HPARAMS[0], bad, *HPARAMS[2:]], SEEDS, digits, layout)
     without = trained(MLP_RECIPE, HPARAMS, SEEDS, digits, layout)
-    assert without.diverged == {} and set(with_nan.diverged) == {1}
-    assert 1 <= with_nan.diverged[1] <= 16
+    assert without.divergence_steps == {} and set(with_nan.divergence_steps) == {1}
+    assert 1 <= with_nan.divergence_steps[1] <= 16
     for i in (0, 2, 3):
         assert with_nan.histories[i] == without.histories[i]  # to the bit
     assert with_nan.scores("loss")[1] == np.inf and with_nan.scores("accuracy")[1] == -np.inf

@@ -368,15 +368,15 @@ def test_a_forecast_has_dates_and_a_picture(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "after the series:" and lines[1].split()[0] == "2025-02-24"
     assert "(" in lines[1] and lines[-2].startswith("90% of the validation values")
-    assert Path(lines[-1].removeprefix("picture: ")).stat().st_size > 5000
+    assert Path(lines[-1].removeprefix("figure: ")).stat().st_size > 5000
     Path("new.csv").write_text("\n".join(["day,y", *rows[:200]]), encoding="utf-8")
     predict.command(Path("run"), ("new.csv",), True)
     answer = json.loads(capsys.readouterr().out)
     assert answer["times"][0] == str(days[200]) and len(answer["low"]) == 5
     Path("run/predictions").rename("run/gone")
     Path("run/predictions").write_text("in the way", encoding="utf-8")
-    predict.command(Path("run"))  # a picture stops nothing
-    assert "picture" not in capsys.readouterr().out
+    predict.command(Path("run"))  # a figure that fails stops nothing
+    assert "figure" not in capsys.readouterr().out
 
 
 def lines_of(path, header, rows):

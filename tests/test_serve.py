@@ -265,7 +265,7 @@ def too_much(kind):
         for format in ("PNG", "TIFF", "WEBP", "JPEG"):
             yield "image/png", png(large.convert("RGB"), format), "1 million"
         yield "image/png", png(Image.new("1", (12_000, 12_000))), "1 million"
-        yield "application/json", {"pictures": [png(other), png(large)]}, "picture 2 is too large"
+        yield "application/json", {"pictures": [png(other), png(large)]}, "image 2 is too large"
         yield "application/json", {"pictures": [png(other)] * 5}, "4 million"
     elif kind == "texts":
         yield "text/plain", b"a" * 1001, "1,000 characters"
@@ -291,7 +291,7 @@ def read_request(predictor, media, body):
 @pytest.mark.parametrize("kind", ["digits", "texts", "wine", "sunspots"])
 def test_too_much_is_refused_before_the_work(zoo, kind, monkeypatch):
     predictor = Predictor(zoo(kind), log=lambda _: None)
-    for of, name in ((type(predictor.encoder), "raw"), (picture, "read_picture")):
+    for of, name in ((type(predictor.encoder), "raw"), (picture, "read_image")):
         monkeypatch.setattr(of, name, lambda *_: pytest.fail("it was read"))
     limits = Limits(steps=40, characters=1000, pixels=10**6, pixels_in_all=4 * 10**6)
     monkeypatch.setattr(serve_inputs, "LIMITS", limits)

@@ -10,7 +10,7 @@ from dlflax import run, train
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.train.augment import Flip
-from dlflax.train.slots import SLOTS, short_names, things, with_things
+from dlflax.train.slots import SLOTS, components, replace_components, short_names
 from dlflax.train.tasks import TASKS, Classification
 from dlflax.tune.space import STRUCTURE
 
@@ -38,21 +38,24 @@ def test_the_table_names_parts_of_a_recipe():
 @pytest.mark.parametrize(("slot", "name"), SHIPPED)
 def test_a_shipped_thing_is_chosen_saved_and_read(slot, name):
     names = (name,) if SLOTS[slot].several else name
-    recipe = with_things(RECIPE, {slot: names}, [])
+    recipe = replace_components(RECIPE, {slot: names}, [])
     assert short_names(slot, recipe) == names
     assert read(saved(recipe)) == recipe
-    assert with_things(recipe, {slot: names}, []) is recipe
+    assert replace_components(recipe, {slot: names}, []) is recipe
 
 
 def test_what_a_recipe_has_stays_and_can_be_named_elsewhere():
     adam = train.Adam(b1=0.5)
     recipe = dataclasses.replace(RECIPE, optimizer=adam, augment=())
-    assert with_things(recipe, {"optimizer": "adam", "step": None}, []) is recipe
-    assert with_things(recipe, {"optimizer": "sgd"}, []).optimizer == train.SGD()
-    assert with_things(RECIPE, {"augment": ()}, []).augment == ()
-    named = dataclasses.replace(RECIPE, optimizer=train.optim.transformation)
-    assert things("optimizer", [named])["transformation"] is train.optim.transformation
-    both = with_things(RECIPE, {"loss": "huber", "task": "regression"}, [])
+    assert replace_components(recipe, {"optimizer": "adam", "step": None}, []) is recipe
+    assert replace_components(recipe, {"optimizer": "sgd"}, []).optimizer == train.SGD()
+    assert replace_components(RECIPE, {"augment": ()}, []).augment == ()
+    named = dataclasses.replace(RECIPE, optimizer=train.optim.gradient_transformation)
+    assert (
+        components("optimizer", [named])["gradient_transformation"]
+        is train.optim.gradient_transformation
+    )
+    both = replace_components(RECIPE, {"loss": "huber", "task": "regression"}, [])
     assert (both.task.loss, type(both.task)) == (train.losses.Huber(), type(TASKS["regression"]))
 
 
@@ -96,7 +99,7 @@ def test_a_slot_that_is_gone_or_empty_is_refused(slot):
 def test_functions():
     step = dataclasses.replace(RECIPE, step=train.step)
     assert read(saved(step)).step is train.step and read(saved(RECIPE)).step is None
-    for function in (train.fit, train.optim.after_warmup, Classification):
+    for function in (train.fit, train.optim.warmup_and_progress, Classification):
         config = saved(RECIPE)
         name = f"{function.__module__}:{function.__name__}"
         config["recipe"]["task"] = {"function": name}

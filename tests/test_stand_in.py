@@ -126,7 +126,7 @@ def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Checkpoints, "save", stopped)
         train("--epochs", "3", "--run-dir", "parts")
-    monkeypatch.setattr(download, "prepared_or_downloaded", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(download, "load_or_download", lambda *_, **__: pytest.fail("asked"))
     train("--run-dir", "parts", "--resume")
     assert "resuming after epoch 1" in capsys.readouterr().out
     again = json.loads(Path("parts/results.json").read_text())

@@ -318,9 +318,9 @@ def test_data_of_another_task_are_refused_in_a_sentence(task, shape, sentence):
 ROWS = np.zeros((8, 3), np.float32)
 ZEROS, NAN = np.zeros(8, np.float32), np.full((8, 2), np.nan, np.float32)
 BAD_TARGETS = [  # (task, outputs of the model, targets, what the sentence has)
-    ("classification", 2, np.tile([-1, 1], 4), "from 0 to 1; these go from -1 to 1"),
-    ("classification", 1, np.tile([-1, 1], 4), "from 0 to 1; these go from -1 to 1"),
-    ("classification", 4, 1 + np.arange(8) % 4, "from 0 to 3; these go from 1 to 4"),
+    ("classification", 2, np.tile([-1, 1], 4), "from 0 to 1; these range from -1 to 1"),
+    ("classification", 1, np.tile([-1, 1], 4), "from 0 to 1; these range from -1 to 1"),
+    ("classification", 4, 1 + np.arange(8) % 4, "from 0 to 3; these range from 1 to 4"),
     ("classification", 2, np.eye(2, dtype=np.int32)[np.arange(8) % 2], "class numbers, int"),
     ("classification", 2, ZEROS, "class numbers, int .* are float32"),
     ("classification", 2, np.zeros(7, np.int32), "there are 8 inputs, but 7 targets"),
@@ -404,7 +404,7 @@ def test_a_class_number_beyond_the_names_is_refused():
     parts = ({"inputs": np.zeros((9, 2), np.float32), "targets": np.arange(9) % 3},) * 2
     source = Arrays(*parts, class_names=("a", "b"))
     splits = make_splits(source, source.load(print), 0.2, 0)
-    with pytest.raises(InputError, match="must be class numbers from 0 to 1; these go from 0 to 2"):
+    with pytest.raises(InputError, match="class numbers from 0 to 1; these range from 0 to 2"):
         bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
 
 
@@ -458,7 +458,7 @@ def of_before(outputs, targets, hparams):
         ),
         (
             crosswise,
-            r"loss crosswise .* must give one number for each example, .* gives shape \(\)",
+            r"loss crosswise .* must return one number per example, .* returns shape \(\)",
         ),
     ],
 )

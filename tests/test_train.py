@@ -13,7 +13,7 @@ from dlflax.errors import RunError
 from dlflax.models import CNN, MLP
 from dlflax.testing import assert_equal
 from dlflax.train import Hparams, Recipe, augment, losses
-from dlflax.train.step import objective
+from dlflax.train.step import total_loss
 from dlflax.train.tasks import Classification, Regression
 
 TRACES = []
@@ -97,7 +97,9 @@ def test_resuming_is_the_same_to_the_bit(digits):
     hparams = Hparams(learning_rate=0.3, dropout=0.3, warmup=0.1)
     through = train.fit(recipe, hparams, *digits, **arguments, on_epoch=on_epoch)
     state, history = saved[1]
-    resumed = train.fit(recipe, hparams, *digits, **arguments, resume=train.Saved(state, history))
+    resumed = train.fit(
+        recipe, hparams, *digits, **arguments, resume=train.Checkpoint(state, history)
+    )
     assert_equal(through.state, resumed.state)
     assert [r["val_loss"] for r in through.history] == [r["val_loss"] for r in resumed.history]
 
@@ -179,10 +181,12 @@ def test_without_validation_the_last_epoch_is_the_best(digits):
     assert [train.best_epoch(history, recipe.task) for _, history in seen] == [0, 1, 2, 3]
 
     state, history = seen[1]
-    resumed = train.fit(recipe, hparams, train_set, epochs=4, resume=train.Saved(state, history))
+    resumed = train.fit(
+        recipe, hparams, train_set, epochs=4, resume=train.Checkpoint(state, history)
+    )
     assert_equal(resumed.best, alone.best)
     # best is a copy: going on from state leaves it alone
-    train.fit(recipe, hparams, train_set, epochs=5, resume=alone.saved())
+    train.fit(recipe, hparams, train_set, epochs=5, resume=alone.checkpoint())
     assert_equal(alone.best, with_val.state)
     with pytest.raises(RunError, match="NaN or infinite at step"):
         train.fit(Recipe(model=MLP((16,))), Hparams(learning_rate=1e30), train_set, epochs=2)
@@ -238,8 +242,10 @@ def test_other_losses_train(digits, task):
 def test_affine_augmentation_matches_scipy():
     images = np.random.default_rng(0).random((3, 10, 8, 2), np.float32)
     key = jax.random.key(0)
-    np.testing.assert_allclose(augment.affine(key, images, 0.0, 0.0, 0.0), images, atol=1e-5)
-    out = augment.affine(key, images, 2.0, 30.0, 0.2)
+    np.testing.assert_allclose(
+        augment.Affine.transform(key, images, 0.0, 0.0, 0.0), images, atol=1e-5
+    )
+    out = augment.Affine.transform(key, images, 2.0, 30.0, 0.2)
     # the documented draws, made again
     shift_key, angle_key, zoom_key = jax.random.split(key, 3)
     shift = 2.0 * jax.random.uniform(shift_key, (3, 2), minval=-1.0)
@@ -266,7 +272,7 @@ def test_stopped_in_mid_epoch_and_continued_to_the_same_bits(digits):
     calls = iter([False, True])  # asked before the epoch, and after its first step
     part = train.fit(recipe, hparams, *digits, epochs=2, should_stop=lambda: next(calls))
     assert int(part.state.step) == 1 and part.history == [] and part.partial["count"] == 64
-    rest = train.fit(recipe, hparams, *digits, epochs=2, resume=part.saved())
+    rest = train.fit(recipe, hparams, *digits, epochs=2, resume=part.checkpoint())
     assert_equal(whole.state, rest.state)
     for a, b in zip(whole.history, rest.history, strict=True):
         assert (a["train_loss"], a["val_loss"]) == (b["train_loss"], b["val_loss"])
@@ -302,7 +308,7 @@ def test_a_mixed_target_has_the_weight_of_its_own_class(digits):
     batch |= {"mask": np.ones(4, np.float32), "weight": weight, "partner": partner, "share": share}
     state = init(recipe, hparams, digits[0]["inputs"][:1], jax.random.key(0))
     given = recipe, state.params, state.collections, hparams, batch, jax.random.key(1)
-    value, (outputs, *_) = objective(*given)
+    value, (outputs, *_) = total_loss(*given)
     first, second = (
         losses.cross_entropy(outputs, targets)
         for targets in (batch["targets"], batch["targets"][partner])

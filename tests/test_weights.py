@@ -316,7 +316,7 @@ def test_another_checksum_is_refused(hub, monkeypatch):
     other = dataclasses.replace(hub[0], sha256="0" * 64)
     monkeypatch.setattr(weights, "PUBLISHED", (other,))
     text = refused(ResNet("18"), "imagenet")
-    assert f"its sha256 is {hub[1].sha256[:12]} in place of 000000000000" in text
+    assert f"its sha256 is {hub[1].sha256[:12]}, expected 000000000000" in text
 
 
 def test_no_network(hub, monkeypatch):

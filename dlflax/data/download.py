@@ -1,4 +1,4 @@
-"""The network, and what TensorFlow Datasets has prepared: prepared, else downloaded, else a reason.
+"""Data sets prepared by TensorFlow Datasets, or downloaded; tests of the network.
 
 requests and tensorflow_datasets are imported only where they are needed.
 """
@@ -19,14 +19,15 @@ NETWORK_SECONDS = 4.0
 
 
 def tfds_folders() -> tuple[Path, Path]:
-    """Where data sets that TFDS has prepared are looked for: its own folder ($TFDS_DATA_DIR or
-    ~/tensorflow_datasets), and one in the cache, for downloads when the first holds a set that
-    cannot be read here."""
+    """Returns TFDS's folder of prepared data sets ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+
+    The second folder, in the cache, is for a download if the first has an unreadable data set.
+    """
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(default).expanduser(), cache_folder() / "tfds"
 
 
-def prepared_or_downloaded(
+def load_or_download(
     name: str,
     url: str | None,
     read: Callable[[Path], Any],
@@ -34,38 +35,35 @@ def prepared_or_downloaded(
     find: Callable[[Path, str], Path | None] | None = None,
     folders: tuple[Path, Path] | None = None,
 ) -> Any | None:
-    """What `read` makes of the TFDS folder of `name`: of one that is prepared, else of a download
-    by our own builder; None where neither is to be had, for which `log` gets the reasons.
-
-    url: what a download begins with; None for a set that cannot be downloaded, whose unreadable
-    folder is then an InputError. find(folder, name) gives the prepared set, if there is one.
+    """Returns `read` of a TFDS folder, prepared already or downloaded, or logs why not. url: the
+    first file to download; without, an unreadable folder raises InputError. find: as `find_tfds`.
     """
-    find, folders = find or prepared, folders or tfds_folders()
+    find, folders = find or find_tfds, folders or tfds_folders()
     for folder in folders:
-        if found := find(folder, name):
+        if prepared := find(folder, name):
             try:
-                return read(found)
+                return read(prepared)
             except InputError as error:
                 if url is None:
                     raise
                 log(str(error))
     if url is None:
         return None
-    free = [folder for folder in folders if not find(folder, name)]
-    if reason := unreachable(url):
+    folder = next((folder for folder in folders if not find(folder, name)), None)
+    if reason := network_error(url):
         log(f"{name} cannot be downloaded: {reason}.")
-    elif free:
+    elif folder:
         try:
             from dlflax.data import builders
 
-            return read(builders.download(name, free[0]))
+            return read(builders.download(name, folder))
         except Exception as error:  # TFDS, requests and the file system raise dozens of types
             log(f"{name} could not be downloaded: {first_line(error)}")
     return None
 
 
-def prepared(root: Path, name: str) -> Path | None:
-    """The newest version of `name` that TFDS has prepared below `root`."""
+def find_tfds(root: Path, name: str) -> Path | None:
+    """Returns the newest version of `name` that TFDS has prepared below `root`."""
     versions = {}
     for info in (root / name).glob("*/dataset_info.json"):
         numbers = info.parent.name.split(".")
@@ -75,9 +73,9 @@ def prepared(root: Path, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def builder_of(folder: Path, what: str) -> Iterator[Any]:
-    """Gives the builder of a prepared data set, of labelled examples, `what` they should be. Raises
-    InputError where these cannot be read."""
+def open_builder(folder: Path, kind: str) -> Iterator[Any]:
+    """Yields the builder of a prepared data set, and turns any error of TFDS into InputError.
+    kind: the examples, for the message."""
     import tensorflow_datasets as tfds
 
     try:
@@ -85,58 +83,54 @@ def builder_of(folder: Path, what: str) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:  # a damaged folder can raise anything from TFDS
-        raise InputError(
-            f"The TFDS data set in {folder} cannot be read as labelled {what} "
-            f"({first_line(error)}): prepare it again, or pass --data-dir."
-        ) from None
+        reason = f"cannot be read as labelled {kind} ({first_line(error)})"
+        raise InputError(f"The TFDS data set in {folder} {reason}: prepare it again.") from None
 
 
-def prepared_examples(builder, split: str, place: str, decoders=None):
-    """The examples of a split of a TFDS builder, dicts of NumPy arrays, by number where they are in
-    array_record. InputError, which names
-    `place`, for a file format that only TensorFlow reads where that is not installed."""
+def prepared_examples(builder, split: str, description: str, decoders=None):
+    """Returns the examples of a split of a TFDS builder, dicts of NumPy arrays, as a sequence from
+    array_record. InputError without TensorFlow for other formats. description: for the message."""
     if builder.info.file_format.value == "array_record":
         return builder.as_data_source(split, decoders=decoders)
     if importlib.util.find_spec("tensorflow"):
         import tensorflow_datasets as tfds
 
         return tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
-    raise InputError(
-        f"{place} is in {builder.info.file_format.value} format, which only TensorFlow reads: "
-        'pip install "dlflax[tf]", or prepare it with file_format="array_record".'
-    )
+    file_format = f"{builder.info.file_format.value} format, which only TensorFlow reads"
+    raise InputError(f'{description} is in {file_format}: pip install "dlflax[tf]".')
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, at most 300 characters."""
+    """Returns the first line of an error's message, at most 300 characters."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 
-def offline() -> bool:
-    """Whether $DLFLAX_OFFLINE forbids the network."""
+def is_offline() -> bool:
+    """True if $DLFLAX_OFFLINE forbids the network."""
     return os.environ.get("DLFLAX_OFFLINE", "0") not in ("", "0")
 
 
-def unreachable(url: str, seconds: float = NETWORK_SECONDS) -> str | None:
-    """None when `url` can be downloaded, else why not, found out in that time."""
-    if offline():
+def network_error(url: str, seconds: float = NETWORK_SECONDS) -> str | None:
+    """Returns the reason that `url` cannot be downloaded, or None, within `seconds`."""
+    if is_offline():
         return "DLFLAX_OFFLINE is set"
-    import requests  # as TFDS does: the same proxies and certificates
+    import requests  # as TFDS does, for the same proxies and certificates
 
     host = urllib.parse.urlsplit(url).hostname
-    answer = [f"no network, {host} did not answer in {seconds:.0f} s"]
+    reason = f"no network, {host} did not answer in {seconds:.0f} s"
 
-    def ask():
+    def request():
+        nonlocal reason
         try:
             response = requests.head(url, timeout=seconds, allow_redirects=True)
-            answer[:] = [None if response.ok else f"{host} answered HTTP {response.status_code}"]
+            reason = None if response.ok else f"{host} answered HTTP {response.status_code}"
         except OSError as error:
-            answer[:] = [f"no network, {host} cannot be reached ({type(error).__name__})"]
+            reason = f"no network, {host} cannot be reached ({type(error).__name__})"
 
     # A request, because a firewall may accept any connection and TFDS then retries for minutes;
-    # in a thread, because looking up a name has no timeout of its own.
-    thread = threading.Thread(target=ask, daemon=True)
+    # in a thread, because DNS has no timeout.
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(seconds)
-    return answer[0]
+    return reason

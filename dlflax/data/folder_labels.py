@@ -1,4 +1,4 @@
-"""What pictures show by a CSV file: a file's name and its class, several labels, or numbers."""
+"""Targets of image files from a CSV file: classes, several labels each, or numbers."""
 
 import collections
 import dataclasses
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dlflax.data.folder_files import File, Found, in_natural_order, listed, refused, shown, skipped
+from dlflax.data import folder_files
+from dlflax.data.folder_files import File, Listing, quote_names, skip_row
 from dlflax.data.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.raw_table import RawTable, as_column, as_texts, read_table
 from dlflax.data.target_kind import encode_classes, infer_numbers, normalize_classes
@@ -19,186 +20,185 @@ from dlflax.data.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
 from dlflax.files import escape_controls
 
-FEWEST = 3  # pictures that a class or a label needs: one to train, validate and test on each
-SEPARATORS = "|;"  # a cell that has one of them has several labels
+FEWEST = 3  # images of a class or a label: one to train, validate and test on each
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """What a file of labels says."""
+class FileLabels:
+    """Targets of image files by name."""
 
     kind: str
-    """classes, labels (any number for each picture) or number (one or more)."""
+    """classes, labels (any number for each image) or number (one or more)."""
     columns: list[str]
-    """The columns that are predicted."""
-    of: dict[str, Any]
-    """A picture's name -> JSON value: its class, the list of its labels, or of its numbers."""
+    """The target columns."""
+    values: dict[str, Any]
+    """JSON values by image name: a class, a list of labels, or a list of numbers."""
     groups: dict[str, str]
-    """A picture's name -> the group that it belongs to; empty without groups."""
+    """Groups by image name; empty without a group column."""
     report: list[list[str]]
     """Rows of files_skipped.csv."""
 
     def targets(self, values: list, log: Callable[[str], None]) -> tuple[Any, tuple, np.ndarray]:
-        """(targets (n, ...), names of the classes or labels, bool: which of the values are kept) of
-        pictures with such values. InputError where there is nothing to learn."""
-        kept = np.ones(len(values), bool)
+        """Returns targets (n, ...), the names of classes or labels, and bool (the values with a
+        target) of some `values`. InputError if all are dropped."""
         if self.kind == "number":
             numbers = np.array(values, np.float64).reshape(len(values), len(self.columns))
-            return numbers[:, 0] if len(self.columns) == 1 else numbers, (), kept
+            numbers = numbers[:, 0] if len(self.columns) == 1 else numbers
+            return numbers, (), np.ones(len(values), bool)
         if self.kind == "classes":
-            names, targets, kept = encode_classes(np.array(values, object), FEWEST, "pictures", log)
-            return targets, names, kept
+            names, targets, keep = encode_classes(np.array(values, object), FEWEST, "images", log)
+            return targets, names, keep
         counts = collections.Counter(label for labels in values for label in labels)
         candidates = {*counts, *(self.columns if len(self.columns) > 1 else ())}
-        names = sorted((n for n in candidates if counts[n] >= FEWEST), key=in_natural_order)
+        names = [name for name in candidates if counts[name] >= FEWEST]
+        names = sorted(names, key=folder_files.natural_key)
         if few := candidates - set(names):
-            log(f"labels of fewer than {FEWEST} images, or of none, are dropped: {listed(few)}.")
+            log(f"labels of fewer than {FEWEST} images are dropped: {quote_names(few)}.")
         if empty := sum(not labels for labels in values):
-            log(f"{empty:,} of {len(values):,} images have no label: they are kept, as examples "
-                "of none of the labels.")  # fmt: skip
+            log(f"{empty:,} of {len(values):,} images have no label: negative examples of every.")
         if not names:
-            raise InputError(f"no label is that of {FEWEST} pictures or more: nothing to learn.")
-        have = [[label in set(labels) for label in names] for labels in values]
-        return np.array(have, np.int32), tuple(names), kept
+            raise InputError(f"every label has fewer than {FEWEST} images: add images.")
+        targets = [[label in set(labels) for label in names] for labels in values]
+        return np.array(targets, np.int32), tuple(names), np.ones(len(values), bool)
 
 
-def read(
-    path: Path, files: list[File], place: str, target: tuple[str, ...], kind: str, group: str, log
-) -> Labels:
-    """The labels of the files below a folder. target: the columns that are predicted, () where that
-    is clear; kind: what they are taken for, auto or one of `Labels.kind`; group: a column, or "".
-    InputError when it is no such file."""
+def read_labels(
+    path: Path, files: list[File], origin: str, target: tuple[str, ...], kind: str, group: str, log
+) -> FileLabels:
+    """Reads the labels of the files below a folder, or raises InputError. target: its columns, ()
+    to infer; kind: auto or one of `FileLabels.kind`; group: a column, or ""."""
     source = read_table(path, log=log, noun="a file of labels")
     header = list(source.columns)
     texts = [as_texts(column).to_pylist() for column in source.columns.values()]
     table = list(zip(*texts, strict=True))
     ends = [file.name.rpartition("/")[2] for file in files]
-    several = collections.Counter([*ends, *(os.path.splitext(end)[0] for end in ends)])
-    file_column, names = _match_files(path, header, table, files, several, place, log)
-    columns = _columns(path, header, file_column, target, group)
-    by_group = f", groups by {group}" if group else ""
+    counts = collections.Counter([*ends, *(os.path.splitext(end)[0] for end in ends)])
+    file_column, names = _match_files(path, header, table, files, counts, origin, log)
+    columns = _target_columns(path, header, file_column, target, group)
     file_cells = [escape_controls(row[header.index(file_column)]) for row in table]
-    cell, name = next((cell, name) for cell, name in zip(file_cells, names, strict=True) if name)
-    example = "" if cell == name else f" ({cell} is {name})"
-    log(f"{path.name}: {', '.join(columns)} of the pictures in {file_column}{example}{by_group}")
-    places = [
-        f"{path.name}, {source.row_name(i).removeprefix(f'{path}, ')}" for i in range(len(table))
-    ]
-    report = []
-    for cell, name, line in zip(file_cells, names, places, strict=True):
-        if name is None:
-            many = "several pictures of this name" if several[cell] > 1 else "no such picture"
-            report.append(skipped(cell, "no such picture", f"{many}: {line}"))
     rows = [row for row, name in enumerate(names) if name]
+    cell, name = file_cells[rows[0]], names[rows[0]]
+    example = "" if cell == name else f" ({cell} is {name})"
+    by_group = f", groups by {group}" if group else ""
+    log(f"{path.name}: {', '.join(columns)} of the images in {file_column}{example}{by_group}")
+    lines = [source.row_name(i).removeprefix(f"{path}, ") for i in range(len(table))]
+    report = []
+    for cell, name, line in zip(file_cells, names, lines, strict=True):
+        if name is None:
+            reason = "several images of this name" if counts[cell] > 1 else "no such image"
+            report.append(skip_row(cell, "no such image", f"{reason}: {path.name}, {line}"))
     cells = {
         c: as_column([escape_controls(row[header.index(c)]) for row in table]) for c in columns
     }
-    labelled = dataclasses.replace(source, columns=cells).take(np.array(rows))
-    if not any(any(as_texts(column).to_pylist()) for column in labelled.columns.values()):
-        raise InputError(f"--labels {path}: no picture of {place} has a label in it.")
-    formats = infer_formats(labelled, columns, "auto", "write 1234.5")
-    kind, values = _values(labelled, kind, formats, log)
-    by_name, reasons, of, groups = collections.defaultdict(list), {}, {}, {}
-    for row, value in zip(rows, values, strict=True):
+    targets = dataclasses.replace(source, columns=cells).take(np.array(rows))
+    if not any(any(as_texts(column).to_pylist()) for column in targets.columns.values()):
+        raise InputError(f"--labels {path}: no image of {origin} has a label.")
+    formats = infer_formats(targets, columns, "auto", "write 1234.5")
+    kind, row_values = _parse_targets(targets, kind, formats, log)
+    by_name, reasons, groups = collections.defaultdict(list), {}, {}
+    for row, value in zip(rows, row_values, strict=True):
         name = names[row]
-        if group:  # without one: a group of its own
+        if group:  # an empty cell is a group of one
             groups[name] = table[row][header.index(group)] or name
         if value is None:
             empty = not cells[columns[0]][row].as_py()
-            where = places[row] if empty else f"no number in {path.name}"
-            reasons[name] = "no label", f"no label: {where}"
+            reason = f"{path.name}, {lines[row]}" if empty else f"no number in {path.name}"
+            reasons[name] = "no label", f"no label: {reason}"
         else:
             by_name[name].append(value)
-    for name, each in by_name.items():
+    values = {}
+    for name, (first, *others) in by_name.items():
         if kind == "labels":
-            of[name] = sorted(set().union(*each))
-        elif other := [value for value in each if value != each[0]]:
-            reasons[name] = "two labels", f"two labels: {each[0]} and {other[0]}"
+            values[name] = sorted({*first}.union(*others))
+        elif conflicts := [value for value in others if value != first]:
+            reasons[name] = "two labels", f"two labels: {first} and {conflicts[0]}"
         else:
-            of[name] = each[0]
+            values[name] = first
     for file in files:
-        if file.name not in of and not refused(file):
-            why = reasons.get(file.name, ("no label", f"no label: no row in {path.name}"))
-            report.append(skipped(file.name, *why))
-    return Labels(kind, columns, of, groups, report)
+        if file.name not in values and not folder_files.rejection(file):
+            reason = reasons.get(file.name, ("no label", f"no label: no row in {path.name}"))
+            report.append(skip_row(file.name, *reason))
+    return FileLabels(kind, columns, values, groups, report)
 
 
-def found(labels: Labels, files: list[File], report: list[list[str]]) -> Found:
-    """What is to be decoded: pictures with a label. Their `labels` number the different values,
-    which are `class_names`, as JSON."""
+def list_files(labels: FileLabels, files: list[File], report: list[list[str]]) -> Listing:
+    """Lists the images with a label. `class_names` of the Listing are the distinct values as JSON,
+    its `labels` their indices."""
     chosen, report = [], [*report, *labels.report]
     for file in files:
-        if row := refused(file):
+        if row := folder_files.rejection(file):
             report.append(row)
-        elif file.name in labels.of:
+        elif file.name in labels.values:
             chosen.append(file)
-    texts = [json.dumps(labels.of[file.name]) for file in chosen]
-    different = sorted(set(texts))
-    numbers = {text: number for number, text in enumerate(different)}
-    return Found(
-        different, [], [file.name for file in chosen], [numbers[text] for text in texts],
+    texts = [json.dumps(labels.values[file.name]) for file in chosen]
+    distinct, indices = np.unique(np.array(texts, object), return_inverse=True)
+    return Listing(
+        distinct.tolist(), [], [file.name for file in chosen], indices.tolist(),
         [""] * len(chosen), [file.size for file in chosen],
         lambda index: open(chosen[index].path, "rb"), report, len(chosen) + len(report),
     )  # fmt: skip
 
 
-def _match_files(path, header, table, files, several, place, log) -> tuple[str, list[str | None]]:
-    """Returns the column that names the files, and the file of each of its cells, None without.
-    several: the number of files with such a name, without folders. InputError where there is no
-    such column; `log` gets names in another letter case."""
-    exact, names_of = (_names_of(header, table, files, fold) for fold in (str, str.casefold))
+def _match_files(path, header, table, files, counts, origin, log) -> tuple[str, list[str | None]]:
+    """Returns the column of file names, and the file of each cell, or None. counts: the files of a
+    name without folders. Logs names in another letter case. InputError without such a column."""
+    exact, matches = (_find_files(header, table, files, fold) for fold in (str, str.casefold))
     for column, names in exact.items():
-        in_any_case = names_of.get(column, names)
-        names_of[column] = [a or b for a, b in zip(names, in_any_case, strict=True)]
-    if not any(names_of.values()):
-        examples = listed([file.name for file in files][:2])
-        same = next((cell for row in table for cell in row if several[cell] > 1), "")
-        why = f" Several are called {same}: write its folder, too." if same else ""
+        any_case = matches.get(column, names)
+        matches[column] = [a or b for a, b in zip(names, any_case, strict=True)]
+    if not any(matches.values()):
+        examples = quote_names([file.name for file in files][:2])
+        ambiguous = next((cell for row in table for cell in row if counts[cell] > 1), "")
+        hint = f" Several are named {ambiguous}: write its folder, too." if ambiguous else ""
         raise InputError(
-            f"--labels {path}: no column names pictures of {place}, such as {examples}: one "
-            f"should, with the same folders or none.{why}"
+            f"--labels {path}: no column names images of {origin}, such as {examples}: one "
+            f"should, with the same folders or none.{hint}"
         )
-    column = max(names_of, key=lambda column: sum(map(bool, names_of[column])))
-    names, at = names_of[column], header.index(column)
+    column = max(matches, key=lambda column: sum(map(bool, matches[column])))
+    names, index = matches[column], header.index(column)
     rows = zip(table, names, exact.get(column, [None] * len(table)), strict=True)
-    if other_case := [(escape_controls(row[at]), a) for row, a, b in rows if a and not b]:
+    if other_case := [(escape_controls(row[index]), a) for row, a, b in rows if a and not b]:
         log(f"{len(other_case):,} names in {path.name} differ from the files' in letter case, such "
             f"as {' for '.join(other_case[0])}.")  # fmt: skip
     return column, names
 
 
-def _names_of(header, table, files, fold=str) -> dict[str, list[str | None]]:
-    """Column -> the file that each of its cells names, None where it names none: by the end of its
-    path, all folders that the cell has among it, with or without ending, where one file has it.
-    fold: str, or str.casefold for names in any letter case."""
-    names = {}
-    whole, ends = {}, {}  # path below the folder, or an end of it -> its file, None for several
+def _find_files(header, table, files, fold=str) -> dict[str, list[str | None]]:
+    """Returns the unique file of each cell, or None, for each column that names files.
+
+    A cell names a file by its path, or the end of its path, with or without the ending.
+    fold: str, or str.casefold to ignore letter case.
+    """
+    names, paths, ends = {}, {}, {}  # path, path without ending, end of a path -> file or None
+
+    def add(index: dict, key: str, name: str) -> None:
+        index[key] = None if key in index else name  # None: ambiguous
+
     for name in (file.name for file in files):
-        names[fold(name)] = None if fold(name) in names else name
+        add(names, fold(name), name)
         for path in {fold(name), fold(os.path.splitext(name)[0])}:
             parts = path.split("/")
             for i in range(len(parts)):
-                end = "/".join(parts[i:])
-                ends[end] = None if end in ends else name
-            whole[path] = None if path in whole else name
+                add(ends, "/".join(parts[i:]), name)
+            add(paths, path, name)
     root = Path(files[0].path).parents[files[0].name.count("/")] if files else Path()
     roots = [os.path.abspath(root), os.path.realpath(root)]
-    roots = [fold(shown(path)).split("/") for path in roots]
+    roots = [fold(folder_files.printable_name(path)).split("/") for path in roots]
 
-    def find(cell):
+    def find(cell: str) -> str | None:
         parts = fold(escape_controls(cell)).replace("\\", "/").split("/")
         absolute = parts[0] in ("", "~") or ":" in parts[0]
-        elsewhere = absolute and not os.path.exists(cell)  # a path of another computer
+        foreign = absolute and not os.path.exists(cell)  # a path of another computer
         parts = [part for part in parts if part not in ("", ".", "..")]
         if (path := "/".join(parts)) in names:
             return names[path]
-        same = {ends[path]} if path in ends else set()
-        for i in range(1, len(parts)):  # the first i lead to the folder
-            below = "/".join(parts[i:])
-            moved = elsewhere and ("/" in below or any(r[-1:] == parts[i - 1 : i] for r in roots))
-            if below in whole and (moved or any(r[-i:] == parts[:i] for r in roots)):
-                same.add(whole[below])
-        return same.pop() if len(same) == 1 else None
+        matches = {ends[path]} if path in ends else set()
+        for i in range(1, len(parts)):  # the first i parts are the root folder, or its end
+            inner = "/".join(parts[i:])
+            moved = foreign and ("/" in inner or any(r[-1:] == parts[i - 1 : i] for r in roots))
+            if inner in paths and (moved or any(r[-i:] == parts[:i] for r in roots)):
+                matches.add(paths[inner])
+        return matches.pop() if len(matches) == 1 else None
 
     return {
         name: [find(row[i]) for row in table] for i, name in enumerate(header)
@@ -206,73 +206,70 @@ def _names_of(header, table, files, fold=str) -> dict[str, list[str | None]]:
     }  # fmt: skip
 
 
-def _columns(path, header, file_column, target, group) -> list[str]:
-    """The columns that are predicted."""
-    for flag, name in (*(("target", each) for each in target), ("group", group)):
+def _target_columns(path, header, file_column, target, group) -> list[str]:
+    """Returns --target, or infers it from the header. InputError for an invalid column."""
+    for flag, name in (*(("target", column) for column in target), ("group", group)):
         if name and (name not in header or header.count(name) > 1):
-            raise InputError(f"--{flag} {name}: {path} has the columns {listed(header)}.")
+            raise InputError(f"--{flag} {name}: {path} has the columns {quote_names(header)}.")
     if target:
-        if wrong := {file_column, group} & set(target):
-            raise InputError(f"--target {wrong.pop()} is not what is predicted: name others.")
+        if invalid := {file_column, group} & set(target):
+            raise InputError(f"--target {invalid.pop()} names files or groups: name other columns.")
         return list(target)
     others = [name for name in header if name not in (file_column, group)]
-    named = [name for name in others if name.lower() in LABEL_COLUMNS]
-    chosen = others if len(others) == 1 else named
-    if len(chosen) != 1:
-        raise InputError(
-            f"{path} has the columns {listed(header)}, and which is to be predicted is not clear: "
-            "name it, or several, with --target."
-        )
-    return chosen
+    known = [name for name in others if name.lower() in LABEL_COLUMNS]
+    columns = others if len(others) == 1 else known
+    if len(columns) != 1:
+        raise InputError(f"{path} has the columns {quote_names(header)}: choose with --target.")
+    return columns
 
 
-def _values(
+def _parse_targets(
     table: RawTable, kind: str, formats: dict[str, NumberFormat | None], log
 ) -> tuple[str, list]:
-    """Returns (the kind of the columns, the value of each row, None without one)."""
+    """Returns the kind of the columns, and the value of each row, None for a missing one."""
     if len(table.columns) > 1:
-        return _values_of_several(table, kind, formats)
+        return _parse_several(table, kind, formats)
     ((name, column),) = table.columns.items()
     texts = as_texts(column).to_pylist()
-    mark = _separator(texts) if kind in ("auto", "labels") else ""
-    if kind == "labels" or mark:
-        how = f"separated by {mark!r}" if mark else "separated by blanks"
-        log(f"{name}: several labels for a picture, {how} (--target-kind classes for one class).")
-        parts = [text.split(mark or None) for text in texts]
-        return "labels", [[p.strip() for p in some if p.strip()] for some in parts]
+    separator = _separator(texts) if kind in ("auto", "labels") else ""
+    if kind == "labels" or separator:
+        by = repr(separator) if separator else "blanks"
+        log(f"{name}: several labels, separated by {by} (otherwise: --target-kind classes).")
+        cells = [text.split(separator or None) for text in texts]
+        return "labels", [[label.strip() for label in cell if label.strip()] for cell in cells]
     numbers = infer_numbers(table, name, kind, log, formats[name])
     if numbers is not None:
         return "number", [None if math.isnan(v) else [v] for v in numbers.tolist()]
-    if marks := sorted({text for text in texts if text and text.lower() in MISSING}):
-        log(f"{name}: {listed(marks)} is a class: only an empty cell is no label.")
+    if markers := sorted({text for text in texts if text and text.lower() in MISSING}):
+        log(f"{name}: {quote_names(markers)} is a class: only an empty cell is missing.")
     return "classes", [text or None for text in normalize_classes(column).tolist()]
 
 
-def _values_of_several(table: RawTable, kind: str, formats) -> tuple[str, list]:
-    """As `_values`: a column of 0 and 1 for each label, or of a number each."""
+def _parse_several(table: RawTable, kind: str, formats) -> tuple[str, list]:
+    """Parses a column of 0 and 1 for each label, or several columns of numbers."""
     if kind == "classes":
-        raise InputError("--target-kind classes needs one column as --target.")
+        raise InputError("--target-kind classes requires one column as --target.")
     numbers = []
     for name, column in table.columns.items():
-        values, wrong = (formats[name] or NumberFormat()).parse(column)
+        values, invalid = (formats[name] or NumberFormat()).parse(column)
         if np.isnan(values).any():
-            cell = column[int(wrong.argmax())].as_py() if wrong.any() else "a missing number"
+            cell = column[int(invalid.argmax())].as_py() if invalid.any() else "a missing number"
             raise InputError(f"--target {name} has {cell}: each of several should be a number.")
         numbers.append(values)
     rows = np.stack(numbers, 1)
     binary = np.isin(rows, (0, 1)).all()
     if kind == "labels" and not binary:
-        raise InputError("--target-kind labels needs 0 or 1 in each of several columns.")
+        raise InputError("--target-kind labels requires 0 or 1 in each of several columns.")
     if kind == "number" or not binary:
         return "number", rows.tolist()
     return "labels", [np.array([*table.columns])[row > 0].tolist() for row in rows]
 
 
 def _separator(texts: list[str]) -> str:
-    """The mark between labels, "" where there is none: a comma only where what it separates comes
-    again, as in "red, old" and "red, new", but not in "tench, a fish"."""
-    for mark in SEPARATORS:
-        if any(mark in text for text in texts):
-            return mark
-    parts = {part.strip() for text in texts for part in text.split(",")}
-    return "," if any("," in text for text in texts) and len(parts) < len(set(texts)) else ""
+    """Infers the separator of labels, or "". A comma only separates repeated labels, as in "red,
+    old" and "red, new", but not in "tench, a fish"."""
+    for separator in "|;":
+        if any(separator in text for text in texts):
+            return separator
+    labels = {label.strip() for text in texts for label in text.split(",")}
+    return "," if any("," in text for text in texts) and len(labels) < len(set(texts)) else ""

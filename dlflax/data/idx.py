@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and Fashion-MNIST: where they are published, their names, their format.
+"""IDX files of MNIST and Fashion-MNIST: addresses, names and format.
 
 The format is described by LeCun, Cortes and Burges, "The MNIST database of handwritten digits"
 (http://yann.lecun.com/exdb/mnist/): two zero bytes, a type code, the number of dimensions, one
@@ -22,7 +22,7 @@ URLS = {
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
 
-# Of the uncompressed files: mirrors compress the same bytes differently.
+# Checksums of the uncompressed files: mirrors compress the same bytes differently.
 # fmt: off
 SHA256 = {
     "mnist": {
@@ -42,18 +42,11 @@ SHA256 = {
 CLASS_NAMES = {
     "mnist": tuple("0123456789"),
     "fashion_mnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+        "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     ),
 }
+# fmt: on
 
 FILES = tuple(SHA256["mnist"])  # train images, train labels, test images, test labels
 
@@ -61,80 +54,64 @@ _TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "f
 
 
 def find_idx(folder: Path) -> dict[str, Path]:
-    """The files of `folder` that are called one of `FILES`, with or without .gz.
+    """Returns the paths in `folder` of the `FILES`, with or without .gz.
 
     `train-images.idx3-ubyte` is accepted for `train-images-idx3-ubyte`.
     """
-    found = {}
+    paths = {}
     for name in FILES:
         spellings = [name, name.replace("-idx", ".idx")]
-        paths = [folder / (spelling + end) for end in ("", ".gz") for spelling in spellings]
-        there = [path for path in paths if path.is_file()]
-        if there:
-            found[name] = there[0]
-    return found
+        for path in (folder / (spelling + end) for end in ("", ".gz") for spelling in spellings):
+            if name not in paths and path.is_file():
+                paths[name] = path
+    return paths
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of `path`, unpacked when it is gzip.
-
-    Raises InputError when the file cannot be read, is damaged gzip, is called .gz and is not, or is
-    too large.
-    """
+    """Reads a file, and decompresses it if it is gzip, or raises InputError."""
     try:
         data = files.read_bytes(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     if not data.startswith(b"\x1f\x8b"):
         if path.suffix == ".gz":
-            raise InputError(
-                f"{path} is not gzip data, whatever its name says: download it again, "
-                "or drop .gz from the name if the file is already unpacked."
-            )
+            raise InputError(f"{path} is not gzip data: download it again, or remove .gz.")
         return data
-    most = files.max_file_bytes()  # a bomb unpacks to anything
+    limit = files.max_file_bytes()  # against gzip bombs
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise InputError(f"{path} unpacks to more than {most / 1e9:.0f} GB: too much to read.")
-        return content
+            content = file.read(limit + 1)
     except EOFError:
-        raise InputError(f"{path} is cut short, its gzip data has no end: get it again.") from None
+        raise InputError(f"{path} is truncated gzip data: download it again.") from None
     except (gzip.BadGzipFile, zlib.error):
         raise InputError(f"{path} is damaged gzip data: download it again.") from None
+    if len(content) > limit:
+        raise InputError(f"{path} decompresses to more than {limit / 1e9:.0f} GB, the limit.")
+    return content
 
 
 def parse_idx(data: bytes, path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array with `ndim` dimensions in the IDX bytes `data`; `path` is for messages.
-
-    Raises InputError for a wrong magic number, value type, number of dimensions or length.
-    """
-    want = f"an IDX file of uint8 values in {ndim} dimension{'s' * (ndim > 1)}"
+    """Returns the uint8 array with `ndim` dimensions of IDX bytes, or raises InputError; `path` is
+    for messages."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
+        start = data[:4].hex(" ") or "nothing"
+        raise InputError(f"{path} is not an IDX file (it starts with {start}): download it again.")
+    if data[2:4] != bytes([8, ndim]):
         raise InputError(
-            f"{path} is not an IDX file (it starts with {data[:4].hex(' ') or 'nothing'}), but "
-            f"{want} starts with 00 00 08 {ndim:02x}."
+            f"{path} has {_TYPES[data[2]]} values in {data[3]} dimensions, not uint8 in {ndim}."
         )
-    if data[2] != 8:
-        raise InputError(f"{path} holds {_TYPES[data[2]]} values, but {want} is needed.")
-    if data[3] != ndim:
-        raise InputError(f"{path} has {data[3]} dimensions, but {want} is needed.")
     start = 4 + 4 * ndim
     if len(data) < start:
         raise InputError(f"{path} ends inside its header: download it again.")
     shape = struct.unpack(f">{ndim}I", data[4:start])
     if len(data) - start != math.prod(shape):
         raise InputError(
-            f"{path} promises {' x '.join(map(str, shape))} values in its header, that is "
-            f"{math.prod(shape):,} bytes, but holds {len(data) - start:,}: download it again."
+            f"{path} has {len(data) - start:,} values, but its header declares "
+            f"{' x '.join(map(str, shape))}: download it again."
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()  # copy: writable
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array of an IDX file, gzip or not: (n, height, width) images or (n,) labels.
-
-    Raises InputError as `read_bytes` and `parse_idx` do.
-    """
+    """Returns the uint8 array of an IDX file, gzip or not, or raises InputError."""
     return parse_idx(read_bytes(path), path, ndim)

@@ -19,11 +19,11 @@ from dlflax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder(Encoder):
-    """Images of one size, as bytes: a model sees them as floats in 0..1."""
+    """Encoder of images of one size as bytes, which the model scales to 0..1."""
 
     form: ClassVar = Form(
         "file", "pictures", BASE64, ("image/*",),
-        widget="image", upload="picture", page="draw on a page, or give it images",
+        widget="image", upload="image", page="draw on a page, or give it images",
         experiment=("image_folder", "a folder with a folder of images for each class"),
     )  # fmt: skip
 
@@ -31,176 +31,170 @@ class ImageEncoder(Encoder):
     shape: tuple[int, int, int]
     """Height, width and channels, 1 or 3."""
     light_on_dark: bool = False
-    """True for light ink on black, as MNIST has it: other images are made so."""
+    """True for light ink on black, as MNIST's, to which other images are converted."""
     scale: tuple[float, ...] = ()
-    """Pixels that are black and white, where images have 16 bits, 32 bits or floats; else ()."""
+    """Pixel values of black and white for images of 16 bits, 32 bits or floats, else ()."""
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
-        """Reads an image file of any size, a .npy file, pixels, whole numbers from 0 to 255 or
-        floats from 0 to 1."""
+        """Reads image files of any size, .npy files, or pixels: integers from 0 to 255 or floats
+        from 0 to 1."""
         from dlflax.data.picture import MAX_SIDE
 
-        if (
-            len(self.shape) != 3
-            or self.shape[2] not in (1, 3)
-            or not all(0 < side <= MAX_SIDE for side in self.shape)
-        ):
-            raise InputError(f"encoder.json is damaged: {list(self.shape)} is no image's shape.")
+        sides = self.shape if len(self.shape) == 3 and self.shape[2] in (1, 3) else (0,)
+        if not all(0 < side <= MAX_SIDE for side in sides):
+            raise InputError(f"encoder.json is damaged: the image shape {list(self.shape)}.")
         if self.scale and not (len(self.scale) == 2 and 0 < self.scale[1] - self.scale[0] < np.inf):
-            raise InputError(f"encoder.json is damaged: {list(self.scale)} is no range of pixels.")
+            raise InputError(f"encoder.json is damaged: the pixel range {list(self.scale)}.")
         if isinstance(given, np.ndarray):
-            return self._of_array(given, "")
+            return self._from_array(given, "")
         if isinstance(given, Upload):
-            pixels = self._read(Path(given.name), given.content)
+            pixels = self._read_image(Path(given.name), given.content)
             return Examples({"inputs": pixels[None]}, None, [given.name])
         given = encoder.column_values(given)
         if isinstance(given, list | tuple) and given:
-            return encoder.join([self.parse(one, limits) for one in given])
+            return encoder.join([self.parse(image, limits) for image in given])
         if (path := encoder.as_path(given)) is None:
-            raise InputError("name one or more picture files after the run folder.")
+            raise InputError("name one or more image files after the run folder.")
         if path.suffix == ".npy":
-            return self._of_array(read_npy(path), str(given))
-        return Examples({"inputs": self._read(path)[None]}, None, [str(given)])
+            return self._from_array(read_npy(path), str(given))
+        return Examples({"inputs": self._read_image(path)[None]}, None, [str(given)])
 
     def measure(self, upload: Upload, limits: Limits) -> None:
-        """Counts the pixels that would be decoded."""
+        """Counts the pixels that decoding the upload would produce."""
         from dlflax.data import picture
 
         file, path = io.BytesIO(upload.content), Path(upload.name)
         try:
             pixels = picture.count_pixels(file, path, self.shape, self.light_on_dark)
-        except picture.PictureError as error:
+        except picture.ImageError as error:
             if error.kind != "too large":
                 raise
             pixels = limits.pixels + 1
         limits.count_pixels(path, pixels)
 
-    def _read(self, path: Path, content: bytes | None = None):
+    def _read_image(self, path: Path, content: bytes | None = None) -> np.ndarray:
         from dlflax.data import picture
 
-        deep = bool(self.scale)
-        pixels = picture.read_picture(path, self.shape, self.light_on_dark, content, deep)
+        pixels = picture.read_image(
+            path, self.shape, self.light_on_dark, content, deep=bool(self.scale)
+        )
         self._check_unit(pixels[None], str(path))
         return pixels
 
-    def _check_unit(self, pixels: np.ndarray, what: str) -> None:
+    def _check_unit(self, pixels: np.ndarray, name: str) -> None:
         """Raises InputError for images (n, h, w, c) that cannot be in the training images' unit."""
         if not self.scale or not len(pixels):
             return
         low, high = self.scale
         means = pixels.mean((1, 2, 3), dtype=np.float64)
-        other = (means < 2 * low - high) | (means > 2 * high - low)
-        if high - low > 255 and pixels.dtype.kind == "f":  # of 0..1, where others are of 0..65535
-            other |= (pixels.max((1, 2, 3)) <= 1) & (pixels != np.round(pixels)).any((1, 2, 3))
-        if other.any():
-            image = pixels[np.argmax(other)]
+        invalid = (means < 2 * low - high) | (means > 2 * high - low)
+        if high - low > 255 and pixels.dtype.kind == "f":  # 0..1 instead of 0..65535
+            invalid |= (pixels.max((1, 2, 3)) <= 1) & (pixels != np.round(pixels)).any((1, 2, 3))
+        if invalid.any():
+            image = pixels[np.argmax(invalid)]
             raise InputError(
-                f"{what} has pixels from {image.min():g} to {image.max():g}, but those of the "
-                f"training images go from {low:g} to {high:g}: give images in the same unit."
+                f"{name} has pixels from {image.min():g} to {image.max():g}, but the training "
+                f"images range from {low:g} to {high:g}: give images in the same unit."
             )
 
-    def _of_array(self, array: np.ndarray, file: str) -> Examples:
+    def _from_array(self, array: np.ndarray, file: str) -> Examples:
+        """Returns images (n, h, w, c), or one, of a file, or of "" for an array in memory."""
         array = array[None] if array.shape == self.shape else array
         if array.dtype.kind not in "fiu" or array.shape[1:] != self.shape:
             raise InputError(
-                f"predict takes arrays in shape {('n', *self.shape)} or paths, no {array.dtype} in "
-                f"shape {array.shape}."
+                f"predict takes arrays in shape {('n', *self.shape)} or paths, not {array.dtype} "
+                f"in shape {array.shape}."
             )
-        names = [file] if file and len(array) == 1 else [f"{file}[{i}]" for i in range(len(array))]
-        names = names if file else [str(i) for i in range(len(array))]
+        dtype, white = (np.uint8, 255) if array.dtype.kind in "iu" else (np.float32, 1)
         if self.scale:
+            dtype = np.float32
             if array.dtype == np.uint8 or not np.isfinite(array).all():
                 raise InputError(
                     "predict takes finite pixels in the training images' unit, from "
-                    f"{self.scale[0]:g} to {self.scale[1]:g}, no uint8, NaN or infinity."
+                    f"{self.scale[0]:g} to {self.scale[1]:g}, not uint8, NaN or infinity."
                 )
             self._check_unit(array, file or "predict: an image")
-            return Examples({"inputs": array.astype(np.float32)}, None, names)
-        whole = array.dtype.kind in "iu"
-        most = 255 if whole else 1
-        if not ((array >= 0) & (array <= most)).all():  # NaN, too
+        elif not ((array >= 0) & (array <= white)).all():  # NaN, too
             raise InputError(
-                "predict takes pixels as whole numbers from 0 to 255 or as floats from 0 to 1; "
-                f"these {array.dtype} go from {np.min(array):g} to {np.max(array):g}."
+                "predict takes pixels as integers from 0 to 255 or as floats from 0 to 1; "
+                f"these {array.dtype} range from {np.min(array):g} to {np.max(array):g}."
             )
-        return Examples({"inputs": array.astype(np.uint8 if whole else np.float32)}, None, names)
+        names = [f"{file}[{i}]" if file else str(i) for i in range(len(array))]
+        names = [file] if file and len(array) == 1 else names
+        return Examples({"inputs": array.astype(dtype)}, None, names)
 
     def parse_with_targets(self, given: Any) -> Examples:
-        """Reads a folder with a folder of images for each class, or with IDX files. Images that
-        cannot be read are named on stderr."""
+        """Reads a folder with a folder of images for each class, or with IDX files. Logs images
+        that cannot be read to stderr."""
         folder = encoder.as_path(given)
         if folder is None or not folder.is_dir():
             return super().parse_with_targets(given)
         if not isinstance(self.target, Classes):
-            raise InputError(
-                f"{folder}: the targets of this model are in no folder's name: give an array and "
-                "its targets."
-            )
+            raise InputError(f"{folder} has no targets of this model: give arrays and targets.")
         if files := idx.find_idx(folder):
-            return self._of_idx(files)
+            return self._from_idx(files)
         files, folders, report = folder_files.walk(folder, str(folder))
-        found = folder_files.by_class(files, folders, report, str(folder))
+        listing = folder_files.group_by_class(files, folders, report, str(folder))
 
-        def read(index):
-            name = Path(found.names[index])
+        def read(index: int) -> np.ndarray | None:
+            name = Path(listing.names[index])
             try:
-                with found.open(index) as file:
-                    return self._read(name, file.read())
+                with listing.open(index) as file:
+                    return self._read_image(name, file.read())
             except (InputError, OSError) as error:
                 print(f"{folder / name} is not evaluated: {error}", file=sys.stderr)
                 return None
 
         with ThreadPoolExecutor(4) as pool:
-            images = list(pool.map(read, range(len(found.names))))
-        read_at = [i for i, image in enumerate(images) if image is not None]
-        if not read_at:
+            images = list(pool.map(read, range(len(listing.names))))
+        rows = [
+            (image, listing.class_names[label], name)
+            for image, label, name in zip(images, listing.labels, listing.names, strict=True)
+            if image is not None
+        ]
+        if not rows:
             raise InputError(f"{folder} has no image in a folder of its class.")
-        classes = [found.class_names[found.labels[i]] for i in read_at]
-        pixels = np.stack([images[i] for i in read_at])
-        return Examples(
-            {"inputs": pixels}, self.target.numbers(classes), [found.names[i] for i in read_at]
-        )
+        pixels, classes, names = map(list, zip(*rows, strict=True))
+        return Examples({"inputs": np.stack(pixels)}, self.target.numbers(classes), names)
 
-    def _of_idx(self, files: dict[str, Path]) -> Examples:
+    def _from_idx(self, files: dict[str, Path]) -> Examples:
         pairs = [(images, images.replace("images-idx3", "labels-idx1")) for images in files]
-        parts = [
+        arrays = [
             (idx.read_idx(files[a], ndim=3)[..., None], idx.read_idx(files[b], ndim=1))
             for a, b in pairs if "images" in a and b in files
         ]  # fmt: skip
-        if not parts:
+        if not arrays:
             raise InputError("IDX files of images need those of their labels beside them.")
-        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        images, labels = map(np.concatenate, zip(*arrays, strict=True))
         labels = np.where(labels < len(self.target.classes), np.int32(labels), UNKNOWN)
-        return dataclasses.replace(self._of_array(images, ""), target=labels)
+        return dataclasses.replace(self._from_array(images, ""), target=labels)
 
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
         if not self.scale:
             return {"inputs": raw}
         low, high = self.scale
 
-        def change(pixels):
+        def rescale(pixels):
             return xp.clip((pixels - low) / (high - low), 0, 1).astype(xp.float32)
 
-        if isinstance(raw, DiskArray):
-            return {"inputs": DiskArray(raw.array, raw.index, change)}
-        return {"inputs": change(raw)}
+        on_disk = isinstance(raw, DiskArray)
+        return {"inputs": DiskArray(raw.array, raw.index, rescale) if on_disk else rescale(raw)}
 
     def encode(self, examples: Examples) -> dict[str, Any]:
         others = {name: c for name, c in examples.columns.items() if name != "inputs"}
         return {**super().encode(examples), **others}
 
     def spec(self) -> Spec:
-        colours = {1: "gray", 3: "RGB"}[self.shape[2]]
-        how = "light on dark" if self.light_on_dark else "upright"
-        size = f"{self.shape[0]} x {self.shape[1]}"
+        height, width, channels = self.shape
         low, high = self.scale or (0, 255)
-        kind, unit = ("float32", " in the training images' unit") if self.scale else ("uint8", "")
-        meaning = f"{colours} pictures of {size} pixels, {low:g} to {high:g}{unit}, {how}"
-        return Spec(self.shape, kind, meaning)
+        dtype, unit = ("float32", " in the training images' unit") if self.scale else ("uint8", "")
+        style = "light on dark" if self.light_on_dark else "upright"
+        meaning = f"images of {height} x {width} pixels, {low:g} to {high:g}{unit}, {style}"
+        return Spec(self.shape, dtype, f"{'gray' if channels == 1 else 'RGB'} {meaning}")
 
     def describe(self) -> str:
-        colours = {1: "grey", 3: "colour"}[self.shape[2]]
-        return f"{colours} images of {self.shape[0]} x {self.shape[1]} pixels"
+        height, width, channels = self.shape
+        return f"{'grey' if channels == 1 else 'colour'} images of {height} x {width} pixels"
 
     def image(self, inputs: Any, index: int) -> np.ndarray:
         pixels = np.asarray(inputs[index])
@@ -211,30 +205,27 @@ class ImageEncoder(Encoder):
 
 
 def fit_scale(images: Any, log: Callable[[str], None]) -> tuple[float, ...]:
-    """Returns `ImageEncoder.scale` of training images (n, h, w, c): () of uint8, the range of
-    float32. Single spots, where these take most of the range, are not in it. `log` gets it. Raises
-    InputError where there is none."""
+    """Returns and logs `ImageEncoder.scale` of training images (n, h, w, c): () of uint8, the range
+    of float32, without outliers that take most of it. InputError for constant images."""
     if images.dtype == np.uint8:
         return ()
-    lows, highs, some = [], [], []
-    for start in range(0, len(images), 256):  # they may lie on disk
+    low, high, sample = np.inf, -np.inf, []
+    for start in range(0, len(images), 256):  # in batches: the array may be on disk
         pixels = images[start : start + 256][..., 0].ravel()
-        lows.append(float(pixels.min()))
-        highs.append(float(pixels.max()))
-        some.append(pixels[:: 1 + images.nbytes // 2**26].copy())
-    low, high = min(lows), max(highs)
-    least, most = np.percentile(np.concatenate(some), (0.1, 99.9)).tolist()
-    spots = ""
-    if 0 < most - least < (high - low) / 10:
-        spots = f", beyond which are single spots, to {low:g} and {high:g}, that are clipped"
-        low, high = least, most
+        low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
+        sample.append(pixels[:: 1 + images.nbytes // 2**26].copy())
+    percentiles = np.percentile(np.concatenate(sample), (0.1, 99.9)).tolist()
+    outliers = ""
+    if 0 < percentiles[1] - percentiles[0] < (high - low) / 10:
+        outliers = f"; outliers, to {low:g} and {high:g}, are clipped"
+        low, high = percentiles
     if high - low <= 1e-5 * max(abs(low), abs(high)):
         raise InputError(
             f"the training images have pixels from {low:.9g} to {high:.9g}, which is too narrow a "
-            "range: subtract what they have in common."
+            "range: subtract their common offset."
         )
-    part = (high - low) / 65535
-    small = f" ({part:.1%} of 16 bits, stretched)" if low >= 0 and 10 < high - low < 6553 else ""
+    share = (high - low) / 65535
+    small = f" ({share:.1%} of 16 bits, stretched)" if low >= 0 and 10 < high - low < 6553 else ""
     log(f"all images have one scale, the range of the training images: black is {low:g}, white "
-        f"{high:g}{small}{spots}. Later images must be in the same unit.")  # fmt: skip
+        f"{high:g}{small}{outliers}. Later images must be in the same unit.")  # fmt: skip
     return low, high

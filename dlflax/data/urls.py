@@ -1,8 +1,4 @@
-"""Where the data sets that are not images of one size are published, with the sums of their files.
-
-The sums are those of the TFDS builders of the same names. MNIST's are in `idx.py`, CIFAR-10's in
-`cifar.py`.
-"""
+"""Addresses of the published texts and photographs, with the checksums that TFDS has, too."""
 
 IMDB = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 IMDB_SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"

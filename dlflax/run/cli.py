@@ -22,9 +22,9 @@ from dlflax.run.folds import cross_validate
 from dlflax.run.resume import resume_policy
 from dlflax.run.saved import config_from_json
 from dlflax.run.stand_in import changes, stand_in_presets
-from dlflax.train.augment import with_strengths
+from dlflax.train.augment import set_default_strengths
 from dlflax.train.layout import use_all_cores
-from dlflax.train.slots import SLOTS, short_names, things, with_things
+from dlflax.train.slots import SLOTS, components, replace_components, short_names
 
 TYRO = (tyro.conf.SuppressFixed,)
 
@@ -67,7 +67,9 @@ def parse(
     args = flags.insert_data_flag(args, presets["default"].data)
     recipes = [preset.recipe for preset in presets.values()]
     choices = {
-        name: tuple(sorted(things(name, recipes))) for name, slot in SLOTS.items() if slot.shipped
+        name: tuple(sorted(components(name, recipes)))
+        for name, slot in SLOTS.items()
+        if slot.shipped
     }
     flags.check_choices(args, {**choices, "preset": presets, "model": architectures})
     chosen = _parse_structure(args, tuple(presets), tuple(architectures), choices)
@@ -90,13 +92,13 @@ def parse(
     keep_model = resumed or chosen.preset or chosen.model in presets
 
     def override(default: Config) -> Config:
-        recipe = with_things(default.recipe, vars(chosen), recipes)
+        recipe = replace_components(default.recipe, vars(chosen), recipes)
         model = architectures.get(chosen.model, recipe.model)
         if type(model) is not type(recipe.model) or not keep_model:
             recipe = dataclasses.replace(recipe, model=model)
         hparams = default.hparams
         if chosen.augment:
-            hparams = with_strengths(recipe.augment, hparams)
+            hparams = set_default_strengths(recipe.augment, hparams)
         default = extend(dataclasses.replace(default, recipe=recipe, hparams=hparams))
         command = _command(default, preset, tuple(presets), architectures, choices)
         config = _parse_flags(command, prog or experiment.command, description, args, default)

@@ -110,7 +110,7 @@ def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, rec
 
     def on_epoch(fit):
         # the checkpoint first: metrics can be written again from its history
-        checkpoints.save(fit.saved())
+        checkpoints.save(fit.checkpoint())
         record.add(fit.history)
         best = train.best_epoch(fit.history, recipe.task) + 1 == len(fit.history)
         progress.epoch_end(fit.history[-1], best and splits.val is not None)
@@ -123,9 +123,9 @@ def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, rec
             pretrained=setup.start.pretrained, on_epoch=on_epoch,
             on_steps=on_steps if progress.interactive else None,
         )  # fmt: skip
-        if not train.finished(fit.history, recipe.task, config.epochs, config.patience):
+        if not train.is_complete(fit.history, recipe.task, config.epochs, config.patience):
             if fit.partial:
-                checkpoints.save(fit.saved())
+                checkpoints.save(fit.checkpoint())
             raise Terminated(
                 f"terminated; step {int(fit.state.step):,} is saved in {record.folder}: continue "
                 "with --resume."
@@ -158,7 +158,7 @@ def test(config: Config, setup: Setup, state: train.State, log: Log) -> Tested:
     calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
     recipe, state = config.recipe, setup.start.merge_backbone(parallel.fetch_variables(state))
-    traced = train.as_traced(hparams.evaluation())
+    traced = train.as_float32(hparams.evaluation())
     return Tested(
         recipe, hparams, train.variables(recipe, state), setup.examples, outputs,
         lambda inputs: np.asarray(train.predict(recipe, state, traced, inputs)), calibration,
@@ -172,7 +172,7 @@ def calibrate(recipe, state, hparams, val, log: Log) -> dict[str, Any]:
         return {}
     outputs = jax.device_get(train.evaluate_sums(recipe, state, hparams, val)[1])
     try:
-        traced, batch = train.as_traced(hparams.evaluation()), train.host_batch(recipe.task, val)
+        traced, batch = train.as_float32(hparams.evaluation()), train.host_batch(recipe.task, val)
         return recipe.task.calibrate(outputs, batch, traced)
     except Exception as error:  # a user's task can raise anything
         log(f"warning: {type(recipe.task).__name__}.calibrate failed ({type(error).__name__}: "

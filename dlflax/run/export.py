@@ -99,7 +99,7 @@ def export_stages(predictor: Predictor) -> tuple[list[Stage], Spec]:
     """Returns ([encoder, network, predictions], all traceable; Spec of the raw inputs)."""
     recipe, encoder = predictor.config.recipe, predictor.encoder
     state = predictor.state()
-    hparams = train.as_traced(predictor.config.hparams.evaluation())
+    hparams = train.as_float32(predictor.config.hparams.evaluation())
 
     def encode(arrays):
         return encoder.batch(arrays["inputs"], jnp)

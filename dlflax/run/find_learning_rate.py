@@ -90,7 +90,7 @@ def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -
             member.hparams = member.hparams.replace(total_steps=float(total_steps))
         population.train(PARTS)
         for i, (history,) in enumerate(population.histories):
-            losses.append(np.inf if i in population.diverged else history[-1]["train_loss"])
+            losses.append(np.inf if i in population.divergence_steps else history[-1]["train_loss"])
     return np.array(losses)
 
 

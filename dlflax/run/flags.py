@@ -15,9 +15,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from dlflax.errors import InputError
-from dlflax.train.augment import AUGMENTATIONS
-from dlflax.train.augment import numbers as augmentation_numbers
-from dlflax.train.hparams import numbers
+from dlflax.train.augment import AUGMENTATIONS, strength_names
+from dlflax.train.hparams import hparam_names
 
 SHORT = {"lr": "learning-rate"}
 NESTED = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space")  # flag prefixes
@@ -56,7 +55,7 @@ def expand_flags(args: list[str], default) -> list[str]:
     """Expands short names, `--lr 0.1` to `--hparams.learning-rate 0.1`, and splits lists,
     `--model.features 32,64`. default: Config with the flags as fields."""
     top_level, lists = _top_level_and_lists(default)
-    short, expanded = {*numbers(default.hparams), *SHORT} - top_level, []
+    short, expanded = {*hparam_names(default.hparams), *SHORT} - top_level, []
     for word in args:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
@@ -180,14 +179,14 @@ def refuse_unknown(
 def compact_help(show: Callable[[], None], default, command: str) -> str:
     """Returns the help that `show` prints, without advanced and ineffective flags."""
     hparams, augment = default.hparams, default.recipe.augment
-    unused = {*augmentation_numbers(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
-    unused -= {*augmentation_numbers(augment, hparams)}
+    unused = {*strength_names(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
+    unused -= {*strength_names(augment, hparams)}
     unused |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
     hidden = {f"{prefix}.{name}" for name in unused for prefix in ("hparams", "space")}
     sweep_text = ""
     if space := getattr(default, "space", None):  # a sweep searches these already
         hidden |= {f"model.{field.name}" for field in dataclasses.fields(default.recipe.model)}
-        hidden |= {f"hparams.{name}" for name in numbers(hparams)}
+        hidden |= {f"hparams.{name}" for name in hparam_names(hparams)}
         for prefix, values in (("space.", space), ("space.model.", space.model)):
             names = [field.name for field in dataclasses.fields(values)]
             hidden |= {prefix + name for name in names if getattr(values, name) == ()}

@@ -181,7 +181,7 @@ def load_finished_results(config: Config, folder: Path, saved, brief: bool, log:
     """Returns and prints results.json of a finished run, else None. saved: last checkpoint."""
     if not saved:
         return None
-    if not train.finished(saved.history, config.recipe.task, config.epochs, config.patience):
+    if not train.is_complete(saved.history, config.recipe.task, config.epochs, config.patience):
         log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
         return None
     results = _results(folder)

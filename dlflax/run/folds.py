@@ -151,8 +151,8 @@ def _train_population(config: Config, setups, log: Log) -> list[tuple[train.Stat
     )  # fmt: skip
     with progress_bar("epochs", config.epochs) as advance:
         population.train(config.epochs, lambda: advance(1))
-    if population.diverged:
-        fold, step = min(population.diverged.items())
+    if population.divergence_steps:
+        fold, step = min(population.divergence_steps.items())
         raise RunError(
             f"fold {fold + 1}: the loss became NaN or infinite at step {step}: try a smaller "
             "--hparams.learning-rate."

@@ -15,7 +15,7 @@ import numpy as np
 from dlflax import train, transfer
 from dlflax.data import Classes, Encoder, Examples, join
 from dlflax.data.encoder import RowsRefused
-from dlflax.data.folder_files import in_natural_order, is_hidden
+from dlflax.data.folder_files import is_hidden, natural_key
 from dlflax.data.target import UNKNOWN
 from dlflax.errors import InputError
 from dlflax.run.experiment import from_run_folder
@@ -84,7 +84,7 @@ class Predictor:
         return np.concatenate([self._outputs(b["inputs"]) for b in batches])[: len(inputs)]
 
     def _outputs(self, inputs) -> np.ndarray:
-        recipe, hparams = self.config.recipe, train.as_traced(self.config.hparams.evaluation())
+        recipe, hparams = self.config.recipe, train.as_float32(self.config.hparams.evaluation())
         state = self.state()
 
         def predict(inputs):
@@ -92,7 +92,7 @@ class Predictor:
 
         if not self.tta:
             return predict(inputs)
-        strengths = train.as_traced(self.config.hparams)
+        strengths = train.as_float32(self.config.hparams)
         views = [predict(inputs)]
         for i in range(self.tta):
             batch = {"inputs": train.floats(jnp.asarray(inputs))}
@@ -123,7 +123,7 @@ class Predictor:
                         str(file) for file in path.rglob("*")
                         if file.is_file() and not any(map(is_hidden, file.relative_to(path).parts))
                     ]  # fmt: skip
-                    files.sort(key=in_natural_order)
+                    files.sort(key=natural_key)
                 else:
                     files = sorted(glob.glob(name, recursive=True))
                 if not files:

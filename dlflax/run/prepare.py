@@ -8,11 +8,11 @@ from dlflax.report.progress import announcement
 from dlflax.run.config import Config, check
 from dlflax.run.stand_in import apply_stand_in
 from dlflax.train.check import (
+    adapt_to_small_data,
     bind_to_data,
     check_batch_size,
-    fit_to_few,
-    refuse_unused,
-    unused_numbers,
+    reject_unused_flags,
+    unused_hparams,
 )
 
 Log = Callable[[str], None]
@@ -48,7 +48,7 @@ def split_data(config: Config, dataset: data.Dataset, log: Log) -> tuple[Config,
     invalid combinations, RunError if the self-check of this installation fails."""
     self_check.check()
     splits = data.make_splits(config.data, dataset, config.validation, config.seed, log)
-    recipe = fit_to_few(bind_to_data(config.recipe, config.hparams, splits), splits, log)
+    recipe = adapt_to_small_data(bind_to_data(config.recipe, config.hparams, splits), splits, log)
     return dataclasses.replace(config, recipe=recipe), splits
 
 
@@ -66,8 +66,8 @@ def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Co
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
     start_numbers = transfer.start_hparams(config.transfer, config.recipe, config.hparams)
     names = {flag.partition(".")[2] for flag in config.given}
-    unused = unused_numbers(names, [(start.recipe, abstract)], config.hparams, splits.train)
-    refuse_unused(config.given, unused - {*start_numbers}, start.recipe)
+    unused = unused_hparams(names, [(start.recipe, abstract)], config.hparams, splits.train)
+    reject_unused_flags(config.given, unused - {*start_numbers}, start.recipe)
     examples = dataclasses.replace(examples, weights_sha256=splits.weights_sha256)
     return config, Setup(dataset, examples, start, abstract)
 

@@ -13,7 +13,7 @@ from dlflax.report import tables
 
 def profile(recipe, hparams, train_set, folder: Path) -> None:
     """Prints the convolutions' implementations and writes a trace of 20 compiled steps."""
-    hparams = train.as_traced(hparams)
+    hparams = train.as_float32(hparams)
     n = min(data.num_examples(train_set), 20 * recipe.batch_size)
     examples = {name: array[:n] for name, array in train_set.items()}
     batches = data.epoch_batches(n, recipe.batch_size, 0, 0)

@@ -62,7 +62,7 @@ def changes_past_rates(config: Config, epochs: int, steps_per_epoch: int) -> boo
 
     def rates(total):
         hparams = config.hparams.replace(total_steps=float(total * steps_per_epoch))
-        rates = config.recipe.schedule(steps, train.as_traced(hparams))  # float32 as in training
+        rates = config.recipe.schedule(steps, train.as_float32(hparams))  # float32 as in training
         return np.broadcast_to(np.asarray(rates), steps.shape)
 
     return not np.array_equal(rates(epochs), rates(config.epochs))

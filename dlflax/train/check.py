@@ -1,4 +1,4 @@
-"""Checks before a training: its numbers, the parts of its Recipe, and both against the data."""
+"""Checks before training: hparams, the Recipe's components, and both against the data."""
 
 import dataclasses
 import functools
@@ -13,64 +13,64 @@ from dlflax.errors import InputError
 from dlflax.train.augment import augment_batch
 from dlflax.train.batch import abstract_batch, check_keys
 from dlflax.train.ensemble import Ensemble
-from dlflax.train.hparams import Hparams, Range, as_traced
+from dlflax.train.hparams import Hparams, Range, as_float32
 from dlflax.train.recipe import Recipe, output_shape
 from dlflax.train.state import State
 from dlflax.train.step import step
 from dlflax.train.tasks import Task
 
-MOST_OF_A_SIZE = 2**31 - 1  # of a model
-USUAL_BATCH = 1024  # a batch up to this size is made smaller where there are not as many examples
-FEW = 30  # validation examples, below which their scores are mostly chance
+MAX_SIZE = 2**31 - 1  # of a dimension, in XLA
+MAX_SHRINKABLE_BATCH = 1024  # largest batch size that shrinks to the number of examples
+MIN_VALIDATION = 30  # validation examples below which scores are mostly chance
 
 
 def check_hparams(hparams: Hparams) -> None:
-    """Raises InputError for a number outside its range. For plain numbers, not traced ones."""
-    kind, fields = type(hparams).__name__, dataclasses.fields(hparams)
+    """Raises InputError for a value outside its range. hparams: plain numbers, not traced."""
+    class_name, fields = type(hparams).__name__, dataclasses.fields(hparams)
     if len(jax.tree.leaves(hparams)) != len(fields):
         raise InputError(
-            f"{kind} must be decorated with @flax.struct.dataclass and hold numbers alone, as "
+            f"{class_name} must be decorated with @flax.struct.dataclass and hold only numbers, as "
             "dlflax.train.Hparams does."
         )
     check_ranges(hparams, "hparams")
 
 
-def check_ranges(thing, flag: str) -> None:
-    """Raises InputError for a field of a dataclass that is outside of the range of its `number`."""
-    for field in dataclasses.fields(thing):
-        allowed = field.metadata.get("range", Range() if isinstance(thing, Hparams) else None)
-        if allowed is None:
-            continue
-        value = getattr(thing, field.name)
-        if not isinstance(value, (int, float, np.number)) or value not in allowed:
-            shown = f"{value:g}" if isinstance(value, (int, float)) else repr(value)
-            raise InputError(f"--{flag}.{field.name.replace('_', '-')} {shown} must be {allowed}.")
+def check_ranges(instance, flag: str) -> None:
+    """Raises InputError for a field of a dataclass that is outside the range of its `number`."""
+    default = Range() if isinstance(instance, Hparams) else None
+    for field in dataclasses.fields(instance):
+        value, valid = getattr(instance, field.name), field.metadata.get("range", default)
+        if valid and not (isinstance(value, (int, float, np.number)) and value in valid):
+            text = f"{value:g}" if isinstance(value, (int, float)) else repr(value)
+            raise InputError(f"--{flag}.{field.name.replace('_', '-')} {text} must be {valid}.")
 
 
 def check_recipe(recipe: Recipe, source: Any = None) -> None:
-    """Raises InputError for what no Recipe can have. source: of the data, checked likewise."""
+    """Raises InputError for invalid components of a Recipe, and of the data source."""
     check_count("batch_size", recipe.batch_size, 1)
     check_task(recipe.task)
-    parts = (("task", recipe.task), ("task.loss", recipe.task.loss),
-             *(("task.metrics", metric) for metric in recipe.task.metrics),
-             ("optimizer", recipe.optimizer), ("schedule", recipe.schedule),
-             *(("augment", change) for change in recipe.augment), ("data", source))  # fmt: skip
-    for flag, thing in parts:
-        kind = type(thing)
-        if dataclasses.is_dataclass(thing) and "__dataclass_fields__" not in vars(kind):
+    task = recipe.task
+    components = (("task", task), ("task.loss", task.loss),
+                  *(("task.metrics", metric) for metric in task.metrics),
+                  ("optimizer", recipe.optimizer), ("schedule", recipe.schedule),
+                  *(("augment", change) for change in recipe.augment),
+                  ("data", source))  # fmt: skip
+    for flag, component in components:
+        if not dataclasses.is_dataclass(component):
+            continue
+        if "__dataclass_fields__" not in vars(type(component)):
             # its inherited __init__ would set the fields to the parent's values
             raise InputError(
-                f"{kind.__name__} must itself be decorated with @dataclasses.dataclass("
-                "frozen=True), as what it is a subclass of."
+                f"{type(component).__name__} must itself be decorated with @dataclasses.dataclass("
+                "frozen=True), like its parent class."
             )
-        if dataclasses.is_dataclass(thing):
-            check_ranges(thing, flag)
+        check_ranges(component, flag)
     for field in dataclasses.fields(recipe.model):
         value = getattr(recipe.model, field.name)
         for size in value if isinstance(value, tuple) else (value,):
-            if isinstance(size, int) and abs(size) > MOST_OF_A_SIZE:  # XLA has no such shapes
+            if isinstance(size, int) and abs(size) > MAX_SIZE:
                 flag = f"--model.{field.name.replace('_', '-')}"
-                raise InputError(f"{flag} {size} must be {MOST_OF_A_SIZE:,} or less.")
+                raise InputError(f"{flag} {size} must be {MAX_SIZE:,} or less.")
 
 
 def check_count(name: str, value: int, least: int, most: int = 10**9) -> None:
@@ -81,7 +81,7 @@ def check_count(name: str, value: int, least: int, most: int = 10**9) -> None:
 
 
 def check_task(task) -> None:
-    """Raises InputError for what is not a `Task`, and for metrics without names of their own."""
+    """Raises InputError unless task is a `Task` whose metrics have valid, distinct names."""
     if not isinstance(task, Task):
         raise InputError(
             f"--task: {type(task).__name__} must inherit from dlflax.train.tasks.Task, which lists "
@@ -91,58 +91,55 @@ def check_task(task) -> None:
     for name in names:
         if names.count(name) > 1 or name == "loss" or "/" in name or not name:
             raise InputError(
-                f"{type(task).__name__} has a metric named {name!r}: give each a name of its own, "
-                "not loss, without a slash."
+                f"{type(task).__name__} has a metric named {name!r}: give each metric a distinct "
+                "name, not loss, without a slash."
             )
     task.metric(task.monitor)
 
 
 def bind_to_data(recipe: Recipe, hparams: Hparams, splits: data.Splits) -> Recipe:
-    """Returns the recipe with the fields of its model that the data and the task decide. Raises
-    InputError when data, task and model do not go together."""
-    for part in (splits.train, splits.val, splits.test):
-        check_keys(part or {})
+    """Returns the recipe with a model of the size that data and task require. Raises InputError if
+    data, task and model do not match."""
+    parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
+    for part in parts:
+        check_keys(part)
     recipe = dataclasses.replace(recipe, task=recipe.task.for_data(splits))
-    model, kind = recipe.model, type(recipe.model).__name__
-    has = {field.name for field in dataclasses.fields(model)}
+    model, task = recipe.model, recipe.task
+    field_names = {field.name for field in dataclasses.fields(model)}
     # the members of an ensemble have these fields already
-    of_data = {} if isinstance(model, Ensemble) else splits.encoder.model_fields()
-    for name, value in of_data.items():
-        if name not in has:
+    data_fields = {} if isinstance(model, Ensemble) else splits.encoder.model_fields()
+    for name, value in data_fields.items():
+        if name not in field_names:
             raise InputError(
-                f"--model: a {kind} has no field {name}, which these data decide ({value}): use "
-                "another model, or give yours such a field."
+                f"--model: {type(model).__name__} has no field {name}, which these data set "
+                f"({value}): use another model, or add the field to yours."
             )
 
     @functools.cache
-    def bound():
-        fields = {k: v for k, v in recipe.task.model_fields(splits).items() if k in has}
-        return dataclasses.replace(recipe, model=model.clone(**{**of_data, **fields}))
+    def bind():
+        fields = {k: v for k, v in task.model_fields(splits).items() if k in field_names}
+        return dataclasses.replace(recipe, model=model.clone(**{**data_fields, **fields}))
 
     def outputs():
-        return output_shape(bound(), hparams, splits.train["inputs"][:1])
+        return output_shape(bind(), hparams, splits.train["inputs"][:1])
 
-    for part in (splits.train, splits.val, splits.test):
-        if part is not None:
-            recipe.task.check_arrays(part, outputs)
-    recipe.task.check(splits, outputs)
-    numbers = as_traced(hparams)
-    _try(bound(), numbers, splits.train, outputs())
-    return bound()
+    for part in parts:
+        task.check_arrays(part, outputs)
+    task.check(splits, outputs)
+    _trace_loss(bind(), as_float32(hparams), splits.train, outputs())
+    return bind()
 
 
-def _try(recipe, numbers, data, outputs) -> None:
-    """Raises InputError where an augmentation is not for such inputs, or the loss or a metric not
-    for such outputs and batches. Computes nothing."""
-    batch = abstract_batch(data, 2)
+def _trace_loss(recipe, hparams, data, outputs) -> None:
+    """Raises InputError if augmentations or loss cannot take a batch of these shapes."""
     outputs = jax.ShapeDtypeStruct((2, *outputs.shape[1:]), np.float32)
-    augment = functools.partial(augment_batch, recipe, numbers, key=jax.random.key(0))
-    batch = jax.eval_shape(augment, batch)
+    augment = functools.partial(augment_batch, recipe, hparams, key=jax.random.key(0))
+    batch = jax.eval_shape(augment, abstract_batch(data, 2))
     loss, task = recipe.task.loss, type(recipe.task).__name__
     name = f"the loss {getattr(loss, '__name__', type(loss).__name__)} of {task}"
     try:
-        shape = jax.eval_shape(loss, outputs, batch, numbers).shape
-    except Exception as error:  # a loss of one's own can raise anything
+        shape = jax.eval_shape(loss, outputs, batch, hparams).shape
+    except Exception as error:  # a user's loss can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         shapes = ", ".join(f"{key} {array.shape}" for key, array in batch.items())
         raise InputError(
@@ -151,26 +148,26 @@ def _try(recipe, numbers, data, outputs) -> None:
         ) from error
     if shape != (2,):
         raise InputError(
-            f"{name} must give one number for each example, (n,): for two it gives shape {shape}."
+            f"{name} must return one number per example, (n,): for two it returns shape {shape}."
         )
 
 
-def fit_to_few(recipe: Recipe, splits: data.Splits, log) -> Recipe:
-    """Returns the recipe with a batch no larger than the training data. `log` gets a sentence for
-    that, and for validation data that are too few to choose by."""
+def adapt_to_small_data(recipe: Recipe, splits: data.Splits, log) -> Recipe:
+    """Returns the recipe with a batch size of at most the train split. Logs the change, and a
+    validation split that is too small for selection."""
     n = data.num_examples(splits.train)
-    if n < recipe.batch_size <= USUAL_BATCH:
+    if n < recipe.batch_size <= MAX_SHRINKABLE_BATCH:
         log(f"note: there are {n:,} training examples: --batch-size {n} instead of "
             f"{recipe.batch_size}")  # fmt: skip
         recipe = dataclasses.replace(recipe, batch_size=n)
-    held_out = data.num_examples(splits.val) if splits.val else FEW
-    if held_out < FEW:
-        log(f"note: {held_out} validation examples are too few to choose an epoch or a model by")
+    n = data.num_examples(splits.val) if splits.val else MIN_VALIDATION
+    if n < MIN_VALIDATION:
+        log(f"note: {n} validation examples are too few to choose an epoch or a model by")
     return recipe
 
 
 def check_batch_size(batch_size: int, n: int) -> None:
-    """Raises InputError when there are not as many training examples, n."""
+    """Raises InputError if batch_size exceeds the number of training examples, n."""
     if batch_size > n:
         raise InputError(
             f"--batch-size {batch_size} is larger than the {n:,} training examples: use {n} or "
@@ -178,29 +175,30 @@ def check_batch_size(batch_size: int, n: int) -> None:
         )
 
 
-def refuse_unused(given, unused: set[str], recipe: Recipe) -> None:
-    """Raises InputError for a given flag, "hparams.NAME" or "space.NAME", of an unused number.
-    recipe: one that does not read it."""
+def reject_unused_flags(given, unused: set[str], recipe: Recipe) -> None:
+    """Raises InputError for a given flag, "hparams.NAME" or "space.NAME", of an unused field of
+    Hparams. recipe: one that does not read it."""
     for flag in given:
         if flag.partition(".")[2] in unused:
             augment = ", ".join(type(change).__name__ for change in recipe.augment)
             raise InputError(
                 f"--{flag.replace('_', '-')} does nothing here: neither the model "
                 f"{type(recipe.model).__name__} nor {type(recipe.optimizer).__name__} nor "
-                f"{augment or 'any augmentation (there is none)'} reads it; leave it out."
+                f"{augment or 'any augmentation (there is none)'} reads it; remove the flag."
             )
 
 
-def unused_numbers(
+def unused_hparams(
     names: Iterable[str], recipes: Iterable[tuple[Recipe, State]], hparams: Hparams, train_set
 ) -> set[str]:
-    """Returns those of the names that are numbers of hparams and that no recipe reads in a step.
-    recipes: each with its `abstract` State. Computes nothing."""
-    fields = [field.name for field in dataclasses.fields(hparams)]
-    unused, numbers, batch = {*names} & {*fields}, as_traced(hparams), abstract_batch(train_set, 2)
+    """Returns the names of Hparams among `names` that no recipe's step reads. recipes: each with
+    its `abstract` State. Only traced."""
+    fields, batch = [f.name for f in dataclasses.fields(hparams)], abstract_batch(train_set, 2)
+    unused, hparams = {*names} & {*fields}, as_float32(hparams)
     for recipe, state in recipes if unused else ():
-        one = functools.partial(recipe.step or step, recipe)
-        program = jax.make_jaxpr(one)(state, numbers, batch)
+        program = jax.make_jaxpr(functools.partial(recipe.step or step, recipe))(
+            state, hparams, batch
+        )
         read = {id(variable) for equation in program.eqns for variable in equation.invars}
         variables = program.jaxpr.invars[len(jax.tree.leaves(state)) :]
         unused -= {n for n, v in zip(fields, variables, strict=False) if id(v) in read}

@@ -1,7 +1,6 @@
-"""A tree of arrays and JSON values on disk through Orbax, with a sha256 manifest that Orbax lacks.
+"""Checkpoint files: arrays and JSON values, written by Orbax, with a sha256 manifest.
 
-The only file that imports orbax, and only when a checkpoint is written or read: the import takes
-most of a second.
+The only module that imports orbax, and only to read or write: the import takes most of a second.
 """
 
 import collections
@@ -28,16 +27,15 @@ MANIFEST = "sha256.json"
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps with a finished checkpoint in the folder, damaged or not, ascending."""
-    found = Path(folder).glob(f"*/{MANIFEST}")
-    return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+    """Returns the steps of all complete checkpoints in the folder, damaged or not, ascending."""
+    names = (path.parent.name for path in Path(folder).glob(f"*/{MANIFEST}"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def write(folder: Path, step: int, tree, notes: dict[str, Any]) -> None:
-    """Writes FOLDER/STEP: a tree of arrays (dicts, tuples, typed keys), and notes, JSON values. It
-    counts once its manifest is there, which is written last: a process killed at any moment leaves
-    no half checkpoint. Every host has to call it; process 0 writes. What fails is raised as it is:
-    a full disk may be a ValueError of tensorstore."""
+    """Writes FOLDER/STEP: a tree of arrays (dicts, tuples, typed keys), and notes, JSON values. A
+    checkpoint is valid once its manifest exists, which is written last. All hosts have to call it;
+    process 0 writes. Errors are those of Orbax: a full disk may be a ValueError of tensorstore."""
     import orbax.checkpoint as ocp
 
     with _silent_threads(), _manager(folder) as manager:
@@ -52,50 +50,50 @@ def write(folder: Path, step: int, tree, notes: dict[str, Any]) -> None:
 
 
 def read(folder: Path, step: int, abstract) -> tuple[Any, dict[str, Any]]:
-    """(tree, notes) as they were written. abstract: shapes and dtypes of the tree, with where each
-    leaf is to lie. RunError names the file whose bytes are not those that were saved."""
+    """Returns (tree, notes). abstract: shapes, dtypes and shardings of the tree. Raises RunError
+    naming the damaged file, or if the tree does not match."""
     import orbax.checkpoint as ocp
 
-    place = check(folder, step)
-    args = ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore()
-    )
+    path = verify(folder, step)
     try:
-        _check_shapes(place / "state", abstract)  # first: Orbax finds out in many threads
-        with _silent_threads(), _manager(folder) as manager:
-            restored = manager.restore(step, args=args)
-    except (ValueError, KeyError, TypeError) as error:  # the files are whole, so it is another
+        _check_shapes(path / "state", abstract)  # first: Orbax would fail in many threads
+        restored = _restore(folder, step, state=ocp.args.StandardRestore(abstract))
+    except (ValueError, KeyError, TypeError) as error:  # intact files, but of another model
         raise RunError(
-            f"{place} does not hold what the run's config.json describes ({reason(error)})."
+            f"{path} does not match the model in the run's config.json ({reason(error)})."
         ) from error
     return restored.state, restored.history
 
 
 def read_notes(folder: Path, step: int) -> dict[str, Any]:
-    """The notes alone. RunError as for `read`."""
+    """Returns the notes alone. Raises RunError naming the damaged file."""
+    verify(folder, step)
+    return _restore(folder, step).history
+
+
+def _restore(folder, step, **args):
     import orbax.checkpoint as ocp
 
-    check(folder, step)
+    args = ocp.args.Composite(history=ocp.args.JsonRestore(), **args)
     with _silent_threads(), _manager(folder) as manager:
-        args = ocp.args.Composite(history=ocp.args.JsonRestore())
-        return manager.restore(step, args=args).history
+        return manager.restore(step, args=args)
 
 
-def check(folder: Path, step: int) -> Path:
-    """FOLDER/STEP. RunError unless its bytes are those that were saved."""
-    place = Path(folder).absolute() / str(step)
+def verify(folder: Path, step: int) -> Path:
+    """Returns FOLDER/STEP. Raises RunError if a file does not match the manifest."""
+    path = Path(folder).absolute() / str(step)
     try:
-        expected = read_json(place / MANIFEST)
+        expected = read_json(path / MANIFEST)
         if not isinstance(expected, dict):
             raise ValueError("it is no list of files")
     except (OSError, ValueError) as error:
-        raise RunError(f"{place / MANIFEST} cannot be read: {reason(error)}.") from error
-    found = _sha256(place)
-    for name in sorted({*expected, *found}):
-        if expected.get(name) != found.get(name):
-            fault = "is missing" if name not in found else "is not what was saved (sha256)"
-            raise RunError(f"checkpoint damaged: {place / name} {fault}.")
-    return place
+        raise RunError(f"{path / MANIFEST} cannot be read: {reason(error)}.") from error
+    actual = _sha256(path)
+    for name in sorted({*expected, *actual}):
+        if expected.get(name) != actual.get(name):
+            fault = "has another sha256 than when saved" if name in actual else "is missing"
+            raise RunError(f"checkpoint damaged: {path / name} {fault}.")
+    return path
 
 
 @contextlib.contextmanager
@@ -106,41 +104,35 @@ def _manager(folder):
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with contextlib.ExitStack() as stack:
         if set(str(folder)) & set("*?[]"):
-            # Orbax looks for its own files by a pattern made of the path as it is: through a
-            # link without such characters it finds them
+            # Orbax globs for its files with the unescaped path: a link has no such characters
             folder.mkdir(parents=True, exist_ok=True)
-            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="dlflax-"))
-            (link := Path(place) / "checkpoints").symlink_to(folder)
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="dlflax-"))
+            (link := Path(directory) / "checkpoints").symlink_to(folder)
             folder = link
         yield stack.enter_context(ocp.CheckpointManager(folder, options=options))
 
 
 def _check_shapes(folder: Path, abstract) -> None:
-    """ValueError unless the tree that is saved in `folder` has arrays of these shapes."""
+    """Raises ValueError unless the tree saved in `folder` has arrays of these shapes."""
     import orbax.checkpoint as ocp
 
     tree = ocp.StandardCheckpointHandler().metadata(folder).tree
-    saved = [
-        tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if not _is_key(path)
-    ]  # fmt: skip
-    wanted = [
-        leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
-        if not _is_key(path)
-    ]  # fmt: skip
-    if odd := set(collections.Counter(wanted) - collections.Counter(saved)):
-        raise ValueError(f"it has no array of shape {min(odd)}, which the model needs")
-    if len(saved) != len(wanted):
-        raise ValueError(f"it has {len(saved)} arrays where {len(wanted)} are needed")
+    saved, needed = _shapes(tree), _shapes(abstract)
+    if missing := set(collections.Counter(needed) - collections.Counter(saved)):
+        raise ValueError(f"it has no array of shape {min(missing)}, which the model needs")
+    if len(saved) != len(needed):
+        raise ValueError(f"it has {len(saved)} arrays where {len(needed)} are needed")
 
 
-def _is_key(path) -> bool:
-    """Whether it is a State's key, whose saved shape is that of its data."""
-    return getattr(path[-1], "key", getattr(path[-1], "name", None)) == "key"
+def _shapes(tree) -> list[tuple[int, ...]]:
+    """Returns the shapes of all leaves but a State's key, which is saved as its data."""
+    leaves = ((path[-1], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
+    return [tuple(leaf.shape) for entry, leaf in leaves
+            if getattr(entry, "key", getattr(entry, "name", None)) != "key"]  # fmt: skip
 
 
 def _write_manifest(folder: Path) -> None:
-    """Whole or not at all, and on the disk: the checkpoint counts from here on."""
+    """Writes the manifest atomically and syncs it to disk, which makes the checkpoint valid."""
     temporary = folder / (MANIFEST + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(_sha256(folder), indent=1))
@@ -159,17 +151,17 @@ def _sha256(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _silent_threads():
-    """What fails in the threads of Orbax and tensorstore is raised where they are called. Without
-    this they print it as well, tensorstore's even after the failure."""
+    """Silences the threads of Orbax and tensorstore, whose errors the caller gets as well.
+    tensorstore's threads print even after the failure."""
     hooks = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
     threading.excepthook = lambda _: None
     logging.disable()
     try:
         yield
-        sys.unraisablehook = hooks[0]  # after a failure it stays
+        sys.unraisablehook = hooks[0]  # not restored after a failure
     except Exception:
-        # what failed beside the first failure is reported when it is collected
+        # further failures are reported when they are garbage-collected
         logging.getLogger("asyncio").addFilter(
             lambda record: "exception was never retrieved" not in record.getMessage()
         )
@@ -180,16 +172,16 @@ def _silent_threads():
 
 
 def _without_closed_loops(unraisablehook, unraisable):
-    """After a failed save tensorstore's threads report to an event loop that is closed."""
+    """Drops the errors of tensorstore's threads after a failed save, whose event loop is closed."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         unraisablehook(unraisable)
 
 
 def reason(error: Exception) -> str:
-    """The operating system's own words where there are any, else the first line."""
+    """Returns the operating system's message if the error contains one, else its first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    for words in map(os.strerror, errno.errorcode):
-        if words in str(error):
-            return words
+    for message in map(os.strerror, errno.errorcode):
+        if message in str(error):
+            return message
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Evaluation of a trained model: its outputs, loss and metrics on any data."""
+"""Evaluation: a model's outputs, loss and metrics on any data."""
 
 import functools
 import math
@@ -13,8 +13,8 @@ from jax import lax
 from dlflax import parallel
 from dlflax.data.dataset import DiskArray
 from dlflax.data.stream import fits_on_device, stream_in_order
-from dlflax.train.batch import gather, with_targets
-from dlflax.train.hparams import Hparams, as_traced
+from dlflax.train.batch import add_targets, gather
+from dlflax.train.hparams import Hparams, as_float32
 from dlflax.train.metrics import additive_scores, batch_sums, collecting_scores
 from dlflax.train.recipe import Recipe, forward
 from dlflax.train.state import State
@@ -24,48 +24,43 @@ from dlflax.train.tasks import Task
 def evaluate(
     recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batch_size: int = 256
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluates data (as in `train_steps`) without training, every example once.
-
-    Returns (the loss and every metric of the task that is defined for them, outputs float32
-    (N, ...)). The averaged weights are used where there are any. Arrays on disk (`DiskArray`) are
-    read in pieces.
-    """
+    """Returns (loss and metrics of the task, outputs float32 (N, ...)) on data, each example once.
+    Undefined metrics are missing. Averaged weights are used if the recipe has `ema`. `DiskArray`s
+    are streamed."""
     sums, outputs = jax.device_get(evaluate_sums(recipe, state, hparams, data, batch_size))
     return _all_scores(recipe.task, data, sums, outputs), outputs
 
 
 def _all_scores(task, data, sums, outputs):
-    """Returns every metric that is defined for the data and the outputs."""
-    collected = collecting_scores(task.metrics, outputs, host_batch(task, data))
-    values = {**additive_scores(task.metrics, sums), **collected}
+    """Returns the loss and all metrics that are defined, in the task's order."""
+    collecting = collecting_scores(task.metrics, outputs, host_batch(task, data))
+    values = {**additive_scores(task.metrics, sums), **collecting}
     names = dict.fromkeys(["loss", *(metric.name for metric in task.metrics)])
-    return {n: values[n] for n in names if n not in collected or not math.isnan(values[n])}
+    return {n: values[n] for n in names if n not in collecting or not math.isnan(values[n])}
 
 
 def host_batch(task: Task, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all examples as one batch of NumPy arrays without padding, for `Collecting` metrics:
-    with the task's targets, and inputs as they are stored. data: arrays (N, ...)."""
+    """Returns all examples, arrays (N, ...), as one batch for `Collecting` metrics: NumPy arrays
+    without padding, with the task's targets, and inputs as stored."""
     batch = {n: leaf for n, leaf in data.items() if n != "weight"}
     count, size = len(batch["inputs"]), 4096
     if type(task).targets is not Task.targets:  # the task may compute them from the inputs
-        parts = [
-            np.asarray(with_targets(task, {n: leaf[i : i + size] for n, leaf in batch.items()})
-                       ["targets"])
+        parts = (
+            add_targets(task, {n: leaf[i : i + size] for n, leaf in batch.items()})
             for i in range(0, count, size)
-        ]  # fmt: skip
-        batch["targets"] = np.concatenate(parts)
-    on_disk = {n: leaf for n, leaf in batch.items() if isinstance(leaf, DiskArray)}
-    arrays = {n: np.asarray(leaf) for n, leaf in batch.items() if n not in on_disk}
-    return {**arrays, **on_disk, "mask": np.ones(count, np.float32)}
+        )
+        batch["targets"] = np.concatenate([np.asarray(part["targets"]) for part in parts])
+    batch = {n: x if isinstance(x, DiskArray) else np.asarray(x) for n, x in batch.items()}
+    return {**batch, "mask": np.ones(count, np.float32)}
 
 
 def evaluate_sums(
     recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batch_size: int = 256
 ) -> tuple[dict[str, Any], Any]:
-    """Returns (the sums of `metrics.batch_sums`, outputs (N, ...)) of data: `evaluate` before any
-    metric is computed from them. Traced or not."""
+    """Returns (sums of `metrics.batch_sums`, outputs (N, ...)) of data: the first part of
+    `evaluate`. Traced or not."""
     data = {name: leaf for name, leaf in data.items() if name != "weight"}
-    hparams = as_traced(hparams.evaluation())
+    hparams = as_float32(hparams.evaluation())
     if isinstance(data["inputs"], jax.Array):
         return _evaluate(recipe, state, hparams, data, batch_size)
     if fits_on_device(data):
@@ -88,16 +83,16 @@ def _evaluate(recipe, state, hparams, data, batch_size):
 def evaluate_batches(
     recipe: Recipe, state: State, hparams: Hparams, data: Mapping[str, Any], batches: Any
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Returns (sums, outputs float32 (batches, size, ...)) of the examples in batches, int32
-    (batches, size), -1 for padding. hparams: those to evaluate with. Traced."""
+    """Returns (sums, outputs float32 (batches, size, ...)) of batches. Traced. batches: int32
+    (batches, size), indices of examples, -1 for padding; hparams: those of `Hparams.evaluation`."""
 
-    def one(index):
+    def evaluate_batch(index):
         batch = parallel.shard_batch(gather(data, parallel.shard_batch(index)))
-        batch = with_targets(recipe.task, batch)
+        batch = add_targets(recipe.task, batch)
         outputs = forward(recipe, state, hparams, batch["inputs"])
         return parallel.replicate((_sums(recipe.task, hparams, outputs, batch), outputs))
 
-    sums, outputs = lax.map(one, batches)
+    sums, outputs = lax.map(evaluate_batch, batches)
     return jax.tree.map(lambda leaf: leaf.sum(0), sums), outputs
 
 
@@ -106,21 +101,21 @@ def _sums(task, hparams, outputs, batch):
 
 
 def scores(task: Task, hparams: Hparams, data: Mapping[str, Any], outputs: Any) -> dict[str, float]:
-    """Returns `evaluate`'s scores of any model's outputs, float32 (N, ...), on data in memory."""
+    """Returns the scores of any model's outputs, float32 (N, ...), on data in memory."""
     arrays = {name: jnp.asarray(leaf) for name, leaf in data.items() if name != "weight"}
     arrays = {**arrays, "outputs": jnp.asarray(outputs)}
-    sums = _sums_of_outputs(task, as_traced(hparams.evaluation()), arrays)
+    sums = _sums_of_outputs(task, as_float32(hparams.evaluation()), arrays)
     return _all_scores(task, data, jax.device_get(sums), np.asarray(outputs))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums_of_outputs(task, hparams, data):
-    def one(index):
+    def sum_batch(index):
         batch = gather(data, index)
         outputs = batch.pop("outputs")
-        return _sums(task, hparams, outputs, with_targets(task, batch))
+        return _sums(task, hparams, outputs, add_targets(task, batch))
 
-    sums = lax.map(one, all_batches(len(data["outputs"])))
+    sums = lax.map(sum_batch, all_batches(len(data["outputs"])))
     return jax.tree.map(lambda leaf: leaf.sum(0), sums)
 
 
@@ -128,19 +123,19 @@ def _sums_of_outputs(task, hparams, data):
 def predict(
     recipe: Recipe, state: State, hparams: Hparams, inputs: Any, batch_size: int = 256
 ) -> jax.Array:
-    """The model's outputs, float32 (N, ...), on inputs (N, ...): no targets are needed."""
+    """Returns the model's outputs, float32 (N, ...), on inputs (N, ...)."""
     n = inputs.shape[0]
 
-    def one(index):
+    def predict_batch(index):
         batch = parallel.shard_batch(gather({"inputs": inputs}, parallel.shard_batch(index)))
         return parallel.replicate(forward(recipe, state, hparams, batch["inputs"]))
 
-    outputs = lax.map(one, all_batches(n, batch_size))
+    outputs = lax.map(predict_batch, all_batches(n, batch_size))
     return outputs.reshape(-1, *outputs.shape[2:])[:n]
 
 
 def all_batches(n: int, batch_size: int = 256) -> np.ndarray:
-    """int32 (batches, size): every example once, in order, then -1, padding."""
+    """Returns indices int32 (batches, size): every example once, in order, then -1 for padding."""
     batch_size = -(-min(batch_size, n) // parallel.mesh_size()) * parallel.mesh_size()
     batches = math.ceil(n / batch_size)
     index = np.arange(batches * batch_size, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Hparams: the numbers of a training run, with the range that each may have."""
+"""Hparams: the traced hyperparameters of a run, each with its valid range."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ import numpy as np
 import tyro
 from flax import struct
 
-MOST = float(np.finfo(np.float32).max)
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a number may have. Always finite ones, as float32 too."""
+    """The valid values of a hyperparameter, all of them finite in float32."""
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -24,10 +24,10 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         inside = self.at_least <= value <= self.at_most and self.above < value < self.below
-        return inside and abs(value) <= MOST
+        return inside and abs(value) <= MAX_FLOAT32
 
     def __str__(self) -> str:
-        """For "must be ..."."""
+        """Returns the end of a message: "must be ..."."""
         if self.at_least > -math.inf and self.at_most < math.inf:
             return f"from {self.at_least:g} to {self.at_most:g}"
         words = [f"above {self.above:g}"] * (self.above > -math.inf)
@@ -38,27 +38,24 @@ class Range:
 
 
 def number(default: float, **limits: float) -> float:
-    """A field with the limits of `Range`, of `Hparams` or of an optimizer, a schedule, a loss:
-    gamma: float = number(2.0, at_least=0)."""
+    """Returns a dataclass field with the limits of `Range`: gamma: float = number(2.0, at_least=0).
+    For `Hparams`, optimizers, schedules, losses, metrics and augmentations."""
     return field(default=default, metadata={"range": Range(**limits)})
 
 
 @struct.dataclass
 class Hparams:
-    """The numbers of a training run. Traced: another value costs no compilation.
-
-    Subclass it, with the same decorator, to add numbers of your own. They reach the loss, the
-    optimizer, the schedule, the augmentations and the step as fields of `hparams`, and the model
-    as the keyword of its call that has their name; they are flags, saved, resumed and searched as
-    the others are.
-    """
+    """Traced hyperparameters of a run: another value needs no new compilation. A subclass, with the
+    same decorator, adds fields of its own. The loss, optimizer, schedule, augmentations and step
+    read them from `hparams`; a model gets those that are keywords of its call. They are flags,
+    saved, resumed and searched like the others."""
 
     learning_rate: float = number(1e-3, above=0)
     """Step size (its peak, under a schedule)."""
     dropout: float = number(0.0, at_least=0, below=1)
     """Dropout rate, 0 to below 1."""
     l2: float = number(0.0, at_least=0)
-    """Keras' L2 penalty: l2 * sum of squared kernels is added to the loss."""
+    """L2 penalty as in Keras: adds l2 * the sum of squared kernels to the loss."""
     weight_decay: float = number(0.0, at_least=0)
     """Decoupled weight decay of the kernels (adamw, lion and muon only)."""
     momentum: float = number(0.9, at_least=0, below=1)
@@ -66,14 +63,14 @@ class Hparams:
     label_smoothing: float = number(0.0, at_least=0, below=1)
     """Share of the target spread evenly over the classes."""
     backbone_rate: float = number(0.1, at_least=0)
-    """--finetune last-blocks, all and contrastive: learning rate of the pretrained parameters, as a
-    fraction of that of the last layer."""
+    """--finetune last-blocks, all and contrastive: learning rate of the backbone, as a fraction of
+    the head's."""
     clip_norm: float = number(0.0, at_least=0)
     """Largest global gradient norm; 0 does not clip."""
     warmup: float = number(0.0, at_least=0, below=1)
     """Share of the training steps over which the learning rate rises linearly from 0."""
     ema_decay: float = number(0.999, at_least=0, below=1)
-    """Decay a step of the weights' moving average (--ema)."""
+    """Decay of the weights' moving average at each step (--ema)."""
     translate: float = number(0.0, at_least=0)
     """--augment affine: largest shift, in pixels."""
     rotate: float = number(0.0, at_least=0)
@@ -81,19 +78,19 @@ class Hparams:
     zoom: float = number(0.0, at_least=0, below=1)
     """--augment affine: largest zoom, as a fraction (0.1: 0.9 to 1.1 times)."""
     crop: float = number(0.0, at_least=0)
-    """--augment crop: largest shift of a picture padded by reflection, in pixels."""
+    """--augment crop: largest shift of an image padded by reflection, in pixels."""
     flip: float = number(0.5, at_least=0, at_most=1)
     """--augment flip: probability of a horizontal flip."""
     brightness: float = number(0.0, at_least=0)
-    """--augment brightness: largest amount added, of 1 between black and white."""
+    """--augment brightness: largest offset, where black is 0 and white is 1."""
     contrast: float = number(0.0, at_least=0)
     """--augment contrast: largest change, as a fraction."""
     cutout: float = number(0.0, at_least=0, at_most=1)
-    """--augment cutout: side of the blackened square, as a fraction of the picture's."""
+    """--augment cutout: side of the blackened square, as a fraction of the image's shorter side."""
     mixup: float = number(0.0, at_least=0)
-    """--augment mixup or mix: alpha of the Beta distribution of the shares; 0 is off."""
+    """--augment mixup or mix: alpha of the Beta distribution of the mixing shares; 0 is off."""
     cutmix: float = number(0.0, at_least=0)
-    """--augment cutmix or mix: alpha likewise."""
+    """--augment cutmix or mix: alpha of the Beta distribution of the mixing shares; 0 is off."""
     noise: float = number(0.0, at_least=0)
     """--augment noise: standard deviation of Gaussian noise on the inputs."""
     kl_weight: float = number(1.0, at_least=0)
@@ -103,22 +100,22 @@ class Hparams:
 
     if TYPE_CHECKING:  # flax.struct adds it
 
-        def replace(self, **numbers: Any) -> Self:
-            """A copy with other numbers."""
+        def replace(self, **fields: Any) -> Self:
+            """Returns a copy with other values of these fields."""
 
     def evaluation(self) -> "Hparams":
-        """The numbers to score with: the loss then has no label smoothing. Override it where a
-        number of your own acts in training alone."""
+        """Returns the hparams of evaluation: without label smoothing. A subclass overrides it if a
+        field of its own acts in training alone."""
         return self.replace(label_smoothing=0.0)
 
 
-def numbers(hparams) -> tuple[str, ...]:
-    """The names that a user may set, of an instance or a class."""
+def hparam_names(hparams) -> tuple[str, ...]:
+    """Returns the names of the fields that a user may set. hparams: an instance or a class."""
     return tuple(f.name for f in dataclasses.fields(hparams) if f.name != "total_steps")
 
 
-def as_traced(hparams: Hparams) -> Hparams:
-    """Every number as a float32 scalar, so that 1 and 1.0 are the same program."""
+def as_float32(hparams: Hparams) -> Hparams:
+    """Returns hparams with float32 scalars, so that 1 and 1.0 share one compiled program."""
     return jax.tree.map(
         lambda value: value if isinstance(value, jax.Array) else np.float32(value), hparams
     )

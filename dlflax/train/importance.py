@@ -9,77 +9,77 @@ import numpy as np
 from dlflax.report import figures
 
 REPEATS = 5
-MOST_COLUMNS = 200  # that are shuffled
-MOST_ROWS, FEWEST_ROWS = 10_000, 200  # among which, evenly spaced
-MOST_NUMBERS = 2 * 10**9  # of inputs that are predicted in all
+MAX_COLUMNS = 200  # to permute
+MAX_ROWS, MIN_ROWS = 10_000, 200  # to permute, evenly spaced
+MAX_NUMBERS = 2 * 10**9  # input values of all predictions
 
 
 def budget(groups: Mapping[str, slice], inputs) -> tuple[int, int]:
-    """Returns how many columns are shuffled among how many rows of inputs (n, d)."""
-    columns, size = min(len(groups), MOST_COLUMNS), REPEATS * math.prod(inputs.shape[1:])
-    fit = MOST_NUMBERS // (columns * size)
-    rows = min(len(inputs), MOST_ROWS, max(FEWEST_ROWS, fit))
-    return min(columns, max(1, MOST_NUMBERS // (rows * size))), rows
+    """Returns (columns to permute, rows to permute them in) for inputs (n, d)."""
+    columns, size = min(len(groups), MAX_COLUMNS), REPEATS * math.prod(inputs.shape[1:])
+    affordable = MAX_NUMBERS // (columns * size)
+    rows = min(len(inputs), MAX_ROWS, max(MIN_ROWS, affordable))
+    return min(columns, max(1, MAX_NUMBERS // (rows * size))), rows
 
 
-def undone(groups: Mapping[str, slice], inputs) -> list[str]:
-    """Returns a sentence on what `budget` leaves undone, if that is anything."""
+def subset_findings(groups: Mapping[str, slice], inputs) -> list[str]:
+    """Returns a finding if `budget` permits only a subset of the columns or rows."""
     columns, rows = budget(groups, inputs)
     if (columns, rows) == (len(groups), len(inputs)):
         return []
-    most = ", those that correlate most with the outputs" * (columns < len(groups))
+    most = ", those most correlated with the outputs" * (columns < len(groups))
     return [
-        f"importance.csv is of {columns:,} of {len(groups):,} columns{most}, shuffled among "
+        f"importance.csv has {columns:,} of {len(groups):,} columns{most}, permuted in "
         f"{rows:,} of {len(inputs):,} test rows."
     ]
 
 
 def add_to(description, tested, score: Callable, name: str) -> None:
-    """Adds the importance of a table's columns, where the data are one, to the `Description` of
-    what was tested. score: as for `permutation`; name: that of the score."""
+    """Adds the importance of a table's columns, if the data are a table, to a `Description`.
+    tested: as for `Task.describe`; score: as for `permutation`; name: of the score."""
     groups, inputs = tested.splits.encoder.groups(), tested.splits.test["inputs"]
     if groups:
-        shuffle = functools.cache(lambda: permutation(groups, inputs, tested.predict, score))
-        description.tables["importance"] = shuffle
-        description.figures["importance"] = lambda: figures.importance(shuffle(), name)
-        description.findings.extend(undone(groups, inputs))
+        rows = functools.cache(lambda: permutation(groups, inputs, tested.predict, score))
+        description.tables["importance"] = rows
+        description.figures["importance"] = lambda: figures.importance(rows(), name)
+        description.findings.extend(subset_findings(groups, inputs))
 
 
 def permutation(
     groups: Mapping[str, slice], inputs, predict: Callable,
     score: Callable[[np.ndarray, np.ndarray], float],
 ) -> list[dict]:  # fmt: skip
-    """Returns the permutation importance of columns (Breiman 2001), the highest first: how much
-    worse the score gets when a column's values are shuffled among the rows. Mean and deviation of
-    REPEATS, for as many columns and rows as `budget` has.
-
-    groups: `Encoder.groups`; inputs float32 (n, d); predict: inputs -> outputs;
-    score: of outputs and the rows that they are of, int (m,), the lower the better.
-    """
-    columns, few = budget(groups, inputs)
-    at, rng, rows = np.linspace(0, len(inputs) - 1, few).astype(int), np.random.default_rng(0), []
-    inputs = inputs[at]
+    """Returns the permutation importance of columns (Breiman 2001), the highest first. It is the
+    increase of the score after permuting a column: mean and standard deviation over REPEATS, within
+    `budget`. groups: `Encoder.groups`; inputs: float32 (n, d); predict: inputs -> outputs; score:
+    (outputs, their rows int (m,)) -> number, lower is better."""
+    columns, count = budget(groups, inputs)
+    rows = np.linspace(0, len(inputs) - 1, count).astype(int)
+    inputs = inputs[rows]
     outputs = predict(inputs)
-    begin, names = score(outputs, at), list(groups)
+    baseline, names = score(outputs, rows), list(groups)
     if columns < len(names):
-        names = _by_correlation(groups, inputs, outputs, columns)
+        names = _columns_by_correlation(groups, inputs, outputs, columns)
+    rng, table = np.random.default_rng(0), []
     for column in names:
-        part, worse = groups[column], []
+        part, increases = groups[column], []
         for _ in range(REPEATS):
-            changed = inputs.copy()
-            changed[:, part] = inputs[rng.permutation(len(inputs)), part]
-            worse.append(score(predict(changed), at) - begin)
-        rows.append({"column": column, "importance": float(np.mean(worse)),
-                     "std": float(np.std(worse))})  # fmt: skip
-    return sorted(rows, key=lambda row: -row["importance"])
+            permuted = inputs.copy()
+            permuted[:, part] = inputs[rng.permutation(len(inputs)), part]
+            increases.append(score(predict(permuted), rows) - baseline)
+        table.append({"column": column, "importance": float(np.mean(increases)),
+                      "std": float(np.std(increases))})  # fmt: skip
+    return sorted(table, key=lambda row: -row["importance"])
 
 
-def _by_correlation(groups, inputs, outputs, count: int) -> list[str]:
-    """The columns of which a number correlates most with an output, in their order."""
+def _columns_by_correlation(groups, inputs, outputs, count: int) -> list[str]:
+    """Returns the `count` columns with the highest correlation between a feature and an output, in
+    their order."""
     outputs = outputs.reshape(len(outputs), -1)
-    spread = np.outer(inputs.std(0), outputs.std(0))
-    products = np.abs(inputs.T @ (outputs - outputs.mean(0))) / len(inputs)
-    by_number = np.where(spread > 0, products / np.where(spread > 0, spread, 1), 0).max(1)
-    highest = np.array([by_number[part].max(initial=0) for part in groups.values()])
-    chosen = np.sort(np.argsort(-highest, kind="stable")[:count])
-    return [list(groups)[i] for i in chosen]
+    deviations = np.outer(inputs.std(0), outputs.std(0))
+    covariances = np.abs(inputs.T @ (outputs - outputs.mean(0))) / len(inputs)
+    correlations = np.where(
+        deviations > 0, covariances / np.where(deviations > 0, deviations, 1), 0
+    ).max(1)
+    highest = np.array([correlations[part].max(initial=0) for part in groups.values()])
+    return [list(groups)[i] for i in np.sort(np.argsort(-highest, kind="stable")[:count])]

@@ -1,4 +1,4 @@
-"""The devices that the members of a population are trained on, and how many fit."""
+"""Layout of a population's members on devices, and how many fit in memory."""
 
 import contextlib
 import dataclasses
@@ -19,40 +19,37 @@ Mode = Literal["vmap", "map"]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The places of the members on devices. Static: another layout is another program. (A run has
-    none: it is one member without a member axis, `driver.Fit`.)"""
+    """Slots for members on devices. Static: each layout is compiled once. (A single run needs none:
+    `driver.Fit` has no member axis.)"""
 
     mode: Mode
-    """vmap: a device trains its members at once, which differ by 1e-6 from a run; map: one after
-    the other, with the bits of a run."""
+    """vmap: a device trains its members together, to 1e-6 of a single run; map: one after another,
+    bitwise equal to a single run."""
     devices: int
     """Number of `jax.devices()` that share the members."""
     width: int
-    """Places, a multiple of `devices`. Under map those without a member cost nothing."""
+    """Number of slots, a multiple of `devices`. Under map, empty slots cost nothing."""
 
     @property
     def members_per_device(self) -> int:
-        """Places a device."""
+        """Slots per device."""
         return self.width // self.devices
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """("member") cuts the first axis over the devices; () puts a copy on every device."""
+        """Returns a sharding: ("member") splits the first axis over the devices, () replicates."""
         devices = jax.devices()[: self.devices]
-        # Auto: jax.make_mesh's default, Explicit, refuses to gather survivors
+        # Auto, because Explicit, the default of jax.make_mesh, refuses to gather
         mesh = jax.make_mesh((self.devices,), ("member",), (AxisType.Auto,), devices=devices)
         return NamedSharding(mesh, P(*axes))
 
 
 def layout_for(
-    recipe: train.Recipe,
-    hparams: train.Hparams,
-    inputs: Any,
-    members: int,
+    recipe: train.Recipe, hparams: train.Hparams, inputs: Any, members: int,
     mode: Mode | None = None,
-) -> Layout:
-    """The layout for `members` at once; mode None chooses it by what was measured: on a CPU one
-    virtual device a core and map, but vmap below 20,000 parameters, where a step is mostly
-    overhead; vmap on GPU and TPU. inputs: one example (1, ...)."""
+) -> Layout:  # fmt: skip
+    """Returns the layout for this many members. inputs: one example (1, ...). mode None takes the
+    fastest in our benchmarks: map on a CPU, one virtual device per core; vmap below 20,000
+    parameters, where a step is mostly overhead, and on GPU and TPU."""
     if mode is None:
         params = train.abstract(recipe, hparams, inputs).params
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -61,28 +58,28 @@ def layout_for(
     return Layout(mode, devices, -(-members // devices) * devices)
 
 
-def deal(members, layout: Layout) -> list:
-    """Returns the member at each place, None where there is none: dealt out like cards, so that
-    every device has as much to do."""
-    places = [None] * layout.width
+def assign_slots(members, layout: Layout) -> list:
+    """Returns the member of each slot, None if empty: round-robin over the devices, which balances
+    their load."""
+    slots = [None] * layout.width
     for k, member in enumerate(members):
-        places[k % layout.devices * layout.members_per_device + k // layout.devices] = member
-    return places
+        slots[k % layout.devices * layout.members_per_device + k // layout.devices] = member
+    return slots
 
 
-def active_slots(places, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `slots` and `counts` of `population.train_epoch` for the members at these places."""
-    slots, counts = np.zeros(layout.width, np.int32), np.zeros(layout.devices, np.int32)
-    for place in sorted(places):
-        device, slot = divmod(place, layout.members_per_device)
-        slots[device * layout.members_per_device + counts[device]] = slot
+def active_slots(slots, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `active` and `counts` of `population.train_epoch` for the members in these slots."""
+    active, counts = np.zeros(layout.width, np.int32), np.zeros(layout.devices, np.int32)
+    for slot in sorted(slots):
+        device, local_slot = divmod(slot, layout.members_per_device)
+        active[device * layout.members_per_device + counts[device]] = local_slot
         counts[device] += 1
-    return slots, counts
+    return active, counts
 
 
 def use_all_cores() -> None:
-    """One virtual CPU device a core, which measured fastest for a population. Does nothing once
-    JAX has started, or where XLA_FLAGS says how many."""
+    """Creates one virtual CPU device per core, the fastest for populations in our benchmarks. Does
+    nothing once JAX has started, or if XLA_FLAGS sets the number of devices."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with contextlib.suppress(RuntimeError):
@@ -90,23 +87,18 @@ def use_all_cores() -> None:
 
 
 def member_bytes(recipe: train.Recipe, hparams: train.Hparams, inputs: Any) -> int:
-    """Returns at least what a member takes in memory: its State, its best variables, and its
-    gradient while it is trained."""
+    """Returns a lower bound of a member's memory: its State, best variables and gradient."""
     state = train.abstract(recipe, hparams, inputs)
     leaves = jax.tree.leaves((state, state.params, train.variables(recipe, state)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def free_bytes(*data: Mapping[str, Any]) -> int:
-    """Returns the memory that is left for members beside a copy of the data on every device."""
-    size = sum(array.nbytes for part in data for array in part.values())
-    return _memory() - len(jax.devices()) * size
-
-
-def _memory() -> int:
-    """Returns the bytes that all devices have together; of a CPU those of the machine or its
-    container."""
+    """Returns the memory for members, besides a copy of the data on every device."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        return host_memory()
-    return sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
+        memory = host_memory()
+    else:
+        memory = sum((device.memory_stats() or {}).get("bytes_limit", 2**34) for device in devices)
+    size = sum(array.nbytes for part in data for array in part.values())
+    return memory - len(jax.devices()) * size

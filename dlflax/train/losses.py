@@ -1,9 +1,8 @@
-"""Losses, one number an example, and Keras' L2 penalty.
+"""Losses per example, and Keras' L2 penalty.
 
-The functions take outputs before the last activation (logits) and return float32 (n,). A task has
-its loss as a frozen dataclass or a function, (outputs, batch, hparams) -> (n,): one of those at the
-end of this file, or your own. batch: as `train.batch.Batch`, with "targets" and "mask"; hparams may
-be traced.
+The functions take logits, before the last activation, and return float32 (n,). A task's loss is a
+frozen dataclass or a function, (outputs, batch, hparams) -> (n,): one from the end of this file, or
+your own. batch: as `train.batch.Batch`, with "targets" and "mask"; hparams may be traced.
 """
 
 import dataclasses
@@ -25,11 +24,8 @@ def cross_entropy(
     targets: Int[AnyArray, " n"],
     label_smoothing: ScalarLike = 0.0,
 ) -> Float[AnyArray, " n"]:
-    """Softmax cross-entropy, in nats.
-
-    label_smoothing s in [0, 1) trains towards (1 - s) one-hot + s / classes (Szegedy et al. 2016,
-    section 7); it may be traced.
-    """
+    """Softmax cross-entropy, in nats. label_smoothing: s in [0, 1), may be traced, moves targets to
+    (1 - s) one-hot + s / classes (Szegedy et al. 2016, section 7)."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     true = jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0]
     return -(1.0 - label_smoothing) * true - label_smoothing * log_p.mean(-1)
@@ -40,8 +36,8 @@ def binary_cross_entropy(
     targets: Shaped[AnyArray, " n *t"],
     label_smoothing: ScalarLike = 0.0,
 ) -> Float[AnyArray, " n"]:
-    """Sigmoid cross-entropy, averaged over outputs. Targets are 0 or 1, as many as
-    logits. Label smoothing s moves targets to t (1 - s) + s / 2, as Keras does."""
+    """Sigmoid cross-entropy, averaged over outputs. Targets: 0 or 1, one per logit. Label smoothing
+    s moves targets to t (1 - s) + s / 2, as in Keras."""
     logits = logits.astype(jnp.float32).reshape(logits.shape[0], -1)
     targets = targets.astype(jnp.float32).reshape(logits.shape)
     targets = targets * (1.0 - label_smoothing) + 0.5 * label_smoothing
@@ -51,44 +47,40 @@ def binary_cross_entropy(
 def mean_squared_error(
     outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"]
 ) -> Float[AnyArray, " n"]:
-    """Squared error averaged over an example's outputs, but those whose target is NaN (unknown).
-    As many targets as outputs."""
-    return _mean_of_known(jnp.square, outputs, targets)
+    """Squared error, averaged over an example's outputs without those whose target is NaN."""
+    return _observed_mean(jnp.square, outputs, targets)
 
 
 def mean_absolute_error(
     outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"]
 ) -> Float[AnyArray, " n"]:
-    """Absolute error averaged over an example's outputs, but those whose target is NaN (unknown).
-    As many targets as outputs."""
-    return _mean_of_known(jnp.abs, outputs, targets)
+    """Absolute error, averaged over an example's outputs without those whose target is NaN."""
+    return _observed_mean(jnp.abs, outputs, targets)
 
 
 def huber(
     outputs: Float[AnyArray, " n *k"], targets: Shaped[AnyArray, " n *t"], delta: float = 1.0
 ) -> Float[AnyArray, " n"]:
-    """Huber 1964: squared error / 2 up to `delta`, and linear beyond, averaged over an example's
-    outputs, but those whose target is NaN (unknown). As many targets as outputs."""
-    return _mean_of_known(lambda error: optax.huber_loss(error, delta=delta), outputs, targets)
+    """Huber loss (1964): squared error / 2 up to `delta`, linear above; averaged over an example's
+    outputs without those whose target is NaN."""
+    return _observed_mean(lambda error: optax.huber_loss(error, delta=delta), outputs, targets)
 
 
-def _mean_of_known(of, outputs, targets):
+def _observed_mean(penalty, outputs, targets):
+    """Returns the mean penalty of an example's errors whose target is not NaN."""
     outputs = outputs.astype(jnp.float32).reshape(outputs.shape[0], -1)
     targets = targets.astype(jnp.float32).reshape(outputs.shape)
-    known = ~jnp.isnan(targets)
-    # chosen before the difference: a gradient through NaN would be NaN
-    each = of(jnp.where(known, outputs, 0.0) - jnp.where(known, targets, 0.0))
-    return each.sum(-1) / jnp.maximum(known.sum(-1), 1)
+    observed = ~jnp.isnan(targets)
+    # selected before the difference: a gradient through NaN would be NaN
+    penalties = penalty(jnp.where(observed, outputs, 0.0) - jnp.where(observed, targets, 0.0))
+    return penalties.sum(-1) / jnp.maximum(observed.sum(-1), 1)
 
 
 def l2(params: PyTree[Float[AnyArray, "..."]]) -> Float[AnyArray, ""]:
-    """Sum of squares of all kernels (leaves of two or more dimensions), as `keras.regularizers.L2`
-    on every kernel. Returns a float32 scalar, to be multiplied by the l2 hyperparameter."""
-    return sum(
-        jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-        for leaf in jax.tree.leaves(params)
-        if leaf.ndim > 1
-    )
+    """Sum of squares of all kernels (leaves of two or more dimensions), float32, to be multiplied
+    by `Hparams.l2`: as `keras.regularizers.L2` on every kernel."""
+    kernels = (leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+    return sum(jnp.sum(jnp.square(kernel.astype(jnp.float32))) for kernel in kernels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +120,15 @@ class Huber:
     """`huber`."""
 
     delta: float = number(1.0, above=0)
-    """Error from which on the loss is linear."""
+    """Error above which the loss is linear."""
 
     def __call__(self, outputs, batch, hparams):
         return huber(outputs, batch["targets"], self.delta)
 
 
 LOSSES = {
-    "cross_entropy": CrossEntropy(),
-    "binary_cross_entropy": BinaryCrossEntropy(),
-    "mean_squared_error": MeanSquaredError(),
-    "mean_absolute_error": MeanAbsoluteError(),
+    "cross_entropy": CrossEntropy(), "binary_cross_entropy": BinaryCrossEntropy(),
+    "mean_squared_error": MeanSquaredError(), "mean_absolute_error": MeanAbsoluteError(),
     "huber": Huber(),
-}
-"""Their short names on the command line."""
+}  # fmt: skip
+"""Losses by their short names on the command line."""

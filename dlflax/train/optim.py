@@ -1,8 +1,8 @@
-"""Optimizers and learning-rate schedules: frozen dataclasses that are called with the numbers.
+"""Optimizers and learning-rate schedules: frozen dataclasses, called with traced hparams.
 
-An optimizer of your own is any function (learning_rate, hparams) -> optax.GradientTransformation,
-a schedule any function (step, hparams) -> learning rate; or frozen dataclasses with such a
-`__call__`, whose fields become flags. Both are rebuilt inside every step from traced numbers.
+Your own optimizer is a function (learning_rate, hparams) -> optax.GradientTransformation, a
+schedule a function (step, hparams) -> learning rate; or frozen dataclasses with such a `__call__`,
+whose fields become flags. Every step builds both anew from its traced hparams.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Adam:
     b1: float = number(0.9, at_least=0, below=1)
     """Decay of the mean of the gradients."""
     b2: float = number(0.999, at_least=0, below=1)
-    """Decay of the mean of their squares."""
+    """Decay of the mean of the squared gradients."""
     eps: float = number(1e-8, at_least=1e-30, at_most=1)
     """Added to the denominator."""
 
@@ -47,15 +47,8 @@ class Adam:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
+class AdamW(Adam):
     """Adam with decoupled weight decay of the kernels (Loshchilov and Hutter 2019)."""
-
-    b1: float = number(0.9, at_least=0, below=1)
-    """Decay of the mean of the gradients."""
-    b2: float = number(0.999, at_least=0, below=1)
-    """Decay of the mean of their squares."""
-    eps: float = number(1e-8, at_least=1e-30, at_most=1)
-    """Added to the denominator."""
 
     def __call__(self, learning_rate, hparams):
         decay = {"weight_decay": hparams.weight_decay, "mask": _kernels}
@@ -64,7 +57,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Lion:
-    """Lion (Chen et al. 2023): the sign of the momentum. Learning rates are a tenth of Adam's."""
+    """Lion (Chen et al. 2023): the sign of the momentum. Needs a tenth of Adam's learning rate."""
 
     b1: float = number(0.9, at_least=0, below=1)
     """Weight of the momentum in the update."""
@@ -78,8 +71,8 @@ class Lion:
 
 @dataclasses.dataclass(frozen=True)
 class Muon:
-    """Muon (Jordan et al. 2024): orthogonal updates of matrices, Adam for all other parameters
-    (`optax.contrib.muon`)."""
+    """Muon (Jordan et al. 2024; `optax.contrib.muon`): orthogonalized updates of matrices, Adam for
+    all other parameters."""
 
     beta: float = number(0.95, at_least=0, below=1)
     """Decay of the momentum."""
@@ -107,63 +100,60 @@ class RMSprop:
 
 
 OPTIMIZERS = {
-    "sgd": SGD(),
-    "nesterov": SGD(nesterov=True),
-    "adam": Adam(),
-    "adamw": AdamW(),
-    "lion": Lion(),
-    "muon": Muon(),
-    "rmsprop": RMSprop(),
-}
-"""Their short names on the command line."""
+    "sgd": SGD(), "nesterov": SGD(nesterov=True), "adam": Adam(), "adamw": AdamW(), "lion": Lion(),
+    "muon": Muon(), "rmsprop": RMSprop(),
+}  # fmt: skip
+"""Optimizers by their short names on the command line."""
 
 
-def after_warmup(step, hparams):
-    """(factor of the learning rate, which rises linearly to 1 over the warm-up; share of the steps
-    after it that are done, 0 to 1). step: 0-based, may be traced."""
+def warmup_and_progress(step, hparams):
+    """Returns (warm-up factor of the learning rate, share of the steps after the warm-up so far).
+    The factor rises linearly to 1. step: 0-based, may be traced."""
     warmup_steps = hparams.warmup * hparams.total_steps
-    rise = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup_steps, 1.0))
-    left = jnp.maximum(hparams.total_steps - warmup_steps, 1.0)
-    return rise, jnp.clip((step - warmup_steps) / left, 0.0, 1.0)
+    factor = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup_steps, 1.0))
+    later_steps = jnp.maximum(hparams.total_steps - warmup_steps, 1.0)
+    return factor, jnp.clip((step - warmup_steps) / later_steps, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The learning rate after the warm-up, to the end."""
+    """Constant learning rate after the warm-up."""
 
     def __call__(self, step, hparams):
-        rise, _ = after_warmup(step, hparams)
-        return hparams.learning_rate * rise * 1.0
+        factor, _ = warmup_and_progress(step, hparams)
+        return hparams.learning_rate * factor * 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Falls to 0 along a cosine after the warm-up (Loshchilov and Hutter 2017, no restarts)."""
+    """Cosine decay to 0 after the warm-up (Loshchilov and Hutter 2017, no restarts)."""
 
     def __call__(self, step, hparams):
-        rise, done = after_warmup(step, hparams)
-        return hparams.learning_rate * rise * (0.5 * (1 + jnp.cos(jnp.pi * done)))
+        factor, progress = warmup_and_progress(step, hparams)
+        return hparams.learning_rate * factor * (0.5 * (1 + jnp.cos(jnp.pi * progress)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Falls to 0 along a line after the warm-up."""
+    """Linear decay to 0 after the warm-up."""
 
     def __call__(self, step, hparams):
-        rise, done = after_warmup(step, hparams)
-        return hparams.learning_rate * rise * (1 - done)
+        factor, progress = warmup_and_progress(step, hparams)
+        return hparams.learning_rate * factor * (1 - progress)
 
 
 SCHEDULES = {"constant": Constant(), "cosine": Cosine(), "linear": Linear()}
-"""Their short names on the command line."""
+"""Schedules by their short names on the command line."""
 
 
-def transformation(optimizer: Optimizer, learning_rate, hparams) -> optax.GradientTransformation:
-    """The optimizer behind gradient clipping by `Hparams.clip_norm`. Takes extra arguments, such as
-    `value`, whether the optimizer wants them or not."""
-    largest_norm = jnp.where(hparams.clip_norm > 0, hparams.clip_norm, jnp.inf)
-    clipped = optax.clip_by_global_norm(largest_norm)
-    return optax.with_extra_args_support(optax.chain(clipped, optimizer(learning_rate, hparams)))
+def gradient_transformation(
+    optimizer: Optimizer, learning_rate, hparams
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer after gradient clipping by `Hparams.clip_norm`. It accepts extra
+    arguments, such as `value`, even if the optimizer does not."""
+    max_norm = jnp.where(hparams.clip_norm > 0, hparams.clip_norm, jnp.inf)
+    clip = optax.clip_by_global_norm(max_norm)
+    return optax.with_extra_args_support(optax.chain(clip, optimizer(learning_rate, hparams)))
 
 
 def _kernels(params):

@@ -1,4 +1,4 @@
-"""Recipe: the structure of a training run, and its model as functions of a State."""
+"""Recipe: the static structure of a run, and functions of its model and a State."""
 
 import dataclasses
 import functools
@@ -18,26 +18,24 @@ from dlflax.models.flops import flops
 from dlflax.models.protocols import Convolving
 from dlflax.train import optim
 from dlflax.train.augment import Augmentation
-from dlflax.train.batch import abstract_batch, cast, check_lengths, floats, with_targets
-from dlflax.train.hparams import Hparams, numbers
+from dlflax.train.batch import abstract_batch, add_targets, cast, check_lengths, floats
+from dlflax.train.hparams import Hparams, hparam_names
 from dlflax.train.metrics import batch_sums
 from dlflax.train.state import State
 from dlflax.train.tasks import Classification, Task
 
-NEVER = np.int32(2**31 - 1)  # first_bad_step where all were good
+NEVER = np.int32(2**31 - 1)  # first_bad_step if every step was finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The structure of a training run. Static and hashed by value: one compilation each.
-
-    Every part is the thing itself, a frozen dataclass, a Linen module or a function of a module,
-    never its name: one of yours is used as those shipped are.
-    """
+    """The static structure of a run, hashed by value: each Recipe is compiled once. Every field
+    holds an object (a frozen dataclass, a Linen module, a function of a module), never a name, so
+    your own components work like the shipped ones."""
 
     model: Any
-    """A Linen module, called as model(inputs), with the keyword `train` and those that have the
-    name of a number of Hparams, such as `dropout`, where its call has them."""
+    """A Linen module, called as model(inputs). Its call may have the keyword `train` and the names
+    of Hparams, such as `dropout`."""
     task: Task = Classification()
     """Loss, metrics, and the meaning of the outputs."""
     optimizer: optim.Optimizer = optim.Adam()
@@ -45,17 +43,17 @@ class Recipe:
     schedule: optim.Schedule = optim.Constant()
     """Learning rate: (step, hparams) -> scalar."""
     batch_size: int = 32
-    """Examples a step."""
+    """Examples per step."""
     augment: tuple[Augmentation, ...] = ()
-    """Random changes of training inputs: (key, batch, hparams) -> batch, one after the other."""
+    """Random changes of training batches, in order: (key, batch, hparams) -> batch."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of activations and gradients; parameters and the update stay float32. On a CPU the
+    """Dtype of activations and gradients; parameters and updates stay float32. On a CPU the
     activations of Transformers stay float32, too: `models.dense`."""
     ema: bool = False
-    """Evaluate a moving average of the weights instead of the last ones."""
+    """Evaluates a moving average of the weights instead of the latest weights."""
     trainable: str = ""
-    """Regular expression of the parameters to be trained, such as ^(stage4|logits): the others stay
-    as they are, batch statistics included; empty trains all."""
+    """Regular expression of the parameters to train, such as ^(stage4|logits); the others are
+    frozen, batch statistics included. Empty trains all."""
     step: Callable | None = None
     """One update: (recipe, state, hparams, batch) -> (State, sums); None is `train.step`."""
 
@@ -64,22 +62,21 @@ def init(
     recipe: Recipe, hparams: Hparams, inputs: Any, key: jax.Array,
     pretrained: Mapping[str, Any] | None = None,
 ) -> State:  # fmt: skip
-    """A fresh State. inputs: one batch or a single example's batch (1, ...), any dtype; `key` is a
-    typed PRNG key, which alone decides the parameters and all later randomness. pretrained: some of
-    the variables, {"params": {...}, ...}, which are taken in place of the fresh ones (of several
-    hosts NumPy arrays)."""
+    """Returns an initial State. inputs: one batch, any dtype; key: a typed PRNG key, the only
+    source of the parameters and of all later randomness. pretrained: variables {"params": {...},
+    ...} that replace the initial ones, NumPy arrays if there are several hosts."""
     init_key, key = jax.random.split(key)
     fresh = recipe.model.init(
-        init_keys(init_key), floats(inputs), **keywords(recipe.model, hparams, train=False)
+        init_keys(init_key), floats(inputs), **model_kwargs(recipe.model, hparams, train=False)
     )
-    fresh.pop("losses", None)  # of one call, not of the State
+    fresh.pop("losses", None)  # belongs to one call, not to the State
     if pretrained:
-        own, given = (traverse_util.flatten_dict(each) for each in (fresh, pretrained))
-        fresh = traverse_util.unflatten_dict({**own, **given})
+        fresh, given = map(traverse_util.flatten_dict, (fresh, pretrained))
+        fresh = traverse_util.unflatten_dict({**fresh, **given})
     params = fresh.pop("params")
-    optimizer = optim.transformation(recipe.optimizer, 0.0, hparams)
+    optimizer = optim.gradient_transformation(recipe.optimizer, 0.0, hparams)
     opt_state = optimizer.init(partition_params(recipe, params)[0])
-    # a copy, because a donated State must not hold one buffer twice
+    # a copy: a donated State must not hold one buffer twice
     ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
     floating = any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(fresh))
     averages = jax.tree.map(jnp.copy, fresh) if recipe.ema and floating else None
@@ -87,19 +84,19 @@ def init(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_placed(recipe, hparams, inputs, seed, pretrained):
-    """`init` of the key of `seed`, compiled, every leaf where `parallel` says."""
+def init_on_devices(recipe, hparams, inputs, seed, pretrained):
+    """Returns `init` for a seed, compiled, each leaf with the sharding that `parallel` chooses."""
     return parallel.constrain_state(init(recipe, hparams, inputs, jax.random.key(seed), pretrained))
 
 
 def abstract(recipe: Recipe, hparams: Hparams, inputs: Any) -> State:
-    """Shapes and dtypes of `init`'s State, which restoring a checkpoint needs. Computes nothing."""
+    """Returns the shapes and dtypes of `init`'s State, for restoring a checkpoint. Only traced."""
     return jax.eval_shape(lambda: init(recipe, hparams, inputs, jax.random.key(0)))
 
 
 def variables(recipe: Recipe, state: State) -> dict[str, Any]:
-    """{"params": ..., ...} to evaluate with: averaged ones, where the recipe averages. Batch
-    statistics belong to the weights that they were taken with, so both are averaged or neither."""
+    """Returns the variables of evaluation, {"params": ..., ...}: averages if the recipe has `ema`.
+    Batch statistics depend on the weights, so both are averaged or neither."""
     if not recipe.ema:
         return {"params": state.params, **state.collections}
     collections = state.collections if state.ema_collections is None else state.ema_collections
@@ -107,37 +104,37 @@ def variables(recipe: Recipe, state: State) -> dict[str, Any]:
 
 
 def forward(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> jax.Array:
-    """The model's outputs, float32 (n, ...), on inputs (n, ...) of any dtype, not training."""
+    """Returns the model's outputs in evaluation, float32 (n, ...). inputs: (n, ...), any dtype."""
     dtype = jnp.dtype(recipe.compute_dtype)
-    evaluated = variables(recipe, state)
-    evaluated = {**evaluated, "params": cast(evaluated["params"], dtype)}
-    inputs = cast(floats(inputs), dtype)
-    outputs = recipe.model.apply(evaluated, inputs, **keywords(recipe.model, hparams, train=False))
+    averages = variables(recipe, state)
+    averages = {**averages, "params": cast(averages["params"], dtype)}
+    kwargs = model_kwargs(recipe.model, hparams, train=False)
+    outputs = recipe.model.apply(averages, cast(floats(inputs), dtype), **kwargs)
     return cast(outputs, jnp.float32)
 
 
 def forward_flops(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> int:
-    """Returns the operations of a forward pass of the model on one example, inputs (1, ...); state
-    may be abstract. Convolutions count as such, whatever formulation they are computed by."""
+    """Returns the FLOPs of a forward pass on one example, inputs (1, ...); state may be abstract.
+    Convolutions count as convolutions, whatever their formulation."""
     if isinstance(recipe.model, Convolving):
         recipe = dataclasses.replace(recipe, model=recipe.model.clone(formulation="lax"))
     return flops(lambda state, x: forward(recipe, state, hparams, x), state, inputs)
 
 
 def output_shape(recipe: Recipe, hparams: Hparams, inputs: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the model's outputs on inputs (n, ...). Computes nothing."""
+    """Returns shape and dtype of the model's outputs on inputs (n, ...). Only traced."""
 
     def outputs(inputs):
-        options = keywords(recipe.model, hparams, train=False)
+        kwargs = model_kwargs(recipe.model, hparams, train=False)
         keys = init_keys(jax.random.key(0))
-        return recipe.model.init_with_output(keys, floats(inputs), **options)[0]
+        return recipe.model.init_with_output(keys, floats(inputs), **kwargs)[0]
 
     return jax.eval_shape(outputs, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
 
 
 def check_arrays(recipe: Recipe, hparams: Hparams, *parts: Mapping[str, Any] | None) -> None:
-    """Raises InputError where the arrays (N, ...) of a split, training first, are not what the
-    recipe's task takes."""
+    """Raises InputError if the recipe's task cannot take the arrays (N, ...) of a split. parts: the
+    splits, training first."""
 
     @functools.cache
     def outputs():
@@ -150,8 +147,8 @@ def check_arrays(recipe: Recipe, hparams: Hparams, *parts: Mapping[str, Any] | N
 
 
 def zero_sums(recipe: Recipe, hparams: Hparams, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The sums of no examples: NumPy zeros in the shapes that a step's sums have. data: arrays
-    (N, ...), as for `train_steps`."""
+    """Returns the sums of an epoch before its first step: NumPy zeros in the shapes of a step's
+    sums. data: arrays (N, ...), as for `train_steps`."""
     batch = abstract_batch(data, 1)
     shapes = tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in batch.items())
     return _zero_sums(recipe, type(hparams), shapes)
@@ -162,25 +159,23 @@ def _zero_sums(recipe, kind, shapes):
     batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
     outputs = output_shape(recipe, kind(), batch["inputs"])
 
-    def one(batch, outputs):
-        batch = with_targets(recipe.task, batch)
+    def sums(batch, outputs):
+        batch = add_targets(recipe.task, batch)
         return batch_sums(recipe.task.metrics, outputs.astype(jnp.float32), jnp.zeros(1), batch)
 
-    found = jax.eval_shape(one, batch, outputs)
-    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in found.items()}
+    shapes = jax.eval_shape(sums, batch, outputs)
+    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     return {**zeros, "first_bad_step": NEVER}
 
 
 def init_keys(key: Any) -> dict[str, Any]:
-    """Returns the keys of a model's initialization: a stream of its own for dropout, which some
-    models draw from even then."""
+    """Returns the PRNG keys of initialization: some models draw from "dropout" even there."""
     return {"params": key, "dropout": jax.random.fold_in(key, 1)}
 
 
-def keywords(model, hparams, train: bool) -> dict[str, Any]:
-    """Returns `train` and the numbers of hparams for which the model's call has a keyword of that
-    name."""
-    names = {"train", *numbers(hparams)}
+def model_kwargs(model, hparams, train: bool) -> dict[str, Any]:
+    """Returns the keyword arguments of the model's call: `train` and hparams, if it has them."""
+    names = {"train", *hparam_names(hparams)}
     parameters = inspect.signature(type(model).__call__).parameters.values()
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):
         names &= {p.name for p in parameters}
@@ -188,8 +183,8 @@ def keywords(model, hparams, train: bool) -> dict[str, Any]:
 
 
 def partition_params(recipe, params):
-    """Returns (parameters that are trained, the others), each {path: leaf} where Recipe.trainable
-    chooses; else (params, {}). Raises InputError where it matches none."""
+    """Returns (trainable, frozen) parameters, each {path: leaf}; (params, {}) if all are trained.
+    Raises InputError if Recipe.trainable matches none."""
     if not recipe.trainable:
         return params, {}
     parts = {}, {}
@@ -202,14 +197,14 @@ def partition_params(recipe, params):
         ) from error
     if not parts[0]:
         raise InputError(
-            f"--trainable {recipe.trainable} matches no parameter: they have names such as "
+            f"--trainable {recipe.trainable} matches no parameter; their names are like "
             f"{next(iter(parts[1]))}."
         )
     return parts
 
 
-def merge_params(recipe, trained, others):
-    """Returns the parameters that `partition_params` split."""
+def merge_params(recipe, trainable, frozen):
+    """Returns the tree of parameters from the two parts of `partition_params`."""
     if not recipe.trainable:
-        return trained
-    return traverse_util.unflatten_dict({**trained, **others}, sep="/")
+        return trainable
+    return traverse_util.unflatten_dict({**trainable, **frozen}, sep="/")

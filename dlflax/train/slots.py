@@ -1,4 +1,4 @@
-"""The slots of a Recipe: its parts that are dataclasses or functions, and their short names."""
+"""Slots of a Recipe: its components, dataclasses or functions, and their short names."""
 
 import dataclasses
 import re
@@ -14,72 +14,74 @@ from dlflax.train.tasks import TASKS
 
 
 class Slot(NamedTuple):
-    """A part of a Recipe, or the loss of its task."""
+    """A component of a Recipe, or the loss of its task."""
 
-    shipped: Mapping[str, Any]  # short name -> thing
+    shipped: Mapping[str, Any]  # short name -> component
     help: str
     arguments: str = ""  # of its call; none for a task, which is a subclass of Task
-    several: bool = False  # True for a tuple of things
+    several: bool = False  # True for a tuple of components
 
 
 SLOTS = {
-    "task": Slot(TASKS, "What kind of job it is."),
+    "task": Slot(TASKS, "Loss, metrics and type of the outputs."),
     "optimizer": Slot(OPTIMIZERS, "Update rule.", "learning_rate, hparams"),
     "schedule": Slot(SCHEDULES, "Shape of the learning rate.", "step, hparams"),
     "augment": Slot(
-        AUGMENTATIONS, "Random changes of training inputs, in this order; what has no strength "
-        "gets one.", "key, batch, hparams", several=True,
+        AUGMENTATIONS, "Random changes of training inputs, in this order; strengths that are all 0 "
+        "get defaults.", "key, batch, hparams", several=True,
     ),
-    "loss": Slot(LOSSES, "Loss of the task, if not its own.", "outputs, batch, hparams"),
+    "loss": Slot(LOSSES, "Loss of the task, instead of its default.", "outputs, batch, hparams"),
     "step": Slot({}, "", "recipe, state, hparams, batch"),
 }  # fmt: skip
 
 
-def short_name(slot: str, thing) -> str:
-    """Returns the name of a thing on the command line: as those shipped, or by its class or
-    function."""
+def short_name(slot: str, component) -> str:
+    """Returns the name of a component on the command line: the shipped name, or that of its class
+    or function."""
     for name, shipped in SLOTS[slot].shipped.items():
-        if shipped == thing:
+        if shipped == component:
             return name
-    class_name = getattr(thing, "__name__", type(thing).__name__)
+    class_name = getattr(component, "__name__", type(component).__name__)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
 
 
 def short_names(slot: str, recipe: Recipe) -> str | tuple[str, ...]:
-    """Returns the short name of the thing in a slot, a tuple of them for one of several."""
-    names = tuple(short_name(slot, thing) for thing in _things_in(slot, recipe))
+    """Returns the short name of a slot's component; a tuple if the slot has several."""
+    names = tuple(short_name(slot, component) for component in _components_in(slot, recipe))
     return names if SLOTS[slot].several else names[0]
 
 
-def things(slot: str, recipes: Iterable[Recipe]) -> dict[str, Any]:
-    """Returns short name -> thing of those shipped for a slot, and of those in the recipes."""
+def components(slot: str, recipes: Iterable[Recipe]) -> dict[str, Any]:
+    """Returns short name -> component: the shipped ones of a slot, and those of the recipes."""
     by_name = dict(SLOTS[slot].shipped)
     for recipe in recipes:
-        for thing in _things_in(slot, recipe):
-            by_name.setdefault(short_name(slot, thing), thing)
+        for component in _components_in(slot, recipe):
+            by_name.setdefault(short_name(slot, component), component)
     return by_name
 
 
-def _things_in(slot: str, recipe: Recipe) -> tuple:
-    thing = getattr(recipe.task if slot == "loss" else recipe, slot)
-    return thing if SLOTS[slot].several else (thing,)
+def _components_in(slot: str, recipe: Recipe) -> tuple:
+    component = getattr(recipe.task if slot == "loss" else recipe, slot)
+    return component if SLOTS[slot].several else (component,)
 
 
-def with_things(recipe: Recipe, chosen: Mapping[str, Any], recipes: Iterable[Recipe]) -> Recipe:
-    """Returns the recipe with things by their names: {"optimizer": "adamw", "augment": ("flip",)}.
-    Those that have the name already stay, with fields of their own."""
-    for slot in SLOTS:  # the task before its loss
-        names = chosen.get(slot)
-        if names is None or names == short_names(slot, recipe):
+def replace_components(
+    recipe: Recipe, names: Mapping[str, Any], recipes: Iterable[Recipe]
+) -> Recipe:
+    """Returns the recipe with components by name: {"optimizer": "adamw", "augment": ("flip",)}. A
+    component that already has the name stays, with the values of its fields."""
+    for slot, properties in SLOTS.items():  # the task before its loss
+        name = names.get(slot)
+        if name is None or name == short_names(slot, recipe):
             continue
-        known = things(slot, recipes)
-        thing = tuple(known[name] for name in names) if SLOTS[slot].several else known[names]
+        by_name = components(slot, recipes)
+        component = tuple(by_name[n] for n in name) if properties.several else by_name[name]
         if slot == "loss":
             if "loss" not in {field.name for field in dataclasses.fields(recipe.task)}:
                 raise InputError(
-                    f"--loss {names}: {type(recipe.task).__name__} has a loss of its own; remove "
+                    f"--loss {name}: {type(recipe.task).__name__} has a loss of its own; remove "
                     "the flag, or choose another --task."
                 )
-            slot, thing = "task", dataclasses.replace(recipe.task, loss=thing)
-        recipe = dataclasses.replace(recipe, **{slot: thing})
+            slot, component = "task", dataclasses.replace(recipe.task, loss=component)
+        recipe = dataclasses.replace(recipe, **{slot: component})
     return recipe

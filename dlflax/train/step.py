@@ -1,12 +1,5 @@
-"""One training step, a pure function of (recipe, state, hparams, batch), and the parts it is made
-of, for a step of your own.
-
-    def step(recipe, state, hparams, batch):
-        batch, key = prepare(recipe, state, hparams, batch)
-        return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
-
-Nothing here knows of the loop, of files or of devices.
-"""
+"""One training step, a pure function of (recipe, state, hparams, batch), and its parts, for a step
+of your own. Independent of the loop, of files and of devices."""
 
 import functools
 from typing import Any, NamedTuple
@@ -23,34 +16,32 @@ from dlflax.train.augment import augment_batch
 from dlflax.train.batch import Batch, cast
 from dlflax.train.hparams import Hparams
 from dlflax.train.metrics import batch_sums
-from dlflax.train.recipe import NEVER, Recipe, keywords, merge_params, partition_params
+from dlflax.train.recipe import NEVER, Recipe, merge_params, model_kwargs, partition_params
 from dlflax.train.state import State
 
-HEAD = "logits/"  # path of the last layer's parameters, which Hparams.backbone_rate leaves alone
+HEAD = "logits/"  # path of the head's parameters, which Hparams.backbone_rate does not scale
 
 
 class Gradient(NamedTuple):
     """The result of `gradient` on one batch of n examples."""
 
     gradient: Any
-    """Like `partition_params(recipe, params)`, float32."""
-    objective: jax.Array
-    """The value that is minimized, a float32 scalar."""
+    """The gradient of the trainable parameters (`partition_params`), float32."""
+    total_loss: jax.Array
+    """The value that a step minimizes, a float32 scalar."""
     outputs: jax.Array
     """Outputs of the model, float32 (n, ...)."""
     losses: jax.Array
-    """The loss of each example, float32 (n,), without the penalty."""
+    """The loss of each example, float32 (n,), without penalties."""
     collections: Any
-    """The model's other variables afterwards."""
+    """The model's other variables after the forward pass."""
 
 
 def step(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One update. Pure: the caller picks jit, vmap, map or shard.
-
-    batch: as the data source gives it, and its mask. Returns (State, sums) as `update`.
-    """
+    """Returns (State, sums) after one step, as `update` does. The caller picks jit, vmap or shard.
+    batch: the data source's arrays and a mask."""
     batch, key = prepare(recipe, state, hparams, batch)
     return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
 
@@ -58,8 +49,8 @@ def step(
 def prepare(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch
 ) -> tuple[dict[str, Any], jax.Array]:
-    """(the batch as the model and the loss see it in training, the key of the model's randomness).
-    All randomness of a step is of `fold_in(state.key, state.step)`."""
+    """Returns (the batch after augmentation, with targets; the key of the model's randomness). All
+    randomness of a step comes from `fold_in(state.key, state.step)`."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     return augment_batch(recipe, hparams, batch, augment_key), dropout_key
 
@@ -67,78 +58,77 @@ def prepare(
 def gradient(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch, key: jax.Array
 ) -> Gradient:
-    """The gradient of the objective on a batch, as `prepare` gives both, at the State's parameters:
-    of those that are trained."""
-    trained_params, others = partition_params(recipe, state.params)
+    """Returns the gradient of `total_loss` with respect to the trainable parameters. batch, key: as
+    `prepare` returns them."""
+    trainable, frozen = partition_params(recipe, state.params)
 
-    def of_inputs(inputs):
-        def of_params(trained_params):
-            params = merge_params(recipe, trained_params, others)
-            whole = {**batch, "inputs": inputs}
-            return objective(recipe, params, state.collections, hparams, whole, key)
+    def differentiate(inputs):
+        def loss(trainable):
+            params = merge_params(recipe, trainable, frozen)
+            cut_batch = {**batch, "inputs": inputs}
+            return total_loss(recipe, params, state.collections, hparams, cut_batch, key)
 
-        return jax.value_and_grad(of_params, has_aux=True)(trained_params)
+        return jax.value_and_grad(loss, has_aux=True)(trainable)
 
-    # a model may cut a batch to what is in it; chosen out here, a cut keeps nothing of the others
+    # a model may cut padding off a batch; the switch encloses the gradient, so that no branch
+    # keeps the activations of another
     cuts = None
     if isinstance(recipe.model, CuttingBatches):
         cuts = recipe.model.cuts(batch["inputs"])
     if cuts is None:
-        found = of_inputs(batch["inputs"])
+        result = differentiate(batch["inputs"])
     else:
-        found = lax.switch(cuts[0], [functools.partial(of_inputs, each) for each in cuts[1]])
-    (value, (outputs, each, collections)), gradient = found
-    return Gradient(gradient, value, outputs, each, collections)
+        index, branches = cuts
+        result = lax.switch(index, [functools.partial(differentiate, cut) for cut in branches])
+    (loss, (outputs, losses, collections)), gradient = result
+    return Gradient(gradient, loss, outputs, losses, collections)
 
 
-def objective(recipe, params, collections, hparams, batch, key):
-    """Returns what training minimizes, a float32 scalar, and more: the mean loss of the batch, the
-    L2 penalty, and what the model puts into its collection "losses", (n,) each.
-
-    batch: as for `step`, and with MixUp or CutMix `partner` int32 (n,) and `share` float32 (n,).
-    Returns (objective, (outputs float32 (n, ...), per-example losses (n,), new collections)).
-    """
+def total_loss(recipe, params, collections, hparams, batch, key):
+    """Returns (total loss, (outputs float32 (n, ...), losses (n,), new collections)). The total
+    loss, a float32 scalar, is the mean loss of the batch, plus the L2 penalty, plus the losses (n,)
+    that the model writes to its collection "losses". batch: as for `step`, with MixUp or CutMix
+    also `partner` int32 (n,) and `share` float32 (n,)."""
     dtype = jnp.dtype(recipe.compute_dtype)
     with freeze_norms(recipe.trainable):
         outputs, collections = recipe.model.apply(
             {"params": cast(params, dtype), **collections},
             cast(batch["inputs"], dtype),
-            **keywords(recipe.model, hparams, train=True),
-            # a stream of another name takes "params"
+            **model_kwargs(recipe.model, hparams, train=True),
+            # "params" serves streams of any other name
             rngs={"dropout": key, "params": jax.random.fold_in(key, 1)},
             mutable=[*collections, "losses"],
         )
     outputs = cast(outputs, jnp.float32)
     loss = recipe.task.loss
-    each = loss(outputs, batch, hparams)
+    each_loss = loss(outputs, batch, hparams)
     weight = batch["mask"] * batch["weight"] if "weight" in batch else batch["mask"]
-    total = jnp.sum(each * weight)
-    if "partner" in batch:  # a target's loss has the weight of that target's class
+    total = jnp.sum(each_loss * weight)
+    if "partner" in batch:  # each target's loss has the weight of that target's class
         share, partner = batch["share"], batch["partner"]
-        other = loss(outputs, {**batch, "targets": batch["targets"][partner]}, hparams)
-        others = batch.get("weight", jnp.ones_like(share))[partner]
-        total = jnp.sum(share * each * weight + (1 - share) * other * others * batch["mask"])
-        each = share * each + (1 - share) * other
-    if own := jax.tree.leaves(collections.pop("losses", {})):
-        total = total + hparams.kl_weight * jnp.sum(sum(own) * weight)
+        partner_loss = loss(outputs, {**batch, "targets": batch["targets"][partner]}, hparams)
+        partner_weight = batch.get("weight", jnp.ones_like(share))[partner]
+        partner_total = (1 - share) * partner_loss * partner_weight * batch["mask"]
+        total = jnp.sum(share * each_loss * weight + partner_total)
+        each_loss = share * each_loss + (1 - share) * partner_loss
+    if model_losses := jax.tree.leaves(collections.pop("losses", {})):
+        total = total + hparams.kl_weight * jnp.sum(sum(model_losses) * weight)
     mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
     penalty = losses.l2(partition_params(recipe, params)[0])
-    return mean + hparams.l2 * penalty, (outputs, each, collections)
+    return mean + hparams.l2 * penalty, (outputs, each_loss, collections)
 
 
 def update(
-    recipe: Recipe, state: State, hparams: Hparams, batch: Batch, found: Gradient
+    recipe: Recipe, state: State, hparams: Hparams, batch: Batch, result: Gradient
 ) -> tuple[State, dict[str, jax.Array]]:
-    """(State after the optimizer's update with this gradient, sums).
-
-    sums: `loss` without the penalty and `count`, float32; those of the task; and `first_bad_step`,
-    the 0-based step if the objective or the gradient is not finite, else a large number.
-    """
-    params, others = partition_params(recipe, state.params)
+    """Returns (State after the optimizer's update, sums). result: as `gradient` returns it. sums:
+    `loss` without penalties and `count`, float32; the task's sums; and `first_bad_step`, the
+    0-based step if the total loss or the gradient is not finite, else NEVER."""
+    params, frozen = partition_params(recipe, state.params)
     rate = recipe.schedule(state.step, hparams)
-    optimizer = optim.transformation(recipe.optimizer, rate, hparams)
+    optimizer = optim.gradient_transformation(recipe.optimizer, rate, hparams)
     updates, opt_state = optimizer.update(
-        found.gradient, state.opt_state, params, value=found.objective
+        result.gradient, state.opt_state, params, value=result.total_loss
     )
     if recipe.trainable:
         updates = {
@@ -148,38 +138,39 @@ def update(
     params = optax.apply_updates(params, updates)
     ema, ema_collections = state.ema, state.ema_collections
     if recipe.ema:
-        # the warm-up of the decay keeps the initial weights from lingering in a short run
+        # the decay warms up, so that the initial weights soon lose their share in a short run
         decay = jnp.minimum(hparams.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        old, kept = partition_params(recipe, ema)
+        old, frozen_ema = partition_params(recipe, ema)
         new = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, old, params)
-        ema = merge_params(recipe, new, kept)
+        ema = merge_params(recipe, new, frozen_ema)
         if ema_collections is not None:
             ema_collections = jax.tree.map(
-                functools.partial(_average, decay), ema_collections, found.collections
+                functools.partial(_average, decay), ema_collections, result.collections
             )
 
-    finite = jnp.isfinite(found.objective) & jnp.isfinite(optax.tree.norm(found.gradient))
+    finite = jnp.isfinite(result.total_loss) & jnp.isfinite(optax.tree.norm(result.gradient))
     sums = {
-        **batch_sums(recipe.task.metrics, found.outputs, found.losses, batch),
+        **batch_sums(recipe.task.metrics, result.outputs, result.losses, batch),
         "first_bad_step": jnp.where(finite, NEVER, state.step),
     }
     state = state.replace(
-        step=state.step + 1, params=merge_params(recipe, params, others), opt_state=opt_state,
-        ema=ema, collections=found.collections, ema_collections=ema_collections,
+        step=state.step + 1, params=merge_params(recipe, params, frozen), opt_state=opt_state,
+        ema=ema, collections=result.collections, ema_collections=ema_collections,
     )  # fmt: skip
     return state, sums
 
 
 def _average(decay, old, new):
-    """Returns the average of floats, of anything else the newest. Equal values keep their bits."""
+    """Returns the moving average of floats, and any other array as `new`. Equal values stay
+    bitwise equal."""
     if not jnp.issubdtype(new.dtype, jnp.floating):
         return new
     return old + (1 - decay) * (new - old)
 
 
 def shift_params(recipe: Recipe, state: State, direction: Any) -> State:
-    """Returns the State with `direction`, which is like the gradient, added to the parameters that
-    are trained."""
-    params, others = partition_params(recipe, state.params)
+    """Returns the State with `direction` added to the trainable parameters. direction: a tree like
+    `Gradient.gradient`."""
+    params, frozen = partition_params(recipe, state.params)
     params = jax.tree.map(jnp.add, params, direction)
-    return state.replace(params=merge_params(recipe, params, others))
+    return state.replace(params=merge_params(recipe, params, frozen))

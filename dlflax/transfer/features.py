@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from dlflax.files import atomic_write, cache_folder
 from dlflax.models.minilm import bucket_lengths
 from dlflax.report.progress import progress_bar
-from dlflax.train.augment import augment, numbers
+from dlflax.train.augment import augment, strength_names
 from dlflax.train.batch import floats
-from dlflax.train.hparams import Hparams, as_traced
+from dlflax.train.hparams import Hparams, as_float32
 
 BATCH = 32  # images per call; constant, so that an image's features do not depend on the others
 FILE_SIZE = 1024  # images per file of the cache, which a kill loses
@@ -47,7 +47,7 @@ class Features:
     def __call__(self, images, view: int = 0, augmentations=(), hparams=None) -> np.ndarray:
         """Returns features, float32 (n, d), of uint8 images (n, h, w, 3). view: index of an
         augmented view by `augmentations` and their hparams; 0 is the unchanged image."""
-        strengths = [float(getattr(hparams, n)) for n in numbers(augmentations, hparams)]
+        strengths = [float(getattr(hparams, n)) for n in strength_names(augmentations, hparams)]
         salt = [view, *map(repr, augmentations), *strengths] if view else []
         salt = json.dumps(salt).encode()
         # read by chunks, as the images may be on disk
@@ -79,7 +79,7 @@ class Features:
         n, size = len(images), -(-BATCH // self._mesh.size) * self._mesh.size
         images, keys = (np.resize(array, (size, *array.shape[1:])) for array in (images, keys))
         arrays = jax.device_put((images, keys), self._sharding)
-        hparams = as_traced(hparams or Hparams())
+        hparams = as_float32(hparams or Hparams())
         rows = _features(self.model, augmentations, self._mesh, self._variables, *arrays, hparams)
         return np.asarray(rows)[:n]
 

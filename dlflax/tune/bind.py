@@ -15,7 +15,7 @@ from dlflax.errors import InputError
 from dlflax.report.trials import COSTS
 from dlflax.run.prepare import balance, read_data, split_data
 from dlflax.train.augment import AUGMENTATIONS
-from dlflax.train.check import check_batch_size, refuse_unused, unused_numbers
+from dlflax.train.check import check_batch_size, reject_unused_flags, unused_hparams
 from dlflax.train.layout import free_bytes, member_bytes
 from dlflax.tune import hints, stopping
 from dlflax.tune.config import Sweep, check_sweep
@@ -222,7 +222,7 @@ def check_recipes(sweep, tried: Space, recipes, train_set, pretrained, log) -> N
     names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
     inputs = train_set["inputs"][:1]
     states = ((recipe, train.abstract(recipe, sweep.hparams, inputs)) for recipe in recipes)
-    unused = unused_numbers(names, states, sweep.hparams, train_set)
-    refuse_unused(sweep.given, unused - {*views}, recipes[0])
+    unused = unused_hparams(names, states, sweep.hparams, train_set)
+    reject_unused_flags(sweep.given, unused - {*views}, recipes[0])
     for name in sorted(unused & {*tried.distributions}):
         log(f"note: nothing here reads {name}: its values make no difference")

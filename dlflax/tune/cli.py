@@ -11,7 +11,7 @@ import tyro
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.flags import check_choices
-from dlflax.train.hparams import numbers
+from dlflax.train.hparams import hparam_names
 from dlflax.train.layout import use_all_cores
 from dlflax.tune.config import Sweep
 from dlflax.tune.rules import RULES, Rule
@@ -166,7 +166,7 @@ def _space_type(config, words):
     model_type.__doc__ = "What of the model is searched over."
     return dataclasses.make_dataclass(
         "Space",
-        [field(name) for name in numbers(config.hparams)]
+        [field(name) for name in hparam_names(config.hparams)]
         + [field(name) for name in STRUCTURE]
         + [("model", model_type, model_type())],
         frozen=True,

@@ -30,7 +30,7 @@ def cost(kind: str, recipe: train.Recipe, hparams: train.Hparams, inputs) -> flo
     if kind == "flops":
         return float(train.forward_flops(recipe, abstract, hparams, inputs[:1]))
     state = train.init(recipe, hparams, inputs[:1], jax.random.key(0))
-    numbers, part = train.as_traced(hparams.evaluation()), inputs[:EXAMPLES]
+    numbers, part = train.as_float32(hparams.evaluation()), inputs[:EXAMPLES]
     seconds = []
     for _ in range(REPEATS + 1):
         clock = time.perf_counter()

@@ -90,7 +90,7 @@ def build(sweep, bound: Bound, experiment, config: run.Config, members, trials, 
     if len(members) < 2:
         log("no ensemble: the models of fewer than two trials are here")
         return None
-    task, hparams = config.recipe.task, train.as_traced(config.hparams.evaluation())
+    task, hparams = config.recipe.task, train.as_float32(config.hparams.evaluation())
     outputs = jnp.stack([member.outputs for member in members])
     part = {name: leaf[: outputs.shape[1]] for name, leaf in bound.val.items()}
     batch = train.host_batch(task, part)

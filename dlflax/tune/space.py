@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.train.check import check_hparams, check_recipe
-from dlflax.train.slots import SLOTS, short_names, things, with_things
+from dlflax.train.slots import SLOTS, components, replace_components, short_names
 
 # fields of a Recipe, and the loss of its task
 STRUCTURE = ("batch_size", "compute_dtype", "ema", *sorted(SLOTS.keys() - {"task", "step"}))
@@ -60,7 +60,7 @@ class Space:
                 recipe = dataclasses.replace(recipe, model=recipe.model.clone(**{field: value}))
             elif name in SLOTS:
                 chosen = {name: _names(value) if SLOTS[name].several else value}
-                recipe = with_things(recipe, chosen, (*self.recipes, recipe))
+                recipe = replace_components(recipe, chosen, (*self.recipes, recipe))
             elif name in STRUCTURE:
                 recipe = dataclasses.replace(recipe, **{name: value})
             else:
@@ -188,7 +188,7 @@ def _value(name, word, recipe, hparams, recipes, flag):
             raise InputError(f"{flag}: {word!r} is not a number.") from error
         return float(word)
     if name in SLOTS:
-        known, several = things(name, recipes), SLOTS[name].several
+        known, several = components(name, recipes), SLOTS[name].several
         if unknown := {*(_names(word) if several else (word,))} - {*known}:
             more = ", several as crop,flip, or none" if several else ""
             raise InputError(f"{flag}: {unknown.pop()!r} must be one of {', '.join(known)}{more}.")

@@ -14,7 +14,7 @@ from dlflax.run.prepare import prepare
 from dlflax.run.resume import differences
 from dlflax.train import checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.train.recipe import init_placed
+from dlflax.train.recipe import init_on_devices
 from dlflax.tune.settings import set_aside
 
 
@@ -42,12 +42,14 @@ def _save(experiment, config, variables, history, dataset, log) -> None:
     history = [{**unknown, **row} for row in history]
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.recipe.task, log)
     start, step = job.start, np.int32(history[-1]["step"])
-    inputs, numbers = start.splits.train["inputs"][:1], train.as_traced(config.hparams)
+    inputs, numbers = start.splits.train["inputs"][:1], train.as_float32(config.hparams)
     # placed as that of any run, whatever devices there are
     with parallel.use_devices(parallel.num_devices(config.devices, config.recipe.batch_size)):
-        fresh = init_placed(start.recipe, numbers, inputs, np.uint32(config.seed), start.pretrained)
+        fresh = init_on_devices(
+            start.recipe, numbers, inputs, np.uint32(config.seed), start.pretrained
+        )
         state = _with_variables(fresh, variables, step)
-        checkpoints.save(train.Saved(state, history))
+        checkpoints.save(train.Checkpoint(state, history))
 
 
 @jax.jit

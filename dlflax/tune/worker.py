@@ -261,7 +261,7 @@ def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
     records = [row if all(history for history, _ in row) else None for row in members.records()]
     values = [score_of(job, row) for row in records]
     over = [
-        k in members.diverged or all(seed.finished() for seed in members.trainings[k])
+        k in members.divergence_steps or all(seed.is_complete() for seed in members.trainings[k])
         for k in range(len(group))
     ]
     states = members.states([k for k in range(len(group)) if records[k] and not over[k]])
@@ -276,8 +276,8 @@ def _outcomes(job, members, group, worth, parts) -> dict[int, Outcome]:
         curve = [float(np.mean([row[f"val_{job.metric}"] for row in epoch])) for epoch in rows]
         curve = [value if math.isfinite(value) else job.sign * math.inf for value in curve]
         attrs = seeds_of(job, records[k])
-        if k in members.diverged:
-            attrs = {"diverged_at": members.diverged[k]}
+        if k in members.divergence_steps:
+            attrs = {"diverged_at": members.divergence_steps[k]}
         outcomes[each.number] = Outcome(
             each.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
             models.get(k, []),

@@ -1,4 +1,4 @@
-"""Metrics, shipped and your own: `metric.Metric` is the contract."""
+"""Metrics; `metric.Metric` is the base class of your own."""
 
 from dlflax.train.metrics.classes import (
     ROCAUC,
@@ -7,17 +7,16 @@ from dlflax.train.metrics.classes import (
     MacroF1,
     MacroMean,
     average_precision,
+    average_sigmoid,
+    average_softmax,
     calibration,
     class_counts,
     confusion,
-    mean_known,
-    mean_of_sigmoid,
-    mean_of_softmax,
     per_class,
-    per_class_of,
+    per_class_from_logits,
     predictions,
     roc_auc,
-    undone,
+    subset_findings,
     worst_confusion,
 )
 from dlflax.train.metrics.labels import LabelAccuracy, LabelF1, MeanAveragePrecision
@@ -35,8 +34,8 @@ from dlflax.train.metrics.numbers import R2, ForecastMAE, ForecastRMSE, MeanErro
 __all__ = [
     "Accuracy", "Additive", "AveragePrecision", "Collecting", "ForecastMAE", "ForecastRMSE",
     "LabelAccuracy", "LabelF1", "MacroF1", "MacroMean", "MeanAveragePrecision", "MeanError",
-    "MeanLoss", "Metric", "R2", "ROCAUC", "additive_scores", "average_precision", "batch_sums",
-    "calibration", "class_counts", "collecting_scores", "confusion", "mean_known",
-    "mean_of_sigmoid", "mean_of_softmax", "per_class", "per_class_of",
-    "predictions", "roc_auc", "undone", "worst_confusion",
+    "MeanLoss", "Metric", "R2", "ROCAUC", "additive_scores", "average_precision", "average_sigmoid",
+    "average_softmax", "batch_sums", "calibration", "class_counts", "collecting_scores",
+    "confusion", "per_class", "per_class_from_logits", "predictions", "roc_auc", "subset_findings",
+    "worst_confusion",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Metrics of one class of several, as scikit-learn's, without its import, which takes a second."""
+"""Metrics of classification, equal to scikit-learn's, without its import, which takes a second."""
 
 import dataclasses
 from typing import Literal
@@ -12,12 +12,12 @@ from dlflax.shapes import AnyArray
 from dlflax.train.metrics.metric import Additive, Collecting
 
 Logits = Float[AnyArray, " n"] | Float[AnyArray, "n classes"]
-MOST_SCORES = 10**7  # examples x classes of which curves are computed, the examples drawn
+MAX_SCORES = 10**7  # examples x classes of a curve; above it, examples are sampled
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy(Additive):
-    """The share of examples whose class is predicted. targets int (n,), outputs as `predictions`
+    """Share of examples whose class is predicted. targets: int (n,); outputs: as `predictions`
     takes them."""
 
     name: str = "accuracy"
@@ -32,8 +32,8 @@ class Accuracy(Additive):
 
 @dataclasses.dataclass(frozen=True)
 class MacroF1(Additive):
-    """The mean F1 of the classes that occur in truth or prediction (scikit-learn's macro average).
-    targets int (n,), outputs as `predictions` takes them."""
+    """Mean F1 of the classes that occur in targets or predictions (scikit-learn's macro average).
+    targets: int (n,); outputs: as `predictions` takes them."""
 
     name: str = "macro_f1"
 
@@ -43,102 +43,99 @@ class MacroF1(Additive):
         return dict(zip(("hits", "support", "predicted"), counts, strict=True))
 
     def compute(self, sums):
-        return macro(per_class(sums["hits"], sums["support"], sums["predicted"]), "f1")
+        return macro_average(per_class(sums["hits"], sums["support"], sums["predicted"]), "f1")
 
 
 @dataclasses.dataclass(frozen=True)
 class MacroMean(Collecting):
-    """The mean precision or recall of the classes, as `MacroF1`."""
+    """Mean precision or recall of the classes, as `MacroF1`."""
 
     score: Literal["precision", "recall"] = "precision"
 
     def compute(self, outputs, batch):
-        return macro(per_class_of(outputs, batch["targets"]), self.score)
+        return macro_average(per_class_from_logits(outputs, batch["targets"]), self.score)
 
 
 @dataclasses.dataclass(frozen=True)
 class ROCAUC(Collecting):
-    """Area under the ROC curve (scikit-learn's). Two classes are ranked by the difference of their
-    logits; of more, each is ranked against the rest by its probability, and the mean taken.
-    targets int (n,)."""
+    """Area under the ROC curve (scikit-learn's): for two classes by the difference of their logits,
+    for more the mean over one-vs-rest by probability. targets: int (n,)."""
 
     name: str = "roc_auc"
 
     def compute(self, outputs, batch):
-        pairs = one_against_rest(outputs, batch["targets"])
-        return mean_or_nan([roc_auc(truth, score) for truth, score in pairs])
+        values = [roc_auc(*pair) for pair in one_vs_rest(outputs, batch["targets"])]
+        return float(np.mean(np.array(values, float)))  # None is NaN
 
 
 @dataclasses.dataclass(frozen=True)
 class AveragePrecision(Collecting):
-    """Mean precision over the recalls (scikit-learn's): of two classes that of the second, of more
-    the mean over each against the rest. targets int (n,)."""
+    """Mean precision over the recalls (scikit-learn's): for two classes that of the second, for
+    more the mean over one-vs-rest. targets: int (n,)."""
 
     name: str = "average_precision"
 
     def compute(self, outputs, batch):
-        pairs = one_against_rest(outputs, batch["targets"])
-        return mean_or_nan([average_precision(t[:, None], score[:, None])[0] for t, score in pairs])
+        pairs = one_vs_rest(outputs, batch["targets"])
+        values = [average_precision(t[:, None], score[:, None])[0] for t, score in pairs]
+        return float(np.mean(np.array(values, float)))  # None is NaN
 
 
-def one_against_rest(
+def one_vs_rest(
     outputs: Logits, targets: Int[np.ndarray, " n"]
 ) -> list[tuple[Bool[np.ndarray, " m"], Float[np.ndarray, " m"]]]:
-    """Returns (truth, score) for the second of two classes, or for each of more. The
-    score is higher for the class. outputs: logits as `predictions` takes them; where they are more
-    than MOST_SCORES numbers, of a part of the examples."""
-    part = _examples(outputs)
-    outputs, targets = outputs[part], targets[part]
+    """Returns (truth, score) of the second of two classes, or of each of more, for a sample of at
+    most MAX_SCORES outputs. outputs: logits as `predictions` takes them."""
+    rows = _sample(outputs)
+    outputs, targets = outputs[rows], targets[rows]
     logits = np.float64(outputs).reshape(len(outputs), -1)
     if logits.shape[1] <= 2:
-        # the logits, not the probabilities, of which many are 1 to the last bit
+        # logits, because many probabilities would round to 1
         return [(targets == 1, logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1))]
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     return [(targets == k, p[:, k]) for k in range(p.shape[1])]
 
 
-def _examples(outputs) -> Int[np.ndarray, " m"]:
-    """Indices of the examples whose outputs are at most MOST_SCORES numbers."""
+def _sample(outputs) -> Int[np.ndarray, " m"]:
+    """Returns the indices of a sample of examples with at most MAX_SCORES outputs."""
     n = len(outputs)
-    few = max(2, MOST_SCORES * n // max(np.size(outputs), 1))
-    return np.arange(n) if few >= n else np.sort(np.random.default_rng(0).permutation(n)[:few])
+    size = max(2, MAX_SCORES * n // max(np.size(outputs), 1))
+    return np.arange(n) if size >= n else np.sort(np.random.default_rng(0).permutation(n)[:size])
 
 
-def undone(outputs: Logits) -> list[str]:
-    """Returns a sentence on the part of the examples that `one_against_rest` is of."""
-    few, n = len(_examples(outputs)), len(outputs)
-    return [f"roc_auc and average_precision are of {few:,} of {n:,} test examples."] * (few < n)
+def subset_findings(outputs: Logits) -> list[str]:
+    """Returns a finding if `one_vs_rest` samples the examples."""
+    size, n = len(_sample(outputs)), len(outputs)
+    sentence = f"roc_auc and average_precision are of {size:,} of {n:,} test examples."
+    return [sentence] if size < n else []
 
 
-def per_class_of(
+def per_class_from_logits(
     outputs: Logits, targets: Int[np.ndarray, " n"]
 ) -> dict[str, Real[np.ndarray | np.generic, "*k"]]:
-    """Returns `per_class` of logits outputs, as `predictions` takes them."""
+    """Returns `per_class` of outputs: logits as `predictions` takes them."""
     classes = max(2, outputs.shape[-1] if np.ndim(outputs) > 1 else 1)
     predicted = np.asarray(predictions(jnp.asarray(outputs)))
-    known = targets[targets >= 0]  # others are of classes that the model does not have
-    counts = (targets[predicted == targets], known, predicted)
-    return per_class(*(np.bincount(each, minlength=classes) for each in counts))
+    support = targets[targets >= 0]  # negative: classes that the model lacks
+    groups = (targets[predicted == targets], support, predicted)
+    return per_class(*(np.bincount(group, minlength=classes) for group in groups))
 
 
 def predictions(outputs: Logits) -> Int[AnyArray, " n"]:
-    """Classes from logits, int32; of one logit 0 or 1."""
+    """Returns classes, int32, of logits (n, classes), or of (n,) or (n, 1) of the second of two."""
     if outputs.ndim == 1 or outputs.shape[-1] == 1:
         return (outputs.reshape(outputs.shape[0]) > 0).astype(jnp.int32)
     return outputs.argmax(-1).astype(jnp.int32)
 
 
 def class_counts(
-    predicted: Int[AnyArray, " n *d"],
-    targets: Int[AnyArray, " n *d"],
-    mask: Float[AnyArray, " n"],
-    classes: int,
-) -> tuple[Float[AnyArray, " {classes}"], ...]:
-    """(hits, support, predicted), as `per_class` takes them. mask: 0 for examples that do not
-    count."""
+    predicted: Int[AnyArray, " n *d"], targets: Int[AnyArray, " n *d"],
+    mask: Float[AnyArray, " n"], classes: int,
+) -> tuple[Float[AnyArray, " {classes}"], ...]:  # fmt: skip
+    """Returns (hits, support, predicted), as `per_class` takes them. mask: 0 for padding."""
     weight = jnp.broadcast_to(mask.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)[..., None]
-    truth, guess = (jax.nn.one_hot(each, classes) * weight for each in (targets, predicted))
+    truth, guess = (jax.nn.one_hot(y, classes) * weight for y in (targets, predicted))
     axes = tuple(range(targets.ndim))
     return (truth * guess).sum(axes), truth.sum(axes), guess.sum(axes)
 
@@ -146,7 +143,7 @@ def class_counts(
 def confusion(
     predicted: Int[AnyArray, " n"], targets: Int[AnyArray, " n"], classes: int
 ) -> Int[np.ndarray, "{classes} {classes}"]:
-    """Counts of examples, rows true, columns predicted."""
+    """Returns the confusion matrix: counts of examples, rows true, columns predicted."""
     flat = np.bincount(np.asarray(targets) * classes + np.asarray(predicted), minlength=classes**2)
     return flat.reshape(classes, classes)
 
@@ -154,25 +151,25 @@ def confusion(
 def worst_confusion(
     predicted: Int[np.ndarray, " n"], targets: Int[np.ndarray, " n"], classes: int, most: int
 ) -> tuple[Int[np.ndarray, "k k"], Int[np.ndarray, " k"]]:
-    """Returns `confusion` of the `most` classes that have most errors, and which these are, in
-    their order: all of them where there are no more. Takes the memory of these alone."""
+    """Returns (`confusion` of the `most` classes with the most errors, these classes, ascending),
+    without the memory of the full matrix."""
     wrong = targets != predicted
     errors = sum(np.bincount(y[wrong], minlength=classes) for y in (targets, predicted))
-    chosen = np.sort(np.argsort(-errors, kind="stable")[:most])
-    number = np.full(classes, -1)
-    number[chosen] = np.arange(len(chosen))
-    truth, guess = number[targets], number[predicted]
+    worst = np.sort(np.argsort(-errors, kind="stable")[:most])
+    index = np.full(classes, -1)
+    index[worst] = np.arange(len(worst))
+    truth, guess = index[targets], index[predicted]
     both = (truth >= 0) & (guess >= 0)
-    return confusion(guess[both], truth[both], len(chosen)), chosen
+    return confusion(guess[both], truth[both], len(worst)), worst
 
 
 def per_class(
     hits: Real[AnyArray, "*k"], support: Real[AnyArray, "*k"], predicted: Real[AnyArray, "*k"]
 ) -> dict[str, Real[np.ndarray | np.generic, "*k"]]:
-    """Precision, recall, F1, support and predictions of each class from counts:
-    examples of the class that were predicted so, all examples of it, all predictions of it. A class
-    that is never predicted, or never occurs, scores 0, as scikit-learn's `zero_division=0`."""
-    hits, support, predicted = (np.asarray(each, np.float64) for each in (hits, support, predicted))
+    """Returns precision, recall, F1, support and predictions of each class from its counts. hits:
+    true positives; support: examples of the class; predicted: predictions of it. An undefined score
+    is 0, as with scikit-learn's `zero_division=0`."""
+    hits, support, predicted = (np.asarray(n, np.float64) for n in (hits, support, predicted))
     return {
         "precision": hits / np.maximum(predicted, 1),
         "recall": hits / np.maximum(support, 1),
@@ -182,34 +179,34 @@ def per_class(
     }
 
 
-def macro(table: dict[str, np.ndarray], score: str) -> float:
-    """The mean of a column of `per_class` over the classes that occur, in truth or prediction, as
-    scikit-learn's macro average; 0 without any."""
+def macro_average(table: dict[str, np.ndarray], score: str) -> float:
+    """Returns the mean of a column of `per_class` over the classes that occur in targets or
+    predictions, as scikit-learn's macro average; 0 without any."""
     occurs = (table["support"] > 0) | (table["predicted"] > 0)
     return float(table[score][occurs].mean()) if occurs.any() else 0.0
 
 
-def mean_of_softmax(
+def average_softmax(
     logits: Float[AnyArray, " models *n"], weights: Float[AnyArray, " models"]
 ) -> Float[AnyArray, "*n"]:
-    """The logits of the mean probabilities of several models, of (n, classes) each. The weights add
-    up to 1. One logit, (models, n) or (models, n, 1), as `mean_of_sigmoid`."""
+    """Returns the logits of the mean softmax probabilities of several models, (n, classes) each.
+    The weights sum to 1. For one logit, (models, n) or (models, n, 1), as `average_sigmoid`."""
     if logits.ndim == 2 or logits.shape[-1] == 1:
-        return mean_of_sigmoid(logits, weights)
+        return average_sigmoid(logits, weights)
     log_p = jax.nn.log_softmax(logits) + _log_weights(logits, weights)
     return jax.nn.logsumexp(log_p, axis=0)
 
 
-def mean_of_sigmoid(
+def average_sigmoid(
     logits: Float[AnyArray, " models *n"], weights: Float[AnyArray, " models"]
 ) -> Float[AnyArray, "*n"]:
-    """The logits of the mean probabilities of several models. The weights add up to 1."""
+    """Returns the logits of the mean sigmoid probabilities of models. The weights sum to 1."""
     log_weights = _log_weights(logits, weights)
-    of_one, of_zero = (
+    log_one, log_zero = (
         jax.nn.logsumexp(jax.nn.log_sigmoid(sign * logits) + log_weights, axis=0)
         for sign in (1, -1)
     )
-    return of_one - of_zero
+    return log_one - log_zero
 
 
 def _log_weights(logits, weights):
@@ -220,44 +217,39 @@ def _log_weights(logits, weights):
 def calibration(
     targets: Int[AnyArray, " n"], probabilities: Float[AnyArray, "n classes"], bins: int = 15
 ) -> dict[str, Real[np.ndarray, " {bins}"] | float]:
-    """Returns the calibration of the predicted classes' probabilities, in `bins` equal intervals of
-    the highest probability.
-
-    Its keys: `count`, `confidence` (mean probability) and `accuracy`, 0 where a bin
-    is empty; and `error`, the expected calibration error: the mean difference of the two, by count
-    (Guo et al. 2017, section 2).
-    """
+    """Returns the calibration in `bins` equal intervals of the predicted class's probability. Keys:
+    `count`, `confidence` (mean probability) and `accuracy` of each bin, 0 if empty; and `error`,
+    the expected calibration error (Guo et al. 2017, section 2)."""
     confidence = np.asarray(probabilities, np.float64).max(1)
     right = np.asarray(probabilities).argmax(1) == targets
-    at = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as Guo
-    count = np.bincount(at, minlength=bins)
-    of = {"confidence": confidence, "accuracy": right.astype(np.float64)}
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as Guo
+    count = np.bincount(index, minlength=bins)
+    columns = {"confidence": confidence, "accuracy": right.astype(np.float64)}
     table = {
-        name: np.bincount(at, each, minlength=bins) / np.maximum(count, 1)
-        for name, each in of.items()
+        name: np.bincount(index, values, minlength=bins) / np.maximum(count, 1)
+        for name, values in columns.items()
     }
     gap = np.abs(table["confidence"] - table["accuracy"])
     return {"count": count, **table, "error": float((gap * count).sum() / max(count.sum(), 1))}
 
 
 def roc_auc(targets: Shaped[AnyArray, " n"], scores: Float[AnyArray, " n"]) -> float | None:
-    """Returns the area under the ROC curve: the share of pairs, one example of each class, whose
-    scores are in the right order, ties half. Targets are 0 or 1; scores higher for class 1. None
-    unless both classes occur."""
+    """Returns the area under the ROC curve, None unless both classes occur. targets: 0 or 1;
+    scores: higher for class 1."""
     truth = np.asarray(targets, bool)
     positive, negative = truth.sum(), (~truth).sum()
     if not positive or not negative:
         return None
-    _, at, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[at]  # from 1, the mean of those that are equal
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # from 1; ties have their mean rank
     return float((ranks[truth].sum() / positive - (positive + 1) / 2) / negative)
 
 
 def average_precision(
     targets: Shaped[AnyArray, "n labels"], scores: Float[AnyArray, "n labels"]
 ) -> list[float | None]:
-    """Returns for each label the mean precision over the recalls; targets are 0 or 1.
-    None for a label that does not occur."""
+    """Returns for each label the mean precision over the recalls, None if it does not occur.
+    targets: 0 or 1."""
     pairs = zip(np.asarray(targets, bool).T, np.asarray(scores).T, strict=True)
     return [_average_precision(truth, score) if truth.any() else None for truth, score in pairs]
 
@@ -265,17 +257,6 @@ def average_precision(
 def _average_precision(truth, scores) -> float:
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(truth[order])
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each different score
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each distinct score
     precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
     return float(np.sum(np.diff(recall, prepend=0) * precision))
-
-
-def mean_or_nan(values: list[float | None]) -> float:
-    """Returns the mean, NaN where one is None."""
-    return float("nan") if None in values else float(np.mean(values))
-
-
-def mean_known(values: list[float | None]) -> float:
-    """The mean of those that are not None; 0 without any."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else 0.0

@@ -1,21 +1,22 @@
-"""Metrics of any number of labels."""
+"""Metrics of multi-label classification."""
 
 import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 
-from dlflax.train.metrics.classes import average_precision, mean_known, per_class
+from dlflax.train.metrics.classes import average_precision, per_class
 from dlflax.train.metrics.metric import Additive, Collecting
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelMetric(Additive):
-    """A metric of labels, each predicted where its logit is above 0. targets: 0 or 1, (n, labels);
-    outputs: logits of the same shape."""
+    """Base of label metrics: a label is predicted if its logit is above 0. targets: 0 or 1,
+    (n, labels); outputs: logits (n, labels)."""
 
     def labels(self, outputs, batch):
-        """Returns (predicted, targets, mask (n, 1)), float32 and 0 or 1, but 0 under the mask."""
+        """Returns (predicted, targets, mask (n, 1)), float32 0 or 1, all 0 for padding."""
         mask = (batch["mask"] > 0)[:, None]
         predicted = jnp.where(mask, outputs > 0, False).astype(jnp.float32)
         return predicted, jnp.where(mask, batch["targets"], 0).astype(jnp.float32), mask
@@ -23,7 +24,7 @@ class LabelMetric(Additive):
 
 @dataclasses.dataclass(frozen=True)
 class LabelF1(LabelMetric):
-    """F1 of labels: macro, the mean over the labels, or micro, of all labels together."""
+    """F1 of labels: macro, averaged over the labels, or micro, of all labels pooled."""
 
     average: Literal["macro", "micro"] = "macro"
 
@@ -39,7 +40,7 @@ class LabelF1(LabelMetric):
 
 @dataclasses.dataclass(frozen=True)
 class LabelAccuracy(LabelMetric):
-    """The share of labels that are right, or of examples all of whose labels are (exact)."""
+    """Share of correct labels; exact: of examples whose labels are all correct."""
 
     exact: bool = False
 
@@ -54,9 +55,11 @@ class LabelAccuracy(LabelMetric):
 
 @dataclasses.dataclass(frozen=True)
 class MeanAveragePrecision(Collecting):
-    """The mean over the labels that occur of `average_precision`."""
+    """Mean `average_precision` over the labels that occur."""
 
     name: str = "mean_average_precision"
 
     def compute(self, outputs, batch):
-        return mean_known(average_precision(batch["targets"], outputs))
+        values = average_precision(batch["targets"], outputs)
+        values = [value for value in values if value is not None]
+        return float(np.mean(values)) if values else 0.0

@@ -1,4 +1,4 @@
-"""Metrics of numbers."""
+"""Metrics of regression and forecasts."""
 
 import dataclasses
 from typing import Literal
@@ -12,14 +12,14 @@ from dlflax.train.metrics.metric import Additive, Collecting
 
 @dataclasses.dataclass(frozen=True)
 class MeanError(Additive):
-    """Root mean squared or mean absolute error, the mean over the numbers of an example. targets
-    float (n,) or (n, numbers), outputs (n, numbers)."""
+    """Root mean squared or mean absolute error, averaged over k targets. targets: float (n,) or
+    (n, k); outputs: (n, k)."""
 
     direction: Literal["min", "max"] = "min"
     power: int = 2
     """2: root mean squared; 1: mean absolute."""
     scale: tuple[float, ...] = ()
-    """Units of each number, by which the targets were divided; () is 1."""
+    """Scale of each target, by which the data source divided it; () is 1."""
 
     def update(self, outputs, batch):
         outputs = outputs.reshape(outputs.shape[0], -1)
@@ -34,8 +34,8 @@ class MeanError(Additive):
 
 @dataclasses.dataclass(frozen=True)
 class R2(Collecting):
-    """Coefficient of determination (scikit-learn's), the mean over the numbers. targets float (n,)
-    or (n, numbers), outputs (n, numbers)."""
+    """Coefficient of determination (scikit-learn's), averaged over k targets. targets: float (n,)
+    or (n, k); outputs: (n, k)."""
 
     name: str = "r2"
 
@@ -44,16 +44,16 @@ class R2(Collecting):
             return float("nan")
         outputs = np.float64(outputs).reshape(len(outputs), -1)
         targets = np.float64(batch["targets"]).reshape(outputs.shape)
-        left, total = ((targets - x) ** 2 for x in (outputs, targets.mean(0, keepdims=True)))
-        left, total = left.sum(0), total.sum(0)
-        share = left / np.where(total > 0, total, 1)
-        return float(np.where(total > 0, 1 - share, left == 0).mean())
+        residual = ((targets - outputs) ** 2).sum(0)
+        total = ((targets - targets.mean(0, keepdims=True)) ** 2).sum(0)
+        share = residual / np.where(total > 0, total, 1)
+        return float(np.where(total > 0, 1 - share, residual == 0).mean())
 
 
 @dataclasses.dataclass(frozen=True)
 class ForecastMAE(Additive):
-    """Mean absolute error of an example's known steps, the mean over the examples. targets: float
-    (n, horizon), NaN where unknown; outputs of the same shape."""
+    """Mean absolute error of each forecast, averaged over the examples. targets: float
+    (n, horizon), NaN if missing; outputs: (n, horizon)."""
 
     name: str = "mae"
     direction: Literal["min", "max"] = "min"
@@ -69,7 +69,7 @@ class ForecastMAE(Additive):
 
 @dataclasses.dataclass(frozen=True)
 class ForecastRMSE(Collecting):
-    """Root mean squared error over all steps that are known, as `ForecastMAE`."""
+    """Root mean squared error over all steps without a missing target, as `ForecastMAE`."""
 
     name: str = "rmse"
     direction: Literal["min", "max"] = "min"
@@ -77,5 +77,5 @@ class ForecastRMSE(Collecting):
 
     def compute(self, outputs, batch):
         squares = np.square(np.float64(self.scale * (outputs - batch["targets"])))
-        known = squares[~np.isnan(squares)]
-        return float(np.sqrt(known.mean())) if known.size else float("nan")
+        squares = squares[~np.isnan(squares)]
+        return float(np.sqrt(squares.mean())) if squares.size else float("nan")

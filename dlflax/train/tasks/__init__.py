@@ -1,4 +1,4 @@
-"""Tasks: what kind of job a run is. `task.Task` is the contract."""
+"""Tasks: loss, metrics and output type. `task.Task` is the base class."""
 
 from dlflax.train.tasks.by_target import ByTarget
 from dlflax.train.tasks.classification import Classification
@@ -9,7 +9,7 @@ from dlflax.train.tasks.regression import Regression
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 TASKS = {task.__name__.lower(): task() for task in Task.__subclasses__()}
-"""The shipped tasks by their short names on the command line, such as multilabel."""
+"""Tasks by their short names on the command line, such as multilabel."""
 
 __all__ = [
     "TASKS", "Asked", "ByTarget", "Classification", "Description", "Forecast", "MultiLabel",

@@ -1,4 +1,4 @@
-"""Classification, several labels or regression, as the data's targets are."""
+"""Classification, multi-label classification or regression, inferred from the targets."""
 
 import dataclasses
 
@@ -10,12 +10,11 @@ from dlflax.train.tasks.regression import Regression
 
 @dataclasses.dataclass(frozen=True)
 class ByTarget(Classification):
-    """`Classification` where the data have class numbers as targets, `MultiLabel` where they have
-    0 or 1 for each label, `Regression` where they have floats: decided when a run reads its data,
-    and saved as the one that it was."""
+    """Infers the task from the targets: `Classification` for class numbers, `MultiLabel` for 0 or 1
+    per label, `Regression` for floats. A run saves the inferred task."""
 
     def for_data(self, splits):
-        """The task for these data."""
+        """Returns the task for these data."""
         if isinstance(splits.target, Numbers):
             return Regression().for_data(splits)
         if isinstance(splits.target, Labels):

@@ -1,4 +1,4 @@
-"""The values of a series that follow a window of its past."""
+"""Forecast: the next values of a series after a window of its past."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -17,22 +17,23 @@ from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 COVERAGE = 0.9  # of the intervals
+NEEDED = "a series (data.Series), float (n, horizon)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast(Task):
-    """The values of a series that follow a window of its past, as `data.Series` gives them: targets
-    and outputs float (n, horizon), less the window's last value and divided by a scale. Targets
-    that were not observed are NaN: a loss of your own has to leave them out, as `losses` do."""
+    """The next values of a series after a window of its past (`data.Series`). Targets and outputs:
+    float (n, horizon), minus the window's last value, divided by a scale. Missing targets are NaN;
+    your own loss has to ignore them, as those in `losses` do."""
 
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
-    """Metric whose validation value decides the best epoch: loss, rmse or mae."""
+    """Metric whose validation value selects the best epoch: loss, rmse or mae."""
     scale: Annotated[float, tyro.conf.Suppress] = dataclasses.field(
         default=1.0, compare=False, metadata={"resume": "free"}
     )
-    """By which the data source divided the series: mae is in the series' unit. The data decide; the
-    traced step does not read it."""
+    """Scale, by which the data source divided the series: rmse and mae are in the series' unit. Set
+    from the data; the traced step does not read it."""
 
     @property
     def metrics(self):
@@ -43,48 +44,46 @@ class Forecast(Task):
         return dataclasses.replace(self, scale=_steps_of(splits.target).scale)
 
     def check_arrays(self, arrays, outputs) -> None:
-        targets = task.targets_of(arrays, "forecast")
+        targets = task.require_targets(arrays, "forecast")
         if targets.dtype.kind != "f" or targets.ndim != 2:
-            _refuse(targets)
+            task.reject_targets(targets, "forecast", NEEDED)
         if np.isinf(targets).any():
-            raise InputError("--task forecast: a target is infinite: write NaN for a missing one.")
+            raise InputError("--task forecast: a target is infinite: a missing target is NaN.")
         task.check_outputs(outputs, targets.shape[1:], f"a horizon of {targets.shape[1]}")
 
     def check(self, splits, outputs) -> None:
         if not isinstance(splits.target, Steps):
-            _refuse(splits.train["targets"])
+            task.reject_targets(splits.train["targets"], "forecast", NEEDED)
 
     def model_fields(self, splits) -> dict[str, Any]:
-        return {"num_outputs": task.targets_of(splits.train, "forecast").shape[-1]}
+        return {"num_outputs": task.require_targets(splits.train, "forecast").shape[-1]}
 
     def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
-        """Returns half the width of the interval around a forecast that has COVERAGE of the
-        validation values, at each step. It is the quantile of conformal prediction (Lei et al.
-        2018), although windows overlap."""
+        """Returns the half-width of each step's interval, which covers COVERAGE of the validation
+        values: the quantile of conformal prediction (Lei et al. 2018), although windows overlap."""
         errors = np.abs(np.asarray(outputs, np.float64) - batch["targets"])
-        known = (~np.isnan(errors)).sum(0)
-        if known.min() < calibration.FEWEST:
+        counts = (~np.isnan(errors)).sum(0)
+        if counts.min() < calibration.MIN_EXAMPLES:
             return {}
-        shares = np.minimum(1, np.ceil((known + 1) * COVERAGE) / known)
-        half = [np.nanquantile(e, share) for e, share in zip(errors.T, shares, strict=True)]
-        return {"coverage": COVERAGE, "half_width": [float(each) for each in half]}
+        levels = np.minimum(1, np.ceil((counts + 1) * COVERAGE) / counts)
+        half_widths = [np.nanquantile(e, level) for e, level in zip(errors.T, levels, strict=True)]
+        return {"coverage": COVERAGE, "half_width": list(map(float, half_widths))}
 
     def baselines(self, model, splits):
-        return baselines.of_series(splits)
+        return baselines.forecast(splits)
 
     def describe(self, tested: Tested) -> Description:
-        """The forecasts against the naive and the seasonal-naive one, in the series' own unit, and
-        how many of the values are in the interval of `calibrate`."""
+        """Returns the errors of the model, the naive and the seasonal-naive forecast, in the
+        series' unit, and the coverage of the intervals of `calibrate`."""
         splits, outputs = tested.splits, tested.outputs
         test, target = splits.test, _steps_of(splits.target)
-        scale, period = target.scale, target.period
-        horizon = outputs.shape[1]
+        scale, horizon = target.scale, outputs.shape[1]
         forecasts = {
             "model": outputs,
             "naive": series.naive(test["inputs"], horizon),
-            "seasonal_naive": series.seasonal_naive(test["inputs"], horizon, period),
+            "seasonal_naive": series.seasonal_naive(test["inputs"], horizon, target.period),
         }
-        errors = {name: scale * (each - test["targets"]) for name, each in forecasts.items()}
+        errors = {name: scale * (y - test["targets"]) for name, y in forecasts.items()}
         scores = {
             name: {"rmse": float(np.sqrt(np.nanmean(e**2))), "mae": float(np.nanmean(np.abs(e)))}
             for name, e in errors.items()
@@ -92,25 +91,22 @@ class Forecast(Task):
 
         half, results = half_width(tested.calibration, horizon), {"forecasts": scores}
         if half is not None:
-            known = ~np.isnan(test["targets"])
-            inside = (np.abs(outputs - test["targets"]) <= half)[known].mean()
+            observed = ~np.isnan(test["targets"])
+            coverage = (np.abs(outputs - test["targets"]) <= half)[observed].mean()
             results["interval"] = {
-                "coverage_wanted": tested.calibration["coverage"], "coverage": float(inside),
+                "coverage_wanted": tested.calibration["coverage"], "coverage": float(coverage),
                 "mean_width": float(2 * scale * np.mean(half)),
             }  # fmt: skip
 
         def draw():
             last, first = test["last"], splits.examples["test"].columns["first"]
             first = first - first[0]
-            values = {name: last + scale * each for name, each in forecasts.items()}
-            truth = np.full(first[-1] + horizon, np.nan)  # what was not observed stays a gap
+            truth = np.full(first[-1] + horizon, np.nan)  # missing values stay gaps
             truth[first[:, None] + np.arange(horizon)] = last + scale * test["targets"]
-            shown = np.flatnonzero(first % horizon == 0)
-            pieces = {
-                name: [(int(first[i]), values[name][i]) for i in shown]
-                for name in ("model", "seasonal_naive")
-            }
+            rows = np.flatnonzero(first % horizon == 0)
             names = ("model", "seasonal_naive", "naive")
+            values = {name: last + scale * forecasts[name] for name in names[:2]}
+            pieces = {n: [(int(first[i]), y[i]) for i in rows] for n, y in values.items()}
             squares = {name: np.ma.masked_invalid(errors[name] ** 2) for name in names}
             by_step = {name: np.sqrt(squares[name].mean(0)).filled(np.nan) for name in names}
             return figures.forecast(truth, pieces, by_step, None if half is None else scale * half)
@@ -118,69 +114,62 @@ class Forecast(Task):
         return Description(results=results, figures={"forecast": draw})
 
     def predictions(self, outputs, batch, target, calibration):
-        """The forecast, and the ends of its intervals, in the series' unit."""
+        """Returns forecasts and bounds of their intervals, in the series' unit."""
         scale = _steps_of(target).scale
         values = batch["last"] + scale * outputs
         half = half_width(calibration, values.shape[1])
         if half is None:
             return {"forecast": values}
-        reach = scale * half[None]
-        return {"forecast": values, "low": values - reach, "high": values + reach}
+        margin = scale * half[None]
+        return {"forecast": values, "low": values - margin, "high": values + margin}
 
     def answers(self, asked: Asked):
-        """Returns the steps ahead with their times and intervals, a line each, and a figure."""
-        answers, found = [], asked.predictions
+        """Returns a line per step ahead, with time and interval, and a figure."""
+        answers, predictions = [], asked.predictions
         batch, scale = asked.batch, _steps_of(asked.target).scale
-        for i, (each, row) in enumerate(zip(asked.inputs, found["forecast"], strict=True)):
-            values = {asked.noun: each, "forecast": row.tolist()}
+        for i, (source, row) in enumerate(zip(asked.inputs, predictions["forecast"], strict=True)):
+            values = {asked.noun: source, "forecast": row.tolist()}
             if (times := asked.columns["times"][i].tolist())[0]:
                 values["times"] = times
-            band = None
-            if "low" in found:
-                band = found["low"][i], found["high"][i]
-                low, high = (ends.tolist() for ends in band)
+            bounds = None
+            if "low" in predictions:
+                bounds = predictions["low"][i], predictions["high"][i]
+                low, high = (bound.tolist() for bound in bounds)
                 values |= {"coverage": asked.calibration["coverage"], "low": low, "high": high}
-            lines = [f"after {escape_controls(each)}:"]
+            lines = [f"after {escape_controls(source)}:"]
             spread = scale_of_steps(row.tolist(), float(scale))
-            for step, numbers in enumerate(zip(row, *band or (), strict=True)):
-                value, *ends = (number_text(float(number), spread) for number in numbers)
-                ends = f"  ({' to '.join(ends)})" if ends else ""
-                lines.append(f"  {times[step] or step + 1}  {value}{ends}")
-            if band:
+            for step, numbers in enumerate(zip(row, *bounds or (), strict=True)):
+                value, *interval = (number_text(float(number), spread) for number in numbers)
+                interval = f"  ({' to '.join(interval)})" if interval else ""
+                lines.append(f"  {times[step] or step + 1}  {value}{interval}")
+            if bounds:
                 share = f"{values['coverage']:.0%}"
-                lines.append(f"{share} of the validation values lay in such brackets.")
+                lines.append(f"{share} of the validation values were within such intervals.")
             if asked.folder:
                 past = batch["last"][i] + scale * batch["inputs"][i, :, 0]
-                figure = figures.future_forecast(past, row, band, times)
-                if made := figures.save_prediction(figure, asked.folder, each):
-                    values["picture"] = str(made)
-                    lines.append(f"picture: {made}")
+                figure = figures.future_forecast(past, row, bounds, times)
+                if path := figures.save_prediction(figure, asked.folder, source):
+                    values["picture"] = str(path)
+                    lines.append(f"figure: {path}")
             answers.append(("\n".join(lines), values))
         return answers
 
 
-def _refuse(targets):
-    raise InputError(
-        "--task forecast needs a series (data.Series), float (n, horizon); these targets are "
-        f"{task.described(targets)}: use another --task."
-    )
-
-
-def half_width(calibrated, horizon: int) -> np.ndarray | None:
-    """float (horizon,), in units of the scale; None where there is none. InputError for one of
-    another length."""
-    if "half_width" not in calibrated:
+def half_width(calibration, horizon: int) -> np.ndarray | None:
+    """Returns the half-widths of the intervals (horizon,), divided by the scale; None without
+    calibration. Raises InputError for another length."""
+    if "half_width" not in calibration:
         return None
-    if "coverage" not in calibrated:
+    if "coverage" not in calibration:
         raise InputError("calibration.json is damaged: it has half_width, but no coverage.")
-    found = np.atleast_1d(calibrated["half_width"])
-    if len(found) != horizon:
+    half = np.atleast_1d(calibration["half_width"])
+    if len(half) != horizon:
         raise InputError(
-            f"calibration.json is damaged: it has {len(found)} intervals for {horizon} steps."
+            f"calibration.json is damaged: it has {len(half)} intervals for {horizon} steps."
         )
-    return found
+    return half
 
 
 def _steps_of(target: Target) -> Steps:
-    """The target of a forecast: one without a unit where the data are no series."""
+    """Returns the target if it is `Steps`, else `Steps` without a unit."""
     return target if isinstance(target, Steps) else Steps((), 1.0, 1)

@@ -1,4 +1,4 @@
-"""One number or several for each example."""
+"""Regression: one or more numbers per example."""
 
 import dataclasses
 import itertools
@@ -15,20 +15,22 @@ from dlflax.train import baselines, importance, losses, metrics
 from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
+NEEDED = "floats, (n,) or (n, numbers)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
-    """One number or several for each example: targets float (n,) or (n, numbers), outputs
-    (n, numbers). Scores are means over the numbers, as scikit-learn's."""
+    """One or more numbers per example: targets float (n,) or (n, k), outputs (n, k). Scores are
+    averaged over k, as scikit-learn's."""
 
     loss: losses.Loss = losses.MeanSquaredError()
     monitor: str = "loss"
-    """Metric whose validation value decides the best epoch: loss, rmse, mae or r2."""
+    """Metric whose validation value selects the best epoch: loss, rmse, mae or r2."""
     scale: Annotated[tuple[float, ...], tyro.conf.Suppress] = dataclasses.field(
         default=(), compare=False, metadata={"resume": "free"}
     )
     """Scale of each target, by which the data source divided it: rmse and mae are in the targets'
-    unit. The data decide; the traced step does not read it."""
+    unit. Set from the data; the traced step does not read it."""
 
     @property
     def metrics(self):
@@ -40,9 +42,9 @@ class Regression(Task):
         return dataclasses.replace(self, scale=_numbers_of(splits.target).scale)
 
     def check_arrays(self, arrays, outputs) -> None:
-        targets = task.targets_of(arrays, "regression")
+        targets = task.require_targets(arrays, "regression")
         if targets.dtype.kind not in "fiu" or targets.ndim > 2:
-            _refuse(targets)
+            task.reject_targets(targets, "regression", NEEDED)
         if not (np.abs(targets) <= np.finfo(np.float32).max).all():  # NaN, too
             raise InputError("--task regression: a target is NaN or infinite: remove such rows.")
         size = targets.shape[1] if targets.ndim == 2 else 1
@@ -51,19 +53,19 @@ class Regression(Task):
         )
 
     def check(self, splits, outputs) -> None:
-        if splits.train["targets"].dtype.kind != "f":  # class numbers, by their encoder
-            _refuse(splits.train["targets"])
+        if splits.train["targets"].dtype.kind != "f":  # class numbers of the encoder
+            task.reject_targets(splits.train["targets"], "regression", NEEDED)
 
     def model_fields(self, splits) -> dict[str, Any]:
-        targets = task.targets_of(splits.train, "regression")
+        targets = task.require_targets(splits.train, "regression")
         return {"num_outputs": targets.shape[1] if targets.ndim > 1 else 1}
 
     def baselines(self, model, splits):
-        return baselines.of_numbers(splits)
+        return baselines.regression(splits)
 
     def describe(self, tested: Tested) -> Description:
-        """Returns predicted against true numbers, and the importance of a table's columns; in the
-        targets' own unit, where the data have it."""
+        """Returns predicted and true numbers in the targets' unit, and the importance of a table's
+        columns."""
         splits, target = tested.splits, _numbers_of(tested.splits.target)
         targets = target.decode(splits.test["targets"]).reshape(len(tested.outputs), -1)
 
@@ -79,31 +81,24 @@ class Regression(Task):
             | {f"predicted_{i}": p for i, p in enumerate(guess)}
             for k, (row, guess) in enumerate(zip(targets.tolist(), outputs.tolist(), strict=True))
         ]
-        drawn = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
-        description = Description(tables={"predictions": rows}, figures=drawn)
+        plots = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
+        description = Description(tables={"predictions": rows}, figures=plots)
         importance.add_to(description, tested, rmse, "rmse")
         return description
 
     def predictions(self, outputs, batch, target, calibration):
-        """Returns the numbers, in the target's unit."""
+        """Returns the numbers in the target's unit."""
         return {"values": _numbers_of(target).decode(outputs)}
 
     def answers(self, asked: Asked):
         answers, spread = [], asked.target.spread or (None,)
-        for each, values in zip(asked.inputs, asked.predictions["values"], strict=True):
+        for source, values in zip(asked.inputs, asked.predictions["values"], strict=True):
             values = np.ravel(values).tolist()
-            words = " ".join(map(number_text, values, itertools.cycle(spread)))
-            answers.append((f"{each}: {words}", {asked.noun: each, "values": values}))
+            text = " ".join(map(number_text, values, itertools.cycle(spread)))
+            answers.append((f"{source}: {text}", {asked.noun: source, "values": values}))
         return answers
 
 
-def _refuse(targets):
-    raise InputError(
-        "--task regression needs floats, (n,) or (n, numbers), as targets; these are "
-        f"{task.described(targets)}: use another --task."
-    )
-
-
 def _numbers_of(target: Target) -> Numbers:
-    """The target of a regression: one without units where the data have another."""
+    """Returns the target if it is `Numbers`, else `Numbers` without a unit."""
     return target if isinstance(target, Numbers) else Numbers()
