@@ -23,7 +23,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.files import escape_controls, write_csv
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 from dlflax.run import flags
 from dlflax.run.predict import Predictor, csv_row
 
@@ -53,7 +53,7 @@ def command(
     errors, names = [], predictor.expand_inputs(list(inputs))
     if csv and csv.exists() and any(_is_file(name, csv) for name in names):
         raise InputError(f"--csv {csv} is one of the inputs: name another file.")
-    with counting("predicting", len(names) if csv else 0) as advance:
+    with progress_bar("predicting", len(names) if csv else 0) as advance:
         answers = predictor.answers(names, errors.append, advance)
     if csv and answers:
         write_csv(csv, [csv_row(values) for _, values in answers])

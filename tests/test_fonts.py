@@ -41,7 +41,7 @@ def test_another_font_has_the_letter(tmp_path, monkeypatch, letter):
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
     boxes = draw(tmp_path, letter, said)
     (note,) = said
-    assert letter in note and "no font" in note and "matrix.png" in note
+    assert letter in note and "no installed font" in note and "matrix.png" in note
     found = [str(broken), str(FOLDER / "STIXGeneral.ttf")]
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: found)
     letters = draw(tmp_path, letter, said)
@@ -58,4 +58,4 @@ def test_only_missing_letters_cost_a_search(tmp_path, monkeypatch):
 
 def test_other_warnings_are_not_swallowed():
     with pytest.warns(UserWarning, match="something else"):
-        fonts.drawn(lambda: warnings.warn("something else", stacklevel=1), print)
+        fonts.draw(lambda: warnings.warn("something else", stacklevel=1), print)

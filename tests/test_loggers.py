@@ -115,7 +115,7 @@ class Failing(loggers.Logger):
         if len(self.rows) > 1:
             raise ValueError("enough")
 
-    def picture(self, name, path, step):
+    def figure(self, name, path, step):
         self.rows.append(name)
 
     hparams = close = lambda self, *_: None
@@ -130,7 +130,7 @@ def test_a_logger_that_fails_stops_nothing():
     )  # fmt: skip
     for step in range(3):
         several.scalars({"loss": 1.0}, step)
-    several.picture("curves", Path("x"), 1)
+    several.figure("curves", Path("x"), 1)
     several.close()
     assert len(bad) == 2 == len(good)
     assert said == [

@@ -58,8 +58,8 @@ def test_the_front_is_what_no_other_trial_beats(direction):
 def test_what_was_pruned_or_diverged_is_not_on_the_front():
     trials = trials_of([0.1, 0.2, float("inf")], [10, 20, 1], {0: TrialState.PRUNED})
     assert [t.number for t in pareto.front(trials, "minimize")] == [1]
-    assert "trial 1 (20, 0.2000)" in pareto.sentence(trials, "minimize", "val_loss")[0]
-    assert pareto.sentence([], "minimize", "val_loss") == []
+    assert "trial 1 (20, 0.2000)" in pareto.findings(trials, "minimize", "val_loss")[0]
+    assert pareto.findings([], "minimize", "val_loss") == []
 
 
 def test_one_number_for_both():

@@ -15,7 +15,7 @@ from PIL import Image
 from dlflax import files
 from dlflax.report import figures, tables
 from dlflax.report.loggers import TensorBoard
-from dlflax.report.progress import Progress, _fitting, counting
+from dlflax.report.progress import Progress, _fit_width, progress_bar
 
 ROW = {
     "epoch": 2, "step": 400, "learning_rate": 1e-3, "train_loss": 0.0811, "train_accuracy": 0.9754,
@@ -164,16 +164,16 @@ def test_progress_on_a_terminal_never_wraps(columns):
 
 def test_what_does_not_fit_is_left_out():
     parts = [("epoch 1", 0), ("loss 0.1", 1), ("0:00:03 left", 2)]
-    assert _fitting(parts, 31) == ["epoch 1", "loss 0.1", "0:00:03 left"]
-    assert _fitting(parts, 30) == ["epoch 1", "loss 0.1"]
-    assert _fitting(parts, 3) == ["epoch 1"]
+    assert _fit_width(parts, 31) == ["epoch 1", "loss 0.1", "0:00:03 left"]
+    assert _fit_width(parts, 30) == ["epoch 1", "loss 0.1"]
+    assert _fit_width(parts, 3) == ["epoch 1"]
 
 
 def test_tensorboard(tmp_path):
     board = TensorBoard("mnist", tmp_path)
     board.scalars(ROW | {"val_loss": float("nan"), "test_loss": None}, 400)
     figures.save_figure(figures.curves(history(2), "accuracy"), tmp_path / "curves.png")
-    board.picture("curves", tmp_path / "curves.png", 400)
+    board.figure("curves", tmp_path / "curves.png", 400)
     board.hparams({"learning_rate": 0.1, "features": (64, 32), "l2": 0, "augment": True}, {
         "test_accuracy": 0.5
     })  # fmt: skip
@@ -239,7 +239,7 @@ def test_tensorboards_own_reader_shows_it(tmp_path):
         board.close()
     board = TensorBoard("mnist", tmp_path, 401)
     figures.save_figure(figures.curves(history(2), "accuracy"), tmp_path / "curves.png")
-    board.picture("curves", tmp_path / "curves.png", 400)
+    board.figure("curves", tmp_path / "curves.png", 400)
     board.hparams({"learning_rate": 0.1}, {"test_accuracy": 0.5})
     board.close()
     shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -314,12 +314,12 @@ def test_wrong_predictions(tmp_path, channels):
 
 
 def test_counting_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
-    with counting("things", 2) as advance:
+    with progress_bar("things", 2) as advance:
         advance(2)
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with counting("things", 2) as advance:
+    with progress_bar("things", 2) as advance:
         advance(2)
     assert "things" in capsys.readouterr().out
 
@@ -367,7 +367,7 @@ def test_axes_have_no_exponents_and_no_offsets(tmp_path):
     points = values[:, None]
     drawn = [
         figures.predicted_against_true(points, points),
-        figures.outlook(values, values[:5], None, [""] * 5),
+        figures.future_forecast(values, values[:5], None, [""] * 5),
         figures.forecast(values, {"model": [(0, values[:5])]}, {"model": values[:5]}),
     ]
     for figure in drawn:

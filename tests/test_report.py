@@ -1,7 +1,6 @@
 """Ranking, the table's bytes, and pictures and page of odd sweeps: no crash, no warning."""
 
 import math
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,8 +12,8 @@ from PIL import Image
 
 from dlflax.report import html, trial_figures
 from dlflax.report.findings import findings
-from dlflax.report.trial_axes import scale_of
-from dlflax.report.trials import print_trials, ranked, write_trials_csv
+from dlflax.report.trial_figures import clip_outliers
+from dlflax.report.trials import print_trials, rank_trials, write_trials_csv
 
 pytestmark = pytest.mark.figures
 
@@ -91,9 +90,9 @@ def test_ranking():
         trial(0, 0.3), trial(1, math.inf, diverged_at=7), trial(2, 0.1, PRUNED, 1), trial(3, 0.2),
         trial(4, 0.4, PRUNED, 2), trial(5, 0.2), create_trial(state=TrialState.FAIL),
     ]  # fmt: skip
-    assert [t.number for t in ranked(trials, "minimize")] == [3, 5, 0, 4, 2, 1]
+    assert [t.number for t in rank_trials(trials, "minimize")] == [3, 5, 0, 4, 2, 1]
     trials[1].value = -math.inf
-    assert [t.number for t in ranked(trials, "maximize")] == [0, 3, 5, 4, 2, 1]
+    assert [t.number for t in rank_trials(trials, "maximize")] == [0, 3, 5, 4, 2, 1]
 
 
 def test_the_table_has_these_bytes(tmp_path):
@@ -114,6 +113,12 @@ def test_the_table_has_these_bytes(tmp_path):
     )
 
 
+def importances(trials, direction="minimize"):
+    study = trial_figures.importance_study(rank_trials(trials, direction), direction)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0, max_depth=8)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator) if study else {}
+
+
 def test_importance_is_of_the_first_epoch_and_counts_pruned_trials():
     trials = []
     for i in range(40):
@@ -122,10 +127,10 @@ def test_importance_is_of_the_first_epoch_and_counts_pruned_trials():
         if i % 3:
             del made.intermediate_values[2]
         trials.append(made)
-    shares = trial_figures.importances(trials)
+    shares = importances(trials)
     assert next(iter(shares)) == "dropout" and shares["dropout"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
-    assert trial_figures.importances(trials[:5]) == {}
+    assert importances(trials[:5]) == {}
 
 
 def sweep(n, space, value, diverges=lambda params: False, seed=0):
@@ -155,37 +160,43 @@ def test_importance_is_over_the_range_that_was_searched():
     space = {name: SPACE[name] for name in ("learning_rate", "dropout")}
     # half of what is drawn, but a hundredth of the range without the logarithm
     trials = sweep(100, space, lambda p: (p["learning_rate"] < 1e-3) + p["dropout"])
-    shares = trial_figures.importances(trials)
+    shares = importances(trials)
     assert 0.8 < shares["learning_rate"] < 0.98
-    assert shares == trial_figures.importances(trials[::-1])
+    assert shares == importances(trials[::-1])
 
 
-def test_importance_counts_what_diverged_as_the_worst(monkeypatch):
+def test_importance_counts_what_diverged_as_the_worst():
     space = {name: SPACE[name] for name in ("learning_rate", "dropout")}
     for value, share in ((lambda p: 0.5, 0.9), (lambda p: p["dropout"] + 1, 0.3)):
         trials = sweep(60, space, value, lambda p: p["learning_rate"] > 1e-3)
-        assert trial_figures.importances(trials)["learning_rate"] > share
-    assert trial_figures.importances(sweep(60, space, lambda p: 0.5)) == {}
+        assert importances(trials)["learning_rate"] > share
+    assert importances(sweep(60, space, lambda p: 0.5)) == {}
 
-    def values(study, **_):
-        return [trial.value for trial in study.trials]
-
-    monkeypatch.setattr(optuna.importance, "get_param_importances", values)
-    *finite, diverged = trial_figures.importances(trials, "minimize")
-    assert diverged >= max(finite) > min(finite)
-    *finite, diverged = trial_figures.importances(trials, "maximize")
-    assert diverged <= min(finite) < max(finite)
+    for direction in ("minimize", "maximize"):
+        study = trial_figures.importance_study(rank_trials(trials, direction), direction)
+        finite = [t.value for t, made in zip(study.trials, trials, strict=True)
+                  if math.isfinite(made.value)]  # fmt: skip
+        worst = {t.value for t, made in zip(study.trials, trials, strict=True)
+                 if not math.isfinite(made.value)}  # fmt: skip
+        assert len(worst) == 1 and min(finite) < max(finite)
+        assert max(worst) > max(finite) if direction == "minimize" else max(worst) < min(finite)
 
 
 def test_one_bad_value_does_not_squash_the_others():
-    scale = scale_of([*values(30), 15.0], "minimize", "val_loss")
-    assert scale.high < 0.3 and scale.label == "val_loss (1 beyond the axis)"
-    scale = scale_of([*(1 - v for v in values(30)), 0.1], "maximize", "val_accuracy")
-    assert 0.6 < scale.low < 0.8 and scale.worst == scale.low and "(1 beyond" in scale.label
-    scale = scale_of([0.05, 0.1, 0.3, 1.0, 2.3], "minimize", "val_loss")
-    assert (scale.kind, scale.label) == ("log", "val_loss")
-    scale = scale_of([0.5, 0.5, 0.5], "minimize", "val_loss")
-    assert scale.low < 0.5 < scale.high
+    def clip(values, direction="minimize", label="val_loss"):
+        clipped, label, scale = clip_outliers(dict(enumerate(values)), direction, label)
+        return list(clipped.values()), label, scale
+
+    clipped, label, _ = clip([*values(30), 15.0])
+    assert clipped[:30] == values(30) and max(values(30)) < clipped[30] < 0.3
+    assert label == "val_loss\n(1 clipped)"
+    clipped, label, _ = clip([*(1 - v for v in values(30)), 0.1], "maximize", "val_accuracy")
+    assert 0.6 < clipped[30] < 0.8 and label == "val_accuracy\n(1 clipped)"
+    spread = [0.05, 0.1, 0.3, 1.0, 2.3]
+    assert clip(spread) == (spread, "val_loss", "log")
+    assert clip([0.5, 0.5, 0.5]) == ([0.5, 0.5, 0.5], "val_loss", "linear")
+    (*_, diverged), label, _ = clip([0.5, 0.5, math.inf])
+    assert 0.5 < diverged < 1 and label == "val_loss\n(1 clipped)"
 
 
 @pytest.mark.slow
@@ -197,7 +208,9 @@ def test_a_thousand_trials_of_ten_hyperparameters(tmp_path):
         f"choice_{k}": CategoricalDistribution(["a" * 60, r"$\x$", "漢字"]) for k in range(2)
     }
     trials = sweep(1000, numbers | choices, lambda p: p["number_1"], lambda p: p["number_0"] > 0.1)
-    settings = dict(matplotlib.rcParams)
+    from matplotlib import pyplot
+
+    settings, figure = dict(matplotlib.rcParams), pyplot.figure()
     pictures = trial_figures.draw(tmp_path, trials, "minimize", "val_loss")
     assert list(pictures) == ["history", "slice", "parallel_coordinates", "importance"]
     for path in pictures.values():
@@ -205,8 +218,8 @@ def test_a_thousand_trials_of_ten_hyperparameters(tmp_path):
             assert 300 < picture.width < 1500 and picture.height > 300
             assert np.ptp(np.asarray(picture.convert("L"))) > 200
     assert dict(matplotlib.rcParams) == settings
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert pyplot is None or not pyplot.get_fignums()
+    assert pyplot.get_fignums() == [figure.number]
+    pyplot.close(figure)
 
 
 def test_printed_table_fits_the_terminal(capsys, monkeypatch):
@@ -270,7 +283,7 @@ def test_page(tmp_path):
     assert {"a & <i>", "<script>alert()", "0.9877", "1:02:05"} <= set(texts)
     assert "python -m experiments.predict 'a folder' <PICTURE>" in texts
     assert "trained (the best model); scores on the test split" in texts
-    best = ranked(trials, "minimize")[0]
+    best = rank_trials(trials, "minimize")[0]
     assert f"{best.value:.4f} ± 0.01" in texts
     cells = [attrs["data-v"] for tag, attrs in tags if tag == "td"]
     assert cells[:4] == [str(best.number), "complete", str(best.value), "0.01"]
@@ -296,8 +309,8 @@ def with_defaults(made):
         ("no gain", "No trial is better than the defaults, trial 0."),
         ("no defaults", "No trial has the experiment's defaults"),
         ("defaults diverged", "the defaults, trial 0, diverged."),
-        ("chance", "standard error of 0.14: this may be chance."),
-        ("certain", "standard error of 0.0014."),
+        ("chance", "standard error over the seeds is 0.14: the gain may be chance."),
+        ("certain", "standard error over the seeds is 0.0014."),
     ],
 )
 def test_findings_state_the_gain_with_its_noise(name, expected):
@@ -319,39 +332,10 @@ def test_findings_warn_of_ends_small_validation_and_few_trials():
     best = of_value(9, 0.1)
     best.params |= {"learning_rate": 0.099, "dropout": 0.0}
     _, end, small, few = findings([*trials, best], "minimize", "val_loss", 144)
-    assert "best learning_rate lies at the high end of its range, 0.1" in end
+    assert "best learning_rate is at the high end of its range, 0.1" in end
     assert "--space.learning-rate" in end and "144 examples" in small
-    assert "10 whole trials for 3 hyperparameters" in few
+    assert "10 complete trials for 3 hyperparameters" in few
     assert findings([], "minimize", "val_loss") == []
     assert findings([trial(0, math.inf, diverged_at=3)], "minimize", "val_loss") == []
     _, *more = findings([of_value(i, 0.9) for i in range(40)] + [best], "maximize", "val_accuracy")
     assert more == []
-
-
-def test_curves_have_the_colour_of_the_choice_that_matters_most():
-    space = {
-        "activation": CategoricalDistribution(["relu", "tanh"]),
-        "ema": CategoricalDistribution([True, False]),
-        "width": CategoricalDistribution(list(range(9))),
-    }
-    trials = []
-    for number in range(18):
-        params = {
-            "activation": ["relu", "tanh"][number % 2],
-            "ema": number < 8,
-            "width": number % 9,
-        }
-        value = 1.0 + (params["activation"] == "relu") + 0.01 * number
-        curve = {1: value + 1, 2: value}
-        trials.append(create_trial(
-            params=params, distributions=space, value=value, intermediate_values=curve,
-            state=PRUNED if number > 15 else COMPLETE,
-        ))  # fmt: skip
-        trials[-1].number = number
-    groups = trial_figures._curve_groups(ranked(trials, "minimize"))
-    assert list(groups) == ["pruned", "diverged", "activation relu", "activation tanh"]
-    assert [len(places) for _, _, places in groups.values()] == [2, 0, 8, 8]
-    assert len({color for _, color, _ in groups.values()}) == 4
-    for made in trials:  # one colour for all, where there is no choice
-        made.params, made.distributions = {}, {}
-    assert list(trial_figures._curve_groups(trials)) == ["pruned", "complete", "diverged"]

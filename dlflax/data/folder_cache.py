@@ -23,7 +23,7 @@ from dlflax.data.duplicates import drop_duplicates, find_repeats, thumbnail
 from dlflax.data.folder_files import Listing, printable_name, skip_row
 from dlflax.errors import InputError
 from dlflax.files import STALE_SECONDS, atomic_write, cache_folder, host_memory, read_bytes
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 
 _VERSION = 3  # of the cache's format and of the decoding
 
@@ -175,7 +175,7 @@ def decode(listing: Listing, size: int, write: Callable[[bytes], object], dtype)
     indices = grain.MapDataset.range(len(listing.names))
     results = indices.map(decode_file).to_iter_dataset(options)
     report, digest, decoded = list(listing.report), hashlib.sha256(), []
-    with warnings.catch_warnings(), counting("decoding", len(listing.names)) as advance:
+    with warnings.catch_warnings(), progress_bar("decoding", len(listing.names)) as advance:
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata, in every thread
         for index, (pixels, small, content, rows) in enumerate(results):
             advance(1)

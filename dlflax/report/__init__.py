@@ -1,1 +1,1 @@
-"""What a run shows and writes: progress, tables, TensorBoard, pictures, the report of a sweep."""
+"""Progress, tables, figures and loggers of runs; the report of a sweep."""

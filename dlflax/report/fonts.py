@@ -1,57 +1,49 @@
-"""Letters that matplotlib's own font lacks, such as Chinese ones: drawn by a font of this machine.
-
-matplotlib is imported where it is used: start-up time counts.
-"""
+"""Fallback fonts for letters that Matplotlib's own font lacks, such as Chinese ones."""
 
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
-
-OWN = "DejaVu Sans"  # matplotlib's
+from collections.abc import Callable
 
 
-def drawn(drawing: Callable[[], object], save: Callable[[object], None]) -> tuple[object, str]:
-    """(what `drawing` returns, the letters that no font here has, "" where all are drawn); a
-    Figure was given to `save`, with fonts that have its letters."""
-    figure, missing = _tried(drawing, save)
+def draw(drawing: Callable[[], object], save: Callable[[object], None]) -> tuple[object, str]:
+    """Draws and saves a figure, with fallback fonts if letters are missing. Returns (figure or
+    None, letters that no installed font has)."""
+    import matplotlib
+
+    figure, missing = _draw(drawing, save)
     if missing:
-        with _fallback(missing):
-            figure, missing = _tried(drawing, save)
+        with matplotlib.rc_context({"font.family": ["DejaVu Sans", *_find_families(missing)]}):
+            figure, missing = _draw(drawing, save)
     return figure, missing
 
 
-def _tried(drawing, save):
-    with warnings.catch_warnings(record=True) as said:
+def _draw(drawing, save):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if (figure := drawing()) is not None:
             save(figure)
     missing = set()
-    for each in said:
-        if found := re.match(r"Glyph (\d+) .* missing from", str(each.message)):
-            missing.add(chr(int(found[1])))
+    for warning in caught:
+        if glyph := re.match(r"Glyph (\d+) .* missing from", str(warning.message)):
+            missing.add(chr(int(glyph[1])))
         else:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     return figure, "".join(sorted(missing))
 
 
-@contextlib.contextmanager
-def _fallback(letters: str) -> Iterator[None]:
-    """Text is drawn by matplotlib's font, and these letters by others, as few as have them."""
-    import matplotlib
+def _find_families(letters):
+    """Returns the families of installed fonts that have the letters."""
     from matplotlib import font_manager
 
-    names, left = [], set(letters)
+    families, codes = [], {ord(letter) for letter in letters}
     for path in sorted(font_manager.findSystemFonts()):
-        try:
+        with contextlib.suppress(Exception):  # damaged fonts raise many kinds
             font = font_manager.get_font(path)
-            has = left & {chr(code) for code in font.get_charmap()}
-            if has:
+            if covered := codes & font.get_charmap().keys():
                 font_manager.fontManager.addfont(path)
-                names, left = [*names, font.family_name], left - has
-        except Exception:  # a damaged font, of which there are many kinds
-            continue
-        if not left:
-            break
-    with matplotlib.rc_context({"font.family": [OWN, *names]}):
-        yield
+                families.append(font.family_name)
+                codes -= covered
+    return families

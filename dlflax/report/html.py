@@ -1,4 +1,4 @@
-"""report.html: a sweep on one page, in one file."""
+"""Report of a sweep: one page, in one file."""
 
 import base64
 import html
@@ -13,13 +13,13 @@ from dlflax.files import atomic_write
 from dlflax.report.trial_figures import CAPTIONS
 from dlflax.report.trials import (
     COSTS,
-    beside_value,
     best_epoch,
     cost_text,
     digits,
-    names_of,
+    extra_columns,
     outcome,
-    ranked,
+    param_names,
+    rank_trials,
     short_text,
     value_text,
 )
@@ -66,7 +66,7 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
   const body = head.closest("table").tBodies[0], key = row => row.cells[head.cellIndex].dataset.v;
   [...body.rows].sort((a, b) => {
     const x = key(a), y = key(b);
-    if (!x || !y) return !x - !y;  // what is missing comes last
+    if (!x || !y) return !x - !y;  // missing values last
     const order = isNaN(x) || isNaN(y) ? x.localeCompare(y, "en", {numeric: true}) : x - y;
     return up ? order : -order;
   }).forEach(row => body.append(row));
@@ -78,51 +78,47 @@ def write_html(
     folder: str | Path,
     results: dict,
     trials: list[FrozenTrial],
-    pictures: dict[str, Path],
+    figures: dict[str, Path],
     direction: str,
     objective: str,
 ) -> None:
-    """report.html: one file that needs nothing else. results: those of the sweep; what is missing
-    there, or not known here, is left out."""
-    rank = ranked(trials, direction)
-    title = _escaped(results.get("study") or "sweep")
+    """Writes report.html, which loads no other file. results: of the sweep; missing entries are
+    skipped."""
+    rank = rank_trials(trials, direction)
+    title = _escape(results.get("study") or "sweep")
     counts = Counter(map(outcome, trials)).most_common()
-    about = [results[name] for name in ("experiment", "dataset") if results.get(name)]
-    about += [f"{count:,} {kind}" for kind, count in counts]
-    parts = [f"<h1>{title}</h1><small>{' · '.join(map(_escaped, about))}</small>"]
+    subtitle = [results[name] for name in ("experiment", "dataset") if results.get(name)]
+    subtitle += [f"{count:,} {state}" for state, count in counts]
+    parts = [f"<h1>{title}</h1><small>{' · '.join(map(_escape, subtitle))}</small>"]
     if rank and outcome(rank[0]) != "diverged":
         epoch = best_epoch(rank[0], direction)
-        where = f"trial {rank[0].number}" + (f", epoch {epoch}" if epoch else "")
-        parts.append(
-            f"<p class=best>{_escaped(objective)} <strong>{_escaped(value_text(rank[0]))}</strong></p>"
-        )
-        parts.append(f"<small>the best: {where}</small>{_list(rank[0].params)}")
+        best = f"trial {rank[0].number}" + (f", epoch {epoch}" if epoch else "")
+        value = f"<strong>{_escape(value_text(rank[0]))}</strong>"
+        parts.append(f"<p class=best>{_escape(objective)} {value}</p>")
+        parts.append(f"<small>the best: {best}</small>{_list(rank[0].params)}")
     if sentences := [*results.get("verdict", ()), *results.get("findings", ())]:
-        items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in sentences)
+        items = "".join(f"<li>{_escape(sentence)}</li>" for sentence in sentences)
         parts.append(f"<ul>{items}</ul>")
     parts.append("<div class=scores>")
-    candidates = results.get("candidates")
-    for name, each in candidates.items() if isinstance(candidates, dict) else ():
-        is_best = " (the best model)" if name == results.get("model") else ""
+    for name, candidate in _dict(results, "candidates").items():
+        best = " (the best model)" if name == results.get("model") else ""
         for key, split in (("val", "validation"), ("test", "test")):
-            if isinstance(each, dict) and (scores := _list(each.get(key))):
-                title_ = f"{_escaped(name)}{is_best}; scores on the {split} split"
-                parts.append(f"<div><small>{title_}</small>{scores}</div>")
-    baselines = results.get("baselines")
-    for name, scores in baselines.items() if isinstance(baselines, dict) else ():
-        shown = _list(scores)
-        parts.append(f"<div><small>{_escaped(name)}; scores on the test split</small>{shown}</div>")
+            if isinstance(candidate, dict) and (scores := _list(candidate.get(key))):
+                heading = f"{_escape(name)}{best}; scores on the {split} split"
+                parts.append(f"<div><small>{heading}</small>{scores}</div>")
+    for name, scores in _dict(results, "baselines").items():
+        heading = f"{_escape(name)}; scores on the test split"
+        parts.append(f"<div><small>{heading}</small>{_list(scores)}</div>")
     parts.append("</div>")
-    commands = results.get("commands")
-    for name, command in commands.items() if isinstance(commands, dict) else ():
-        parts.append(f"<small>{_escaped(name)}</small><pre>{_escaped(command)}</pre>")
-    for name, path in pictures.items():
+    for name, command in _dict(results, "commands").items():
+        parts.append(f"<small>{_escape(name)}</small><pre>{_escape(command)}</pre>")
+    for name, path in figures.items():
         data = Path(path).read_bytes()
-        width = int.from_bytes(data[16:20], "big") * 4 // 5  # 120 dots an inch; a page has 96
+        width = int.from_bytes(data[16:20], "big") * 4 // 5  # of 120 dpi, on a page of 96
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        parts.append(f"<h2>{_escaped(name.replace('_', ' ').capitalize())}</h2>")
-        parts.append(f'<figure><img src="{source}" width="{width}" alt="{_escaped(name)}">')
-        parts.append(f"<figcaption>{_escaped(CAPTIONS.get(name, ''))}</figcaption></figure>")
+        parts.append(f"<h2>{_escape(name.replace('_', ' ').capitalize())}</h2>")
+        parts.append(f'<figure><img src="{source}" width="{width}" alt="{_escape(name)}">')
+        parts.append(f"<figcaption>{_escape(CAPTIONS.get(name, ''))}</figcaption></figure>")
     unranked = [trial for trial in trials if outcome(trial) in ("failed", "running")]
     parts.append(f"<h2>Trials</h2>{_table([*rank, *unranked], direction, objective)}")
     facts = {name: value for name, value in results.items() if name != "seconds"}
@@ -138,14 +134,18 @@ def write_html(
         )
 
 
-def _escaped(value) -> str:
+def _escape(value) -> str:
     return html.escape(str(value))
 
 
+def _dict(results, name) -> dict:
+    return results[name] if isinstance(results.get(name), dict) else {}
+
+
 def _list(facts) -> str:
-    """The plain values of a dict under their names; "" when there are none."""
+    """Returns the strings and numbers of a dict under their names; "" without any."""
     items = [
-        f"<div><dt>{_escaped(name).replace('_', ' ')}</dt><dd>{_escaped(short_text(value))}</dd></div>"
+        f"<div><dt>{_escape(name).replace('_', ' ')}</dt><dd>{_escape(short_text(value))}</dd></div>"
         for name, value in (facts.items() if isinstance(facts, dict) else ())
         if isinstance(value, str | int | float)
     ]
@@ -153,20 +153,20 @@ def _list(facts) -> str:
 
 
 def _table(trials, direction, objective) -> str:
-    """In the order given. data-v is what a click on a column's head sorts by."""
-    names, beside, rows = names_of(trials), beside_value(trials), []
-    columns = ["trial", "state", objective, *beside, "best epoch", *names]
+    """Returns a table of the trials in this order. data-v: the key to sort a cell by."""
+    names, extras, rows = param_names(trials), extra_columns(trials), []
+    columns = ["trial", "state", objective, *extras, "best epoch", *names]
     for trial in trials:
-        kind = outcome(trial)
-        value = trial.value if kind in ("complete", "pruned") else None
-        keys = [trial.number, kind, value, *map(trial.user_attrs.get, beside)]
+        state = outcome(trial)
+        value = trial.value if state in ("complete", "pruned") else None
+        keys = [trial.number, state, value, *map(trial.user_attrs.get, extras)]
         keys += [best_epoch(trial, direction), *map(trial.params.get, names)]
         texts = [digits(value) if key is value else short_text(key) for key in keys]
-        for place, name in enumerate(beside, 3):
-            texts[place] = cost_text(keys[place]) if name in COSTS else texts[place]
+        for i, name in enumerate(extras, 3):
+            texts[i] = cost_text(keys[i]) if name in COSTS else texts[i]
         cells = zip(("" if key is None else key for key in keys), texts, strict=True)
-        row = "".join(f'<td data-v="{_escaped(key)}">{_escaped(text)}</td>' for key, text in cells)
-        rows.append(f'<tr class="{kind}">{row}</tr>')
-    head = "".join(f"<th><button>{_escaped(name)}</button></th>" for name in columns)
+        row = "".join(f'<td data-v="{_escape(key)}">{_escape(text)}</td>' for key, text in cells)
+        rows.append(f'<tr class="{state}">{row}</tr>')
+    head = "".join(f"<th><button>{_escape(name)}</button></th>" for name in columns)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="table">{table}</div>'

@@ -1,4 +1,4 @@
-"""Two objectives: the trials that no other one beats in both."""
+"""Pareto front of a sweep with two objectives."""
 
 from optuna.trial import FrozenTrial
 
@@ -6,32 +6,30 @@ from dlflax.report.trials import COSTS, cost_text, digits, outcome
 
 
 def cost_name(trials: list[FrozenTrial]) -> str | None:
-    """What the second objective is; None where there is only one."""
+    """Returns the second objective, or None if there is one only."""
     return next((n for n in COSTS if any(n in t.user_attrs for t in trials)), None)
 
 
 def front(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:
-    """The whole trials of which no other one is as good and cheaper, or better and as cheap (the
-    Pareto front): the cheapest first."""
-    name = cost_name(trials)
-    if name is None:
+    """Returns the Pareto front of the complete trials, the cheapest first; of equal trials one."""
+    if (name := cost_name(trials)) is None:
         return []
     sign = 1 if direction == "minimize" else -1
-    whole = [t for t in trials if outcome(t) == "complete"]
-    cheapest, found = float("inf"), []
-    for trial in sorted(whole, key=lambda t: (sign * t.value, t.user_attrs[name], t.number)):
+    complete = [trial for trial in trials if outcome(trial) == "complete"]
+    cheapest, members = float("inf"), []
+    for trial in sorted(complete, key=lambda t: (sign * t.value, t.user_attrs[name], t.number)):
         if trial.user_attrs[name] < cheapest:
             cheapest = trial.user_attrs[name]
-            found.append(trial)
-    return found[::-1]
+            members.append(trial)
+    return members[::-1]
 
 
-def sentence(trials: list[FrozenTrial], direction: str, objective: str) -> list[str]:
-    """What the front is, in words; [] with one objective."""
-    found, name = front(trials, direction), cost_name(trials)
-    if not found:
-        return []
-    each = "; ".join(
-        f"trial {t.number} ({cost_text(t.user_attrs[name])}, {digits(t.value)})" for t in found
+def findings(trials: list[FrozenTrial], direction: str, objective: str) -> list[str]:
+    """Returns a sentence about the front; [] with one objective."""
+    name = cost_name(trials)
+    members = "; ".join(
+        f"trial {t.number} ({cost_text(t.user_attrs[name])}, {digits(t.value)})"
+        for t in front(trials, direction)
     )
-    return [f"No other trial is better in both {name} and {objective} than these: {each}."]
+    text = f"No other trial is better in both {name} and {objective} than these: {members}."
+    return [text] if members else []

@@ -1,7 +1,4 @@
-"""Progress while it trains: a bar on a terminal, plain lines elsewhere.
-
-rich is imported where it is used: start-up time counts.
-"""
+"""Progress of training: a bar on a terminal, plain lines elsewhere. rich is imported lazily."""
 
 import contextlib
 import functools
@@ -14,39 +11,36 @@ from typing import Literal
 
 from dlflax.report.tables import number_text
 
-SILENT_SECONDS = 2.0  # what takes longer is announced
-MOST_LINES = 7  # epochs that have a line of their own, and the best
+SILENT_SECONDS = 2.0  # before an announcement
+MAX_LINES = 7  # of epochs, without the best
 MEANINGS = {
     "*": "the best so far", "acc": "accuracy, the share that is right",
-    "F1": "mean F1 of the classes", "val": "on the validation data, which it is not trained on",
+    "F1": "mean F1 of the classes", "val": "on the validation split, not used for training",
 }  # fmt: skip
-SHORT = {"accuracy": "acc", "macro_f1": "F1"}  # names of scores in the line of an epoch
+SHORT = {"accuracy": "acc", "macro_f1": "F1"}  # names in the line of an epoch
 
 
 class Progress:
-    """A bar on a terminal; elsewhere no more than one plain line an epoch. A context manager.
+    """Context manager of a bar on a terminal; elsewhere at most one plain line per epoch.
 
-    epochs: of the whole run. first_epoch: how many of them an earlier run has done. score: the name
-    of the one that is shown beside the loss. lines: the epochs that get one; of some the first, the
-    last and the best are.
+    epochs: of the run in all. first_epoch: the epochs before a resume. score: shown beside the
+    loss. lines: the epochs with a line; some include the first, the last and the best.
     """
 
     def __init__(
         self, epochs: int, steps_per_epoch: int, batch_size: int, first_epoch: int = 0,
-        score: str = "accuracy",
-        lines: Literal["all", "some", "none"] = "some",
+        score: str = "accuracy", lines: Literal["all", "some", "none"] = "some",
     ):  # fmt: skip
         self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
         self.score = score
-        spread = {1 + i * (epochs - 1) // (MOST_LINES - 1) for i in range(MOST_LINES)}
-        every = range(1, epochs + 1)
-        self._lines = {"all": {*every}, "some": {first_epoch + 1, *spread}, "none": set()}[lines]
-        self._printed: set[int] = set()
-        self._first_epoch = first_epoch
-        self.interactive = interactive()
+        spread = {1 + i * (epochs - 1) // (MAX_LINES - 1) for i in range(MAX_LINES)}
+        numbers = {"all": range(1, epochs + 1), "some": [first_epoch + 1, *spread], "none": ()}
+        self._lines = {*numbers[lines]}
+        self._printed, self._first_epoch = set(), first_epoch
+        self.interactive = is_interactive()
         self._shown = (first_epoch, 0, {})
         self._run_mark = self._epoch_mark = None  # (clock, step) of the first update
-        self._speed = self._ends = None  # examples a second, clock at the run's end
+        self._speed = self._ends = None  # examples per second, clock at the end of the run
 
     def __enter__(self) -> "Progress":
         if self.interactive:
@@ -63,11 +57,10 @@ class Progress:
             self._live.stop()
 
     def update(self, epoch: int, step_in_epoch: int, scores: dict[str, float]) -> None:
-        """After `step_in_epoch` steps of `epoch`, counted from 0, with the scores of this epoch so
-        far."""
+        """Shows the scores of the epoch, counted from 0, after `step_in_epoch` steps of it."""
         clock, step = time.monotonic(), epoch * self.steps_per_epoch + step_in_epoch
         self._shown = (epoch, step_in_epoch, scores)
-        # Both from the first update on: no compiling. Only the run's pace has the evaluations in.
+        # both without compilation; only the speed of the run includes evaluation
         self._epoch_mark = self._epoch_mark or (clock, step)
         self._run_mark = self._run_mark or (clock, step)
         since, first = self._epoch_mark
@@ -79,16 +72,15 @@ class Progress:
             self._ends = clock + (clock - since) / (step - first) * left
 
     def epoch_end(self, row: dict, best: bool) -> None:
-        """Prints one line from a row of the History, with a star when it is the best so far, if
-        this epoch has one. What the row lacks is left out; so is, on a narrow terminal, what
-        matters least."""
+        """Prints a row of the History, with a star for the best so far, if the epoch has a line.
+        Missing entries are skipped, and the least important ones on a narrow terminal."""
         self._epoch_mark = None
         if int(row["epoch"]) in self._lines:
             self._print(row, best)
 
     def end(self, rows: list[dict], best: int, validated: bool) -> None:
-        """Prints the lines of the best epoch, rows[best], and of the last one, if they have none,
-        and what the marks mean. validated: whether there is a best one."""
+        """Prints the lines of the best epoch, rows[best], and of the last, unless printed already,
+        and a legend. validated: if there is a validation split."""
         new = [row for row in rows if int(row["epoch"]) > self._first_epoch] if self._lines else []
         for row in [*rows[best : best + 1], *rows[-1:]] if new else []:
             if int(row["epoch"]) not in self._printed:
@@ -110,7 +102,7 @@ class Progress:
         parts += [("*", 0)] if best else []
         if self.interactive:
             console = self._live.console
-            line = "  ".join(_fitting(parts, console.width))
+            line = "  ".join(_fit_width(parts, console.width))
             console.print(line, no_wrap=True, overflow="ellipsis", style="bold" if best else None)
         else:
             print("  ".join(text for text, _ in parts), flush=True)
@@ -126,16 +118,16 @@ class Progress:
             seconds = max(0, round(self._ends - time.monotonic()))
             left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         step_text = f"step {step:>{len(str(self.steps_per_epoch))}}/{self.steps_per_epoch}"
-        # The blanks stand for the bar, which gets what is left over.
+        # the blanks are the bar, which gets the remaining space
         parts = [(f"epoch {epoch + 1}/{self.epochs}", 0), (" " * 10, 3), (step_text, 4)]
         for rank, name in enumerate(dict.fromkeys(("loss", self.score))):
             if name in scores:
                 parts.append((f"{SHORT.get(name, name)} {number_text(scores[name])}", rank))
         parts += [] if self._speed is None else [(f"{self._speed:,.0f} examples/s", 5)]
         parts += [(f"{left} left", 2)]
-        room = self._live.console.width - 1  # some terminals wrap after the last column
-        texts = _fitting(parts, room)
-        spare = room - len("  ".join(texts))
+        width = self._live.console.width - 1  # some terminals wrap after the last column
+        texts = _fit_width(parts, width)
+        spare = width - len("  ".join(texts))
         bar = ProgressBar(self.steps_per_epoch, step, width=10 + max(0, min(30, spare)))
         line = Table.grid(padding=(0, 2, 0, 0))
         line.add_row(*(Text(t, no_wrap=True) if t.strip() else bar for t in texts))
@@ -143,21 +135,21 @@ class Progress:
 
 
 def _score_parts(row: dict, score: str) -> list[tuple[str, int]]:
-    """(text, rank) of an epoch's scores: of training the loss and `score`, of validation all."""
+    """Returns (text, rank) of the scores of an epoch: training loss and `score`, and all validation
+    scores."""
     main, parts = ("loss", score), []
     for split in ("train", "val"):
         names = [name.removeprefix(f"{split}_") for name in row if name.startswith(f"{split}_")]
         others = [name for name in names if name not in main] if split == "val" else []
         for name in dict.fromkeys([n for n in main if n in names] + others):
             rank = 4 if name in others else 0 if split == "val" else 1 + main.index(name)
-            value = row[f"{split}_{name}"]
-            what = "val " * (split == "val") + SHORT.get(name, name)
-            parts.append((f"{what} {number_text(value)}", rank))
+            label = "val " * (split == "val") + SHORT.get(name, name)
+            parts.append((f"{label} {number_text(row[f'{split}_{name}'])}", rank))
     return parts
 
 
-def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
-    """The texts without those of the highest ranks, so that joined by two blanks they fit."""
+def _fit_width(parts: list[tuple[str, int]], width: int) -> list[str]:
+    """Drops texts of the highest ranks until the others, joined by two blanks, fit."""
     for top in range(max(rank for _, rank in parts), -1, -1):
         texts = [text for text, rank in parts if rank <= top]
         if len("  ".join(texts)) <= width:
@@ -167,7 +159,7 @@ def _fitting(parts: list[tuple[str, int]], width: int) -> list[str]:
 
 @contextlib.contextmanager
 def announcement(line: str, log: Callable[[str], None] = print):
-    """Logs the line once what is inside takes longer than SILENT_SECONDS."""
+    """Logs the line if the context takes longer than SILENT_SECONDS."""
     timer = threading.Timer(SILENT_SECONDS, log, (line,))
     timer.daemon = True
     timer.start()
@@ -177,8 +169,8 @@ def announcement(line: str, log: Callable[[str], None] = print):
         timer.cancel()
 
 
-def interactive() -> bool:
-    """True if a person watches, on a terminal that can draw a bar."""
+def is_interactive() -> bool:
+    """True if stdout is a terminal that can draw a bar."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
@@ -199,27 +191,25 @@ def _bar():
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int):
-    """A bar over `total` things; gives the function that is told how many more are done. Elsewhere
-    than on a terminal nothing is shown."""
-    if not total or not interactive():
-        yield lambda more: None
+def progress_bar(description: str, total: int):
+    """Context of a bar on a terminal; returns the function that advances it by a number."""
+    if not total or not is_interactive():
+        yield lambda count: None
         return
     with _bar() as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda more: bar.advance(task, more)
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 class SweepProgress:
-    """A bar over a sweep's trials on a terminal; elsewhere one plain line a population. A context
-    manager. done: how many of `trials` were recorded earlier."""
+    """Context manager of a bar over trials on a terminal; elsewhere one plain line per population.
+    done: number of the `trials` that are recorded already."""
 
     def __init__(self, trials: int, done: int = 0):
-        self.trials, self._done = trials, done
-        self._bar = None
+        self.trials, self._done, self._bar = trials, done, None
 
     def __enter__(self) -> "SweepProgress":
-        if interactive():
+        if is_interactive():
             self._bar = _bar()
             self._task = self._bar.add_task("trials", total=self.trials, completed=self._done)
             self._bar.start()
@@ -229,13 +219,13 @@ class SweepProgress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, trials: float, what: str) -> None:
-        """trials: how many of all are done, in fractions; what: their stage in words."""
+    def update(self, trials: float, stage: str) -> None:
+        """Moves the bar to the number of finished trials, in fractions, at a stage."""
         if self._bar:
-            self._bar.update(self._task, completed=trials, description=what)
+            self._bar.update(self._task, completed=trials, description=stage)
 
     def population_end(self, trials: int, line: str) -> None:
-        """Prints what came of a population of `trials`."""
+        """Prints the line of a population of `trials`."""
         self._done += trials
         self.update(self._done, "training")
         (self._bar.console.print if self._bar else functools.partial(print, flush=True))(line)

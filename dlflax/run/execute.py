@@ -85,7 +85,7 @@ def open_record(experiment, config: Config, setup: Setup, folder, saved, devices
         if parallel.is_main() and config.recipe.augment and has_images(setup.examples):
             drawing = {"augmented": lambda: draw_augmentation(config, setup.examples.train)}
             for name, path in figures.draw(drawing, folder, log).items():
-                board.picture(name, path, 0)
+                board.figure(name, path, 0)
         if history:  # a kill between checkpoint and log loses the last row
             record.add(history)
         yield record
@@ -96,7 +96,7 @@ def draw_augmentation(config: Config, train_set):
     batch = {name: array[:8] for name, array in train_set.items()}
     draw, keys = jax.jit(augment_batch, static_argnums=0), map(jax.random.key, range(7))
     draws = [draw(config.recipe, config.hparams, batch, key)["inputs"] for key in keys]
-    return figures.augmented(batch["inputs"], np.stack(draws))
+    return figures.augmentations(batch["inputs"], np.stack(draws))
 
 
 def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, record) -> train.Fit:

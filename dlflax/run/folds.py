@@ -12,7 +12,7 @@ from dlflax.data.order import batch_order
 from dlflax.errors import InputError, RunError
 from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 from dlflax.run import baselines
 from dlflax.run.config import Config
 from dlflax.run.execute import test
@@ -149,7 +149,7 @@ def _train_population(config: Config, setups, log: Log) -> list[tuple[train.Stat
         orders=[batch_order(train_set, recipe.batch_size, rows) for rows in train_rows],
         val_rows=val_rows,
     )  # fmt: skip
-    with counting("epochs", config.epochs) as advance:
+    with progress_bar("epochs", config.epochs) as advance:
         population.train(config.epochs, lambda: advance(1))
     if population.divergence_steps:
         fold, step = min(population.divergence_steps.items())

@@ -73,7 +73,7 @@ def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record:
     with announcement("drawing ...", record.log):
         for name, file in figures.draw(drawings, record.folder, record.log).items():
             if name != "curves":
-                record.board.picture(name, file, int(fit.history[-1]["step"]))
+                record.board.figure(name, file, int(fit.history[-1]["step"]))
     write_json(path, results)
     return results
 

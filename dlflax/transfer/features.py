@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlflax.files import atomic_write, cache_folder
 from dlflax.models.minilm import bucket_lengths
-from dlflax.report.progress import counting
+from dlflax.report.progress import progress_bar
 from dlflax.train.augment import augment, strength_names
 from dlflax.train.batch import floats
 from dlflax.train.hparams import Hparams, as_float32
@@ -61,7 +61,7 @@ class Features:
             if digest not in self._cache:
                 rows.setdefault(digest, row)
         missing = list(rows.items())
-        with counting("features", len(missing)) as advance:
+        with progress_bar("features", len(missing)) as advance:
             for start in range(0, len(missing), FILE_SIZE):
                 computed = {}
                 for batch in _batches(missing[start : start + FILE_SIZE], images):

@@ -50,7 +50,7 @@ def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log
     sweep, direction, trials = bound.sweep, study.direction, study.finished_trials()
     folder = sweep.run_dir
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
-    best = next(iter(ranking.ranked(trials, direction)), None)
+    best = next(iter(ranking.rank_trials(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
         raise RunError(
             f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "

@@ -1,4 +1,4 @@
-"""Loggers besides TensorBoard's files. Each is one file here and one line of imports."""
+"""Loggers of a run: a file each, imported here."""
 
 import contextlib
 import functools
@@ -14,15 +14,15 @@ from dlflax.report.loggers.tensorboard import TensorBoard
 from dlflax.report.loggers.wandb import Wandb
 
 KINDS = {kind.__name__.lower(): kind for kind in Logger.__subclasses__() if kind is not TensorBoard}
-"""The loggers of --log by their names."""
+"""Loggers of --log by name."""
 Log: Any = Literal["none", *KINDS]
 
 __all__ = ["Log", "Logger", "Loggers", "MLflow", "TensorBoard", "Wandb", "start"]
 
 
 class Loggers:
-    """Several loggers as one, none of which stops a run: what fails is one warning, and the last
-    call of that logger. starts: name -> function that starts one. Raises ModuleNotFoundError."""
+    """Several loggers as one. A logger that fails is dropped with one warning, and stops no run.
+    starts: name -> function that starts a logger. Raises ModuleNotFoundError."""
 
     def __init__(
         self, starts: Mapping[str, Callable[[], Logger]], log: Callable[[str], None] = print
@@ -34,7 +34,7 @@ class Loggers:
             except ModuleNotFoundError:
                 self.close()
                 raise
-            except Exception as error:  # the network's, the disk's, and theirs
+            except Exception as error:  # of networks, disks and packages
                 log(f"warning: nothing is sent to {name} ({error}).")
 
     def _call(self, method: Callable, *args: Any) -> None:
@@ -51,9 +51,9 @@ class Loggers:
         """Calls `Logger.scalars` of each."""
         self._call(Logger.scalars, row, step)
 
-    def picture(self, name: str, path: Path, step: int) -> None:
-        """Calls `Logger.picture` of each."""
-        self._call(Logger.picture, name, path, step)
+    def figure(self, name: str, path: Path, step: int) -> None:
+        """Calls `Logger.figure` of each."""
+        self._call(Logger.figure, name, path, step)
 
     def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
         """Calls `Logger.hparams` of each."""
@@ -65,8 +65,8 @@ class Loggers:
 
 
 def start(log_to: str, experiment: str, folder: Path, last_step: int | None, log) -> Loggers:
-    """Starts TensorBoard's files and the logger of --log, none on other hosts than the first.
-    Raises InputError where the package of that one is not installed."""
+    """Starts TensorBoard and the logger of --log, on the first host only. Raises InputError if the
+    package of the logger is not installed."""
     if not parallel.is_main():
         return Loggers({}, log)
     kinds = [TensorBoard, *([KINDS[log_to]] if log_to != "none" else [])]

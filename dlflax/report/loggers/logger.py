@@ -1,4 +1,4 @@
-"""The contract of a logger: another place for a run's scores and figures, by --log."""
+"""Logger: base class of the loggers of --log."""
 
 import abc
 from pathlib import Path
@@ -6,27 +6,27 @@ from typing import Any
 
 
 class Logger(abc.ABC):
-    """A logger of one run; a method may raise anything, as `Loggers` stops no run.
+    """Logger of the scores and figures of one run, whose methods may raise anything.
 
-    A resumed run starts it again, in the same folder. Its package is imported in `__init__`.
+    A resumed run starts a logger again in the same folder. `__init__` imports its package.
     """
 
     @abc.abstractmethod
     def __init__(self, experiment: str, folder: Path, last_step: int | None):
-        """Starts, or continues, the run's record. folder: the run folder, for an id to continue
-        by; last_step: that of the last row before a resume, which is logged again."""
+        """Starts or continues the record of a run. folder: the run folder, for an id to continue
+        with; last_step: of the last row before a resume, which is logged again."""
 
     @abc.abstractmethod
     def scalars(self, row: dict[str, Any], step: int) -> None:
-        """Logs a row of numbers, of which None is none, at a step."""
+        """Logs a row of numbers at a step; None is missing."""
 
     @abc.abstractmethod
-    def picture(self, name: str, path: Path, step: int) -> None:
+    def figure(self, name: str, path: Path, step: int) -> None:
         """Logs a figure, a PNG file, at a step."""
 
     @abc.abstractmethod
     def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Logs the run's hparams, and its results."""
+        """Logs the hparams and results of the run."""
 
     @abc.abstractmethod
     def close(self) -> None:

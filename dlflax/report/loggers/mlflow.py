@@ -1,11 +1,11 @@
-"""MLflow, whose package reads its own environment variables, such as $MLFLOW_TRACKING_URI."""
+"""Logger for MLflow, configured by its environment variables, such as $MLFLOW_TRACKING_URI."""
 
 from pathlib import Path
 from typing import Any
 
 from dlflax.report.loggers.logger import Logger
 
-LONGEST = 500  # characters of a parameter that MLflow takes
+MAX_LENGTH = 500  # characters of a parameter in MLflow
 
 
 class MLflow(Logger):
@@ -19,8 +19,8 @@ class MLflow(Logger):
             self._run = path.read_text("utf-8")
             self._client.update_run(self._run, "RUNNING")
             return
-        found = self._client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else self._client.create_experiment(experiment)
+        existing = self._client.get_experiment_by_name(experiment)
+        number = existing.experiment_id if existing else self._client.create_experiment(experiment)
         self._run = self._client.create_run(number, run_name=folder.name).info.run_id
         path.write_text(self._run, encoding="utf-8")
 
@@ -29,12 +29,12 @@ class MLflow(Logger):
             if value is not None:
                 self._client.log_metric(self._run, name, float(value), step=step)
 
-    def picture(self, name: str, path: Path, step: int) -> None:
+    def figure(self, name: str, path: Path, step: int) -> None:
         self._client.log_artifact(self._run, str(path))
 
     def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
         for name, value in hparams.items():
-            self._client.log_param(self._run, name, str(value)[:LONGEST])
+            self._client.log_param(self._run, name, str(value)[:MAX_LENGTH])
         for name, value in metrics.items():
             self._client.log_metric(self._run, name, value)
 

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard. tensorboardX is imported where it is used: start-up time counts."""
+"""Logger for TensorBoard. tensorboardX is imported lazily: start-up time counts."""
 
 import contextlib
 import sys
@@ -11,8 +11,7 @@ from dlflax.report.tables import SPLITS
 
 @contextlib.contextmanager
 def _without_torch():
-    """tensorboardX imports torch where it is installed, as on Colab: seconds, for graphs of torch
-    modules, which are not written here."""
+    """Context in which tensorboardX does not import torch, which takes seconds and is not used."""
     absent = "torch" not in sys.modules
     if absent:
         sys.modules["torch"] = None
@@ -24,34 +23,33 @@ def _without_torch():
 
 
 class TensorBoard(Logger):
-    """Event files in FOLDER/NAME. What an earlier run wrote at last_step or later is dropped from
-    the charts, so that it can be written again."""
+    """Event files in FOLDER/NAME. Charts drop earlier values at last_step or later, which a resumed
+    run logs again."""
 
     def __init__(
         self, experiment: str, folder: Path, last_step: int | None = None, name: str = "tensorboard"
     ):
-        # not SummaryWriter: the thread that writes for it ends at a failed write, and the process
-        # then waits for it without end
+        # not SummaryWriter: after a failed write its thread ends, and the process hangs
         with _without_torch():
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import SessionLog
 
         folder = folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        # tensorboardX names files by the second: a quick resume would overwrite the first run's.
+        # tensorboardX names files by the second: a quick resume would overwrite the first file
         suffix = f".{len(list(folder.glob('events*')))}"
         self._writer = EventsWriter(str(folder / "events"), suffix)
         if last_step is not None:
             self._write(last_step, session_log=SessionLog(status=SessionLog.START))
 
-    def _write(self, step, **what):
+    def _write(self, step, **fields):
         from tensorboardX.proto.event_pb2 import Event
 
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **fields))
         self._writer.flush()
 
     def scalars(self, row: dict, step: int) -> None:
-        """A row of the History: train_loss as loss/train, so that the splits share a group."""
+        """Logs a row of the History, with train_loss as loss/train: splits share a group."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [
@@ -61,23 +59,21 @@ class TensorBoard(Logger):
         ]
         self._write(step, summary=Summary(value=values))
 
-    def picture(self, tag: str, path: str | Path, step: int) -> None:
-        """A PNG file as a picture."""
+    def figure(self, tag: str, path: str | Path, step: int) -> None:
         import PIL.Image
         from tensorboardX.proto.summary_pb2 import Summary
 
-        with PIL.Image.open(path) as opened:
-            width, height = opened.size
+        with PIL.Image.open(path) as png:
+            width, height = png.size
         image = Summary.Image(
             encoded_image_string=Path(path).read_bytes(), width=width, height=height, colorspace=4
         )
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._write(step, summary=summary)
+        self._write(step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def hparams(self, hparams: dict, metrics: dict[str, float]) -> None:
-        """The run's line in the HParams tab; its metrics become the scalars result/<name>. Values:
-        numbers, bool, str; None is left out, anything else becomes text."""
-        # Not SummaryWriter.add_hparams, which makes a second run, named after the clock.
+        """Logs a row of the HParams tab, and the metrics as result/<name>. None is dropped; values
+        other than numbers, bool and str become text."""
+        # not SummaryWriter.add_hparams, which adds a second run, named by the time
         from tensorboardX.summary import hparams as summaries
 
         plain = (bool, int, float, str, type(None))

@@ -99,7 +99,7 @@ class Classification(Task):
 
         def matrix():
             counts, worst = metrics.worst_confusion(
-                predicted, targets, len(class_names), figures.MOST_CLASSES
+                predicted, targets, len(class_names), figures.MAX_CLASSES
             )
             title = f"{np.mean(predicted == targets):.2%} of {len(targets):,} right"
             if len(worst) < len(class_names):
@@ -108,7 +108,7 @@ class Classification(Task):
 
         plots = {"confusion_matrix": matrix, "reliability": lambda: figures.reliability(after)}
         tables: dict[str, Any] = {}
-        if len(class_names) > figures.MOST_CLASSES:  # the figure drops the others
+        if len(class_names) > figures.MAX_CLASSES:  # the figure drops the others
             tables["confusion"] = _confusion_pairs(predicted, targets, class_names)
         if task.has_images(splits):
             plots["wrong_predictions"] = lambda: figures.wrong_predictions(

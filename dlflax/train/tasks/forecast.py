@@ -147,7 +147,7 @@ class Forecast(Task):
                 lines.append(f"{share} of the validation values were within such intervals.")
             if asked.folder:
                 past = batch["last"][i] + scale * batch["inputs"][i, :, 0]
-                figure = figures.outlook(past, row, bounds, times)
+                figure = figures.future_forecast(past, row, bounds, times)
                 if path := figures.save_prediction(figure, asked.folder, source):
                     values["picture"] = str(path)
                     lines.append(f"figure: {path}")
