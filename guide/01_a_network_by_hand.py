@@ -100,7 +100,7 @@ for size, parameters in networks.items():
     print(f"{size} hidden units: {accuracy(parameters):.0%} of the points are right")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # The colour is the probability of the outer ring. One unit cuts the plane once. Three are the
 # fewest whose lines can close around the inner ring; more make it rounder.

@@ -91,7 +91,7 @@ for activation in activations:
     print(f"{activation}: {shown}")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Left: the activations. Middle: how large the gradient is in each layer of the untrained network,
 # on a logarithmic scale: with the sigmoid nearly nothing reaches the first layers. Right: what that

@@ -104,7 +104,7 @@ library = jax.grad(lambda z: losses.cross_entropy(z, target).sum())(logits)
 print("slopes:", by_hand.round(3)[0], np.asarray(library).round(3)[0])
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Left: three losses against the error. Right: the squared error cannot bear ten large errors, so
 # its line gives way to them; the other two nearly ignore them.

@@ -84,8 +84,8 @@ for name, by_hand, optimizer in (
 # ## All learning rates at once
 #
 # A learning rate is a number, and dlflax compiles a training for *any* numbers. So we train 13
-# learning rates side by side, as lanes of one program: `fit_all` does that. Momentum is a number,
-# too, so SGD with and without it are 26 lanes.
+# learning rates side by side, as members of one program: `fit_all` does that. Momentum is a number,
+# too, so SGD with and without it are 26 members.
 
 # %%
 digits = data.load("digits", log=lambda sentence: None)
@@ -96,11 +96,11 @@ model = MLP(features=(64,))
 sgd = [train.Hparams(learning_rate=rate, momentum=m) for m in (0.0, 0.9) for rate in rates]
 adam = [train.Hparams(learning_rate=rate) for rate in rates]
 found = {}
-for recipe, lanes in (
+for recipe, hparams in (
     (train.Recipe(model=model, optimizer=SGD()), sgd),
     (train.Recipe(model=model, optimizer=Adam()), adam),
 ):
-    population = fit_all(recipe, lanes, train_set, val_set, epochs=4)
+    population = fit_all(recipe, hparams, train_set, val_set, epochs=4)
     found[type(recipe.optimizer)] = population.scores("accuracy")[:, 0]
 accuracy = {
     "SGD": found[SGD][:13],
@@ -113,7 +113,7 @@ for name, scores in accuracy.items():
     print(f"{name}: best {scores[best]:.0%}, with a rate 100 times as large {beyond:.0%}")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Each curve is a hill with a cliff on its right: too small a rate is slow, too large a one
 # destroys. The three hills stand at different places: **a learning rate has no meaning without its
@@ -172,7 +172,7 @@ for x in (0.1, 1.5, 10.0):
 rate = 3 * float(rates[np.argmax(accuracy["Adam"])])
 for schedule in (train.Constant(), train.Cosine()):
     recipe = train.Recipe(model=model, schedule=schedule)
-    lanes = fit_all(
+    members = fit_all(
         recipe, [train.Hparams(learning_rate=rate)], train_set, val_set, epochs=4, seeds=range(4)
     )
-    print(f"{type(schedule).__name__}: {lanes.scores('accuracy').mean():.0%}")
+    print(f"{type(schedule).__name__}: {members.scores('accuracy').mean():.0%}")

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 5. The first program
 #
-# All that came so far, together: pictures of handwritten digits, a network, a loss, an optimizer,
+# All that came so far, together: images of handwritten digits, a network, a loss, an optimizer,
 # and a test on digits that it has never seen.
 #
-# > **Guess first.** In five passes over some 1,200 pictures, which takes seconds: how many of 360
+# > **Guess first.** In five passes over some 1,200 images, which takes seconds: how many of 360
 # > new digits will the network read correctly?
 
 # %%
@@ -20,14 +20,14 @@ from dlflax.models import CNN
 # - **Validation** data choose: which epoch, which learning rate, which network.
 # - **Test** data are looked at once, at the end. Whoever chooses by the test data fools themselves.
 #
-# The pictures are real digits, 1,797 of them, that come with scikit-learn, at 28 x 28 pixels.
+# The images are real digits, 1,797 of them, that come with scikit-learn, at 28 x 28 pixels.
 # `data.load("mnist")` downloads MNIST, 70,000 digits, in their place.
 
 # %%
 digits = data.load("digits", log=lambda sentence: None)
 train_set, val_set = data.split(digits.train, 0.1, seed=0)
 for name, part in (("train", train_set), ("validation", val_set), ("test", digits.test)):
-    print(f"{name}: {len(part['inputs'])} pictures of {part['inputs'].shape[1:]}")
+    print(f"{name}: {len(part['inputs'])} images of {part['inputs'].shape[1:]}")
 
 # %% [markdown]
 # ## The program
@@ -36,8 +36,8 @@ for name, part in (("train", train_set), ("validation", val_set), ("test", digit
 # (learning rate, dropout, ...). The **recipe** is everything that is not a number: the model, the
 # optimizer, how many examples make a batch. The **state** is what changes: the parameters.
 #
-# `CNN` slides small filters over the picture (chapter 9 says why). An *epoch* is one pass over all
-# training data, a *batch* of 32 pictures at a time.
+# `CNN` slides small filters over the image (chapter 9 says why). An *epoch* is one pass over all
+# training data, a *batch* of 32 images at a time.
 
 # %%
 recipe = train.Recipe(model=CNN(features=(32,), dense=(64,)), optimizer=train.Adam(), batch_size=32)
@@ -52,9 +52,9 @@ right = (logits.argmax(1) == digits.test["targets"]).sum()
 print(f"test: {right} of {len(logits)} right")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
-# The loss falls on both parts: the network has learned something that holds for pictures that it
+# The loss falls on both parts: the network has learned something that holds for images that it
 # was not trained on. When the validation loss turns up again, it is time to stop (chapter 6).
 
 # %%
@@ -94,8 +94,8 @@ print(f"dlflax: {sum(leaf.size for leaf in shapes.params['dense1'].values())} in
 # ## The same as a command
 #
 # Nobody writes this program twice. One command does all of it, and leaves a folder with the scores,
-# pictures of mistakes, and checkpoints; after a `kill -9` the same command with `--resume` goes on
-# where it stood, to the bit:
+# figures of mistakes, and checkpoints; after a `kill -9` the same command with `--resume` continues
+# from the last checkpoint and ends with bit-identical results:
 #
 # ```bash
 # python -m experiments.mnist

@@ -6,7 +6,7 @@
 # against it is called *regularization*.
 #
 # > **Guess first.** From 100 digits, a network learns to read 1,300 others. Four remedies: dropout,
-# > L2, early stopping, and augmentation (the pictures are shifted, turned and zoomed a little).
+# > L2, early stopping, and augmentation (the images are shifted, turned and zoomed a little).
 # > Which one helps most? And all of them together?
 
 # %%
@@ -47,7 +47,7 @@ print(f"L2 by hand {np.sum(weights['kernel'] ** 2):.4f}, by dlflax {train.losses
 # %% [markdown]
 # ## All of them at once
 #
-# The strengths of all remedies are numbers, so networks with other remedies are lanes of one
+# The strengths of all remedies are numbers, so networks with other remedies are members of one
 # population: five cases under five seeds are 25 networks, and one compiled program.
 
 # %%
@@ -65,9 +65,9 @@ remedies = {
     "augmentation": shifts,
     "all together": {**shifts, "dropout": 0.3, "l2": 1e-4},
 }
-lanes = [plain.replace(**numbers) for numbers in remedies.values()]
+members = [plain.replace(**numbers) for numbers in remedies.values()]
 epochs = 200
-population = fit_all(recipe, lanes, few, others, epochs=epochs, seeds=range(5))
+population = fit_all(recipe, members, few, others, epochs=epochs, seeds=range(5))
 
 # %%
 curves = {}
@@ -86,7 +86,7 @@ stopped = curves["nothing"]["val_accuracy"][best]
 print(f"early stopping: loss {curves['nothing']['val_loss'][best]:.2f}, {stopped:.1%} right")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Dashed: the loss on the 100 digits, as they are in training (dropped out, shifted). Solid: on the
 # others. Without a remedy the first falls to nothing, and the second turns up again at the grey
@@ -138,7 +138,7 @@ print(f"dlflax: {0.5 * float(train.losses.l2({'kernel': kernel}))}")
 # ## Exercises
 #
 # 1. The validation digits chose the epoch of early stopping. Is its validation score still honest?
-# 2. When is augmentation wrong? Turn the pictures by up to 180 degrees and see.
+# 2. When is augmentation wrong? Turn the images by up to 180 degrees and see.
 #
 # ## Solutions
 #

@@ -22,7 +22,7 @@ import numpy as np
 # ## One command each
 #
 # All three get the same network (one hidden layer, on handwritten digits), the same ranges, and 25
-# trials of 5 epochs. A trial is a lane of one compiled program, so 25 networks take seconds. 30 %
+# trials of 5 epochs. A trial is a member of one compiled program, so 25 networks take seconds. 30 %
 # of the training data are held out for validation: with few validation examples a search chooses by
 # luck.
 
@@ -84,7 +84,7 @@ print(f"a doubtful, like mean: {expected_improvement(mean=0.20, std=0.10, best=0
 print(f"a sure loss:           {expected_improvement(mean=0.30, std=0.001, best=0.20):.3f}")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Where did they look? Dark points are good networks, the star is the best. The grid spends five
 # trials on each learning rate, also on the bad ones. Random search tries another learning rate

@@ -43,7 +43,7 @@ order = np.random.default_rng(0).permutation(len(sure))[:1600]
 
 def photographs(size):
     with_sizes = (Image.open(folder / sure[i][0]).convert("L").resize((size, size)) for i in order)
-    return np.stack([np.asarray(picture)[..., None] for picture in with_sizes])
+    return np.stack([np.asarray(image)[..., None] for image in with_sizes])
 
 
 small = photographs(64)  # for the network from scratch
@@ -95,7 +95,7 @@ for name, scores in right.items():
         print(f"{name}, {count} photographs: {np.mean(each):.0%}")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Fifty photographs and a head are worth more than a thousand photographs and a network from
 # scratch, at a fraction of the time. The advantage shrinks as examples are added.

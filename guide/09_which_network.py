@@ -6,14 +6,14 @@
 #
 # ```text
 # MLP           assumes nothing: every input may go with every other one
-# CNN           near pixels belong together, and a thing is the same thing elsewhere in the picture
+# CNN           near pixels belong together, and a thing is the same thing elsewhere in the image
 # RNN           things come one after the other; what came before is kept in a memory
 # Transformer   every part may look at every other part, and learns at which
 # autoencoder   the inputs could be said in fewer numbers
 # ```
 #
 # > **Guess first.** Four of them learn to read from 200 handwritten digits. Then the 784 pixels of
-# > every picture are shuffled, always in the same way, so that it looks like noise to us. Who
+# > every image are shuffled, always in the same way, so that it looks like noise to us. Who
 # > suffers most, and who does not notice?
 
 # %%
@@ -41,7 +41,7 @@ def shuffled(part):
 
 
 # %% [markdown]
-# ## Pictures, and pictures that are none any more
+# ## Images, and images that are none any more
 
 # %%
 networks = {
@@ -64,13 +64,13 @@ for name, model in networks.items():
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     work = flops(lambda x, m=model, p=state.params: m.apply({"params": p}, x), one)
     print(f"{name}: {right[name][0]:.0%}, shuffled {right[name][1]:.0%}; {parameters} parameters, "
-          f"{work / 1e6:.1f} million operations a picture")  # fmt: skip
+          f"{work / 1e6:.1f} million operations an image")  # fmt: skip
 
 # %% [markdown]
 # To the MLP the order of pixels never meant anything, so it cannot miss it. The CNN was the best,
 # and loses what made it so: that neighbours belong together. The RNN and the Transformer are at
-# home elsewhere. They read the picture in strips, and from 200 of them they do not learn how strips
-# make a digit; shuffled, every strip has a little of the whole picture, and they even gain.
+# home elsewhere. They read the image in strips, and from 200 of them they do not learn how strips
+# make a digit; shuffled, every strip has a little of the whole image, and they even gain.
 #
 # ## A series: CO2 over Mauna Loa
 #
@@ -95,7 +95,7 @@ print(f"seasonal naive: error {float(naive):.2f} ppm, no parameters")
 # ## An autoencoder: digits in eight numbers
 #
 # No labels here: the network has to give back its own input, through eight numbers in the middle.
-# The classic way to do that is PCA: the eight directions in which the pictures differ most.
+# The classic way to do that is PCA: the eight directions in which the images differ most.
 
 # %%
 x = digits.train["inputs"].reshape(-1, 784) / np.float32(255)
@@ -112,14 +112,14 @@ errors = [float(np.mean((each - new) ** 2)) for each in (by_pca, by_network)]
 print(f"squared error a pixel: PCA {errors[0]:.4f}, autoencoder {errors[1]:.4f}")
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Left: who minds the shuffling. Right: digits, and what eight numbers keep of them.
 
 # %%
 figure, (left, last) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 places = np.arange(len(right))
-for k, label in enumerate(("pictures", "shuffled pixels")):
+for k, label in enumerate(("images", "shuffled pixels")):
     left.bar(places + 0.4 * k - 0.2, [scores[k] for scores in right.values()], 0.4, label=label)
 left.set(xticks=places, xticklabels=list(right), ylim=(0.5, 1), title="validation accuracy")
 left.legend(loc="lower left")

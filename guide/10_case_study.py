@@ -57,7 +57,7 @@ os.truncate("photos/defective/broken.png", 3000)
 # ## 2. Train, and read what it says about the data
 #
 # A fifth of each class is held out for the test, and a tenth of the rest for validation. Broken
-# files and copies are left out, and said.
+# files and copies are dropped, and the run says so.
 
 # %%
 said = run("python -m experiments.image_folder --data-dir photos --run-dir first")
@@ -129,7 +129,7 @@ server.terminate()
 print("the server ended with", server.wait())
 
 # %% [markdown]
-# ## The picture
+# ## The figure
 #
 # Left: the validation loss of a hundred heads against the learning rate. Right: can its
 # probabilities be believed? Where it says 90 %, nine of ten should be right. It is too sure of
@@ -150,7 +150,7 @@ figure.savefig("case_study.png", dpi=100)
 #
 # | do this | command |
 # |---|---|
-# | look at the data first: what was left out, how large the classes are | `experiments.image_folder --data-dir photos` says it |
+# | look at the data first: which files were dropped, how large the classes are | `experiments.image_folder --data-dir photos` says it |
 # | begin with a small network and the defaults | `python -m experiments.mnist` |
 # | compare with something simple | every run does; `results.json` has it |
 # | find the learning rate before anything else | `python -m experiments.find_learning_rate image_folder --data-dir photos` |
@@ -170,13 +170,13 @@ figure.savefig("case_study.png", dpi=100)
 #
 # ## Exercises
 #
-# 1. Ask the model about a picture of something else, the file `tuned/best/curves.png`. What does it
+# 1. Ask the model about an image of something else, the file `tuned/best/curves.png`. What does it
 #    answer, and what do you learn from that?
 # 2. Give the model to a program in another language.
 #
 # ## Solutions
 #
-# **1.** It answers "sound" or "defective", often quite sure: it knows no third answer. Whoever asks
+# **1.** It answers "sound" or "defective", often quite sure: it has no third answer. Whoever asks
 # has to see to it that only solar cells are asked about.
 
 # %%

@@ -49,7 +49,7 @@ def test_a_chapter_is_a_lesson(chapter):
     """A question, a picture, a sweep or comparison, exercises with solutions; lines that fit."""
     text = words(chapter)
     assert re.match(rf"# {int(chapter.name[:2])}\. ", text)
-    for part in ("> **Guess first.**", "Change this", "Exercises", "Solutions", "The picture"):
+    for part in ("> **Guess first.**", "Change this", "Exercises", "Solutions", "The figure"):
         assert part in text, part
     assert re.search(r"python -m (sweeps|experiments\.compare)", text)
     pictures = [
