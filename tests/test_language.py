@@ -21,7 +21,7 @@ LIMITS = {
     "long sentences": 0,
     "participles": 1,
     "variables": 0,
-    "phrases": 55,
+    "phrases": 8,
 }
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}
