@@ -4,9 +4,9 @@ python -m benchmarks.convolutions
 python -m benchmarks.convolutions --gradients
 
 prints for the shapes of ResNets on 224 and 64 pixels, batch 32, the best times forward and forward
-with both gradients: the basis of `dlflax.models.convolution.fastest_algorithm`. With --gradients,
+with both gradients: the basis of `dlflax.ops.convolution.fastest_algorithm`. With --gradients,
 each gradient alone, alternating: as products of patches, by chunks of 8 MiB, as
-`dlflax.models.convolution` computes it, and for the input also as a convolution of a dilated dy.
+`dlflax.ops.convolution` computes it, and for the input also as a convolution of a dilated dy.
 
 Timed inside `lax.fori_loop`, as training runs: outside of it, XLA:CPU computes the gradient of its
 own convolution up to a hundred times as fast.
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dlflax.models import convolution as dlflax
-from dlflax.models.convolution import convolution, im2col, kernel_gradient, symmetric_pads
+from dlflax.ops import convolution as dlflax
+from dlflax.ops.convolution import convolution, im2col, kernel_gradient, symmetric_pads
 
 SHAPES = (  # side, inputs, outputs, kernel size, stride
     (56, 64, 64, 3, 1), (28, 128, 128, 3, 1), (14, 256, 256, 3, 1), (7, 512, 512, 3, 1),

@@ -22,9 +22,9 @@ from stages import write_rows
 from dlflax.report import tables, trial_figures
 from dlflax.report.html import write_html
 from dlflax.report.trials import write_trials_csv
-from dlflax.tune.samplers import make_sampler
-from dlflax.tune.space import Space
-from dlflax.tune.study import JOURNAL, open_study
+from dlflax.tune.launch.study import JOURNAL, open_study
+from dlflax.tune.suggest.samplers import make_sampler
+from dlflax.tune.suggest.space import Space
 
 DISTRIBUTIONS = {
     "learning_rate": FloatDistribution(1e-4, 1e-1, log=True),

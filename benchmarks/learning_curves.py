@@ -25,10 +25,10 @@ import tyro
 from optuna.distributions import FloatDistribution
 from yardsticks import run
 
-from dlflax.tune import stopping
-from dlflax.tune.config import Sweep
-from dlflax.tune.encoding import Encoding, sobol
-from dlflax.tune.rules import Budget, Curve, FreezeThaw, Halving, Stop
+from dlflax.tune.pool.rules import Budget, Curve, FreezeThaw, Halving, Stop
+from dlflax.tune.suggest import stopping
+from dlflax.tune.suggest.encoding import Encoding, sobol
+from dlflax.tune.sweep_config import Sweep
 
 FILE = Path(__file__).with_suffix(".npz")
 EPOCHS, SEEDS = 27, 3

@@ -3,10 +3,10 @@
 python benchmarks/mutations.py --count 40 --tests tests
 python benchmarks/mutations.py --count 40 --tests ../older/tests --marks "slow or not slow"
 
-samples faults by a seed in train/, data/, tune/rules.py, tune/samplers.py, tune/pool.py,
-run/predict.py and transfer/features.py: another operator, constant or comparison, or a missing
-statement. Runs the test files that import the changed module, with -x, in a copy of the repository.
-Prints a line for each fault, and the number of detected faults.
+samples faults by a seed in train/, data/, tune/pool/rules.py, tune/suggest/samplers.py,
+tune/pool/pool.py, inference/predict.py and transfer/features.py: another operator, constant or
+comparison, or a missing statement. Runs the test files that import the changed module, with -x, in
+a copy of the repository. Prints a line for each fault, and the number of detected faults.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-PATTERNS = ("train/**/*.py", "data/**/*.py", "tune/rules.py", "tune/samplers.py", "tune/pool.py",
-            "run/predict.py", "transfer/features.py")  # fmt: skip
+PATTERNS = ("train/**/*.py", "data/**/*.py", "tune/pool/rules.py", "tune/suggest/samplers.py",
+            "tune/pool/pool.py", "inference/predict.py", "transfer/features.py")  # fmt: skip
 SWAPS = {
     "+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "<": "<=", "<=": "<", ">": ">=", ">=": ">",
     "==": "!=", "!=": "==", "and": "or", "or": "and", "is": "is not", "is not": "is",

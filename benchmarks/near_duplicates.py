@@ -1,4 +1,5 @@
-"""Distances of `dlflax.data.duplicates` between copies of an image, and between different images.
+"""Distances of `dlflax.data.image.duplicates` between copies of an image, and between different
+images.
 
 python -m benchmarks.near_duplicates FOLDER
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dlflax.data.duplicates import distances, thumbnail
+from dlflax.data.image.duplicates import distances, thumbnail
 
 SIZE = 224
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from dlflax import run
-from dlflax.data.table import BUNDLED
+from dlflax.data.table.source import BUNDLED
 from experiments import tabular
 
 

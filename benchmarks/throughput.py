@@ -8,7 +8,7 @@ examples/s, FLOPs per example, FLOP/s and model FLOP utilisation (Chowdhery et a
 
     MFU = examples/s * 3 * forward FLOPs per example / peak FLOP/s
 
-3, as a backward pass has about twice the FLOPs of the forward pass. `dlflax.models.flops` counts
+3, as a backward pass has about twice the FLOPs of the forward pass. `dlflax.ops.flops` counts
 the model's FLOPs, independent of the algorithms. The peak is the published dense one of a known
 device, --peak-tflops, or else the speed of a large matrix product.
 """

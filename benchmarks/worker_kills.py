@@ -29,9 +29,9 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
-from dlflax.tune.samplers import make_sampler
-from dlflax.tune.space import Space
-from dlflax.tune.study import JOURNAL, Journal, open_study
+from dlflax.tune.launch.study import JOURNAL, Journal, open_study
+from dlflax.tune.suggest.samplers import make_sampler
+from dlflax.tune.suggest.space import Space
 
 ROOT = Path(__file__).parents[1]
 SPACE = ["--space.learning-rate", "1e-4", "1e-2", "log", "--space.dropout", "0", "0.5",

@@ -24,10 +24,10 @@ import tyro
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from dlflax.tune.encoding import Encoding
-from dlflax.tune.samplers import make_sampler
-from dlflax.tune.space import Space
-from dlflax.tune.study import open_study
+from dlflax.tune.launch.study import open_study
+from dlflax.tune.suggest.encoding import Encoding
+from dlflax.tune.suggest.samplers import make_sampler
+from dlflax.tune.suggest.space import Space
 
 A3 = np.array([[3, 10, 30], [0.1, 10, 35], [3, 10, 30], [0.1, 10, 35]])
 P3 = 1e-4 * np.array(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlflax.run.model import Model
+    from dlflax.inference.model import Model
 
 __version__ = "0.3.0"
 
@@ -24,7 +24,9 @@ def load(
     """Loads the trained model of a run folder or of a sweep. `predict` takes arrays, files, texts
     and tables; `evaluate` and `export` are methods too. tta: number of augmented views averaged
     with each input; experiment: --experiment of `predict`."""
-    from dlflax.run.model import Model  # imported here, as `import dlflax` must not import JAX
+    from dlflax.inference.model import (
+        Model,  # imported here, as `import dlflax` must not import JAX
+    )
 
     return Model(run_dir, log, tta, experiment)
 

@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 
 from dlflax import train
+from dlflax.config.experiment import Experiment
+from dlflax.config.saved import load_encoder, save_encoder
 from dlflax.data import Source, Splits, make_splits
 from dlflax.errors import InputError
-from dlflax.run.experiment import Experiment
-from dlflax.run.saved import load_encoder, save_encoder
 from dlflax.train.batch import add_targets, gather
 from dlflax.train.check import bind_to_data, check_task
 from dlflax.train.checkpoint import Checkpoints

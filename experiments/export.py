@@ -11,9 +11,9 @@ import tyro
 
 import experiments
 from dlflax import run
+from dlflax.inference.export import Format, export
+from dlflax.inference.predict import Predictor
 from dlflax.run import flags
-from dlflax.run.export import Format, export
-from dlflax.run.predict import Predictor
 
 
 def command(

@@ -23,9 +23,9 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.files import escape_controls, write_csv
+from dlflax.inference.predict import Predictor, csv_row
 from dlflax.report.progress import progress_bar
 from dlflax.run import flags
-from dlflax.run.predict import Predictor, csv_row
 
 
 def command(

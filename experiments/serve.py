@@ -12,8 +12,8 @@ import tyro
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
+from dlflax.inference.predict import Predictor
 from dlflax.run import flags
-from dlflax.run.predict import Predictor
 
 
 def command(
@@ -34,7 +34,7 @@ def command(
             for several names.
     """
     try:
-        from dlflax.run.serve import serve
+        from dlflax.inference.serve import serve
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise

@@ -11,7 +11,7 @@ gradient boosting on the same rows: 95.6 %, 98.9 %, 59.9; a linear model: 96.8 %
 
 python -m experiments.tabular --data-dir houses.csv --target price
 
-The encoding of each column is described in `data/table.py`.
+The encoding of each column is described in `data/table/source.py`.
 """
 
 from dlflax import run

@@ -27,7 +27,7 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.models import CNN, MLP, RNN, Autoencoder, Transformer
-from dlflax.models.flops import flops
+from dlflax.ops.flops import flops
 from dlflax.train.tasks import Reconstruction
 
 digits = data.load("digits", log=lambda sentence: None)

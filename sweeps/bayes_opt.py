@@ -8,7 +8,7 @@ The same command continues a stopped sweep. At its end the best model is tested 
 """
 
 import experiments
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 
 if __name__ == "__main__":
-    cli.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), description=__doc__)
+    sweep_command.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), description=__doc__)

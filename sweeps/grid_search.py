@@ -8,7 +8,7 @@ The same command continues a stopped sweep. At its end the best model is tested 
 """
 
 import experiments
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 
 if __name__ == "__main__":
-    cli.main("grid_search", experiments, ("grid",), description=__doc__)
+    sweep_command.main("grid_search", experiments, ("grid",), description=__doc__)

@@ -6,7 +6,7 @@ The same command continues a stopped sweep. At its end the best model is tested 
 """
 
 import experiments
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 
 if __name__ == "__main__":
-    cli.main("random_search", experiments, ("random", "qmc"), description=__doc__)
+    sweep_command.main("random_search", experiments, ("random", "qmc"), description=__doc__)

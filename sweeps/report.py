@@ -12,7 +12,7 @@ import tyro
 from dlflax import run
 from dlflax.report.trials import print_findings
 from dlflax.run import flags
-from dlflax.tune import report
+from dlflax.tune.pool import report
 
 
 def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> None:

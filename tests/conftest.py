@@ -38,8 +38,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # the shapes that signatures state are checked
-SHAPED = ["dlflax.data.splits", "dlflax.data.target", "dlflax.models", "dlflax.train.augment",
-          "dlflax.train.losses", "dlflax.train.metrics"]  # fmt: skip
+SHAPED = ["dlflax.data.splits", "dlflax.data.target", "dlflax.models", "dlflax.ops",
+          "dlflax.train.augment", "dlflax.train.losses", "dlflax.train.metrics"]  # fmt: skip
 checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # 0 is a float
 jaxtyping.install_import_hook(SHAPED, checker)
 
@@ -94,12 +94,12 @@ def no_figures_no_baselines(request, monkeypatch):
     """Both take longer than such runs: they are made where a test is marked with `figures`, or with
     `baselines`."""
     from dlflax.report import figures
-    from dlflax.run import baselines
+    from dlflax.run import baseline_scores
 
     if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr(figures, "draw", lambda *_: {})
     if not request.node.get_closest_marker("baselines"):
-        monkeypatch.setattr(baselines, "fit_baselines", lambda *_: {})
+        monkeypatch.setattr(baseline_scores, "fit_baselines", lambda *_: {})
 
 
 ZOO = {  # name -> (experiment, its flags)

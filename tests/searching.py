@@ -3,8 +3,8 @@
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from dlflax.tune.encoding import Encoding
-from dlflax.tune.samplers import make_sampler
+from dlflax.tune.suggest.encoding import Encoding
+from dlflax.tune.suggest.samplers import make_sampler
 
 SPACE = {
     "x": FloatDistribution(-5, 10),

@@ -10,11 +10,11 @@ from PIL import Image
 
 import experiments
 from dlflax import run
-from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.image.encoder import ImageEncoder
 from dlflax.report import progress
 from dlflax.report.tables import number_text
 from dlflax.run import announce
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 from experiments import compare, image_folder, mnist
 from experiments.listing import COMMANDS
 
@@ -142,7 +142,9 @@ def test_a_comparison_in_25_lines(capsys):
 @pytest.mark.baselines
 def test_the_end_of_a_sweep_in_40_lines(capsys):
     flags = ["mnist", "--model", "mlp", "--model.features", "8", "--epochs", "1", "--trials", "12"]
-    cli.main("random_search", experiments, ("random",), [*flags, "--run-dir", "sweep"], "")
+    sweep_command.main(
+        "random_search", experiments, ("random",), [*flags, "--run-dir", "sweep"], ""
+    )
     lines = capsys.readouterr().out.splitlines()
     end = lines[next(i for i, line in enumerate(lines) if line.startswith("testing the best")) :]
     assert len(end) <= 40 and len(lines) <= 60
@@ -188,9 +190,9 @@ def test_a_file_or_folder_that_comes_first_is_the_data():
 
 def test_a_grid_has_what_is_named(monkeypatch):
     found = []
-    monkeypatch.setattr(cli, "run_sweep", lambda *parsed: found.append(parsed[-1].space))
+    monkeypatch.setattr(sweep_command, "run_sweep", lambda *parsed: found.append(parsed[-1].space))
     for words in ("", "--space.model.activation relu tanh gelu elu"):
-        cli.main("grid_search", experiments, ("grid",), ["mnist", *words.split()], "")
+        sweep_command.main("grid_search", experiments, ("grid",), ["mnist", *words.split()], "")
     assert set(found[0]) == {"learning_rate", "dropout", "l2"}
     assert found[1] == {"model.activation": ("relu", "tanh", "gelu", "elu")}
 
@@ -203,10 +205,10 @@ def test_help_fits_a_screen(name, capsys, monkeypatch):
         run.main(name, module.PRESETS, getattr(module, "ARCHITECTURES", {}), ["--help"])
     assert 20 < len(capsys.readouterr().out.splitlines()) <= 60
     with pytest.raises(SystemExit):
-        cli.main("bayes_opt", experiments, ("gp",), [name, "--help"], "")
+        sweep_command.main("bayes_opt", experiments, ("gp",), [name, "--help"], "")
     assert 20 < len(capsys.readouterr().out.splitlines()) <= 60
     with pytest.raises(SystemExit):
-        cli.main("bayes_opt", experiments, ("gp",), [name, "--help-all"], "")
+        sweep_command.main("bayes_opt", experiments, ("gp",), [name, "--help-all"], "")
     out = capsys.readouterr().out
     assert "{None" not in out and "--run-dir PATH" in out and "--study STR" in out
     # what is optional is still read, and can still be left open

@@ -16,13 +16,13 @@ from sklearn.metrics import log_loss
 
 import dlflax
 from dlflax import run, train
+from dlflax.baselines import reference_models as simple
 from dlflax.data import Arrays, Series, Text, make_splits
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, RNN, Autoencoder, ResNet
 from dlflax.report import progress
-from dlflax.run import baselines
+from dlflax.run import baseline_scores
 from dlflax.train import Hparams, Recipe
-from dlflax.train import baselines as simple
 from dlflax.train.tasks import Classification, Forecast, MultiLabel, Reconstruction, Regression
 
 pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.baselines]
@@ -32,7 +32,7 @@ def computed(task, source, model=None, validation=0.2, log=print):
     """(the baselines' scores, the splits)."""
     splits = make_splits(source, source.load(lambda line: None), validation, 0)
     recipe = Recipe(model or MLP(features=(4,)), task)
-    beside = baselines.fit_baselines(recipe, Hparams(), splits, log)
+    beside = baseline_scores.fit_baselines(recipe, Hparams(), splits, log)
     return {name: baseline.scores for name, baseline in beside.items()}, splits
 
 
@@ -83,7 +83,7 @@ def test_classes_that_are_nowhere_in_training_and_one_class_alone():
             name: {n: leaf[np.isin(part["targets"], classes)] for n, leaf in part.items()}
             for name, part in parts.items()
         }
-        beside = baselines.fit_baselines(
+        beside = baseline_scores.fit_baselines(
             Recipe(MLP(features=(4,)), task), Hparams(), replace(splits, **parts)
         )
         return beside["logistic regression on pixels"].scores["accuracy"]
@@ -216,7 +216,7 @@ def test_mcnemar_is_a_sum_of_binomial_coefficients(alone, p):
     tail = 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n
     assert min(1, tail) == p
     counts = {"network_alone": alone[0], "baseline_alone": alone[1], "examples": 100}
-    assert baselines.mcnemar_p(counts) == pytest.approx(p)
+    assert baseline_scores.mcnemar_p(counts) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_verdict(network, alone, sentence):
     if alone:
         counts = dict(zip(("network_alone", "baseline_alone"), alone, strict=True))
         results["mcnemar"] = {"a": {**counts, "examples": 1000}}
-    (said,) = baselines.verdict(results, Classification(), in_sweep=True)
+    (said,) = baseline_scores.verdict(results, Classification(), in_sweep=True)
     assert sentence in said
 
 
@@ -249,16 +249,18 @@ def test_verdict_on_scores_that_are_to_be_low():
     lower = {"baselines": {"a": {"rmse": 0.8}, "b": {"rmse": 0.5}}, "test": {"rmse": 0.6}}
     assert (
         "than b, 0.5000: train longer, tune it with sweeps.bayes_opt, or"
-        in baselines.verdict(lower, Regression())[0]
+        in baseline_scores.verdict(lower, Regression())[0]
     )
     lower["test"]["rmse"] = 0.499999
-    assert "as good as b, rmse 0.5000: " in baselines.verdict(lower, Regression())[0]
+    assert "as good as b, rmse 0.5000: " in baseline_scores.verdict(lower, Regression())[0]
     lower["baselines"]["b"]["rmse"], lower["test"]["rmse"] = 1.21e-5, 1.24e-5  # no tie
-    assert "rmse 1.24e-05, is not better" in baselines.verdict(lower, Regression())[0]
+    assert "rmse 1.24e-05, is not better" in baseline_scores.verdict(lower, Regression())[0]
     lower["baselines"]["b"]["rmse"], lower["test"]["rmse"] = 0.5, 0.4
-    assert "rmse 0.4000, is better than b, 0.5000." in baselines.verdict(lower, Regression())[0]
+    assert (
+        "rmse 0.4000, is better than b, 0.5000." in baseline_scores.verdict(lower, Regression())[0]
+    )
     del lower["baselines"]["a"], lower["baselines"]["b"]
-    assert baselines.verdict(lower, Regression()) == []
+    assert baseline_scores.verdict(lower, Regression()) == []
 
 
 @pytest.mark.slow
@@ -301,7 +303,7 @@ def test_baselines_of_another_season_are_others():
 def test_correct_examples_are_on_disk_too():
     recipe, source = Recipe(MLP(features=(4,)), Classification()), digits()
     splits = make_splits(source, source.load(), 0.1, 0)
-    first, again = (baselines.fit_baselines(recipe, Hparams(), splits) for _ in "ab")
+    first, again = (baseline_scores.fit_baselines(recipe, Hparams(), splits) for _ in "ab")
     assert list(first) == list(again)
     for name, baseline in first.items():
         assert baseline.scores == again[name].scores
@@ -313,7 +315,7 @@ def test_correct_examples_are_on_disk_too():
         for entry in saved.values():
             entry["correct"] = broken
         path.write_text(json.dumps(saved))
-        third = baselines.fit_baselines(recipe, Hparams(), splits)
+        third = baseline_scores.fit_baselines(recipe, Hparams(), splits)
         assert [each.correct.tolist() for each in third.values()] == [
             each.correct.tolist() for each in first.values()
         ]
@@ -327,7 +329,7 @@ def test_no_verdict_where_the_network_is_the_baseline():
     assert results["findings"] == []
     # other simple models are compared
     results["baselines"]["histogram gradient boosting"] = {"accuracy": 0.99}
-    (said,) = baselines.verdict(results, Classification(), linear=True)
+    (said,) = baseline_scores.verdict(results, Classification(), linear=True)
     assert "not better than histogram gradient boosting" in said
 
 
@@ -346,7 +348,7 @@ def test_no_verdict_where_the_network_is_the_baseline():
 def test_which_networks_are_linear(model, shape, linear):
     inputs = np.zeros((1, *shape), np.float32)
     params = train.abstract(Recipe(model), Hparams(), inputs).params
-    assert baselines.is_linear(params, inputs) == linear
+    assert baseline_scores.is_linear(params, inputs) == linear
 
 
 def test_a_model_that_fails_does_not_stop_the_run(monkeypatch):

@@ -9,13 +9,14 @@ import pytest
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from dlflax import run
-from dlflax.data import Table, duplicates, make_splits
+from dlflax.baselines import reference_models as simple
+from dlflax.data import Table, make_splits
+from dlflax.data.image import duplicates
 from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.report import figures
-from dlflax.run import baselines
+from dlflax.run import baseline_scores
 from dlflax.train import Hparams, Recipe, importance, metrics
-from dlflax.train import baselines as simple
 from dlflax.train.metrics import classes as of_classes
 from dlflax.train.tasks import Classification, MultiLabel, Regression
 
@@ -128,9 +129,9 @@ def table(place):
 def noted(task, splits):
     said = []
     recipe = Recipe(MLP(features=(4,), num_outputs=1), task)
-    beside = baselines.fit_baselines(recipe, Hparams(), splits, lambda _: None, said.append)
+    beside = baseline_scores.fit_baselines(recipe, Hparams(), splits, lambda _: None, said.append)
     again = []
-    baselines.fit_baselines(recipe, Hparams(), splits, lambda _: None, again.append)
+    baseline_scores.fit_baselines(recipe, Hparams(), splits, lambda _: None, again.append)
     assert set(again) == set(said)  # though they are on the disk
     return beside, said
 
@@ -144,7 +145,7 @@ def test_baselines_of_classes_have_a_budget(table, monkeypatch):
     monkeypatch.setattr(simple, "MIN_ROWS", 50)
     monkeypatch.setattr(simple, "MAX_NUMBERS", 100 * width * 2)
     monkeypatch.setattr(simple, "MAX_BOOSTED", (120 + simple.LEAVES_BINS) * 3)
-    monkeypatch.setattr(baselines, "VERSION", 0)
+    monkeypatch.setattr(baseline_scores, "VERSION", 0)
     beside, said = noted(Classification(), splits)
     assert said == [
         f"logistic regression is fitted on 100 of {n} training examples.",
@@ -153,7 +154,7 @@ def test_baselines_of_classes_have_a_budget(table, monkeypatch):
     assert beside["logistic regression"].scores["accuracy"] > 0.8
     monkeypatch.setattr(simple, "MAX_NUMBERS", 10 * width)
     monkeypatch.setattr(simple, "MAX_BOOSTED", 1000)
-    monkeypatch.setattr(baselines, "VERSION", -1)
+    monkeypatch.setattr(baseline_scores, "VERSION", -1)
     beside, said = noted(Classification(), splits)
     assert list(beside) == ["majority class"] and said == [
         "No logistic regression baseline: fitting takes too long on "
@@ -176,7 +177,7 @@ def test_baselines_of_numbers_and_labels_have_a_budget(table, monkeypatch):
     ]
     assert beside["ridge regression"].scores["rmse"] < beside["mean"].scores["rmse"] / 2
     monkeypatch.setattr(simple, "MAX_PRODUCTS", 30 * width)  # few rows, many columns
-    monkeypatch.setattr(baselines, "VERSION", 0)
+    monkeypatch.setattr(baseline_scores, "VERSION", 0)
     assert "No ridge regression baseline" in noted(Regression(), splits)[1][0]
 
     parts = {

@@ -11,11 +11,11 @@ import scipy.special
 from sklearn.metrics import f1_score
 
 from dlflax import run
+from dlflax.config.run_folder import load_calibration
 from dlflax.data import Images
 from dlflax.errors import InputError
-from dlflax.models import MLP
-from dlflax.run.folder import load_calibration
-from dlflax.train import Recipe, calibration, losses
+from dlflax.models import MLP, calibration
+from dlflax.train import Recipe, losses
 from dlflax.train.hparams import Hparams
 from dlflax.train.tasks import Classification
 from experiments import mnist

@@ -16,12 +16,12 @@ from PIL import Image
 import experiments
 from dlflax import run
 from dlflax.data import ImageFolder, Series, Text, make_splits
-from dlflax.data.picture import read_image
-from dlflax.data.series_file import read_file
+from dlflax.data.image.image_file import read_image
+from dlflax.data.series.series_file import read_file
 from dlflax.errors import InputError
+from dlflax.inference.predict import Predictor
 from dlflax.report import figures, tables
-from dlflax.run.predict import Predictor
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 from experiments import image_folder, mnist, predict, sentiment
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def test_a_run_folder_of_any_name(place, name):
 def test_a_sweep_folder_of_any_name(place, name):
     for trials in ("2", "3"):
         flags = [*TINY, "--trials", trials, "--population", "2", "--run-dir", str(place / name)]
-        cli.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+        sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     assert json.loads((place / name / "results.json").read_text())["trials"] == 3
     assert (place / name / "study.journal").stat().st_size > 0
 
@@ -337,7 +337,7 @@ def test_every_trial_has_its_score_in_the_hparams_tab(place):
     from test_progress import values
 
     flags = [*TINY, "--trials", "3", "--population", "3", "--run-dir", "tab"]
-    cli.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+    sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     boards = [*Path("tab/tensorboard").iterdir(), Path("tab/best/tensorboard")]
     assert len(boards) == 4
     for board in boards:
@@ -362,7 +362,7 @@ def test_the_same_line_runs_again_and_again(place):
 
 
 def test_a_password_is_never_saved(place):
-    from dlflax.tune.study import without_password
+    from dlflax.tune.launch.study import without_password
 
     for url in ("postgresql+psycopg://me:se:cr@t@host/db", "postgresql://host/db?password=secret"):
         assert "secret" not in without_password(url) and "cr@t" not in without_password(url)
@@ -431,6 +431,6 @@ def test_absurd_values_of_a_run(flags, sentence, capsys):
 )
 def test_absurd_values_of_a_sweep(flags, sentence, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main("random_search", experiments, ("random",), ["mnist", *TINY, *flags], "")
+        sweep_command.main("random_search", experiments, ("random",), ["mnist", *TINY, *flags], "")
     err = capsys.readouterr().err
     assert exit_.value.code == 2 and sentence in err and len(err.strip().splitlines()) == 1

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 import experiments
+from dlflax import cli as command
 from dlflax import run
+from dlflax.config.experiment import from_presets
 from dlflax.run import flags
 from dlflax.run.exit_codes import with_exit_codes
-from dlflax.run.experiment import from_presets
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 from experiments import listing, mnist, sentiment
-from sweeps import command
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -57,10 +57,10 @@ def test_a_short_name_never_hides_a_flag_of_the_data():
 
 def test_a_choice_of_a_space_may_be_a_list(monkeypatch):
     found = []
-    monkeypatch.setattr(cli, "run_sweep", lambda *parsed: found.append(parsed[-1].space))
+    monkeypatch.setattr(sweep_command, "run_sweep", lambda *parsed: found.append(parsed[-1].space))
     words = ["mnist", "--space.model.features", "16,32", "16", "--space.model.activation",
              "relu,tanh", "--space.augment", "crop,flip", "crop"]  # fmt: skip
-    cli.main("random_search", experiments, ("random",), words)
+    sweep_command.main("random_search", experiments, ("random",), words)
     assert found[0]["model.features"] == ("16,32", "16")
     assert found[0]["model.activation"] == ("relu", "tanh")
     assert found[0]["augment"] == ("crop,flip", "crop")
@@ -68,13 +68,13 @@ def test_a_choice_of_a_space_may_be_a_list(monkeypatch):
 
 def test_a_sweep_knows_short_names_too(monkeypatch):
     found = []
-    monkeypatch.setattr(cli, "run_sweep", lambda *parsed: found.append(parsed[-1]))
+    monkeypatch.setattr(sweep_command, "run_sweep", lambda *parsed: found.append(parsed[-1]))
     for words in (
         ["--space.lr", "1e-4,1e-2,log", "--dropout", "0.1", "--space.dropout"],
         ["--space.learning-rate", "1e-4", "1e-2", "log", "--hparams.dropout", "0.1",
          "--space.dropout"],
     ):  # fmt: skip
-        cli.main("random_search", experiments, ("random",), ["mnist", *words])
+        sweep_command.main("random_search", experiments, ("random",), ["mnist", *words])
     assert found[0].space == found[1].space and found[0].hparams == found[1].hparams
     assert found[0].space["learning_rate"] == ("1e-4", "1e-2", "log")
 
@@ -118,7 +118,7 @@ def test_help_shows_what_the_experiment_has(capsys):
 
 def test_help_of_a_sweep_says_a_thing_once(capsys):
     with pytest.raises(SystemExit):
-        cli.main("bayes_opt", experiments, ("gp",), ["mnist", "--help"], "words")
+        sweep_command.main("bayes_opt", experiments, ("gp",), ["mnist", "--help"], "words")
     said = capsys.readouterr().out
     assert said.count("each a program of its own") <= 1 and len(said.splitlines()) < 220
 

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from dlflax import models
-from dlflax.models import convolution as formulation
-from dlflax.models.convolution import (
-    convolution,
-    fastest_algorithm,
-    list_algorithms,
-    symmetric_pads,
-)
-from dlflax.models.layers import conv_pool_matmul
+from dlflax.ops import convolution as formulation
+from dlflax.ops.convolution import convolution, fastest_algorithm, list_algorithms, symmetric_pads
+from dlflax.ops.matmul import conv_pool_matmul
 
 ALL = ("product", "custom gradient")
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from dlflax import data
-from dlflax.data import download, idx, images
+from dlflax.data import download, idx
+from dlflax.data.image import source as images
 from dlflax.errors import InputError
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"

@@ -1,4 +1,4 @@
-"""`dlflax.models.dense.Dense` beside Linen's."""
+"""`dlflax.ops.dense.Dense` beside Linen's."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax.models.dense import Dense
+from dlflax.ops.dense import Dense
 
 
 def differentiated(model, variables, x, weights):

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import strategies as st
 
 from dlflax.data import Table, make_splits
-from dlflax.data.raw_table import read_table
-from dlflax.data.table_columns import CategoryColumn, NumberColumn, TextColumn, TimeColumn
+from dlflax.data.table.columns import CategoryColumn, NumberColumn, TextColumn, TimeColumn
+from dlflax.data.table.raw_table import read_table
 from dlflax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("place")

@@ -127,9 +127,9 @@ def every(paths):
 
 def check_command(monkeypatch, module, words):
     for place in (
-        "dlflax.run.cli.run", "dlflax.run.cli.cross_validate", "dlflax.tune.cli.run_sweep",
-        "dlflax.run.predict.Predictor", "dlflax.tune.report.write_report",
-        "dlflax.run.compare.compare",
+        "dlflax.run.train_command.run", "dlflax.run.train_command.cross_validate",
+        "dlflax.tune.sweep_command.run_sweep", "dlflax.inference.predict.Predictor",
+        "dlflax.tune.pool.report.write_report", "dlflax.run.compare.compare",
         "dlflax.run.find_learning_rate.find_learning_rate", "experiments.listing.list_all",
     ):  # fmt: skip
         monkeypatch.setattr(place, Stop)
@@ -213,7 +213,7 @@ def test_the_wheel_is_whole(tmp_path):
     }  # fmt: skip
     for command in (
         "-c 'import dlflax; print(dlflax.__file__)'",
-        "-m sweeps.command list",
+        "-m dlflax.cli list",
         "-m experiments.mnist --model mlp --epochs 1 --run-dir run",
         "-m experiments.forecast --epochs 1 --run-dir series",
         "-m experiments.export run --to stablehlo",
@@ -225,7 +225,7 @@ def test_the_wheel_is_whole(tmp_path):
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr
         assert "import dlflax" not in command or ran.stdout.startswith(str(site))
-    assert (site / "dlflax/py.typed").exists() and (site / "dlflax/run/serve.html").exists()
+    assert (site / "dlflax/py.typed").exists() and (site / "dlflax/inference/serve.html").exists()
 
 
 def test_an_editable_install_comes_before_the_folder_of_the_clone(tmp_path):

@@ -21,6 +21,7 @@ from sklearn.datasets import load_diabetes
 
 import dlflax
 from dlflax import run
+from dlflax.config import saved
 from dlflax.data import (
     Arrays,
     Classes,
@@ -37,7 +38,6 @@ from dlflax.data import (
 )
 from dlflax.data.target import Nothing, Numbers
 from dlflax.errors import InputError
-from dlflax.run import saved
 from experiments import predict, tabular
 
 ROOT = Path(__file__).parents[1]
@@ -304,8 +304,8 @@ def test_the_file_of_answers_is_no_file_that_is_asked_about(place, capsys):
 
 
 def test_nan_and_infinity_mean_the_same_everywhere(place):
-    from dlflax.run.export import export_stages, join_stages
-    from dlflax.run.predict import Predictor
+    from dlflax.inference.export import export_stages, join_stages
+    from dlflax.inference.predict import Predictor
 
     rows = [["" if i % 9 == 0 else row[0], *row[1:]] for i, row in enumerate(numbers())]
     model, _ = run_table(rows)
@@ -399,9 +399,7 @@ def test_older_folders_are_one_sentence(zoo, place, version):
     config["versions"]["dlflax"] = version
     (place / "old").mkdir()
     (place / "old" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        InputError, match=f"old was written by dlflax {version}: .*commit b547de7"
-    ):
+    with pytest.raises(InputError, match=f"old was written by dlflax {version}: .*commit b547de7"):
         dlflax.load("old")
 
 

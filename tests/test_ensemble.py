@@ -14,15 +14,15 @@ from sklearn.datasets import load_digits
 import experiments
 from dlflax import train
 from dlflax.data.arrays import Arrays
+from dlflax.inference.predict import Predictor
 from dlflax.models import MLP, Autoencoder
-from dlflax.run.predict import Predictor
 from dlflax.train import metrics
 from dlflax.train.ensemble import Ensemble
 from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
-from dlflax.tune import ensemble, sweep
-from dlflax.tune.config import Sweep
-from dlflax.tune.members import Members
-from dlflax.tune.worker import Model, Outcome
+from dlflax.tune import ensemble_selection, sweep
+from dlflax.tune.pool.members import Members
+from dlflax.tune.pool.worker import Model, Outcome
+from dlflax.tune.sweep_config import Sweep
 
 RNG = np.random.default_rng(0)
 LOGITS = np.float32(RNG.normal(size=(8, 40, 3)) * 2)
@@ -54,13 +54,13 @@ def test_the_choice_is_the_greedy_one_and_the_temperature_the_best():
         return -np.log(np.mean(probabilities[chosen], 0)[np.arange(40), TARGETS]).mean()
 
     order = list(np.argsort([loss_of(each) for each in LOGITS]))
-    picked = min((order[: n + 1] for n in range(ensemble.FIRST)), key=together)
+    picked = min((order[: n + 1] for n in range(ensemble_selection.FIRST)), key=together)
     best = (together(picked), list(picked))
-    while len(picked) < ensemble.ROUNDS:
+    while len(picked) < ensemble_selection.ROUNDS:
         losses = [together([*picked, i]) for i in range(8)]
         picked.append(int(np.argmin(losses)))
         best = min(best, (min(losses), list(picked)))
-    found = ensemble.choose(
+    found = ensemble_selection.choose(
         Classification(), train.Hparams(), jnp.asarray(LOGITS), {"targets": TARGETS}, 8
     )
     np.testing.assert_allclose(found.weights, np.bincount(best[1], minlength=8) / len(best[1]))
@@ -69,7 +69,7 @@ def test_the_choice_is_the_greedy_one_and_the_temperature_the_best():
     cooled = minimize_scalar(lambda t: loss_of(logits / t), bounds=(0.05, 20), method="bounded")
     assert found.loss == pytest.approx(cooled.fun, abs=1e-5)
     assert found.temperature == pytest.approx(cooled.x, rel=0.02)
-    few = ensemble.choose(
+    few = ensemble_selection.choose(
         Classification(), train.Hparams(), jnp.asarray(LOGITS), {"targets": TARGETS}, 2
     )
     assert np.sum(np.array(few.weights) > 0) <= 2

@@ -15,7 +15,7 @@ from dlflax import run, train
 from dlflax.data.order import batch_order, epoch_batches
 from dlflax.errors import InputError
 from dlflax.models import MLP
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 from experiments import (
     autoencoder,
     cats_vs_dogs,
@@ -35,7 +35,7 @@ def swept(experiment, *flags):
     """`python -m sweeps.random_search EXPERIMENT FLAGS` in this process: results.json of the
     winner's run."""
     flags = [*flags, "--trials", "2", "--population", "2", "--run-dir", "sweep"]
-    cli.main("random_search", experiments, ("random",), [experiment, *flags], "")
+    sweep_command.main("random_search", experiments, ("random",), [experiment, *flags], "")
     assert json.loads(Path("sweep/results.json").read_text())["complete"] == 2
     return json.loads(Path("sweep/best/results.json").read_text())
 

@@ -7,7 +7,7 @@ import pytest
 
 from dlflax import train
 from dlflax.data import Classes, DiskArray, Examples, Splits
-from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.image.encoder import ImageEncoder
 from dlflax.models import (
     CNN,
     MLP,
@@ -19,9 +19,9 @@ from dlflax.models import (
     Transformer,
     explain,
 )
-from dlflax.models.convolution import convolution, symmetric_pads
-from dlflax.models.flops import flops
-from dlflax.models.pooling import max_pool
+from dlflax.ops.convolution import convolution, symmetric_pads
+from dlflax.ops.flops import flops
+from dlflax.ops.pooling import max_pool
 from dlflax.report import figures, tables
 from dlflax.train import Hparams, metrics, tasks
 

@@ -22,9 +22,9 @@ from PIL import Image
 import dlflax
 from dlflax import data, models, run, train
 from dlflax.errors import InputError
-from dlflax.run import export
+from dlflax.inference import export
+from dlflax.inference.predict import Predictor
 from dlflax.run.exit_codes import with_exit_codes
-from dlflax.run.predict import Predictor
 from dlflax.train.check import bind_to_data
 from dlflax.train.tasks import TASKS
 from experiments import export as command

@@ -22,12 +22,11 @@ from PIL import Image
 
 import experiments
 from dlflax import run, train
+from dlflax.config.experiment import from_presets
+from dlflax.config.serialize import to_json
 from dlflax.errors import InputError
-from dlflax.run.experiment import from_presets
 from dlflax.run.prepare import prepare, read_data
-from dlflax.run.serialize import to_json
-from dlflax.tune import cli, sweep
-from dlflax.tune import config as sweep_config
+from dlflax.tune import sweep, sweep_command, sweep_config
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -117,7 +116,7 @@ def flags_of(command):
 
 def command_of(of):
     if of == "sweep":
-        return lambda words: cli.main(
+        return lambda words: sweep_command.main(
             "random_search", experiments, ("random", "qmc", "gp"), ["mnist", *words], ""
         )
     name, architectures = of.__name__.rpartition(".")[2], getattr(of, "ARCHITECTURES", {})
@@ -219,9 +218,9 @@ def decisions_of_sweep(words, monkeypatch):
 
     check = sweep_config.check_structures
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "use_all_cores", lambda: None)
+        patch.setattr(sweep_command, "use_all_cores", lambda: None)
         patch.setattr(run, "with_exit_codes", lambda command, **_: command())
-        patch.setattr(cli, "run_sweep", lambda *of: parsed.extend(of))
+        patch.setattr(sweep_command, "run_sweep", lambda *of: parsed.extend(of))
         command_of("sweep")(words)
     yield of_the_host(parsed[-1])
     with monkeypatch.context() as patch, contextlib.suppress(Begins):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlflax.models import MLP
-from dlflax.models.convolution import convolution, symmetric_pads
-from dlflax.models.flops import flops
+from dlflax.ops.convolution import convolution, symmetric_pads
+from dlflax.ops.flops import flops
 
 
 def test_matrix_products_and_scans():

@@ -25,20 +25,11 @@ import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from dlflax.data import (
-    Classes,
-    DiskArray,
-    ImageFolder,
-    download,
-    folder,
-    folder_cache,
-    folder_files,
-    make_splits,
-    urls,
-)
+from dlflax.data import Classes, DiskArray, ImageFolder, download, make_splits, urls
 from dlflax.data.encoder import Upload
-from dlflax.data.image_encoder import ImageEncoder, fit_scale
-from dlflax.data.picture import read_image
+from dlflax.data.image import folder, folder_cache, folder_files
+from dlflax.data.image.encoder import ImageEncoder, fit_scale
+from dlflax.data.image.image_file import read_image
 from dlflax.errors import InputError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cats_and_dogs"

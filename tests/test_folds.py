@@ -13,7 +13,7 @@ from dlflax.data import Arrays, Series, Table, make_splits
 from dlflax.data.folds import folds
 from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
-from dlflax.run import folds as command
+from dlflax.run import cross_validation as command
 from experiments import image_folder, mnist, tabular
 
 pytestmark = pytest.mark.usefixtures("place")

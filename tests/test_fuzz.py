@@ -19,18 +19,18 @@ from PIL import Image
 
 import experiments
 from dlflax import run
+from dlflax.config import config as configs
+from dlflax.config.experiment import from_presets
+from dlflax.config.saved import load_encoder
 from dlflax.data import ImageFolder, Series, Table, Text, make_splits
-from dlflax.data.numbers import NumberFormat, infer_formats
-from dlflax.data.raw_table import RawTable
-from dlflax.data.times import infer_times
+from dlflax.data.table.numbers import NumberFormat, infer_formats
+from dlflax.data.table.raw_table import RawTable
+from dlflax.data.table.times import infer_times
 from dlflax.errors import InputError
-from dlflax.run import config as configs
+from dlflax.inference.predict import Predictor
+from dlflax.inference.serve_inputs import Refused, read_part, split_request
 from dlflax.run.exit_codes import with_exit_codes
-from dlflax.run.experiment import from_presets
-from dlflax.run.predict import Predictor
-from dlflax.run.saved import load_encoder
-from dlflax.run.serve_inputs import Refused, read_part, split_request
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 from experiments import forecast, image_folder, mnist, predict, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -412,7 +412,7 @@ def test_whole_commands_with_absurd_flags(place, flags, seed):
     module = MODULES[name]
     if seed % 8 == 6:
         words = ["mnist", *words, "--trials", "2", "--population", "2"]
-        command = lambda: cli.main("random_search", experiments, ("random",), words, "")  # noqa: E731
+        command = lambda: sweep_command.main("random_search", experiments, ("random",), words, "")  # noqa: E731
     else:
         command = lambda: run.main(  # noqa: E731
             name, module.PRESETS, getattr(module, "ARCHITECTURES", {}), words

@@ -12,10 +12,10 @@ from scipy.stats import qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from dlflax.tune import encoding as encoding_module
-from dlflax.tune import gaussian_process
-from dlflax.tune.encoding import Encoding, sobol
-from dlflax.tune.gaussian_process import fit, suggest
+from dlflax.tune.suggest import encoding as encoding_module
+from dlflax.tune.suggest import gaussian_process
+from dlflax.tune.suggest.encoding import Encoding, sobol
+from dlflax.tune.suggest.gaussian_process import fit, suggest
 
 MIXED = {
     "learning_rate": FloatDistribution(1e-4, 1, log=True),

@@ -13,10 +13,11 @@ from searching import ask, begun
 import experiments
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.tune import cli, gaussian_process
-from dlflax.tune.encoding import Encoding
-from dlflax.tune.space import Space, guess, is_within, space
-from dlflax.tune.study import open_study
+from dlflax.tune import sweep_command
+from dlflax.tune.launch.study import open_study
+from dlflax.tune.suggest import gaussian_process
+from dlflax.tune.suggest.encoding import Encoding
+from dlflax.tune.suggest.space import Space, guess, is_within, space
 from experiments.mnist import PRESETS
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -127,7 +128,7 @@ def test_the_best_of_another_study_are_among_the_first():
 
 
 def sweep(name, *flags):
-    cli.main(
+    sweep_command.main(
         "bayes_opt", experiments, ("gp", "tpe"),
         ["mnist", *TINY.split(), "--run-dir", name, "--study", name, *flags], "",
     )  # fmt: skip

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dlflax import run
-from dlflax.data import ImageFolder, folder_files, folder_labels, make_splits
+from dlflax.data import ImageFolder, make_splits
+from dlflax.data.image import folder_files, folder_labels
 from dlflax.errors import InputError
 from experiments import image_folder, predict
 

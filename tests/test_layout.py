@@ -1,12 +1,15 @@
 """The layout that `pyproject.toml` and the README promise."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from dlflax.config.moved import MOVED
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
@@ -21,15 +24,29 @@ def test_imports_go_one_way():
     assert ran.returncode == 0, ran.stdout
 
 
+def test_no_file_name_stands_twice():
+    """A name finds its file; source.py and encoder.py are those of each kind of data."""
+    names = [path.name for path in (ROOT / "dlflax").rglob("*.py")]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice <= {"__init__.py", "source.py", "encoder.py"}
+
+
+def test_saved_names_of_moved_modules_are_found():
+    """A run folder that was saved before a module was moved names it where it was."""
+    for new in MOVED.values():
+        importlib.import_module(new)
+    assert importlib.import_module(MOVED["dlflax.data.table_encoder"]).TableEncoder
+
+
 def test_linen_is_for_models():
     """Nowhere else but in an ensemble, and where a saved model is known as one."""
-    allowed = {"dlflax/run/saved.py", "dlflax/run/serialize.py", "dlflax/train/ensemble.py"}
+    allowed = {"dlflax/config/saved.py", "dlflax/config/serialize.py", "dlflax/train/ensemble.py"}
     using = {
         str(path.relative_to(ROOT)) for path in FILES
         if re.search(r"flax\.(linen|training)|from flax import linen", path.read_text())
-        and "/models/" not in str(path)
+        and not re.search("/(models|ops)/", str(path))
     }  # fmt: skip
-    using.discard("dlflax/run/experiment.py")  # as the name of a library, in a tuple
+    using.discard("dlflax/config/experiment.py")  # as the name of a library, in a tuple
     assert using == allowed
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from dlflax.data import leaks
-from dlflax.data.leaks import find_leaks, find_row_counters
+from dlflax.data.table import leaks
+from dlflax.data.table.leaks import find_leaks, find_row_counters
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 
-from dlflax.train import logistic
+from dlflax.baselines import logistic
 
 
 def objective(weights, x, targets, strength):

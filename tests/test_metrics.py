@@ -12,11 +12,11 @@ import sklearn.metrics as sk
 from scipy.special import softmax
 
 from dlflax import parallel, run, train
+from dlflax.config.config import check
 from dlflax.data import Arrays, make_splits
 from dlflax.data.order import batch_order
 from dlflax.errors import InputError
 from dlflax.models import MLP
-from dlflax.run.config import check
 from dlflax.train import metrics
 from dlflax.train.batch import check_keys
 from dlflax.train.check import bind_to_data

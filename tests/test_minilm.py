@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dlflax import run, train
-from dlflax.data import epoch_batches, hub, make_splits, tokenizers
-from dlflax.data.text import Text
+from dlflax.data import epoch_batches, hub, make_splits
+from dlflax.data.text import Text, tokenizers
 from dlflax.errors import InputError
 from dlflax.models import MiniLM, minilm
 from dlflax.transfer import contrastive, weights

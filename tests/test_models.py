@@ -12,17 +12,11 @@ import pytest
 
 from dlflax.errors import InputError
 from dlflax.models import CNN, MLP, RNN, Autoencoder, SmallResNet, Transformer
-from dlflax.models.layers import (
-    Activation,
-    Conv,
-    Dropout,
-    activation,
-    depthwise_lax,
-    depthwise_slices,
-)  # fmt: skip
-from dlflax.models.platform import portable
+from dlflax.models.layers import Activation, Conv, Dropout, activation
 from dlflax.models.rnn import Recurrent
 from dlflax.models.transformer import Attention, image_patches, rotary, series_patches
+from dlflax.ops.depthwise import depthwise_lax, depthwise_slices  # fmt: skip
+from dlflax.ops.platform import portable
 from dlflax.testing import Harness, ModelSuite
 from dlflax.train.tasks import Classification, Reconstruction
 

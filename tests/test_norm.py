@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax.models import norm
-from dlflax.models.norm import BatchNorm
+from dlflax.ops import norm
+from dlflax.ops.norm import BatchNorm
 
 SHAPES = ((8, 5), (4, 7, 7, 3), (2, 37, 37, 2), (3, 56, 64, 1), (5, 33, 4), (1, 1, 1, 6))
 

@@ -10,11 +10,12 @@ import pytest
 
 import dlflax
 from dlflax import run
-from dlflax.data import Series, Table, numbers
-from dlflax.data.numbers import NumberFormat, infer_formats
-from dlflax.data.raw_table import RawTable, RowNames, as_column
+from dlflax.data import Series, Table
+from dlflax.data.table import numbers
+from dlflax.data.table.numbers import NumberFormat, infer_formats
+from dlflax.data.table.raw_table import RawTable, RowNames, as_column
 from dlflax.errors import InputError
-from dlflax.run import serve_inputs
+from dlflax.inference import serve_inputs
 from experiments import forecast, tabular
 
 pytestmark = pytest.mark.usefixtures("place")

@@ -25,11 +25,11 @@ import pytest
 import dlflax
 import experiments
 from dlflax import run, train
+from dlflax.config.experiment import from_run_folder
+from dlflax.config.saved import load_encoder
 from dlflax.data import Examples, make_splits
 from dlflax.errors import InputError
-from dlflax.run.experiment import from_run_folder
-from dlflax.run.predict import Predictor
-from dlflax.run.saved import load_encoder
+from dlflax.inference.predict import Predictor
 from dlflax.testing import SourceSuite, TaskSuite
 from dlflax.train import population
 from dlflax.train.check import bind_to_data
@@ -333,7 +333,7 @@ def test_a_kind_of_data_of_ones_own(sounds, place, capsys):
     """It trains, predicts a folder, evaluates a labelled one, is exported and served."""
     from starlette.testclient import TestClient
 
-    from dlflax.run import serve
+    from dlflax.inference import serve
 
     run.main("sounds.py", sounds.presets, args=["--run-dir", "r"])
     results = json.loads((place / "r" / "results.json").read_text(encoding="utf-8"))
@@ -517,7 +517,7 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
         (("hparams",), "dlflax.train:State", "class"),
         (("data",), "dlflax.transfer:Transfer", "class"),
         (("data",), "dlflax.files:write_json", "function"),
-        (("recipe", "optimizer"), "dlflax.run.folder:write_files", "function"),
+        (("recipe", "optimizer"), "dlflax.config.run_folder:write_files", "function"),
         (("recipe", "step"), "dlflax.train.checkpoint_files:write", "function"),
         (("recipe", "model"), "rings:Rings", "class"),
         (("recipe", "optimizer"), "rings:rings", "class"),
@@ -526,8 +526,8 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
     # reached through a module that is trusted, and defined elsewhere
     for name in [
         "dlflax.files:os.execvp", "dlflax.files:os", "dlflax.files:Path", "dlflax.files:Path.touch",
-        "dlflax.files:read_bytes.__globals__", "dlflax.run.experiment:importlib.import_module",
-        "dlflax.run.saved:Config.__init__.__globals__", "dlflax.data:ImageFolder.__class__",
+        "dlflax.files:read_bytes.__globals__", "dlflax.config.experiment:importlib.import_module",
+        "dlflax.config.saved:Config.__init__.__globals__", "dlflax.data:ImageFolder.__class__",
         "experiments.mnist:run.main", "rings:np.save", "rings:Classification", "rings:dataclasses",
         "rings:MyHparams.replace", "rings:Rings.check", "rings:train.step", "rings:RECIPE",
         "rings:", "rings:Net.__init_subclass__", "rings\n:x", "rings:a\n", "jax.numpy:save",

@@ -14,9 +14,10 @@ from searching import search
 import experiments
 from dlflax import train
 from dlflax.report import pareto
-from dlflax.tune import cli, cost
-from dlflax.tune.space import Space
-from dlflax.tune.study import open_study
+from dlflax.tune import sweep_command
+from dlflax.tune.launch.study import open_study
+from dlflax.tune.suggest import cost
+from dlflax.tune.suggest.space import Space
 from experiments.mnist import ARCHITECTURES, PRESETS
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -117,7 +118,7 @@ TINY = "--dataset digits --model mlp --epochs 2 --batch-size 64 --ensemble 0 --r
 
 
 def sweep(*flags, search="bayes_opt", samplers=("gp", "tpe")):
-    cli.main(search, experiments, samplers, ["mnist", *TINY.split(), *flags], "")
+    sweep_command.main(search, experiments, samplers, ["mnist", *TINY.split(), *flags], "")
 
 
 @pytest.mark.figures

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFile, ImageOps
 
-from dlflax.data.picture import ImageError, count_pixels, read_image
+from dlflax.data.image.image_file import ImageError, count_pixels, read_image
 from dlflax.errors import InputError
 
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist/t10k-images-idx3-ubyte.gz"

@@ -21,18 +21,18 @@ from dlflax.data.arrays import Arrays
 from dlflax.errors import RunError
 from dlflax.models import MLP
 from dlflax.train import population
-from dlflax.tune import checkpoint, orders, study
-from dlflax.tune.checkpoint import PoolCheckpoint
-from dlflax.tune.config import Sweep
-from dlflax.tune.launch import Launcher, WorkerLost
-from dlflax.tune.members import Members
-from dlflax.tune.orders import Workers
-from dlflax.tune.pool import Pool
-from dlflax.tune.rules import Budget, FreezeThaw, Full, Go, Halving, Stop
-from dlflax.tune.samplers import make_sampler
-from dlflax.tune.space import Space
+from dlflax.tune.launch import Launcher, WorkerLost, study
+from dlflax.tune.pool import orders, pool_checkpoint
+from dlflax.tune.pool.members import Members
+from dlflax.tune.pool.orders import Workers
+from dlflax.tune.pool.pool import Pool
+from dlflax.tune.pool.pool_checkpoint import PoolCheckpoint
+from dlflax.tune.pool.rules import Budget, FreezeThaw, Full, Go, Halving, Stop
+from dlflax.tune.pool.worker import Job, Outcome, Trial
+from dlflax.tune.suggest.samplers import make_sampler
+from dlflax.tune.suggest.space import Space
 from dlflax.tune.sweep import run_sweep
-from dlflax.tune.worker import Job, Outcome, Trial
+from dlflax.tune.sweep_config import Sweep
 
 SPACE = Space({
     "x": FloatDistribution(-5, 10),
@@ -415,7 +415,7 @@ def killed_when_saved(monkeypatch):
 def test_training_that_is_killed_after_any_epoch(name, mode, tmp_path, monkeypatch):
     """It continues to the same bits, and trains no epoch twice."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(pool_checkpoint, "SHARE", 1e9)  # after every epoch
     epochs, real = [0], population.train_epoch
 
     def counted(*args, **options):
@@ -453,7 +453,7 @@ def test_the_run_folder_of_the_best_trial_has_the_rates_that_it_was_trained_with
 @pytest.mark.slow
 def test_a_damaged_checkpoint_or_one_of_another_study_is_not_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    monkeypatch.setattr(pool_checkpoint, "SHARE", 1e9)
     whole, said = run(tmp_path / "whole"), []
     for name in ("damaged", "other"):
         with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -474,7 +474,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_a_sweep(tmp_path, mon
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.checkpoint_files, "write", full)
+    monkeypatch.setattr(pool_checkpoint.checkpoint_files, "write", full)
     saving = PoolCheckpoint(tmp_path, log=said.append)
     saving.save([Trial(0, {}, arrays=[np.zeros(2)])], [])
     assert saving.remaining_seconds() == math.inf

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlflax.models.convolution import convolution, symmetric_pads
-from dlflax.models.pooling import max_pool
+from dlflax.ops.convolution import convolution, symmetric_pads
+from dlflax.ops.pooling import max_pool
 
 
 @pytest.mark.parametrize(

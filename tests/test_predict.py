@@ -16,7 +16,7 @@ import dlflax
 import experiments
 from dlflax import run
 from dlflax.errors import InputError
-from dlflax.run import predict as predictor
+from dlflax.inference import predict as predictor
 from dlflax.run.exit_codes import with_exit_codes
 from experiments import image_folder, mnist, predict, tabular
 

@@ -9,14 +9,14 @@ import pytest
 
 import experiments
 from dlflax import run, train
+from dlflax.config.resume import differences
 from dlflax.data import Arrays, ImageFolder, Images, Series, Source, Table, Text
 from dlflax.models import MLP
-from dlflax.run.resume import differences
 from dlflax.train.augment import Flip
 from dlflax.train.tasks import TASKS
-from dlflax.tune import cli
-from dlflax.tune.config import Sweep
+from dlflax.tune import sweep_command
 from dlflax.tune.finish import in_folder
+from dlflax.tune.sweep_config import Sweep
 from experiments import mnist
 
 CONFIG = run.Config(train.Recipe(MLP((4,))))
@@ -137,7 +137,9 @@ def test_a_field_that_a_saved_run_lacks():
 
 def test_flags_of_a_sweep_that_are_declared_anew():
     def parsed(*flags):
-        return cli._parse("random_search", experiments, ("random",), ["mnist", *flags], "")[-1]
+        return sweep_command._parse(
+            "random_search", experiments, ("random",), ["mnist", *flags], ""
+        )[-1]
 
     few, more = parsed("--trials", "3"), parsed("--trials", "5", "--ensemble", "0")
     assert type(few) is not Sweep and differences(settings(few), settings(more), more) == ""

@@ -6,16 +6,7 @@ import math
 import pytest
 
 from dlflax.errors import InputError
-from dlflax.tune.rules import (
-    Budget,
-    Curve,
-    FreezeThaw,
-    Full,
-    Go,
-    Halving,
-    Stop,
-    halving_rungs,
-)
+from dlflax.tune.pool.rules import Budget, Curve, FreezeThaw, Full, Go, Halving, Stop, halving_rungs
 
 
 def curves(*values, over=(), busy=()):

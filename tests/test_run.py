@@ -21,8 +21,8 @@ from PIL import Image
 import experiments
 from dlflax import run, train
 from dlflax.files import file_lock
+from dlflax.inference.predict import Predictor
 from dlflax.models import CNN
-from dlflax.run.predict import Predictor
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
 from experiments import fashion_mnist, mnist

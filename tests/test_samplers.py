@@ -18,11 +18,12 @@ from optuna.trial import TrialState
 from searching import GRID, SPACE
 
 from dlflax.errors import InputError
-from dlflax.tune import GaussianProcess, gaussian_process
-from dlflax.tune.encoding import Encoding, sobol
-from dlflax.tune.samplers import check_sampler, make_sampler, seed_of
-from dlflax.tune.space import Space
-from dlflax.tune.study import open_study
+from dlflax.tune import GaussianProcess
+from dlflax.tune.launch.study import open_study
+from dlflax.tune.suggest import gaussian_process
+from dlflax.tune.suggest.encoding import Encoding, sobol
+from dlflax.tune.suggest.samplers import check_sampler, make_sampler, seed_of
+from dlflax.tune.suggest.space import Space
 
 
 @pytest.mark.slow
@@ -159,7 +160,7 @@ import os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 import math
 from dlflax.tune import gaussian_process
-from dlflax.tune.encoding import Encoding, sobol
+from dlflax.tune.suggest.encoding import Encoding, sobol
 from tests.searching import SPACE
 encoding = Encoding(SPACE)
 points = [sobol(encoding, 0, k) for k in range(100)]

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlflax import run, train
-from dlflax.data import Series, calendars, make_splits
-from dlflax.data.series import naive, seasonal_naive
-from dlflax.data.series_file import read_file
+from dlflax.data import Series, make_splits
+from dlflax.data.series.series_file import read_file
+from dlflax.data.series.source import naive, seasonal_naive
+from dlflax.data.table import calendars
 from dlflax.errors import InputError
 from dlflax.train import Hparams, losses, tasks
 from experiments import forecast, predict

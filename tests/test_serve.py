@@ -22,11 +22,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dlflax import data
-from dlflax.data import Limits, join, picture
+from dlflax.data import Limits, join
+from dlflax.data.image import image_file
 from dlflax.errors import InputError
-from dlflax.run import serve, serve_inputs
-from dlflax.run.export import export_stages, join_stages
-from dlflax.run.predict import Predictor
+from dlflax.inference import serve, serve_inputs
+from dlflax.inference.export import export_stages, join_stages
+from dlflax.inference.predict import Predictor
 
 ROOT = Path(__file__).parents[1]
 
@@ -291,7 +292,7 @@ def read_request(predictor, media, body):
 @pytest.mark.parametrize("kind", ["digits", "texts", "wine", "sunspots"])
 def test_too_much_is_refused_before_the_work(zoo, kind, monkeypatch):
     predictor = Predictor(zoo(kind), log=lambda _: None)
-    for of, name in ((type(predictor.encoder), "raw"), (picture, "read_image")):
+    for of, name in ((type(predictor.encoder), "raw"), (image_file, "read_image")):
         monkeypatch.setattr(of, name, lambda *_: pytest.fail("it was read"))
     limits = Limits(steps=40, characters=1000, pixels=10**6, pixels_in_all=4 * 10**6)
     monkeypatch.setattr(serve_inputs, "LIMITS", limits)

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from uvicorn.server import ServerState
 
-from dlflax.run import serve_http
+from dlflax.inference import serve_http
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dlflax.models import MLP
 from dlflax.train.augment import Flip
 from dlflax.train.slots import SLOTS, components, replace_components, short_names
 from dlflax.train.tasks import TASKS, Classification
-from dlflax.tune.space import STRUCTURE
+from dlflax.tune.suggest.space import STRUCTURE
 
 RECIPE = train.Recipe(MLP((4,)), augment=(Flip(),))
 FIELDS = {field.name for field in dataclasses.fields(train.Recipe)}

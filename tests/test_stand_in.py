@@ -9,15 +9,15 @@ import pytest
 
 import experiments
 from dlflax import run
+from dlflax.config.serialize import flatten, to_json
+from dlflax.config.stand_in import apply_stand_in
 from dlflax.data import Text, download
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.run.find_learning_rate import find_learning_rate
-from dlflax.run.serialize import flatten, to_json
-from dlflax.run.stand_in import apply_stand_in
 from dlflax.train import SGD, Cosine
 from dlflax.train.checkpoint import Checkpoints
-from dlflax.tune import cli
+from dlflax.tune import sweep_command
 from experiments import fashion_mnist, mnist
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -137,7 +137,7 @@ def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
 def test_a_sweep_begins_from_the_preset_and_its_space_wins():
     flags = [*SMALL, "--epochs", "1", "--trials", "2", "--space.learning-rate", "0.1", "0.2", "0.3"]
     flags += ["--ensemble", "0", "--hparams.zoom", "0.2"]
-    cli.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+    sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     for place in (".", "best"):
         folder = Path("runs/sweeps/mnist_random_search") / place
         saved = json.loads((folder / "config.json").read_text())["config"]

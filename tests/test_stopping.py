@@ -6,8 +6,9 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
 import experiments
-from dlflax.tune import cli, gaussian_process, stopping
-from dlflax.tune.encoding import Encoding, sobol
+from dlflax.tune import sweep_command
+from dlflax.tune.suggest import gaussian_process, stopping
+from dlflax.tune.suggest.encoding import Encoding, sobol
 
 SPACE = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
 ENCODING = Encoding(SPACE)
@@ -74,7 +75,7 @@ def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
     flags = ["--model", "mlp", "--model.features", "8", "--batch-size", "128", "--epochs", "1"]
     flags += ["--trials", "auto", "--tolerance", "0.9", "--population", "4", "--ensemble", "0"]
     for _ in range(2):
-        cli.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), ["mnist", *flags], "")
+        sweep_command.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), ["mnist", *flags], "")
         out = capsys.readouterr().out
         assert "enough after 4 trials: the next one is expected to gain" in out
         assert "best of 4 trials" in out
@@ -93,5 +94,5 @@ def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
 )
 def test_what_makes_no_sense(flags, sentence, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), ["mnist", *flags], "")
+        sweep_command.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), ["mnist", *flags], "")
     assert exit_.value.code == 2 and sentence in capsys.readouterr().err

@@ -13,9 +13,10 @@ from PIL import Image
 import experiments
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.run.predict import Predictor
-from dlflax.tune import cli, ensemble, finish, orders, report
-from dlflax.tune.study import open_study
+from dlflax.inference.predict import Predictor
+from dlflax.tune import ensemble_selection, finish, sweep_command
+from dlflax.tune.launch.study import open_study
+from dlflax.tune.pool import orders, report
 
 SAMPLERS = {
     "bayes_opt": ("gp", "tpe", "cmaes"),
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 def sweep_mnist(*args, search="random_search"):
     """`python -m sweeps.SEARCH ARGS` in this process. Returns results.json."""
-    cli.main(search, experiments, SAMPLERS[search], [*args], "")
+    sweep_command.main(search, experiments, SAMPLERS[search], [*args], "")
     (written,) = Path().glob("runs/sweeps/*/results.json")
     return json.loads(written.read_text())
 
@@ -211,7 +212,9 @@ def test_memory_is_flat_over_200_trials(monkeypatch):
 def test_every_experiment_can_be_swept(capsys):
     for name in ("mnist", "fashion_mnist"):
         with pytest.raises(SystemExit) as exit_:
-            cli.main("bayes_opt", experiments, SAMPLERS["bayes_opt"], [name, "--help"], "words")
+            sweep_command.main(
+                "bayes_opt", experiments, SAMPLERS["bayes_opt"], [name, "--help"], "words"
+            )
         assert exit_.value.code == 0
         assert "--space.learning-rate" in capsys.readouterr().out
 
@@ -309,7 +312,7 @@ def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
     """The journal was deleted, or more trials found no ensemble."""
     folder = Path("runs/sweeps/mnist_random_search")
     flags = [*FAST, "--epochs", "1", "--population", "2", "--baseline", "none"]
-    monkeypatch.setattr(ensemble, "build", lambda *_: None)
+    monkeypatch.setattr(ensemble_selection, "build", lambda *_: None)
     sweep_mnist(*flags, "--trials", "2")
     (folder / "ensemble").mkdir()  # of an earlier end of this study
     sweep_mnist(*flags, "--trials", "4")

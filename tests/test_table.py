@@ -12,9 +12,9 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from dlflax import run
 from dlflax.data import Table, make_splits
-from dlflax.data.numbers import NumberFormat
-from dlflax.data.raw_table import as_column
-from dlflax.data.table_columns import CategoryColumn, NumberColumn
+from dlflax.data.table.columns import CategoryColumn, NumberColumn
+from dlflax.data.table.numbers import NumberFormat
+from dlflax.data.table.raw_table import as_column
 from dlflax.errors import InputError
 from dlflax.report import tables
 from experiments import predict, tabular

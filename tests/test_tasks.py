@@ -17,12 +17,12 @@ from sklearn.datasets import load_diabetes, load_digits
 
 import experiments
 from dlflax import run, train
+from dlflax.config.serialize import to_json
 from dlflax.data import Arrays, ImageFolder, Numbers, Series, Table, make_splits
 from dlflax.errors import InputError
+from dlflax.inference.predict import Predictor
 from dlflax.models import CNN, MLP, Autoencoder
 from dlflax.report import figures
-from dlflax.run.predict import Predictor
-from dlflax.run.serialize import to_json
 from dlflax.testing import TaskSuite
 from dlflax.train import losses, tasks
 from dlflax.train.check import bind_to_data

@@ -20,22 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlflax.data import (
-    Dataset,
-    Examples,
-    Given,
-    download,
-    make_splits,
-    text,
-    text_files,
-    tokenizers,
-    urls,
-)
+from dlflax.config.saved import save_encoder
+from dlflax.data import Dataset, Examples, Given, download, make_splits, urls
 from dlflax.data.order import stratified_sample
-from dlflax.data.text import Text
-from dlflax.data.tokenizers import encode
+from dlflax.data.text import Text, text_files, tokenizers
+from dlflax.data.text import source as text
+from dlflax.data.text.tokenizers import encode
 from dlflax.errors import InputError
-from dlflax.run.saved import save_encoder
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
 GOOD = [f"a good film number {i}" for i in range(20)]
@@ -646,7 +637,7 @@ def test_unknown_name(tmp_path):
 
 def test_import_is_light():
     heavy = "jax flax tensorflow_datasets tensorflow PIL sklearn tokenizers vaderSentiment requests"
-    code = f"import sys, dlflax.data.text; print(set('{heavy}'.split()) & set(sys.modules))"
+    code = f"import sys, dlflax.data.text.source; print(set('{heavy}'.split()) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -15,15 +15,15 @@ from dlflax.data import stream
 from dlflax.data.arrays import ArrayEncoder, Arrays
 from dlflax.data.dataset import DiskArray
 from dlflax.errors import InputError
+from dlflax.inference.predict import Predictor
 from dlflax.models import CNN
 from dlflax.models.layers import Dropout
-from dlflax.run.predict import Predictor
 from dlflax.run.prepare import balance
 from dlflax.train import Hparams, Recipe, augment
 from dlflax.train.step import total_loss
 from dlflax.transfer import Transfer, features, weights
-from dlflax.tune import ensemble, sweep
-from dlflax.tune.config import Sweep
+from dlflax.tune import ensemble_selection, sweep
+from dlflax.tune.sweep_config import Sweep
 
 RNG = np.random.default_rng(0)
 
@@ -308,8 +308,8 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
         space={"learning_rate": ("2e-2", "5e-2", "log")}, population=3, epochs=5,
         validation=0.25, run_dir=tmp_path / "sweep",
     )  # fmt: skip
-    chosen = ensemble.Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)
-    monkeypatch.setattr(ensemble, "choose", lambda *_: chosen)
+    chosen = ensemble_selection.Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)
+    monkeypatch.setattr(ensemble_selection, "choose", lambda *_: chosen)
     found = sweep.run_sweep("random_search", "halves", config, lambda line: None)["ensemble"]
     assert len(found["models"]) == 2
     predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments, log=lambda line: None)

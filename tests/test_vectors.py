@@ -8,7 +8,8 @@ import pytest
 
 import experiments
 from dlflax import run, train, transfer
-from dlflax.data import Text, vectors
+from dlflax.data import Text
+from dlflax.data.text import vectors
 from dlflax.errors import InputError
 from dlflax.models import CNN, RNN, MiniLM, Transformer
 from dlflax.run.prepare import read_data, split_data
@@ -41,7 +42,7 @@ def started(model, **fields):
 def test_an_embedding_begins_with_them(model):
     recipe, splits, start = started(model, vectors="words.vec")
     assert "vectors of words.vec: 3 of" in " ".join(splits.notes)
-    from dlflax.data.tokenizers import from_json
+    from dlflax.data.text.tokenizers import from_json
 
     ids = from_json(splits.encoder.tokenizer).get_vocab()
     table = start.pretrained["params"]["embedding"]["embedding"]
@@ -120,10 +121,10 @@ def test_a_run_goes_on_without_the_file(capsys):
 
 @pytest.mark.slow
 def test_a_sweep_begins_with_them():
-    from dlflax.tune import cli
+    from dlflax.tune import sweep_command
 
     flags = [*FLAGS, "--vectors", "words.vec", "--model.features", "4", "--trials", "2"]
-    sweep = lambda *more: cli.main(  # noqa: E731
+    sweep = lambda *more: sweep_command.main(  # noqa: E731
         "random_search", experiments, ("random",), ["sentiment", *flags, *more]
     )
     sweep("--run-dir", "sweep", "--ensemble", "0")

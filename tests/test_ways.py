@@ -17,10 +17,10 @@ from test_export import untrained
 
 from dlflax import data, models
 from dlflax.data.encoder import Upload
-from dlflax.data.raw_table import read_table
-from dlflax.data.table_columns import CategoryColumn, NumberColumn, TimeColumn
+from dlflax.data.table.columns import CategoryColumn, NumberColumn, TimeColumn
+from dlflax.data.table.raw_table import read_table
 from dlflax.errors import InputError
-from dlflax.run import export, serve, serve_inputs
+from dlflax.inference import export, serve, serve_inputs
 
 pytestmark = pytest.mark.usefixtures("place")
 ROWS = 60
@@ -371,7 +371,7 @@ def test_what_unpacks_to_much_is_refused(monkeypatch):
     frame.to_parquet("a.parquet")
     frame[:3000].to_excel("a.xlsx")
     assert read_table(Path("a.parquet")) and read_table(Path("a.xlsx"))
-    monkeypatch.setattr("dlflax.data.raw_table.max_file_bytes", lambda: 150_000)
+    monkeypatch.setattr("dlflax.data.table.raw_table.max_file_bytes", lambda: 150_000)
     for name in ("a.parquet", "a.xlsx"):
         with pytest.raises(InputError, match="unpacked, it is larger than a quarter of the mem"):
             read_table(Path(name))

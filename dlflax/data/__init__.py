@@ -17,8 +17,8 @@ from dlflax.data.encoder import (
     as_upload,
     join,
 )
-from dlflax.data.folder import ImageFolder
-from dlflax.data.images import Images, load
+from dlflax.data.image.folder import ImageFolder
+from dlflax.data.image.source import Images, load
 from dlflax.data.order import epoch_batches, order, split
 from dlflax.data.series import Series
 from dlflax.data.splits import ByContent, ByTime, Given, Share

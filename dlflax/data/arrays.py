@@ -11,7 +11,7 @@ import tyro
 
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Encoder, Examples, Form, Limits, Spec, TooMuch, as_path
-from dlflax.data.image_encoder import ImageEncoder
+from dlflax.data.image.encoder import ImageEncoder
 from dlflax.data.npy import read_npy
 from dlflax.data.splits import Given
 from dlflax.data.target import Classes, Labels, Nothing, Numbers

@@ -9,19 +9,11 @@ import tyro
 from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import algorithm_scope, convolution
-from dlflax.models.layers import (
-    Dropout,
-    Formulation,
-    ImagesOrFeatures,
-    depthwise_lax,
-    depthwise_slices,
-    feature_map,
-    is_for_cpu,
-    same_windows,
-)  # fmt: skip
-from dlflax.models.norm import BatchNorm
+from dlflax.models.layers import Dropout, Formulation, ImagesOrFeatures, feature_map, is_for_cpu
 from dlflax.models.resnet import conv_norm_names, to_variables
+from dlflax.ops.convolution import algorithm_scope, convolution
+from dlflax.ops.depthwise import depthwise_lax, depthwise_slices, same_windows  # fmt: skip
+from dlflax.ops.norm import BatchNorm
 from dlflax.shapes import AnyArray
 
 # blocks, kernel size, stride of the first, expansion, width (Tan and Le 2019, table 1)

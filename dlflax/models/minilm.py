@@ -15,10 +15,10 @@ from flax import traverse_util
 from jaxtyping import Float, Int, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.dense import Dense
 from dlflax.models.layers import Dropout, pool
-from dlflax.models.platform import on_cpu
 from dlflax.models.transformer import Attention
+from dlflax.ops.dense import Dense
+from dlflax.ops.platform import on_cpu
 from dlflax.shapes import AnyArray
 
 DEPTH, WIDTH, HEADS, MLP, MAX_TOKENS = 6, 384, 12, 1536, 512

@@ -12,7 +12,6 @@ from flax import traverse_util
 from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.convolution import convolution, symmetric_pads
 from dlflax.models.layers import (
     Conv,
     Dropout,
@@ -21,8 +20,9 @@ from dlflax.models.layers import (
     feature_map,
     is_for_cpu,
 )
-from dlflax.models.norm import BatchNorm
-from dlflax.models.pooling import max_pool
+from dlflax.ops.convolution import convolution, symmetric_pads
+from dlflax.ops.norm import BatchNorm
+from dlflax.ops.pooling import max_pool
 from dlflax.shapes import AnyArray
 
 # of ImageNet's training images, (r, g, b) in 0..1: the normalization of all published weights

@@ -11,7 +11,7 @@ from jaxtyping import Float, ScalarLike, Shaped
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, Embed, pool
-from dlflax.models.platform import is_portable
+from dlflax.ops.platform import is_portable
 from dlflax.shapes import AnyArray
 
 Cell = Literal["simple", "gru", "lstm"]

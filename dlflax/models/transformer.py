@@ -10,8 +10,8 @@ import tyro
 from jaxtyping import Float, ScalarLike, Shaped
 
 from dlflax.errors import InputError
-from dlflax.models.dense import Dense
 from dlflax.models.layers import Dropout, Embed, pool
+from dlflax.ops.dense import Dense
 from dlflax.shapes import AnyArray
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, Formulation, ImagesOrFeatures, feature_map
-from dlflax.models.pooling import max_pool
 from dlflax.models.resnet import SymmetricConv, normalize_imagenet
+from dlflax.ops.pooling import max_pool
 from dlflax.shapes import AnyArray
 
 FEATURES = (64, 128, 256, 512, 512)

@@ -1,14 +1,14 @@
 """Runs: one experiment from its command line to its folder."""
 
-from dlflax.run.cli import main, parse
-from dlflax.run.config import Config
+from dlflax.config.config import Config
+from dlflax.config.experiment import Experiment, find
+from dlflax.config.run_folder import load_config
+from dlflax.config.saved import config_from_json
+from dlflax.config.serialize import to_json
+from dlflax.run.cross_validation import cross_validate
 from dlflax.run.execute import run
 from dlflax.run.exit_codes import with_exit_codes
-from dlflax.run.experiment import Experiment, find
-from dlflax.run.folder import load_config
-from dlflax.run.folds import cross_validate
-from dlflax.run.saved import config_from_json
-from dlflax.run.serialize import to_json
+from dlflax.run.train_command import main, parse
 
 __all__ = [
     "Config", "Experiment", "config_from_json", "cross_validate", "find", "load_config",

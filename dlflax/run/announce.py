@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 
 from dlflax import data, train
+from dlflax.config.config import Config
+from dlflax.config.experiment import Experiment
 from dlflax.data import Form
 from dlflax.report import tables
-from dlflax.run.config import Config
-from dlflax.run.experiment import Experiment
 from dlflax.run.prepare import Setup
 
 Log = Callable[[str], None]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dlflax.config.experiment import Experiment
 from dlflax.data import read_dataset
 from dlflax.errors import InputError
 from dlflax.files import write_csv
 from dlflax.report import figures, tables
-from dlflax.run.cli import parse
 from dlflax.run.execute import run
-from dlflax.run.experiment import Experiment
+from dlflax.run.train_command import parse
 
 
 def compare(

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from dlflax import data, parallel, train
+from dlflax.config.config import Config
+from dlflax.config.experiment import Experiment
+from dlflax.config.run_folder import load_finished_results, lock_run_folder
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
 from dlflax.run import announce
-from dlflax.run.config import Config
 from dlflax.run.exit_codes import stop_requests
-from dlflax.run.experiment import Experiment
-from dlflax.run.folder import load_finished_results, lock_run_folder
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from dlflax.config.config import Config
 from dlflax.data.order import Order, batch_order
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_csv, write_json
 from dlflax.report import figures
-from dlflax.run.config import Config
 from dlflax.run.prepare import prepare, read_data
 from dlflax.train.layout import free_bytes, layout_for, member_bytes
 from dlflax.train.population import Population

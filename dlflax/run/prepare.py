@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable
 
 from dlflax import data, self_check, train, transfer
+from dlflax.config.config import Config, check
+from dlflax.config.stand_in import apply_stand_in
 from dlflax.report.progress import announcement
-from dlflax.run.config import Config, check
-from dlflax.run.stand_in import apply_stand_in
 from dlflax.train.check import (
     adapt_to_small_data,
     bind_to_data,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dlflax import data, train
-from dlflax.models.convolution import list_algorithms
+from dlflax.ops.convolution import list_algorithms
 from dlflax.report import tables
 
 

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from dlflax import parallel, train, transfer
+from dlflax.config.config import Config
+from dlflax.config.experiment import Experiment
+from dlflax.config.run_folder import CALIBRATION
+from dlflax.config.serialize import flatten, to_json
 from dlflax.errors import RunError
 from dlflax.files import write_csv, write_json
 from dlflax.report import figures, loggers, tables
 from dlflax.report.progress import announcement
-from dlflax.run import baselines
+from dlflax.run import baseline_scores
 from dlflax.run.announce import count_parameters
-from dlflax.run.config import Config
-from dlflax.run.experiment import Experiment
-from dlflax.run.folder import CALIBRATION
 from dlflax.run.prepare import Setup
-from dlflax.run.serialize import flatten, to_json
 from dlflax.train.tasks import Tested
 
 
@@ -54,7 +54,7 @@ def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record:
     settings = {**results["hparams"], **flatten(to_json(config.recipe))}
     drawings = describe(tested, results, record)
     if config.baseline != "none":
-        baselines.compare(config, setup, tested, results, record.brief, record.log)
+        baseline_scores.compare(config, setup, tested, results, record.brief, record.log)
     path = record.folder / "results.json"
     write_json(path, {**results, "pending": "figures"})
     if not record.brief:

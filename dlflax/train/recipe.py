@@ -14,8 +14,8 @@ from flax import traverse_util
 
 from dlflax import parallel
 from dlflax.errors import InputError
-from dlflax.models.flops import flops
 from dlflax.models.protocols import Convolving
+from dlflax.ops.flops import flops
 from dlflax.train import optim
 from dlflax.train.augment import Augmentation
 from dlflax.train.batch import abstract_batch, add_targets, cast, check_lengths, floats
@@ -48,7 +48,7 @@ class Recipe:
     """Random changes of training batches, in order: (key, batch, hparams) -> batch."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and gradients; parameters and updates stay float32. On a CPU the
-    activations of Transformers stay float32, too: `models.dense`."""
+    activations of Transformers stay float32, too: `ops.dense`."""
     ema: bool = False
     """Evaluates a moving average of the weights instead of the latest weights."""
     trainable: str = ""

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from dlflax.models.norm import freeze_norms
 from dlflax.models.protocols import CuttingBatches
+from dlflax.ops.norm import freeze_norms
 from dlflax.train import losses, optim
 from dlflax.train.augment import augment_batch
 from dlflax.train.batch import Batch, cast

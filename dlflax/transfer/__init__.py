@@ -2,14 +2,7 @@
 
 from dlflax.transfer.backbone import head_inputs, load_backbone, merge_backbone, save_backbone
 from dlflax.transfer.features import Features
-from dlflax.transfer.prepare import (
-    Start,
-    Transfer,
-    check,
-    prepare,
-    start_hparams,
-    trainable_recipe,
-)
+from dlflax.transfer.start import Start, Transfer, check, prepare, start_hparams, trainable_recipe
 
 __all__ = [
     "Features", "Start", "Transfer", "check", "head_inputs", "load_backbone", "merge_backbone",

@@ -10,7 +10,7 @@ import numpy as np
 
 from dlflax import train
 from dlflax.errors import InputError
-from dlflax.models.encoder import Encoder
+from dlflax.models.feature_extractor import Encoder
 from dlflax.train.losses import Loss
 from dlflax.train.tasks import Task
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dlflax.data import hub, tokenizers
+from dlflax.data import hub
+from dlflax.data.text import tokenizers
 from dlflax.errors import InputError
 from dlflax.models import VGG, EfficientNetLite0, MiniLM, ResNet, efficientnet, minilm, resnet, vgg
 from dlflax.transfer import torch_file

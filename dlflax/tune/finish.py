@@ -18,6 +18,8 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from dlflax import parallel, run, train
+from dlflax.config.resume import changes_past_rates, differences
+from dlflax.config.run_folder import begin, load_config
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import tables
@@ -25,17 +27,16 @@ from dlflax.report import trials as ranking
 from dlflax.report.pareto import front
 from dlflax.report.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
-from dlflax.run.folder import begin, load_config
 from dlflax.run.prepare import prepare
-from dlflax.run.resume import changes_past_rates, differences
 from dlflax.train import checkpoint_files
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
 from dlflax.train.recipe import init_on_devices
-from dlflax.tune import ensemble, report
-from dlflax.tune.config import Bound
-from dlflax.tune.members import Member, Members
-from dlflax.tune.study import JOURNAL, Study, without_password
+from dlflax.tune import ensemble_selection
+from dlflax.tune.launch.study import JOURNAL, Study, without_password
+from dlflax.tune.pool import report
+from dlflax.tune.pool.members import Member, Members
+from dlflax.tune.sweep_config import Bound
 
 WORDS = {
     "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
@@ -162,7 +163,7 @@ class Candidates:
             bound.space.apply(params[member.trial], bound.recipe, sweep.hparams)
             for member in self._members
         ]
-        built = sweep.ensemble and ensemble.build(
+        built = sweep.ensemble and ensemble_selection.build(
             sweep.ensemble, self._config, self._members, structures, bound.val, self._log
         )
         if not built:

@@ -11,26 +11,26 @@ from typing import Any
 import jax
 
 from dlflax import run
+from dlflax.config.resume import differences
+from dlflax.config.run_folder import check_version, log_version_changes, settings, write_files
 from dlflax.errors import InputError
 from dlflax.files import write_json
-from dlflax.run.folder import check_version, log_version_changes, settings, write_files
-from dlflax.run.resume import differences
 from dlflax.train.layout import use_all_cores
-from dlflax.tune import stopping
-from dlflax.tune.checkpoint import PoolCheckpoint
-from dlflax.tune.config import Bound, Sweep, bind
-from dlflax.tune.cost import cost
-from dlflax.tune.encoding import Encoding
 from dlflax.tune.finish import finish, set_aside
 from dlflax.tune.launch import open_launcher
-from dlflax.tune.members import MOST_TRIALS, Members
-from dlflax.tune.orders import Workers
-from dlflax.tune.pool import Pool
-from dlflax.tune.report import Watch, log_plan
-from dlflax.tune.rules import Budget
-from dlflax.tune.samplers import make_sampler
-from dlflax.tune.space import Space, is_within
-from dlflax.tune.study import Study, load_trials, open_study, without_password
+from dlflax.tune.launch.study import Study, load_trials, open_study, without_password
+from dlflax.tune.pool.members import MOST_TRIALS, Members
+from dlflax.tune.pool.orders import Workers
+from dlflax.tune.pool.pool import Pool
+from dlflax.tune.pool.pool_checkpoint import PoolCheckpoint
+from dlflax.tune.pool.report import Watch, log_plan
+from dlflax.tune.pool.rules import Budget
+from dlflax.tune.suggest import stopping
+from dlflax.tune.suggest.cost import cost
+from dlflax.tune.suggest.encoding import Encoding
+from dlflax.tune.suggest.samplers import make_sampler
+from dlflax.tune.suggest.space import Space, is_within
+from dlflax.tune.sweep_config import Bound, Sweep, bind
 
 RESULTS = ("best", "trained", "retrained", "ensemble", "results.json", "report.html")
 

@@ -29,7 +29,7 @@ from dlflax.train.metrics.metric import (
     batch_sums,
     collecting_scores,
 )
-from dlflax.train.metrics.numbers import R2, ForecastMAE, ForecastRMSE, MeanError
+from dlflax.train.metrics.numeric import R2, ForecastMAE, ForecastRMSE, MeanError
 
 __all__ = [
     "Accuracy", "Additive", "AveragePrecision", "Collecting", "ForecastMAE", "ForecastRMSE",

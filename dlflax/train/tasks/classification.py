@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlflax.baselines import reference_models
 from dlflax.errors import InputError
-from dlflax.models import explain
+from dlflax.models import calibration, explain
 from dlflax.report import figures
-from dlflax.train import baselines, calibration, importance, losses, metrics
+from dlflax.train import importance, losses, metrics
 from dlflax.train.batch import floats
 from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
@@ -77,7 +78,7 @@ class Classification(Task):
         return {"temperature": calibration.temperature(self.loss, hparams, outputs, batch)[0]}
 
     def baselines(self, model, splits):
-        return baselines.classification(splits, self.model_fields(splits)["num_outputs"])
+        return reference_models.classification(splits, self.model_fields(splits)["num_outputs"])
 
     def describe(self, tested: Tested) -> Description:
         """Returns scores per class, the calibration error before and after `calibrate`, confusion

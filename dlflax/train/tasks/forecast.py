@@ -6,13 +6,15 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from dlflax.data import series
+from dlflax.baselines import reference_models
+from dlflax.data.series import source as series
 from dlflax.data.target import Steps, Target
 from dlflax.errors import InputError
 from dlflax.files import escape_controls
+from dlflax.models import calibration
 from dlflax.report import figures
 from dlflax.report.tables import number_text, scale_of_steps
-from dlflax.train import baselines, calibration, losses, metrics
+from dlflax.train import losses, metrics
 from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
@@ -70,7 +72,7 @@ class Forecast(Task):
         return {"coverage": COVERAGE, "half_width": list(map(float, half_widths))}
 
     def baselines(self, model, splits):
-        return baselines.forecast(splits)
+        return reference_models.forecast(splits)
 
     def describe(self, tested: Tested) -> Description:
         """Returns the errors of the model, the naive and the seasonal-naive forecast, in the

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlflax.baselines import reference_models
 from dlflax.errors import InputError
-from dlflax.train import baselines, calibration, losses, metrics
+from dlflax.models import calibration
+from dlflax.train import losses, metrics
 from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
@@ -50,7 +52,7 @@ class MultiLabel(Task):
         return {"thresholds": calibration.thresholds(batch["targets"], outputs)} if enough else {}
 
     def baselines(self, model, splits):
-        return baselines.multi_label(splits)
+        return reference_models.multi_label(splits)
 
     def describe(self, tested: Tested) -> Description:
         """Returns the metrics at the thresholds, and precision, recall, F1, average precision and

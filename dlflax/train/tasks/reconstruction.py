@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jax import lax
 
+from dlflax.baselines import reference_models
 from dlflax.errors import InputError
 from dlflax.models.protocols import Decoding, Encoding, Variational
 from dlflax.report import figures
-from dlflax.train import baselines, losses
+from dlflax.train import losses
 from dlflax.train.augment import augment_batch
 from dlflax.train.batch import floats, padded_size
 from dlflax.train.tasks.task import Asked, Description, Task, Tested, check_outputs, has_images
@@ -45,7 +46,7 @@ class Reconstruction(Task):
 
     def baselines(self, model, splits):
         probe = functools.partial(_linear_probe, splits=splits) if _has_classes(splits) else None
-        return baselines.reconstruction(splits, _code_size(model, splits), probe)
+        return reference_models.reconstruction(splits, _code_size(model, splits), probe)
 
     def describe(self, tested: Tested) -> Description:
         """Returns the linear-probe accuracy of the codes, if there are classes, and figures of

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from dlflax.baselines import reference_models
 from dlflax.data.target import Numbers, Target
 from dlflax.errors import InputError
 from dlflax.report import figures
 from dlflax.report.tables import number_text
-from dlflax.train import baselines, importance, losses, metrics
+from dlflax.train import importance, losses, metrics
 from dlflax.train.tasks import task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
@@ -61,7 +62,7 @@ class Regression(Task):
         return {"num_outputs": targets.shape[1] if targets.ndim > 1 else 1}
 
     def baselines(self, model, splits):
-        return baselines.regression(splits)
+        return reference_models.regression(splits)
 
     def describe(self, tested: Tested) -> Description:
         """Returns predicted and true numbers in the targets' unit, and the importance of a table's

@@ -109,12 +109,13 @@ class Task(abc.ABC):
         self, outputs: Any, batch: Mapping[str, Any], target: Target, calibration: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Returns predictions by name, (n, ...): outputs as probabilities, or in the target's unit.
-        For `answers` and for the model that `run.export` writes. target, calibration: as in
+        For `answers` and for the model that `inference.export` writes. target, calibration: as in
         `Asked`. NumPy or traced."""
         return {"outputs": outputs}
 
     def baselines(self, model: Any, splits: Any) -> dict[str, Callable[[], Any]]:
-        """Returns reference models: name -> function that fits a `train.baselines.Baseline`."""
+        """Returns reference models: name -> function that fits a
+        `baselines.reference_models.Baseline`."""
         return {}
 
     def describe(self, tested: "Tested") -> "Description":

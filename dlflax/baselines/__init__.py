@@ -1,0 +1,1 @@
+"""Reference models, which a run states beside its network."""

@@ -1,0 +1,1 @@
+"""Config of a run: how it is saved, trusted, read again and resumed."""

@@ -1,0 +1,25 @@
+"""Modules that were moved since run folders were saved which name their classes."""
+
+MOVED = {  # old name: new name
+    "dlflax.data.calendars": "dlflax.data.table.calendars",
+    "dlflax.data.folder": "dlflax.data.image.folder",
+    "dlflax.data.folder_files": "dlflax.data.image.folder_files",
+    "dlflax.data.folder_labels": "dlflax.data.image.folder_labels",
+    "dlflax.data.image_encoder": "dlflax.data.image.encoder",
+    "dlflax.data.images": "dlflax.data.image.source",
+    "dlflax.data.numbers": "dlflax.data.table.numbers",
+    "dlflax.data.raw_table": "dlflax.data.table.raw_table",
+    "dlflax.data.series": "dlflax.data.series.source",
+    "dlflax.data.series_encoder": "dlflax.data.series.encoder",
+    "dlflax.data.series_file": "dlflax.data.series.series_file",
+    "dlflax.data.table": "dlflax.data.table.source",
+    "dlflax.data.table_columns": "dlflax.data.table.columns",
+    "dlflax.data.table_encoder": "dlflax.data.table.encoder",
+    "dlflax.data.text": "dlflax.data.text.source",
+    "dlflax.data.text_encoder": "dlflax.data.text.encoder",
+    "dlflax.data.times": "dlflax.data.table.times",
+    "dlflax.models.dense": "dlflax.ops.dense",
+    "dlflax.models.encoder": "dlflax.models.feature_extractor",
+    "dlflax.models.norm": "dlflax.ops.norm",
+    "dlflax.train.metrics.numbers": "dlflax.train.metrics.numeric",
+}

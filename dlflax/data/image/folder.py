@@ -1,0 +1,270 @@
+"""Source of images in one folder a class, of any size and format, decoded once.
+
+Irregular files are counted, and listed in files_skipped.csv:
+
+- skipped: a file that is empty, truncated, corrupt (Pillow cannot decode it), not an image (by name
+  or content), too large (more pixels than Pillow's MAX_IMAGE_PIXELS or 65,535 a side, by its
+  header, or more than 1 GiB), unreadable, not regular, or outside the class folders; a link to a
+  file outside, to nothing, or to a folder that is read already; a duplicate, with the bytes of an
+  earlier file, or a near duplicate, with the same image re-encoded (`duplicates.py`); both files
+  of a duplicate in two classes.
+- converted, and used: an image named as another format, CMYK, 16 or 32 bits or floats a channel
+  among 8-bit images (by the full scale of the type), transparent (on white), animated (the first
+  frame).
+- listed, and used: images that resemble another one, and images of one colour.
+- used, and not listed: gray, palette and 1-bit images, converted to RGB; images with an EXIF
+  orientation; a JPEG with damaged pixels in an intact file.
+- ignored, and not counted: hidden files and folders, and the system files of Windows and macOS.
+
+Where more than nine of ten images have 16 or 32 bits or floats, all keep their unit, scaled by the
+range of the training images, and 8-bit images are skipped.
+
+Files are read in the order test, validation, train, so a test image is the earlier duplicate.
+PIL, grain and tensorflow_datasets are imported only where they are needed.
+"""
+
+import collections
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dlflax.data import download, urls
+from dlflax.data.dataset import Dataset, Source
+from dlflax.data.encoder import DiskArray, Examples
+from dlflax.data.image import folder_cache, folder_files, folder_labels
+from dlflax.data.image.encoder import ImageEncoder, fit_scale
+from dlflax.data.splits import ByContent, Given
+from dlflax.data.target import Classes, Labels, Numbers
+from dlflax.errors import InputError
+
+REPORT = "files_skipped.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder(Source):
+    """Images of any size and format, in one folder a class or with a CSV file of labels."""
+
+    dataset: str = dataclasses.field(default="cats_vs_dogs", metadata={"resume": "free"})
+    """Data set to download without data_dir: cats_vs_dogs."""
+    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
+    """Folder with one folder of images a class, or with such folders in train/, val/ and test/."""
+    size: int = 224
+    """Pixels a side: every image is resized and cropped to its central square."""
+    test: float = 0.2
+    """Approximate share of each class in the test split, without a test folder. A file's content
+    decides, so test files stay in that split when files are added."""
+    split_seed: int = 0
+    """Seed of the test split, which is the same for every --seed."""
+    labels: Path | None = None
+    """CSV file of the images' targets, in place of class folders. It has a column of file names,
+    and one of classes, of several labels each, or of numbers."""
+    target: tuple[str, ...] = ()
+    """Target columns of --labels, where they cannot be inferred."""
+    target_kind: Literal["auto", "classes", "labels", "number"] = "auto"
+    """Type of the target; auto infers number from more than 20 values or fractions, labels from
+    cells with several, separated, else classes."""
+    group: str = ""
+    """Column of --labels, such as a patient's number: images with the same value are in the same
+    split."""
+
+    def load(self, log: Callable[[str], None] = print) -> Dataset:
+        """Returns the images, decoded to `size`, in the order of their names.
+
+        With `data_dir` that is the only source: folders CLASS/**/*.jpg (or other formats), or
+        train/CLASS/**, with validation/ (val, valid) and test/ if present; or a data set prepared
+        by TFDS. Without it: cats_vs_dogs (Elson et al., CCS 2007), prepared by TFDS
+        ($TFDS_DATA_DIR or ~/tensorflow_datasets), or a download, never with DLFLAX_OFFLINE=1.
+        Decoded images are cached below `cache_folder()`, until the size or time of a file changes.
+        `log` gets one sentence about the irregular files, and one for each source that failed.
+
+        Inputs are `DiskArray` of uint8 (n, size, size, 3), or float32 in the images' unit if they
+        have 16 bits, 32 bits or floats. `files` of the Dataset has files_skipped.csv if a file is
+        irregular. Raises InputError when a field is out of range, no source has the images, or a
+        class has no image for a split.
+        """
+        if not 8 <= self.size <= 1024:
+            raise InputError(f"--size {self.size} must be from 8 to 1024 pixels.")
+        if not 0 < self.test < 1:
+            raise InputError(f"--test {self.test} must be above 0 and below 1.")
+        for name in ("target", "group", "target_kind"):
+            if self.labels is None and getattr(self, name) != getattr(type(self), name):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} requires --labels: add --labels, or remove --{flag}.")
+        if self.split_seed < 0:
+            raise InputError(f"--split-seed {self.split_seed} must be 0 or more.")
+        expected = f"it should be {folder_files.EXPECTED}."
+        if self.data_dir is not None:
+            folder = Path(self.data_dir).expanduser()
+            if not folder.is_dir():
+                state = "is not a folder" if folder.exists() else "does not exist"
+                raise InputError(f"--data-dir {folder} {state}: {expected}")
+            if self.labels is None and (prepared := download.find_tfds(folder, self.dataset)):
+                return self._from_tfds(prepared, log)
+            return self._from_folder(folder, log)
+        if self.labels is not None:
+            raise InputError("--labels requires --data-dir, the folder of the images.")
+        if not self.dataset:
+            raise InputError(f"--data-dir is missing: {expected}")
+        if self.dataset != "cats_vs_dogs":
+            raise InputError(
+                f'--dataset "{self.dataset}" is not cats_vs_dogs, and --data-dir is missing: '
+                f"{expected}"
+            )
+        dataset = download.load_or_download(
+            self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
+        )
+        if dataset is None:
+            raise InputError(
+                f"{self.dataset} is not on this machine and cannot be downloaded: get "
+                f"{urls.CATS_VS_DOGS} by hand, unpack it and pass --data-dir PetImages."
+            )
+        return dataset
+
+    def encoder(self, train: Examples, log: Callable[[str], None]) -> ImageEncoder:
+        """Returns the encoder fitted on the train split."""
+        values, names = train.target, train.style.get("columns", ())
+        if values.dtype.kind == "f":
+            target = Numbers.fit(values, names)
+        else:
+            target = Labels(train.classes) if values.ndim == 2 else Classes(train.classes)
+        images = train.columns["inputs"]
+        return ImageEncoder(target, images.shape[1:], scale=fit_scale(images, log))
+
+    def _from_folder(self, folder: Path, log) -> Dataset:
+        origin, labels = f"--data-dir {folder}", None
+        files, folders, report = folder_files.walk(folder, origin)
+        if self.labels is not None:
+            path = self.labels.expanduser()
+            files = [file for file in files if Path(file.path).resolve() != path.resolve()]
+            labels = folder_labels.read_labels(
+                path, files, origin, self.target, self.target_kind, self.group, log
+            )
+        stamp = [[[file.name, file.size, file.mtime] for file in files], folders, report]
+        stamp += [[labels.values, labels.report]] if labels else []
+
+        def list_files() -> folder_files.Listing:
+            if labels:
+                return folder_labels.list_files(labels, files, report)
+            return folder_files.group_by_class(files, folders, report, origin)
+
+        decoded = folder_cache.load_images(folder, self.size, stamp, list_files, origin, log)
+        name, source = folder.resolve().name or self.dataset, f"images in {folder.resolve()}"
+        if labels:
+            return self._by_labels(name, source, decoded, labels, log)
+        return self._by_class(name, source, decoded, origin, log)
+
+    def _by_labels(self, name, source, decoded, labels, log) -> Dataset:
+        """Returns the Dataset of decoded images by a file of labels, or raises InputError."""
+        pixels, table = decoded
+        rows = np.flatnonzero(~np.array(table["repeated"], bool))
+        values = [json.loads(table["class_names"][table["labels"][row]]) for row in rows]
+        targets, class_names, has_target = labels.targets(values, log)
+        rows = rows[has_target]
+        if len(rows) < 2 * folder_labels.FEWEST:
+            raise InputError(
+                f"--labels {self.labels}: {len(rows)} usable images have a label, but "
+                f"{2 * folder_labels.FEWEST} or more are required."
+            )
+        names, contents = (np.array(table[key], str)[rows] for key in ("names", "contents"))
+        groups = np.array([labels.groups[n] for n in names], str) if self.group else None
+        split = ByContent(self.test, self.split_seed, groups, contents)
+        examples = Examples(
+            {"inputs": DiskArray(pixels, rows)}, targets, names.tolist(), class_names,
+            {"columns": tuple(labels.columns)},
+        )  # fmt: skip
+        digest = hashlib.sha256(table["checksum"].encode())
+        in_test = split.test(examples)
+        for column in [targets, names] + [groups] * bool(self.group):
+            digest.update(repr([column[~in_test].tolist(), column[in_test].tolist()]).encode())
+        return Dataset(
+            examples, split, name, f"{len(rows):,} {source}", digest.hexdigest(),
+            files=_report_file(table, log),
+        )  # fmt: skip
+
+    def _from_tfds(self, folder: Path, log) -> Dataset:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        origin, listing = f"The TFDS data set in {folder}", lambda: folder_files.list_tfds(folder)
+        decoded = folder_cache.load_images(folder, self.size, stamp, listing, origin, log)
+        name = folder.parent.name
+        source = f"images of TFDS {name}:{folder.name} in {folder}"
+        return self._by_class(name, source, decoded, origin, log)
+
+    def _by_class(self, name, source, decoded, origin, log) -> Dataset:
+        """Returns the Dataset of decoded images by class folder, or raises InputError."""
+        pixels, table = decoded
+        rows = np.flatnonzero(~np.array(table["repeated"], bool))
+        labels = np.array(table["labels"], np.int32)[rows]
+        splits, names, contents = (
+            np.array(table[key], str)[rows] for key in ("parts", "names", "contents")
+        )
+        _check_counts(labels, splits, table, origin)
+        validation = splits == "validation" if "validation" in table["given"] else None
+        split = ByContent(self.test, self.split_seed, None, contents, validation)
+        if "test" in table["given"]:
+            for flag, field in (("--test", "test"), ("--split-seed", "split_seed")):
+                if (value := getattr(self, field)) != getattr(type(self), field):
+                    raise InputError(f"{flag} {value}: {origin} has a test folder: remove {flag}.")
+            split = Given(splits == "test", validation)
+        inputs = DiskArray(pixels, rows)
+        examples = Examples({"inputs": inputs}, labels, names.tolist(), tuple(table["class_names"]))
+        return Dataset(
+            examples, split, name, f"{len(labels):,} {source}", table["checksum"],
+            files=_report_file(table, log),
+        )  # fmt: skip
+
+
+def _check_counts(labels, splits, table, origin) -> None:
+    """Raises InputError unless every class has an image in each split."""
+    class_names, given = table["class_names"], table["given"]
+    kinds = [kind for _, outcome, kind, _ in table["report"] if outcome == "skipped"]
+    skipped = f" (skipped: {_format_counts(kinds)})" if kinds else ""
+    expected = f"it should be {folder_files.EXPECTED}."
+    if not len(labels):
+        raise InputError(f"{origin} has no usable image{skipped}: {expected}")
+    if len(class_names) < 2:
+        raise InputError(f'{origin} has only the class "{class_names[0]}": {expected}')
+    minimum = {split: 1 for split in given or [""]}
+    # Splits without a folder are drawn from the train split.
+    minimum["train" if given else ""] += ("validation" not in given) + ("test" not in given)
+    for label, class_name in enumerate(class_names):
+        counts = collections.Counter(splits[labels == label].tolist())
+        for split, fewest in minimum.items():
+            if counts[split] < fewest:
+                purpose = f" for {split}" if split else ""
+                raise InputError(
+                    f'{origin} has {counts[split]} usable images of the class "{class_name}"'
+                    f"{purpose}{skipped}, but at least {fewest} are required."
+                )
+
+
+def _format_counts(kinds: list[str]) -> str:
+    """Returns for example "5 truncated, 4 empty"."""
+    counts = collections.Counter(kinds).most_common()
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts)
+
+
+def _report_file(table: dict, log) -> dict[str, str]:
+    """Returns {name: text} of the report, or {} without rows, and logs its summary."""
+    report, count = table["report"], table["count"]
+    if not report:
+        return {}
+    files = collections.Counter(outcome for _, outcome in {tuple(row[:2]) for row in report})
+    outcomes = {
+        "skipped": "files could not be used", "converted": "were converted",
+        "listed": "are used unchanged, and should be reviewed",
+    }  # fmt: skip
+    parts = [f"{files[o]:,} of {count:,} {end}" for o, end in outcomes.items() if files[o]]
+    log(f"{', '.join(parts)}, see {REPORT}: {_format_counts([kind for _, _, kind, _ in report])}.")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "what", "reason"])
+    writer.writerows([name, outcome, reason] for name, outcome, _, reason in report)
+    return {REPORT: text.getvalue()}

@@ -1,0 +1,5 @@
+"""Series: source, encoder, and the reader of their files."""
+
+from dlflax.data.series.source import Series
+
+__all__ = ["Series"]

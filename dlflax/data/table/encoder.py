@@ -1,0 +1,226 @@
+"""The encoder of tables."""
+
+import dataclasses
+import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from dlflax.data import encoder
+from dlflax.data.encoder import Encoder, Examples, Form, Limits, Plain, RowsRefused, Spec
+from dlflax.data.table import columns as table_columns
+from dlflax.data.table import numbers
+from dlflax.data.table.columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
+from dlflax.data.table.numbers import MISSING, NumberFormat
+from dlflax.data.table.raw_table import RawTable, as_texts, read_table
+from dlflax.data.target import Classes, Numbers
+from dlflax.errors import InputError
+
+PARSED_ROWS, ENCODED_ROWS = 16_384, 1_024  # at a time, to save memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """A column of the training file that is no input."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TableEncoder(Encoder):
+    """The encoder of the rows of a table."""
+
+    form: ClassVar = Form(
+        "row", "rows", {"type": "object"}, ("text/csv",), widget="row", upload="table",
+        experiment=("tabular", "a CSV file"),
+    )  # fmt: skip
+
+    target: Classes | Numbers
+    columns: tuple[NumberColumn | CategoryColumn | TimeColumn | TextColumn, ...]
+    """Columns of the inputs, in their order."""
+    target_column: str
+    """Column of the target."""
+    target_format: NumberFormat | None
+    """Number format of the target; None for classes."""
+    delimiter: str = ","
+    """Delimiter of the training file; "" if it was no CSV file."""
+    missing: tuple[int, ...] = ()
+    """Numbers of missing values in the training rows of each column."""
+    dropped: tuple[Dropped, ...] = ()
+    """Other columns of the training file."""
+
+    def parse(self, given: Any, limits: Limits | None = None) -> Examples:
+        """Reads a table file, rows {column: value}, a data frame, or an array in the order of the
+        columns, if all of these are numbers. Other columns are ignored. Raises RowsRefused for rows
+        with invalid cells."""
+        if isinstance(given, np.ndarray):
+            return self._from_array(given)
+        return self._read(given, limits.rows if limits else sys.maxsize)[0]
+
+    def parse_with_targets(self, given: Any) -> Examples:
+        """Reads a table file or a data frame with the target column."""
+        examples, table = self._read(given, sys.maxsize)
+        if self.target_column not in table.columns:
+            raise InputError(
+                f"{table.place} lacks the column {self.target_column}, which the model predicts."
+            )
+        return dataclasses.replace(examples, target=self._parse_target(table))
+
+    def _read(self, given: Any, most: int) -> tuple[Examples, RawTable]:
+        if given is None:
+            raise InputError("name one or more table files, such as CSV, after the run folder.")
+        delimiter = self.delimiter or ","
+        table = read_table(encoder.as_path(given) or given, delimiter, most, encoder.note)
+        names = [column.name for column in self.columns]
+        table = table.rename_like([*names, self.target_column], encoder.note)
+        if missing := [name for name in names if name not in table.columns]:
+            raise InputError(f"{table.place} lacks the column {missing[0]}, which the model reads.")
+        formats = {c.name: c.format for c in self.columns if isinstance(c, NumberColumn)}
+        numbers.check_same_format(table, formats, self.delimiter)
+        # rows of a data frame have numbers, no names
+        row_names = () if table.place == "the data frame" else table.names
+        examples = Examples({name: table.columns[name] for name in names}, None, row_names)
+        self._check_rows(examples, table)
+        return examples, table
+
+    def _check_rows(self, examples: Examples, table: RawTable) -> None:
+        wrong = np.zeros(len(examples), bool)
+        errors: dict[int, str] = {}
+        for column in self.columns:
+            cells = examples.columns[column.name]
+            raw, wrong_cells = column.parse(cells)
+            for row in np.flatnonzero(wrong_cells & ~wrong).tolist():
+                errors[row] = (
+                    f"{table.row_name(row)}: the column {column.name} has {_cell(cells, row)!r:.60}"
+                    f", where training rows have a {column.describe()['type']} such as "
+                    f"{column.describe()['format']}."
+                )
+            wrong |= wrong_cells
+            unknown = np.flatnonzero(raw[:, 0] == 0) if isinstance(column, CategoryColumn) else ()
+            if len(unknown):
+                texts = as_texts(cells).take(pa.array(unknown)).unique().to_pylist()
+                encoder.note(
+                    f"{table.place}: {len(unknown):,} of {len(raw):,} rows have a {column.name} "
+                    f"that is no level of the training rows ({', '.join(texts[:5])}): other."
+                )
+        if errors:
+            raise RowsRefused([errors[row] for row in sorted(errors)], examples.take(~wrong))
+
+    def _parse_target(self, table: RawTable) -> np.ndarray:
+        """Returns class numbers, UNKNOWN for new classes, or numbers in their unit."""
+        name, cells = self.target_column, table.columns[self.target_column]
+        if isinstance(self.target, Classes):
+            texts = as_texts(cells).to_pylist()
+            empty, target = np.array([not text for text in texts]), self.target.numbers(texts)
+        else:
+            target = numbers.require_numbers(table, name, self.target_format or NumberFormat())
+            empty = np.isnan(target)
+        if empty.any():
+            raise InputError(
+                f"{table.row_name(int(empty.argmax()))}, column {name} has a missing value: fill it"
+                + (", or read the file with keep_default_na=False, as it may be a class."
+                   if {*map(str.lower, self.target.classes)} & {*MISSING} else ".")
+            )  # fmt: skip
+        return target
+
+    def _from_array(self, array: np.ndarray) -> Examples:
+        names = [column.name for column in self.columns]
+        array = array[None] if array.shape == (len(names),) else array
+        if array.dtype.kind not in "fiu" or array.shape[1:] != (len(names),):
+            raise InputError(
+                f"predict takes arrays in shape ('n', {len(names)}) ({', '.join(names)[:200]}), "
+                f"paths or a data frame, no {array.dtype} in shape {array.shape}."
+            )
+        if others := [c.name for c in self.columns if not isinstance(c, NumberColumn)]:
+            raise InputError(
+                f"predict takes no array for a table with texts or times ({others[0]}): give a "
+                "data frame or a CSV file."
+            )
+        rows = np.float64(array)  # NaN and infinity are missing values
+        columns = {name: pa.array(rows[:, i]) for i, name in enumerate(names)}
+        return Examples(columns, None, [str(i) for i in range(len(rows))])
+
+    def raw(self, examples: Examples) -> np.ndarray:
+        """Returns float64 (n, columns): numbers, level numbers, parts of times, hashed words."""
+        rows = np.empty((len(examples), self.spec().shape[0]))
+        for column, index in self._slices("raw_width"):
+            rows[:, index] = column.parse(examples.columns[column.name])[0]
+        return rows
+
+    def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
+        parts = [column.encode(raw[:, index], xp) for column, index in self._slices("raw_width")]
+        # float64 until here: an exported program has one dtype
+        return {"inputs": xp.concatenate(parts, 1).astype(np.float32)}
+
+    def encode(self, examples: Examples) -> dict[str, Any]:
+        """Returns the arrays for training, encoded block by block in two threads."""
+        width = sum(column.width() for column in self.columns)
+        inputs = np.empty((len(examples), width), np.float32)
+
+        def fill(start: int) -> None:
+            block = slice(start, start + PARSED_ROWS)
+            for column, index in self._slices("width"):
+                raw = column.parse(examples.columns[column.name][block])[0]
+                for row in range(0, len(raw), ENCODED_ROWS):
+                    encoded = column.encode(raw[row : row + ENCODED_ROWS], np)
+                    inputs[start + row : start + row + len(encoded), index] = encoded
+
+        with ThreadPoolExecutor(2) as pool:  # NumPy and Arrow release the GIL
+            list(pool.map(fill, range(0, len(examples), PARSED_ROWS)))
+        arrays = {"inputs": inputs}
+        if examples.target is not None:
+            arrays["targets"] = self.target.encode(examples.target)
+        return arrays
+
+    def _slices(self, width: str) -> list[tuple[Column, slice]]:
+        """Returns each column and its indices, in arrays with Column.`width` values of each."""
+        ends = itertools.accumulate(getattr(column, width)() for column in self.columns)
+        bounds = itertools.pairwise([0, *ends])
+        return [(c, slice(*bound)) for c, bound in zip(self.columns, bounds, strict=True)]
+
+    def spec(self) -> Spec:
+        return Spec(
+            (sum(column.raw_width() for column in self.columns),), "float64",
+            "a row of the table: its numbers, NaN where one is missing; of a category its place in "
+            "the column's levels, counted from 1, or 0 for any other; of a time the days since "
+            "1970, year, month, day of the week from 0, Monday, and share of the day; of free text "
+            f"{table_columns.HASHES} numbers for its words",
+        )  # fmt: skip
+
+    def describe(self) -> str:
+        return f"rows of {sum(column.width() for column in self.columns)} numbers"
+
+    def plain(self, examples: Examples) -> Plain:
+        categories = tuple(
+            isinstance(c, CategoryColumn) for c in self.columns for _ in range(c.raw_width())
+        )
+        return Plain(self.raw(examples), categories)
+
+    def groups(self) -> dict[str, slice]:
+        return {column.name: index for column, index in self._slices("width")}
+
+    def columns_table(self) -> list[dict[str, Any]]:
+        rows = []
+        for column, missing in zip(self.columns, self.missing, strict=True):
+            about = column.describe()
+            rows.append({
+                "column": column.name, "type": about["type"], "format": about["format"],
+                "missing": missing, "levels": len(about.get("levels", ())) or "",
+                "note": about["note"],
+            })  # fmt: skip
+        blank = {"format": "", "missing": "", "levels": ""}
+        return rows + [
+            {"column": d.name, "type": "dropped", **blank, "note": d.reason} for d in self.dropped
+        ]
+
+    def outlook(self) -> dict[str, Any]:
+        return {"columns": [{"name": c.name, **c.describe()} for c in self.columns]}
+
+
+def _cell(column: Any, row: int) -> Any:
+    cell = column[row]
+    return cell.as_py() if isinstance(cell, pa.Scalar) else cell

@@ -1,0 +1,330 @@
+"""Tables: columns of numbers, categories, times and texts; one of them is the target.
+
+Formats are inferred from all rows (`infer_formats`, `_infer_times`), encodings are fitted on the
+training rows (`fit_columns`). A column that is constant, empty, or has another name in almost every
+row is dropped.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dlflax.data.dataset import Dataset, Source
+from dlflax.data.encoder import Examples, take_rows
+from dlflax.data.splits import Share
+from dlflax.data.table import columns as table_columns
+from dlflax.data.table import leaks, numbers, target_kind
+from dlflax.data.table.columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
+from dlflax.data.table.encoder import Dropped, TableEncoder
+from dlflax.data.table.numbers import MAX_ODD, MISSING, NumberFormat, column_numbers
+from dlflax.data.table.raw_table import RawTable, RowNames, as_texts, is_text, read_table
+from dlflax.data.table.times import DATES, TimeFormat, infer_times
+from dlflax.data.target import Classes, Numbers, level_key
+from dlflax.errors import InputError
+from dlflax.files import pluralize
+
+BUNDLED = ("breast_cancer", "diabetes", "wine")  # scikit-learn's
+MIN_CLASS_ROWS = 3  # one to train, one to validate, one to test on
+MIN_LEVEL_ROWS = 2  # training rows below which a level is "other"
+MAX_LEVELS = 200  # of a one-hot column
+MIN_WORDS = 2.5  # of free text, on average
+Format = NumberFormat | TimeFormat
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Source):
+    """A table file with a header, whose rows are examples."""
+
+    dataset: str = dataclasses.field(default="breast_cancer", metadata={"resume": "free"})
+    """breast_cancer, wine (classes) or diabetes (a number): scikit-learn's."""
+    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
+    """A CSV, Parquet, Feather, JSON Lines or Excel file with a header instead."""
+    decimal: Literal["auto", ".", ","] = "auto"
+    """Decimal mark of the file's numbers; auto: inferred for each column."""
+    target: str = ""
+    """Column to predict (default: the last one)."""
+    target_kind: Literal["auto", "classes", "number"] = "auto"
+    """Kind of the target. auto: a number if it has more than 20 different values, fractions, or
+    rare values in a tenth of the rows, else classes."""
+    ignore: tuple[str, ...] = ()
+    """Columns to drop."""
+    group: str = ""
+    """Column, such as a patient's number, that is no input: rows of one value are in one split."""
+    bins: int = 16
+    """Maximum number of bins in the encoding of a number; 0: its standardized value alone."""
+    test: float = 0.2
+    """Share of the rows in the test split."""
+    split_seed: int = 0
+    """Seed that draws the test split."""
+
+    def load(self, log: Callable[[str], None] = print) -> Dataset:
+        """Returns the columns of the file by name. `log` gets inferred formats and dropped columns.
+        Raises InputError for a file that is no such table."""
+        if not 0 < self.test < 1:
+            raise InputError(f"--test {self.test:g} must be between 0 and 1.")
+        table, name, source, checksum = self._read(log)
+        header = list(table.columns)
+        target = self.target or header[-1]
+        flags = (("target", target), ("group", self.group), *(("ignore", c) for c in self.ignore))
+        for flag, column in flags:
+            if column and column not in header:
+                raise InputError(f"--{flag} {column}: {source} has {', '.join(header)}.")
+        if self.group == target:
+            raise InputError(f"--group {target} is the target: name another column.")
+        inputs = [c for c in header if c not in {target, self.group, *self.ignore}]
+        if not inputs:
+            raise InputError(f"{source} has no column besides the target {target}.")
+        columns = {
+            n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
+        }
+        table = dataclasses.replace(table, columns=columns)
+        formats = numbers.infer_formats(table, (*inputs, target), self.decimal, log=log)
+        for sentence in numbers.describe_formats(formats):
+            log(sentence)
+        counters = _find_row_counters(table, inputs, formats)
+        inputs = [c for c in inputs if c not in counters]
+        table, values, classes = self._parse_target(table, target, formats[target], log)
+        formats |= {c: _infer_times(table, c, formats[c]) for c in inputs}
+        style = {
+            "target": target, "delimiter": table.delimiter, "formats": formats,
+            "counters": tuple(counters),
+        }  # fmt: skip
+        groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
+        split = Share(self.test, self.split_seed, groups)
+        # parsed once: takes less memory than texts, and is not parsed again by the encoder
+        columns = {c: _as_arrow(table.columns[c], formats[c]) for c in inputs}
+        names = table.names
+        del table  # frees its texts
+        examples = Examples(columns, values, names, classes, style)
+        in_test = split.test(examples)
+        if in_test.sum() < 2 or (~in_test).sum() < 4:
+            raise InputError(
+                f"{source} has {len(values)} rows: too few to hold some out with --test "
+                f"{self.test:g}."
+            )
+        rows = leaks.sample_rows(len(values), len(inputs))
+        sample = examples.take(rows).columns
+        columns = {c: _as_numbers(sample[c], formats[c]) for c in inputs}
+        sample_groups = None if groups is None else groups[rows]
+        findings = (
+            *counters.values(),
+            *leaks.find_leaks(columns, values[rows], in_test[rows], sample_groups, classes),
+        )
+        for sentence in findings:
+            log(sentence)
+        return Dataset(examples, split, name, source, checksum, findings=findings)
+
+    def _read(self, log) -> tuple[RawTable, str, str, str]:
+        """Returns (table, name, source, SHA-256 of the source)."""
+        if self.data_dir is None:
+            if self.decimal != "auto":
+                raise InputError(f"--decimal {self.decimal} is for a file: pass --data-dir.")
+            if self.dataset not in BUNDLED:
+                raise InputError(
+                    f"--dataset {self.dataset} is unknown here: choose {', '.join(BUNDLED)}, or "
+                    "pass --data-dir FILE.csv."
+                )
+            table = _load_sklearn(self.dataset)
+            content = repr([column.to_pylist() for column in table.columns.values()]).encode()
+            return table, self.dataset, table.place, hashlib.sha256(content).hexdigest()
+        path = Path(self.data_dir).expanduser()
+        table = read_table(path, log=log)
+        numbers.check_header(table, log)
+        with open(path, "rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        return table, path.stem, str(path.resolve()), checksum
+
+    def _parse_target(self, table, target, form, log):
+        """Returns (the rows with a target, its values, the names of its classes)."""
+        kind = self.target_kind
+        values = target_kind.infer_numbers(table, target, kind, log, form, MIN_CLASS_ROWS)
+        if values is not None:
+            keep = ~np.isnan(values)
+            texts = as_texts(take_rows(table.columns[target], ~keep))
+            words = texts.filter(pc.not_equal(texts, "")).to_pylist()
+            odd = [word for word in words if word.lower() not in MISSING]
+            if len(odd) > target_kind.MAX_DROPPED * len(table):
+                raise InputError(
+                    f"{table.place}: {len(odd):,} of {len(table):,} rows have {odd[0]!r} as "
+                    f"{target}, which is no number: remove them, or use --target-kind classes."
+                )
+            if not keep.all():
+                shown = f" ({', '.join(sorted(set(words))[:5])})" if words else ""
+                log(f"{pluralize((~keep).sum(), 'rows', 'have')} no {target}{shown}: dropped.")
+            if not keep.any():
+                raise InputError(f"{table.place}: no row has a {target}: name another --target.")
+            return table.take(keep), values[keep], ()
+        cells = target_kind.normalize_classes(table.columns[target])
+        if (empty := cells == "").any():
+            log(f"{pluralize(empty.sum(), 'rows', 'have')} no {target}: dropped.")
+            table, cells = table.take(~empty), cells[~empty]
+        for name in sorted(cell for cell in set(cells.tolist()) if cell.lower() in MISSING):
+            rows = pluralize((cells == name).sum(), "rows", "have")
+            log(f"{target}: {rows} {name!r}, which is a class here: empty these cells if they are "
+                "missing.")  # fmt: skip
+        classes, values, keep = target_kind.encode_classes(cells, MIN_CLASS_ROWS, "rows", log)
+        return table.take(keep), values, classes
+
+    def encoder(self, train: Examples, log: Callable[[str], None]) -> TableEncoder:
+        """Returns the encoder fitted on training rows."""
+        if self.bins < 0 or self.bins > 256:
+            raise InputError(f"--bins {self.bins} must be from 0 to 256.")
+        style = train.style
+        columns, missing, dropped = fit_columns(train.columns, self.bins, style["formats"])
+        if not columns:
+            reasons = " ".join(f"{column.name} {column.reason}." for column in dropped)
+            raise InputError(
+                f"all columns were dropped ({reasons}): there is nothing to learn from."
+            )
+        counters = [Dropped(name, "counts the rows") for name in style["counters"]]
+        if dropped:
+            shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
+            more = f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
+            log(f"{pluralize(len(dropped), 'columns', 'are')} dropped: {shown}{more}.")
+        name = style["target"]
+        target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
+        return TableEncoder(
+            target, tuple(columns), name, style["formats"][name], style["delimiter"],
+            tuple(missing), (*dropped, *counters),
+        )  # fmt: skip
+
+
+def _find_row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
+    """Returns `leaks.find_row_counters`. Parses only columns whose first and last cells count."""
+    ends = table.take(np.array([0, min(1, len(table) - 1), len(table) - 1]))
+    columns = dict.fromkeys(names, np.zeros(1))
+    for name in names:
+        if (form := formats[name]) is None:
+            continue
+        first, second, last = column_numbers(ends.columns[name], form)[0]
+        if second == first + 1 and last == first + len(table) - 1:
+            columns[name] = column_numbers(table.columns[name], form)[0]
+    return leaks.find_row_counters(columns)
+
+
+def _parse(cells: Any, form: Format) -> np.ndarray:
+    """Returns numbers, or seconds of times, float64 (n,)."""
+    parse = table_columns.column_times if isinstance(form, TimeFormat) else column_numbers
+    return parse(cells, form)[0]
+
+
+def _as_arrow(cells: Any, form: Format | None) -> pa.Array:
+    """Returns numbers as float64, times as timestamps, texts dictionary-encoded if repeated."""
+    if form is None:
+        codes = as_texts(cells).dictionary_encode()
+        return codes if len(codes.dictionary) < len(codes) / 4 else cells
+    values = _parse(cells, form)
+    if isinstance(form, NumberFormat):
+        return pa.array(values)
+    stamps = np.where(np.isnan(values), np.nan, np.round(values * 1e6)).astype("datetime64[us]")
+    return pa.array(stamps, pa.timestamp("us", "UTC" if form.zone == "UTC" else None))
+
+
+def _as_numbers(cells: Any, form: Format | None) -> np.ndarray:
+    """Returns numbers or seconds, float64 (n,); for texts their codes, int (n,)."""
+    if form is not None:
+        return _parse(cells, form)
+    return as_texts(cells).dictionary_encode().indices.to_numpy()
+
+
+def _infer_times(table: RawTable, name: str, form: NumberFormat | None) -> Format | None:
+    """Returns a time format, for numbers if all are dates such as 20241231; else `form`."""
+    column = table.columns[name]
+    if isinstance(column, pa.Array) and pa.types.is_temporal(column.type):
+        return TimeFormat("2024-12-31", zone="UTC" if getattr(column.type, "tz", None) else "")
+    if form is None:
+        return infer_times(column) or _infer_most_times(column) if is_text(column) else None
+    if len(table) and re.fullmatch(r"(19|20)\d{6}", as_texts(column[:1])[0].as_py()):
+        date = TimeFormat("20241231")
+        return form if date.parse(as_texts(column))[1].any() else date
+    return form
+
+
+def _infer_most_times(column: pa.Array) -> TimeFormat | None:
+    """Returns the format of a column of times with a few other cells, which are missing."""
+    sample = column.take(pa.array(np.unique(np.linspace(0, len(column) - 1, 200).astype(int))))
+    digits = pc.sum(pc.match_substring_regex(sample, r"\d.*\d")).as_py() or 0
+    for date, zone in itertools.product(DATES, ("", "UTC")) if digits > 0.8 * len(sample) else ():
+        form = TimeFormat(date, zone=zone)
+        if form.parse(sample)[1].mean() > 0.1:
+            continue
+        seconds, wrong = form.parse(column)
+        if wrong.sum() <= MAX_ODD * np.isfinite(seconds).sum():
+            odd = {cell.lower() for cell in column.filter(pa.array(wrong)).to_pylist()}
+            form = infer_times(column.filter(pa.array(~wrong)))
+            return form and dataclasses.replace(form, missing=(*MISSING, *sorted(odd)))
+    return None
+
+
+def fit_columns(
+    columns: Mapping[str, Any], bins: int, formats: Mapping[str, Format | None]
+) -> tuple[list[Column], list[int], list[Dropped]]:
+    """Returns (fitted columns, numbers of missing values in each, dropped columns).
+
+    columns: the training rows, as in a `RawTable`; formats: None for texts."""
+    fits, missing, dropped = [], [], []
+    for name, cells in columns.items():
+        if (form := formats[name]) is not None:
+            values = _parse(cells, form)
+            kind = TimeColumn if isinstance(form, TimeFormat) else NumberColumn
+            fit = kind.fit(name, values, bins, form) if _varies(values) else None
+            empty = np.isnan(values)
+        else:
+            texts = as_texts(cells)
+            empty = numbers.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
+            counts = pc.value_counts(texts.filter(pa.array(~empty)))
+            varies = len(counts) > 1 or len(counts) == 1 and empty.any()
+            fit = _fit_texts(name, empty, counts) if varies else None
+        if isinstance(fit, Column):
+            fits.append(fit)
+            missing.append(int(empty.sum()))
+        else:
+            dropped.append(Dropped(name, fit or "is the same in all training rows"))
+    return fits, missing, dropped
+
+
+def _varies(values: np.ndarray) -> bool:
+    """True if a column has several values, or one and missing values."""
+    known = values[~np.isnan(values)]
+    return len(known) > 0 and (len(known) < len(values) or known.min() < known.max())
+
+
+def _fit_texts(name, empty, counts) -> Column | str:
+    """Returns a column, or the reason why it is dropped. counts: Arrow's `value_counts`."""
+    rows = len(empty)
+    if len(counts) > min(max(MAX_LEVELS, rows // 2), 0.9 * rows):
+        words = pc.mean(pc.count_substring_regex(counts.field("values"), r"\w+")).as_py()
+        if words >= MIN_WORDS:
+            return TextColumn(name)
+        return f"has {len(counts):,} different names in {rows:,} rows"
+    merged: dict[str, tuple[str, int]] = {}  # 1 and 1.0 are one level
+    for level in counts.to_pylist():
+        text = level["values"]
+        key = level_key(text) if level_key(text) != text.casefold() or text.isdecimal() else text
+        first, count = merged.get(key, (text, 0))
+        merged[key] = min(first, text, key=len), count + level["counts"]
+    ranked = sorted(merged.values(), key=lambda level: -level[1])[:MAX_LEVELS]
+    frequent = [text for text, count in ranked if count >= MIN_LEVEL_ROWS]
+    levels = sorted(frequent or (text for text, _ in merged.values()), key=target_kind.class_key)
+    return CategoryColumn(name, tuple(levels), bool(empty.any()), rare=len(merged) - len(levels))
+
+
+def _load_sklearn(name: str) -> RawTable:
+    """Returns a table of scikit-learn."""
+    from sklearn import datasets
+
+    bunch = getattr(datasets, f"load_{name}")()
+    target = bunch.target.tolist()
+    if name != "diabetes":
+        target = [str(bunch.target_names[value]) for value in target]
+    columns = {str(n): pa.array(bunch.data[:, i]) for i, n in enumerate(bunch.feature_names)}
+    names = RowNames("row", np.arange(1, len(target) + 1))
+    return RawTable({**columns, "target": pa.array(target)}, f"scikit-learn's {name}", ",", names)

@@ -1,0 +1,287 @@
+"""Readers of classified texts: tables, folders, TensorFlow Datasets, the VADER lexicon.
+
+tensorflow_datasets is imported only where it is needed.
+"""
+
+import hashlib
+import importlib.resources
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dlflax.data import download
+from dlflax.data.dataset import Dataset
+from dlflax.data.encoder import Examples
+from dlflax.data.image.folder_files import is_hidden, split_of
+from dlflax.data.order import stratified_sample
+from dlflax.data.splits import Given
+from dlflax.data.table.text_tables import TABLE, quote, quote_all, read_table, read_text
+from dlflax.errors import InputError
+
+TEST_SHARE = 0.1
+FEWEST = 10
+
+EXPECTED = (
+    "a .csv, .tsv or .jsonl file, a folder with one .txt file or one folder of .txt files a class, "
+    "or a TFDS folder"
+)
+
+
+def read_with_classes(path: Path, log) -> tuple[list[str], list[str]]:
+    """Returns all texts of a path, and the name of each text's class, without dropping any."""
+    _, _, class_names, train, test, _ = _read_raw(path, "", log)
+    (texts, labels), (test_texts, test_labels) = train, test or ([], [])
+    labels = [class_names[label] for label in (*labels, *test_labels)]
+    return [text.strip() for text in (*texts, *test_texts)], labels
+
+
+def read_path(path: Path, dataset: str, log) -> Dataset:
+    """Returns the Dataset of `--data-dir`. dataset: its name in a TFDS folder."""
+    return _make_dataset(*_read_raw(path, dataset, log), log)
+
+
+def _read_raw(path: Path, dataset: str, log) -> tuple:
+    """Returns the arguments of `_make_dataset`."""
+    sentences = []
+
+    def log_first(sentence):  # many files may have the same fault
+        sentences.append(sentence)
+        if len(sentences) == 1:
+            log(sentence)
+
+    origin, source = f"--data-dir {path}", str(path.resolve())
+    if path.is_file():
+        if not (match := TABLE.search(path.name)):
+            raise InputError(f"{origin} must be .csv, .tsv or .jsonl (or one of them with .gz).")
+        texts, labels = read_table(path, match[1].lower(), log)
+        class_names = _sort_classes(set(labels))
+        indices = {label: index for index, label in enumerate(class_names)}
+        train = texts, [indices[label] for label in labels]
+        return path.name[: match.start()], source, class_names, train, None, origin
+
+    if not path.exists():
+        start = f"{path.name}."
+        siblings = _list_folder(path.parent) if path.parent.is_dir() else []
+        files = {
+            file.name.removeprefix(start): file
+            for file in siblings
+            if file.is_file() and file.name.startswith(start) and not TABLE.search(file.name)
+        }
+        if len(files) < 2:
+            raise InputError(f"{origin} does not exist: it should be {EXPECTED}.")
+        train = _read_class_files(files, log_first)
+        return _merge_classes(path.name, f"{source}.*", train, None, origin)
+
+    if prepared := find_tfds(path, dataset):
+        return _read_tfds(dataset, prepared)
+    entries = _list_folder(path)
+    folders = {entry.name: entry for entry in entries if entry.is_dir()}
+    splits = {split: entry for name, entry in folders.items() if (split := split_of(name))}
+    if {"train", "test"} <= set(splits):  # beside other files, such as aclImdb's vocabulary
+        train, test = (_read_class_folders(splits[name], log_first) for name in ("train", "test"))
+        if "validation" in splits:
+            log(f"{origin}: {splits['validation'].name}/ is added to train: see --validation.")
+            for label, texts in _read_class_folders(splits["validation"], log_first).items():
+                train.setdefault(label, []).extend(texts)
+        if set(train) != set(test):
+            raise InputError(
+                f"{origin} should have the same classes in train and test, but has "
+                f"{quote_all(train)} in train and {quote_all(test)} in test."
+            )
+        return _merge_classes(path.name, source, train, test, origin)
+    files = {entry.name: entry for entry in entries if entry.name not in folders}
+    stems = {file.stem for file in files.values()}
+    name, plain = path.name, files and not folders and not any(map(TABLE.search, files))
+    if folders and not files:
+        train = _read_class_folders(path, log_first)
+    elif plain and all(file.suffix == ".txt" for file in files.values()):
+        train = _read_class_files({file.stem: file for file in files.values()}, log_first)
+    elif plain and len(stems) == 1:
+        files, name = {file.suffix[1:]: file for file in files.values()}, stems.pop()
+        train = _read_class_files(files, log_first)
+    else:
+        content = quote_all([*files, *(f"{name}/" for name in folders)]) or "nothing"
+        raise InputError(
+            f"{origin} contains {content}: it should be one data set, that is {EXPECTED}."
+        )
+    return _merge_classes(name, source, train, None, origin)
+
+
+def _merge_classes(name, source, train, test, origin) -> tuple:
+    """Returns the arguments of `_make_dataset` for splits {class: texts}, test or None."""
+    class_names = _sort_classes(train)
+    splits = [
+        split
+        and (
+            [text for label in class_names for text in split[label]],
+            np.repeat(np.arange(len(class_names)), [len(split[label]) for label in class_names]),
+        )
+        for split in (train, test)
+    ]
+    return name, source, class_names, *splits, origin
+
+
+def _read_class_files(files: dict[str, Path], log) -> dict[str, list[str]]:
+    """Returns {class: the lines of its file}."""
+    classes = {}
+    for label, file in files.items():
+        lines = io.StringIO(read_text(file, log), newline="\n")  # no other character ends a line
+        classes[label] = [text for line in lines if (text := line.strip())]
+        if not classes[label]:
+            raise InputError(f"{file} has no examples: each of its lines should be one.")
+    return classes
+
+
+def _read_class_folders(folder: Path, log) -> dict[str, list[str]]:
+    """Returns {class: the texts of its folder}."""
+    classes = {}
+    for entry in _list_folder(folder):
+        if entry.is_dir() and entry.name != "unsup":
+            files = [file for file in _list_folder(entry) if file.suffix == ".txt"]
+            if not files:
+                raise InputError(f"{entry} has no .txt files: a class should have one a text.")
+            classes[entry.name] = [read_text(file, log) for file in files]
+    if not classes:
+        raise InputError(f"{folder} has no folders: it should have one a class.")
+    return classes
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """Lists a folder by name, without hidden files, readme and license."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}.") from None
+    about = ("readme", "license")
+    names = [name for name in names if not is_hidden(name) and not name.lower().startswith(about)]
+    return [folder / name for name in names]
+
+
+def find_tfds(root: Path, name: str) -> Path | None:
+    """Returns the folder of a data set of texts that TFDS has prepared below `root`."""
+    return download.find_tfds(root, f"{name}/plain_text") or download.find_tfds(root, name)
+
+
+def read_tfds(name: str, folder: Path, log) -> Dataset:
+    """Returns a prepared TFDS data set; without a test split, validation is the test split."""
+    return _make_dataset(*_read_tfds(name, folder), log)
+
+
+def _read_tfds(name: str, folder: Path) -> tuple:
+    with download.open_builder(folder, "texts with a train split") as builder:
+        text, label = builder.info.supervised_keys or ("text", "label")
+        class_names = builder.info.features[label].names
+
+        def read_split(split: str) -> tuple[list[str], list[int]]:
+            description = f"The {split} split in {folder}"
+            examples = download.prepared_examples(builder, split, description)
+            rows = [(example[text].decode(), int(example[label])) for example in examples]
+            return [row[0] for row in rows], [row[1] for row in rows]
+
+        train = read_split("train")
+        test = next((name for name in ("test", "validation") if name in builder.info.splits), None)
+        test = test and read_split(test)
+    source = f"TFDS {name}:{folder.name} in {folder}"
+    return name, source, class_names, train, test, f"The TFDS data set in {folder}"
+
+
+def read_vader(log) -> Dataset:
+    """Reads the VADER lexicon: a word, its mean rating, the deviation and the ratings a line."""
+    path = importlib.resources.files("dlflax.data") / "embedded" / "vader_lexicon.txt"
+    ratings = {}
+    for line in path.read_text("utf-8").splitlines():
+        word, mean, *_ = line.split("\t")
+        ratings.setdefault(_normalize(word), float(mean))
+    words = [word for word, mean in ratings.items() if mean]
+    train = words, [int(ratings[word] > 0) for word in words]
+    source = f"VADER lexicon, {len(words):,} rated words (NOT reviews)"
+    return _make_dataset("vader", source, ("negative", "positive"), train, None, path, log)
+
+
+def _sort_classes(labels) -> list[str]:
+    """Sorts integers by value, other labels by name."""
+    integers = all(re.fullmatch("-?[0-9]{1,9}", label) for label in labels)
+    return sorted(sorted(labels), key=int if integers else None)  # twice: 1 and 01 are two labels
+
+
+def _make_dataset(name, source, class_names, train, test, origin, log) -> Dataset:
+    """Returns a Dataset without duplicates, or raises InputError. A test split is drawn from train
+    if it is None. train, test: (texts, indices of classes); origin: for messages."""
+    drawn, test = test is None, test or ([], [])
+    train, test = (
+        ([text.strip() for text in texts], np.asarray(targets, np.int32))
+        for texts, targets in (train, test)
+    )
+    train = _drop_test_texts(*_drop_duplicates(*train, origin, log), test[0], origin, log)
+    count, last = len(train[0]) + len(test[0]), len(class_names) - 1
+    if count < FEWEST:
+        distinct = " distinct" * drawn
+        raise InputError(f"{origin} has {count}{distinct} texts: at least {FEWEST} are required.")
+    if not last:
+        name = quote(class_names[0])
+        raise InputError(f"{origin} has only the class {name}, but two or more are required.")
+    for _, targets in (train, test):
+        if len(invalid := targets[(targets < 0) | (targets > last)]):
+            raise InputError(f"{origin} has the label {invalid[0]}, not 0 to {last}.")
+    counts = np.bincount(train[1], minlength=len(class_names))
+    if not counts.all():
+        empty = quote(class_names[int(np.argmin(counts))])
+        raise InputError(f"{origin} has no example of the class {empty} in the train split.")
+    in_test = np.zeros(len(train[0]), bool)
+    if drawn and counts.max() == 1:
+        raise InputError(f"{origin} has one text for each of {count:,} classes: add texts.")
+    if drawn:
+        in_test = stratified_sample(train[1], TEST_SHARE, 0, 2)  # the same for every seed
+    elif not test[0]:
+        raise InputError(f"{origin} has an empty test split: at least one text is required.")
+
+    in_test = np.concatenate([in_test, np.ones(len(test[0]), bool)])
+    texts, targets = [*train[0], *test[0]], np.concatenate([train[1], test[1]])
+    digest = hashlib.sha256(json.dumps(class_names).encode())
+    for rows in (~in_test, in_test):
+        digest.update(f"{rows.sum()} texts".encode())
+        for i in np.flatnonzero(rows):
+            content = texts[i].encode()
+            digest.update(b"%d:" % len(content))  # tells "a", "bc" from "ab", "c"
+            digest.update(content)
+        digest.update(targets[rows].astype("<i4").tobytes())
+    # Objects: a NumPy array of strings allocates the longest one's size for each.
+    inputs = np.empty(len(texts), object)
+    inputs[:] = texts
+    style = {"lexicon": name == "vader"}
+    examples = Examples({"inputs": inputs}, targets, texts, tuple(class_names), style)
+    return Dataset(examples, Given(in_test), name, source, digest.hexdigest())
+
+
+def _normalize(text: str) -> str:
+    """Returns a key that ignores case and blanks."""
+    return " ".join(text.casefold().split())
+
+
+def _drop_duplicates(texts, targets, origin, log):
+    """Drops repeated texts, ignoring case and blanks, and all texts with several labels."""
+    first, labels = {}, {}
+    for index, text in enumerate(texts):
+        key = _normalize(text)
+        first.setdefault(key, index)
+        labels.setdefault(key, set()).add(int(targets[index]))
+    rows = [index for key, index in first.items() if len(labels[key]) == 1]
+    conflicts = sum(len(labels[_normalize(text)]) > 1 for text in texts)
+    if conflicts:
+        log(f"{origin}: {conflicts:,} texts have more than one label and are dropped.")
+    if repeats := len(texts) - len(rows) - conflicts:
+        log(f"{origin}: {repeats:,} of {len(texts):,} texts repeat an earlier one and are dropped.")
+    return [texts[row] for row in rows], targets[rows]
+
+
+def _drop_test_texts(texts, targets, test, origin, log):
+    """Drops training texts that are in the test split."""
+    test_keys = set(map(_normalize, test))
+    rows = [row for row, text in enumerate(texts) if _normalize(text) not in test_keys]
+    if repeats := len(texts) - len(rows):
+        log(f"{origin}: {repeats:,} of {len(texts):,} training texts are also test texts: dropped.")
+    return [texts[row] for row in rows], targets[rows]

@@ -1,0 +1,1 @@
+"""Inference with the model of a run folder: predict, load, export, serve."""

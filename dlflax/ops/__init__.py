@@ -1,0 +1,1 @@
+"""Operations in the formulation that suits the platform, and their FLOPs."""

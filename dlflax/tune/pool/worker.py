@@ -1,0 +1,299 @@
+"""The work of a sweep: an order of trials, trained in one program a structure. A function of its
+arguments alone, so that any process on any machine can do it."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import io
+import math
+import pickle
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dlflax import train
+from dlflax.config.serialize import MODULE_PREFIX
+from dlflax.train import population
+from dlflax.train.layout import layout_for
+from dlflax.tune.suggest.space import Space
+
+MOST_OUTPUTS = 2**22  # outputs of a model on validation data, in numbers, for the ensemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The settings of a sweep that all its trials have in common."""
+
+    recipe: train.Recipe
+    hparams: train.Hparams
+    space: Space
+    epochs: int
+    seed: int
+    seeds: int
+    patience: int
+    reduce_on_plateau: int
+    metric: str  # the objective, without its val_
+    sign: int  # 1 where lower is better, else -1
+    rank: str  # mean or cautious: the score of a trial that has several seeds
+    mode: str  # auto, vmap or map
+
+
+@dataclasses.dataclass
+class Trial:
+    """A trial that was begun, with its State."""
+
+    number: int
+    params: Mapping[str, Any]
+    goal: int = 0  # the epoch that its last order trains it to
+    values: list[float] = dataclasses.field(default_factory=list)  # the objective by epoch
+    value: float | None = None  # the score of a trial that is over
+    is_over: bool = False
+    records: list | None = None  # one a seed, as `Population.records` returns; None: a new trial
+    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """Its State, as `Population.states` returns; [] once it is over."""
+    seconds: float = 0.0
+    failures: int = 0
+    is_failed: bool = False
+
+    def is_at_goal(self) -> bool:
+        """True if its last order has nothing left to train of it."""
+        return self.is_over or len(self.values) >= self.goal
+
+    def end(self) -> None:
+        """Ends the trial, which frees its State."""
+        self.is_over, self.arrays = True, []
+
+
+class Model(NamedTuple):
+    """A trained member."""
+
+    variables: dict  # {"params": ..., ...} of its best epoch, to evaluate with
+    outputs: np.ndarray  # on the first validation examples, float32 (n, ...)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """A trial after an order."""
+
+    number: int
+    value: float  # the score so far; +-inf once it diverged, never NaN
+    curve: list[float]  # the objective after each epoch, the mean over seeds
+    is_over: bool
+    records: list
+    arrays: list[np.ndarray]
+    seconds: float  # its share of the time that its order took
+    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)  # for Optuna, JSON values
+    models: list[Model] = dataclasses.field(default_factory=list)
+    """One a seed, of a trial that is over and among the best."""
+
+
+def pack(job: Job) -> bytes:
+    """Returns a job for another process, with the source of an experiment that is a script or file:
+    pickle has only the names of its classes."""
+    files = [
+        module for name, module in sys.modules.copy().items() if name.startswith(MODULE_PREFIX)
+    ]
+    main = sys.modules["__main__"]
+    if main.__spec__ is None and str(getattr(main, "__file__", "")).endswith(".py"):
+        files.append(main)  # python my_experiment.py
+    sources = [
+        (module.__name__, str(Path(module.__file__).absolute()), Path(module.__file__).read_bytes())
+        for module in files
+    ]
+    return pickle.dumps((sources, pickle.dumps(job)))
+
+
+@functools.lru_cache(maxsize=1)
+def _unpack(packed: bytes) -> Job:
+    """Returns the same object for the same bytes, so that its structures are compiled once."""
+    sources, job = pickle.loads(packed)
+    modules = {name: _load_source(Path(path), source) for name, path, source in sources}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            if module not in modules:
+                return super().find_class(module, name)
+            return functools.reduce(getattr, name.split("."), modules[module])
+
+    return Unpickler(io.BytesIO(job)).load()
+
+
+def _load_source(path: Path, source: bytes):
+    """Returns the module of a file, or of its source where this disk does not have the file."""
+    name = MODULE_PREFIX + path.stem
+    if not (path.exists() and path.read_bytes() == source):
+        path = Path(tempfile.mkdtemp()) / path.name
+        path.write_bytes(source)
+    sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def trial_seeds(seed: int, number: int, count: int) -> np.ndarray:
+    """Returns the seeds that a trial is trained with in any population, uint32 (count,)."""
+    return np.random.SeedSequence([seed, number]).generate_state(count + 1)[1:]
+
+
+def train_order(
+    job: Job | bytes, data, order: list[Trial], width: int, seconds: float = math.inf,
+    threshold: float = -math.inf, beat: Path | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> tuple[list[Outcome], int]:  # fmt: skip
+    """Trains each trial of an order up to its epoch, or to the first whole epoch after so many
+    seconds. Returns the outcomes, and the number of compiled programs.
+
+    job: or its `pack`; data: returns {"train": ..., "val": ..., "pretrained": ...}; width:
+    trials that the programs are compiled for; threshold: the models of a trial that is over
+    are returned where its value, times the job's sign, is lower; beat: a file that is touched every
+    second as a sign of life; on_epoch: gets the epochs of all trials so far.
+    """
+    job = _unpack(job) if isinstance(job, bytes) else job
+    groups: dict[train.Recipe, list[tuple[Trial, train.Hparams]]] = {}
+    for trial in order:
+        recipe, hparams = job.space.apply(trial.params, job.recipe, job.hparams)
+        groups.setdefault(recipe, []).append((trial, hparams))
+    done = {trial.number: len(trial.records[0][0]) if trial.records else 0 for trial in order}
+    traces, is_first, outcomes = population.traces, [True], {}
+
+    def should_stop():
+        """True once the time is over; one epoch is trained in any case."""
+        is_late = time.monotonic() - clock > seconds and not is_first[0]
+        is_first[0] = False
+        return is_late
+
+    with _heartbeat(beat):
+        parts, clock = data(), time.monotonic()
+        # one structure after the other, and only one is in memory
+        for recipe, pairs in groups.items():
+            group, hparams = zip(*pairs, strict=True)
+            members = _make_members(job, recipe, hparams, group, parts, width)
+
+            def count(members=members, group=group):
+                for trial, row in zip(group, members.histories, strict=True):
+                    done[trial.number] = len(row[0])
+                if on_epoch:
+                    on_epoch(sum(done.values()))
+
+            # a trial at its goal has nothing to do, and keeps its index
+            goals = [0 if trial.is_at_goal() else trial.goal for trial in group]
+            members.train(goals, count, should_stop)
+            outcomes |= _outcomes(job, members, group, threshold, parts)
+    share = (time.monotonic() - clock) / len(order)
+    ordered = [dataclasses.replace(outcomes[trial.number], seconds=share) for trial in order]
+    return ordered, population.traces - traces
+
+
+@contextlib.contextmanager
+def _heartbeat(path: Path | None):
+    """Touches a file every second, in another thread, if its folder exists."""
+    is_done = threading.Event()
+
+    def beat():
+        with contextlib.suppress(OSError):
+            while not is_done.wait(1.0):
+                path.touch()
+
+    if path is not None and path.parent.is_dir():
+        path.touch()
+        threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_done.set()
+
+
+_placed: dict[int, tuple[Any, Any]] = {}  # devices -> (arrays of the host, the same on them)
+
+
+def release_data() -> None:
+    """Frees the memory of the data on the devices."""
+    _placed.clear()
+
+
+def _make_members(job, recipe, hparams, group, parts, width):
+    """Returns the members of a group, each with its State. The data stay on the devices for the
+    next order."""
+    inputs, mode = parts["train"]["inputs"][:1], None if job.mode == "auto" else job.mode
+    layout = layout_for(recipe, job.hparams, inputs, width * job.seeds, mode)
+    host, placed = _placed.get(layout.devices, (None, None))
+    if host is not parts:
+        placed = population.put_on_devices(layout, parts["train"], parts["val"])
+        _placed[layout.devices] = parts, placed
+    members = population.Population(
+        recipe, hparams, [trial_seeds(job.seed, trial.number, job.seeds) for trial in group],
+        *placed, epochs=job.epochs, layout=layout, patience=job.patience,
+        reduce_on_plateau=job.reduce_on_plateau, pretrained=parts.get("pretrained"),
+        keep_best=True, objective=job.metric,
+    )  # fmt: skip
+    if any(trial.records for trial in group):
+        states = {k: trial.arrays for k, trial in enumerate(group) if trial.arrays}
+        members.resume([trial.records for trial in group], states)
+    return members
+
+
+def _outcomes(job, members, group, threshold, parts) -> dict[int, Outcome]:
+    """Returns number -> Outcome of a group."""
+    records = [row if all(history for history, _ in row) else None for row in members.records()]
+    values = [score_of(job, row) for row in records]
+    over = [
+        k in members.divergence_steps or all(seed.is_complete() for seed in members.trainings[k])
+        for k in range(len(group))
+    ]
+    states = members.states([k for k in range(len(group)) if records[k] and not over[k]])
+    best = [
+        k for k, trial in enumerate(group) if over[k] and not trial.is_at_goal()
+        and math.isfinite(values[k]) and job.sign * values[k] < threshold
+    ]  # fmt: skip
+    trained = {}  # (k, seed) -> (variables, outputs)
+    if best:
+        inputs = parts["train"]["inputs"][:1]
+        size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
+        trained = members.best(max(1, MOST_OUTPUTS // size))
+    outcomes = {}
+    for k, trial in enumerate(group):
+        # epochs of all seeds: patience may have stopped one of them earlier
+        rows = zip(*members.histories[k], strict=False)
+        curve = [float(np.mean([row[f"val_{job.metric}"] for row in epoch])) for epoch in rows]
+        curve = [value if math.isfinite(value) else job.sign * math.inf for value in curve]
+        attrs = seed_attrs(job, records[k])
+        if k in members.divergence_steps:
+            attrs = {"diverged_at": members.divergence_steps[k]}
+        models = [Model(*trained[k, seed]) for seed in range(job.seeds) if k in best]
+        outcomes[trial.number] = Outcome(
+            trial.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
+            models,
+        )  # fmt: skip
+    return outcomes
+
+
+def _scores(job, records) -> np.ndarray:
+    """Returns the scores of a trial's seeds at their best epochs so far, float (n,); the worst for
+    all once one of them diverged."""
+    if not records or any(diverged_at for _, diverged_at in records):
+        return np.full(job.seeds, job.sign * math.inf)
+    best = min if job.sign == 1 else max
+    return np.array([best(row[f"val_{job.metric}"] for row in history) for history, _ in records])
+
+
+def score_of(job: Job, records: list | None) -> float:
+    """Returns the score of a trial so far: the mean over its seeds, or one deviation worse."""
+    scores = _scores(job, records)
+    is_cautious = job.rank == "cautious" and job.seeds > 1 and np.isfinite(scores).all()
+    return float(scores.mean() + (job.sign * scores.std(ddof=1) if is_cautious else 0.0))
+
+
+def seed_attrs(job: Job, records: list | None) -> dict[str, Any]:
+    """Returns the attributes of a trial that has several seeds: their scores, and the deviation."""
+    scores = _scores(job, records)
+    if job.seeds == 1 or not np.isfinite(scores).all():
+        return {}
+    return {"values": scores.tolist(), "std": float(scores.std(ddof=1))}

@@ -1,0 +1,1 @@
+"""Suggestions: the space of a search, its samplers, and what stops it."""
