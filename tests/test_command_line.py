@@ -108,11 +108,11 @@ def test_help_shows_what_the_experiment_has(capsys):
     short, whole = shown("--help"), shown("--help-all")
     for flag in ("--epochs", "--model.features", "--hparams.dropout", "--augment"):
         assert flag in short and flag in whole
-    for flag in ("--hparams.mixup", "--shard-state", "--hparams.kl-weight"):
+    for flag in ("--hparams.mixup", "--fsdp", "--hparams.kl-weight"):
         assert flag not in short and flag in whole
     assert "--hparams.rotate" in shown("--augment affine --help")
     assert "--help-all shows" in short and "shows" not in whole.splitlines()[-1]
-    assert "--vocabulary" in shown("-h", sentiment)
+    assert "--vocab-size" in shown("-h", sentiment)
     assert len(short.splitlines()) < 150
 
 

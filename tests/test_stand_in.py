@@ -40,7 +40,7 @@ FLAGS = [
     "", "--model cnn", "--epochs 5", "--epochs 7", "--lr 1e-3", "--lr 0.5 --dropout 0",
     "--rotate 0", "--schedule constant", "--schedule cosine --warmup 0", "--augment flip",
     "--optimizer sgd", "--batch-size 64 --seed 3 --ema", "--task.monitor accuracy",
-    "--model.features 8,16 --model.activation gelu", "--validation 0", "--resume --run-dir later",
+    "--model.features 8,16 --model.activation gelu", "--val-split 0", "--resume --run-dir later",
 ]  # fmt: skip
 
 
