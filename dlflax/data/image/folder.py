@@ -114,8 +114,7 @@ class ImageFolder(Source):
             raise InputError(f"--data is missing: {expected}")
         if self.dataset != "cats_vs_dogs":
             raise InputError(
-                f'--dataset "{self.dataset}" is not cats_vs_dogs, and --data is missing: '
-                f"{expected}"
+                f'--dataset "{self.dataset}" is not cats_vs_dogs, and --data is missing: {expected}'
             )
         dataset = download.load_or_download(
             self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
