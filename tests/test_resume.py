@@ -11,13 +11,14 @@ import experiments
 from dlflax import run, train
 from dlflax.config.resume import differences
 from dlflax.data import Arrays, ImageFolder, Images, Series, Source, Table, Text
+from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.train.augment import Flip
 from dlflax.train.tasks import TASKS
 from dlflax.tune import sweep_command
 from dlflax.tune.finish import in_folder
 from dlflax.tune.sweep_config import Sweep
-from experiments import mnist
+from experiments import image_folder, mnist
 
 CONFIG = run.Config(train.Recipe(MLP((4,))))
 FREE = {
@@ -178,3 +179,23 @@ def test_the_winner_of_a_sweep_continues_or_makes_way(tmp_path):
     assert same.resume and same.run_dir == folder
     other = in_folder(dataclasses.replace(CONFIG, hparams=train.Hparams(l2=0.5)), folder)
     assert not other.resume and not folder.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "place, old, new",
+    [
+        ("", "validation", "val_split"), ("data", "data_dir", "data"),
+        ("transfer", "views", "num_views"), ("data", "size", "image_size"),
+    ],
+)  # fmt: skip
+def test_a_folder_with_an_old_field_is_refused_with_the_new_one(tmp_path, place, old, new):
+    folder = folder_of(image_folder.PRESETS["default"], tmp_path / "run")
+    saved = json.loads((folder / "config.json").read_text())
+    fields = saved["config"][place] if place else saved["config"]
+    fields[old] = fields.pop(new)
+    (folder / "config.json").write_text(json.dumps(saved))
+    experiment = run.Experiment("image_folder", image_folder)
+    with pytest.raises(InputError) as error:
+        run.parse(experiment, ["--resume", "--run-dir", str(folder)])
+    sentence = f"has the field {old}, which is now {new}: start a new run, or read this one with"
+    assert str(folder) in str(error.value) and sentence in str(error.value)
