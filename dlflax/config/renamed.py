@@ -37,7 +37,7 @@ LAST_COMMIT = "a6b37b7"  # before these names
 
 def new_flag(flag: str) -> str | None:
     """Returns the new name of a flag, --val-split for --validation; None if it was not renamed."""
-    dashes, path = re.fullmatch(r"(-*(?:no-)?)(.*)", flag).groups()
+    dashes, path = re.fullmatch(r"(?s)(-*(?:no-)?)(.*)", flag).groups()
     prefix, _, name = path.replace("-", "_").rpartition(".")
     group = prefix.removeprefix("space").lstrip(".")
     for key in [f"{group}.{name}"] if group else [name, f"hparams.{name}"]:
