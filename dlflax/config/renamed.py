@@ -32,7 +32,7 @@ RENAMED = {
     "period": "seasonality",
     "tail": "test_split",
 }
-LAST_COMMIT = "a6b37b7"  # before these names
+LAST_COMMIT = "fdc8e82"  # before these names
 
 
 def new_flag(flag: str) -> str | None:
