@@ -197,5 +197,5 @@ def test_a_folder_with_an_old_field_is_refused_with_the_new_one(tmp_path, place,
     experiment = run.Experiment("image_folder", image_folder)
     with pytest.raises(InputError) as error:
         run.parse(experiment, ["--resume", "--run-dir", str(folder)])
-    sentence = f"has the field {old}, which is now {new}: start a new run, or read this one with"
+    sentence = f"was saved with the field {old}, now {new}: start a new run, or read this one with"
     assert str(folder) in str(error.value) and sentence in str(error.value)
