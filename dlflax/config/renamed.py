@@ -60,7 +60,7 @@ def describe_old_field(names, group: str = "", valid=None) -> str:
         new = RENAMED.get(f"{group}.{name}" if group in ("hparams", "model") else name)
         if new and (valid is None or new in valid):
             return (
-                f"was saved with the field {name}, now {new}: start a new run, or read this one with "
-                f"commit {LAST_COMMIT} of this project."
+                f"was saved with the field {name}, now {new}: start a new run, or read this one "
+                f"with commit {LAST_COMMIT} of this project."
             )
     return ""
