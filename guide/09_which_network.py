@@ -50,7 +50,7 @@ networks = {
     "RNN": RNN(cell="gru", features=(64,)),  # reads the rows, from top to bottom
     "Transformer": Transformer(depth=1, width=64),  # looks at patches of 7 x 7
 }
-hparams = train.Hparams(learning_rate=3e-3, warmup=0.1, clip_norm=1.0)
+hparams = train.Hparams(learning_rate=3e-3, warmup_fraction=0.1, clip_norm=1.0)
 few = {name: rows[:200] for name, rows in train_set.items()}
 right = {}
 for name, model in networks.items():

@@ -408,7 +408,7 @@ def test_cells_that_a_spreadsheet_would_run(place):
         (["--devices", "-1"], "--devices -1 must be 0 or more"),
         (["--run-dir", ""], "--run-dir must name a folder"),
         (["--validation", "nan"], "--validation nan must be from 0 up to below 1"),
-        (["--hparams.cutout", "2"], "--hparams.cutout 2 must be from 0 to 1"),
+        (["--hparams.cutout-fraction", "2"], "--hparams.cutout-fraction 2 must be from 0 to 1"),
         (["--hparams.learning-rate", "nan"], "--hparams.learning-rate nan must be above 0"),
     ],
 )

@@ -76,7 +76,7 @@ def test_mnist_by_rows():
 def test_mnist_by_patches_augmented():
     """The strength of an augmentation is searched over in one program."""
     flags = ["--model", "transformer", "--model.depth", "1", "--model.patch", "14", "--epochs", "3"]
-    flags += ["--augment", "mixup", "--space.mixup", "0", "1", "--batch-size", "32"]
+    flags += ["--augment", "mixup", "--space.mixup-alpha", "0", "1", "--batch-size", "32"]
     results = swept("mnist", *flags)
     assert json.loads(Path("sweep/results.json").read_text())["traces"] == 1
     assert results["model"] == "Transformer" and results["test"]["accuracy"] > 0.3
@@ -177,7 +177,7 @@ def test_autoencoder(capsys):
 
 @pytest.mark.slow
 def test_autoencoder_variational_and_denoising():
-    flags = ["--preset", "variational", "--augment", "noise", "--hparams.noise", "0.2"]
+    flags = ["--preset", "variational", "--augment", "noise", "--hparams.noise-std", "0.2"]
     flags += ["--hparams.kl-weight", "0.1"]
     check_autoencoder(ran(autoencoder, *flags, *AUTOENCODER), Path("run"))
     assert Path("run/augmented.png").exists()
@@ -242,7 +242,7 @@ def test_compare(capsys, monkeypatch):
             ["--task", "classification"],
             "--model: its outputs have shape (28, 28, 1)",
         ),
-        ("forecast", ["--hparams.flip", "2"], "--hparams.flip 2 must be from 0 to 1"),
+        ("forecast", ["--hparams.flip-probability", "2"], "-probability 2 must be from 0 to 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(experiment, flags, sentence, capsys):

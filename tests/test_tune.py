@@ -44,7 +44,7 @@ def test_a_space_from_its_words():
             "l2": ("0", "1e-4", "1e-3"),
             "momentum": ("0.8", "0.9", "choice"),
             "clip_norm": ("1",),
-            "zoom": (),
+            "zoom_fraction": (),
             "model.features": ("32", "32,64"),
             "model.dropout_on": ("dense", "all"),
             "batch_size": ("64",),

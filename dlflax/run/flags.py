@@ -181,7 +181,7 @@ def compact_help(show: Callable[[], None], default, command: str) -> str:
     hparams, augment = default.hparams, default.recipe.augment
     unused = {*strength_names(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
     unused -= {*strength_names(augment, hparams)}
-    unused |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
+    unused |= {"backbone_lr_scale"} if getattr(default, "transfer", None) is None else set()
     hidden = {f"{prefix}.{name}" for name in unused for prefix in ("hparams", "space")}
     sweep_text = ""
     if space := getattr(default, "space", None):  # a sweep searches these already
