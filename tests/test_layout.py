@@ -1,15 +1,12 @@
 """The layout that `pyproject.toml` and the README promise."""
 
 import ast
-import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from dlflax.config.moved import MOVED
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
@@ -29,13 +26,6 @@ def test_no_file_name_stands_twice():
     names = [path.name for path in (ROOT / "dlflax").rglob("*.py")]
     twice = {name for name in names if names.count(name) > 1}
     assert twice <= {"__init__.py", "source.py", "encoder.py"}
-
-
-def test_saved_names_of_moved_modules_are_found():
-    """A run folder that was saved before a module was moved names it where it was."""
-    for new in MOVED.values():
-        importlib.import_module(new)
-    assert importlib.import_module(MOVED["dlflax.data.table_encoder"]).TableEncoder
 
 
 def test_linen_is_for_models():

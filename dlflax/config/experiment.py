@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 from dlflax.config import trust
-from dlflax.config.moved import MOVED
 from dlflax.config.serialize import (
     LIBRARIES,
     MODULE_PREFIX,
@@ -85,7 +84,6 @@ class Experiment:
         Raises InputError if it is missing or not trusted. libraries: allows functions of JAX, Flax
         and optax."""
         module_name, _, name = str(reference).partition(":")
-        module_name = MOVED.get(module_name, module_name)
         if not name:
             raise InputError(
                 f"{path} names {reference!r}, not module:class: the file is damaged, or of another "

@@ -17,6 +17,7 @@ import dlflax
 from dlflax import data, parallel, train
 from dlflax.config.config import Config
 from dlflax.config.experiment import Experiment, log_file_change, trust_code
+from dlflax.config.renamed import describe_old_field
 from dlflax.config.resume import changes_past_rates, differences
 from dlflax.config.saved import check_type, read_run_json, save_encoder
 from dlflax.config.serialize import to_json
@@ -149,13 +150,15 @@ DATA = {
 
 
 def check_version(saved: dict[str, Any], path: Any) -> None:
-    """Raises InputError for a file of a dlflax version before 0.3."""
+    """Raises InputError for a file of a dlflax version before 0.3, or with an old name of a field."""
     version = saved["versions"]["dlflax"]
     if version.startswith(("0.1.", "0.2.")):
         raise InputError(
             f"{path} was written by dlflax {version}: read it with commit b547de7 of this project, "
             "or start a new run."
         )
+    if reason := describe_old_field(saved["config"]):
+        raise InputError(f"{path} {reason}")
 
 
 def load_config(folder: Path) -> dict[str, Any]:

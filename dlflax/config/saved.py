@@ -20,6 +20,7 @@ import typeguard
 from dlflax import train
 from dlflax.config.config import Config, check
 from dlflax.config.experiment import Experiment
+from dlflax.config.renamed import describe_old_field
 from dlflax.config.serialize import OWN_PACKAGES, reference, to_json
 from dlflax.data import Encoder, Source
 from dlflax.data.download import first_line
@@ -178,6 +179,8 @@ class _Decoder:
     def construct(self, cls, slot: str = "", **fields):
         """Returns cls(**fields), with fields checked against the class's annotations."""
         hints = typing.get_type_hints(cls)
+        if reason := describe_old_field(fields.keys() - hints.keys(), slot):
+            raise InputError(f"{self.path} {reason}")
         for name, value in fields.items():
             if name in hints:
                 check_type(value, hints[name], self.path, f"{slot}.{name}".lstrip("."))

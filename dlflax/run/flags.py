@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from dlflax.config.renamed import new_flag, new_value
 from dlflax.errors import InputError
 from dlflax.train.augment import AUGMENTATIONS, strength_names
 from dlflax.train.hparams import hparam_names
@@ -120,6 +121,8 @@ def check_choices(args: list[str], choices: Mapping[str, Collection[str]]) -> No
                 continue
         valid = choices.get(flag[2:].replace("-", "_"), ()) if flag else ()
         if valid and given not in valid:
+            if new := new_value(flag, given):
+                raise InputError(f"{flag} {given} was renamed: use {flag} {new}.")
             lower = {name.lower(): name for name in valid}
             near = difflib.get_close_matches(given.lower(), lower, 1, 0.5)
             advice = f"did you mean {lower[near[0]]}? " if near else ""
@@ -169,6 +172,9 @@ def refuse_unknown(
     flag, by_last_name = flag.partition("=")[0], {}
     for option in flags:
         by_last_name.setdefault(option.rpartition(".")[2].strip("-"), option)
+    new = new_flag(flag)
+    if new and re.split(r"\.|--(?:no-)?", new)[-1] in by_last_name:
+        raise InputError(f"{flag} was renamed: use {new}.")
     last_name = flag.rpartition(".")[2].strip("-")
     near = difflib.get_close_matches(last_name, by_last_name, 1, 0.6)
     near = [by_last_name[near[0]]] if near else difflib.get_close_matches(flag, flags, 1, 0.6)

@@ -1,0 +1,65 @@
+"""Old names of fields, and so of flags: both are refused with the new name."""
+
+import re
+
+# A field of Config, a sweep, a data source or Transfer by its name; a field of hparams or of the
+# model after "hparams." or "model."; a value of a flag after the flag and a space.
+RENAMED = {
+    "validation": "val_split",
+    "log": "logger",
+    "reduce_on_plateau": "plateau_patience",
+    "shard_state": "fsdp",
+    "data_dir": "data",
+    "task by_target": "auto",
+    # images
+    "size": "image_size",
+    "test": "test_split",
+    "labels": "labels_csv",
+    "views": "num_views",
+    "head_epochs": "freeze_epochs",
+    "self_contained": "save_backbone",
+    "finetune all": "full",
+    # texts
+    "length": "max_length",
+    "vocabulary": "vocab_size",
+    "vectors": "embeddings",
+    # tables
+    "target_kind": "target_type",
+    "ignore": "drop_columns",
+    "bins": "num_bins",
+    # series
+    "column": "target",
+    "period": "seasonality",
+    "tail": "test_split",
+}
+LAST_COMMIT = "a6b37b7"  # before these names
+
+
+def new_flag(flag: str) -> str | None:
+    """Returns the new name of a flag, --val-split for --validation; None if it was not renamed."""
+    dashes, path = re.fullmatch(r"(-*(?:no-)?)(.*)", flag).groups()
+    prefix, _, name = path.replace("-", "_").rpartition(".")
+    group = prefix.removeprefix("space").lstrip(".")
+    for key in [f"{group}.{name}"] if group else [name, f"hparams.{name}"]:
+        if key in RENAMED:
+            return f"{dashes}{prefix}{'.' * bool(prefix)}{RENAMED[key].replace('_', '-')}"
+    return None
+
+
+def new_value(flag: str, value: str) -> str | None:
+    """Returns the new name of a flag's value; None if it was not renamed."""
+    return RENAMED.get(f"{flag.removeprefix('--').replace('-', '_')} {value}")
+
+
+def describe_old_field(names, group: str = "") -> str:
+    """Returns the sentence that refuses a saved file with an old field; "" if it has none.
+
+    names: fields of one object in it; group: "hparams", "model" or another slot of the Config."""
+    for name in names:
+        key = f"{group}.{name}" if group in ("hparams", "model") else name
+        if new := RENAMED.get(key):
+            return (
+                f"has the field {name}, which is now {new}: start a new run, or read this one with "
+                f"commit {LAST_COMMIT} of this project."
+            )
+    return ""
