@@ -24,7 +24,7 @@ ARCHITECTURES = {
     "efficientnet": EfficientNetLite0(),
     "resnet": ResNet(),
     "vgg": VGG(),
-    "cnn": CNN(features=(16, 32, 64, 128), dropout_on="all"),
+    "cnn": CNN(features=(16, 32, 64, 128), dropout_after="all"),
 }
 
 # a head on cached features of a frozen EfficientNet-Lite0; with --finetune last-blocks or all the

@@ -11,8 +11,8 @@ from dlflax.train.augment import Crop, Cutout, Flip
 
 ARCHITECTURES = {
     "resnet": SmallResNet(),
-    "cnn": CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
-    "transformer": Transformer(patch=4, width=128, depth=6, mlp=256),
+    "cnn": CNN(features=(32, 64, 128), dense=(128,), dropout_after="all"),
+    "transformer": Transformer(patch_size=4, hidden_dim=128, depth=6, mlp_dim=256),
     "mlp": MLP(features=(512, 256)),
 }
 

@@ -52,7 +52,7 @@ PRESETS = {
     # 99 % in a few seconds on two cores: benchmarks/speedrun.py
     "fast": run.Config(
         recipe=Recipe(
-            model=CNN(features=(16, 32), dense=(128,), dropout_on="all"),
+            model=CNN(features=(16, 32), dense=(128,), dropout_after="all"),
             schedule=Cosine(),
             batch_size=128,
             ema=True,
@@ -62,7 +62,7 @@ PRESETS = {
     ),
     "best": run.Config(
         recipe=Recipe(
-            model=CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
+            model=CNN(features=(32, 64, 128), dense=(128,), dropout_after="all"),
             schedule=Cosine(),
             batch_size=128,
             augment=(Affine(),),

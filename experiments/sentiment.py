@@ -28,8 +28,8 @@ from dlflax.train.tasks import Classification
 from dlflax.transfer import Transfer
 
 ARCHITECTURES = {
-    "rnn": RNN(cell="gru", features=(64,), bidirectional=True, pooling="max", embedding=64),
-    "transformer": Transformer(depth=1, width=64, pooling="max"),
+    "rnn": RNN(cell="gru", features=(64,), bidirectional=True, pooling="max", embedding_dim=64),
+    "transformer": Transformer(depth=1, hidden_dim=64, pooling="max"),
     "minilm": MiniLM(),
 }
 

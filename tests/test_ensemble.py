@@ -135,7 +135,7 @@ SPACES = {
     "classification, structures": (Classification(), MLP(), {"model.features": ("8", "16")}),
     "regression": (Regression(), MLP(features=(16,)), {}),
     "multilabel, seeds": (MultiLabel(), MLP(features=(16,)), {"seeds": 2}),
-    "reconstruction": (Reconstruction(), Autoencoder(features=(32,), code=8), {}),
+    "reconstruction": (Reconstruction(), Autoencoder(features=(32,), latent_dim=8), {}),
 }
 
 

