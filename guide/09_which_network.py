@@ -145,7 +145,7 @@ figure.savefig("which_network.png", dpi=100)
 # ## Change this
 #
 # ```bash
-# python -m experiments.compare mnist --seeds 3
+# python -m experiments.compare mnist --num-seeds 3
 # python -m experiments.compare sentiment --models rnn transformer
 # python -m sweeps.bayes_opt sentiment --space.model.cell gru lstm
 # ```

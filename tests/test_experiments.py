@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.figures]
 def swept(experiment, *flags):
     """`python -m sweeps.random_search EXPERIMENT FLAGS` in this process: results.json of the
     winner's run."""
-    flags = [*flags, "--trials", "2", "--population", "2", "--run-dir", "sweep"]
+    flags = [*flags, "--trials", "2", "--population-size", "2", "--run-dir", "sweep"]
     sweep_command.main("random_search", experiments, ("random",), [experiment, *flags], "")
     assert json.loads(Path("sweep/results.json").read_text())["complete"] == 2
     return json.loads(Path("sweep/best/results.json").read_text())
@@ -89,7 +89,7 @@ def test_mnist_by_patches_augmented():
 def test_cifar10():
     """Patches of photographs in CIFAR-10's files; BatchNorm's statistics in a population."""
     write_cifar(Path("cifar"), train=300, test=50)
-    flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble", "0"]
+    flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble-size", "0"]
     flags += ["--epochs", "6", "--batch-size", "32", "--space.learning-rate", "0.1"]
     results = swept("cifar10", "--data-dir", "cifar", *flags)
     assert results["model"] == "SmallResNet" and results["test"]["roc_auc"] > 0.8
@@ -214,7 +214,7 @@ def test_forecast(capsys):
 def test_compare(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")  # no name is folded
     flags = ["forecast", "--dataset", "sunspots", "--window", "22", "--horizon", "11", "--epochs"]
-    flags += ["2", "--seeds", "2", "--models", "mlp", "rnn", "--run-dir", "compared"]
+    flags += ["2", "--num-seeds", "2", "--models", "mlp", "rnn", "--run-dir", "compared"]
     rows = compare.command(flags)
     assert {row["name"] for row in rows} == {"mlp", "rnn"} and rows[0]["mean"] <= rows[1]["mean"]
     assert all(row["std"] > 0 and row["flops_per_example"] > 0 for row in rows)
@@ -262,7 +262,7 @@ def test_compare_refuses(capsys):
         (["nothing"], "unknown experiment 'nothing': choose one of autoencoder,"),
         (["mnist", "--models", "vgg"], "--models vgg is not an architecture of mnist"),
         (["mnist", "--preset", "best"], "--preset is no flag of compare"),
-        (["mnist", "--seeds", "0"], "--seeds 0 must be 1 or more"),
+        (["mnist", "--num-seeds", "0"], "--num-seeds 0 must be 1 or more"),
     ):
         with pytest.raises(InputError, match=sentence):
             compare.command(flags)

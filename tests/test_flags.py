@@ -42,7 +42,7 @@ BASE = {
     image_folder: "--preset scratch --data-dir photos --size 16 --epochs 1 --batch-size 8",
     tabular: "--data-dir sales.csv --model.features 4 --epochs 2",
     "sweep": "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 "
-    "--trials 3 --population 2",
+    "--trials 3 --population-size 2",
 }
 # flag -> (its words, what it needs to have a meaning). Of the sweeps' flags that a run has too, and
 # of the words of a space, a few stand for all.
@@ -90,16 +90,16 @@ OF_RUNS = {
     "--group": ("n", ""), "--labels": ("labels.csv", ""),
 }  # fmt: skip
 OF_SWEEPS = {
-    "--trials": ("4", ""), "--population": ("3", ""), "--seeds": ("2", ""),
-    "--rank": ("cautious", "--seeds 2 --trials 6"), "--objective": ("val_accuracy", ""),
-    "--sampler": ("qmc", ""), "--mode": ("map", ""), "--study": ("mine", ""),
-    "--storage": ("sqlite:///mine.db", ""), "--retrain-on-all": ("", ""),
-    "--ensemble": ("0", ""), "--search": ("freeze-thaw", "--sampler gp"),
+    "--trials": ("4", ""), "--population-size": ("3", ""), "--num-seeds": ("2", ""),
+    "--rank": ("pessimistic", "--num-seeds 2 --trials 6"), "--objective": ("val_accuracy", ""),
+    "--sampler": ("qmc", ""), "--population-map": ("map", ""), "--study": ("mine", ""),
+    "--storage": ("sqlite:///mine.db", ""), "--refit-full": ("", ""),
+    "--ensemble-size": ("0", ""), "--search": ("freeze-thaw", "--sampler gp"),
     "--reduction-factor": ("2", "--search halving --epochs 3"),
     "--epochs-per-round": ("2", "--search freeze-thaw --sampler gp"),
     "--launcher": ("slurm", ""), "--workers": ("2", ""),
     "--launcher-options": ("time=60", "--launcher slurm"),
-    "--tolerance": ("0.1", ""), "--prior": ("learning_rate=1e-3", ""),
+    "--min-improvement": ("0.1", ""), "--prior": ("learning_rate=1e-3", ""),
     "--warm-start": ("nothing", ""),
     "--space.learning-rate": ("1e-3 1e-2", ""), "--space.momentum": ("0 0.9", ""),
     "--space.batch-size": ("32 64", ""), "--space.model.features": ("3 5", ""),

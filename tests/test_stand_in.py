@@ -138,7 +138,7 @@ def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_sweep_begins_from_the_preset_and_its_space_wins():
     flags = [*SMALL, "--epochs", "1", "--trials", "2", "--space.learning-rate", "0.1", "0.2", "0.3"]
-    flags += ["--ensemble", "0", "--hparams.zoom-fraction", "0.2"]
+    flags += ["--ensemble-size", "0", "--hparams.zoom-fraction", "0.2"]
     sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     for place in (".", "best"):
         folder = Path("runs/sweeps/mnist_random_search") / place

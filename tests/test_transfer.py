@@ -305,7 +305,7 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
     config = Sweep(
         recipe=RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
         transfer=Transfer(finetune=finetune), sampler="qmc", trials=6,
-        space={"learning_rate": ("2e-2", "5e-2", "log")}, population=3, epochs=5,
+        space={"learning_rate": ("2e-2", "5e-2", "log")}, population_size=3, epochs=5,
         validation=0.25, run_dir=tmp_path / "sweep",
     )  # fmt: skip
     chosen = ensemble_selection.Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)

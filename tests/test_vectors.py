@@ -128,7 +128,7 @@ def test_a_sweep_begins_with_them():
     sweep = lambda *more: sweep_command.main(  # noqa: E731
         "random_search", experiments, ("random",), ["sentiment", *flags, *more]
     )
-    sweep("--run-dir", "sweep", "--ensemble", "0")
+    sweep("--run-dir", "sweep", "--ensemble-size", "0")
     assert Path("sweep/best/results.json").exists()
     with pytest.raises(SystemExit):
         sweep("--run-dir", "other", "--space.model.embedding-dim", "4", "6")

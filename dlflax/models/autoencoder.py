@@ -42,8 +42,8 @@ class Autoencoder(nn.Module):
     def setup(self):
         if min((*self.features, self.latent_dim)) < 1:
             raise InputError(
-                f"--model.features {self.features} and --model.latent-dim {self.latent_dim} must be "
-                "1 or more."
+                f"--model.features {self.features} and --model.latent-dim {self.latent_dim} must "
+                "be 1 or more."
             )
         self.down = [nn.Dense(f) for f in self.features]
         self.bottleneck = nn.Dense(self.latent_dim * (2 if self.variational else 1))

@@ -25,8 +25,8 @@ LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may have the name 
 ADVANCED = {  # flags that only --help-all shows
     "--devices", "--shard-state", "--distributed", "--profile", "--trainable", "--compute-dtype",
     "--baseline", "--class-weights", "--reduce-on-plateau", "--self-contained", "--head-epochs",
-    "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--mode",
-    "--tolerance", "--launcher-options", "--storage", "--study", "--retrain-on-all",
+    "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--population-map",
+    "--min-improvement", "--launcher-options", "--storage", "--study", "--refit-full",
     "--model.implementation", "--space.model.implementation", "--space.compute-dtype",
     "--space.ema", "--log", "--task.monitor", "--optimizer.b1", "--optimizer.b2", "--optimizer.eps",
     "--hparams.ema-decay", "-H", "--hparams.label-smoothing", "--hparams.clip-norm",
