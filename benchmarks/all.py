@@ -1,6 +1,6 @@
 """All benchmarks of speed: one table with machine, versions and date.
 
-python benchmarks/all.py --data-dir FOLDER --pictures FOLDER --out FOLDER
+python benchmarks/all.py --data-dir FOLDER --images FOLDER --out FOLDER
 (for the other libraries: pip install torch timm keras tensorflow)
 
 Writes results.json and results.md into FOLDER after every stage. All stages take hours on two
@@ -22,7 +22,7 @@ class Options:
     """Folder of the results."""
     fashion_dir: Path | None = None
     """Folder with Fashion-MNIST's four IDX files, for the speed run."""
-    pictures: Path | None = None
+    images: Path | None = None
     """Folder with a folder of images for each class, for transfer learning's features."""
     only: tuple[str, ...] = ()
     """Names of stages to run (default: all)."""
@@ -66,8 +66,8 @@ def stages(options: Options) -> list[Stage]:
         listed.append(Stage("speedrun_fashion_mnist", speedrun, 1800))
         tuned = "--data-dir", str(options.fashion_dir.resolve()), *rows
         listed.append(Stage("time to tuned", ("benchmarks/time_to_tuned.py", *tuned), 10 * 3600))
-    if options.pictures:
-        folder = "--data-dir", str(options.pictures.resolve())
+    if options.images:
+        folder = "--data-dir", str(options.images.resolve())
         listed.append(Stage("features", ("benchmarks/feature_cache.py", *folder), 900))
     names = [stage.name for stage in listed]
     if unknown := [name for name in options.only if name not in names]:

@@ -50,7 +50,7 @@ class Options:
     """Epochs per trial."""
     rounds: int = 3
     """Processes per point; the least time and memory count."""
-    picture: Path = Path("docs/cost.png")
+    figure: Path = Path("docs/cost.png")
     """File of the figure."""
 
 
@@ -152,8 +152,8 @@ def main(options: Options) -> None:
         ]  # fmt: skip
     columns = ("", "times", "seconds, times", "seconds", "peak MB", "devices")
     tables.print_table(None, columns, lines)
-    figures.save_figure(plot(panels, results), options.picture)
-    print(f"written: {options.picture}")
+    figures.save_figure(plot(panels, results), options.figure)
+    print(f"written: {options.figure}")
 
 
 def plot(panels, results):

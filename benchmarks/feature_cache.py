@@ -29,7 +29,7 @@ class Options:
     """--weights of the experiment."""
     rounds: int = 3
     """Repetitions of the comparisons."""
-    pictures: int = 64
+    images: int = 64
     """Images per round for the two algorithms."""
     trials: int = 100
     """Trials of the sweep; 0 skips it."""
@@ -49,7 +49,7 @@ def compare_algorithms(options: Options, model, variables, sha256: str, images) 
                     model.clone(implementation=name), variables, sha256, print, Path(folder)
                 )
                 extract(images[:BATCH])  # compiles
-                inputs = images[BATCH : BATCH + options.pictures]
+                inputs = images[BATCH : BATCH + options.images]
                 clock = time.perf_counter()
                 extract(inputs)
                 values.append(len(inputs) / (time.perf_counter() - clock))

@@ -1,7 +1,7 @@
 """Waiting time of a training on images that are streamed from disk, and time of decoding them.
 
 python benchmarks/streaming.py
-python benchmarks/streaming.py --pictures 200000 --seconds 600      (31 GB of decoded images)
+python benchmarks/streaming.py --images 200000 --seconds 600      (31 GB of decoded images)
 
 Writes JPEG files (random crops of two photographs of scikit-learn, 500 x 375 pixels), which
 `ImageFolder` decodes once, in parallel, at 224 pixels, and trains ResNet-18 on them by `train.fit`,
@@ -24,7 +24,7 @@ from stages import write_rows
 
 @dataclasses.dataclass
 class Options:
-    pictures: int = 6_000
+    images: int = 6_000
     """Number of JPEG files; a chunk of the reader is 1,783 images at 224 pixels."""
     batch_size: int = 16
     """Batch size of the training."""
@@ -123,15 +123,15 @@ def main(options: Options) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
-        megabytes = write_images(Path(folder, "images"), options.pictures)
+        megabytes = write_images(Path(folder, "images"), options.images)
         clock = time.perf_counter()
         source = ImageFolder(data_dir=Path(folder, "images"), size=options.size)
         dataset = source.load(lambda text: print(text.replace(folder, "")))
-        speed = options.pictures / (time.perf_counter() - clock)
+        speed = options.images / (time.perf_counter() - clock)
         evict(Path(folder, "cache"))
         train_set = {name: dataset.train[name] for name in ("inputs", "targets")}
         row = {
-            "images": options.pictures, "JPEG, MB": megabytes, "decoding, images/s": speed,
+            "images": options.images, "JPEG, MB": megabytes, "decoding, images/s": speed,
             "reading, images/s": reading_speed(options, train_set),
         }  # fmt: skip
         evict(Path(folder, "cache"))

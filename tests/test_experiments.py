@@ -173,7 +173,7 @@ def test_autoencoder(capsys):
     check_autoencoder(results, Path("sweep/best"))
     (answer,) = predicted(capsys, digit())
     assert len(answer["code"]) == 8 and answer["mean_squared_error"] < 0.5
-    assert Path(answer["picture"]).exists()
+    assert Path(answer["figure"]).exists()
 
 
 @pytest.mark.slow

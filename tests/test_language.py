@@ -1,7 +1,4 @@
-"""The language of the code, counted: a ratchet, whose counts may only fall.
-
-Lower a number of LIMITS when you have mended some. CONTRIBUTING.md has the rules.
-"""
+"""The language of the code and the pages; CONTRIBUTING.md has the rules."""
 
 import ast
 import itertools
@@ -16,13 +13,8 @@ FILES = [
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "guide").glob("*.py"))]  # fmt: skip
-LIMITS = {
-    "first words": 0,
-    "long sentences": 0,
-    "participles": 1,
-    "variables": 0,
-    "phrases": 8,
-}
+KINDS = "first words", "long sentences", "participles", "variables", "phrases"
+ALLOWED = {"connection_made"}  # it overrides a method of asyncio
 
 BANNED = {"What", "Where", "Which", "Whether", "Of", "How", "As", "Those"}
 PARTICIPLES = {
@@ -113,12 +105,10 @@ def all_hits():
 HITS = all_hits()
 
 
-@pytest.mark.parametrize("kind", LIMITS)
-def test_counts_only_fall(kind):
-    places = [place for of, place in HITS if of == kind]
-    count, limit = len(places), LIMITS[kind]
-    assert count <= limit, "\n".join([f"{count} {kind}, and {limit} are allowed:", *places])
-    assert count == limit, f"{count} {kind} are left: lower its limit from {limit}"
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_language_keeps_the_rules(kind):
+    places = [place for name, place in HITS if name == kind and place.split()[-1] not in ALLOWED]
+    assert not places, "\n".join([f"{len(places)} {kind}:", *places])
 
 
 def test_what_is_counted(tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_predict_serve_and_export_agree_on_odd_pictures(zoo, digits, tmp_path):
     served = [list(each["answers"][0]["probabilities"].values()) for each in one_by_one]
     np.testing.assert_allclose(served, said, atol=1e-5)
     together = digits.post(
-        "/predict", json={"pictures": [base64.b64encode(c).decode() for c in contents]}
+        "/predict", json={"images": [base64.b64encode(c).decode() for c in contents]}
     ).json()["answers"]
     served = [list(each["probabilities"].values()) for each in together]
     np.testing.assert_allclose(served, said, atol=1e-5)
@@ -167,12 +167,12 @@ def malformed():
     good = base64.b64encode(whole).decode()
     for value in (
         "", "[", "nul", "[" * 100_000, "1" * 10_000, "null", "[]", '"text"', "3", "{}",
-        '{"pictures": 1}', '{"pictures": []}', '{"pictures": [1]}', '{"pictures": ["%"]}',
-        '{"pictures": [""]}', '{"pictures": [null]}', '{"pictures": {"a": 1}}', '{"texts": ["a"]}',
-        f'{{"pictures": ["{good}"], "more": 1}}', f'{{"pictures": ["{good[:40]}"]}}',
-        json.dumps({"pictures": [good] * 257}), f'{{"pictures": ["{good}", "AAAA"]}}',
-        '{"pictures": ["\\ud800"]}', '{"rows": []}', '{"inputs": [[0]]}', "\x00", "{'a': 1}",
-        '{"pictures": ["é"]}', '{"pictures": [[]]}', "NaN",
+        '{"images": 1}', '{"images": []}', '{"images": [1]}', '{"images": ["%"]}',
+        '{"images": [""]}', '{"images": [null]}', '{"images": {"a": 1}}', '{"texts": ["a"]}',
+        f'{{"images": ["{good}"], "more": 1}}', f'{{"images": ["{good[:40]}"]}}',
+        json.dumps({"images": [good] * 257}), f'{{"images": ["{good}", "AAAA"]}}',
+        '{"images": ["\\ud800"]}', '{"rows": []}', '{"inputs": [[0]]}', "\x00", "{'a': 1}",
+        '{"images": ["é"]}', '{"images": [[]]}', "NaN",
     ):  # fmt: skip
         yield value.encode("utf-8", "surrogatepass"), text, {400, 413, 422}
 
@@ -196,7 +196,7 @@ def test_what_else_is_there(zoo, digits):
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page.text  # nothing from elsewhere
     card = digits.get("/card").json()
-    assert card["takes"] == "pictures" and card["outlook"]["draw"] and card["test"]["accuracy"] > 0
+    assert card["takes"] == "images" and card["outlook"]["draw"] and card["test"]["accuracy"] > 0
     assert "findings" not in card and "findings" not in page.text
     assert card["figures"][0] == "confusion_matrix.png"
     assert digits.get("/figures/confusion_matrix.png").content.startswith(b"\x89PNG")
@@ -242,7 +242,7 @@ def test_requests_share_batches_of_compiled_sizes(zoo):
         threads = [threading.Thread(target=post) for _ in range(40)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
-        asked = {"pictures": [base64.b64encode(content).decode()] * 100}
+        asked = {"images": [base64.b64encode(content).decode()] * 100}
         answers = client.post("/predict", json=asked).json()["answers"]
     assert len(answers) == 100 and len({json.dumps(each["probabilities"]) for each in answers}) == 1
     assert set(sizes) <= set(serve.SIZES) and len(sizes) < 3 + 40 + 3
@@ -250,7 +250,7 @@ def test_requests_share_batches_of_compiled_sizes(zoo):
 
 def test_too_many_wait_their_turn(digits, monkeypatch):
     monkeypatch.setattr(serve, "MOST_WAITING", 3)
-    asked = {"pictures": [base64.b64encode(odd_pictures()[0]).decode()] * 4}
+    asked = {"images": [base64.b64encode(odd_pictures()[0]).decode()] * 4}
     answer = digits.post("/predict", json=asked)
     assert answer.status_code == 429 and "try again" in answer.json()["error"]
     monkeypatch.setattr(serve_inputs, "LIMITS", Limits(rows=3))
@@ -266,8 +266,8 @@ def too_much(kind):
         for format in ("PNG", "TIFF", "WEBP", "JPEG"):
             yield "image/png", png(large.convert("RGB"), format), "1 million"
         yield "image/png", png(Image.new("1", (12_000, 12_000))), "1 million"
-        yield "application/json", {"pictures": [png(other), png(large)]}, "image 2 is too large"
-        yield "application/json", {"pictures": [png(other)] * 5}, "4 million"
+        yield "application/json", {"images": [png(other), png(large)]}, "image 2 is too large"
+        yield "application/json", {"images": [png(other)] * 5}, "4 million"
     elif kind == "texts":
         yield "text/plain", b"a" * 1001, "1,000 characters"
         yield "application/json", {"texts": ["a" * 600, "\u20ac" * 401]}, "1,000 characters"
@@ -418,7 +418,7 @@ def stuck(zoo, monkeypatch):
     end.set()
 
 
-MANY = json.dumps({"pictures": [base64.b64encode(odd_pictures()[0]).decode()] * 20}).encode()
+MANY = json.dumps({"images": [base64.b64encode(odd_pictures()[0]).decode()] * 20}).encode()
 
 
 def test_many_pictures_keep_nobody_waiting(stuck):
@@ -617,7 +617,7 @@ def test_the_page_in_a_browser(browser, zoo, size, tmp_path):
         page.set_input_files("#file", tmp_path / "digit.png")
         page.wait_for_selector("#answer")
         page.evaluate("""async () => {
-            const bytes = await (await fetch("pictures/curves.png")).blob();
+            const bytes = await (await fetch("figures/curves.png")).blob();
             const data = new DataTransfer();
             data.items.add(new File([bytes.slice(0, 50)], "cut.png", {type: "image/png"}));
             document.querySelector("#drop").dispatchEvent(

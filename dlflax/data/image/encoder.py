@@ -23,7 +23,7 @@ class ImageEncoder(Encoder):
     """Encoder of images of one size as bytes, which the model scales to 0..1."""
 
     form: ClassVar = Form(
-        "file", "pictures", BASE64, ("image/*",),
+        "file", "images", BASE64, ("image/*",),
         widget="image", upload="image", page="draw on a page, or give it images",
         experiment=("image_folder", "a folder with a folder of images for each class"),
     )  # fmt: skip

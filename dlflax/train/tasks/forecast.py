@@ -151,7 +151,7 @@ class Forecast(Task):
                 past = batch["last"][i] + scale * batch["inputs"][i, :, 0]
                 figure = figures.future_forecast(past, row, bounds, times)
                 if path := figures.save_prediction(figure, asked.folder, source):
-                    values["picture"] = str(path)
+                    values["figure"] = str(path)
                     lines.append(f"figure: {path}")
             answers.append(("\n".join(lines), values))
         return answers

@@ -81,7 +81,7 @@ class Reconstruction(Task):
             if asked.folder and x.ndim == 3:
                 figure = figures.reconstructions(x[None], output[None])
                 if path := figures.save_prediction(figure, asked.folder, source):
-                    values["picture"] = str(path)
+                    values["figure"] = str(path)
                     text += f", reconstruction in {path}"
             answers.append((text, values | ({"code": code} if code is not None else {})))
         return answers
