@@ -172,14 +172,21 @@ def refuse_unknown(
     flag, by_last_name = flag.partition("=")[0], {}
     for option in flags:
         by_last_name.setdefault(option.rpartition(".")[2].strip("-"), option)
-    new = new_flag(flag)
-    if new and re.split(r"\.|--(?:no-)?", new)[-1] in by_last_name:
-        raise InputError(f"{flag} was renamed: use {new}.")
+    refuse_renamed([flag], by_last_name)
     last_name = flag.rpartition(".")[2].strip("-")
     near = difflib.get_close_matches(last_name, by_last_name, 1, 0.6)
     near = [by_last_name[near[0]]] if near else difflib.get_close_matches(flag, flags, 1, 0.6)
     advice = f"did you mean {near[0]}?" if near else f"see {command} {all_flags}."
     raise InputError(f"{flag} is no flag of this command: {advice}")
+
+
+def refuse_renamed(words: list[str], names: Collection[str]) -> None:
+    """Raises InputError for an old name of a flag. names: those of the command's flags, without
+    prefixes."""
+    for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+        new = new_flag(flag)
+        if new and re.split(r"\.|--(?:no-)?", new)[-1] in names:
+            raise InputError(f"{flag} was renamed: use {new}.")
 
 
 def compact_help(show: Callable[[], None], default, command: str) -> str:
