@@ -21,7 +21,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.compare import compare
-from dlflax.run.flags import REGISTRY, refuse_renamed, split_lists
+from dlflax.run.flags import REGISTRY, refuse_old_names, split_lists
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def command(args: list[str]) -> list[dict]:
         description=__doc__, prog="python -m experiments.compare",
         return_unknown_args=True, registry=REGISTRY,
     )  # fmt: skip
-    refuse_renamed(rest, ("num-seeds",))
+    refuse_old_names(rest, ("num-seeds",))
     if options.num_seeds < 1:
         raise InputError(f"--num-seeds {options.num_seeds} must be 1 or more.")
     for flag in ("--model", "--preset", "--resume"):

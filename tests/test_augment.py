@@ -182,7 +182,7 @@ def assert_mixed(images, partner, share):
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
 def test_mixing_agrees_with_the_shares(operation):
     for seed in range(20):
-        out = run(operation, seed, **{operation: 2.0})
+        out = run(operation, seed, **{f"{operation}_alpha": 2.0})
         assert assert_mixed(*out) == operation or out[2][0] in (0, 1)
 
 
@@ -195,7 +195,7 @@ def test_mixup_and_cutmix_take_turns():
     assert 15 < kinds.count("mixup") < 45
     # one that is off leaves all batches to the other
     for other in ("mixup", "cutmix"):
-        alone = hparams.replace(**{other: np.float32(0)})
+        alone = hparams.replace(**{f"{other}_alpha": np.float32(0)})
         for key in jax.random.split(jax.random.key(1), 10):
             out = map(np.asarray, jitted(("mix",), key, IMAGES, alone))
             assert assert_mixed(*out) != other

@@ -172,7 +172,7 @@ def refuse_unknown(
     flag, by_last_name = flag.partition("=")[0], {}
     for option in flags:
         by_last_name.setdefault(option.rpartition(".")[2].strip("-"), option)
-    refuse_renamed([flag], by_last_name)
+    refuse_old_names([flag], by_last_name)
     last_name = flag.rpartition(".")[2].strip("-")
     near = difflib.get_close_matches(last_name, by_last_name, 1, 0.6)
     near = [by_last_name[near[0]]] if near else difflib.get_close_matches(flag, flags, 1, 0.6)
@@ -180,7 +180,7 @@ def refuse_unknown(
     raise InputError(f"{flag} is no flag of this command: {advice}")
 
 
-def refuse_renamed(words: list[str], names: Collection[str]) -> None:
+def refuse_old_names(words: list[str], names: Collection[str]) -> None:
     """Raises InputError for an old name of a flag. names: those of the command's flags, without
     prefixes."""
     for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
