@@ -1,6 +1,6 @@
 """All benchmarks of speed: one table with machine, versions and date.
 
-python benchmarks/all.py --data-dir FOLDER --images FOLDER --out FOLDER
+python benchmarks/all.py --data FOLDER --images FOLDER --out FOLDER
 (for the other libraries: pip install torch timm keras tensorflow)
 
 Writes results.json and results.md into FOLDER after every stage. All stages take hours on two
@@ -16,7 +16,7 @@ from stages import Stage, run
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path
+    data: Path
     """Folder with MNIST's four IDX files."""
     out: Path
     """Folder of the results."""
@@ -31,7 +31,7 @@ class Options:
 
 
 def stages(options: Options) -> list[Stage]:
-    data = "--data-dir", str(options.data_dir.resolve())
+    data = "--data", str(options.data.resolve())
     rows = "--rows", "{rows}"
     backbones = "resnet18", "resnet", "vgg", "efficientnet"
     listed = [
@@ -60,14 +60,14 @@ def stages(options: Options) -> list[Stage]:
         Stage("learning curves", ("benchmarks/learning_curves.py",), 1800),
     ]  # fmt: skip
     if options.fashion_dir:
-        fashion = "--dataset", "fashion_mnist", "--data-dir", str(options.fashion_dir.resolve())
+        fashion = "--dataset", "fashion_mnist", "--data", str(options.fashion_dir.resolve())
         seeds = "--seeds", str(options.seeds)
         speedrun = "benchmarks/speedrun.py", *fashion, *rows, *seeds
         listed.append(Stage("speedrun_fashion_mnist", speedrun, 1800))
-        tuned = "--data-dir", str(options.fashion_dir.resolve()), *rows
+        tuned = "--data", str(options.fashion_dir.resolve()), *rows
         listed.append(Stage("time to tuned", ("benchmarks/time_to_tuned.py", *tuned), 10 * 3600))
     if options.images:
-        folder = "--data-dir", str(options.images.resolve())
+        folder = "--data", str(options.images.resolve())
         listed.append(Stage("features", ("benchmarks/feature_cache.py", *folder), 900))
     names = [stage.name for stage in listed]
     if unknown := [name for name in options.only if name not in names]:

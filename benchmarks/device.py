@@ -25,7 +25,7 @@ NAMES = (
 class Options:
     out: Path
     """Folder of the results."""
-    data_dir: Path | None = None
+    data: Path | None = None
     """Folder with MNIST's four IDX files, for the speed run."""
     only: tuple[Literal[NAMES], ...] = NAMES
     """Stages to run."""
@@ -68,11 +68,11 @@ def stages(options: Options) -> list[Stage]:
         speed("speed_float32", "float32", MODELS, 110),
         speed("fine_tuning", "float32", ("efficientnet",), 50),
     ]
-    if options.data_dir:
+    if options.data:
         listed.append(
             Stage(
                 "mnist",
-                ("benchmarks/speedrun.py", "--data-dir", str(options.data_dir.resolve()),
+                ("benchmarks/speedrun.py", "--data", str(options.data.resolve()),
                  "--rows", "{rows}", "--seeds", "1"),
                 50,
             )

@@ -1,6 +1,6 @@
 """Seconds per epoch of MNIST with the classic CNN: `experiments.mnist`, Keras and PyTorch.
 
-python benchmarks/epoch_speed.py --data-dir FOLDER_WITH_MNIST_IDX_FILES
+python benchmarks/epoch_speed.py --data FOLDER_WITH_MNIST_IDX_FILES
 (pip install tensorflow keras torch; a missing library is skipped)
 
 Every contender is a process of its own, alternating, on the same 54,000 images, with 6,000
@@ -37,7 +37,7 @@ train.fit(config.recipe, config.hparams, train_set, val, epochs=1, on_steps=lamb
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path
+    data: Path
     """Folder with MNIST's four IDX files."""
     batch_sizes: tuple[int, ...] = (32, 128, 256)
     """Batch sizes to compare."""
@@ -55,7 +55,7 @@ def dlflax(data_dir: Path, batch_size: int, epochs: int) -> tuple[list[float], f
     with tempfile.TemporaryDirectory() as folder:
         clock = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "experiments.mnist", "--data-dir", str(data_dir)]
+            [sys.executable, "-m", "experiments.mnist", "--data", str(data_dir)]
             + ["--run-dir", f"{folder}/run", "--batch-size", str(batch_size)]
             + ["--epochs", str(epochs)],
             check=True, stdout=subprocess.DEVNULL, env={**os.environ, "XDG_CACHE_HOME": folder},
@@ -137,9 +137,9 @@ def torch(data_dir: Path, batch_size: int, epochs: int) -> list[float]:
 def measure(name: str, options: Options, batch_size: int) -> tuple[float, float]:
     """Measures seconds of the median epoch after the first, and of the process."""
     if name == "dlflax":
-        epochs, seconds = dlflax(options.data_dir, batch_size, options.epochs)
+        epochs, seconds = dlflax(options.data, batch_size, options.epochs)
     else:
-        arguments = json.dumps([name, str(options.data_dir), batch_size, options.epochs])
+        arguments = json.dumps([name, str(options.data), batch_size, options.epochs])
         clock = time.perf_counter()
         done = subprocess.run(
             [sys.executable, __file__, "--child", arguments],
@@ -182,7 +182,7 @@ def main(options: Options) -> None:
     seconds = []
     for _ in range(4):  # the first fills the compilation cache
         clock = time.perf_counter()
-        subprocess.run([sys.executable, "-c", FIRST_STEP, str(options.data_dir)], check=True)
+        subprocess.run([sys.executable, "-c", FIRST_STEP, str(options.data)], check=True)
         seconds.append(time.perf_counter() - clock)
     print(
         f"dlflax, process start to the end of the first step and exit: {seconds[0]:.1f} s, with a "

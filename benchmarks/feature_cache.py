@@ -1,6 +1,6 @@
 """Speed-up by the feature cache of a frozen backbone: cats and dogs with EfficientNet-Lite0.
 
-python benchmarks/feature_cache.py --data-dir FOLDER
+python benchmarks/feature_cache.py --data FOLDER
 
 FOLDER has a folder of photographs per class. Prints images/s of the features by both algorithms of
 the depthwise convolution, and the time of all features; the median epoch of a head with the
@@ -23,7 +23,7 @@ import tyro
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path
+    data: Path
     """Folder with a folder of photographs per class."""
     weights: str = "imagenet"
     """--weights of the experiment."""
@@ -68,8 +68,8 @@ def epochs(options: Options) -> None:
     from experiments.cats_vs_dogs import PRESETS
 
     preset = PRESETS["default"]
-    source = data.ImageFolder(data_dir=options.data_dir)
-    splits = data.make_splits(source, source.load(), preset.validation, 0)
+    source = data.ImageFolder(data=options.data)
+    splits = data.make_splits(source, source.load(), preset.val_split, 0)
     recipe = bind_to_data(preset.recipe, preset.hparams, splits)
     variables, sha256, description = weights.read(recipe.model, options.weights, print)
     print(description)
@@ -120,7 +120,7 @@ def epochs(options: Options) -> None:
 def sweep(options: Options, folder: str, name: str) -> None:
     """Runs the shipped command, and prints the times between its lines."""
     command = [sys.executable, "-u", "-m", "sweeps.random_search", "cats_vs_dogs"]
-    command += ["--data-dir", str(options.data_dir), "--weights", options.weights]
+    command += ["--data", str(options.data), "--weights", options.weights]
     command += ["--trials", str(options.trials), "--epochs", str(options.epochs)]
     environment = {**os.environ, "XDG_CACHE_HOME": folder}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)

@@ -1,11 +1,11 @@
 """Accuracy of a text encoder trained on few labels, beside baselines.
 
-python benchmarks/few_labels.py --data-dir rt-polarity [--labels 200 --draws 10]
+python benchmarks/few_labels.py --data rt-polarity [--labels 200 --draws 10]
 
 Each draw samples as many training texts of each class, trains on them by `experiments.sentiment
 --preset few`, and is scored on the same test split: mean and standard deviation over the draws.
 Baselines: logistic regressions on the features of the published encoder and on TF-IDF, and
-`--finetune all` in place of the contrastive loss.
+`--finetune full` in place of the contrastive loss.
 """
 
 import argparse
@@ -55,14 +55,14 @@ def train(config, draw: int, dataset) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--labels", type=int, default=200)
     parser.add_argument("--draws", type=int, default=10)
     arguments = parser.parse_args()
-    source = Text(data_dir=arguments.data_dir, tokenizer="minilm", length=48)  # one program
+    source = Text(data=arguments.data, tokenizer="minilm", max_length=48)  # one program
     config = dataclasses.replace(sentiment.PRESETS["few"], data=source)
     full = dataclasses.replace(
-        config, transfer=transfer.Transfer(weights="minilm", finetune="all"), epochs=10,
+        config, transfer=transfer.Transfer(weights="minilm", finetune="full"), epochs=10,
         hparams=config.hparams.replace(learning_rate=1e-3, backbone_lr_scale=0.1),
     )  # fmt: skip
     dataset, rows = source.load(), []

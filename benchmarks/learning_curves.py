@@ -71,7 +71,7 @@ def data(name: str, folder: Path | None):
     else:
         from dlflax.data import Images
 
-        loaded = Images(dataset="fashion_mnist", data_dir=folder).load(print)
+        loaded = Images(dataset="fashion_mnist", data=folder).load(print)
         images, targets = loaded.train["inputs"][:3000], loaded.train["targets"][:3000]
         halves = images.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
         inputs, sizes = np.float32(halves / 255), (2000, 3000)

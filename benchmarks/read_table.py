@@ -42,7 +42,7 @@ def write(rows: int, folder: Path) -> None:
 
 def measure(path: Path) -> None:
     """Prints the seconds and the peak memory for one file."""
-    source, begin = Table(data_dir=path), time.perf_counter()
+    source, begin = Table(data=path), time.perf_counter()
     dataset = source.load(lambda sentence: None)
     splits = make_splits(source, dataset, 0.15, 0)
     seconds = time.perf_counter() - begin

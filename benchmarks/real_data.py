@@ -65,7 +65,7 @@ SERIES = (  # package/file, column
 
 
 def show_table(path: Path, target: str) -> None:
-    source = Table(data_dir=path, target=target)
+    source = Table(data=path, target=target)
     splits = make_splits(source, dataset := source.load(), 0.15, 0, print)
     kind = ", ".join(dataset.class_names[:6]) or "a number"
     print(f"  {len(dataset.examples):,} rows; {splits.encoder.target_column}: {kind}")
@@ -74,7 +74,7 @@ def show_table(path: Path, target: str) -> None:
 
 
 def show_series(path: Path, column: str | None) -> None:
-    dataset = Series(data_dir=path, column=column, window=8, horizon=4).load()
+    dataset = Series(data=path, target=column, window=8, horizon=4).load()
     print(f"  the next steps: {', '.join(dataset.examples.style['own'][1])}")
 
 

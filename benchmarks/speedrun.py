@@ -1,8 +1,8 @@
 """Wall-clock seconds of a process to its test accuracy by `--preset fast`, once per seed.
 
-python benchmarks/speedrun.py --data-dir FOLDER
-python benchmarks/speedrun.py --dataset fashion_mnist --data-dir FOLDER
-python benchmarks/speedrun.py --dataset cifar10 --data-dir FOLDER      (for a GPU)
+python benchmarks/speedrun.py --data FOLDER
+python benchmarks/speedrun.py --dataset fashion_mnist --data FOLDER
+python benchmarks/speedrun.py --dataset cifar10 --data FOLDER      (for a GPU)
 
 Measured as in cifar10-airbench (Jordan 2024): the first process compiles and is listed separately,
 the others use its compilation cache; the mean test accuracy should reach a goal.
@@ -28,7 +28,7 @@ GOALS = {"mnist": 0.99, "fashion_mnist": 0.91, "cifar10": 0.94}
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path
+    data: Path
     """Folder with the data set's files."""
     dataset: Literal[tuple(GOALS)] = "mnist"
     """Experiment."""
@@ -47,7 +47,7 @@ def measure(options: Options, seed: int, cache: str) -> dict:
         flags = "" if options.dataset == "cifar10" else "--preset fast"
         flags = shlex.split(flags if options.flags is None else options.flags)
         command = [sys.executable, "-m", f"experiments.{options.dataset}", *flags]
-        command += ["--data-dir", str(options.data_dir), "--seed", str(seed)]
+        command += ["--data", str(options.data), "--seed", str(seed)]
         clock = time.perf_counter()
         subprocess.run(
             [*command, "--run-dir", str(run_dir)],

@@ -125,7 +125,7 @@ def main(options: Options) -> None:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
         megabytes = write_images(Path(folder, "images"), options.images)
         clock = time.perf_counter()
-        source = ImageFolder(data_dir=Path(folder, "images"), size=options.size)
+        source = ImageFolder(data=Path(folder, "images"), image_size=options.size)
         dataset = source.load(lambda text: print(text.replace(folder, "")))
         speed = options.images / (time.perf_counter() - clock)
         evict(Path(folder, "cache"))

@@ -1,6 +1,6 @@
 """Trials per minute of a random search over learning rate, dropout and L2.
 
-python benchmarks/sweep_speed.py --data-dir FOLDER     (pip install torch tensorflow keras)
+python benchmarks/sweep_speed.py --data FOLDER     (pip install torch tensorflow keras)
 
 Contenders: `python -m sweeps.random_search`; the same training without a search; Keras with a new
 model per trial (as KerasTuner does, TensorFlow backend); Optuna with jit inside the objective (as
@@ -30,7 +30,7 @@ VALIDATION = 0.1
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path | None = None
+    data: Path | None = None
     """Folder with MNIST's four IDX files (default: random images of the same size)."""
     models: tuple[str, ...] = ("mlp", "cnn")
     """mlp: 784-128-10; cnn: convolution 32 3x3, max-pool, dense 64."""
@@ -64,11 +64,11 @@ def write_random_images(options: Options, folder: str) -> None:
 
 
 def write_subset(options, folder: str, test_images: int = 1000) -> None:
-    """Writes the four IDX files of options.data_dir with options.images images."""
+    """Writes the four IDX files of options.data with options.images images."""
     images = round(options.images / (1 - VALIDATION))
     for name, count in (("train", images), ("t10k", test_images)):
         for kind, shape in (("images-idx3", (28, 28)), ("labels-idx1", ())):
-            (path,) = list(options.data_dir.glob(f"{name}-{kind}-ubyte*"))[:1]
+            (path,) = list(options.data.glob(f"{name}-{kind}-ubyte*"))[:1]
             raw = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
             head = 4 + 4 * (1 + len(shape))
             size = 784 if shape else 1
@@ -83,7 +83,7 @@ def dlflax(folder: str, model: str, trials: int, epochs: int, population: int) -
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "sweeps.random_search", "--model", model]
             + ["--trials", str(trials + population), "--population-size", str(population)]
-            + ["--epochs", str(epochs), "--data-dir", folder, "--run-dir", run_dir],
+            + ["--epochs", str(epochs), "--data", folder, "--run-dir", run_dir],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         ends = [time.perf_counter() for line in process.stdout if line.startswith("trials ")]
@@ -312,7 +312,7 @@ def main(options: Options) -> None:
     print(f"{options.images:,} images, {options.epochs} epochs, batch 32")
     print("model  contender   trials  at once  trials/min  dlflax is")
     with tempfile.TemporaryDirectory() as folder:
-        (write_subset if options.data_dir else write_random_images)(options, folder)
+        (write_subset if options.data else write_random_images)(options, folder)
         rows = []
         for model in options.models:
             reference = None

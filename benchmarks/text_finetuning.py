@@ -1,6 +1,6 @@
 """Seconds per step of fine-tuning all of MiniLM by dlflax, and by PyTorch with transformers.
 
-python benchmarks/text_finetuning.py --data-dir rt-polarity         (pip install torch transformers)
+python benchmarks/text_finetuning.py --data rt-polarity         (pip install torch transformers)
 
 Same batches of `experiments.sentiment --preset best`, alternating, in bfloat16 (the preset,
 `torch.autocast`) and float32. Weights are random, as they do not affect the time. PyTorch pads each
@@ -27,14 +27,14 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path
+    data: Path
     """Texts and labels of the experiment."""
     rounds: int = 3
     """Measurements per library and dtype."""
     torch_python: Path = Path(sys.executable)
     """Python with PyTorch and transformers."""
     one: Literal["", "dlflax", "torch"] = ""
-    """Measure one library on the batches in the folder --data-dir."""
+    """Measure one library on the batches in the folder --data."""
     compute_dtype: Literal[DTYPES] = "bfloat16"
     """Dtype of --one."""
 
@@ -104,8 +104,8 @@ def write_batches(data_dir: Path, folder: Path) -> None:
     from experiments.sentiment import PRESETS
 
     config = PRESETS["best"]
-    source = dataclasses.replace(config.data, data_dir=data_dir)
-    splits = make_splits(source, source.load(print), config.validation, 0)
+    source = dataclasses.replace(config.data, data=data_dir)
+    splits = make_splits(source, source.load(print), config.val_split, 0)
     texts, size = splits.train, config.recipe.batch_size
     rows = epoch_batches(len(texts["inputs"]), size, 0, 0, texts.get("length"))[: STEPS + WARMUP]
     np.savez(folder / "batches.npz", tokens=texts["inputs"][rows], targets=texts["targets"][rows])
@@ -114,7 +114,7 @@ def write_batches(data_dir: Path, folder: Path) -> None:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.one:
-        with np.load(options.data_dir / "batches.npz") as saved:
+        with np.load(options.data / "batches.npz") as saved:
             batches = list(zip(saved["tokens"], saved["targets"], strict=True))
         measure = {"dlflax": dlflax, "torch": torch}[options.one]
         print(json.dumps(measure(batches, options.compute_dtype)))
@@ -122,10 +122,10 @@ def main() -> None:
     turns = [(name, dtype) for dtype in DTYPES for name in ("dlflax", "torch")]
     means = {turn: [] for turn in turns}
     with tempfile.TemporaryDirectory() as folder:
-        write_batches(options.data_dir, Path(folder))
+        write_batches(options.data, Path(folder))
         for name, dtype in turns * options.rounds:
             python = sys.executable if name == "dlflax" else options.torch_python
-            words = [python, __file__, "--data-dir", folder, "--one", name]
+            words = [python, __file__, "--data", folder, "--one", name]
             words += ["--compute-dtype", dtype]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             seconds = json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """Seconds of a search until a validation loss as good as the best of 64 full random trials.
 
-python benchmarks/time_to_tuned.py --data-dir FOLDER
+python benchmarks/time_to_tuned.py --data FOLDER
 (pip install keras tensorflow tensorboard keras-tuner torch tyro; --python-of is another Python
 with these packages)
 
@@ -39,7 +39,7 @@ RANGES = {"learning_rate": (1e-4, 1e-2, True), "dropout": (0.0, 0.5, False),
 
 @dataclasses.dataclass
 class Options:
-    data_dir: Path
+    data: Path
     """Folder with Fashion-MNIST's four IDX files."""
     models: tuple[str, ...] = ("mlp", "cnn")
     """mlp: 784-128-10; cnn: convolution 32 3x3, max-pool, dense 64."""
@@ -218,7 +218,7 @@ def dlflax(flags, search: str, folder: str, model: str, options: Options, seed: 
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", f"sweeps.{search}", "fashion_mnist", "--model", model]
             + ["--trials", str(options.trials), "--epochs", str(options.epochs), *flags]
-            + ["--data-dir", folder, "--run-dir", run_dir, "--seed", str(seed)]
+            + ["--data", folder, "--run-dir", run_dir, "--seed", str(seed)]
             + ["--batch-size", str(BATCH), "--ensemble-size", "0"]
             + [word for name, (low, high, log) in RANGES.items()
                for word in (f"--space.{name.replace('_', '-')}", str(low), str(high),

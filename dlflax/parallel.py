@@ -98,9 +98,9 @@ def call_on_main(function: Callable[[], Any]) -> Any:
     return result
 
 
-def num_devices(requested: int, batch_size: int, shard_state: bool = False) -> int:
+def num_devices(requested: int, batch_size: int, fsdp: bool = False) -> int:
     """Returns the number of devices of a run. 0 requests all that divide the batch, but 1 on a CPU,
-    whose device uses all cores. InputError for an invalid number, or shard_state on one device."""
+    whose device uses all cores. InputError for an invalid number, or fsdp on one device."""
     available = len(jax.devices())
     if not 0 <= requested <= available:
         raise InputError(f"--devices {requested}: there are {available}; 0 uses all of them.")
@@ -114,17 +114,17 @@ def num_devices(requested: int, batch_size: int, shard_state: bool = False) -> i
     count = requested or max(n for n in range(1, available + 1) if batch_size % n == 0)
     if not requested and jax.default_backend() == "cpu" and jax.process_count() == 1:
         count = 1
-    if shard_state and count == 1:
-        raise InputError("--shard-state needs several devices, and this run uses one: remove it.")
+    if fsdp and count == 1:
+        raise InputError("--fsdp needs several devices, and this run uses one: remove it.")
     return count
 
 
-def use_devices(count: int, shard_state: bool = False):
-    """Returns a context in which `train` shards batches over the first `count` devices. shard_state
+def use_devices(count: int, fsdp: bool = False):
+    """Returns a context in which `train` shards batches over the first `count` devices. fsdp
     shards the State too, for models that exceed the memory of one device."""
     if count == 1 and jax.process_count() == 1:
         return contextlib.nullcontext()
-    name = BATCH_AND_STATE if shard_state else BATCH
+    name = BATCH_AND_STATE if fsdp else BATCH
     mesh = jax.make_mesh((count,), (name,), (AxisType.Auto,), devices=jax.devices()[:count])
     return jax.set_mesh(mesh)
 

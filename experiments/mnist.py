@@ -47,7 +47,7 @@ PRESETS = {
     ),
     # Keras' first example: its defaults, no dropout, no validation split
     "article": replace(
-        DEFAULT, recipe=Recipe(model=CNN(padding="valid")), hparams=Hparams(), validation=0.0
+        DEFAULT, recipe=Recipe(model=CNN(padding="valid")), hparams=Hparams(), val_split=0.0
     ),
     # 99 % in a few seconds on two cores: benchmarks/speedrun.py
     "fast": run.Config(

@@ -2,15 +2,15 @@
 
 python -m experiments.sentiment                    IMDB: not scored yet, there was no network
 
-python -m experiments.sentiment --data-dir rt-polarity                      77.3 +- 0.5 % (3 seeds)
+python -m experiments.sentiment --data rt-polarity                          77.3 +- 0.5 % (3 seeds)
 
-the same with --vectors glove                                               79.1 +- 0.7 %
+the same with --embeddings glove                                            79.1 +- 0.7 %
 
-python -m experiments.sentiment --data-dir rt-polarity --model transformer  75.5 +- 0.3 %
+python -m experiments.sentiment --data rt-polarity --model transformer      75.5 +- 0.3 %
 
-the same with --vectors glove                                               76.2 +- 2.2 %
+the same with --embeddings glove                                            76.2 +- 2.2 %
 
-python -m experiments.sentiment --data-dir rt-polarity --preset minilm      75.8 % (1 seed)
+python -m experiments.sentiment --data rt-polarity --preset minilm          75.8 % (1 seed)
 
 the same with --preset best                                                 82.9 +- 0.4 % (3 seeds)
 
@@ -57,7 +57,7 @@ PRESETS = {
         ),
         hparams=Hparams(dropout=0.2, warmup_fraction=0.1),
         data=Text(tokenizer="minilm"),
-        transfer=Transfer(weights="minilm", finetune="all"),
+        transfer=Transfer(weights="minilm", finetune="full"),
         epochs=2,
     ),
     # for a few hundred labels: contrastive fine-tuning of the text encoder first

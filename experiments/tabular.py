@@ -9,7 +9,7 @@ python -m experiments.tabular --dataset diabetes    rmse 56.0 +- 2.2
 gradient boosting on the same rows: 95.6 %, 98.9 %, 59.9; a linear model: 96.8 %, 98.3 %, 56.4
 (benchmarks/tables.py).
 
-python -m experiments.tabular --data-dir houses.csv --target price
+python -m experiments.tabular --data houses.csv --target price
 
 The encoding of each column is described in `data/table/source.py`.
 """
@@ -18,19 +18,19 @@ from dlflax import run
 from dlflax.data import Table
 from dlflax.models import MLP
 from dlflax.train import AdamW, Cosine, Hparams, Recipe
-from dlflax.train.tasks import ByTarget
+from dlflax.train.tasks import Auto
 
 PRESETS = {
     "default": run.Config(
         recipe=Recipe(
-            model=MLP(features=(128, 128)), task=ByTarget(), optimizer=AdamW(), schedule=Cosine(),
+            model=MLP(features=(128, 128)), task=Auto(), optimizer=AdamW(), schedule=Cosine(),
             batch_size=32,
         ),
         hparams=Hparams(learning_rate=1e-3, dropout=0.2, weight_decay=0.01, warmup_fraction=0.05),
         data=Table(),
         epochs=100,
         patience=20,
-        validation=0.15,
+        val_split=0.15,
     ),
 }  # fmt: skip
 

@@ -143,7 +143,7 @@ print(f"dlflax: {float(losses.cross_entropy(logits, target)[0]):.4f}")
 #
 # ```bash
 # python -c "from sklearn.datasets import load_diabetes as d; d(as_frame=True).frame.to_csv('diabetes.csv', index=False)"
-# python -m sweeps.grid_search tabular --data-dir diabetes.csv --target target --space.loss mean_squared_error mean_absolute_error huber
+# python -m sweeps.grid_search tabular --data diabetes.csv --target target --space.loss mean_squared_error mean_absolute_error huber
 # ```
 #
 # ## Exercises

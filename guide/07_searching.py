@@ -27,7 +27,7 @@ import numpy as np
 # luck.
 
 # %%
-SAME = "mnist --dataset digits --model mlp --epochs 5 --validation 0.3 --ensemble-size 0 --space.l2"
+SAME = "mnist --dataset digits --model mlp --epochs 5 --val-split 0.3 --ensemble-size 0 --space.l2"
 SEARCHES = {
     "grid": "sweeps.grid_search --space.learning-rate 1e-5 1e-4 1e-3 1e-2 1e-1 "
     "--space.dropout 0 0.2 0.4 0.6 0.8",

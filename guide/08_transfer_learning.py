@@ -122,14 +122,14 @@ figure.savefig("transfer_learning.png", dpi=100)
 # second one:
 #
 # ```bash
-# python -m experiments.image_folder --data-dir photos
-# python -m sweeps.random_search image_folder --data-dir photos --trials 100
+# python -m experiments.image_folder --data photos
+# python -m sweeps.random_search image_folder --data photos --trials 100
 # ```
 #
 # ## Exercises
 #
 # 1. How many numbers does the head train? And the whole EfficientNet-Lite0?
-# 2. `--finetune all` trains the frozen layers, too, with a tenth of the learning rate. When is that
+# 2. `--finetune full` trains the frozen layers, too, with a tenth of the learning rate. When is that
 #    worth it?
 #
 # ## Solutions

@@ -60,7 +60,7 @@ os.truncate("photos/defective/broken.png", 3000)
 # files and copies are dropped, and the run says so.
 
 # %%
-said = run("python -m experiments.image_folder --data-dir photos --run-dir first")
+said = run("python -m experiments.image_folder --data photos --run-dir first")
 said = said.replace(f"{Path.cwd()}/", "").splitlines()
 print("\n".join(line for line in said if "could not" in line or " train, " in line))
 
@@ -88,7 +88,7 @@ print(f"error of its probabilities: {test['calibration_error']:.2f}")
 # dropout and L2.
 
 # %%
-run("python -m sweeps.random_search image_folder --data-dir photos --trials 100 --run-dir tuned")
+run("python -m sweeps.random_search image_folder --data photos --trials 100 --run-dir tuned")
 tuned = json.loads(Path("tuned/results.json").read_text("utf-8"))
 print("\n".join(tuned["findings"][:1]))
 print(f"test: {tuned['test']['accuracy']:.0%} right, before {test['accuracy']:.0%}")
@@ -98,7 +98,7 @@ print(f"test: {tuned['test']['accuracy']:.0%} right, before {test['accuracy']:.0
 # point. Let five different fifths be the test:
 
 # %%
-run("python -m experiments.image_folder --data-dir photos --folds 5 --run-dir folds")
+run("python -m experiments.image_folder --data photos --folds 5 --run-dir folds")
 folds = json.loads(Path("folds/results.json").read_text("utf-8"))
 mean, spread = (folds[name]["accuracy"] for name in ("test", "spread"))
 print(f"over five fifths: {mean:.1%} +- {spread:.1%}")
@@ -134,7 +134,7 @@ print("the server ended with", server.wait())
 # Left: the validation loss of a hundred heads against the learning rate. Right: can its
 # probabilities be believed? Where it says 90 %, nine of ten should be right. It is too sure of
 # itself: 49 validation photographs chose it among a hundred heads, and corrected its probabilities
-# as well. More of them (`--validation 0.3`), or more photographs, is what this model needs most.
+# as well. More of them (`--val-split 0.3`), or more photographs, is what this model needs most.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -150,11 +150,11 @@ figure.savefig("case_study.png", dpi=100)
 #
 # | do this | command |
 # |---|---|
-# | look at the data first: which files were dropped, how large the classes are | `experiments.image_folder --data-dir photos` says it |
+# | look at the data first: which files were dropped, how large the classes are | `experiments.image_folder --data photos` says it |
 # | begin with a small network and the defaults | `python -m experiments.mnist` |
 # | compare with something simple | every run does; `results.json` has it |
-# | find the learning rate before anything else | `python -m experiments.find_learning_rate image_folder --data-dir photos` |
-# | pretrained weights, where there are any | `--finetune head`, then `--finetune all` |
+# | find the learning rate before anything else | `python -m experiments.find_learning_rate image_folder --data photos` |
+# | pretrained weights, where there are any | `--finetune head`, then `--finetune full` |
 # | tune by validation data; test once | every sweep does |
 # | several seeds before you believe a difference | `--num-seeds 3`, `--folds 5` |
 # | regularize by what the curves say | `curves.png`; chapter 6 |
@@ -165,7 +165,7 @@ figure.savefig("case_study.png", dpi=100)
 # ## Change this
 #
 # ```bash
-# python -m sweeps.bayes_opt image_folder --data-dir photos --trials auto --num-seeds 3
+# python -m sweeps.bayes_opt image_folder --data photos --trials auto --num-seeds 3
 # ```
 #
 # ## Exercises

@@ -104,12 +104,12 @@ def no_figures_no_baselines(request, monkeypatch):
 
 ZOO = {  # name -> (experiment, its flags)
     "digits": ("mnist", "--dataset digits --model.features 8 --epochs 3"),
-    "texts": ("sentiment", "--data-dir {root}/notes.csv --model.features 8 --hparams.dropout 0"
+    "texts": ("sentiment", "--data {root}/notes.csv --model.features 8 --hparams.dropout 0"
               " --epochs 3 --batch-size 8"),
-    "table": ("tabular", "--data-dir {root}/table.csv"),
+    "table": ("tabular", "--data {root}/table.csv"),
     "wine": ("tabular", "--dataset wine"),
-    "series": ("forecast", "--data-dir {root}/series.csv --column y --future-covariates day"
-               " --window 14 --horizon 7 --period 7"),
+    "series": ("forecast", "--data {root}/series.csv --target y --future-covariates day"
+               " --window 14 --horizon 7 --seasonality 7"),
     "sunspots": ("forecast", "--dataset sunspots --window 22 --horizon 11"),
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ def check_commands(lines):
         assert Path(run.__file__).parents[2].joinpath(package, f"{name}.py").exists()
         shipped = Path(run.__file__).parents[2] / "experiments"
         assert (
-            words[0] == "--data-dir"
+            words[0] == "--data"
             or (shipped / f"{words[0]}.py").exists()
             or (name in COMMANDS and Path(words[0]).is_dir())
         )
@@ -90,8 +90,8 @@ def test_a_command_begins_as_the_run_was_started(monkeypatch, place):
     monkeypatch.setenv("DLFLAX_PROGRAM", "dlflax")
     assert announce.command("sweeps.bayes_opt", "mnist") == "dlflax sweep mnist"
     assert announce.command("experiments.serve", "runs/a") == "dlflax serve runs/a"
-    yours = announce.command("experiments.image_folder", "--data-dir", "PATH")
-    assert yours == "dlflax train image_folder --data-dir PATH"
+    yours = announce.command("experiments.image_folder", "--data", "PATH")
+    assert yours == "dlflax train image_folder --data PATH"
 
 
 def test_an_extra_that_is_missing_is_named(monkeypatch):
@@ -114,7 +114,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
         ("tabular", ""),
         ("sentiment", "--epochs 3"),
         ("forecast", "--dataset sunspots --window 22 --horizon 11"),
-        ("image_folder", "photos --preset scratch --size 16 --epochs 12 --model.features 4"),
+        ("image_folder", "photos --preset scratch --image-size 16 --epochs 12 --model.features 4"),
     ],
 )
 def test_every_experiment_in_thirty_lines(name, flags, capsys, monkeypatch):
@@ -185,7 +185,7 @@ def test_a_near_miss_for_every_choice(flags, near, capsys):
 def test_a_file_or_folder_that_comes_first_is_the_data():
     Path("photos").mkdir()
     experiment = run.Experiment("image_folder", image_folder)
-    assert run.parse(experiment, ["photos"]) == run.parse(experiment, ["--data-dir", "photos"])
+    assert run.parse(experiment, ["photos"]) == run.parse(experiment, ["--data", "photos"])
 
 
 def test_a_grid_has_what_is_named(monkeypatch):
@@ -212,8 +212,8 @@ def test_help_fits_a_screen(name, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "{None" not in out and "--run-dir PATH" in out and "--study STR" in out
     # what is optional is still read, and can still be left open
-    config = run.parse(run.find(name, experiments), ["--run-dir", "a", "--data-dir", "None"])
-    assert (config.run_dir, config.data.data_dir) == (Path("a"), None)
+    config = run.parse(run.find(name, experiments), ["--run-dir", "a", "--data", "None"])
+    assert (config.run_dir, config.data.data) == (Path("a"), None)
 
 
 def test_the_article_s_first_program():
@@ -225,5 +225,5 @@ def test_the_article_s_first_program():
         preset.recipe.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 347_146
-    assert preset.hparams.dropout == 0 == preset.validation
+    assert preset.hparams.dropout == 0 == preset.val_split
     assert (preset.recipe.batch_size, preset.epochs, preset.hparams.learning_rate) == (32, 5, 1e-3)

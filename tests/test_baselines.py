@@ -107,7 +107,7 @@ def texts():
         rows.append((" ".join(rng.permutation(said)), "no" if i % 2 else "yes"))
     with open("notes.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    return Text(data_dir=Path("notes.csv"))
+    return Text(data=Path("notes.csv"))
 
 
 def test_texts_beside_scikit_learns_own():
@@ -289,14 +289,14 @@ def test_counts_of_a_run_are_those_of_its_predictions():
 def test_baselines_of_another_season_are_others():
     """Though the arrays are the same: what is on disk is told apart by all that decides it."""
     year, month = (
-        computed(Forecast(), Series("sunspots", window=22, horizon=11, period=period))[0]
+        computed(Forecast(), Series("sunspots", window=22, horizon=11, seasonality=period))[0]
         for period in (11, 1)
     )
     name = "the last season again"
     assert year[name] != month[name]
     assert (
         month[name]
-        == computed(Forecast(), Series("sunspots", window=22, horizon=11, period=1))[0][name]
+        == computed(Forecast(), Series("sunspots", window=22, horizon=11, seasonality=1))[0][name]
     )  # from the disk
 
 

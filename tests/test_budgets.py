@@ -120,7 +120,7 @@ def table(place):
         lines = ["a,b,c,target"]
         lines += [f"{a},{b},{c},{target(a, i)}" for i, (a, b, c) in enumerate(x.tolist())]
         Path("t.csv").write_text("\n".join(lines))
-        source = Table(data_dir=Path("t.csv"))
+        source = Table(data=Path("t.csv"))
         return make_splits(source, source.load(lambda _: None), 0.1, 0)
 
     return read

@@ -89,7 +89,7 @@ def test_another_locale(place):
     """All files are UTF-8, and a character that the terminal lacks is not the end."""
     write(place / "notes.csv", texts(40, lambda i: f"{'warm café' if i % 2 else 'kalt 冷'} nr {i}"))
     locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    flags = ["--data-dir", "notes.csv", "--epochs", "1", "--batch-size", "16", "--run-dir", "out"]
+    flags = ["--data", "notes.csv", "--epochs", "1", "--batch-size", "16", "--run-dir", "out"]
     command("experiments.sentiment", *flags, environment=locale.items())
     out, _ = command("experiments.predict", "out", "warm café", environment=locale.items())
     assert out.startswith("warm caf\\xe9: ")
@@ -140,7 +140,7 @@ def test_parts_by_their_names_in_any_case(place, names):
             for i in range(6):
                 pixels = np.full((20, 20, 3), 40 + 100 * k + i + 20 * (name in names[1]), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    dataset = ImageFolder(data_dir=place / "photos", size=16).load(lambda _: None)
+    dataset = ImageFolder(data=place / "photos", image_size=16).load(lambda _: None)
     assert dataset.class_names == ("apple", "plum") and len(dataset.test["targets"]) == 12
 
 
@@ -176,23 +176,23 @@ def test_words_of_a_language_without_blanks_become_pieces(place):
         return filler[:3] + ("喜欢" if i % 2 else "讨厌") + filler[3:]
 
     path = write(place / "reviews.csv", texts(200, text))
-    source = Text(data_dir=path)
+    source = Text(data=path)
     splits = make_splits(source, source.load(lambda _: None), 0.1, 0)
     assert "words are unknown to the tokenizer" in splits.notes[0]
     assert "--tokenizer bpe" in splits.notes[0] and splits.encoder.tokens == "bpe"
     assert (splits.train["inputs"] > 1).sum(1).mean() > 3  # several known tokens each
     words_alone = make_splits(
-        Text(data_dir=path, tokenizer="word"), source.load(lambda _: None), 0.1, 0
+        Text(data=path, tokenizer="word"), source.load(lambda _: None), 0.1, 0
     )
     assert "try --tokenizer bpe" in words_alone.notes[0]
 
 
 def test_texts_that_are_cut_are_counted(place):
     path = write(place / "letters.csv", texts(60, lambda i: f"a {'word ' * 400} end{i % 2} {i}"))
-    source = Text(data_dir=path)
+    source = Text(data=path)
     notes = make_splits(source, source.load(lambda _: None), 0.1, 0).notes
     assert notes == (
-        "100.0% of the training texts are truncated to 256 tokens: --length 403 keeps more.",
+        "100.0% of the training texts are truncated to 256 tokens: --max-length 403 keeps more.",
     )
 
 
@@ -204,7 +204,7 @@ def test_training_texts_that_are_in_the_test_are_left_out(place):
             text = f"Note {i}  of the DAY" if part == "train" else f"note {i} of the day"
             (folder / f"{i}.txt").write_text(text)
     said = []
-    dataset = Text(data_dir=place / "notes").load(said.append)
+    dataset = Text(data=place / "notes").load(said.append)
     assert "20 of 60 training texts are also test texts: dropped" in said[0]
     assert len(dataset.train["inputs"]) == 40 and len(dataset.test["inputs"]) == 20
 
@@ -214,7 +214,7 @@ def test_texts_with_two_labels_are_left_out_in_any_order(place):
     checksums = set()
     for order in (rows, rows[::-1]):
         said = []
-        data = Text(data_dir=write(place / "notes.csv", order)).load(said.append)
+        data = Text(data=write(place / "notes.csv", order)).load(said.append)
         assert "2 texts have more than one label and are dropped" in said[0]
         both = [*data.train["inputs"], *data.test["inputs"]]
         assert not any("oth" in text for text in both)
@@ -225,7 +225,7 @@ def test_texts_with_two_labels_are_left_out_in_any_order(place):
 @pytest.mark.slow
 def test_a_class_that_never_occurs_does_not_count(place):
     write(place / "notes.csv", [*texts(120), ("one of its own", "other")])
-    flags = ["--data-dir", "notes.csv", "--epochs", "8", "--batch-size", "16", "--run-dir", "out"]
+    flags = ["--data", "notes.csv", "--epochs", "8", "--batch-size", "16", "--run-dir", "out"]
     run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, flags)
     scores = json.loads(Path("out/results.json").read_text())["test"]
     assert scores["per_class"]["other"]["support"] == 0
@@ -329,7 +329,7 @@ def test_a_row_of_another_length_is_named(place):
     lines = ["month,sales", *(f"{i},9{i:02}" for i in range(30)), "31,1,004"]
     Path("sales.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="line 32 has 3 cells under 2 headings"):
-        Series(data_dir=Path("sales.csv"), window=8, horizon=2).load(print)
+        Series(data=Path("sales.csv"), window=8, horizon=2).load(print)
 
 
 @pytest.mark.slow
@@ -372,7 +372,7 @@ def test_a_password_is_never_saved(place):
 @pytest.mark.slow
 def test_thirty_pictures_train_without_a_flag(place, capsys):
     photos(place, ("day", "night"), lambda k, i: 200 - 150 * k + i)
-    flags = ["--preset", "scratch", "--size", "16", "--epochs", "1", "--data-dir", "photos"]
+    flags = ["--preset", "scratch", "--image-size", "16", "--epochs", "1", "--data", "photos"]
     for again in ([], ["--resume"]):
         flags_now = [*flags, "--run-dir", "out", *again]
         run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, flags_now)
@@ -408,7 +408,7 @@ def test_cells_that_a_spreadsheet_would_run(place):
         (["--epochs", "1000000000000"], "--epochs 1000000000000 must be 1,000,000,000 or less"),
         (["--devices", "-1"], "--devices -1 must be 0 or more"),
         (["--run-dir", ""], "--run-dir must name a folder"),
-        (["--validation", "nan"], "--validation nan must be from 0 up to below 1"),
+        (["--val-split", "nan"], "--val-split nan must be from 0 up to below 1"),
         (["--hparams.cutout-fraction", "2"], "--hparams.cutout-fraction 2 must be from 0 to 1"),
         (["--hparams.learning-rate", "nan"], "--hparams.learning-rate nan must be above 0"),
     ],

@@ -144,12 +144,12 @@ def test_nowhere(monkeypatch):
     said = []
     message = refused(None, said.append)
     assert said == ["cifar10 cannot be downloaded: DLFLAX_OFFLINE is set."]
-    assert "pass --data-dir with cifar-10-binary.tar.gz" in message
+    assert "pass --data with cifar-10-binary.tar.gz" in message
     monkeypatch.delenv("DLFLAX_OFFLINE")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
         monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/x")
         start = time.perf_counter()
-        assert "pass --data-dir" in refused(None, said.append)
+        assert "pass --data" in refused(None, said.append)
         assert time.perf_counter() - start < 6
     assert "cannot be downloaded: no network" in said[1]
 
@@ -174,7 +174,7 @@ def test_download(tmp_path, monkeypatch):
             content, said = packed.read_bytes(), []
             monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(content).hexdigest())
             packed.write_bytes(b"<html>")
-            assert "pass --data-dir" in refused(None, said.append)
+            assert "pass --data" in refused(None, said.append)
             assert "is not the published file" in said[0]
             assert not download.find_tfds(tmp_path / "tfds", "cifar10")
             packed.write_bytes(content)  # the wrong file was not kept

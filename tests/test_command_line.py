@@ -10,10 +10,11 @@ import experiments
 from dlflax import cli as command
 from dlflax import run
 from dlflax.config.experiment import from_presets
+from dlflax.config.renamed import RENAMED
 from dlflax.run import flags
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.tune import sweep_command
-from experiments import listing, mnist, sentiment
+from experiments import forecast, image_folder, listing, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -99,6 +100,48 @@ def test_an_unknown_flag_is_one_sentence_with_the_near_one(words, near, capsys):
     assert stopped.value.code == 2 and said.count("\n") == 1 and near.removeprefix("see x ") in said
 
 
+OLD = {  # experiment -> old names of its flags, and of their values
+    mnist: ["validation", "log", "reduce_on_plateau", "shard_state", "data_dir"],
+    image_folder: [
+        "size", "test", "labels", "views", "head_epochs", "self_contained", "target_kind",
+        "finetune all", "task by_target",
+    ],
+    sentiment: ["length", "vocabulary", "vectors"],
+    tabular: ["target_kind", "ignore", "bins", "test", "task by_target"],
+    forecast: ["column", "period", "tail"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module, old", [(module, old) for module in OLD for old in OLD[module]])
+def test_an_old_flag_is_refused_by_the_new_one(module, old, capsys):
+    name, _, value = old.partition(" ")
+    flag = f"--{name.replace('_', '-')}"
+    old, new = f"{flag} {value}", f"{flag} {RENAMED[old]}"
+    if not value:
+        old, new = flag, f"--{RENAMED[name].replace('_', '-')}"
+    target = module.__name__.rpartition(".")[2]
+    for run_it in (
+        lambda: parsed(f"{old} 1" if not value else old, module),
+        lambda: sweep_command.main("bayes_opt", experiments, ("gp",), [target, *old.split()]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            with_exit_codes(run_it)
+        assert capsys.readouterr().err == f"error: {old} was renamed: use {new}.\n"
+        assert stopped.value.code == 2
+
+
+def test_an_old_flag_in_other_writings(capsys):
+    for words, said in {
+        "--validation=0.2": "--validation was renamed: use --val-split.",
+        "--no-shard-state": "--no-shard-state was renamed: use --no-fsdp.",
+        "--finetune=all": "--finetune is no flag of this command",
+        "--size 3": "--size is no flag of this command",
+    }.items():
+        with pytest.raises(SystemExit):
+            with_exit_codes(lambda words=words: parsed(words))
+        assert f"error: {said}" in capsys.readouterr().err
+
+
 def test_help_shows_what_the_experiment_has(capsys):
     def shown(words, module=mnist):
         with pytest.raises(SystemExit) as stopped:
@@ -109,11 +152,11 @@ def test_help_shows_what_the_experiment_has(capsys):
     short, whole = shown("--help"), shown("--help-all")
     for flag in ("--epochs", "--model.features", "--hparams.dropout", "--augment"):
         assert flag in short and flag in whole
-    for flag in ("--hparams.mixup-alpha", "--shard-state", "--hparams.kl-weight"):
+    for flag in ("--hparams.mixup-alpha", "--fsdp", "--hparams.kl-weight"):
         assert flag not in short and flag in whole
     assert "--hparams.rotate-degrees" in shown("--augment affine --help")
     assert "--help-all shows" in short and "shows" not in whole.splitlines()[-1]
-    assert "--vocabulary" in shown("-h", sentiment)
+    assert "--vocab-size" in shown("-h", sentiment)
     assert len(short.splitlines()) < 150
 
 

@@ -192,7 +192,7 @@ def test_real_fashion_mnist():
 
 def test_fashion_mnist_nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "DEBIAN_FASHION_MNIST", tmp_path)
-    with pytest.raises(InputError, match="--data-dir .* apt install dataset-fashion-mnist"):
+    with pytest.raises(InputError, match="--data .* apt install dataset-fashion-mnist"):
         data.load("fashion_mnist", log=lambda sentence: None)
 
 
@@ -203,7 +203,7 @@ def test_digits_stand_in():
     said = []
     dataset = data.load("mnist", log=said.append)
     assert dataset.name == "digits" and "NOT MNIST" in dataset.source
-    assert "NOT MNIST" in said[-1] and "--data-dir" in said[-1] and said[-1].startswith("NOT")
+    assert "NOT MNIST" in said[-1] and "--data" in said[-1] and said[-1].startswith("NOT")
     train, test = dataset.train, dataset.test
     assert len(train["inputs"]) + len(test["inputs"]) == 1797
     assert train["inputs"].shape[1:] == (28, 28, 1) and train["inputs"].max() > 250
@@ -356,7 +356,7 @@ def test_download(tmp_path, monkeypatch, mirror, name):
     monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("network"))
     monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("network"))
     check(data.load(name, cache_dir=tmp_path / "another", log=said.append), GOOD)
-    check(data.load(name, tmp_path / "tfds", log=silent), GOOD)  # as --data-dir; cached
+    check(data.load(name, tmp_path / "tfds", log=silent), GOOD)  # as --data; cached
 
     import tensorflow_datasets as tfds
 
@@ -484,7 +484,7 @@ def test_other_names(tmp_path, monkeypatch):
 
 
 def test_order_of_sources(tmp_path, monkeypatch, mirror):
-    """--data-dir before what TFDS has prepared, and that before a download."""
+    """--data before what TFDS has prepared, and that before a download."""
     asked = []
     no_network = download.network_error
     monkeypatch.setattr(download, "network_error", lambda url: asked.append(url) or no_network(url))

@@ -122,7 +122,7 @@ def dialects(draw):
 
 
 def splits_of(path, **options):
-    source = Table(data_dir=path, **options)
+    source = Table(data=path, **options)
     return make_splits(source, source.load(lambda sentence: None), 0.2, 0)
 
 
@@ -292,10 +292,10 @@ def test_columns_without_names_and_numbers_as_a_header(capsys):
     assert said[1:] == ["b.csv: column 1 has no name: it is called 'column 1'."]
     Path("c.csv").write_text("1.5,2,3\n" * 30)
     with pytest.raises(InputError, match="c.csv has numbers in its first line|two columns"):
-        Table(data_dir=Path("c.csv")).load(print)
+        Table(data=Path("c.csv")).load(print)
     Path("d.csv").write_text("1.5,2,3\n2.5,3,4\n" * 30)
     with pytest.raises(InputError, match="d.csv has numbers in its first line .1.5, 2, 3.: put a"):
-        Table(data_dir=Path("d.csv")).load(print)
+        Table(data=Path("d.csv")).load(print)
 
 
 def test_the_line_of_a_row_is_that_of_the_file():
@@ -410,12 +410,12 @@ def test_lines_above_the_header_and_packed_files_are_named():
 def test_levels_that_are_rare_are_counted_and_a_first_row_may_be_no_header():
     rows = [f"{'ab'[i % 2] if i < 40 else f'rare {i}'},{i % 3},{i % 2}" for i in range(60)]
     Path("a.csv").write_text("kind,x,y\n" + "\n".join(rows))
-    source = Table(data_dir=Path("a.csv"))
+    source = Table(data=Path("a.csv"))
     splits = make_splits(source, source.load(print), 0.15, 0)
     column = splits.encoder.columns[0]
     assert column.levels == ("a", "b") and column.rare > 10
     assert splits.encoder.columns_table()[0]["note"] == f"a, b; other: {column.rare} rarer"
     said = []
     Path("b.csv").write_text("\n".join(f"place {i},{i % 7},9.{i},{i % 2}" for i in range(3, 60)))
-    Table(data_dir=Path("b.csv")).load(said.append)
+    Table(data=Path("b.csv")).load(said.append)
     assert said[0].startswith("b.csv: its first line is read as the header, though it has the numb")

@@ -70,7 +70,7 @@ def mixed_table(place, decimal=".", delimiter=","):
         number = "" if i % 11 == 0 else f"{rng.normal() * 10:.3f}".replace(".", decimal)
         rows.append([number, str(int(rng.integers(0, 9))), "rgb"[i % 3], f"{i % 2}"])
     path = write(place / "table.csv", ["x", "count", "colour", "y"], rows, delimiter)
-    return Table(data_dir=path)
+    return Table(data=path)
 
 
 @pytest.fixture(scope="module", params=[".,", ".;", ".\t", ".|", ",;", ",\t", ",|"])
@@ -134,7 +134,7 @@ def test_an_image_is_the_same_as_a_file_bytes_and_in_a_folder(mode, place):
         for i in range(8):
             pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
             Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
-    encoder = encoder_of(ImageFolder(data_dir=place / "photos", size=16))
+    encoder = encoder_of(ImageFolder(data=place / "photos", image_size=16))
     pixels = rng.integers(0, 256, (30, 20, 3), np.uint8)
     format = "TIFF" if mode == "CMYK" else "PNG"
     content = png(pixels, None if mode == "I;16" else mode, format)
@@ -170,7 +170,7 @@ def test_a_text_is_the_same_alone_and_among_others(text_encoder, texts):
 def text_encoder(tmp_path_factory):
     rows = [[f"{'good' if i % 2 else 'bad'} film number {i}", i % 2] for i in range(60)]
     path = write(tmp_path_factory.mktemp("texts") / "films.csv", ["text", "label"], rows)
-    return encoder_of(Text(data_dir=path, tokenizer="bpe", vocabulary=300))
+    return encoder_of(Text(data=path, tokenizer="bpe", vocab_size=300))
 
 
 @pytest.mark.parametrize(("decimal", "mark"), [".,", ",;", ".\t"])
@@ -186,7 +186,7 @@ def test_a_series_is_the_same_by_every_way_in(decimal, mark, covariates, place):
     header = ["number", "sales", "price"]
     rows = [[str(i), *row[1:]] for i, row in enumerate(rows)]
     path = write("sales.csv", header, rows, mark)
-    series = Series(data_dir=path, column="sales", past_covariates=covariates, window=10, horizon=4)
+    series = Series(data=path, target="sales", past_covariates=covariates, window=10, horizon=4)
     encoder = encoder_of(series)
     typed = [
         {"number": int(n), "sales": float(x.replace(",", ".")), "price": int(p)} for n, x, p in rows
@@ -220,7 +220,7 @@ def test_a_loaded_model_outlives_a_change_of_folder(zoo, place, monkeypatch):
 def run_table(rows, header=("a", "b", "y"), *flags, delimiter=","):
     path = write("table.csv", header, rows, delimiter)
     run.main("tabular", tabular.PRESETS, {},
-             ["--data-dir", str(path), "--epochs", "4", "--baseline", "none", "--run-dir", "run",
+             ["--data", str(path), "--epochs", "4", "--baseline", "none", "--run-dir", "run",
               *flags])  # fmt: skip
     said = []
     return dlflax.load("run", log=said.append), said

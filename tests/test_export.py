@@ -160,7 +160,7 @@ def test_any_row_of_any_table_gets_the_answer_of_predict(seed, tmp_path):
     write_table(tmp_path / "table.csv", seed, 60)
     write_table(tmp_path / "new.csv", seed, 15, ("never seen",))
     task = "regression" if seed % 4 else "classification"
-    source = data.Table(data_dir=tmp_path / "table.csv", bins=seed % 3 * 4, target="y")
+    source = data.Table(data=tmp_path / "table.csv", num_bins=seed % 3 * 4, target="y")
     predictor = untrained(source, task, models.MLP((16,)), tmp_path)
     path = export.export(predictor, log=lambda _: None)
     about = json.loads(path.with_name("model.onnx.json").read_text(encoding="utf-8"))
@@ -200,7 +200,7 @@ def test_any_window_of_any_series_gets_the_answer_of_predict(offset, swing, tmp_
     lines = [f"{i},{y!r},{seen!r}" for i, (y, seen) in enumerate(values.tolist())]
     (tmp_path / "s.csv").write_text("\n".join(["t,y,seen", *lines]), encoding="utf-8")
     source = data.Series(
-        data_dir=tmp_path / "s.csv", column="y", past_covariates=("seen",), window=8, horizon=3
+        data=tmp_path / "s.csv", target="y", past_covariates=("seen",), window=8, horizon=3
     )
     predictor = untrained(source, "forecast", models.MLP((16,)), tmp_path)
     path, scale = export.export(predictor, log=lambda _: None), predictor.encoder.target.scale
@@ -211,7 +211,7 @@ def test_any_window_of_any_series_gets_the_answer_of_predict(offset, swing, tmp_
         with pytest.raises(InputError, match="takes? float32, which cannot hold .* --to onnx"):
             export.export(predictor, "stablehlo", log=lambda _: None)
         assert not list(tmp_path.glob("*.stablehlo*"))
-    source.data_dir.unlink()  # the run itself has the end of its series
+    source.data.unlink()  # the run itself has the end of its series
     said = []
     export.export(predictor, log=said.append)
     assert "on 1 example of the run" in said[-1]
@@ -222,7 +222,7 @@ def test_images_of_any_mode_get_the_answer_of_predict(tmp_path):
     for i in range(16):
         (folder := tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), "uint8")).save(folder / f"{i}.png")
-    source = data.ImageFolder(data_dir=tmp_path / "images", size=16)
+    source = data.ImageFolder(data=tmp_path / "images", image_size=16)
     predictor = untrained(source, "classification", models.MLP((8,)), tmp_path)
     path = export.export(predictor, log=lambda _: None)
     files, pixels = [], []
@@ -240,9 +240,9 @@ def test_a_table_whose_file_is_gone_is_tried_with_values_of_its_own_size(tmp_pat
     times = [[str(1_700_000_000 + 7 * i), str(i % 9)] for i in range(60)]
     with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows([["t", "y"], *times])
-    source, said = data.Table(data_dir=tmp_path / "table.csv", target_kind="number"), []
+    source, said = data.Table(data=tmp_path / "table.csv", target_type="number"), []
     predictor = untrained(source, "regression", models.MLP((16,)), tmp_path)
-    source.data_dir.unlink()
+    source.data.unlink()
     export.export(predictor, log=said.append)
     assert "on 64 random rows" in said[-1]
     with pytest.raises(InputError, match="float32, which cannot hold"):

@@ -55,7 +55,7 @@ def test_what_has_no_end_is_not_read(place, kind):
     for suffix, source in ((".csv", Text), (".csv", Series)):
         named = path.rename(place / f"x{suffix}") if path.exists() else place / f"x{suffix}"
         with pytest.raises(InputError):
-            source(data_dir=named).load(lambda _: None)
+            source(data=named).load(lambda _: None)
 
 
 def test_links_are_not_followed_where_they_may_not_be(place):
@@ -140,7 +140,7 @@ def test_what_the_data_were_taken_for_is_kept(place):
             Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
     (place / "photos" / "a" / "cut.png").touch()
 
-    source = ImageFolder(data_dir=place / "photos", size=16)
+    source = ImageFolder(data=place / "photos", image_size=16)
     dataset = read_dataset(source, lambda _: None)
     summary = make_splits(source, dataset, 0.2, 0).summary()
     assert json.dumps(summary) and summary["examples"] == "colour images of 16 x 16 pixels"

@@ -34,13 +34,13 @@ pytestmark = pytest.mark.usefixtures("place")
 # What each command is given besides the flag: small, on data that are there.
 BASE = {
     mnist: "--dataset digits --model.features 2 --model.dense 4 --epochs 2 --batch-size 64",
-    sentiment: "--data-dir notes.csv --model.features 4 --model.embedding-dim 4 --epochs 2 "
+    sentiment: "--data notes.csv --model.features 4 --model.embedding-dim 4 --epochs 2 "
     "--batch-size 16",
-    forecast: "--data-dir sales.csv --model mlp --model.features 4 --window 12 --horizon 4 "
+    forecast: "--data sales.csv --model mlp --model.features 4 --window 12 --horizon 4 "
     "--epochs 2",
     autoencoder: "--dataset digits --model.features 8 --epochs 1 --batch-size 64",
-    image_folder: "--preset scratch --data-dir photos --size 16 --epochs 1 --batch-size 8",
-    tabular: "--data-dir sales.csv --model.features 4 --epochs 2",
+    image_folder: "--preset scratch --data photos --image-size 16 --epochs 1 --batch-size 8",
+    tabular: "--data sales.csv --model.features 4 --epochs 2",
     "sweep": "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 "
     "--trials 3 --population-size 2",
 }
@@ -50,13 +50,13 @@ OF_RUNS = {
     "--preset": ("rnn", "--model.features 3"), "--model": ("mlp", ""),
     "--task": ("reconstruction", ""), "--optimizer": ("sgd", ""), "--schedule": ("cosine", ""),
     "--augment": ("affine", ""), "--loss": ("binary_cross_entropy", ""), "--epochs": ("3", ""),
-    "--seed": ("7", ""), "--validation": ("0.3", ""), "--class-weights": ("balanced", ""),
+    "--seed": ("7", ""), "--val-split": ("0.3", ""), "--class-weights": ("balanced", ""),
     "--patience": ("1", "--hparams.learning-rate 2 --optimizer sgd --epochs 5"),
-    "--reduce-on-plateau": ("1", "--hparams.learning-rate 2 --optimizer sgd --epochs 5"),
+    "--plateau-patience": ("1", "--hparams.learning-rate 2 --optimizer sgd --epochs 5"),
     "--run-dir": ("elsewhere", ""), "--resume": ("", ""), "--devices": ("2", ""),
-    "--shard-state": ("", ""), "--distributed": ("", ""), "--profile": ("", ""),
+    "--fsdp": ("", ""), "--distributed": ("", ""), "--profile": ("", ""),
     "--batch-size": ("32", ""), "--compute-dtype": ("bfloat16", ""), "--ema": ("", ""),
-    "--trainable": ("^logits", ""), "--dataset": ("nothing", ""), "--data-dir": ("nowhere", ""),
+    "--trainable": ("^logits", ""), "--dataset": ("nothing", ""), "--data": ("nowhere", ""),
     "--model.features": ("3", ""), "--model.convs-per-stage": ("2", ""), "--model.dense": ("5", ""),
     "--model.kernel-size": ("5", ""), "--model.activation": ("tanh", ""),
     "--model.dropout-after": ("input", "--hparams.dropout 0.4"),
@@ -72,22 +72,21 @@ OF_RUNS = {
     **{f"--hparams.{name}": ("0.3", "") for name in (
         "translate-pixels", "rotate-degrees", "zoom-fraction", "crop-pixels", "flip-probability",
         "brightness", "contrast", "cutout-fraction", "mixup-alpha", "cutmix-alpha", "noise-std")},
-    "--vocabulary": ("10", ""), "--length": ("3", ""), "--tokenizer": ("bpe", ""),
-    "--no-lowercase": ("", ""), "--vectors": ("words.txt", ""),
+    "--vocab-size": ("10", ""), "--max-length": ("3", ""), "--tokenizer": ("bpe", ""),
+    "--no-lowercase": ("", ""), "--embeddings": ("words.txt", ""),
     "--model.cell": ("lstm", ""), "--no-model.bidirectional": ("", ""),
     "--model.pooling": ("last", ""), "--model.embedding-dim": ("3", ""),
-    "--column": ("other", ""), "--window": ("8", ""), "--horizon": ("3", ""), "--period": ("4", ""),
-    "--tail": ("0.4", ""), "--past-covariates": ("other", ""),
-    "--future-covariates": ("other", ""),
+    "--window": ("8", ""), "--horizon": ("3", ""), "--seasonality": ("4", ""),
+    "--past-covariates": ("other", ""), "--future-covariates": ("other", ""),
     "--model.latent-dim": ("3", ""), "--model.variational": ("", ""),
-    "--size": ("20", ""), "--test": ("0.4", ""), "--split-seed": ("3", ""),
-    "--weights": ("nothing.pth", ""), "--finetune": ("all", ""),
-    "--self-contained": ("", ""), "--log": ("wandb", ""), "--head-epochs": ("2", ""),
+    "--image-size": ("20", ""), "--test-split": ("0.4", ""), "--split-seed": ("3", ""),
+    "--weights": ("nothing.pth", ""), "--finetune": ("full", ""),
+    "--save-backbone": ("", ""), "--logger": ("wandb", ""), "--freeze-epochs": ("2", ""),
     "--contrastive-epochs": ("2", ""), "--verbose": ("", ""), "--model.padding": ("valid", ""),
-    "--views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
+    "--num-views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
     "--target": ("other", ""), "--decimal": (",", ""),
-    "--target-kind": ("classes", ""), "--ignore": ("n", ""), "--bins": ("2", ""),
-    "--group": ("n", ""), "--labels": ("labels.csv", ""),
+    "--target-type": ("classes", ""), "--drop-columns": ("n", ""), "--num-bins": ("2", ""),
+    "--group": ("n", ""), "--labels-csv": ("labels.csv", ""),
 }  # fmt: skip
 OF_SWEEPS = {
     "--trials": ("4", ""), "--population-size": ("3", ""), "--num-seeds": ("2", ""),
@@ -245,13 +244,15 @@ def test_no_flag_is_forgotten(of):
 
 
 OWN = {  # flags that mnist does not have
-    sentiment: "--vocabulary --length --tokenizer --no-lowercase --vectors --model.cell "
+    sentiment: "--vocab-size --max-length --tokenizer --no-lowercase --embeddings --model.cell "
     "--no-model.bidirectional --model.pooling --model.embedding-dim",
-    forecast: "--column --decimal --window --horizon --period --tail --past-covariates "
+    forecast: "--target --decimal --window --horizon --seasonality --test-split --past-covariates "
     "--future-covariates",
     autoencoder: "--model.latent-dim --model.variational",
-    image_folder: "--size --test --split-seed --labels --target --target-kind --group",
-    tabular: "--target --target-kind --decimal --ignore --group --bins --test --split-seed",
+    image_folder: "--image-size --test-split --split-seed --labels-csv --target --target-type "
+    "--group",
+    tabular: "--target --target-type --decimal --drop-columns --group --num-bins --test-split "
+    "--split-seed",
 }
 
 

@@ -66,7 +66,7 @@ def write(root, size=(40, 30), **classes):
 
 def load(root, log=None, **fields):
     said = []
-    dataset = ImageFolder(data_dir=root, **{"size": 16} | fields).load(log or said.append)
+    dataset = ImageFolder(data=root, **{"image_size": 16} | fields).load(log or said.append)
     check(dataset, root, fields.get("size", 16))
     return dataset
 
@@ -104,7 +104,7 @@ def report(dataset):
 
 def refused(match=None, **fields):
     with pytest.raises(InputError, match=match) as error:
-        ImageFolder(**{"size": 16} | fields).load(lambda _: None)
+        ImageFolder(**{"image_size": 16} | fields).load(lambda _: None)
     message = str(error.value)
     assert "\n" not in message and message.endswith(".") and error.value.__cause__ is None
     return message
@@ -145,7 +145,7 @@ def test_the_test_share_is_drawn_by_its_own_seed(tmp_path):
     drawn = [set(files_of(load(root, split_seed=seed), "test")) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     for share, least, most in ((0.2, 1, 9), (0.5, 1, 16), (0.999, 1, 18)):
-        dataset = load(root, test=share)
+        dataset = load(root, test_split=share)
         counts = np.bincount(dataset.test["targets"])
         assert least <= counts[0] <= most and counts.min() == counts[2] == 1
         # What is kept suffices for a validation share, too.
@@ -157,7 +157,7 @@ def test_the_test_share_is_drawn_by_its_own_seed(tmp_path):
 def test_split(tmp_path, monkeypatch):
     root = write(tmp_path / "a", cat=20, dog=30)
     (root / "cat" / "empty.png").touch()
-    dataset, source = load(root), ImageFolder(size=16)
+    dataset, source = load(root), ImageFolder(image_size=16)
     splits = make_splits(source, dataset, 0.25, 0)
     assert splits.encoder.model_fields() == {} and splits.class_names == ("cat", "dog")
     assert splits.names("test") == files_of(dataset, "test")
@@ -208,8 +208,9 @@ def test_folders_of_their_own_for_the_parts(tmp_path, val, test):
     (root / "notes").mkdir()
     image(8).save(root / "notes" / "b.png")
     if test:
-        assert "--test 0.5: " in refused("has a test folder: remove", data_dir=root, test=0.5)
-    dataset = load(root, **({} if test else {"test": 0.5}))
+        message = refused("has a test folder: remove", data=root, test_split=0.5)
+        assert "--test-split 0.5: " in message
+    dataset = load(root, **({} if test else {"test_split": 0.5}))
     assert dataset.class_names == ("cat", "dog")
     outside = [("skipped", "outside the classes")]
     assert report(dataset) == {"above.png": outside, "notes/b.png": outside}
@@ -240,9 +241,9 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_refused_folders(tmp_path):
     missing = tmp_path / "nowhere"
-    assert f"{missing} does not exist: it should be a folder" in refused(data_dir=missing)
+    assert f"{missing} does not exist: it should be a folder" in refused(data=missing)
     (tmp_path / "file").touch()
-    refused("is not a folder", data_dir=tmp_path / "file")
+    refused("is not a folder", data=tmp_path / "file")
     for name, classes, sentence in (
         ("none", {}, "has no usable image: it should be"),
         ("one", {"cat": 5}, 'has only the class "cat"'),
@@ -261,25 +262,25 @@ def test_refused_folders(tmp_path):
         for inner, count in classes.items():
             place = tmp_path / name / inner
             write(place.parent, **{place.name: count})
-        message = refused(data_dir=tmp_path / name)
-        assert message.startswith(f"--data-dir {tmp_path / name}") and sentence in message, message
+        message = refused(data=tmp_path / name)
+        assert message.startswith(f"--data {tmp_path / name}") and sentence in message, message
     bad = write(tmp_path / "bad", cat=4, dog=4)
     for i, path in enumerate(sorted(bad.rglob("*.png"))):
         path.write_bytes(b"" if i < 3 else path.read_bytes()[:90])
-    assert "no usable image (skipped: 5 truncated, 3 empty)" in refused(data_dir=bad)
+    assert "no usable image (skipped: 5 truncated, 3 empty)" in refused(data=bad)
     flat = tmp_path / "flat"
     flat.mkdir()
     image(1).save(flat / "a.png")
-    assert "no usable image (skipped: 1 outside the classes)" in refused(data_dir=flat)
+    assert "no usable image (skipped: 1 outside the classes)" in refused(data=flat)
 
 
 def test_refused_fields(tmp_path):
     for fields, sentence in (
-        ({"size": 7}, "--size 7 must be from 8 to 1024"),
-        ({"size": 1025}, "--size 1025 must be from 8 to 1024"),
-        ({"test": 0}, "--test 0 must be above 0 and below 1"),
-        ({"test": 1}, "--test 1 must be above 0 and below 1"),
-        ({"test": float("nan")}, "--test nan"),
+        ({"image_size": 7}, "--image-size 7 must be from 8 to 1024"),
+        ({"image_size": 1025}, "--image-size 1025 must be from 8 to 1024"),
+        ({"test_split": 0}, "--test-split 0 must be above 0 and below 1"),
+        ({"test_split": 1}, "--test-split 1 must be above 0 and below 1"),
+        ({"test_split": float("nan")}, "--test-split nan"),
         ({"split_seed": -1}, "--split-seed -1 must be 0 or more"),
         ({"dataset": "birds"}, '--dataset "birds" is not cats_vs_dogs'),
     ):
@@ -434,7 +435,7 @@ def test_names_of_any_bytes(tmp_path):
         with open(os.fsencode(root / "cat") + b"/" + name, "wb") as file:
             file.write(encoded("PNG", i))
     (root / "dog" / "ü,\n.txt").touch()
-    dataset = ImageFolder(data_dir=root, size=16).load(lambda _: None)
+    dataset = ImageFolder(data=root, image_size=16).load(lambda _: None)
     names = dataset.examples.names
     assert {"cat/\\xff.png", 'cat/süß 🐈\\n,".png'} < set(names)
     assert report(dataset) == {"dog/ü,\\n.txt": [("skipped", "not an image: named .txt")]}
@@ -501,7 +502,7 @@ def test_a_picture_saved_anew_is_a_duplicate(tmp_path, how):
         (root / f"{place}.{suffix}").write_bytes(content)
         copies[f"{place}.{suffix}"] = of
     said = []
-    found = report(load(root, said.append, size=32))
+    found = report(load(root, said.append, image_size=32))
     exactly = ", to the pixel" if how == "the same pixels" else ""
     cat, dog, other = copies
     assert found[cat] == [("skipped", f"shows the same as test/cat/1.png{exactly}")]
@@ -534,7 +535,7 @@ def test_pictures_that_are_alike_are_listed_and_kept(tmp_path):
             pixels[20:24, i : i + 4] += 60
         picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         picture.save(belt / ("good", "bad")[i % 2] / f"{i}.png")
-    dataset = load(belt, size=64)
+    dataset = load(belt, image_size=64)
     assert len(dataset.examples.names) == 40
 
 
@@ -568,7 +569,7 @@ def test_links(tmp_path):
     image(3).save(root / "store" / "t.png")
     image(4).save(root / "store" / "u.png")
     (root / "linked").symlink_to("store")  # a class, of the same pictures as another one
-    message = refused(data_dir=root)
+    message = refused(data=root)
     assert 'has 0 usable images of the class "linked"' in message and "6 in two classes" in message
     (root / "linked").unlink()
     dataset = load(root)
@@ -599,7 +600,7 @@ def caches(tmp_path):
 def test_changed_files_are_decoded_again(tmp_path):
     root = write(tmp_path / "a", cat=4, dog=4)
     first = load(root)
-    load(root, size=20)
+    load(root, image_size=20)
     assert len(caches(tmp_path)) == 4
     image(1).save(root / "cat" / "3.png")
     second = load(root)
@@ -613,7 +614,7 @@ def test_changed_files_are_decoded_again(tmp_path):
     (root / "cat" / "4.png").unlink()
     assert load(root).checksum == second.checksum
     (root / "emu").mkdir()
-    refused('class "emu"', data_dir=root)
+    refused('class "emu"', data=root)
 
 
 def test_a_damaged_cache_is_decoded_again(tmp_path):
@@ -664,7 +665,7 @@ def kill(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 setattr(module, name, kill)
-ImageFolder(data_dir=sys.argv[1], size=16).load()
+ImageFolder(data=sys.argv[1], image_size=16).load()
 """
 
 
@@ -706,7 +707,7 @@ def test_two_at_once(tmp_path):
         "import sys; from dlflax.data import ImageFolder\n"
         "import grain; sys.stdin.read()\n"
         "for i in range(3):\n"
-        "    data = ImageFolder(data_dir=sys.argv[1], size=16 + i).load()\n"
+        "    data = ImageFolder(data=sys.argv[1], image_size=16 + i).load()\n"
         "    print(data.checksum, data.train['inputs'][:].sum())\n"
     )
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -744,7 +745,7 @@ def test_no_room_for_the_cache(tmp_path, monkeypatch):
         patch.setattr(folder_cache.shutil, "disk_usage", lambda _: full)
         loaded("(No space left on device)")
         patch.setattr(folder_cache, "host_memory", lambda: 2 * 8 * 16 * 16 * 3 - 2)
-        refused("set XDG_CACHE_HOME to a larger disk", data_dir=root)
+        refused("set XDG_CACHE_HOME to a larger disk", data=root)
         assert not list((tmp_path / "another").rglob("*.*"))
 
     import resource
@@ -824,10 +825,10 @@ from dlflax.data import ImageFolder
 def peak():
     with open("/proc/self/status") as file:
         return next((int(line.split()[1]) for line in file if line.startswith("VmHWM")), 0)
-ImageFolder(data_dir=sys.argv[2], size=32).load(lambda _: None)
+ImageFolder(data=sys.argv[2], image_size=32).load(lambda _: None)
 before = peak()
 said = []
-data = ImageFolder(data_dir=sys.argv[1], size=32).load(said.append)
+data = ImageFolder(data=sys.argv[1], image_size=32).load(said.append)
 print(json.dumps([peak() - before, said, data.examples.names, data.files["files_skipped.csv"]]))
 """
 
@@ -891,7 +892,7 @@ def test_download(tmp_path, monkeypatch):
             pass
 
     handler = functools.partial(Quiet, directory=packed.parent)
-    source, said = ImageFolder(size=16), []
+    source, said = ImageFolder(image_size=16), []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -902,7 +903,7 @@ def test_download(tmp_path, monkeypatch):
             content = packed.read_bytes()
             monkeypatch.setattr(urls, "CATS_VS_DOGS_SHA256", hashlib.sha256(content).hexdigest())
             packed.write_bytes(b"<html>")
-            with pytest.raises(InputError, match="pass --data-dir PetImages"):
+            with pytest.raises(InputError, match="pass --data PetImages"):
                 source.load(said.append)
             assert "is not the published file" in said[0]
             packed.write_bytes(content)  # the wrong file was not kept
@@ -930,7 +931,7 @@ def test_download(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
     assert source.load(said.append).checksum == dataset.checksum
     monkeypatch.undo()
-    other = dataclasses.replace(source, data_dir=tmp_path / "tfds", size=16)
+    other = dataclasses.replace(source, data=tmp_path / "tfds", image_size=16)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert other.load(said.append).checksum == dataset.checksum
 
@@ -947,19 +948,19 @@ def test_download(tmp_path, monkeypatch):
     assert got == taken
 
     # By hand, as the sentence says: the PNG is used, too, since it is a picture.
-    by_hand = ImageFolder(data_dir=root / "PetImages", size=16).load(said.append)
+    by_hand = ImageFolder(data=root / "PetImages", image_size=16).load(said.append)
     assert by_hand.name == "PetImages" and by_hand.class_names == ("Cat", "Dog")
     assert ("converted", "PNG named .jpg") in report(by_hand)["Cat/667.jpg"]
 
     for path in place.glob("*array_record*"):
         path.write_bytes(b"")
     shutil.rmtree(tmp_path / "cache")
-    refused("cannot be read as labelled images", data_dir=tmp_path / "tfds")
+    refused("cannot be read as labelled images", data=tmp_path / "tfds")
 
 
 def test_nowhere(monkeypatch):
     said = []
-    with pytest.raises(InputError, match="pass --data-dir PetImages") as error:
+    with pytest.raises(InputError, match="pass --data PetImages") as error:
         ImageFolder().load(said.append)
     assert said == ["cats_vs_dogs cannot be downloaded: DLFLAX_OFFLINE is set."]
     assert "kagglecatsanddogs_5340.zip by hand" in str(error.value)
@@ -972,7 +973,7 @@ def test_photographs(tmp_path):
         (root / class_name).mkdir(parents=True)
         for path in sorted((REAL / class_name).iterdir())[:20]:
             shutil.copyfile(path, root / class_name / path.name)
-    dataset = load(root, size=64)
+    dataset = load(root, image_size=64)
     assert dataset.files == {} and dataset.source.startswith("40 images in ")
     assert np.bincount(dataset.test["targets"]).min() >= 1
     splits = make_splits(ImageFolder(), dataset, 0.25, 0)
@@ -1009,7 +1010,7 @@ def test_deep_images_have_the_one_scale_of_the_training_images(tmp_path, kind):
     if kind == "big.tif":
         assert (root / "dim" / "0.tif").read_bytes()[:2] == b"MM"
     dtype, _, low, high = DEEP[kind]
-    source = ImageFolder("", data_dir=root, size=16)
+    source = ImageFolder("", data=root, image_size=16)
     dataset = source.load(lambda _: None)
     assert dataset.files == {}
     tested = next(name for name in files_of(dataset, "test") if "lit" in name)
@@ -1106,7 +1107,7 @@ def test_files_of_8_bits_among_deeper_ones_and_the_other_way_round(tmp_path):
 
 
 def load_any(root):
-    return ImageFolder("", data_dir=root, size=16).load(lambda _: None)
+    return ImageFolder("", data=root, image_size=16).load(lambda _: None)
 
 
 def test_repeated_deep_images_are_skipped(tmp_path):

@@ -135,7 +135,7 @@ def test_pictures(capsys):
         path = Path("photos", "ab"[i % 2], f"{i}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
-    flags = ["--preset", "scratch", "--data-dir", "photos", "--size", "12", "--batch-size", "8"]
+    flags = ["--preset", "scratch", "--data", "photos", "--image-size", "12", "--batch-size", "8"]
     results = ran(*flags, "--model.features", "4", "--baseline", "none", of=image_folder)
     assert sum(one["examples"]["test"] for one in results["each"]) == 30
 

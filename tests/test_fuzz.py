@@ -102,21 +102,21 @@ NOTES = [(f"text {i} of some length", "ab"[i % 2]) for i in range(40)]
 @given(csv_bytes(["date", "value"], DATES))
 def test_series(place, content):
     Path("a.csv").write_bytes(content)
-    read_by(Series(data_dir=Path("a.csv"), window=6, horizon=2))
+    read_by(Series(data=Path("a.csv"), window=6, horizon=2))
 
 
 @examples(150)
 @given(csv_bytes(["text", "label"], NOTES))
 def test_texts(place, content):
     Path("a.csv").write_bytes(content)
-    read_by(Text(data_dir=Path("a.csv"), length=8))
+    read_by(Text(data=Path("a.csv"), max_length=8))
 
 
 @examples(150)
 @given(csv_bytes(["when", "value", "kind"], [(*row, "ab"[i % 2]) for i, row in enumerate(DATES)]))
 def test_tables(place, content):
     Path("a.csv").write_bytes(content)
-    read_by(Table(data_dir=Path("a.csv"), target="kind"))
+    read_by(Table(data=Path("a.csv"), target="kind"))
 
 
 @examples(300)
@@ -191,7 +191,7 @@ def test_pictures(place, files, loop):
             (Path(folder) / name).write_bytes(content)
         if loop:
             (Path(folder) / "loop").symlink_to(folder)
-        read_by(ImageFolder(data_dir=Path(folder), size=8))
+        read_by(ImageFolder(data=Path(folder), image_size=8))
 
 
 LABELS = [(f"part{i % 2}/{i}.png", "ab"[i % 3 > 0], i * 1.5) for i in range(24)]
@@ -208,7 +208,8 @@ def test_labels(place, content, target):
         pixels = np.random.default_rng(i).integers(0, 256, (9, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(Path("photos") / name)
     Path("labels.csv").write_bytes(content)
-    read_by(ImageFolder(data_dir=Path("photos"), size=8, labels=Path("labels.csv"), target=target))
+    labels = Path("labels.csv")
+    read_by(ImageFolder(data=Path("photos"), image_size=8, labels_csv=labels, target=target))
 
 
 # What a run folder and a request say
@@ -470,7 +471,7 @@ def test_damaged_run_folders(place, zoo, seed):
 def test_a_command_says_what_is_wrong_with_a_folder_and_draws_no_codes(place):
     for name in ("[x]", "\x1b[2J"):
         (place / "data" / name).mkdir(parents=True)
-    flags = ["--preset", "scratch", "--data-dir", "data", "--run-dir", "run"]
+    flags = ["--preset", "scratch", "--data", "data", "--run-dir", "run"]
     code, out, err = ended(
         lambda: run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES, flags)
     )

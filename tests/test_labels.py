@@ -40,7 +40,7 @@ def write(header, rows, name="labels.csv", delimiter=","):
 
 
 def source(path="labels.csv", **fields):
-    return ImageFolder("", data_dir=Path("photos"), size=16, labels=Path(path), **fields)
+    return ImageFolder("", data=Path("photos"), image_size=16, labels_csv=Path(path), **fields)
 
 
 def splits_of(source, validation=0.2, log=lambda _: None):
@@ -115,7 +115,7 @@ def test_a_cell_with_folders_names_no_file_of_another_folder(place, files, cell,
 def test_labels_of_another_folder_are_refused():
     rows = [(f"2023/{name}", colour) for name, colour, *_ in photos()]
     write(["file", "kind"], rows)
-    assert "no column names images of --data-dir photos, such as " in refused()
+    assert "no column names images of --data photos, such as " in refused()
     # of the same names in folders of another computer, which may be those: an example is shown
     write(["file", "kind"], [(f"D:/old/part{i % 4}/{i}.png", row[1]) for i, row in enumerate(rows)])
     said = []
@@ -128,7 +128,7 @@ def test_several_labels(mark):
     rows = [(n, mark.join([c] + ["striped"] * s)) for n, c, s, _ in photos()]
     write(["file", "tags"], rows, delimiter="," if mark == "|" else "\t")
     said = []
-    kind = {"target_kind": "labels"} if mark == " " else {}
+    kind = {"target_type": "labels"} if mark == " " else {}
     dataset, splits = splits_of(source(**kind), log=said.append)
     assert dataset.class_names == ("blue", "red", "striped")
     assert splits.train["targets"].shape[1] == 3 and splits.summary()["classes"]["red"]["test"]
@@ -144,7 +144,7 @@ def test_columns_of_0_and_1_and_rows_that_come_again():
     again = [(n, "red") for n, c, _, _ in rows if c == "red"]
     again += [(n, "striped") for n, _, s, _ in rows if s] + [(n, "") for n, *_ in rows]
     write(["file", "tag"], again)
-    one = splits_of(source(target_kind="labels"))[1]
+    one = splits_of(source(target_type="labels"))[1]
     for name in ("train", "val", "test"):
         a, b = getattr(columns, name), getattr(one, name)
         np.testing.assert_array_equal(a["targets"], b["targets"])
@@ -217,11 +217,11 @@ def test_bad_files():
     assert "--group c: " in refused(target=("a",), group="c")
     assert "--target file names files or groups" in refused(target=("file",))
     assert "should be a number" in refused(target=("a", "b"))
-    assert "is not a number" in refused(target=("a",), target_kind="number")
+    assert "is not a number" in refused(target=("a",), target_type="number")
     write(["file", "label"], [(n, "red") for n, *_ in rows])
     assert "fewer than two classes" in refused()
     write(["file", "label"], [(n, i) for i, (n, *_) in enumerate(rows)])
-    assert "fewer than two classes" in refused(target_kind="classes")
+    assert "fewer than two classes" in refused(target_type="classes")
     write(["file", "label", "p"], [(n, c, c) for n, c, *_ in rows])
     assert "there are 2 groups" in refused(group="p")
     write(["file", "label", "p"], [(n, c, c + str(i % 5 * (c == "red"))) for i, (n, c, *_) in
@@ -231,12 +231,12 @@ def test_bad_files():
         for seed in range(20):
             splits_of(source(group="p", split_seed=seed))
     assert "does not exist" in refused(path="nothing.csv")
-    with pytest.raises(InputError, match="--group requires --labels"):
-        ImageFolder(data_dir=Path("photos"), group="p").load(print)
+    with pytest.raises(InputError, match="--group requires --labels-csv"):
+        ImageFolder(data=Path("photos"), group="p").load(print)
 
 
-FLAGS = ["--preset", "scratch", "--data-dir", "photos", "--labels", "labels.csv", "--size", "16",
-         "--epochs", "8", "--batch-size", "8", "--model.features", "8", "--run-dir", "run",
+FLAGS = ["--preset", "scratch", "--data", "photos", "--labels-csv", "labels.csv", "--image-size",
+         "16", "--epochs", "8", "--batch-size", "8", "--model.features", "8", "--run-dir", "run",
          "--hparams.learning-rate", "5e-3", "--hparams.dropout", "0", "--augment"]  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def answer(capsys, name):
 def test_a_run_with_several_labels(capsys):
     rows = photos(200)
     write(["file", "tags"], [(n, "|".join([c] + ["striped"] * s)) for n, c, s, _ in rows])
-    results = ran("--baseline", "none", "--validation", "0.3")
+    results = ran("--baseline", "none", "--val-split", "0.3")
     assert results["task"] == "MultiLabel" and results["test"]["macro_f1"] > 0.9
     saved = json.loads(Path("run/calibration.json").read_text(encoding="utf-8"))
     assert len(saved["thresholds"]) == 3

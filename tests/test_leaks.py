@@ -50,16 +50,16 @@ def test_a_counter_of_the_rows():
 )
 def test_an_order_that_tells_the_class(values):
     (said,) = leaks_of({**noise(), "id": values}, SORTED)
-    assert said.startswith("id is in the order of the rows") and "--ignore id" in said
+    assert said.startswith("id is in the order of the rows") and "--drop-columns id" in said
     assert not leaks_of({**noise(), "id": values}, MIXED)
     (said,) = leaks_of({**noise(), "id": values}, np.arange(300) ** 1.5, classes=())
-    assert "sorted by its target" in said and "--ignore id" in said
+    assert "sorted by its target" in said and "--drop-columns id" in said
     assert not leaks_of({**noise(), "id": values}, RNG.normal(size=300), classes=())
 
 
 def test_blocks_of_a_class_are_an_order_too():
     blocks = np.repeat([0, 1, 0, 1], 75)
-    assert "--ignore id" in leaks_of({**noise(), "id": np.arange(300) + 5.0}, blocks)[0]
+    assert "--drop-columns id" in leaks_of({**noise(), "id": np.arange(300) + 5.0}, blocks)[0]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_blocks_of_a_class_are_an_order_too():
 )
 def test_a_column_that_alone_decides(values, target, classes):
     (said,) = leaks_of({**noise(), "copy": values}, target, classes=tuple(classes))
-    assert said.startswith("copy alone decides the target") and "--ignore copy" in said
+    assert said.startswith("copy alone decides the target") and "--drop-columns copy" in said
     assert not leaks_of({"copy": values}, target, classes=tuple(classes))  # all that there is
 
 

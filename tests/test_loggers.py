@@ -1,4 +1,4 @@
-"""--log: what reaches MLflow's own file store, and Weights & Biases; neither stops a run."""
+"""--logger: what reaches MLflow's own file store, and Weights & Biases; neither stops a run."""
 
 import sys
 import types
@@ -32,7 +32,7 @@ def store(place, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:::mlflow", "ignore::FutureWarning")
 def test_mlflow_has_what_the_run_has(store):
-    trained("--log", "mlflow")
+    trained("--logger", "mlflow")
     experiment = store.get_experiment_by_name("mnist")
     (found,) = store.search_runs([experiment.experiment_id])
     assert found.info.run_name == "run" and found.info.status == "FINISHED"
@@ -42,7 +42,7 @@ def test_mlflow_has_what_the_run_has(store):
     assert found.data.params["learning_rate"] == "0.001"
     pictures = {each.path for each in store.list_artifacts(found.info.run_id)}
     assert "confusion_matrix.png" in pictures
-    trained("--log", "mlflow", "--resume", "--epochs", "3")  # goes on with the same one
+    trained("--logger", "mlflow", "--resume", "--epochs", "3")  # goes on with the same one
     (found,) = store.search_runs([experiment.experiment_id])
     losses = store.get_metric_history(found.info.run_id, "train_loss")
     assert {m.step for m in losses} == {41, 82, 123}
@@ -57,7 +57,7 @@ def test_a_store_that_fails_is_one_warning(store, monkeypatch, capsys):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_metric", fails)
-    trained("--log", "mlflow")
+    trained("--logger", "mlflow")
     out = capsys.readouterr().out
     assert out.count("nothing more is sent to MLflow (the disk is full)") == 1
     assert Path("run/results.json").exists() and "figures, metrics and checkpoints" in out
@@ -84,12 +84,12 @@ def test_weights_and_biases(monkeypatch):
     wandb.util = types.SimpleNamespace(generate_id=lambda: "abc")
     wandb.init = lambda **options: begun.append(options) or made
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    trained("--log", "wandb")
+    trained("--logger", "wandb")
     assert begun[0]["project"] == "mnist" and begun[0]["id"] == "abc"
     assert [step for step, values in told[:2]] == [41, 82] and "val_loss" in told[0][1]
     assert (None, {"confusion_matrix": "picture confusion_matrix.png"}) in told
     assert told[-1] == "finished" and config["dropout"] == 0.25 and "test_accuracy" in summary
-    trained("--log", "wandb", "--resume", "--epochs", "3")
+    trained("--logger", "wandb", "--resume", "--epochs", "3")
     assert begun[1]["id"] == "abc" and begun[1]["resume"] == "allow"
 
     def refuses(**_):
@@ -144,6 +144,6 @@ def test_a_package_that_is_missing_is_one_sentence(monkeypatch, capsys):
     for kind in ("wandb", "mlflow"):
         monkeypatch.setitem(sys.modules, kind, None)
         with pytest.raises(SystemExit) as stopped:
-            trained("--log", kind, "--run-dir", kind)
+            trained("--logger", kind, "--run-dir", kind)
         assert stopped.value.code == 2
         assert f"pip install 'dlflax[{kind}]'" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def films():
 def test_a_few_films(capsys, finetune, monkeypatch):
     monkeypatch.setattr(minilm, "BUCKETS", 2)  # programs take longer than training
     films()
-    command = ["--preset", "minilm", "--data-dir", "films.csv", "--finetune", finetune]
+    command = ["--preset", "minilm", "--data", "films.csv", "--finetune", finetune]
     epochs = "40" if finetune == "head" else "2"
     if finetune == "contrastive":
         command, epochs = [*command[2:], "--preset", "few", "--contrastive-epochs", "1"], "10"
@@ -189,14 +189,14 @@ def test_what_is_not_there_is_said(monkeypatch):
 
 def test_a_tokenizer_of_ones_own():
     films()
-    source = Text(data_dir=Path("films.csv"))
+    source = Text(data=Path("films.csv"))
     splits = make_splits(source, source.load(), 0.1, 0)
     Path("mine").mkdir()
     Path("mine/tokenizer.json").write_text(splits.encoder.tokenizer, encoding="utf-8")
-    own = Text(data_dir=Path("films.csv"), tokenizer="mine")
+    own = Text(data=Path("films.csv"), tokenizer="mine")
     again = make_splits(own, own.load(), 0.1, 0)
     np.testing.assert_array_equal(again.test["inputs"], splits.test["inputs"])
     assert again.encoder.tokens == "published" and "length" in again.train
-    with pytest.raises(InputError, match="remove --vocabulary"):
-        Text(data_dir=Path("films.csv"), tokenizer="mine", vocabulary=10).load()
+    with pytest.raises(InputError, match="remove --vocab-size"):
+        Text(data=Path("films.csv"), tokenizer="mine", vocab_size=10).load()
     shutil.rmtree("mine")

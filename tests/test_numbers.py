@@ -126,7 +126,7 @@ def values_of(answers):
 
 
 def test_a_row_means_the_same_by_every_way_in(capsys):
-    flags = ["--data-dir", str(boards("boards.csv")), "--epochs", "20", "--run-dir", "r"]
+    flags = ["--data", str(boards("boards.csv")), "--epochs", "20", "--run-dir", "r"]
     run.main("tabular", tabular.PRESETS, {}, [*flags, "--baseline", "none"])
     assert "numbers are read as 1.234,5 in length, width." in capsys.readouterr().out
     model = dlflax.load("r", log=lambda _: None)
@@ -163,7 +163,7 @@ def test_a_row_means_the_same_by_every_way_in(capsys):
 @pytest.mark.slow
 def test_a_table_is_evaluated_as_it_was_trained():
     """The target by its name, its kind and format as in training, all rows."""
-    run.main("tabular", tabular.PRESETS, {}, ["--data-dir", str(boards("boards.csv")),
+    run.main("tabular", tabular.PRESETS, {}, ["--data", str(boards("boards.csv")),
              "--epochs", "20", "--run-dir", "r", "--baseline", "none"])  # fmt: skip
     model = dlflax.load("r", log=lambda _: None)
     rows = [(f"{2 * i},000", "1,5", f"{i},5", "x") for i in range(1, 6)]
@@ -180,7 +180,7 @@ def test_a_table_is_evaluated_as_it_was_trained():
         model.evaluate(frame[["length", "width"]])
     kinds = [(f"{i}", f"{i % 7}", "ab"[i % 2]) for i in range(60)]
     write("kinds.csv", [("i", "j", "kind"), *kinds])
-    run.main("tabular", tabular.PRESETS, {}, ["--data-dir", "kinds.csv", "--epochs", "2",
+    run.main("tabular", tabular.PRESETS, {}, ["--data", "kinds.csv", "--epochs", "2",
              "--run-dir", "k", "--baseline", "none"])  # fmt: skip
     said = []
     model = dlflax.load("k", log=said.append)
@@ -204,9 +204,9 @@ def test_a_series_keeps_its_format(capsys):
     cells = [cell.removesuffix(",0") for cell in cells]
     cells[3], values[3] = "9.341", 9341
     path = write("a.csv", [("n", "value"), *enumerate(cells)], ";")
-    series = Series(data_dir=path, window=12, horizon=3)
+    series = Series(data=path, window=12, horizon=3)
     np.testing.assert_allclose(series.load(print).train["window"][0, :, 0], values[:12].round(1))
-    run.main("forecast", forecast.PRESETS, {}, ["--data-dir", "a.csv", "--epochs", "1", "--window",
+    run.main("forecast", forecast.PRESETS, {}, ["--data", "a.csv", "--epochs", "1", "--window",
              "12", "--horizon", "3", "--run-dir", "r", "--baseline", "none"])  # fmt: skip
     assert "numbers are read as 1.234,5 in value." in capsys.readouterr().out
     model = dlflax.load("r", log=lambda _: None)
@@ -221,7 +221,7 @@ def test_a_series_keeps_its_format(capsys):
 def test_a_target_with_a_currency_is_a_number(price):
     amounts = [5000 + 37 * i for i in range(90)]
     rows = [(i % 7, 25 + i / 10, price.format(amount)) for i, amount in enumerate(amounts)]
-    dataset = Table(data_dir=write("a.csv", [("rooms", "area", "price"), *rows])).load(print)
+    dataset = Table(data=write("a.csv", [("rooms", "area", "price"), *rows])).load(print)
     assert not dataset.class_names
     np.testing.assert_array_equal(dataset.examples.target, amounts)
 
@@ -229,13 +229,13 @@ def test_a_target_with_a_currency_is_a_number(price):
 def test_many_rows_are_not_dropped_in_silence():
     rows = [(i, f"about {1000 + i if i % 9 else i % 2}") for i in range(90)]
     with pytest.raises(InputError, match="80 of 90 rows are of a class with fewer than 3 rows"):
-        Table(data_dir=write("a.csv", [("x", "price"), *rows])).load(print)
+        Table(data=write("a.csv", [("x", "price"), *rows])).load(print)
     rows = [(i, ("none", "mild", "n/a")[i % 3]) for i in range(90)]
-    dataset = Table(data_dir=write("b.csv", [("x", "finding"), *rows])).load(print)
+    dataset = Table(data=write("b.csv", [("x", "finding"), *rows])).load(print)
     assert dataset.examples.classes == ("mild", "n/a", "none") and len(dataset.examples) == 90
     rows = [(i, ("", "mild", "severe")[i % 3]) for i in range(90)]
     said = []
-    assert len(Table(data_dir=write("c.csv", [("x", "f"), *rows])).load(said.append).test["x"])
+    assert len(Table(data=write("c.csv", [("x", "f"), *rows])).load(said.append).test["x"])
     assert said[0].startswith("30 rows have no f")
 
 
@@ -255,7 +255,7 @@ def test_ordinals_are_no_amounts():
 
 def test_why_a_column_is_not_read_as_numbers():
     said, rows = [], [(f"{i / 8}" if i % 20 else "lost", i % 2, i % 3) for i in range(80)]
-    Table(data_dir=write("a.csv", [("level", "x", "y"), *rows])).load(said.append)
+    Table(data=write("a.csv", [("level", "x", "y"), *rows])).load(said.append)
     assert said[0] == "level: 4 of 80 cells are no numbers (lost): it is not read as numbers."
     nil = [(cell.replace("lost", "nil"), *rest) for cell, *rest in rows]
     form = infer([cell for cell, *_ in nil])
@@ -265,14 +265,14 @@ def test_why_a_column_is_not_read_as_numbers():
 def test_targets_with_marks_for_missing_values():
     """Of a number they are missing, however many; of classes they are one, which is said."""
     said, rows = [], [(i % 7, "NA" if i % 3 == 0 else f"{i / 8}") for i in range(90)]
-    dataset = Table(data_dir=write("a.csv", [("x", "y"), *rows])).load(said.append)
+    dataset = Table(data=write("a.csv", [("x", "y"), *rows])).load(said.append)
     assert len(dataset.examples) == 60 and "30 rows have no y (NA): dropped." in said
     rows = [(i % 7, ("NA", "no", "yes")[i % 3]) for i in range(90)]
-    Table(data_dir=write("b.csv", [("x", "y"), *rows])).load(said.append)
+    Table(data=write("b.csv", [("x", "y"), *rows])).load(said.append)
     assert any(line.startswith("y: 30 rows have 'NA', which is a class here") for line in said)
 
 
 def test_few_whole_numbers_that_are_rare_are_no_classes():
     rows = [(i, [3, 4, *range(20, 35)][i % 5 if i < 25 else i % 17]) for i in range(40)]
-    dataset = Table(data_dir=write("a.csv", [("x", "y"), *rows])).load(print)
+    dataset = Table(data=write("a.csv", [("x", "y"), *rows])).load(print)
     assert not dataset.class_names and len(dataset.examples) == 40

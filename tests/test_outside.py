@@ -256,7 +256,7 @@ def nnx_rings(place):
 def test_an_nnx_module_is_a_model(place, capsys):
     """BatchNorm and dropout train; resumed to the bit; as members; predicted and exported."""
     experiment = nnx_rings(place)
-    flags = ["--model.width", "16", "--batch-size", "8", "--validation", "0.25"]
+    flags = ["--model.width", "16", "--batch-size", "8", "--val-split", "0.25"]
     for folder, epochs in (("whole", "6"), ("parts", "4")):
         run.main("nnx_rings.py", experiment.presets,
                  args=[*flags, "--epochs", epochs, "--run-dir", folder])  # fmt: skip

@@ -57,8 +57,8 @@ def difference(a, b):
     return [float(np.abs(a[0] - b[0]).max()),
             max(float(np.abs(x - y).max()) for x, y in zip(a[1], b[1], strict=True))]
 
-def fit(recipe, devices, shard_state=False, train_set=train_set, **more):
-    with parallel.use_devices(devices, shard_state):
+def fit(recipe, devices, fsdp=False, train_set=train_set, **more):
+    with parallel.use_devices(devices, fsdp):
         return train.fit(recipe, hparams, train_set, val, epochs=2, seed=1, **more)
 
 compiled = []
@@ -75,8 +75,8 @@ for name, recipe in recipes.items():
     answers[name + " compiled"] = sum("jit(train_steps)" in text for text in compiled)
     if name == "cnn":
         parallel.LARGE = 64
-        sharded = fit(recipe, 8, shard_state=True)
-        answers["shard_state"] = difference(one, numbers(sharded))
+        sharded = fit(recipe, 8, fsdp=True)
+        answers["fsdp"] = difference(one, numbers(sharded))
         shards = [leaf.addressable_shards[0].data.size / leaf.size
                   for leaf in jax.tree.leaves(sharded.state.params) if leaf.size > 1000]
         answers["shares"] = sorted(set(shards))
@@ -133,7 +133,7 @@ def test_eight_devices_are_one(tmp_path):
     assert ran.returncode == 0, ran.stderr[-3000:]
     answers = json.loads(ran.stdout.splitlines()[-1])
     assert answers["devices"] == 8
-    for name in ("cnn", "matmul", "norms", "shard_state", "streamed", "moving"):
+    for name in ("cnn", "matmul", "norms", "fsdp", "streamed", "moving"):
         losses, leaves = answers[name]
         assert losses < 2e-5 and leaves < 2e-4, (name, answers[name])
     for name in ("cnn", "matmul", "norms"):
@@ -220,6 +220,6 @@ def test_two_hosts_stop_in_the_middle_of_an_epoch(tmp_path):
 def test_devices_are_checked(wanted, batch_size, sentence):
     with pytest.raises(InputError, match=sentence):
         parallel.num_devices(wanted, batch_size)
-    assert parallel.num_devices(0, 32) == 1 and parallel.num_devices(2, 32, shard_state=True) == 2
-    with pytest.raises(InputError, match="--shard-state needs several devices"):
-        parallel.num_devices(0, 32, shard_state=True)
+    assert parallel.num_devices(0, 32) == 1 and parallel.num_devices(2, 32, fsdp=True) == 2
+    with pytest.raises(InputError, match="--fsdp needs several devices"):
+        parallel.num_devices(0, 32, fsdp=True)

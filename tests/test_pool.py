@@ -108,7 +108,7 @@ class Silent:
 
 
 def job(recipe=None, space=SPACE, **options):
-    common = dict(epochs=EPOCHS, seed=3, num_seeds=1, patience=0, reduce_on_plateau=0,
+    common = dict(epochs=EPOCHS, seed=3, num_seeds=1, patience=0, plateau_patience=0,
                   metric="loss", sign=1, rank="mean", population_map="map")  # fmt: skip
     return Job(recipe, train.Hparams(), space, **{**common, **options})
 
@@ -374,7 +374,7 @@ SWEEPS = {
     "two structures, halved": {"space": {"model.features": ("8", "16")}, "search": Halving(2)},
     "freeze-thaw": {"search": FreezeThaw(2), "trials": 3, "sampler": "gp"},
     "seeds, plateau, diverged": {
-        "num_seeds": 2, "reduce_on_plateau": 1, "space": {"learning_rate": ("1e-3", "1e30", "log")},
+        "num_seeds": 2, "plateau_patience": 1, "space": {"learning_rate": ("1e-3", "1e30", "log")},
     },
 }  # fmt: skip
 
@@ -443,7 +443,7 @@ def test_training_that_is_killed_after_any_epoch(name, mode, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_the_run_folder_of_the_best_trial_has_the_rates_that_it_was_trained_with(tmp_path):
-    run(tmp_path / "s", trials=2, population_size=2, reduce_on_plateau=3)
+    run(tmp_path / "s", trials=2, population_size=2, plateau_patience=3)
     rates = []
     for name in ("trained", "retrained"):
         with open(tmp_path / "s" / name / "metrics.csv", encoding="utf-8") as file:

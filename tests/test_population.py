@@ -59,11 +59,11 @@ def losses(trials):
 )
 def test_a_lane_is_the_trial_trained_alone(digits, recipe, layouts):
     alone = [
-        train.fit(recipe, hparams, *digits, epochs=3, seed=int(seed), reduce_on_plateau=1).history
+        train.fit(recipe, hparams, *digits, epochs=3, seed=int(seed), plateau_patience=1).history
         for hparams, (seed,) in zip(HPARAMS, SEEDS, strict=True)
     ]
     for layout in layouts:
-        trials = trained(recipe, HPARAMS, SEEDS, digits, layout, reduce_on_plateau=1)
+        trials = trained(recipe, HPARAMS, SEEDS, digits, layout, plateau_patience=1)
         for (history,), expected in zip(trials.histories, alone, strict=True):
             for row, other in zip(history, expected, strict=True):
                 # of 500 examples one or two may be a tie but for the last bit

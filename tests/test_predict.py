@@ -195,7 +195,7 @@ def test_evaluate_a_table_in_its_own_unit(place):
     rows = [(x, 100 + 30 * x + generator.normal()) for x in generator.normal(size=150)]
     text = ["x,price", *(f"{x},{y}" for x, y in rows)]
     Path("a.csv").write_text("\n".join(text), encoding="utf-8")
-    run.main("tabular", tabular.PRESETS, {}, ["--data-dir", "a.csv", "--epochs", "5",
+    run.main("tabular", tabular.PRESETS, {}, ["--data", "a.csv", "--epochs", "5",
              "--baseline", "none", "--run-dir", "table"])  # fmt: skip
     model = dlflax.load("table", log=lambda _: None)
     guessed = [each["values"][0] for each in model.predict("a.csv")]
@@ -246,8 +246,8 @@ def test_scores_of_every_split_are_in_the_unit_of_the_target(place):
         Image.fromarray(pixels).save(f"lamps/{i:02}.png")
         rows.append(f"{i:02}.png,{10_000 + 40 * value:.1f}")
     Path("lumen.csv").write_text("\n".join(rows), encoding="utf-8")
-    flags = ["--preset", "scratch", "--size", "16", "--epochs", "3", "--batch-size", "8",
-             "--data-dir", "lamps", "--labels", "lumen.csv", "--baseline", "none"]  # fmt: skip
+    flags = ["--preset", "scratch", "--image-size", "16", "--epochs", "3", "--batch-size", "8",
+             "--data", "lamps", "--labels-csv", "lumen.csv", "--baseline", "none"]  # fmt: skip
     run.main("image_folder", image_folder.PRESETS, image_folder.ARCHITECTURES,
              [*flags, "--run-dir", "r"])  # fmt: skip
     model = dlflax.load("r", log=lambda _: None)

@@ -11,18 +11,19 @@ import experiments
 from dlflax import run, train
 from dlflax.config.resume import differences
 from dlflax.data import Arrays, ImageFolder, Images, Series, Source, Table, Text
+from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.train.augment import Flip
 from dlflax.train.tasks import TASKS
 from dlflax.tune import sweep_command
 from dlflax.tune.finish import in_folder
 from dlflax.tune.sweep_config import Sweep
-from experiments import mnist
+from experiments import image_folder, mnist
 
 CONFIG = run.Config(train.Recipe(MLP((4,))))
 FREE = {
-    "data.data_dir", "data.dataset", "recipe.task.scale", "run_dir", "resume", "devices",
-    "shard_state", "distributed", "profile", "baseline", "log", "verbose",
+    "data.data", "data.dataset", "recipe.task.scale", "run_dir", "resume", "devices",
+    "fsdp", "distributed", "profile", "baseline", "logger", "verbose",
 }  # fmt: skip
 OF_SWEEP = {"trials", "min_improvement", "study", "storage", "ensemble_size", "auto"}
 OF_SWEEP |= {"launcher", "workers", "launcher_options"}
@@ -92,7 +93,7 @@ class Longer(run.Config):
 
 @dataclasses.dataclass(frozen=True)
 class Scans(Images):
-    data_dir: Path | None = Path("scans")  # still free
+    data: Path | None = Path("scans")  # still free
     dataset: str = dataclasses.field(default="", metadata={"resume": "compared"})
     workers: int = dataclasses.field(default=1, metadata={"resume": "free"})
     shade: float = 0.5
@@ -109,7 +110,7 @@ def test_fields_of_ones_own():
     config = Longer(recipe, data=Scans())
     free = dict(note="a", devices=2, run_dir=Path("b"))
     free |= {
-        "data": Scans(data_dir=Path("elsewhere"), workers=4),
+        "data": Scans(data=Path("elsewhere"), workers=4),
         "recipe": dataclasses.replace(recipe, augment=(Flip(), Wobble("c"))),
     }
     other = dataclasses.replace(config, **free)
@@ -161,15 +162,15 @@ def folder_of(config, folder):
 
 def test_a_resumed_run_takes_over_all_but_what_is_of_the_machine(tmp_path):
     saved = dataclasses.replace(
-        mnist.DEFAULT, seed=5, data=Images(data_dir=Path("there")), devices=3, shard_state=True,
-        distributed=True, profile=True, baseline="none", log="wandb", verbose=True,
+        mnist.DEFAULT, seed=5, data=Images(data=Path("there")), devices=3, fsdp=True,
+        distributed=True, profile=True, baseline="none", logger="wandb", verbose=True,
     )  # fmt: skip
     folder = folder_of(saved, tmp_path)
     experiment = run.Experiment("mnist", mnist)
     config = run.parse(experiment, ["--resume", "--run-dir", str(folder)])
-    assert (config.seed, config.data.data_dir) == (5, Path("there"))
-    assert (config.devices, config.log, config.baseline) == (0, "none", "auto")
-    assert not (config.shard_state or config.distributed or config.profile or config.verbose)
+    assert (config.seed, config.data.data) == (5, Path("there"))
+    assert (config.devices, config.logger, config.baseline) == (0, "none", "auto")
+    assert not (config.fsdp or config.distributed or config.profile or config.verbose)
 
 
 def test_the_winner_of_a_sweep_continues_or_makes_way(tmp_path):
@@ -178,3 +179,23 @@ def test_the_winner_of_a_sweep_continues_or_makes_way(tmp_path):
     assert same.resume and same.run_dir == folder
     other = in_folder(dataclasses.replace(CONFIG, hparams=train.Hparams(l2=0.5)), folder)
     assert not other.resume and not folder.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "place, old, new",
+    [
+        ("", "validation", "val_split"), ("data", "data_dir", "data"),
+        ("transfer", "views", "num_views"), ("data", "size", "image_size"),
+    ],
+)  # fmt: skip
+def test_a_folder_with_an_old_field_is_refused_with_the_new_one(tmp_path, place, old, new):
+    folder = folder_of(image_folder.PRESETS["default"], tmp_path / "run")
+    saved = json.loads((folder / "config.json").read_text())
+    fields = saved["config"][place] if place else saved["config"]
+    fields[old] = fields.pop(new)
+    (folder / "config.json").write_text(json.dumps(saved))
+    experiment = run.Experiment("image_folder", image_folder)
+    with pytest.raises(InputError) as error:
+        run.parse(experiment, ["--resume", "--run-dir", str(folder)])
+    sentence = f"has the field {old}, which is now {new}: start a new run, or read this one with"
+    assert str(folder) in str(error.value) and sentence in str(error.value)

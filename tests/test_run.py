@@ -130,7 +130,7 @@ def test_a_run_leaves_everything(capsys):
 @pytest.mark.slow
 @pytest.mark.figures
 def test_validation_0_trains_on_all(capsys):
-    arguments = (*FAST, "--validation", "0", "--hparams.dropout", "0.2")
+    arguments = (*FAST, "--val-split", "0", "--hparams.dropout", "0.2")
     train_mnist(*arguments, "--run-dir", "whole", "--epochs", "3")
     out = capsys.readouterr().out
     assert "1,438 train, no validation, 359 test" in out
@@ -150,7 +150,7 @@ def test_validation_0_trains_on_all(capsys):
         np.testing.assert_array_equal(a, b)
     resumed = json.loads(Path("parts/results.json").read_text())
     assert resumed["test"] == results["test"]
-    line = refused(capsys, "--run-dir", "parts", "--resume", "--validation", "0.1")
+    line = refused(capsys, "--run-dir", "parts", "--resume", "--val-split", "0.1")
     assert "validation was 0.0, now 0.1" in line
 
     # predict takes the last checkpoint
@@ -165,7 +165,7 @@ def test_validation_0_trains_on_all(capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST.exists(), reason="no MNIST files beside the repository")
 def test_one_epoch_of_mnist_itself():
-    results = train_mnist("--data-dir", str(MNIST), "--epochs", "1", "--batch-size", "128")
+    results = train_mnist("--data", str(MNIST), "--epochs", "1", "--batch-size", "128")
     assert results["dataset"] == "mnist"
     assert results["test"]["accuracy"] > 0.96
 
@@ -339,20 +339,20 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
     Path("file").write_text("x")
     (tmp_path / "lost").mkdir()
     cases = {
-        ("--data-dir", "nowhere"): "nowhere",
-        ("--data-dir", "lost"): "lost",
-        ("--data-dir", "short"): "short",
-        ("--data-dir", "range"): "range",
-        ("--data-dir", "empty"): "empty",
+        ("--data", "nowhere"): "nowhere",
+        ("--data", "lost"): "lost",
+        ("--data", "short"): "short",
+        ("--data", "range"): "range",
+        ("--data", "empty"): "empty",
         ("--hparams.learning-rate", "-1"): "--hparams.learning-rate -1 must be above 0",
         ("--hparams.dropout", "1"): "--hparams.dropout 1 must be 0 or more and below 1",
         ("--batch-size", "100000"): "--batch-size 100000 is larger than the 1,294 training",
         ("--batch-size", "0"): "--batch-size 0 must be 1 or more",
         ("--epochs", "0"): "--epochs 0 must be 1 or more",
         ("--seed", "-1"): "--seed -1 must be",
-        ("--validation", "1.5"): "--validation 1.5 must be from 0 up to below 1",
-        ("--validation", "0", "--patience", "2"): "--patience and --reduce-on-plateau must be 0",
-        ("--validation", "0", "--reduce-on-plateau", "2"): "must be 0 with --validation 0",
+        ("--val-split", "1.5"): "--val-split 1.5 must be from 0 up to below 1",
+        ("--val-split", "0", "--patience", "2"): "--patience and --plateau-patience must be 0",
+        ("--val-split", "0", "--plateau-patience", "2"): "must be 0 with --val-split 0",
         ("--model.features", "8", "8", "8", "8", "8"): "--model.features",
         ("--run-dir", "file/run"): "--run-dir file/run cannot be created: Not a directory",
         ("--resume",): "runs/mnist has no run",

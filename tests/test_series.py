@@ -38,7 +38,7 @@ def counted(tmp_path, n=40):
 
 def test_windows_by_hand(tmp_path):
     """The values 0..39: every window and target is known."""
-    series = Series(data_dir=counted(tmp_path), window=5, horizon=3, tail=0.25)
+    series = Series(data=counted(tmp_path), window=5, horizon=3, test_split=0.25)
     dataset = series.load()
     splits = make_splits(series, dataset, 0.2, seed=0)
     # 30 values before the tail, the last 6 of which are for validation
@@ -57,7 +57,7 @@ def test_windows_by_hand(tmp_path):
 def test_no_target_is_in_two_parts(tmp_path):
     values = np.random.default_rng(0).normal(size=60)
     path = write(tmp_path / "a.csv", [(i, v) for i, v in enumerate(values)])
-    series = Series(data_dir=path, window=6, horizon=4)
+    series = Series(data=path, window=6, horizon=4)
     splits = make_splits(series, series.load(), 0.2, seed=0)
     steps = [  # from one value to the next, as unique as the values
         {round(float(x), 4) for x in np.diff(part["targets"], axis=1).ravel()}
@@ -114,7 +114,7 @@ def test_what_is_missing_never_comes_from_the_future(tmp_path):
         "a.csv: 4 of 39 values are missing: forward-filled in inputs, ignored as targets.",
     ]
     assert values[:5].tolist() == [2, 4, 4, 4, 10] and np.flatnonzero(~observed)[0] == 2
-    series = Series(data_dir=path, window=4, horizon=3)
+    series = Series(data=path, window=4, horizon=3)
     splits = make_splits(series, series.load(lambda _: None), 0.2, 0)
     scale = splits.target.scale
     for part in (splits.train, splits.val, splits.test):
@@ -156,19 +156,19 @@ def test_gaps_of_the_series_that_is_shipped():
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        ({"dataset": "nope", "data_dir": None}, "--dataset nope is unknown here: choose co2 or"),
-        ({"column": "price"}, "has no column 'price': it has date, value"),
-        ({"column": "date"}, "line 2, column date: 'day 0' is not a number"),
+        ({"dataset": "nope", "data": None}, "--dataset nope is unknown here: choose co2 or"),
+        ({"target": "price"}, "has no column 'price': it has date, value"),
+        ({"target": "date"}, "line 2, column date: 'day 0' is not a number"),
         ({"window": 30}, "its train split has .* too few for --window 30"),
         ({"horizon": 20}, "too few for --window 5 and --horizon 20"),
-        ({"window": 5, "period": 7}, "--window 5 must be at least the season of 7 steps"),
+        ({"window": 5, "seasonality": 7}, "--window 5 must be at least the season of 7 steps"),
         ({"horizon": 0}, "--horizon 0 at least 1"),
-        ({"period": -1}, "--period -1 must be"),
-        ({"tail": 1.0}, "--tail 1 must be between 0 and 1"),
+        ({"seasonality": -1}, "--seasonality -1 must be"),
+        ({"test_split": 1.0}, "--test-split 1 must be between 0 and 1"),
     ],
 )
 def test_refusals(tmp_path, fields, sentence):
-    fields = {"data_dir": counted(tmp_path), "window": 5, "horizon": 3, **fields}
+    fields = {"data": counted(tmp_path), "window": 5, "horizon": 3, **fields}
     with pytest.raises(InputError, match=sentence):
         series = Series(**fields)
         make_splits(series, series.load(), 0.1, 0)
@@ -210,7 +210,7 @@ def shop(path, n=400, later=0):
 
 def test_covariates_by_hand(tmp_path):
     path = shop(tmp_path / "shop.csv", 60)
-    series = Series(data_dir=path, window=5, horizon=2, past_covariates=("visitors",),
+    series = Series(data=path, window=5, horizon=2, past_covariates=("visitors",),
                     future_covariates=("price",))  # fmt: skip
     dataset = series.load(lambda _: None)
     splits = make_splits(series, dataset, 0.2, 0)
@@ -238,9 +238,9 @@ def test_covariates_by_hand(tmp_path):
 def test_what_is_known_of_the_future_is_used(place, capsys):
     """A forecast from a file that goes on with the covariates, by the model trained with them."""
     path, asked = shop(place / "shop.csv"), shop(place / "asked.csv", 380, later=20)
-    flags = ["--data-dir", str(path), "--column", "sales", "--window", "4", "--horizon", "2",
+    flags = ["--data", str(path), "--target", "sales", "--window", "4", "--horizon", "2",
              "--baseline", "none", "--hparams.learning-rate", "3e-3", "--batch-size", "16",
-             "--epochs", "40", "--validation", "0.25", "--hparams.weight-decay", "0"]  # fmt: skip
+             "--epochs", "40", "--val-split", "0.25", "--hparams.weight-decay", "0"]  # fmt: skip
     seen = ["--past-covariates", "visitors", "--future-covariates", "price"]
     rmse = {}
     for name, more in (("with", seen), ("without", [])):
@@ -282,14 +282,14 @@ def test_an_interval_holds_what_it_says():
     ("flags", "sentence"),
     [
         ({"past_covariates": ("nothing",)}, "no column 'nothing'"),
-        ({"column": "price", "future_covariates": ("price",)}, "cannot be a covariate"),
+        ({"target": "price", "future_covariates": ("price",)}, "cannot be a covariate"),
         ({"past_covariates": ("date",)}, "is not a number"),
         ({"past_covariates": ("date", "price", "visitors", "sales")}, "cannot be a covariate"),
     ],
 )
 def test_bad_covariates(tmp_path, flags, sentence):
     with pytest.raises(InputError, match=sentence):
-        Series(data_dir=shop(tmp_path / "a.csv", 60), **flags).load(lambda _: None)
+        Series(data=shop(tmp_path / "a.csv", 60), **flags).load(lambda _: None)
     with pytest.raises(InputError, match="are for a file"):
         Series(past_covariates=("price",)).load(lambda _: None)
 
@@ -361,8 +361,8 @@ def test_a_forecast_has_dates_and_a_picture(tmp_path, monkeypatch, capsys):
     days = np.datetime64("2024-01-01") + np.arange(420)
     rows = [f"{day},{np.sin(i / 4):.3f}" for i, day in enumerate(days)]
     Path("a.csv").write_text("\n".join(["day,y", *rows]), encoding="utf-8")
-    flags = ["--data-dir", "a.csv", "--window", "20", "--horizon", "5", "--epochs", "2"]
-    flags += ["--baseline", "none", "--run-dir", "run", "--period", "1"]
+    flags = ["--data", "a.csv", "--window", "20", "--horizon", "5", "--epochs", "2"]
+    flags += ["--baseline", "none", "--run-dir", "run", "--seasonality", "1"]
     run.main("forecast", forecast.PRESETS, forecast.ARCHITECTURES, flags)
     capsys.readouterr()
     predict.command(Path("run"))
@@ -427,10 +427,10 @@ def test_a_series_is_the_same_in_any_writing(data):
         clean, _ = lines_of(path, ["t", "y"], [
             (t.isoformat(), "" if i in lost else values[i]) for i, t in enumerate(times)
         ])  # fmt: skip
-        source = Series(data_dir=Path(folder) / "a.csv", window=6, horizon=2)
+        source = Series(data=Path(folder) / "a.csv", window=6, horizon=2)
         encoder = make_splits(source, source.load(lambda _: None), 0.0, 0).encoder
         turned = [dict(zip(["y", *names], [float(row[-1]), *row], strict=False)) for row in rows]
-        windows = [encoder.parse(given).columns for given in (None, source.data_dir, turned)]
+        windows = [encoder.parse(given).columns for given in (None, source.data, turned)]
     assert f"times are read from {', '.join(names)}" in said[0]
     for name in ("values", "observed", "covariates"):
         assert np.array_equal(getattr(file, name), getattr(clean, name))
@@ -507,7 +507,7 @@ def test_it_is_said_that_there_are_no_times(tmp_path, header, rows):
 
 
 def encoder_of(path, **fields):
-    source = Series(data_dir=path, window=8, horizon=3, **fields)
+    source = Series(data=path, window=8, horizon=3, **fields)
     return make_splits(source, source.load(lambda _: None), 0.0, 0).encoder
 
 
@@ -574,7 +574,7 @@ def test_rounding_is_no_scale(tmp_path):
     rows = [(str(d.date()), 0.1 * i, 0.1, 7) for i, d in enumerate(DAYS)]
     path = write(tmp_path / "a.csv", rows, ("t", "y", "c", "k"))
     said = []
-    source = Series(data_dir=path, window=8, horizon=1, column="y", past_covariates=("c", "k"))
+    source = Series(data=path, window=8, horizon=1, target="y", past_covariates=("c", "k"))
     encoder = make_splits(source, source.load(said.append), 0.0, 0, said.append).encoder
     assert encoder.target.scale == 1 and encoder.covariate_scale == (1, 1)
     assert "the series y changes by the same at every step: its scale is 1." in said
@@ -588,7 +588,7 @@ def test_large_offsets_survive(tmp_path):
         rows = [(str(d.date()), 1.7e9 * (offset > 0) + 60 * i, w + offset)
                 for i, (d, w) in enumerate(zip(DAYS, wave, strict=True))]  # fmt: skip
         path = write(tmp_path / f"{name}.csv", rows, ("t", "clock", "y"))
-        source = Series(data_dir=path, window=8, horizon=3, past_covariates=("clock",))
+        source = Series(data=path, window=8, horizon=3, past_covariates=("clock",))
         splits = make_splits(source, source.load(lambda _: None), 0.2, 0)
         tables[name] = splits.train["inputs"], splits.test["inputs"], splits.train["targets"]
     for small, large in zip(*tables.values(), strict=True):
@@ -604,7 +604,7 @@ def test_large_offsets_survive(tmp_path):
 def test_the_last_column_of_values_is_forecast_and_said(tmp_path, header, row, right):
     file, said = lines_of(tmp_path / "a.csv", header.split(), [row(i) for i in range(36)])
     assert file.style.columns == (right,)
-    assert f"a.csv: {right} is forecast (--column for another)." in said
+    assert f"a.csv: {right} is forecast (--target for another)." in said
 
 
 def test_a_series_has_a_header(tmp_path):

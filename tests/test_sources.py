@@ -30,16 +30,16 @@ class TestSources(SourceSuite):
                 for i in range(20):
                     pixels = RNG.integers(0, 256, (12, 12, 3), np.uint8)
                     Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-            return ImageFolder(data_dir=tmp_path / "photos", size=8)
+            return ImageFolder(data=tmp_path / "photos", image_size=8)
         if request.param == "Text":
             lines = [f"{'good' if i % 2 else 'bad'} film number {i},{i % 2}" for i in range(60)]
             (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
-            return Text(data_dir=tmp_path / "films.csv")
+            return Text(data=tmp_path / "films.csv")
         if request.param == "Table":
             lines = [f"{i % 7},{'red' if i % 3 else 'blue'},{'no' if i % 2 else 'yes'}\n"
                      for i in range(60)]  # fmt: skip
             (tmp_path / "rows.csv").write_text("number,colour,answer\n" + "".join(lines))
-            return Table(data_dir=tmp_path / "rows.csv")
+            return Table(data=tmp_path / "rows.csv")
         if request.param == "Series":
             return Series("sunspots", window=22, horizon=5)
         shape, dtype = (40, 3), np.float32

@@ -41,7 +41,7 @@ FLAGS = [
     "--rotate-degrees 0", "--schedule constant", "--schedule cosine --warmup-fraction 0",
     "--augment flip", "--optimizer sgd",
     "--batch-size 64 --seed 3 --ema", "--task.monitor accuracy",
-    "--model.features 8,16 --model.activation gelu", "--validation 0", "--resume --run-dir later",
+    "--model.features 8,16 --model.activation gelu", "--val-split 0", "--resume --run-dir later",
 ]  # fmt: skip
 
 

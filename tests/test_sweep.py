@@ -168,7 +168,7 @@ REFUSED = {
     "--workers 0 must be 1": ["--workers", "0"],
     "--launcher-options is for": ["--launcher-options", "time=60"],
     "time must be NAME=VALUE": ["--launcher", "slurm", "--launcher-options", "time"],
-    "on validation data": ["--validation", "0"],
+    "on validation data": ["--val-split", "0"],
     "--storage .*cannot be used": ["--storage", "sqlite:////nowhere/a.db"],
     "--storage mongodb://host cannot be used": ["--storage", "mongodb://host"],
     "use an address that Optuna opens, such as sqlite:///a.db": ["--storage", "a.db"],

@@ -46,7 +46,7 @@ HEADER = ["size", "kind", "id", "same", "price"]
 
 def test_what_becomes_of_each_column():
     path = write("houses.csv", HEADER, houses())
-    source, said = Table(data_dir=path, bins=4), []
+    source, said = Table(data=path, num_bins=4), []
     dataset = source.load(said.append)
     splits = make_splits(source, dataset, 0.2, 0)
     assert any("inferred: a number" in line for line in said)
@@ -99,7 +99,7 @@ def test_numbers_as_people_write_them(delimiter):
         number = f"{i}.000,5" if comma else f'"{i},000.5"'
         rows.append(delimiter.join([number, "xy"[i % 2], str(i % 2)]))
     Path("t.csv").write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
-    source = Table(data_dir=Path("t.csv"))
+    source = Table(data=Path("t.csv"))
     splits = make_splits(source, source.load(lambda line: None), 0.2, 0)
     assert splits.class_names == ("0", "1")
     assert isinstance(splits.encoder.columns[0], NumberColumn)
@@ -114,20 +114,20 @@ def test_numbers_as_people_write_them(delimiter):
         ("a,a\n1,2\n", {}, "two columns 'a'"),
         ("a,b\n1\n", {}, "line 2 has 1 cells"),
         ("a,b\n1,2\n", {"target": "c"}, "--target c"),
-        ("a,b\n1,2\n", {"ignore": ("c",)}, "--ignore c"),
+        ("a,b\n1,2\n", {"drop_columns": ("c",)}, "--drop-columns c"),
         ("b\n1\n2\n", {}, "no column besides"),
         ("a,b\n" + "1,x\n" * 9, {}, "fewer than two classes"),
         ("a,b\n" + "1,x\n1,y\n" * 9, {}, "all columns were dropped"),
-        ("a,b\n" + "1,x\n2,y\n" * 9, {"target_kind": "number"}, "not a number"),
+        ("a,b\n" + "1,x\n2,y\n" * 9, {"target_type": "number"}, "not a number"),
         ("a,b\n1,\n2,\n", {}, "fewer than two classes"),
         ("a,b\n1,2\n3,4.5\n", {}, "too few"),
-        ("a,b\n" + "1,x\n2,y\n" * 9, {"test": 1.5}, "--test 1.5"),
-        ("a,b\n" + "1,x\n2,y\n" * 9, {"bins": -1}, "--bins -1"),
+        ("a,b\n" + "1,x\n2,y\n" * 9, {"test_split": 1.5}, "--test-split 1.5"),
+        ("a,b\n" + "1,x\n2,y\n" * 9, {"num_bins": -1}, "--num-bins -1"),
     ],
 )
 def test_tables_that_cannot_be_used(content, options, right):
     Path("bad.csv").write_text(content, encoding="utf-8")
-    source = Table(data_dir=Path("bad.csv"), **options)
+    source = Table(data=Path("bad.csv"), **options)
     with pytest.raises(InputError, match=right):
         make_splits(source, source.load(lambda line: None), 0.2, 0)
 
@@ -144,7 +144,7 @@ def test_generated_tables_train_or_are_refused():
         for _ in range(rows):
             lines.append(",".join(f'"{cell}"' for cell in rng.choice(some, columns)))
         Path("t.csv").write_text("\n".join(lines), encoding="utf-8")
-        source = Table(data_dir=Path("t.csv"))
+        source = Table(data=Path("t.csv"))
         try:
             splits = make_splits(source, source.load(lambda line: None), 0.2, i)
         except InputError as error:
@@ -165,7 +165,7 @@ def command(*flags):
 @pytest.mark.figures
 def test_a_number_from_a_file(capsys):
     write("houses.csv", HEADER, houses())
-    results = command("--data-dir", "houses.csv", "--target", "price", "--batch-size", "16")
+    results = command("--data", "houses.csv", "--target", "price", "--batch-size", "16")
     assert results["task"] == "Regression"
     beside = results["baselines"]
     assert list(beside) == ["mean", "ridge regression", "histogram gradient boosting"]
@@ -200,7 +200,7 @@ def test_gradient_boosting_is_scikit_learns_own():
     found = splits.train["targets"]
     model = HistGradientBoostingRegressor(random_state=0).fit(splits.plain("train").rows, found)
     error = model.predict(splits.plain("test").rows) - splits.test["targets"]
-    results = command("--dataset", "diabetes", "--validation", "0.2")
+    results = command("--dataset", "diabetes", "--val-split", "0.2")
     rmse = np.sqrt(np.mean(error**2)) * splits.target.scale[0]
     mine = results["baselines"]["histogram gradient boosting"]["rmse"]
     assert mine == pytest.approx(rmse, rel=1e-4)

@@ -370,7 +370,7 @@ def test_a_target_that_is_the_same_in_all_rows_is_refused(tmp_path):
     for i, target in enumerate(([0.1] * 40, [0] * 40, [1.7e9] * 40, rounded)):
         rows = [f"{x},{y!r}" for x, y in zip(inputs, target, strict=True)]
         (tmp_path / f"{i}.csv").write_text("\n".join(["x,y", *rows]), encoding="utf-8")
-        source = Table(data_dir=tmp_path / f"{i}.csv", target="y", target_kind="number")
+        source = Table(data=tmp_path / f"{i}.csv", target="y", target_type="number")
         with pytest.raises(InputError, match=sentence):
             make_splits(source, source.load(lambda _: None), 0.2, 0)
     for i in range(12):
@@ -380,8 +380,8 @@ def test_a_target_that_is_the_same_in_all_rows_is_refused(tmp_path):
     rows = [f"{i}.png,{i / 7!r},0.1" for i in range(12)]
     (tmp_path / "l.csv").write_text("\n".join(["file,x,y", *rows]), encoding="utf-8")
     source = ImageFolder(
-        data_dir=tmp_path / "images", size=8, labels=tmp_path / "l.csv", target=("x", "y"),
-        target_kind="number",
+        data=tmp_path / "images", image_size=8, labels_csv=tmp_path / "l.csv", target=("x", "y"),
+        target_type="number",
     )  # fmt: skip
     with pytest.raises(InputError, match=sentence):
         make_splits(source, source.load(lambda _: None), 0.2, 0)

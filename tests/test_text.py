@@ -41,7 +41,7 @@ def silent(sentence):
 
 
 def load(path, log=silent, **fields):
-    return Text(data_dir=path, **fields).load(log)
+    return Text(data=path, **fields).load(log)
 
 
 def refused(path, **fields):
@@ -149,9 +149,8 @@ def test_quoting(tmp_path):
     both = [*dataset.train["inputs"], *dataset.test["inputs"]]
     assert set(odd) <= set(both)
     assert csv.field_size_limit() == 131_072  # as others expect it
-    assert (
-        make_splits(Text(length=3, tokenizer="bpe"), dataset, 0.2, 0).train["inputs"].all(1).any()
-    )
+    splits = make_splits(Text(max_length=3, tokenizer="bpe"), dataset, 0.2, 0)
+    assert splits.train["inputs"].all(1).any()
 
     lines = "".join(f'"stray {each}\tpos\n' for each in GOOD) + "".join(
         f"{each}\tneg\n" for each in BAD
@@ -385,7 +384,7 @@ def films(tmp_path):
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_split(films, kind, tmp_path):
-    data = Text(vocabulary=300, length=12, tokenizer=kind)
+    data = Text(vocab_size=300, max_length=12, tokenizer=kind)
     splits = make_splits(data, films, 0.25, seed=1)
     n = len(films.train["inputs"])
     counts = np.bincount(films.train["targets"])
@@ -414,7 +413,7 @@ def test_only_training_texts_train_the_tokenizer(tmp_path):
     """A word that only the held-out texts have, however often, is unknown."""
     lines = [f"seen film {i},{'pos' if i % 2 else 'neg'}" for i in range(100)]
     path = write(tmp_path / "a.csv", HEAD + "\n".join(lines))
-    data = Text(data_dir=path, length=2, tokenizer="word")
+    data = Text(data=path, max_length=2, tokenizer="word")
     dataset = data.load(silent)
     before = make_splits(data, dataset, 0.2, 3)
     chosen = stratified_sample(dataset.train["targets"], 0.2, 3, 0)
@@ -503,7 +502,7 @@ def test_share_of_unreadable_texts_as_counted_by_hand():
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_deterministic(films, kind, tmp_path):
     """The same bytes in another process, with another number of threads and hash seed."""
-    data = Text(data_dir=tmp_path / "films.csv", vocabulary=280, tokenizer=kind)
+    data = Text(data=tmp_path / "films.csv", vocab_size=280, tokenizer=kind)
     expected = make_splits(data, films, 0.1, 0).encoder.tokenizer
     code = (
         "import sys; from pathlib import Path; from dlflax.data import Text, make_splits\n"
@@ -568,19 +567,19 @@ def test_special_tokens(films):
         vocabulary = content["model"]["vocab"]
         assert (vocabulary["[PAD]"], vocabulary["[UNK]"]) == (0, 1)
         assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
-    splits = make_splits(Text(vocabulary=10, tokenizer="word"), films, 0.1, 0)
+    splits = make_splits(Text(vocab_size=10, tokenizer="word"), films, 0.1, 0)
     assert splits.encoder.vocabulary == 10 and splits.train["inputs"].max() == 9
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"vocabulary": 2}, "--vocabulary 2 must be 3 or more for word"),
+        ({"vocab_size": 2}, "--vocab-size 2 must be 3 or more for word"),
         (
-            {"vocabulary": 257, "tokenizer": "bpe"},
-            "--vocabulary 257 must be 258 or more for bpe",
+            {"vocab_size": 257, "tokenizer": "bpe"},
+            "--vocab-size 257 must be 258 or more for bpe",
         ),
-        ({"length": -1}, "--length -1 must be 1 or more"),
+        ({"max_length": -1}, "--max-length -1 must be 1 or more"),
     ],
 )
 def test_bad_fields(films, fields, sentence):
@@ -596,25 +595,25 @@ def test_vader(tmp_path):
     dataset = Text().load(said.append)
     assert dataset.name == "vader" and dataset.class_names == ("negative", "positive")
     assert "DLFLAX_OFFLINE is set" in said[0] and len(said) == 2
-    assert "NOT the IMDB reviews" in said[1] and "--data-dir" in said[1]
+    assert "NOT the IMDB reviews" in said[1] and "--data" in said[1]
     both = pairs(dataset.train, dataset.class_names) | pairs(dataset.test, dataset.class_names)
     assert len(both) == 7494 == len(dataset.train["inputs"]) + len(dataset.test["inputs"])
     for word in (("love", "positive"), ("hate", "negative"), (":)", "positive")):
         assert word in both
     assert len(dataset.test["inputs"]) == 750
 
-    data = Text("vader", length=8)
+    data = Text("vader", max_length=8)
     again = data.load(silent)
     assert again.checksum == dataset.checksum
     splits = make_splits(data, again, 0.1, 0)
     assert splits.encoder.tokens == "bpe"
-    assert splits.encoder.model_fields() == {"vocabulary": text.VADER_VOCABULARY}
+    assert splits.encoder.model_fields() == {"vocab_size": text.VADER_VOCABULARY}
     unknown = dataset.test["inputs"][(splits.test["inputs"] == 1).any(1)]
     assert unknown.tolist() == ["86"]  # of all words the only one with a 6
     assert (splits.test["inputs"] > 0).sum(1).mean() > 2
     # Only the lexicon itself: not a user's file of that name.
     path = write(tmp_path / "vader.csv", HEAD + rows())
-    assert make_splits(Text(data_dir=path), load(path), 0.1, 0).encoder.tokens == "word"
+    assert make_splits(Text(data=path), load(path), 0.1, 0).encoder.tokens == "word"
 
 
 def test_vader_can_be_learnt():
@@ -622,7 +621,7 @@ def test_vader_can_be_learnt():
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    data = Text("vader", length=16)
+    data = Text("vader", max_length=16)
     splits = make_splits(data, data.load(silent), 0, 0)
     bag = CountVectorizer(analyzer=lambda row: row[row > 0].tolist())
     model = LogisticRegression(max_iter=1000)
@@ -631,7 +630,7 @@ def test_vader_can_be_learnt():
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(InputError, match=r'"ag_news" is neither .* pass --data-dir with a \.csv'):
+    with pytest.raises(InputError, match=r'"ag_news" is neither .* pass --data with a \.csv'):
         Text("ag_news").load(silent)
 
 
@@ -821,8 +820,8 @@ def test_real_texts():
     assert len(sms.test["inputs"]) == 516
     assert "contains 'rt-polarity.neg', 'rt-polarity.pos', 'sms-spam.tsv'" in refused(REAL)
 
-    splits = make_splits(Text(vocabulary=2000), sms, 0.1, 0)
-    assert splits.encoder.model_fields() == {"vocabulary": 2000}
+    splits = make_splits(Text(vocab_size=2000), sms, 0.1, 0)
+    assert splits.encoder.model_fields() == {"vocab_size": 2000}
     assert splits.encoder.tokens == "word"
     assert make_splits(Text(), films, 0.1, 0).encoder.tokens == "word"
 

@@ -88,7 +88,7 @@ def test_an_epoch_in_parts_is_the_same_to_the_bit(digits):
 
 def test_resuming_is_the_same_to_the_bit(digits):
     recipe = Recipe(model=Counting(), schedule=train.Cosine(), optimizer=train.SGD(nesterov=True))
-    arguments = dict(epochs=4, seed=1, reduce_on_plateau=1, patience=3)
+    arguments = dict(epochs=4, seed=1, plateau_patience=1, patience=3)
     saved = []
 
     def on_epoch(fit):
@@ -168,7 +168,7 @@ def test_without_validation_the_last_epoch_is_the_best(digits):
     recipe, hparams = Recipe(model=Counting(), ema=True), Hparams(dropout=0.2)
     seen = []
     alone = train.fit(
-        recipe, hparams, train_set, None, epochs=4, patience=1, reduce_on_plateau=1,
+        recipe, hparams, train_set, None, epochs=4, patience=1, plateau_patience=1,
         on_epoch=lambda fit: seen.append((jax.tree.map(jnp.copy, fit.state), list(fit.history))),
     )  # fmt: skip
     with_val = train.fit(recipe, hparams, train_set, val, epochs=4)

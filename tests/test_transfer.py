@@ -86,7 +86,7 @@ def same(a, b):
 @pytest.mark.parametrize("ema", [False, True])
 def test_frozen_is_unchanged_to_the_bit(pretrained, ema):
     """Parameters, batch statistics and the moving average of what is not trained."""
-    start = prepared(replace(RECIPE, ema=ema), finetune="last-blocks", head_epochs=0)
+    start = prepared(replace(RECIPE, ema=ema), finetune="last-blocks", freeze_epochs=0)
     fit = train.fit(
         start.recipe, Hparams(l2=0.01), SPLITS.train, epochs=2, pretrained=start.pretrained
     )
@@ -113,7 +113,7 @@ def test_frozen_is_unchanged_to_the_bit(pretrained, ema):
 def test_backbone_rate_is_a_fraction_of_the_learning_rate(pretrained):
     """One step of plain SGD moves the backbone a tenth as far as with a fraction of 1."""
     recipe = replace(RECIPE, optimizer=train.SGD())
-    start = prepared(recipe, finetune="all", head_epochs=0)
+    start = prepared(recipe, finetune="full", freeze_epochs=0)
     moved = {}
     for rate in (1.0, 0.1):
         state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
@@ -184,7 +184,7 @@ def without_head(variables):
 
 def test_views_are_augmented_rows_of_training_alone(pretrained):
     recipe = replace(RECIPE, augment=(augment.Flip(), augment.Brightness()))
-    start = prepared(recipe, finetune="head", views=2, hparams=Hparams(flip_probability=1.0))
+    start = prepared(recipe, finetune="head", num_views=2, hparams=Hparams(flip_probability=1.0))
     rows = start.splits.train["inputs"]
     assert len(rows) == 120 and len(start.splits.val["inputs"]) == 20
     same(start.splits.train["targets"], np.tile(SPLITS.train["targets"], 3))
@@ -196,7 +196,8 @@ def test_views_are_augmented_rows_of_training_alone(pretrained):
 
 def test_the_head_comes_first(pretrained):
     said = []
-    start = prepared(finetune="all", head_epochs=30, hparams=Hparams(learning_rate=0.03), said=said)
+    hparams = Hparams(learning_rate=0.03)
+    start = prepared(finetune="full", freeze_epochs=30, hparams=hparams, said=said)
     assert "the last layer alone reached a val accuracy of" in said[-1]
     state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
                        start.pretrained)  # fmt: skip
@@ -209,9 +210,9 @@ def test_the_head_comes_first(pretrained):
 @pytest.mark.parametrize(
     "fields, recipe, sentence",
     [
-        (dict(head_epochs=-1), RECIPE, "--head-epochs -1 must be 0 or more"),
-        (dict(views=1), RECIPE, "--views needs --augment"),
-        (dict(views=1, finetune="all"), RECIPE, "--views is for --finetune head"),
+        (dict(freeze_epochs=-1), RECIPE, "--freeze-epochs -1 must be 0 or more"),
+        (dict(num_views=1), RECIPE, "--num-views needs --augment"),
+        (dict(num_views=1, finetune="full"), RECIPE, "--num-views is for --finetune head"),
         (
             dict(),
             replace(RECIPE, augment=(augment.MixUp(),)),
@@ -306,7 +307,7 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
         recipe=RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
         transfer=Transfer(finetune=finetune), sampler="qmc", trials=6,
         space={"learning_rate": ("2e-2", "5e-2", "log")}, population_size=3, epochs=5,
-        validation=0.25, run_dir=tmp_path / "sweep",
+        val_split=0.25, run_dir=tmp_path / "sweep",
     )  # fmt: skip
     chosen = ensemble_selection.Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)
     monkeypatch.setattr(ensemble_selection, "choose", lambda *_: chosen)
@@ -338,7 +339,7 @@ def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     config = run.Config(
         RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
-        transfer=Transfer(self_contained=True), epochs=2, run_dir=tmp_path / "run",
+        transfer=Transfer(save_backbone=True), epochs=2, run_dir=tmp_path / "run",
     )  # fmt: skip
     run.run("halves", config, lambda line: None)
     inputs = pictures(6, 3)["inputs"]

@@ -16,7 +16,7 @@ from dlflax.run.prepare import read_data, split_data
 from experiments import sentiment
 
 pytestmark = pytest.mark.usefixtures("place")
-FLAGS = ["--data-dir", "notes.csv", "--epochs", "1", "--batch-size", "16", "--baseline", "none"]
+FLAGS = ["--data", "notes.csv", "--epochs", "1", "--batch-size", "16", "--baseline", "none"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def notes(place):
 
 
 def started(model, **fields):
-    source = Text(data_dir=Path("notes.csv"), **fields)
+    source = Text(data=Path("notes.csv"), **fields)
     recipe = train.Recipe(model, batch_size=16)
     config = run.Config(recipe, data=source)
     config, splits = split_data(*read_data(config, lambda _: None), lambda _: None)
@@ -41,7 +41,7 @@ def started(model, **fields):
     [RNN(features=(4,), embedding_dim=5), Transformer(1, hidden_dim=8, num_heads=2, mlp_dim=8)],
 )
 def test_an_embedding_begins_with_them(model):
-    recipe, splits, start = started(model, vectors="words.vec")
+    recipe, splits, start = started(model, embeddings="words.vec")
     assert "vectors of words.vec: 3 of" in " ".join(splits.notes)
     from dlflax.data.text.tokenizers import from_json
 
@@ -62,11 +62,11 @@ def test_what_they_do_not_fit():
         (CNN(features=(4,)), "no field vocabulary"),
     ):
         with pytest.raises(InputError, match=sentence):
-            started(model, vectors="words.vec")
+            started(model, embeddings="words.vec")
     with pytest.raises(InputError, match="requires whole words"):
-        started(RNN(features=(4,), embedding_dim=5), vectors="words.vec", tokenizer="bpe")
-    with pytest.raises(InputError, match="not fitted on the texts: remove --vectors"):
-        started(MiniLM(), vectors="words.vec", tokenizer="minilm")
+        started(RNN(features=(4,), embedding_dim=5), embeddings="words.vec", tokenizer="bpe")
+    with pytest.raises(InputError, match="not fitted on the texts: remove --embeddings"):
+        started(MiniLM(), embeddings="words.vec", tokenizer="minilm")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_glove():
 @pytest.mark.slow
 def test_a_run_goes_on_without_the_file(capsys):
     """Not needed to predict; a run that is resumed has them in its State."""
-    flags = [*FLAGS, "--vectors", "words.vec", "--model.features", "4", "--run-dir", "run"]
+    flags = [*FLAGS, "--embeddings", "words.vec", "--model.features", "4", "--run-dir", "run"]
     run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, flags)
     assert "3 of" in capsys.readouterr().out
     Path("words.vec").unlink()
@@ -124,7 +124,7 @@ def test_a_run_goes_on_without_the_file(capsys):
 def test_a_sweep_begins_with_them():
     from dlflax.tune import sweep_command
 
-    flags = [*FLAGS, "--vectors", "words.vec", "--model.features", "4", "--trials", "2"]
+    flags = [*FLAGS, "--embeddings", "words.vec", "--model.features", "4", "--trials", "2"]
     sweep = lambda *more: sweep_command.main(  # noqa: E731
         "random_search", experiments, ("random",), ["sentiment", *flags, *more]
     )

@@ -132,7 +132,7 @@ def test_a_row_of_a_table_has_one_answer(number, tmp_path, capsys):
     delimiter = ";" if "comma" in TABLES[number] else ",;\t|"[number % 4]
     path = write("table.csv", texts, delimiter)
     task = "classification" if number % 3 == 0 else "regression"
-    predictor = untrained(data.Table(data_dir=path), task, models.MLP((8,)), tmp_path)
+    predictor = untrained(data.Table(data=path), task, models.MLP((8,)), tmp_path)
     wanted = np.array(answers_of(predictor, str(path)))
     assert np.ptp(wanted, 0).min() > 1e-3 * np.abs(wanted).max()
     scale = np.abs(wanted).max()
@@ -236,7 +236,7 @@ def test_a_window_of_a_series_has_one_answer(kind, tmp_path, capsys):
     if kind in ("hours", "years"):  # newest first
         texts = {name: column[::-1] for name, column in texts.items()}
     path = write("s.csv", texts, ";" if comma else ",")
-    source = data.Series(data_dir=path, column="y", past_covariates=("p",), window=8, horizon=3)
+    source = data.Series(data=path, target="y", past_covariates=("p",), window=8, horizon=3)
     predictor = untrained(source, "forecast", models.MLP((8,)), tmp_path)
     ((_, own),) = predictor.answers([])
     frame = pd.DataFrame({"p": beside, "y": values})
@@ -271,7 +271,7 @@ def test_a_text_has_one_answer(tmp_path):
     words = np.array(["good", "bad", "schön", "日本", "😀", "naïve", "x" * 300])
     texts = [" ".join(some) for some in rng.choice(words, (ROWS, 6))]
     path = write("texts.csv", {"text": texts, "label": [str(i % 2) for i in range(ROWS)]})
-    source = data.Text(data_dir=path, tokenizer="bpe", vocabulary=300)
+    source = data.Text(data=path, tokenizer="bpe", vocab_size=300)
     predictor = untrained(source, "classification", models.RNN(features=(4,)), tmp_path)
     asked = [*texts[:5], "never seen", 'a "quoted", one', "two\nlines", "good " * 4000]
     wanted = np.array(answers_of(predictor, asked))
@@ -298,7 +298,7 @@ def test_a_text_has_one_answer(tmp_path):
 
 
 def encoder_of(path, **options):
-    source = data.Table(data_dir=path, **options)
+    source = data.Table(data=path, **options)
     return data.make_splits(source, source.load(lambda _: None), 0.2, 0).encoder
 
 
@@ -326,7 +326,7 @@ def test_integers_that_float64_cannot_tell_apart_are_names():
     (column, _) = first_column(long).columns
     assert isinstance(column, CategoryColumn) and len(column.levels) == 3
     pd.DataFrame({"x": [2**60 + i % 3 for i in range(60)], "y": range(60)}).to_parquet("a.parquet")
-    encoder = encoder_of("a.parquet", target_kind="number")
+    encoder = encoder_of("a.parquet", target_type="number")
     assert isinstance(encoder.columns[0], CategoryColumn)
     given = [{"x": 2**60 + 1}, {"x": str(2**60 + 2)}, {"x": 2**60 + 9}]
     assert encoder.raw(encoder.parse(given)).tolist() == [[2], [3], [0]]

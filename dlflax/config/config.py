@@ -29,13 +29,13 @@ class Config:
     """Passes over the train split."""
     seed: int = 0
     """Random seed of the validation split, initial parameters, example order and dropout."""
-    validation: float = 0.1
+    val_split: float = 0.1
     """Share of the training data held out as the validation split; 0: none."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weights classes by inverse frequency, n / (classes * n of the class)."""
     patience: int = 0
     """Stop after this many epochs without a better validation score; 0: never."""
-    reduce_on_plateau: int = 0
+    plateau_patience: int = 0
     """Halve the learning rate after this many epochs without improvement; 0: never."""
     folds: int = 0
     """Number of folds of a cross-validation, which tests on each fold once; 0: none."""
@@ -45,7 +45,7 @@ class Config:
     """Continue the run in --run-dir, or the newest one."""
     devices: int = dataclasses.field(default=0, metadata={"resume": "local"})
     """Devices that every batch is sharded over; 0: all GPUs or TPUs, or one CPU with all cores."""
-    shard_state: bool = dataclasses.field(default=False, metadata={"resume": "local"})
+    fsdp: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Shard parameters and optimizer state over the devices too, for large models."""
     distributed: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Train on several hosts, by SLURM, TPU pods, Open MPI or $JAX_COORDINATOR_ADDRESS."""
@@ -55,7 +55,7 @@ class Config:
         default="auto", metadata={"resume": "local"}
     )
     """auto: fits baselines on the same data and prints their test scores."""
-    log: Log = dataclasses.field(default="none", metadata={"resume": "local"})
+    logger: Log = dataclasses.field(default="none", metadata={"resume": "local"})
     """Loggers of scores and figures, besides TensorBoard."""
     verbose: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Print every epoch, every parameter of the network and the scores of each class."""
@@ -74,16 +74,16 @@ def check(config: Config) -> None:
     check_hparams(config.hparams)
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed {config.seed} must be from 0 to {2**32 - 1}.")
-    for name, least in (("epochs", 1), ("patience", 0), ("reduce_on_plateau", 0), ("devices", 0),
+    for name, least in (("epochs", 1), ("patience", 0), ("plateau_patience", 0), ("devices", 0),
                         ("folds", 0)):  # fmt: skip
         check_count(name, getattr(config, name), least)
-    if not 0 <= config.validation < 1:
-        raise InputError(f"--validation {config.validation:g} must be from 0 up to below 1.")
+    if not 0 <= config.val_split < 1:
+        raise InputError(f"--val-split {config.val_split:g} must be from 0 up to below 1.")
     if config.run_dir is not None and str(config.run_dir) in ("", "."):
         raise InputError("--run-dir must name a folder of its own, such as runs/mnist/first.")
-    if config.validation == 0 and (config.patience or config.reduce_on_plateau):
+    if config.val_split == 0 and (config.patience or config.plateau_patience):
         raise InputError(
-            "--patience and --reduce-on-plateau must be 0 with --validation 0: they need a "
+            "--patience and --plateau-patience must be 0 with --val-split 0: they need a "
             "validation score."
         )
     check_recipe(config.recipe, config.data)

@@ -87,13 +87,14 @@ def new_value(flag: str, value: str) -> str | None:
     return RENAMED.get(f"{flag.removeprefix('--').replace('-', '_')} {value}")
 
 
-def describe_old_field(names, group: str = "") -> str:
+def describe_old_field(names, group: str = "", valid=None) -> str:
     """Returns the sentence that refuses a saved file with an old field; "" if it has none.
 
-    names: fields of one object in it; group: "hparams", "model" or another slot of the Config."""
+    names: fields of one object in it; group: "hparams", "model" or another slot of the Config;
+    valid: names of the fields that its class has now."""
     for name in names:
-        key = f"{group}.{name}" if group in ("hparams", "model") else name
-        if new := RENAMED.get(key):
+        new = RENAMED.get(f"{group}.{name}" if group in ("hparams", "model") else name)
+        if new and (valid is None or new in valid):
             return (
                 f"has the field {name}, which is now {new}: start a new run, or read this one with "
                 f"commit {LAST_COMMIT} of this project."

@@ -150,7 +150,7 @@ DATA = {
 
 
 def check_version(saved: dict[str, Any], path: Any) -> None:
-    """Raises InputError for a file of a dlflax version before 0.3, or with an old name of a field."""
+    """Raises InputError for a file of dlflax before 0.3, or with an old name of a field."""
     version = saved["versions"]["dlflax"]
     if version.startswith(("0.1.", "0.2.")):
         raise InputError(

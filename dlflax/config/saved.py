@@ -179,7 +179,7 @@ class _Decoder:
     def construct(self, cls, slot: str = "", **fields):
         """Returns cls(**fields), with fields checked against the class's annotations."""
         hints = typing.get_type_hints(cls)
-        if reason := describe_old_field(fields.keys() - hints.keys(), slot):
+        if reason := describe_old_field(fields.keys() - hints.keys(), slot, hints):
             raise InputError(f"{self.path} {reason}")
         for name, value in fields.items():
             if name in hints:

@@ -28,7 +28,7 @@ def find_cifar(path: Path) -> list[Path]:
         paths = [folder / file for file in FILES]
         if missing := [file.name for file in paths if not file.is_file()]:
             if any(file.exists() for file in paths):
-                raise InputError(f"--data-dir {path} has no {missing[0]}: all six are required.")
+                raise InputError(f"--data {path} has no {missing[0]}: all six are required.")
         else:
             return paths
     if (path / ARCHIVE).is_file():

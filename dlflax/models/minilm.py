@@ -102,7 +102,9 @@ class MiniLM(nn.Module):
     def features(self, tokens, train: bool = False):
         """Returns the last block's output, averaged over the tokens: (n, t) int -> (n, 384)."""
         if tokens.shape[1] > MAX_TOKENS:
-            raise InputError(f"--length {tokens.shape[1]} must be at most {MAX_TOKENS} for MiniLM.")
+            raise InputError(
+                f"--max-length {tokens.shape[1]} must be at most {MAX_TOKENS} for MiniLM."
+            )
         cuts = None if train or self.is_initializing() else self.cuts(tokens)
         if cuts is None:
             return self._encode(tokens)

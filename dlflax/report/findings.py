@@ -26,7 +26,7 @@ def findings(
     if validation is not None and validation < FEW_EXAMPLES:
         sentences.append(
             f"The validation split has {validation:,} examples only: small differences between "
-            "trials are chance. A larger --validation or --num-seeds 3 makes the ranking more "
+            "trials are chance. A larger --val-split or --num-seeds 3 makes the ranking more "
             "reliable."
         )
     complete, names = sum(outcome(trial) == "complete" for trial in rank), param_names(rank)

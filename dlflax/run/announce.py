@@ -117,7 +117,7 @@ def next_steps(experiment: Experiment, form: Form, folder: Path, is_user_data: b
     steps.append(("tune its settings", command("sweeps.bayes_opt", experiment.argument)))
     if not is_user_data and form.experiment:
         name, reads = form.experiment
-        training = command(f"experiments.{name}", "--data-dir", "PATH")
+        training = command(f"experiments.{name}", "--data", "PATH")
         extra = extra_hint("efficientnet") if name == "image_folder" else ""  # its weights
         steps.append(("use your own data", f"{training}   ({reads}){extra}"))
     width = max(len(text) for text, _ in steps)

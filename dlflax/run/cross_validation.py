@@ -87,7 +87,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
 
 
 def _check_flags(config: Config) -> None:
-    for name in ("shard_state", "distributed", "profile", "devices"):
+    for name in ("fsdp", "distributed", "profile", "devices"):
         if getattr(config, name):
             raise InputError(
                 f"--{name.replace('_', '-')} has no effect with --folds: remove the flag."
@@ -147,7 +147,7 @@ def _train_population(config: Config, setups, log: Log) -> list[tuple[train.Stat
     population = Population(
         recipe, [hparams] * n, [[config.seed]] * n, train_set, val_set,
         epochs=config.epochs, layout=layout, patience=config.patience,
-        reduce_on_plateau=config.reduce_on_plateau, keep_best=True,
+        plateau_patience=config.plateau_patience, keep_best=True,
         orders=[batch_order(train_set, recipe.batch_size, rows) for rows in train_rows],
         val_rows=val_rows,
     )  # fmt: skip
@@ -178,7 +178,7 @@ def _train_fold(config: Config, setup: Setup) -> tuple[train.State, int]:
     start = setup.start
     fit = train.fit(
         start.recipe, config.hparams, start.splits.train, start.splits.val, epochs=config.epochs,
-        seed=config.seed, patience=config.patience, reduce_on_plateau=config.reduce_on_plateau,
+        seed=config.seed, patience=config.patience, plateau_patience=config.plateau_patience,
         pretrained=start.pretrained,
     )  # fmt: skip
     return train.from_variables(train.variables(start.recipe, fit.best)), len(fit.history)

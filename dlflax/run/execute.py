@@ -49,15 +49,15 @@ def run(
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
     config, setup = prepare(config, dataset, log)
-    devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.shard_state)
+    devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.fsdp)
     with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
-        with parallel.use_devices(devices, config.shard_state):
+        with parallel.use_devices(devices, config.fsdp):
             saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
         if results := load_finished_results(config, folder, saved, brief, log):
             return results
         with open_record(experiment, config, setup, folder, saved, devices, brief, log) as record:
-            with parallel.use_devices(devices, config.shard_state), stop_requests() as should_stop:
+            with parallel.use_devices(devices, config.fsdp), stop_requests() as should_stop:
                 fit = fit_model(config, setup, checkpoints, saved, should_stop, record)
                 with announcement("testing ...", log):
                     tested = test(config, setup, fit.best, log)
@@ -80,7 +80,8 @@ def open_record(experiment, config: Config, setup: Setup, folder, saved, devices
         log(announce.devices_text(devices))
     history = saved.history if saved else []
     step = int(history[-1]["step"]) if history else None
-    with contextlib.closing(loggers.start(config.log, experiment.name, folder, step, log)) as board:
+    started = loggers.start(config.logger, experiment.name, folder, step, log)
+    with contextlib.closing(started) as board:
         record = Record(experiment, folder, board, log, brief)
         if parallel.is_main() and config.recipe.augment and has_images(setup.examples):
             drawing = {"augmented": lambda: draw_augmentation(config, setup.examples.train)}
@@ -119,7 +120,7 @@ def fit_model(config: Config, setup: Setup, checkpoints, saved, should_stop, rec
         fit = train.fit(
             recipe, config.hparams, splits.train, splits.val,
             epochs=config.epochs, seed=config.seed, patience=config.patience,
-            reduce_on_plateau=config.reduce_on_plateau, resume=saved, should_stop=should_stop,
+            plateau_patience=config.plateau_patience, resume=saved, should_stop=should_stop,
             pretrained=setup.start.pretrained, on_epoch=on_epoch,
             on_steps=on_steps if progress.interactive else None,
         )  # fmt: skip

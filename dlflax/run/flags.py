@@ -23,13 +23,14 @@ SHORT = {"lr": "learning-rate"}
 NESTED = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space")  # flag prefixes
 LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may have the name "price, EUR"
 ADVANCED = {  # flags that only --help-all shows
-    "--devices", "--shard-state", "--distributed", "--profile", "--trainable", "--compute-dtype",
-    "--baseline", "--class-weights", "--reduce-on-plateau", "--self-contained", "--head-epochs",
-    "--contrastive-epochs", "--views", "--rank", "--prior", "--warm-start", "--population-map",
+    "--devices", "--fsdp", "--distributed", "--profile", "--trainable", "--compute-dtype",
+    "--baseline", "--class-weights", "--plateau-patience", "--save-backbone", "--freeze-epochs",
+    "--contrastive-epochs", "--num-views", "--rank", "--prior", "--warm-start", "--population-map",
     "--min-improvement", "--launcher-options", "--storage", "--study", "--refit-full",
     "--model.implementation", "--space.model.implementation", "--space.compute-dtype",
-    "--space.ema", "--log", "--task.monitor", "--optimizer.b1", "--optimizer.b2", "--optimizer.eps",
-    "--hparams.ema-decay", "-H", "--hparams.label-smoothing", "--hparams.clip-norm",
+    "--space.ema", "--logger", "--task.monitor", "--optimizer.b1", "--optimizer.b2",
+    "--optimizer.eps", "--hparams.ema-decay", "-H", "--hparams.label-smoothing",
+    "--hparams.clip-norm",
 }  # fmt: skip
 
 
@@ -82,10 +83,10 @@ def split_lists(args: list[str], lists: Collection[str]) -> list[str]:
 
 
 def insert_data_flag(args: list[str], source) -> list[str]:
-    """Inserts --data-dir before a first word that is a path, if the source has that field."""
-    has_field = "data_dir" in {field.name for field in dataclasses.fields(source)}
+    """Inserts --data before a first word that is a path, if the source has that field."""
+    has_field = "data" in {field.name for field in dataclasses.fields(source)}
     is_data = has_field and args and not args[0].startswith("-") and Path(args[0]).exists()
-    return ["--data-dir", *args] if is_data else args
+    return ["--data", *args] if is_data else args
 
 
 def _walk(value, prefix: str = ""):
@@ -121,7 +122,7 @@ def check_choices(args: list[str], choices: Mapping[str, Collection[str]]) -> No
                 continue
         valid = choices.get(flag[2:].replace("-", "_"), ()) if flag else ()
         if valid and given not in valid:
-            if new := new_value(flag, given):
+            if (new := new_value(flag, given)) in valid:
                 raise InputError(f"{flag} {given} was renamed: use {flag} {new}.")
             lower = {name.lower(): name for name in valid}
             near = difflib.get_close_matches(given.lower(), lower, 1, 0.5)

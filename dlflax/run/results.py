@@ -48,7 +48,7 @@ class Record:
 
 def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record: Record, started):
     """Saves, prints, logs and draws the results. Returns the contents of results.json."""
-    if config.transfer and config.transfer.self_contained:
+    if config.transfer and config.transfer.save_backbone:
         transfer.save_backbone(setup.start.backbone, record.folder)
     results = summarize(config, setup, fit, tested, record, started)
     settings = {**results["hparams"], **flatten(to_json(config.recipe))}

@@ -33,7 +33,7 @@ class Driver(abc.ABC):
 
     hparams: one per configuration (n); seeds: uint32 (n, seeds). train_set, val_set: {"inputs":
     (N, ...), "targets": (N, ...)}; train_set may have "weight" (N,). Without val_set, histories
-    have no val_* columns, the last epoch is the best, and patience and reduce_on_plateau (numbers
+    have no val_* columns, the last epoch is the best, and patience and plateau_patience (numbers
     of epochs, 0 is off) do nothing. objective: a metric to compute at every epoch besides the
     monitor. orders: one `Order` per configuration, all of equally many steps. Raises InputError
     for arrays that the task cannot take.
@@ -42,7 +42,7 @@ class Driver(abc.ABC):
     def __init__(
         self, recipe: Recipe, hparams: Sequence[Hparams], seeds: Any,
         train_set: Mapping[str, Any], val_set: Mapping[str, Any] | None, *, epochs: int,
-        patience: int = 0, reduce_on_plateau: int = 0, objective: str = "loss",
+        patience: int = 0, plateau_patience: int = 0, objective: str = "loss",
         orders: Sequence[Order] | None = None,
     ):  # fmt: skip
         check_arrays(recipe, as_float32(hparams[0]), train_set, val_set)
@@ -52,7 +52,7 @@ class Driver(abc.ABC):
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)
         self.trainings = [
-            [Training(recipe.task, h, steps, epochs, patience, reduce_on_plateau,
+            [Training(recipe.task, h, steps, epochs, patience, plateau_patience,
                       objective=objective) for _ in row]
             for h, row in zip(hparams, self.seeds, strict=True)
         ]  # fmt: skip
@@ -261,14 +261,14 @@ class Fit(Driver):
 def fit(
     recipe: Recipe, hparams: Hparams, train: Mapping[str, Any],
     val: Mapping[str, Any] | None = None, *, epochs: int, seed: int = 0, patience: int = 0,
-    reduce_on_plateau: int = 0, pretrained: Mapping[str, Any] | None = None,
+    plateau_patience: int = 0, pretrained: Mapping[str, Any] | None = None,
     resume: Checkpoint | None = None, should_stop: Callable[[], bool] = lambda: False,
     on_steps: Callable[[int, int, dict], None] | None = None,
     on_epoch: Callable[[Fit], None] | None = None,
 ) -> Fit:  # fmt: skip
     """Trains for `epochs` epochs, or until `patience` epochs bring no better validation score.
 
-    train, val, patience, reduce_on_plateau: as for `Driver`; NumPy or jax arrays are put on the
+    train, val, patience, plateau_patience: as for `Driver`; NumPy or jax arrays are put on the
     device, `DiskArray`s are streamed, with bitwise equal results. pretrained: as for `init`.
     resume: a Checkpoint to continue, bitwise as if uninterrupted. should_stop() is called every
     five seconds, by all hosts at the same step, and True ends the fit, even within an epoch.
@@ -277,7 +277,7 @@ def fit(
     """
     result = Fit(
         recipe, hparams, train, val, epochs=epochs, seed=seed, patience=patience,
-        reduce_on_plateau=reduce_on_plateau, pretrained=pretrained, resume=resume,
+        plateau_patience=plateau_patience, pretrained=pretrained, resume=resume,
         on_steps=on_steps,
     )  # fmt: skip
     result.train(epochs, lambda: on_epoch and on_epoch(result), should_stop)

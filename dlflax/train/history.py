@@ -75,7 +75,7 @@ class Training:
     steps_per_epoch: int
     epochs: int
     patience: int = 0
-    reduce_on_plateau: int = 0
+    plateau_patience: int = 0
     history: History = dataclasses.field(default_factory=list)
     diverged_at: int | None = None
     """1-based step of the first loss or gradient that is not finite."""
@@ -96,7 +96,7 @@ class Training:
 
     def current_hparams(self) -> Hparams:
         """Returns the hparams of the next epoch, with reduce-on-plateau's learning rate."""
-        factor = plateau_factor(self.history, self.task, self.reduce_on_plateau)
+        factor = plateau_factor(self.history, self.task, self.plateau_patience)
         return self.hparams.replace(learning_rate=self.hparams.learning_rate * factor)
 
     def add(

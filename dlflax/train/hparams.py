@@ -63,7 +63,7 @@ class Hparams:
     label_smoothing: float = number(0.0, at_least=0, below=1)
     """Share of the target spread evenly over the classes."""
     backbone_lr_scale: float = number(0.1, at_least=0)
-    """--finetune last-blocks, all and contrastive: learning rate of the backbone, as a fraction of
+    """--finetune last-blocks, full and contrastive: learning rate of the backbone, as a fraction of
     the head's."""
     clip_norm: float = number(0.0, at_least=0)
     """Largest global gradient norm; 0 does not clip."""

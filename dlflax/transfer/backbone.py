@@ -16,7 +16,7 @@ from dlflax.errors import InputError, RunError
 from dlflax.files import atomic_write
 from dlflax.transfer import weights
 
-FILE = "backbone.safetensors"  # in the folder of a run with --self-contained
+FILE = "backbone.safetensors"  # in the folder of a run with --save-backbone
 
 
 def merge_backbone(state: train.State, backbone: dict[str, Any] | None) -> train.State:
@@ -54,7 +54,7 @@ def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log
     checkpoint has all variables. InputError if the weights are missing or have another sha256."""
     if transfer is None or not transfer.is_frozen:
         return None
-    if transfer.self_contained and (folder / FILE).exists():
+    if transfer.save_backbone and (folder / FILE).exists():
         return _read_file(folder / FILE, model, inputs)
     module, path = backbone_module(model)
     variables, actual = read(transfer.weights, module, inputs, log)

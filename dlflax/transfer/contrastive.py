@@ -53,7 +53,7 @@ def pretrain_contrastive(
     class has two examples."""
     targets = train_set["targets"]
     if targets.ndim != 1 or targets.dtype.kind not in "iu":
-        raise InputError("--finetune contrastive needs classes: use head, last-blocks or all.")
+        raise InputError("--finetune contrastive needs classes: use head, last-blocks or full.")
     if np.bincount(targets).max() < 2:
         raise InputError("--finetune contrastive needs a class with several examples.")
     log(f"contrastive fine-tuning of the encoder, {epochs} epochs")

@@ -33,16 +33,16 @@ class Transfer:
 
     weights: str = "imagenet"
     """imagenet, the name of a published set, a file (.safetensors, .pth), or none: from scratch."""
-    finetune: Literal["none", "head", "last-blocks", "all", "contrastive"] = "head"
-    """Parameters to train: the last layer, the last blocks too, or all. contrastive, for few
+    finetune: Literal["none", "head", "last-blocks", "full", "contrastive"] = "head"
+    """Parameters to train: the last layer, the last blocks too, or all (full). contrastive, for few
     labels: all by a contrastive loss, then the last layer. none: no pretrained weights."""
-    head_epochs: int = 5
-    """--finetune last-blocks and all: epochs in which the last layer alone is trained first."""
+    freeze_epochs: int = 5
+    """--finetune last-blocks and full: epochs in which the last layer alone is trained first."""
     contrastive_epochs: int = 10
     """--finetune contrastive: epochs by the contrastive loss."""
-    views: int = 0
+    num_views: int = 0
     """--finetune head: augmented views (--augment) of every training image besides the image."""
-    self_contained: bool = False
+    save_backbone: bool = False
     """--finetune head: save the frozen backbone in the run folder, for machines without the
     pretrained weights."""
 
@@ -80,26 +80,26 @@ def check(transfer: Transfer | None, recipe: train.Recipe, hparams: train.Hparam
     """Raises InputError for incompatible flags."""
     if transfer is None:
         return
-    for name in ("head_epochs", "contrastive_epochs", "views"):
+    for name in ("freeze_epochs", "contrastive_epochs", "num_views"):
         if getattr(transfer, name) < 0:
             flag = f"--{name.replace('_', '-')} {getattr(transfer, name)}"
             raise InputError(f"{flag} must be 0 or more.")
     finetune = transfer.finetune if transfer.has_weights else "none"
-    if transfer.head_epochs != Transfer.head_epochs and finetune not in ("last-blocks", "all"):
-        raise InputError("--head-epochs is for --finetune last-blocks and all: remove it.")
-    if transfer.self_contained and not transfer.is_frozen:
+    if transfer.freeze_epochs != Transfer.freeze_epochs and finetune not in ("last-blocks", "full"):
+        raise InputError("--freeze-epochs is for --finetune last-blocks and full: remove it.")
+    if transfer.save_backbone and not transfer.is_frozen:
         raise InputError(
-            "--self-contained is for --finetune head; other runs save all parameters: remove it."
+            "--save-backbone is for --finetune head; other runs save all parameters: remove it."
         )
     if transfer.contrastive_epochs != Transfer.contrastive_epochs and finetune != "contrastive":
         raise InputError("--contrastive-epochs is for --finetune contrastive: remove it.")
-    if transfer.views and not transfer.is_frozen:
+    if transfer.num_views and not transfer.is_frozen:
         raise InputError(
-            "--views is for --finetune head; otherwise --augment changes the images in every "
+            "--num-views is for --finetune head; otherwise --augment changes the images in every "
             "epoch: remove it."
         )
-    if transfer.views and not recipe.augment:
-        raise InputError("--views needs --augment, such as --augment crop flip.")
+    if transfer.num_views and not recipe.augment:
+        raise InputError("--num-views needs --augment, such as --augment crop flip.")
     if transfer.is_frozen and recipe.augment and _mixes_examples(recipe.augment, hparams):
         raise InputError(
             "--augment mixup, cutmix and mix cannot be combined with --finetune head: remove them."
@@ -130,7 +130,7 @@ def start_hparams(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]
         return ("backbone_lr_scale",)
     return (
         tuple(strength_names(recipe.augment, hparams))
-        if transfer.is_frozen and transfer.views
+        if transfer.is_frozen and transfer.num_views
         else ()
     )
 
@@ -177,16 +177,16 @@ def prepare(
     if transfer.finetune == "head":
         frozen = _start_on_features(transfer, recipe, hparams, splits, extract)
         return dataclasses.replace(frozen, backbone=nest_variables(variables, path))
-    if transfer.head_epochs:
+    if transfer.freeze_epochs:
         frozen = _start_on_features(
             transfer, recipe, hparams, dataclasses.replace(splits, test=None), extract
         )
-        log(f"training the last layer alone, {transfer.head_epochs} epochs")
+        log(f"training the last layer alone, {transfer.freeze_epochs} epochs")
         head = dataclasses.replace(frozen.recipe, schedule=Constant(), ema=False)
         train_set, val_set = frozen.splits.train, frozen.splits.val
         fit = train.fit(
             head, hparams.replace(warmup_fraction=0.0), train_set, val_set,
-            epochs=transfer.head_epochs, seed=seed,
+            epochs=transfer.freeze_epochs, seed=seed,
         )  # fmt: skip
         row = fit.history[train.best_epoch(fit.history, recipe.task)]
         score = f"{'val' if val_set else 'train'}_{recipe.task.metric().name}"
@@ -211,12 +211,12 @@ def _init_embedding(recipe, hparams, splits) -> dict[str, Any] | None:
     params = train.abstract(recipe, hparams, splits.train["inputs"][:1]).params
     table = params.get("embedding", {}).get("embedding")
     if table is None or table.ndim != 2 or len(table) != len(vectors):
-        raise InputError(f"--vectors: a {type(recipe.model).__name__} has no token embedding.")
+        raise InputError(f"--embeddings: a {type(recipe.model).__name__} has no token embedding.")
     dim = vectors.shape[1]
     if table.shape[1] < dim:
         raise InputError(
-            f"--vectors have {dim} dimensions, and the model's embedding {table.shape[1]}: it must "
-            f"have {dim} or more."
+            f"--embeddings have {dim} dimensions, and the model's embedding {table.shape[1]}: it "
+            f"must have {dim} or more."
         )
     embedding = np.array(0.1 * jax.random.normal(jax.random.key(0), table.shape), table.dtype)
     present = ~np.isnan(vectors[:, 0])
@@ -231,7 +231,7 @@ def _start_on_features(transfer, recipe, hparams, splits, extract):
         if (split := getattr(splits, name)) is None:
             continue
         inputs = [extract(split["inputs"])]
-        for view in range(1, transfer.views + 1) if name == "train" else ():
+        for view in range(1, transfer.num_views + 1) if name == "train" else ():
             inputs.append(extract(split["inputs"], view, recipe.augment, hparams))
         features[name] = {
             key: np.concatenate(inputs if key == "inputs" else [array] * len(inputs))

@@ -137,6 +137,6 @@ def _run_config(config, recipes, shares, temperature) -> run.Config:
         model, config.recipe.task, NoOptimizer(), batch_size=config.recipe.batch_size
     )
     return dataclasses.replace(
-        config, recipe=recipe, epochs=1, patience=0, reduce_on_plateau=0, given=(),
+        config, recipe=recipe, epochs=1, patience=0, plateau_patience=0, given=(),
         transfer=config.transfer if frozen else None,
     )  # fmt: skip

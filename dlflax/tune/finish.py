@@ -149,7 +149,7 @@ class Candidates:
             if changes_past_rates(config, epochs, steps):
                 epochs = config.epochs
             config = dataclasses.replace(
-                config, validation=0.0, patience=0, reduce_on_plateau=0, epochs=epochs
+                config, val_split=0.0, patience=0, plateau_patience=0, epochs=epochs
             )
         self._log(f"retraining the best, trial {self._best.number}, with a seed that no trial had "
                   f"({sweep.seed})")  # fmt: skip
@@ -177,7 +177,7 @@ class Candidates:
     def _save_and_test(self, config, folder, variables, history) -> dict[str, Any]:
         """Saves variables of the last row of history as a finished run, as if a run had trained
         them, and tests it once."""
-        config = dataclasses.replace(config, epochs=len(history), patience=0, reduce_on_plateau=0)
+        config = dataclasses.replace(config, epochs=len(history), patience=0, plateau_patience=0)
         config = in_folder(config, folder)
         folder.mkdir(exist_ok=True)
         if not checkpoint_files.steps(folder / "checkpoints"):
@@ -263,7 +263,7 @@ def _with_rates(config: run.Config, history: History) -> History:
     numbers = config.hparams.replace(total_steps=float(config.epochs * history[0]["step"]))
     rows = []
     for i, row in enumerate(history):
-        factor = plateau_factor(history[:i], config.recipe.task, config.reduce_on_plateau)
+        factor = plateau_factor(history[:i], config.recipe.task, config.plateau_patience)
         current = numbers.replace(learning_rate=numbers.learning_rate * factor)
         rate = float(config.recipe.schedule(np.float32(row["step"] - 1), current))
         rows.append({**row, "learning_rate": rate})

@@ -152,8 +152,8 @@ def check_sweep(sweep: Sweep) -> None:
         raise InputError(f"{flag} goes by one objective: remove it, or {sweep.cost}.")
     if is_auto and not isinstance(sweep.search, Full):
         raise InputError("--trials auto goes by whole trials: remove it, or use --search full.")
-    if sweep.validation == 0:
-        raise InputError("--validation 0: a sweep compares its trials on validation data.")
+    if sweep.val_split == 0:
+        raise InputError("--val-split 0: a sweep compares its trials on validation data.")
     if sweep.rank == "pessimistic" and sweep.num_seeds == 1:
         raise InputError("--rank pessimistic is for --num-seeds 2 or more: it uses their spread.")
     if sweep.launcher_options and sweep.launcher == "local":
@@ -184,7 +184,7 @@ class Bound(NamedTuple):
         return Job(
             self.recipe, sweep.hparams, self.space, epochs=sweep.epochs, seed=sweep.seed,
             num_seeds=sweep.num_seeds, patience=sweep.patience,
-            reduce_on_plateau=sweep.reduce_on_plateau,
+            plateau_patience=sweep.plateau_patience,
             metric=sweep.objective.removeprefix("val_"),
             sign=1 if self.direction == "minimize" else -1, rank=sweep.rank,
             population_map=sweep.population_map,
@@ -208,8 +208,8 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     splits = start.splits.train, start.splits.val
     if not all(map(fits_on_device, splits)):
         raise InputError(
-            "these data do not fit into memory, which a sweep needs: use a smaller --size, or "
-            "--finetune head."
+            "these data do not fit into memory, which a sweep needs: use a smaller --image-size, "
+            "or --finetune head."
         )
     structures = _structures(start.recipe, hparams, tried, splits[0])
     recipes = [structure for structure, _ in structures]
@@ -304,7 +304,7 @@ def _check_transfer(settings, tried: Space) -> None:
         if settings.is_frozen and (name == "augment" or name in strengths):
             raise InputError(
                 f"{flag}: with --finetune head the features are computed once, for all trials: use "
-                f"--hparams.{flag.removeprefix('--space.')} and --views, or remove the flag."
+                f"--hparams.{flag.removeprefix('--space.')} and --num-views, or remove the flag."
             )
 
 

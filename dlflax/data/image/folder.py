@@ -52,32 +52,32 @@ class ImageFolder(Source):
     """Images of any size and format, in one folder a class or with a CSV file of labels."""
 
     dataset: str = dataclasses.field(default="cats_vs_dogs", metadata={"resume": "free"})
-    """Data set to download without data_dir: cats_vs_dogs."""
-    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
+    """Data set to download without --data: cats_vs_dogs."""
+    data: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Folder with one folder of images a class, or with such folders in train/, val/ and test/."""
-    size: int = 224
+    image_size: int = 224
     """Pixels a side: every image is resized and cropped to its central square."""
-    test: float = 0.2
+    test_split: float = 0.2
     """Approximate share of each class in the test split, without a test folder. A file's content
     decides, so test files stay in that split when files are added."""
     split_seed: int = 0
     """Seed of the test split, which is the same for every --seed."""
-    labels: Path | None = None
+    labels_csv: Path | None = None
     """CSV file of the images' targets, in place of class folders. It has a column of file names,
     and one of classes, of several labels each, or of numbers."""
     target: tuple[str, ...] = ()
-    """Target columns of --labels, where they cannot be inferred."""
-    target_kind: Literal["auto", "classes", "labels", "number"] = "auto"
+    """Target columns of --labels-csv, where they cannot be inferred."""
+    target_type: Literal["auto", "classes", "labels", "number"] = "auto"
     """Type of the target; auto infers number from more than 20 values or fractions, labels from
     cells with several, separated, else classes."""
     group: str = ""
-    """Column of --labels, such as a patient's number: images with the same value are in the same
+    """Column of --labels-csv, such as a patient's number: images with the same value are in one
     split."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
-        """Returns the images, decoded to `size`, in the order of their names.
+        """Returns the images, decoded to `image_size`, in the order of their names.
 
-        With `data_dir` that is the only source: folders CLASS/**/*.jpg (or other formats), or
+        With `data` that is the only source: folders CLASS/**/*.jpg (or other formats), or
         train/CLASS/**, with validation/ (val, valid) and test/ if present; or a data set prepared
         by TFDS. Without it: cats_vs_dogs (Elson et al., CCS 2007), prepared by TFDS
         ($TFDS_DATA_DIR or ~/tensorflow_datasets), or a download, never with DLFLAX_OFFLINE=1.
@@ -89,33 +89,32 @@ class ImageFolder(Source):
         irregular. Raises InputError when a field is out of range, no source has the images, or a
         class has no image for a split.
         """
-        if not 8 <= self.size <= 1024:
-            raise InputError(f"--size {self.size} must be from 8 to 1024 pixels.")
-        if not 0 < self.test < 1:
-            raise InputError(f"--test {self.test} must be above 0 and below 1.")
-        for name in ("target", "group", "target_kind"):
-            if self.labels is None and getattr(self, name) != getattr(type(self), name):
+        if not 8 <= self.image_size <= 1024:
+            raise InputError(f"--image-size {self.image_size} must be from 8 to 1024 pixels.")
+        if not 0 < self.test_split < 1:
+            raise InputError(f"--test-split {self.test_split} must be above 0 and below 1.")
+        for name in ("target", "group", "target_type"):
+            if self.labels_csv is None and getattr(self, name) != getattr(type(self), name):
                 flag = name.replace("_", "-")
-                raise InputError(f"--{flag} requires --labels: add --labels, or remove --{flag}.")
+                raise InputError(f"--{flag} requires --labels-csv: add it, or remove --{flag}.")
         if self.split_seed < 0:
             raise InputError(f"--split-seed {self.split_seed} must be 0 or more.")
         expected = f"it should be {folder_files.EXPECTED}."
-        if self.data_dir is not None:
-            folder = Path(self.data_dir).expanduser()
+        if self.data is not None:
+            folder = Path(self.data).expanduser()
             if not folder.is_dir():
                 state = "is not a folder" if folder.exists() else "does not exist"
-                raise InputError(f"--data-dir {folder} {state}: {expected}")
-            if self.labels is None and (prepared := download.find_tfds(folder, self.dataset)):
+                raise InputError(f"--data {folder} {state}: {expected}")
+            if self.labels_csv is None and (prepared := download.find_tfds(folder, self.dataset)):
                 return self._from_tfds(prepared, log)
             return self._from_folder(folder, log)
-        if self.labels is not None:
-            raise InputError("--labels requires --data-dir, the folder of the images.")
+        if self.labels_csv is not None:
+            raise InputError("--labels-csv requires --data, the folder of the images.")
         if not self.dataset:
-            raise InputError(f"--data-dir is missing: {expected}")
+            raise InputError(f"--data is missing: {expected}")
         if self.dataset != "cats_vs_dogs":
             raise InputError(
-                f'--dataset "{self.dataset}" is not cats_vs_dogs, and --data-dir is missing: '
-                f"{expected}"
+                f'--dataset "{self.dataset}" is not cats_vs_dogs, and --data is missing: {expected}'
             )
         dataset = download.load_or_download(
             self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
@@ -123,7 +122,7 @@ class ImageFolder(Source):
         if dataset is None:
             raise InputError(
                 f"{self.dataset} is not on this machine and cannot be downloaded: get "
-                f"{urls.CATS_VS_DOGS} by hand, unpack it and pass --data-dir PetImages."
+                f"{urls.CATS_VS_DOGS} by hand, unpack it and pass --data PetImages."
             )
         return dataset
 
@@ -138,13 +137,13 @@ class ImageFolder(Source):
         return ImageEncoder(target, images.shape[1:], scale=fit_scale(images, log))
 
     def _from_folder(self, folder: Path, log) -> Dataset:
-        origin, labels = f"--data-dir {folder}", None
+        origin, labels = f"--data {folder}", None
         files, folders, report = folder_files.walk(folder, origin)
-        if self.labels is not None:
-            path = self.labels.expanduser()
+        if self.labels_csv is not None:
+            path = self.labels_csv.expanduser()
             files = [file for file in files if Path(file.path).resolve() != path.resolve()]
             labels = folder_labels.read_labels(
-                path, files, origin, self.target, self.target_kind, self.group, log
+                path, files, origin, self.target, self.target_type, self.group, log
             )
         stamp = [[[file.name, file.size, file.mtime] for file in files], folders, report]
         stamp += [[labels.values, labels.report]] if labels else []
@@ -154,7 +153,7 @@ class ImageFolder(Source):
                 return folder_labels.list_files(labels, files, report)
             return folder_files.group_by_class(files, folders, report, origin)
 
-        decoded = folder_cache.load_images(folder, self.size, stamp, list_files, origin, log)
+        decoded = folder_cache.load_images(folder, self.image_size, stamp, list_files, origin, log)
         name, source = folder.resolve().name or self.dataset, f"images in {folder.resolve()}"
         if labels:
             return self._by_labels(name, source, decoded, labels, log)
@@ -169,12 +168,12 @@ class ImageFolder(Source):
         rows = rows[has_target]
         if len(rows) < 2 * folder_labels.FEWEST:
             raise InputError(
-                f"--labels {self.labels}: {len(rows)} usable images have a label, but "
+                f"--labels-csv {self.labels_csv}: {len(rows)} usable images have a label, but "
                 f"{2 * folder_labels.FEWEST} or more are required."
             )
         names, contents = (np.array(table[key], str)[rows] for key in ("names", "contents"))
         groups = np.array([labels.groups[n] for n in names], str) if self.group else None
-        split = ByContent(self.test, self.split_seed, groups, contents)
+        split = ByContent(self.test_split, self.split_seed, groups, contents)
         examples = Examples(
             {"inputs": DiskArray(pixels, rows)}, targets, names.tolist(), class_names,
             {"columns": tuple(labels.columns)},
@@ -192,7 +191,7 @@ class ImageFolder(Source):
         files = sorted(path for path in folder.iterdir() if path.is_file())
         stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         origin, listing = f"The TFDS data set in {folder}", lambda: folder_files.list_tfds(folder)
-        decoded = folder_cache.load_images(folder, self.size, stamp, listing, origin, log)
+        decoded = folder_cache.load_images(folder, self.image_size, stamp, listing, origin, log)
         name = folder.parent.name
         source = f"images of TFDS {name}:{folder.name} in {folder}"
         return self._by_class(name, source, decoded, origin, log)
@@ -207,9 +206,9 @@ class ImageFolder(Source):
         )
         _check_counts(labels, splits, table, origin)
         validation = splits == "validation" if "validation" in table["given"] else None
-        split = ByContent(self.test, self.split_seed, None, contents, validation)
+        split = ByContent(self.test_split, self.split_seed, None, contents, validation)
         if "test" in table["given"]:
-            for flag, field in (("--test", "test"), ("--split-seed", "split_seed")):
+            for flag, field in (("--test-split", "test_split"), ("--split-seed", "split_seed")):
                 if (value := getattr(self, field)) != getattr(type(self), field):
                     raise InputError(f"{flag} {value}: {origin} has a test folder: remove {flag}.")
             split = Given(splits == "test", validation)

@@ -75,7 +75,7 @@ def load_images(
     if nbytes > host_memory() / 2:
         raise InputError(
             f"{origin} takes {nbytes / 1e9:.1f} GB when decoded, too much for this machine's "
-            f"memory and for {home}: set XDG_CACHE_HOME to a larger disk, or a smaller --size."
+            f"memory and for {home}: set XDG_CACHE_HOME to a larger disk, or reduce --image-size."
         )
     log(f"Decoding {count:,} images of {folder} into memory.")
     pixels, rows = np.empty((count, size, size, 3), dtype), iter(range(count))

@@ -15,7 +15,7 @@ from dlflax.data.image import folder_files
 from dlflax.data.image.folder_files import File, Listing, quote_names, skip_row
 from dlflax.data.table.numbers import MISSING, NumberFormat, infer_formats
 from dlflax.data.table.raw_table import RawTable, as_column, as_texts, read_table
-from dlflax.data.table.target_kind import encode_classes, infer_numbers, normalize_classes
+from dlflax.data.table.target_type import encode_classes, infer_numbers, normalize_classes
 from dlflax.data.table.text_tables import LABEL_COLUMNS
 from dlflax.errors import InputError
 from dlflax.files import escape_controls
@@ -92,7 +92,7 @@ def read_labels(
     }
     targets = dataclasses.replace(source, columns=cells).take(np.array(rows))
     if not any(any(as_texts(column).to_pylist()) for column in targets.columns.values()):
-        raise InputError(f"--labels {path}: no image of {origin} has a label.")
+        raise InputError(f"--labels-csv {path}: no image of {origin} has a label.")
     formats = infer_formats(targets, columns, "auto", "write 1234.5")
     kind, row_values = _parse_targets(targets, kind, formats, log)
     by_name, reasons, groups = collections.defaultdict(list), {}, {}
@@ -151,7 +151,7 @@ def _match_files(path, header, table, files, counts, origin, log) -> tuple[str, 
         ambiguous = next((cell for row in table for cell in row if counts[cell] > 1), "")
         hint = f" Several are named {ambiguous}: write its folder, too." if ambiguous else ""
         raise InputError(
-            f"--labels {path}: no column names images of {origin}, such as {examples}: one "
+            f"--labels-csv {path}: no column names images of {origin}, such as {examples}: one "
             f"should, with the same folders or none.{hint}"
         )
     column = max(matches, key=lambda column: sum(map(bool, matches[column])))
@@ -234,7 +234,7 @@ def _parse_targets(
     separator = _separator(texts) if kind in ("auto", "labels") else ""
     if kind == "labels" or separator:
         by = repr(separator) if separator else "blanks"
-        log(f"{name}: several labels, separated by {by} (otherwise: --target-kind classes).")
+        log(f"{name}: several labels, separated by {by} (otherwise: --target-type classes).")
         cells = [text.split(separator or None) for text in texts]
         return "labels", [[label.strip() for label in cell if label.strip()] for cell in cells]
     numbers = infer_numbers(table, name, kind, log, formats[name])
@@ -248,7 +248,7 @@ def _parse_targets(
 def _parse_several(table: RawTable, kind: str, formats) -> tuple[str, list]:
     """Parses a column of 0 and 1 for each label, or several columns of numbers."""
     if kind == "classes":
-        raise InputError("--target-kind classes requires one column as --target.")
+        raise InputError("--target-type classes requires one column as --target.")
     numbers = []
     for name, column in table.columns.items():
         values, invalid = (formats[name] or NumberFormat()).parse(column)
@@ -259,7 +259,7 @@ def _parse_several(table: RawTable, kind: str, formats) -> tuple[str, list]:
     rows = np.stack(numbers, 1)
     binary = np.isin(rows, (0, 1)).all()
     if kind == "labels" and not binary:
-        raise InputError("--target-kind labels requires 0 or 1 in each of several columns.")
+        raise InputError("--target-type labels requires 0 or 1 in each of several columns.")
     if kind == "number" or not binary:
         return "number", rows.tolist()
     return "labels", [np.array([*table.columns])[row > 0].tolist() for row in rows]

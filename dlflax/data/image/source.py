@@ -27,7 +27,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package data
 FILES = "train-images-idx3-ubyte.gz and so on"
 NOT_MNIST = (
     "NOT MNIST: replaced by scikit-learn's 1,797 digits, enlarged to 28 x 28, whose scores are not "
-    f"comparable. Pass the four IDX files ({FILES}) as --data-dir FOLDER."
+    f"comparable. Pass the four IDX files ({FILES}) as --data FOLDER."
 )
 
 
@@ -37,12 +37,12 @@ class Images(Source):
 
     dataset: str = dataclasses.field(default="mnist", metadata={"resume": "free"})
     """mnist, fashion_mnist, cifar10, or with the extra `tf` any such data set of TFDS."""
-    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
+    data: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Folder with IDX files, CIFAR-10's binary files, or a prepared TFDS data set."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """Returns the data set, by the function `load`."""
-        return load(self.dataset, self.data_dir, log=log)
+        return load(self.dataset, self.data, log=log)
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> ImageEncoder:
         """Returns the encoder of these images."""
@@ -60,7 +60,7 @@ def _light_on_dark(images) -> bool:
 
 def load(
     name: str,
-    data_dir: str | Path | None = None,
+    data: str | Path | None = None,
     *,
     cache_dir: Path | None = None,
     log: Callable[[str], None] = print,
@@ -68,7 +68,7 @@ def load(
     """Returns the data set `name`, from the first source that has it.
 
     `name` is "mnist", "fashion_mnist", "cifar10", "digits" (scikit-learn's, at 28 x 28) or an image
-    classification set of TFDS. With `data_dir` that folder is the only source: four IDX files
+    classification set of TFDS. With `data` that folder is the only source: four IDX files
     (http://yann.lecun.com/exdb/mnist/, gzip or not), CIFAR-10's binary version or a TFDS folder.
     Without it: a data set prepared by TFDS ($TFDS_DATA_DIR or ~/tensorflow_datasets), a download
     (never with DLFLAX_OFFLINE=1), then Debian's Fashion-MNIST or, for "mnist", the digits.
@@ -79,8 +79,8 @@ def load(
     Raises InputError when no source has the data or a file is invalid.
     """
     reader = _Reader(name, cache_dir or cache_folder(), log)
-    if data_dir is not None:
-        return reader.from_user(Path(data_dir).expanduser())
+    if data is not None:
+        return reader.from_user(Path(data).expanduser())
     if name == "digits":
         return reader.digits()
     folders = (download.tfds_folders()[0], reader.cache_dir / "tfds")
@@ -115,13 +115,13 @@ class _Reader:
         return self._cache([path], lambda: _read_digits(path), "digits")
 
     def from_user(self, folder: Path) -> Dataset:
-        """Returns the data set that --data-dir names."""
+        """Returns the data set that --data names."""
         name, expected = self.name, _expected_files(self.name)
         if name == "cifar10" and (paths := cifar.find_cifar(folder)):
             return self._cache(paths, lambda: _read_cifar(folder, paths))
         if not folder.is_dir():
             state = "is not a folder" if folder.exists() else "does not exist"
-            raise InputError(f"--data-dir {folder} {state}: it should be {expected}.")
+            raise InputError(f"--data {folder} {state}: it should be {expected}.")
         files = idx.find_idx(folder) if name in idx.URLS else {}
         if len(files) == len(idx.FILES):
             return self.from_idx(folder)
@@ -129,7 +129,7 @@ class _Reader:
             return self.from_tfds(prepared)
         file = next(file for file in idx.FILES if file not in files)
         missing = f"{file} (or {file}.gz)" if name in idx.URLS else "data set"
-        raise InputError(f"--data-dir {folder} has no {missing}: it should be {expected}.")
+        raise InputError(f"--data {folder} has no {missing}: it should be {expected}.")
 
     def stand_in(self) -> Dataset:
         """Returns an installed data set in place of one without download, or raises InputError."""
@@ -143,7 +143,7 @@ class _Reader:
         else:
             remedy = f"with the four IDX files ({FILES}), or apt install dataset-fashion-mnist."
         raise InputError(
-            f"{self.name} is not on this machine and cannot be downloaded: pass --data-dir {remedy}"
+            f"{self.name} is not on this machine and cannot be downloaded: pass --data {remedy}"
         )
 
     def _cache(self, files, read, name: str = "") -> Dataset:
@@ -275,7 +275,7 @@ def _read_tfds_split(builder, keys, split, description) -> tuple[np.ndarray, np.
 def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     """Returns the folder of any other TFDS data set, prepared by the builder of TFDS."""
     unknown = f'"{name}" is unknown: mnist, fashion_mnist, cifar10 and digits are built in'
-    remedy = "pass --data-dir with a prepared TFDS folder"
+    remedy = "pass --data with a prepared TFDS folder"
     if not importlib.util.find_spec("tensorflow"):
         raise InputError(f'{unknown}, others need TensorFlow (pip install "dlflax[tf]").')
     if download.is_offline():

@@ -96,7 +96,7 @@ def read_file(
         names = ", ".join(style.times)
         log(f"{file}: times are read from {names}, written as {style.time.describe()}.")
     if column is None and len(table.columns) > 1 + len({*style.times, *covariates}):
-        log(f"{file}: {style.columns[0]} is forecast (--column for another).")
+        log(f"{file}: {style.columns[0]} is forecast (--target for another).")
     return read_cells(table, style, log)
 
 

@@ -27,11 +27,11 @@ class Series(Source):
 
     dataset: str = dataclasses.field(default="co2", metadata={"resume": "free"})
     """co2 (Mauna Loa, weekly, 1958 to 2001) or sunspots (yearly, 1700 to 2008)."""
-    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
+    data: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """A CSV file with a header instead."""
     decimal: Literal["auto", ".", ","] = "auto"
     """Decimal mark of the file's numbers; auto: inferred for each column."""
-    column: str | None = None
+    target: str | None = None
     """Column to forecast (default: the last one with numbers)."""
     past_covariates: tuple[str, ...] = ()
     """Other columns of the file, whose past is an input."""
@@ -42,9 +42,9 @@ class Series(Source):
     """Steps of the past in an input."""
     horizon: int = 52
     """Steps of the future to forecast."""
-    period: int = 0
+    seasonality: int = 0
     """Steps per season, for the seasonal-naive forecast (0: that of the data set, 1 for a file)."""
-    tail: float = 0.2
+    test_split: float = 0.2
     """Share of the series, at its end, in the test split."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
@@ -54,10 +54,10 @@ class Series(Source):
         the covariates before it, and `later` steps of future covariates; the target: the next
         `horizon` values minus the window's last, NaN where nothing was observed. Missing values of
         a window are forward-filled. Raises InputError for a file that is no series or too short."""
-        if self.data_dir is not None:
+        if self.data is not None:
             if self.dataset != type(self).dataset:
-                raise InputError(f"--dataset {self.dataset} and --data-dir: give one of them.")
-            path, column = Path(self.data_dir).expanduser(), self.column
+                raise InputError(f"--dataset {self.dataset} and --data: give one of them.")
+            path, column = Path(self.data).expanduser(), self.target
             name, source = path.stem, f"{path.resolve()}"
         else:
             self._check_file_flags()
@@ -67,11 +67,13 @@ class Series(Source):
         series = read_file(path, column, self._covariates(), log, self.decimal)
         observed = b"" if series.observed.all() else series.observed.tobytes()
         content = series.values.tobytes() + observed + series.covariates.tobytes()
-        if not 0 < self.tail < 1:
-            raise InputError(f"--tail {self.tail:g} must be between 0 and 1.")
-        if self.period < 0:
-            raise InputError(f"--period {self.period} must be 1 or more, or 0 for the data set's.")
-        period = self.period or (EMBEDDED[self.dataset][1] if self.data_dir is None else 1)
+        if not 0 < self.test_split < 1:
+            raise InputError(f"--test-split {self.test_split:g} must be between 0 and 1.")
+        if self.seasonality < 0:
+            raise InputError(
+                f"--seasonality {self.seasonality} must be 1 or more, or 0 for the data set's."
+            )
+        period = self.seasonality or (EMBEDDED[self.dataset][1] if self.data is None else 1)
         if min(self.window, self.horizon) < 1 or self.window < period:
             raise InputError(
                 f"--window {self.window} must be at least the season of {period} steps, and "
@@ -85,21 +87,21 @@ class Series(Source):
         end = series.last_window(self.window, self._later()), series.times_after(self.horizon)
         style = {"file": series.style, "period": period, "end": end}
         examples = Examples({"window": windows, "first": first}, target, (), (), style)
-        split = ByTime(first, self.horizon, self.window, len(series.values), self.tail)
+        split = ByTime(first, self.horizon, self.window, len(series.values), self.test_split)
         return Dataset(examples, split, name, source, hashlib.sha256(content).hexdigest())
 
     def _check_file_flags(self) -> None:
         """Raises InputError for the flags of a file, without one."""
         if self._covariates():
             flags = "--past-covariates and --future-covariates"
-            raise InputError(f"{flags} are for a file: pass --data-dir.")
-        for flag, value in (("column", self.column), ("decimal", self.decimal)):
+            raise InputError(f"{flags} are for a file: pass --data.")
+        for flag, value in (("target", self.target), ("decimal", self.decimal)):
             if value not in (None, "auto"):
-                raise InputError(f"--{flag} {value} is for a file: pass --data-dir.")
+                raise InputError(f"--{flag} {value} is for a file: pass --data.")
         if self.dataset not in EMBEDDED:
             raise InputError(
                 f"--dataset {self.dataset} is unknown here: choose {' or '.join(EMBEDDED)}, or "
-                "pass --data-dir FILE.csv."
+                "pass --data FILE.csv."
             )
 
     def _windows(self, series: ParsedSeries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -61,12 +61,12 @@ def find_leaks(
             findings.append(
                 f"{name} is in the order of the rows, and the file is sorted by its "
                 f"{'classes' if classes else 'target'}: {name} reveals the target of a row by its "
-                f"position in the file; drop it by --ignore {name}, unless new rows have it too."
+                f"position in the file; drop it by --drop-columns {name}, unless new rows have it."
             )
         elif len(names) > 1 and _decides(values, y, len(classes)):
             findings.append(
                 f"{name} alone decides the target of these rows: if it is made from the target, or "
-                f"known only after it, drop it by --ignore {name}."
+                f"known only after it, drop it by --drop-columns {name}."
             )
     if len(names) > MAX_COLUMNS or n > MAX_ROWS:
         findings.append(

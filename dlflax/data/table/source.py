@@ -21,7 +21,7 @@ from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples, take_rows
 from dlflax.data.splits import Share
 from dlflax.data.table import columns as table_columns
-from dlflax.data.table import leaks, numbers, target_kind
+from dlflax.data.table import leaks, numbers, target_type
 from dlflax.data.table.columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
 from dlflax.data.table.encoder import Dropped, TableEncoder
 from dlflax.data.table.numbers import MAX_ODD, MISSING, NumberFormat, column_numbers
@@ -45,22 +45,22 @@ class Table(Source):
 
     dataset: str = dataclasses.field(default="breast_cancer", metadata={"resume": "free"})
     """breast_cancer, wine (classes) or diabetes (a number): scikit-learn's."""
-    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
+    data: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """A CSV, Parquet, Feather, JSON Lines or Excel file with a header instead."""
     decimal: Literal["auto", ".", ","] = "auto"
     """Decimal mark of the file's numbers; auto: inferred for each column."""
     target: str = ""
     """Column to predict (default: the last one)."""
-    target_kind: Literal["auto", "classes", "number"] = "auto"
+    target_type: Literal["auto", "classes", "number"] = "auto"
     """Kind of the target. auto: a number if it has more than 20 different values, fractions, or
     rare values in a tenth of the rows, else classes."""
-    ignore: tuple[str, ...] = ()
+    drop_columns: tuple[str, ...] = ()
     """Columns to drop."""
     group: str = ""
     """Column, such as a patient's number, that is no input: rows of one value are in one split."""
-    bins: int = 16
+    num_bins: int = 16
     """Maximum number of bins in the encoding of a number; 0: its standardized value alone."""
-    test: float = 0.2
+    test_split: float = 0.2
     """Share of the rows in the test split."""
     split_seed: int = 0
     """Seed that draws the test split."""
@@ -68,18 +68,18 @@ class Table(Source):
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """Returns the columns of the file by name. `log` gets inferred formats and dropped columns.
         Raises InputError for a file that is no such table."""
-        if not 0 < self.test < 1:
-            raise InputError(f"--test {self.test:g} must be between 0 and 1.")
+        if not 0 < self.test_split < 1:
+            raise InputError(f"--test-split {self.test_split:g} must be between 0 and 1.")
         table, name, source, checksum = self._read(log)
         header = list(table.columns)
         target = self.target or header[-1]
-        flags = (("target", target), ("group", self.group), *(("ignore", c) for c in self.ignore))
-        for flag, column in flags:
+        dropped = (("drop-columns", column) for column in self.drop_columns)
+        for flag, column in (("target", target), ("group", self.group), *dropped):
             if column and column not in header:
                 raise InputError(f"--{flag} {column}: {source} has {', '.join(header)}.")
         if self.group == target:
             raise InputError(f"--group {target} is the target: name another column.")
-        inputs = [c for c in header if c not in {target, self.group, *self.ignore}]
+        inputs = [c for c in header if c not in {target, self.group, *self.drop_columns}]
         if not inputs:
             raise InputError(f"{source} has no column besides the target {target}.")
         columns = {
@@ -98,7 +98,7 @@ class Table(Source):
             "counters": tuple(counters),
         }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
-        split = Share(self.test, self.split_seed, groups)
+        split = Share(self.test_split, self.split_seed, groups)
         # parsed once: takes less memory than texts, and is not parsed again by the encoder
         columns = {c: _as_arrow(table.columns[c], formats[c]) for c in inputs}
         names = table.names
@@ -107,8 +107,8 @@ class Table(Source):
         in_test = split.test(examples)
         if in_test.sum() < 2 or (~in_test).sum() < 4:
             raise InputError(
-                f"{source} has {len(values)} rows: too few to hold some out with --test "
-                f"{self.test:g}."
+                f"{source} has {len(values)} rows: too few to hold some out with --test-split "
+                f"{self.test_split:g}."
             )
         rows = leaks.sample_rows(len(values), len(inputs))
         sample = examples.take(rows).columns
@@ -124,18 +124,18 @@ class Table(Source):
 
     def _read(self, log) -> tuple[RawTable, str, str, str]:
         """Returns (table, name, source, SHA-256 of the source)."""
-        if self.data_dir is None:
+        if self.data is None:
             if self.decimal != "auto":
-                raise InputError(f"--decimal {self.decimal} is for a file: pass --data-dir.")
+                raise InputError(f"--decimal {self.decimal} is for a file: pass --data.")
             if self.dataset not in BUNDLED:
                 raise InputError(
                     f"--dataset {self.dataset} is unknown here: choose {', '.join(BUNDLED)}, or "
-                    "pass --data-dir FILE.csv."
+                    "pass --data FILE.csv."
                 )
             table = _load_sklearn(self.dataset)
             content = repr([column.to_pylist() for column in table.columns.values()]).encode()
             return table, self.dataset, table.place, hashlib.sha256(content).hexdigest()
-        path = Path(self.data_dir).expanduser()
+        path = Path(self.data).expanduser()
         table = read_table(path, log=log)
         numbers.check_header(table, log)
         with open(path, "rb") as file:
@@ -144,17 +144,17 @@ class Table(Source):
 
     def _parse_target(self, table, target, form, log):
         """Returns (the rows with a target, its values, the names of its classes)."""
-        kind = self.target_kind
-        values = target_kind.infer_numbers(table, target, kind, log, form, MIN_CLASS_ROWS)
+        kind = self.target_type
+        values = target_type.infer_numbers(table, target, kind, log, form, MIN_CLASS_ROWS)
         if values is not None:
             keep = ~np.isnan(values)
             texts = as_texts(take_rows(table.columns[target], ~keep))
             words = texts.filter(pc.not_equal(texts, "")).to_pylist()
             odd = [word for word in words if word.lower() not in MISSING]
-            if len(odd) > target_kind.MAX_DROPPED * len(table):
+            if len(odd) > target_type.MAX_DROPPED * len(table):
                 raise InputError(
                     f"{table.place}: {len(odd):,} of {len(table):,} rows have {odd[0]!r} as "
-                    f"{target}, which is no number: remove them, or use --target-kind classes."
+                    f"{target}, which is no number: remove them, or use --target-type classes."
                 )
             if not keep.all():
                 shown = f" ({', '.join(sorted(set(words))[:5])})" if words else ""
@@ -162,7 +162,7 @@ class Table(Source):
             if not keep.any():
                 raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             return table.take(keep), values[keep], ()
-        cells = target_kind.normalize_classes(table.columns[target])
+        cells = target_type.normalize_classes(table.columns[target])
         if (empty := cells == "").any():
             log(f"{pluralize(empty.sum(), 'rows', 'have')} no {target}: dropped.")
             table, cells = table.take(~empty), cells[~empty]
@@ -170,15 +170,15 @@ class Table(Source):
             rows = pluralize((cells == name).sum(), "rows", "have")
             log(f"{target}: {rows} {name!r}, which is a class here: empty these cells if they are "
                 "missing.")  # fmt: skip
-        classes, values, keep = target_kind.encode_classes(cells, MIN_CLASS_ROWS, "rows", log)
+        classes, values, keep = target_type.encode_classes(cells, MIN_CLASS_ROWS, "rows", log)
         return table.take(keep), values, classes
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> TableEncoder:
         """Returns the encoder fitted on training rows."""
-        if self.bins < 0 or self.bins > 256:
-            raise InputError(f"--bins {self.bins} must be from 0 to 256.")
+        if self.num_bins < 0 or self.num_bins > 256:
+            raise InputError(f"--num-bins {self.num_bins} must be from 0 to 256.")
         style = train.style
-        columns, missing, dropped = fit_columns(train.columns, self.bins, style["formats"])
+        columns, missing, dropped = fit_columns(train.columns, self.num_bins, style["formats"])
         if not columns:
             reasons = " ".join(f"{column.name} {column.reason}." for column in dropped)
             raise InputError(
@@ -313,7 +313,7 @@ def _fit_texts(name, empty, counts) -> Column | str:
         merged[key] = min(first, text, key=len), count + level["counts"]
     ranked = sorted(merged.values(), key=lambda level: -level[1])[:MAX_LEVELS]
     frequent = [text for text, count in ranked if count >= MIN_LEVEL_ROWS]
-    levels = sorted(frequent or (text for text, _ in merged.values()), key=target_kind.class_key)
+    levels = sorted(frequent or (text for text, _ in merged.values()), key=target_type.class_key)
     return CategoryColumn(name, tuple(levels), bool(empty.any()), rare=len(merged) - len(levels))
 
 

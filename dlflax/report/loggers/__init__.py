@@ -14,7 +14,7 @@ from dlflax.report.loggers.tensorboard import TensorBoard
 from dlflax.report.loggers.wandb import Wandb
 
 KINDS = {kind.__name__.lower(): kind for kind in Logger.__subclasses__() if kind is not TensorBoard}
-"""Loggers of --log by name."""
+"""Loggers of --logger by name."""
 Log: Any = Literal["none", *KINDS]
 
 __all__ = ["Log", "Logger", "Loggers", "MLflow", "TensorBoard", "Wandb", "start"]
@@ -65,8 +65,8 @@ class Loggers:
 
 
 def start(log_to: str, experiment: str, folder: Path, last_step: int | None, log) -> Loggers:
-    """Starts TensorBoard and the logger of --log, on the first host only. Raises InputError if the
-    package of the logger is not installed."""
+    """Starts TensorBoard and the logger of --logger, on the first host only. Raises InputError if
+    the package of the logger is not installed."""
     if not parallel.is_main():
         return Loggers({}, log)
     kinds = [TensorBoard, *([KINDS[log_to]] if log_to != "none" else [])]
@@ -77,5 +77,5 @@ def start(log_to: str, experiment: str, folder: Path, last_step: int | None, log
         if error.name != log_to:
             raise
         raise InputError(
-            f"--log {log_to} needs its package: pip install 'dlflax[{log_to}]'."
+            f"--logger {log_to} needs its package: pip install 'dlflax[{log_to}]'."
         ) from error

@@ -1,4 +1,4 @@
-"""Logger: base class of the loggers of --log."""
+"""Logger: base class of the loggers of --logger."""
 
 import abc
 from pathlib import Path

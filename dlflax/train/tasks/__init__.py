@@ -1,6 +1,6 @@
 """Tasks: loss, metrics and output type. `task.Task` is the base class."""
 
-from dlflax.train.tasks.by_target import ByTarget
+from dlflax.train.tasks.auto import Auto
 from dlflax.train.tasks.classification import Classification
 from dlflax.train.tasks.forecast import Forecast
 from dlflax.train.tasks.multi_label import MultiLabel
@@ -12,6 +12,6 @@ TASKS = {task.__name__.lower(): task() for task in Task.__subclasses__()}
 """Tasks by their short names on the command line, such as multilabel."""
 
 __all__ = [
-    "TASKS", "Asked", "ByTarget", "Classification", "Description", "Forecast", "MultiLabel",
+    "TASKS", "Asked", "Auto", "Classification", "Description", "Forecast", "MultiLabel",
     "Reconstruction", "Regression", "Task", "Tested",
 ]  # fmt: skip

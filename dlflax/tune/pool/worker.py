@@ -38,7 +38,7 @@ class Job:
     seed: int
     num_seeds: int
     patience: int
-    reduce_on_plateau: int
+    plateau_patience: int
     metric: str  # the objective, without its val_
     sign: int  # 1 where lower is better, else -1
     rank: str  # mean or pessimistic: the score of a trial that has several seeds
@@ -232,7 +232,7 @@ def _make_members(job, recipe, hparams, group, parts, width):
     members = population.Population(
         recipe, hparams, [trial_seeds(job.seed, trial.number, job.num_seeds) for trial in group],
         *placed, epochs=job.epochs, layout=layout, patience=job.patience,
-        reduce_on_plateau=job.reduce_on_plateau, pretrained=parts.get("pretrained"),
+        plateau_patience=job.plateau_patience, pretrained=parts.get("pretrained"),
         keep_best=True, objective=job.metric,
     )  # fmt: skip
     if any(trial.records for trial in group):

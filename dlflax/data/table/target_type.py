@@ -25,7 +25,7 @@ def infer_numbers(
 
     kind: "classes", "number" or "auto", which infers numbers from fractions, many different values,
     or too many values that occur less than `fewest` times; form: the column's format, None if it
-    has texts. Raises InputError for --target-kind number and a cell without one, and for too many
+    has texts. Raises InputError for --target-type number and a cell without one, and for too many
     classes."""
     number_form = form or NumberFormat(missing=MISSING)
     if kind == "auto":
@@ -43,14 +43,14 @@ def infer_numbers(
             if kind == "number":
                 inferred, other = "a number", "classes"
             log(f"{name}: {len(counts):,} different numbers, inferred: {inferred} "
-                f"(--target-kind {other} for the other).")  # fmt: skip
+                f"(--target-type {other} for the other).")  # fmt: skip
     if kind == "number":
-        return require_numbers(table, name, number_form, "--target-kind number: ")
+        return require_numbers(table, name, number_form, "--target-type number: ")
     count = len(set(pc.unique(as_texts(table.columns[name])).to_pylist()) - {""})
     if count > 1000:
         raise InputError(
             f"the target {name} has {count:,} classes: name another column by --target, or use "
-            "--target-kind number."
+            "--target-type number."
         )
     return None
 

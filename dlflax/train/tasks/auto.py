@@ -9,7 +9,7 @@ from dlflax.train.tasks.regression import Regression
 
 
 @dataclasses.dataclass(frozen=True)
-class ByTarget(Classification):
+class Auto(Classification):
     """Infers the task from the targets: `Classification` for class numbers, `MultiLabel` for 0 or 1
     per label, `Regression` for floats. A run saves the inferred task."""
 
