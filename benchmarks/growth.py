@@ -19,10 +19,11 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from stages import write_rows
 
-from dlflax.report import tables, trial_figures
-from dlflax.report.html import write_html
-from dlflax.report.trials import write_trials_csv
-from dlflax.tune.launch.study import JOURNAL, open_study
+from dlflax.report import tables
+from dlflax.report.sweep import trial_figures
+from dlflax.report.sweep.html import write_html
+from dlflax.report.sweep.trials import write_trials_csv
+from dlflax.tune.study import JOURNAL, open_study
 from dlflax.tune.suggest.samplers import make_sampler
 from dlflax.tune.suggest.space import Space
 

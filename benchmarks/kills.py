@@ -35,7 +35,7 @@ import orbax.checkpoint as ocp
 import tyro
 
 from dlflax.train import checkpoint_files
-from dlflax.tune.launch.study import JOURNAL, Journal
+from dlflax.tune.study import JOURNAL, Journal
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "process_seconds", "compile_seconds", "examples_per_second",

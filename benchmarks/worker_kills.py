@@ -29,7 +29,7 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
-from dlflax.tune.launch.study import JOURNAL, Journal, open_study
+from dlflax.tune.study import JOURNAL, Journal, open_study
 from dlflax.tune.suggest.samplers import make_sampler
 from dlflax.tune.suggest.space import Space
 

@@ -24,7 +24,7 @@ import tyro
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from dlflax.tune.launch.study import open_study
+from dlflax.tune.study import open_study
 from dlflax.tune.suggest.encoding import Encoding
 from dlflax.tune.suggest.samplers import make_sampler
 from dlflax.tune.suggest.space import Space

@@ -10,9 +10,9 @@ from pathlib import Path
 import tyro
 
 from dlflax import run
-from dlflax.report.trials import print_findings
+from dlflax.report.sweep.trials import print_findings
 from dlflax.run import flags
-from dlflax.tune.pool import report
+from dlflax.tune.pool import sweep_report
 
 
 def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> None:
@@ -23,7 +23,7 @@ def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> N
         storage: URL of the storage, with the password (default: $DLFLAX_STORAGE, or the one saved
             in the folder).
     """
-    results = report.write_report(folder, storage)
+    results = sweep_report.write_report(folder, storage)
     print_findings(results["findings"])
     print(f"report: {folder / 'report.html'}")
 

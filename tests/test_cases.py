@@ -363,7 +363,7 @@ def test_the_same_line_runs_again_and_again(place):
 
 
 def test_a_password_is_never_saved(place):
-    from dlflax.tune.launch.study import without_password
+    from dlflax.tune.study import without_password
 
     for url in ("postgresql+psycopg://me:se:cr@t@host/db", "postgresql://host/db?password=secret"):
         assert "secret" not in without_password(url) and "cr@t" not in without_password(url)

@@ -10,7 +10,7 @@ import pytest
 from dlflax import models
 from dlflax.ops import convolution as formulation
 from dlflax.ops.convolution import convolution, fastest_algorithm, list_algorithms, symmetric_pads
-from dlflax.ops.matmul import conv_pool_matmul
+from dlflax.ops.convolution_matmul import conv_pool_matmul
 
 ALL = ("product", "custom gradient")
 

@@ -130,7 +130,7 @@ def check_command(monkeypatch, module, words):
     for place in (
         "dlflax.run.train_command.run", "dlflax.run.train_command.cross_validate",
         "dlflax.tune.sweep_command.run_sweep", "dlflax.inference.predict.Predictor",
-        "dlflax.tune.pool.report.write_report", "dlflax.run.compare.compare",
+        "dlflax.tune.pool.sweep_report.write_report", "dlflax.run.compare.compare",
         "dlflax.run.find_learning_rate.find_learning_rate", "experiments.listing.list_all",
     ):  # fmt: skip
         monkeypatch.setattr(place, Stop)

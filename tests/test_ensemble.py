@@ -20,8 +20,8 @@ from dlflax.train import metrics
 from dlflax.train.ensemble import Ensemble
 from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
 from dlflax.tune import ensemble_selection, sweep
-from dlflax.tune.pool.members import Members
-from dlflax.tune.pool.worker import Model, Outcome
+from dlflax.tune.pool.training import Model, Outcome
+from dlflax.tune.pool.trial_models import Members
 from dlflax.tune.sweep_config import Sweep
 
 RNG = np.random.default_rng(0)

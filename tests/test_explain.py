@@ -17,7 +17,7 @@ from dlflax.models import (
     ResNet,
     SmallResNet,
     Transformer,
-    explain,
+    grad_cam,
 )
 from dlflax.ops.convolution import convolution, symmetric_pads
 from dlflax.ops.flops import flops
@@ -51,14 +51,14 @@ def test_every_model_of_photographs(name):
     model = MODELS[name]
     variables = jax.jit(model.init)(jax.random.key(0), PHOTOGRAPHS[:1])
     assert set(variables) <= {"params", "batch_stats"}
-    maps = explain.grad_cam(model, variables, PHOTOGRAPHS)
+    maps = grad_cam.grad_cam(model, variables, PHOTOGRAPHS)
     assert maps.shape == (3, 32, 40) and maps.dtype == np.float32
     assert maps.min() >= 0
     np.testing.assert_allclose(maps.max((1, 2)), 1, rtol=1e-6)
-    turned = explain.grad_cam(model, variables, PHOTOGRAPHS[::-1])
+    turned = grad_cam.grad_cam(model, variables, PHOTOGRAPHS[::-1])
     np.testing.assert_allclose(maps, turned[::-1], atol=1e-3)  # each is of its picture alone
     forward = flops(model.apply, variables, PHOTOGRAPHS)
-    spent = flops(lambda *a: explain._grad_cam(model, *a), variables, PHOTOGRAPHS)
+    spent = flops(lambda *a: grad_cam._grad_cam(model, *a), variables, PHOTOGRAPHS)
     assert forward <= spent < 1.15 * forward
 
 
@@ -69,7 +69,7 @@ def test_every_model_of_photographs(name):
 )
 def test_no_feature_map_no_heat(model):
     variables = jax.jit(model.init)(jax.random.key(0), PHOTOGRAPHS)
-    assert explain.grad_cam(model, variables, PHOTOGRAPHS) is None
+    assert grad_cam.grad_cam(model, variables, PHOTOGRAPHS) is None
 
 
 def test_grad_cam_by_hand():
@@ -90,7 +90,7 @@ def test_grad_cam_by_hand():
         gradient = (params["dense1"]["kernel"] @ back).reshape(16, 20, 5)
         expected.append(np.maximum(maps[i] @ gradient.mean((0, 1)), 0))
     expected = jax.image.resize(np.stack(expected), (3, 32, 40), "bilinear")
-    found = explain.grad_cam(model, variables, PHOTOGRAPHS)
+    found = grad_cam.grad_cam(model, variables, PHOTOGRAPHS)
     np.testing.assert_allclose(found, scaled(np.asarray(expected)), atol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_mean_and_one_dense_layer_give_the_class_activation_map():
     np.testing.assert_allclose(features.mean((1, 2)) @ logits["kernel"], outputs, atol=1e-5)
     weights = np.asarray(logits["kernel"])[:, np.asarray(outputs).argmax(-1)]
     expected = np.maximum(np.einsum("nhwc,cn->nhw", features, weights), 0)
-    found = explain.grad_cam(model, variables, PHOTOGRAPHS)
+    found = grad_cam.grad_cam(model, variables, PHOTOGRAPHS)
     np.testing.assert_allclose(found, scaled(expected), atol=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_the_heat_is_where_the_evidence_is():
     images[0, 20:32, 2:12, 0], images[0, 2:8, 30:38, 2] = 1, 1
     images[1] = images[0][::-1, ::-1, ::-1]
     model, variables = corner_detector()
-    maps = explain.grad_cam(model, variables, images)
+    maps = grad_cam.grad_cam(model, variables, images)
     assert maps[0, 22:30, 4:10].min() == 1 and maps[0, :16].max() == 0 == maps[0, :, 16:].max()
     assert maps[1, 2:10, 30:36].min() == 1 and maps[1, 16:].max() == 0
     assert (maps[2] == 0).all()
@@ -230,7 +230,7 @@ def test_photographs_of_two_classes():
     shown = [58, 57, 40, 11, *right[[0, 13, 27, 40]]]
     assert rows.seen == [*reversed(wrong), *shown]  # only what is shown is read
     all_axes = pictures["grad_cam"].axes
-    maps = explain.grad_cam(model, variables, images[shown] / np.float32(255))
+    maps = grad_cam.grad_cam(model, variables, images[shown] / np.float32(255))
     for axes, i, heat in zip(all_axes, shown, maps, strict=True):
         names = ("red", "blue")[targets[i]], ("red", "blue")[said[i]]
         probability = np.exp(outputs[i].max()) / np.exp(outputs[i]).sum()

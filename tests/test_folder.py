@@ -67,7 +67,7 @@ def write(root, size=(40, 30), **classes):
 def load(root, log=None, **fields):
     said = []
     dataset = ImageFolder(data=root, **{"image_size": 16} | fields).load(log or said.append)
-    check(dataset, root, fields.get("size", 16))
+    check(dataset, root, fields.get("image_size", 16))
     return dataset
 
 

@@ -23,9 +23,9 @@ from dlflax.config import config as configs
 from dlflax.config.experiment import from_presets
 from dlflax.config.saved import load_encoder
 from dlflax.data import ImageFolder, Series, Table, Text, make_splits
-from dlflax.data.table.numbers import NumberFormat, infer_formats
+from dlflax.data.table.number_formats import NumberFormat, infer_formats
 from dlflax.data.table.raw_table import RawTable
-from dlflax.data.table.times import infer_times
+from dlflax.data.table.time_formats import infer_times
 from dlflax.errors import InputError
 from dlflax.inference.predict import Predictor
 from dlflax.inference.serve_inputs import Refused, read_part, split_request

@@ -14,7 +14,7 @@ import experiments
 from dlflax import train
 from dlflax.errors import InputError
 from dlflax.tune import sweep_command
-from dlflax.tune.launch.study import open_study
+from dlflax.tune.study import open_study
 from dlflax.tune.suggest import gaussian_process
 from dlflax.tune.suggest.encoding import Encoding
 from dlflax.tune.suggest.space import Space, guess, is_within, space

@@ -11,8 +11,8 @@ import pytest
 import dlflax
 from dlflax import run
 from dlflax.data import Series, Table
-from dlflax.data.table import numbers
-from dlflax.data.table.numbers import NumberFormat, infer_formats
+from dlflax.data.table import number_formats
+from dlflax.data.table.number_formats import NumberFormat, infer_formats
 from dlflax.data.table.raw_table import RawTable, RowNames, as_column
 from dlflax.errors import InputError
 from dlflax.inference import serve_inputs
@@ -98,7 +98,7 @@ def test_any_dialect_gives_the_same_numbers():
     rng = np.random.default_rng(0)
     for _ in range(300):
         decimal = rng.choice([".", ","])
-        group = rng.choice(["", numbers.DECIMALS[decimal], " ", "\u00a0", "'"])
+        group = rng.choice(["", number_formats.DECIMALS[decimal], " ", "\u00a0", "'"])
         unit = rng.choice(["", "$", "%", "kg", "EUR"])
         values = np.round(rng.normal(0, 10 ** rng.integers(0, 7), 20), int(rng.integers(1, 4)))
         values[0] = 0.25  # shows the decimal mark

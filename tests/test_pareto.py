@@ -13,9 +13,9 @@ from searching import search
 
 import experiments
 from dlflax import train
-from dlflax.report import pareto
+from dlflax.report.sweep import pareto
 from dlflax.tune import sweep_command
-from dlflax.tune.launch.study import open_study
+from dlflax.tune.study import open_study
 from dlflax.tune.suggest import cost
 from dlflax.tune.suggest.space import Space
 from experiments.mnist import ARCHITECTURES, PRESETS

@@ -21,14 +21,15 @@ from dlflax.data.arrays import Arrays
 from dlflax.errors import RunError
 from dlflax.models import MLP
 from dlflax.train import population
-from dlflax.tune.launch import Launcher, WorkerLost, study
-from dlflax.tune.pool import orders, pool_checkpoint
-from dlflax.tune.pool.members import Members
-from dlflax.tune.pool.orders import Workers
+from dlflax.tune import study
+from dlflax.tune.launch import Launcher, WorkerLost
+from dlflax.tune.pool import pool_checkpoint, workers
 from dlflax.tune.pool.pool import Pool
 from dlflax.tune.pool.pool_checkpoint import PoolCheckpoint
 from dlflax.tune.pool.rules import Budget, FreezeThaw, Full, Go, Halving, Stop
-from dlflax.tune.pool.worker import Job, Outcome, Trial
+from dlflax.tune.pool.training import Job, Outcome, Trial
+from dlflax.tune.pool.trial_models import Members
+from dlflax.tune.pool.workers import Workers
 from dlflax.tune.suggest.samplers import make_sampler
 from dlflax.tune.suggest.space import Space
 from dlflax.tune.sweep import run_sweep
@@ -258,7 +259,7 @@ def test_asks_and_tells_of_several_workers_replay_on_one(tmp_path):
 
 
 def test_a_worker_without_a_sign_of_life_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(orders, "SILENCE", 0.2)
+    monkeypatch.setattr(workers, "SILENCE", 0.2)
     said, begun = [], time.monotonic()
     (tmp_path / "s" / "workers").mkdir(parents=True)
 

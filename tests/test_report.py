@@ -10,10 +10,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from dlflax.report import html, trial_figures
-from dlflax.report.findings import findings
-from dlflax.report.trial_figures import clip_outliers
-from dlflax.report.trials import print_trials, rank_trials, write_trials_csv
+from dlflax.report.sweep import html, trial_figures
+from dlflax.report.sweep.findings import findings
+from dlflax.report.sweep.trial_figures import clip_outliers
+from dlflax.report.sweep.trials import print_trials, rank_trials, write_trials_csv
 
 pytestmark = pytest.mark.figures
 

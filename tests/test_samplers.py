@@ -19,7 +19,7 @@ from searching import GRID, SPACE
 
 from dlflax.errors import InputError
 from dlflax.tune import GaussianProcess
-from dlflax.tune.launch.study import open_study
+from dlflax.tune.study import open_study
 from dlflax.tune.suggest import gaussian_process
 from dlflax.tune.suggest.encoding import Encoding, sobol
 from dlflax.tune.suggest.samplers import check_sampler, make_sampler, seed_of

@@ -80,7 +80,7 @@ def test_regression_scores_in_the_series_own_unit():
     path = importlib.resources.files("dlflax.data") / "embedded" / "sunspots.csv"
     values = np.loadtxt(path, delimiter=",", skiprows=1, usecols=1)
     assert len(values) == 309 and values.max() == 190.2
-    start = 309 - round(series.tail * 309)
+    start = 309 - round(series.test_split * 309)
     assert dataset.test["first"][0] == start
     first = np.arange(start, len(values) - 10)
     truth = np.stack([values[first + k] for k in range(11)], 1)

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dlflax.errors import InputError, RunError
-from dlflax.tune.launch.study import JOURNAL, Journal, open_study, score, without_password
+from dlflax.tune.study import JOURNAL, Journal, open_study, score, without_password
 from dlflax.tune.suggest.samplers import make_sampler
 from dlflax.tune.suggest.space import Space
 
@@ -123,7 +123,7 @@ def test_a_stale_lock_does_not_hold_up(tmp_path):
     program = """
         import os, signal, sys
         from pathlib import Path
-        from dlflax.tune.launch.study import lock_file
+        from dlflax.tune.study import lock_file
         from tests.test_study import fill, opened
         with opened(Path(sys.argv[1])) as study, lock_file(study._storage._backend.path):
             fill(study)

@@ -15,8 +15,8 @@ from dlflax import train
 from dlflax.errors import InputError
 from dlflax.inference.predict import Predictor
 from dlflax.tune import ensemble_selection, finish, sweep_command
-from dlflax.tune.launch.study import open_study
-from dlflax.tune.pool import orders, report
+from dlflax.tune.pool import sweep_report, workers
+from dlflax.tune.study import open_study
 
 SAMPLERS = {
     "bayes_opt": ("gp", "tpe", "cmaes"),
@@ -196,7 +196,7 @@ def test_a_grid_of_a_range_is_refused(capsys):
 
 @pytest.mark.slow
 def test_memory_is_flat_over_200_trials(monkeypatch):
-    used, real = [], orders.train_order
+    used, real = [], workers.train_order
 
     def measured(*given):
         outcomes = real(*given)
@@ -204,7 +204,7 @@ def test_memory_is_flat_over_200_trials(monkeypatch):
         used.append(pages * os.sysconf("SC_PAGE_SIZE"))
         return outcomes
 
-    monkeypatch.setattr(orders, "train_order", measured)
+    monkeypatch.setattr(workers, "train_order", measured)
     sweep_mnist(*FAST, "--epochs", "1", "--trials", "200", "--population-size", "8")
     assert len(used) == 25
     assert used[-1] < 1.05 * used[0], used
@@ -224,7 +224,7 @@ def test_every_experiment_can_be_swept(capsys):
 @pytest.mark.baselines
 def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     """Written after its first population, and by `sweeps.report` at any time."""
-    train_order = orders.train_order
+    train_order = workers.train_order
 
     def stopped(job, data, order, *more):
         if order[0].number == 4:
@@ -233,7 +233,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
 
     flags = [*FAST, "--epochs", "1", "--trials", "8", "--population-size", "4"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(orders, "train_order", stopped)
+        patch.setattr(workers, "train_order", stopped)
         sweep_mnist(*flags)
     folder = Path("runs/sweeps/mnist_random_search")
     assert len(table(folder)) == 4 and not (folder / "results.json").exists()
@@ -242,7 +242,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     assert "Validation has 144 examples only" in page
 
     (folder / "report.html").unlink()
-    results = report.write_report(folder)
+    results = sweep_report.write_report(folder)
     assert (results["trials"], results["complete"]) == (4, 4)
     assert "144 examples" in (folder / "report.html").read_text()
 
@@ -253,43 +253,43 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     assert finished["findings"] and f"- {finished['findings'][0]}" in out
     (verdict,) = json.loads((folder / "best" / "results.json").read_text())["findings"]
     assert verdict in out and "sweeps." not in verdict
-    again = report.write_report(folder)
+    again = sweep_report.write_report(folder)
     assert again["test"] == finished["test"] and again["trials"] == 8
 
 
 @pytest.mark.slow
 def test_no_report_of_what_is_no_sweep(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
-        report.write_report(tmp_path)
+        sweep_report.write_report(tmp_path)
     sweep_mnist(*FAST, "--epochs", "1", "--trials", "2", "--population-size", "2")
     folder = Path("runs/sweeps/mnist_random_search")
     with pytest.raises(InputError, match="of a run, not of a sweep"):
-        report.write_report(folder / "best")
+        sweep_report.write_report(folder / "best")
     with pytest.raises(InputError, match="other.db is missing"):
-        report.write_report(folder, f"sqlite:///{tmp_path}/other.db")
+        sweep_report.write_report(folder, f"sqlite:///{tmp_path}/other.db")
     assert not (tmp_path / "other.db").exists()
     (folder / "results.json").write_text("{")
-    assert report.write_report(folder)["trials"] == 2
+    assert sweep_report.write_report(folder)["trials"] == 2
     written = json.loads((folder / "config.json").read_text())
     del written["search"]
     (folder / "config.json").write_text(json.dumps(written))
     with pytest.raises(InputError, match="config.json is damaged"):
-        report.write_report(folder)
+        sweep_report.write_report(folder)
     (folder / "config.json").write_text(json.dumps({**written, "search": "random_search"}))
     (folder / "study.journal").unlink()
     with pytest.raises(InputError, match="study.journal is missing"):
-        report.write_report(folder)
+        sweep_report.write_report(folder)
 
 
 def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
     def fail(*_):
         raise ValueError("no disk")
 
-    monkeypatch.setattr(report, "write", fail)
+    monkeypatch.setattr(sweep_report, "write", fail)
     said = []
     with (
         open_study(None, None, "a", "minimize") as study,
-        report.Watch(Path("nowhere"), 4, {}, study, said.append) as watch,
+        sweep_report.Watch(Path("nowhere"), 4, {}, study, said.append) as watch,
     ):
         watch.show([], [])
     assert len(said) == 1 and said[0].startswith("warning: no report while the sweep runs (")
@@ -328,7 +328,7 @@ def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
         began.append({path.name for path in folder.iterdir()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(orders, "train_order", stop)
+    monkeypatch.setattr(workers, "train_order", stop)
     with pytest.raises(SystemExit):
         sweep_mnist(*flags, "--trials", "2")
     left = {"ensemble", "trained", "retrained", "best", "results.json", "report.html"}

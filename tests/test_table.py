@@ -13,7 +13,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from dlflax import run
 from dlflax.data import Table, make_splits
 from dlflax.data.table.columns import CategoryColumn, NumberColumn
-from dlflax.data.table.numbers import NumberFormat
+from dlflax.data.table.number_formats import NumberFormat
 from dlflax.data.table.raw_table import as_column
 from dlflax.errors import InputError
 from dlflax.report import tables

@@ -607,7 +607,7 @@ def test_vader(tmp_path):
     assert again.checksum == dataset.checksum
     splits = make_splits(data, again, 0.1, 0)
     assert splits.encoder.tokens == "bpe"
-    assert splits.encoder.model_fields() == {"vocab_size": text.VADER_VOCABULARY}
+    assert splits.encoder.model_fields() == {"vocabulary": text.VADER_VOCABULARY}
     unknown = dataset.test["inputs"][(splits.test["inputs"] == 1).any(1)]
     assert unknown.tolist() == ["86"]  # of all words the only one with a 6
     assert (splits.test["inputs"] > 0).sum(1).mean() > 2
@@ -821,7 +821,7 @@ def test_real_texts():
     assert "contains 'rt-polarity.neg', 'rt-polarity.pos', 'sms-spam.tsv'" in refused(REAL)
 
     splits = make_splits(Text(vocab_size=2000), sms, 0.1, 0)
-    assert splits.encoder.model_fields() == {"vocab_size": 2000}
+    assert splits.encoder.model_fields() == {"vocabulary": 2000}
     assert splits.encoder.tokens == "word"
     assert make_splits(Text(), films, 0.1, 0).encoder.tokens == "word"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow
 import pytest
 
-from dlflax.data.table.times import DATES, DECIMAL_YEARS, EPOCHS, TimeFormat, infer_times
+from dlflax.data.table.time_formats import DATES, DECIMAL_YEARS, EPOCHS, TimeFormat, infer_times
 from dlflax.errors import InputError
 
 UTC = datetime.UTC

@@ -15,8 +15,8 @@ from dlflax.errors import InputError
 from dlflax.models import CNN, MLP
 from dlflax.train import Hparams, Recipe
 from dlflax.train.augment import Crop, Flip
-from dlflax.tune.launch.study import open_study
-from dlflax.tune.pool.worker import trial_seeds
+from dlflax.tune.pool.training import trial_seeds
+from dlflax.tune.study import open_study
 from dlflax.tune.suggest import samplers, space
 
 RECIPE = Recipe(model=CNN())

@@ -46,7 +46,7 @@ class Config:
     devices: int = dataclasses.field(default=0, metadata={"resume": "local"})
     """Devices that every batch is sharded over; 0: all GPUs or TPUs, or one CPU with all cores."""
     fsdp: bool = dataclasses.field(default=False, metadata={"resume": "local"})
-    """Shard parameters and optimizer state over the devices too, for large models."""
+    """Fully sharded data parallel: shards parameters and optimizer state over the devices too."""
     distributed: bool = dataclasses.field(default=False, metadata={"resume": "local"})
     """Train on several hosts, by SLURM, TPU pods, Open MPI or $JAX_COORDINATOR_ADDRESS."""
     profile: bool = dataclasses.field(default=False, metadata={"resume": "local"})

@@ -36,7 +36,7 @@ from dlflax.inference.predict import Predictor
 from dlflax.inference.serve_card import FIGURE, card, openapi
 from dlflax.inference.serve_http import JSON, LOCAL, HostCheck, Protocol, host_name
 from dlflax.inference.serve_inputs import Refused, read_part, split_request
-from dlflax.models import explain
+from dlflax.models import grad_cam
 from dlflax.train.batch import SIZES
 
 MOST_BYTES = 20 * 2**20  # in the body of a request
@@ -300,7 +300,7 @@ def _heatmap(predictor, inputs) -> np.ndarray | None:
     recipe = predictor.config.recipe
     variables = train.variables(recipe, predictor.state())
     try:
-        return explain.grad_cam(recipe.model, variables, train.floats(inputs))
+        return grad_cam.grad_cam(recipe.model, variables, train.floats(inputs))
     except (TypeError, ValueError):  # an ensemble has several feature maps
         return None
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from dlflax.errors import InputError
 from dlflax.ops.convolution import NO_PADS, algorithm_scope, convolution
-from dlflax.ops.matmul import conv_matmul, conv_pool_matmul, same_pads
+from dlflax.ops.convolution_matmul import conv_matmul, conv_pool_matmul, same_pads
 from dlflax.ops.platform import is_portable, on_cpu
 from dlflax.ops.pooling import max_pool
 from dlflax.shapes import AnyArray

@@ -16,10 +16,10 @@ from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
 from dlflax.run import announce
-from dlflax.run.exit_codes import stop_requests
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
+from dlflax.run.signals import stop_requests
 from dlflax.train.augment import augment_batch
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import additive_scores

@@ -1,9 +1,8 @@
-"""Exit codes, signals and the compilation cache of a command."""
+"""Exit codes and the compilation cache of a command."""
 
 import contextlib
 import os
 import re
-import signal
 import sys
 import traceback
 import warnings
@@ -12,9 +11,10 @@ from typing import Any, NoReturn
 
 import jax
 
-from dlflax import NOISY_CACHE, parallel
+from dlflax import NOISY_CACHE
 from dlflax.errors import InputError, RunError, Terminated
 from dlflax.files import cache_folder, escape_controls, tidy_cache
+from dlflax.run.signals import exit_on_second_interrupt, handle_signals
 
 
 def with_exit_codes(
@@ -27,9 +27,7 @@ def with_exit_codes(
         with contextlib.suppress(AttributeError):  # a notebook replaces the streams
             stream.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
     compilation_cache()
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _raise_on_sigterm)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    handle_signals()
     try:
         command()
     except Terminated as error:
@@ -47,8 +45,7 @@ def with_exit_codes(
             raise
         _exit(_host_lost(error, continuation), 1)
     except KeyboardInterrupt:
-        with contextlib.suppress(ValueError):  # a second Ctrl-C exits at once
-            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        exit_on_second_interrupt()
         _exit(f"interrupted; {continuation}.", 130)
     except Exception as error:
         if not jax.distributed.is_initialized():
@@ -62,25 +59,6 @@ def with_exit_codes(
 def _host_lost(error, continuation):
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return f"another host has stopped ({reason}): start all hosts again; {continuation}."
-
-
-def _raise_on_sigterm(*_):
-    raise Terminated
-
-
-@contextlib.contextmanager
-def stop_requests():
-    """Yields a function that returns True after SIGTERM, which does not end the process here."""
-    signals = []
-    try:
-        previous = signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
-    except ValueError:  # not in the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: parallel.any_host(bool(signals))
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _exit(message, code: int) -> NoReturn:

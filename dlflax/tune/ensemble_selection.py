@@ -16,7 +16,7 @@ import numpy as np
 
 from dlflax import run, train
 from dlflax.models import calibration
-from dlflax.report.trials import digits, short_text
+from dlflax.report.sweep.trials import digits, short_text
 from dlflax.train.ensemble import Ensemble, NoOptimizer
 
 FIRST = 5  # models at most to begin with: as many of the best as are best together

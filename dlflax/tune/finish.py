@@ -23,9 +23,9 @@ from dlflax.config.run_folder import begin, load_config
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import tables
-from dlflax.report import trials as ranking
-from dlflax.report.pareto import front
-from dlflax.report.trials import digits, print_findings, print_trials
+from dlflax.report.sweep import trials as ranking
+from dlflax.report.sweep.pareto import front
+from dlflax.report.sweep.trials import digits, print_findings, print_trials
 from dlflax.run.announce import command
 from dlflax.run.prepare import prepare
 from dlflax.train import checkpoint_files
@@ -33,9 +33,9 @@ from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
 from dlflax.train.recipe import init_on_devices
 from dlflax.tune import ensemble_selection
-from dlflax.tune.launch.study import JOURNAL, Study, without_password
-from dlflax.tune.pool import report
-from dlflax.tune.pool.members import Member, Members
+from dlflax.tune.pool import sweep_report
+from dlflax.tune.pool.trial_models import Member, Members
+from dlflax.tune.study import JOURNAL, Study, without_password
 from dlflax.tune.sweep_config import Bound
 
 WORDS = {
@@ -60,7 +60,7 @@ def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
     address = sweep.storage and without_password(sweep.storage)
     results = {
-        **report.facts(saved, trials, direction),
+        **sweep_report.facts(saved, trials, direction),
         "structures": len(bound.recipes),
         "traces": traces,  # by this process and its workers
         "seconds": seconds,  # of training the trials
@@ -69,7 +69,7 @@ def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log
             "number": best.number,
             "value": best.value,
             "std": best.user_attrs.get("std"),
-            "best_epoch": ranking.best_epoch(best, direction),
+            "best_epoch": ranking.best_epoch_number(best, direction),
             "hparams": best.params,
             "run_dir": str(folder / "best"),
         },
@@ -86,7 +86,7 @@ def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log
         results |= entries
         write_json(folder / "results.json", results)  # a kill costs no more than one of them
     candidates.save_best()
-    report.write(folder, results, trials, direction, log)
+    sweep_report.write(folder, results, trials, direction, log)
     _print(results, trials, direction, sweep.verbose, folder / "report.html", log)
     return results
 
@@ -144,7 +144,7 @@ class Candidates:
         sweep, config = self._sweep, self._config
         if sweep.refit_full:
             # without a validation score the last epoch counts
-            epochs = ranking.best_epoch(self._best, self._bound.direction)
+            epochs = ranking.best_epoch_number(self._best, self._bound.direction)
             steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
             if changes_past_rates(config, epochs, steps):
                 epochs = config.epochs

@@ -18,13 +18,13 @@ from dlflax.files import write_json
 from dlflax.train.layout import use_all_cores
 from dlflax.tune.finish import finish, set_aside
 from dlflax.tune.launch import open_launcher
-from dlflax.tune.launch.study import Study, load_trials, open_study, without_password
-from dlflax.tune.pool.members import MOST_TRIALS, Members
-from dlflax.tune.pool.orders import Workers
 from dlflax.tune.pool.pool import Pool
 from dlflax.tune.pool.pool_checkpoint import PoolCheckpoint
-from dlflax.tune.pool.report import Watch, log_plan
 from dlflax.tune.pool.rules import Budget
+from dlflax.tune.pool.sweep_report import Watch, log_plan
+from dlflax.tune.pool.trial_models import MOST_TRIALS, Members
+from dlflax.tune.pool.workers import Workers
+from dlflax.tune.study import Study, load_trials, open_study, without_password
 from dlflax.tune.suggest import stopping
 from dlflax.tune.suggest.cost import cost
 from dlflax.tune.suggest.encoding import Encoding

@@ -13,15 +13,15 @@ from dlflax import data, run, train, transfer
 from dlflax.config.config import check
 from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
-from dlflax.report.trials import COSTS
+from dlflax.report.sweep.trials import COSTS
 from dlflax.run.prepare import balance, read_data, split_data
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.check import check_batch_size, check_count, reject_unused_flags, unused_hparams
 from dlflax.train.layout import free_bytes, member_bytes
 from dlflax.tune.launch import Engine
-from dlflax.tune.pool.report import params_text
 from dlflax.tune.pool.rules import FreezeThaw, Full, Halving, Rule
-from dlflax.tune.pool.worker import Job
+from dlflax.tune.pool.sweep_report import params_text
+from dlflax.tune.pool.training import Job
 from dlflax.tune.suggest import stopping
 from dlflax.tune.suggest.encoding import Encoding
 from dlflax.tune.suggest.samplers import check_sampler

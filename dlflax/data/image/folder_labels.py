@@ -13,7 +13,7 @@ import numpy as np
 
 from dlflax.data.image import folder_files
 from dlflax.data.image.folder_files import File, Listing, quote_names, skip_row
-from dlflax.data.table.numbers import MISSING, NumberFormat, infer_formats
+from dlflax.data.table.number_formats import MISSING, NumberFormat, infer_formats
 from dlflax.data.table.raw_table import RawTable, as_column, as_texts, read_table
 from dlflax.data.table.target_type import encode_classes, infer_numbers, normalize_classes
 from dlflax.data.table.text_tables import LABEL_COLUMNS

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.data.table import numbers
+from dlflax.data.table import number_formats
 from dlflax.data.table.calendars import COUNT, DAY, Calendar, align_rows
-from dlflax.data.table.numbers import MISSING, NumberFormat
+from dlflax.data.table.number_formats import MISSING, NumberFormat
 from dlflax.data.table.raw_table import RawTable, as_texts, read_table
-from dlflax.data.table.times import EPOCHS, NUMBER, TimeFormat, infer_times, is_time_axis
+from dlflax.data.table.time_formats import EPOCHS, NUMBER, TimeFormat, infer_times, is_time_axis
 from dlflax.errors import InputError
 
 
@@ -78,11 +78,11 @@ def read_file(
 ) -> ParsedSeries:  # fmt: skip
     """Reads a column of a table file, by default the last one, and infers its style."""
     table = read_table(Path(str(path)), log=log, noun="a series")
-    numbers.check_header(table, log)
+    number_formats.check_header(table, log)
     names = (column or _default_column(table, covariates), *covariates)
     _check_columns(table, names)
-    formats = numbers.infer_formats(table, names, decimal)
-    for sentence in numbers.describe_formats(formats):
+    formats = number_formats.infer_formats(table, names, decimal)
+    for sentence in number_formats.describe_formats(formats):
         log(sentence)
     fallback = NumberFormat(missing=MISSING)  # reading the cells then raises for the first text
     formats = tuple(formats[name] or fallback for name in names)
@@ -105,8 +105,8 @@ def _default_column(table: RawTable, covariates) -> str:
     times = None
     for name in reversed(table.columns):
         column = table.columns[name]
-        values, wrong = numbers.column_numbers(column, NumberFormat())
-        wrong_with_comma = numbers.column_numbers(column, NumberFormat(","))[1]
+        values, wrong = number_formats.column_numbers(column, NumberFormat())
+        wrong_with_comma = number_formats.column_numbers(column, NumberFormat(","))[1]
         are_texts = min(wrong.mean(), wrong_with_comma.mean()) > 0.5
         if name in covariates or are_texts or infer_times(as_texts(column)):
             continue
@@ -129,7 +129,7 @@ def read_in_style(table: RawTable, style: Style, log: Callable[[str], None]) -> 
         style = dataclasses.replace(style, columns=(name, *style.columns[1:]))
     _check_columns(table, style.columns)
     formats = dict(zip(style.columns, style.formats, strict=True))
-    numbers.check_same_format(table, formats, style.delimiter)
+    number_formats.check_same_format(table, formats, style.delimiter)
     others = [table.columns[name] for name in table.columns if name not in style.columns]
     if style.time is None and any(infer_times(as_texts(cells)) for cells in others):
         log(
@@ -143,7 +143,7 @@ def _only_numeric_column(table, style) -> str | None:
     candidates = [
         name for name, column in table.columns.items()
         if name not in (*style.columns[1:], *style.times)
-        and not numbers.column_numbers(column, style.formats[0])[1].any()
+        and not number_formats.column_numbers(column, style.formats[0])[1].any()
         and infer_times(as_texts(column)) is None
     ]  # fmt: skip
     return candidates[0] if len(candidates) == 1 else None
@@ -163,7 +163,7 @@ def read_cells(table: RawTable, style: Style, log: Callable[[str], None]) -> Par
     """Reads the columns of a style."""
     path = Path(table.place)
     columns = zip(style.columns, style.formats, strict=True)
-    rows = np.stack([numbers.require_numbers(table, *column) for column in columns], 1)
+    rows = np.stack([number_formats.require_numbers(table, *column) for column in columns], 1)
     if (count := (~np.isnan(rows[:, 0])).sum()) < 8:
         raise InputError(f"{path} has {count} numbers: a series needs more.")
     times, zone = _read_times(table, style, log)

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlflax.data.table.calendars import DAY
-from dlflax.data.table.numbers import MISSING, NO_NUMBER, NumberFormat, column_numbers
+from dlflax.data.table.number_formats import MISSING, NO_NUMBER, NumberFormat, column_numbers
 from dlflax.data.table.raw_table import as_texts
-from dlflax.data.table.times import CLOCK, TimeFormat
+from dlflax.data.table.time_formats import CLOCK, TimeFormat
 from dlflax.data.target import match_levels
 
 HASHES = 64  # inputs of a column of free text

@@ -12,9 +12,9 @@ import pyarrow as pa
 from dlflax.data import encoder
 from dlflax.data.encoder import Encoder, Examples, Form, Limits, Plain, RowsRefused, Spec
 from dlflax.data.table import columns as table_columns
-from dlflax.data.table import numbers
+from dlflax.data.table import number_formats
 from dlflax.data.table.columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
-from dlflax.data.table.numbers import MISSING, NumberFormat
+from dlflax.data.table.number_formats import MISSING, NumberFormat
 from dlflax.data.table.raw_table import RawTable, as_texts, read_table
 from dlflax.data.target import Classes, Numbers
 from dlflax.errors import InputError
@@ -80,7 +80,7 @@ class TableEncoder(Encoder):
         if missing := [name for name in names if name not in table.columns]:
             raise InputError(f"{table.place} lacks the column {missing[0]}, which the model reads.")
         formats = {c.name: c.format for c in self.columns if isinstance(c, NumberColumn)}
-        numbers.check_same_format(table, formats, self.delimiter)
+        number_formats.check_same_format(table, formats, self.delimiter)
         # rows of a data frame have numbers, no names
         row_names = () if table.place == "the data frame" else table.names
         examples = Examples({name: table.columns[name] for name in names}, None, row_names)
@@ -117,7 +117,8 @@ class TableEncoder(Encoder):
             texts = as_texts(cells).to_pylist()
             empty, target = np.array([not text for text in texts]), self.target.numbers(texts)
         else:
-            target = numbers.require_numbers(table, name, self.target_format or NumberFormat())
+            form = self.target_format or NumberFormat()
+            target = number_formats.require_numbers(table, name, form)
             empty = np.isnan(target)
         if empty.any():
             raise InputError(

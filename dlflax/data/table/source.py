@@ -21,12 +21,12 @@ from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples, take_rows
 from dlflax.data.splits import Share
 from dlflax.data.table import columns as table_columns
-from dlflax.data.table import leaks, numbers, target_type
+from dlflax.data.table import leaks, number_formats, target_type
 from dlflax.data.table.columns import CategoryColumn, Column, NumberColumn, TextColumn, TimeColumn
 from dlflax.data.table.encoder import Dropped, TableEncoder
-from dlflax.data.table.numbers import MAX_ODD, MISSING, NumberFormat, column_numbers
+from dlflax.data.table.number_formats import MAX_ODD, MISSING, NumberFormat, column_numbers
 from dlflax.data.table.raw_table import RawTable, RowNames, as_texts, is_text, read_table
-from dlflax.data.table.times import DATES, TimeFormat, infer_times
+from dlflax.data.table.time_formats import DATES, TimeFormat, infer_times
 from dlflax.data.target import Classes, Numbers, level_key
 from dlflax.errors import InputError
 from dlflax.files import pluralize
@@ -86,8 +86,8 @@ class Table(Source):
             n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
         }
         table = dataclasses.replace(table, columns=columns)
-        formats = numbers.infer_formats(table, (*inputs, target), self.decimal, log=log)
-        for sentence in numbers.describe_formats(formats):
+        formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
+        for sentence in number_formats.describe_formats(formats):
             log(sentence)
         counters = _find_row_counters(table, inputs, formats)
         inputs = [c for c in inputs if c not in counters]
@@ -137,7 +137,7 @@ class Table(Source):
             return table, self.dataset, table.place, hashlib.sha256(content).hexdigest()
         path = Path(self.data).expanduser()
         table = read_table(path, log=log)
-        numbers.check_header(table, log)
+        number_formats.check_header(table, log)
         with open(path, "rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         return table, path.stem, str(path.resolve()), checksum
@@ -279,7 +279,7 @@ def fit_columns(
             empty = np.isnan(values)
         else:
             texts = as_texts(cells)
-            empty = numbers.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
+            empty = number_formats.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
             counts = pc.value_counts(texts.filter(pa.array(~empty)))
             varies = len(counts) > 1 or len(counts) == 1 and empty.any()
             fit = _fit_texts(name, empty, counts) if varies else None

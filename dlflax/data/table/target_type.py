@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from dlflax.data.table.numbers import MISSING, NumberFormat, column_numbers, require_numbers
+from dlflax.data.table.number_formats import MISSING, NumberFormat, column_numbers, require_numbers
 from dlflax.data.table.raw_table import RawTable, as_texts
 from dlflax.data.target import is_integer, level_key
 from dlflax.errors import InputError

@@ -10,7 +10,7 @@ import numpy as np
 
 from dlflax.baselines import reference_models
 from dlflax.errors import InputError
-from dlflax.models import calibration, explain
+from dlflax.models import calibration, grad_cam
 from dlflax.report import figures
 from dlflax.train import importance, losses, metrics
 from dlflax.train.batch import floats
@@ -196,7 +196,7 @@ def _grad_cam(tested, wrong, predicted, confidence):
     right = right[len(right) * np.arange(4) // 4] if len(right) > 4 else right
     rows = np.concatenate([wrong[:4], right])
     images = inputs[rows]
-    maps = explain.grad_cam(tested.recipe.model, tested.variables, floats(images))
+    maps = grad_cam.grad_cam(tested.recipe.model, tested.variables, floats(images))
     if maps is None:
         return None
     columns = (column[rows] for column in (targets, predicted, confidence))

@@ -9,13 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlflax.errors import RunError
 from dlflax.tune.launch import WorkerLost
-from dlflax.tune.launch.study import Study
-from dlflax.tune.pool.members import Members
-from dlflax.tune.pool.orders import Order, Workers
 from dlflax.tune.pool.pool_checkpoint import PoolCheckpoint
-from dlflax.tune.pool.report import Lines, Watch, range_text
 from dlflax.tune.pool.rules import Budget, Curve, Go, Rule, Stop
-from dlflax.tune.pool.worker import Job, Outcome, Trial, seed_attrs
+from dlflax.tune.pool.sweep_report import Lines, Watch, range_text
+from dlflax.tune.pool.training import Job, Outcome, Trial, seed_attrs
+from dlflax.tune.pool.trial_models import Members
+from dlflax.tune.pool.workers import Order, Workers
+from dlflax.tune.study import Study
 
 MOST_FAILURES = 3  # workers that a trial may lose
 

@@ -15,8 +15,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.search_space import IntersectionSearchSpace
 
 from dlflax.errors import InputError
-from dlflax.report.pareto import cost_name
-from dlflax.tune.launch.study import score
+from dlflax.report.sweep.pareto import cost_name
+from dlflax.tune.study import score
 from dlflax.tune.suggest import cost, gaussian_process
 from dlflax.tune.suggest.encoding import Encoding, sobol
 from dlflax.tune.suggest.space import Space

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from dlflax.report.trials import digits
+from dlflax.report.sweep.trials import digits
 from dlflax.tune.suggest import gaussian_process
 from dlflax.tune.suggest.encoding import Encoding
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlflax.data.table.calendars import COUNT, DAY, regular_rows
-from dlflax.data.table.numbers import MISSING, as_mask
+from dlflax.data.table.number_formats import MISSING, as_mask
 from dlflax.errors import InputError
 
 NAMES = ("january", "february", "march", "april", "may", "june", "july", "august", "september",

@@ -6,8 +6,8 @@ import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
-from dlflax.report import pareto
-from dlflax.report.trials import digits, outcome, param_names, rank_trials
+from dlflax.report.sweep import pareto
+from dlflax.report.sweep.trials import digits, outcome, param_names, rank_trials
 
 FEW_EXAMPLES = 500  # of the validation split: with fewer, 95 % has a standard error over 1 %
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlflax.tune.launch import Launcher, WorkerLost
 from dlflax.tune.launch.launcher import Inline
-from dlflax.tune.pool.worker import Job, Outcome, Trial, pack, release_data, train_order
+from dlflax.tune.pool.training import Job, Outcome, Trial, pack, release_data, train_order
 
 SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
 LEAST = 20.0  # seconds that another process trains at least, before it returns States

@@ -13,8 +13,8 @@ from flax import traverse_util
 from optuna.trial import FrozenTrial
 
 from dlflax.files import atomic_write
-from dlflax.report.trials import outcome
-from dlflax.tune.pool.worker import Outcome
+from dlflax.report.sweep.trials import outcome
+from dlflax.tune.pool.training import Outcome
 
 MOST_TRIALS = 32
 MOST_BYTES = 2 * 10**9

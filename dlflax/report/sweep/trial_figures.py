@@ -15,8 +15,8 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dlflax.report import figures
-from dlflax.report.pareto import cost_name
-from dlflax.report.trials import outcome, param_names, rank_trials, short_text
+from dlflax.report.sweep.pareto import cost_name
+from dlflax.report.sweep.trials import outcome, param_names, rank_trials, short_text
 
 CAPTIONS = {
     "history": "Complete trials by number; the line is the best value so far.",

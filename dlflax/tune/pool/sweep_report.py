@@ -17,16 +17,16 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from dlflax.files import read_json
-from dlflax.report import trial_figures
-from dlflax.report import trials as ranking
-from dlflax.report.findings import findings
-from dlflax.report.html import write_html
 from dlflax.report.loggers import Loggers, TensorBoard
 from dlflax.report.progress import SweepProgress
-from dlflax.report.trials import digits, short_text
+from dlflax.report.sweep import trial_figures
+from dlflax.report.sweep import trials as ranking
+from dlflax.report.sweep.findings import findings
+from dlflax.report.sweep.html import write_html
+from dlflax.report.sweep.trials import digits, short_text
 from dlflax.train.layout import layout_for
-from dlflax.tune.launch.study import Study, load_trials
 from dlflax.tune.pool.rules import FreezeThaw, Halving, halving_rungs
+from dlflax.tune.study import Study, load_trials
 
 SHARE = 0.05  # of a sweep's time that its reports may take while it runs
 

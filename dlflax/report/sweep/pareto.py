@@ -2,7 +2,7 @@
 
 from optuna.trial import FrozenTrial
 
-from dlflax.report.trials import COSTS, cost_text, digits, outcome
+from dlflax.report.sweep.trials import COSTS, cost_text, digits, outcome
 
 
 def cost_name(trials: list[FrozenTrial]) -> str | None:

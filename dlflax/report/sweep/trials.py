@@ -23,7 +23,7 @@ def outcome(trial: FrozenTrial) -> str:
     return trial.state.name.lower()
 
 
-def best_epoch(trial: FrozenTrial, direction: str) -> int | None:
+def best_epoch_number(trial: FrozenTrial, direction: str) -> int | None:
     """Returns the best epoch, counted from 1, the first on a tie; None without epochs."""
     best = min if direction == "minimize" else max
     return best(trial.intermediate_values, key=trial.intermediate_values.get, default=None)
@@ -58,7 +58,7 @@ def write_trials_csv(
         writer.writerow(["number", "state", objective, *extras, "best_epoch", *names])
         for trial in trials:
             row = [trial.number, outcome(trial), trial.value]
-            row += [*map(trial.user_attrs.get, extras), best_epoch(trial, direction)]
+            row += [*map(trial.user_attrs.get, extras), best_epoch_number(trial, direction)]
             writer.writerow(row + [*map(trial.params.get, names)])
 
 

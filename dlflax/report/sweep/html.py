@@ -10,10 +10,10 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from dlflax.files import atomic_write
-from dlflax.report.trial_figures import CAPTIONS
-from dlflax.report.trials import (
+from dlflax.report.sweep.trial_figures import CAPTIONS
+from dlflax.report.sweep.trials import (
     COSTS,
-    best_epoch,
+    best_epoch_number,
     cost_text,
     digits,
     extra_columns,
@@ -91,7 +91,7 @@ def write_html(
     subtitle += [f"{count:,} {state}" for state, count in counts]
     parts = [f"<h1>{title}</h1><small>{' · '.join(map(_escape, subtitle))}</small>"]
     if rank and outcome(rank[0]) != "diverged":
-        epoch = best_epoch(rank[0], direction)
+        epoch = best_epoch_number(rank[0], direction)
         best = f"trial {rank[0].number}" + (f", epoch {epoch}" if epoch else "")
         value = f"<strong>{_escape(value_text(rank[0]))}</strong>"
         parts.append(f"<p class=best>{_escape(objective)} {value}</p>")
@@ -160,7 +160,7 @@ def _table(trials, direction, objective) -> str:
         state = outcome(trial)
         value = trial.value if state in ("complete", "pruned") else None
         keys = [trial.number, state, value, *map(trial.user_attrs.get, extras)]
-        keys += [best_epoch(trial, direction), *map(trial.params.get, names)]
+        keys += [best_epoch_number(trial, direction), *map(trial.params.get, names)]
         texts = [digits(value) if key is value else short_text(key) for key in keys]
         for i, name in enumerate(extras, 3):
             texts[i] = cost_text(keys[i]) if name in COSTS else texts[i]

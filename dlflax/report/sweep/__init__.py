@@ -1,0 +1,1 @@
+"""The report of a sweep: figures, findings, tables and page."""
