@@ -34,15 +34,15 @@ def main(name="fashion_mnist", folder=None):
             continue
         for factor in (0.5, 1, 2):
             strengths = {n: factor * value for n, value in augmentation.numbers.items()}
-            if "flip" in strengths:
-                strengths["flip"] = min(strengths["flip"], 1.0)
+            if "flip_probability" in strengths:
+                strengths["flip_probability"] = min(strengths["flip_probability"], 1.0)
             scores = accuracies(splits, (augmentation,), Hparams(**strengths))
             print_row(short, strengths, scores)
 
 
 def print_row(name, strengths, scores):
     text = " ".join(f"{n} {value:g}" for n, value in strengths.items())
-    print(f"{name:12}{text:36}{np.mean(scores):6.2f} +- {np.std(scores, ddof=1):.2f}", flush=True)
+    print(f"{name:12}{text:60}{np.mean(scores):6.2f} +- {np.std(scores, ddof=1):.2f}", flush=True)
 
 
 if __name__ == "__main__":

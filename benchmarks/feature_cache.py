@@ -46,7 +46,7 @@ def compare_algorithms(options: Options, model, variables, sha256: str, images) 
         for name, values in speeds.items():
             with tempfile.TemporaryDirectory() as folder:
                 extract = Features(
-                    model.clone(formulation=name), variables, sha256, print, Path(folder)
+                    model.clone(implementation=name), variables, sha256, print, Path(folder)
                 )
                 extract(images[:BATCH])  # compiles
                 inputs = images[BATCH : BATCH + options.images]

@@ -63,7 +63,7 @@ def main() -> None:
     config = dataclasses.replace(sentiment.PRESETS["few"], data=source)
     full = dataclasses.replace(
         config, transfer=transfer.Transfer(weights="minilm", finetune="full"), epochs=10,
-        hparams=config.hparams.replace(learning_rate=1e-3, backbone_rate=0.1),
+        hparams=config.hparams.replace(learning_rate=1e-3, backbone_lr_scale=0.1),
     )  # fmt: skip
     dataset, rows = source.load(), []
     for draw in range(arguments.draws):

@@ -107,8 +107,9 @@ def case(name: Name, options: Options) -> Case:
         return Case(run, lambda folder, _: newest(folder / "checkpoints"))
     if name == "folds":
         return Case((*run, "--folds", str(FOLDS)), count_folds)
-    search = "--trials", "12", "--population", "4", "--ensemble", "4", "--search", "halving"
-    words = "-c", SWEEP, "mnist", *search, "--reduction-factor", "2", *common
+    search = "--trials", "12", "--population-size", "4", "--ensemble-size", "4"
+    rule = "--search", "halving", "--reduction-factor", "2"
+    words = "-c", SWEEP, "mnist", *search, *rule, *common
     return Case(words, population_step)
 
 

@@ -212,7 +212,7 @@ def stop_early(job) -> tuple[float, float]:
     name, seed = job
     trials = full_trials(name, seed, stopping.MOST, 16)
     encoding, ends = Encoding(SPACE), range(16, stopping.MOST, 16)
-    tolerance = Sweep.tolerance
+    tolerance = Sweep.min_improvement
     stops = (
         n
         for n in ends

@@ -82,7 +82,7 @@ def dlflax(folder: str, model: str, trials: int, epochs: int, population: int) -
     with tempfile.TemporaryDirectory() as run_dir:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "sweeps.random_search", "--model", model]
-            + ["--trials", str(trials + population), "--population", str(population)]
+            + ["--trials", str(trials + population), "--population-size", str(population)]
             + ["--epochs", str(epochs), "--data", folder, "--run-dir", run_dir],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

@@ -36,7 +36,8 @@ MODELS = {
     "cnn": (models.CNN(num_outputs=10), (28, 28, 1)),
     "mlp": (models.MLP(num_outputs=10), (28, 28, 1)),
     "transformer": (
-        models.Transformer(patch=4, width=128, depth=6, mlp=256, num_outputs=10), (32, 32, 3)
+        models.Transformer(patch_size=4, hidden_dim=128, depth=6, mlp_dim=256, num_outputs=10),
+        (32, 32, 3),
     ),
     "small_resnet": (models.SmallResNet(num_outputs=10), (32, 32, 3)),
     "resnet18": (models.ResNet(depth="18", num_outputs=1000), (224, 224, 3)),

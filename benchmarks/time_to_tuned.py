@@ -219,7 +219,7 @@ def dlflax(flags, search: str, folder: str, model: str, options: Options, seed: 
             [sys.executable, "-u", "-m", f"sweeps.{search}", "fashion_mnist", "--model", model]
             + ["--trials", str(options.trials), "--epochs", str(options.epochs), *flags]
             + ["--data", folder, "--run-dir", run_dir, "--seed", str(seed)]
-            + ["--batch-size", str(BATCH), "--ensemble", "0"]
+            + ["--batch-size", str(BATCH), "--ensemble-size", "0"]
             + [word for name, (low, high, log) in RANGES.items()
                for word in (f"--space.{name.replace('_', '-')}", str(low), str(high),
                             *(["log"] if log else []))],

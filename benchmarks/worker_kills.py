@@ -78,7 +78,8 @@ def command(options: Options, search: str, folder: Path, *more: str) -> list[str
     module = "sweeps.random_search" if search == "random" else "sweeps.bayes_opt"
     return [
         sys.executable, "-m", module, "mnist", "--dataset", "digits", "--model", "mlp", *SPACE,
-        "--epochs", str(options.epochs), "--population", str(options.population), "--ensemble", "0",
+        "--epochs", str(options.epochs), "--population-size", str(options.population),
+        "--ensemble-size", "0",
         "--baseline", "none", "--run-dir", str(folder), "--study", "s", *more,
     ]  # fmt: skip
 

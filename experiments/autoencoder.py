@@ -20,7 +20,7 @@ from dlflax.train.tasks import Reconstruction
 
 PLAIN = run.Config(
     recipe=Recipe(model=Autoencoder(), task=Reconstruction(), schedule=Cosine(), batch_size=128),
-    hparams=Hparams(learning_rate=1e-3, warmup=0.05),
+    hparams=Hparams(learning_rate=1e-3, warmup_fraction=0.05),
     epochs=20,
 )
 
@@ -29,12 +29,12 @@ PRESETS = {
     "denoising": replace(
         PLAIN,
         recipe=replace(PLAIN.recipe, augment=(Noise(),)),
-        hparams=PLAIN.hparams.replace(noise=1.0),
+        hparams=PLAIN.hparams.replace(noise_std=1.0),
     ),
     "unwarping": replace(
         PLAIN,
         recipe=replace(PLAIN.recipe, augment=(Warp(),)),
-        hparams=PLAIN.hparams.replace(translate=2.0, rotate=12.0, zoom=0.1),
+        hparams=PLAIN.hparams.replace(translate_pixels=2.0, rotate_degrees=12.0, zoom_fraction=0.1),
     ),
     "variational": replace(
         PLAIN, recipe=replace(PLAIN.recipe, model=Autoencoder(variational=True))

@@ -24,14 +24,14 @@ ARCHITECTURES = {
     "efficientnet": EfficientNetLite0(),
     "resnet": ResNet(),
     "vgg": VGG(),
-    "cnn": CNN(features=(16, 32, 64, 128), dropout_on="all"),
+    "cnn": CNN(features=(16, 32, 64, 128), dropout_after="all"),
 }
 
 # a head on cached features of a frozen EfficientNet-Lite0; with --finetune last-blocks or full the
 # backbone's learning rate is 1e-4
 HEAD = run.Config(
     recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule=Cosine()),
-    hparams=Hparams(learning_rate=3e-3, dropout=0.2, backbone_rate=0.03),
+    hparams=Hparams(learning_rate=3e-3, dropout=0.2, backbone_lr_scale=0.03),
     data=ImageFolder(),
     transfer=Transfer(),
     epochs=40,
@@ -47,8 +47,9 @@ PRESETS = {
             augment=(Flip(), Affine(), Brightness(), Contrast()),
         ),
         hparams=Hparams(
-            learning_rate=1e-3, warmup=0.1, dropout=0.2,
-            translate=6.0, rotate=15.0, zoom=0.2, brightness=0.2, contrast=0.2,
+            learning_rate=1e-3, warmup_fraction=0.1, dropout=0.2,
+            translate_pixels=6.0, rotate_degrees=15.0, zoom_fraction=0.2,
+            brightness=0.2, contrast=0.2,
         ),
         data=ImageFolder(image_size=64),
         transfer=Transfer(weights="none"),

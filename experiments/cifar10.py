@@ -11,8 +11,8 @@ from dlflax.train.augment import Crop, Cutout, Flip
 
 ARCHITECTURES = {
     "resnet": SmallResNet(),
-    "cnn": CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
-    "transformer": Transformer(patch=4, width=128, depth=6, mlp=256),
+    "cnn": CNN(features=(32, 64, 128), dense=(128,), dropout_after="all"),
+    "transformer": Transformer(patch_size=4, hidden_dim=128, depth=6, mlp_dim=256),
     "mlp": MLP(features=(512, 256)),
 }
 
@@ -26,17 +26,18 @@ PRESETS = {
             augment=(Crop(), Flip(), Cutout()),
         ),
         hparams=Hparams(
-            learning_rate=0.05, l2=2.5e-4, warmup=0.1, label_smoothing=0.1, crop=4.0, cutout=0.25
+            learning_rate=0.05, l2=2.5e-4, warmup_fraction=0.1, label_smoothing=0.1,
+            crop_pixels=4.0, cutout_fraction=0.25,
         ),
         data=Images("cifar10"),
         epochs=20,
     ),
-}
+}  # fmt: skip
 
 SPACE = {
     "learning_rate": ("5e-3", "0.2", "log"),
     "l2": ("1e-5", "1e-3", "log"),
-    "cutout": ("0", "0.5"),
+    "cutout_fraction": ("0", "0.5"),
 }
 GRID = {"learning_rate": ("0.02", "0.05", "0.1"), "l2": ("1e-4", "2.5e-4", "5e-4")}
 

@@ -2,7 +2,7 @@
 
 python -m experiments.compare mnist
 
-python -m experiments.compare forecast --models mlp rnn --seeds 3
+python -m experiments.compare forecast --models mlp rnn --num-seeds 3
 
 python -m experiments.compare my_experiment.py
 
@@ -21,7 +21,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.compare import compare
-from dlflax.run.flags import REGISTRY, split_lists
+from dlflax.run.flags import REGISTRY, refuse_old_names, split_lists
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Options:
     """Name of an experiment, a module, or a file that ends in .py."""
     models: tuple[str, ...] = ()
     """Architectures of that experiment, or its presets if it has none (default: all)."""
-    seeds: int = 1
+    num_seeds: int = 1
     """Number of seeds for each architecture: --seed, --seed + 1, ..."""
     run_dir: Path | None = None
     """Folder of the results (default: runs/compare/EXPERIMENT/TIME)."""
@@ -45,13 +45,14 @@ def command(args: list[str]) -> list[dict]:
         description=__doc__, prog="python -m experiments.compare",
         return_unknown_args=True, registry=REGISTRY,
     )  # fmt: skip
-    if options.seeds < 1:
-        raise InputError(f"--seeds {options.seeds} must be 1 or more.")
+    refuse_old_names(rest, ("num-seeds",))
+    if options.num_seeds < 1:
+        raise InputError(f"--num-seeds {options.num_seeds} must be 1 or more.")
     for flag in ("--model", "--preset", "--resume"):
         if flag in rest:
             raise InputError(f"{flag} is no flag of compare: choose architectures with --models.")
     experiment = run.find(options.experiment, experiments)
-    return compare(experiment, options.models, options.seeds, options.run_dir, rest)
+    return compare(experiment, options.models, options.num_seeds, options.run_dir, rest)
 
 
 if __name__ == "__main__":

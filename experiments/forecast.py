@@ -18,7 +18,7 @@ from dlflax.train.tasks import Forecast
 ARCHITECTURES = {
     "mlp": MLP(features=(64,)),
     "rnn": RNN(cell="gru", features=(64,)),
-    "transformer": Transformer(depth=2, patch=13),
+    "transformer": Transformer(depth=2, patch_size=13),
 }
 
 PRESETS = {

@@ -35,14 +35,14 @@ PRESETS = {
     "rnn": replace(
         DEFAULT,
         recipe=Recipe(model=ARCHITECTURES["rnn"], schedule=Cosine(), batch_size=64),
-        hparams=Hparams(learning_rate=3e-3, dropout=0.1, warmup=0.1, clip_norm=1.0),
+        hparams=Hparams(learning_rate=3e-3, dropout=0.1, warmup_fraction=0.1, clip_norm=1.0),
     ),
     "transformer": replace(
         DEFAULT,
         recipe=Recipe(
             model=ARCHITECTURES["transformer"], optimizer=AdamW(), schedule=Cosine(), batch_size=128
         ),
-        hparams=Hparams(learning_rate=3e-3, dropout=0.05, weight_decay=0.01, warmup=0.1),
+        hparams=Hparams(learning_rate=3e-3, dropout=0.05, weight_decay=0.01, warmup_fraction=0.1),
         epochs=12,
     ),
     # Keras' first example: its defaults, no dropout, no validation split
@@ -52,25 +52,25 @@ PRESETS = {
     # 99 % in a few seconds on two cores: benchmarks/speedrun.py
     "fast": run.Config(
         recipe=Recipe(
-            model=CNN(features=(16, 32), dense=(128,), dropout_on="all"),
+            model=CNN(features=(16, 32), dense=(128,), dropout_after="all"),
             schedule=Cosine(),
             batch_size=128,
             ema=True,
         ),
-        hparams=Hparams(learning_rate=4e-3, dropout=0.1, warmup=0.05),
+        hparams=Hparams(learning_rate=4e-3, dropout=0.1, warmup_fraction=0.05),
         epochs=3,
     ),
     "best": run.Config(
         recipe=Recipe(
-            model=CNN(features=(32, 64, 128), dense=(128,), dropout_on="all"),
+            model=CNN(features=(32, 64, 128), dense=(128,), dropout_after="all"),
             schedule=Cosine(),
             batch_size=128,
             augment=(Affine(),),
             ema=True,
         ),
         hparams=Hparams(
-            learning_rate=2e-3, dropout=0.2, warmup=0.05,
-            translate=2.0, rotate=12.0, zoom=0.1,
+            learning_rate=2e-3, dropout=0.2, warmup_fraction=0.05,
+            translate_pixels=2.0, rotate_degrees=12.0, zoom_fraction=0.1,
         ),
         epochs=12,
     ),
@@ -79,8 +79,8 @@ PRESETS = {
         DEFAULT,
         recipe=Recipe(model=CNN(), schedule=Cosine(), augment=(Affine(),)),
         hparams=Hparams(
-            learning_rate=2e-3, dropout=0.25, warmup=0.05,
-            translate=2.0, rotate=10.0, zoom=0.1,
+            learning_rate=2e-3, dropout=0.25, warmup_fraction=0.05,
+            translate_pixels=2.0, rotate_degrees=10.0, zoom_fraction=0.1,
         ),
         data=Images("digits"),
         epochs=20,

@@ -28,8 +28,8 @@ from dlflax.train.tasks import Classification
 from dlflax.transfer import Transfer
 
 ARCHITECTURES = {
-    "rnn": RNN(cell="gru", features=(64,), bidirectional=True, pooling="max", embedding=64),
-    "transformer": Transformer(depth=1, width=64, pooling="max"),
+    "rnn": RNN(cell="gru", features=(64,), bidirectional=True, pooling="max", embedding_dim=64),
+    "transformer": Transformer(depth=1, hidden_dim=64, pooling="max"),
     "minilm": MiniLM(),
 }
 
@@ -44,7 +44,7 @@ PRESETS = {
     # a head on cached features of a frozen text encoder
     "minilm": run.Config(
         recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine()),
-        hparams=Hparams(dropout=0.2, warmup=0.1),
+        hparams=Hparams(dropout=0.2, warmup_fraction=0.1),
         data=Text(tokenizer="minilm"),
         transfer=Transfer(weights="minilm"),
         epochs=20,
@@ -55,7 +55,7 @@ PRESETS = {
             model=ARCHITECTURES["minilm"], task=Classification(monitor="accuracy"),
             schedule=Cosine(), batch_size=64, compute_dtype="bfloat16",
         ),
-        hparams=Hparams(dropout=0.2, warmup=0.1),
+        hparams=Hparams(dropout=0.2, warmup_fraction=0.1),
         data=Text(tokenizer="minilm"),
         transfer=Transfer(weights="minilm", finetune="full"),
         epochs=2,
@@ -63,7 +63,9 @@ PRESETS = {
     # for a few hundred labels: contrastive fine-tuning of the text encoder first
     "few": run.Config(
         recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine(), batch_size=32),
-        hparams=Hparams(learning_rate=1e-2, backbone_rate=0.005, warmup=0.1, clip_norm=1.0),
+        hparams=Hparams(
+            learning_rate=1e-2, backbone_lr_scale=0.005, warmup_fraction=0.1, clip_norm=1.0
+        ),
         data=Text(tokenizer="minilm"),
         transfer=Transfer(weights="minilm", finetune="contrastive"),
         epochs=20,

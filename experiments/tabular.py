@@ -26,7 +26,7 @@ PRESETS = {
             model=MLP(features=(128, 128)), task=Auto(), optimizer=AdamW(), schedule=Cosine(),
             batch_size=32,
         ),
-        hparams=Hparams(learning_rate=1e-3, dropout=0.2, weight_decay=0.01, warmup=0.05),
+        hparams=Hparams(learning_rate=1e-3, dropout=0.2, weight_decay=0.01, warmup_fraction=0.05),
         data=Table(),
         epochs=100,
         patience=20,

@@ -127,7 +127,7 @@ for layer, leaves in shapes.params.items():
 
 # %% [markdown]
 # **2.** It changes by about a percentage point from seed to seed, so one percentage point between
-# two networks, one run each, means nothing. Take several seeds: `--seeds 3` in a sweep and in
+# two networks, one run each, means nothing. Take several seeds: `--num-seeds 3` in a sweep and in
 # `compare`.
 
 # %%

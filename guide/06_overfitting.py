@@ -57,7 +57,7 @@ others, few = data.split(digits.train, share, seed=0)
 
 recipe = train.Recipe(model=MLP(features=(128,)), augment=(Affine(),))
 plain = train.Hparams(learning_rate=1e-3)
-shifts = {"translate": 2.0, "rotate": 12.0, "zoom": 0.1}  # pixels, degrees, fraction
+shifts = {"translate_pixels": 2.0, "rotate_degrees": 12.0, "zoom_fraction": 0.1}
 remedies = {
     "nothing": {},
     "dropout": {"dropout": 0.5},
@@ -132,7 +132,7 @@ print(f"dlflax: {0.5 * float(train.losses.l2({'kernel': kernel}))}")
 # hopeless:
 #
 # ```bash
-# python -m sweeps.bayes_opt mnist --dataset digits --model mlp --augment affine --space.dropout 0 0.7 --space.l2 1e-6 1e-2 log --space.translate 0 4 --space.rotate 0 30 --search halving
+# python -m sweeps.bayes_opt mnist --dataset digits --model mlp --augment affine --space.dropout 0 0.7 --space.l2 1e-6 1e-2 log --space.translate-pixels 0 4 --space.rotate-degrees 0 30 --search halving
 # ```
 #
 # ## Exercises
@@ -148,7 +148,7 @@ print(f"dlflax: {0.5 * float(train.losses.l2({'kernel': kernel}))}")
 # **2.** When it changes the answer: a 6 that is turned by 180 degrees is a 9.
 
 # %%
-turned = fit_all(recipe, [plain.replace(rotate=180.0)], few, others, epochs=epochs, seeds=range(5))
+turned = fit_all(recipe, [plain.replace(rotate_degrees=180.0)], few, others, epochs=epochs, seeds=range(5))
 accuracy = np.mean([history[-1]["val_accuracy"] for history in turned.histories[0]])
 print(
     f"turned by up to 180 degrees: {accuracy:.0%}, by 12 degrees: "

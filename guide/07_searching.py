@@ -27,13 +27,13 @@ import numpy as np
 # luck.
 
 # %%
-SAME = "mnist --dataset digits --model mlp --epochs 5 --val-split 0.3 --ensemble 0 --space.l2"
+SAME = "mnist --dataset digits --model mlp --epochs 5 --val-split 0.3 --ensemble-size 0 --space.l2"
 SEARCHES = {
     "grid": "sweeps.grid_search --space.learning-rate 1e-5 1e-4 1e-3 1e-2 1e-1 "
     "--space.dropout 0 0.2 0.4 0.6 0.8",
     "random": "sweeps.random_search --trials 25 --space.learning-rate 1e-5 1e-1 log "
     "--space.dropout 0 0.8",
-    "bayesian": "sweeps.bayes_opt --trials 25 --population 5 --space.learning-rate 1e-5 1e-1 log "
+    "bayesian": "sweeps.bayes_opt --trials 25 --population-size 5 --space.learning-rate 1e-5 1e-1 log "
     "--space.dropout 0 0.8",
 }
 
@@ -113,7 +113,7 @@ figure.savefig("searching.png", dpi=100)
 # seeds:
 #
 # ```bash
-# python -m sweeps.bayes_opt mnist --dataset digits --model mlp --trials auto --seeds 3
+# python -m sweeps.bayes_opt mnist --dataset digits --model mlp --trials auto --num-seeds 3
 # ```
 #
 # Its folder has `report.html`: what was gained over the defaults, and what should not be trusted.

@@ -48,9 +48,9 @@ networks = {
     "MLP": MLP(features=(128,)),
     "CNN": CNN(features=(16, 32), dense=(64,)),
     "RNN": RNN(cell="gru", features=(64,)),  # reads the rows, from top to bottom
-    "Transformer": Transformer(depth=1, width=64),  # looks at patches of 7 x 7
+    "Transformer": Transformer(depth=1, hidden_dim=64),  # looks at patches of 7 x 7
 }
-hparams = train.Hparams(learning_rate=3e-3, warmup=0.1, clip_norm=1.0)
+hparams = train.Hparams(learning_rate=3e-3, warmup_fraction=0.1, clip_norm=1.0)
 few = {name: rows[:200] for name, rows in train_set.items()}
 right = {}
 for name, model in networks.items():
@@ -104,7 +104,7 @@ mean = x.mean(0)
 directions = np.linalg.svd(x - mean[None], full_matrices=False)[2][:8]
 by_pca = (new - mean[None]) @ directions.T @ directions + mean[None]
 
-model = Autoencoder(features=(256,), code=8)
+model = Autoencoder(features=(256,), latent_dim=8)
 recipe = train.Recipe(model=model, task=Reconstruction(), schedule=train.Cosine())
 fit = train.fit(recipe, hparams, {"inputs": digits.train["inputs"]}, epochs=40)
 by_network = train.predict(recipe, fit.best, hparams, digits.test["inputs"]).reshape(-1, 784)
@@ -145,7 +145,7 @@ figure.savefig("which_network.png", dpi=100)
 # ## Change this
 #
 # ```bash
-# python -m experiments.compare mnist --seeds 3
+# python -m experiments.compare mnist --num-seeds 3
 # python -m experiments.compare sentiment --models rnn transformer
 # python -m sweeps.bayes_opt sentiment --space.model.cell gru lstm
 # ```

@@ -156,7 +156,7 @@ figure.savefig("case_study.png", dpi=100)
 # | find the learning rate before anything else | `python -m experiments.find_learning_rate image_folder --data photos` |
 # | pretrained weights, where there are any | `--finetune head`, then `--finetune full` |
 # | tune by validation data; test once | every sweep does |
-# | several seeds before you believe a difference | `--seeds 3`, `--folds 5` |
+# | several seeds before you believe a difference | `--num-seeds 3`, `--folds 5` |
 # | regularize by what the curves say | `curves.png`; chapter 6 |
 # | keep what made a result | `config.json` in every run's folder; `--resume` |
 # | check the probabilities, not only the answers | `reliability.png` |
@@ -165,7 +165,7 @@ figure.savefig("case_study.png", dpi=100)
 # ## Change this
 #
 # ```bash
-# python -m sweeps.bayes_opt image_folder --data photos --trials auto --seeds 3
+# python -m sweeps.bayes_opt image_folder --data photos --trials auto --num-seeds 3
 # ```
 #
 # ## Exercises

@@ -168,7 +168,7 @@ def test_numbers_as_people_read_them(value, text):
         ("--optimizer Adam", "did you mean adam"), ("--optimizer=ADAMW", "did you mean adamw"),
         ("--model resnet50", "did you mean resnet"), ("--augment flip cutuot", "mean cutout"),
         ("--baseline non", "did you mean none"), ("--preset scratc", "mean scratch"),
-        ("--model.formulation matmull", "mean matmul"),
+        ("--model.implementation matmull", "mean matmul"),
         ("--compute-dtype float16", "bfloat16"),
         ("--task Classification", "did you mean classification"),
     ],

@@ -13,10 +13,11 @@ from dlflax.train import Hparams
 from dlflax.train.augment import AUGMENTATIONS, augment, mix, set_default_strengths
 
 OPERATIONS = tuple(AUGMENTATIONS)[:-3]  # without mix, which is both, and those that corrupt
-OFF = Hparams(flip=0.0)
+OFF = Hparams(flip_probability=0.0)
 ON = Hparams(
-    crop=3.0, flip=0.5, translate=2.0, rotate=20.0, zoom=0.2, brightness=0.3, contrast=0.4,
-    cutout=0.4, mixup=0.5, cutmix=1.0, noise=0.1,
+    crop_pixels=3.0, flip_probability=0.5, translate_pixels=2.0, rotate_degrees=20.0,
+    zoom_fraction=0.2, brightness=0.3, contrast=0.4,
+    cutout_fraction=0.4, mixup_alpha=0.5, cutmix_alpha=1.0, noise_std=0.1,
 )  # fmt: skip
 N, H, W = 40, 12, 9
 IMAGES = np.random.default_rng(0).random((N, H, W, 3), np.float32)
@@ -45,7 +46,7 @@ def many(operation, runs, images, **strengths):
 
 
 def strength(operation):
-    names = ["translate", "rotate", "zoom"] if operation == "affine" else [operation]
+    names = list(AUGMENTATIONS[operation].numbers)
     return {name: getattr(ON, name) for name in names}
 
 
@@ -76,7 +77,7 @@ def test_every_image_has_its_own_amount(operation):
 
 @pytest.mark.parametrize("largest", [2, 15])  # 15: over the far edge, and back
 def test_crop_is_a_slice_of_the_reflection(largest):
-    images, _, _ = run("crop", crop=largest)
+    images, _, _ = run("crop", crop_pixels=largest)
     shifts = []
     for image, old in zip(images, IMAGES, strict=True):
         padded = np.pad(old, ((largest, largest), (largest, largest), (0, 0)), mode="reflect")
@@ -91,16 +92,16 @@ def test_crop_is_a_slice_of_the_reflection(largest):
 
 def test_crop_shifts_are_uniform():
     ramp = np.arange(H)[:, None, None]
-    shifts = many("crop", 50, ramp, crop=2.9)[:, 6, 0, 0] - 6  # whole pixels: at most 2
+    shifts = many("crop", 50, ramp, crop_pixels=2.9)[:, 6, 0, 0] - 6  # whole pixels: at most 2
     values, counts = np.unique(shifts, return_counts=True)
     assert values.tolist() == [-2, -1, 0, 1, 2]
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_flip():
-    images, _, _ = run("flip", flip=1.0)
+    images, _, _ = run("flip", flip_probability=1.0)
     assert (images == IMAGES[:, :, ::-1]).all()
-    images = many("flip", 50, IMAGES, flip=0.25)
+    images = many("flip", 50, IMAGES, flip_probability=0.25)
     old = np.tile(IMAGES, (50, 1, 1, 1))
     kept, flipped = ((images == x).all((1, 2, 3)) for x in (old, old[:, :, ::-1]))
     assert (kept ^ flipped).all() and abs(flipped.mean() - 0.25) < 0.04
@@ -144,7 +145,7 @@ def test_clips_only_what_it_changes():
 
 @pytest.mark.parametrize("side", [4, 7])
 def test_cutout(side):
-    holes = many("cutout", 50, 1.0, cutout=(side + 0.2) / W) == 0
+    holes = many("cutout", 50, 1.0, cutout_fraction=(side + 0.2) / W) == 0
     assert (holes.any(-1) == holes.all(-1)).all()
     holes = holes.any(-1)
     squares = {
@@ -181,12 +182,12 @@ def assert_mixed(images, partner, share):
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
 def test_mixing_agrees_with_the_shares(operation):
     for seed in range(20):
-        out = run(operation, seed, **{operation: 2.0})
+        out = run(operation, seed, **{f"{operation}_alpha": 2.0})
         assert assert_mixed(*out) == operation or out[2][0] in (0, 1)
 
 
 def test_mixup_and_cutmix_take_turns():
-    hparams = jax.tree.map(np.float32, OFF.replace(mixup=2.0, cutmix=2.0))
+    hparams = jax.tree.map(np.float32, OFF.replace(mixup_alpha=2.0, cutmix_alpha=2.0))
     kinds = [
         assert_mixed(*map(np.asarray, jitted(("mix",), key, IMAGES, hparams)))
         for key in jax.random.split(jax.random.key(0), 60)
@@ -194,7 +195,7 @@ def test_mixup_and_cutmix_take_turns():
     assert 15 < kinds.count("mixup") < 45
     # one that is off leaves all batches to the other
     for other in ("mixup", "cutmix"):
-        alone = hparams.replace(**{other: np.float32(0)})
+        alone = hparams.replace(**{f"{other}_alpha": np.float32(0)})
         for key in jax.random.split(jax.random.key(1), 10):
             out = map(np.asarray, jitted(("mix",), key, IMAGES, alone))
             assert assert_mixed(*out) != other
@@ -223,7 +224,7 @@ def test_cutmix_shares_are_those_of_the_paper():
         return (centre + sides / 2).clip(0, 1) - (centre - sides / 2).clip(0, 1)
 
     expected = 1 - kept(rng.random(len(sides))) * kept(rng.random(len(sides)))
-    shares = [run("cutmix", seed, cutmix=1.0)[2][0] for seed in range(600)]
+    shares = [run("cutmix", seed, cutmix_alpha=1.0)[2][0] for seed in range(600)]
     assert abs(np.mean(shares) - expected.mean()) < 0.04
     assert abs(np.std(shares) - expected.std()) < 0.04
 
@@ -252,7 +253,7 @@ def test_noise_comes_after_the_targets():
     batch = {"inputs": IMAGES}
     noisy = jax.jit(functools.partial(augment, noise, corrupt=True))
     assert (augment(noise[:1], key, batch, ON)["inputs"] == IMAGES).all()
-    assert (noisy(key, batch, ON.replace(noise=0.0))["inputs"] == IMAGES).all()
+    assert (noisy(key, batch, ON.replace(noise_std=0.0))["inputs"] == IMAGES).all()
     added = (np.asarray(noisy(key, batch, ON)["inputs"]) - IMAGES).ravel() / 0.1
     assert scipy.stats.kstest(added, "norm").pvalue > 1e-3
 
@@ -277,9 +278,9 @@ def corrupts(each):
 
 def test_one_that_is_named_has_a_strength():
     for name, each in AUGMENTATIONS.items():
-        hparams = set_default_strengths((each,), Hparams(flip=0.0))
+        hparams = set_default_strengths((each,), Hparams(flip_probability=0.0))
         assert all(getattr(hparams, number) > 0 for number in each.numbers), name
         images = augment((each,), jax.random.key(0), {"inputs": IMAGES}, hparams, corrupts(each))
         assert (np.asarray(images["inputs"]) != IMAGES).any(), name
-    given = Hparams(translate=1.0)  # one number that is set leaves the others as they are
+    given = Hparams(translate_pixels=1.0)  # one number that is set leaves the others as they are
     assert set_default_strengths((AUGMENTATIONS["affine"],), given) == given

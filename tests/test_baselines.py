@@ -157,7 +157,7 @@ def test_numbers_labels_series_and_inputs():
     found, _ = computed(Forecast(), Series(window=104, horizon=12))
     assert found["ridge autoregression"]["rmse"] < 0.5 * found["the last season again"]["rmse"]
 
-    found, splits = computed(Reconstruction(), source, Autoencoder(code=8))
+    found, splits = computed(Reconstruction(), source, Autoencoder(latent_dim=8))
     flat = {n: getattr(splits, n)["inputs"].reshape(-1, 64) / 255 for n in ("train", "test")}
     middle = flat["train"].mean(0)
     axes = np.linalg.svd(flat["train"] - middle, full_matrices=False)[2][:8]
@@ -169,7 +169,7 @@ def test_numbers_labels_series_and_inputs():
 
 def test_of_many_examples_some_are_used(monkeypatch):
     monkeypatch.setattr(simple, "MAX_ROWS", 300)
-    for task, model in ((Reconstruction(), Autoencoder(code=8)), (Classification(), None)):
+    for task, model in ((Reconstruction(), Autoencoder(latent_dim=8)), (Classification(), None)):
         found, _ = computed(task, digits(), model)
         assert all(np.isfinite(list(scores.values())).all() for scores in found.values())
         assert len(found) == (1 if model else 2)

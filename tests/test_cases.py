@@ -77,7 +77,8 @@ def test_a_run_folder_of_any_name(place, name):
 @pytest.mark.parametrize("name", one_quick("project [v2]", "why?", "50 % #1"))
 def test_a_sweep_folder_of_any_name(place, name):
     for trials in ("2", "3"):
-        flags = [*TINY, "--trials", trials, "--population", "2", "--run-dir", str(place / name)]
+        flags = [*TINY, "--trials", trials, "--population-size", "2"]
+        flags += ["--run-dir", str(place / name)]
         sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     assert json.loads((place / name / "results.json").read_text())["trials"] == 3
     assert (place / name / "study.journal").stat().st_size > 0
@@ -336,7 +337,7 @@ def test_every_trial_has_its_score_in_the_hparams_tab(place):
     """In each run's own event file, under one name for all."""
     from test_progress import values
 
-    flags = [*TINY, "--trials", "3", "--population", "3", "--run-dir", "tab"]
+    flags = [*TINY, "--trials", "3", "--population-size", "3", "--run-dir", "tab"]
     sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     boards = [*Path("tab/tensorboard").iterdir(), Path("tab/best/tensorboard")]
     assert len(boards) == 4
@@ -408,7 +409,7 @@ def test_cells_that_a_spreadsheet_would_run(place):
         (["--devices", "-1"], "--devices -1 must be 0 or more"),
         (["--run-dir", ""], "--run-dir must name a folder"),
         (["--val-split", "nan"], "--val-split nan must be from 0 up to below 1"),
-        (["--hparams.cutout", "2"], "--hparams.cutout 2 must be from 0 to 1"),
+        (["--hparams.cutout-fraction", "2"], "--hparams.cutout-fraction 2 must be from 0 to 1"),
         (["--hparams.learning-rate", "nan"], "--hparams.learning-rate nan must be above 0"),
     ],
 )
@@ -422,7 +423,7 @@ def test_absurd_values_of_a_run(flags, sentence, capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--seeds", "2147483648"], "--seeds 2147483648 must be 1,000 or less"),
+        (["--num-seeds", "2147483648"], "--num-seeds 2147483648 must be 1,000 or less"),
         (["--workers", "10001"], "--workers 10001 must be 10,000 or less"),
         (["--heartbeat", "3"], "--heartbeat"),
         (["--study", "../../x"], "must be a name without slashes"),

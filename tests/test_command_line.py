@@ -35,7 +35,8 @@ def parsed(words, module=mnist):
         ("--model.features 32,64", "--model.features 32 64"),
         ("--model.features=32,64 --epochs 3", "--model.features 32 64 --epochs 3"),
         ("--augment crop,flip", "--augment crop flip"),
-        ("--augment affine,cutout --rotate 9", "--augment affine cutout --hparams.rotate 9"),
+        ("--augment affine,cutout --rotate-degrees 9",
+         "--augment affine cutout --hparams.rotate-degrees 9"),
     ],
 )  # fmt: skip
 def test_short_is_the_same_as_long(short, full):
@@ -50,8 +51,8 @@ def test_a_short_name_never_hides_a_flag_of_the_data():
         noise: float = 0.0
 
     default = replace(mnist.PRESETS["default"], data=Data())
-    assert flags.expand_flags(["--noise", "1", "--zoom", "2"], default) == [
-        "--noise", "1", "--hparams.zoom", "2"]  # fmt: skip
+    assert flags.expand_flags(["--noise", "1", "--zoom-fraction", "2"], default) == [
+        "--noise", "1", "--hparams.zoom-fraction", "2"]  # fmt: skip
     # values and names of columns stay as they are
     assert flags.split_lists(["--target", "price, EUR", "--x", "1,2"], {"target"}) == [
         "--target", "price, EUR", "--x", "1,2"]  # fmt: skip
@@ -152,9 +153,9 @@ def test_help_shows_what_the_experiment_has(capsys):
     short, whole = shown("--help"), shown("--help-all")
     for flag in ("--epochs", "--model.features", "--hparams.dropout", "--augment"):
         assert flag in short and flag in whole
-    for flag in ("--hparams.mixup", "--fsdp", "--hparams.kl-weight"):
+    for flag in ("--hparams.mixup-alpha", "--fsdp", "--hparams.kl-weight"):
         assert flag not in short and flag in whole
-    assert "--hparams.rotate" in shown("--augment affine --help")
+    assert "--hparams.rotate-degrees" in shown("--augment affine --help")
     assert "--help-all shows" in short and "shows" not in whole.splitlines()[-1]
     assert "--vocab-size" in shown("-h", sentiment)
     assert len(short.splitlines()) < 150

@@ -147,14 +147,14 @@ def test_no_gradient_is_left_to_xla_on_a_cpu():
     ("model", "side", "expected"),
     [
         (models.CNN(), 28, {"conv1": "product with max-pool"}),
-        (models.CNN(formulation="lax"), 28, {"conv1": "lax"}),
+        (models.CNN(implementation="lax"), 28, {"conv1": "lax"}),
         (
             models.ResNet(depth="18"), 64,
             {"stem": "custom gradient",
              "stage2_block1_conv1": "custom gradient", "stage4_block1_conv2": "product"},
         ),
-        (models.ResNet(depth="18", formulation="lax"), 64, {"stem": "lax"}),
-        (models.VGG(dense=(8,), formulation="lax"), 32, {"stage1_conv1": "lax"}),
+        (models.ResNet(depth="18", implementation="lax"), 64, {"stem": "lax"}),
+        (models.VGG(dense=(8,), implementation="lax"), 32, {"stage1_conv1": "lax"}),
         (
             models.EfficientNetLite0(), 32,
             {"stem": "custom gradient", "block0_depthwise": "sum of slices", "head": "product"},

@@ -22,7 +22,7 @@ MODELS = [
     MLP((16,)),
     RNN(),
     SmallResNet(features=(8, 16), depth=1),
-    Transformer(patch=4, width=16, depth=1, mlp=32),
+    Transformer(patch_size=4, hidden_dim=16, depth=1, mlp_dim=32),
 ]
 ACCELERATOR = jax.default_backend() != "cpu"
 

@@ -80,7 +80,8 @@ def test_own_search(tmp_path):
     (tmp_path / "pbt.py").write_text(rule)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     sweep = "-m sweeps.bayes_opt mnist --preset digits --model mlp --epochs 1 --trials 4 "
-    sweep += "--population 1 --baseline none --ensemble 0 --sampler mutation:Mutation --study own"
+    sweep += "--population-size 1 --baseline none --ensemble-size 0 "
+    sweep += "--sampler mutation:Mutation --study own"
     for command in ("pbt.py", sweep):
         command = [sys.executable, *command.split()]
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)

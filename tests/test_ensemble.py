@@ -134,8 +134,8 @@ HALVES = slice(0, 900), slice(900, None)
 SPACES = {
     "classification, structures": (Classification(), MLP(), {"model.features": ("8", "16")}),
     "regression": (Regression(), MLP(features=(16,)), {}),
-    "multilabel, seeds": (MultiLabel(), MLP(features=(16,)), {"seeds": 2}),
-    "reconstruction": (Reconstruction(), Autoencoder(features=(32,), code=8), {}),
+    "multilabel, seeds": (MultiLabel(), MLP(features=(16,)), {"num_seeds": 2}),
+    "reconstruction": (Reconstruction(), Autoencoder(features=(32,), latent_dim=8), {}),
 }
 
 
@@ -153,7 +153,7 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     arrays = digits(task)
     config = Sweep(
         recipe=train.Recipe(model, task, batch_size=64, ema=True), data=arrays, space=space,
-        trials=8, population=4, epochs=2, sampler="qmc", run_dir=tmp_path / "sweep", **options,
+        trials=8, population_size=4, epochs=2, sampler="qmc", run_dir=tmp_path / "sweep", **options,
     )  # fmt: skip
     results = sweep.run_sweep("random_search", "digits", config)
     found = results["ensemble"]
@@ -170,7 +170,7 @@ def test_of_every_task(name, tmp_path, monkeypatch, capsys):
     assert said in capsys.readouterr().out
     scores = {name: each["val"]["loss"] for name, each in results["candidates"].items()}
     assert scores.keys() == {"trained", "retrained", "ensemble"}
-    if "seeds" in options:  # the better one of a mean
+    if "num_seeds" in options:  # the better one of a mean
         assert scores["trained"] <= results["best"]["value"]
     else:
         assert scores["trained"] == pytest.approx(results["best"]["value"], rel=1e-5)
@@ -204,8 +204,8 @@ def test_without_an_ensemble_the_best_trial_alone_is_kept(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     config = Sweep(
         recipe=train.Recipe(MLP(features=(4,)), batch_size=64), data=digits(Classification()),
-        space={"learning_rate": ("1e-3", "3e-2", "log")}, trials=2, population=2, epochs=1,
-        sampler="qmc", ensemble=0, run_dir=Path("sweep"),
+        space={"learning_rate": ("1e-3", "3e-2", "log")}, trials=2, population_size=2, epochs=1,
+        sampler="qmc", ensemble_size=0, run_dir=Path("sweep"),
     )  # fmt: skip
     results = sweep.run_sweep("random_search", "digits", config)
     assert results["ensemble"] is None and results["candidates"].keys() == {"trained", "retrained"}

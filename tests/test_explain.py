@@ -27,8 +27,8 @@ from dlflax.train import Hparams, metrics, tasks
 
 PHOTOGRAPHS = np.random.default_rng(0).uniform(size=(3, 32, 40, 3)).astype(np.float32)
 MODELS = {
-    "cnn": CNN((4, 6), dense=(8,), formulation="matmul"),
-    "small resnet": SmallResNet((4, 6), depth=1, formulation="lax"),
+    "cnn": CNN((4, 6), dense=(8,), implementation="matmul"),
+    "small resnet": SmallResNet((4, 6), depth=1, implementation="lax"),
     "resnet": ResNet("18"),
     "vgg": VGG("11", dense=(8,)),
     "efficientnet": EfficientNetLite0(),
@@ -63,7 +63,9 @@ def test_every_model_of_photographs(name):
 
 
 @pytest.mark.parametrize(
-    "model", [MLP((8,)), RNN("gru", (8,)), Transformer(1, 8, 2, 8, patch=8)], ids=lambda m: type(m)
+    "model",
+    [MLP((8,)), RNN("gru", (8,)), Transformer(1, 8, 2, 8, patch_size=8)],
+    ids=lambda m: type(m),
 )
 def test_no_feature_map_no_heat(model):
     variables = jax.jit(model.init)(jax.random.key(0), PHOTOGRAPHS)
@@ -72,7 +74,7 @@ def test_no_feature_map_no_heat(model):
 
 def test_grad_cam_by_hand():
     """A CNN cut into map and head: two dense layers, whose gradient differs from place to place."""
-    model = CNN((5,), dense=(16,), formulation="lax", num_outputs=4)
+    model = CNN((5,), dense=(16,), implementation="lax", num_outputs=4)
     variables = model.init(jax.random.key(3), PHOTOGRAPHS)
     params = jax.tree.map(np.asarray, variables["params"])
     kernel, bias = params["conv1"]["kernel"], params["conv1"]["bias"]
@@ -95,7 +97,7 @@ def test_grad_cam_by_hand():
 def test_mean_and_one_dense_layer_give_the_class_activation_map():
     """Zhou et al. 2016, which Grad-CAM generalizes: the channels by the predicted class's weights.
     One stage, so that nothing is upsampled."""
-    model = SmallResNet((6,), depth=1, formulation="lax", num_outputs=3)
+    model = SmallResNet((6,), depth=1, implementation="lax", num_outputs=3)
     variables = model.init(jax.random.key(0), PHOTOGRAPHS)
     outputs, sown = model.apply(variables, PHOTOGRAPHS, mutable=["intermediates"])
     (features,) = sown["intermediates"]["feature_map"]
@@ -109,7 +111,7 @@ def test_mean_and_one_dense_layer_give_the_class_activation_map():
 
 def corner_detector():
     """A CNN of two channels, red and blue, whose classes are: more red, more blue."""
-    model = CNN((2,), dense=(), formulation="lax", num_outputs=2)
+    model = CNN((2,), dense=(), implementation="lax", num_outputs=2)
     kernel = np.zeros((3, 3, 3, 2), np.float32)
     kernel[1, 1, 0, 0] = kernel[1, 1, 2, 1] = 1
     dense = np.tile(np.eye(2, dtype=np.float32) * 2 - 1, (16 * 20, 1))
@@ -134,7 +136,7 @@ def test_the_heat_is_where_the_evidence_is():
 
 
 def test_the_state_of_a_run_holds_no_feature_map():
-    model = SmallResNet((4, 6), depth=1, formulation="lax")
+    model = SmallResNet((4, 6), depth=1, implementation="lax")
     recipe = train.Recipe(model, optimizer=train.SGD(), batch_size=3)
     hparams = train.as_float32(Hparams())
     state = jax.jit(train.init, static_argnums=0)(

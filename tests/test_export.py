@@ -36,13 +36,13 @@ RGB = ((32, 32, 3), "uint8")
 CASES = {
     "mlp": (models.MLP((16,)), PICTURES),
     "cnn": (models.CNN(features=(4, 20), dense=(8,)), PICTURES),
-    "cnn matmul": (models.CNN(formulation="matmul"), PICTURES),
+    "cnn matmul": (models.CNN(implementation="matmul"), PICTURES),
     "lstm": (models.RNN(features=(8,)), PICTURES),
     "gru both ways": (
         models.RNN("gru", (8, 8), True, "max", vocabulary=50), TOKENS,
     ),
     "simple cell": (models.RNN("simple", (8,), pooling="mean", vocabulary=50), TOKENS),
-    "transformer": (models.Transformer(depth=1, width=16), PICTURES),
+    "transformer": (models.Transformer(depth=1, hidden_dim=16), PICTURES),
     "transformer of tokens": (
         models.Transformer(1, 16, positions="rotary", pooling="cls", vocabulary=50), TOKENS,
     ),

@@ -34,13 +34,15 @@ pytestmark = pytest.mark.usefixtures("place")
 # What each command is given besides the flag: small, on data that are there.
 BASE = {
     mnist: "--dataset digits --model.features 2 --model.dense 4 --epochs 2 --batch-size 64",
-    sentiment: "--data notes.csv --model.features 4 --model.embedding 4 --epochs 2 --batch-size 16",
-    forecast: "--data sales.csv --model mlp --model.features 4 --window 12 --horizon 4 --epochs 2",
+    sentiment: "--data notes.csv --model.features 4 --model.embedding-dim 4 --epochs 2 "
+    "--batch-size 16",
+    forecast: "--data sales.csv --model mlp --model.features 4 --window 12 --horizon 4 "
+    "--epochs 2",
     autoencoder: "--dataset digits --model.features 8 --epochs 1 --batch-size 64",
     image_folder: "--preset scratch --data photos --image-size 16 --epochs 1 --batch-size 8",
     tabular: "--data sales.csv --model.features 4 --epochs 2",
     "sweep": "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 "
-    "--trials 3 --population 2",
+    "--trials 3 --population-size 2",
 }
 # flag -> (its words, what it needs to have a meaning). Of the sweeps' flags that a run has too, and
 # of the words of a space, a few stand for all.
@@ -55,28 +57,28 @@ OF_RUNS = {
     "--fsdp": ("", ""), "--distributed": ("", ""), "--profile": ("", ""),
     "--batch-size": ("32", ""), "--compute-dtype": ("bfloat16", ""), "--ema": ("", ""),
     "--trainable": ("^logits", ""), "--dataset": ("nothing", ""), "--data": ("nowhere", ""),
-    "--model.features": ("3", ""), "--model.depth": ("2", ""), "--model.dense": ("5", ""),
+    "--model.features": ("3", ""), "--model.convs-per-stage": ("2", ""), "--model.dense": ("5", ""),
     "--model.kernel-size": ("5", ""), "--model.activation": ("tanh", ""),
-    "--model.dropout-on": ("input", "--hparams.dropout 0.4"),
-    "--model.formulation": ("lax", "--model.features 16 --model.dense 8"),
+    "--model.dropout-after": ("input", "--hparams.dropout 0.4"),
+    "--model.implementation": ("lax", "--model.features 16 --model.dense 8"),
     "--task.monitor": ("accuracy", "--hparams.learning-rate 0.03 --epochs 8"),
     "--optimizer.b1": ("0.5", ""), "--optimizer.b2": ("0.5", ""), "--optimizer.eps": ("0.1", ""),
     "--hparams.learning-rate": ("0.01", ""), "--hparams.dropout": ("0.4", ""),
     "--hparams.l2": ("0.1", ""), "--hparams.weight-decay": ("0.1", ""),
     "--hparams.momentum": ("0.5", ""), "--hparams.label-smoothing": ("0.1", ""),
-    "--hparams.backbone-rate": ("0.5", ""), "--hparams.clip-norm": ("0.01", ""),
-    "--hparams.warmup": ("0.5", ""), "--hparams.ema-decay": ("0.5", ""),
+    "--hparams.backbone-lr-scale": ("0.5", ""), "--hparams.clip-norm": ("0.01", ""),
+    "--hparams.warmup-fraction": ("0.5", ""), "--hparams.ema-decay": ("0.5", ""),
     "--hparams.kl-weight": ("0.5", ""),
     **{f"--hparams.{name}": ("0.3", "") for name in (
-        "translate", "rotate", "zoom", "crop", "flip", "brightness", "contrast", "cutout", "mixup",
-        "cutmix", "noise")},
+        "translate-pixels", "rotate-degrees", "zoom-fraction", "crop-pixels", "flip-probability",
+        "brightness", "contrast", "cutout-fraction", "mixup-alpha", "cutmix-alpha", "noise-std")},
     "--vocab-size": ("10", ""), "--max-length": ("3", ""), "--tokenizer": ("bpe", ""),
     "--no-lowercase": ("", ""), "--embeddings": ("words.txt", ""),
     "--model.cell": ("lstm", ""), "--no-model.bidirectional": ("", ""),
-    "--model.pooling": ("last", ""), "--model.embedding": ("3", ""),
+    "--model.pooling": ("last", ""), "--model.embedding-dim": ("3", ""),
     "--window": ("8", ""), "--horizon": ("3", ""), "--seasonality": ("4", ""),
     "--past-covariates": ("other", ""), "--future-covariates": ("other", ""),
-    "--model.code": ("3", ""), "--model.variational": ("", ""),
+    "--model.latent-dim": ("3", ""), "--model.variational": ("", ""),
     "--image-size": ("20", ""), "--test-split": ("0.4", ""), "--split-seed": ("3", ""),
     "--weights": ("nothing.pth", ""), "--finetune": ("full", ""),
     "--save-backbone": ("", ""), "--logger": ("wandb", ""), "--freeze-epochs": ("2", ""),
@@ -87,16 +89,16 @@ OF_RUNS = {
     "--group": ("n", ""), "--labels-csv": ("labels.csv", ""),
 }  # fmt: skip
 OF_SWEEPS = {
-    "--trials": ("4", ""), "--population": ("3", ""), "--seeds": ("2", ""),
-    "--rank": ("cautious", "--seeds 2 --trials 6"), "--objective": ("val_accuracy", ""),
-    "--sampler": ("qmc", ""), "--mode": ("map", ""), "--study": ("mine", ""),
-    "--storage": ("sqlite:///mine.db", ""), "--retrain-on-all": ("", ""),
-    "--ensemble": ("0", ""), "--search": ("freeze-thaw", "--sampler gp"),
+    "--trials": ("4", ""), "--population-size": ("3", ""), "--num-seeds": ("2", ""),
+    "--rank": ("pessimistic", "--num-seeds 2 --trials 6"), "--objective": ("val_accuracy", ""),
+    "--sampler": ("qmc", ""), "--population-map": ("map", ""), "--study": ("mine", ""),
+    "--storage": ("sqlite:///mine.db", ""), "--refit-full": ("", ""),
+    "--ensemble-size": ("0", ""), "--search": ("freeze-thaw", "--sampler gp"),
     "--reduction-factor": ("2", "--search halving --epochs 3"),
     "--epochs-per-round": ("2", "--search freeze-thaw --sampler gp"),
     "--launcher": ("slurm", ""), "--workers": ("2", ""),
     "--launcher-options": ("time=60", "--launcher slurm"),
-    "--tolerance": ("0.1", ""), "--prior": ("learning_rate=1e-3", ""),
+    "--min-improvement": ("0.1", ""), "--prior": ("learning_rate=1e-3", ""),
     "--warm-start": ("nothing", ""),
     "--space.learning-rate": ("1e-3 1e-2", ""), "--space.momentum": ("0 0.9", ""),
     "--space.batch-size": ("32 64", ""), "--space.model.features": ("3 5", ""),
@@ -243,10 +245,10 @@ def test_no_flag_is_forgotten(of):
 
 OWN = {  # flags that mnist does not have
     sentiment: "--vocab-size --max-length --tokenizer --no-lowercase --embeddings --model.cell "
-    "--no-model.bidirectional --model.pooling --model.embedding",
+    "--no-model.bidirectional --model.pooling --model.embedding-dim",
     forecast: "--target --decimal --window --horizon --seasonality --test-split --past-covariates "
     "--future-covariates",
-    autoencoder: "--model.code --model.variational",
+    autoencoder: "--model.latent-dim --model.variational",
     image_folder: "--image-size --test-split --split-seed --labels-csv --target --target-type "
     "--group",
     tabular: "--target --target-type --decimal --drop-columns --group --num-bins --test-split "

@@ -412,7 +412,7 @@ def test_whole_commands_with_absurd_flags(place, flags, seed):
     words = [word for word in words if word != "--distributed"]
     module = MODULES[name]
     if seed % 8 == 6:
-        words = ["mnist", *words, "--trials", "2", "--population", "2"]
+        words = ["mnist", *words, "--trials", "2", "--population-size", "2"]
         command = lambda: sweep_command.main("random_search", experiments, ("random",), words, "")  # noqa: E731
     else:
         command = lambda: run.main(  # noqa: E731

@@ -29,7 +29,8 @@ DISTRIBUTIONS = {
 }
 GUESS = {"learning_rate": 1e-3, "model.activation": "tanh"}
 DEFAULTS = {"learning_rate": 1e-2, "dropout": 0.1, "model.activation": "relu"}
-TINY = "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 --ensemble 0"
+TINY = "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64"
+TINY += " --ensemble-size 0"
 
 
 def first_trials(sampler, count, **known):
@@ -138,8 +139,8 @@ def sweep(name, *flags):
 
 @pytest.mark.slow
 def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
-    first = sweep("first", "--trials", "5", "--population", "5")
-    flags = ["--population", "4", "--prior", "dropout=0.4", "--warm-start", "first"]
+    first = sweep("first", "--trials", "5", "--population-size", "5")
+    flags = ["--population-size", "4", "--prior", "dropout=0.4", "--warm-start", "first"]
     begun = sweep("second", "--trials", "4", *flags)
     assert "warm start from 5 of the 5 trials of first" in capsys.readouterr().out
     best = min(first, key=lambda row: float(row["val_loss"]))
@@ -162,7 +163,7 @@ def first(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("sweeps"))
         patch.setattr("dlflax.run.exit_codes.compilation_cache", lambda: None)
-        sweep("first", "--trials", "2", "--population", "2")
+        sweep("first", "--trials", "2", "--population-size", "2")
         return Path("first").resolve()
 
 

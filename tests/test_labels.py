@@ -267,7 +267,7 @@ def test_a_run_with_several_labels(capsys):
 @pytest.mark.slow
 def test_a_run_with_numbers_goes_on_to_the_same_bits(capsys):
     write(["file", "brightness"], [(n, b) for n, _, _, b in photos()])
-    flags = ["--baseline", "none", "--schedule", "constant", "--hparams.warmup", "0"]
+    flags = ["--baseline", "none", "--schedule", "constant", "--hparams.warmup-fraction", "0"]
     whole = ran(*flags, "--epochs", "4")["test"]
     Path("run").rename("whole")
     ran(*flags, "--epochs", "2")

@@ -121,7 +121,7 @@ def test_ten_steps_match_keras(name):
 
 
 def test_schedules():
-    hparams = Hparams(learning_rate=0.5, warmup=0.1, total_steps=100.0)
+    hparams = Hparams(learning_rate=0.5, warmup_fraction=0.1, total_steps=100.0)
     at = {
         s: [float(optim.SCHEDULES[s](i, hparams)) for i in (0, 4, 9, 10, 55, 100)]
         for s in ("constant", "cosine", "linear")

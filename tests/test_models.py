@@ -1,4 +1,4 @@
-"""Layers and models against independent formulations."""
+"""Layers and models against independent implementations."""
 
 import contextlib
 import functools
@@ -25,13 +25,13 @@ SERIES = jax.random.normal(jax.random.key(0), (4, 10, 2))
 TEXTS = jnp.int32([[5, 2, 9, 0, 0, 0], [1, 0, 0, 0, 0, 0], [3, 3, 8, 7, 2, 6], [4, 9, 1, 2, 0, 0]])
 MODELS = {
     "mlp": (MLP((8,)), PICTURES),
-    "cnn": (CNN((4, 6), depth=2, dense=(8, 8), dropout_on="all", formulation="lax"), PICTURES),
+    "cnn": (CNN((4, 6), 2, dense=(8, 8), dropout_after="all", implementation="lax"), PICTURES),
     "cnn without padding": (CNN((4,), padding="valid", dense=(8,)), PICTURES),
-    "resnet": (SmallResNet((4, 6), depth=1, formulation="lax"), PICTURES),
+    "resnet": (SmallResNet((4, 6), depth=1, implementation="lax"), PICTURES),
     "lstm of rows": (RNN("lstm", (8,)), PICTURES),
     "gru of texts": (RNN("gru", (8,), bidirectional=True, pooling="max", vocabulary=10), TEXTS),
     "simple of series": (RNN("simple", (8, 6), pooling="mean"), SERIES),
-    "vit": (Transformer(1, 8, 2, 8, patch=4), PICTURES),
+    "vit": (Transformer(1, 8, 2, 8, patch_size=4), PICTURES),
     "transformer of texts": (
         Transformer(1, 8, 2, 8, "rotary", "cls", vocabulary=10), TEXTS
     ),
@@ -185,8 +185,8 @@ def test_matmul_convolution_is_lax_convolution(pool, n, size, channels, kernel):
     parameters = {"kernel": rng.normal(size=shape), "bias": rng.normal(size=6)}
     variables = {"params": jax.tree.map(np.float32, parameters)}
 
-    def value(formulation):
-        module = Conv(6, kernel, pool, formulation)
+    def value(implementation):
+        module = Conv(6, kernel, pool, implementation)
 
         def loss(v, x):
             out = module.apply(v, x)
@@ -230,8 +230,8 @@ def test_convolution_matches_keras():
     """The stage conv, ReLU, max-pool, in Keras' order, from the same weights."""
     keras = golden.saved("convolution")
     variables = {"params": {"kernel": keras["kernel"], "bias": keras["bias"]}}
-    for formulation, padding in itertools.product(("lax", "matmul"), ("same", "valid")):
-        conv = Conv(8, 3, True, formulation, padding=padding)
+    for implementation, padding in itertools.product(("lax", "matmul"), ("same", "valid")):
+        conv = Conv(8, 3, True, implementation, padding=padding)
         out = jax.jit(conv.apply)(variables, keras["x"])
         np.testing.assert_allclose(jax.nn.relu(out), keras[padding], atol=1e-5)
 
@@ -263,10 +263,12 @@ def test_activations_are_the_ones_of_jax_nn():
 @pytest.mark.parametrize(
     "model",
     [
-        CNN(features=(8,) * 5), CNN(features=(0,)), CNN(dense=(-1,)), CNN(depth=0), MLP((0,)),
-        SmallResNet(features=(8,) * 6), SmallResNet(depth=0), RNN(features=()), RNN(embedding=0),
-        Transformer(width=0), Transformer(heads=5), Transformer(patch=29), Autoencoder(code=0),
-        Transformer(width=4, heads=4, positions="rotary"),
+        CNN(features=(8,) * 5), CNN(features=(0,)), CNN(dense=(-1,)), CNN(convs_per_stage=0),
+        MLP((0,)), SmallResNet(features=(8,) * 6), SmallResNet(depth=0), RNN(features=()),
+        RNN(embedding_dim=0),
+        Transformer(hidden_dim=0), Transformer(num_heads=5), Transformer(patch_size=29),
+        Autoencoder(latent_dim=0),
+        Transformer(hidden_dim=4, num_heads=4, positions="rotary"),
     ],
 )  # fmt: skip
 def test_impossible_models_are_refused(model):

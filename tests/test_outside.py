@@ -130,7 +130,7 @@ def test_train_kill_resume_sweep_continue_predict_compare(place):
 
     # a sweep over a number of one's own, and more trials of it
     sweep = ["-m", "sweeps.random_search", "rings.py", "--run-dir", "sweep", "--epochs", "3"]
-    sweep += ["--space.learning-rate", "0.01", "--population", "4", "--baseline", "none"]
+    sweep += ["--space.learning-rate", "0.01", "--population-size", "4", "--baseline", "none"]
     sweep += ["--trials"]
     assert "1 structure: 1 compile" in ran(place, *sweep, "4")
     results = json.loads((place / "sweep" / "results.json").read_text())

@@ -38,11 +38,13 @@ targets = np.int32(np.arange(61) % 3)
 images[targets == 1, :6] //= 4
 train_set = {"inputs": images, "targets": targets}
 val = {"inputs": images[:37], "targets": targets[:37]}  # odd, to be padded
-hparams = Hparams(dropout=0.3, l2=1e-3, flip=0.5, brightness=0.2, learning_rate=3e-3)
+hparams = Hparams(dropout=0.3, l2=1e-3, flip_probability=0.5, brightness=0.2, learning_rate=3e-3)
 recipes = {
-    "cnn": Recipe(model=CNN(features=(8,), formulation="lax", num_outputs=3), batch_size=16,
+    "cnn": Recipe(model=CNN(features=(8,), implementation="lax", num_outputs=3), batch_size=16,
                   augment=(Flip(), Brightness()), ema=True),
-    "matmul": Recipe(model=CNN(features=(8,), formulation="matmul", num_outputs=3), batch_size=16),
+    "matmul": Recipe(
+        model=CNN(features=(8,), implementation="matmul", num_outputs=3), batch_size=16
+    ),
     "norms": Recipe(model=SmallResNet((8,), 1, "lax", num_outputs=3), batch_size=16),
 }
 

@@ -109,8 +109,8 @@ class Silent:
 
 
 def job(recipe=None, space=SPACE, **options):
-    common = dict(epochs=EPOCHS, seed=3, seeds=1, patience=0, plateau_patience=0, metric="loss",
-                  sign=1, rank="mean", mode="map")  # fmt: skip
+    common = dict(epochs=EPOCHS, seed=3, num_seeds=1, patience=0, plateau_patience=0,
+                  metric="loss", sign=1, rank="mean", population_map="map")  # fmt: skip
     return Job(recipe, train.Hparams(), space, **{**common, **options})
 
 
@@ -375,7 +375,7 @@ SWEEPS = {
     "two structures, halved": {"space": {"model.features": ("8", "16")}, "search": Halving(2)},
     "freeze-thaw": {"search": FreezeThaw(2), "trials": 3, "sampler": "gp"},
     "seeds, plateau, diverged": {
-        "seeds": 2, "plateau_patience": 1, "space": {"learning_rate": ("1e-3", "1e30", "log")},
+        "num_seeds": 2, "plateau_patience": 1, "space": {"learning_rate": ("1e-3", "1e30", "log")},
     },
 }  # fmt: skip
 
@@ -388,10 +388,13 @@ def arrays():
 
 
 def run(folder, mode="map", space=None, log=lambda line: None, **options):
-    common = {"trials": 4, "population": 4, "epochs": 4, "sampler": "qmc", "ensemble": 0}
+    common = {
+        "trials": 4, "population_size": 4, "epochs": 4, "sampler": "qmc", "ensemble_size": 0,
+        "given": ("population_size",),
+    }  # fmt: skip
     config = Sweep(
-        recipe=RECIPE, data=arrays(), mode=mode, baseline="none", study="s", run_dir=folder,
-        space={"learning_rate": ("1e-3", "1e-1", "log"), **(space or {})}, given=("population",),
+        recipe=RECIPE, data=arrays(), population_map=mode, baseline="none", study="s",
+        run_dir=folder, space={"learning_rate": ("1e-3", "1e-1", "log"), **(space or {})},
         **{**common, **options},
     )  # fmt: skip
     run_sweep("random_search", "digits", config, log)
@@ -441,7 +444,7 @@ def test_training_that_is_killed_after_any_epoch(name, mode, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_the_run_folder_of_the_best_trial_has_the_rates_that_it_was_trained_with(tmp_path):
-    run(tmp_path / "s", trials=2, population=2, plateau_patience=3)
+    run(tmp_path / "s", trials=2, population_size=2, plateau_patience=3)
     rates = []
     for name in ("trained", "retrained"):
         with open(tmp_path / "s" / name / "metrics.csv", encoding="utf-8") as file:

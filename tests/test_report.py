@@ -322,7 +322,7 @@ def test_findings_state_the_gain_with_its_noise(name, expected):
     sentence, *_ = findings(trials, "minimize", "val_loss")
     assert expected in sentence
     if not std and name == "gain":
-        assert "--seeds 3" in sentence
+        assert "--num-seeds 3" in sentence
 
 
 def test_findings_warn_of_ends_small_validation_and_few_trials():

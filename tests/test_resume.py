@@ -25,7 +25,7 @@ FREE = {
     "data.data", "data.dataset", "recipe.task.scale", "run_dir", "resume", "devices",
     "fsdp", "distributed", "profile", "baseline", "logger", "verbose",
 }  # fmt: skip
-OF_SWEEP = {"trials", "tolerance", "study", "storage", "ensemble", "auto"}
+OF_SWEEP = {"trials", "min_improvement", "study", "storage", "ensemble_size", "auto"}
 OF_SWEEP |= {"launcher", "workers", "launcher_options"}
 SOURCES = [Arrays(), ImageFolder(), Images(), Series(), Table(), Text()]
 CASES = {
@@ -142,7 +142,7 @@ def test_flags_of_a_sweep_that_are_declared_anew():
             "random_search", experiments, ("random",), ["mnist", *flags], ""
         )[-1]
 
-    few, more = parsed("--trials", "3"), parsed("--trials", "5", "--ensemble", "0")
+    few, more = parsed("--trials", "3"), parsed("--trials", "5", "--ensemble-size", "0")
     assert type(few) is not Sweep and differences(settings(few), settings(more), more) == ""
     more = parsed("--trials", "5", "--seed", "1")
     assert differences(settings(few), settings(more), more) == "seed was 0, now 1"

@@ -187,7 +187,7 @@ def test_the_best_preset_trains():
         *("--preset", "best", "--epochs", "2", "--batch-size", "64"),
         *("--model.features", "4", "--model.dense", "16"),
     )
-    assert results["val"]["loss"] < 2.4 and results["hparams"]["rotate"] > 0
+    assert results["val"]["loss"] < 2.4 and results["hparams"]["rotate_degrees"] > 0
 
 
 LIMITED = """

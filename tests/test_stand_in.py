@@ -38,8 +38,9 @@ def settings(config):
 
 FLAGS = [
     "", "--model cnn", "--epochs 5", "--epochs 7", "--lr 1e-3", "--lr 0.5 --dropout 0",
-    "--rotate 0", "--schedule constant", "--schedule cosine --warmup 0", "--augment flip",
-    "--optimizer sgd", "--batch-size 64 --seed 3 --ema", "--task.monitor accuracy",
+    "--rotate-degrees 0", "--schedule constant", "--schedule cosine --warmup-fraction 0",
+    "--augment flip", "--optimizer sgd",
+    "--batch-size 64 --seed 3 --ema", "--task.monitor accuracy",
     "--model.features 8,16 --model.activation gelu", "--val-split 0", "--resume --run-dir later",
 ]  # fmt: skip
 
@@ -80,11 +81,12 @@ def test_data_that_were_asked_for_change_nothing(flags, digits):
 
 def test_what_is_used_is_said_in_one_line(digits):
     said = []
-    apply_stand_in(run.parse(EXPERIMENT, ["--epochs", "5", "--zoom", "0.3"]), digits, said.append)
+    words = ["--epochs", "5", "--zoom-fraction", "0.3"]
+    apply_stand_in(run.parse(EXPERIMENT, words), digits, said.append)
     assert said == [
         "note: digits stand in for mnist, so defaults are those of --preset digits: "
-        "schedule Cosine, augment Affine, learning_rate 0.002, warmup 0.05, translate 2.0, "
-        "rotate 10.0 (--preset default has those of mnist)"
+        "schedule Cosine, augment Affine, learning_rate 0.002, warmup_fraction 0.05, "
+        "translate_pixels 2.0, rotate_degrees 10.0 (--preset default has those of mnist)"
     ]
 
 
@@ -112,7 +114,7 @@ def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
     saved = json.loads(Path("whole/config.json").read_text())["config"]
     assert saved["recipe"]["schedule"] == {"class": "dlflax.train:Cosine"}
     assert (saved["data"]["dataset"], saved["epochs"]) == ("digits", 3)
-    assert saved["hparams"]["rotate"] == 10 and saved["hparams"]["learning_rate"] == 2e-3
+    assert saved["hparams"]["rotate_degrees"] == 10 and saved["hparams"]["learning_rate"] == 2e-3
     results = json.loads(Path("whole/results.json").read_text())
     assert results["hparams"]["learning_rate"] == 2e-3 and results["dataset"] == "digits"
 
@@ -136,7 +138,7 @@ def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_sweep_begins_from_the_preset_and_its_space_wins():
     flags = [*SMALL, "--epochs", "1", "--trials", "2", "--space.learning-rate", "0.1", "0.2", "0.3"]
-    flags += ["--ensemble", "0", "--hparams.zoom", "0.2"]
+    flags += ["--ensemble-size", "0", "--hparams.zoom-fraction", "0.2"]
     sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
     for place in (".", "best"):
         folder = Path("runs/sweeps/mnist_random_search") / place
@@ -144,7 +146,8 @@ def test_a_sweep_begins_from_the_preset_and_its_space_wins():
         assert saved["recipe"]["augment"] == [{"class": "dlflax.train.augment:Affine"}]
         assert saved["data"]["dataset"] == "digits" and saved["epochs"] == 1
         numbers = saved["hparams"]
-        assert (numbers["warmup"], numbers["rotate"], numbers["zoom"]) == (0.05, 10, 0.2)
+        assert (numbers["warmup_fraction"], numbers["rotate_degrees"]) == (0.05, 10)
+        assert numbers["zoom_fraction"] == 0.2
     assert numbers["learning_rate"] in (0.1, 0.2, 0.3)
 
 
@@ -173,6 +176,6 @@ def test_settings_chosen_on_validation():
     preset = mnist.PRESETS["digits"]
     assert preset.recipe.model == CNN() == mnist.DEFAULT.recipe.model
     numbers = preset.hparams
-    assert (preset.epochs, numbers.learning_rate, numbers.warmup) == (20, 2e-3, 0.05)
-    assert (numbers.translate, numbers.rotate, numbers.zoom) == (2, 10, 0.1)
+    assert (preset.epochs, numbers.learning_rate, numbers.warmup_fraction) == (20, 2e-3, 0.05)
+    assert (numbers.translate_pixels, numbers.rotate_degrees, numbers.zoom_fraction) == (2, 10, 0.1)
     assert isinstance(preset.recipe.schedule, Cosine)

@@ -73,7 +73,8 @@ def test_values_that_tell_nothing():
 def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
     monkeypatch.setattr(stopping, "LEAST", 4)
     flags = ["--model", "mlp", "--model.features", "8", "--batch-size", "128", "--epochs", "1"]
-    flags += ["--trials", "auto", "--tolerance", "0.9", "--population", "4", "--ensemble", "0"]
+    flags += ["--trials", "auto", "--min-improvement", "0.9", "--population-size", "4"]
+    flags += ["--ensemble-size", "0"]
     for _ in range(2):
         sweep_command.main("bayes_opt", experiments, ("gp", "tpe", "cmaes"), ["mnist", *flags], "")
         out = capsys.readouterr().out
@@ -85,8 +86,8 @@ def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--tolerance", "0.1"], "--tolerance is for --trials auto"),
-        (["--trials", "auto", "--tolerance", "1"], "--tolerance 1 must be from 0"),
+        (["--min-improvement", "0.1"], "--min-improvement is for --trials auto"),
+        (["--trials", "auto", "--min-improvement", "1"], "--min-improvement 1 must be from 0"),
         (["--trials", "auto", "--search", "freeze-thaw"], "goes by whole trials"),
         (["--trials", "auto", "--search", "halving"], "goes by whole trials"),
         (["--trials", "many"], "auto"),

@@ -42,7 +42,8 @@ def table(folder):
 
 @pytest.mark.figures
 def test_a_sweep_leaves_everything_and_goes_on(capsys):
-    flags = [*FAST, "--epochs", "2", "--population", "4", "--space.model.features", "16", "32,16"]
+    flags = [*FAST, "--epochs", "2", "--population-size", "4"]
+    flags += ["--space.model.features", "16", "32,16"]
     results = sweep_mnist(*flags, "--trials", "10", "--space.learning-rate", "1e-3", "1e30", "log")
     out = capsys.readouterr().out
     assert "10 trials of 2 epochs by random, 2 structures: 2 compiles" in out
@@ -102,7 +103,7 @@ def test_a_sweep_leaves_everything_and_goes_on(capsys):
 @pytest.mark.slow
 def test_grid_seeds_and_halving(capsys):
     flags = [*FAST, "--space.learning-rate", "1e-5", "3e-3", "--space.dropout", "0", "0.2"]
-    flags += ["--space.l2", "--epochs", "4", "--seeds", "2", "--rank", "cautious"]
+    flags += ["--space.l2", "--epochs", "4", "--num-seeds", "2", "--rank", "pessimistic"]
     flags += ["--search", "halving", "--reduction-factor", "2"]
     results = sweep_mnist(*flags, search="grid_search")
     assert (results["trials"], results["complete"], results["pruned"]) == (4, 1, 3)
@@ -120,7 +121,7 @@ def test_grid_seeds_and_halving(capsys):
 def test_maximizing_accuracy_and_retraining_on_all():
     results = sweep_mnist(
         *FAST, "--epochs", "2", "--trials", "4", "--objective", "val_accuracy", "--sampler", "qmc",
-        "--retrain-on-all",
+        "--refit-full",
     )  # fmt: skip
     values = [float(r["val_accuracy"]) for r in table(Path("runs/sweeps/mnist_random_search"))]
     assert max(values) == results["best"]["value"] and results["val"] is None
@@ -146,7 +147,7 @@ REFUSED = {
     "larger than the": ["--space.batch-size", "32", "100000"],
     "nothing to search": ["--space.learning-rate", "--space.dropout", "--space.l2"],
     "contradict": ["--hparams.dropout", "0.5"],
-    "--population 1000000 needs about": ["--population", "1000000"],
+    "--population-size 1000000 needs about": ["--population-size", "1000000"],
     "--trials 0 must be 1": ["--trials", "0"],
     "--reduction-factor 1 must be from 2": ["--search", "halving", "--reduction-factor", "1"],
     "from 2 to the epochs of a trial, --epochs 2": ["--search", "halving", "--epochs", "2"],
@@ -204,7 +205,7 @@ def test_memory_is_flat_over_200_trials(monkeypatch):
         return outcomes
 
     monkeypatch.setattr(workers, "train_order", measured)
-    sweep_mnist(*FAST, "--epochs", "1", "--trials", "200", "--population", "8")
+    sweep_mnist(*FAST, "--epochs", "1", "--trials", "200", "--population-size", "8")
     assert len(used) == 25
     assert used[-1] < 1.05 * used[0], used
 
@@ -230,7 +231,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
             raise KeyboardInterrupt
         return train_order(job, data, order, *more)
 
-    flags = [*FAST, "--epochs", "1", "--trials", "8", "--population", "4"]
+    flags = [*FAST, "--epochs", "1", "--trials", "8", "--population-size", "4"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(workers, "train_order", stopped)
         sweep_mnist(*flags)
@@ -260,7 +261,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
 def test_no_report_of_what_is_no_sweep(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
         sweep_report.write_report(tmp_path)
-    sweep_mnist(*FAST, "--epochs", "1", "--trials", "2", "--population", "2")
+    sweep_mnist(*FAST, "--epochs", "1", "--trials", "2", "--population-size", "2")
     folder = Path("runs/sweeps/mnist_random_search")
     with pytest.raises(InputError, match="of a run, not of a sweep"):
         sweep_report.write_report(folder / "best")
@@ -311,7 +312,7 @@ def test_a_model_that_cannot_be_built_is_refused_before_the_sweep(capsys, monkey
 def test_an_ensemble_of_another_study_is_not_predicted_with(monkeypatch):
     """The journal was deleted, or more trials found no ensemble."""
     folder = Path("runs/sweeps/mnist_random_search")
-    flags = [*FAST, "--epochs", "1", "--population", "2", "--baseline", "none"]
+    flags = [*FAST, "--epochs", "1", "--population-size", "2", "--baseline", "none"]
     monkeypatch.setattr(ensemble_selection, "build", lambda *_: None)
     sweep_mnist(*flags, "--trials", "2")
     (folder / "ensemble").mkdir()  # of an earlier end of this study

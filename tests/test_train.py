@@ -61,9 +61,9 @@ def test_every_number_changes_without_a_trace(digits):
         Hparams(label_smoothing=0.2),
         Hparams(clip_norm=1e-3),
         Hparams(clip_norm=1),
-        Hparams(warmup=0.5),
+        Hparams(warmup_fraction=0.5),
         Hparams(ema_decay=0.5),
-        Hparams(rotate=20, translate=1, zoom=0.1),
+        Hparams(rotate_degrees=20, translate_pixels=1, zoom_fraction=0.1),
     ]
     for hparams in numbers:
         # an equal Recipe made anew is the same program
@@ -94,7 +94,7 @@ def test_resuming_is_the_same_to_the_bit(digits):
     def on_epoch(fit):
         saved.append((jax.tree.map(jnp.copy, fit.state), list(fit.history)))
 
-    hparams = Hparams(learning_rate=0.3, dropout=0.3, warmup=0.1)
+    hparams = Hparams(learning_rate=0.3, dropout=0.3, warmup_fraction=0.1)
     through = train.fit(recipe, hparams, *digits, **arguments, on_epoch=on_epoch)
     state, history = saved[1]
     resumed = train.fit(

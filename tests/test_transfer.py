@@ -119,7 +119,7 @@ def test_backbone_rate_is_a_fraction_of_the_learning_rate(pretrained):
         state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
                            start.pretrained)  # fmt: skip
         batch = {**{k: v[:8] for k, v in SPLITS.train.items()}, "mask": np.ones(8, np.float32)}
-        new, _ = train.step(start.recipe, state, Hparams(backbone_rate=rate), batch)
+        new, _ = train.step(start.recipe, state, Hparams(backbone_lr_scale=rate), batch)
         moved[rate] = jax.tree.map(lambda a, b: a - b, new.params, state.params)
     same(moved[1.0]["logits"], moved[0.1]["logits"])
     found, full = (moved[rate]["block1"]["kernel"] for rate in (0.1, 1.0))
@@ -184,7 +184,7 @@ def without_head(variables):
 
 def test_views_are_augmented_rows_of_training_alone(pretrained):
     recipe = replace(RECIPE, augment=(augment.Flip(), augment.Brightness()))
-    start = prepared(recipe, finetune="head", num_views=2, hparams=Hparams(flip=1.0))
+    start = prepared(recipe, finetune="head", num_views=2, hparams=Hparams(flip_probability=1.0))
     rows = start.splits.train["inputs"]
     assert len(rows) == 120 and len(start.splits.val["inputs"]) == 20
     same(start.splits.train["targets"], np.tile(SPLITS.train["targets"], 3))
@@ -306,7 +306,7 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
     config = Sweep(
         recipe=RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
         transfer=Transfer(finetune=finetune), sampler="qmc", trials=6,
-        space={"learning_rate": ("2e-2", "5e-2", "log")}, population=3, epochs=5,
+        space={"learning_rate": ("2e-2", "5e-2", "log")}, population_size=3, epochs=5,
         val_split=0.25, run_dir=tmp_path / "sweep",
     )  # fmt: skip
     chosen = ensemble_selection.Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)

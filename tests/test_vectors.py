@@ -37,7 +37,8 @@ def started(model, **fields):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", [RNN(features=(4,), embedding=5), Transformer(depth=1, width=8, heads=2, mlp=8)]
+    "model",
+    [RNN(features=(4,), embedding_dim=5), Transformer(1, hidden_dim=8, num_heads=2, mlp_dim=8)],
 )
 def test_an_embedding_begins_with_them(model):
     recipe, splits, start = started(model, embeddings="words.vec")
@@ -57,13 +58,13 @@ def test_an_embedding_begins_with_them(model):
 
 def test_what_they_do_not_fit():
     for model, sentence in (
-        (RNN(features=(4,), embedding=2), "3 dimensions, and the model's embedding 2"),
+        (RNN(features=(4,), embedding_dim=2), "3 dimensions, and the model's embedding 2"),
         (CNN(features=(4,)), "no field vocabulary"),
     ):
         with pytest.raises(InputError, match=sentence):
             started(model, embeddings="words.vec")
     with pytest.raises(InputError, match="requires whole words"):
-        started(RNN(features=(4,), embedding=5), embeddings="words.vec", tokenizer="bpe")
+        started(RNN(features=(4,), embedding_dim=5), embeddings="words.vec", tokenizer="bpe")
     with pytest.raises(InputError, match="not fitted on the texts: remove --embeddings"):
         started(MiniLM(), embeddings="words.vec", tokenizer="minilm")
 
@@ -127,7 +128,7 @@ def test_a_sweep_begins_with_them():
     sweep = lambda *more: sweep_command.main(  # noqa: E731
         "random_search", experiments, ("random",), ["sentiment", *flags, *more]
     )
-    sweep("--run-dir", "sweep", "--ensemble", "0")
+    sweep("--run-dir", "sweep", "--ensemble-size", "0")
     assert Path("sweep/best/results.json").exists()
     with pytest.raises(SystemExit):
-        sweep("--run-dir", "other", "--space.model.embedding", "4", "6")
+        sweep("--run-dir", "other", "--space.model.embedding-dim", "4", "6")

@@ -31,6 +31,42 @@ RENAMED = {
     "column": "target",
     "period": "seasonality",
     "tail": "test_split",
+    # sweeps
+    "tolerance": "min_improvement",
+    "population": "population_size",
+    "seeds": "num_seeds",
+    "rank cautious": "pessimistic",
+    "search whole": "full",
+    "mode": "population_map",
+    "ensemble": "ensemble_size",
+    "retrain_on_all": "refit_full",
+    # models
+    "model.depth": "convs_per_stage",
+    "model.dropout_on": "dropout_after",
+    "model.formulation": "implementation",
+    "model.embedding": "embedding_dim",
+    "model.code": "latent_dim",
+    "model.width": "hidden_dim",
+    "model.heads": "num_heads",
+    "model.mlp": "mlp_dim",
+    "model.patch": "patch_size",
+    # hparams
+    "hparams.backbone_rate": "backbone_lr_scale",
+    "hparams.warmup": "warmup_fraction",
+    "hparams.translate": "translate_pixels",
+    "hparams.rotate": "rotate_degrees",
+    "hparams.zoom": "zoom_fraction",
+    "hparams.crop": "crop_pixels",
+    "hparams.flip": "flip_probability",
+    "hparams.cutout": "cutout_fraction",
+    "hparams.mixup": "mixup_alpha",
+    "hparams.cutmix": "cutmix_alpha",
+    "hparams.noise": "noise_std",
+}
+REPLACED = {  # a flag of sweeps that has no single new name: what replaces it
+    "--prune": "use --search halving --reduction-factor N",
+    "--slice": "use --search freeze-thaw --epochs-per-round N",
+    "--heartbeat": "workers are started by --launcher and --workers",
 }
 LAST_COMMIT = "fdc8e82"  # before these names
 

@@ -20,7 +20,8 @@ class Autoencoder(nn.Module):
     The defaults have 2,690,864 parameters on 28x28x1.
 
     Call: inputs (n, *shape) float in 0..1 -> reconstruction (n, *shape). `encode` returns the code
-    (n, code), `decode` inverts it. `dropout`, which may be traced, acts after the hidden layers.
+    (n, latent_dim), `decode` inverts it. `dropout`, which may be traced, acts after the hidden
+    layers.
 
     variational (Kingma and Welling 2014): the encoder returns mean and log variance of a normal
     distribution, from which training samples; outside of training the mean is the code. The KL
@@ -30,7 +31,7 @@ class Autoencoder(nn.Module):
 
     features: tuple[int, ...] = (1024, 512)
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""
-    code: int = 32
+    latent_dim: int = 32
     """Latent dimension."""
     variational: bool = False
     """Sample codes from a learned distribution (--hparams.kl-weight), to generate new images."""
@@ -39,22 +40,23 @@ class Autoencoder(nn.Module):
     shape: Annotated[tuple[int, ...], tyro.conf.Suppress] = (28, 28, 1)  # the data decides
 
     def setup(self):
-        if min((*self.features, self.code)) < 1:
+        if min((*self.features, self.latent_dim)) < 1:
             raise InputError(
-                f"--model.features {self.features} and --model.code {self.code} must be 1 or more."
+                f"--model.features {self.features} and --model.latent-dim {self.latent_dim} must "
+                "be 1 or more."
             )
         self.down = [nn.Dense(f) for f in self.features]
-        self.bottleneck = nn.Dense(self.code * (2 if self.variational else 1))
+        self.bottleneck = nn.Dense(self.latent_dim * (2 if self.variational else 1))
         self.up = [nn.Dense(f) for f in reversed(self.features)]
         self.pixels = nn.Dense(math.prod(self.shape))
         self.drop = Dropout()
 
     def encode(self, x):
-        """Returns the code (n, code) of inputs (n, *shape)."""
-        return self._encode(x, False, 0.0)[:, : self.code]
+        """Returns the code (n, latent_dim) of inputs (n, *shape)."""
+        return self._encode(x, False, 0.0)[:, : self.latent_dim]
 
     def decode(self, code, train: bool = False, dropout=0.0):
-        """Returns reconstructions (n, *shape) in 0..1 of codes (n, code)."""
+        """Returns reconstructions (n, *shape) in 0..1 of codes (n, latent_dim)."""
         x, act = code, activation(self.activation)
         for layer in self.up:
             x = self.drop(act(layer(x)), dropout, train)

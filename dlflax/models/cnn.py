@@ -11,7 +11,7 @@ from dlflax.models.layers import (
     Activation,
     Conv,
     Dropout,
-    Formulation,
+    Implementation,
     Padding,
     activation,
     feature_map,
@@ -31,7 +31,7 @@ class CNN(nn.Module):
 
     features: tuple[int, ...] = (32,)
     """Width of each stage; every stage halves the image size."""
-    depth: int = 1
+    convs_per_stage: int = 1
     """Convolutions per stage."""
     dense: tuple[int, ...] = (64,)
     """Widths of the hidden dense layers."""
@@ -41,9 +41,9 @@ class CNN(nn.Module):
     """same: zero padding, which preserves the image size; valid: no padding."""
     activation: Activation = "relu"
     """Activation of every hidden layer."""
-    dropout_on: Literal["dense", "all"] = "dense"
+    dropout_after: Literal["dense", "all"] = "dense"
     """Dropout (--hparams.dropout) after the hidden dense layers, or after the stages too."""
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
     """Convolutions as matrix products (fast on a CPU), lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
@@ -51,25 +51,26 @@ class CNN(nn.Module):
     def __call__(
         self, x: Float[AnyArray, "n h w c"], *, train: bool = False, dropout: ScalarLike = 0.0
     ) -> Float[AnyArray, "n {self.num_outputs}"]:
-        widths = (*self.features, *self.dense, self.depth, self.kernel_size)
-        side, lost = min(x.shape[1:3]), self.depth * (self.kernel_size - 1)
+        widths = (*self.features, *self.dense, self.convs_per_stage, self.kernel_size)
+        side, lost = min(x.shape[1:3]), self.convs_per_stage * (self.kernel_size - 1)
         for _ in self.features:
             side = (side - (lost if self.padding == "valid" else 0)) // 2
         if min(widths) < 1 or side < 1:
             raise InputError(
-                f"--model.features {self.features}, --model.dense {self.dense}, --model.depth "
-                f"{self.depth} and --model.kernel-size {self.kernel_size} must be 1 or more, with "
-                f"few enough features to halve {x.shape[1]}x{x.shape[2]} pixels once for each."
+                f"--model.features {self.features}, --model.dense {self.dense}, "
+                f"--model.convs-per-stage {self.convs_per_stage} and --model.kernel-size "
+                f"{self.kernel_size} must be 1 or more, with few enough features to halve "
+                f"{x.shape[1]}x{x.shape[2]} pixels once for each."
             )
         act = activation(self.activation)
         for stage, features in enumerate(self.features):
-            for i in range(self.depth):
-                last = i == self.depth - 1
-                name = f"conv{stage + 1}" + (f"_{i + 1}" if self.depth > 1 else "")
-                conv = Conv(features, self.kernel_size, last, self.formulation,
+            for i in range(self.convs_per_stage):
+                last = i == self.convs_per_stage - 1
+                name = f"conv{stage + 1}" + (f"_{i + 1}" if self.convs_per_stage > 1 else "")
+                conv = Conv(features, self.kernel_size, last, self.implementation,
                             padding=self.padding, name=name)  # fmt: skip
                 x = act(conv(x))
-            if self.dropout_on == "all":
+            if self.dropout_after == "all":
                 x = Dropout()(x, dropout, train)
         x = feature_map(self, x).reshape(x.shape[0], -1)
         for i, features in enumerate(self.dense):

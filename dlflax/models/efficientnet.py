@@ -9,7 +9,7 @@ import tyro
 from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Dropout, Formulation, ImagesOrFeatures, feature_map, is_for_cpu
+from dlflax.models.layers import Dropout, ImagesOrFeatures, Implementation, feature_map, is_for_cpu
 from dlflax.models.resnet import conv_norm_names, to_variables
 from dlflax.ops.convolution import algorithm_scope, convolution
 from dlflax.ops.depthwise import depthwise_lax, depthwise_slices, same_windows  # fmt: skip
@@ -36,7 +36,7 @@ class EfficientNetLite0(nn.Module):
 
     LAST_BLOCKS = r"^(block15_|head|logits)"  # parameters that --finetune last-blocks trains
 
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
     """Convolutions as sums and products (fast on a CPU), lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
@@ -49,7 +49,9 @@ class EfficientNetLite0(nn.Module):
             )
 
         def conv(x, features, kernel_size, stride, name, depthwise=False):
-            conv = SameConv(features, kernel_size, stride, depthwise, self.formulation, name=name)
+            conv = SameConv(
+                features, kernel_size, stride, depthwise, self.implementation, name=name
+            )
             norm = BatchNorm(momentum=0.99, epsilon=1e-3, name=f"{name}_norm")
             return norm(conv(x), use_running_average=not train)
 
@@ -85,7 +87,7 @@ class SameConv(nn.Module):
     kernel_size: int
     stride: int = 1
     depthwise: bool = False
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(self, x):
@@ -93,7 +95,7 @@ class SameConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, 1 if self.depthwise else c, self.features)
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, shape)
-        cpu = is_for_cpu(self.formulation)
+        cpu = is_for_cpu(self.implementation)
         if self.depthwise:
             with algorithm_scope("sum of slices" if cpu else "lax"):
                 return (depthwise_slices if cpu else depthwise_lax)(x, kernel, self.stride)

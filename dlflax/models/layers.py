@@ -18,7 +18,7 @@ Activation = Literal[
     "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "identity", "leaky_relu",
     "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softplus", "tanh",
 ]  # fmt: skip
-Formulation = Literal["auto", "matmul", "lax"]
+Implementation = Literal["auto", "matmul", "lax"]
 Padding = Literal["same", "valid"]
 ImagesOrFeatures = Float[AnyArray, "n h w c"] | Float[AnyArray, "n d"]
 
@@ -81,9 +81,11 @@ def feature_map(module, x):
     return module.perturb("feature_map", x)
 
 
-def is_for_cpu(formulation: Formulation) -> bool:
+def is_for_cpu(implementation: Implementation) -> bool:
     """True if convolutions use the algorithms for XLA:CPU."""
-    return on_cpu() if formulation == "auto" else formulation == "matmul" and not is_portable()
+    if implementation == "auto":
+        return on_cpu()
+    return implementation == "matmul" and not is_portable()
 
 
 class Conv(nn.Module):
@@ -95,14 +97,14 @@ class Conv(nn.Module):
     Pooling before the bias and the activation equals pooling after them for every nondecreasing
     activation (ReLU, sigmoid, tanh, ...), and costs a quarter.
 
-    formulation "lax" is `lax.conv_general_dilated` and `reduce_window`, for GPU and TPU; "matmul"
-    is the fastest on XLA:CPU, by width; "auto" selects by platform.
+    implementation "lax" is `lax.conv_general_dilated` and `reduce_window`, for GPU and TPU;
+    "matmul" is the fastest on XLA:CPU, by width; "auto" selects by platform.
     """
 
     features: int
     kernel_size: int = 3
     pool: bool = False
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
     use_bias: bool = True
     padding: Padding = "same"
 
@@ -110,7 +112,7 @@ class Conv(nn.Module):
     def __call__(self, x):
         k, c = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, c, self.features))
-        y = _conv(x, kernel, self.pool, is_for_cpu(self.formulation), self.padding)
+        y = _conv(x, kernel, self.pool, is_for_cpu(self.implementation), self.padding)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

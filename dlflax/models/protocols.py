@@ -64,5 +64,5 @@ class ReadingTokens(Protocol):
 class Convolving(Protocol):
     """A model with convolutions, whose algorithms depend on the platform."""
 
-    formulation: Any
+    implementation: Any
     """Selection of the algorithms, see `models.layers.Conv`."""

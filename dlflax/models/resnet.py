@@ -15,8 +15,8 @@ from dlflax.errors import InputError
 from dlflax.models.layers import (
     Conv,
     Dropout,
-    Formulation,
     ImagesOrFeatures,
+    Implementation,
     feature_map,
     is_for_cpu,
 )
@@ -46,7 +46,7 @@ class ResNet(nn.Module):
 
     depth: Literal["18", "34", "50", "101"] = "50"
     """Number of layers with weights."""
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
     """Convolutions by the fastest algorithm on a CPU, lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
@@ -57,7 +57,7 @@ class ResNet(nn.Module):
             raise InputError(f"ResNet takes RGB images, not {x.shape[1:]}.")
 
         def conv(x, features, kernel_size, stride, name):
-            x = SymmetricConv(features, kernel_size, stride, self.formulation, name=name)(x)
+            x = SymmetricConv(features, kernel_size, stride, self.implementation, name=name)(x)
             norm = BatchNorm(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
             return norm(x, use_running_average=not train)
 
@@ -101,13 +101,13 @@ class SymmetricConv(nn.Module):
     features: int
     kernel_size: int
     stride: int = 1
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
     use_bias: bool = False
     kernel_init: Callable = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
     @nn.compact
     def __call__(self, x):
-        k, cpu = self.kernel_size, is_for_cpu(self.formulation)
+        k, cpu = self.kernel_size, is_for_cpu(self.implementation)
         kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features))
         y = convolution(x, kernel, self.stride, symmetric_pads(k), cpu=cpu)
         if not self.use_bias:
@@ -170,7 +170,7 @@ class SmallResNet(nn.Module):
     """Width of each stage; every stage after the first halves the image size."""
     depth: int = 2
     """Blocks per stage, of two convolutions each."""
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
     """Convolutions as matrix products (fast on a CPU), lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
@@ -191,7 +191,7 @@ class SmallResNet(nn.Module):
             return norm(x, use_running_average=not train)
 
         def conv(features, name, pool=False, kernel_size=3):
-            return Conv(features, kernel_size, pool, self.formulation, use_bias=False, name=name)
+            return Conv(features, kernel_size, pool, self.implementation, use_bias=False, name=name)
 
         x = jax.nn.relu(norm(conv(self.features[0], "conv")(x), "norm"))
         for stage, features in enumerate(self.features, 1):

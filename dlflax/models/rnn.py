@@ -105,7 +105,7 @@ class RNN(nn.Module):
     """Concatenate a forward and a backward layer (Schuster and Paliwal 1997)."""
     pooling: Literal["last", "mean", "max"] = "last"
     """Input of the dense layer: the last state, or the mean or maximum over the steps."""
-    embedding: int = 64
+    embedding_dim: int = 64
     """Embedding dimension of tokens."""
     vocabulary: Annotated[int, tyro.conf.Suppress] = 0  # the data decides
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10
@@ -114,14 +114,14 @@ class RNN(nn.Module):
     def __call__(
         self, x: Shaped[AnyArray, "n t ..."], *, train: bool = False, dropout: ScalarLike = 0.0
     ) -> Float[AnyArray, "n {self.num_outputs}"]:
-        if min((*self.features, self.embedding), default=0) < 1 or not self.features:
+        if min((*self.features, self.embedding_dim), default=0) < 1 or not self.features:
             raise InputError(
-                f"--model.features {self.features} and --model.embedding {self.embedding} must be "
-                "1 or more."
+                f"--model.features {self.features} and --model.embedding-dim {self.embedding_dim} "
+                "must be 1 or more."
             )
         mask = None
         if self.vocabulary:
-            x, mask = Embed(self.vocabulary, self.embedding, name="embedding")(x)
+            x, mask = Embed(self.vocabulary, self.embedding_dim, name="embedding")(x)
             x = Dropout()(x, dropout, train)
         else:
             x = x.reshape(x.shape[0], x.shape[1], -1)

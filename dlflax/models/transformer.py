@@ -32,13 +32,13 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017). x (n, t, width), mask bool (n, t) or None,
     False for padding -> (n, t, width)."""
 
-    heads: int
+    num_heads: int
     rotary: bool = False
 
     @nn.compact
     def __call__(self, x, mask=None):
         width = x.shape[-1]
-        split = (*x.shape[:2], self.heads, width // self.heads)
+        split = (*x.shape[:2], self.num_heads, width // self.num_heads)
         # no bias for the keys: softmax cancels it, so its gradient would be zero
         q, k, v = (
             Dense(width, use_bias=name != "key", name=name)(x).reshape(split)
@@ -56,15 +56,15 @@ class Block(nn.Module):
     """Attention and a two-layer MLP, each with a LayerNorm before it and a residual connection
     (pre-norm: Xiong et al. 2020)."""
 
-    heads: int
-    mlp: int
+    num_heads: int
+    mlp_dim: int
     rotary: bool = False
 
     @nn.compact
     def __call__(self, x, mask, dropout, train):
-        y = Attention(self.heads, self.rotary, name="attention")(norm("norm1")(x), mask)
+        y = Attention(self.num_heads, self.rotary, name="attention")(norm("norm1")(x), mask)
         x = x + Dropout()(y, dropout, train)
-        y = jax.nn.gelu(Dense(self.mlp, name="mlp1")(norm("norm2")(x)))
+        y = jax.nn.gelu(Dense(self.mlp_dim, name="mlp1")(norm("norm2")(x)))
         y = Dense(x.shape[-1], name="mlp2")(Dropout()(y, dropout, train))
         return x + Dropout()(y, dropout, train)
 
@@ -86,17 +86,17 @@ class Transformer(nn.Module):
 
     depth: int = 3
     """Number of blocks of attention and MLP."""
-    width: int = 64
+    hidden_dim: int = 64
     """Hidden dimension of all blocks."""
-    heads: int = 4
+    num_heads: int = 4
     """Number of attention heads, which share the hidden dimension."""
-    mlp: int = 128
+    mlp_dim: int = 128
     """Hidden dimension of the MLPs."""
     positions: Literal["learned", "rotary"] = "learned"
     """Position encoding."""
     pooling: Literal["mean", "max", "cls"] = "mean"
     """Input of the dense layer: the mean or maximum over the steps, or a class token."""
-    patch: int = 7
+    patch_size: int = 7
     """Side of an image's patches in pixels, or time steps per patch of a series (PatchTST: Nie et
     al. 2023); a remainder at the edge, or the beginning, is dropped."""
     vocabulary: Annotated[int, tyro.conf.Suppress] = 0  # the data decides
@@ -109,41 +109,44 @@ class Transformer(nn.Module):
         self._check(x)
         mask = None
         if self.vocabulary:
-            x, mask = Embed(self.vocabulary, self.width, name="embedding")(x)
+            x, mask = Embed(self.vocabulary, self.hidden_dim, name="embedding")(x)
         else:
-            patches = (image_patches if x.ndim == 4 else series_patches)(x, self.patch)
-            x = nn.Dense(self.width, name="embedding")(patches)
+            patches = (image_patches if x.ndim == 4 else series_patches)(x, self.patch_size)
+            x = nn.Dense(self.hidden_dim, name="embedding")(patches)
         if self.pooling == "cls":
-            cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.width))
-            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], 1)
+            cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.hidden_dim))
+            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.hidden_dim)), x], 1)
             if mask is not None:
                 mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         if self.positions == "learned":
             x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = Dropout()(x, dropout, train)
         for i in range(self.depth):
-            block = Block(self.heads, self.mlp, self.positions == "rotary", name=f"block{i + 1}")
+            is_rotary = self.positions == "rotary"
+            block = Block(self.num_heads, self.mlp_dim, is_rotary, name=f"block{i + 1}")
             x = block(x, mask, dropout, train)
         x = norm("norm")(x)
         x = x[:, 0] if self.pooling == "cls" else pool(x, mask, self.pooling)
         return nn.Dense(self.num_outputs, name="logits")(x)
 
     def _check(self, x):
-        if min(self.depth, self.width, self.heads, self.mlp, self.patch) < 1:
+        if min(self.depth, self.hidden_dim, self.num_heads, self.mlp_dim, self.patch_size) < 1:
             raise InputError(
-                f"--model.depth {self.depth}, --model.width {self.width}, --model.heads "
-                f"{self.heads}, --model.mlp {self.mlp} and --model.patch {self.patch} must be 1 or "
-                "more."
+                f"--model.depth {self.depth}, --model.hidden-dim {self.hidden_dim}, "
+                f"--model.num-heads {self.num_heads}, --model.mlp-dim {self.mlp_dim} and "
+                f"--model.patch-size {self.patch_size} must be 1 or more."
             )
         per_head = 2 if self.positions == "rotary" else 1
-        if self.width % (self.heads * per_head):
+        if self.hidden_dim % (self.num_heads * per_head):
             twice = "twice " if per_head == 2 else ""
             raise InputError(
-                f"--model.width {self.width} must be a multiple of {twice}--model.heads "
-                f"{self.heads}."
+                f"--model.hidden-dim {self.hidden_dim} must be a multiple of "
+                f"{twice}--model.num-heads {self.num_heads}."
             )
-        if not self.vocabulary and self.patch > (side := min(x.shape[1:-1])):
-            raise InputError(f"--model.patch {self.patch} must be at most {side} on these data.")
+        if not self.vocabulary and self.patch_size > (side := min(x.shape[1:-1])):
+            raise InputError(
+                f"--model.patch-size {self.patch_size} must be at most {side} on these data."
+            )
 
 
 def image_patches(x, side: int):

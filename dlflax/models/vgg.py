@@ -12,7 +12,7 @@ from flax import traverse_util
 from jaxtyping import Float, ScalarLike
 
 from dlflax.errors import InputError
-from dlflax.models.layers import Dropout, Formulation, ImagesOrFeatures, feature_map
+from dlflax.models.layers import Dropout, ImagesOrFeatures, Implementation, feature_map
 from dlflax.models.resnet import SymmetricConv, normalize_imagenet
 from dlflax.ops.pooling import max_pool
 from dlflax.shapes import AnyArray
@@ -39,13 +39,13 @@ class VGG(nn.Module):
     """Number of layers with weights."""
     dense: tuple[int, ...] = (4096, 4096)
     """Widths of the hidden dense layers."""
-    formulation: Formulation = "auto"
+    implementation: Implementation = "auto"
     """Convolutions by the fastest algorithm on a CPU, lax.conv (GPU, TPU), or by platform."""
     num_outputs: Annotated[int, tyro.conf.Suppress] = 10  # the data decides
 
     def setup(self):
         conv = functools.partial(
-            SymmetricConv, kernel_size=3, formulation=self.formulation, use_bias=True,
+            SymmetricConv, kernel_size=3, implementation=self.implementation, use_bias=True,
             kernel_init=nn.initializers.he_normal(),
         )  # fmt: skip
         self.convolutions = [

@@ -1,1 +1,1 @@
-"""Operations in the formulation that suits the platform, and their FLOPs."""
+"""Operations in the implementation that suits the platform, and their FLOPs."""

@@ -18,7 +18,7 @@ from dlflax.run.train_command import parse
 def compare(
     experiment: Experiment,
     models: tuple[str, ...] = (),
-    seeds: int = 1,
+    num_seeds: int = 1,
     folder: Path | None = None,
     args: list[str] = (),
 ) -> list[dict]:
@@ -41,8 +41,8 @@ def compare(
     for name, config in configs.items():
         dataset = dataset or read_dataset(config.data, print)
         results = []
-        for seed in range(config.seed, config.seed + seeds):
-            run_dir = folder / (f"{name}_seed{seed}" if seeds > 1 else name)
+        for seed in range(config.seed, config.seed + num_seeds):
+            run_dir = folder / (f"{name}_seed{seed}" if num_seeds > 1 else name)
             resume = (run_dir / "config.json").exists()
             run_config = replace(config, seed=seed, run_dir=run_dir, resume=resume)
             print(f"training {name}, seed {seed} ({config.epochs:,} epochs), in {run_dir}")

@@ -80,7 +80,8 @@ def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -
     fits = max(1, free_bytes(train_set) // (2 * member_bytes(recipe, hparams, inputs)))
     losses = []
     for rates in np.array_split(RATES, -(-len(RATES) // fits)):
-        members = [hparams.replace(learning_rate=float(rate), warmup=0.0) for rate in rates]
+        constant = hparams.replace(warmup_fraction=0.0)
+        members = [constant.replace(learning_rate=float(rate)) for rate in rates]
         population = Population(
             recipe, members, [[config.seed]] * len(rates), train_set, None, epochs=PARTS,
             layout=layout_for(recipe, hparams, inputs, len(rates)), pretrained=pretrained,

@@ -25,11 +25,12 @@ LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may have the name 
 ADVANCED = {  # flags that only --help-all shows
     "--devices", "--fsdp", "--distributed", "--profile", "--trainable", "--compute-dtype",
     "--baseline", "--class-weights", "--plateau-patience", "--save-backbone", "--freeze-epochs",
-    "--contrastive-epochs", "--num-views", "--rank", "--prior", "--warm-start", "--mode",
-    "--tolerance", "--launcher-options", "--storage", "--study", "--retrain-on-all",
-    "--model.formulation", "--space.model.formulation", "--space.compute-dtype", "--space.ema",
-    "--logger", "--task.monitor", "--optimizer.b1", "--optimizer.b2", "--optimizer.eps",
-    "--hparams.ema-decay", "-H", "--hparams.label-smoothing", "--hparams.clip-norm",
+    "--contrastive-epochs", "--num-views", "--rank", "--prior", "--warm-start", "--population-map",
+    "--min-improvement", "--launcher-options", "--storage", "--study", "--refit-full",
+    "--model.implementation", "--space.model.implementation", "--space.compute-dtype",
+    "--space.ema", "--logger", "--task.monitor", "--optimizer.b1", "--optimizer.b2",
+    "--optimizer.eps", "--hparams.ema-decay", "-H", "--hparams.label-smoothing",
+    "--hparams.clip-norm",
 }  # fmt: skip
 
 
@@ -172,9 +173,7 @@ def refuse_unknown(
     flag, by_last_name = flag.partition("=")[0], {}
     for option in flags:
         by_last_name.setdefault(option.rpartition(".")[2].strip("-"), option)
-    new = new_flag(flag)
-    if new and re.split(r"\.|--(?:no-)?", new)[-1] in by_last_name:
-        raise InputError(f"{flag} was renamed: use {new}.")
+    refuse_old_names([flag], by_last_name)
     last_name = flag.rpartition(".")[2].strip("-")
     near = difflib.get_close_matches(last_name, by_last_name, 1, 0.6)
     near = [by_last_name[near[0]]] if near else difflib.get_close_matches(flag, flags, 1, 0.6)
@@ -182,12 +181,21 @@ def refuse_unknown(
     raise InputError(f"{flag} is no flag of this command: {advice}")
 
 
+def refuse_old_names(words: list[str], names: Collection[str]) -> None:
+    """Raises InputError for an old name of a flag. names: those of the command's flags, without
+    prefixes."""
+    for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+        new = new_flag(flag)
+        if new and re.split(r"\.|--(?:no-)?", new)[-1] in names:
+            raise InputError(f"{flag} was renamed: use {new}.")
+
+
 def compact_help(show: Callable[[], None], default, command: str) -> str:
     """Returns the help that `show` prints, without advanced and ineffective flags."""
     hparams, augment = default.hparams, default.recipe.augment
     unused = {*strength_names(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
     unused -= {*strength_names(augment, hparams)}
-    unused |= {"backbone_rate"} if getattr(default, "transfer", None) is None else set()
+    unused |= {"backbone_lr_scale"} if getattr(default, "transfer", None) is None else set()
     hidden = {f"{prefix}.{name}" for name in unused for prefix in ("hparams", "space")}
     sweep_text = ""
     if space := getattr(default, "space", None):  # a sweep searches these already

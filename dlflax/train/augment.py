@@ -75,20 +75,21 @@ def set_default_strengths(augmentations, hparams):
 
 
 def mix(
-    key: PRNGKeyArray, images: ImageBatch, mixup: ScalarLike, cutmix: ScalarLike
+    key: PRNGKeyArray, images: ImageBatch, mixup_alpha: ScalarLike, cutmix_alpha: ScalarLike
 ) -> tuple[ImageBatch, Int[AnyArray, " n"], Float[AnyArray, " n"]]:
     """Mixes each image with another of the batch: MixUp (Zhang et al. 2018) or CutMix (Yun et al.
     2019); if both are on, one is drawn for each batch, as in timm.
 
-    mixup, cutmix: alpha of the Beta(alpha, alpha) distribution of the share; 0 is off. Returns
-    (images, partner, share): a batch has one share and one box; the share of CutMix is the area
-    outside the box, which the border clips.
+    mixup_alpha, cutmix_alpha: of the Beta(alpha, alpha) distribution of the share; 0 is off.
+    Returns (images, partner, share): a batch has one share and one box; the share of CutMix is the
+    area outside the box, which the border clips.
     """
     n, h, w, _ = images.shape
     choice_key, share_key, partner_key, box_key = jax.random.split(key, 4)
-    enabled = jnp.sign(mixup) + jnp.sign(cutmix)
-    is_cutmix = jax.random.bernoulli(choice_key, jnp.sign(cutmix) / jnp.maximum(enabled, 1.0))
-    alpha = jnp.where(is_cutmix, cutmix, mixup)
+    enabled = jnp.sign(mixup_alpha) + jnp.sign(cutmix_alpha)
+    cutmix_share = jnp.sign(cutmix_alpha) / jnp.maximum(enabled, 1.0)
+    is_cutmix = jax.random.bernoulli(choice_key, cutmix_share)
+    alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
     share = jnp.where(alpha > 0, _symmetric_beta(share_key, alpha), 1.0)
     partner = jax.random.permutation(partner_key, n)
 
@@ -146,10 +147,10 @@ class ImageAugmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Crop(ImageAugmentation):
-    """Random shift of images by whole pixels, uniform in +-crop for rows and for columns, padded by
-    reflection (He et al. 2016, section 4.2, who pad with zeros)."""
+    """Random shift of images by whole pixels, uniform in +-crop_pixels for rows and columns,
+    padded by reflection (He et al. 2016, section 4.2, who pad with zeros)."""
 
-    numbers: ClassVar = {"crop": 4.0}
+    numbers: ClassVar = {"crop_pixels": 4.0}
 
     @staticmethod
     def transform(key: PRNGKeyArray, images: ImageBatch, largest: ScalarLike) -> ImageBatch:
@@ -170,7 +171,7 @@ class Crop(ImageAugmentation):
 class Flip(ImageAugmentation):
     """Random horizontal flip."""
 
-    numbers: ClassVar = {"flip": 0.5}
+    numbers: ClassVar = {"flip_probability": 0.5}
 
     @staticmethod
     def transform(key: PRNGKeyArray, images: ImageBatch, probability: ScalarLike) -> ImageBatch:
@@ -181,20 +182,20 @@ class Flip(ImageAugmentation):
 @dataclasses.dataclass(frozen=True)
 class Affine(ImageAugmentation):
     """Random shift, rotation and zoom of images about their centre: bilinear, 0 outside. Uniform in
-    +-translate pixels (rows and columns), +-rotate degrees and 1 +- zoom."""
+    +-translate_pixels (rows and columns), +-rotate_degrees and 1 +- zoom_fraction."""
 
-    numbers: ClassVar = {"translate": 2.0, "rotate": 12.0, "zoom": 0.1}
+    numbers: ClassVar = {"translate_pixels": 2.0, "rotate_degrees": 12.0, "zoom_fraction": 0.1}
 
     @staticmethod
     def transform(
-        key: PRNGKeyArray, images: ImageBatch, translate: ScalarLike, rotate: ScalarLike,
-        zoom: ScalarLike,
+        key: PRNGKeyArray, images: ImageBatch, pixels: ScalarLike, degrees: ScalarLike,
+        fraction: ScalarLike,
     ) -> ImageBatch:  # fmt: skip
         n, h, w, _ = images.shape
         shift_key, angle_key, zoom_key = jax.random.split(key, 3)
-        shift = translate * jax.random.uniform(shift_key, (n, 2), minval=-1.0)
-        angle = jnp.deg2rad(rotate * jax.random.uniform(angle_key, (n,), minval=-1.0))
-        scale = 1.0 + zoom * jax.random.uniform(zoom_key, (n,), minval=-1.0)
+        shift = pixels * jax.random.uniform(shift_key, (n, 2), minval=-1.0)
+        angle = jnp.deg2rad(degrees * jax.random.uniform(angle_key, (n,), minval=-1.0))
+        scale = 1.0 + fraction * jax.random.uniform(zoom_key, (n,), minval=-1.0)
         rows, columns = jnp.meshgrid(
             jnp.arange(h) - (h - 1) / 2, jnp.arange(w) - (w - 1) / 2, indexing="ij"
         )
@@ -254,7 +255,7 @@ class Cutout(ImageAugmentation):
     """Random square of images set to 0 (DeVries and Taylor 2017). Its side is a fraction of the
     image's shorter side, in whole pixels; its centre is any pixel, so the border may clip it."""
 
-    numbers: ClassVar = {"cutout": 0.25}
+    numbers: ClassVar = {"cutout_fraction": 0.25}
 
     @staticmethod
     def transform(key: PRNGKeyArray, images: ImageBatch, side: ScalarLike) -> ImageBatch:
@@ -267,10 +268,11 @@ class Cutout(ImageAugmentation):
 class Mix:
     """MixUp or CutMix, drawn for each batch: `mix`."""
 
-    numbers: ClassVar = {"mixup": 0.2, "cutmix": 1.0}
+    numbers: ClassVar = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}
 
     def __call__(self, key, batch, hparams):
-        alphas = (getattr(hparams, n) if n in self.numbers else 0.0 for n in ("mixup", "cutmix"))
+        names = ("mixup_alpha", "cutmix_alpha")
+        alphas = (getattr(hparams, name) if name in self.numbers else 0.0 for name in names)
         images, partner, share = mix(key, _images(batch), *alphas)
         return {**batch, "inputs": images, "partner": partner, "share": share}
 
@@ -279,21 +281,21 @@ class Mix:
 class MixUp(Mix):
     """MixUp alone: `mix`."""
 
-    numbers: ClassVar = {"mixup": 0.2}
+    numbers: ClassVar = {"mixup_alpha": 0.2}
 
 
 @dataclasses.dataclass(frozen=True)
 class CutMix(Mix):
     """CutMix alone: `mix`."""
 
-    numbers: ClassVar = {"cutmix": 1.0}
+    numbers: ClassVar = {"cutmix_alpha": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Gaussian noise of standard deviation `Hparams.noise` added to the inputs, not clipped."""
+    """Gaussian noise of standard deviation `Hparams.noise_std` added to the inputs, not clipped."""
 
-    numbers: ClassVar = {"noise": 0.3}
+    numbers: ClassVar = {"noise_std": 0.3}
     corrupts: ClassVar = True
 
     def __call__(self, key, batch, hparams):
@@ -303,7 +305,7 @@ class Noise:
                 f"--augment noise requires float inputs, but they are {inputs.dtype}: remove it."
             )
         noise = jax.random.normal(key, inputs.shape, inputs.dtype)
-        return {**batch, "inputs": inputs + hparams.noise * noise}
+        return {**batch, "inputs": inputs + hparams.noise_std * noise}
 
 
 AUGMENTATIONS = {

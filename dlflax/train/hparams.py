@@ -62,36 +62,36 @@ class Hparams:
     """Momentum of sgd and nesterov."""
     label_smoothing: float = number(0.0, at_least=0, below=1)
     """Share of the target spread evenly over the classes."""
-    backbone_rate: float = number(0.1, at_least=0)
+    backbone_lr_scale: float = number(0.1, at_least=0)
     """--finetune last-blocks, full and contrastive: learning rate of the backbone, as a fraction of
     the head's."""
     clip_norm: float = number(0.0, at_least=0)
     """Largest global gradient norm; 0 does not clip."""
-    warmup: float = number(0.0, at_least=0, below=1)
+    warmup_fraction: float = number(0.0, at_least=0, below=1)
     """Share of the training steps over which the learning rate rises linearly from 0."""
     ema_decay: float = number(0.999, at_least=0, below=1)
     """Decay of the weights' moving average at each step (--ema)."""
-    translate: float = number(0.0, at_least=0)
+    translate_pixels: float = number(0.0, at_least=0)
     """--augment affine: largest shift, in pixels."""
-    rotate: float = number(0.0, at_least=0)
+    rotate_degrees: float = number(0.0, at_least=0)
     """--augment affine: largest rotation, in degrees."""
-    zoom: float = number(0.0, at_least=0, below=1)
+    zoom_fraction: float = number(0.0, at_least=0, below=1)
     """--augment affine: largest zoom, as a fraction (0.1: 0.9 to 1.1 times)."""
-    crop: float = number(0.0, at_least=0)
+    crop_pixels: float = number(0.0, at_least=0)
     """--augment crop: largest shift of an image padded by reflection, in pixels."""
-    flip: float = number(0.5, at_least=0, at_most=1)
+    flip_probability: float = number(0.5, at_least=0, at_most=1)
     """--augment flip: probability of a horizontal flip."""
     brightness: float = number(0.0, at_least=0)
     """--augment brightness: largest offset, where black is 0 and white is 1."""
     contrast: float = number(0.0, at_least=0)
     """--augment contrast: largest change, as a fraction."""
-    cutout: float = number(0.0, at_least=0, at_most=1)
+    cutout_fraction: float = number(0.0, at_least=0, at_most=1)
     """--augment cutout: side of the blackened square, as a fraction of the image's shorter side."""
-    mixup: float = number(0.0, at_least=0)
+    mixup_alpha: float = number(0.0, at_least=0)
     """--augment mixup or mix: alpha of the Beta distribution of the mixing shares; 0 is off."""
-    cutmix: float = number(0.0, at_least=0)
+    cutmix_alpha: float = number(0.0, at_least=0)
     """--augment cutmix or mix: alpha of the Beta distribution of the mixing shares; 0 is off."""
-    noise: float = number(0.0, at_least=0)
+    noise_std: float = number(0.0, at_least=0)
     """--augment noise: standard deviation of Gaussian noise on the inputs."""
     kl_weight: float = number(1.0, at_least=0)
     """Weight of a variational autoencoder's KL divergence."""

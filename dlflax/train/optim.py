@@ -109,7 +109,7 @@ OPTIMIZERS = {
 def warmup_and_progress(step, hparams):
     """Returns (warm-up factor of the learning rate, share of the steps after the warm-up so far).
     The factor rises linearly to 1. step: 0-based, may be traced."""
-    warmup_steps = hparams.warmup * hparams.total_steps
+    warmup_steps = hparams.warmup_fraction * hparams.total_steps
     factor = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup_steps, 1.0))
     later_steps = jnp.maximum(hparams.total_steps - warmup_steps, 1.0)
     return factor, jnp.clip((step - warmup_steps) / later_steps, 0.0, 1.0)

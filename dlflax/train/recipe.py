@@ -115,9 +115,9 @@ def forward(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> jax.
 
 def forward_flops(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> int:
     """Returns the FLOPs of a forward pass on one example, inputs (1, ...); state may be abstract.
-    Convolutions count as convolutions, whatever their formulation."""
+    Convolutions count as convolutions, whatever their implementation."""
     if isinstance(recipe.model, Convolving):
-        recipe = dataclasses.replace(recipe, model=recipe.model.clone(formulation="lax"))
+        recipe = dataclasses.replace(recipe, model=recipe.model.clone(implementation="lax"))
     return flops(lambda state, x: forward(recipe, state, hparams, x), state, inputs)
 
 

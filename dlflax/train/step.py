@@ -19,7 +19,7 @@ from dlflax.train.metrics import batch_sums
 from dlflax.train.recipe import NEVER, Recipe, merge_params, model_kwargs, partition_params
 from dlflax.train.state import State
 
-HEAD = "logits/"  # path of the head's parameters, which Hparams.backbone_rate does not scale
+HEAD = "logits/"  # path of the head's parameters, which Hparams.backbone_lr_scale does not scale
 
 
 class Gradient(NamedTuple):
@@ -132,7 +132,7 @@ def update(
     )
     if recipe.trainable:
         updates = {
-            path: update if path.startswith(HEAD) else hparams.backbone_rate * update
+            path: update if path.startswith(HEAD) else hparams.backbone_lr_scale * update
             for path, update in updates.items()
         }
     params = optax.apply_updates(params, updates)

@@ -60,7 +60,7 @@ def pretrain_contrastive(
     contrastive = dataclasses.replace(
         recipe, model=Encoder(recipe.model), task=Contrastive(), ema=False, trainable=""
     )
-    hparams = hparams.replace(learning_rate=hparams.learning_rate * hparams.backbone_rate)
+    hparams = hparams.replace(learning_rate=hparams.learning_rate * hparams.backbone_lr_scale)
     nested = {name: {"model": tree} for name, tree in variables.items()}
     fit = train.fit(
         contrastive, hparams, train_set, epochs=epochs, seed=seed, pretrained=nested

@@ -127,7 +127,7 @@ def start_hparams(transfer: Transfer | None, recipe, hparams) -> tuple[str, ...]
     if transfer is None or not transfer.has_weights:
         return ()
     if transfer.finetune == "contrastive":
-        return ("backbone_rate",)
+        return ("backbone_lr_scale",)
     return (
         tuple(strength_names(recipe.augment, hparams))
         if transfer.is_frozen and transfer.num_views
@@ -185,7 +185,7 @@ def prepare(
         head = dataclasses.replace(frozen.recipe, schedule=Constant(), ema=False)
         train_set, val_set = frozen.splits.train, frozen.splits.val
         fit = train.fit(
-            head, hparams.replace(warmup=0.0), train_set, val_set,
+            head, hparams.replace(warmup_fraction=0.0), train_set, val_set,
             epochs=transfer.freeze_epochs, seed=seed,
         )  # fmt: skip
         row = fit.history[train.best_epoch(fit.history, recipe.task)]

@@ -142,7 +142,7 @@ class Candidates:
     def _retrain(self, folder):
         """Trains the best trial's configuration again, and tests it."""
         sweep, config = self._sweep, self._config
-        if sweep.retrain_on_all:
+        if sweep.refit_full:
             # without a validation score the last epoch counts
             epochs = ranking.best_epoch_number(self._best, self._bound.direction)
             steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
@@ -163,8 +163,8 @@ class Candidates:
             bound.space.apply(params[member.trial], bound.recipe, sweep.hparams)
             for member in self._members
         ]
-        built = sweep.ensemble and ensemble_selection.build(
-            sweep.ensemble, self._config, self._members, structures, bound.val, self._log
+        built = sweep.ensemble_size and ensemble_selection.build(
+            sweep.ensemble_size, self._config, self._members, structures, bound.val, self._log
         )
         if not built:
             return None
@@ -190,7 +190,7 @@ class Candidates:
     def _winner(self) -> str | None:
         """Returns the name of the best candidate so far. One that was trained on all data has no
         validation score, and is the best by request."""
-        if self._sweep.retrain_on_all and "retrained" in self._results:
+        if self._sweep.refit_full and "retrained" in self._results:
             return "retrained"
         scores = {name: self._sign * score for name in self._results
                   if (score := self._score(name)) is not None}  # fmt: skip

@@ -58,7 +58,7 @@ def run_sweep(
         # the files of an earlier study in the folder have another digest
         text = json.dumps([saved["config"], saved["data"]["sha256"]], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        most = MOST_TRIALS if bound.sweep.ensemble else 1
+        most = MOST_TRIALS if bound.sweep.ensemble_size else 1
         members = Members(folder, study.direction, digest, most, log)
         checkpoint = PoolCheckpoint(folder, digest, log)
         with Watch(folder, bound.sweep.trials, saved, study, log) as watch:
@@ -71,7 +71,7 @@ def _begin(bound: Bound, study: Study, log) -> tuple[Bound, dict[str, Any]]:
     contents of config.json. Raises InputError when the study began with another setup."""
     sweep, space = bound.sweep, bound.space
     shown = sweep.storage and without_password(sweep.storage)
-    chosen = dataclasses.replace(sweep, storage=shown, population=bound.population)
+    chosen = dataclasses.replace(sweep, storage=shown, population_size=bound.population_size)
     new = settings(bound.experiment, chosen, bound.dataset, bound.examples)
     new |= {"search": bound.search, "devices": len(jax.devices())}
     if sweep.warm_start and not study.trials():  # later they are in the settings
@@ -79,8 +79,8 @@ def _begin(bound: Bound, study: Study, log) -> tuple[Bound, dict[str, Any]]:
     first = [] if sweep.sampler == "grid" else space.first_trials()
     saved = study.settings(new, first)
     check_version(saved, f"the study {sweep.study}")
-    if not sweep.population:
-        new["config"]["population"] = saved["config"]["population"]
+    if not sweep.population_size:
+        new["config"]["population_size"] = saved["config"]["population_size"]
     if different := differences(saved, new, sweep):
         raise InputError(
             f"the study {sweep.study} was begun with another setup ({different}): give the same "
@@ -96,7 +96,7 @@ def _begin(bound: Bound, study: Study, log) -> tuple[Bound, dict[str, Any]]:
         for name in RESULTS:
             set_aside(sweep.run_dir / name)
     space = dataclasses.replace(space, known=saved.get("known", []))
-    return bound._replace(space=space, population=new["config"]["population"]), saved
+    return bound._replace(space=space, population_size=new["config"]["population_size"]), saved
 
 
 def _known_trials(study: str, space: Space, objective: str, log) -> list[tuple[dict, float]]:
@@ -152,7 +152,7 @@ def _make_pool(
     encoding = Encoding(space.distributions)
 
     def reason_to_stop(trials):
-        args = encoding, study.direction, sweep.seed, sweep.tolerance
+        args = encoding, study.direction, sweep.seed, sweep.min_improvement
         return stopping.reason_to_stop(*args, trials) if sweep.auto else None
 
     def cost_of(params):
@@ -161,7 +161,7 @@ def _make_pool(
 
     return Pool(
         job, study, make_sampler(sweep.search.sampler or sweep.sampler, space, sweep.seed),
-        sweep.search, Budget(sweep.trials, sweep.epochs, encoding.size()), bound.population,
+        sweep.search, Budget(sweep.trials, sweep.epochs, encoding.size()), bound.population_size,
         Workers(launcher, job, arrays, sweep.run_dir, log), members, checkpoint, watch,
         reason_to_stop=reason_to_stop, costs=cost_of, log=log,
     )  # fmt: skip

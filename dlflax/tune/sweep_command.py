@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dlflax import run
+from dlflax.config.renamed import REPLACED
 from dlflax.errors import InputError
 from dlflax.run.flags import check_choices
 from dlflax.train.hparams import hparam_names
@@ -19,11 +20,6 @@ from dlflax.tune.suggest.space import STRUCTURE
 from dlflax.tune.sweep import run_sweep
 from dlflax.tune.sweep_config import Sweep
 
-OLD = {
-    "--prune": "use --search halving --reduction-factor N",
-    "--slice": "use --search freeze-thaw --epochs-per-round N",
-    "--heartbeat": "workers are started by --launcher and --workers",
-}  # flag -> its replacement
 # the search space of an experiment without a SPACE or GRID of its own
 SPACE = {
     "learning_rate": ("1e-4", "1e-2", "log"),
@@ -71,8 +67,8 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
         for owner, shipped in RULES.items() for field in dataclasses.fields(shipped)
     }  # fmt: skip
     for flag in (word.partition("=")[0] for word in args):
-        if flag in OLD:
-            raise InputError(f"{flag} is no flag any more: {OLD[flag]}.")
+        if flag in REPLACED:
+            raise InputError(f"{flag} is no flag any more: {REPLACED[flag]}.")
         if rules.get(flag, name) != name:
             raise InputError(f"{flag} is for --search {rules[flag]}: add it or remove the flag.")
     rule = _rule(name)

@@ -40,15 +40,15 @@ class Sweep(run.Config):
     a grid takes all values. Of any other field: choices, each a program of its own."""
     trials: int | Literal["auto"] = dataclasses.field(default=64, metadata=FREE)
     """Trials in all: the same command with more of them continues (a grid, 0: every point). auto:
-    until another one is not expected to gain more than chance or the tolerance."""
-    tolerance: float = dataclasses.field(default=0.01, metadata=FREE)
+    until another one is not expected to gain more than chance or --min-improvement."""
+    min_improvement: float = dataclasses.field(default=0.01, metadata=FREE)
     """--trials auto: a gain that is not worth another trial, as a share of the best value."""
-    population: int = 0
+    population_size: int = 0
     """Trials that are trained at once; 0 chooses by devices and memory."""
-    seeds: int = 1
+    num_seeds: int = 1
     """Every trial is trained under this many seeds, and counts by their mean."""
-    rank: Literal["mean", "cautious"] = "mean"
-    """With --seeds: cautious counts one standard deviation worse than the mean."""
+    rank: Literal["mean", "pessimistic"] = "mean"
+    """With --num-seeds: pessimistic counts one standard deviation worse than the mean."""
     objective: str = ""
     """The score of a trial, at its best epoch: val_loss, val_accuracy or another val_METRIC
     (default: the monitor). A second objective, parameters, flops or milliseconds (of an example),
@@ -66,7 +66,7 @@ class Sweep(run.Config):
     """The rule that selects the trials to train next. full: every trial is trained to its end;
     halving: only the best of a population continue after a share of the epochs; freeze-thaw: trials
     pause, and the best continue."""
-    mode: Literal["auto", "vmap", "map"] = "auto"
+    population_map: Literal["auto", "vmap", "map"] = "auto"
     """The way that a device trains its share of a population: at once, or one after the other."""
     study: str | None = dataclasses.field(default=None, metadata=FREE)
     """Name of the sweep and of its folder in runs/sweeps (default: EXPERIMENT_SEARCH)."""
@@ -82,11 +82,11 @@ class Sweep(run.Config):
     """NAME=VALUE for SLURM, such as partition=gpu time=120, or address=... for Ray."""
     run_dir: Path | None = None
     """Folder of the sweep (default: runs/sweeps/STUDY)."""
-    ensemble: int = dataclasses.field(default=16, metadata=FREE)
+    ensemble_size: int = dataclasses.field(default=16, metadata=FREE)
     """Most models of the ensemble of the best trials, 0 for none. The best model is the one with
     the best validation score of three: the best trial as it was trained, its configuration
     retrained, and the ensemble."""
-    retrain_on_all: bool = False
+    refit_full: bool = False
     """Retrain the best on training and validation data together: that is then the best model."""
     resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always continues
     auto: Annotated[bool, tyro.conf.Suppress] = dataclasses.field(  # --trials auto
@@ -116,13 +116,15 @@ def check_sweep(sweep: Sweep) -> None:
     is_auto, is_thawing = sweep.trials == "auto", isinstance(sweep.search, FreezeThaw)
     if not is_auto:
         check_count("trials", sweep.trials, 0 if sweep.sampler == "grid" else 1, 10**6)
-    if not is_auto and sweep.tolerance != Sweep.tolerance:
-        raise InputError("--tolerance is for --trials auto: remove the flag.")
-    if not 0 <= sweep.tolerance < 1:
-        raise InputError(f"--tolerance {sweep.tolerance:g} must be from 0 up to below 1.")
-    check_count("population", sweep.population, 0, 10**6)
-    check_count("seeds", sweep.seeds, 1, 1000)
-    check_count("ensemble", sweep.ensemble, 0, 1000)
+    if not is_auto and sweep.min_improvement != Sweep.min_improvement:
+        raise InputError("--min-improvement is for --trials auto: remove the flag.")
+    if not 0 <= sweep.min_improvement < 1:
+        raise InputError(
+            f"--min-improvement {sweep.min_improvement:g} must be from 0 up to below 1."
+        )
+    check_count("population_size", sweep.population_size, 0, 10**6)
+    check_count("num_seeds", sweep.num_seeds, 1, 1000)
+    check_count("ensemble_size", sweep.ensemble_size, 0, 1000)
     check_count("workers", sweep.workers, 1, 10_000)
     if sweep.study is not None and (not sweep.study.strip() or set(sweep.study) & set("/\\\0")):
         raise InputError(
@@ -152,8 +154,8 @@ def check_sweep(sweep: Sweep) -> None:
         raise InputError("--trials auto goes by whole trials: remove it, or use --search full.")
     if sweep.val_split == 0:
         raise InputError("--val-split 0: a sweep compares its trials on validation data.")
-    if sweep.rank == "cautious" and sweep.seeds == 1:
-        raise InputError("--rank cautious is for --seeds 2 or more, whose spread it goes by.")
+    if sweep.rank == "pessimistic" and sweep.num_seeds == 1:
+        raise InputError("--rank pessimistic is for --num-seeds 2 or more: it uses their spread.")
     if sweep.launcher_options and sweep.launcher == "local":
         raise InputError("--launcher-options is for --launcher slurm or ray: remove the flag.")
 
@@ -173,7 +175,7 @@ class Bound(NamedTuple):
     pretrained: dict | None
     space: Space
     recipes: list[train.Recipe]  # all structures of the space
-    population: int  # trials that are trained at once
+    population_size: int  # trials that are trained at once
     direction: str  # minimize or maximize
 
     def job(self) -> Job:
@@ -181,9 +183,11 @@ class Bound(NamedTuple):
         sweep = self.sweep
         return Job(
             self.recipe, sweep.hparams, self.space, epochs=sweep.epochs, seed=sweep.seed,
-            seeds=sweep.seeds, patience=sweep.patience, plateau_patience=sweep.plateau_patience,
+            num_seeds=sweep.num_seeds, patience=sweep.patience,
+            plateau_patience=sweep.plateau_patience,
             metric=sweep.objective.removeprefix("val_"),
-            sign=1 if self.direction == "minimize" else -1, rank=sweep.rank, mode=sweep.mode,
+            sign=1 if self.direction == "minimize" else -1, rank=sweep.rank,
+            population_map=sweep.population_map,
         )  # fmt: skip
 
 
@@ -210,11 +214,11 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     structures = _structures(start.recipe, hparams, tried, splits[0])
     recipes = [structure for structure, _ in structures]
     check_structures(sweep, tried, structures, splits[0], start.pretrained, log)
-    population = population_size(sweep, recipes, splits)
+    population_size = choose_population_size(sweep, recipes, splits)
     metric = recipe.task.metric(sweep.objective.removeprefix("val_"))
     return Bound(
         sweep, search, experiment, dataset, examples, *splits, start.recipe, start.pretrained,
-        tried, recipes, population, f"{metric.direction}imize",
+        tried, recipes, population_size, f"{metric.direction}imize",
     )  # fmt: skip
 
 
@@ -263,24 +267,24 @@ def _structures(recipe, hparams, tried: Space, train_set) -> list[tuple[train.Re
     return structures
 
 
-def population_size(sweep, recipes, splits) -> int:
-    """Returns --population, or 16, rounded up to use all devices, within half the memory.
+def choose_population_size(sweep, recipes, splits) -> int:
+    """Returns --population-size, or 16, rounded up to use all devices, within half the memory.
 
     A sampler that learns has fewer, so that it sees its first results in time. Raises InputError
     for a population that cannot fit.
     """
     inputs = splits[0]["inputs"][:1]
-    trial = max(member_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.seeds
+    trial = max(member_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.num_seeds
     free = free_bytes(*splits)
     most = max(1, int(free / trial))
-    if sweep.population > most:
+    if sweep.population_size > most:
         raise InputError(
-            f"--population {sweep.population} needs about "
-            f"{sweep.population * trial / 2**30:,.1f} GiB and there are {free / 2**30:,.1f}: use "
-            f"{most} or less."
+            f"--population-size {sweep.population_size} needs about "
+            f"{sweep.population_size * trial / 2**30:,.1f} GiB and there are "
+            f"{free / 2**30:,.1f}: use {most} or less."
         )
-    if sweep.population:
-        return sweep.population
+    if sweep.population_size:
+        return sweep.population_size
     learns = sweep.sampler not in ("random", "qmc", "grid")
     wanted = min(16, max(1, sweep.trials // 4)) if learns else min(16, sweep.trials)
     if isinstance(sweep.search, FreezeThaw):

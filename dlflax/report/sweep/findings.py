@@ -26,7 +26,8 @@ def findings(
     if validation is not None and validation < FEW_EXAMPLES:
         sentences.append(
             f"The validation split has {validation:,} examples only: small differences between "
-            "trials are chance. A larger --val-split or --seeds 3 makes the ranking more reliable."
+            "trials are chance. A larger --val-split or --num-seeds 3 makes the ranking more "
+            "reliable."
         )
     complete, names = sum(outcome(trial) == "complete" for trial in rank), param_names(rank)
     if len(names) > 1 and complete < 10 * len(names):
@@ -58,7 +59,9 @@ def _gain(trials, best, direction, objective):
     seeds = [len(trial.user_attrs["values"]) for trial in (best, start) if "values" in
              trial.user_attrs]  # fmt: skip
     if len(seeds) < 2:
-        return text + " All trials have one seed: --seeds 3 shows how much of the gain is chance."
+        return (
+            f"{text} All trials have one seed: --num-seeds 3 shows how much of the gain is chance."
+        )
     variances = [trial.user_attrs["std"] ** 2 for trial in trials if "std" in trial.user_attrs]
     error = math.sqrt(np.mean(variances) * sum(1 / count for count in seeds))
     text += " Its standard error over the seeds is "

@@ -131,7 +131,7 @@ def value_text(trial) -> str:
         return outcome(trial)
     if (std := trial.user_attrs.get("std")) is None:
         return digits(trial.value)
-    # the value of --rank cautious is not the mean
+    # the value of --rank pessimistic is not the mean
     mean = float(np.mean(trial.user_attrs.get("values", trial.value)))
     return f"{digits(mean)} ± {digits(std) if std >= 100 else f'{std:.2g}'}"
 

@@ -41,20 +41,20 @@ def log_plan(bound, done: int, log) -> None:
     for name, distribution in bound.space.distributions.items():
         log(f"  {name}: {_describe(distribution)}")
     rule, structures = sweep.search, len(bound.recipes)
-    seeds = f" under {sweep.seeds} seeds" if sweep.seeds > 1 else ""
+    seeds = f" under {sweep.num_seeds} seeds" if sweep.num_seeds > 1 else ""
     by = "freeze-thaw" if isinstance(rule, FreezeThaw) else sweep.sampler
     log(
         f"{_count(sweep.trials, 'trial')} of {_count(sweep.epochs, 'epoch')}{seeds} by {by}, "
         f"{_count(structures, 'structure')}: {_count(structures, 'compile')}"
     )
-    mode = None if sweep.mode == "auto" else sweep.mode
-    members, inputs = bound.population * sweep.seeds, bound.train["inputs"][:1]
+    mode = None if sweep.population_map == "auto" else sweep.population_map
+    members, inputs = bound.population_size * sweep.num_seeds, bound.train["inputs"][:1]
     layouts = [layout_for(recipe, sweep.hparams, inputs, members, mode) for recipe in bound.recipes]
     modes = " or ".join(sorted({layout.mode for layout in layouts}))
     where = f"over {_count(layouts[0].devices, f'{jax.devices()[0].platform} device')}"
     if sweep.workers > 1:
         where = f"by each of {sweep.workers} workers ({sweep.launcher})"
-    log(f"{bound.population} at once by {modes} {where}")
+    log(f"{bound.population_size} at once by {modes} {where}")
     if isinstance(rule, FreezeThaw):
         log(f"freeze-thaw: {sweep.trials * sweep.epochs:,} epochs, on as many trials as are worth "
             "beginning")  # fmt: skip

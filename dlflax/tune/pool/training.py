@@ -36,13 +36,13 @@ class Job:
     space: Space
     epochs: int
     seed: int
-    seeds: int
+    num_seeds: int
     patience: int
     plateau_patience: int
     metric: str  # the objective, without its val_
     sign: int  # 1 where lower is better, else -1
-    rank: str  # mean or cautious: the score of a trial that has several seeds
-    mode: str  # auto, vmap or map
+    rank: str  # mean or pessimistic: the score of a trial that has several seeds
+    population_map: str  # auto, vmap or map
 
 
 @dataclasses.dataclass
@@ -222,14 +222,15 @@ def release_data() -> None:
 def _make_members(job, recipe, hparams, group, parts, width):
     """Returns the members of a group, each with its State. The data stay on the devices for the
     next order."""
-    inputs, mode = parts["train"]["inputs"][:1], None if job.mode == "auto" else job.mode
-    layout = layout_for(recipe, job.hparams, inputs, width * job.seeds, mode)
+    inputs = parts["train"]["inputs"][:1]
+    mode = None if job.population_map == "auto" else job.population_map
+    layout = layout_for(recipe, job.hparams, inputs, width * job.num_seeds, mode)
     host, placed = _placed.get(layout.devices, (None, None))
     if host is not parts:
         placed = population.put_on_devices(layout, parts["train"], parts["val"])
         _placed[layout.devices] = parts, placed
     members = population.Population(
-        recipe, hparams, [trial_seeds(job.seed, trial.number, job.seeds) for trial in group],
+        recipe, hparams, [trial_seeds(job.seed, trial.number, job.num_seeds) for trial in group],
         *placed, epochs=job.epochs, layout=layout, patience=job.patience,
         plateau_patience=job.plateau_patience, pretrained=parts.get("pretrained"),
         keep_best=True, objective=job.metric,
@@ -267,7 +268,7 @@ def _outcomes(job, members, group, threshold, parts) -> dict[int, Outcome]:
         attrs = seed_attrs(job, records[k])
         if k in members.divergence_steps:
             attrs = {"diverged_at": members.divergence_steps[k]}
-        models = [Model(*trained[k, seed]) for seed in range(job.seeds) if k in best]
+        models = [Model(*trained[k, seed]) for seed in range(job.num_seeds) if k in best]
         outcomes[trial.number] = Outcome(
             trial.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
             models,
@@ -279,7 +280,7 @@ def _scores(job, records) -> np.ndarray:
     """Returns the scores of a trial's seeds at their best epochs so far, float (n,); the worst for
     all once one of them diverged."""
     if not records or any(diverged_at for _, diverged_at in records):
-        return np.full(job.seeds, job.sign * math.inf)
+        return np.full(job.num_seeds, job.sign * math.inf)
     best = min if job.sign == 1 else max
     return np.array([best(row[f"val_{job.metric}"] for row in history) for history, _ in records])
 
@@ -287,13 +288,13 @@ def _scores(job, records) -> np.ndarray:
 def score_of(job: Job, records: list | None) -> float:
     """Returns the score of a trial so far: the mean over its seeds, or one deviation worse."""
     scores = _scores(job, records)
-    is_cautious = job.rank == "cautious" and job.seeds > 1 and np.isfinite(scores).all()
-    return float(scores.mean() + (job.sign * scores.std(ddof=1) if is_cautious else 0.0))
+    is_pessimistic = job.rank == "pessimistic" and job.num_seeds > 1 and np.isfinite(scores).all()
+    return float(scores.mean() + (job.sign * scores.std(ddof=1) if is_pessimistic else 0.0))
 
 
 def seed_attrs(job: Job, records: list | None) -> dict[str, Any]:
     """Returns the attributes of a trial that has several seeds: their scores, and the deviation."""
     scores = _scores(job, records)
-    if job.seeds == 1 or not np.isfinite(scores).all():
+    if job.num_seeds == 1 or not np.isfinite(scores).all():
         return {}
     return {"values": scores.tolist(), "std": float(scores.std(ddof=1))}
