@@ -68,7 +68,7 @@ REPLACED = {  # a flag of sweeps that has no single new name: what replaces it
     "--slice": "use --search freeze-thaw --epochs-per-round N",
     "--heartbeat": "workers are started by --launcher and --workers",
 }
-LAST_COMMIT = "fdc8e82"  # before these names
+LAST_COMMIT = "472e8ce"  # before these names
 
 
 def new_flag(flag: str) -> str | None:
