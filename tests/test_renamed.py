@@ -152,5 +152,5 @@ def test_a_run_that_was_saved_before_is_refused(key):
     with pytest.raises(InputError) as refused:
         config_from_json(saved, Path("run"), Experiment("mnist"))
     sentence = str(refused.value)
-    assert sentence.startswith(f"run/config.json has the field {old}, which is now {RENAMED[key]}:")
+    assert sentence.startswith(f"run/config.json was saved with the field {old}, now {RENAMED[key]}:")
     assert "start a new run" in sentence and "\n" not in sentence
