@@ -106,7 +106,7 @@ def test_an_old_flag_of_a_sweep_is_refused(old):
     assert refusal(flag, "sweep") == f"{flag} was renamed: use --{dashed(new)}."
     assert old not in IN_SWEEPS and new in IN_SWEEPS
     saved = {"versions": {"dlflax": "0.3.0"}, "config": {"epochs": 1, old: 1}}
-    with pytest.raises(InputError, match=f"^the study s has the field {old}, which is now {new}: "):
+    with pytest.raises(InputError, match=f"^the study s .* the field {old}, now {new}: "):
         check_version(saved, "the study s")
 
 
@@ -152,5 +152,5 @@ def test_a_run_that_was_saved_before_is_refused(key):
     with pytest.raises(InputError) as refused:
         config_from_json(saved, Path("run"), Experiment("mnist"))
     sentence = str(refused.value)
-    assert sentence.startswith(f"run/config.json has the field {old}, which is now {RENAMED[key]}:")
-    assert "start a new run" in sentence and "\n" not in sentence
+    assert sentence.startswith("run/config.json ") and "\n" not in sentence
+    assert f" the field {old}, now {RENAMED[key]}: start a new run" in sentence
