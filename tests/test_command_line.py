@@ -182,6 +182,7 @@ def test_lists_of_what_there_is():
 
 def test_dlflax_runs_the_modules(monkeypatch, capsys, place):
     ran = []
+    monkeypatch.setenv("DLFLAX_PROGRAM", "")  # set by the command, restored after the test
 
     def run_module(name, run_name, alter_sys):
         ran.append((name, command.sys.argv[1:]))
@@ -210,6 +211,7 @@ def test_dlflax_runs_the_modules(monkeypatch, capsys, place):
     dlflax("train own.py --a")
     assert capsys.readouterr().out == "own ['--a']\n"
     monkeypatch.undo()
+    monkeypatch.setenv("DLFLAX_PROGRAM", "")
     for words in (["nothing"], ["train"], ["train", "none"], ["train", "gone.py"]):
         monkeypatch.setattr("sys.argv", ["dlflax", *words])
         with pytest.raises(SystemExit) as stopped:

@@ -40,7 +40,7 @@ class Sweep(run.Config):
     a grid takes all values. Of any other field: choices, each a program of its own."""
     trials: int | Literal["auto"] = dataclasses.field(default=64, metadata=FREE)
     """Trials in all: the same command with more of them continues (a grid, 0: every point). auto:
-    until another one is not expected to gain more than chance or --min-improvement."""
+    until another one is not expected to gain more than chance or the minimum improvement."""
     min_improvement: float = dataclasses.field(default=0.01, metadata=FREE)
     """--trials auto: a gain that is not worth another trial, as a share of the best value."""
     population_size: int = 0
