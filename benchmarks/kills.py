@@ -43,7 +43,7 @@ TIMES = {"seconds", "process_seconds", "compile_seconds", "examples_per_second",
 IGNORED = {"checkpoints", "population", "members", "tensorboard"}  # their JSON files are no results
 SWEEP = """
 import runpy
-from dlflax.tune import checkpoint
+from dlflax.tune.pool import pool_checkpoint as checkpoint
 checkpoint.SHARE = 1e9
 runpy.run_module("sweeps.random_search", run_name="__main__", alter_sys=True)
 """

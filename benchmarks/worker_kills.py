@@ -203,15 +203,15 @@ def compare(options: Options, search: str, launcher: Launcher, folder: Path) -> 
 
 IDLE = """
 import runpy, sys, time
-from dlflax.tune import orders
-events, submit = [], orders.Workers.submit
+from dlflax.tune.pool import workers
+events, submit = [], workers.Workers.submit
 
 def timed(self, order, *args):
     submit(self, order, *args)
     events.append((time.monotonic(), 1))
     order.future.add_done_callback(lambda _: events.append((time.monotonic(), -1)))
 
-orders.Workers.submit = timed
+workers.Workers.submit = timed
 runpy.run_module("sweeps.random_search", run_name="__main__", alter_sys=True)
 events.sort()
 last = max(clock for clock, change in events if change == 1)

@@ -653,7 +653,8 @@ def test_a_damaged_cache_is_decoded_again(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from dlflax.data import ImageFolder, folder_cache
+from dlflax.data import ImageFolder
+from dlflax.data.image import folder_cache
 of = folder_cache
 module, name, call = {"header": (of, "_write_header", 2),
                       "pixels": (of.os, "replace", 1), "table": (of.os, "replace", 2),

@@ -159,7 +159,7 @@ PROCESS = """
 import os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 import math
-from dlflax.tune import gaussian_process
+from dlflax.tune.suggest import gaussian_process
 from dlflax.tune.suggest.encoding import Encoding, sobol
 from tests.searching import SPACE
 encoding = Encoding(SPACE)

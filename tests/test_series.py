@@ -260,7 +260,7 @@ def test_what_is_known_of_the_future_is_used(place, capsys):
         answer["low"], answer["forecast"], answer["high"], strict=True))  # fmt: skip
     with pytest.raises(SystemExit):
         predict.command(place / "with", (str(path),), json_output=True)
-    assert "price must go on for 2 rows after the last value" in capsys.readouterr().err
+    assert "price must have 2 rows after the last value" in capsys.readouterr().err
     with pytest.raises(InputError, match="the series: price must have 2 rows after the last value"):
         predict.command(place / "with", (), json_output=True)
 

@@ -501,7 +501,7 @@ def test_bodies_share_the_memory(digits, stuck, monkeypatch):
 
 STUCK = """
 import runpy, sys, time
-from dlflax.run import serve
+from dlflax.inference import serve
 serve.STOP_SECONDS, serve.SAY_SECONDS, read = 4, 2, serve.read_part
 size, sys.argv = int(sys.argv[1]), ["serve", *sys.argv[2:]]
 
@@ -567,7 +567,7 @@ def test_the_command_ends_cleanly_and_answers_the_same_again(zoo):
     answer = reply(slow)
     assert b" 200 " in answer.split(b"\r\n")[0] and first["class"].encode() in answer
     answer = reply(stuck)
-    assert b" 503 " in answer.split(b"\r\n")[0] and b"the server stops" in answer
+    assert b" 503 " in answer.split(b"\r\n")[0] and b"the server is stopping" in answer
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and "stopped" in out and "Traceback" not in err
     with pytest.raises(urllib.error.URLError):

@@ -239,7 +239,7 @@ def test_a_sweep_that_was_stopped_has_its_report(monkeypatch, capsys):
     assert len(table(folder)) == 4 and not (folder / "results.json").exists()
     page = (folder / "report.html").read_text()
     assert "the defaults, trial 0" in page or "better than the defaults" in page
-    assert "Validation has 144 examples only" in page
+    assert "The validation split has 144 examples only" in page
 
     (folder / "report.html").unlink()
     results = sweep_report.write_report(folder)

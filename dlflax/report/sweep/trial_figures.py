@@ -62,15 +62,21 @@ def _isolated_pyplot():
     import matplotlib
 
     backend = matplotlib.get_backend() if "matplotlib.pyplot" in sys.modules else "agg"
-    from matplotlib import pyplot
-
     # 0.01 rather than a power
     settings = {"axes.formatter.min_exponent": 4, "figure.constrained_layout.use": True}
     with matplotlib.rc_context(settings):
-        pyplot.switch_backend("agg")
-        yield
-    with contextlib.suppress(ImportError):  # of windows, without a display
-        pyplot.switch_backend(backend)
+        _switch_backend("agg")
+        try:
+            yield
+        finally:
+            _switch_backend(backend)
+
+
+def _switch_backend(name: str) -> None:
+    from matplotlib import pyplot
+
+    with contextlib.suppress(Exception):  # no display, or a notebook's hooks: no figure is worth it
+        pyplot.switch_backend(name)
 
 
 def clip_outliers(values: dict, direction: str, label: str) -> tuple[dict, str, str]:
