@@ -206,9 +206,19 @@ def _slice(trials, direction, objective):
         axes.set_subplotspec(cell)  # Optuna has all in one row
         axes.set(ylabel=label if cell.is_first_col() else "", yscale=scale)
         axes.tick_params("y", labelleft=cell.is_first_col())
+        _drop_minor_labels(axes.xaxis)
         for tick in axes.get_xticklabels():
             tick.set(rotation=30, ha="right", rotation_mode="anchor")
     return figure
+
+
+def _drop_minor_labels(axis) -> None:
+    """Labels a log axis at powers of ten alone, if it has one: others overlap in a narrow panel."""
+    from matplotlib.ticker import NullFormatter
+
+    low, high = axis.get_view_interval()
+    if axis.get_scale() == "log" and math.ceil(math.log10(low)) <= math.log10(high):
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _parallel_coordinates(trials, direction, objective):
