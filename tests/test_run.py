@@ -151,7 +151,7 @@ def test_validation_0_trains_on_all(capsys):
     resumed = json.loads(Path("parts/results.json").read_text())
     assert resumed["test"] == results["test"]
     line = refused(capsys, "--run-dir", "parts", "--resume", "--val-split", "0.1")
-    assert "validation was 0.0, now 0.1" in line
+    assert "val_split was 0.0, now 0.1" in line
 
     # predict takes the last checkpoint
     Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("x.png")
