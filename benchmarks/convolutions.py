@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dlflax.ops import convolution as dlflax
+from dlflax.ops import convolution as ops_convolution
 from dlflax.ops.convolution import convolution, im2col, kernel_gradient, symmetric_pads
 
 SHAPES = (  # side, inputs, outputs, kernel size, stride
@@ -118,11 +118,11 @@ def input_by_dilation(x, kernel, dy, stride):
 
 
 def kernel_by_dlflax(x, kernel, dy, stride):
-    return dlflax._backward(stride, pads(kernel), (x, kernel), dy)[1]
+    return ops_convolution._backward(stride, pads(kernel), (x, kernel), dy)[1]
 
 
 def input_by_dlflax(x, kernel, dy, stride):
-    return dlflax._backward(stride, pads(kernel), (x, kernel), dy)[0]
+    return ops_convolution._backward(stride, pads(kernel), (x, kernel), dy)[0]
 
 
 def gradients(x, kernel, stride, seconds):

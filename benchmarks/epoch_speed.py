@@ -3,7 +3,7 @@
 python benchmarks/epoch_speed.py --data FOLDER_WITH_MNIST_IDX_FILES
 (pip install tensorflow keras torch; a missing library is skipped)
 
-Every contender is a process of its own, alternating, on the same 54,000 images, with 6,000
+Every contender is a process of its own, one after the other, on the same 54,000 images, with 6,000
 validation images after each epoch: conv 32 3x3, ReLU, max-pool 2x2, dense 64, dense 10, Adam 1e-3.
 Prints the median epoch after the first, the process of `--epochs` epochs at each batch size, and
 the time from process start to the end of the first step.

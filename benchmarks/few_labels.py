@@ -21,7 +21,7 @@ from dlflax.data import Text, make_splits
 from dlflax.data.splits import Given, split_rows
 from experiments import sentiment
 
-NAMES = ("few", "all", "frozen", "TF-IDF")
+NAMES = ("few", "full", "frozen", "TF-IDF")
 
 
 def sample(dataset, count: int, draw: int):

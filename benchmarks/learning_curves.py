@@ -212,11 +212,11 @@ def stop_early(job) -> tuple[float, float]:
     name, seed = job
     trials = full_trials(name, seed, stopping.MOST, 16)
     encoding, ends = Encoding(SPACE), range(16, stopping.MOST, 16)
-    tolerance = Sweep.min_improvement
+    min_improvement = Sweep.min_improvement
     stops = (
         n
         for n in ends
-        if stopping.reason_to_stop(encoding, "minimize", seed, tolerance, trials[:n])
+        if stopping.reason_to_stop(encoding, "minimize", seed, min_improvement, trials[:n])
     )
     count = next(stops, stopping.MOST)
     values = [trial.value for trial in trials]

@@ -75,7 +75,7 @@ def show_table(path: Path, target: str) -> None:
 
 def show_series(path: Path, column: str | None) -> None:
     dataset = Series(data=path, target=column, window=8, horizon=4).load()
-    print(f"  the next steps: {', '.join(dataset.examples.style['own'][1])}")
+    print(f"  the next steps: {', '.join(dataset.examples.style['end'][1])}")
 
 
 def main() -> None:

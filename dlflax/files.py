@@ -108,8 +108,8 @@ def atomic_write(path: str | Path):
 
 @contextlib.contextmanager
 def file_lock(path: Path):
-    """Locks a file against other processes; yields True if the lock was acquired. Yields True too
-    on Windows and on file systems without locks."""
+    """Locks a file against other processes; yields True if the lock was acquired. It also yields
+    True on Windows and on file systems without locks."""
     try:
         import fcntl
 
@@ -134,11 +134,11 @@ def escape_controls(text: str) -> str:
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def pluralize(count: int, nouns: str, verb: str) -> str:
-    """Returns "1 row has", "1,234 rows have"."""
+def pluralize(count: int, nouns: str, verb: str = "") -> str:
+    """Returns "1 row has", "1,234 rows have", or without a verb "1 row", "1,234 rows"."""
     if count == 1:
-        return f"1 {nouns.removesuffix('s')} {dict(have='has', are='is')[verb]}"
-    return f"{count:,} {nouns} {verb}"
+        nouns, verb = nouns.removesuffix("s"), {"have": "has", "are": "is"}.get(verb, "")
+    return f"{count:,} {nouns} {verb}".rstrip()
 
 
 def write_csv(path: str | Path, rows: list[dict]) -> None:

@@ -58,13 +58,13 @@ def any_host(flag: bool) -> bool:
     return bool(max_over_hosts(flag))
 
 
-def max_over_hosts(seconds: float) -> float:
+def max_over_hosts(value: float) -> float:
     """Returns the largest value of all hosts; collective."""
     if jax.process_count() == 1:
-        return seconds
+        return value
     from jax.experimental import multihost_utils
 
-    return float(multihost_utils.process_allgather(np.float32(seconds)).max())
+    return float(multihost_utils.process_allgather(np.float32(value)).max())
 
 
 def barrier(name: str) -> None:

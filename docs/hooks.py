@@ -1,4 +1,4 @@
-"""What MkDocs does before a build: each chapter of the guide becomes a page, with its outputs."""
+"""Hook of MkDocs: adds each chapter of the guide as a page, with its outputs."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ GUIDE = Path(__file__).parents[1] / "guide"
 
 
 def on_files(files, config):
-    """Adds guide/NAME.md and its pictures, from guide/NAME.ipynb."""
+    """Adds guide/NAME.md and its figures, from guide/NAME.ipynb."""
     for notebook in sorted(GUIDE.glob("*.ipynb")):
         resources = {"unique_key": notebook.stem, "output_files_dir": notebook.stem}
-        text, found = MarkdownExporter().from_filename(str(notebook), resources)
+        text, exported = MarkdownExporter().from_filename(str(notebook), resources)
         note = f"\n*Made by running `guide/{notebook.stem}.py`, which is a notebook, too.*\n"
         title, _, rest = text.partition("\n")
         page = f"guide/{notebook.stem}.md"
         files.append(File.generated(config, page, content=f"{title}\n{note}\n{rest}"))
-        for name, picture in found["outputs"].items():
-            files.append(File.generated(config, f"guide/{name}", content=picture))
+        for name, figure in exported["outputs"].items():
+            files.append(File.generated(config, f"guide/{name}", content=figure))
     return files

@@ -4,7 +4,7 @@ With 1,399 photographs, a fifth held out for the test (needs pip install -e '.[e
 
 python -m experiments.cats_vs_dogs --data photos                           99.6 +- 0.3 % (5 seeds)
 
-the same with --seed S --split-seed S, S from 0 to 4                       99.0 +- 0.5 % (5 fifths)
+the same with --seed S --split-seed S, S from 0 to 4                       99.0 +- 0.5 % (5 splits)
 
 python -m experiments.cats_vs_dogs --data photos --preset scratch          76.0 +- 3.5 % (3 seeds)
 

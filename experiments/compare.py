@@ -50,7 +50,8 @@ def command(args: list[str]) -> list[dict]:
         raise InputError(f"--num-seeds {options.num_seeds} must be 1 or more.")
     for flag in ("--model", "--preset", "--resume"):
         if flag in rest:
-            raise InputError(f"{flag} is no flag of compare: choose architectures with --models.")
+            remedy = "remove it" if flag != "--resume" else "add --run-dir in its place"
+            raise InputError(f"{flag} is no flag of compare, which trains --models: {remedy}.")
     experiment = run.find(options.experiment, experiments)
     return compare(experiment, options.models, options.num_seeds, options.run_dir, rest)
 

@@ -45,7 +45,8 @@ PRESETS = {
         hparams=Hparams(learning_rate=3e-3, dropout=0.05, weight_decay=0.01, warmup_fraction=0.1),
         epochs=12,
     ),
-    # Keras' first example: its defaults, no dropout, no validation split
+    # the first program of the article that this project follows, which is Keras' first example: its
+    # defaults, no dropout, no validation split
     "article": replace(
         DEFAULT, recipe=Recipe(model=CNN(padding="valid")), hparams=Hparams(), val_split=0.0
     ),

@@ -27,11 +27,11 @@ def command(
 
     Args:
         run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
-        host: Address to listen on; 0.0.0.0 accepts requests from all networks.
+        host: Address to listen on; 0.0.0.0: anyone in the network can then query the model.
         port: Port to listen on; 0 takes any free port.
         experiment: File or module of the run, if it was moved or not run here.
-        allow_host: Further host name of the server, such as models.example.com; repeat the flag
-            for several names.
+        allow_host: Host name of the server besides localhost and --host, such as
+            models.example.com; repeat the flag for several names.
     """
     try:
         from dlflax.inference.serve import serve

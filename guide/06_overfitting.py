@@ -65,9 +65,9 @@ remedies = {
     "augmentation": shifts,
     "all together": {**shifts, "dropout": 0.3, "l2": 1e-4},
 }
-members = [plain.replace(**numbers) for numbers in remedies.values()]
+configurations = [plain.replace(**numbers) for numbers in remedies.values()]
 epochs = 200
-population = fit_all(recipe, members, few, others, epochs=epochs, seeds=range(5))
+population = fit_all(recipe, configurations, few, others, epochs=epochs, seeds=range(5))
 
 # %%
 curves = {}
@@ -148,7 +148,8 @@ print(f"dlflax: {0.5 * float(train.losses.l2({'kernel': kernel}))}")
 # **2.** When it changes the answer: a 6 that is turned by 180 degrees is a 9.
 
 # %%
-turned = fit_all(recipe, [plain.replace(rotate_degrees=180.0)], few, others, epochs=epochs, seeds=range(5))
+rotated = [plain.replace(rotate_degrees=180.0)]
+turned = fit_all(recipe, rotated, few, others, epochs=epochs, seeds=range(5))
 accuracy = np.mean([history[-1]["val_accuracy"] for history in turned.histories[0]])
 print(
     f"turned by up to 180 degrees: {accuracy:.0%}, by 12 degrees: "

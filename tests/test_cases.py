@@ -328,7 +328,7 @@ def test_numbers_by_the_rule_of_their_column(place, cell, delimiter):
 def test_a_row_of_another_length_is_named(place):
     lines = ["month,sales", *(f"{i},9{i:02}" for i in range(30)), "31,1,004"]
     Path("sales.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match="line 32 has 3 cells under 2 headings"):
+    with pytest.raises(InputError, match="line 32 has 3 cells for 2 columns"):
         Series(data=Path("sales.csv"), window=8, horizon=2).load(print)
 
 

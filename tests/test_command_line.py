@@ -48,11 +48,11 @@ def test_short_is_the_same_as_long(short, full):
 def test_a_short_name_never_hides_a_flag_of_the_data():
     @flags.dataclasses.dataclass(frozen=True)
     class Data(type(mnist.PRESETS["default"].data)):
-        noise: float = 0.0
+        noise_std: float = 0.0
 
     default = replace(mnist.PRESETS["default"], data=Data())
-    assert flags.expand_flags(["--noise", "1", "--zoom-fraction", "2"], default) == [
-        "--noise", "1", "--hparams.zoom-fraction", "2"]  # fmt: skip
+    assert flags.expand_flags(["--noise-std", "1", "--zoom-fraction", "2"], default) == [
+        "--noise-std", "1", "--hparams.zoom-fraction", "2"]  # fmt: skip
     # values and names of columns stay as they are
     assert flags.split_lists(["--target", "price, EUR", "--x", "1,2"], {"target"}) == [
         "--target", "price, EUR", "--x", "1,2"]  # fmt: skip

@@ -100,16 +100,20 @@ BAD_FILES = {
     "type": (
         TRAIN_IMAGES,
         idx_bytes(GOOD[TRAIN_IMAGES], 0x0D),
-        "has float32 values in 3 dimensions",
+        "has 3 dimensions of float32",
     ),
     "dimensions": (
         TRAIN_IMAGES,
         idx_bytes(LABELS),
-        "has uint8 values in 1 dimensions, not uint8 in 3",
+        "has 1 dimension of uint8; expected uint8 in 3",
     ),
     "header cut": (TRAIN_IMAGES, b"\0\0\x08\x03\0\0", "ends inside its header"),
-    "too short": (TEST_LABELS, idx_bytes(LABELS)[:-1], "has 19 values, but its header"),
-    "too long": (TEST_LABELS, idx_bytes(LABELS) + b"1", "has 21 values, but its header"),
+    "too short": (
+        TEST_LABELS, idx_bytes(LABELS)[:-1], "has 19 values, but its header declares 20"
+    ),
+    "too long": (
+        TEST_LABELS, idx_bytes(LABELS) + b"1", "has 21 values, but its header declares 20"
+    ),
     "label": (
         TRAIN_LABELS,
         idx_bytes(np.where(LABELS == 9, 10, LABELS).astype(np.uint8)),

@@ -97,6 +97,13 @@ def clean_splits():
     return splits, splits.encoder.encode(splits.encoder.parse("clean.csv"))["inputs"]
 
 
+@pytest.mark.parametrize("content", [b" " * 25_000, b"   \n" * 9_000, b"\n" * 25_000])
+def test_a_file_of_blanks_has_no_rows(content):
+    Path("blank.csv").write_bytes(content)
+    with pytest.raises(InputError, match="blank.csv"):
+        splits_of(Path("blank.csv"))
+
+
 @st.composite
 def dialects(draw):
     """Any dialect that a file shows: a comma is no decimal mark between commas."""
@@ -303,7 +310,7 @@ def test_the_line_of_a_row_is_that_of_the_file():
     table = read_table(Path("a.csv"))
     assert [table.row_name(i) for i in range(4)] == [f"a.csv, line {n}" for n in (3, 6, 7, 9)]
     Path("b.csv").write_text('a,b\n\n1,"x\ny"\n\n2,z,3\n')
-    with pytest.raises(InputError, match="b.csv, line 6 has 3 cells under 2 headings"):
+    with pytest.raises(InputError, match="b.csv, line 6 has 3 cells for 2 columns: put numbers"):
         read_table(Path("b.csv"))
     Path("c.csv").write_text('a,b\n1,5" pipe\n2,3\n')  # a quote that is none
     assert read_table(Path("c.csv")).row_name(1) == "c.csv, line 3"
@@ -399,7 +406,8 @@ def test_blanks_within_cells_cut_none():
 def test_lines_above_the_header_and_packed_files_are_named():
     above = "Series: LNS14\nAge: 16 and over\n\n" + "a,b,c\n" + "1,2,3\n" * 9
     Path("a.csv").write_text(above)
-    with pytest.raises(InputError, match="^a.csv, line 4 has 3 cells under 1 headings: remove the"):
+    sentence = "^a.csv, line 4 has 3 cells for 1 column: remove the lines above the header"
+    with pytest.raises(InputError, match=sentence):
         read_table(Path("a.csv"))
     for pack in (bz2.compress, lzma.compress, gzip.compress):
         Path("b.csv").write_bytes(pack(b"a,b\n1,2\n" * 99))

@@ -160,7 +160,7 @@ def test_commands_of_the_site(place, monkeypatch, module, words):
 def test_files_that_are_named_are_there(path):
     """Links to files of the repository, and commands that run one of them."""
     text = path.read_text("utf-8")
-    links = {link for link in re.findall(r"\]\(([^)#:\s]+)[)#]", text)}
+    links = {link for link in re.findall(r"\]\(([^)#:\s]+)[)#\s]", text)}
     links = {link for link in links if not link.startswith("guide/")}  # pages that are made
     assert all((path.parent / link).exists() for link in links), links
     scripts = re.findall(r"(?:python|pytest) ((?:benchmarks|guide|tests)/\w+\.py)", text)

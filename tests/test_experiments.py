@@ -244,7 +244,11 @@ def test_compare(capsys, monkeypatch):
             ["--task", "classification"],
             "--model: its outputs have shape (28, 28, 1)",
         ),
-        ("forecast", ["--hparams.flip-probability", "2"], "-probability 2 must be from 0 to 1"),
+        (
+            "forecast",
+            ["--hparams.flip-probability", "2"],
+            "--hparams.flip-probability 2 must be from 0 to 1",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(experiment, flags, sentence, capsys):

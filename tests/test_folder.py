@@ -282,7 +282,7 @@ def test_refused_fields(tmp_path):
         ({"test_split": 1}, "--test-split 1 must be above 0 and below 1"),
         ({"test_split": float("nan")}, "--test-split nan"),
         ({"split_seed": -1}, "--split-seed -1 must be 0 or more"),
-        ({"dataset": "birds"}, '--dataset "birds" is not cats_vs_dogs'),
+        ({"dataset": "birds"}, '--dataset "birds" is unknown: choose cats_vs_dogs, or pass --data'),
     ):
         assert sentence in refused(**fields)
 
@@ -576,7 +576,7 @@ def test_links(tmp_path):
     assert dataset.class_names == ("cat", "dog", "emu", "store")
     labels = np.concatenate([dataset.train["targets"], dataset.test["targets"]])
     assert np.bincount(labels).tolist() == [4, 4, 3, 3]
-    leads_out, read = "link to a file outside the folder", "link to a folder that is read already"
+    leads_out, read = "link out of the folder", "link to a folder that is read already"
     assert report(dataset) == {
         f"cat/{name}": [("skipped", reason)]
         for name, reason in {

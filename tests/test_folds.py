@@ -145,7 +145,7 @@ def test_folds_are_lanes_of_one_population(capsys, monkeypatch):
     flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "16", "--patience", "1"]
     lanes = ran(*flags, "--baseline", "none", of=mnist)
     assert "training 3 folds as one population" in capsys.readouterr().out
-    monkeypatch.setattr(command, "_form_population", lambda jobs: False)
+    monkeypatch.setattr(command, "_is_one_population", lambda jobs: False)
     Path("run").rename("lanes")
     alone = ran(*flags, "--baseline", "none", of=mnist)
     assert "population" not in capsys.readouterr().out

@@ -29,7 +29,7 @@ def test_no_file_name_stands_twice():
 
 
 def test_linen_is_for_models():
-    """Nowhere else but in an ensemble, and where a saved model is known as one."""
+    """Only in models/ and ops/, in an ensemble, and where a saved model is recognized."""
     allowed = {"dlflax/config/saved.py", "dlflax/config/serialize.py", "dlflax/train/ensemble.py"}
     using = {
         str(path.relative_to(ROOT)) for path in FILES

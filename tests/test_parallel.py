@@ -221,5 +221,5 @@ def test_devices_are_checked(wanted, batch_size, sentence):
     with pytest.raises(InputError, match=sentence):
         parallel.num_devices(wanted, batch_size)
     assert parallel.num_devices(0, 32) == 1 and parallel.num_devices(2, 32, fsdp=True) == 2
-    with pytest.raises(InputError, match="--fsdp needs several devices"):
+    with pytest.raises(InputError, match="--fsdp needs several devices, and this run uses one"):
         parallel.num_devices(0, 32, fsdp=True)

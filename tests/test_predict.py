@@ -217,7 +217,7 @@ def test_an_array_means_one_thing(trained):
     for place, number in ((3, 99), (0, -1)):
         wrong = targets.copy()
         wrong[place] = number
-        with pytest.raises(InputError, match="targets must be class indices from 0 to 9"):
+        with pytest.raises(InputError, match="targets must be class numbers from 0 to 9"):
             model.evaluate(images, wrong)
     for wrong in (targets[:, None], targets.astype(float), [str(t) for t in targets], 3):
         with pytest.raises(InputError):

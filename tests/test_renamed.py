@@ -121,7 +121,6 @@ def test_an_old_flag_of_a_sweep_is_refused(old):
         ("sweep", "--seeds 3", "--seeds was renamed: use --num-seeds."),
         ("sweep", "--num-seeds 3 --rank cautious",
          "--rank cautious was renamed: use --rank pessimistic."),
-        ("sweep", "--search whole", "--search whole was renamed: use --search full."),
         *(("sweep", flag, f"{flag} is no flag any more: ") for flag in renamed.REPLACED),
         ("compare", "mnist --seeds 3", "--seeds was renamed: use --num-seeds."),
     ],

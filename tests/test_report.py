@@ -1,6 +1,10 @@
 """Ranking, the table's bytes, and pictures and page of odd sweeps: no crash, no warning."""
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from html.parser import HTMLParser
 
 import numpy as np
@@ -115,7 +119,7 @@ def test_the_table_has_these_bytes(tmp_path):
 
 def importances(trials, direction="minimize"):
     study = trial_figures.importance_study(rank_trials(trials, direction), direction)
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0, max_depth=8)
+    evaluator = trial_figures.importance_evaluator()
     return optuna.importance.get_param_importances(study, evaluator=evaluator) if study else {}
 
 
@@ -197,6 +201,45 @@ def test_one_bad_value_does_not_squash_the_others():
     assert clip([0.5, 0.5, 0.5]) == ([0.5, 0.5, 0.5], "val_loss", "linear")
     (*_, diverged), label, _ = clip([0.5, 0.5, math.inf])
     assert 0.5 < diverged < 1 and label == "val_loss\n(1 clipped)"
+
+
+def test_choices_stay_distinct_when_their_labels_are_short():
+    texts = [f"crop flip affine brightness {last}" for last in ("contrast", "cutout", "noise")]
+    space = {"augment": CategoricalDistribution(texts), "dropout": SPACE["dropout"]}
+    trials = sweep(40, space, lambda p: texts.index(p["augment"]) + 0.01 * p["dropout"])
+    study = trial_figures.importance_study(trials, "minimize")
+    assert len({t.params["augment"] for t in study.trials}) == 3
+    assert importances(trials)["augment"] > 0.9
+
+
+def test_the_best_learning_curve_is_named(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(trial_figures.figures, "draw", lambda plots, *_: drawn.append(plots))
+    trials = [trial(i, 1.0 - i / 9) for i in range(3)]
+    for i, made in enumerate(trials):
+        made.intermediate_values = {1: 2.0, 2: 1.0 - i / 9}
+    trial_figures.draw("", trials, "minimize", "val_loss")
+    (axes,) = drawn[0]["learning_curves"]().axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["best: trial 2"]
+    assert axes.get_legend().get_lines()[0].get_color() == "black"
+
+
+def test_drawing_leaves_the_backend_as_it_was(tmp_path):
+    program = """
+        import sys
+        import matplotlib
+        import optuna
+        from dlflax.report.sweep import trial_figures
+        space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+        make = optuna.trial.create_trial
+        trials = [make(params={"x": x}, distributions=space, value=x) for x in (0.1, 0.2, 0.3)]
+        for number, trial in enumerate(trials):
+            trial.number = number
+        assert trial_figures.draw(sys.argv[1], trials, "minimize", "val_loss")
+        assert matplotlib.get_backend() == "svg", matplotlib.get_backend()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "MPLBACKEND": "svg"})
 
 
 @pytest.mark.slow

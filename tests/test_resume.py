@@ -10,6 +10,8 @@ import pytest
 import experiments
 from dlflax import run, train
 from dlflax.config.resume import differences
+from dlflax.config.run_folder import check_version
+from dlflax.config.serialize import to_json
 from dlflax.data import Arrays, ImageFolder, Images, Series, Source, Table, Text
 from dlflax.errors import InputError
 from dlflax.models import MLP
@@ -103,6 +105,14 @@ class Scans(Images):
 class Wobble(Flip):
     name: str = dataclasses.field(default="", metadata={"resume": "free"})
     size: int = 1
+
+
+def test_a_field_of_ones_own_may_have_an_old_name():
+    saved = to_json(CONFIG) | {"length": 3}
+    check_version({"versions": {"dlflax": "0.3.0"}, "config": saved}, "run")
+    del saved["val_split"]
+    with pytest.raises(InputError, match="with the field length, now max_length"):
+        check_version({"versions": {"dlflax": "0.3.0"}, "config": saved}, "run")
 
 
 def test_fields_of_ones_own():

@@ -46,8 +46,8 @@ def test_the_gain_shrinks_when_the_least_value_is_found():
     assert late < early / 10
 
 
-def enough(pairs, direction="minimize", tolerance=0.01, **attrs):
-    return stopping.reason_to_stop(ENCODING, direction, 0, tolerance, trials(pairs, **attrs))
+def enough(pairs, direction="minimize", min_improvement=0.01, **attrs):
+    return stopping.reason_to_stop(ENCODING, direction, 0, min_improvement, trials(pairs, **attrs))
 
 
 def test_what_is_enough():
@@ -56,8 +56,8 @@ def test_what_is_enough():
     assert "less than 1.00% of the best" in found
     assert enough([(p, -v) for p, v in bowl(32, near=16)], "maximize")
     assert enough(bowl(10)) is None, "too few to know"
-    assert enough(bowl(32, near=16), tolerance=0.0, std=1e-9, values=[1.0, 1.0]) is None
-    noisy = enough(bowl(20), tolerance=0.0, std=5.0, values=[1.0, 1.0])
+    assert enough(bowl(32, near=16), min_improvement=0.0, std=1e-9, values=[1.0, 1.0]) is None
+    noisy = enough(bowl(20), min_improvement=0.0, std=5.0, values=[1.0, 1.0])
     assert "less than the noise between seeds, 3.536" in noisy
 
 
@@ -88,8 +88,8 @@ def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
     [
         (["--min-improvement", "0.1"], "--min-improvement is for --trials auto"),
         (["--trials", "auto", "--min-improvement", "1"], "--min-improvement 1 must be from 0"),
-        (["--trials", "auto", "--search", "freeze-thaw"], "goes by whole trials"),
-        (["--trials", "auto", "--search", "halving"], "goes by whole trials"),
+        (["--trials", "auto", "--search", "freeze-thaw"], "--trials auto is for complete trials"),
+        (["--trials", "auto", "--search", "halving"], "--trials auto is for complete trials"),
         (["--trials", "many"], "auto"),
     ],
 )

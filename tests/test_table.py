@@ -112,7 +112,7 @@ def test_numbers_as_people_write_them(delimiter):
         ("a,b\n", {}, "no rows"),
         ("", {}, "not a CSV file"),
         ("a,a\n1,2\n", {}, "two columns 'a'"),
-        ("a,b\n1\n", {}, "line 2 has 1 cells"),
+        ("a,b\n1\n", {}, "line 2 has 1 cell for 2 columns"),
         ("a,b\n1,2\n", {"target": "c"}, "--target c"),
         ("a,b\n1,2\n", {"drop_columns": ("c",)}, "--drop-columns c"),
         ("b\n1\n2\n", {}, "no column besides"),

@@ -404,7 +404,8 @@ def test_a_class_number_beyond_the_names_is_refused():
     parts = ({"inputs": np.zeros((9, 2), np.float32), "targets": np.arange(9) % 3},) * 2
     source = Arrays(*parts, class_names=("a", "b"))
     splits = make_splits(source, source.load(print), 0.2, 0)
-    with pytest.raises(InputError, match="class numbers from 0 to 1; these range from 0 to 2"):
+    sentence = "must be class numbers from 0 to 1; these range from 0 to 2"
+    with pytest.raises(InputError, match=sentence):
         bind_to_data(train.Recipe(MLP((4,))), train.Hparams(), splits)
 
 

@@ -184,7 +184,7 @@ BAD_TABLES = {
     "one.csv": (HEAD + rows(good="neg"), "has only the class 'neg', but two or more are required"),
     "classes.csv": (HEAD + "".join(f"{i},{i}\n" for i in range(50)), "one text for each of 50"),
     "label.csv": (HEAD + rows() + "a, \n", "has an empty label for the text 'a'"),
-    "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cells instead of 2"),
+    "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cell instead of 2"),
     "quote.csv": (HEAD + rows() + '"a,b\n', "line 52 is not valid csv: unexpected end of data"),
     "names.csv": ("id,words,kind\n" + "1,a,b\n" * 20, "the columns 'id', 'words', 'kind', of"),
     "heading.csv": ("words,kind\n" + rows(), "the columns 'words', 'kind', of which"),
@@ -199,7 +199,9 @@ BAD_TABLES = {
     "json.jsonl": (JSON + "\n{\n", "line 3 is not a JSON object"),
     "deep.jsonl": ("[" * 100_000, "line 1 is not a JSON object"),
     "surrogate.jsonl": (JSON + r'{"text": "\ud83d", "label": 1}', "line 2 is not a JSON object"),
-    "missing.jsonl": (JSON + '{"text": "a"}', "line 2 has no 'label'"),
+    "missing.jsonl": (
+        JSON + '{"text": "a"}', "line 2 has no 'label': every line needs a text and a label"
+    ),
     "null.jsonl": (JSON + '{"text": null, "label": 1}', "line 2 has no 'text'"),
     "names.jsonl": ('{"a": 1, "b": 2}\n', "the columns 'a', 'b', of which"),
 }  # fmt: skip
@@ -300,7 +302,7 @@ def test_bad_folders(tmp_path):
     assert "neg.txt has no examples: each of its lines" in refused(empty)
     empty = by_file(tmp_path / "folders")
     (empty / "more").mkdir()
-    assert "more has no .txt files: a class should" in refused(empty)
+    assert "more has no .txt files: a class folder has one per text" in refused(empty)
     half = by_file(tmp_path / "half" / "test").parent
     (half / "train").mkdir()
     assert "train has no folders: it should have one a class" in refused(half)

@@ -1,1 +1,1 @@
-"""Reference models, which a run states beside its network."""
+"""Reference models that a run scores beside its network."""

@@ -156,8 +156,8 @@ def forecast(splits) -> Baselines:
 def reconstruction(splits, code_size: int | None, probe: Callable | None) -> Baselines:
     """Returns the baseline of reconstructions: principal components, as many as code_size, or 16.
     probe: (codes, test codes) -> accuracy of a classifier on codes; None without classes."""
-    size, limits = code_size or 16, splits.train["inputs"].shape
-    components = int(min(size, np.prod(limits[1:]), limits[0]))
+    (count, *shape) = splits.train["inputs"].shape
+    components = int(min(code_size or 16, np.prod(shape), count))
 
     def pca():
         from sklearn.decomposition import PCA
@@ -187,7 +187,8 @@ def _plain(splits) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[bool, .
 
 
 def _linear(fit, splits, texts, classes: int) -> Baselines:
-    """Returns name -> `fit` of a function that samples inputs; {} if these are no numbers."""
+    """Returns {name: function that fits a linear model on sampled inputs}; {} unless the inputs are
+    numeric."""
     if texts:
         return {TFIDF: lambda: fit(lambda: _sample_tfidf(texts, classes))}
     if (suffix := _suffix(splits, texts)) is None:
@@ -197,7 +198,7 @@ def _linear(fit, splits, texts, classes: int) -> Baselines:
 
 def _suffix(splits, texts) -> str | None:
     """Returns the suffix of a linear model's name: " on pixels", or "" for other numbers; None if
-    the inputs are no numbers."""
+    the inputs are not numeric."""
     if _are_images(inputs := splits.train["inputs"]):
         return " on pixels"
     return "" if inputs.dtype.kind in "fiu" and not texts else None

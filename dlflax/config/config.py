@@ -28,7 +28,8 @@ class Config:
     epochs: int = 5
     """Passes over the train split."""
     seed: int = 0
-    """Random seed of the validation split, initial parameters, example order and dropout."""
+    """Random seed of the folds, validation split, initial parameters, example order, augmentation
+    and dropout."""
     val_split: float = 0.1
     """Share of the training data held out as the validation split; 0: none."""
     class_weights: Literal["none", "balanced"] = "none"

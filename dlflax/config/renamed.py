@@ -36,7 +36,6 @@ RENAMED = {
     "population": "population_size",
     "seeds": "num_seeds",
     "rank cautious": "pessimistic",
-    "search whole": "full",
     "mode": "population_map",
     "ensemble": "ensemble_size",
     "retrain_on_all": "refit_full",

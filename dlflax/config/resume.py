@@ -13,7 +13,7 @@ from dlflax import train
 from dlflax.config.config import Config
 from dlflax.config.serialize import flatten
 
-CHECKSUMS = "sha256", "weights_sha256"  # in "data" of `folder.settings`
+CHECKSUMS = "sha256", "weights_sha256"  # in "data" of `run_folder.settings`
 
 
 def resume_policy(kind: type, name: str) -> str | None:
@@ -27,7 +27,8 @@ def resume_policy(kind: type, name: str) -> str | None:
 
 
 def differences(saved: dict, new: dict, config) -> str:
-    """Returns the differences of two `folder.settings` in words, except fields that may differ."""
+    """Returns the differences of two `run_folder.settings` in words, without fields that may
+    differ."""
     was, now = (
         flatten(
             _drop_free(settings["config"], config)

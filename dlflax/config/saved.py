@@ -179,7 +179,7 @@ class _Decoder:
     def construct(self, cls, slot: str = "", **fields):
         """Returns cls(**fields), with fields checked against the class's annotations."""
         hints = typing.get_type_hints(cls)
-        if reason := describe_old_field(fields.keys() - hints.keys(), slot, hints):
+        if reason := describe_old_field([n for n in fields if n not in hints], slot, hints):
             raise InputError(f"{self.path} {reason}")
         for name, value in fields.items():
             if name in hints:
@@ -250,7 +250,8 @@ def _is_function(value, slot: str, *instance: None) -> bool:
 
 
 def _is_array_function(value) -> bool:
-    """True for a traced function, or a plain one that has no side effects by its module."""
+    """True for a traced function, or a plain one, except functions of dlflax and Flax outside of
+    PURE, and of JAX in IMPURE."""
     if isinstance(value, TRACED):
         return True
     if not isinstance(value, types.FunctionType):

@@ -111,8 +111,8 @@ def external_modules(value) -> set[str]:
         return set().union(*map(external_modules, value))
     modules, is_dataclass = set(), dataclasses.is_dataclass(value)
     if is_dataclass or callable(value):
-        name = reference(type(value) if is_dataclass else value) or "dlflax:"
-        module = name.partition(":")[0]
+        name = reference(type(value) if is_dataclass else value)
+        module = name.partition(":")[0] if name else "dlflax"
         if module.partition(".")[0] not in OWN_PACKAGES and module not in LIBRARIES:
             modules.add(module)
     if is_dataclass and not isinstance(value, type):

@@ -1,7 +1,7 @@
 """Presets of data sets that stand in for a data set that cannot be downloaded.
 
-A run learns while loading that data stand in, and flags override either preset. So `run.parse`
-applies the flags to both presets, and the Config holds the field values of the other one.
+Only loading shows whether data stand in, and flags override either preset. So `run.parse` applies
+the flags to both presets, and the Config holds the field values of the other one.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ MODULES = re.compile(r"[\w.]+:|[()',]")  # modules of classes, and punctuation o
 
 
 def stand_in_presets(presets: Mapping[str, Config], config: Config) -> dict[str, Config]:
-    """Returns presets of other data sets, with their name and the config's architecture."""
+    """Returns the presets that are named after another data set and have the architecture of the
+    config."""
     default = vars(presets["default"].data).get("dataset")
     return {
         name: preset for name, preset in presets.items()

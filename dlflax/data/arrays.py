@@ -28,7 +28,7 @@ class Arrays(Source):
     model. targets: class numbers int (n,), floats (n,) or (n, k), or what else the task accepts.
     Other arrays (n, ...) are in the task's batch, too. float64 becomes float32.
 
-    The arrays are not saved with a run: a program that resumes the run makes the same ones again.
+    The arrays are not saved with a run: a program that resumes the run must make the same ones.
     """
 
     train: _Unsaved = dataclasses.field(default=None, metadata={"saved": False})
@@ -159,7 +159,8 @@ def _fit_target(train: Examples) -> Classes | Labels | Numbers | Nothing:
 
 
 def _check_array(split: str, name: str, array) -> np.ndarray:
-    """Returns the array in float32 or int32, if it has another dtype of 64 bits."""
+    """Returns the array, with 64-bit dtypes, uint32 and bool as float32 or int32. Raises InputError
+    for other dtypes, integers beyond 32 bits, NaN and infinity."""
     array = np.ascontiguousarray(array)
     if array.dtype.kind not in "fiub" or array.ndim < 1:
         raise InputError(

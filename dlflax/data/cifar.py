@@ -35,7 +35,10 @@ def find_cifar(path: Path) -> list[Path]:
         return [path / ARCHIVE]
     for python in (path / "data_batch_1", path / "cifar-10-batches-py"):
         if python.exists():
-            raise InputError(f"{python} is CIFAR-10's Python version: give the binary one, {URL}.")
+            raise InputError(
+                f"{python} is CIFAR-10's Python version, pickles, which can run any code: give the "
+                f"binary version, {URL}."
+            )
     return []
 
 
@@ -62,7 +65,9 @@ def _read_archive(path: Path) -> dict[str, bytes]:
                 if file in FILES and member.isfile():
                     contents[file] = archive.extractfile(member).read()
     except tarfile.TarError as error:
-        raise InputError(f"{path} is no tar archive ({error}): download it from {URL}.") from None
+        raise InputError(
+            f"{path} is damaged or no tar archive ({error}): download it again from {URL}."
+        ) from None
     if missing := [file for file in FILES if file not in contents]:
         raise InputError(f"{path} has no {missing[0]}: it should be {URL}.")
     return contents
@@ -70,9 +75,11 @@ def _read_archive(path: Path) -> dict[str, bytes]:
 
 def _parse(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not content or len(content) % RECORD:
-        raise InputError(f"{path} has {len(content):,} bytes, not {RECORD:,} for each image.")
+        raise InputError(
+            f"{path} has {len(content):,} bytes, not {RECORD:,} for each image: download it again."
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
     if (highest := records[:, 0].max()) > 9:
-        raise InputError(f"{path} has the label {highest}, but labels are 0 to 9.")
+        raise InputError(f"{path} has the label {highest}, not 0 to 9.")
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), records[:, 0].astype(np.int32)

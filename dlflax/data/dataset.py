@@ -21,7 +21,7 @@ class Dataset:
     examples: Examples
     split: Split
     name: str
-    """The data set that was read, which may replace another."""
+    """Name of the data set that was read, which may replace another."""
     source: str
     """Origin of the bytes."""
     checksum: str

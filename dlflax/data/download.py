@@ -84,12 +84,14 @@ def open_builder(folder: Path, kind: str) -> Iterator[Any]:
         raise
     except Exception as error:  # a damaged folder can raise anything from TFDS
         reason = f"cannot be read as labelled {kind} ({first_line(error)})"
-        raise InputError(f"The TFDS data set in {folder} {reason}: prepare it again.") from None
+        advice = "prepare it again, or pass --data"
+        raise InputError(f"The TFDS data set in {folder} {reason}: {advice}.") from None
 
 
 def prepared_examples(builder, split: str, description: str, decoders=None):
-    """Returns the examples of a split of a TFDS builder, dicts of NumPy arrays, as a sequence from
-    array_record. InputError without TensorFlow for other formats. description: for the message."""
+    """Returns the examples of a split of a TFDS builder, dicts of NumPy arrays, indexable if they
+    are in array_record. InputError without TensorFlow for other formats. description: for the
+    message."""
     if builder.info.file_format.value == "array_record":
         return builder.as_data_source(split, decoders=decoders)
     if importlib.util.find_spec("tensorflow"):
@@ -97,7 +99,10 @@ def prepared_examples(builder, split: str, description: str, decoders=None):
 
         return tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
     file_format = f"{builder.info.file_format.value} format, which only TensorFlow reads"
-    raise InputError(f'{description} is in {file_format}: pip install "dlflax[tf]".')
+    raise InputError(
+        f'{description} is in {file_format}: pip install "dlflax[tf]", or prepare it with '
+        'file_format="array_record".'
+    )
 
 
 def first_line(error: Exception) -> str:

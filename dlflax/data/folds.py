@@ -11,8 +11,8 @@ from dlflax.errors import InputError
 def folds(dataset: Dataset, count: int, seed: int) -> list[Dataset]:
     """Returns `count` Datasets, each tested on another fold and trained on the others.
 
-    Folds have the same share of each class, or whole groups; test and validation splits of the
-    data set are ignored. Raises InputError for a Dataset that has no folds."""
+    Folds have the same share of each class, or consist of whole groups; test and validation splits
+    of the data set are ignored. Raises InputError for a Dataset that cannot be split into folds."""
     examples, split = dataset.examples, dataset.split
     if examples.target is None or isinstance(split, ByTime):
         raise InputError("--folds is for examples with targets, not for a series: remove the flag.")

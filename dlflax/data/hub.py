@@ -35,7 +35,8 @@ def download_file(
     repository: str, name: str, title: str, remedy: str, log: Callable[[str], None] = print
 ) -> Path:
     """Downloads a file from $HF_ENDPOINT, never with DLFLAX_OFFLINE=1, or raises InputError.
-    title: of the file, remedy: after a download by hand; both for the message."""
+    Returns its path. title, remedy: for the message, the file and the step after a download by
+    hand."""
     import huggingface_hub
 
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")

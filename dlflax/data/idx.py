@@ -75,7 +75,10 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     if not data.startswith(b"\x1f\x8b"):
         if path.suffix == ".gz":
-            raise InputError(f"{path} is not gzip data: download it again, or remove .gz.")
+            raise InputError(
+                f"{path} is not gzip data, in spite of its name: download it again, or remove .gz "
+                "from the name if it is already decompressed."
+            )
         return data
     limit = files.max_file_bytes()  # against gzip bombs
     try:
@@ -98,7 +101,8 @@ def parse_idx(data: bytes, path: Path, ndim: int) -> np.ndarray:
         raise InputError(f"{path} is not an IDX file (it starts with {start}): download it again.")
     if data[2:4] != bytes([8, ndim]):
         raise InputError(
-            f"{path} has {_TYPES[data[2]]} values in {data[3]} dimensions, not uint8 in {ndim}."
+            f"{path} has {files.pluralize(data[3], 'dimensions')} of {_TYPES[data[2]]}; expected uint8 in "
+            f"{ndim}."
         )
     start = 4 + 4 * ndim
     if len(data) < start:

@@ -9,7 +9,8 @@ from dlflax.files import open_regular_file
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Returns the array of a .npy file, memory-mapped. Raises InputError for any other file."""
+    """Returns the memory-mapped array of a .npy file, without pickles, which could run code.
+    Raises InputError for any other file."""
     try:
         with open_regular_file(path):  # np.load would wait for a pipe
             return np.load(path, mmap_mode="r", allow_pickle=False)

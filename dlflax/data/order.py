@@ -67,9 +67,10 @@ def draw(n: int, fraction: float, seed: int) -> np.ndarray:
 
 
 def stratified_sample(targets, share: float, seed: int, *purpose: int, left: int = 1) -> np.ndarray:
-    """Returns bool (n,): about `share` of each class, int (n,), drawn by `seed`.
+    """Returns bool (n,): about `share` of each class, drawn by `seed`.
 
-    At least one example of a class is drawn, and its last `left` are not; share 0 draws none."""
+    targets: class numbers int (n,). At least one example of a class is drawn, and its last `left`
+    are not; share 0 draws none."""
     counts = np.bincount(targets)
     sizes = np.minimum(np.maximum(1, np.round(share * counts)), counts - left) * (share > 0)
     ranks = np.empty(len(targets), np.int64)

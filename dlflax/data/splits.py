@@ -144,7 +144,7 @@ class ByTime(Split):
             inside = (self.first >= start) & (self.first + self.horizon <= stop)
             splits[name] = np.flatnonzero(inside)
             if not len(splits[name]) and (name != "val" or share):
-                flags = "--window and --horizon, together" if name == "train" else "--horizon,"
+                flags = "--window and --horizon, together" if name == "train" else "--horizon"
                 raise InputError(
                     f"its {name} split has {stop - start:,} steps, too few for --window "
                     f"{self.window} and --horizon {self.horizon}: give {flags} at most "

@@ -1,4 +1,7 @@
-"""Addresses of the published texts and photographs, with the checksums that TFDS has, too."""
+"""Addresses of published texts and photographs, with the checksums of TFDS's builders.
+
+`idx.py` and `cifar.py` have those of their data sets.
+"""
 
 IMDB = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 IMDB_SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"

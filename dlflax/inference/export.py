@@ -259,7 +259,7 @@ def _examples(predictor, spec) -> tuple[np.ndarray, str]:
         rows = dataset.split.rows(dataset.examples, 0.0, 0, lambda sentence: None)["test"]
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, size).astype(int))]
         return np.asarray(encoder.raw(dataset.examples.take(rows))[:]), "test examples"
-    except Exception:  # missing or damaged data: random examples do
+    except Exception:  # missing or damaged data: random examples are used instead
         generator, dtype = np.random.default_rng(0), np.dtype(spec.dtype)
     columns = encoder.outlook().get("columns", ())
     rows = [{c["name"]: _random_cell(c, generator) for c in columns} for _ in range(size)]

@@ -59,7 +59,7 @@ class Model:
 
         data: a path to data in the format of the training data (a folder of images, a file of
         texts, a table), or a data frame with the target column; or an array as for `predict`, with
-        targets (n, ...): class indices, 0/1 labels, or numbers in their own unit. Raises InputError
+        targets (n, ...): class numbers, 0/1 labels, or numbers in their own unit. Raises InputError
         for data of another kind.
         """
         encoder = self._predictor.encoder
@@ -68,7 +68,9 @@ class Model:
         else:
             data = Path(data) if isinstance(data, str) else data
             if isinstance(data, Path) and not data.exists():
-                raise InputError(f"{data} does not exist: name a path to labelled data.")
+                raise InputError(
+                    f"{data} does not exist: name labelled data in the format of the training data."
+                )
             examples = encoder.parse_with_targets(data)
         return self._predictor.scores(examples)
 
@@ -89,7 +91,7 @@ def set_targets(examples: Examples, values: np.ndarray, target: Target) -> Examp
         is_index = values.dtype.kind in "iu" and values.ndim == 1
         if not is_index or not np.all((values >= 0) & (values < len(target.names))):
             raise InputError(
-                f"evaluate: targets must be class indices from 0 to {len(target.names) - 1}, (n,)."
+                f"evaluate: targets must be class numbers from 0 to {len(target.names) - 1}, (n,)."
             )
     elif isinstance(target, Labels):
         if values.shape != (n, len(target.names)) or not np.isin(values, (0, 1)).all():

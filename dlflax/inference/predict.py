@@ -21,7 +21,7 @@ from dlflax.data.encoder import RowsRefused
 from dlflax.data.image.folder_files import is_hidden, natural_key
 from dlflax.data.target import UNKNOWN
 from dlflax.errors import InputError
-from dlflax.train.augment import CutMix, Mix, MixUp, augment
+from dlflax.train.augment import Mix, augment
 from dlflax.train.batch import SIZES, padded_size
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.tasks import Asked
@@ -48,9 +48,9 @@ class Predictor:
         self.folder = run_dir.absolute()  # the current folder may change
         self.data, self.log = saved["data"], log
         self.experiment = saved["experiment"]
-        module = from_run_folder(saved, run_dir, experiment, package, log)
-        self.config = config_from_json(saved["config"], run_dir, module)
-        self.encoder: Encoder = load_encoder(run_dir, module)
+        run_experiment = from_run_folder(saved, run_dir, experiment, package, log)
+        self.config = config_from_json(saved["config"], run_dir, run_experiment)
+        self.encoder: Encoder = load_encoder(run_dir, run_experiment)
         self._state, self.tta = None, tta
         if tta < 0 or tta and not self._augmentations():
             raise InputError(
@@ -105,7 +105,7 @@ class Predictor:
         """Returns the run's augmentations for --tta: of single examples, without corruption."""
         return tuple(
             augmentation for augmentation in self.config.recipe.augment
-            if not isinstance(augmentation, MixUp | CutMix | Mix)
+            if not isinstance(augmentation, Mix)
             and not getattr(augmentation, "corrupts", False)
         )  # fmt: skip
 
@@ -118,7 +118,7 @@ class Predictor:
             if name == "-":
                 expanded += [line for line in sys.stdin.read().splitlines() if line.strip()]
             elif takes_files and (path.is_dir() or set(name) & set("*?[") and not path.exists()):
-                if path.is_dir():
+                if path.is_dir():  # hidden below it; "../photos" itself is not
                     files = [
                         str(file) for file in path.rglob("*")
                         if file.is_file() and not any(map(is_hidden, file.relative_to(path).parts))

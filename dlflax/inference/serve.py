@@ -126,7 +126,8 @@ class Batches:
 
 
 def _column_types(examples):
-    """Returns the dtypes and shapes that examples of one batch share."""
+    """Returns the dtypes and shapes that the examples of one batch share. Pixels may be uint8 or
+    float32, so requests differ."""
     return [
         (name, column.type) if isinstance(column, pa.Array)
         else (name, column.dtype, column.shape[1:]) for name, column in examples.columns.items()

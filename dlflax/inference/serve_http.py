@@ -81,7 +81,7 @@ class Protocol(H11Protocol):
     def connection_made(self, transport):
         super().connection_made(transport)
         self._deadline = self.loop.call_later(IDLE_SECONDS, self._abort_if_idle)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > MOST_CONNECTIONS:  # at least this one is idle
             idle = [c for c in self.connections if not c.transport.is_closing() and c._is_idle()]
             min(idle, key=lambda connection: connection._deadline.when()).transport.abort()
 

@@ -20,8 +20,8 @@ class Autoencoder(nn.Module):
     The defaults have 2,690,864 parameters on 28x28x1.
 
     Call: inputs (n, *shape) float in 0..1 -> reconstruction (n, *shape). `encode` returns the code
-    (n, latent_dim), `decode` inverts it. `dropout`, which may be traced, acts after the hidden
-    layers.
+    (n, latent_dim), `decode` reconstructs the inputs. `dropout`, which may be traced, acts after
+    the hidden layers.
 
     variational (Kingma and Welling 2014): the encoder returns mean and log variance of a normal
     distribution, from which training samples; outside of training the mean is the code. The KL

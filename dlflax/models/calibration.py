@@ -10,7 +10,7 @@ from jax import lax
 MIN_EXAMPLES = 30  # validation examples below which nothing is fitted
 MIN_POSITIVE = 5  # positive examples below which a label has the default threshold
 GRID = 65  # temperatures of a grid search
-MAX_TEMPERATURE = 20.0  # the search covers its inverse to it
+MAX_TEMPERATURE = 20.0  # the search starts at its inverse; beyond it nothing is calibrated
 
 
 def temperature(loss, hparams, logits, batch) -> tuple[float, float]:
@@ -35,7 +35,7 @@ def thresholds(targets, logits) -> list[float]:
     (n, labels); logits: (n, labels)."""
     from sklearn.metrics import precision_recall_curve
 
-    thresholds = []
+    logit_thresholds = []
     for truth, scores in zip(np.asarray(targets).T, np.float64(logits).T, strict=True):
         best = 0.0
         if MIN_POSITIVE <= truth.sum() < len(truth):
@@ -47,5 +47,5 @@ def thresholds(targets, logits) -> list[float]:
             best = float(
                 (lowest_positive + negative.max()) / 2 if len(negative) else lowest_positive
             )
-        thresholds.append(best)
-    return thresholds
+        logit_thresholds.append(best)
+    return logit_thresholds

@@ -12,7 +12,7 @@ from dlflax.errors import InputError
 from dlflax.models.layers import Dropout, ImagesOrFeatures, Implementation, feature_map, is_for_cpu
 from dlflax.models.resnet import conv_norm_names, to_variables
 from dlflax.ops.convolution import algorithm_scope, convolution
-from dlflax.ops.depthwise import depthwise_lax, depthwise_slices, same_windows  # fmt: skip
+from dlflax.ops.depthwise import depthwise_lax, depthwise_slices, same_windows
 from dlflax.ops.norm import BatchNorm
 from dlflax.shapes import AnyArray
 
@@ -111,8 +111,8 @@ def torch_names() -> dict[str, str]:
         for _ in range(blocks):
             convs = ["expand", "depthwise", "project"][expansion == 1 :]
             # a block's norms have the indices 0, 1, 2: without expansion 1, 2
+            torch_block = f"_blocks.{index}"
             for i, conv in enumerate(convs, 3 - len(convs)):
-                torch_block = f"_blocks.{index}"
                 names |= conv_norm_names(
                     f"block{index}_{conv}", f"{torch_block}._{conv}_conv", f"{torch_block}._bn{i}"
                 )

@@ -73,7 +73,7 @@ def pool(x, mask, pooling: Literal["mean", "max"]):
 
 
 def feature_map(module, x):
-    """Returns x, float (n, h, w, c), and exposes it and its gradient to `explain.grad_cam`, if
+    """Returns x, float (n, h, w, c), and exposes it and its gradient to `grad_cam.grad_cam`, if
     `apply` has the collections "intermediates" and "perturbations"."""
     if module.is_initializing():  # else `init` would return the perturbation
         return x

@@ -3,7 +3,7 @@
 `python -m benchmarks.convolutions` times all algorithms inside `lax.fori_loop`, as training runs.
 There XLA:CPU (jax 0.10.1, two cores with AVX-512) computes the gradient of its own convolution on
 one core and without its fast kernels, 60 to 100 times as slowly as outside of a loop, so a CPU
-never uses that gradient. On GPU and TPU `lax.conv_general_dilated` is always the best.
+never uses that gradient. On GPU and TPU `lax.conv_general_dilated` is used.
 """
 
 import functools

@@ -1,4 +1,8 @@
-"""Convolution, with a max-pool or without, as matrix products on pieces of a batch."""
+"""Convolution, with a max-pool or without, as matrix products on chunks of a batch.
+
+XLA:CPU is slow at the gradients of convolutions and of reduce_window, and fast at products of
+chunks that stay in the cache.
+"""
 
 import functools
 
@@ -8,9 +12,6 @@ from jax import lax
 
 from dlflax.ops.convolution import im2col, kernel_gradient
 from dlflax.ops.pooling import max_and_argmax
-
-# Convolutions as matrix products. XLA:CPU is slow at the gradients of convolutions and of
-# reduce_window, and fast at products of chunks of a batch that stay in the cache.
 
 CHUNK = 32  # images; measured best on CPUs with 1 to 2 MB of L2 cache per core
 

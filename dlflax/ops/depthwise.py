@@ -55,8 +55,8 @@ def _depthwise_backward(stride, residuals, dy):
     def add_image(dkernel, image):
         x, dy = image
         products = [part[0] * dy for part in windows(x[None], k, stride, pads)]
-        rows = [fused_sums(products[i : i + k], axis=1) for i in range(0, k * k, k)]
-        dtaps = [tap.sum(0) for row in rows for tap in row]
+        sums = [fused_sums(products[i : i + k], axis=1) for i in range(0, k * k, k)]
+        dtaps = [tap.sum(0) for row in sums for tap in row]
         dy = lax.pad(dy, jnp.zeros((), dy.dtype), (*dilation, (0, 0, 0)))
         dx = sum(
             dy[i : i + h, j : j + w] * kernel[k - 1 - i, k - 1 - j].reshape(1, 1, -1)

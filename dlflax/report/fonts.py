@@ -40,6 +40,8 @@ def _find_families(letters):
 
     families, codes = [], {ord(letter) for letter in letters}
     for path in sorted(font_manager.findSystemFonts()):
+        if not codes:
+            break
         with contextlib.suppress(Exception):  # damaged fonts raise many kinds
             font = font_manager.get_font(path)
             if covered := codes & font.get_charmap().keys():

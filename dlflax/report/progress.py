@@ -192,7 +192,8 @@ def _bar():
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int):
-    """Context of a bar on a terminal; returns the function that advances it by a number."""
+    """Context of a bar on a terminal, of nothing elsewhere; yields the function that advances it by
+    a number."""
     if not total or not is_interactive():
         yield lambda count: None
         return

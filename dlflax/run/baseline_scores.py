@@ -72,7 +72,7 @@ def fit_baselines(
     if not fitters:
         return {}
     if not all(map(fits_on_device, arrays)):
-        log("no baselines: the data do not fit into memory")
+        log("no baselines: the data do not fit into the device's memory")
         return {}
     settings = [VERSION, repr(task), repr(task.metrics), repr(splits.encoder)]
     path = cache_folder() / "baselines" / f"{_digest(settings, splits, arrays)}.json"
@@ -109,7 +109,8 @@ def all_scores(task, scores: dict[str, float], tested: Tested) -> dict[str, floa
 
 
 def correct_predictions(task, test, outputs, scores: dict[str, float]) -> np.ndarray | None:
-    """Returns bool (n,), True for correct classes; None unless the first metric is the accuracy."""
+    """Returns bool (n,), True where the predicted class is correct; None unless the first
+    metric is the accuracy."""
     targets = test.get("targets")
     if task.metric().name != "accuracy" or np.ndim(targets) != 1 or outputs.ndim > 2:
         return None

@@ -58,7 +58,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     linear = baseline_scores.is_linear(
         setups[0].abstract.params, setups[0].start.splits.train["inputs"]
     )
-    if len(fold_results) < len(setups) and _form_population(setups):
+    if len(fold_results) < len(setups) and _is_one_population(setups):
         # finished folds train again, to the same parameters
         fold_results, trained = [], _train_population(config, setups, log)
     else:
@@ -122,7 +122,7 @@ def _load_finished_folds(config: Config, settings) -> list[dict[str, Any]]:
     return fold_results[: config.folds]
 
 
-def _form_population(setups) -> bool:
+def _is_one_population(setups) -> bool:
     """True if all folds can be members of one population. They need equal recipes and array shapes,
     no pretrained weights, and memory for a copy of the data for each."""
     recipe, starts = setups[0].start.recipe, [setup.start for setup in setups]
@@ -223,7 +223,7 @@ def _summary(results) -> dict[str, Any]:
         summary["baselines"] = {n: _reduce(np.mean, [fold[n] for fold in fitted]) for n in names}
         summary["mcnemar"] = {
             n: {key: sum(fold[n][key] for fold in counts) for key in counts[0][n]}
-            for n in _common([{n: 0 for n in names}, *counts])
+            for n in names if all(n in fold for fold in counts)
         }
     return summary
 

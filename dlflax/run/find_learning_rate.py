@@ -24,7 +24,8 @@ PARTS = 4  # quarters of the steps; the loss is the mean over the last one
 def find_learning_rate(
     config: Config, folder: Path, steps: int = 200, log: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Trains the network at each of RATES from the same initial parameters, without warm-up.
+    """Trains the network for `steps` steps at each of RATES, from the same initial parameters and
+    without warm-up.
 
     Smith 2017 increases the rate of one run instead; here each rate has the config's schedule.
     Writes learning_rates.csv, .json and .png to `folder`. Returns {"suggestion": rate with the
@@ -73,7 +74,8 @@ def _first_batches(train_set, order, steps, seed):
 
 
 def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -> np.ndarray:
-    """Returns the mean loss over the last quarter of the steps for each rate, +inf if diverged."""
+    """Returns the mean loss over the last quarter of the steps for each rate, +inf if diverged.
+    total_steps: of a whole run, for the schedule."""
     parts = batches.reshape(PARTS, -1, recipe.batch_size)
     part_order, hparams = Order(len(parts[0]), lambda _, part: parts[part]), config.hparams
     inputs = train_set["inputs"][:1]
@@ -96,7 +98,8 @@ def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -
 
 
 def _argmin_smooth(losses) -> int:
-    """Returns the index of the lowest mean of three neighbours; diverged is twice the worst."""
+    """Returns the index of the lowest mean of three neighbours. Diverged is twice the worst, so
+    that the last rate before divergence is not chosen."""
     worst = 2 * losses[np.isfinite(losses)].max()
     filled = np.pad(np.where(np.isfinite(losses), losses, worst), 1, mode="edge")
     return int(np.argmin(np.convolve(filled, np.ones(3) / 3, mode="valid")))

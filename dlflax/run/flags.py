@@ -21,7 +21,7 @@ from dlflax.train.hparams import hparam_names
 
 SHORT = {"lr": "learning-rate"}
 NESTED = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space")  # flag prefixes
-LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column may have the name "price, EUR"
+LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column's name may be "price, EUR"
 ADVANCED = {  # flags that only --help-all shows
     "--devices", "--fsdp", "--distributed", "--profile", "--trainable", "--compute-dtype",
     "--baseline", "--class-weights", "--plateau-patience", "--save-backbone", "--freeze-epochs",

@@ -12,7 +12,8 @@ from dlflax.report import tables
 
 
 def profile(recipe, hparams, train_set, folder: Path) -> None:
-    """Prints the convolutions' implementations and writes a trace of 20 compiled steps."""
+    """Prints the convolutions' implementations and writes a trace of 20 compiled steps, for
+    TensorBoard or https://ui.perfetto.dev."""
     hparams = train.as_float32(hparams)
     n = min(data.num_examples(train_set), 20 * recipe.batch_size)
     examples = {name: array[:n] for name, array in train_set.items()}

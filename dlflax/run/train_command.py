@@ -39,15 +39,15 @@ def main(
     """Runs the command line of an experiment. presets: named Configs, "default" among them;
     architectures: Linen modules for --model. Exits 2 on bad input, 1 when the run
     cannot continue, 75 on SIGTERM, 130 on Ctrl-C."""
-    module = from_presets(experiment, presets, architectures)
+    run_experiment = from_presets(experiment, presets, architectures)
 
     def command():
-        config = parse(module, args, description)
+        config = parse(run_experiment, args, description)
         if config.folds:
             use_all_cores()
         if config.distributed:
             parallel.initialize()
-        (cross_validate if config.folds else run)(module, config)
+        (cross_validate if config.folds else run)(run_experiment, config)
 
     with_exit_codes(command)
 
@@ -193,5 +193,7 @@ def _find_newest_run(experiment: str) -> Path:
     folder = Path("runs") / experiment
     configs = sorted(folder.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
     if not configs:
-        raise InputError(f"--resume: {folder} has no run: name one with --run-dir, or remove it.")
+        raise InputError(
+            f"--resume: {folder} has no run: name one with --run-dir, or remove --resume."
+        )
     return configs[-1].parent

@@ -39,9 +39,9 @@ def add_to(description, tested, score: Callable, name: str) -> None:
     tested: as for `Task.describe`; score: as for `permutation`; name: of the score."""
     groups, inputs = tested.splits.encoder.groups(), tested.splits.test["inputs"]
     if groups:
-        rows = functools.cache(lambda: permutation(groups, inputs, tested.predict, score))
-        description.tables["importance"] = rows
-        description.figures["importance"] = lambda: figures.importance(rows(), name)
+        compute_rows = functools.cache(lambda: permutation(groups, inputs, tested.predict, score))
+        description.tables["importance"] = compute_rows
+        description.figures["importance"] = lambda: figures.importance(compute_rows(), name)
         description.findings.extend(subset_findings(groups, inputs))
 
 

@@ -106,10 +106,10 @@ def variables(recipe: Recipe, state: State) -> dict[str, Any]:
 def forward(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -> jax.Array:
     """Returns the model's outputs in evaluation, float32 (n, ...). inputs: (n, ...), any dtype."""
     dtype = jnp.dtype(recipe.compute_dtype)
-    averages = variables(recipe, state)
-    averages = {**averages, "params": cast(averages["params"], dtype)}
+    evaluated = variables(recipe, state)
+    evaluated = {**evaluated, "params": cast(evaluated["params"], dtype)}
     kwargs = model_kwargs(recipe.model, hparams, train=False)
-    outputs = recipe.model.apply(averages, cast(floats(inputs), dtype), **kwargs)
+    outputs = recipe.model.apply(evaluated, cast(floats(inputs), dtype), **kwargs)
     return cast(outputs, jnp.float32)
 
 

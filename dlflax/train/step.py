@@ -40,8 +40,8 @@ class Gradient(NamedTuple):
 def step(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Returns (State, sums) after one step, as `update` does. The caller picks jit, vmap or shard.
-    batch: the data source's arrays and a mask."""
+    """Returns (State, sums) after one step, as `update` does. The caller picks jit, map, vmap or
+    shard. batch: the data source's arrays and a mask."""
     batch, key = prepare(recipe, state, hparams, batch)
     return update(recipe, state, hparams, batch, gradient(recipe, state, hparams, batch, key))
 
@@ -65,8 +65,8 @@ def gradient(
     def differentiate(inputs):
         def loss(trainable):
             params = merge_params(recipe, trainable, frozen)
-            cut_batch = {**batch, "inputs": inputs}
-            return total_loss(recipe, params, state.collections, hparams, cut_batch, key)
+            new_batch = {**batch, "inputs": inputs}
+            return total_loss(recipe, params, state.collections, hparams, new_batch, key)
 
         return jax.value_and_grad(loss, has_aux=True)(trainable)
 

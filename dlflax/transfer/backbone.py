@@ -128,8 +128,9 @@ def read(name, model, inputs, log):
     """Reads pretrained weights: (variables without the last layer, sha256 of the file)."""
     loaded, sha256, description = weights.read(model, name, log)
     log(description)
+    abstract = _abstract_variables(model, inputs)
     try:
-        variables = weights.graft(_abstract_variables(model, inputs), loaded)
+        variables = weights.graft(abstract, loaded)
     except InputError as error:
         if inputs.ndim != 4:
             raise

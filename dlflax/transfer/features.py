@@ -22,7 +22,7 @@ from dlflax.train.batch import floats
 from dlflax.train.hparams import Hparams, as_float32
 
 BATCH = 32  # images per call; constant, so that an image's features do not depend on the others
-FILE_SIZE = 1024  # images per file of the cache, which a kill loses
+FILE_SIZE = 1024  # images per file of the cache: a kill loses at most one file
 
 
 class Features:
@@ -36,7 +36,7 @@ class Features:
         key = [1, type(model).__name__, fields, sha256]  # 1: the version of this format
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = (cache_dir or cache_folder()) / "features" / name
-        local = jax.local_devices()  # every host computes all features: once, and in short time
+        local = jax.local_devices()  # every host computes all features, once
         mesh = jax.make_mesh((len(local),), ("batch",), (AxisType.Auto,), devices=local)
         self._mesh, self._sharding = mesh, NamedSharding(mesh, P("batch"))
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))

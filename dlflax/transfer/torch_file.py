@@ -118,7 +118,7 @@ class _Unpickler(pickle.Unpickler):
 def _read_zip(content: bytes):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(member.file_size for member in archive.infolist()) > max_file_bytes():
-            raise InputError("unpacks to more than a quarter of the memory.")
+            raise InputError("the files decompress to more than a quarter of the memory.")
         (index,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         folder = index.removesuffix("data.pkl")
         order = f"{folder}byteorder"

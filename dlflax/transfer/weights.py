@@ -43,7 +43,7 @@ class Weights:
     data: str = "ImageNet"
     """Training data."""
     size: int = 224
-    """Evaluation: side of the image in pixels, a center crop by `crop` of the shorter side."""
+    """Side of the image in pixels, after a centre crop to `crop` of the shorter side."""
     crop: float = 0.875
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = resnet.MEAN
@@ -93,8 +93,8 @@ def read(model, weights: str, log: Callable[[str], None] = print) -> tuple[dict,
     """
     if not isinstance(model, (EfficientNetLite0, MiniLM, ResNet, VGG)):
         raise InputError(
-            f"--weights {weights}: {type(model).__name__} has no pretrained weights, only "
-            f"{_list_titles()} have; use --weights none."
+            f"--weights {weights}: {type(model).__name__} has no pretrained weights; they are "
+            f"published for {_list_titles()}: use --weights none."
         )
     published = _find_entry(model, weights)
     path = _find_file(published, log) if published else Path(weights).expanduser()
@@ -150,7 +150,7 @@ def class_names() -> tuple[str, ...]:
 
 def _find_entry(model, weights: str) -> Weights | None:
     """Returns the published set by its name or "imagenet"; None for a file."""
-    fit = [entry for entry in PUBLISHED if _title(entry) == _title(model)]
+    fit = [e for e in PUBLISHED if e.model is type(model) and _title(e) == _title(model)]
     if weights == "imagenet":
         if fit and fit[0].data == "ImageNet":
             return fit[0]

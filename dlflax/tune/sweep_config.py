@@ -151,7 +151,7 @@ def check_sweep(sweep: Sweep) -> None:
     for flag in (flag for flag, given in single.items() if sweep.cost and given):
         raise InputError(f"{flag} goes by one objective: remove it, or {sweep.cost}.")
     if is_auto and not isinstance(sweep.search, Full):
-        raise InputError("--trials auto goes by whole trials: remove it, or use --search full.")
+        raise InputError("--trials auto is for complete trials: remove it, or use --search full.")
     if sweep.val_split == 0:
         raise InputError("--val-split 0: a sweep compares its trials on validation data.")
     if sweep.rank == "pessimistic" and sweep.num_seeds == 1:

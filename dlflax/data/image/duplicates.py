@@ -24,7 +24,7 @@ SAME, ALIKE = 0.07, 0.4
 # this share of the usual distance.
 MUCH_NEARER = 0.25
 MOST_PAIRS = 2 * 10**9  # compared pairs, of the nearest mean brightness
-MOST_NEAR = 10**6  # pairs below a threshold
+MOST_NEAR = 10**6  # near pairs at which the search stops
 FEWEST_COLUMNS = 1024
 PLAIN = 4.0  # of 255: thumbnails of a smaller standard deviation have no comparable structure
 

@@ -131,7 +131,10 @@ class ImageEncoder(Encoder):
         if folder is None or not folder.is_dir():
             return super().parse_with_targets(given)
         if not isinstance(self.target, Classes):
-            raise InputError(f"{folder} has no targets of this model: give arrays and targets.")
+            raise InputError(
+                f"{folder} has no targets of this model, as only classes can be names of folders: "
+                "give arrays and targets."
+            )
         if files := idx.find_idx(folder):
             return self._from_idx(files)
         files, folders, report = folder_files.walk(folder, str(folder))

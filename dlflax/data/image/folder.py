@@ -5,9 +5,9 @@ Irregular files are counted, and listed in files_skipped.csv:
 - skipped: a file that is empty, truncated, corrupt (Pillow cannot decode it), not an image (by name
   or content), too large (more pixels than Pillow's MAX_IMAGE_PIXELS or 65,535 a side, by its
   header, or more than 1 GiB), unreadable, not regular, or outside the class folders; a link to a
-  file outside, to nothing, or to a folder that is read already; a duplicate, with the bytes of an
-  earlier file, or a near duplicate, with the same image re-encoded (`duplicates.py`); both files
-  of a duplicate in two classes.
+  file outside, to nothing, to a folder above, or to one that is read already; a duplicate, with the
+  bytes of an earlier file, or a near duplicate, with the same image re-encoded (`duplicates.py`);
+  both files of a duplicate in two classes.
 - converted, and used: an image named as another format, CMYK, 16 or 32 bits or floats a channel
   among 8-bit images (by the full scale of the type), transparent (on white), animated (the first
   frame).
@@ -114,9 +114,10 @@ class ImageFolder(Source):
             raise InputError(f"--data is missing: {expected}")
         if self.dataset != "cats_vs_dogs":
             raise InputError(
-                f'--dataset "{self.dataset}" is not cats_vs_dogs, and --data is missing: {expected}'
+                f'--dataset "{self.dataset}" is unknown: choose cats_vs_dogs, or pass --data; '
+                + expected
             )
-        dataset = download.load_or_download(
+        dataset = download.load_or_download(  # the archive's address has changed before
             self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
         )
         if dataset is None:

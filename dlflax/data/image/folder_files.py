@@ -108,7 +108,7 @@ def walk(root: Path, origin: str) -> tuple[list[File], list[str], list[list[str]
                 continue
             other_folder = stat.S_ISDIR(status.st_mode) and common != real
             if entry.is_symlink() and common != inside and not other_folder:
-                report.append(skip_row(name, "link", "link to a file outside the folder"))
+                report.append(skip_row(name, "link", "link out of the folder"))
                 continue
             if not stat.S_ISDIR(status.st_mode):
                 regular = stat.S_ISREG(status.st_mode)

@@ -55,7 +55,8 @@ class FileLabels:
         if few := candidates - set(names):
             log(f"labels of fewer than {FEWEST} images are dropped: {quote_names(few)}.")
         if empty := sum(not labels for labels in values):
-            log(f"{empty:,} of {len(values):,} images have no label: negative examples of every.")
+            log(f"{empty:,} of {len(values):,} images have no label: they are negative examples of "
+                "every label.")  # fmt: skip
         if not names:
             raise InputError(f"every label has fewer than {FEWEST} images: add images.")
         targets = [[label in set(labels) for label in names] for labels in values]

@@ -286,7 +286,9 @@ def _prepare_with_tensorflow(name: str, root: Path) -> Path:
         builder = tfds.builder(name, data_dir=root)
         builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError:
-        raise InputError(f"{unknown}, and TFDS has none of that name.") from None
+        raise InputError(
+            f"{unknown}, and TFDS has none of that name: choose one of these, or {remedy}."
+        ) from None
     except Exception as error:  # TFDS, requests and the file system raise dozens of types
         reason = download.first_line(error)
         raise InputError(f"TFDS could not download {name} ({reason}): {remedy}.") from None

@@ -37,7 +37,7 @@ class Column(abc.ABC):
         cells). cells: a column of a `RawTable`."""
 
     def raw_width(self) -> int:
-        """Returns the number of raw values per cell."""
+        """Returns the number of raw values per cell, 1 unless overridden."""
         return 1
 
     @abc.abstractmethod
@@ -50,7 +50,7 @@ class Column(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Returns type, format, and an example or levels, for columns.csv."""
+        """Returns type, format, note, and an example or levels, for columns.csv."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class CategoryColumn(Column):
     missing_marks: tuple[str, ...] = MISSING
     """Missing values, in lower case."""
     rare: int = 0
-    """Number of rare levels in the training rows, which are "other"."""
+    """Number of levels in the training rows that are "other"."""
 
     def parse(self, cells):
         """Returns the number of each cell's level, from 1; 0 is other."""

@@ -84,7 +84,7 @@ def _has_blank_delimiter(text: str) -> bool:
         return False
     rows = [row for row in _split_blanks(text) if row]
     if len(text) >= SNIFF_BYTES - 4:
-        rows.pop()  # a truncated line
+        rows = rows[:-1]  # without a truncated line
     number = re.compile(r"[-+]?[\d.,]*\d[\d.,]*")
     return len(rows) > 2 and {len(row) for row in rows} == {max(len(rows[0]), 3)} and all(
         any(map(number.fullmatch, row)) for row in rows[1:]
@@ -106,7 +106,7 @@ def parse_csv(
         ragged.append((row.number - 1, row.actual_columns))
         return "skip"
 
-    names = [f"f{i}" for i in range(width)]
+    names = [f"f{i}" for i in range(width)]  # those that Arrow gives
     size = min(max(len(content), 1), 2**30)
     # without Arrow's thread pool, with which a process aborted at its end
     reading = arrow_csv.ReadOptions(use_threads=False, block_size=size, column_names=names)
@@ -167,7 +167,7 @@ def _is_rectangular(text: str, delimiter: str) -> bool:
     with contextlib.suppress(csv.Error):
         counts = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
         if len(text) >= SNIFF_BYTES - 4:
-            counts.pop()  # a truncated line
+            counts = counts[:-1]  # without a truncated line
         return len(set(counts)) == 1 and counts[0] > 1
     return False
 

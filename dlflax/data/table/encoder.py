@@ -102,6 +102,7 @@ class TableEncoder(Encoder):
             wrong |= wrong_cells
             unknown = np.flatnonzero(raw[:, 0] == 0) if isinstance(column, CategoryColumn) else ()
             if len(unknown):
+                # rare levels of the training rows are not saved, so they count as new
                 texts = as_texts(cells).take(pa.array(unknown)).unique().to_pylist()
                 encoder.note(
                     f"{table.place}: {len(unknown):,} of {len(raw):,} rows have a {column.name} "
@@ -186,9 +187,9 @@ class TableEncoder(Encoder):
     def spec(self) -> Spec:
         return Spec(
             (sum(column.raw_width() for column in self.columns),), "float64",
-            "a row of the table: its numbers, NaN where one is missing; of a category its place in "
-            "the column's levels, counted from 1, or 0 for any other; of a time the days since "
-            "1970, year, month, day of the week from 0, Monday, and share of the day; of free text "
+            "a row of the table: its numbers, NaN where one is missing; for a category the number "
+            "of its level, from 1, or 0 for any other; for a time the days since 1970, year, "
+            "month, day of the week from 0, Monday, and share of the day; for free text "
             f"{table_columns.HASHES} numbers for its words",
         )  # fmt: skip
 

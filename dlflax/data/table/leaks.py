@@ -74,11 +74,11 @@ def find_leaks(
             f"and {len(rows):,} of {n:,} rows."
         )
     if classes and groups is not None:
-        findings += _find_unsplit_classes(target, in_test, groups, classes)
+        findings += _describe_unsplit_classes(target, in_test, groups, classes)
     return findings + _find_copies(columns, target, in_test, rows)
 
 
-def _find_unsplit_classes(target, in_test, groups, classes):
+def _describe_unsplit_classes(target, in_test, groups, classes):
     """Yields sentences on classes without training or without test rows."""
     rows, tested = (np.bincount(y, minlength=len(classes)) for y in (target, target[in_test]))
     lacking = np.flatnonzero((rows > 0) & ((tested == 0) | (tested == rows)))

@@ -26,7 +26,7 @@ from dlflax.data.table import delimited
 from dlflax.data.table.delimited import Log
 from dlflax.data.target import level_key
 from dlflax.errors import InputError
-from dlflax.files import escape_controls, max_file_bytes, read_bytes
+from dlflax.files import escape_controls, max_file_bytes, pluralize, read_bytes
 
 ENDINGS = re.compile(
     r"\.(?:(?P<arrow>parquet|pq|feather|arrow|ipc)|(?P<sheet>xlsx|xlsm|xlsb|xls|ods)"
@@ -117,7 +117,7 @@ def read_table(
         if len(given) > most:
             raise TooMuch(f"a request may have {most:,} rows.")
         table = _from_rows(given, None, "the list of rows", log)
-    pa.default_memory_pool().release_unused()
+    pa.default_memory_pool().release_unused()  # of text that became no column
     if not len(table):
         raise InputError(f"{table.place} has no rows below its header.")
     if len(table) > most:
@@ -191,7 +191,8 @@ def _from_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
         row, cells = ragged[0]
         has_preamble = row > 1 and len(ragged) > len(table)
         raise InputError(
-            f"{path}, line {lines[row]} has {cells} cells under {len(header)} headings: "
+            f"{path}, line {lines[row]} has {pluralize(cells, 'cells')} for "
+            f"{pluralize(len(header), 'columns')}: "
             + ("remove the lines above the header." if has_preamble else
                "put numbers that have a comma in quotes, or write them without.")
         )  # fmt: skip

@@ -168,8 +168,8 @@ class Table(Source):
             table, cells = table.take(~empty), cells[~empty]
         for name in sorted(cell for cell in set(cells.tolist()) if cell.lower() in MISSING):
             rows = pluralize((cells == name).sum(), "rows", "have")
-            log(f"{target}: {rows} {name!r}, which is a class here: empty these cells if they are "
-                "missing.")  # fmt: skip
+            log(f"{target}: {rows} {name!r}, which is a class here: empty these cells if {name!r} "
+                "means that the value is missing.")  # fmt: skip
         classes, values, keep = target_type.encode_classes(cells, MIN_CLASS_ROWS, "rows", log)
         return table.take(keep), values, classes
 

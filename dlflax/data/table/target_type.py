@@ -25,12 +25,12 @@ def infer_numbers(
 
     kind: "classes", "number" or "auto", which infers numbers from fractions, many different values,
     or too many values that occur less than `fewest` times; form: the column's format, None if it
-    has texts. Raises InputError for --target-type number and a cell without one, and for too many
-    classes."""
+    has texts. Logs the inference. Raises InputError for --target-type number and a cell without
+    one, and for too many classes."""
     number_form = form or NumberFormat(missing=MISSING)
     if kind == "auto":
-        numbers = column_numbers(table.columns[name], number_form)[0]
-        numbers = numbers[~np.isnan(numbers)]
+        values, wrong = column_numbers(table.columns[name], number_form)
+        numbers = values[~np.isnan(values)]
         counts = np.unique(numbers, return_counts=True)[1]
         continuous = (
             len(counts) > MAX_CLASSES
@@ -44,6 +44,8 @@ def infer_numbers(
                 inferred, other = "a number", "classes"
             log(f"{name}: {len(counts):,} different numbers, inferred: {inferred} "
                 f"(--target-type {other} for the other).")  # fmt: skip
+        if kind == "number" and not wrong.any():
+            return values
     if kind == "number":
         return require_numbers(table, name, number_form, "--target-type number: ")
     count = len(set(pc.unique(as_texts(table.columns[name])).to_pylist()) - {""})

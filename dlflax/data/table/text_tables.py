@@ -11,6 +11,7 @@ from dlflax.data import idx
 from dlflax.data.table import delimited
 from dlflax.data.table.delimited import Log
 from dlflax.errors import InputError
+from dlflax.files import pluralize
 
 TEXT_COLUMNS = [
     "text", "sentence", "review", "sms", "message", "content", "comment", "tweet", "body",
@@ -22,7 +23,7 @@ TABLE = re.compile(r"\.(csv|tsv|jsonl)(\.gz)?$", re.IGNORECASE)
 def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
     """Returns (texts, labels) of a csv, tsv or jsonl file."""
     content = _read(path, log)
-    if not content.decode().strip():
+    if not content or content.isspace():
         raise InputError(f"{path} is empty: it should have a text and a label column.")
     read = _json_columns if kind == "jsonl" else _csv_columns
     header, columns, lines = read(path, content, kind)
@@ -36,7 +37,10 @@ def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
         for index, column in zip(indices, columns, strict=True):
             if None in column:
                 line = lines[column.index(None)]
-                raise InputError(f"{path}, line {line} has no {quote(header[index])}.")
+                raise InputError(
+                    f"{path}, line {line} has no {quote(header[index])}: every line needs a text "
+                    "and a label."
+                )
     elif not text_columns and not label_columns and len(header) == 2 and kind != "jsonl":
         columns = [[name, *column] for name, column in zip(header, columns, strict=True)]
     else:
@@ -82,7 +86,9 @@ def _csv_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list
     lines = delimited.line_numbers(content, len(table) + len(ragged), quoted=not tab)
     if ragged:
         (row, cells), *_ = ragged
-        raise InputError(f"{path}, line {lines[row]} has {cells} cells instead of {len(header)}.")
+        raise InputError(
+            f"{path}, line {lines[row]} has {pluralize(cells, 'cells')} instead of {len(header)}."
+        )
     return header, [column.to_pylist()[1:] for column in table.columns], lines[1:].tolist()
 
 

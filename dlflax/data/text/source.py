@@ -51,7 +51,7 @@ class Text(Source):
     tokenizer: str = "auto"
     """Tokenizer: word, bpe (byte-pair encoding), auto, minilm (the pretrained encoder's) or a file
     tokenizer.json. auto: word, but bpe if in more than a third of held-out texts most words are
-    unknown, as in languages without blanks, and for vader."""
+    unknown, as in languages without blanks. vader is always tokenized by bpe."""
     lowercase: bool = True
     """True if the tokenizer ignores case."""
     embeddings: str = "none"

@@ -3,6 +3,7 @@
 tensorflow_datasets is imported only where it is needed.
 """
 
+import collections
 import hashlib
 import importlib.resources
 import io
@@ -143,7 +144,7 @@ def _read_class_folders(folder: Path, log) -> dict[str, list[str]]:
         if entry.is_dir() and entry.name != "unsup":
             files = [file for file in _list_folder(entry) if file.suffix == ".txt"]
             if not files:
-                raise InputError(f"{entry} has no .txt files: a class should have one a text.")
+                raise InputError(f"{entry} has no .txt files: a class folder has one per text.")
             classes[entry.name] = [read_text(file, log) for file in files]
     if not classes:
         raise InputError(f"{folder} has no folders: it should have one a class.")
@@ -233,7 +234,10 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
         raise InputError(f"{origin} has no example of the class {empty} in the train split.")
     in_test = np.zeros(len(train[0]), bool)
     if drawn and counts.max() == 1:
-        raise InputError(f"{origin} has one text for each of {count:,} classes: add texts.")
+        raise InputError(
+            f"{origin} has one text for each of {count:,} classes: add texts, or name the right "
+            "label column."
+        )
     if drawn:
         in_test = stratified_sample(train[1], TEST_SHARE, 0, 2)  # the same for every seed
     elif not test[0]:
@@ -264,13 +268,14 @@ def _normalize(text: str) -> str:
 
 def _drop_duplicates(texts, targets, origin, log):
     """Drops repeated texts, ignoring case and blanks, and all texts with several labels."""
-    first, labels = {}, {}
+    first, labels, counts = {}, {}, collections.Counter()
     for index, text in enumerate(texts):
         key = _normalize(text)
         first.setdefault(key, index)
         labels.setdefault(key, set()).add(int(targets[index]))
+        counts[key] += 1
     rows = [index for key, index in first.items() if len(labels[key]) == 1]
-    conflicts = sum(len(labels[_normalize(text)]) > 1 for text in texts)
+    conflicts = sum(count for key, count in counts.items() if len(labels[key]) > 1)
     if conflicts:
         log(f"{origin}: {conflicts:,} texts have more than one label and are dropped.")
     if repeats := len(texts) - len(rows) - conflicts:
@@ -280,6 +285,8 @@ def _drop_duplicates(texts, targets, origin, log):
 
 def _drop_test_texts(texts, targets, test, origin, log):
     """Drops training texts that are in the test split."""
+    if not test:
+        return texts, targets
     test_keys = set(map(_normalize, test))
     rows = [row for row, text in enumerate(texts) if _normalize(text) not in test_keys]
     if repeats := len(texts) - len(rows):

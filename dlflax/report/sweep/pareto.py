@@ -26,10 +26,10 @@ def front(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:
 
 def findings(trials: list[FrozenTrial], direction: str, objective: str) -> list[str]:
     """Returns a sentence about the front; [] with one objective."""
+    if not (members := front(trials, direction)):
+        return []
     name = cost_name(trials)
-    members = "; ".join(
-        f"trial {t.number} ({cost_text(t.user_attrs[name])}, {digits(t.value)})"
-        for t in front(trials, direction)
+    shown = "; ".join(
+        f"trial {t.number} ({cost_text(t.user_attrs[name])}, {digits(t.value)})" for t in members
     )
-    text = f"No other trial is better in both {name} and {objective} than these: {members}."
-    return [text] if members else []
+    return [f"No other trial is better in both {name} and {objective} than these: {shown}."]

@@ -37,12 +37,12 @@ def load_files(folder: Path, structure: Any, dtypes: tuple[np.dtype, ...]) -> An
 
 
 class Launcher(abc.ABC):
-    """Workers that compute calls. A context manager, which ends all workers on exit."""
+    """Workers that compute calls. A context manager, which ends all workers on exit. width: number
+    of calls that are computed at once; others wait."""
 
     patience: ClassVar[float] = 1800.0  # seconds until the first sign of life of a call
 
     def __init__(self, width: int, folder: Path):
-        """width: calls that are computed at once; others wait."""
         self.width, self.folder = width, folder / "workers"
         self._shared: list[Path] = []
 
@@ -130,20 +130,23 @@ class QueueLauncher(Launcher):
                 if not future.done() and future.set_running_or_notify_cancel():
                     self._start(future, *call)
 
+    def _on_room(self) -> None:
+        """Starts waiting calls, or wakes the thread that does."""
+        self._start_waiting()
+
     def submit(self, function, /, *args):
         future = Future()
-        with self._lock:
-            self._waiting.append((future, function, args))
-        self._start_waiting()
+        self._waiting.append((future, function, args))  # without the lock: a start may be slow
+        self._on_room()
         return future
 
     def end(self, future):
-        with self._lock:
+        with self._lock:  # so that it cannot be started meanwhile
             task = self._tasks.pop(future, None)
-        settle(future, error=WorkerLost("ended" if task else "ended before it began"))
+            settle(future, error=WorkerLost("ended" if task else "ended before it began"))
         if task is not None:
             threading.Thread(target=self._cancel, args=([task],), daemon=True).start()
-        self._start_waiting()
+        self._on_room()
 
     def close(self):
         with self._lock:

@@ -76,6 +76,9 @@ class Slurm(QueueLauncher):
 
         return super().submit(load_and_call, cloudpickle.dumps((function, args)))
 
+    def _on_room(self):
+        self._wake.set()
+
     def close(self):
         self._closed = True
         self._wake.set()
@@ -89,8 +92,9 @@ class Slurm(QueueLauncher):
             subprocess.run(["scancel", *flags, *numbers], check=False, capture_output=True)
 
     def _watch(self) -> None:
-        """Settles calls, in the one thread that queries SLURM."""
+        """Starts and settles calls, in the one thread that calls SLURM: it may be slow."""
         while not self._closed:
+            self._start_waiting()
             with self._lock:
                 jobs = dict(self._tasks)
             states = self._states(list(jobs.values())) if jobs else {}
@@ -98,8 +102,8 @@ class Slurm(QueueLauncher):
                 if self._settle(future, job, states.get(job.job_id)):
                     with self._lock:
                         self._tasks.pop(future, None)
-            self._start_waiting()
-            self._wake.wait(POLL)
+            self._wake.wait(0 if self._waiting and len(self._tasks) < self.width else POLL)
+            self._wake.clear()
 
     def _start(self, future, function, args):
         try:

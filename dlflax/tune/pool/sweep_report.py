@@ -101,7 +101,7 @@ class Lines:
 
     def next(self, trials: Iterable, is_end: bool) -> tuple[int, str] | None:
         """Returns (the number of new trials, a line about them); None while no line is due. trials:
-        all, as `worker.Trial`."""
+        all, as `training.Trial`."""
         clock, trained, before = self._last
         over = [trial.number for trial in trials if trial.is_over]
         new = [trial for trial in trials if trial.is_over and trial.number not in {*before}]

@@ -21,7 +21,7 @@ MOST_BYTES = 2 * 10**9
 
 
 class Member(NamedTuple):
-    """A trained model, as `worker.Model`, with its history."""
+    """A trained model, as `training.Model`, with its history."""
 
     trial: int
     seed: int  # its index within the trial

@@ -69,14 +69,15 @@ class Workers:
     def submit(
         self, order: Order, seconds: float, threshold: float, on_epoch: Callable[[int], None]
     ) -> None:
-        """Submits an order to a worker; the arguments are those of `worker.train_order`."""
+        """Submits an order to a worker; the arguments are those of `training.train_order`."""
         if not self._is_inline:
             order.beat, on_epoch = self._folder / f"beat-{order.numbers()[0]}", None
             order.beat.unlink(missing_ok=True)  # of a worker before
             seconds = max(LEAST, seconds)
         order.began, order.last_beat = time.monotonic(), (0.0, 0.0)
         order.future = self._launcher.submit(
-            train_order, self._job, self._data, [t for t in order.trials if not t.is_failed],
+            train_order, self._job, self._data,
+            [dataclasses.replace(t) for t in order.trials if not t.is_failed],  # sent later
             order.width, seconds, threshold, order.beat, on_epoch,
         )  # fmt: skip
 

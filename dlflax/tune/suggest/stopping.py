@@ -1,4 +1,4 @@
-"""The end of a search by itself (`--trials auto`): more trials are not worth it."""
+"""Stopping criterion of `--trials auto`: more trials are not worth it."""
 
 import math
 
@@ -14,12 +14,12 @@ MOST = 256  # trials of a search that does not stop before
 
 
 def reason_to_stop(
-    encoding: Encoding, direction: str, seed: int, tolerance: float, trials: list[FrozenTrial]
+    encoding: Encoding, direction: str, seed: int, min_improvement: float, trials: list[FrozenTrial]
 ) -> str | None:
     """Returns the reason why another trial is not worth it; None if it is.
 
     The expected gain of the next trial is then below the noise between seeds, by the trials' own
-    seeds or else the Gaussian process's fit; or below `tolerance`, a share of the best value.
+    seeds or else the Gaussian process's fit; or below `min_improvement`, a share of the best value.
     """
     sign = 1 if direction == "minimize" else -1
     finished = [(t.params, sign * t.value) for t in trials if t.value is not None]
@@ -33,7 +33,8 @@ def reason_to_stop(
         noise = float(np.sqrt(np.mean(np.square(stds)) / seeds))
     best = float(values.min())
     limit, name = max(
-        (noise, "the noise between seeds"), (tolerance * abs(best), f"{tolerance:.2%} of the best")
+        (noise, "the noise between seeds"),
+        (min_improvement * abs(best), f"{min_improvement:.2%} of the best"),
     )
     if not math.isfinite(gain) or gain >= limit:
         return None
