@@ -29,8 +29,17 @@ MAX_ONE_HOT = 10  # levels of a category that are columns, too
 MAX_STATISTICS = 10  # most frequent classes with statistics
 SMOOTHING = 10.0  # examples that the mean of all counts as, in that of a level
 FOLDS = 5  # of target statistics
-RATE = 0.05  # learning rate
 PATIENCE = 50  # rounds of boosting without a lower validation loss
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "scikit-learn": {
+        "learning_rate": 0.05, "max_leaf_nodes": 15, "l2_regularization": 1.0, "max_features": 0.7,
+    },
+    "LightGBM": {
+        "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 10, "lambda_l2": 1.0,
+        "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1,
+    },
+    "CatBoost": {"learning_rate": 0.05, "depth": 5},
+}  # fmt: skip
 LOWEST = -100.0  # a missing number for CatBoost; standardized ones are above -10
 ABSENT = -20.0  # logit of a class without training examples
 
@@ -63,6 +72,8 @@ def fit_trees(
         is_present = np.isin(y_val, values)
         x_val, y_val = x_val[is_present], np.searchsorted(values, y_val[is_present])
         y = np.searchsorted(values, y)
+    if not len(y_val):
+        raise InputError("the validation inputs have no class of the training inputs.")
     scores = len(values) if classes and len(values) > 2 else 1
     columns = _Columns.fit(encoder, x.shape[1])
     is_class = np.eye(len(values))[y] if classes else None
@@ -94,7 +105,7 @@ def _outputs(encoder: Encoder, task: Any, targets: np.ndarray) -> tuple[int, int
         splits = types.SimpleNamespace(class_names=target.classes, train={"targets": targets})
         return classes, task.model_fields(splits).get("num_outputs", classes)
     raise InputError(
-        f"--task {type(task).__name__}: boosted trees predict one of several classes, or one number."
+        f"--task {type(task).__name__}: boosted trees predict one of some classes, or one number."
     )
 
 
@@ -180,7 +191,7 @@ class _Columns:
         return np.hstack([x, combinations]), np.hstack([x_val, val_combinations]), projection
 
     def _values(self, x):
-        values, indicators = x[:, self.sources], np.array(self.indicators)
+        values, indicators = x[:, np.array(self.sources, int)], np.array(self.indicators, int)
         values[(indicators >= 0) & (x[:, indicators] > 0.5)] = np.nan
         return values
 
@@ -235,9 +246,8 @@ def _fit_sklearn(train, val, scores: int, seed: int, max_trees: int, threads: in
 
     kind = "Classifier" if scores else "Regressor"
     model = getattr(ensemble, f"HistGradientBoosting{kind}")(
-        learning_rate=RATE, max_iter=max_trees, max_leaf_nodes=15, l2_regularization=1.0,
-        max_features=0.7, early_stopping=True, scoring="loss", n_iter_no_change=PATIENCE,
-        tol=0.0, random_state=seed,
+        max_iter=max_trees, early_stopping=True, scoring="loss", n_iter_no_change=PATIENCE, tol=0.0,
+        random_state=seed, **PARAMETERS["scikit-learn"],
     )  # fmt: skip
     with threadpoolctl.threadpool_limits(threads, "openmp"):
         model.fit(*train, X_val=val[0], y_val=val[1])
@@ -258,10 +268,9 @@ def _fit_lightgbm(train, val, scores: int, seed: int, max_trees: int, threads: i
     import lightgbm
 
     parameters = {
-        "objective": ["regression", "binary", "multiclass"][min(scores, 2)],
-        "learning_rate": RATE, "num_leaves": 15, "min_data_in_leaf": 10, "lambda_l2": 1.0,
-        "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "seed": seed,
+        "objective": ["regression", "binary", "multiclass"][min(scores, 2)], "seed": seed,
         "deterministic": True, "force_row_wise": True, "num_threads": threads, "verbosity": -1,
+        **PARAMETERS["LightGBM"],
     }  # fmt: skip
     if scores > 1:
         parameters["num_class"] = scores
@@ -305,8 +314,9 @@ def _fit_catboost(train, val, scores: int, seed: int, max_trees: int, threads: i
 
     kind = catboost.CatBoostClassifier if scores else catboost.CatBoostRegressor
     model = kind(
-        iterations=max_trees, learning_rate=RATE, early_stopping_rounds=PATIENCE, random_seed=seed,
+        iterations=max_trees, early_stopping_rounds=PATIENCE, random_seed=seed,
         thread_count=threads, allow_writing_files=False, logging_level="Silent",
+        **PARAMETERS["CatBoost"],
     )  # fmt: skip
     (x, y), (x_val, y_val) = train, val
     x, x_val = (np.nan_to_num(x, nan=LOWEST) for x in (x, x_val))
@@ -338,12 +348,14 @@ def _read_catboost(tree: dict[str, Any], scale: float, values: int) -> _Nodes:
 
 def _model(columns: _Columns, trees: list[_Nodes], arrays: dict[str, np.ndarray]):
     """Returns (the model, its variables) of the trees of a library."""
-    nodes = _join(trees)
+    zero = _Nodes(*np.array([[-1], [0], [0], [0], [0]]), np.zeros_like(trees[0].value[:1]))
+    nodes = _join([*trees, zero])
     order, depth = _breadth_first(nodes)
     position = np.argsort(order)
-    column, is_leaf = nodes.column[order], nodes.column[order] < 0
+    column, missing_left = nodes.column[order], nodes.missing_left[order]
+    is_leaf = column < 0
     # a column with missing values stands twice: these are below, or above, all its numbers
-    count, indicators = len(columns.sources), np.array(columns.indicators)
+    count, indicators = len(columns.sources), np.array(columns.indicators, int)
     with_missing = np.flatnonzero(indicators >= 0)
     above = np.arange(count + arrays["projection"].shape[1]) + len(with_missing)
     above[:count] = np.arange(count)
@@ -354,14 +366,14 @@ def _model(columns: _Columns, trees: list[_Nodes], arrays: dict[str, np.ndarray]
     too_high = threshold > nodes.threshold[order]
     threshold[too_high] = np.nextafter(threshold[too_high], np.float32(-np.inf))
     arrays |= {
-        "source": np.array(columns.sources)[inputs], "indicator": indicators[inputs],
+        "source": np.array(columns.sources, int)[inputs], "indicator": indicators[inputs],
         "fill": np.repeat([-np.inf, np.inf], [count, len(with_missing)]),
-        "root": position[list(nodes.root)],
-        "column": np.where(is_leaf, 0, np.where(nodes.missing_left[order], below[column], above[column])),
+        "column": np.where(is_leaf, 0, np.where(missing_left, below[column], above[column])),
         "threshold": np.where(is_leaf, np.inf, threshold),
         "left": position[np.where(is_leaf, order, nodes.left[order])], "value": nodes.value[order],
     }  # fmt: skip
-    arrays = {k: x.astype(np.int32 if x.dtype.kind == "i" else np.float32) for k, x in arrays.items()}
+    for name, x in arrays.items():
+        arrays[name] = x.astype(np.int32 if x.dtype.kind == "i" else np.float32)
     model = Trees(
         width=columns.width, num_inputs=len(inputs), num_combinations=arrays["projection"].shape[1],
         num_trees=len(trees), num_nodes=len(order), depth=depth,
