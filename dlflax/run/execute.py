@@ -1,8 +1,10 @@
 """Run: reads the data, prepares, trains, tests, and reports to the run folder."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,11 +13,16 @@ import numpy as np
 from dlflax import data, parallel, train
 from dlflax.config.config import Config
 from dlflax.config.experiment import Experiment
-from dlflax.config.run_folder import load_finished_results, lock_run_folder
+from dlflax.config.run_folder import (
+    load_finished_results,
+    load_results,
+    lock_run_folder,
+    write_result_config,
+)
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
-from dlflax.run import announce
+from dlflax.run import announce, bag
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
@@ -52,6 +59,8 @@ def run(
     devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.fsdp)
     with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
+        if config.bag_folds:
+            return _run_bag(experiment, config, setup, folder, checkpoints, brief, log, started)
         with parallel.use_devices(devices, config.fsdp):
             saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
         if results := load_finished_results(config, folder, saved, brief, log):
@@ -67,6 +76,27 @@ def run(
         if main and not brief:
             announce.log_end(experiment, setup, folder, log)
         return results
+
+
+def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, started):
+    """Trains a bag and saves its Ensemble as the model of the run. A run that was killed trains
+    again, to the same numbers. Returns results.json."""
+    if results := load_results(config, folder, brief, log):
+        return results
+    with open_record(experiment, config, setup, folder, None, 1, brief, log) as record:
+        bagged = bag.fit(config, setup, record)
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
+        write_result_config(folder, bagged.config)
+        with announcement("testing ...", log):
+            tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
+        finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
+        results = report(bagged.config, bagged.setup, finished, tested, record, started, {
+            "members": bag.test_members(bagged)
+        })  # fmt: skip
+    if not brief:
+        announce.log_end(experiment, setup, folder, log)
+    return results
 
 
 @contextlib.contextmanager
@@ -153,10 +183,15 @@ def start_progress(config: Config, setup: Setup, done: int, record: Record) -> P
     return Progress(config.epochs, steps, size, done, score, lines)
 
 
-def test(config: Config, setup: Setup, state: train.State, log: Log) -> Tested:
-    """Returns scores, outputs and calibration. state: without a frozen backbone."""
+def test(
+    config: Config, setup: Setup, state: train.State, log: Log,
+    calibration: dict[str, Any] | None = None,
+) -> Tested:  # fmt: skip
+    """Returns scores, outputs and calibration, by default of the validation split. state: without a
+    frozen backbone."""
     recipe, hparams, splits = setup.start.recipe, config.hparams, setup.start.splits
-    calibration = calibrate(recipe, state, hparams, splits.val, log)
+    if calibration is None:
+        calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
     recipe, state = config.recipe, setup.start.merge_backbone(parallel.fetch_variables(state))
     traced = train.as_float32(hparams.evaluation())
