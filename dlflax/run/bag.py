@@ -19,17 +19,19 @@ from dlflax.config.config import Config
 from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
 from dlflax.files import write_csv
-from dlflax.models import MLP
+from dlflax.models import MLP, calibration
 from dlflax.report.progress import announcement, progress_bar
 from dlflax.report.tables import number_text
 from dlflax.run.prepare import Setup
 from dlflax.run.results import Record
+from dlflax.run.time_limit import Clock, plan_epochs
 from dlflax.train.bag import Bag, fit_bag
 from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
 from dlflax.train.history import best_epoch
 from dlflax.train.tasks import Classification, Regression
 
 MOST = 100  # members of an ensemble, no limit in practice
+MIN_CALIBRATED = 200  # examples of a fold from which the calibrated loss chooses the epoch
 
 
 class Members(NamedTuple):
@@ -39,7 +41,9 @@ class Members(NamedTuple):
     model: Any
     variables: list[dict[str, Any]]
     outputs: np.ndarray
-    """float32 (n, ...) for each example, of the model that it was held out from."""
+    """float32 (n, ...) for each example, of the model that it was held out from, divided by the
+    temperature."""
+    temperature: float = 1.0
 
 
 class Bagged(NamedTuple):
@@ -67,18 +71,20 @@ def folds(config: Config, dataset: data.Dataset) -> np.ndarray:
     return assign_folds(examples.target[rows], config.bag_folds, config.seed, groups)
 
 
-def fit(config: Config, setup: Setup, record: Record) -> Bagged:
+def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     """Trains the members, and returns their average as a finished run. setup: without a validation
     split. Raises InputError and RunError."""
-    clock, fold_of = time.perf_counter(), folds(config, setup.dataset)
-    bag = _fit_networks(config, setup, fold_of, record)
+    begun, fold_of = time.perf_counter(), folds(config, setup.dataset)
+    others = _fit_others(config, setup, fold_of, record.log) if config.blend == "auto" else []
+    bag = _fit_networks(config, setup, fold_of, record, clock)
     model = setup.start.recipe.model
-    members = [Members("network", model, bag.variables, bag.outputs)]
-    if config.blend == "auto":
-        members += _fit_others(config, setup, fold_of, record.log)
-    task, hparams = config.recipe.task, train.as_float32(config.hparams.evaluation())
+    members = [Members("network", model, bag.variables, bag.outputs), *others]
+    task, hparams = setup.start.recipe.task, train.as_float32(config.hparams.evaluation())
+    if isinstance(task, Classification):  # the epochs are chosen
+        task = dataclasses.replace(task, monitor="loss")
     train_set = setup.start.splits.train
     batch = train.host_batch(task, train_set)
+    members = [_calibrate(member, task, hparams, batch) for member in members]
     outputs = jnp.stack([member.outputs for member in members])
     chosen = choose(task, hparams, outputs, batch, MOST)
     count = config.bag_folds
@@ -92,19 +98,20 @@ def fit(config: Config, setup: Setup, record: Record) -> Bagged:
         )
     picked = [pair for pair in zip(members, chosen.weights, strict=True) if pair[1]]
     recipe = ensemble_recipe(
-        setup.start.recipe,
+        dataclasses.replace(setup.start.recipe, task=task),
         [(member.model, config.hparams) for member, _ in picked for _ in member.variables],
         [weight / count for _, weight in picked for _ in range(count)],
         chosen.temperature,
+        temperatures=[member.temperature for member, _ in picked for _ in range(count)],
     )
     variables = nest_variables([tree for member, _ in picked for tree in member.variables])
     mean = task.mean(outputs, jnp.float32(chosen.weights)) / chosen.temperature
     values = train.scores(task, config.hparams, train_set, mean)
     row = {
-        "epoch": 1, "step": 1, "learning_rate": 0.0, "seconds": time.perf_counter() - clock,
+        "epoch": 1, "step": 1, "learning_rate": 0.0, "seconds": time.perf_counter() - begun,
         "examples_per_second": 0.0, **{f"val_{name}": value for name, value in values.items()},
     }  # fmt: skip
-    calibration = task.calibrate(np.asarray(mean), batch, hparams)
+    fitted = task.calibrate(np.asarray(mean), batch, hparams)
     start = dataclasses.replace(setup.start, recipe=recipe)
     abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
     config = dataclasses.replace(
@@ -112,12 +119,36 @@ def fit(config: Config, setup: Setup, record: Record) -> Bagged:
     )
     setup = dataclasses.replace(setup, start=start, abstract=abstract)
     state = _as_state(abstract, variables, config.seed)
-    return Bagged(config, setup, state, row, calibration, members, chosen.weights)
+    return Bagged(config, setup, state, row, fitted, members, chosen.weights)
 
 
-def _fit_networks(config: Config, setup: Setup, fold_of, record: Record) -> Bag:
+def _calibrate(member: Members, task, hparams, batch) -> Members:
+    """Returns the members with the temperature that calibrates their held-out outputs."""
+    if not task.logits or len(member.outputs) < calibration.MIN_EXAMPLES:
+        return member
+    temperature, _ = calibration.temperature(task.loss, hparams, member.outputs, batch)
+    return member._replace(outputs=member.outputs / temperature, temperature=temperature)
+
+
+def _fit_networks(config: Config, setup: Setup, fold_of, record: Record, clock: Clock) -> Bag:
     """Trains the networks, and writes metrics.csv with the means over the networks."""
     recipe, splits = setup.start.recipe, setup.start.splits
+    enough = len(fold_of) >= MIN_CALIBRATED * config.bag_folds
+    if isinstance(recipe.task, Classification) and recipe.task.monitor == "loss" and enough:
+        # overconfidence is removed afterwards, so it must not choose the epoch
+        recipe = dataclasses.replace(
+            recipe, task=dataclasses.replace(recipe.task, monitor="calibrated_loss")
+        )
+
+    def measure():
+        ends: list[float] = []
+        fit_bag(
+            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=2,
+            on_epoch=lambda: ends.append(time.perf_counter()),
+        )  # fmt: skip
+        return ends[1] - ends[0]
+
+    config = plan_epochs(config, record.folder, clock, measure, record.log)
     record.say(f"training {config.bag_folds} networks, each with another fold held out: "
                f"{config.epochs:,} epochs")  # fmt: skip
     with progress_bar("epochs", config.epochs) as advance:
@@ -179,6 +210,7 @@ def test_members(bagged: Bagged) -> list[dict[str, Any]]:
         recipe = train.Recipe(member.model, task)
         outputs = jnp.stack([
             train.predict(recipe, train.from_variables(tree), hparams, splits.test["inputs"])
+            / member.temperature
             for tree in member.variables
         ])  # fmt: skip
         shares = jnp.full(len(outputs), 1 / len(outputs), jnp.float32)

@@ -34,6 +34,9 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     Raises InputError and RunError.
     """
     _check_flags(config)
+    if config.bag_folds:
+        log("note: --folds tests single networks, not the bag of --bag-folds")
+        config = dataclasses.replace(config, bag_folds=0)
     config, dataset = read_data(config, log)
     datasets = folds(dataset, config.folds, config.seed)
     settings = {"config": to_json(config), "data": {"sha256": dataset.checksum}}
@@ -85,7 +88,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
 
 
 def _check_flags(config: Config) -> None:
-    for name in ("fsdp", "distributed", "profile", "devices"):
+    for name in ("fsdp", "distributed", "profile", "devices", "time_limit"):
         if getattr(config, name):
             raise InputError(
                 f"--{name.replace('_', '-')} has no effect with --folds: remove the flag."

@@ -1,6 +1,7 @@
 """Run: reads the data, prepares, trains, tests, and reports to the run folder."""
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
 from dlflax.run.signals import stop_requests
+from dlflax.run.time_limit import Clock, measure_epoch, plan_epochs
 from dlflax.train.augment import augment_batch
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import additive_scores
@@ -42,14 +44,16 @@ def run(
     log: Log = print,
     dataset: data.Dataset | None = None,
     brief: bool = False,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Trains, tests once with the best checkpoint, and writes the run folder.
 
     Returns results.json, {} on hosts but the first. experiment: or a name for presets outside of
     modules; dataset: of config.data, if it is loaded already; brief: omits log lines that the
-    caller prints for several runs. Raises InputError and RunError.
+    caller prints for several runs; started: of time.perf_counter, for the time limit (default:
+    now). Raises InputError and RunError.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     if config.folds:
         raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
     if isinstance(experiment, str):
@@ -59,8 +63,12 @@ def run(
     devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.fsdp)
     with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
+        clock = Clock(config.time_limit, started)
         if config.bag_folds:
-            return _run_bag(experiment, config, setup, folder, checkpoints, brief, log, started)
+            return _run_bag(experiment, config, setup, folder, checkpoints, brief, log, clock)
+        with parallel.use_devices(devices, config.fsdp):
+            measure = functools.partial(measure_epoch, config, setup)
+            config = plan_epochs(config, folder, clock, measure, log)
         with parallel.use_devices(devices, config.fsdp):
             saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
         if results := load_finished_results(config, folder, saved, brief, log):
@@ -78,20 +86,20 @@ def run(
         return results
 
 
-def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, started):
+def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, clock):
     """Trains a bag and saves its Ensemble as the model of the run. A run that was killed trains
     again, to the same numbers. Returns results.json."""
     if results := load_results(config, folder, brief, log):
         return results
     with open_record(experiment, config, setup, folder, None, 1, brief, log) as record:
-        bagged = bag.fit(config, setup, record)
+        bagged = bag.fit(config, setup, record, clock)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
         write_result_config(folder, bagged.config)
         with announcement("testing ...", log):
             tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
         finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
-        results = report(bagged.config, bagged.setup, finished, tested, record, started, {
+        results = report(bagged.config, bagged.setup, finished, tested, record, clock.started, {
             "members": bag.test_members(bagged)
         })  # fmt: skip
     if not brief:

@@ -32,15 +32,20 @@ class Ensemble(nn.Module):
     """Weight of each member; they sum to 1."""
     task: Any
     temperature: float = 1.0
+    temperatures: tuple[float, ...] = ()
+    """Temperature of each member, before the mean; () is 1 for all."""
     shared: bool = False
     """True if all members share a frozen backbone, `features` of the first: computed once."""
 
     def __call__(self, inputs, train: bool = False):
         if self.shared and inputs.ndim > 2:
             inputs = self.features(inputs)
+        temperatures = self.temperatures or (1.0,) * len(self.members)
         outputs = [
-            member(inputs, **model_kwargs(member, hparams, train))
-            for member, hparams in zip(self.members, self.hparams, strict=True)
+            member(inputs, **model_kwargs(member, hparams, train)) / temperature
+            for member, hparams, temperature in zip(
+                self.members, self.hparams, temperatures, strict=True
+            )
         ]
         outputs = self.task.mean(jnp.stack(outputs), jnp.float32(self.weights))
         return outputs / self.temperature
@@ -60,7 +65,7 @@ class NoOptimizer:
 
 def ensemble_recipe(
     recipe: Recipe, members: Sequence[tuple[nn.Module, Hparams]], weights: Sequence[float],
-    temperature: float = 1.0, shared: bool = False,
+    temperature: float = 1.0, shared: bool = False, temperatures: Sequence[float] = (),
 ) -> Recipe:  # fmt: skip
     """Returns the Recipe of an `Ensemble` for the task of a member's recipe."""
     model = Ensemble(
@@ -68,6 +73,7 @@ def ensemble_recipe(
         members=tuple(model.clone() for model, _ in members),
         hparams=tuple(hparams for _, hparams in members),
         weights=tuple(weights), task=recipe.task, temperature=temperature, shared=shared,
+        temperatures=tuple(temperatures),
     )  # fmt: skip
     return Recipe(model, recipe.task, NoOptimizer(), batch_size=recipe.batch_size)
 
