@@ -5,7 +5,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Float
 
@@ -49,8 +48,9 @@ class Trees(nn.Module):
         self.indicator = array("indicator", jnp.int32, self.num_inputs)  # -1: never missing
         self.fill = array("fill", jnp.float32, self.num_inputs)
         self.projection = array("projection", jnp.float32, self.width, self.num_combinations)
-        # of the nodes: first the roots of the trees, those of a round of boosting in the order of
-        # the scores, then a leaf of value 0; a leaf is its own child, with an infinite threshold
+        # of the trees, those of one round of boosting in the order of the scores
+        self.root = array("root", jnp.int32, self.num_trees)
+        # of the nodes; a leaf is its own child, with an infinite threshold
         self.column = array("column", jnp.int32, self.num_nodes)
         self.threshold = array("threshold", jnp.float32, self.num_nodes)
         self.left = array("left", jnp.int32, self.num_nodes)
@@ -82,10 +82,11 @@ class Trees(nn.Module):
             values = _take(self.value.value, node).reshape(n, -1, self.num_scores)
             return scores + values.sum(1), None
 
-        size = min(CHUNK * self.num_scores // self.num_values, self.num_trees)
-        chunks = -(-self.num_trees // size)
-        roots = np.minimum(np.arange(chunks * size, dtype=np.int32), self.num_trees)
-        scores, _ = lax.scan(add, jnp.zeros((n, self.num_scores)), roots.reshape(-1, size))
+        size = CHUNK * (self.num_scores // self.num_values)
+        count, roots = self.num_trees // size, jnp.asarray(self.root.value)
+        scores, _ = add(jnp.zeros((n, self.num_scores)), roots[count * size :])
+        if count:
+            scores, _ = lax.scan(add, scores, roots[: count * size].reshape(count, size))
         return _dot(scores, self.head.value) + self.base.value[None]
 
 
