@@ -130,7 +130,7 @@ def score(model: str, train, test, is_classes: bool) -> dict[str, float]:
     if model == "CatBoost":
         import catboost
 
-        x, x_test = (part.astype({c: str for c in texts}) for part in (x, x_test))
+        x, x_test = (part.fillna({c: "missing" for c in texts}) for part in (x, x_test))
         fit = getattr(catboost, f"CatBoost{kind}")(
             cat_features=texts, verbose=0, allow_writing_files=False
         )
