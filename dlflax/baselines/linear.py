@@ -1,5 +1,7 @@
-"""A linear model, the mean of those of all folds: ridge and multinomial logistic regression, regularized by the loss on
-held-out folds."""
+"""Linear models: ridge and multinomial logistic regression, the mean of one model for each fold.
+
+The loss on held-out folds chooses the regularization.
+"""
 
 import math
 from typing import Any, NamedTuple

@@ -36,7 +36,7 @@ from dlflax.train.tasks import Classification, Regression
 Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
 TREES_SHARE = 0.5  # of the time that is left for training
-MAX_TREES = 1000  # of each fold and class
+MAX_TREES = 2000  # of each fold and class
 MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
