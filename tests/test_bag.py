@@ -101,6 +101,7 @@ def test_a_run_is_the_weighted_mean_of_its_members(zoo):
     assert {"network", "linear model", "boosted trees (scikit-learn)"} <= set(members)
     assert members["network"]["models"] == 3
     assert sum(member["weight"] for member in members.values()) == pytest.approx(1)
+    assert results["baselines"]["network alone"] == members["network"]["test"]
     assert results["val"]["loss"] <= min(m["val"]["loss"] for m in members.values()) + 1e-4
     saved = json.loads((folder / "config.json").read_text())
     assert saved["requested"]["bag_folds"] == 3 and saved["config"]["bag_folds"] == 0

@@ -8,6 +8,8 @@ its fold, so that its own target is no input.
 
 import dataclasses
 import importlib.util
+import math
+import time
 import types
 from typing import Any, NamedTuple
 
@@ -94,13 +96,16 @@ class Fits(NamedTuple):
 
 def fit_folds(
     library: str, encoder: Encoder, task: Any, inputs: np.ndarray, targets: np.ndarray,
-    fold_of: np.ndarray, **options: Any,
+    fold_of: np.ndarray, *, seconds: float = math.inf, **options: Any,
 ) -> Fits:  # fmt: skip
     """Fits a model for each fold, with early stopping on that fold, and joins them.
 
-    fold_of: int (n,), from 0; options: as for `fit_trees`, which this raises as."""
-    models, outputs = [], None
-    for fold in range(int(fold_of.max()) + 1):
+    fold_of: int (n,), from 0; options: as for `fit_trees`, which this raises as. Raises
+    TimeoutError after the first fold if all would take more than `seconds`."""
+    models, outputs, begun, count = [], None, time.perf_counter(), int(fold_of.max()) + 1
+    for fold in range(count):
+        if fold == 1 and (time.perf_counter() - begun) * count > seconds:
+            raise TimeoutError
         train, val = fold_of != fold, fold_of == fold
         models.append(fit_trees(
             library, encoder, task, inputs[train], targets[train], inputs[val], targets[val],
