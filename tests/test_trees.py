@@ -145,8 +145,8 @@ def test_many_trees_are_added_in_chunks(tables):
     assert model.num_trees > 64
     trees, inputs = variables["trees"], splits.test["inputs"]
     columns = np.asarray(model.apply(variables, inputs, method="columns"))
-    expected = walk(trees, columns, model.num_trees) + np.float64(trees["base"])
-    np.testing.assert_allclose(model.apply(variables, inputs), expected, atol=2e-6)
+    expected = walk(trees, columns[:12], model.num_trees) + np.float64(trees["base"])
+    np.testing.assert_allclose(model.apply(variables, inputs[:12]), expected, atol=2e-6)
     is_missing = splits.test["inputs"][:, splits.encoder.groups()["size"].stop - 1] == 1
     assert is_missing.any() and np.all(np.isneginf(columns[:, 0]) == is_missing)
 
@@ -189,7 +189,7 @@ def test_target_statistics_do_not_leak(tmp_path):
     outside, _, projection = columns.encode(inputs, inputs, np.float64(y[:, None]), 0)
     assert np.corrcoef(inputs @ projection[:, 0], y)[0, 1] > 0.3, "with the example's own target"
     assert abs(np.corrcoef(outside[:, 0], y)[0, 1]) < 0.1
-    model, variables = fit("scikit-learn", splits, Classification(), 100)
+    model, variables = fit("scikit-learn", splits, Classification(), 40)
     logits = jnp.concatenate(
         [model.apply(variables, part["inputs"]) for part in (splits.val, splits.test)]
     )
@@ -232,21 +232,20 @@ def test_a_checkpoint_has_the_trees(tables, tmp_path):
     assert outputs.shape == (len(inputs), 4) and outputs.dtype == np.float32
 
 
-@pytest.mark.parametrize("target", ["price", "class"])
-def test_the_exported_model_predicts_the_same(target, tables):
-    splits, task = tables[target], task_of(target)
+def test_the_exported_model_predicts_the_same(tables):
+    splits, task = tables["price"], Regression()
     raw = splits.encoder.raw(splits.examples["test"])
-    recipe, state = state_of(*fit("scikit-learn", splits, task, 18), task, splits.test["inputs"])
+    recipe, state = state_of(*fit("scikit-learn", splits, task, 66), task, splits.test["inputs"])
     predictor = types.SimpleNamespace(
         config=types.SimpleNamespace(recipe=recipe, hparams=train.Hparams()), calibration={},
         encoder=splits.encoder, state=lambda: state,
     )  # fmt: skip
     content, load = export._onnx(*export.export_stages(predictor))
     outputs = train.forward(recipe, state, train.Hparams(), splits.test["inputs"])
-    expected = task.predictions(outputs, {}, splits.encoder.target, {})
+    expected, session = task.predictions(outputs, {}, splits.encoder.target, {}), load(content)
     for name, values in expected.items():
         for size in (1, 7, len(raw)):
-            np.testing.assert_allclose(load(content)(raw[:size])[name], values[:size], rtol=1e-5)
+            np.testing.assert_allclose(session(raw[:size])[name], values[:size], rtol=1e-5)
 
 
 def test_classes_without_training_examples(tables):
