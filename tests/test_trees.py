@@ -245,7 +245,7 @@ def test_the_exported_model_predicts_the_same(tables):
     expected, session = task.predictions(outputs, {}, splits.encoder.target, {}), load(content)
     for name, values in expected.items():
         for size in (1, 7, len(raw)):
-            np.testing.assert_allclose(session(raw[:size])[name], values[:size], rtol=1e-5)
+            np.testing.assert_allclose(session(raw[:size])[name], values[:size], 1e-5, 1e-5)
 
 
 def test_classes_without_training_examples(tables):
