@@ -146,7 +146,9 @@ def test_many_trees_are_added_in_chunks(tables):
     trees, inputs = variables["trees"], splits.test["inputs"]
     columns = np.asarray(model.apply(variables, inputs, method="columns"))
     expected = walk(trees, columns[:12], model.num_trees) + np.float64(trees["base"])
-    np.testing.assert_allclose(model.apply(variables, inputs[:12]), expected, atol=2e-6)
+    outputs = model.apply(variables, inputs)
+    np.testing.assert_allclose(outputs[:12], expected, atol=2e-6)
+    np.testing.assert_allclose(boosting._evaluate(model, variables, inputs), outputs, atol=2e-6)
     is_missing = splits.test["inputs"][:, splits.encoder.groups()["size"].stop - 1] == 1
     assert is_missing.any() and np.all(np.isneginf(columns[:, 0]) == is_missing)
 
@@ -258,13 +260,14 @@ def test_classes_without_training_examples(tables):
             "scikit-learn", splits.encoder, Classification(), splits.train["inputs"][rows],
             targets[rows], splits.val["inputs"], val_targets, seed=0, max_trees=9, threads=1,
         )  # fmt: skip
-        p = jax.nn.softmax(model.apply(variables, splits.val["inputs"]))
+        p = softmax(boosting._evaluate(model, variables, splits.val["inputs"]), 1)
         assert p[:, classes].sum(1).min() > 0.999999
         rows = np.isin(val_targets, classes)
         assert np.mean(p.argmax(1)[rows] == val_targets[rows]) > 0.5
     both = fit("scikit-learn", tables["dear"], Classification(), 5)
     single = fit("scikit-learn", tables["dear"], Classification(loss=one), 5)
-    logits, logit = (m.apply(v, tables["dear"].test["inputs"]) for m, v in (both, single))
+    inputs = tables["dear"].test["inputs"]
+    logits, logit = (boosting._evaluate(*fits, inputs) for fits in (both, single))
     assert logit.shape[1:] == (1,)
     np.testing.assert_array_equal(logits[:, :1], np.zeros_like(logit))
     np.testing.assert_array_equal(logits[:, 1:], logit)
