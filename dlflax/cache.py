@@ -133,20 +133,17 @@ def _delete_abandoned(temporary: Iterable[Path]) -> None:
 def tidy_cache() -> None:
     """Deletes the temporary files of killed processes and, beyond MAX_PROGRAM_BYTES, the compiled
     programs least recently used."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # of a process that tidies at the same time
         _delete_abandoned(cache_folder().rglob("*.tmp"))
         programs = []
         for path in (cache_folder() / "xla").glob("*-cache"):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                used = max(status.st_atime, status.st_mtime)
-                programs.append((used if status.st_size else 0.0, status.st_size, path))
-        programs.sort(key=lambda row: row[0])
-        total = sum(size for _, size, _ in programs)
-        for _, size, path in programs:
+            status = path.stat()
             # JAX never writes an empty program (of a killed process, a full disk) again
+            used = max(status.st_atime, status.st_mtime) if status.st_size else 0.0
+            programs.append((used, status.st_size, path))
+        total = sum(size for _, size, _ in programs)
+        for _, size, path in sorted(programs):
             if size and total <= MAX_PROGRAM_BYTES:
                 break
             total -= size
-            with contextlib.suppress(OSError):
-                path.unlink()
+            path.unlink()

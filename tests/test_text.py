@@ -24,7 +24,7 @@ import pytest
 from dlflax.config.saved import save_encoder
 from dlflax.data import Dataset, Examples, Given, hub, make_splits, published
 from dlflax.data.order import stratified_sample
-from dlflax.data.text import Text, text_files, tokenizers
+from dlflax.data.text import Text, tokenizers
 from dlflax.data.text import source as text
 from dlflax.data.text.tokenizers import encode
 from dlflax.errors import InputError

@@ -27,9 +27,9 @@ def find_file(
     file: its name in a repository of the hub, or a pattern in a package of PyPI. title, remedy: for
     messages. InputError for a missing file, or one with another checksum.
     """
+    name = title.partition(" (")[0]
     path = in_cache(repository, file) if repository else None
     path = path or (in_package(package, file) if package else None)
-    name = title.partition(" (")[0]
     if not path and not repository:
         raise InputError(f"{name} is not installed: {remedy}")
     path = path or _download(name, title, repository, file, remedy, log)
@@ -44,12 +44,10 @@ def find_file(
 
 def in_cache(repository: str, name: str) -> Path | None:
     """Returns the file in the cache of huggingface_hub ($HF_HOME), without a request to the hub."""
-    import huggingface_hub
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
-    except Exception:  # a missing file, or a damaged cache
-        return None
+    path = try_to_load_from_cache(repository, name)
+    return Path(path) if isinstance(path, str) else None
 
 
 def in_package(package: str, pattern: str) -> Path | None:

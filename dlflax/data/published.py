@@ -8,69 +8,63 @@ used: start-up time counts.
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import io
 import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dlflax.cache import cache_folder
+from dlflax.cache import cache_folder, digest
 from dlflax.data import cifar, hub, idx
 from dlflax.errors import InputError, first_line
 
-Splits = dict[str, Iterator[tuple[Any, dict[str, Any]]]]
+Examples = Iterator[tuple[Any, dict[str, Any]]]  # pairs of a key and an example of TFDS
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A data set with its files' addresses, and how they are read."""
+    """A data set with the version and features of its builder in TFDS, beside the label."""
 
     version: str
-    """Version of the builder of TFDS."""
-    homepage: str
+    features: dict[str, tuple[int | None, ...]]
+    """Name -> shape of an image, or () for a text."""
     files: dict[str, str]
     """Address -> SHA-256: of IDX files without gzip, as mirrors compress them differently."""
     class_names: tuple[str, ...]
+    reader: ModuleType | Callable[[list[Path]], dict[str, Examples]]
+    """`idx` or `cifar`, which read a user's files, too; or a function that reads all splits."""
     by_hand: str
     """Advice for a machine without network."""
-    generate: Callable[[list[Path]], Splits]
-    """Reads the files: split -> pairs of a key and an example of TFDS."""
-    inputs: str = "image"
-    """Name of the inputs: image or text."""
-    shape: tuple[int | None, ...] = (None, None, 3)
-    """Shape of the images."""
-    more: str = ""
-    """Name of a further feature, a text."""
-    config: str = ""
-    """Name of the builder's configuration."""
-    reader: ModuleType | None = None
-    """`idx` or `cifar`, which also read a user's files."""
 
 
-def _generate_images(reader: ModuleType, more: str, paths: list[Path]) -> Splits:
+def reader(name: str) -> ModuleType | None:
+    """Returns the module that reads a user's files of a data set, if any."""
+    module = DATASETS[name].reader if name in DATASETS else None
+    return module if isinstance(module, ModuleType) else None
+
+
+def _encode_images(arrays: Sequence[tuple], features: Collection[str]) -> dict[str, Examples]:
     import PIL.Image
 
-    def examples(split, images, labels):
+    def encode(split, images, labels):
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             file = io.BytesIO()  # TFDS would encode an array with TensorFlow
             PIL.Image.fromarray(image.squeeze()).save(file, format="png")
-            example = {"image": file.getvalue(), "label": int(label)}
-            yield index, example | ({more: f"{split}_{index:05d}"} if more else {})
+            example = {"image": file.getvalue(), "label": int(label), "id": f"{split}_{index:05d}"}
+            yield index, {name: example[name] for name in (*features, "label")}
 
-    train, test = reader.read(paths)
-    return {"train": examples("train", *train), "test": examples("test", *test)}
+    return {"train": encode("train", *arrays[0]), "test": encode("test", *arrays[1])}
 
 
-def _generate_cats_vs_dogs(paths: list[Path]) -> Splits:
-    """Generates the JFIF files of 25,000; TFDS has the same, but encodes them anew."""
+def _read_cats_vs_dogs(paths: list[Path]) -> dict[str, Examples]:
+    """Reads the JFIF files of 25,000; TFDS has the same, but encodes them anew."""
 
-    def examples():
+    def read():
         with zipfile.ZipFile(paths[0]) as archive:
             for name in archive.namelist():
                 if match := re.fullmatch(r"PetImages/(Cat|Dog)/\d+\.jpg", name):
@@ -78,11 +72,11 @@ def _generate_cats_vs_dogs(paths: list[Path]) -> Splits:
                     if b"JFIF" in image[:10]:
                         yield name, {"image": image, "image/filename": name, "label": label}
 
-    return {"train": examples()}
+    return {"train": read()}
 
 
-def _generate_imdb(paths: list[Path]) -> Splits:
-    def examples(split):
+def _read_imdb(paths: list[Path]) -> dict[str, Examples]:
+    def read(split):
         with tarfile.open(paths[0], "r:gz") as archive:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
@@ -90,15 +84,7 @@ def _generate_imdb(paths: list[Path]) -> Splits:
                 if label in ("neg", "pos") and file.endswith(".txt"):
                     yield member.name, {"text": archive.extractfile(member).read(), "label": label}
 
-    return {split: examples(split) for split in ("train", "test")}
-
-
-def _idx(url: str, class_names, sha256: Sequence[str], by_hand: str = "") -> Published:
-    files = {f"{url}{file}.gz": digest for file, digest in zip(idx.FILES, sha256, strict=True)}
-    return Published(
-        "3.0.1", url, files, class_names, f"pass --data with {idx.EXPECTED}{by_hand}.",
-        lambda paths: _generate_images(idx, "", paths), shape=(28, 28, 1), reader=idx,
-    )  # fmt: skip
+    return {split: read(split) for split in ("train", "test")}
 
 
 CATS_VS_DOGS = (
@@ -106,49 +92,49 @@ CATS_VS_DOGS = (
     "3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 )
 DATASETS = {
-    "mnist": _idx("https://storage.googleapis.com/cvdf-datasets/mnist/", tuple("0123456789"), (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    )),
-    "fashion_mnist": _idx("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", (
+    "mnist": Published("3.0.1", {"image": (28, 28, 1)}, {
+        f"https://storage.googleapis.com/cvdf-datasets/mnist/{file}.gz": sha256
+        for file, sha256 in zip(idx.FILES, (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ), strict=True)
+    }, tuple("0123456789"), idx, f"pass --data with {idx.EXPECTED}."),
+    "fashion_mnist": Published("3.0.1", {"image": (28, 28, 1)}, {
+        f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{file}.gz": sha256
+        for file, sha256 in zip(idx.FILES, (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ), strict=True)
+    }, (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
         "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-    ), (
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ), ", or apt install dataset-fashion-mnist"),
-    "cifar10": Published(  # Krizhevsky 2009
-        "3.0.2", "https://www.cs.toronto.edu/~kriz/cifar.html",
-        {cifar.URL: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        f"pass --data with {cifar.EXPECTED} ({cifar.URL}).",
-        lambda paths: _generate_images(cifar, "id", paths),
-        shape=(32, 32, 3), more="id", reader=cifar,
-    ),
+    ), idx, f"pass --data with {idx.EXPECTED}, or apt install dataset-fashion-mnist."),
+    "cifar10": Published("3.0.2", {"id": (), "image": (32, 32, 3)}, {  # Krizhevsky 2009
+        cifar.URL: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    }, (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    ), cifar, f"pass --data with {cifar.EXPECTED} ({cifar.URL})."),
     "cats_vs_dogs": Published(  # Elson et al., CCS 2007
-        "4.0.1", "https://www.microsoft.com/en-us/download/details.aspx?id=54765",
+        "4.0.1", {"image": (None, None, 3), "image/filename": ()},
         {CATS_VS_DOGS: "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"},
-        ("cat", "dog"), f"get {CATS_VS_DOGS} by hand, unpack it and pass --data PetImages.",
-        _generate_cats_vs_dogs, more="image/filename",
+        ("cat", "dog"), _read_cats_vs_dogs,
+        f"get {CATS_VS_DOGS} by hand, unpack it and pass --data PetImages.",
     ),
-    "imdb_reviews": Published(  # Maas et al., ACL 2011
-        "1.0.0", "https://ai.stanford.edu/~amaas/data/sentiment/",
-        {"http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz":
-         "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"},
-        ("neg", "pos"), "unpack the archive and pass --data aclImdb.",
-        _generate_imdb, inputs="text", config="plain_text",
-    ),
+    "imdb_reviews": Published("1.0.0", {"text": ()}, {  # Maas et al., ACL 2011
+        "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz":
+        "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
+    }, ("neg", "pos"), _read_imdb, "unpack the archive and pass --data aclImdb."),
 }  # fmt: skip
 
 
 def load(
     name: str,
     read: Callable[[Path], Any],
-    built_in: Sequence[str],
+    built_in: Collection[str],
     log: Callable[[str], None],
     stand_in: Callable[[], Any | None] = lambda: None,
 ) -> Any:
@@ -169,12 +155,12 @@ def load(
                 log(str(error))
     if not published:
         return read(_prepare_with_tensorflow(name, folders[0], built_in))
-    folder = next((folder for folder in folders if not find_tfds(folder, name)), None)
+    empty = [folder for folder in folders if not find_tfds(folder, name)]
     if reason := hub.network_error(next(iter(published.files))):
         log(f"{name} cannot be downloaded: {reason}.")
-    elif folder:
+    elif empty:
         try:
-            return read(_prepare(name, published, folder))
+            return read(_prepare(name, published, empty[0]))
         except Exception as error:  # TFDS, requests and the file system raise dozens of types
             log(f"{name} could not be downloaded: {first_line(error)}")
     if (dataset := stand_in()) is not None:
@@ -210,31 +196,34 @@ def _prepare(name: str, published: Published, root: Path) -> Path:
 
     # Not registered: TFDS allows a name once, and the builders of TFDS may be imported later.
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Builder of a published data set."""
+        """Published data set."""
 
         VERSION = tfds.core.Version(published.version)
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n) for n in [published.config] if n]
+        if "text" in published.features:
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain_text")]
 
         def _info(self):
-            texts = [n for n in (published.more, published.inputs) if n not in ("", "image")]
-            features = {name: tfds.features.Text() for name in texts}
-            if published.inputs == "image":
-                features["image"] = tfds.features.Image(shape=published.shape)
+            features = {
+                name: tfds.features.Image(shape=shape) if shape else tfds.features.Text()
+                for name, shape in published.features.items()
+            }
             features["label"] = tfds.features.ClassLabel(names=published.class_names)
+            inputs = "image" if "image" in features else "text"
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features),
-                homepage=published.homepage, supervised_keys=(published.inputs, "label"),
-                disable_shuffling=published.reader is not None,
+                supervised_keys=(inputs, "label"), disable_shuffling=reader(name) is not None,
             )  # fmt: skip
 
         def _split_generators(self, dl_manager):
             paths = [Path(path) for path in dl_manager.download(list(published.files))]
             for path, (url, sha256) in zip(paths, published.files.items(), strict=True):
                 _verify(path, url, sha256)
-            return published.generate(paths)
+            if module := reader(name):
+                return _encode_images(module.read(paths), published.features)
+            return published.reader(paths)
 
-        def _generate_examples(self):
-            raise NotImplementedError  # `_split_generators` returns generators
+        def _generate_examples(self):  # required, though `_split_generators` returns them
+            raise NotImplementedError
 
     Builder.name = name
     builder = Builder(data_dir=root)
@@ -248,11 +237,8 @@ def _prepare(name: str, published: Published, root: Path) -> Path:
 def _verify(path: Path, url: str, sha256: str) -> None:
     """Raises InputError for another checksum, and deletes the file: TFDS would keep it."""
     try:
-        if url.endswith("ubyte.gz"):
-            actual = hashlib.sha256(idx.read_bytes(path)).hexdigest()
-        else:
-            actual = hub.sha256_of(path)
-        if actual != sha256:
+        content = idx.read_bytes(path) if url.endswith("ubyte.gz") else None
+        if sha256 != (digest(content) if content else hub.sha256_of(path)):
             raise InputError(f"{url} is not the published file.")
     except InputError:
         path.unlink(missing_ok=True)
@@ -260,25 +246,22 @@ def _verify(path: Path, url: str, sha256: str) -> None:
         raise
 
 
-def _prepare_with_tensorflow(name: str, root: Path, built_in) -> Path:
+def _prepare_with_tensorflow(name: str, root: Path, built_in: Collection[str]) -> Path:
     """Returns the folder of any other data set, prepared by the builder of TFDS."""
-    remedy = "pass --data with your files or a prepared TFDS folder"
-    names = ", ".join(built_in)
-    unknown = f'"{name}" is neither built in ({names}) nor prepared by TFDS in {root}: {remedy}'
-    if not importlib.util.find_spec("tensorflow"):
-        raise InputError(f'{unknown}, or pip install "dlflax[tf]", which prepares others.')
-    if hub.is_offline():
-        raise InputError(f"{name} is not in {root}, and DLFLAX_OFFLINE is set: {remedy}.")
-    import tensorflow_datasets as tfds
-
     try:
+        if not importlib.util.find_spec("tensorflow"):
+            raise InputError('others need pip install "dlflax[tf]"')
+        if hub.is_offline():
+            raise InputError("DLFLAX_OFFLINE is set")
+        import tensorflow_datasets as tfds
+
         builder = tfds.builder(name, data_dir=root)
         builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError:
-        raise InputError(f"{unknown} (TFDS has none of that name).") from None
     except Exception as error:  # TFDS, requests and the file system raise dozens of types
-        reason = first_line(error)
-        raise InputError(f"TFDS could not download {name} ({reason}): {remedy}.") from None
+        raise InputError(
+            f'"{name}" is neither built in ({", ".join(built_in)}) nor prepared by TFDS in {root} '
+            f"({first_line(error)}): pass --data with your files or a prepared TFDS folder."
+        ) from None
     return Path(builder.data_dir)
 
 

@@ -13,10 +13,11 @@ from dlflax.report.tables import number_text
 
 MAX_CLASSES = 60  # of a confusion matrix: larger ones are illegible, and take gigabytes
 NUMBER_FORMAT = "{x:,.15g}"  # of ticks: 145,860, not 1.4586 x 10^5
-FONTS = (  # where DejaVu Sans lacks a letter, Matplotlib takes it from the first that has it
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans",
-    "WenQuanYi Micro Hei", "Malgun Gothic", "Apple SD Gothic Neo", "Noto Sans Devanagari",
-    "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS", "Noto Emoji",
+FONTS = (  # Matplotlib takes a letter from the first installed font that has it
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC",
+    "Hiragino Sans", "WenQuanYi Micro Hei", "Malgun Gothic", "Apple SD Gothic Neo",
+    "Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS",
+    "Noto Emoji",
 )  # fmt: skip
 
 
@@ -376,14 +377,13 @@ def draw(
     import matplotlib
     from matplotlib import font_manager
 
-    installed = set(font_manager.get_font_names())  # others would be warned about
-    family = ["DejaVu Sans", *(name for name in FONTS if name in installed)]
     paths: dict[str, Path] = {}
     for name, drawing in drawings.items():
         path = Path(folder) / f"{name}.png"
         try:
+            fonts = [f for f in FONTS if f in font_manager.get_font_names()]  # others warn
             with (
-                matplotlib.rc_context({"font.family": family}),
+                matplotlib.rc_context({"font.family": fonts}),
                 warnings.catch_warnings(record=True) as caught,
             ):
                 warnings.filterwarnings("always", "Glyph")

@@ -77,9 +77,9 @@ def load(
     Inputs are uint8 (n, h, w, c), (n, 28, 28, 1) for MNIST and its like; targets are int32 (n,).
     Raises InputError when no source has the data or a file is invalid.
     """
-    folder, entry = cache_dir or cache_folder(), published.DATASETS.get(name)
+    folder = cache_dir or cache_folder()
 
-    def read_files(paths: list[Path], origin: str) -> Dataset:
+    def read_files(paths: list[Path], origin: Path) -> Dataset:
         return _cached(folder, name, paths, lambda: _read_files(name, paths, origin), log)
 
     def read_prepared(prepared: Path) -> Dataset:
@@ -98,12 +98,11 @@ def load(
         paths = idx.find(DEBIAN_FASHION_MNIST) if name == "fashion_mnist" else []
         return read_files(paths, DEBIAN_FASHION_MNIST) if paths else None
 
-    if name == "digits" and data is None:
+    if data is None and name == "digits":
         return read_digits()
     if data is None:
         return published.load(name, read_prepared, BUILT_IN, log, stand_in)
-    root = Path(data).expanduser()
-    reader = entry.reader if entry else None
+    root, reader = Path(data).expanduser(), published.reader(name)
     if reader and (paths := reader.find(root)):
         return read_files(paths, root)
     if prepared := published.find_tfds(root, name):
@@ -115,35 +114,42 @@ def load(
     raise InputError(f"--data {root} {state}: it should be {expected}.")
 
 
-def _cached(folder: Path, name: str, files: list[Path], read, log) -> Dataset:
-    """Returns read(), cached in `folder` while sizes and times of `files` are the same."""
+def _cached(folder: Path, name: str, files: list[Path], read: Callable[[], tuple], log) -> Dataset:
+    """Returns the data set of `read`, cached in `folder` while sizes and times of `files` are the
+    same. read: returns (source, class names, [(images, targets) of train, of test], [(origin of
+    images, of targets) of train, of test] for messages)."""
     status = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     home = cache.digest([name, str(files[0].parent.resolve())])[:12]
     path = folder / "arrays" / home / cache.digest([1, status])[:16]  # 1: the format's version
     if entry := cache.read(path):
-        (train, class_names, *strings), arrays = entry
-        images, targets = (np.array(arrays[key]) for key in ("images", "targets"))
-        return _make_dataset(images, targets, train, class_names, *strings)
-    data = read()
-    images, targets = data.examples.columns["inputs"], data.examples.target
-    train = int(np.sum(~data.split.in_test))
-    values = train, data.class_names, data.name, data.source, data.checksum
-    cache.write(path, values, {"images": [images], "targets": [targets]}, log, alone=True)
-    return data
+        values, arrays = entry
+    else:
+        source, class_names, splits, origins = read()
+        _check(name, class_names, splits, origins)
+        digest = hashlib.sha256()
+        for array in (array for arrays in splits for array in arrays):
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array))
+        values = len(splits[0][0]), class_names, name, source, digest.hexdigest()
+        columns = map(np.concatenate, zip(*splits, strict=True))
+        arrays = dict(zip(("images", "targets"), columns, strict=True))
+        blocks = {name: [array] for name, array in arrays.items()}
+        cache.write(path, values, blocks, log, alone=True)
+    (train, class_names, *strings), (images, targets) = values, map(np.asarray, arrays.values())
+    examples = Examples({"inputs": images}, targets, (), tuple(class_names))
+    return Dataset(examples, Given(np.arange(len(images)) >= train, by_class=False), *strings)
 
 
-def _check(name, source, splits, class_names, descriptions) -> Dataset:
-    """Returns a Dataset of (inputs, targets) for train and test, or raises InputError.
-    descriptions: of inputs and targets for each split, for messages."""
-    for (inputs, targets), (origin, targets_origin) in zip(splits, descriptions, strict=True):
+def _check(name, class_names, splits, origins) -> None:
+    """Raises InputError for invalid splits of `_cached`."""
+    for (inputs, targets), (origin, targets_origin) in zip(splits, origins, strict=True):
         if inputs.ndim != 4 or inputs.dtype != np.uint8:
             raise InputError(f"{origin} is {inputs.dtype} {inputs.shape}, not uint8 (n, h, w, c).")
         if len(inputs) == 0:
             raise InputError(f"{origin} has no images: at least one is required.")
-        entry = published.DATASETS.get(name)
-        if entry and entry.reader and inputs.shape[1:] != entry.shape:
-            size, expected = (" x ".join(map(str, s)) for s in (inputs.shape[1:], entry.shape))
-            raise InputError(f"{origin} has images of {size}, but {name} has {expected}.")
+        if published.reader(name) is idx and inputs.shape[1:] != (28, 28, 1):
+            size = " x ".join(map(str, inputs.shape[1:]))
+            raise InputError(f"{origin} has images of {size}, but {name} has 28 x 28 x 1.")
         if len(inputs) != len(targets):
             raise InputError(
                 f"{origin} has {len(inputs):,} images and {targets_origin} {len(targets):,} "
@@ -156,51 +162,37 @@ def _check(name, source, splits, class_names, descriptions) -> Dataset:
     if not counts.all():
         empty = int(np.argmin(counts))
         raise InputError(
-            f"{descriptions[0][1]} has no example of class {empty} ({class_names[empty]}), but "
+            f"{origins[0][1]} has no example of class {empty} ({class_names[empty]}), but "
             "every class needs one in the train split."
         )
-    digest = hashlib.sha256()
-    for array in (array for arrays in splits for array in arrays):
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array))
-    images, targets = (np.concatenate(arrays) for arrays in zip(*splits, strict=True))
-    strings = name, source, digest.hexdigest()
-    return _make_dataset(images, targets, len(splits[0][0]), class_names, *strings)
 
 
-def _make_dataset(images, targets, train: int, class_names, *strings: str) -> Dataset:
-    """Returns a Dataset whose first `train` examples are the train split."""
-    examples = Examples({"inputs": images}, targets, (), tuple(class_names))
-    return Dataset(examples, Given(np.arange(len(images)) >= train, by_class=False), *strings)
+def _read_files(name: str, paths: list[Path], origin: Path) -> tuple:
+    reader = published.reader(name)
+    origins = [paths[:2], paths[2:]] if reader is idx else [(origin, origin)] * 2
+    class_names = published.DATASETS[name].class_names
+    return f"{reader.TITLE} in {origin.resolve()}", class_names, reader.read(paths), origins
 
 
-def _read_files(name: str, paths: list[Path], origin) -> Dataset:
-    """Reads a user's files by the reader of a published data set."""
-    entry = published.DATASETS[name]
-    splits, source = entry.reader.read(paths), f"{entry.reader.TITLE} in {Path(origin).resolve()}"
-    descriptions = [paths[:2], paths[2:]] if entry.reader is idx else [(origin, origin)] * 2
-    return _check(name, source, splits, entry.class_names, descriptions)
-
-
-def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
+def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> tuple:
     log(f"Decoding the images of {folder}, once: they are cached.")
     class_names, read = published.read_tfds(folder, "image")
     if len(read) < 2:
         raise InputError(f"The TFDS data set in {folder} has no test split: pass --data.")
-    splits, descriptions = [], [f"The {split} split in {folder}" for split in read]
-    for description, (images, labels) in zip(descriptions, read.values(), strict=True):
+    splits, origins = [], [f"The {split} split in {folder}" for split in read]
+    for origin, (images, labels) in zip(origins, read.values(), strict=True):
         if len(shapes := sorted({image.shape for image in images})) > 1:
             raise InputError(
-                f"{description} has images of {shapes[0]} and of {shapes[1]}, but all images of a "
-                "data set must have one shape."
+                f"{origin} has images of {shapes[0]} and of {shapes[1]}, but all images of a data "
+                "set must have one shape."
             )
         images = np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)
         splits.append((images, np.array(labels, np.int32)))
     source = f"TFDS {name}:{folder.name} in {folder}"
-    return _check(name, source, splits, class_names, [(text, text) for text in descriptions])
+    return source, class_names, splits, [(origin, origin) for origin in origins]
 
 
-def _read_digits(path: Path) -> Dataset:
+def _read_digits(path: Path) -> tuple:
     """Returns scikit-learn's digits at 20 x 20 in a frame of 28 x 28, as MNIST's; 20 % are test."""
     import PIL.Image
 
@@ -220,4 +212,4 @@ def _read_digits(path: Path) -> Dataset:
         in_test[indices[: round(0.2 * len(indices))]] = True
     splits = [(images[rows], labels[rows]) for rows in (~in_test, in_test)]
     source = "scikit-learn digits, 1,797 images resized from 8x8 to 28x28 (NOT MNIST)"
-    return _check("digits", source, splits, tuple("0123456789"), [(path, path)] * 2)
+    return source, tuple("0123456789"), splits, [(path, path)] * 2
