@@ -1,8 +1,8 @@
 """Cache on disk: entries of JSON values and arrays, verified when they are read.
 
-An entry has a file NAME.json, with its values and the SHA-256 of its arrays, and a file
-NAME.ARRAY.npy for each. Each file is renamed when it is complete, NAME.json last, so that no
-process reads partial ones, and processes that write an entry at once do no harm.
+An entry has a file NAME.json, with its values and the dtype, shape and SHA-256 of its arrays, and a
+file NAME.ARRAY with the bytes of each. Each file is renamed when it is complete, NAME.json last, so
+that no process reads partial ones, and processes that write an entry at once do no harm.
 """
 
 import contextlib
@@ -49,16 +49,16 @@ def read(path: Path) -> tuple[Any, dict[str, np.ndarray]] | None:
         checksum, _, text = read_bytes(f"{path}.json").decode("utf-8").partition("\n")
         if digest(text.encode()) != checksum:
             return None
-        values, expected = json.loads(text)
-        arrays = {
-            name: np.load(f"{path}.{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in expected
-        }
-        for name, array in arrays.items():
-            sha256 = hashlib.sha256(array)
-            sha256.update(f"{array.dtype.str} {array.shape}".encode())
-            if sha256.hexdigest() != expected[name]:
+        values, manifest = json.loads(text)
+        arrays = {}
+        for name, (dtype, shape, sha256) in manifest.items():
+            if 0 in shape:
+                array = np.empty(shape, dtype)  # which cannot be mapped
+            else:
+                array = np.memmap(f"{path}.{name}", dtype, "r", shape=tuple(shape))
+            if hashlib.sha256(array).hexdigest() != sha256:
                 return None
+            arrays[name] = array
         return values, arrays
     except Exception:  # damaged bytes can raise anything
         return None
@@ -88,11 +88,11 @@ def write(
             if not other.name.startswith((path.name, ".")):
                 with contextlib.suppress(OSError):
                     other.unlink()
-        checksums = {
-            name: _write_array(Path(f"{path}.{name}.npy"), blocks)
+        manifest = {
+            name: _write_array(Path(f"{path}.{name}"), blocks)
             for name, blocks in (arrays or {}).items()
         }
-        text = json.dumps([values, checksums])
+        text = json.dumps([values, manifest])
         with atomic_write(f"{path}.json") as temporary:
             content = f"{digest(text.encode())}\n{text}"
             temporary.write_text(content, encoding="utf-8", newline="\n")
@@ -102,24 +102,16 @@ def write(
         return False
 
 
-def _write_array(path: Path, blocks: Iterable[np.ndarray]) -> str:
-    """Writes blocks (rows, ...) as an .npy file. Returns its checksum."""
-    sha256, count, header = hashlib.sha256(), 0, {}
+def _write_array(path: Path, blocks: Iterable[np.ndarray]) -> tuple[str, list[int], str]:
+    """Writes the bytes of blocks (rows, ...). Returns (dtype, shape, SHA-256)."""
+    sha256, count = hashlib.sha256(), 0
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         for block in map(np.ascontiguousarray, blocks):
-            if not header:
-                header = {"descr": block.dtype.str, "fortran_order": False, "shape": block.shape}
-                # NumPy pads the header to the same length for any number of rows
-                np.lib.format.write_array_header_1_0(file, header)
-            data = block.reshape(-1).view(np.uint8)
-            file.write(data)
-            sha256.update(data)
+            content = block.reshape(-1).view(np.uint8)
+            file.write(content)
+            sha256.update(content)
             count += len(block)
-        header["shape"] = (count, *header["shape"][1:])
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header)
-    sha256.update(f"{header['descr']} {header['shape']}".encode())
-    return sha256.hexdigest()
+    return block.dtype.str, [count, *block.shape[1:]], sha256.hexdigest()
 
 
 def _delete_abandoned(temporary: Iterable[Path]) -> None:

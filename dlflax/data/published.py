@@ -138,13 +138,15 @@ def load(
     log: Callable[[str], None],
     stand_in: Callable[[], Any | None] = lambda: None,
 ) -> Any:
-    """Returns `read` of the folder where TFDS has prepared a data set, which is downloaded if none
-    has; else `stand_in()`. Without network that takes seconds.
+    """Returns `read` of the folder where TFDS has prepared a data set ($TFDS_DATA_DIR or
+    ~/tensorflow_datasets), or it is downloaded to; else `stand_in()`, within seconds.
 
     `log` gets a sentence for each failure; InputError if all fail. built_in: names of this kind of
     data, of which those in `DATASETS` are downloaded without TensorFlow.
     """
-    published, folders = DATASETS.get(name) if name in built_in else None, tfds_folders()
+    published = DATASETS.get(name) if name in built_in else None
+    root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folders = root, cache_folder() / "tfds"  # the second if the first has an unreadable one
     for folder in folders:
         if prepared := find_tfds(folder, name):
             try:
@@ -154,7 +156,7 @@ def load(
                     raise
                 log(str(error))
     if not published:
-        return read(_prepare_with_tensorflow(name, folders[0], built_in))
+        return read(_prepare_with_tensorflow(name, root, built_in))
     empty = [folder for folder in folders if not find_tfds(folder, name)]
     if reason := hub.network_error(next(iter(published.files))):
         log(f"{name} cannot be downloaded: {reason}.")
@@ -166,15 +168,6 @@ def load(
     if (dataset := stand_in()) is not None:
         return dataset
     raise InputError(f"{name} is not on this machine and cannot be downloaded: {published.by_hand}")
-
-
-def tfds_folders() -> tuple[Path, Path]:
-    """Returns TFDS's folder of prepared data sets ($TFDS_DATA_DIR or ~/tensorflow_datasets).
-
-    The second folder, in the cache, is for a download if the first has an unreadable data set.
-    """
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(default).expanduser(), cache_folder() / "tfds"
 
 
 def find_tfds(root: Path, name: str) -> Path | None:

@@ -39,11 +39,11 @@ class Features:
         mesh = jax.make_mesh((len(local),), ("batch",), (AxisType.Auto,), devices=local)
         self._mesh, self._sharding = mesh, NamedSharding(mesh, P("batch"))
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
-        self._features: dict[bytes, np.ndarray] = {}
+        self._features: dict[str, np.ndarray] = {}
         for path in sorted(self.folder.glob("*.json")):
             if entry := cache.read(path.with_suffix("")):
-                digests, features = (np.array(entry[1][name]) for name in ("digests", "features"))
-                self._features |= dict(zip(map(bytes, digests), features, strict=True))
+                features = np.array(entry[1]["features"])
+                self._features |= dict(zip(entry[0], features, strict=True))
         self._is_writable = True
         self.computed = 0
         """Number of images whose features were not on disk."""
@@ -56,11 +56,11 @@ class Features:
         salt = json.dumps(salt).encode()
         # read by chunks, as the images may be on disk
         digests = [
-            hashlib.sha256(salt + image.tobytes()).digest()
+            hashlib.sha256(salt + image.tobytes()).hexdigest()
             for start in range(0, len(images), FILE_SIZE)
             for image in images[start : start + FILE_SIZE]
         ]
-        rows: dict[bytes, int] = {}
+        rows: dict[str, int] = {}
         for row, digest in enumerate(digests):
             if digest not in self._features:
                 rows.setdefault(digest, row)
@@ -70,12 +70,16 @@ class Features:
                 computed = {}
                 for batch in _batches(missing[start : start + FILE_SIZE], images):
                     inputs = images[np.array(list(batch.values()))]
-                    keys = np.frombuffer(b"".join(digest[:4] for digest in batch), np.uint32)
+                    keys = bytes.fromhex("".join(digest[:8] for digest in batch))
+                    keys = np.frombuffer(keys, np.uint32)
                     features = self._compute(inputs, keys, augmentations if view else (), hparams)
                     computed |= dict(zip(batch, features, strict=True))
                     advance(len(batch))
                 self._features |= computed
-                self._is_writable = self._is_writable and self._save(computed)
+                if self._is_writable:
+                    path = self.folder / cache.digest(list(computed))[:16]
+                    arrays = {"features": [np.stack(list(computed.values()))]}
+                    self._is_writable = cache.write(path, list(computed), arrays, self.log)
         self.computed += len(missing)
         return np.stack([self._features[digest] for digest in digests])
 
@@ -86,11 +90,6 @@ class Features:
         hparams = as_float32(hparams or Hparams())
         rows = _features(self.model, augmentations, self._mesh, self._variables, *arrays, hparams)
         return np.asarray(rows)[:n]
-
-    def _save(self, computed: dict[bytes, np.ndarray]) -> bool:
-        digests = np.frombuffer(b"".join(computed), np.uint8).reshape(-1, 32)
-        arrays = {"digests": [digests], "features": [np.stack(list(computed.values()))]}
-        return cache.write(self.folder / cache.digest(digests)[:16], None, arrays, self.log)
 
 
 def _batches(missing, inputs):
