@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dlflax.cache import cache_folder
 from dlflax.errors import InputError
-from dlflax.files import atomic_write, cache_folder, read_bytes, read_json
+from dlflax.files import atomic_write, read_bytes, read_json
 
 
 def read_trusted_hashes() -> dict[str, dict[str, Any]]:

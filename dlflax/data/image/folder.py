@@ -35,10 +35,10 @@ from typing import Literal
 
 import numpy as np
 
-from dlflax.data import download, urls
+from dlflax.data import published
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import DiskArray, Examples
-from dlflax.data.image import folder_cache, folder_files, folder_labels
+from dlflax.data.image import decode, folder_files, folder_labels
 from dlflax.data.image.encoder import ImageEncoder, fit_scale
 from dlflax.data.splits import ByContent, Given
 from dlflax.data.target import Classes, Labels, Numbers
@@ -105,7 +105,7 @@ class ImageFolder(Source):
             if not folder.is_dir():
                 state = "is not a folder" if folder.exists() else "does not exist"
                 raise InputError(f"--data {folder} {state}: {expected}")
-            if self.labels_csv is None and (prepared := download.find_tfds(folder, self.dataset)):
+            if self.labels_csv is None and (prepared := published.find_tfds(folder, self.dataset)):
                 return self._from_tfds(prepared, log)
             return self._from_folder(folder, log)
         if self.labels_csv is not None:
@@ -117,15 +117,9 @@ class ImageFolder(Source):
                 f'--dataset "{self.dataset}" is unknown: choose cats_vs_dogs, or pass --data; '
                 + expected
             )
-        dataset = download.load_or_download(  # the archive's address has changed before
-            self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
+        return published.load(
+            self.dataset, lambda prepared: self._from_tfds(prepared, log), ("cats_vs_dogs",), log
         )
-        if dataset is None:
-            raise InputError(
-                f"{self.dataset} is not on this machine and cannot be downloaded: get "
-                f"{urls.CATS_VS_DOGS} by hand, unpack it and pass --data PetImages."
-            )
-        return dataset
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> ImageEncoder:
         """Returns the encoder fitted on the train split."""
@@ -154,7 +148,7 @@ class ImageFolder(Source):
                 return folder_labels.list_files(labels, files, report)
             return folder_files.group_by_class(files, folders, report, origin)
 
-        decoded = folder_cache.load_images(folder, self.image_size, stamp, list_files, origin, log)
+        decoded = decode.load_images(folder, self.image_size, stamp, list_files, origin, log)
         name, source = folder.resolve().name or self.dataset, f"images in {folder.resolve()}"
         if labels:
             return self._by_labels(name, source, decoded, labels, log)
@@ -192,7 +186,7 @@ class ImageFolder(Source):
         files = sorted(path for path in folder.iterdir() if path.is_file())
         stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         origin, listing = f"The TFDS data set in {folder}", lambda: folder_files.list_tfds(folder)
-        decoded = folder_cache.load_images(folder, self.image_size, stamp, listing, origin, log)
+        decoded = decode.load_images(folder, self.image_size, stamp, listing, origin, log)
         name = folder.parent.name
         source = f"images of TFDS {name}:{folder.name} in {folder}"
         return self._by_class(name, source, decoded, origin, log)

