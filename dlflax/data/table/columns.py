@@ -37,7 +37,7 @@ class Column(abc.ABC):
         cells). cells: a column of a `RawTable`."""
 
     def raw_width(self) -> int:
-        """Returns the number of raw values per cell, 1 unless overridden."""
+        """Returns the number of raw values per cell."""
         return 1
 
     @abc.abstractmethod
@@ -73,12 +73,10 @@ class NumberColumn(Column):
         known = values[~np.isnan(values)]
         shares = np.linspace(0, 1, bins + 1)
         *edges, median = np.quantile(known, [*shares, 0.5]) if bins else (np.median(known),)
-        edges, mean = np.unique(edges), float(known.mean())
-        scale = float(known.std())
-        if scale <= 1e-9 * abs(mean):  # rounding errors
-            scale = 1.0
-        edges = tuple(edges.tolist()) if len(edges) > 2 else ()
-        return cls(name, form, float(median), mean, scale, edges, len(known) < len(values))
+        edges = tuple(np.unique(edges).tolist()) if len(set(edges)) > 2 else ()
+        median, mean, scale = float(median), float(known.mean()), float(known.std())
+        scale = 1.0 if scale <= 1e-9 * abs(mean) else scale  # rounding errors
+        return cls(name, form, median, mean, scale, edges, len(known) < len(values))
 
     def parse(self, cells):
         values, wrong = column_numbers(cells, self.format)
@@ -101,10 +99,7 @@ class NumberColumn(Column):
         return xp.concatenate(parts, 1)
 
     def describe(self):
-        return {
-            "type": "number", "format": self.format.describe(), "median": self.median,
-            "note": _note("numbers", self.format.missing),
-        }  # fmt: skip
+        return {**_describe("number", self.format), "median": self.median}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +117,8 @@ class CategoryColumn(Column):
 
     def parse(self, cells):
         """Returns the number of each cell's level, from 1; 0 is other."""
-        is_encoded = isinstance(cells, pa.DictionaryArray)
-        codes = cells if is_encoded else as_texts(cells).dictionary_encode()
+        if not isinstance(codes := cells, pa.DictionaryArray):
+            codes = as_texts(cells).dictionary_encode()
         texts = codes.dictionary.to_pylist()
         numbers = match_levels(texts, self.levels) + 1.0
         numbers[[text.lower() in self.missing_marks for text in texts]] = np.nan
@@ -160,10 +155,10 @@ class TimeColumn(Column):
     @classmethod
     def fit(cls, name: str, seconds: np.ndarray, bins: int, form: TimeFormat) -> "TimeColumn":
         """Fits a column to training times, seconds as `column_times` returns them."""
-        raw = _calendar(seconds)
-        plain = NumberFormat()
-        elapsed = NumberColumn.fit(f"{name}: elapsed", raw[:, 0], bins, plain)
-        return cls(name, form, elapsed, NumberColumn.fit(f"{name}: year", raw[:, 1], 0, plain))
+        days, years = _calendar(seconds)[:, :2].T
+        elapsed = NumberColumn.fit(f"{name}: elapsed", days, bins, NumberFormat())
+        year = NumberColumn.fit(f"{name}: year", years, 0, NumberFormat())
+        return cls(name, form, elapsed, year)
 
     def parse(self, cells):
         """Returns days since 1970, year, month from 1, weekday from 0, Monday, and share of day."""
@@ -177,15 +172,17 @@ class TimeColumn(Column):
         return self.elapsed.width() + self.year.width() + 12 + 7 + 1
 
     def encode(self, raw, xp):
-        months = (raw[:, 2:3] == np.arange(1.0, 13.0)[None]).astype(raw.dtype)
-        days = (raw[:, 3:4] == np.arange(7.0)[None]).astype(raw.dtype)
-        times = xp.where(xp.isnan(raw[:, 4:5]), 0, raw[:, 4:5])
-        elapsed = self.elapsed.encode(raw[:, :1], xp)
-        return xp.concatenate([elapsed, self.year.encode(raw[:, 1:2], xp), months, days, times], 1)
+        elapsed, year, month, day, time = (raw[:, i : i + 1] for i in range(5))
+        return xp.concatenate([
+            self.elapsed.encode(elapsed, xp),
+            self.year.encode(year, xp),
+            (month == np.arange(1.0, 13.0)[None]).astype(raw.dtype),
+            (day == np.arange(7.0)[None]).astype(raw.dtype),
+            xp.where(xp.isnan(time), 0, time),
+        ], 1)  # fmt: skip
 
     def describe(self):
-        note = _note("times", self.format.missing)
-        return {"type": "time", "format": self.format.describe(), "note": note}
+        return _describe("time", self.format)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,9 +218,10 @@ class TextColumn(Column):
         return {"type": "text", "format": "", "note": "its words, hashed"}
 
 
-def _note(noun: str, missing: tuple[str, ...]) -> str:
-    odd = [cell for cell in missing if cell not in NO_NUMBER]
-    return f"no {noun}: {', '.join(odd)}" if odd else ""
+def _describe(kind: str, form: NumberFormat | TimeFormat) -> dict[str, Any]:
+    odd = [cell for cell in form.missing if cell not in NO_NUMBER]
+    note = f"no {kind}s: {', '.join(odd)}" if odd else ""
+    return {"type": kind, "format": form.describe(), "note": note}
 
 
 def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +230,7 @@ def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(cells, pa.Array) and pa.types.is_temporal(cells.type):
         zone = getattr(cells.type, "tz", None)
         micro = cells.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
-        seconds = pc.divide(pc.cast(micro, pa.float64()), 1e6).to_numpy(zero_copy_only=False)
+        seconds = np.asarray(pc.divide(pc.cast(micro, pa.float64()), 1e6))
         # training times had a zone and these have none, or the other way round
         wrong = np.isfinite(seconds) & (zone is None if form.zone else zone not in (None, "UTC"))
         return np.where(wrong, np.nan, seconds), wrong

@@ -93,11 +93,12 @@ class TableEncoder(Encoder):
         for column in self.columns:
             cells = examples.columns[column.name]
             raw, wrong_cells = column.parse(cells)
+            about = column.describe()
             for row in np.flatnonzero(wrong_cells & ~wrong).tolist():
+                cell = cells[row].as_py() if isinstance(cells, pa.Array) else cells[row]
                 errors[row] = (
-                    f"{table.row_name(row)}: the column {column.name} has {_cell(cells, row)!r:.60}"
-                    f", where training rows have a {column.describe()['type']} such as "
-                    f"{column.describe()['format']}."
+                    f"{table.row_name(row)}: the column {column.name} has {cell!r:.60}, where "
+                    f"training rows have a {about['type']} such as {about['format']}."
                 )
             wrong |= wrong_cells
             unknown = np.flatnonzero(raw[:, 0] == 0) if isinstance(column, CategoryColumn) else ()
@@ -164,12 +165,12 @@ class TableEncoder(Encoder):
         inputs = np.empty((len(examples), width), np.float32)
 
         def fill(start: int) -> None:
-            block = slice(start, start + PARSED_ROWS)
+            rows = inputs[start : start + PARSED_ROWS]
             for column, index in self._slices("width"):
-                raw = column.parse(examples.columns[column.name][block])[0]
-                for row in range(0, len(raw), ENCODED_ROWS):
-                    encoded = column.encode(raw[row : row + ENCODED_ROWS], np)
-                    inputs[start + row : start + row + len(encoded), index] = encoded
+                raw = column.parse(examples.columns[column.name][start : start + len(rows)])[0]
+                for i in range(0, len(raw), ENCODED_ROWS):
+                    block = slice(i, i + ENCODED_ROWS)
+                    rows[block, index] = column.encode(raw[block], np)
 
         with ThreadPoolExecutor(2) as pool:  # NumPy and Arrow release the GIL
             list(pool.map(fill, range(0, len(examples), PARSED_ROWS)))
@@ -206,23 +207,15 @@ class TableEncoder(Encoder):
         return {column.name: index for column, index in self._slices("width")}
 
     def columns_table(self) -> list[dict[str, Any]]:
-        rows = []
-        for column, missing in zip(self.columns, self.missing, strict=True):
-            about = column.describe()
-            rows.append({
-                "column": column.name, "type": about["type"], "format": about["format"],
-                "missing": missing, "levels": len(about.get("levels", ())) or "",
-                "note": about["note"],
-            })  # fmt: skip
-        blank = {"format": "", "missing": "", "levels": ""}
-        return rows + [
-            {"column": d.name, "type": "dropped", **blank, "note": d.reason} for d in self.dropped
-        ]
+        about = [(c.name, missing, c.describe())
+                 for c, missing in zip(self.columns, self.missing, strict=True)]  # fmt: skip
+        about += [(d.name, "", {"type": "dropped", "format": "", "note": d.reason})
+                  for d in self.dropped]  # fmt: skip
+        return [
+            {"column": name, "type": a["type"], "format": a["format"], "missing": missing,
+             "levels": len(a.get("levels", ())) or "", "note": a["note"]}
+            for name, missing, a in about
+        ]  # fmt: skip
 
     def outlook(self) -> dict[str, Any]:
         return {"columns": [{"name": c.name, **c.describe()} for c in self.columns]}
-
-
-def _cell(column: Any, row: int) -> Any:
-    cell = column[row]
-    return cell.as_py() if isinstance(cell, pa.Scalar) else cell

@@ -83,11 +83,11 @@ class NumberFormat:
         values = np.full(len(cells), math.nan)
         is_plain = np.zeros(len(cells), bool)
         if not self.unit or re.fullmatch(_CURRENCY, self.unit):
-            is_plain = as_mask(pc.match_substring_regex(cells, _PLAIN[self.decimal]))
+            is_plain = np.asarray(pc.match_substring_regex(cells, _PLAIN[self.decimal]))
             texts = cells if is_plain.all() else cells.filter(is_plain)
             if self.decimal == ",":
                 texts = pc.replace_substring(texts, ",", ".")
-            values[is_plain] = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
+            values[is_plain] = pc.cast(texts, pa.float64())
         wrong = np.isinf(values)
         if not is_plain.all():
             codes = cells.filter(~is_plain).dictionary_encode()
@@ -118,11 +118,6 @@ class NumberFormat:
         return f"{text} {self.unit}".strip()
 
 
-def as_mask(array: pa.Array) -> np.ndarray:
-    """Returns an Arrow array of booleans as bool (n,)."""
-    return array.to_numpy(zero_copy_only=False)
-
-
 def _split(cell: str) -> tuple[bool, str, str] | None:
     """Returns (is negative, digits with their marks, unit); None for a cell without a number."""
     if minus := _MINUS.fullmatch(cell):
@@ -148,33 +143,28 @@ class _Evidence:
         unclear: dict[str, str] = {}  # mark -> unclear cell
         padded, rest = False, cells
 
-        def pick(pattern):
-            """Removes matching cells from the rest, and returns them."""
+        def pick(pattern) -> tuple[pa.Array, str]:
+            """Removes matching cells from the rest. Returns them, and the first or ""."""
             nonlocal rest
             matches = pc.match_substring_regex(rest, pattern)
-            if pc.all(matches).as_py():
-                picked, rest = rest, rest[:0]
-            else:
-                picked, rest = rest.filter(matches), rest.filter(pc.invert(matches))
-            return picked
+            picked, rest = rest.filter(matches), rest.filter(pc.invert(matches))
+            return picked, picked[0].as_py() if len(picked) else ""
 
-        if likely and len(picked := pick(_PLAIN[likely])):
-            clear = picked[0].as_py()
-            self.decimals = {likely}
-        if len(rest) and len(picked := pick(_INTEGER)):
-            integer = picked[0].as_py()
+        if likely and (cell := pick(_PLAIN[likely])[1]):
+            clear, self.decimals = cell, {likely}
+        integer = pick(_INTEGER)[1]
         for mark in DECIMALS:
-            if len(rest) and len(picked := pick(_UNCLEAR[mark])):
-                self.unclear = unclear[mark] = picked[0].as_py()
+            picked, cell = pick(_UNCLEAR[mark])
+            if cell:
+                self.unclear = unclear[mark] = cell
                 padded |= pc.any(pc.ends_with(picked, "0")).as_py()
-            if len(rest) and len(picked := pick(_PLAIN[mark])):
-                self._intersect({mark}, picked[0].as_py(), clear)
-                clear = picked[0].as_py()
+            if cell := pick(_PLAIN[mark])[1]:
+                self._intersect({mark}, cell, clear)
+                clear = cell
         self.has_bare = bool(clear or integer or self.unclear)
         numbers, odd = len(cells) - len(rest), 0
-        counts = pc.value_counts(rest)
-        texts, counts = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
-        for cell, count in zip(texts, counts, strict=True):
+        for level in pc.value_counts(rest).to_pylist():
+            cell, count = level["values"], level["counts"]
             if cell.lower() in NO_NUMBER:
                 continue
             parts = _split(cell)
@@ -254,8 +244,7 @@ def infer_formats(
     common = marks.pop() if len(marks) == 1 else None
     usual = {",": ".", "|": "."}.get(table.delimiter)  # semicolons and tabs are no evidence
     for name, evidence in evidence_of.items():
-        mark = decimal if decimal != "auto" else None
-        if mark is None and evidence.are_numbers and not evidence.decimals:
+        if decimal == "auto" and evidence.are_numbers and not evidence.decimals:
             cells = " and ".join(
                 f"{cell!r} ({_locate(table, name, cell)})" for cell in evidence.clash
             )
@@ -263,10 +252,11 @@ def infer_formats(
                 f"{table.place}, column {name} has {cells}: write its numbers in one way, or "
                 f"{advice}."
             )
-        if mark is None and len(evidence.decimals) == 1:
-            (mark,) = evidence.decimals
+        mark = "".join(evidence.decimals) if len(evidence.decimals) == 1 else None
         mark = mark or common or evidence.likely or usual
-        if mark is None and evidence.are_numbers and evidence.unclear:
+        if decimal != "auto":
+            mark = decimal
+        elif mark is None and evidence.are_numbers and evidence.unclear:
             raise InputError(
                 f"{table.place}, column {name}: {evidence.unclear!r} may have thousands or a "
                 f"fraction, and nothing in the file decides: {advice}."
@@ -374,8 +364,8 @@ def column_numbers(column: Any, form: NumberFormat) -> tuple[np.ndarray, np.ndar
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.uint8())
         if not is_numeric(column.type):
-            return np.full(len(column), math.nan), as_mask(column.is_valid())
-        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+            return np.full(len(column), math.nan), np.asarray(column.is_valid())
+        values = np.asarray(column.cast(pa.float64(), safe=False))
         return np.where(np.isinf(values), math.nan, values), np.zeros(len(values), bool)
     texts = [i for i, value in enumerate(column) if isinstance(value, str)]
     values, wrong = np.full(len(column), math.nan), np.zeros(len(column), bool)

@@ -1,8 +1,6 @@
 """Tables: columns of numbers, categories, times and texts; one of them is the target.
 
-Formats are inferred from all rows (`infer_formats`, `_infer_times`), encodings are fitted on the
-training rows (`fit_columns`). A column that is constant, empty, or has another name in almost every
-row is dropped.
+Formats are inferred from all rows, encodings are fitted on the training rows.
 """
 
 import dataclasses
@@ -71,6 +69,53 @@ class Table(Source):
         if not 0 < self.test_split < 1:
             raise InputError(f"--test-split {self.test_split:g} must be between 0 and 1.")
         table, name, source, checksum = self._read(log)
+        target, inputs = self._choose_columns(table, source)
+        columns = {
+            n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
+        }
+        table = dataclasses.replace(table, columns=columns)
+        formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
+        for sentence in number_formats.describe_formats(formats):
+            log(sentence)
+        target_format = formats.pop(target)
+        formats = {c: _infer_times(table, c, formats[c]) for c in inputs}
+        # parsed once: takes less memory than texts, and is not parsed again by the encoder
+        columns |= {c: _as_arrow(columns[c], formats[c]) for c in inputs}
+        none = np.zeros(0)
+        counters = leaks.find_row_counters({
+            c: np.asarray(columns[c]) if isinstance(formats[c], NumberFormat) else none
+            for c in inputs
+        })  # fmt: skip
+        inputs = [c for c in inputs if c not in counters]
+        table = dataclasses.replace(table, columns=columns)
+        table, values, classes = self._parse_target(table, target, target_format, log)
+        style = {
+            "target": target, "delimiter": table.delimiter, "counters": tuple(counters),
+            "formats": formats | {target: target_format},
+        }  # fmt: skip
+        groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
+        split = Share(self.test_split, self.split_seed, groups)
+        inputs = {c: table.columns[c] for c in inputs}
+        examples = Examples(inputs, values, table.names, classes, style)
+        in_test = split.test(examples)
+        if in_test.sum() < 2 or (~in_test).sum() < 4:
+            raise InputError(
+                f"{source} has {len(values)} rows: too few to hold some out with --test-split "
+                f"{self.test_split:g}."
+            )
+        rows = leaks.sample_rows(len(values), len(inputs))
+        sample = {c: _as_numbers(take_rows(inputs[c], rows), formats[c]) for c in inputs}
+        sample_groups = None if groups is None else groups[rows]
+        findings = (
+            *counters.values(),
+            *leaks.find_leaks(sample, values[rows], in_test[rows], sample_groups, classes),
+        )
+        for sentence in findings:
+            log(sentence)
+        return Dataset(examples, split, name, source, checksum, findings=findings)
+
+    def _choose_columns(self, table: RawTable, source: str) -> tuple[str, list[str]]:
+        """Returns (the target, the inputs). Raises InputError for a flag with another column."""
         header = list(table.columns)
         target = self.target or header[-1]
         dropped = (("drop-columns", column) for column in self.drop_columns)
@@ -82,45 +127,7 @@ class Table(Source):
         inputs = [c for c in header if c not in {target, self.group, *self.drop_columns}]
         if not inputs:
             raise InputError(f"{source} has no column besides the target {target}.")
-        columns = {
-            n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
-        }
-        table = dataclasses.replace(table, columns=columns)
-        formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
-        for sentence in number_formats.describe_formats(formats):
-            log(sentence)
-        counters = _find_row_counters(table, inputs, formats)
-        inputs = [c for c in inputs if c not in counters]
-        table, values, classes = self._parse_target(table, target, formats[target], log)
-        formats |= {c: _infer_times(table, c, formats[c]) for c in inputs}
-        style = {
-            "target": target, "delimiter": table.delimiter, "formats": formats,
-            "counters": tuple(counters),
-        }  # fmt: skip
-        groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
-        split = Share(self.test_split, self.split_seed, groups)
-        # parsed once: takes less memory than texts, and is not parsed again by the encoder
-        columns = {c: _as_arrow(table.columns[c], formats[c]) for c in inputs}
-        names = table.names
-        del table  # frees its texts
-        examples = Examples(columns, values, names, classes, style)
-        in_test = split.test(examples)
-        if in_test.sum() < 2 or (~in_test).sum() < 4:
-            raise InputError(
-                f"{source} has {len(values)} rows: too few to hold some out with --test-split "
-                f"{self.test_split:g}."
-            )
-        rows = leaks.sample_rows(len(values), len(inputs))
-        sample = examples.take(rows).columns
-        columns = {c: _as_numbers(sample[c], formats[c]) for c in inputs}
-        sample_groups = None if groups is None else groups[rows]
-        findings = (
-            *counters.values(),
-            *leaks.find_leaks(columns, values[rows], in_test[rows], sample_groups, classes),
-        )
-        for sentence in findings:
-            log(sentence)
-        return Dataset(examples, split, name, source, checksum, findings=findings)
+        return target, inputs
 
     def _read(self, log) -> tuple[RawTable, str, str, str]:
         """Returns (table, name, source, SHA-256 of the source)."""
@@ -148,8 +155,7 @@ class Table(Source):
         values = target_type.infer_numbers(table, target, kind, log, form, MIN_CLASS_ROWS)
         if values is not None:
             keep = ~np.isnan(values)
-            texts = as_texts(take_rows(table.columns[target], ~keep))
-            words = texts.filter(pc.not_equal(texts, "")).to_pylist()
+            words = [w for w in as_texts(take_rows(table.columns[target], ~keep)).to_pylist() if w]
             odd = [word for word in words if word.lower() not in MISSING]
             if len(odd) > target_type.MAX_DROPPED * len(table):
                 raise InputError(
@@ -195,19 +201,6 @@ class Table(Source):
             target, tuple(columns), name, style["formats"][name], style["delimiter"],
             tuple(missing), (*dropped, *counters),
         )  # fmt: skip
-
-
-def _find_row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
-    """Returns `leaks.find_row_counters`. Parses only columns whose first and last cells count."""
-    ends = table.take(np.array([0, min(1, len(table) - 1), len(table) - 1]))
-    columns = dict.fromkeys(names, np.zeros(1))
-    for name in names:
-        if (form := formats[name]) is None:
-            continue
-        first, second, last = column_numbers(ends.columns[name], form)[0]
-        if second == first + 1 and last == first + len(table) - 1:
-            columns[name] = column_numbers(table.columns[name], form)[0]
-    return leaks.find_row_counters(columns)
 
 
 def _parse(cells: Any, form: Format) -> np.ndarray:
@@ -279,7 +272,7 @@ def fit_columns(
             empty = np.isnan(values)
         else:
             texts = as_texts(cells)
-            empty = number_formats.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
+            empty = np.asarray(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
             counts = pc.value_counts(texts.filter(pa.array(~empty)))
             varies = len(counts) > 1 or len(counts) == 1 and empty.any()
             fit = _fit_texts(name, empty, counts) if varies else None

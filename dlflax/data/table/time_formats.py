@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlflax.data.table.calendars import COUNT, DAY, regular_rows
-from dlflax.data.table.number_formats import MISSING, as_mask
+from dlflax.data.table.number_formats import MISSING
 from dlflax.errors import InputError
 
 NAMES = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
@@ -99,7 +99,7 @@ class TimeFormat:
             with contextlib.suppress(pa.ArrowInvalid):  # Arrow parses most of ISO 8601, faster
                 known = pc.if_else(pa.array(is_missing), None, texts)
                 times = known.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64())
-                return times.to_numpy(zero_copy_only=False) / 1e6, np.zeros(len(texts), bool)
+                return np.asarray(times) / 1e6, np.zeros(len(texts), bool)
         seconds = self._parse_numbers(texts) if self.date not in DATES else self._parse_dates(texts)
         return seconds, np.isnan(seconds) & ~is_missing
 
@@ -113,7 +113,7 @@ class TimeFormat:
         """Returns seconds, float64 (n,), of epochs and decimal years; NaN for other cells."""
         texts = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None)
         texts = pc.replace_substring(texts, ",", ".")
-        numbers = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        numbers = np.asarray(texts.cast(pa.float64()))
         if self.date == COUNT:
             return numbers
         if self.date in EPOCHS:
@@ -247,7 +247,7 @@ def _as_texts(cells):
 
 
 def _is_missing(texts, missing) -> np.ndarray:
-    return as_mask(pc.is_in(pc.utf8_lower(texts), value_set=pa.array(missing, pa.string())))
+    return np.asarray(pc.is_in(pc.utf8_lower(texts), value_set=pa.array(missing, pa.string())))
 
 
 def _year(text: str) -> float:
