@@ -1,7 +1,4 @@
-"""Splits: the train, validation and test examples, chosen by raw targets and groups.
-
-A Dataset has its split before anything is encoded.
-"""
+"""Splits: the train, validation and test examples, chosen by raw targets and groups."""
 
 import abc
 import dataclasses
@@ -104,9 +101,8 @@ class ByContent(Share):
     """bool (n,), where the data have a validation split, of which nothing is drawn for testing."""
 
     def test(self, examples):
-        free, left = np.ones(len(self.contents), bool), 2
-        if self.in_validation is not None:
-            free, left = ~self.in_validation, 1
+        given = self.in_validation
+        free, left = (np.ones(len(self.contents), bool), 2) if given is None else (~given, 1)
         groups = None if self.groups is None else self.groups[free]
         in_test = np.zeros(len(free), bool)
         in_test[free] = hold_out_by_hash(

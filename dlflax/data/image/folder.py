@@ -1,26 +1,8 @@
 """Source of images in one folder a class, of any size and format, decoded once.
 
-Irregular files are counted, and listed in files_skipped.csv:
-
-- skipped: a file that is empty, truncated, corrupt (Pillow cannot decode it), not an image (by name
-  or content), too large (more pixels than Pillow's MAX_IMAGE_PIXELS or 65,535 a side, by its
-  header, or more than 1 GiB), unreadable, not regular, or outside the class folders; a link to a
-  file outside, to nothing, to a folder above, or to one that is read already; a duplicate, with the
-  bytes of an earlier file, or a near duplicate, with the same image re-encoded (`duplicates.py`);
-  both files of a duplicate in two classes.
-- converted, and used: an image named as another format, CMYK, 16 or 32 bits or floats a channel
-  among 8-bit images (by the full scale of the type), transparent (on white), animated (the first
-  frame).
-- listed, and used: images that resemble another one, and images of one colour.
-- used, and not listed: gray, palette and 1-bit images, converted to RGB; images with an EXIF
-  orientation; a JPEG with damaged pixels in an intact file.
-- ignored, and not counted: hidden files and folders, and the system files of Windows and macOS.
-
-Where more than nine of ten images have 16 or 32 bits or floats, all keep their unit, scaled by the
-range of the training images, and 8-bit images are skipped.
-
-Files are read in the order test, validation, train, so a test image is the earlier duplicate.
-PIL, grain and tensorflow_datasets are imported only where they are needed.
+Irregular files are counted, and listed in files_skipped.csv as skipped, converted, or to be
+reviewed. Files are read in the order test, validation, train, so a test image is the earlier
+duplicate. PIL, grain and tensorflow_datasets are imported only where they are needed.
 """
 
 import collections
@@ -45,6 +27,7 @@ from dlflax.data.target import Classes, Labels, Numbers
 from dlflax.errors import InputError
 
 REPORT = "files_skipped.csv"
+EXPECTED = f"it should be {folder_files.EXPECTED}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +60,12 @@ class ImageFolder(Source):
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """Returns the images, decoded to `image_size`, in the order of their names.
 
-        With `data` that is the only source: folders CLASS/**/*.jpg (or other formats), or
-        train/CLASS/**, with validation/ (val, valid) and test/ if present; or a data set prepared
-        by TFDS. Without it: cats_vs_dogs (Elson et al., CCS 2007), prepared by TFDS
-        ($TFDS_DATA_DIR or ~/tensorflow_datasets), or a download, never with DLFLAX_OFFLINE=1.
-        Decoded images are cached below `cache_folder()`, until the size or time of a file changes.
-        `log` gets one sentence about the irregular files, and one for each source that failed.
-
-        Inputs are `DiskArray` of uint8 (n, size, size, 3), or float32 in the images' unit if they
-        have 16 bits, 32 bits or floats. `files` of the Dataset has files_skipped.csv if a file is
-        irregular. Raises InputError when a field is out of range, no source has the images, or a
-        class has no image for a split.
-        """
+        With `data`: folders CLASS/**/*.jpg (or other formats), or train/CLASS/**, with validation/
+        and test/ if present; or a data set prepared by TFDS. Without it: cats_vs_dogs (Elson et
+        al., CCS 2007), prepared by TFDS, or a download, never with DLFLAX_OFFLINE=1. Inputs are
+        `DiskArray` of uint8 (n, size, size, 3), or float32 in the images' unit if nine of ten have
+        16 bits, 32 bits or floats. Raises InputError for an invalid field, or a class without an
+        image for a split."""
         if not 8 <= self.image_size <= 1024:
             raise InputError(f"--image-size {self.image_size} must be from 8 to 1024 pixels.")
         if not 0 < self.test_split < 1:
@@ -99,23 +76,22 @@ class ImageFolder(Source):
                 raise InputError(f"--{flag} requires --labels-csv: add it, or remove --{flag}.")
         if self.split_seed < 0:
             raise InputError(f"--split-seed {self.split_seed} must be 0 or more.")
-        expected = f"it should be {folder_files.EXPECTED}."
         if self.data is not None:
             folder = Path(self.data).expanduser()
             if not folder.is_dir():
                 state = "is not a folder" if folder.exists() else "does not exist"
-                raise InputError(f"--data {folder} {state}: {expected}")
+                raise InputError(f"--data {folder} {state}: {EXPECTED}")
             if self.labels_csv is None and (prepared := download.find_tfds(folder, self.dataset)):
                 return self._from_tfds(prepared, log)
             return self._from_folder(folder, log)
         if self.labels_csv is not None:
             raise InputError("--labels-csv requires --data, the folder of the images.")
         if not self.dataset:
-            raise InputError(f"--data is missing: {expected}")
+            raise InputError(f"--data is missing: {EXPECTED}")
         if self.dataset != "cats_vs_dogs":
             raise InputError(
                 f'--dataset "{self.dataset}" is unknown: choose cats_vs_dogs, or pass --data; '
-                + expected
+                f"{EXPECTED}"
             )
         dataset = download.load_or_download(  # the archive's address has changed before
             self.dataset, urls.CATS_VS_DOGS, lambda folder: self._from_tfds(folder, log), log
@@ -147,7 +123,8 @@ class ImageFolder(Source):
                 path, files, origin, self.target, self.target_type, self.group, log
             )
         stamp = [[[file.name, file.size, file.mtime] for file in files], folders, report]
-        stamp += [[labels.values, labels.report]] if labels else []
+        if labels:
+            stamp.append([labels.values, labels.report])
 
         def list_files() -> folder_files.Listing:
             if labels:
@@ -226,11 +203,10 @@ def _check_counts(labels, splits, table, origin) -> None:
     class_names, given = table["class_names"], table["given"]
     kinds = [kind for _, outcome, kind, _ in table["report"] if outcome == "skipped"]
     skipped = f" (skipped: {_format_counts(kinds)})" if kinds else ""
-    expected = f"it should be {folder_files.EXPECTED}."
     if not len(labels):
-        raise InputError(f"{origin} has no usable image{skipped}: {expected}")
+        raise InputError(f"{origin} has no usable image{skipped}: {EXPECTED}")
     if len(class_names) < 2:
-        raise InputError(f'{origin} has only the class "{class_names[0]}": {expected}')
+        raise InputError(f'{origin} has only the class "{class_names[0]}": {EXPECTED}')
     minimum = {split: 1 for split in given or [""]}
     # Splits without a folder are drawn from the train split.
     minimum["train" if given else ""] += ("validation" not in given) + ("test" not in given)
@@ -247,21 +223,18 @@ def _check_counts(labels, splits, table, origin) -> None:
 
 def _format_counts(kinds: list[str]) -> str:
     """Returns for example "5 truncated, 4 empty"."""
-    counts = collections.Counter(kinds).most_common()
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts)
+    return ", ".join(f"{n:,} {kind}" for kind, n in collections.Counter(kinds).most_common())
 
 
 def _report_file(table: dict, log) -> dict[str, str]:
     """Returns {name: text} of the report, or {} without rows, and logs its summary."""
-    report, count = table["report"], table["count"]
+    report = table["report"]
     if not report:
         return {}
     files = collections.Counter(outcome for _, outcome in {tuple(row[:2]) for row in report})
-    outcomes = {
-        "skipped": "files could not be used", "converted": "were converted",
-        "listed": "are used unchanged, and should be reviewed",
-    }  # fmt: skip
-    parts = [f"{files[o]:,} of {count:,} {end}" for o, end in outcomes.items() if files[o]]
+    ends = {"skipped": "files could not be used", "converted": "were converted",
+            "listed": "are used unchanged, and should be reviewed"}  # fmt: skip
+    parts = [f"{files[o]:,} of {table['count']:,} {end}" for o, end in ends.items() if files[o]]
     log(f"{', '.join(parts)}, see {REPORT}: {_format_counts([kind for _, _, kind, _ in report])}.")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -42,18 +42,8 @@ def read_image(
     deep: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """Returns an image file of any size and mode as uint8 of `shape` (h, w, c), c 1 or 3, as
-    `decode`, or raises InputError. content: the file's bytes, when `path` is only a name.
-
-    `ink=True`: for models of light ink on black (MNIST, Fashion-MNIST).
-      1. The background is the median of the border. It must be in the darkest or the lightest
-         third of the image's range; a light one is inverted. Transparent parts take the
-         colour of an opaque border, else white under dark ink and black under light ink.
-      2. An h x w image is not resized: an MNIST test image is returned unchanged.
-      3. Any other is normalized as MNIST: background to 0 and ink to 255, cropped to the ink,
-         resized to the middle 20/28 of the frame (antialiased, aspect kept), the centre of mass
-         moved to the centre of the frame (http://yann.lecun.com/exdb/mnist/). Fashion-MNIST fills
-         its frame instead: give such images in h x w.
-    """
+    `decode`, or raises InputError. content: the file's bytes, when `path` is only a name; ink: True
+    for models of light ink on black, as `ink.light_on_dark`."""
     path = Path(path)
     height, width, channels = shape
     if content is None and not path.is_file():
@@ -81,25 +71,21 @@ def decode(
 
     The first frame, upright, transparent parts white, RGB or gray, the short side resized to fit
     (bicubic), the centre cropped. Pixels of 16 bits, 32 bits or floats become 8 bits by the full
-    scale of their type (`_to_uint8`). With `deep` they become float32 in the file's unit, 8-bit
-    files are refused, and `ImageEncoder.scale` has the range of the data set. A JPEG four times as
-    large or more is decoded at a half, quarter or eighth of its size. `path` is for messages and
-    the file type. Thread-safe. Call with warnings ignored: Pillow warns of odd metadata.
-
-    Raises ImageError for a file that is not an image, damaged, too large or of another depth.
-    """
+    scale of their type; with `deep` they become float32 in the file's unit, and 8-bit files are
+    refused. `path` is for messages and the file type. Thread-safe. Call with warnings ignored:
+    Pillow warns of odd metadata. Raises ImageError for an unusable file."""
     height, width, channels = shape
 
     def fit(image: Image.Image) -> np.ndarray:
-        if image.mode == "F":
-            low, high = image.getextrema()  # bicubic resampling overshoots
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-            return np.repeat(np.asarray(image).clip(low, high)[:, :, None], channels, axis=2)
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-        return np.array(image).reshape(shape)
+        if image.mode != "F":
+            image = image.convert("L" if channels == 1 else "RGB")
+        pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+        if image.mode == "F":
+            pixels = pixels.clip(*image.getextrema())  # bicubic resampling overshoots
+            pixels = np.repeat(pixels[:, :, None], channels, axis=2)
+        return pixels.reshape(shape)
 
     return _open(file, path, fit, _keep_unit if deep else _to_uint8, shape)
 
@@ -162,8 +148,8 @@ def _open_header(file: BinaryIO, path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: too large; give no {limit}.", "too large", limit) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        truncated = isinstance(error, EOFError) or "truncated" in text.lower()
-        kind = "truncated" if truncated else "corrupt"
+        is_truncated = isinstance(error, EOFError) or "truncated" in text.lower()
+        kind = "truncated" if is_truncated else "corrupt"
         raise ImageError(f"{path}: damaged, {kind} ({text}); give another.", kind, text) from error
 
 
@@ -178,8 +164,8 @@ def _register_heic(file: BinaryIO, path: Path) -> None:
         import pillow_heif
     except ImportError:
         reason = "HEIC, which requires pillow-heif"
-        remedy = "pip install 'dlflax[heic]', or give JPEG"
-        raise ImageError(f"{path}: {reason}; {remedy}.", reason) from None
+        message = f"{path}: {reason}; pip install 'dlflax[heic]', or give JPEG."
+        raise ImageError(message, reason) from None
     pillow_heif.register_heif_opener()
 
 

@@ -20,9 +20,12 @@ def _border(pixels: np.ndarray) -> np.ndarray:
 
 
 def light_on_dark(path: Path, image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """Converts an image (mode L, RGB or RGBA) to light ink on black: uint8 of `shape`, normalized
-    as MNIST unless the image has that shape. InputError for a blank image, or a background neither
-    dark nor light."""
+    """Converts an image (mode L, RGB or RGBA) to light ink on black: uint8 of `shape`.
+
+    The background is the median of the border; a light one is inverted. Unless the image has that
+    shape, it is normalized as MNIST (http://yann.lecun.com/exdb/mnist/): ink to 255, cropped to it,
+    resized to the middle 20/28 of the frame, its centre of mass in the centre. InputError for a
+    blank image, or a background neither dark nor light."""
     gray = np.asarray(image.convert("L"))
     if image.mode == "RGBA":
         alpha = np.asarray(image.getchannel("A"))
@@ -86,10 +89,8 @@ def _remove_edge(ink: np.ndarray) -> np.ndarray:
 
 
 def _illumination(paper: np.ndarray) -> np.ndarray:
-    """Returns the light on every pixel, float32, by a morphological closing.
-
-    It removes dark objects up to a third of the image wide, and keeps slopes and shadows.
-    """
+    """Returns the light on every pixel, float32: a morphological closing, which removes dark
+    objects up to a third of the image wide, and keeps slopes and shadows."""
     from scipy.ndimage import grey_closing  # imported here: training does not need it
 
     return np.float32(grey_closing(paper, max(3, min(paper.shape) // 3)))

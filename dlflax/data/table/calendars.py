@@ -220,10 +220,9 @@ def _format_step(step: str, zone: str = "") -> str:
     seconds = float(step)
     if zone == COUNT:
         return f"{seconds:g}"
-    units = (("day", DAY), ("hour", 3600.0), ("minute", 60.0), ("second", 0.0))
-    name, length = next(unit for unit in units if seconds >= unit[1])
-    count = seconds / (length or 1.0)
-    return name if count == 1 else f"{count:g} {name}s"
+    units = (("day", DAY), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
+    name, length = next((unit for unit in units if seconds >= unit[1]), units[-1])
+    return name if seconds == length else f"{seconds / length:g} {name}s"
 
 
 def _format_time(seconds: float, zone: str = "", hours: bool = False) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,7 +54,8 @@ _BODY = {
 }
 # fast paths for most cells: integers, thousands or a fraction, and other fractions
 _INTEGER = r"^[-+]?[0-9]+([eE][-+][0-9]+)?$"
-_UNCLEAR = {mark: rf"^[-+]?[1-9][0-9]{{0,2}}[{mark}][0-9]{{3}}$" for mark in DECIMALS}
+_UNCLEAR = {mark: rf"^[-+]?[1-9][0-9]{{0,2}}[{mark}][0-9]{{2}}[1-9]$" for mark in DECIMALS}
+_PADDED = {mark: rf"^[-+]?[1-9][0-9]{{0,2}}[{mark}][0-9]{{2}}0$" for mark in DECIMALS}
 _PLAIN = {
     mark: rf"^[-+]?([0-9]+([{mark}][0-9]*)?|[{mark}][0-9]+)([eE][-+][0-9]+)?$" for mark in DECIMALS
 }
@@ -139,36 +140,10 @@ class _Evidence:
         self.decimals, self.units = set(DECIMALS), set()
         self.clash: tuple[str, ...] = ()  # two contradictory cells
         self.odd: list[str] = []  # cells that are no numbers
-        self.unclear = integer = clear = ""  # an example of each, if there is one
-        unclear: dict[str, str] = {}  # mark -> unclear cell
-        padded, rest = False, cells
-
-        def pick(pattern) -> tuple[pa.Array, str]:
-            """Removes matching cells from the rest. Returns them, and the first or ""."""
-            nonlocal rest
-            matches = pc.match_substring_regex(rest, pattern)
-            picked, rest = rest.filter(matches), rest.filter(pc.invert(matches))
-            return picked, picked[0].as_py() if len(picked) else ""
-
-        if likely and (cell := pick(_PLAIN[likely])[1]):
-            clear, self.decimals = cell, {likely}
-        integer = pick(_INTEGER)[1]
-        for mark in DECIMALS:
-            picked, cell = pick(_UNCLEAR[mark])
-            if cell:
-                self.unclear = unclear[mark] = cell
-                padded |= pc.any(pc.ends_with(picked, "0")).as_py()
-            if cell := pick(_PLAIN[mark])[1]:
-                self._intersect({mark}, cell, clear)
-                clear = cell
-        self.has_bare = bool(clear or integer or self.unclear)
-        numbers, odd = len(cells) - len(rest), 0
-        for level in pc.value_counts(rest).to_pylist():
-            cell, count = level["values"], level["counts"]
-            if cell.lower() in NO_NUMBER:
-                continue
-            parts = _split(cell)
-            decimals = {d for d in DECIMALS if parts and _BODY[d].fullmatch(parts[1])}
+        clear, unclear = "", {}  # a cell with a decimal mark; mark -> a cell with either meaning
+        has_integers = is_padded = False
+        numbers = odd = 0
+        for cell, count, decimals, body, unit in _levels(cells, likely):
             if not decimals:
                 self.odd.append(cell)
                 odd += count
@@ -176,15 +151,18 @@ class _Evidence:
                     break
                 continue
             numbers += count
-            self.units.add(parts[2])
-            self._intersect(decimals, cell, clear)
+            self.units.add(unit)
+            if self.decimals and not self.decimals & decimals:
+                self.clash = clear, cell
+            self.decimals &= decimals
             if len(decimals) == 1:
                 clear = cell
-            elif "." in parts[1] or "," in parts[1]:
-                self.unclear = unclear["." if "." in parts[1] else ","] = cell
-                padded |= parts[1].endswith("0")
+            elif mark := re.search("[.,]", body):
+                unclear[mark[0]] = cell
+                is_padded |= body.endswith("0")
             else:
-                integer = cell
+                has_integers = True
+        self.unclear = [*unclear.values(), ""][-1]
         if len(unclear) == 2 and len(self.decimals) == 2:  # 1,234 beside 1.234
             self.decimals, self.clash = set(), tuple(unclear.values())
         # one odd cell is allowed from 20 numbers on
@@ -192,20 +170,34 @@ class _Evidence:
         self.are_texts = odd > len(cells) / 2
         self.num_odd = 0 if self.are_numbers or numbers < odd else odd
         self.likely = None
-        if integer and padded:  # 1.050 and 980: fractions would be 1.05 and 980, or 980.000
+        if has_integers and is_padded:  # 1.050 and 980: else 1.05 and 980, or 980.000
             self.likely = "," if "." in self.unclear else "."
-
-    def _intersect(self, decimals: set[str], cell: str, clear: str) -> None:
-        if self.decimals and not self.decimals & decimals:
-            self.clash = (clear, cell)
-        self.decimals &= decimals
 
     def unit(self) -> str:
         """Returns the unit of the column, "" if it has none or several."""
         units = self.units - {""}
         unit = units.pop() if len(units) == 1 else ""
-        has_bare = self.has_bare or "" in self.units
-        return unit if not has_bare or re.fullmatch(_CURRENCY, unit) else ""
+        return unit if "" not in self.units or re.fullmatch(_CURRENCY, unit) else ""
+
+
+def _levels(cells: pa.Array, likely: str) -> Iterator[tuple[str, int, set[str], str, str]]:
+    """Yields (cell, count, decimal marks, digits with their marks, unit): one of the cells in each
+    plain form, then every other cell. Without decimal marks it is no number."""
+    forms = [(_INTEGER, set(DECIMALS))]
+    for mark in DECIMALS:
+        forms += [(_UNCLEAR[mark], set(DECIMALS)), (_PADDED[mark], set(DECIMALS)),
+                  (_PLAIN[mark], {mark})]  # fmt: skip
+    for pattern, decimals in [(_PLAIN[likely], {likely}), *forms] if likely else forms:
+        matches = pc.match_substring_regex(cells, pattern)
+        level, cells = cells.filter(matches), cells.filter(pc.invert(matches))
+        if len(level):
+            yield level[0].as_py(), len(level), decimals, level[0].as_py(), ""
+    for level in pc.value_counts(cells).to_pylist():
+        cell = level["values"]
+        if cell.lower() not in NO_NUMBER:
+            _, body, unit = _split(cell) or (False, "", "")
+            decimals = {d for d in DECIMALS if body and _BODY[d].fullmatch(body)}
+            yield cell, level["counts"], decimals, body, unit
 
 
 def _collect_evidence(column: pa.Array) -> _Evidence:
@@ -269,7 +261,7 @@ def infer_formats(
         if evidence.are_numbers and not _are_ids(table.columns[name]):
             missing = sorted({c.lower() for c in evidence.odd if not re.fullmatch(_POWER, c)})
             form = NumberFormat(mark or ".", evidence.unit(), (*NO_NUMBER, *missing))
-            is_certain = not evidence.units and form.decimal in evidence.decimals
+            is_certain = evidence.units == {""} and form.decimal in evidence.decimals
             if is_certain or _matches(form, table.columns[name]):
                 formats[name] = form
     return formats
