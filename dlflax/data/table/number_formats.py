@@ -162,7 +162,7 @@ class _Evidence:
                 is_padded |= body.endswith("0")
             else:
                 has_integers = True
-        self.unclear = [*unclear.values(), ""][-1]
+        self.unclear = ["", *unclear.values()][-1]
         if len(unclear) == 2 and len(self.decimals) == 2:  # 1,234 beside 1.234
             self.decimals, self.clash = set(), tuple(unclear.values())
         # one odd cell is allowed from 20 numbers on
