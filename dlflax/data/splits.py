@@ -161,7 +161,6 @@ def split_rows(
 
 
 def _check_classes(examples, train, grouped: bool) -> None:
-    """Raises InputError for a class without a training example."""
     target, names = examples.target, examples.classes
     if target is None or not names or target.dtype.kind not in "iu":
         return

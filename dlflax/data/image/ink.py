@@ -62,9 +62,12 @@ def _correct_illumination(gray: np.ndarray) -> np.ndarray | None:
     low, high = np.percentile(_border(small), (5, 95))
     if high - low <= UNEVEN * (float(gray.max()) - gray.min()):
         return None
+    from scipy.ndimage import grey_closing  # imported here: training does not need it
+
     cleanest, least_dirt = None, 0.5  # of the strongest ink, along the border
     for paper in (small, 255 - small):
-        light = _illumination(paper)
+        # removes dark objects up to a third of the image wide, and keeps slopes and shadows
+        light = np.float32(grey_closing(paper, max(3, min(paper.shape) // 3)))
         if light.max() > BRIGHTER * _border(light).max():
             continue  # the bright pixels are ink, not paper
         ink = (1 - paper / np.maximum(light, 1.0)).clip(0, 1)
@@ -86,14 +89,6 @@ def _remove_edge(ink: np.ndarray) -> np.ndarray:
     at_edge = np.setdiff1d(_border(components), 0)
     inside = mass[1:].sum() - mass[at_edge].sum()
     return np.where(np.isin(components, at_edge), 0, ink) if inside > mass[at_edge].sum() else ink
-
-
-def _illumination(paper: np.ndarray) -> np.ndarray:
-    """Returns the light on every pixel, float32: a morphological closing, which removes dark
-    objects up to a third of the image wide, and keeps slopes and shadows."""
-    from scipy.ndimage import grey_closing  # imported here: training does not need it
-
-    return np.float32(grey_closing(paper, max(3, min(paper.shape) // 3)))
 
 
 def _normalize(gray: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -215,13 +215,13 @@ def _join(texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> Sequence[
     if len(names) == 1:
         return texts[names[0]]
     marks = [BEFORE.get(_time_part(name), " ") for name in names]
+
+    def prefix(mark: str, cell: str) -> str:
+        cell = cell.removesuffix(".0")
+        return f"{mark if cell.isdecimal() else ' '}{cell.zfill(2) if mark == ':' else cell}"
+
     rows = zip(*(texts[name] for name in names), strict=True)
-    return ["".join(map(_prefix, marks, row)).strip() for row in rows]
-
-
-def _prefix(mark: str, cell: str) -> str:
-    cell = cell.removesuffix(".0")
-    return f"{mark if cell.isdecimal() else ' '}{cell.zfill(2) if mark == ':' else cell}"
+    return ["".join(map(prefix, marks, row)).strip() for row in rows]
 
 
 def _texts(table: RawTable, names) -> dict[str, list[str]]:

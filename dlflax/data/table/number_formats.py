@@ -54,8 +54,7 @@ _BODY = {
 }
 # fast paths for most cells: integers, thousands or a fraction, and other fractions
 _INTEGER = r"^[-+]?[0-9]+([eE][-+][0-9]+)?$"
-_UNCLEAR = {mark: rf"^[-+]?[1-9][0-9]{{0,2}}[{mark}][0-9]{{2}}[1-9]$" for mark in DECIMALS}
-_PADDED = {mark: rf"^[-+]?[1-9][0-9]{{0,2}}[{mark}][0-9]{{2}}0$" for mark in DECIMALS}
+_UNCLEAR = {mark: rf"^[-+]?[1-9][0-9]{{0,2}}[{mark}][0-9]{{3}}$" for mark in DECIMALS}
 _PLAIN = {
     mark: rf"^[-+]?([0-9]+([{mark}][0-9]*)?|[{mark}][0-9]+)([eE][-+][0-9]+)?$" for mark in DECIMALS
 }
@@ -181,17 +180,19 @@ class _Evidence:
 
 
 def _levels(cells: pa.Array, likely: str) -> Iterator[tuple[str, int, set[str], str, str]]:
-    """Yields (cell, count, decimal marks, digits with their marks, unit): one of the cells in each
-    plain form, then every other cell. Without decimal marks it is no number."""
+    """Yields (cell, count, decimal marks, digits with their marks, unit): the first cell in each
+    plain form, with the digits of one that ends with 0, then every other cell. A cell without
+    decimal marks is no number."""
     forms = [(_INTEGER, set(DECIMALS))]
     for mark in DECIMALS:
-        forms += [(_UNCLEAR[mark], set(DECIMALS)), (_PADDED[mark], set(DECIMALS)),
-                  (_PLAIN[mark], {mark})]  # fmt: skip
+        forms += [(_UNCLEAR[mark], set(DECIMALS)), (_PLAIN[mark], {mark})]
     for pattern, decimals in [(_PLAIN[likely], {likely}), *forms] if likely else forms:
         matches = pc.match_substring_regex(cells, pattern)
         level, cells = cells.filter(matches), cells.filter(pc.invert(matches))
         if len(level):
-            yield level[0].as_py(), len(level), decimals, level[0].as_py(), ""
+            padded = level.filter(pc.ends_with(level, "0"))
+            body = (padded if len(padded) else level)[0].as_py()
+            yield level[0].as_py(), len(level), decimals, body, ""
     for level in pc.value_counts(cells).to_pylist():
         cell = level["values"]
         if cell.lower() not in NO_NUMBER:
@@ -237,9 +238,9 @@ def infer_formats(
     usual = {",": ".", "|": "."}.get(table.delimiter)  # semicolons and tabs are no evidence
     for name, evidence in evidence_of.items():
         if decimal == "auto" and evidence.are_numbers and not evidence.decimals:
-            cells = " and ".join(
-                f"{cell!r} ({_locate(table, name, cell)})" for cell in evidence.clash
-            )
+            rows = [pc.index(table.columns[name], cell).as_py() for cell in evidence.clash]
+            places = [table.row_name(max(row, 0)).removeprefix(f"{table.place}, ") for row in rows]
+            cells = " and ".join(map("{!r} ({})".format, evidence.clash, places))
             raise InputError(
                 f"{table.place}, column {name} has {cells}: write its numbers in one way, or "
                 f"{advice}."
@@ -261,9 +262,11 @@ def infer_formats(
         if evidence.are_numbers and not _are_ids(table.columns[name]):
             missing = sorted({c.lower() for c in evidence.odd if not re.fullmatch(_POWER, c)})
             form = NumberFormat(mark or ".", evidence.unit(), (*NO_NUMBER, *missing))
-            is_certain = evidence.units == {""} and form.decimal in evidence.decimals
-            if is_certain or _matches(form, table.columns[name]):
-                formats[name] = form
+            # units and --decimal may differ from the format
+            if evidence.units != {""} or form.decimal not in evidence.decimals:
+                values, wrong = form.parse(table.columns[name])
+                form = form if wrong.sum() <= MAX_ODD * np.isfinite(values).sum() else None
+            formats[name] = form
     return formats
 
 
@@ -289,30 +292,15 @@ def describe_formats(formats: Mapping[str, NumberFormat | None]) -> list[str]:
     return [f"numbers are read as {form} in {', '.join(names)}." for form, names in columns.items()]
 
 
-def _matches(form: NumberFormat, cells: pa.Array) -> bool:
-    """True if nearly all cells have the format, which differing units or --decimal may prevent."""
-    values, wrong = form.parse(cells)
-    return wrong.sum() <= MAX_ODD * np.isfinite(values).sum()
-
-
 def _are_ids(column: pa.Array) -> bool:
     """True for integers so large that float64 makes some of them equal."""
     if is_text(column):
-        if (pc.max(pc.binary_length(column)).as_py() or 0) < 16:
-            return False
+        column = column.filter(pc.greater_equal(pc.binary_length(column), 16))
         column = column.filter(pc.match_substring_regex(column, "^[-+]?[0-9]{16,}$"))
-    elif pa.types.is_integer(column.type):
-        if max(abs(end or 0) for end in pc.min_max(column).as_py().values()) <= 2**53:
-            return False
-    else:
+    elif not pa.types.is_integer(column.type):
         return False
     integers = pc.unique(column)
     return len(pc.unique(integers.cast(pa.float64(), safe=False))) < len(integers)
-
-
-def _locate(table: RawTable, name: str, cell: str) -> str:
-    row = pc.index(table.columns[name], cell).as_py()
-    return table.row_name(max(row, 0)).removeprefix(f"{table.place}, ")
 
 
 def require_numbers(table: RawTable, name: str, form: NumberFormat, prefix: str = "") -> np.ndarray:

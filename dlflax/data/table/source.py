@@ -265,32 +265,28 @@ def fit_columns(
     columns: the training rows, as in a `RawTable`; formats: None for texts."""
     fits, missing, dropped = [], [], []
     for name, cells in columns.items():
-        if (form := formats[name]) is not None:
+        if form := formats[name]:
             values = _parse(cells, form)
             kind = TimeColumn if isinstance(form, TimeFormat) else NumberColumn
-            fit = kind.fit(name, values, bins, form) if _varies(values) else None
             empty = np.isnan(values)
+            levels = set() if empty.all() else {np.nanmin(values), np.nanmax(values)}
         else:
             texts = as_texts(cells)
             empty = np.asarray(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
-            counts = pc.value_counts(texts.filter(pa.array(~empty)))
-            varies = len(counts) > 1 or len(counts) == 1 and empty.any()
-            fit = _fit_texts(name, empty, counts) if varies else None
+            levels = pc.value_counts(texts.filter(pa.array(~empty)))
+        if not len(levels) or len(levels) == 1 and not empty.any():
+            fit = "is the same in all training rows"
+        else:
+            fit = kind.fit(name, values, bins, form) if form else _fit_texts(name, empty, levels)
         if isinstance(fit, Column):
             fits.append(fit)
             missing.append(int(empty.sum()))
         else:
-            dropped.append(Dropped(name, fit or "is the same in all training rows"))
+            dropped.append(Dropped(name, fit))
     return fits, missing, dropped
 
 
-def _varies(values: np.ndarray) -> bool:
-    """True if a column has several values, or one and missing values."""
-    known = values[~np.isnan(values)]
-    return len(known) > 0 and (len(known) < len(values) or known.min() < known.max())
-
-
-def _fit_texts(name, empty, counts) -> Column | str:
+def _fit_texts(name: str, empty: np.ndarray, counts: pa.Array) -> Column | str:
     """Returns a column, or the reason why it is dropped. counts: Arrow's `value_counts`."""
     rows = len(empty)
     if len(counts) > min(max(MAX_LEVELS, rows // 2), 0.9 * rows):
