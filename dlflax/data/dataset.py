@@ -51,9 +51,9 @@ class Dataset:
         return self._raw(True)
 
     def _raw(self, test: bool) -> dict[str, Any]:
-        in_test = np.zeros(len(self.examples), bool)
-        in_test[self.split.rows(self.examples, 0.0, 0, lambda sentence: None)["test"]] = True
-        part = self.examples.take(np.flatnonzero(in_test == test))
+        in_test = self.split.rows(self.examples, 0.0, 0, lambda sentence: None)["test"]
+        rows = np.flatnonzero(np.isin(np.arange(len(self.examples)), in_test) == test)
+        part = self.examples.take(rows)
         return dict(part.columns) | ({} if part.target is None else {"targets": part.target})
 
 

@@ -76,10 +76,11 @@ def hold_out(
 ) -> np.ndarray:
     """Returns bool (n,): about `share` of the examples, by `stratified_sample` where targets are
     classes, int (n,). With groups (n,) that share of the groups is drawn, one or more."""
-    return _draw_groups(
-        groups, targets, left,
-        lambda targets, _: stratified_sample(targets, share, seed, *purpose, left=left),
-    )  # fmt: skip
+
+    def choose(targets, _):
+        return stratified_sample(targets, share, seed, *purpose, left=left)
+
+    return _draw_groups(groups, targets, left, choose)
 
 
 def hold_out_by_hash(
@@ -103,8 +104,8 @@ def hold_out_by_hash(
 
 
 def _draw_groups(groups, targets, left, choose):
-    """Returns choose(targets, names) -> bool, of the examples or, with groups, of the groups'
-    examples. Raises InputError for fewer than left + 1 groups."""
+    """Returns choose(targets, names): bool, of the examples, or of the groups for theirs. Raises
+    InputError for fewer than left + 1 groups."""
     if groups is None:
         return choose(_strata(targets), None)
     names, group = np.unique(groups, return_inverse=True)

@@ -44,12 +44,9 @@ class Unordered(Split):
 
     def rows(self, examples, share, seed, log):
         in_test = self.test(examples)
-        rows = np.flatnonzero(~in_test)
+        rows, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
         in_validation = self.validation(examples, rows, share, seed, log)
-        return {
-            "train": rows[~in_validation], "val": rows[in_validation],
-            "test": np.flatnonzero(in_test),
-        }  # fmt: skip
+        return {"train": rows[~in_validation], "val": rows[in_validation], "test": test}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

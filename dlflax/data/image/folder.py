@@ -138,44 +138,37 @@ class ImageFolder(Source):
         return self._by_class(name, source, decoded, origin, log)
 
     def _by_labels(self, name, source, decoded, labels, log) -> Dataset:
-        """Returns the Dataset of decoded images by a file of labels, or raises InputError."""
         pixels, table = decoded
         rows = np.flatnonzero(~np.array(table["repeated"], bool))
         values = [json.loads(table["class_names"][table["labels"][row]]) for row in rows]
         targets, class_names, has_target = labels.targets(values, log)
         rows = rows[has_target]
-        if len(rows) < 2 * folder_labels.FEWEST:
+        if len(rows) < (fewest := 2 * folder_labels.FEWEST):
             raise InputError(
                 f"--labels-csv {self.labels_csv}: {len(rows)} usable images have a label, but "
-                f"{2 * folder_labels.FEWEST} or more are required."
+                f"{fewest} or more are required."
             )
         names, contents = (np.array(table[key], str)[rows] for key in ("names", "contents"))
         groups = np.array([labels.groups[n] for n in names], str) if self.group else None
         split = ByContent(self.test_split, self.split_seed, groups, contents)
-        examples = Examples(
-            {"inputs": DiskArray(pixels, rows)}, targets, names.tolist(), class_names,
-            {"columns": tuple(labels.columns)},
-        )  # fmt: skip
+        inputs, style = DiskArray(pixels, rows), {"columns": tuple(labels.columns)}
+        examples = Examples({"inputs": inputs}, targets, names.tolist(), class_names, style)
         digest = hashlib.sha256(table["checksum"].encode())
         in_test = split.test(examples)
         for column in [targets, names] + [groups] * bool(self.group):
             digest.update(repr([column[~in_test].tolist(), column[in_test].tolist()]).encode())
-        return Dataset(
-            examples, split, name, f"{len(rows):,} {source}", digest.hexdigest(),
-            files=_report_file(table, log),
-        )  # fmt: skip
+        source, files = f"{len(rows):,} {source}", _report_file(table, log)
+        return Dataset(examples, split, name, source, digest.hexdigest(), files=files)
 
     def _from_tfds(self, folder: Path, log) -> Dataset:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         origin, listing = f"The TFDS data set in {folder}", lambda: folder_files.list_tfds(folder)
         decoded = folder_cache.load_images(folder, self.image_size, stamp, listing, origin, log)
-        name = folder.parent.name
-        source = f"images of TFDS {name}:{folder.name} in {folder}"
-        return self._by_class(name, source, decoded, origin, log)
+        source = f"images of TFDS {folder.parent.name}:{folder.name} in {folder}"
+        return self._by_class(folder.parent.name, source, decoded, origin, log)
 
     def _by_class(self, name, source, decoded, origin, log) -> Dataset:
-        """Returns the Dataset of decoded images by class folder, or raises InputError."""
         pixels, table = decoded
         rows = np.flatnonzero(~np.array(table["repeated"], bool))
         labels = np.array(table["labels"], np.int32)[rows]
@@ -190,12 +183,10 @@ class ImageFolder(Source):
                 if (value := getattr(self, field)) != getattr(type(self), field):
                     raise InputError(f"{flag} {value}: {origin} has a test folder: remove {flag}.")
             split = Given(splits == "test", validation)
-        inputs = DiskArray(pixels, rows)
-        examples = Examples({"inputs": inputs}, labels, names.tolist(), tuple(table["class_names"]))
-        return Dataset(
-            examples, split, name, f"{len(labels):,} {source}", table["checksum"],
-            files=_report_file(table, log),
-        )  # fmt: skip
+        inputs, class_names = DiskArray(pixels, rows), tuple(table["class_names"])
+        examples = Examples({"inputs": inputs}, labels, names.tolist(), class_names)
+        source, files = f"{len(labels):,} {source}", _report_file(table, log)
+        return Dataset(examples, split, name, source, table["checksum"], files=files)
 
 
 def _check_counts(labels, splits, table, origin) -> None:
@@ -207,7 +198,7 @@ def _check_counts(labels, splits, table, origin) -> None:
         raise InputError(f"{origin} has no usable image{skipped}: {EXPECTED}")
     if len(class_names) < 2:
         raise InputError(f'{origin} has only the class "{class_names[0]}": {EXPECTED}')
-    minimum = {split: 1 for split in given or [""]}
+    minimum = dict.fromkeys(given or [""], 1)
     # Splits without a folder are drawn from the train split.
     minimum["train" if given else ""] += ("validation" not in given) + ("test" not in given)
     for label, class_name in enumerate(class_names):
@@ -222,7 +213,6 @@ def _check_counts(labels, splits, table, origin) -> None:
 
 
 def _format_counts(kinds: list[str]) -> str:
-    """Returns for example "5 truncated, 4 empty"."""
     return ", ".join(f"{n:,} {kind}" for kind, n in collections.Counter(kinds).most_common())
 
 

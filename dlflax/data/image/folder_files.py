@@ -164,10 +164,10 @@ def _infer_classes(folders: list[str], origin: str) -> tuple[dict[str, str], lis
         classes.setdefault(folder, set()).update(inner)
     splits = {name: split for name in sorted(classes) if (split := split_of(name))}
     if any(split == "train" and classes[name] for name, split in splits.items()):
-        given = {}
+        given: dict[str, str] = {}
         for name, split in splits.items():
-            if other := given.get(split):
-                raise InputError(f"{origin} has both {other}/ and {name}/: keep one of them.")
+            if split in given:
+                raise InputError(f"{origin} has both {given[split]}/ and {name}/: keep one.")
             given[split] = name
         train_classes = classes[given["train"]]
         for name in given.values():
@@ -218,8 +218,8 @@ def list_tfds(folder: Path) -> Listing:
             split_rows = []
             for index, example in enumerate(examples):
                 name = example.get(f"{image}/filename", f"{split}/{index}.jpg".encode()).decode()
-                example_label, size = int(example[label]), len(example[image])
-                split_rows.append((example_label, name, split, size, examples, index))
+                row = int(example[label]), name, split, len(example[image]), examples, index
+                split_rows.append(row)
             rows += sorted(split_rows, key=lambda row: row[:2])  # TFDS shuffles
 
     def open_image(row: int) -> BinaryIO:
@@ -240,9 +240,9 @@ def printable_name(name: str) -> str:
 
 def quote_names(names) -> str:
     """Returns up to eight names, quoted and in natural order."""
-    names = sorted(names, key=natural_key)
-    quoted = ", ".join(f'"{name}"' for name in names[:8]) or "none"
-    return quoted + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    names = [f'"{name}"' for name in sorted(names, key=natural_key)]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(names[:8]) or "none") + more
 
 
 def skip_row(name: str, kind: str, reason: str = "") -> list[str]:

@@ -209,9 +209,9 @@ def _target_columns(path, header, file_column, target, group) -> list[str]:
         if invalid := {file_column, group} & set(target):
             raise InputError(f"--target {invalid.pop()} names files or groups: name other columns.")
         return list(target)
-    others = [name for name in header if name not in (file_column, group)]
-    known = [name for name in others if name.lower() in LABEL_COLUMNS]
-    columns = others if len(others) == 1 else known
+    columns = [name for name in header if name not in (file_column, group)]
+    if len(columns) > 1:
+        columns = [name for name in columns if name.lower() in LABEL_COLUMNS]
     if len(columns) != 1:
         raise InputError(f"{path} has the columns {quote_names(header)}: choose with --target.")
     return columns

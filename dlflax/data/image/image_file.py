@@ -117,10 +117,10 @@ def _open(
     convert_depth: returns uint8 or float32 of pixels (h, w) of 16 bits (if the bool is true), 32
     bits or floats; shape: a JPEG is decoded to twice this size at least."""
     with _open_header(file, path) as image:
-        pixels = image.width * image.height
+        is_big = image.width * image.height > BIG
         if shape:
             image.draft(None, (2 * max(shape[:2]),) * 2)  # no effect but for JPEG
-        with _big if pixels > BIG else contextlib.nullcontext():
+        with _big if is_big else contextlib.nullcontext():
             mode = image.mode
             # Pillow has no mode for 16-bit colours: it drops the low bytes.
             deep = any(";16" in str(text) for text in (mode, *(tile[3] for tile in image.tile)))

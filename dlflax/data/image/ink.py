@@ -42,7 +42,6 @@ def light_on_dark(path: Path, image: Image.Image, shape: tuple[int, int]) -> np.
 
 
 def _darken_background(path, gray) -> np.ndarray:
-    """Inverts gray if its background is light."""
     low, high = int(gray.min()), int(gray.max())
     remedy = "give dark ink on a light background or light ink on a dark one."
     if high - low < MIN_CONTRAST:

@@ -264,9 +264,9 @@ def _infer(place: str, names: Sequence[str], cells: Sequence[str]) -> TimeFormat
 def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tuple, TimeFormat]]:
     """Yields (columns, format): single columns, then several, then columns of row numbers."""
     parts = {
-        kind: [name for name, cells in texts.items() if re.match(PARTS[kind][0], name.lower())
+        kind: [name for name, cells in texts.items() if re.match(prefix, name.lower())
                and all(re.fullmatch(rf"({pattern})(\.0)?", cell, re.I) for cell in set(cells))]
-        for kind, (_, pattern) in PARTS.items()
+        for kind, (prefix, pattern) in PARTS.items()
     }  # fmt: skip
     groups = [(name,) for name in texts]
     for year, chain in itertools.product(parts["year"], CHAINS):
@@ -279,9 +279,9 @@ def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tup
         if form := infer(group):
             yield group, form
             if len(group) == 1 and form.date not in EPOCHS:
-                groups += [(*group, name) for kind in ("clock", "hour") for name in parts[kind]]
+                groups += [(*group, name) for name in parts["clock"] + parts["hour"]]
     for name, cells in texts.items():
-        count, wrong = TimeFormat(COUNT).parse(cells)
+        count, _ = TimeFormat(COUNT).parse(cells)
         if not np.isnan(count).any() and is_time_axis(count):
             yield (name,), TimeFormat(COUNT)
 

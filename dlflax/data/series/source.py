@@ -95,7 +95,6 @@ class Series(Source):
         return Dataset(examples, split, name, source, hashlib.sha256(content).hexdigest())
 
     def _check_file_flags(self) -> None:
-        """Raises InputError for the flags of a file, without one."""
         if self._covariates():
             raise InputError(
                 "--past-covariates and --future-covariates are for a file: pass --data."
@@ -122,7 +121,6 @@ class Series(Source):
         return windows, future - series.values[first - 1, None], first
 
     def _later(self) -> int:
-        """Returns the number of future steps in a window."""
         return self.horizon if self.future_covariates else 0
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> SeriesEncoder:

@@ -162,11 +162,11 @@ class Table(Source):
                     f"{table.place}: {len(odd):,} of {len(table):,} rows have {odd[0]!r} as "
                     f"{target}, which is no number: remove them, or use --target-type classes."
                 )
+            if not keep.any():
+                raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             if not keep.all():
                 shown = f" ({', '.join(sorted(set(words))[:5])})" if words else ""
                 log(f"{pluralize((~keep).sum(), 'rows', 'have')} no {target}{shown}: dropped.")
-            if not keep.any():
-                raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             return table.take(keep), values[keep], ()
         cells = target_type.normalize_classes(table.columns[target])
         if (empty := cells == "").any():
@@ -185,16 +185,13 @@ class Table(Source):
             raise InputError(f"--num-bins {self.num_bins} must be from 0 to 256.")
         style = train.style
         columns, missing, dropped = fit_columns(train.columns, self.num_bins, style["formats"])
-        if not columns:
-            reasons = " ".join(f"{column.name} {column.reason}." for column in dropped)
-            raise InputError(
-                f"all columns were dropped ({reasons}): there is nothing to learn from."
-            )
         counters = [Dropped(name, "counts the rows") for name in style["counters"]]
+        shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
+        shown += f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
+        if not columns:
+            raise InputError(f"all columns were dropped ({shown}): there is nothing to learn from.")
         if dropped:
-            shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
-            more = f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
-            log(f"{pluralize(len(dropped), 'columns', 'are')} dropped: {shown}{more}.")
+            log(f"{pluralize(len(dropped), 'columns', 'are')} dropped: {shown}.")
         name = style["target"]
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(
@@ -203,18 +200,12 @@ class Table(Source):
         )  # fmt: skip
 
 
-def _parse(cells: Any, form: Format) -> np.ndarray:
-    """Returns numbers, or seconds of times, float64 (n,)."""
-    parse = table_columns.column_times if isinstance(form, TimeFormat) else column_numbers
-    return parse(cells, form)[0]
-
-
 def _as_arrow(cells: Any, form: Format | None) -> pa.Array:
     """Returns numbers as float64, times as timestamps, texts dictionary-encoded if repeated."""
     if form is None:
         codes = as_texts(cells).dictionary_encode()
         return codes if len(codes.dictionary) < len(codes) / 4 else cells
-    values = _parse(cells, form)
+    values = _as_numbers(cells, form)
     if isinstance(form, NumberFormat):
         return pa.array(values)
     stamps = np.where(np.isnan(values), np.nan, np.round(values * 1e6)).astype("datetime64[us]")
@@ -223,9 +214,10 @@ def _as_arrow(cells: Any, form: Format | None) -> pa.Array:
 
 def _as_numbers(cells: Any, form: Format | None) -> np.ndarray:
     """Returns numbers or seconds, float64 (n,); for texts their codes, int (n,)."""
-    if form is not None:
-        return _parse(cells, form)
-    return as_texts(cells).dictionary_encode().indices.to_numpy()
+    if form is None:
+        return as_texts(cells).dictionary_encode().indices.to_numpy()
+    parse = table_columns.column_times if isinstance(form, TimeFormat) else column_numbers
+    return parse(cells, form)[0]
 
 
 def _infer_times(table: RawTable, name: str, form: NumberFormat | None) -> Format | None:
@@ -266,7 +258,7 @@ def fit_columns(
     fits, missing, dropped = [], [], []
     for name, cells in columns.items():
         if form := formats[name]:
-            values = _parse(cells, form)
+            values = _as_numbers(cells, form)
             kind = TimeColumn if isinstance(form, TimeFormat) else NumberColumn
             empty = np.isnan(values)
             levels = set() if empty.all() else {np.nanmin(values), np.nanmax(values)}
@@ -278,11 +270,11 @@ def fit_columns(
             fit = "is the same in all training rows"
         else:
             fit = kind.fit(name, values, bins, form) if form else _fit_texts(name, empty, levels)
-        if isinstance(fit, Column):
+        if isinstance(fit, str):
+            dropped.append(Dropped(name, fit))
+        else:
             fits.append(fit)
             missing.append(int(empty.sum()))
-        else:
-            dropped.append(Dropped(name, fit))
     return fits, missing, dropped
 
 
@@ -307,7 +299,6 @@ def _fit_texts(name: str, empty: np.ndarray, counts: pa.Array) -> Column | str:
 
 
 def _load_sklearn(name: str) -> RawTable:
-    """Returns a table of scikit-learn."""
     from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{name}")()

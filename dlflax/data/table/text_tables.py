@@ -89,7 +89,6 @@ def read_text(path: Path, log: Log) -> str:
 
 
 def _read(path: Path, log: Log) -> bytes:
-    """Returns a file's content in UTF-8."""
     try:
         return delimited.to_utf8(idx.read_bytes(path), path, log)
     except ValueError as error:

@@ -239,7 +239,6 @@ def _infer_clock(date: str, texts) -> TimeFormat | None:
 
 
 def _as_texts(cells):
-    """Returns the cells as one Arrow array of stripped strings."""
     if isinstance(cells, pa.ChunkedArray):
         cells = cells.combine_chunks()
     texts = cells if isinstance(cells, pa.Array) else pa.array(cells, pa.string())
