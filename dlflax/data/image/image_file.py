@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -56,7 +56,8 @@ def read_image(
             if not ink:
                 return decode(file, path, shape, deep)[0]
             to_uint8 = functools.partial(_to_uint8, ink=True)
-            image, _ = _open(file, path, lambda image: image, to_uint8)
+            with _open(file, path, to_uint8) as (image, _):
+                pass  # which closes the file; `image` is a copy
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read it; allow it.") from error
     gray = ink_on_paper.light_on_dark(path, image, (height, width))
@@ -75,8 +76,7 @@ def decode(
     refused. `path` is for messages and the file type. Thread-safe. Call with warnings ignored:
     Pillow warns of odd metadata. Raises ImageError for an unusable file."""
     height, width, channels = shape
-
-    def fit(image: Image.Image) -> np.ndarray:
+    with _open(file, path, _keep_unit if deep else _to_uint8, shape) as (image, lost):
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode != "F":
@@ -85,9 +85,7 @@ def decode(
         if image.mode == "F":
             pixels = pixels.clip(*image.getextrema())  # bicubic resampling overshoots
             pixels = np.repeat(pixels[:, :, None], channels, axis=2)
-        return pixels.reshape(shape)
-
-    return _open(file, path, fit, _keep_unit if deep else _to_uint8, shape)
+        return pixels.reshape(shape), lost
 
 
 def is_deep(file: BinaryIO, path: Path) -> bool:
@@ -108,12 +106,12 @@ def count_pixels(file: BinaryIO, path: Path, shape: tuple[int, int, int], ink: b
             return image.width * image.height
 
 
+@contextlib.contextmanager
 def _open(
-    file: BinaryIO, path: Path, use: Callable[[Image.Image], Any],
-    convert_depth: Callable[[np.ndarray, bool, Path], np.ndarray],
+    file: BinaryIO, path: Path, convert_depth: Callable[[np.ndarray, bool, Path], np.ndarray],
     shape: tuple[int, int, int] | None = None,
-) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
-    """Returns `use` of the image, upright, in mode L, RGB, RGBA or F, and the properties lost.
+) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:  # fmt: skip
+    """Yields the image, upright, in mode L, RGB, RGBA or F, and the properties lost.
     convert_depth: returns uint8 or float32 of pixels (h, w) of 16 bits (if the bool is true), 32
     bits or floats; shape: a JPEG is decoded to twice this size at least."""
     with _open_header(file, path) as image:
@@ -125,7 +123,7 @@ def _open(
             # Pillow has no mode for 16-bit colours: it drops the low bytes.
             deep = any(";16" in str(text) for text in (mode, *(tile[3] for tile in image.tile)))
             converted = _convert(image, convert_depth, deep, path)
-            return use(converted), _lost_properties(path, image, mode, deep, converted)
+            yield converted, _lost_properties(path, image, mode, deep, converted)
 
 
 @contextlib.contextmanager

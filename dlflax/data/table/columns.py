@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 import zlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,19 +30,17 @@ class Column(abc.ABC):
     """A column of the model's inputs. A frozen dataclass, saved as JSON."""
 
     name: str
+    raw_width: ClassVar[int] = 1
+    """Raw values per cell."""
 
     @abc.abstractmethod
     def parse(self, cells: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns (float64 (n, raw_width), NaN for missing values; bool (n,), True for invalid
         cells). cells: a column of a `RawTable`."""
 
-    def raw_width(self) -> int:
-        """Returns the number of raw values per cell."""
-        return 1
-
-    @abc.abstractmethod
     def width(self) -> int:
         """Returns the number of inputs per cell."""
+        return self.encode(np.full((1, self.raw_width), np.nan), np).shape[1]
 
     @abc.abstractmethod
     def encode(self, raw: Any, xp: Any) -> Any:
@@ -81,9 +79,6 @@ class NumberColumn(Column):
     def parse(self, cells):
         values, wrong = column_numbers(cells, self.format)
         return values[:, None], wrong
-
-    def width(self):
-        return 1 + max(0, len(self.edges) - 1) + self.missing
 
     def encode(self, raw, xp):
         """Returns (n, width): standardized value, filled share of each bin, missing indicator."""
@@ -124,15 +119,13 @@ class CategoryColumn(Column):
         numbers[[text.lower() in self.missing_marks for text in texts]] = np.nan
         return numbers[codes.indices.to_numpy()][:, None], np.zeros(len(codes), bool)
 
-    def width(self):
-        return len(self.levels) + 1 + self.missing
-
     def encode(self, raw, xp):
         """Returns (n, width): one-hot over the levels, other, and missing."""
         numbers, levels = raw[:, 0], len(self.levels)
         # "other" is behind the levels; missing is all zeros if training rows had no missing value
         index = xp.where(xp.isnan(numbers), levels + 1, xp.where(numbers == 0, levels, numbers - 1))
-        return (index[:, None] == np.arange(self.width())[None]).astype(numbers.dtype)
+        inputs = np.arange(levels + 1 + self.missing)
+        return (index[:, None] == inputs[None]).astype(numbers.dtype)
 
     def describe(self):
         rare = f"; other: {self.rare:,} rarer" if self.rare else ""
@@ -151,6 +144,7 @@ class TimeColumn(Column):
     elapsed: NumberColumn
     """Days since 1970."""
     year: NumberColumn
+    raw_width: ClassVar[int] = 5
 
     @classmethod
     def fit(cls, name: str, seconds: np.ndarray, bins: int, form: TimeFormat) -> "TimeColumn":
@@ -164,12 +158,6 @@ class TimeColumn(Column):
         """Returns days since 1970, year, month from 1, weekday from 0, Monday, and share of day."""
         seconds, wrong = column_times(cells, self.format)
         return _calendar(seconds), wrong
-
-    def raw_width(self):
-        return 5
-
-    def width(self):
-        return self.elapsed.width() + self.year.width() + 12 + 7 + 1
 
     def encode(self, raw, xp):
         elapsed, year, month, day, time = (raw[:, i : i + 1] for i in range(5))
@@ -190,6 +178,7 @@ class TextColumn(Column):
     """A column of free text: counts of words, hashed into HASHES numbers with a sign by CRC-32."""
 
     name: str
+    raw_width: ClassVar[int] = HASHES
 
     def parse(self, cells):
         @functools.cache
@@ -204,12 +193,6 @@ class TextColumn(Column):
                 raw[i, index] += sign
         norm = np.sqrt((raw**2).sum(1, keepdims=True))
         return raw / np.maximum(norm, 1.0), np.zeros(len(raw), bool)
-
-    def raw_width(self):
-        return HASHES
-
-    def width(self):
-        return HASHES
 
     def encode(self, raw, xp):
         return raw

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -150,23 +151,23 @@ class TableEncoder(Encoder):
     def raw(self, examples: Examples) -> np.ndarray:
         """Returns float64 (n, columns): numbers, level numbers, parts of times, hashed words."""
         rows = np.empty((len(examples), self.spec().shape[0]))
-        for column, index in self._slices("raw_width"):
+        for column, index in self._raw_slices():
             rows[:, index] = column.parse(examples.columns[column.name])[0]
         return rows
 
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
-        parts = [column.encode(raw[:, index], xp) for column, index in self._slices("raw_width")]
+        parts = [column.encode(raw[:, index], xp) for column, index in self._raw_slices()]
         # float64 until here: an exported program has one dtype
         return {"inputs": xp.concatenate(parts, 1).astype(np.float32)}
 
     def encode(self, examples: Examples) -> dict[str, Any]:
         """Returns the arrays for training, encoded block by block in two threads."""
-        width = sum(column.width() for column in self.columns)
-        inputs = np.empty((len(examples), width), np.float32)
+        widths = [column.width() for column in self.columns]
+        slices, inputs = self._slices(widths), np.empty((len(examples), sum(widths)), np.float32)
 
         def fill(start: int) -> None:
             rows = inputs[start : start + PARSED_ROWS]
-            for column, index in self._slices("width"):
+            for column, index in slices:
                 raw = column.parse(examples.columns[column.name][start : start + len(rows)])[0]
                 for i in range(0, len(raw), ENCODED_ROWS):
                     block = slice(i, i + ENCODED_ROWS)
@@ -179,15 +180,17 @@ class TableEncoder(Encoder):
             arrays["targets"] = self.target.encode(examples.target)
         return arrays
 
-    def _slices(self, width: str) -> list[tuple[Column, slice]]:
-        """Returns each column and its indices, in arrays with Column.`width` values of each."""
-        ends = itertools.accumulate(getattr(column, width)() for column in self.columns)
-        bounds = itertools.pairwise([0, *ends])
+    def _slices(self, widths: Iterable[int]) -> list[tuple[Column, slice]]:
+        """Returns each column and its indices, in arrays with so many values of each."""
+        bounds = itertools.pairwise(itertools.accumulate(widths, initial=0))
         return [(c, slice(*bound)) for c, bound in zip(self.columns, bounds, strict=True)]
+
+    def _raw_slices(self) -> list[tuple[Column, slice]]:
+        return self._slices(column.raw_width for column in self.columns)
 
     def spec(self) -> Spec:
         return Spec(
-            (sum(column.raw_width() for column in self.columns),), "float64",
+            (sum(column.raw_width for column in self.columns),), "float64",
             "a row of the table: its numbers, NaN where one is missing; for a category the number "
             "of its level, from 1, or 0 for any other; for a time the days since 1970, year, "
             "month, day of the week from 0, Monday, and share of the day; for free text "
@@ -199,12 +202,13 @@ class TableEncoder(Encoder):
 
     def plain(self, examples: Examples) -> Plain:
         categories = tuple(
-            isinstance(c, CategoryColumn) for c in self.columns for _ in range(c.raw_width())
+            isinstance(c, CategoryColumn) for c in self.columns for _ in range(c.raw_width)
         )
         return Plain(self.raw(examples), categories)
 
     def groups(self) -> dict[str, slice]:
-        return {column.name: index for column, index in self._slices("width")}
+        slices = self._slices(column.width() for column in self.columns)
+        return {column.name: index for column, index in slices}
 
     def columns_table(self) -> list[dict[str, Any]]:
         about = [(c.name, missing, c.describe())

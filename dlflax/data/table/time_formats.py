@@ -222,19 +222,16 @@ def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | Non
 
 def _infer_clock(date: str, texts) -> TimeFormat | None:
     """Returns a format with this date, and the clock and zone of the texts; None if any differs."""
-    if date not in DATES:
-        form = TimeFormat(date)
-        return None if form.parse(texts)[1].any() else form
-    if not re.fullmatch(DATES[date], texts[0].as_py(), re.IGNORECASE):  # fast, for most dates
-        return None
-    fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
-    if fields.null_count:
-        return None
-    names = {field.name for field in fields.type} & set("Hpz")
-    parts = {name: pc.unique(pc.struct_field(fields, name)).to_pylist() for name in names}
-    clock = "12" if any(parts.get("p", ())) else "24" if any(parts.get("H", ())) else ""
-    zone = "UTC" if any(text and _offset(text) for text in parts.get("z", ())) else ""
-    form = TimeFormat(date, clock, zone)
+    form = TimeFormat(date)
+    if date in DATES:
+        if not re.fullmatch(DATES[date], texts[0].as_py(), re.IGNORECASE):  # fast, for most dates
+            return None
+        fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
+        names = {field.name for field in fields.type} & set("Hpz")
+        parts = {name: pc.unique(pc.struct_field(fields, name)).to_pylist() for name in names}
+        clock = "12" if any(parts.get("p", ())) else "24" if any(parts.get("H", ())) else ""
+        zone = "UTC" if any(text and _offset(text) for text in parts.get("z", ())) else ""
+        form = TimeFormat(date, clock, zone)
     return None if form.parse(texts)[1].any() else form
 
 
