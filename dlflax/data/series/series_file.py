@@ -81,9 +81,7 @@ def read_file(
     number_formats.check_header(table, log)
     names = (column or _default_column(table, covariates), *covariates)
     _check_columns(table, names)
-    formats = number_formats.infer_formats(table, names, decimal)
-    for sentence in number_formats.describe_formats(formats):
-        log(sentence)
+    formats = number_formats.infer_formats(table, names, decimal, log=log)
     fallback = NumberFormat(missing=MISSING)  # reading the cells then raises for the first text
     formats = tuple(formats[name] or fallback for name in names)
     style = _infer_style(table, Style(names, formats, table.delimiter))

@@ -5,6 +5,7 @@ A comma or a point may be the decimal mark or the thousands separator, so a cell
 a column that is still ambiguous is refused.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -88,27 +89,25 @@ class NumberFormat:
             if self.decimal == ",":
                 texts = pc.replace_substring(texts, ",", ".")
             values[is_plain] = pc.cast(texts, pa.float64())
-        wrong = np.isinf(values)
         if not is_plain.all():
             codes = cells.filter(~is_plain).dictionary_encode()
-            numbers = [self._parse_cell(cell) for cell in codes.dictionary.to_pylist()]
-            index = codes.indices.to_numpy()
-            values[~is_plain] = np.array([math.nan if n is None else n for n in numbers])[index]
-            wrong[~is_plain] = np.array([n is None or math.isinf(n) for n in numbers])[index]
+            numbers = np.array([self._parse_cell(cell) for cell in codes.dictionary.to_pylist()])
+            values[~is_plain] = numbers[codes.indices.to_numpy()]
+        wrong = np.isinf(values)
         return np.where(wrong, math.nan, values), wrong
 
-    def _parse_cell(self, cell: str) -> float | None:
+    def _parse_cell(self, cell: str) -> float:
+        """Returns a number, NaN for a missing one, infinity for a cell that is none."""
         if cell.lower() in self.missing:
             return math.nan
         if re.fullmatch(_POWER, cell):
             return float(cell)
-        parts = _split(cell)
-        if parts is None or not _BODY[self.decimal].fullmatch(parts[1]):
-            return None
-        is_negative, body, unit = parts
+        is_negative, body, unit = _split(cell) or (False, "", "")
+        if not body or not _BODY[self.decimal].fullmatch(body):
+            return math.inf
         # prices may lack their currency, but 12 is neither 12 % nor 12 k
         if unit != self.unit and (unit or not re.fullmatch(_CURRENCY, self.unit)):
-            return None
+            return math.inf
         digits = re.sub(r"['’\s]", "", body).replace(DECIMALS[self.decimal], "")
         return float(f"{'-' if is_negative else ''}{digits.replace(self.decimal, '.')}")
 
@@ -220,7 +219,8 @@ def infer_formats(
     """Returns the format of these columns, None for a column without numbers.
 
     decimal: a decimal mark, or "auto"; advice: for messages; `log` gets columns with too many cells
-    that are no numbers. Raises InputError for contradictory or ambiguous numbers."""
+    that are no numbers, and other formats than 1,234.5. Raises InputError for contradictory or
+    ambiguous numbers."""
     formats: dict[str, NumberFormat | None] = {}
     texts = []
     for name in names:
@@ -267,6 +267,12 @@ def infer_formats(
                 values, wrong = form.parse(table.columns[name])
                 form = form if wrong.sum() <= MAX_ODD * np.isfinite(values).sum() else None
             formats[name] = form
+    columns = collections.defaultdict(list)
+    for name, form in formats.items():
+        if form and (form.decimal, form.unit) != (".", ""):
+            columns[form.describe()].append(name)
+    for example, names in columns.items():
+        log(f"numbers are read as {example} in {', '.join(names)}.")
     return formats
 
 
@@ -281,15 +287,6 @@ def check_header(table: RawTable, log: Callable[[str], None]) -> None:
     if fractions := [name for name in numbers if re.search("[.,]", name)]:
         log(f"{table.place}: its first line is read as the header, though it has the number "
             f"{fractions[0]}: put a header there, if it has none.")  # fmt: skip
-
-
-def describe_formats(formats: Mapping[str, NumberFormat | None]) -> list[str]:
-    """Returns a sentence for each format other than 1,234.5, with its columns."""
-    columns: dict[str, list[str]] = {}
-    for name, form in formats.items():
-        if form and (form.decimal, form.unit) != (".", ""):
-            columns.setdefault(form.describe(), []).append(name)
-    return [f"numbers are read as {form} in {', '.join(names)}." for form, names in columns.items()]
 
 
 def _are_ids(column: pa.Array) -> bool:

@@ -75,8 +75,6 @@ class Table(Source):
         }
         table = dataclasses.replace(table, columns=columns)
         formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
-        for sentence in number_formats.describe_formats(formats):
-            log(sentence)
         target_format = formats.pop(target)
         formats = {c: _infer_times(table, c, formats[c]) for c in inputs}
         # parsed once: takes less memory than texts, and is not parsed again by the encoder
