@@ -49,9 +49,9 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
     sentences = []
 
     def log_first(sentence):  # many files may have the same fault
-        sentences.append(sentence)
-        if len(sentences) == 1:
+        if not sentences:
             log(sentence)
+        sentences.append(sentence)
 
     origin, source = f"--data {path}", str(path.resolve())
     if path.is_file():
@@ -250,9 +250,7 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
             digest.update(content)
         digest.update(targets[rows].astype("<i4").tobytes())
     # Objects: a NumPy array of strings allocates the longest one's size for each.
-    inputs = np.empty(len(texts), object)
-    inputs[:] = texts
-    style = {"lexicon": name == "vader"}
+    inputs, style = np.array(texts, object), {"lexicon": name == "vader"}
     examples = Examples({"inputs": inputs}, targets, texts, tuple(class_names), style)
     return Dataset(examples, Given(in_test), name, source, digest.hexdigest())
 
