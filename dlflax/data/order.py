@@ -1,5 +1,5 @@
-"""The examples that are held out, and the order of the others: pure functions of a seed, in NumPy,
-so a stopped run continues from its step counter alone."""
+"""The examples that are held out, and the order of the others: pure functions of a seed. A stopped
+run continues from its step counter alone."""
 
 import hashlib
 from collections.abc import Callable, Mapping

@@ -161,8 +161,9 @@ def _match_files(path, texts, files, counts, origin, log) -> tuple[str, list[str
 
 
 def _find_files(texts, files, fold=str) -> dict[str, list[str | None]]:
-    """Returns the unique file of each cell, or None, for each column that names files, by a path or
-    its end, with or without the ending. fold: str, or str.casefold to ignore letter case."""
+    """Returns the unique file of each cell, or None, for each column that names files. A cell names
+    one by its path or the end of it, with or without the ending. fold: str, or str.casefold to
+    ignore letter case."""
     names, paths, ends = {}, {}, {}  # path, path without ending, end of a path -> file or None
 
     def add(index: dict, key: str, name: str) -> None:

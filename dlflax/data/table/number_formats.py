@@ -170,18 +170,16 @@ class _Evidence:
         self.likely = None
         if has_integers and is_padded:  # 1.050 and 980: else 1.05 and 980, or 980.000
             self.likely = "," if "." in self.unclear else "."
-
-    def unit(self) -> str:
-        """Returns the unit of the column, "" if it has none or several."""
-        units = self.units - {""}
-        unit = units.pop() if len(units) == 1 else ""
-        return unit if "" not in self.units or re.fullmatch(_CURRENCY, unit) else ""
+        unit, *others = sorted(self.units - {""}) or [""]
+        has_bare = "" in self.units and not re.fullmatch(_CURRENCY, unit)
+        self.unit = "" if others or has_bare else unit  # "" for none or several
 
 
 def _levels(cells: pa.Array, likely: str) -> Iterator[tuple[str, int, set[str], str, str]]:
-    """Yields (cell, count, decimal marks, digits with their marks, unit): the first cell in each
-    plain form, with the digits of one that ends with 0, then every other cell. A cell without
-    decimal marks is no number."""
+    """Yields (cell, count, decimal marks, digits with their marks, unit) of distinct cells.
+
+    All cells in a plain form are one, the first of them, with the digits of one that ends with 0. A
+    cell without decimal marks is no number."""
     forms = [(_INTEGER, set(DECIMALS))]
     for mark in DECIMALS:
         forms += [(_UNCLEAR[mark], set(DECIMALS)), (_PLAIN[mark], {mark})]
@@ -261,7 +259,7 @@ def infer_formats(
                 "it is not read as numbers.")  # fmt: skip
         if evidence.are_numbers and not _are_ids(table.columns[name]):
             missing = sorted({c.lower() for c in evidence.odd if not re.fullmatch(_POWER, c)})
-            form = NumberFormat(mark or ".", evidence.unit(), (*NO_NUMBER, *missing))
+            form = NumberFormat(mark or ".", evidence.unit, (*NO_NUMBER, *missing))
             # units and --decimal may differ from the format
             if evidence.units != {""} or form.decimal not in evidence.decimals:
                 values, wrong = form.parse(table.columns[name])
