@@ -20,6 +20,7 @@ from dlflax.models import MLP
 from dlflax.run import time_limit
 from dlflax.train.bag import fit_bag
 from dlflax.train.metrics import CalibratedLoss
+from dlflax.train.tasks import intervals
 from experiments import forecast, tabular
 
 RNG = np.random.default_rng(0)
@@ -178,3 +179,27 @@ def test_a_run_keeps_its_time_limit(place):
     results = json.loads(Path("r/results.json").read_text())
     assert plan["epochs"] == results["epochs_run"] < 5000
     jax.clear_caches()
+
+
+def test_intervals_of_numbers_cover_as_they_say(zoo):
+    folder = zoo("bag")
+    results = json.loads((folder / "results.json").read_text())
+    calibration = json.loads((folder / "calibration.json").read_text())
+    assert results["interval"]["coverage_wanted"] == calibration["coverage"] == 0.9
+    assert 0.7 <= results["interval"]["coverage"] <= 1
+    (answer,) = dlflax.load(folder, log=lambda _: None).predict([{"a": 0.3, "colour": "red"}])
+    encoder = json.loads((folder / "encoder.json").read_text())
+    half = calibration["half_width"][0] * np.ravel(encoder["target"]["scale"])[0]
+    (value,), (low,), (high,) = answer["values"], answer["low"], answer["high"]
+    assert (value - low, high - value) == (pytest.approx(half, rel=1e-4),) * 2
+    assert answer["coverage"] == 0.9
+
+
+def test_the_interval_is_the_conformal_quantile():
+    errors = RNG.normal(size=(99, 2)) * [1, 5]
+    fitted = intervals.fit(errors)
+    for column, half in zip(np.abs(errors).T, fitted["half_width"], strict=True):
+        assert np.sum(column <= half) == 90  # ceil(0.9 * 100)
+    assert intervals.fit(errors[:29]) == {}
+    measured = intervals.measure(fitted, errors, [1, 1])["interval"]
+    assert measured["coverage"] == pytest.approx(90 / 99)

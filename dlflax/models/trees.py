@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
+from dlflax.ops.platform import is_portable
 from dlflax.shapes import AnyArray
 
 CHUNK = 64  # trees for each score that are evaluated at a time, to save memory
@@ -78,7 +79,11 @@ class Trees(nn.Module):
 
         def add(scores, roots):
             node = jnp.zeros((n, 1), jnp.int32) + roots[None]
-            node = lax.fori_loop(0, self.depth, descend, node)
+            if is_portable():  # jax2onnx translates no loop within a scan
+                for step in range(self.depth):
+                    node = descend(step, node)
+            else:
+                node = lax.fori_loop(0, self.depth, descend, node)
             values = _take(self.value.value, node).reshape(n, -1, self.num_scores)
             return scores + values.sum(1), None
 
