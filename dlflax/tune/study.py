@@ -93,7 +93,9 @@ class Study:
 
     def __init__(self, storage: BaseStorage, name: str, direction: str):
         self._storage, self.direction = storage, direction
-        with _journal_batch(storage):
+        backend = getattr(storage, "_backend", None)
+        self._batch = backend.batch if isinstance(backend, Journal) else contextlib.nullcontext
+        with self._batch():
             self._study = optuna.create_study(
                 study_name=name, storage=storage, direction=direction, load_if_exists=True,
                 pruner=optuna.pruners.NopPruner(),
@@ -164,7 +166,7 @@ class Study:
         disk."""
         self._pending = 0
         try:
-            with _journal_batch(self._storage):
+            with self._batch():
                 yield
             self._safe += self._pending
         except (OSError, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
@@ -190,11 +192,6 @@ class Study:
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-
-
-def _journal_batch(storage):
-    backend = getattr(storage, "_backend", None)
-    return backend.batch() if isinstance(backend, Journal) else contextlib.nullcontext()
 
 
 def score(trial: FrozenTrial, direction: str) -> float | None:
@@ -304,11 +301,12 @@ def _storage_errors(url: str | None):
             f"--storage {shown} needs a package: {error}; for PostgreSQL pip install "
             "'dlflax[postgres]', and begin the address with postgresql+psycopg://."
         ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError, OSError) as error:
-        # RuntimeError: tables of another version of Optuna
-        raise InputError(f"--storage {shown} cannot be used: {reason_of(error)}.") from error
-    except (ValueError, KeyError) as error:
-        reason = f"it is damaged or not a journal ({reason_of(error)})"
+    # RuntimeError: tables of another version of Optuna; ValueError, KeyError: a damaged journal
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError, OSError,
+            ValueError, KeyError) as error:  # fmt: skip
+        reason = reason_of(error)
+        if isinstance(error, ValueError | KeyError):
+            reason = f"it is damaged or not a journal ({reason})"
         raise InputError(f"--storage {shown} cannot be used: {reason}.") from error
 
 

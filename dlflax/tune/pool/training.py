@@ -9,7 +9,6 @@ import io
 import math
 import pickle
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlflax import train
+from dlflax.config import trust
 from dlflax.config.serialize import MODULE_PREFIX
 from dlflax.train import population
 from dlflax.train.layout import layout_for
@@ -102,7 +102,11 @@ def pack(job: Job) -> bytes:
 def _unpack(packed: bytes) -> Job:
     """Returns the same object for the same bytes, so that its structures are compiled once."""
     sources, job = pickle.loads(packed)
-    modules = {name: _load_source(Path(path), source) for name, path, source in sources}
+    modules = {}
+    for name, path, source in sources:
+        sys.path.append(str(Path(path).parent))
+        spec = importlib.util.spec_from_file_location(MODULE_PREFIX + Path(path).stem, path)
+        modules[name] = trust.execute(spec, source)
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
@@ -111,19 +115,6 @@ def _unpack(packed: bytes) -> Job:
             return functools.reduce(getattr, name.split("."), modules[module])
 
     return Unpickler(io.BytesIO(job)).load()
-
-
-def _load_source(path: Path, source: bytes):
-    """Returns the module of a file, or of its source where this disk does not have the file."""
-    name = MODULE_PREFIX + path.stem
-    if not (path.exists() and path.read_bytes() == source):
-        path = Path(tempfile.mkdtemp()) / path.name
-        path.write_bytes(source)
-    sys.path.append(str(path.parent))
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def trial_seeds(seed: int, number: int, count: int) -> np.ndarray:
