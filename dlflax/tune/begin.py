@@ -31,8 +31,8 @@ def begin(bound: Bound, study: Study, log) -> dict[str, Any]:
     if not study.trials():
         PoolCheckpoint(folder).clear()  # of an earlier study in the folder
         if sweep.warm_start:  # later they are in the settings
-            new["known"] = _known_trials(sweep.warm_start, bound.space, sweep.objective, log)
-    first = [] if sweep.sampler == "grid" else bound.space.first_trials()
+            new["known"] = _known_trials(sweep.warm_start, bound.job.space, sweep.objective, log)
+    first = [] if sweep.sampler == "grid" else bound.job.space.first_trials()
     saved = study.settings(new, first)
     check_version(saved, f"the study {sweep.study}")
     if not sweep.population_size:
