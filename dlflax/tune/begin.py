@@ -4,7 +4,6 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -20,9 +19,9 @@ from dlflax.tune.suggest.space import Space, is_within
 RESULTS = ("best", "trained", "retrained", "ensemble", "members", "results.json", "report.html")
 
 
-def begin(bound: Bound, study: Study, log) -> dict[str, Any]:
-    """Writes config.json, and returns its contents, those that the study began with. Raises
-    InputError when it began with another setup."""
+def begin(bound: Bound, study: Study, log) -> None:
+    """Writes config.json, with the settings that the study began with. Raises InputError when it
+    began with another setup."""
     sweep, folder = bound.sweep, bound.sweep.run_dir
     shown = sweep.storage and without_password(sweep.storage)
     chosen = dataclasses.replace(sweep, storage=shown, population_size=bound.population_size)
@@ -51,7 +50,6 @@ def begin(bound: Bound, study: Study, log) -> dict[str, Any]:
     if not study.finished_trials():  # it is new, though the folder may not be
         for name in RESULTS:
             set_aside(folder / name)
-    return saved
 
 
 def _known_trials(study: str, space: Space, objective: str, log) -> list[tuple[dict, float]]:

@@ -36,7 +36,7 @@ from dlflax.tune.begin import set_aside
 from dlflax.tune.bind import Bound
 from dlflax.tune.pool import sweep_report
 from dlflax.tune.pool.trial_models import Members
-from dlflax.tune.study import JOURNAL, without_password
+from dlflax.tune.study import JOURNAL, Study, without_password
 
 WORDS = {
     "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
@@ -44,11 +44,12 @@ WORDS = {
 }  # fmt: skip
 
 
-def finish(bound: Bound, trials: list[FrozenTrial], saved, traces: int, log) -> dict[str, Any]:
+def finish(bound: Bound, study: Study, traces: int, log) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
     report, which it prints. Returns the results. Raises RunError where all trials diverged or
-    failed. trials: the finished ones; saved: the contents of config.json."""
-    sweep, folder, direction = bound.sweep, bound.sweep.run_dir, bound.direction
+    failed."""
+    sweep, folder, direction = bound.sweep, bound.sweep.run_dir, study.direction
+    trials = study.finished_trials()
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
     best = next(iter(ranking.rank_trials(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
@@ -61,7 +62,7 @@ def finish(bound: Bound, trials: list[FrozenTrial], saved, traces: int, log) -> 
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
     address = sweep.storage and without_password(sweep.storage)
     results = {
-        **sweep_report.facts(saved, trials, direction),
+        **sweep_report.facts(study.saved, trials, direction),
         "structures": len(bound.recipes),
         "traces": traces,  # by this process and its workers
         "seconds": seconds,  # of training the trials

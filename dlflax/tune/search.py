@@ -23,11 +23,11 @@ from dlflax.tune.suggest.encoding import Encoding
 from dlflax.tune.suggest.samplers import make_sampler
 
 
-def train_trials(bound: Bound, study: Study, saved, log) -> int:
+def train_trials(bound: Bound, study: Study, log) -> int:
     """Trains all trials, those that remain where the sweep continues. Returns the number of
-    compiled programs. saved: the contents of config.json."""
+    compiled programs."""
     sweep, space, job, rule = bound.sweep, bound.job.space, bound.job, bound.sweep.search
-    population, folder = saved["config"]["population_size"], sweep.run_dir
+    population, folder = study.saved["config"]["population_size"], sweep.run_dir
     _log_plan(bound, population, len(study.finished_trials()), log)
     encoding = Encoding(space.distributions)
     budget = Budget(sweep.trials, sweep.epochs, encoding.size())
@@ -43,13 +43,13 @@ def train_trials(bound: Bound, study: Study, saved, log) -> int:
         return {sweep.cost: costs[recipe]} if costs else {}
 
     lines = population if isinstance(rule, Full) else 0
-    with Watch(folder, study, saved, sweep.trials, sweep.epochs, lines, log) as watch:
+    with Watch(folder, study, sweep.trials, sweep.epochs, lines, log) as watch:
         launcher = open_launcher(
             sweep.launcher, sweep.workers, folder, platform=jax.default_backend(),
             devices=jax.local_device_count(), options=sweep.options(), log=log,
         )  # fmt: skip
         members = Members(folder, job.sign, MOST_TRIALS if sweep.ensemble_size else 1, log)
-        known = dataclasses.replace(space, known=saved.get("known", []))
+        known = dataclasses.replace(space, known=study.saved.get("known", []))
         sampler = make_sampler(rule.sampler or sweep.sampler, known, sweep.seed)
         return Pool(
             job, study, sampler, rule, budget, population,

@@ -121,14 +121,14 @@ class Study:
     def settings(self, new: Mapping[str, Any], first=()) -> dict[str, Any]:
         """Returns the settings that the study began with: `new`, if it is a new study, which then
         enqueues `first`, the parameters of its first trials."""
-        saved = self._study.user_attrs.get("settings")
-        if saved is None:
-            saved = json.loads(json.dumps(new))
+        self.saved = self._study.user_attrs.get("settings")
+        if self.saved is None:
+            self.saved = json.loads(json.dumps(new))
             with self.writing():
                 for params in first:
                     self._study.enqueue_trial(params)
-                self._study.set_user_attr("settings", saved)
-        return saved
+                self._study.set_user_attr("settings", self.saved)
+        return self.saved
 
     def ask(
         self, sampler: BaseSampler, distributions: Mapping[str, BaseDistribution],

@@ -26,6 +26,6 @@ def run_sweep(
     bound = bind(sweep, search, experiment, log)
     folder, url, name = bound.sweep.run_dir, bound.sweep.storage, bound.sweep.study
     with open_study(folder, url, name, bound.direction) as study:
-        saved = begin(bound, study, log)
-        traces = train_trials(bound, study, saved, log)
-        return finish(bound, study.finished_trials(), saved, traces, log)
+        begin(bound, study, log)
+        traces = train_trials(bound, study, log)
+        return finish(bound, study, traces, log)

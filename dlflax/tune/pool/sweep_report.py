@@ -72,15 +72,15 @@ class Watch:
     """Shows a running sweep: a bar, lines, TensorBoard, and its report, which another thread writes
     as often as SHARE allows. A failure is one warning. A context manager.
 
-    saved: the contents of config.json; population: trials between two lines; 0: a line an eighth of
-    all epochs, for a rule by which trials pause.
+    population: trials between two lines; 0: a line an eighth of all epochs, for a rule by which
+    trials pause.
     """
 
     def __init__(
-        self, folder: Path, study: Study, saved: dict[str, Any], trials: int, epochs: int,
-        population: int, log: Callable[[str], None] = print,
+        self, folder: Path, study: Study, trials: int, epochs: int, population: int,
+        log: Callable[[str], None] = print,
     ):  # fmt: skip
-        self._folder, self._study, self._saved, self._log = folder, study, saved, log
+        self._folder, self._study, self._log = folder, study, log
         self._epochs, self._population = trials * epochs, population
         self._shown = {trial.number for trial in study.finished_trials()}
         self._lined = time.perf_counter(), _count_epochs(study.trials()), {*self._shown}
@@ -155,7 +155,7 @@ class Watch:
     def _write(self, trials):
         clock = time.monotonic()
         try:
-            results = facts(self._saved, trials, self._study.direction)
+            results = facts(self._study.saved, trials, self._study.direction)
             write(self._folder, results, trials, self._study.direction, self._log)
         except Exception as error:  # a side channel never stops a sweep
             self._next = math.inf
@@ -168,8 +168,8 @@ class Watch:
         folder, name = self._folder / "tensorboard", f"trial_{trial.number:04d}"
         shutil.rmtree(folder / name, ignore_errors=True)  # of the same trial, before a kill
         start = functools.partial(TensorBoard, "", folder, name=name)
-        board, objective = Loggers({"TensorBoard": start}, self._log), self._saved["config"]
-        objective = objective["objective"]
+        board = Loggers({"TensorBoard": start}, self._log)
+        objective = self._study.saved["config"]["objective"]
         for epoch, value in trial.intermediate_values.items():
             board.scalars({objective: value}, epoch)
         board.hparams(trial.params, {objective: trial.value})
