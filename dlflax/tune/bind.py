@@ -14,7 +14,7 @@ from dlflax.errors import InputError
 from dlflax.report.sweep.trials import COSTS
 from dlflax.run.prepare import balance, read_data, split_data
 from dlflax.train.augment import AUGMENTATIONS
-from dlflax.train.check import check_batch_size, reject_unused_flags, unused_hparams
+from dlflax.train.check import check_batch_size, reject_unused
 from dlflax.train.layout import free_bytes, member_bytes
 from dlflax.tune.pool.rules import FreezeThaw
 from dlflax.tune.pool.sweep_report import params_text
@@ -86,7 +86,7 @@ def _bind_space(sweep, search, experiment, log) -> tuple[Sweep, Space]:
     recipe, is_grid = sweep.recipe, sweep.sampler == "grid"
     recipes = tuple(preset.recipe for preset in experiment.presets.values())
     tried = space(sweep.space, recipe, sweep.hparams, grid=is_grid, recipes=recipes)
-    prior = guess(sweep.prior, tried, recipe, sweep.hparams)
+    prior = guess(sweep.prior, tried, recipe)
     tried = dataclasses.replace(tried, guess=prior)
     recipe, hparams = tried.apply(tried.fixed, recipe, sweep.hparams)
     study, auto = sweep.study or f"{experiment.name}_{search}", sweep.trials == "auto"
@@ -208,8 +208,8 @@ def check_structures(sweep, tried: Space, structures, train_set, pretrained, log
             "32 64 128."
         )
     views = transfer.start_hparams(sweep.transfer, sweep.recipe, sweep.hparams)
-    names = {flag.partition(".")[2] for flag in sweep.given} | {*tried.distributions}
-    unused = unused_hparams(names, structures, sweep.hparams, train_set)
-    reject_unused_flags(sweep.given, unused - {*views}, structures[0][0])
+    unused = reject_unused(
+        sweep.given, tried.distributions, structures, sweep.hparams, train_set, views
+    )
     for name in sorted(unused & {*tried.distributions}):
         log(f"note: nothing here reads {name}: its values make no difference")

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dlflax import run
-from dlflax.config.config import check
 from dlflax.errors import InputError
 from dlflax.train.check import check_count
 from dlflax.tune.launch import Engine
@@ -89,8 +88,7 @@ class Sweep(run.Config):
 
 
 def check_sweep(sweep: Sweep) -> None:
-    """Raises InputError for settings that no sweep can have, whatever its data."""
-    check(sweep)
+    """Raises InputError for settings that no sweep can have, besides those that no run can have."""
     check_sampler(sweep.sampler)
     sweep.search.check(sweep.epochs)
     is_grid, is_auto = sweep.sampler == "grid", sweep.trials == "auto"
