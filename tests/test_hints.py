@@ -87,7 +87,7 @@ def test_a_guess_that_is_not_in_the_space(words, right):
     )
     with pytest.raises(InputError, match=right):
         guess(words, made, recipe)
-    assert guess(["learning-rate=1e-3", "model.activation=tanh"], made, recipe) == GUESS  # fmt: skip
+    assert guess(["learning-rate=1e-3", "model.activation=tanh"], made, recipe) == GUESS
 
 
 UNIT = {name: FloatDistribution(0, 1) for name in ("x", "y", "z")}
