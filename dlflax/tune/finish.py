@@ -49,8 +49,8 @@ def finish(bound: Bound, study: Study, traces: int, log) -> dict[str, Any]:
     report, which it prints. Returns the results. Raises RunError where all trials diverged or
     failed."""
     sweep, folder, direction = bound.sweep, bound.sweep.run_dir, study.direction
-    trials = study.finished_trials()
-    ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
+    trials, objective = study.finished_trials(), study.saved["config"]["objective"]
+    ranking.write_trials_csv(folder / "trials.csv", trials, direction, objective)
     best = next(iter(ranking.rank_trials(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
         raise RunError(
@@ -85,7 +85,7 @@ def finish(bound: Bound, study: Study, traces: int, log) -> dict[str, Any]:
     }
     write_json(folder / "results.json", results)
     sweep_report.write(folder, results, trials, direction, log)
-    print_trials(trials, direction, sweep.objective)
+    print_trials(trials, direction, objective)
     others = {
         WORDS[name]: candidate["test"]
         for name, candidate in results["candidates"].items() if name != results["model"]
