@@ -11,7 +11,7 @@ from dlflax.train.check import (
     adapt_to_small_data,
     bind_to_data,
     check_batch_size,
-    reject_unused,
+    reject_unused_flags,
 )
 
 Log = Callable[[str], None]
@@ -66,7 +66,7 @@ def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Co
     splits = start.splits
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
     start_numbers = transfer.start_hparams(config.transfer, config.recipe, config.hparams)
-    reject_unused(
+    reject_unused_flags(
         config.given, (), [(start.recipe, abstract)], config.hparams, splits.train, start_numbers
     )
     examples = dataclasses.replace(examples, weights_sha256=splits.weights_sha256)

@@ -175,7 +175,7 @@ def check_batch_size(batch_size: int, n: int) -> None:
         )
 
 
-def reject_unused(
+def reject_unused_flags(
     given: Iterable[str], names: Iterable[str], recipes: Sequence[tuple[Recipe, State]],
     hparams: Hparams, train_set, read_elsewhere: Iterable[str] = (),
 ) -> set[str]:  # fmt: skip

@@ -14,7 +14,7 @@ from dlflax.errors import InputError
 from dlflax.report.sweep.trials import COSTS
 from dlflax.run.prepare import balance, read_data, split_data
 from dlflax.train.augment import AUGMENTATIONS
-from dlflax.train.check import check_batch_size, reject_unused
+from dlflax.train.check import check_batch_size, reject_unused_flags
 from dlflax.train.layout import free_bytes, member_bytes
 from dlflax.tune.pool.rules import FreezeThaw
 from dlflax.tune.pool.sweep_report import params_text
@@ -208,7 +208,7 @@ def check_structures(sweep, tried: Space, structures, train_set, pretrained, log
             "32 64 128."
         )
     views = transfer.start_hparams(sweep.transfer, sweep.recipe, sweep.hparams)
-    unused = reject_unused(
+    unused = reject_unused_flags(
         sweep.given, tried.distributions, structures, sweep.hparams, train_set, views
     )
     for name in sorted(unused & {*tried.distributions}):
