@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
-import joblib
 import numpy as np
 
 from dlflax.errors import RunError
@@ -28,6 +27,8 @@ class WorkerLost(Exception):
 @functools.cache
 def load_file(path: Path) -> Any:
     """Returns arrays in a file, which all processes of a host map into the same memory."""
+    import joblib  # only where there are workers
+
     return jax.tree.map(np.asarray, joblib.load(path, mmap_mode="r"))
 
 
@@ -54,6 +55,8 @@ class Launcher(abc.ABC):
     def share(self, arrays: Any) -> Callable[[], Any]:
         """Returns a small function for arguments of calls, which returns the arrays (nested dicts),
         read-only; within a process always the same object."""
+        import joblib
+
         path = self.folder / f"data-{os.getpid()}-{len(self._shared)}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._shared.append(path)
