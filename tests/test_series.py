@@ -296,7 +296,7 @@ def test_bad_covariates(tmp_path, flags, sentence):
 
 def test_an_interval_without_its_coverage_is_damaged():
     with pytest.raises(InputError, match="calibration.json is damaged"):
-        tasks.forecast.half_width({"half_width": [1.0, 2.0]}, 2)
+        tasks.intervals.half_width({"half_width": [1.0, 2.0]}, 2)
 
 
 @pytest.mark.parametrize(
