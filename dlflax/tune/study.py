@@ -93,6 +93,7 @@ class Study:
 
     def __init__(self, storage: BaseStorage, name: str, direction: str):
         self._storage, self.direction = storage, direction
+        self.saved: dict[str, Any] = {}  # the settings that it began with, once they were asked for
         backend = getattr(storage, "_backend", None)
         self._batch = backend.batch if isinstance(backend, Journal) else contextlib.nullcontext
         with self._batch():
