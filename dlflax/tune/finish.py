@@ -75,7 +75,9 @@ def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log
         },
         "front": [trial.number for trial in front(trials, direction)],
         "commands": {
-            "predict": command("experiments.predict", str(folder / "best"), "INPUT..."),
+            "predict": command(
+                "experiments.predict", str(folder / "best"), "INPUT...", *bound.experiment.options
+            ),
             "tensorboard": f"tensorboard --logdir {folder}",
             "dashboard": f"optuna-dashboard {address or folder / JOURNAL}",
         },
