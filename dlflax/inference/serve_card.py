@@ -69,6 +69,7 @@ def openapi(predictor: Predictor) -> dict[str, Any]:
     inputs = {"type": "array", "items": _item(encoder), "minItems": least, "maxItems": most}
     file = {"type": "string", **({"format": "binary"} if takes_base64(form) else {})}
     content = _json("", **{form.key: inputs})["content"]
+    content["application/json"]["schema"]["additionalProperties"] = False
     content |= {media: {"schema": file} for media in form.media}
 
     def operation(method, summary, **answer):
