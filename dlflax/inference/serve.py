@@ -237,15 +237,16 @@ async def _cancel_on_disconnect(request: Request, work: Coroutine):
     async def disconnection():
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        raise ClientDisconnect
 
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnection())]
     try:
         done, _ = await asyncio.wait(
             tasks, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED
         )
-        for task in filter(done.__contains__, tasks):
-            return task.result()
+        if tasks[0] in done:
+            return tasks[0].result()
+        if done:
+            raise ClientDisconnect
         sentence = f"no answer within {ANSWER_SECONDS} seconds: send less, or try again later."
         raise Refused(503, sentence)
     finally:
