@@ -77,7 +77,9 @@ def finish(bound: Bound, study: Study, traces: int, log) -> dict[str, Any]:
         },
         "front": [trial.number for trial in front(trials, direction)],
         "commands": {
-            "predict": command("experiments.predict", str(folder / "best"), "INPUT..."),
+            "predict": command(
+                "experiments.predict", str(folder / "best"), "INPUT...", *bound.experiment.options
+            ),
             "tensorboard": f"tensorboard --logdir {folder}",
             "dashboard": f"optuna-dashboard {address or folder / JOURNAL}",
         },
