@@ -4,7 +4,6 @@ arguments alone, so that any process on any machine can do it."""
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import io
 import math
 import pickle
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlflax import train
-from dlflax.config import trust
+from dlflax.config.experiment import execute
 from dlflax.config.serialize import MODULE_PREFIX
 from dlflax.train import population
 from dlflax.train.layout import layout_for
@@ -105,8 +104,7 @@ def _unpack(packed: bytes) -> Job:
     modules = {}
     for name, path, source in sources:
         sys.path.append(str(Path(path).parent))
-        spec = importlib.util.spec_from_file_location(MODULE_PREFIX + Path(path).stem, path)
-        modules[name] = trust.execute(spec, source)
+        modules[name] = execute(MODULE_PREFIX + Path(path).stem, Path(path), source)
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
