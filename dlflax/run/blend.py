@@ -1,4 +1,4 @@
-"""The blend of a run: a bag of networks, and simpler models, that are each fitted with another fold held out.
+"""The blend of a run: a bag of networks, and simpler models fitted to the same folds.
 
 All are averaged in one `Ensemble`, weighted by the loss of their held-out outputs, so every example
 but those of the test split both trains and validates.
