@@ -7,7 +7,6 @@ but those of the test split both trains and validates.
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -214,7 +213,7 @@ def _fit_others(
         seconds = TREES_SHARE * clock.remaining() / len(libraries) if clock.limit else math.inf
         fits = boosting.fit_folds(
             library, splits.encoder, recipe.task, inputs, targets, fold_of, seed=config.seed,
-            max_trees=MAX_TREES, threads=os.cpu_count() or 1, seconds=seconds,
+            max_trees=MAX_TREES, seconds=seconds,
         )  # fmt: skip
         name = f"boosted trees ({library})"
         return Members(name, fits.model, [fits.variables], fits.outputs)
