@@ -191,7 +191,7 @@ def _fit_others(
 ) -> list[Members]:
     """Returns a linear model, and boosted trees of every installed library, where they fit the task
     and the time. slow: names of those that do not, which is extended."""
-    libraries = boosting.available()
+    libraries = boosting.available()[::-1]  # the most accurate first
     recipe, splits = setup.start.recipe, setup.start.splits
     inputs, targets = splits.train["inputs"], np.asarray(splits.train["targets"])
     is_classes = isinstance(recipe.task, Classification)
@@ -210,7 +210,8 @@ def _fit_others(
         return Members("linear model", model, [{"params": {"logits": fits.params}}], fits.outputs)
 
     def fit_trees(library):
-        seconds = TREES_SHARE * clock.remaining() / len(libraries) if clock.limit else math.inf
+        later = len(libraries) - libraries.index(library)
+        seconds = TREES_SHARE * clock.remaining() / later if clock.limit else math.inf
         fits = boosting.fit_folds(
             library, splits.encoder, recipe.task, inputs, targets, fold_of, seed=config.seed,
             max_trees=MAX_TREES, seconds=seconds,
