@@ -11,7 +11,7 @@ import tyro
 from dlflax import run
 from dlflax.config.renamed import REPLACED
 from dlflax.errors import InputError
-from dlflax.run.flags import check_choices
+from dlflax.run.flags import describe_choice
 from dlflax.train.hparams import hparam_names
 from dlflax.train.layout import use_all_cores
 from dlflax.tune.pool.rules import RULES, Rule
@@ -131,7 +131,8 @@ def _rule_name(args: list[str]) -> str:
 def _rule(name: str) -> Rule:
     """Returns the Rule of that name, or of module:Class. Raises InputError where there is none."""
     if ":" not in name:
-        check_choices(["--search", name], {"search": tuple(RULES)})
+        if name not in RULES:
+            raise InputError(f"--search {describe_choice(name, RULES)}")
         return RULES[name]
     rule = load_class("--search", name)
     if not (dataclasses.is_dataclass(rule) and hasattr(rule, "decide")):
@@ -142,17 +143,23 @@ def _rule(name: str) -> Rule:
 def _space_type(config, words) -> type:
     """Returns a dataclass with a field for every searchable name, for tyro."""
 
-    def fields(names, prefix=""):
-        kind = Annotated[tuple[str, ...], tyro.conf.arg(help="")]  # Sweep.space explains them
-        return [(name, kind, words.get(prefix + name, ())) for name in names]
+    def fields(owner, names, prefix=""):
+        # Sweep.space explains them; a choice may be a list itself: --space.model.features 32,64 128
+        is_list = {name: isinstance(getattr(owner, name, None), tuple) for name in names}
+        kinds = {name: list[str] if is_list[name] else tuple[str, ...] for name in names}
+        flag = tyro.conf.arg(help="", metavar="")
+        return [
+            (name, Annotated[kinds[name], flag], words.get(prefix + name, ())) for name in names
+        ]
 
     from_data = ("parent", "name", "num_outputs", "vocabulary", "shape")
     names = [f.name for f in dataclasses.fields(config.recipe.model) if f.name not in from_data]
-    model = dataclasses.make_dataclass("ModelSpace", fields(names, "model."), frozen=True)
+    model = dataclasses.make_dataclass("ModelSpace", fields(config.recipe.model, names, "model."), frozen=True)
     model.__doc__ = "Searched fields of the model."
-    numbers_and_structure = fields([*hparam_names(config.hparams), *STRUCTURE])
+    numbers = fields(config.hparams, hparam_names(config.hparams))
+    structure = fields(config.recipe, STRUCTURE)
     return dataclasses.make_dataclass(
-        "Space", [*numbers_and_structure, ("model", model, model())], frozen=True
+        "Space", [*numbers, *structure, ("model", model, model())], frozen=True
     )
 
 
@@ -161,4 +168,4 @@ def _words(space) -> dict[str, tuple[str, ...]]:
     flat = {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
     model = flat.pop("model")
     flat |= {f"model.{f.name}": getattr(model, f.name) for f in dataclasses.fields(model)}
-    return {name: words for name, words in flat.items() if words}
+    return {name: tuple(words) for name, words in flat.items() if words}
