@@ -8,7 +8,12 @@ from types import NoneType
 from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+)
 
 from dlflax.config.renamed import new_flag, new_value
 from dlflax.errors import InputError
@@ -74,60 +79,71 @@ def describe_choice(word: str, choices: Collection[str]) -> str:
 def registry(default=None, is_short: bool = False) -> ConstructorRegistry:
     """Returns the rules for tyro. default: Config, whose flags get their short names as aliases;
     is_short: help is without advanced and ineffective flags."""
-    rules, flags = ConstructorRegistry(), flag_names(default) if default else {}
+    rules = ConstructorRegistry()
     rules.primitive_rule(primitive_rule)
+    flags = {} if default is None else flag_names(default)
+    hidden = hidden_flags(default) if is_short else set()
 
     @rules.struct_rule
     def struct_rule(info):
-        if not dataclasses.is_dataclass(info.type) or DEFAULT_RULE in info.markers:
+        if DEFAULT_RULE in info.markers:
             return None
         info = dataclasses.replace(info, markers=(*info.markers, DEFAULT_RULE))
         spec, fields = ConstructorRegistry.get_struct_spec(info), []
+        if not isinstance(spec, StructConstructorSpec):
+            return spec
         for field in spec.fields:
             *aliases, flag = flags.get((id(info.default), field.name), [""])
-            marks = [tyro.conf.arg(aliases=aliases, metavar="" if aliases else None)]
-            if is_short and is_hidden(flag, field.default, default):
-                marks.append(tyro.conf.Suppress)
-            fields.append(dataclasses.replace(field, type=Annotated[field.type, *marks]))
+            is_space = flag.startswith("--space.")
+            is_empty = isinstance(field.default, tuple) and not field.default
+            mark = tyro.conf.arg(
+                aliases=aliases,
+                metavar="" if aliases or is_space else None,
+                help_behavior_hint="(none by default)" if is_empty else None,
+            )
+            kind = Annotated[field.type, mark]
+            if flag in hidden or (is_short and is_space and is_empty):
+                kind = tyro.conf.Suppress[kind]
+            fields.append(dataclasses.replace(field, type=kind))
         return dataclasses.replace(spec, fields=tuple(fields))
 
     return rules
 
 
 def flag_names(default) -> dict[tuple[int, str], list[str]]:
-    """Returns (id of a dataclass, name of a field) -> short names of its flag, such as --lr, and
-    the flag, --hparams.learning-rate. A short name is never that of another flag."""
+    """Returns (id of a dataclass or dict, name of a field) -> short names of its flag, such as
+    --lr, and the flag, --hparams.learning-rate. A short name is never that of another flag."""
     flags = {}
 
     def add(value, prefix: str) -> None:
-        for field in dataclasses.fields(value):
-            inner = getattr(value, field.name, None)
-            flags[id(value), field.name] = f"{prefix}{field.name.replace('_', '-')}"
-            if dataclasses.is_dataclass(inner):
-                add(inner, f"{prefix}{field.name}." if field.name in NESTED else prefix)
+        is_dict = isinstance(value, dict)
+        for name in value if is_dict else [field.name for field in dataclasses.fields(value)]:
+            inner = None if is_dict else getattr(value, name, None)
+            flags[id(value), name] = f"{prefix}{name.replace('_', '-')}"
+            if dataclasses.is_dataclass(inner) or name == "space":
+                add(inner, f"{prefix}{name}." if name in NESTED else prefix)
 
     def aliases(flag: str) -> list[str]:
         short = flag.replace(".learning-rate", ".lr")
         names = [name.replace("--hparams.", "--") for name in (short, flag)]
-        return [name for name in dict.fromkeys([*names, short]) if name not in flags.values()]
+        return [name for name in dict.fromkeys([*names, short]) if name not in full]
 
     add(default, "--")
+    full = {*flags.values()}
     return {field: [*aliases(flag), flag] for field, flag in flags.items()}
 
 
-def is_hidden(flag: str, value, default) -> bool:
-    """True if only --help-all shows the flag: it is advanced, or has no effect or no value yet.
-    value: its default; default: the Config or Sweep."""
-    hparams, (prefix, _, name) = default.hparams, flag.rpartition(".")
+def hidden_flags(default) -> set[str]:
+    """Returns the flags that only --help-all shows: the advanced, and those without an effect."""
+    hparams = default.hparams
     unused = {*strength_names(tuple(AUGMENTATIONS.values()), hparams), "kl_weight"}
     unused -= {*strength_names(default.recipe.augment, hparams)}
     unused |= {"backbone_lr_scale"} if default.transfer is None else set()
-    return (
-        flag in ADVANCED
-        or (prefix in ("--hparams", "--space") and name.replace("-", "_") in unused)
-        or (prefix.startswith("--space") and value == ())
-        or (prefix in ("--hparams", "--model") and hasattr(default, "space"))  # --space has them
-    )
+    names = {f"{prefix}.{name}" for name in unused for prefix in ("hparams", "space")}
+    if hasattr(default, "space"):  # a sweep searches these already
+        names |= {f"model.{field.name}" for field in dataclasses.fields(default.recipe.model)}
+        names |= {f"hparams.{field.name}" for field in dataclasses.fields(hparams)}
+    return ADVANCED | {f"--{name.replace('_', '-')}" for name in names}
 
 
 def refuse_old_flags(args: list[str], default) -> None:

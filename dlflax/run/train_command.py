@@ -137,13 +137,14 @@ def _parse_flags(default, structure, values, args, description, **options) -> Co
     is_full = {"-H", "--help-all"} & {*args}
     is_short = not is_full and {"-h", "--help"} & {*args}
     if is_short:
-        description = (description or "").partition("\n\n")[0]
-        description += "\n\nAll flags: --help-all. Lists: 32 64 or 32,64."
+        parts = [(description or "").partition("\n\n")[0]]
+        parts.append("All flags: --help-all. Lists: 32 64 or 32,64.")
         if hasattr(default, "space"):
-            description += (
-                " Any number and any field of the model can be searched, --space.NAME, or fixed, "
+            parts.append(
+                "Any number and any field of the model can be searched, --space.NAME, or fixed, "
                 "--hparams.NAME."
             )
+        description = "\n\n".join(parts).strip()
     kind = Annotated[type(default), tyro.conf.arg(name="")]
     fields = [("config", kind, dataclasses.field(default=default, metadata={"help": ""}))]
     for name, kind in structure.items():
