@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from dlflax.inference.model import Model
 
 __version__ = "0.3.0"
+
+STARTED = time.perf_counter()
+"""Start of the process, almost, for --time-limit."""
 
 NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 12)
 """True if jaxlib writes 3 KB to stderr for every cached CPU program that it loads ("Loading XLA:CPU
@@ -23,7 +27,7 @@ def load(
 ) -> "Model":  # fmt: skip
     """Loads the trained model of a run folder or of a sweep. `predict` takes arrays, files, texts
     and tables; `evaluate` and `export` are methods too. tta: number of augmented views averaged
-    with each input; experiment: --experiment of `predict`."""
+    with each input; experiment: file or module of a run with code outside of dlflax."""
     from dlflax.inference.model import (
         Model,  # imported here, as `import dlflax` must not import JAX
     )

@@ -26,7 +26,7 @@ from dlflax.config.experiment import from_presets
 from dlflax.config.serialize import to_json
 from dlflax.errors import InputError
 from dlflax.run.prepare import prepare, read_data
-from dlflax.tune import sweep, sweep_command, sweep_config
+from dlflax.tune import bind, sweep, sweep_command
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -39,7 +39,7 @@ BASE = {
     forecast: "--data sales.csv --model mlp --model.features 4 --window 12 --horizon 4 --epochs 2",
     autoencoder: "--dataset digits --model.features 8 --epochs 1 --batch-size 64",
     image_folder: "--preset scratch --data photos --image-size 16 --epochs 1 --batch-size 8",
-    tabular: "--data sales.csv --model.features 4 --epochs 2",
+    tabular: "--data sales.csv --model.features 4 --epochs 2 --bag-folds 0",
     "sweep": "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 "
     "--trials 3 --population-size 2",
 }
@@ -83,6 +83,7 @@ OF_RUNS = {
     "--save-backbone": ("", ""), "--logger": ("wandb", ""), "--freeze-epochs": ("2", ""),
     "--contrastive-epochs": ("2", ""), "--verbose": ("", ""), "--model.padding": ("valid", ""),
     "--num-views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
+    "--bag-folds": ("3", ""), "--blend": ("none", "--bag-folds 3"), "--time-limit": ("5", ""),
     "--target": ("other", ""), "--decimal": (",", ""),
     "--target-type": ("classes", ""), "--drop-columns": ("n", ""), "--num-bins": ("2", ""),
     "--group": ("n", ""), "--labels-csv": ("labels.csv", ""),
@@ -215,7 +216,7 @@ def decisions_of_sweep(words, monkeypatch):
         seen.append([str(each) for each in given])
         raise Begins
 
-    check = sweep_config.check_structures
+    check = bind.check_structures
     with monkeypatch.context() as patch:
         patch.setattr(sweep_command, "use_all_cores", lambda: None)
         patch.setattr(run, "with_exit_codes", lambda command, **_: command())
@@ -223,7 +224,7 @@ def decisions_of_sweep(words, monkeypatch):
         command_of("sweep")(words)
     yield of_the_host(parsed[-1])
     with monkeypatch.context() as patch, contextlib.suppress(Begins):
-        patch.setattr(sweep_config, "check_structures", structures)
+        patch.setattr(bind, "check_structures", structures)
         patch.setattr(sweep, "open_study", begin)
         sweep.run_sweep(*parsed, lambda _: None)
     yield from seen

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from dlflax import parallel
+from dlflax import STARTED, parallel
 from dlflax.config.config import Config
 from dlflax.config.experiment import Experiment, from_presets
 from dlflax.config.resume import resume_policy
@@ -46,11 +46,14 @@ def main(
 
     def command():
         config = parse(run_experiment, args, description)
-        if config.folds:
+        if config.folds or config.bag_folds:
             use_all_cores()
         if config.distributed:
             parallel.initialize()
-        (cross_validate if config.folds else run)(run_experiment, config)
+        if config.folds:
+            cross_validate(run_experiment, config)
+        else:
+            run(run_experiment, config, started=STARTED)
 
     with_exit_codes(command)
 
@@ -82,7 +85,8 @@ def parse(
         folder = chosen.get("run_dir") or _find_newest_run(experiment.name)
         resumed = (folder / "config.json").exists() and "preset" not in chosen
         if resumed:
-            saved = load_config(folder)["config"]
+            saved = load_config(folder)
+            saved = saved.get("requested", saved["config"])
             default = config_from_json(saved, folder, experiment)
         local = {  # the machine may be another
             field.name: field.default for field in dataclasses.fields(Config)
