@@ -105,8 +105,8 @@ def test_a_sweep_knows_short_names_too(monkeypatch):
         ("--model.feature 3", "--model.features"),
         ("--batchsize 3", "--batch-size"),
         ("--fspd", "--fsdp"),  # which --help does not show
-        ("--qqqqq", "python -m x --help"),
-        ("epochs", "python -m x --help"),
+        ("--qqqqq", "python -m experiments.mnist --help"),
+        ("epochs", "python -m experiments.mnist --help"),
     ],
 )
 def test_an_unknown_flag_is_refused_with_the_near_one(words, near, capsys):
