@@ -36,8 +36,8 @@ def primitive_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """Returns tyro's constructor of a type, changed: a list may be "32,64", an error names the
     nearest choice, and the metavar of `Path | None` is PATH."""
     origin, kinds = get_origin(info.type), get_args(info.type)
-    whole = {DEFAULT_RULE, tyro.conf.Positional, tyro.conf.UseAppendAction}  # a text with a comma
-    if not kinds or whole & info.markers:
+    as_given = {DEFAULT_RULE, tyro.conf.Positional, tyro.conf.UseAppendAction}  # texts have commas
+    if not kinds or as_given & info.markers:
         return None
     default_info = dataclasses.replace(info, markers=info.markers | {DEFAULT_RULE})
     spec = ConstructorRegistry.get_primitive_spec(default_info)
@@ -67,13 +67,13 @@ def primitive_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def describe_choice(word: str, choices: Collection[str]) -> str:
-    """Returns the end of an error message: that a word is no choice, and the nearest one."""
+    """Returns the end of an error message: a word is not a choice, and the nearest one that is."""
     if (new := new_value(word, choices)) is not None:
         return f"{word} was renamed: use {new}."
     lower = {name.lower(): name for name in choices}
     near = difflib.get_close_matches(word.lower(), lower, 1, 0.5)
     advice = f"did you mean {lower[near[0]]}? " if near else ""
-    return f"{word} is no choice: {advice}There are {', '.join(sorted(choices))}."
+    return f"{word} is not one of its choices: {advice}There are {', '.join(sorted(choices))}."
 
 
 def registry(default=None, is_short: bool = False) -> ConstructorRegistry:
