@@ -33,8 +33,8 @@ DEFAULT_RULE = object()  # in the markers of a type that tyro's own rule is aske
 
 
 def primitive_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Returns tyro's constructor of a type, changed: a list may be "32,64", an error names the
-    nearest choice, and the metavar of `Path | None` is PATH."""
+    """Returns the constructor of a type, for tyro: its own, with differences. A list may be
+    "32,64", an error names the nearest choice, and the metavar of `Path | None` is PATH."""
     origin, kinds = get_origin(info.type), get_args(info.type)
     as_given = {DEFAULT_RULE, tyro.conf.Positional, tyro.conf.UseAppendAction}  # texts have commas
     if not kinds or as_given & info.markers:
