@@ -540,7 +540,7 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
         (("recipe", "optimizer"), "dlflax.run:main", "function"),
         (("recipe", "step"), "dlflax.run:find", "function"),
         (("recipe", "task"), "dlflax.data:Images", "class"),
-        (("recipe", "task", "loss"), "dlflax.files:cache_folder", "function"),
+        (("recipe", "task", "loss"), "dlflax.cache:cache_folder", "function"),
         (("hparams",), "dlflax.train:State", "class"),
         (("data",), "dlflax.transfer:Transfer", "class"),
         (("data",), "dlflax.files:write_json", "function"),

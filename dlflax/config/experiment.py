@@ -258,17 +258,23 @@ def _from_file(path: Path) -> Experiment:
         if state != (str(path), content):
             if str(path.parent) not in sys.path:  # for modules in its folder, as Python does
                 sys.path.insert(0, str(path.parent))
-            spec = importlib.util.spec_from_file_location(name, path)
-            spec.loader_state = content
-            module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            try:  # these bytes, not those of __pycache__
-                exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
-            except BaseException:
-                sys.modules.pop(name, None)
-                raise
+            module = execute(name, path, content)
     except Exception as error:
         raise _import_error(path, error) from error
     return Experiment(path.stem, module)
+
+
+def execute(name: str, path: Path, content: bytes) -> ModuleType:
+    """Returns a new module of these bytes, which neither the file nor __pycache__ replaces."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    spec.loader_state = content
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
 
 
 def _import_error(name, error: Exception) -> InputError:

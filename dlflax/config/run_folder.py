@@ -124,8 +124,8 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
 
 
 def write_result_config(folder: Path, config: Config) -> None:
-    """Replaces the Config in config.json by that of the model which the run has built, and keeps
-    the requested one, which a resumed run is compared with."""
+    """Replaces the Config in config.json by that of the resulting model, and keeps the requested
+    one, for --resume."""
     saved = load_config(folder)
     requested = saved.get("requested", saved["config"])
     write_json(folder / "config.json",

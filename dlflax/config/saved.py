@@ -23,9 +23,8 @@ from dlflax.config.experiment import Experiment
 from dlflax.config.renamed import describe_old_field
 from dlflax.config.serialize import is_own, reference, to_json
 from dlflax.data import Encoder, Source
-from dlflax.data.download import first_line
 from dlflax.data.npy import read_npy
-from dlflax.errors import InputError
+from dlflax.errors import InputError, first_line
 from dlflax.files import MAX_JSON_BYTES, read_bytes, read_json, write_json
 from dlflax.train.slots import SLOTS
 from dlflax.train.tasks import Task
