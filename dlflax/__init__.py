@@ -27,7 +27,7 @@ def load(
 ) -> "Model":  # fmt: skip
     """Loads the trained model of a run folder or of a sweep. `predict` takes arrays, files, texts
     and tables; `evaluate` and `export` are methods too. tta: number of augmented views averaged
-    with each input; experiment: --experiment of `predict`."""
+    with each input; experiment: file or module of a run with code outside of dlflax."""
     from dlflax.inference.model import (
         Model,  # imported here, as `import dlflax` must not import JAX
     )

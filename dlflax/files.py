@@ -73,9 +73,9 @@ def atomic_write(path: str | Path):
 
 
 @contextlib.contextmanager
-def file_lock(path: Path):
-    """Locks a file against other processes; yields True if the lock was acquired. It also yields
-    True on Windows and on file systems without locks."""
+def file_lock(path: Path, wait: bool = False):
+    """Locks a file against other processes; yields True if the lock was acquired, for which it may
+    wait. It also yields True on Windows and on file systems without locks."""
     try:
         import fcntl
 
@@ -85,7 +85,7 @@ def file_lock(path: Path):
         return
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

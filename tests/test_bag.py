@@ -122,7 +122,7 @@ def test_a_finished_bag_is_not_trained_again(zoo, place, capsys, monkeypatch):
     flags = f"--data {config['requested']['data']['data']} --bag-folds 3 --model.features 8 "
     flags = (flags + "--epochs 2 --baseline none --run-dir r --resume").split()
     with monkeypatch.context() as patch:
-        patch.setattr("dlflax.run.bag.fit", None)
+        patch.setattr("dlflax.run.blend.fit", None)
         run.main("tabular", tabular.PRESETS, {}, flags)
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -156,7 +156,7 @@ def test_a_time_limit_is_planned_once(place, monkeypatch):
     config = run.Config(train.Recipe(MLP()), epochs=100, time_limit=60.0)
     monkeypatch.setattr(time_limit.time, "perf_counter", lambda: 105.0)
     clock, said = time_limit.Clock(60.0, 100.0), []
-    assert clock.left() == 60 - time_limit.END - 6 - 5
+    assert clock.remaining() == 60 - time_limit.END - 6 - 5
     planned = time_limit.plan_epochs(config, place, clock, lambda: 1.5, said.append)
     assert planned.epochs == 30 and said == ["time limit of 60 s: 30 of 100 epochs"]
     again = time_limit.plan_epochs(config, place, clock, None, said.append)  # is not measured

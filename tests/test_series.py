@@ -160,6 +160,7 @@ def test_gaps_of_the_series_that_is_shipped():
         ({"target": "price"}, "has no column 'price': it has date, value"),
         ({"target": "date"}, "line 2, column date: 'day 0' is not a number"),
         ({"window": 30}, "its train split has .* too few for --window 30"),
+        ({"window": 300}, "values, too few for --window 300"),
         ({"horizon": 20}, "too few for --window 5 and --horizon 20"),
         ({"window": 5, "seasonality": 7}, "--window 5 must be at least the season of 7 steps"),
         ({"horizon": 0}, "--horizon 0 at least 1"),

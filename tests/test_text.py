@@ -185,7 +185,7 @@ BAD_TABLES = {
     "one.csv": (HEAD + rows(good="neg"), "has only the class 'neg', but two or more are required"),
     "classes.csv": (HEAD + "".join(f"{i},{i}\n" for i in range(50)), "one text for each of 50"),
     "label.csv": (HEAD + rows() + "a, \n", "has an empty label for the text 'a'"),
-    "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cell instead of 2"),
+    "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cell for 2 columns"),
     "quote.csv": (HEAD + rows() + '"a,b\n', "line 52 is not valid csv: unexpected end of data"),
     "names.csv": ("id,words,kind\n" + "1,a,b\n" * 20, "the columns 'id', 'words', 'kind', of"),
     "heading.csv": ("words,kind\n" + rows(), "the columns 'words', 'kind', of which"),

@@ -27,7 +27,7 @@ class Clock:
     limit: float
     started: float
 
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Returns the seconds for training, without those of the end."""
         spent = time.perf_counter() - self.started
         return max(0.0, self.limit - END - END_SHARE * self.limit - spent)
@@ -45,7 +45,7 @@ def plan_epochs(
     plan = read_plan(folder)
     if not plan:
         seconds = measure()
-        epochs = max(1, min(config.epochs, int(clock.left() / max(seconds, 1e-9))))
+        epochs = max(1, min(config.epochs, int(clock.remaining() / max(seconds, 1e-9))))
         plan = {"epochs": epochs, "seconds_per_epoch": seconds, **(more or {})}
         write_json(folder / PLAN, plan)
     if plan["epochs"] < config.epochs:

@@ -64,11 +64,9 @@ def from_json(text: str, name: str = FILE):
 
 
 def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
-    """Returns the first `length` token ids of each text: int32 (n, length), 0 is padding.
-
-    A text without tokens is one unknown token, id 1, so that no row is all padding. Raises
-    InputError for an invalid `tokenizer_json`, or a text that is not Unicode.
-    """
+    """Returns the first `length` token ids of each text: int32 (n, length), 0 is padding. A text
+    without tokens is one unknown token, id 1. Raises InputError for an invalid `tokenizer_json`, or
+    a text that is not Unicode."""
     tokenizer = _fixed_length(tokenizer_json, length)
     ids = np.zeros((len(texts), length), np.int32)
     for start in range(0, len(texts), 4096):  # in batches, because encodings are large objects
@@ -85,7 +83,6 @@ def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
 
 @functools.lru_cache(4)  # a server encodes with the same tokenizer each time
 def _fixed_length(tokenizer_json: str, length: int):
-    """Returns a tokenizer that truncates and pads to a length."""
     tokenizer = from_json(tokenizer_json)
     tokenizer.encode_special_tokens = True  # "[PAD]" in a text is a word like any other
     tokenizer.enable_truncation(length)
@@ -97,12 +94,8 @@ def train(texts: list[str], kind: str, vocabulary: int, lowercase: bool):
     """Returns a tokenizers.Tokenizer, trained deterministically. kind: word or bpe."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    settings = {
-        "vocab_size": vocabulary,
-        "min_frequency": 2,
-        "special_tokens": SPECIAL_TOKENS,
-        "show_progress": False,
-    }
+    settings = {"vocab_size": vocabulary, "min_frequency": 2, "special_tokens": SPECIAL_TOKENS,
+                "show_progress": False}  # fmt: skip
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS[UNK]))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

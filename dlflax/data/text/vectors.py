@@ -29,23 +29,20 @@ def load_embeddings(name: str, tokens: list[str], log: Callable[[str], None] = p
     name: one of `PUBLISHED`, or a text file with a word and its numbers a line, as GloVe and
     fastText are published. Logs the number of tokens with a vector. InputError for an invalid file.
     """
-    indices = {token: i for i, token in enumerate(tokens)}
-    vectors, size = {}, 0
-    for word, vector in _read_package(name) if name in PUBLISHED else _read_file(name, indices):
-        if word in indices:
-            size = size or len(vector)
-            if len(vector) != size:
-                raise InputError(
-                    f"--embeddings {name}: {word!r} has {len(vector)} numbers, others have {size}."
-                )
-            vectors[word] = vector
+    words = set(tokens)
+    rows = _read_package(name) if name in PUBLISHED else _read_file(name, words)
+    vectors = {word: vector for word, vector in rows if word in words}
     if not vectors:
         raise InputError(f"--embeddings {name}: none of the {len(tokens):,} tokens is in it.")
-    table = np.full((len(tokens), size), np.nan, np.float32)
+    size = len(next(iter(vectors.values())))
     for word, vector in vectors.items():
-        table[indices[word]] = vector
+        if len(vector) != size:
+            raise InputError(
+                f"--embeddings {name}: {word!r} has {len(vector)} numbers, others have {size}."
+            )
     log(f"vectors of {name}: {len(vectors):,} of {len(tokens):,} tokens have one")
-    return table
+    missing = np.full(size, np.nan)
+    return np.array([vectors.get(token, missing) for token in tokens], np.float32)
 
 
 def _read_package(name) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""The bag of a run: networks, and simpler models, that are each fitted with another fold held out.
+"""The blend of a run: a bag of networks, and simpler models fitted to the same folds.
 
 All are averaged in one `Ensemble`, weighted by the loss of their held-out outputs, so every example
 but those of the test split both trains and validates.
@@ -7,7 +7,6 @@ but those of the test split both trains and validates.
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,7 +55,7 @@ class Bagged(NamedTuple):
     """A bag as a finished run."""
 
     config: Config
-    """Of the Ensemble."""
+    """The Config of the Ensemble."""
     setup: Setup
     state: train.State
     row: dict[str, float]
@@ -211,10 +210,10 @@ def _fit_others(
         return Members("linear model", model, [{"params": {"logits": fits.params}}], fits.outputs)
 
     def fit_trees(library):
-        seconds = TREES_SHARE * clock.left() / len(libraries) if clock.limit else math.inf
+        seconds = TREES_SHARE * clock.remaining() / len(libraries) if clock.limit else math.inf
         fits = boosting.fit_folds(
             library, splits.encoder, recipe.task, inputs, targets, fold_of, seed=config.seed,
-            max_trees=MAX_TREES, threads=os.cpu_count() or 1, seconds=seconds,
+            max_trees=MAX_TREES, seconds=seconds,
         )  # fmt: skip
         name = f"boosted trees ({library})"
         return Members(name, fits.model, [fits.variables], fits.outputs)
