@@ -164,6 +164,18 @@ def zoo(tmp_path_factory):
 
 
 @pytest.fixture
+def trials_alone(monkeypatch):
+    """A sweep ends with its table of trials: its best one is neither tested nor trained again."""
+    from dlflax.tune import finish, sweep
+
+    def end(bound, study, *_):
+        path, trials = bound.sweep.run_dir / "trials.csv", study.finished_trials()
+        finish.ranking.write_trials_csv(path, trials, study.direction, bound.sweep.objective)
+
+    monkeypatch.setattr(sweep, "finish", end)
+
+
+@pytest.fixture
 def browser():
     """Chromium; the test is skipped where there is none."""
     if not (chromium := shutil.which("chromium") or shutil.which("chromium-browser")):

@@ -83,7 +83,7 @@ def kills(monkeypatch):
 @pytest.mark.parametrize(("name", "more"), [("folds", ""), ("sweep", " --trials 8")])
 def test_what_is_killed_ends_as_what_is_not(kills, name, more, tmp_path):
     """Of a run see tests/test_run.py, which kills it at chosen moments."""
-    flags = "--model mlp --model.features 8 --batch-size 64 --epochs 3 --baseline none"
+    flags = "--model mlp --model.features 32 --epochs 3 --baseline none"
     options = kills.Options(kills=1, seed=166, flags=flags + more, repeat=False)
     assert kills.measure(name, options, tmp_path)
 

@@ -25,7 +25,7 @@ from dlflax.tune import sweep_command
 from experiments import image_folder, mnist, predict, sentiment
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--model", "mlp", "--model.features", "4", "--epochs", "1"]
+TINY = ["--model", "mlp", "--model.features", "32", "--epochs", "1"]
 
 
 pytestmark = pytest.mark.usefixtures("place")

@@ -29,7 +29,7 @@ DISTRIBUTIONS = {
 }
 GUESS = {"learning_rate": 1e-3, "model.activation": "tanh"}
 DEFAULTS = {"learning_rate": 1e-2, "dropout": 0.1, "model.activation": "relu"}
-TINY = "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64"
+TINY = "--dataset digits --model mlp --model.features 32 --epochs 2"
 TINY += " --ensemble-size 0"
 
 
@@ -138,6 +138,7 @@ def sweep(name, *flags):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trials_alone")
 def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
     first = sweep("first", "--trials", "5", "--population-size", "5")
     flags = ["--population-size", "4", "--prior", "dropout=0.4", "--warm-start", "first"]

@@ -370,7 +370,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
 RECIPE = train.Recipe(MLP(features=(8,)), schedule=train.Cosine(), batch_size=64, ema=True)
 SWEEPS = {
-    "one structure": {},
     "two structures": {"space": {"model.features": ("8", "16")}},
     "two structures, halved": {"space": {"model.features": ("8", "16")}, "search": Halving(2)},
     "freeze-thaw": {"search": FreezeThaw(2), "trials": 3, "sampler": "gp"},
@@ -413,6 +412,7 @@ def killed_when_saved(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trials_alone")
 @pytest.mark.parametrize(
     ("mode", "name"), [*(("map", name) for name in SWEEPS), ("vmap", "two structures")]
 )
@@ -455,6 +455,7 @@ def test_the_run_folder_of_the_best_trial_has_the_rates_that_it_was_trained_with
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trials_alone")
 def test_a_damaged_checkpoint_or_one_of_another_study_is_not_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pool_checkpoint, "SHARE", 1e9)

@@ -197,11 +197,8 @@ runpy.run_module("experiments.mnist", run_name="__main__", alter_sys=True)
 """
 
 
-def start(folder, *args, run_python=("-m", "experiments.mnist")):
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "xla"),
-    }  # fmt: skip
+def start(folder, *args, run_python=(ROOT / "tests/plain.py", "experiments.mnist")):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, *run_python, *FAST, "--run-dir", str(folder)]
         + ["--batch-size", "8", "--epochs", "12", "--hparams.dropout", "0.2"]
