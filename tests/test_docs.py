@@ -81,7 +81,7 @@ def test_own_search(tmp_path):
     (tmp_path / "mutation.py").write_text(sampler)
     (tmp_path / "pbt.py").write_text(rule)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    sweep = "-m sweeps.bayes_opt mnist --preset digits --model mlp --epochs 1 --trials 4 "
+    sweep = "-m sweeps.bayes_opt mnist --model mlp --model.features 32 --epochs 1 --trials 4 "
     sweep += "--population-size 1 --baseline none --ensemble-size 0 "
     sweep += "--sampler mutation:Mutation --study own"
     for command in ("pbt.py", sweep):
