@@ -23,17 +23,22 @@ LIMITS = (  # (what stands before a number, the largest such number of a short e
     (r"\bepochs ?= ?", 5), (r"--epochs\W+", 1), (r"--trials ", 8), (r"--folds ", 2),
     (r"\bphotographs\(", 32), (r"\(len\(files\)\)\[:", 40),
 )  # fmt: skip
+FLAGS = {  # words of a command -> flags that a short execution has after them
+    "--ensemble-size 0": "--baseline none", "--data photos": "--image-size 32",
+    "--run-dir tuned": "--baseline none --ensemble-size 0", "--run-dir folds": "--baseline none",
+}  # fmt: skip
 
 
 def shorten(source: str) -> str:
-    """Returns a cell that trains less: fewer epochs and trials, smaller images, no baselines beside
-    a sweep. A name in place of the number of epochs is bounded, too."""
+    """Returns a cell that trains less: fewer epochs and trials, smaller images, no baselines. A
+    name in place of the number of epochs is bounded, too."""
     for before, limit in LIMITS:
         source = re.sub(
             rf"({before})(\d+)",
             lambda match, limit=limit: f"{match[1]}{min(int(match[2]), limit)}", source,
         )  # fmt: skip
-    source = source.replace("--ensemble-size 0", "--ensemble-size 0 --baseline none")
+    for words, flags in FLAGS.items():
+        source = source.replace(words, f"{words} {flags}")
     return re.sub(r"\bepochs=epochs\b", f"epochs=min(epochs, {LIMITS[0][1]})", source)
 
 

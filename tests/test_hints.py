@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_trials
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from searching import ask, begun
 
@@ -159,12 +160,14 @@ def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    """A finished sweep."""
+def first(tmp_path_factory, zoo):
+    """The trials of a sweep, and a run in the place of its best one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("sweeps"))
         patch.setattr("dlflax.run.exit_codes.compilation_cache", lambda: None)
+        patch.setattr("dlflax.tune.sweep.finish", write_trials)
         sweep("first", "--trials", "2", "--population-size", "2")
+        shutil.copytree(zoo("digits"), "first/best")
         return Path("first").resolve()
 
 
