@@ -243,13 +243,6 @@ def test_hanging_name_lookup(monkeypatch):
     over.set()
 
 
-def test_import_is_light():
-    heavy = "jax flax tensorflow_datasets tensorflow PIL sklearn"
-    code = f"import sys, dlflax.data; print(set('{heavy}'.split()) & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 # The cache
 
 
