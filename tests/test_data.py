@@ -7,7 +7,6 @@ import http.server
 import io
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
