@@ -140,7 +140,8 @@ def test_a_comparison_in_25_lines(capsys):
 
 @pytest.mark.slow
 @pytest.mark.baselines
-def test_the_end_of_a_sweep_in_40_lines(capsys):
+def test_the_end_of_a_sweep_in_40_lines(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 600)
     flags = ["mnist", "--model", "mlp", "--model.features", "32", "--epochs", "1", "--trials", "12"]
     sweep_command.main(
         "random_search", experiments, ("random",), [*flags, "--run-dir", "sweep"], ""
