@@ -111,7 +111,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
     ("name", "flags"),
     [
         ("mnist", "--model mlp --model.features 32 --epochs 20"),
-        ("tabular", "--dataset wine --epochs 2"),
+        ("tabular", "--bag-folds 0 --dataset wine --epochs 2"),
         ("sentiment", "--epochs 2 --model.features 8 --max-length 6"),
         ("forecast", "--dataset sunspots --window 22 --horizon 11 --epochs 2"),
         ("image_folder", "photos --preset scratch --image-size 16 --epochs 2 --model.features 4"),

@@ -56,6 +56,8 @@ def run(
     started = time.perf_counter() if started is None else started
     if config.folds:
         raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
+    if config.bag_folds:
+        bag.check(config)
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
@@ -99,9 +101,12 @@ def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brie
         with announcement("testing ...", log):
             tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
         finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
-        results = report(bagged.config, bagged.setup, finished, tested, record, clock.started, {
-            "members": bag.test_members(bagged)
-        })  # fmt: skip
+        members = bag.test_members(bagged)
+        alone = {f"{row['name']} alone": row["test"] for row in members if len(members) > 1}
+        results = report(
+            bagged.config, bagged.setup, finished, tested, record, clock.started,
+            {"members": members, "baselines": alone},
+        )  # fmt: skip
     if not brief:
         announce.log_end(experiment, setup, folder, log)
     return results
