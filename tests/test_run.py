@@ -165,7 +165,8 @@ def test_validation_0_trains_on_all(capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST.exists(), reason="no MNIST files beside the repository")
 def test_one_epoch_of_mnist_itself():
-    results = train_mnist("--data", str(MNIST), "--epochs", "1", "--batch-size", "128")
+    flags = ["--epochs", "1", "--batch-size", "128", "--model.features", "8"]
+    results = train_mnist("--data", str(MNIST), *flags)
     assert results["dataset"] == "mnist"
     assert results["test"]["accuracy"] > 0.96
 
