@@ -108,11 +108,11 @@ BAD_FILES = {
         "has 1 dimension of uint8; expected uint8 in 3",
     ),
     "header cut": (TRAIN_IMAGES, b"\0\0\x08\x03\0\0", "ends inside its header"),
-    "too short": (
-        TEST_LABELS, idx_bytes(LABELS)[:-1], "has 19 values, but its header declares 20"
-    ),
+    "too short": (TEST_LABELS, idx_bytes(LABELS)[:-1], "has 19 values, but its header declares 20"),
     "too long": (
-        TEST_LABELS, idx_bytes(LABELS) + b"1", "has 21 values, but its header declares 20"
+        TEST_LABELS,
+        idx_bytes(LABELS) + b"1",
+        "has 21 values, but its header declares 20",
     ),
     "label": (
         TRAIN_LABELS,

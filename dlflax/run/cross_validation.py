@@ -223,7 +223,8 @@ def _summary(results) -> dict[str, Any]:
         summary["baselines"] = {n: _reduce(np.mean, [fold[n] for fold in fitted]) for n in names}
         summary["mcnemar"] = {
             n: {key: sum(fold[n][key] for fold in counts) for key in counts[0][n]}
-            for n in names if all(n in fold for fold in counts)
+            for n in names
+            if all(n in fold for fold in counts)
         }
     return summary
 

@@ -89,13 +89,13 @@ class Table(Source):
         formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
         for sentence in number_formats.describe_formats(formats):
             log(sentence)
-        counters = _find_row_counters(table, inputs, formats)
+        counters, header = _find_row_counters(table, inputs, formats), tuple(inputs)
         inputs = [c for c in inputs if c not in counters]
         table, values, classes = self._parse_target(table, target, formats[target], log)
         formats |= {c: _infer_times(table, c, formats[c]) for c in inputs}
         style = {
             "target": target, "delimiter": table.delimiter, "formats": formats,
-            "counters": tuple(counters),
+            "counters": tuple(counters), "header": header,
         }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test_split, self.split_seed, groups)
@@ -193,7 +193,7 @@ class Table(Source):
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(
             target, tuple(columns), name, style["formats"][name], style["delimiter"],
-            tuple(missing), (*dropped, *counters),
+            tuple(missing), (*dropped, *counters), style["header"],
         )  # fmt: skip
 
 
