@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlflax.automl import fit as fit
-    from dlflax.estimators import DLClassifier as DLClassifier, DLRegressor as DLRegressor
+    from dlflax.estimators import DLClassifier as DLClassifier
+    from dlflax.estimators import DLRegressor as DLRegressor
     from dlflax.inference.model import Model
 
 __version__ = "0.3.0"

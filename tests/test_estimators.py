@@ -1,0 +1,85 @@
+"""Estimators of scikit-learn: its own checks, pipelines, searches; one program for all of them."""
+
+import doctest
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import make_classification, make_regression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from dlflax import DLClassifier, DLRegressor, estimators
+from dlflax.train import loop
+
+X, Y = make_classification(200, 6, n_informative=4, random_state=0)
+SMALL = {"hidden_sizes": (16,), "epochs": 15, "random_state": 0}
+
+
+def test_a_classifier():
+    names = np.array(["no", "yes"], object)
+    fitted = DLClassifier(**SMALL).fit(X[:150], names[Y[:150]])
+    assert fitted.classes_.tolist() == ["no", "yes"] and fitted.n_features_in_ == 6
+    probabilities = fitted.predict_proba(X[150:])
+    assert probabilities.dtype == np.float64
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(fitted.predict(X[150:]), names[probabilities.argmax(1)])
+    assert fitted.score(X[150:], names[Y[150:]]) > 0.75
+    assert log_loss(Y[150:], probabilities) < 0.6
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict_proba(X[150:]), probabilities)
+    same = clone(fitted).fit(X[:150], names[Y[:150]])
+    np.testing.assert_array_equal(same.predict_proba(X[150:]), probabilities)
+
+
+def test_a_regressor_with_missing_numbers():
+    x, y = make_regression(200, 4, noise=1, random_state=0)
+    x[::7, 0] = np.nan
+    fitted = DLRegressor(**{**SMALL, "epochs": 60}).fit(x[:150], y[:150] * 1e6 + 1e9)
+    assert fitted.score(x[150:], y[150:] * 1e6 + 1e9) > 0.5
+    constant = DLRegressor(**SMALL).fit(np.ones((30, 2)), np.full(30, 7.0))
+    np.testing.assert_allclose(constant.predict(np.ones((2, 2))), 7.0, rtol=1e-6)
+
+
+def test_searches_share_a_program():
+    """Numbers are traced, and sizes padded: folds, grids and steps of a pipeline compile once."""
+    pipeline = make_pipeline(StandardScaler(), DLClassifier(**SMALL))
+    pipeline.fit(X, Y)
+    before = loop.train_steps._cache_size()
+    grid = {"dlclassifier__learning_rate": [1e-4, 1e-2], "dlclassifier__dropout": [0.0, 0.3]}
+    search = GridSearchCV(pipeline, grid, cv=2).fit(X, Y)
+    scores = cross_val_score(DLClassifier(**SMALL), X, Y, cv=3)
+    assert search.best_params_["dlclassifier__learning_rate"] == 1e-2 and scores.mean() > 0.7
+    assert loop.train_steps._cache_size() - before <= 2  # of 64, 128 and 256 rows
+
+
+@pytest.mark.parametrize(
+    ("estimator", "x", "y", "expected"),
+    [
+        (DLClassifier(), X, np.zeros(200), "y has one class, 0.0"),
+        (DLClassifier(), X[:1], Y[:1], "n_samples = 1"),
+        (DLClassifier(), X, X[:, 0], "continuous"),
+        (DLRegressor(), X, np.full(200, np.nan), "NaN"),
+        (DLRegressor(learning_rate=-1), X, Y, "learning-rate"),
+        (DLRegressor(hidden_sizes=(0,)), X, Y, "must all be 1 or more"),
+        (DLRegressor(epochs=0), X, Y, "epochs"),
+    ],
+)
+def test_a_refusal_is_a_value_error(estimator, x, y, expected):
+    with pytest.raises(ValueError, match=expected):
+        estimator.fit(x, y)
+
+
+def test_the_examples_of_the_docstrings():
+    tested = doctest.testmod(estimators)
+    assert tested.attempted >= 6 and not tested.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [DLClassifier(), DLRegressor()])
+def test_scikit_learns_own_checks(estimator):
+    check_estimator(estimator, on_skip=None)
