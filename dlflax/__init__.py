@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from dlflax.inference.model import Model
 
 __version__ = "0.3.0"
+
+STARTED = time.perf_counter()
+"""Start of the process, almost, for --time-limit."""
 
 NOISY_CACHE = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 12)
 """True if jaxlib writes 3 KB to stderr for every cached CPU program that it loads ("Loading XLA:CPU

@@ -16,10 +16,9 @@ from dlflax import train
 from dlflax.data.arrays import Arrays
 from dlflax.inference.predict import Predictor
 from dlflax.models import MLP, Autoencoder
-from dlflax.train import metrics
-from dlflax.train.ensemble import Ensemble
+from dlflax.train import ensemble, metrics
 from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
-from dlflax.tune import ensemble_selection, sweep
+from dlflax.tune import sweep
 from dlflax.tune.pool.training import Model, Outcome
 from dlflax.tune.pool.trial_models import Members
 from dlflax.tune.sweep_config import Sweep
@@ -54,13 +53,13 @@ def test_the_choice_is_the_greedy_one_and_the_temperature_the_best():
         return -np.log(np.mean(probabilities[chosen], 0)[np.arange(40), TARGETS]).mean()
 
     order = list(np.argsort([loss_of(each) for each in LOGITS]))
-    picked = min((order[: n + 1] for n in range(ensemble_selection.FIRST)), key=together)
+    picked = min((order[: n + 1] for n in range(ensemble.FIRST)), key=together)
     best = (together(picked), list(picked))
-    while len(picked) < ensemble_selection.ROUNDS:
+    while len(picked) < ensemble.ROUNDS:
         losses = [together([*picked, i]) for i in range(8)]
         picked.append(int(np.argmin(losses)))
         best = min(best, (min(losses), list(picked)))
-    found = ensemble_selection.choose(
+    found = ensemble.choose(
         Classification(), train.Hparams(), jnp.asarray(LOGITS), {"targets": TARGETS}, 8
     )
     np.testing.assert_allclose(found.weights, np.bincount(best[1], minlength=8) / len(best[1]))
@@ -69,7 +68,7 @@ def test_the_choice_is_the_greedy_one_and_the_temperature_the_best():
     cooled = minimize_scalar(lambda t: loss_of(logits / t), bounds=(0.05, 20), method="bounded")
     assert found.loss == pytest.approx(cooled.fun, abs=1e-5)
     assert found.temperature == pytest.approx(cooled.x, rel=0.02)
-    few = ensemble_selection.choose(
+    few = ensemble.choose(
         Classification(), train.Hparams(), jnp.asarray(LOGITS), {"targets": TARGETS}, 2
     )
     assert np.sum(np.array(few.weights) > 0) <= 2
@@ -87,7 +86,7 @@ def test_calibration_by_hand():
 
 def test_an_ensemble_is_a_model():
     members = tuple(MLP(features=(4,), num_outputs=3) for _ in range(2))
-    model = Ensemble(members, (train.Hparams(),) * 2, (0.25, 0.75), Classification(), 2.0)
+    model = ensemble.Ensemble(members, (train.Hparams(),) * 2, (0.25, 0.75), Classification(), 2.0)
     inputs = jnp.asarray(RNG.normal(size=(6, 5)), jnp.float32)
     variables = model.init(jax.random.key(0), inputs)
     assert set(variables["params"]) == {"members_0", "members_1"}

@@ -11,6 +11,8 @@ from dlflax.errors import InputError
 from dlflax.report.loggers import Log
 from dlflax.train.check import check_count, check_hparams, check_recipe
 
+MAX_SECONDS = 10**8  # of --time-limit
+
 
 # metadata: "resume" as in `resume`; "saved": False keeps a field out of config.json
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Config:
     """Halve the learning rate after this many epochs without improvement; 0: never."""
     folds: int = 0
     """Number of folds of a cross-validation, which tests on each fold once; 0: none."""
+    bag_folds: int = 0
+    """Number of networks, each trained with another fold held out and averaged; the folds take the
+    place of the validation split. 0: one network."""
+    time_limit: float = 0.0
+    """Seconds for the whole command: fewer epochs where they do not fit. 0: no limit."""
+    blend: Literal["auto", "none"] = "auto"
+    """--bag-folds: auto averages linear models and boosted trees in, by their loss on the folds."""
     run_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})
     """Run folder (default: runs/EXPERIMENT/TIME)."""
     resume: bool = dataclasses.field(default=False, metadata={"resume": "free"})
@@ -76,10 +85,16 @@ def check(config: Config) -> None:
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed {config.seed} must be from 0 to {2**32 - 1}.")
     for name, least in (("epochs", 1), ("patience", 0), ("plateau_patience", 0), ("devices", 0),
-                        ("folds", 0)):  # fmt: skip
+                        ("folds", 0), ("bag_folds", 0)):  # fmt: skip
         check_count(name, getattr(config, name), least)
     if not 0 <= config.val_split < 1:
         raise InputError(f"--val-split {config.val_split:g} must be from 0 up to below 1.")
+    if config.time_limit and not 1 <= config.time_limit <= MAX_SECONDS:
+        raise InputError(
+            f"--time-limit {config.time_limit:g} must be from 1 to {MAX_SECONDS:,} seconds, or 0."
+        )
+    if config.bag_folds == 1:
+        raise InputError("--bag-folds 1 must be 2 or more, or 0 for one network.")
     if config.run_dir is not None and str(config.run_dir) in ("", "."):
         raise InputError("--run-dir must name a folder of its own, such as runs/mnist/first.")
     if config.val_split == 0 and (config.patience or config.plateau_patience):

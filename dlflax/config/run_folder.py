@@ -108,6 +108,7 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
         write_json(path, new)
         return
     old = load_config(folder)
+    old["config"] = old.get("requested", old["config"])
     steps = -(-new["data"]["train"] // config.recipe.batch_size)
     epochs = old["config"].get("epochs", Config.epochs)
     if not changes_past_rates(config, epochs, steps):
@@ -121,6 +122,15 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     log_version_changes(old, new, log)
     if config.epochs != epochs:
         write_json(path, old)
+
+
+def write_result_config(folder: Path, config: Config) -> None:
+    """Replaces the Config in config.json by that of the model which the run has built, and keeps
+    the requested one, which a resumed run is compared with."""
+    saved = load_config(folder)
+    requested = saved.get("requested", saved["config"])
+    write_json(folder / "config.json",
+               {**saved, "config": to_json(config), "requested": requested})  # fmt: skip
 
 
 def write_files(folder: Path, splits: data.Splits) -> None:
@@ -188,6 +198,11 @@ def load_finished_results(config: Config, folder: Path, saved, brief: bool, log:
     if not train.is_complete(saved.history, config.recipe.task, config.epochs, config.patience):
         log(f"resuming after epoch {len(saved.history)}, step {int(saved.state.step):,}")
         return None
+    return load_results(config, folder, brief, log)
+
+
+def load_results(config: Config, folder: Path, brief: bool, log: Log) -> dict[str, Any] | None:
+    """Returns and prints results.json; None if it is missing, damaged or incomplete."""
     results = _results(folder)
     if results and not brief:
         log(f"{folder} is finished already; its results:")

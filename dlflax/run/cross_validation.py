@@ -13,16 +13,14 @@ from dlflax.config.resume import differences
 from dlflax.config.run_folder import run_folder
 from dlflax.config.serialize import to_json
 from dlflax.data.folds import folds
-from dlflax.data.order import batch_order
-from dlflax.errors import InputError, RunError
+from dlflax.errors import InputError
 from dlflax.files import host_memory, read_json, write_csv, write_json
 from dlflax.report import tables
 from dlflax.report.progress import progress_bar
 from dlflax.run import baseline_scores
 from dlflax.run.execute import test
 from dlflax.run.prepare import Setup, prepare, read_data
-from dlflax.train.layout import layout_for
-from dlflax.train.population import Population
+from dlflax.train.bag import Fold, fit_folds
 
 Log = Callable[[str], None]
 
@@ -36,6 +34,9 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
     Raises InputError and RunError.
     """
     _check_flags(config)
+    if config.bag_folds:
+        log("note: --folds tests single networks, not the bag of --bag-folds")
+        config = dataclasses.replace(config, bag_folds=0)
     config, dataset = read_data(config, log)
     datasets = folds(dataset, config.folds, config.seed)
     settings = {"config": to_json(config), "data": {"sha256": dataset.checksum}}
@@ -87,7 +88,7 @@ def cross_validate(experiment: Experiment, config: Config, log: Log = print) -> 
 
 
 def _check_flags(config: Config) -> None:
-    for name in ("fsdp", "distributed", "profile", "devices"):
+    for name in ("fsdp", "distributed", "profile", "devices", "time_limit"):
         if getattr(config, name):
             raise InputError(
                 f"--{name.replace('_', '-')} has no effect with --folds: remove the flag."
@@ -139,26 +140,21 @@ def _is_one_population(setups) -> bool:
 
 def _train_population(config: Config, setups, log: Log) -> list[tuple[train.State, int]]:
     """Trains the folds as one population. Returns (best State, number of epochs) of each."""
-    recipe, hparams, n = setups[0].start.recipe, config.hparams, len(setups)
     train_set, train_rows = _concatenate([setup.start.splits.train for setup in setups])
     val_set, val_rows = _concatenate([setup.start.splits.val for setup in setups])
-    layout = layout_for(recipe, hparams, train_set["inputs"][:1], n)
-    log(f"training {n} folds as one population, {layout.mode} on {layout.devices} devices")
-    population = Population(
-        recipe, [hparams] * n, [[config.seed]] * n, train_set, val_set,
-        epochs=config.epochs, layout=layout, patience=config.patience,
-        plateau_patience=config.plateau_patience, keep_best=True,
-        orders=[batch_order(train_set, recipe.batch_size, rows) for rows in train_rows],
-        val_rows=val_rows,
-    )  # fmt: skip
+
+    def on_begin(layout):
+        log(f"training {len(setups)} folds as one population, {layout.mode} on {layout.devices} "
+            "devices")  # fmt: skip
+
     with progress_bar("epochs", config.epochs) as advance:
-        population.train(config.epochs, lambda: advance(1))
-    if population.divergence_steps:
-        fold, step = min(population.divergence_steps.items())
-        raise RunError(
-            f"fold {fold + 1}: the loss became NaN or infinite at step {step}: try a smaller "
-            "--hparams.learning-rate."
-        )
+        population = fit_folds(
+            setups[0].start.recipe, config.hparams, train_set, val_set,
+            list(map(Fold, train_rows, val_rows)), epochs=config.epochs,
+            seeds=[config.seed] * len(setups), patience=config.patience,
+            plateau_patience=config.plateau_patience, on_begin=on_begin,
+            on_epoch=lambda: advance(1),
+        )  # fmt: skip
     best = population.best(1)
     return [
         (train.from_variables(best[fold, 0][0]), len(history))

@@ -1,8 +1,11 @@
 """Run: reads the data, prepares, trains, tests, and reports to the run folder."""
 
 import contextlib
+import functools
+import shutil
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,15 +14,21 @@ import numpy as np
 from dlflax import data, parallel, train
 from dlflax.config.config import Config
 from dlflax.config.experiment import Experiment
-from dlflax.config.run_folder import load_finished_results, lock_run_folder
+from dlflax.config.run_folder import (
+    load_finished_results,
+    load_results,
+    lock_run_folder,
+    write_result_config,
+)
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
-from dlflax.run import announce
+from dlflax.run import announce, bag
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
 from dlflax.run.signals import stop_requests
+from dlflax.run.time_limit import Clock, measure_epoch, plan_epochs
 from dlflax.train.augment import augment_batch
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import additive_scores
@@ -35,14 +44,16 @@ def run(
     log: Log = print,
     dataset: data.Dataset | None = None,
     brief: bool = False,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Trains, tests once with the best checkpoint, and writes the run folder.
 
     Returns results.json, {} on hosts but the first. experiment: or a name for presets outside of
     modules; dataset: of config.data, if it is loaded already; brief: omits log lines that the
-    caller prints for several runs. Raises InputError and RunError.
+    caller prints for several runs; started: of time.perf_counter, for the time limit (default:
+    now). Raises InputError and RunError.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     if config.folds:
         raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
     if isinstance(experiment, str):
@@ -52,6 +63,12 @@ def run(
     devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.fsdp)
     with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
+        clock = Clock(config.time_limit, started)
+        if config.bag_folds:
+            return _run_bag(experiment, config, setup, folder, checkpoints, brief, log, clock)
+        with parallel.use_devices(devices, config.fsdp):
+            measure = functools.partial(measure_epoch, config, setup)
+            config = plan_epochs(config, folder, clock, measure, log)
         with parallel.use_devices(devices, config.fsdp):
             saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
         if results := load_finished_results(config, folder, saved, brief, log):
@@ -67,6 +84,27 @@ def run(
         if main and not brief:
             announce.log_end(experiment, setup, folder, log)
         return results
+
+
+def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, clock):
+    """Trains a bag and saves its Ensemble as the model of the run. A run that was killed trains
+    again, to the same numbers. Returns results.json."""
+    if results := load_results(config, folder, brief, log):
+        return results
+    with open_record(experiment, config, setup, folder, None, 1, brief, log) as record:
+        bagged = bag.fit(config, setup, record, clock)
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
+        write_result_config(folder, bagged.config)
+        with announcement("testing ...", log):
+            tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
+        finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
+        results = report(bagged.config, bagged.setup, finished, tested, record, clock.started, {
+            "members": bag.test_members(bagged)
+        })  # fmt: skip
+    if not brief:
+        announce.log_end(experiment, setup, folder, log)
+    return results
 
 
 @contextlib.contextmanager
@@ -153,10 +191,15 @@ def start_progress(config: Config, setup: Setup, done: int, record: Record) -> P
     return Progress(config.epochs, steps, size, done, score, lines)
 
 
-def test(config: Config, setup: Setup, state: train.State, log: Log) -> Tested:
-    """Returns scores, outputs and calibration. state: without a frozen backbone."""
+def test(
+    config: Config, setup: Setup, state: train.State, log: Log,
+    calibration: dict[str, Any] | None = None,
+) -> Tested:  # fmt: skip
+    """Returns scores, outputs and calibration, by default of the validation split. state: without a
+    frozen backbone."""
     recipe, hparams, splits = setup.start.recipe, config.hparams, setup.start.splits
-    calibration = calibrate(recipe, state, hparams, splits.val, log)
+    if calibration is None:
+        calibration = calibrate(recipe, state, hparams, splits.val, log)
     scores, outputs = train.evaluate(recipe, state, hparams, splits.test)
     recipe, state = config.recipe, setup.start.merge_backbone(parallel.fetch_variables(state))
     traced = train.as_float32(hparams.evaluation())

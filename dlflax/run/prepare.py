@@ -55,6 +55,8 @@ def split_data(config: Config, dataset: data.Dataset, log: Log) -> tuple[Config,
 def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Config, Setup]:
     """Returns (the Config with its Recipe bound to the data, the Setup with its splits, pretrained
     weights and features of a frozen backbone). Raises as `split_data`."""
+    if config.bag_folds:  # the folds take the place of the validation split
+        config = dataclasses.replace(config, val_split=0.0)
     config, examples = split_data(config, dataset, log)
     check_batch_size(config.recipe.batch_size, data.num_examples(examples.train))
     start = transfer.prepare(

@@ -46,11 +46,15 @@ class Record:
             self.board.scalars(history[-1], int(history[-1]["step"]))
 
 
-def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record: Record, started):
-    """Saves, prints, logs and draws the results. Returns the contents of results.json."""
+def report(
+    config: Config, setup: Setup, fit: train.Fit, tested: Tested, record: Record, started,
+    more: dict[str, Any] | None = None,
+):  # fmt: skip
+    """Saves, prints, logs and draws the results. more: other entries of results.json. Returns the
+    contents of results.json."""
     if config.transfer and config.transfer.save_backbone:
         transfer.save_backbone(setup.start.backbone, record.folder)
-    results = summarize(config, setup, fit, tested, record, started)
+    results = summarize(config, setup, fit, tested, record, started) | (more or {})
     settings = {**results["hparams"], **flatten(to_json(config.recipe))}
     drawings = describe(tested, results, record)
     if config.baseline != "none":
@@ -81,11 +85,11 @@ def report(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record:
 def summarize(config: Config, setup: Setup, fit: train.Fit, tested: Tested, record, started):
     """Returns results.json without the task's description."""
     history, best = fit.history, train.best_epoch(fit.history, config.recipe.task)
-    names = ("train", "val") if setup.start.splits.val else ("train",)
     scores = {
-        name: {key.removeprefix(f"{name}_"): value
-               for key, value in history[best].items() if key.startswith(f"{name}_")}
-        for name in names
+        name: values for name in ("train", "val")
+        if (values := {key.removeprefix(f"{name}_"): value
+                       for key, value in history[best].items() if key.startswith(f"{name}_")})
+        or name == "train"
     }  # fmt: skip
     hparams, inputs = to_json(config.hparams), setup.examples.train["inputs"][:1]
     abstract = setup.start.merge_backbone(setup.abstract)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dlflax import parallel
+from dlflax import STARTED, parallel
 from dlflax.config.config import Config
 from dlflax.config.experiment import Experiment, from_presets
 from dlflax.config.resume import resume_policy
@@ -43,11 +43,14 @@ def main(
 
     def command():
         config = parse(run_experiment, args, description)
-        if config.folds:
+        if config.folds or config.bag_folds:
             use_all_cores()
         if config.distributed:
             parallel.initialize()
-        (cross_validate if config.folds else run)(run_experiment, config)
+        if config.folds:
+            cross_validate(run_experiment, config)
+        else:
+            run(run_experiment, config, started=STARTED)
 
     with_exit_codes(command)
 

@@ -73,7 +73,7 @@ def init(
     if pretrained:
         fresh, given = map(traverse_util.flatten_dict, (fresh, pretrained))
         fresh = traverse_util.unflatten_dict({**fresh, **given})
-    params = fresh.pop("params")
+    params = fresh.pop("params", {})
     optimizer = optim.gradient_transformation(recipe.optimizer, 0.0, hparams)
     opt_state = optimizer.init(partition_params(recipe, params)[0])
     # a copy: a donated State must not hold one buffer twice

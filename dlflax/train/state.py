@@ -29,4 +29,4 @@ def as_dict(state: State) -> dict:
 def from_variables(variables: dict[str, Any]) -> State:
     """Returns a State of variables alone, for evaluation by a recipe without `ema`."""
     collections = dict(variables)
-    return State(None, collections.pop("params"), collections, None, None, None)
+    return State(None, collections.pop("params", {}), collections, None, None, None)

@@ -4,6 +4,7 @@ from dlflax.train.metrics.classes import (
     ROCAUC,
     Accuracy,
     AveragePrecision,
+    CalibratedLoss,
     MacroF1,
     MacroMean,
     average_precision,
@@ -32,10 +33,10 @@ from dlflax.train.metrics.metric import (
 from dlflax.train.metrics.numeric import R2, ForecastMAE, ForecastRMSE, MeanError
 
 __all__ = [
-    "Accuracy", "Additive", "AveragePrecision", "Collecting", "ForecastMAE", "ForecastRMSE",
-    "LabelAccuracy", "LabelF1", "MacroF1", "MacroMean", "MeanAveragePrecision", "MeanError",
-    "MeanLoss", "Metric", "R2", "ROCAUC", "additive_scores", "average_precision", "average_sigmoid",
-    "average_softmax", "batch_sums", "calibration", "class_counts", "collecting_scores",
-    "confusion", "per_class", "per_class_from_logits", "predictions", "roc_auc", "subset_findings",
-    "worst_confusion",
+    "Accuracy", "Additive", "AveragePrecision", "CalibratedLoss", "Collecting", "ForecastMAE",
+    "ForecastRMSE", "LabelAccuracy", "LabelF1", "MacroF1", "MacroMean", "MeanAveragePrecision",
+    "MeanError", "MeanLoss", "Metric", "R2", "ROCAUC", "additive_scores", "average_precision",
+    "average_sigmoid", "average_softmax", "batch_sums", "calibration", "class_counts",
+    "collecting_scores", "confusion", "per_class", "per_class_from_logits", "predictions",
+    "roc_auc", "subset_findings", "worst_confusion",
 ]  # fmt: skip

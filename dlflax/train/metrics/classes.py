@@ -14,6 +14,8 @@ from dlflax.train.metrics.metric import Additive, Collecting
 Logits = Float[AnyArray, " n"] | Float[AnyArray, "n classes"]
 MAX_SCORES = 10**7  # examples x classes of a curve; above it, examples are sampled
 
+NEWTON_STEPS = 8  # of the temperature
+
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy(Additive):
@@ -146,6 +148,34 @@ def confusion(
     """Returns the confusion matrix: counts of examples, rows true, columns predicted."""
     flat = np.bincount(np.asarray(targets) * classes + np.asarray(predicted), minlength=classes**2)
     return flat.reshape(classes, classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedLoss(Collecting):
+    """Mean cross-entropy at the temperature with the lowest one (Guo et al. 2017): overconfidence,
+    which a temperature removes after training, does not count."""
+
+    name: str = "calibrated_loss"
+    direction: Literal["min", "max"] = "min"
+
+    def compute(self, outputs, batch):
+        logits = np.float64(outputs).reshape(len(outputs), -1)
+        if logits.shape[1] == 1:  # of the second of two classes
+            logits = np.concatenate([np.zeros_like(logits), logits], 1)
+        truth = logits[np.arange(len(logits)), batch["targets"].reshape(-1)]
+        scale, loss = 1.0, np.inf
+        for _ in range(NEWTON_STEPS):  # the loss is convex in the scale, 1 / temperature
+            scaled = scale * (logits - logits.max(1, keepdims=True))
+            p = np.exp(scaled)
+            sums = p.sum(1, keepdims=True)
+            loss = min(loss, np.mean(np.log(sums[:, 0]) + scale * (logits.max(1) - truth)))
+            p /= sums
+            mean = (p * logits).sum(1)
+            slope = np.mean(mean - truth)
+            curvature = np.mean((p * logits**2).sum(1) - mean**2)
+            step = slope / max(curvature, 1e-12)
+            scale = float(np.clip(scale - step, scale / 4, scale * 4))
+        return float(loss)
 
 
 def worst_confusion(

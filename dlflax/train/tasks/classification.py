@@ -23,17 +23,21 @@ class Classification(Task):
     """One class per example: targets int (n,), outputs logits (n, classes)."""
 
     logits: ClassVar = True
-    metrics: ClassVar = (
-        metrics.Accuracy(), metrics.MacroF1(),
-        metrics.MacroMean("macro_precision", score="precision"),
-        metrics.MacroMean("macro_recall", score="recall"),
-        metrics.ROCAUC(), metrics.AveragePrecision(),
-    )  # fmt: skip
 
     loss: losses.Loss = losses.CrossEntropy()
     monitor: str = "loss"
-    """Metric whose validation value selects the best epoch: loss, accuracy, macro_f1,
-    macro_precision, macro_recall, roc_auc or average_precision."""
+    """Metric whose validation value selects the best epoch: loss, calibrated_loss, accuracy,
+    macro_f1, macro_precision, macro_recall, roc_auc or average_precision."""
+
+    @property
+    def metrics(self):
+        calibrated = (metrics.CalibratedLoss(),) * (self.monitor == "calibrated_loss")
+        return (
+            metrics.Accuracy(), metrics.MacroF1(),
+            metrics.MacroMean("macro_precision", score="precision"),
+            metrics.MacroMean("macro_recall", score="recall"),
+            metrics.ROCAUC(), metrics.AveragePrecision(), *calibrated,
+        )  # fmt: skip
 
     def check_arrays(self, arrays, outputs) -> None:
         targets = task.require_targets(arrays, "classification")

@@ -1,0 +1,382 @@
+"""Boosted trees of scikit-learn, LightGBM and CatBoost as a model, `models.trees.Trees`.
+
+A library fits its trees to columns of the encoder's inputs, with early stopping on the validation
+examples; then the model gets their arrays. Categories are columns by target statistics: the mean
+target of a level, smoothed (Micci-Barreca 2001). Those of a training example are computed without
+its fold, so that its own target is no input.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from dlflax.data.encoder import Encoder
+from dlflax.data.table.columns import CategoryColumn, NumberColumn, TimeColumn
+from dlflax.data.table.encoder import TableEncoder
+from dlflax.data.target import Classes, Numbers
+from dlflax.errors import InputError
+from dlflax.models.trees import Trees
+
+MODULES = {"scikit-learn": "sklearn", "LightGBM": "lightgbm", "CatBoost": "catboost"}
+MAX_ONE_HOT = 10  # levels of a category that are columns, too
+MAX_STATISTICS = 10  # most frequent classes with statistics
+SMOOTHING = 10.0  # examples that the mean of all counts as, in that of a level
+FOLDS = 5  # of target statistics
+RATE = 0.05  # learning rate
+PATIENCE = 50  # rounds of boosting without a lower validation loss
+LOWEST = -100.0  # a missing number for CatBoost; standardized ones are above -10
+ABSENT = -20.0  # logit of a class without training examples
+
+
+def available() -> tuple[str, ...]:
+    """Returns the libraries of scikit-learn, LightGBM and CatBoost that are installed."""
+    return tuple(name for name, module in MODULES.items() if importlib.util.find_spec(module))
+
+
+def fit_trees(
+    library: str, encoder: Encoder, task: Any, inputs: np.ndarray, targets: np.ndarray,
+    val_inputs: np.ndarray, val_targets: np.ndarray, *, seed: int, max_trees: int, threads: int,
+) -> tuple[Trees, dict[str, Any]]:  # fmt: skip
+    """Fits boosted trees with early stopping on the validation examples, and returns the model and
+    its variables.
+
+    library: one of `available`; inputs: (n, ...) of the encoder; targets: class numbers int (n,),
+    or standardized numbers (n,) or (n, 1); max_trees: for each of more than two classes. The same
+    seed and number of threads give the same variables. Raises InputError for other tasks, for
+    targets without two different values, and without the library.
+    """
+    if library not in available():
+        raise InputError(f"{library} is not installed: pip install {library.lower()}.")
+    classes, num_outputs = _outputs(encoder, task, targets)
+    x, x_val, y, y_val = _flat(inputs), _flat(val_inputs), targets.ravel(), val_targets.ravel()
+    values = np.unique(y)
+    if len(values) < 2:
+        raise InputError("the targets of the training inputs have one value: nothing to learn.")
+    if classes:
+        is_present = np.isin(y_val, values)
+        x_val, y_val = x_val[is_present], np.searchsorted(values, y_val[is_present])
+        y = np.searchsorted(values, y)
+    scores = len(values) if classes and len(values) > 2 else 1
+    columns = _Columns.fit(encoder, x.shape[1])
+    is_class = np.eye(len(values))[y] if classes else None
+    about = y[:, None] if is_class is None else is_class[:, -1:]
+    if scores > 1:
+        about = is_class[:, np.argsort(-is_class.sum(0), kind="stable")[:MAX_STATISTICS]]
+    x, x_val, projection = columns.encode(x, x_val, about, seed)
+    arguments = (x, y), (x_val, y_val), scores if classes else 0, seed, max_trees, threads
+    fit = {"scikit-learn": _fit_sklearn, "LightGBM": _fit_lightgbm, "CatBoost": _fit_catboost}
+    trees, base = fit[library](*arguments)
+    head = np.zeros((scores, num_outputs), np.float32)
+    absent = np.zeros(num_outputs)
+    if classes and num_outputs > 1:
+        absent[np.setdiff1d(np.arange(num_outputs), values)] = ABSENT
+        head[np.arange(scores), values if scores > 1 else values[1:]] = 1
+    else:
+        head[:] = 1
+    arrays = {"projection": projection, "head": head, "base": absent + base @ head}
+    return _model(columns, trees, arrays)
+
+
+def _outputs(encoder: Encoder, task: Any, targets: np.ndarray) -> tuple[int, int]:
+    """Returns (number of classes, 0 for numbers; number of the network's outputs)."""
+    target, is_column = encoder.target, targets.shape[1:] in ((), (1,))
+    if isinstance(target, Numbers) and is_column and not task.logits:
+        return 0, 1
+    if isinstance(target, Classes) and targets.ndim == 1 and task.logits:
+        classes = len(target.classes)
+        splits = types.SimpleNamespace(class_names=target.classes, train={"targets": targets})
+        return classes, task.model_fields(splits).get("num_outputs", classes)
+    raise InputError(
+        f"--task {type(task).__name__}: boosted trees predict one of several classes, or one number."
+    )
+
+
+def _flat(inputs: np.ndarray) -> np.ndarray:
+    """Returns inputs float32 (n, width), images in 0..1 as in a step."""
+    x = np.asarray(inputs).reshape(len(inputs), -1)
+    return np.float32(x) / np.float32(255) if x.dtype == np.uint8 else np.float32(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """Columns of the trees: their indices in the inputs."""
+
+    sources: list[int]
+    """Inputs that are columns."""
+    indicators: list[int]
+    """Their indicators of missing values, -1 without any."""
+    blocks: list[slice]
+    """One-hot inputs of categories, for target statistics."""
+    calendars: list[slice]
+    """One-hot inputs in an order: months, days of the week."""
+    width: int
+
+    @classmethod
+    def fit(cls, encoder: Encoder, width: int) -> "_Columns":
+        """Returns the columns of a table; of any other inputs, all of them."""
+        columns = cls([], [], [], [], width)
+        if not isinstance(encoder, TableEncoder):
+            columns.add(range(width))
+            return columns
+        groups = encoder.groups()
+        for column in encoder.columns:
+            columns.add_column(column, groups[column.name])
+        return columns
+
+    def add(self, indices: Any, indicator: int = -1) -> None:
+        """Adds inputs."""
+        self.sources.extend(indices)
+        self.indicators.extend([indicator] * len(indices))
+
+    def add_column(self, column: Any, index: slice) -> None:
+        """Adds a column of a table, whose inputs are at index: a number without its bins."""
+        if isinstance(column, NumberColumn):
+            self.add([index.start], index.stop - 1 if column.missing else -1)
+        elif isinstance(column, TimeColumn):
+            year = index.start + column.elapsed.width()
+            months = year + column.year.width()
+            self.add_column(column.elapsed, slice(index.start, year))
+            self.add_column(column.year, slice(year, months))
+            self.calendars.extend([slice(months, months + 12), slice(months + 12, months + 19)])
+            self.add(range(months + 19, index.stop))
+        elif isinstance(column, CategoryColumn):
+            if len(column.levels) <= MAX_ONE_HOT:
+                self.add(range(index.start, index.stop))
+            if len(column.levels) > 2:
+                self.blocks.append(index)
+        else:
+            self.add(range(index.start, index.stop))
+
+    def encode(self, x, x_val, targets, seed: int):
+        """Returns (columns of the training examples, those of the validation examples, NaN where a
+        number is missing; projection of the inputs). targets: float64 (n, k), for statistics."""
+        folds = np.random.default_rng(seed).permutation(len(x)) % FOLDS
+        prior, inside = targets.mean(0), np.zeros(self.width, bool)
+        for block in self.blocks:
+            inside[block] = True
+        one_hot = np.float64(x[:, inside])
+        ones = np.column_stack([targets - prior, np.ones(len(x))])
+        sums = [one_hot[folds == fold].T @ ones[folds == fold] for fold in range(FOLDS)]
+        total = np.sum(sums, 0)
+
+        def project(x, sums):
+            levels = np.zeros((self.width, targets.shape[1]))
+            levels[inside] = sums[:, :-1] / (sums[:, -1:] + SMOOTHING)
+            projection = self._project(levels)
+            return projection, x @ projection
+
+        combinations = np.empty((len(x), self._count(targets.shape[1])), np.float32)
+        for fold in range(FOLDS):
+            combinations[folds == fold] = project(x[folds == fold], total - sums[fold])[1]
+        projection, val_combinations = project(x_val, total)
+        x, x_val = (self._values(inputs) for inputs in (x, x_val))
+        return np.hstack([x, combinations]), np.hstack([x_val, val_combinations]), projection
+
+    def _values(self, x):
+        values, indicators = x[:, self.sources], np.array(self.indicators)
+        values[(indicators >= 0) & (x[:, indicators] > 0.5)] = np.nan
+        return values
+
+    def _count(self, targets: int) -> int:
+        return len(self.calendars) + targets * len(self.blocks)
+
+    def _project(self, levels) -> np.ndarray:
+        """Returns the projection, float32 (width, combinations), with statistics (width, k)."""
+        k = levels.shape[1]
+        projection = np.zeros((self.width, self._count(k)), np.float32)
+        for i, days in enumerate(self.calendars):
+            projection[days, i] = np.arange(1, days.stop - days.start + 1)
+        for i, block in enumerate(self.blocks):
+            start = len(self.calendars) + i * k
+            projection[block, start : start + k] = levels[block]
+        return projection
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nodes:
+    """Nodes of one or more trees: arrays (nodes,)."""
+
+    column: np.ndarray
+    """-1 for a leaf."""
+    threshold: np.ndarray
+    """float64: examples up to it go left."""
+    missing_left: np.ndarray
+    """True if examples with a missing value go left."""
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+    """(nodes, values)."""
+    root: tuple[int, ...] = (0,)
+
+
+def _join(trees: list[_Nodes]) -> _Nodes:
+    """Returns the nodes of all trees."""
+    starts = np.cumsum([0, *(len(tree.column) for tree in trees)])[:-1]
+    fields = {
+        name: np.concatenate([getattr(tree, name) for tree in trees])
+        for name in ("column", "threshold", "missing_left", "value")
+    }
+    for name in ("left", "right"):
+        fields[name] = np.concatenate(
+            [getattr(tree, name) + start for tree, start in zip(trees, starts, strict=True)]
+        )
+    return _Nodes(**fields, root=tuple(starts.tolist()))
+
+
+def _fit_sklearn(train, val, scores: int, seed: int, max_trees: int, threads: int):
+    from sklearn import ensemble
+
+    kind = "Classifier" if scores else "Regressor"
+    model = getattr(ensemble, f"HistGradientBoosting{kind}")(
+        learning_rate=RATE, max_iter=max_trees, max_leaf_nodes=15, l2_regularization=1.0,
+        max_features=0.7, early_stopping=True, scoring="loss", n_iter_no_change=PATIENCE,
+        tol=0.0, random_state=seed,
+    )  # fmt: skip
+    with threadpoolctl.threadpool_limits(threads, "openmp"):
+        model.fit(*train, X_val=val[0], y_val=val[1])
+    rounds = max(1, int(np.argmax(model.validation_score_)))  # the first is that of no trees
+    trees = []
+    for predictor in (tree for trees in model._predictors[:rounds] for tree in trees):
+        nodes = predictor.nodes
+        is_leaf = nodes["is_leaf"].astype(bool)
+        trees.append(_Nodes(
+            np.where(is_leaf, -1, nodes["feature_idx"]), nodes["num_threshold"],
+            nodes["missing_go_to_left"].astype(bool), nodes["left"].astype(int),
+            nodes["right"].astype(int), np.where(is_leaf, nodes["value"], 0.0)[:, None],
+        ))  # fmt: skip
+    return trees, np.ravel(model._baseline_prediction)
+
+
+def _fit_lightgbm(train, val, scores: int, seed: int, max_trees: int, threads: int):
+    import lightgbm
+
+    parameters = {
+        "objective": ["regression", "binary", "multiclass"][min(scores, 2)],
+        "learning_rate": RATE, "num_leaves": 15, "min_data_in_leaf": 10, "lambda_l2": 1.0,
+        "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "seed": seed,
+        "deterministic": True, "force_row_wise": True, "num_threads": threads, "verbosity": -1,
+    }  # fmt: skip
+    if scores > 1:
+        parameters["num_class"] = scores
+    data = lightgbm.Dataset(*train, params={"verbosity": -1})
+    booster = lightgbm.train(
+        parameters, data, max_trees, valid_sets=[data.create_valid(*val)],
+        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+    )  # fmt: skip
+    text = booster.model_to_string(num_iteration=booster.best_iteration)
+    trees = [_read_lightgbm(tree) for tree in text.split("\nTree=")[1:]]
+    return trees, np.zeros(max(1, scores))
+
+
+def _read_lightgbm(text: str) -> _Nodes:
+    """Returns the nodes of a tree in LightGBM's text format: splits, then leaves."""
+    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    values = np.array(lines["leaf_value"].split(), float)
+    count = len(values) - 1
+
+    def read(name: str, dtype: type = int):
+        return np.array(lines[name].split() if count else [], dtype)
+
+    def child(name):
+        numbers = read(name)
+        return np.concatenate([np.where(numbers < 0, count - 1 - numbers, numbers), leaves])
+
+    leaves, threshold = np.arange(count, 2 * count + 1), read("threshold", float)
+    kind = read("decision_type")
+    # bit 1: missing values go left; bits 2 and 3: 2 if there were any, else they count as 0
+    missing_left = np.where(kind >> 2 == 2, kind & 2 > 0, threshold >= 0)
+    return _Nodes(
+        np.append(read("split_feature"), np.full(count + 1, -1)),
+        np.append(threshold, np.zeros(count + 1)),
+        np.append(missing_left, np.zeros(count + 1, bool)),
+        child("left_child"), child("right_child"), np.append(np.zeros(count), values)[:, None],
+    )  # fmt: skip
+
+
+def _fit_catboost(train, val, scores: int, seed: int, max_trees: int, threads: int):
+    import catboost
+
+    kind = catboost.CatBoostClassifier if scores else catboost.CatBoostRegressor
+    model = kind(
+        iterations=max_trees, learning_rate=RATE, early_stopping_rounds=PATIENCE, random_seed=seed,
+        thread_count=threads, allow_writing_files=False, logging_level="Silent",
+    )  # fmt: skip
+    (x, y), (x_val, y_val) = train, val
+    x, x_val = (np.nan_to_num(x, nan=LOWEST) for x in (x, x_val))
+    model.fit(x, y, eval_set=(x_val, y_val), use_best_model=True)
+    with tempfile.TemporaryDirectory(prefix="dlflax-") as folder:
+        path = Path(folder) / "model.json"
+        model.save_model(str(path), format="json")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    scale, base = saved["scale_and_bias"]
+    trees = [_read_catboost(tree, scale, max(1, scores)) for tree in saved["oblivious_trees"]]
+    return trees, np.array(base)
+
+
+def _read_catboost(tree: dict[str, Any], scale: float, values: int) -> _Nodes:
+    """Returns the nodes of an oblivious tree, level by level: a level has one split."""
+    splits = tree["splits"][::-1]  # the last one is the highest bit of a leaf's number
+    sizes = 2 ** np.arange(len(splits))
+    column = np.repeat([split["float_feature_index"] for split in splits], sizes)
+    threshold = np.repeat(np.float32([split["border"] for split in splits]), sizes)
+    leaves, inner = 2 ** len(splits), 2 ** len(splits) - 1
+    child = np.minimum(2 * np.arange(inner + leaves) + 1, inner + leaves - 1)
+    value = scale * np.array(tree["leaf_values"]).reshape(leaves, values)
+    return _Nodes(
+        np.append(column, np.full(leaves, -1)).astype(int), np.append(threshold, np.zeros(leaves)),
+        np.ones(inner + leaves, bool), child, np.minimum(child + 1, inner + leaves - 1),
+        np.append(np.zeros((inner, values)), value, 0),
+    )  # fmt: skip
+
+
+def _model(columns: _Columns, trees: list[_Nodes], arrays: dict[str, np.ndarray]):
+    """Returns (the model, its variables) of the trees of a library."""
+    nodes = _join(trees)
+    order, depth = _breadth_first(nodes)
+    position = np.argsort(order)
+    column, is_leaf = nodes.column[order], nodes.column[order] < 0
+    # a column with missing values stands twice: these are below, or above, all its numbers
+    count, indicators = len(columns.sources), np.array(columns.indicators)
+    with_missing = np.flatnonzero(indicators >= 0)
+    above = np.arange(count + arrays["projection"].shape[1]) + len(with_missing)
+    above[:count] = np.arange(count)
+    below = above.copy()
+    above[with_missing] = count + np.arange(len(with_missing))
+    inputs = np.append(np.arange(count), with_missing)
+    threshold = np.float32(np.minimum(nodes.threshold[order], np.finfo(np.float32).max))
+    too_high = threshold > nodes.threshold[order]
+    threshold[too_high] = np.nextafter(threshold[too_high], np.float32(-np.inf))
+    arrays |= {
+        "source": np.array(columns.sources)[inputs], "indicator": indicators[inputs],
+        "fill": np.repeat([-np.inf, np.inf], [count, len(with_missing)]),
+        "root": position[list(nodes.root)],
+        "column": np.where(is_leaf, 0, np.where(nodes.missing_left[order], below[column], above[column])),
+        "threshold": np.where(is_leaf, np.inf, threshold),
+        "left": position[np.where(is_leaf, order, nodes.left[order])], "value": nodes.value[order],
+    }  # fmt: skip
+    arrays = {k: x.astype(np.int32 if x.dtype.kind == "i" else np.float32) for k, x in arrays.items()}
+    model = Trees(
+        width=columns.width, num_inputs=len(inputs), num_combinations=arrays["projection"].shape[1],
+        num_trees=len(trees), num_nodes=len(order), depth=depth,
+        num_scores=arrays["head"].shape[0], num_values=nodes.value.shape[1],
+        num_outputs=arrays["head"].shape[1],
+    )  # fmt: skip
+    return model, {"params": {}, "trees": arrays}
+
+
+def _breadth_first(nodes: _Nodes) -> tuple[np.ndarray, int]:
+    """Returns (indices of the nodes, each left child before the right one; depth of the trees)."""
+    level, order, depth = np.array(nodes.root), [], 0
+    while True:
+        order.append(level)
+        parents = level[nodes.column[level] >= 0]
+        if not len(parents):
+            return np.concatenate(order), depth
+        level, depth = np.stack([nodes.left[parents], nodes.right[parents]], 1).ravel(), depth + 1

@@ -1,0 +1,222 @@
+"""The bag of a run: networks, and simpler models, that are each fitted with another fold held out.
+
+All are averaged in one `Ensemble`, weighted by the loss of their held-out outputs, so every example
+but those of the test split both trains and validates.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlflax import data, train
+from dlflax.baselines import linear
+from dlflax.config.config import Config
+from dlflax.data.order import assign_folds
+from dlflax.errors import InputError
+from dlflax.files import write_csv
+from dlflax.models import MLP, calibration
+from dlflax.report.progress import announcement, progress_bar
+from dlflax.report.tables import number_text
+from dlflax.run.prepare import Setup
+from dlflax.run.results import Record
+from dlflax.run.time_limit import Clock, plan_epochs
+from dlflax.train.bag import Bag, fit_bag
+from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
+from dlflax.train.history import best_epoch
+from dlflax.train.tasks import Classification, Regression
+
+MOST = 100  # members of an ensemble, no limit in practice
+MIN_CALIBRATED = 200  # examples of a fold from which the calibrated loss chooses the epoch
+
+
+class Members(NamedTuple):
+    """Models of one kind, one for each fold."""
+
+    name: str
+    model: Any
+    variables: list[dict[str, Any]]
+    outputs: np.ndarray
+    """float32 (n, ...) for each example, of the model that it was held out from, divided by the
+    temperature."""
+    temperature: float = 1.0
+
+
+class Bagged(NamedTuple):
+    """A bag as a finished run."""
+
+    config: Config
+    """Of the Ensemble."""
+    setup: Setup
+    state: train.State
+    row: dict[str, float]
+    """The only row of its history."""
+    calibration: dict[str, Any]
+    members: list[Members]
+    weights: list[float]
+
+
+def folds(config: Config, dataset: data.Dataset) -> np.ndarray:
+    """Returns the fold of each example that is not in the test split, int (n,). Raises InputError
+    for a series."""
+    examples, split = dataset.examples, dataset.split
+    if examples.target is None or isinstance(split, data.ByTime):
+        raise InputError("--bag-folds must be 0 for data without targets and for series.")
+    rows = split.rows(examples, 0.0, config.seed, lambda sentence: None)["train"]
+    groups = None if split.groups is None else split.groups[rows]
+    return assign_folds(examples.target[rows], config.bag_folds, config.seed, groups)
+
+
+def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
+    """Trains the members, and returns their average as a finished run. setup: without a validation
+    split. Raises InputError and RunError."""
+    begun, fold_of = time.perf_counter(), folds(config, setup.dataset)
+    others = _fit_others(config, setup, fold_of, record.log) if config.blend == "auto" else []
+    bag = _fit_networks(config, setup, fold_of, record, clock)
+    model = setup.start.recipe.model
+    members = [Members("network", model, bag.variables, bag.outputs), *others]
+    task, hparams = setup.start.recipe.task, train.as_float32(config.hparams.evaluation())
+    if isinstance(task, Classification):  # the epochs are chosen
+        task = dataclasses.replace(task, monitor="loss")
+    train_set = setup.start.splits.train
+    batch = train.host_batch(task, train_set)
+    members = [_calibrate(member, task, hparams, batch) for member in members]
+    outputs = jnp.stack([member.outputs for member in members])
+    chosen = choose(task, hparams, outputs, batch, MOST)
+    count = config.bag_folds
+    scores = [train.scores(task, config.hparams, train_set, member.outputs) for member in members]
+    for member, weight, values in zip(members, chosen.weights, scores, strict=True):
+        name = task.metric().name
+        record.say(
+            f"{count} x {member.name}: loss {number_text(values['loss'])}, "
+            f"{name.replace('_', ' ')} {number_text(values[name])} on held-out folds; "
+            f"weight {weight:.0%}"
+        )
+    picked = [pair for pair in zip(members, chosen.weights, strict=True) if pair[1]]
+    recipe = ensemble_recipe(
+        dataclasses.replace(setup.start.recipe, task=task),
+        [(member.model, config.hparams) for member, _ in picked for _ in member.variables],
+        [weight / count for _, weight in picked for _ in range(count)],
+        chosen.temperature,
+        temperatures=[member.temperature for member, _ in picked for _ in range(count)],
+    )
+    variables = nest_variables([tree for member, _ in picked for tree in member.variables])
+    mean = task.mean(outputs, jnp.float32(chosen.weights)) / chosen.temperature
+    values = train.scores(task, config.hparams, train_set, mean)
+    row = {
+        "epoch": 1, "step": 1, "learning_rate": 0.0, "seconds": time.perf_counter() - begun,
+        "examples_per_second": 0.0, **{f"val_{name}": value for name, value in values.items()},
+    }  # fmt: skip
+    fitted = task.calibrate(np.asarray(mean), batch, hparams)
+    start = dataclasses.replace(setup.start, recipe=recipe)
+    abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
+    config = dataclasses.replace(
+        config, recipe=recipe, epochs=1, patience=0, plateau_patience=0, bag_folds=0, given=()
+    )
+    setup = dataclasses.replace(setup, start=start, abstract=abstract)
+    state = _as_state(abstract, variables, config.seed)
+    return Bagged(config, setup, state, row, fitted, members, chosen.weights)
+
+
+def _calibrate(member: Members, task, hparams, batch) -> Members:
+    """Returns the members with the temperature that calibrates their held-out outputs."""
+    if not task.logits or len(member.outputs) < calibration.MIN_EXAMPLES:
+        return member
+    temperature, _ = calibration.temperature(task.loss, hparams, member.outputs, batch)
+    return member._replace(outputs=member.outputs / temperature, temperature=temperature)
+
+
+def _fit_networks(config: Config, setup: Setup, fold_of, record: Record, clock: Clock) -> Bag:
+    """Trains the networks, and writes metrics.csv with the means over the networks."""
+    recipe, splits = setup.start.recipe, setup.start.splits
+    enough = len(fold_of) >= MIN_CALIBRATED * config.bag_folds
+    if isinstance(recipe.task, Classification) and recipe.task.monitor == "loss" and enough:
+        # overconfidence is removed afterwards, so it must not choose the epoch
+        recipe = dataclasses.replace(
+            recipe, task=dataclasses.replace(recipe.task, monitor="calibrated_loss")
+        )
+
+    def measure():
+        ends: list[float] = []
+        fit_bag(
+            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=2,
+            on_epoch=lambda: ends.append(time.perf_counter()),
+        )  # fmt: skip
+        return ends[1] - ends[0]
+
+    config = plan_epochs(config, record.folder, clock, measure, record.log)
+    record.say(f"training {config.bag_folds} networks, each with another fold held out: "
+               f"{config.epochs:,} epochs")  # fmt: skip
+    with progress_bar("epochs", config.epochs) as advance:
+        bag = fit_bag(
+            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=config.epochs,
+            patience=config.patience, plateau_patience=config.plateau_patience,
+            on_epoch=lambda: advance(1),
+        )  # fmt: skip
+    rows = []
+    for epoch in range(max(map(len, bag.histories))):
+        same = [history[epoch] for history in bag.histories if epoch < len(history)]
+        rows.append({name: float(np.mean([row[name] for row in same])) for name in same[0]})
+    write_csv(record.folder / "metrics.csv", rows)
+    epochs = [best_epoch(history, recipe.task) + 1 for history in bag.histories]
+    record.say(f"best epochs of the networks: {', '.join(map(str, epochs))}")
+    return bag
+
+
+def _fit_others(config: Config, setup: Setup, fold_of, log: Callable[[str], None]) -> list[Members]:
+    """Returns a linear model, where it fits the task and the time."""
+    task, splits = config.recipe.task, setup.start.splits
+    inputs, targets = splits.train["inputs"], splits.train["targets"]
+    if inputs.ndim != 2 or inputs.dtype.kind != "f":
+        return []
+    if isinstance(task, Classification):
+        classes, targets = len(splits.class_names), np.asarray(targets)
+    elif isinstance(task, Regression):
+        classes, targets = 0, np.float64(targets).reshape(len(targets), -1)
+    else:
+        return []
+    outputs = classes or targets.shape[1]
+    if getattr(setup.start.recipe.model, "num_outputs", outputs) != outputs:
+        return []  # one logit for two classes
+    try:
+        with announcement("fitting linear models ...", log):
+            fits = linear.fit_folds(inputs, targets, fold_of, classes)
+    except InputError as error:
+        log(f"note: {error}")
+        return []
+    variables = [{"params": {"logits": params}} for params in fits.params]
+    return [Members("linear model", MLP(features=(), num_outputs=outputs), variables, fits.outputs)]
+
+
+def _as_state(abstract: train.State, variables: dict[str, Any], seed: int) -> train.State:
+    """Returns a State of these variables after one step."""
+    collections = dict(variables)
+    params = collections.pop("params")
+    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt_state)
+    state = train.State(np.int32(1), params, collections, opt_state, None, jax.random.key(seed))
+    return jax.device_put(state)
+
+
+def test_members(bagged: Bagged) -> list[dict[str, Any]]:
+    """Returns name, number, weight, and scores on held-out folds and on the test split of each kind
+    of members."""
+    config, splits = bagged.config, bagged.setup.start.splits
+    task, hparams, rows = config.recipe.task, train.as_float32(config.hparams.evaluation()), []
+    for member, weight in zip(bagged.members, bagged.weights, strict=True):
+        recipe = train.Recipe(member.model, task)
+        outputs = jnp.stack([
+            train.predict(recipe, train.from_variables(tree), hparams, splits.test["inputs"])
+            / member.temperature
+            for tree in member.variables
+        ])  # fmt: skip
+        shares = jnp.full(len(outputs), 1 / len(outputs), jnp.float32)
+        rows.append({
+            "name": member.name, "models": len(outputs), "weight": weight,
+            "val": train.scores(task, config.hparams, splits.train, member.outputs),
+            "test": train.scores(task, config.hparams, splits.test, task.mean(outputs, shares)),
+        })  # fmt: skip
+    return rows

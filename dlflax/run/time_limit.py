@@ -1,0 +1,87 @@
+"""--time-limit: the number of epochs that fit, planned once from measured seconds.
+
+The plan is saved as plan.json in the run folder, so a resumed run trains the same epochs.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dlflax import train
+from dlflax.config.config import Config
+from dlflax.errors import InputError
+from dlflax.files import read_json, write_json
+from dlflax.run.prepare import Setup
+
+PLAN = "plan.json"
+END, END_SHARE = 4.0, 0.1  # seconds, and share of the limit, for tests, tables and figures
+MEASURED = 0.05  # share of the limit to measure an epoch in
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Seconds of a limit, 0 for none, since `started` of time.perf_counter."""
+
+    limit: float
+    started: float
+
+    def left(self) -> float:
+        """Returns the seconds for training, without those of the end."""
+        spent = time.perf_counter() - self.started
+        return max(0.0, self.limit - END - END_SHARE * self.limit - spent)
+
+
+def plan_epochs(
+    config: Config, folder: Path, clock: Clock, measure: Callable[[], float],
+    log: Callable[[str], None],
+) -> Config:  # fmt: skip
+    """Returns the Config with the epochs that fit into the time limit, which are saved in the run
+    folder. measure: trains a little, and returns the seconds of one epoch."""
+    if not config.time_limit:
+        return config
+    path = folder / PLAN
+    if path.exists():
+        epochs = read_plan(path)
+    else:
+        seconds = measure()
+        epochs = max(1, min(config.epochs, int(clock.left() / max(seconds, 1e-9))))
+        write_json(path, {"epochs": epochs, "seconds_per_epoch": seconds})
+    if epochs < config.epochs:
+        log(f"time limit of {config.time_limit:g} s: {epochs:,} of {config.epochs:,} epochs")
+    return dataclasses.replace(config, epochs=epochs)
+
+
+def read_plan(path: Path) -> int:
+    """Returns the number of epochs in plan.json. Raises InputError for a damaged file."""
+    try:
+        epochs = read_json(path)["epochs"]
+        if isinstance(epochs, int) and epochs > 0:
+            return epochs
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path} is damaged: it is not the plan that a run writes; start a new run.")
+
+
+def measure_epoch(config: Config, setup: Setup) -> float:
+    """Trains a little, with a validation, and returns the seconds of an epoch without those of
+    compiling."""
+    start, limit = setup.start, MEASURED * config.time_limit
+    first, steps = [], 0
+
+    def count(epoch, done, sums):
+        nonlocal steps
+        first.append(time.perf_counter())
+        steps = done
+
+    def should_stop():
+        return bool(first) and time.perf_counter() - first[0] > limit
+
+    fit = train.fit(
+        start.recipe, config.hparams, start.splits.train, start.splits.val, epochs=1,
+        seed=config.seed, pretrained=start.pretrained, should_stop=should_stop, on_steps=count,
+    )  # fmt: skip
+    if fit.history:
+        return fit.history[-1]["seconds"]
+    total = -(-len(start.splits.train["inputs"]) // start.recipe.batch_size)
+    return (first[-1] - first[0]) / max(steps - 1, 1) * total
