@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import math
 import re
+import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import typeguard
 
 import experiments
 from dlflax import run
+from dlflax.config.config import check
 from dlflax.config.run_folder import run_folder
 from dlflax.data import Arrays, Dataset, ImageFolder, Series, Source, Table, Text
 from dlflax.data.infer import Inferred, infer_source
@@ -50,10 +52,11 @@ def fit(
     with a folder of images, or of texts, for each class.
 
     target: name of the column to predict (default: the last), or one value per example. time_limit:
-    seconds. task: "forecast" takes a table as a series. run_dir: run folder (default: a new one
-    in runs/). resume: continues a run in run_dir, of the same data. log: gets the sentences of the
-    run; None prints nothing. options: fields of the run's Config, data source, recipe or hparams,
-    such as epochs=20, drop_columns=("id",), batch_size=64, learning_rate=3e-3, horizon=12.
+    seconds, in which fewer epochs are trained where not all fit; 0: none. task: "forecast" takes
+    a table as a series. run_dir: run folder (default: a new one in runs/). resume: continues a run
+    in run_dir, of the same data. log: gets the sentences of the run; None prints nothing. options:
+    fields of the run's Config, data source, recipe or hparams, such as epochs=20, batch_size=64,
+    drop_columns=("id",), learning_rate=3e-3, horizon=12.
 
     Trains by the preset of the shipped experiment for this kind of data, tests on examples that are
     held out, and writes a run folder, which `dlflax.load` reads. Raises InputError, one sentence
@@ -65,21 +68,22 @@ def fit(
     >>> [answer["class"] for answer in model.predict([{"petal": 1.5}, {"petal": 4.4}])]
     ['setosa', 'virginica']
     """
-    say = _Speaker(log)
+    say, started = _Speaker(log), time.perf_counter()
     with _python_names():
         inferred = infer_source(data, target, task, say)
         experiment, config = choose_preset(inferred.source, say)
         config = dataclasses.replace(
             config, run_dir=None if run_dir is None else Path(run_dir), resume=resume, seed=seed
         )
-        config = set_options(set_time_limit(config, time_limit), options)
+        config = set_options(dataclasses.replace(config, time_limit=time_limit or 0), options)
+        check(config)
         folder = run_folder(experiment, config)
         with _written(inferred, folder, resume) as source_fields:
             source = dataclasses.replace(config.data, **source_fields)
             config = dataclasses.replace(config, data=source, run_dir=folder)
             config, dataset = read_data(config, say)
             say(describe(config, dataset, experiment.name))
-            run.run(experiment, config, say, dataset, brief=log is None)
+            run.run(experiment, config, say, dataset, log is None, started)
         return Model(folder, say)
 
 
@@ -132,13 +136,6 @@ def _image_config(source: Arrays) -> run.Config:
     recipe = Recipe(model=model, task=Auto(), schedule=Cosine())
     hparams = Hparams(learning_rate=2e-3, dropout=0.1, warmup_fraction=0.05)
     return run.Config(recipe, hparams, source, epochs=20)
-
-
-def set_time_limit(config: run.Config, seconds: float) -> run.Config:
-    """Returns the Config with the time limit. Raises InputError unless it is positive."""
-    if not isinstance(seconds, int | float) or not seconds > 0:
-        raise InputError(f"time_limit {seconds!r:.40} must be a number of seconds above 0.")
-    return config
 
 
 def set_options(config: run.Config, options: dict[str, Any]) -> run.Config:

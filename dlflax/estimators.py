@@ -11,13 +11,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from dlflax import train
-from dlflax.data.order import batch_order
+from dlflax.data.order import assign_folds, batch_order
 from dlflax.data.table.columns import NumberColumn
 from dlflax.data.table.number_formats import NumberFormat
 from dlflax.data.table.source import fit_columns
 from dlflax.errors import InputError
 from dlflax.models import MLP
-from dlflax.train.check import check_count, check_hparams, check_recipe
+from dlflax.train.bag import fit_bag
+from dlflax.train.check import MIN_VALIDATION, check_count, check_hparams, check_recipe
 from dlflax.train.recipe import init_on_devices
 from dlflax.train.tasks import Classification, Regression, Task
 
@@ -27,11 +28,12 @@ WIDTH = 64  # inputs are padded to a multiple of it: such data share one program
 
 
 class _Network(BaseEstimator):
-    """A multilayer perceptron on encoded numbers: the parameters, training and outputs of both."""
+    """Multilayer perceptrons on encoded numbers: the parameters, training and outputs of both."""
 
     def __init__(
         self, hidden_sizes=(128, 128), epochs=100, learning_rate=1e-3, dropout=0.2,
-        weight_decay=0.01, batch_size=32, num_bins=16, random_state=None,
+        weight_decay=0.01, batch_size=32, num_bins=16, bag_folds=5, patience=20,
+        random_state=None,
     ):  # fmt: skip
         self.hidden_sizes = hidden_sizes
         self.epochs = epochs
@@ -40,6 +42,8 @@ class _Network(BaseEstimator):
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.num_bins = num_bins
+        self.bag_folds = bag_folds
+        self.patience = patience
         self.random_state = random_state
 
     def __sklearn_tags__(self):
@@ -53,11 +57,11 @@ class _Network(BaseEstimator):
         return validate_data(self, x, reset="y" in fitting, **fitting, **options)
 
     def _train(self, x: np.ndarray, targets: np.ndarray, task: Task, outputs: int) -> None:
-        """Trains the network on X (n, columns) and encoded targets (n,)."""
+        """Trains the networks on X (n, columns) and encoded targets (n,)."""
         if len(x) < 2:
             raise InputError("fit needs 2 samples or more: X has n_samples = 1.")
-        check_count("epochs", self.epochs, 1)
-        check_count("num_bins", self.num_bins, 0, 256)
+        for name, least in (("epochs", 1), ("num_bins", 0), ("bag_folds", 0), ("patience", 0)):
+            check_count(name, getattr(self, name), least)
         columns = {str(i): pa.array(x[:, i], from_pandas=True) for i in range(x.shape[1])}
         formats = dict.fromkeys(columns, NumberFormat())
         self.columns_: list[NumberColumn] = fit_columns(columns, self.num_bins, formats)[0]
@@ -71,28 +75,48 @@ class _Network(BaseEstimator):
         )  # fmt: skip
         check_hparams(hparams)
         check_recipe(recipe)
-        seed = check_random_state(self.random_state).randint(2**31)
+        self.recipe_, self.hparams_, self.temperature_ = recipe, hparams, 1.0
+        seed = int(check_random_state(self.random_state).randint(2**31))
         data = {"inputs": self._encode(x), "targets": targets}
-        order = batch_order(data, self.batch_size)
-        batches = np.concatenate([order.batches(seed, epoch) for epoch in range(self.epochs)])
-        hparams = train.as_float32(hparams.replace(total_steps=float(len(batches))))
-        state = init_on_devices(recipe, hparams, data["inputs"][:1], np.uint32(seed), None)
-        # rows and steps beyond the data are never used: other data of about this size share a
-        # compiled program
-        data = {name: _pad(array, _power_of_two(len(array))) for name, array in data.items()}
-        sums = train.zero_sums(recipe, hparams, data)
-        for start in range(0, len(batches), STEPS):
-            part = batches[start : start + STEPS]
-            state, sums = train.train_steps(
-                recipe, state, hparams, data, _pad(part, STEPS), sums, np.int32(0),
-                np.int32(len(part)),
-            )  # fmt: skip
-        variables = jax.device_get(train.variables(recipe, state))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        if self.bag_folds > 1 and len(x) >= MIN_VALIDATION * self.bag_folds:
+            self._train_bag(data, seed)
+        else:
+            self._train_one(data, seed)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.variables_)):
             raise InputError(
                 f"the loss became NaN or infinite: learning_rate {self.learning_rate} is too high."
             )
-        self.recipe_, self.hparams_, self.variables_ = recipe, hparams, variables
+
+    def _train_bag(self, data: dict[str, np.ndarray], seed: int) -> None:
+        """Trains a network for each fold, held out to choose its epoch, and calibrates their mean
+        by their outputs on the folds."""
+        fold_of = assign_folds(data["targets"], self.bag_folds, seed)
+        bag = fit_bag(
+            self.recipe_, self.hparams_, data, fold_of, seed=seed, epochs=self.epochs,
+            patience=self.patience,
+        )  # fmt: skip
+        hparams = train.as_float32(self.hparams_.evaluation())
+        batch = train.host_batch(self.recipe_.task, data)
+        fitted = self.recipe_.task.calibrate(bag.outputs, batch, hparams)
+        self.variables_, self.temperature_ = bag.variables, fitted.get("temperature", 1.0)
+
+    def _train_one(self, data: dict[str, np.ndarray], seed: int) -> None:
+        """Trains one network, on all rows. Rows and steps are padded: data of about this size share
+        a compiled program."""
+        order = batch_order(data, self.batch_size)
+        batches = np.concatenate([order.batches(seed, epoch) for epoch in range(self.epochs)])
+        hparams = train.as_float32(self.hparams_.replace(total_steps=float(len(batches))))
+        example = data["inputs"][:1]
+        state = init_on_devices(self.recipe_, hparams, example, np.uint32(seed), None)
+        data = {name: _pad(array, _power_of_two(len(array))) for name, array in data.items()}
+        sums = train.zero_sums(self.recipe_, hparams, data)
+        for start in range(0, len(batches), STEPS):
+            part = batches[start : start + STEPS]
+            state, sums = train.train_steps(
+                self.recipe_, state, hparams, data, _pad(part, STEPS), sums, np.int32(0),
+                np.int32(len(part)),
+            )  # fmt: skip
+        self.variables_ = [jax.device_get(train.variables(self.recipe_, state))]
 
     def _encode(self, x: np.ndarray) -> np.ndarray:
         """Returns the inputs of the network, float32 (n, m WIDTH). Zeros fill them up; the others
@@ -105,23 +129,30 @@ class _Network(BaseEstimator):
         return np.float32(inputs * np.sqrt(padded / width))
 
     def _outputs(self, x) -> np.ndarray:
-        """Returns the network's outputs, float64 (n, outputs)."""
+        """Returns the mean of the networks' outputs, float64 (n, outputs)."""
         check_is_fitted(self)
-        inputs, state = self._encode(self._validate(x)), train.from_variables(self.variables_)
+        inputs, hparams = self._encode(self._validate(x)), train.as_float32(self.hparams_)
         outputs = [
-            train.predict(self.recipe_, state, self.hparams_, _pad(inputs[i : i + ROWS], ROWS))
-            for i in range(0, len(inputs), ROWS)
-        ]
-        return np.float64(np.concatenate(outputs))[: len(inputs)]
+            np.concatenate([
+                train.predict(self.recipe_, state, hparams, _pad(inputs[i : i + ROWS], ROWS))
+                for i in range(0, len(inputs), ROWS)
+            ])[: len(inputs)]
+            for state in map(train.from_variables, self.variables_)
+        ]  # fmt: skip
+        weights = np.full(len(outputs), 1 / len(outputs), np.float32)
+        mean = self.recipe_.task.mean(np.stack(outputs), weights)
+        return np.float64(mean) / self.temperature_
 
 
 class DLClassifier(ClassifierMixin, _Network):
-    """A classifier of scikit-learn: a multilayer perceptron, trained by this package.
+    """A classifier of scikit-learn: multilayer perceptrons, trained by this package.
 
     X: numbers (n, columns), NaN where one is missing. hidden_sizes: widths of the hidden layers;
-    epochs: passes over X; learning_rate: its peak, under a cosine; num_bins: of each column's
-    piecewise-linear encoding, 0 for none. The same sizes share a compiled program, so a search over
-    learning_rate, dropout and weight_decay compiles once.
+    epochs: passes over X, at most; learning_rate: its peak, under a cosine; num_bins: of each
+    column's piecewise-linear encoding, 0 for none. bag_folds: number of networks, each with another
+    fold held out to choose its epoch, with `patience` epochs without a better one; 0, or fewer than
+    30 rows a fold: one network on all rows. Sizes compile a program and numbers do not, so
+    a search over learning_rate, dropout and weight_decay compiles once.
 
     >>> from dlflax import DLClassifier
     >>> X, y = [[0.0], [1.0], [2.0], [3.0]] * 10, ["low", "low", "high", "high"] * 10
@@ -152,7 +183,7 @@ class DLClassifier(ClassifierMixin, _Network):
 
 
 class DLRegressor(RegressorMixin, _Network):
-    """A regressor of scikit-learn: a multilayer perceptron, trained by this package. Parameters as
+    """A regressor of scikit-learn: multilayer perceptrons, trained by this package. Parameters as
     of `DLClassifier`.
 
     >>> from dlflax import DLRegressor

@@ -17,7 +17,7 @@ from dlflax import DLClassifier, DLRegressor, estimators
 from dlflax.train import loop
 
 X, Y = make_classification(200, 6, n_informative=4, random_state=0)
-SMALL = {"hidden_sizes": (16,), "epochs": 15, "random_state": 0}
+SMALL = {"hidden_sizes": (16,), "epochs": 15, "bag_folds": 0, "random_state": 0}
 
 
 def test_a_classifier():
@@ -43,6 +43,18 @@ def test_a_regressor_with_missing_numbers():
     assert fitted.score(x[150:], y[150:] * 1e6 + 1e9) > 0.5
     constant = DLRegressor(**SMALL).fit(np.ones((30, 2)), np.full(30, 7.0))
     np.testing.assert_allclose(constant.predict(np.ones((2, 2))), 7.0, rtol=1e-6)
+
+
+def test_a_bag_is_calibrated_and_at_least_as_good():
+    x, y = make_classification(400, 8, n_informative=4, flip_y=0.2, random_state=1)
+    one, bag = (
+        DLClassifier(**{**SMALL, "bag_folds": folds}).fit(x[:200], y[:200]) for folds in (0, 3)
+    )
+    assert len(bag.variables_) == 3 and bag.temperature_ != 1 and one.temperature_ == 1
+    losses = [log_loss(y[200:], fitted.predict_proba(x[200:])) for fitted in (one, bag)]
+    assert losses[1] < losses[0]
+    few = DLClassifier(**{**SMALL, "bag_folds": 3}).fit(x[:80], y[:80])
+    assert len(few.variables_) == 1  # a fold of 26 rows cannot choose an epoch
 
 
 def test_searches_share_a_program():

@@ -114,7 +114,7 @@ REFUSED = {  # name -> (arguments, a part of the sentence)
     "unknown file": (("houses.csv", "price"), "houses.csv does not exist"),
     "four channels": ((np.zeros((N, 8, 8, 4), np.uint8), SIDES), "1 or 3 channels"),
     "pixels up to 16": ((IMAGES / 16.0, SIDES), "from 0 to 1 as floats"),
-    "three images": ((IMAGES[:3], SIDES[:3]), "fewer than two classes"),
+    "three images": ((IMAGES[:3], SIDES[:3]), "two classes of 3 images or more"),
     "unknown task": ((frame(), "y", 60, "ranking"), "task 'ranking' must be one of"),
     "short series": ((A[:9], None, 60, "forecast"), "window"),
 }
@@ -214,7 +214,7 @@ def test_options_are_fields(prepared):
         ({"drop_columns": "id"}, "should be tuple[str, ...]"),
         ({"epochs": 0}, "epochs 0 must be 1 or more"),
         ({"horizon": 3}, "'horizon' does not exist for these data"),
-        ({"time_limit": -1}, "time_limit -1 must be"),
+        ({"time_limit": -1}, "time_limit -1 must be from 1 to"),
     ):
         with pytest.raises(InputError, match=re.escape(expected)):
             prepared(frame(), "y", **options)
@@ -228,7 +228,7 @@ def model(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dlflax.report.figures.draw", lambda *_: {})
         patch.setattr("dlflax.run.baseline_scores.fit_baselines", lambda *_: {})
-        return dlflax.fit(data, "y", epochs=8, run_dir=path, log=None), data, path
+        return dlflax.fit(data, "y", epochs=8, run_dir=path, log=None, bag_folds=0), data, path
 
 
 def test_a_model_of_a_table(model, capsys):
@@ -252,15 +252,18 @@ def test_a_model_of_a_table(model, capsys):
 def test_summary_and_leaderboard(model):
     fitted, _, path = model
     results = json.loads((path / "results.json").read_text())
-    results["baselines"] = {"a <b> model": {"accuracy": 1.0, "loss": 0.5, "per_class": {}}}
+    results["baselines"] = {"a <b> model": {"accuracy": 1.5, "loss": 0.5, "per_class": {}}}
+    test = {"accuracy": -1.0}
+    results["members"] = [{"name": "network", "models": 5, "weight": 0.7, "test": test}]
     results["findings"] = ["<script>alert(1)</script> is a finding."]
     (path / "results.json").write_text(json.dumps(results))
     board = fitted.leaderboard()
-    assert board[0] == {"model": "a <b> model", "accuracy": 1.0, "loss": 0.5}
-    assert [row["model"] for row in board[1:]] == ["this model (MLP)"]
-    assert pd.DataFrame(board)["accuracy"][0] == 1.0
+    assert board[0] == {"model": "a <b> model", "accuracy": 1.5, "loss": 0.5}
+    assert [row["model"] for row in board[1:]] == ["this model (MLP)", "5 x network"]
+    assert board[2] == {"model": "5 x network", "accuracy": -1.0, "weight": 0.7}
+    assert pd.DataFrame(board)["accuracy"][0] == 1.5
     lines = str(board).splitlines()
-    assert len(lines) == 3 and lines[0].split()[:3] == ["model", "accuracy", "loss"]
+    assert len(lines) == 4 and lines[0].split()[:3] == ["model", "accuracy", "loss"]
     text = fitted.summary()
     for part in ("Classification by MLP", "12 test", "c: dropped", "b: number, ", "is a finding",
                  "accuracy"):  # fmt: skip
@@ -368,31 +371,24 @@ def test_a_repository_runs_no_code(model, place, monkeypatch):
         dlflax.load(copy)
 
 
-def test_resume_needs_the_same_data(place, monkeypatch):
-    data = frame()
-    calls = []
-    monkeypatch.setattr(automl, "Model", lambda *_: None)
-    real = automl.run.run
-
-    def run(experiment, config, *others, **options):
-        calls.append(config)
-        return real(experiment, config, *others, **options)
-
-    monkeypatch.setattr(automl, "run", types.SimpleNamespace(**{**vars(automl.run), "run": run}))
-    dlflax.fit(data, "y", run_dir="mine", epochs=1, log=None)
-    dlflax.fit(data, "y", run_dir="mine", epochs=1, log=None, resume=True)
+def test_resume_needs_the_same_data(model, prepared):
+    _, data, path = model
+    prepared(data, "y", run_dir=path, resume=True)
     with pytest.raises(InputError, match="already holds a run: add resume"):
-        dlflax.fit(data, "y", run_dir="mine", epochs=1, log=None)
-    with pytest.raises(InputError, match="mine/data.parquet has other data"):
-        dlflax.fit(data[::-1], "y", run_dir="mine", epochs=1, log=None, resume=True)
-    assert len(calls) == 2
+        prepared(data, "y", run_dir=path)
+    with pytest.raises(InputError, match="run/data.parquet has other data"):
+        prepared(data[::-1], "y", run_dir=path, resume=True)
+    assert dlflax.load(path).evaluate(str(path / "data.parquet"))["loss"] > 0
 
 
-def test_arrays_with_a_constant_column(place):
-    x = np.c_[np.ones(N), A, NUMBER]
-    fitted = dlflax.fit(x, YES, epochs=1, log=None)
+def test_arrays_have_the_columns_of_the_training(prepared):
+    x = np.c_[np.ones(N), A, NUMBER]  # the constant is dropped
+    encoder = prepared(x, YES)[2].encoder
+    raw = encoder.raw(encoder.parse(x))
+    np.testing.assert_array_equal(raw, x[:, 1:])
+    np.testing.assert_array_equal(encoder.raw(encoder.parse(x[0])), x[:1, 1:])
     np.testing.assert_array_equal(
-        fitted.predict_proba(x), fitted.predict_proba(pd.DataFrame(x).add_prefix("x"))
+        encoder.raw(encoder.parse(pd.DataFrame(x).add_prefix("x"))), x[:, 1:]
     )
 
 

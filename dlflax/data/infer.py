@@ -58,7 +58,8 @@ def infer_source(data: Any, target: Any = None, task: str = "auto", log: Log = p
     if isinstance(data, str | Path):
         return _from_path(Path(data).expanduser(), target, task)
     if isinstance(data, Mapping):
-        data = _table_of({str(name): _as_list(values) for name, values in data.items()})
+        table = _table_of({str(name): _as_list(values) for name, values in data.items()})
+        return _from_table(table, target, task, log)
     is_rows = isinstance(data, Sequence) and len(data) and isinstance(data[0], Mapping)
     if is_rows or is_frame(data) and not _is_arrow_column(data):
         return _from_table(_read_frame(data, task, log), target, task, log)

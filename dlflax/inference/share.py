@@ -29,7 +29,7 @@ from dlflax.inference.predict import WEIGHTS, Predictor
 from dlflax.inference.summary import leaderboard, summary
 from dlflax.transfer.weights import PUBLISHED
 
-COPIES = (CALIBRATION, "importance.csv", "columns.csv", "per_class.csv")
+COPIES = (CALIBRATION, "importance.csv", "columns.csv", "per_class.csv", "plan.json")
 FILES = re.compile(r"[\w-]+\.(json|csv|npy)|model\.safetensors|README\.md")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 HUB = "hf:"  # prefix of a repository on the Hugging Face hub

@@ -69,14 +69,25 @@ def _dict(values: Any, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(values: Any, name: str) -> list[Any]:
+    value = values.get(name) if isinstance(values, dict) else None
+    return value if isinstance(value, list) else []
+
+
 def leaderboard(predictor: Predictor) -> Rows:
-    """Returns a row of test scores per model, the best first: the run's, its members and the
-    baselines."""
+    """Returns a row of test scores per model, the best first: the run's; its members, with their
+    weights; and the baselines."""
     results, metric = read_results(predictor.folder), predictor.config.recipe.task.metric()
     models = {f"this model ({type(predictor.config.recipe.model).__name__})": results.get("test")}
-    models |= _dict(results, "members") | _dict(results, "baselines")
+    weights = {}
+    for member in _list(results, "members"):
+        if isinstance(member, dict):
+            name = f"{member.get('models')} x {member.get('name')}"
+            models[name], weights[name] = member.get("test"), member.get("weight")
+    models |= _dict(results, "baselines")
     rows = [
-        {"model": name} | {k: v for k, v in scores.items() if isinstance(v, int | float)}
+        {"model": name, **_numbers(scores)}
+        | ({"weight": weights[name]} if name in weights else {})
         for name, scores in models.items() if isinstance(scores, dict)
     ]  # fmt: skip
     sign = 1 if metric.direction == "min" else -1
@@ -105,21 +116,38 @@ def summary(predictor: Predictor) -> str:
         f"{info['test']:,} test; {data_text(data) if 'examples' in data else encoder.describe()}"
     )
     lines += _column_lines(encoder.columns_table())
-    if epochs := results.get("epochs_run"):
-        lines.append(f"trained for {pluralize(epochs, 'epochs')}; epoch {results['best_epoch']} is "
-                     "the best by the validation split")  # fmt: skip
+    numbers = _numbers(results)
+    if {"epochs_run", "best_epoch"} <= set(numbers) and not _list(results, "members"):
+        lines.append(f"trained for {pluralize(numbers['epochs_run'], 'epochs')}; epoch "
+                     f"{numbers['best_epoch']} is the best by the validation split")  # fmt: skip
+    lines += _time_limit_lines(predictor.folder)
     for name in ("train", "val", "test"):
-        scores = {k: v for k, v in _dict(results, name).items() if isinstance(v, int | float)}
-        if scores:
+        if scores := _numbers(_dict(results, name)):
             shown = ", ".join(f"{k.replace('_', ' ')} {number_text(v)}" for k, v in scores.items())
             lines.append(f"{name}: {shown}")
-    if "temperature" in (calibration := _dict(results, "calibration")):
-        lines.append(f"probabilities are calibrated by the temperature "
-                     f"{number_text(calibration['temperature'])}")  # fmt: skip
-    notes, findings = data.get("notes"), results.get("findings")
-    for sentence in (*(notes or ()), *(findings or ())):
+    if temperature := _numbers(_dict(results, "calibration")).get("temperature"):
+        lines.append(f"probabilities are calibrated: temperature {number_text(temperature)}")
+    for sentence in (*_list(data, "notes"), *_list(results, "findings")):
         lines.append(f"note: {sentence}")
     return "\n".join(escape_controls(line) for line in lines)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _time_limit_lines(folder: Path) -> list[str]:
+    """Returns a line if the time limit permitted fewer epochs than were requested."""
+    try:
+        planned = read_json(folder / "plan.json")["epochs"]
+        saved = read_json(folder / "config.json")
+        requested = saved.get("requested", saved["config"])
+        if planned < requested["epochs"]:
+            return [f"time limit of {requested['time_limit']:g} s: {planned:,} of "
+                    f"{requested['epochs']:,} epochs"]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # without a limit, or damaged
+    return []
 
 
 def _column_lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -83,6 +83,11 @@ class Series(Source):
             raise InputError(
                 f"--future-covariates needs a --window of {self.horizon} or more, the --horizon."
             )
+        if len(series.values) <= self.window:
+            raise InputError(
+                f"{source} has {len(series.values)} values: --window {self.window} needs more, so "
+                "give a smaller --window and --horizon."
+            )
         windows, target, first = self._windows(series)
         end = series.last_window(self.window, self._later()), series.times_after(self.horizon)
         style = {"file": series.style, "period": period, "end": end}
