@@ -125,7 +125,7 @@ def prepared(place, monkeypatch):
     """fit that ends before the training: (sentences, Config, splits)."""
     sentences = []
 
-    def run(experiment, config, log, dataset, brief):
+    def run(experiment, config, log, dataset, *others):
         result.extend(split_data(config, dataset, log))
         (config.run_dir / "config.json").touch()
 
