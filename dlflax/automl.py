@@ -20,7 +20,7 @@ from dlflax.config.config import check
 from dlflax.config.run_folder import run_folder
 from dlflax.data import Arrays, Dataset, ImageFolder, Series, Source, Table, Text
 from dlflax.data.infer import Inferred, infer_source
-from dlflax.errors import InputError
+from dlflax.errors import InputError, RunError
 from dlflax.files import atomic_write, pluralize
 from dlflax.inference.model import Model
 from dlflax.models import CNN
@@ -64,7 +64,7 @@ def fit(
 
     >>> import dlflax
     >>> flowers = {"petal": [1.4, 4.7, 1.3, 4.5] * 25, "kind": ["setosa", "virginica"] * 50}
-    >>> model = dlflax.fit(flowers, "kind", epochs=30, log=None)
+    >>> model = dlflax.fit(flowers, "kind", epochs=30, bag_folds=0, log=None)
     >>> [answer["class"] for answer in model.predict([{"petal": 1.5}, {"petal": 4.4}])]
     ['setosa', 'virginica']
     """
@@ -72,13 +72,13 @@ def fit(
     with _python_names():
         inferred = infer_source(data, target, task, say)
         experiment, config = choose_preset(inferred.source, say)
-        config = dataclasses.replace(
-            config, run_dir=None if run_dir is None else Path(run_dir), resume=resume, seed=seed
-        )
-        config = set_options(dataclasses.replace(config, time_limit=time_limit or 0), options)
+        config = set_options(config, {
+            "run_dir": run_dir, "resume": resume, "seed": seed, "time_limit": time_limit or 0,
+            **options,
+        })  # fmt: skip
         check(config)
         folder = run_folder(experiment, config)
-        with _written(inferred, folder, resume) as source_fields:
+        with _data_file(inferred, folder, resume) as source_fields:
             source = dataclasses.replace(config.data, **source_fields)
             config = dataclasses.replace(config, data=source, run_dir=folder)
             config, dataset = read_data(config, say)
@@ -99,16 +99,19 @@ class _Speaker:
 
 
 def _as_python(sentence: str) -> str:
+    if " -m " in sentence:  # a command line, which has flags
+        return sentence
     return FLAG.sub(lambda match: match[1].replace("-", "_"), sentence)
 
 
 @contextlib.contextmanager
 def _python_names() -> Iterator[None]:
-    """Renames the flags in the sentence of an InputError to options."""
+    """Renames the flags in the sentence of an error to options."""
     try:
         yield
-    except InputError as error:
-        raise InputError(_as_python(str(error))) from error
+    except (InputError, RunError) as error:
+        error.args = (_as_python(str(error)),)
+        raise
 
 
 def choose_preset(source: Source, log: Log = print) -> tuple[run.Experiment, run.Config]:
@@ -156,25 +159,29 @@ def set_options(config: run.Config, options: dict[str, Any]) -> run.Config:
             advice = f"did you mean {close[0]}?" if close else f"give one of {', '.join(fields)}."
             raise InputError(f"option {name!r} does not exist for these data: {advice}")
         part = fields[name]
-        _check_option(type(holders[part]), name, value)
+        value = _check_option(type(holders[part]), name, value)
         if part:
             value, name = dataclasses.replace(holders[part], **{name: value}), part
         config = dataclasses.replace(config, **{name: value})
     return config
 
 
-def _check_option(cls: type, name: str, value: Any) -> None:
+def _check_option(cls: type, name: str, value: Any) -> Any:
+    """Returns the value of a field, a Path of a str. Raises InputError for another type."""
     annotation = typing.get_type_hints(cls)[name]
+    if isinstance(value, str) and Path in typing.get_args(annotation):
+        value = Path(value)
     try:
         typeguard.check_type(value, annotation)
     except typeguard.TypeCheckError as error:
         expected = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         expected = expected.replace("typing.", "")
         raise InputError(f"option {name} is {value!r:.60}, and should be {expected}.") from error
+    return value
 
 
 @contextlib.contextmanager
-def _written(inferred: Inferred, folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
+def _data_file(inferred: Inferred, folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
     """Writes the file of data in memory to the run folder, and yields the source's field for it.
     Removes the folder again if the data are refused before the run has begun."""
     if not inferred.file:

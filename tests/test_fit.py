@@ -114,7 +114,7 @@ REFUSED = {  # name -> (arguments, a part of the sentence)
     "unknown file": (("houses.csv", "price"), "houses.csv does not exist"),
     "four channels": ((np.zeros((N, 8, 8, 4), np.uint8), SIDES), "1 or 3 channels"),
     "pixels up to 16": ((IMAGES / 16.0, SIDES), "from 0 to 1 as floats"),
-    "three images": ((IMAGES[:3], SIDES[:3]), "two classes of 3 images or more"),
+    "three images": ((IMAGES[:3], SIDES[:3]), "give 10 or more"),
     "unknown task": ((frame(), "y", 60, "ranking"), "task 'ranking' must be one of"),
     "short series": ((A[:9], None, 60, "forecast"), "window"),
 }
@@ -195,7 +195,7 @@ def test_folders(prepared, tmp_path, monkeypatch):
     sentences, config, splits = prepared(photos)
     assert any("24 images; classification, 2 classes" in s for s in sentences)
     assert any("trained from scratch" in s for s in sentences)
-    with pytest.raises(InputError, match="is a folder, whose examples are of classes"):
+    with pytest.raises(InputError, match="target requires labels_csv"):
         prepared(photos, "age")
     alone = folder(tmp_path / "one", ["cat"])
     with pytest.raises(InputError) as error:
@@ -213,6 +213,7 @@ def test_options_are_fields(prepared):
         ({"epoch": 3}, "did you mean epochs?"),
         ({"drop_columns": "id"}, "should be tuple[str, ...]"),
         ({"epochs": 0}, "epochs 0 must be 1 or more"),
+        ({"time_limit": "60"}, "option time_limit is '60', and should be float"),
         ({"horizon": 3}, "'horizon' does not exist for these data"),
         ({"time_limit": -1}, "time_limit -1 must be from 1 to"),
     ):
@@ -420,5 +421,5 @@ def test_a_notebook_cannot_serve(model):
 @pytest.mark.parametrize("name", [*TABLES, *OTHERS])
 def test_an_input_becomes_a_model(place, name):
     data, target, _ = {**TABLES, **OTHERS}[name]
-    fitted = dlflax.fit(data, target, epochs=1, log=None)
+    fitted = dlflax.fit(data, target, epochs=1, bag_folds=0, log=None)
     assert fitted.leaderboard() and fitted.summary()

@@ -75,18 +75,25 @@ def _from_path(path: Path, target: Any, task: str) -> Inferred:
     if not path.exists():
         raise InputError(f"{path} does not exist: give {KNOWN}.")
     if path.is_dir():
-        if target is not None or task in ("regression", "forecast"):
-            raise InputError(
-                f"{path} is a folder, whose examples are of classes: give no target, and no other "
-                "task."
-            )
-        is_text = any(path.glob("*.txt")) or any(path.glob("*/*.txt"))
-        return Inferred(Text(data=path) if is_text else ImageFolder(dataset="", data=path))
+        return Inferred(_folder_source(path, target, task))
     if task == "forecast":
         return Inferred(Series(data=path, target=target))
     if task != "regression" and _is_text_file(path, target):
         return Inferred(Text(data=path))
     return Inferred(Table(data=path, target=target or "", target_type=TASKS[task]))
+
+
+def _folder_source(path: Path, target: str | None, task: str) -> Source:
+    is_text = any(path.glob("*.txt")) or any(path.glob("*/*.txt"))
+    if task == "forecast" or is_text and (target is not None or task == "regression"):
+        raise InputError(
+            f"{path} is a folder, whose examples are of classes: give no target, and no other task."
+        )
+    if is_text:
+        return Text(data=path)
+    columns = () if target is None else (target,)  # of labels_csv
+    kind = "auto" if task == "classification" else TASKS[task]
+    return ImageFolder(dataset="", data=path, target=columns, target_type=kind)
 
 
 def _is_text_file(path: Path, target: str | None) -> bool:
