@@ -1,5 +1,6 @@
 """Estimators of scikit-learn: `DLClassifier` and `DLRegressor`, for its pipelines and searches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,10 +32,11 @@ class _Network(BaseEstimator):
     """Multilayer perceptrons on encoded numbers: the parameters, training and outputs of both."""
 
     def __init__(
-        self, hidden_sizes=(128, 128), epochs=100, learning_rate=1e-3, dropout=0.2,
-        weight_decay=0.01, batch_size=32, num_bins=16, bag_folds=5, patience=20,
-        random_state=None,
-    ):  # fmt: skip
+        self, hidden_sizes: Sequence[int] = (128, 128), epochs: int = 100,
+        learning_rate: float = 1e-3, dropout: float = 0.2, weight_decay: float = 0.01,
+        batch_size: int = 32, num_bins: int = 16, bag_folds: int = 5, patience: int = 20,
+        random_state: Any = None,
+    ) -> None:  # fmt: skip
         self.hidden_sizes = hidden_sizes
         self.epochs = epochs
         self.learning_rate = learning_rate

@@ -31,6 +31,7 @@ PRESETS = {
         epochs=100,
         patience=20,
         val_split=0.15,
+        bag_folds=5,
     ),
 }  # fmt: skip
 

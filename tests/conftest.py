@@ -106,8 +106,9 @@ ZOO = {  # name -> (experiment, its flags)
     "digits": ("mnist", "--dataset digits --model.features 8 --epochs 3"),
     "texts": ("sentiment", "--data {root}/notes.csv --model.features 8 --hparams.dropout 0"
               " --epochs 3 --batch-size 8"),
-    "table": ("tabular", "--data {root}/table.csv"),
-    "wine": ("tabular", "--dataset wine"),
+    "table": ("tabular", "--data {root}/table.csv --bag-folds 0"),
+    "wine": ("tabular", "--dataset wine --bag-folds 0"),
+    "bag": ("tabular", "--data {root}/table.csv --bag-folds 3 --model.features 8"),
     "series": ("forecast", "--data {root}/series.csv --target y --future-covariates day"
                " --window 14 --horizon 7 --seasonality 7"),
     "sunspots": ("forecast", "--dataset sunspots --window 22 --horizon 11"),

@@ -111,7 +111,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
     ("name", "flags"),
     [
         ("mnist", "--model mlp --epochs 20"),
-        ("tabular", ""),
+        ("tabular", "--bag-folds 0"),
         ("sentiment", "--epochs 3"),
         ("forecast", "--dataset sunspots --window 22 --horizon 11"),
         ("image_folder", "photos --preset scratch --image-size 16 --epochs 12 --model.features 4"),

@@ -221,6 +221,7 @@ def run_table(rows, header=("a", "b", "y"), *flags, delimiter=","):
     path = write("table.csv", header, rows, delimiter)
     run.main("tabular", tabular.PRESETS, {},
              ["--data", str(path), "--epochs", "4", "--baseline", "none", "--run-dir", "run",
+              "--bag-folds", "0",
               *flags])  # fmt: skip
     said = []
     return dlflax.load("run", log=said.append), said

@@ -39,7 +39,7 @@ BASE = {
     forecast: "--data sales.csv --model mlp --model.features 4 --window 12 --horizon 4 --epochs 2",
     autoencoder: "--dataset digits --model.features 8 --epochs 1 --batch-size 64",
     image_folder: "--preset scratch --data photos --image-size 16 --epochs 1 --batch-size 8",
-    tabular: "--data sales.csv --model.features 4 --epochs 2",
+    tabular: "--data sales.csv --model.features 4 --epochs 2 --bag-folds 0",
     "sweep": "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64 "
     "--trials 3 --population-size 2",
 }
@@ -83,6 +83,7 @@ OF_RUNS = {
     "--save-backbone": ("", ""), "--logger": ("wandb", ""), "--freeze-epochs": ("2", ""),
     "--contrastive-epochs": ("2", ""), "--verbose": ("", ""), "--model.padding": ("valid", ""),
     "--num-views": ("2", ""), "--baseline": ("none", ""), "--folds": ("2", ""),
+    "--bag-folds": ("3", ""), "--blend": ("none", "--bag-folds 3"), "--time-limit": ("5", ""),
     "--target": ("other", ""), "--decimal": (",", ""),
     "--target-type": ("classes", ""), "--drop-columns": ("n", ""), "--num-bins": ("2", ""),
     "--group": ("n", ""), "--labels-csv": ("labels.csv", ""),

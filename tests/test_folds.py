@@ -62,7 +62,7 @@ def test_bad_folds():
             folds(arrays.load(lambda _: None), count, 0)
 
 
-FLAGS = ["--folds", "3", "--epochs", "2", "--run-dir", "run"]
+FLAGS = ["--folds", "3", "--bag-folds", "0", "--epochs", "2", "--run-dir", "run"]
 
 
 def ran(*flags, of=tabular):

@@ -127,7 +127,7 @@ def values_of(answers):
 
 def test_a_row_means_the_same_by_every_way_in(capsys):
     flags = ["--data", str(boards("boards.csv")), "--epochs", "20", "--run-dir", "r"]
-    run.main("tabular", tabular.PRESETS, {}, [*flags, "--baseline", "none"])
+    run.main("tabular", tabular.PRESETS, {}, [*flags, "--baseline", "none", "--bag-folds", "0"])
     assert "numbers are read as 1.234,5 in length, width." in capsys.readouterr().out
     model = dlflax.load("r", log=lambda _: None)
     lengths = ("1,234", "2,5", "2,500", "1.234,5")
@@ -164,7 +164,7 @@ def test_a_row_means_the_same_by_every_way_in(capsys):
 def test_a_table_is_evaluated_as_it_was_trained():
     """The target by its name, its kind and format as in training, all rows."""
     run.main("tabular", tabular.PRESETS, {}, ["--data", str(boards("boards.csv")),
-             "--epochs", "20", "--run-dir", "r", "--baseline", "none"])  # fmt: skip
+             "--epochs", "20", "--run-dir", "r", "--baseline", "none", "--bag-folds", "0"])  # fmt: skip
     model = dlflax.load("r", log=lambda _: None)
     rows = [(f"{2 * i},000", "1,5", f"{i},5", "x") for i in range(1, 6)]
     write("few.csv", [("price", "length", "width", "note"), *rows], ";")
@@ -181,7 +181,7 @@ def test_a_table_is_evaluated_as_it_was_trained():
     kinds = [(f"{i}", f"{i % 7}", "ab"[i % 2]) for i in range(60)]
     write("kinds.csv", [("i", "j", "kind"), *kinds])
     run.main("tabular", tabular.PRESETS, {}, ["--data", "kinds.csv", "--epochs", "2",
-             "--run-dir", "k", "--baseline", "none"])  # fmt: skip
+             "--run-dir", "k", "--baseline", "none", "--bag-folds", "0"])  # fmt: skip
     said = []
     model = dlflax.load("k", log=said.append)
     write("one.csv", [("kind", "i", "j"), *((k, i, j) for i, j, k in kinds[:20:2])])

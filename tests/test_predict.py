@@ -148,7 +148,18 @@ def test_a_loaded_model_says_what_the_command_says(trained, capsys):
 
 
 def test_a_loaded_model_reads_tables(trained, place):
-    flags = ["--epochs", "3", "--baseline", "none", "--run-dir", "table", "--dataset", "diabetes"]
+    flags = [
+        "--epochs",
+        "3",
+        "--baseline",
+        "none",
+        "--run-dir",
+        "table",
+        "--dataset",
+        "diabetes",
+        "--bag-folds",
+        "0",
+    ]
     run.main("tabular", tabular.PRESETS, {}, flags)
     frame = load_diabetes(as_frame=True).data[:5]
     found = dlflax.load("table", log=lambda _: None).predict(frame)
@@ -196,7 +207,7 @@ def test_evaluate_a_table_in_its_own_unit(place):
     text = ["x,price", *(f"{x},{y}" for x, y in rows)]
     Path("a.csv").write_text("\n".join(text), encoding="utf-8")
     run.main("tabular", tabular.PRESETS, {}, ["--data", "a.csv", "--epochs", "5",
-             "--baseline", "none", "--run-dir", "table"])  # fmt: skip
+             "--baseline", "none", "--run-dir", "table", "--bag-folds", "0"])  # fmt: skip
     model = dlflax.load("table", log=lambda _: None)
     guessed = [each["values"][0] for each in model.predict("a.csv")]
     error = np.array(guessed) - [y for _, y in rows]

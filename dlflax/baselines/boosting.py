@@ -12,7 +12,7 @@ import json
 import tempfile
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import threadpoolctl
@@ -22,7 +22,7 @@ from dlflax.data.table.columns import CategoryColumn, NumberColumn, TimeColumn
 from dlflax.data.table.encoder import TableEncoder
 from dlflax.data.target import Classes, Numbers
 from dlflax.errors import InputError
-from dlflax.models.trees import Trees
+from dlflax.models.trees import CHUNK, Trees
 
 MODULES = {"scikit-learn": "sklearn", "LightGBM": "lightgbm", "CatBoost": "catboost"}
 MAX_ONE_HOT = 10  # levels of a category that are columns, too
@@ -84,6 +84,85 @@ def fit_trees(
     return _model(columns, trees, arrays)
 
 
+class Fits(NamedTuple):
+    """The models of all folds as one."""
+
+    model: Trees
+    """The mean of the folds' scores: logits or numbers."""
+    variables: dict[str, Any]
+    outputs: np.ndarray
+    """float32 (n, outputs), of the model of the fold that an example is held out from."""
+    trees: list[int]
+    """Number of trees of each fold."""
+
+
+def fit_folds(
+    library: str, encoder: Encoder, task: Any, inputs: np.ndarray, targets: np.ndarray,
+    fold_of: np.ndarray, **options: Any,
+) -> Fits:  # fmt: skip
+    """Fits a model for each fold, with early stopping on that fold, and joins them.
+
+    fold_of: int (n,), from 0; options: as for `fit_trees`, which this raises as."""
+    models, outputs = [], None
+    for fold in range(int(fold_of.max()) + 1):
+        train, val = fold_of != fold, fold_of == fold
+        models.append(fit_trees(
+            library, encoder, task, inputs[train], targets[train], inputs[val], targets[val],
+            **options,
+        ))  # fmt: skip
+        if outputs is None:
+            outputs = np.empty((len(inputs), models[0][0].num_outputs), np.float32)
+        outputs[val] = _evaluate(*models[-1], _flat(inputs[val]))
+    return Fits(*_mean(models), outputs, [model.num_trees for model, _ in models])
+
+
+def _evaluate(model: Trees, variables, x: np.ndarray) -> np.ndarray:
+    """Returns the outputs of the model in NumPy, which compiles nothing."""
+    arrays = types.SimpleNamespace(**variables["trees"])
+    is_missing = (arrays.indicator >= 0) & (x[:, np.maximum(arrays.indicator, 0)] > 0.5)
+    columns = np.where(is_missing, arrays.fill, x[:, arrays.source])
+    columns = np.hstack([columns, x @ arrays.projection])
+    scores = np.zeros((len(x), model.num_scores), np.float32)
+    step = model.num_scores // model.num_values
+    for start in range(0, len(arrays.root), CHUNK * step):
+        node = np.tile(arrays.root[start : start + CHUNK * step], (len(x), 1))
+        for _ in range(model.depth):
+            above = np.take_along_axis(columns, arrays.column[node], 1) > arrays.threshold[node]
+            node = arrays.left[node] + above
+        scores += arrays.value[node].reshape(len(x), -1, model.num_scores).sum(1)
+    return scores @ arrays.head + arrays.base
+
+
+def _mean(models: list[tuple[Trees, dict[str, Any]]]) -> tuple[Trees, dict[str, Any]]:
+    """Returns one model whose scores are the mean of the models'. Raises InputError if a class has
+    no example in one of them."""
+    trees, arrays = models[0][0], [variables["trees"] for _, variables in models]
+    if any(not np.array_equal(a["head"], arrays[0]["head"]) for a in arrays):
+        raise InputError("a fold lacks a class, so there are no boosted trees.")
+    joined = {name: arrays[0][name] for name in ("source", "indicator", "fill", "head")}
+    joined["projection"] = np.hstack([a["projection"] for a in arrays])
+    joined["base"] = np.mean([a["base"] for a in arrays], 0)
+    joined["threshold"] = np.concatenate([a["threshold"] for a in arrays])
+    joined["value"] = np.concatenate([a["value"] for a in arrays]) / np.float32(len(models))
+    nodes = np.cumsum([0, *(model.num_nodes for model, _ in models)])
+    for name in ("root", "left"):
+        joined[name] = np.concatenate([a[name] + at for a, at in zip(arrays, nodes, strict=False)])
+    combinations = np.cumsum([0, *(model.num_combinations for model, _ in models)])
+    joined["column"] = np.concatenate([
+        np.where(a["column"] < trees.num_inputs, a["column"], a["column"] + at)
+        for a, at in zip(arrays, combinations, strict=False)
+    ])  # fmt: skip
+    if not combinations[-1]:  # a checkpoint has no array of size zero
+        joined["projection"], combinations = np.zeros((trees.width, 1)), [1]
+    for name, x in joined.items():
+        joined[name] = x.astype(np.int32 if x.dtype.kind == "i" else np.float32)
+    model = trees.clone(
+        num_combinations=int(combinations[-1]), num_nodes=int(nodes[-1]),
+        num_trees=len(joined["root"]), depth=max(model.depth for model, _ in models),
+    )  # fmt: skip
+    return model, {"params": {}, "trees": joined}
+
+
 def _outputs(encoder: Encoder, task: Any, targets: np.ndarray) -> tuple[int, int]:
     """Returns (number of classes, 0 for numbers; number of the network's outputs)."""
     target, is_column = encoder.target, targets.shape[1:] in ((), (1,))
@@ -128,6 +207,8 @@ class _Columns:
         groups = encoder.groups()
         for column in encoder.columns:
             columns.add_column(column, groups[column.name])
+        if not columns.sources:
+            columns.add([0])
         return columns
 
     def add(self, indices: Any, indicator: int = -1) -> None:
@@ -361,7 +442,9 @@ def _model(columns: _Columns, trees: list[_Nodes], arrays: dict[str, np.ndarray]
         "threshold": np.where(is_leaf, np.inf, threshold),
         "left": position[np.where(is_leaf, order, nodes.left[order])], "value": nodes.value[order],
     }  # fmt: skip
-    arrays = {k: x.astype(np.int32 if x.dtype.kind == "i" else np.float32) for k, x in arrays.items()}
+    arrays = {
+        k: x.astype(np.int32 if x.dtype.kind == "i" else np.float32) for k, x in arrays.items()
+    }
     model = Trees(
         width=columns.width, num_inputs=len(inputs), num_combinations=arrays["projection"].shape[1],
         num_trees=len(trees), num_nodes=len(order), depth=depth,

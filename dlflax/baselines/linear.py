@@ -1,4 +1,4 @@
-"""Linear models of all folds: ridge and multinomial logistic regression, regularized by the loss on
+"""A linear model, the mean of those of all folds: ridge and multinomial logistic regression, regularized by the loss on
 held-out folds."""
 
 import math
@@ -16,12 +16,13 @@ MAX_COLUMNS = 2048
 
 
 class Fits(NamedTuple):
-    """Linear models, one for each fold, which is held out from it."""
+    """The models of all folds as one."""
 
-    params: list[dict[str, Any]]
-    """{"kernel": float32 (d, outputs), "bias": (outputs,)} of each."""
+    params: dict[str, Any]
+    """{"kernel": float32 (d, outputs), "bias": (outputs,)}, the mean of the folds' models."""
     outputs: np.ndarray
-    """float32 (n, outputs): logits or numbers for the held-out examples of each model."""
+    """float32 (n, outputs): logits or numbers, of the model of the fold that an example is held out
+    from."""
 
 
 def fit_folds(inputs: np.ndarray, targets: np.ndarray, fold_of: np.ndarray, classes: int) -> Fits:
@@ -45,7 +46,9 @@ def fit_folds(inputs: np.ndarray, targets: np.ndarray, fold_of: np.ndarray, clas
             params.append({"kernel": np.float32(kernel), "bias": np.float32(bias)})
             outputs[held_out] = inputs[held_out] @ params[-1]["kernel"] + params[-1]["bias"]
     losses = [_loss(outputs, targets, classes) for _, outputs in settings]
-    return Fits(*settings[int(np.nanargmin(losses))])
+    params, outputs = settings[int(np.nanargmin(losses))]
+    mean = {name: np.mean([fold[name] for fold in params], 0) for name in ("kernel", "bias")}
+    return Fits(mean, outputs)
 
 
 def _fit_classes(x, targets, classes):

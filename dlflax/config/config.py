@@ -95,6 +95,8 @@ def check(config: Config) -> None:
         )
     if config.bag_folds == 1:
         raise InputError("--bag-folds 1 must be 2 or more, or 0 for one network.")
+    if config.blend == "none" and not config.bag_folds:
+        raise InputError("--blend none is for --bag-folds: remove the flag.")
     if config.run_dir is not None and str(config.run_dir) in ("", "."):
         raise InputError("--run-dir must name a folder of its own, such as runs/mnist/first.")
     if config.val_split == 0 and (config.patience or config.plateau_patience):

@@ -5,6 +5,8 @@ but those of the test split both trains and validates.
 """
 
 import dataclasses
+import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlflax import data, train
-from dlflax.baselines import linear
+from dlflax.baselines import boosting, linear
 from dlflax.config.config import Config
 from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
@@ -30,12 +32,14 @@ from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
 from dlflax.train.history import best_epoch
 from dlflax.train.tasks import Classification, Regression
 
+Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
-MIN_CALIBRATED = 200  # examples of a fold from which the calibrated loss chooses the epoch
+MAX_TREES = 1000  # of each fold and class
+MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
 class Members(NamedTuple):
-    """Models of one kind, one for each fold."""
+    """Models of one kind that are averaged: one for each fold, or the folds' as one."""
 
     name: str
     model: Any
@@ -60,6 +64,16 @@ class Bagged(NamedTuple):
     weights: list[float]
 
 
+def check(config: Config) -> None:
+    """Raises InputError for settings without a meaning for a bag."""
+    for name in ("fsdp", "distributed", "profile", "devices"):
+        if getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} has no effect on a bag: remove it, or add --bag-folds 0.")
+    if config.transfer is not None and config.transfer.has_weights:
+        raise InputError("--bag-folds must be 0 with pretrained weights, or add --weights none.")
+
+
 def folds(config: Config, dataset: data.Dataset) -> np.ndarray:
     """Returns the fold of each example that is not in the test split, int (n,). Raises InputError
     for a series."""
@@ -75,7 +89,7 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     """Trains the members, and returns their average as a finished run. setup: without a validation
     split. Raises InputError and RunError."""
     begun, fold_of = time.perf_counter(), folds(config, setup.dataset)
-    others = _fit_others(config, setup, fold_of, record.log) if config.blend == "auto" else []
+    others = _fit_others(config, setup, fold_of, clock, record.log)
     bag = _fit_networks(config, setup, fold_of, record, clock)
     model = setup.start.recipe.model
     members = [Members("network", model, bag.variables, bag.outputs), *others]
@@ -87,22 +101,23 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     members = [_calibrate(member, task, hparams, batch) for member in members]
     outputs = jnp.stack([member.outputs for member in members])
     chosen = choose(task, hparams, outputs, batch, MOST)
-    count = config.bag_folds
     scores = [train.scores(task, config.hparams, train_set, member.outputs) for member in members]
     for member, weight, values in zip(members, chosen.weights, scores, strict=True):
         name = task.metric().name
         record.say(
-            f"{count} x {member.name}: loss {number_text(values['loss'])}, "
+            f"{member.name}: loss {number_text(values['loss'])}, "
             f"{name.replace('_', ' ')} {number_text(values[name])} on held-out folds; "
             f"weight {weight:.0%}"
         )
     picked = [pair for pair in zip(members, chosen.weights, strict=True) if pair[1]]
+    models = [(member, weight / len(member.variables)) for member, weight in picked
+              for _ in member.variables]  # fmt: skip
     recipe = ensemble_recipe(
         dataclasses.replace(setup.start.recipe, task=task),
-        [(member.model, config.hparams) for member, _ in picked for _ in member.variables],
-        [weight / count for _, weight in picked for _ in range(count)],
+        [(member.model, config.hparams) for member, _ in models],
+        [weight for _, weight in models],
         chosen.temperature,
-        temperatures=[member.temperature for member, _ in picked for _ in range(count)],
+        temperatures=[member.temperature for member, _ in models],
     )
     variables = nest_variables([tree for member, _ in picked for tree in member.variables])
     mean = task.mean(outputs, jnp.float32(chosen.weights)) / chosen.temperature
@@ -167,29 +182,47 @@ def _fit_networks(config: Config, setup: Setup, fold_of, record: Record, clock: 
     return bag
 
 
-def _fit_others(config: Config, setup: Setup, fold_of, log: Callable[[str], None]) -> list[Members]:
-    """Returns a linear model, where it fits the task and the time."""
-    task, splits = config.recipe.task, setup.start.splits
-    inputs, targets = splits.train["inputs"], splits.train["targets"]
-    if inputs.ndim != 2 or inputs.dtype.kind != "f":
+def _fit_others(config: Config, setup: Setup, fold_of, clock: Clock, log: Log) -> list[Members]:
+    """Returns a linear model, and boosted trees of every installed library, where they fit the task
+    and the time."""
+    recipe, splits = setup.start.recipe, setup.start.splits
+    inputs, targets = splits.train["inputs"], np.asarray(splits.train["targets"])
+    is_classes = isinstance(recipe.task, Classification)
+    outputs = len(splits.class_names) if is_classes else targets[0].size
+    if (
+        config.blend == "none" or inputs.ndim != 2 or inputs.dtype.kind != "f"
+        or not is_classes and not isinstance(recipe.task, Regression)
+        or getattr(recipe.model, "num_outputs", outputs) != outputs  # one logit for two classes
+    ):  # fmt: skip
         return []
-    if isinstance(task, Classification):
-        classes, targets = len(splits.class_names), np.asarray(targets)
-    elif isinstance(task, Regression):
-        classes, targets = 0, np.float64(targets).reshape(len(targets), -1)
-    else:
-        return []
-    outputs = classes or targets.shape[1]
-    if getattr(setup.start.recipe.model, "num_outputs", outputs) != outputs:
-        return []  # one logit for two classes
-    try:
-        with announcement("fitting linear models ...", log):
-            fits = linear.fit_folds(inputs, targets, fold_of, classes)
-    except InputError as error:
-        log(f"note: {error}")
-        return []
-    variables = [{"params": {"logits": params}} for params in fits.params]
-    return [Members("linear model", MLP(features=(), num_outputs=outputs), variables, fits.outputs)]
+
+    def fit_linear():
+        numbers = targets if is_classes else np.float64(targets).reshape(len(targets), -1)
+        fits = linear.fit_folds(inputs, numbers, fold_of, outputs if is_classes else 0)
+        model = MLP(features=(), num_outputs=outputs)
+        return Members("linear model", model, [{"params": {"logits": fits.params}}], fits.outputs)
+
+    def fit_trees(library):
+        fits = boosting.fit_folds(
+            library, splits.encoder, recipe.task, inputs, targets, fold_of, seed=config.seed,
+            max_trees=MAX_TREES, threads=os.cpu_count() or 1,
+        )  # fmt: skip
+        name = f"boosted trees ({library})"
+        return Members(name, fits.model, [fits.variables], fits.outputs)
+
+    fits = {"a linear model": fit_linear}
+    for library in boosting.available():
+        fits[f"boosted trees of {library}"] = functools.partial(fit_trees, library)
+    members = []
+    for name, fit in fits.items():
+        try:
+            with announcement(f"fitting {name} ...", log):
+                members.append(fit())
+        except InputError as error:
+            log(f"note: no {name}: {error}")
+        except Exception as error:  # another library may raise anything on unusual data
+            log(f"warning: fitting {name} failed ({type(error).__name__}: {error})")
+    return members
 
 
 def _as_state(abstract: train.State, variables: dict[str, Any], seed: int) -> train.State:

@@ -56,6 +56,8 @@ def run(
     started = time.perf_counter() if started is None else started
     if config.folds:
         raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
+    if config.bag_folds:
+        bag.check(config)
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)

@@ -47,7 +47,9 @@ def split_data(config: Config, dataset: data.Dataset, log: Log) -> tuple[Config,
     """Returns (the Config with its Recipe bound to the data, their Splits). Raises InputError for
     invalid combinations, RunError if the self-check of this installation fails."""
     self_check.check()
-    splits = data.make_splits(config.data, dataset, config.val_split, config.seed, log)
+    # folds take the place of the validation split
+    share = 0.0 if config.bag_folds else config.val_split
+    splits = data.make_splits(config.data, dataset, share, config.seed, log)
     recipe = adapt_to_small_data(bind_to_data(config.recipe, config.hparams, splits), splits, log)
     return dataclasses.replace(config, recipe=recipe), splits
 
@@ -55,8 +57,6 @@ def split_data(config: Config, dataset: data.Dataset, log: Log) -> tuple[Config,
 def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Config, Setup]:
     """Returns (the Config with its Recipe bound to the data, the Setup with its splits, pretrained
     weights and features of a frozen backbone). Raises as `split_data`."""
-    if config.bag_folds:  # the folds take the place of the validation split
-        config = dataclasses.replace(config, val_split=0.0)
     config, examples = split_data(config, dataset, log)
     check_batch_size(config.recipe.batch_size, data.num_examples(examples.train))
     start = transfer.prepare(

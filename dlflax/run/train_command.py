@@ -84,7 +84,8 @@ def parse(
         folder = chosen.run_dir or _find_newest_run(experiment.name)
         resumed = (folder / "config.json").exists() and not chosen.preset
         if resumed:
-            saved = load_config(folder)["config"]
+            saved = load_config(folder)
+            saved = saved.get("requested", saved["config"])
             default = config_from_json(saved, folder, experiment)
         local = {  # the machine may be another
             field.name: field.default for field in dataclasses.fields(Config)

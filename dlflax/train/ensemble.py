@@ -81,7 +81,7 @@ def ensemble_recipe(
 def nest_variables(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the variables of an `Ensemble` from those of its members."""
     return {
-        name: {f"members_{i}": tree[name] for i, tree in enumerate(members) if name in tree}
+        name: {f"members_{i}": tree[name] for i, tree in enumerate(members) if tree.get(name)}
         for name in {name for tree in members for name in tree}
     }
 

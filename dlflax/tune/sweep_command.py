@@ -92,7 +92,7 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
         flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
         flags.__doc__ = Sweep.__doc__
         common = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        return flags(**{**common, "resume": True})
+        return flags(**{**common, "resume": True, "bag_folds": 0})
 
     sweep = run.parse(
         experiment, args, description, prog=f"python -m sweeps.{search} {target}", extend=extend

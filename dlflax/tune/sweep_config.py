@@ -35,6 +35,9 @@ class Sweep(run.Config):
     """All settings of a sweep; those that a run has, too, are the same for all its trials. Saved as
     config.json."""
 
+    bag_folds: Annotated[int, tyro.conf.Suppress] = 0
+    blend: Annotated[str, tyro.conf.Suppress] = "auto"
+    time_limit: Annotated[float, tyro.conf.Suppress] = 0.0
     space: Any = None
     """The search space. Of a number: LOW HIGH [log], or three or more choices; one value fixes it;
     a grid takes all values. Of any other field: choices, each a program of its own."""

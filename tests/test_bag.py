@@ -1,0 +1,179 @@
+"""Bags of networks, linear models and trees: their held-out outputs, average, and time limit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression, Ridge
+
+import dlflax
+from dlflax import run, train
+from dlflax.baselines import linear
+from dlflax.data.order import assign_folds
+from dlflax.errors import InputError
+from dlflax.models import MLP
+from dlflax.run import time_limit
+from dlflax.train.bag import fit_bag
+from dlflax.train.metrics import CalibratedLoss
+from experiments import forecast, tabular
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(61, 4)))
+CLASSES = (X[:, 0] + X[:, 1] > 0).astype(np.int32) + (X[:, 2] > 1)
+
+
+def test_each_example_is_held_out_from_one_network():
+    recipe = train.Recipe(MLP(features=(3,), num_outputs=3), batch_size=16)
+    fold_of, data = assign_folds(CLASSES, 3, 0), {"inputs": X, "targets": CLASSES}
+    bag = fit_bag(recipe, train.Hparams(), data, fold_of, seed=1, epochs=2)
+    hparams = train.as_float32(train.Hparams())
+    for fold, variables in enumerate(bag.variables):
+        rows = fold_of == fold
+        outputs = train.predict(recipe, train.from_variables(variables), hparams, X[rows])
+        np.testing.assert_allclose(bag.outputs[rows], outputs, atol=1e-6)
+        alone = train.fit(
+            recipe, train.Hparams(), {n: a[~rows] for n, a in data.items()},
+            {n: a[rows] for n, a in data.items()}, epochs=2, seed=1 + fold,
+        )  # fmt: skip
+        assert len(bag.histories[fold]) == 2
+        assert bag.histories[fold][1]["step"] == alone.history[1]["step"]
+
+
+def test_linear_models_are_the_mean_of_scikit_learn_s():
+    fold_of = assign_folds(CLASSES, 3, 0)
+    targets = np.stack([X @ [1, 2, 3, 4], X[:, 0] ** 2], 1)
+    fits = linear.fit_folds(X, targets, fold_of, 0)
+    best = min(linear.ALPHAS, key=lambda alpha: np.mean(_ridge_errors(targets, fold_of, alpha)))
+    models = [Ridge(best).fit(X[fold_of != fold], targets[fold_of != fold]) for fold in range(3)]
+    expected = np.mean([model.coef_.T for model in models], 0)
+    np.testing.assert_allclose(fits.params["kernel"], expected, atol=1e-4)
+    held_out = models[1].predict(X[fold_of == 1])
+    np.testing.assert_allclose(fits.outputs[fold_of == 1], held_out, atol=1e-4)
+
+    fits = linear.fit_folds(X, CLASSES, fold_of, 3)
+    losses = {}
+    for strength in linear.STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=1000)
+        p = np.empty((61, 3))
+        for fold in range(3):
+            model.fit(X[fold_of != fold], CLASSES[fold_of != fold])
+            p[fold_of == fold] = model.predict_proba(X[fold_of == fold])
+        losses[strength] = -np.log(p[np.arange(61), CLASSES]).mean()
+    loss = -log_softmax(fits.outputs, 1)[np.arange(61), CLASSES].mean()
+    assert loss == pytest.approx(min(losses.values()), rel=0.01)
+
+
+def _ridge_errors(targets, fold_of, alpha):
+    return np.concatenate([
+        (Ridge(alpha).fit(X[fold_of != k], targets[fold_of != k]).predict(X[fold_of == k])
+         - targets[fold_of == k]) ** 2
+        for k in range(3)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 30])
+def test_the_calibrated_loss_is_that_of_the_best_temperature(scale):
+    logits = scale * (RNG.normal(size=(61, 3)) + np.eye(3)[CLASSES])
+
+    def loss(log_scale):
+        return -log_softmax(logits * np.exp(log_scale), 1)[np.arange(61), CLASSES].mean()
+
+    best = minimize_scalar(loss, bounds=(-7, 7), method="bounded").fun
+    batch = {"targets": CLASSES}
+    assert CalibratedLoss().compute(np.float32(logits), batch) == pytest.approx(best, abs=1e-5)
+    binary = np.float32(logits[:, 1] - logits[:, 0])[:, None]
+    both = np.concatenate([np.zeros_like(binary), binary], 1)
+    targets = {"targets": (CLASSES > 0).astype(int)}
+    assert CalibratedLoss().compute(binary, targets) == pytest.approx(
+        CalibratedLoss().compute(both, {"targets": (CLASSES > 0).astype(int)})
+    )
+
+
+def test_a_run_is_the_weighted_mean_of_its_members(zoo):
+    folder = zoo("bag")
+    results = json.loads((folder / "results.json").read_text())
+    members = {member["name"]: member for member in results["members"]}
+    assert {"network", "linear model", "boosted trees (scikit-learn)"} <= set(members)
+    assert members["network"]["models"] == 3
+    assert sum(member["weight"] for member in members.values()) == pytest.approx(1)
+    assert results["val"]["loss"] <= min(m["val"]["loss"] for m in members.values()) + 1e-4
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["requested"]["bag_folds"] == 3 and saved["config"]["bag_folds"] == 0
+    model = dlflax.load(folder, log=lambda _: None)
+    rows = [{"a": 0.3, "colour": "red"}, {"a": None, "colour": "blue"}]
+    assert len(model.predict(rows)) == 2
+    # the saved model is the one that was tested
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    assert len(lines) == results["data"]["test"] + 1
+    assert (folder / "metrics.csv").read_text().count("\n") == 3
+
+
+def test_a_finished_bag_is_not_trained_again(zoo, place, capsys, monkeypatch):
+    shutil.copytree(zoo("bag"), place / "r")
+    before = json.loads(Path("r/results.json").read_text())
+    config = json.loads(Path("r/config.json").read_text())
+    flags = f"--data {config['requested']['data']['data']} --bag-folds 3 --model.features 8 "
+    flags = (flags + "--epochs 2 --baseline none --run-dir r --resume").split()
+    with monkeypatch.context() as patch:
+        patch.setattr("dlflax.run.bag.fit", None)
+        run.main("tabular", tabular.PRESETS, {}, flags)
+    assert "finished already" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run.main("tabular", tabular.PRESETS, {}, [*flags, "--seed", "5"])
+    assert "seed was 0, now 5" in capsys.readouterr().err
+    Path("r/results.json").unlink()  # as if it had been killed: the same numbers
+    run.main("tabular", tabular.PRESETS, {}, flags)
+    after = json.loads(Path("r/results.json").read_text())
+    assert (after["val"], after["test"]) == (before["val"], before["test"])
+    assert after["members"] == before["members"]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "sentence"),
+    [
+        (forecast, "--dataset sunspots --bag-folds 3", "--bag-folds must be 0"),
+        (tabular, "--devices 2", "--devices has no effect on a bag"),
+        (tabular, "--bag-folds 1", "--bag-folds 1 must be 2 or more"),
+        (tabular, "--bag-folds 0 --blend none", "--blend none is for --bag-folds"),
+        (tabular, "--time-limit 0.5", "--time-limit 0.5 must be from 1"),
+    ],
+)
+def test_refusals(module, flags, sentence, capsys, place):
+    with pytest.raises(SystemExit) as end:
+        run.main(module.__name__.rpartition(".")[2], module.PRESETS,
+                 getattr(module, "ARCHITECTURES", {}), flags.split())  # fmt: skip
+    assert end.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_time_limit_is_planned_once(place, monkeypatch):
+    config = run.Config(train.Recipe(MLP()), epochs=100, time_limit=60.0)
+    monkeypatch.setattr(time_limit.time, "perf_counter", lambda: 105.0)
+    clock, said = time_limit.Clock(60.0, 100.0), []
+    assert clock.left() == 60 - time_limit.END - 6 - 5
+    planned = time_limit.plan_epochs(config, place, clock, lambda: 1.5, said.append)
+    assert planned.epochs == 30 and said == ["time limit of 60 s: 30 of 100 epochs"]
+    again = time_limit.plan_epochs(config, place, clock, None, said.append)  # is not measured
+    assert again.epochs == 30
+    (place / "plan.json").write_text('{"epochs": "many"}')
+    with pytest.raises(InputError, match=r"plan\.json is damaged"):
+        time_limit.plan_epochs(config, place, clock, None, said.append)
+    (place / "plan.json").unlink()
+    assert time_limit.plan_epochs(config, place, clock, lambda: 900.0, said.append).epochs == 1
+    assert time_limit.plan_epochs(
+        run.Config(train.Recipe(MLP())), place, clock, None, said.append
+    ).epochs == 5  # fmt: skip
+
+
+def test_a_run_keeps_its_time_limit(place):
+    flags = ["--bag-folds", "0", "--time-limit", "2", "--epochs", "5000", "--model.features", "4",
+             "--patience", "0", "--baseline", "none", "--run-dir", "r"]  # fmt: skip
+    run.main("tabular", tabular.PRESETS, {}, flags)
+    plan = json.loads(Path("r/plan.json").read_text())
+    results = json.loads(Path("r/results.json").read_text())
+    assert plan["epochs"] == results["epochs_run"] < 5000
+    jax.clear_caches()
