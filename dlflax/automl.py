@@ -134,7 +134,7 @@ def choose_preset(source: Source, log: Log = print) -> tuple[run.Experiment, run
 def _image_config(source: Arrays) -> run.Config:
     """Returns the Config of a small CNN, whose number of stages depends on the image size."""
     side = min(source.train["inputs"].shape[1:3])
-    stages = min(4, max(0, int(math.log2(side / 5)))) if side else 0
+    stages = min(4, max(int(side > 1), int(math.log2(side / 5))))
     model = CNN(features=(16, 32, 64, 128)[:stages], dropout_after="all")
     recipe = Recipe(model=model, task=Auto(), schedule=Cosine())
     hparams = Hparams(learning_rate=2e-3, dropout=0.1, warmup_fraction=0.05)

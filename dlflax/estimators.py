@@ -158,7 +158,8 @@ class DLClassifier(ClassifierMixin, _Network):
 
     >>> from dlflax import DLClassifier
     >>> X, y = [[0.0], [1.0], [2.0], [3.0]] * 10, ["low", "low", "high", "high"] * 10
-    >>> DLClassifier(epochs=50, random_state=0).fit(X, y).predict([[0.2], [2.8]]).tolist()
+    >>> network = DLClassifier(hidden_sizes=(16,), random_state=0).fit(X, y)
+    >>> network.predict([[0.2], [2.8]]).tolist()
     ['low', 'high']
     """
 
@@ -190,7 +191,8 @@ class DLRegressor(RegressorMixin, _Network):
 
     >>> from dlflax import DLRegressor
     >>> X, y = [[0.0], [1.0], [2.0], [3.0]] * 10, [0.0, 10.0, 20.0, 30.0] * 10
-    >>> bool(DLRegressor(epochs=100, random_state=0).fit(X, y).score(X, y) > 0.9)
+    >>> network = DLRegressor(hidden_sizes=(16,), epochs=300, random_state=0).fit(X, y)
+    >>> bool(network.score(X, y) > 0.9)
     True
     """
 
@@ -214,5 +216,5 @@ def _pad(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _power_of_two(count: int) -> int:
-    """Returns the least power of two that is `count` or more, from 64."""
-    return max(64, 1 << (count - 1).bit_length())
+    """Returns the least power of two that is `count` or more, from 256."""
+    return max(256, 1 << (count - 1).bit_length())

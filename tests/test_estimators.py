@@ -16,14 +16,14 @@ from sklearn.utils.estimator_checks import check_estimator
 from dlflax import DLClassifier, DLRegressor, estimators
 from dlflax.train import loop
 
-X, Y = make_classification(200, 6, n_informative=4, random_state=0)
+X, Y = make_classification(200, 3, n_informative=3, n_redundant=0, random_state=0)
 SMALL = {"hidden_sizes": (16,), "epochs": 40, "bag_folds": 0, "random_state": 0}
 
 
 def test_a_classifier():
     names = np.array(["no", "yes"], object)
     fitted = DLClassifier(**SMALL).fit(X[:150], names[Y[:150]])
-    assert fitted.classes_.tolist() == ["no", "yes"] and fitted.n_features_in_ == 6
+    assert fitted.classes_.tolist() == ["no", "yes"] and fitted.n_features_in_ == 3
     probabilities = fitted.predict_proba(X[150:])
     assert probabilities.dtype == np.float64
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-12)
@@ -36,7 +36,7 @@ def test_a_classifier():
 
 
 def test_a_regressor_with_missing_numbers():
-    x, y = make_regression(200, 4, noise=1, random_state=0)
+    x, y = make_regression(200, 3, noise=1, random_state=0)
     x[::7, 0] = np.nan
     fitted = DLRegressor(**SMALL).fit(x[:150], y[:150] * 1e6 + 1e9)
     assert fitted.score(x[150:], y[150:] * 1e6 + 1e9) > 0.5
@@ -44,6 +44,7 @@ def test_a_regressor_with_missing_numbers():
     np.testing.assert_allclose(constant.predict(np.ones((2, 2))), 7.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bag_is_the_calibrated_mean_of_its_networks():
     noise = np.random.default_rng(0).permutation(Y)  # there is nothing to learn
     bag = DLClassifier(**{**SMALL, "bag_folds": 3}).fit(X, noise)
@@ -72,19 +73,20 @@ def test_searches_share_a_program():
     """Numbers are traced, and sizes padded: folds, grids and steps of a pipeline compile once."""
     pipeline = make_pipeline(StandardScaler(), DLClassifier(**SMALL))
     pipeline.fit(X, Y)
+    DLClassifier(**SMALL).fit(X, Y)
     before = loop.train_steps._cache_size()
     grid = {"dlclassifier__learning_rate": [1e-4, 1e-2], "dlclassifier__dropout": [0.0, 0.3]}
     search = GridSearchCV(pipeline, grid, cv=2).fit(X, Y)
     scores = cross_val_score(DLClassifier(**SMALL), X, Y, cv=3)
     assert search.best_params_["dlclassifier__learning_rate"] == 1e-2 and scores.mean() > 0.7
-    assert loop.train_steps._cache_size() - before <= 2  # of 64, 128 and 256 rows
+    assert loop.train_steps._cache_size() == before
 
 
 @pytest.mark.parametrize(
     ("estimator", "x", "y", "expected"),
     [
         (DLClassifier(), X, np.zeros(200), "y has one class, 0.0"),
-        (DLClassifier(), X[:1], Y[:1], "n_samples = 1"),
+        (DLRegressor(), X[:1], Y[:1], "n_samples = 1"),
         (DLClassifier(), X, X[:, 0], "continuous"),
         (DLRegressor(), X, np.full(200, np.nan), "NaN"),
         (DLRegressor(learning_rate=-1), X, Y, "learning-rate"),

@@ -229,7 +229,11 @@ def model(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dlflax.report.figures.draw", lambda *_: {})
         patch.setattr("dlflax.run.baseline_scores.fit_baselines", lambda *_: {})
-        return dlflax.fit(data, "y", epochs=8, run_dir=path, log=None, bag_folds=0), data, path
+        return (
+            dlflax.fit(data, "y", epochs=8, run_dir=path, log=None, time_limit=0, bag_folds=0),
+            data,
+            path,
+        )
 
 
 def test_a_model_of_a_table(model, capsys):
@@ -394,7 +398,7 @@ def test_arrays_have_the_columns_of_the_training(prepared):
 
 
 def test_heatmaps_of_images(place):
-    fitted = dlflax.fit(IMAGES, SIDES, epochs=1, log=None)
+    fitted = dlflax.fit(IMAGES, SIDES, 0, epochs=1, log=None)
     maps = fitted.explain(IMAGES[:3, :, :, None])
     assert maps.shape == (3, 8, 8) and maps.min() >= 0 and maps.max() <= 1
     assert fitted.predict(IMAGES[:2, :, :, None])[1]["class"] in ("0", "1")
