@@ -40,7 +40,7 @@ from dlflax.tune.study import JOURNAL, Journal
 ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "process_seconds", "compile_seconds", "examples_per_second",
          "trials_per_minute", "traces"}  # fmt: skip
-IGNORED = {"checkpoints", "population", "members", "tensorboard"}  # their JSON files are no results
+IGNORED = {"checkpoints", "members", "tensorboard"}  # their JSON files are no results
 SWEEP = """
 import runpy
 from dlflax.tune.pool import pool_checkpoint as checkpoint
@@ -95,8 +95,10 @@ def count_folds(folder: Path, since: float) -> int:
 
 def population_step(folder: Path, since: float) -> float:
     """Returns the number of saved epochs of populations, inf once all trials are recorded."""
-    step = newest(folder / "population")
-    return step if step or not (folder / "trials.csv").exists() else math.inf
+    if not (folder / "population.npz").exists():
+        return math.inf if (folder / "trials.csv").exists() else 0
+    with np.load(folder / "population.npz") as file:
+        return sum(len(trial["values"]) for trial in json.loads(str(file["notes"]))["trials"])
 
 
 def case(name: Name, options: Options) -> Case:

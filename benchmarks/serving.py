@@ -35,7 +35,7 @@ async def client(port: int, queue: list[bytes], statuses, seconds) -> None:
         body = queue.pop()
         start = time.perf_counter()
         head = (
-            "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)

@@ -20,16 +20,40 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-DEVELOPMENT = """modeldata/attrition:Attrition modeldata/credit_data:Status
-modeldata/concrete:compressive_strength ISLR/Wage:wage:logwage ISLR/OJ:Purchase
-ISLR/Caravan:Purchase modeldata/cells:class:case modeldata/ames:Sale_Price Ecdat/Computers:price
-MASS/Boston:medv Ecdat/Hmda:deny modeldata/mlc_churn:churn AER/CreditCard:card
-openintro/births14:weight""".split()
-HELD_OUT = """modeldata/wa_churn:churn modeldata/stackoverflow:Remote modeldata/hpc_data:class
-modeldata/leaf_id_flavia:species modeldata/Sacramento:price modeldata/car_prices:Price
-modeldata/lending_club:Class modeldata/Chicago:ridership mosaicData/SaratogaHouses:price
-AER/NMES1988:visits psych/bfi:gender ISLR/College:Outstate ISLR/Carseats:Sales
-openintro/loans_full_schema:interest_rate AER/HealthInsurance:health DAAG/spam7:yesno""".split()
+DEVELOPMENT = [
+    "modeldata/attrition:Attrition",
+    "modeldata/credit_data:Status",
+    "modeldata/concrete:compressive_strength",
+    "ISLR/Wage:wage:logwage",
+    "ISLR/OJ:Purchase",
+    "ISLR/Caravan:Purchase",
+    "modeldata/cells:class:case",
+    "modeldata/ames:Sale_Price",
+    "Ecdat/Computers:price",
+    "MASS/Boston:medv",
+    "Ecdat/Hmda:deny",
+    "modeldata/mlc_churn:churn",
+    "AER/CreditCard:card",
+    "openintro/births14:weight",
+]
+HELD_OUT = [
+    "modeldata/wa_churn:churn",
+    "modeldata/stackoverflow:Remote",
+    "modeldata/hpc_data:class",
+    "modeldata/leaf_id_flavia:species",
+    "modeldata/Sacramento:price",
+    "modeldata/car_prices:Price",
+    "modeldata/lending_club:Class",
+    "modeldata/Chicago:ridership",
+    "mosaicData/SaratogaHouses:price",
+    "AER/NMES1988:visits",
+    "psych/bfi:gender",
+    "ISLR/College:Outstate",
+    "ISLR/Carseats:Sales",
+    "openintro/loans_full_schema:interest_rate",
+    "AER/HealthInsurance:health",
+    "DAAG/spam7:yesno",
+]
 MODELS = "dlflax", "CatBoost", "LightGBM", "scikit-learn"
 
 
@@ -130,7 +154,7 @@ def score(model: str, train, test, is_classes: bool) -> dict[str, float]:
     if model == "CatBoost":
         import catboost
 
-        x, x_test = (part.astype({c: str for c in texts}) for part in (x, x_test))
+        x, x_test = (part.fillna({c: "missing" for c in texts}) for part in (x, x_test))
         fit = getattr(catboost, f"CatBoost{kind}")(
             cat_features=texts, verbose=0, allow_writing_files=False
         )

@@ -22,3 +22,9 @@ class RunError(RuntimeError):
 
     The message also says what was saved.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, at most 300 characters."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

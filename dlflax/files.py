@@ -1,4 +1,4 @@
-"""Atomic writes, bounded reads, and the cache folder."""
+"""Atomic writes and bounded reads."""
 
 import contextlib
 import csv
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,39 +15,6 @@ from dlflax.errors import RunError
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 MAX_JSON_BYTES = 2**28  # of one of dlflax's own JSON files
-MAX_PROGRAM_BYTES = 2 * 10**9  # of all compiled programs in the cache
-STALE_SECONDS = 3600  # after so long without a write, the writer of a temporary file is dead
-
-
-def cache_folder() -> Path:
-    """Returns $XDG_CACHE_HOME/dlflax, by default ~/.cache/dlflax. It has decoded data, features
-    and compiled programs, and can be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlflax"
-
-
-def tidy_cache() -> None:
-    """Deletes the temporary files of killed processes and, beyond MAX_PROGRAM_BYTES, the compiled
-    programs least recently used."""
-    with contextlib.suppress(OSError):
-        for path in cache_folder().rglob("*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    path.unlink()
-        programs = []
-        for path in (cache_folder() / "xla").glob("*-cache"):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                used = max(status.st_atime, status.st_mtime)
-                programs.append((used if status.st_size else 0.0, status.st_size, path))
-        programs.sort(key=lambda row: row[0])
-        total = sum(size for _, size, _ in programs)
-        for _, size, path in programs:
-            # JAX never writes an empty program (of a killed process, a full disk) again
-            if size and total <= MAX_PROGRAM_BYTES:
-                break
-            total -= size
-            with contextlib.suppress(OSError):
-                path.unlink()
 
 
 def host_memory() -> int:
@@ -107,9 +73,9 @@ def atomic_write(path: str | Path):
 
 
 @contextlib.contextmanager
-def file_lock(path: Path):
-    """Locks a file against other processes; yields True if the lock was acquired. It also yields
-    True on Windows and on file systems without locks."""
+def file_lock(path: Path, wait: bool = False):
+    """Locks a file against other processes; yields True if the lock was acquired, for which it may
+    wait. It also yields True on Windows and on file systems without locks."""
     try:
         import fcntl
 
@@ -119,7 +85,7 @@ def file_lock(path: Path):
         return
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

@@ -4,8 +4,6 @@ jaxlib 0.10.2 silently computes a wrong fused reduction on CPUs (jax issue 39103
 raises an error with the version to install; a passed one is noted in the cache folder.
 """
 
-import contextlib
-import json
 import sys
 
 import jax
@@ -14,20 +12,15 @@ import jaxlib
 import numpy as np
 from jax import lax
 
+from dlflax import cache
 from dlflax.errors import RunError
-from dlflax.files import atomic_write, cache_folder, read_json
 
 
 def check() -> None:
     """Raises RunError if a program's result is wrong. Takes 0.3 s, the first time only."""
     this = f"{jax.devices()[0].device_kind}, jaxlib {jaxlib.__version__}"
-    path = cache_folder() / "self_check.json"
-    try:
-        passed = read_json(path)
-    except (OSError, ValueError):
-        passed = []
-    passed = passed if isinstance(passed, list) else []
-    if this in passed:
+    path = cache.cache_folder() / "self_check" / cache.digest(this)
+    if cache.read(path):
         return
     wrong = [name for name, program in PROGRAMS.items() if not program()]
     if wrong:
@@ -37,10 +30,7 @@ def check() -> None:
             f"this installation computes {' and '.join(wrong)} wrong ({this}): pip install "
             f"'jax{extra}=={version}', which computes it right."
         )
-    with contextlib.suppress(OSError):  # then the next start checks again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps([*passed, this]), encoding="utf-8")
+    cache.write(path, this)
 
 
 def _is_close(actual, expected) -> bool:

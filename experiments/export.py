@@ -30,7 +30,7 @@ def command(
         to: onnx (pip install 'dlflax[export]') runs in ONNX Runtime; stablehlo in JAX, by
             jax.export.deserialize.
         file: Path of the file (default: model.onnx or model.stablehlo in the folder).
-        experiment: File or module of the run, if it was moved or not run here.
+        experiment: File or module of a run with code outside of dlflax.
     """
     export(Predictor(run_dir, experiments, experiment or None), to, file)
 

@@ -45,7 +45,7 @@ def command(
             from standard input.
         json_output: Print one JSON object a line, with every probability, code or value.
         csv: Write a CSV file with a row for each input instead of printing.
-        experiment: File or module of the run, if it was moved or not run here.
+        experiment: File or module of a run with code outside of dlflax.
         tta: Test-time augmentation: number of views of each input, augmented by the run's own
             --augment, that are averaged with the input itself.
     """

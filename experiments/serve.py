@@ -29,7 +29,7 @@ def command(
         run_dir: Folder of a run, runs/EXPERIMENT/NAME, or of a sweep.
         host: Address to listen on; 0.0.0.0: anyone in the network can then query the model.
         port: Port to listen on; 0 takes any free port.
-        experiment: File or module of the run, if it was moved or not run here.
+        experiment: File or module of a run with code outside of dlflax.
         allow_host: Host name of the server besides localhost and --host, such as
             models.example.com; repeat the flag for several names.
     """

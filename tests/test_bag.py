@@ -20,6 +20,7 @@ from dlflax.models import MLP
 from dlflax.run import time_limit
 from dlflax.train.bag import fit_bag
 from dlflax.train.metrics import CalibratedLoss
+from dlflax.train.tasks import intervals
 from experiments import forecast, tabular
 
 RNG = np.random.default_rng(0)
@@ -101,6 +102,7 @@ def test_a_run_is_the_weighted_mean_of_its_members(zoo):
     assert {"network", "linear model", "boosted trees (scikit-learn)"} <= set(members)
     assert members["network"]["models"] == 3
     assert sum(member["weight"] for member in members.values()) == pytest.approx(1)
+    assert results["baselines"]["network alone"] == members["network"]["test"]
     assert results["val"]["loss"] <= min(m["val"]["loss"] for m in members.values()) + 1e-4
     saved = json.loads((folder / "config.json").read_text())
     assert saved["requested"]["bag_folds"] == 3 and saved["config"]["bag_folds"] == 0
@@ -120,7 +122,7 @@ def test_a_finished_bag_is_not_trained_again(zoo, place, capsys, monkeypatch):
     flags = f"--data {config['requested']['data']['data']} --bag-folds 3 --model.features 8 "
     flags = (flags + "--epochs 2 --baseline none --run-dir r --resume").split()
     with monkeypatch.context() as patch:
-        patch.setattr("dlflax.run.bag.fit", None)
+        patch.setattr("dlflax.run.blend.fit", None)
         run.main("tabular", tabular.PRESETS, {}, flags)
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -154,7 +156,7 @@ def test_a_time_limit_is_planned_once(place, monkeypatch):
     config = run.Config(train.Recipe(MLP()), epochs=100, time_limit=60.0)
     monkeypatch.setattr(time_limit.time, "perf_counter", lambda: 105.0)
     clock, said = time_limit.Clock(60.0, 100.0), []
-    assert clock.left() == 60 - time_limit.END - 6 - 5
+    assert clock.remaining() == 60 - time_limit.END - 6 - 5
     planned = time_limit.plan_epochs(config, place, clock, lambda: 1.5, said.append)
     assert planned.epochs == 30 and said == ["time limit of 60 s: 30 of 100 epochs"]
     again = time_limit.plan_epochs(config, place, clock, None, said.append)  # is not measured
@@ -177,3 +179,27 @@ def test_a_run_keeps_its_time_limit(place):
     results = json.loads(Path("r/results.json").read_text())
     assert plan["epochs"] == results["epochs_run"] < 5000
     jax.clear_caches()
+
+
+def test_intervals_of_numbers_cover_as_they_say(zoo):
+    folder = zoo("bag")
+    results = json.loads((folder / "results.json").read_text())
+    calibration = json.loads((folder / "calibration.json").read_text())
+    assert results["interval"]["coverage_wanted"] == calibration["coverage"] == 0.9
+    assert 0.7 <= results["interval"]["coverage"] <= 1
+    (answer,) = dlflax.load(folder, log=lambda _: None).predict([{"a": 0.3, "colour": "red"}])
+    encoder = json.loads((folder / "encoder.json").read_text())
+    half = calibration["half_width"][0] * np.ravel(encoder["target"]["scale"])[0]
+    (value,), (low,), (high,) = answer["values"], answer["low"], answer["high"]
+    assert (value - low, high - value) == (pytest.approx(half, rel=1e-4),) * 2
+    assert answer["coverage"] == 0.9
+
+
+def test_the_interval_is_the_conformal_quantile():
+    errors = RNG.normal(size=(99, 2)) * [1, 5]
+    fitted = intervals.fit(errors)
+    for column, half in zip(np.abs(errors).T, fitted["half_width"], strict=True):
+        assert np.sum(column <= half) == 90  # ceil(0.9 * 100)
+    assert intervals.fit(errors[:29]) == {}
+    measured = intervals.measure(fitted, errors, [1, 1])["interval"]
+    assert measured["coverage"] == pytest.approx(90 / 99)

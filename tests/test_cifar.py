@@ -1,5 +1,6 @@
 """CIFAR-10's files, made of patches of real photographs: read, refused, downloaded."""
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from dlflax import data
-from dlflax.data import cifar, download
+from dlflax.data import cifar, hub, published
 from dlflax.errors import InputError
 
 PHOTOS = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
@@ -81,7 +82,12 @@ def test_what_is_written_is_read(tmp_path, monkeypatch, form):
             "airplane", "automobile", "bird", "cat", "deer",
             "dog", "frog", "horse", "ship", "truck",
         )  # fmt: skip
-        monkeypatch.setattr(cifar, "read_cifar", lambda paths: pytest.fail("read again"))
+        monkeypatch.setattr(cifar, "read", lambda paths: pytest.fail("read again"))
+
+
+def publish(monkeypatch, url, sha256):
+    changed = dataclasses.replace(published.DATASETS["cifar10"], files={url: sha256})
+    monkeypatch.setitem(published.DATASETS, "cifar10", changed)
 
 
 def refused(place, log=print):
@@ -148,7 +154,7 @@ def test_nowhere(monkeypatch):
     assert "pass --data with cifar-10-binary.tar.gz" in message
     monkeypatch.delenv("DLFLAX_OFFLINE")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
-        monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/x")
+        publish(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/x", "")
         start = time.perf_counter()
         assert "pass --data" in refused(None, said.append)
         assert time.perf_counter() - start < 6
@@ -170,14 +176,13 @@ def test_download(tmp_path, monkeypatch):
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}/{cifar.ARCHIVE}"
-            monkeypatch.setattr(cifar, "URL", url)
             monkeypatch.delenv("DLFLAX_OFFLINE")
             content, said = packed.read_bytes(), []
-            monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(content).hexdigest())
+            publish(monkeypatch, url, hashlib.sha256(content).hexdigest())
             packed.write_bytes(b"<html>")
             assert "pass --data" in refused(None, said.append)
             assert "is not the published file" in said[0]
-            assert not download.find_tfds(tmp_path / "tfds", "cifar10")
+            assert not published.find_tfds(tmp_path / "tfds", "cifar10")
             packed.write_bytes(content)  # the wrong file was not kept
             dataset = data.load("cifar10", log=said.append)
         finally:
@@ -186,7 +191,7 @@ def test_download(tmp_path, monkeypatch):
     assert dataset.source == f"TFDS cifar10:3.0.2 in {tmp_path / 'tfds' / 'cifar10' / '3.0.2'}"
     # The same examples in the same order as from the files: a seed means one run.
     assert dataset.checksum == data.load("cifar10", tmp_path / "bin").checksum
-    monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(hub, "network_error", lambda url: pytest.fail("network"))
     again = data.load("cifar10", cache_dir=tmp_path / "another")
     assert again.checksum == dataset.checksum
     assert data.load("cifar10", tmp_path / "tfds").checksum == dataset.checksum

@@ -19,7 +19,7 @@ from dlflax.models import MLP, Autoencoder
 from dlflax.train import ensemble, metrics
 from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
 from dlflax.tune import sweep
-from dlflax.tune.pool.training import Model, Outcome
+from dlflax.tune.pool.training import Model, Trial
 from dlflax.tune.pool.trial_models import Members
 from dlflax.tune.sweep_config import Sweep
 
@@ -100,22 +100,21 @@ def test_an_ensemble_is_a_model():
 
 
 def test_only_the_best_trials_are_kept(tmp_path):
-    members = Members(tmp_path, "maximize", most=2)
+    members = Members(tmp_path, -1, most=2)
     assert members.threshold() == np.inf
 
-    def outcome(number, value, *models):
+    def trial(number, value, *models):
         records = [[[{"val_accuracy": value}], None]]
-        return Outcome(number, value, [value], True, records, [], 0.0, models=list(models))
+        return Trial(number, {}, value=value, is_over=True, records=records, models=list(models))
 
     model = Model({"params": {"a": np.ones(2)}}, np.zeros((1, 2)))
     for number, value in enumerate([0.3, 0.9, 0.5, 0.1, np.nan]):
-        members.add(outcome(number, value, model))
-    members.add(outcome(5, 0.95))  # no model came
+        members.add(trial(number, value, model))
+    members.add(trial(5, 0.95))  # no model came
     assert members.threshold() == -0.5, "what is better than 0.5 is kept, times the sign"
     assert [path.stem for path in sorted(members.folder.iterdir())] == ["000001", "000002"]
     (members.folder / "000001.safetensors").write_bytes(b"cut")
     assert list(members._files()) == [2]
-    assert Members(tmp_path, "maximize", "of another study").threshold() == np.inf
 
 
 def digits(task):

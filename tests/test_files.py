@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import time
 import zipfile
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from dlflax.data import (
 )
 from dlflax.data.arrays import ArrayEncoder
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, escape_controls, read_bytes, read_json, tidy_cache
+from dlflax.files import escape_controls, read_bytes, read_json
 from dlflax.transfer.torch_file import read_state_dict
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -88,27 +87,6 @@ def test_json_that_is_nested_too_deeply(place):
     Path("a.json").write_text("[" * 100_000)
     with pytest.raises(ValueError):
         read_json("a.json")
-
-
-def test_the_cache_is_tidied(place, monkeypatch):
-    """Half-written files that are old, empty programs, and those not used for longest."""
-    programs = cache_folder() / "xla"
-    programs.mkdir(parents=True)
-    now = time.time()
-    for i in range(10):
-        path = programs / f"jit_{i}-cache"
-        path.write_bytes(bytes(100 if i else 0))
-        os.utime(path, (now - 1000 + i, now - 1000 + i))
-    for name, age in (("old.tmp", 10_000), ("new.tmp", 10)):
-        (cache_folder() / "folders").mkdir(exist_ok=True)
-        path = cache_folder() / "folders" / name
-        path.touch()
-        os.utime(path, (now - age, now - age))
-    monkeypatch.setattr(files, "MAX_PROGRAM_BYTES", 500)
-    tidy_cache()
-    left = sorted(path.name for path in programs.iterdir())
-    assert left == [f"jit_{i}-cache" for i in range(5, 10)]
-    assert [path.name for path in (cache_folder() / "folders").iterdir()] == ["new.tmp"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import datetime
 import doctest
 import json
 import re
+import sys
 import types
 import warnings
 
@@ -364,16 +365,19 @@ def test_push_and_load(model, place, monkeypatch):
 
 
 def test_a_repository_runs_no_code(model, place, monkeypatch):
-    """Its config names code; the code is not among what is fetched, nor trusted."""
-    fitted, *_ = model
-    copy = fitted.save(place / "copy")
-    config = json.loads((copy / "config.json").read_text())
+    """Its JSON names code, which is there to be imported, and is not."""
+    copy = model[0].save(place / "copy")
     (place / "evil.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(place)
+    config = json.loads((copy / "config.json").read_text())
     config["defined_in"] = {"module": "evil"}
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="was never run on this machine"):
+    assert dlflax.load(copy).predict([{"a": 1.0, "b": None, "d": "x"}])
+    config["config"]["recipe"]["model"]["class"] = "evil:Net"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="evil:Net"):
         dlflax.load(copy)
+    assert "evil" not in sys.modules
 
 
 def test_resume_needs_the_same_data(model, prepared):

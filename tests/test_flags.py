@@ -26,7 +26,7 @@ from dlflax.config.experiment import from_presets
 from dlflax.config.serialize import to_json
 from dlflax.errors import InputError
 from dlflax.run.prepare import prepare, read_data
-from dlflax.tune import sweep, sweep_command, sweep_config
+from dlflax.tune import bind, sweep, sweep_command
 from experiments import autoencoder, forecast, image_folder, mnist, sentiment, tabular
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -215,7 +215,7 @@ def decisions_of_sweep(words, monkeypatch):
         seen.append([str(each) for each in given])
         raise Begins
 
-    check = sweep_config.check_structures
+    check = bind.check_structures
     with monkeypatch.context() as patch:
         patch.setattr(sweep_command, "use_all_cores", lambda: None)
         patch.setattr(run, "with_exit_codes", lambda command, **_: command())
@@ -223,7 +223,7 @@ def decisions_of_sweep(words, monkeypatch):
         command_of("sweep")(words)
     yield of_the_host(parsed[-1])
     with monkeypatch.context() as patch, contextlib.suppress(Begins):
-        patch.setattr(sweep_config, "check_structures", structures)
+        patch.setattr(bind, "check_structures", structures)
         patch.setattr(sweep, "open_study", begin)
         sweep.run_sweep(*parsed, lambda _: None)
     yield from seen

@@ -25,9 +25,9 @@ import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from dlflax.data import Classes, DiskArray, ImageFolder, download, make_splits, urls
+from dlflax.data import Classes, DiskArray, ImageFolder, hub, make_splits, published
 from dlflax.data.encoder import Upload
-from dlflax.data.image import folder, folder_cache, folder_files
+from dlflax.data.image import decode, folder, folder_files
 from dlflax.data.image.encoder import ImageEncoder, fit_scale
 from dlflax.data.image.image_file import read_image
 from dlflax.errors import InputError
@@ -111,7 +111,7 @@ def refused(match=None, **fields):
 
 
 def never(monkeypatch):
-    monkeypatch.setattr(folder_cache, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decode, "decode", lambda *_: pytest.fail("decoded again"))
 
 
 def python(code, *args, **options):
@@ -539,19 +539,6 @@ def test_pictures_that_are_alike_are_listed_and_kept(tmp_path):
     assert len(dataset.examples.names) == 40
 
 
-def test_a_flipped_bit_in_the_cache_is_decoded_again(tmp_path):
-    root = write(tmp_path / "a", cat=6, dog=6)
-    first = load(root)
-    pixels = np.array(first.train["inputs"][:])
-    (path,) = (path for path in caches(tmp_path) if path.suffix == ".npy")
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 4
-    path.write_bytes(content)
-    said = []
-    np.testing.assert_array_equal(load(root, said.append).train["inputs"][:], pixels)
-    assert "Decoding 12 images" in said[0]
-
-
 def test_links(tmp_path):
     root, outside = write(tmp_path / "a", cat=4, dog=4), write(tmp_path / "b", cat=3, emu=3)
     (tmp_path / "ab").mkdir()  # begins as the folder's name does
@@ -617,115 +604,6 @@ def test_changed_files_are_decoded_again(tmp_path):
     refused('class "emu"', data=root)
 
 
-def test_a_damaged_cache_is_decoded_again(tmp_path):
-    root = write(tmp_path / "a", cat=4, dog=4)
-    dataset = load(root)
-    table, pixels = sorted(caches(tmp_path))
-    assert (table.suffix, pixels.suffix) == (".json", ".npy")
-    whole = {path: path.read_bytes() for path in (table, pixels)}
-
-    def wrong(path, content):
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_bytes(content)
-
-    for path in whole:
-        content = whole[path]
-        flipped = bytearray(content)
-        flipped[len(content) // 2 if path is table else 8] ^= 1
-        damages = [None, b"", b"{}", content[: len(content) // 2], content[:-1], flipped]
-        if path is pixels:  # all bytes are there, in another shape
-            array, other = np.load(io.BytesIO(content)), io.BytesIO()
-            np.save(other, array.reshape(len(array), 16 * 16, 3))
-            damages.append(other.getvalue())
-        for damage in damages:
-            wrong(path, damage)
-            said = []
-            again = load(root, said.append)
-            assert len(said) == 1 and again.checksum == dataset.checksum
-            assert {path: path.read_bytes() for path in whole} == whole
-    table.unlink()
-    table.mkdir()  # nor does that stop it
-    said = []
-    load(root, said.append)
-    assert "cannot be cached" in said[1] and len(said) == 3
-
-
-KILLED = """
-import os, signal, sys
-from dlflax.data import ImageFolder
-from dlflax.data.image import folder_cache
-of = folder_cache
-module, name, call = {"header": (of, "_write_header", 2),
-                      "pixels": (of.os, "replace", 1), "table": (of.os, "replace", 2),
-                      "begin": (of, "decode", 1)}[sys.argv[2]]
-real, calls = getattr(module, name), []
-def kill(*args):
-    calls.append(args)
-    if len(calls) == call:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args)
-setattr(module, name, kill)
-ImageFolder(data=sys.argv[1], image_size=16).load()
-"""
-
-
-@pytest.mark.slow
-def test_killed_while_decoding(tmp_path):
-    root = write(tmp_path / "a", cat=4, dog=4)
-    for moment in ("begin", "header", "pixels", "table"):
-        done = python(KILLED, root, moment)
-        assert done.returncode == -9, done.stderr
-        left = [path for path in caches(tmp_path) if path.suffix == ".tmp"]
-        assert left
-        load(root)
-        assert set(left) < set(caches(tmp_path))  # someone may be writing them now
-        for path in left:
-            os.utime(path, (0, 0))
-        image(ord(moment[0])).save(root / "cat" / "3.png")
-        load(root)
-        assert not set(left) & set(caches(tmp_path))
-        shutil.rmtree(tmp_path / "cache")
-
-
-def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
-    root = write(tmp_path / "a", cat=4, dog=4)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folder_cache.os, "replace", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            load(root)
-    assert caches(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_two_at_once(tmp_path):
-    root = write(tmp_path / "a", cat=40, dog=40)
-    code = (
-        "import sys; from dlflax.data import ImageFolder\n"
-        "import grain; sys.stdin.read()\n"
-        "for i in range(3):\n"
-        "    data = ImageFolder(data=sys.argv[1], image_size=16 + i).load()\n"
-        "    print(data.checksum, data.train['inputs'][:].sum())\n"
-    )
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-W", "error", "-c", code, str(root)]
-    with (
-        subprocess.Popen(command, text=True, **options) as one,
-        subprocess.Popen(command, text=True, **options) as two,
-    ):
-        one.stdin.close(), two.stdin.close()
-        one.stdin = two.stdin = None
-        outputs = [process.communicate(timeout=60) for process in (one, two)]
-    assert [errors for _, errors in outputs] == ["", ""]
-    sums = [[line for line in out.splitlines() if "Decod" not in line] for out, _ in outputs]
-    assert sums[0] == sums[1] and len(sums[0]) == 3
-    assert {path.suffix for path in caches(tmp_path)} == {".npy", ".json"}
-
-
 def test_no_room_for_the_cache(tmp_path, monkeypatch):
     root = write(tmp_path / "a", cat=4, dog=4)
     checksum = load(root).checksum
@@ -743,9 +621,9 @@ def test_no_room_for_the_cache(tmp_path, monkeypatch):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         loaded("cannot be cached in")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-        patch.setattr(folder_cache.shutil, "disk_usage", lambda _: full)
+        patch.setattr(shutil, "disk_usage", lambda _: full)
         loaded("(No space left on device)")
-        patch.setattr(folder_cache, "host_memory", lambda: 2 * 8 * 16 * 16 * 3 - 2)
+        patch.setattr(decode, "host_memory", lambda: 2 * 8 * 16 * 16 * 3 - 2)
         refused("set XDG_CACHE_HOME to a larger disk", data=root)
         assert not list((tmp_path / "another").rglob("*.*"))
 
@@ -899,10 +777,11 @@ def test_download(tmp_path, monkeypatch):
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}/{packed.name}"
-            monkeypatch.setattr(urls, "CATS_VS_DOGS", url)
             monkeypatch.delenv("DLFLAX_OFFLINE")
             content = packed.read_bytes()
-            monkeypatch.setattr(urls, "CATS_VS_DOGS_SHA256", hashlib.sha256(content).hexdigest())
+            files = {url: hashlib.sha256(content).hexdigest()}
+            entry = dataclasses.replace(published.DATASETS["cats_vs_dogs"], files=files)
+            monkeypatch.setitem(published.DATASETS, "cats_vs_dogs", entry)
             packed.write_bytes(b"<html>")
             with pytest.raises(InputError, match="pass --data PetImages"):
                 source.load(said.append)
@@ -929,7 +808,7 @@ def test_download(tmp_path, monkeypatch):
     assert np.bincount(dataset.test["targets"]).tolist() == [1, 1]
 
     never(monkeypatch)
-    monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(hub, "network_error", lambda url: pytest.fail("network"))
     assert source.load(said.append).checksum == dataset.checksum
     monkeypatch.undo()
     other = dataclasses.replace(source, data=tmp_path / "tfds", image_size=16)

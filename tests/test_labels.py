@@ -107,9 +107,9 @@ def test_a_cell_with_folders_names_no_file_of_another_folder(place, files, cell,
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).touch()
     walked = folder_files.walk(Path("photos"), "photos")[0]
-    table = [["else", cell.format(here=place)], ["else", "nothing.png"]]
+    table = {"x": ["else", "else"], "file": [cell.format(here=place), "nothing.png"]}
     expected = {"file": [name, None]} if name else {}
-    assert folder_labels._find_files(["x", "file"], table, walked) == expected
+    assert folder_labels._find_files(table, walked) == expected
 
 
 def test_labels_of_another_folder_are_refused():
@@ -344,6 +344,6 @@ def test_names_in_another_letter_case_or_of_several_files_are_said():
     assert "Several are named A.png: write its folder, too" in refused()
     # the same letters in another case are two files where there are two
     walked = [folder_files.File(f"/d/{n}", n, 1, 1, True) for n in ("a.png", "A.png")]
-    table = [["a.png"], ["A.png"], ["A.PNG"]]
-    names = folder_labels._match_files(Path("l"), ["f"], table, walked, {}, "", said.append)
+    table = {"f": ["a.png", "A.png", "A.PNG"]}
+    names = folder_labels._match_files(Path("l"), table, walked, {}, "", said.append)
     assert names == ("f", ["a.png", "A.png", None])

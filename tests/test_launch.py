@@ -340,10 +340,8 @@ def is_alive(pid):
 @pytest.mark.parametrize(
     "name, workers, platform, options, words",
     [
-        ("local", 0, "cpu", {}, "--workers 0"),
         ("local", CORES + 1, "cpu", {}, f"--workers {CORES + 1}: this machine has {CORES} cores"),
         ("local", 9, "gpu", {}, f"--workers 9: this machine has {CORES} GPU devices"),
-        ("local", 2, "cpu", {"partition": "main"}, "--launcher local has no options"),
         ("ray", 2, "cpu", {"partition": "main"}, "partition: Ray has address"),
         ("ray", 2, "cpu", {"num_cpus": "many"}, "num_cpus=many must be 1"),
     ],

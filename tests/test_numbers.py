@@ -164,7 +164,8 @@ def test_a_row_means_the_same_by_every_way_in(capsys):
 def test_a_table_is_evaluated_as_it_was_trained():
     """The target by its name, its kind and format as in training, all rows."""
     run.main("tabular", tabular.PRESETS, {}, ["--data", str(boards("boards.csv")),
-             "--epochs", "20", "--run-dir", "r", "--baseline", "none", "--bag-folds", "0"])  # fmt: skip
+             "--epochs", "20", "--run-dir", "r", "--baseline", "none",
+             "--bag-folds", "0"])  # fmt: skip
     model = dlflax.load("r", log=lambda _: None)
     rows = [(f"{2 * i},000", "1,5", f"{i},5", "x") for i in range(1, 6)]
     write("few.csv", [("price", "length", "width", "note"), *rows], ";")

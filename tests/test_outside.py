@@ -3,12 +3,12 @@ stands, through every command, in real processes; another that replaces the trai
 
 import base64
 import csv
+import importlib
 import importlib.util
 import json
 import os
 import py_compile
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dlflax
@@ -27,6 +28,7 @@ import experiments
 from dlflax import run, train
 from dlflax.config.experiment import from_run_folder
 from dlflax.config.saved import load_encoder
+from dlflax.config.serialize import is_own
 from dlflax.data import Examples, make_splits
 from dlflax.errors import InputError
 from dlflax.inference.predict import Predictor
@@ -123,7 +125,9 @@ def test_train_kill_resume_sweep_continue_predict_compare(place):
     assert saved["config"]["recipe"]["model"]["class"] == "rings:Net"
     assert saved["config"]["recipe"]["optimizer"] == {"function": "rings:adopt"}
 
-    answers = ran(place, "-m", "experiments.predict", "whole", "points.npy").splitlines()
+    predict = ["-m", "experiments.predict", "whole", "points.npy"]
+    named = ["--experiment", "rings.py"]
+    answers = ran(place, *predict, *named).splitlines()
     assert [re.sub(r" \(.*", "", line) for line in answers] == [
         "points.npy[0]: inner", "points.npy[1]: outer"
     ]  # fmt: skip
@@ -142,19 +146,24 @@ def test_train_kill_resume_sweep_continue_predict_compare(place):
         after = list(csv.DictReader(file))
     assert after[:4] == before and len(after) == 6
     assert "gamma" in before[0] and results["objective"] == "val_accuracy"
-    ran(place, "-m", "experiments.predict", "sweep", "points.npy")
+    ran(place, "-m", "experiments.predict", "sweep", "points.npy", *named)
+    assert results["commands"]["predict"].endswith(f"INPUT... --experiment {place / 'rings.py'}")
+    ran(place, "-m", "experiments.export", "sweep", "--to", "stablehlo", *named)
+    ran(place, "-m", "sweeps.report", "sweep")  # a table and figures: of no class
 
     out = ran(place, "-m", "experiments.compare", "rings.py", "--epochs", "2", "--run-dir", "table")
     assert "test accuracy" in out and (place / "table" / "comparison.csv").exists()
 
-    # another file under the same name, and one that never ran here
+    # another file under the same name, and a run whose experiment is not named
     (place / "rings.py").write_text(RINGS.replace("width: int = 32", "width: int = 32  # as it is"))
     assert "has changed since" in ran(place, "rings.py", "--run-dir", "killed", "--resume")
-    (place / "cache" / "dlflax" / "experiments.json").unlink()
-    err = ran(place, "-m", "experiments.predict", "whole", "points.npy", code=2)
-    assert "was never run on this machine: if you trust it, add --experiment" in err
-    trusted = ["-m", "experiments.predict", "whole", "points.npy", "--experiment", "rings.py"]
-    assert ran(place, *trusted).splitlines() == answers
+    assert ran(place, *predict, *named).splitlines() == answers
+    for command in ("predict", "export", "serve"):
+        err = ran(place, "-m", f"experiments.{command}", "whole", code=2)
+        assert NOT_NAMED in err and f"add --experiment {place / 'rings.py'} (in Python" in err
+    (place / "other.py").write_text(RINGS.replace("Net", "Other"))
+    err = ran(place, "other.py", "--run-dir", "whole", "--resume", code=2)
+    assert "names rings:Net" in err and "to resume, python FILE --resume" in err
 
 
 SAM_EXPERIMENT = (
@@ -411,8 +420,11 @@ def test_a_module_is_an_experiment_too(place, monkeypatch):
               "0.01", "--run-dir", "grid")  # fmt: skip
     assert "2 trials of 1 epoch" in out
     assert "my_package.rings:Net" in (place / "grid" / "best" / "config.json").read_text()
-    out = ran(place, "-m", "experiments.predict", "grid", "points.npy")
+    named = ["--experiment", "my_package.rings"]
+    out = ran(place, "-m", "experiments.predict", "grid", "points.npy", *named)
     assert "points.npy[0]" in out
+    err = ran(place, "-m", "experiments.predict", "grid", "points.npy", code=2)
+    assert NOT_NAMED in err and "add --experiment my_package.rings (in Python" in err
 
 
 @pytest.mark.parametrize(
@@ -456,24 +468,28 @@ PRESETS = {{}}
 @pytest.fixture
 def strangers(place, monkeypatch):
     """A finished run, and a function that swaps what its config.json names at one place; `evil` is
-    a module that Python can import, in the run's folder and beside it."""
+    a module that Python can import, in the run's folder and beside it, alone and in packages."""
     ran(place, "rings.py", "--epochs", "1", "--run-dir", "given")
-    mark = place / "mark"
-    for folder in (place, place / "given"):
-        (folder / "evil.py").write_text(EVIL.format(mark=mark))
+    assert [path.name for path in place.glob("cache/dlflax/*.*")] == ["self_check.json"]
+    mark, evil = place / "mark", EVIL.format(mark=place / "mark")
+    for name in ("evil", "pack/__init__", "pack/evil", "given/evil", "given/pack/__init__"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / f"{name}.py").write_text(evil)
     monkeypatch.syspath_prepend(place)
-    path = place / "given" / "config.json"
-    saved = json.loads(path.read_text())
+    path, encoder = place / "given" / "config.json", place / "given" / "encoder.json"
+    saved, saved_encoder = json.loads(path.read_text()), encoder.read_text()
 
-    def answer(change):
+    def answer(change, named="rings.py", encoder_class=None):
         config = json.loads(json.dumps(saved))
         change(config)
         path.write_text(json.dumps(config))
-        for forget in ("evil", "experiment_file_evil"):
-            sys.modules.pop(forget, None)
+        encoder.write_text(json.dumps({"class": encoder_class}) if encoder_class else saved_encoder)
+        before = {*sys.modules}
         with pytest.raises(InputError) as error:
-            Predictor(place / "given", experiments).answers(["points.npy"])
+            Predictor(place / "given", experiments, named, lambda _: None).answers(["points.npy"])
         assert not mark.exists(), "a stranger's code ran"
+        added = {name for name in {*sys.modules} - before if not is_own(name)}
+        assert added <= {"experiment_file_rings"}, added
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -496,16 +512,27 @@ PLACES = [
     ("recipe", "model"), ("recipe", "task"), ("recipe", "task", "loss"), ("recipe", "optimizer"),
     ("recipe", "schedule"), ("recipe", "step"), ("hparams",), ("data",),
 ]  # fmt: skip
-NOT_TRUSTED = "of a module that no run on this machine has used"
+NOT_NAMED = "code outside of dlflax, which runs only if you name an experiment that defines or "
 
 
 def test_a_strangers_folder_chooses_no_code(strangers, place):
-    names = ["evil:Adam", "os:system", "builtins:eval", "subprocess:Popen", "antigravity:x",
-             "shutil:rmtree", "pathlib:Path", "dataclasses:Field"]  # fmt: skip
+    names = [
+        "evil:Adam", "os:system", "builtins:eval", "subprocess:Popen", "antigravity:x",
+        "shutil:rmtree", "pathlib:Path", "dataclasses:Field", "pack:Adam", "pack.evil:Adam",
+        "pack.__init__:Adam", "given.evil:Adam", ".evil:Adam", "..evil:Adam", "evil.:Adam",
+        "./evil:Adam", "evil.py:Adam", f"{place}/evil:Adam", f"{place}/evil.py:Adam",
+        "experiment_file_evil:Adam", "__main__:Adam", "sys.modules:Adam", "rings.evil:Adam",
+        "numpy:save", "optax:adam", "flax.linen.module:nowrap", "jax:jit", "runpy:run_path",
+        "dlflax\0:x", " dlflax.run:main", "DLFLAX.run:main", "sweeps.bayes_opt:experiments",
+    ]  # fmt: skip
     for where in PLACES:
         for name in names:
             for key in ("class", "function"):
-                assert NOT_TRUSTED in strangers(put(where, {key: name, "b1": 0.5})), (where, name)
+                assert NOT_NAMED in strangers(put(where, {key: name, "b1": 0.5})), (where, name)
+    for name in names:
+        assert NOT_NAMED in strangers(lambda saved: None, encoder_class=name)
+        members = {"class": "dlflax.train:Ensemble", "members": [{"class": name}]}
+        assert NOT_NAMED in strangers(put(("recipe", "model"), members))
     # of dlflax, but of another kind than the place wants
     for where, name, key in [
         (("recipe", "model"), "dlflax.train:Adam", "class"),
@@ -513,7 +540,7 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
         (("recipe", "optimizer"), "dlflax.run:main", "function"),
         (("recipe", "step"), "dlflax.run:find", "function"),
         (("recipe", "task"), "dlflax.data:Images", "class"),
-        (("recipe", "task", "loss"), "dlflax.files:cache_folder", "function"),
+        (("recipe", "task", "loss"), "dlflax.cache:cache_folder", "function"),
         (("hparams",), "dlflax.train:State", "class"),
         (("data",), "dlflax.transfer:Transfer", "class"),
         (("data",), "dlflax.files:write_json", "function"),
@@ -537,6 +564,13 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
             for key in ("class", "function"):
                 sentence = strangers(put(where, {key: name}))
                 assert "nothing was called" not in sentence, (where, name)
+    for name in (
+        "dlflax.evil:x", "dlflax..evil:x", "dlflax.run.:x", "dlflax.a\0b:x", "dlflax./evil:x",
+        "experiments.evil:Adam", "experiments.mnist.evil:Adam", "experiments.:x",
+        f"dlflax.{'a' * 5000}:x", f"experiments.{place}/evil:Adam",
+    ):  # fmt: skip
+        sentence = strangers(put(("recipe", "optimizer"), {"class": name}))
+        assert "cannot be imported" in sentence, name
     for value in (None, 3, "os:system", [], {"class": "CNN"}, {"class": ":x"}, {"class": None}):
         strangers(put(("recipe", "optimizer"), value))
     for change in (
@@ -550,108 +584,141 @@ def test_a_strangers_folder_chooses_no_code(strangers, place):
         lambda saved: saved.update(defined_in={"module": "evil.rings"}),
         lambda saved: saved.update(defined_in={"module": "os"}),
     ):
-        assert "was never run on this machine: if you trust it, add --exp" in strangers(change)
+        assert NOT_NAMED in strangers(change, named=None)
+    change = {"file": f"{place}/given/x; touch {place}/mark #.py"}
+    quoted = f"--experiment '{place}/given/x; touch {place}/mark #.py' (in"  # nor when it is pasted
+    assert quoted in strangers(lambda saved: saved.update(defined_in=change), named=None)
+    for saved_as in ("experiments.evil", "dlflax.evil"):
+        change = {"module": saved_as}
+        sentence = strangers(lambda saved, change=change: saved.update(defined_in=change), None)
+        assert f"names the module {saved_as}, which cannot be imported" in sentence
+
+
+def test_a_folder_that_shadows_the_shipped_experiments(place, monkeypatch):
+    (place / "experiments").mkdir()
+    for name in ("__init__", "mnist", "evil"):
+        (place / "experiments" / f"{name}.py").write_text(EVIL.format(mark=place / "mark"))
+    monkeypatch.syspath_prepend(place)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert not is_own("experiments.mnist") and is_own("dlflax.run")
+    saved = {"experiment": "mnist", "defined_in": {"module": "experiments.mnist"}}
+    experiment = from_run_folder(saved, place, None, None, print)
+    for name in ("experiments.mnist:Adam", "experiments.evil:Adam", "experiments:Adam"):
+        with pytest.raises(InputError, match=f"names {name}, {NOT_NAMED}"):
+            experiment.resolve(name, place / "config.json")
+    assert not (place / "mark").exists() and "experiments" not in sys.modules
+
+
+USER_MODULES = {
+    "nets.py": "import dataclasses, os, shutil, subprocess\n"
+    "@dataclasses.dataclass(frozen=True)\nclass Used:\n    def __call__(self, r, h): return r\n",
+    "tools.py": "from nets import *\ndef adopt(rate, hparams): return rate\n",
+    "pairs/__init__.py": "from pairs.source import Pairs\n",
+    "pairs/encoder.py": "class Encoder: pass\n",
+    "pairs/source.py": "from pairs.encoder import Encoder\nfrom dlflax.data import Images\n"
+    "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Pairs(Images): pass\n",
+    "unrelated.py": "class Unrelated: pass\n",
+    "mine.py": "import os, subprocess, shutil, optax, numpy as np, flax.linen as nn, tools\n"
+    "from dlflax import models, run, train\nfrom nets import Used\nfrom pairs import Pairs\n"
+    "RECIPE = train.Recipe(models.MLP((4,)), optimizer=Used())\n"
+    "PRESETS = {'default': run.Config(RECIPE, train.Hparams(), Pairs('digits'))}\n",
+}
+
+
+@pytest.mark.parametrize("name", ["mine.py", "mine", "{place}/mine.py"])
+def test_a_named_experiment_and_what_it_imports(place, monkeypatch, name):
+    """Modules that it imports itself, and those of its presets; no library, and nothing else that
+    happens to be loaded."""
+    for file, text in USER_MODULES.items():
+        (place / file).parent.mkdir(exist_ok=True)
+        (place / file).write_text(text)
+    monkeypatch.syspath_prepend(place)
+    for module in ("nets", "tools", "pairs", "pairs.source", "pairs.encoder", "mine", "unrelated"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    importlib.import_module("unrelated")
+    saved = {"experiment": "x", "defined_in": {"file": str(place / "moved.py")}}
+
+    def resolve(reference, **options):
+        return experiment.resolve(reference, place / "config.json", **options)
+
+    experiment = from_run_folder(saved, place, None, None, print)
+    for reference in ("mine:Used", "nets:Used", "unrelated:Unrelated"):
+        with pytest.raises(InputError, match=f"{NOT_NAMED}.*add --experiment {place}/moved.py"):
+            resolve(reference)
+    assert "nets" not in sys.modules
+    experiment = from_run_folder(saved, place, name.format(place=place), None, print)
+    for reference in ("nets:Used", "tools:adopt", "pairs.source:Pairs", "pairs.encoder:Encoder"):
+        assert resolve(reference).__name__ == reference.partition(":")[2]
+    for reference in (
+        "os:system", "posix:system", "subprocess:Popen", "subprocess:run", "shutil:rmtree",
+        "builtins:exec", "optax:adam", "optax._src.alias:adam", "flax.linen.module:nowrap",
+        "jax:jit", "numpy:save", "numpy:set_printoptions", "pytest:main", "unrelated:Unrelated",
+        "__main__:x", "pairs:Pairs",
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"{NOT_NAMED}.*add --experiment FILE"):
+            resolve(reference)
+    for reference in (
+        "tools:Used", "tools:nets.Used", "nets:os.system", "nets:os",
+        "nets:dataclasses.make_dataclass", "nets:Used.__init__.__globals__",
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="and that module defines no"):
+            resolve(reference)
+    assert resolve("optax:adam", libraries=True) is optax.adam
 
 
 @pytest.mark.slow
-def test_a_file_is_run_as_it_was_run_before(strangers, place, monkeypatch):
-    """Its path and its own bytes decide; naming it is enough, once."""
+def test_a_file_that_is_named_is_run_as_it_is(strangers, place, monkeypatch):
+    """Its own bytes decide, not what Python has compiled of it; a change of it is noted."""
     ours, evil = place / "rings.py", (place / "evil.py").read_bytes()
     monkeypatch.syspath_prepend(place / "given")  # as where `python -m` is called in that folder
-    changed = f"{ours}, which has changed since it last ran on this machine: if you trust it, add"
+    said = []
 
-    def answer(**given):
-        sys.modules.pop("experiment_file_rings", None)
-        return dlflax.load(place / "given", log=lambda _: None, **given).predict("points.npy")
+    def answer(experiment="rings.py"):
+        said.clear()
+        return dlflax.load("given", said.append, experiment=experiment).predict("points.npy")
 
     expected = answer()
-    ours.write_bytes(evil)
-    assert changed in strangers(lambda saved: None)
-    ours.unlink()
-    assert "is missing: add --experiment FILE" in strangers(lambda saved: None)
-    ours.symlink_to(place / "given" / "rings.py")
-    (place / "given" / "rings.py").write_text(RINGS)  # the same, beside modules of the stranger
-    assert changed in strangers(lambda saved: None)
-    ours.unlink()
-
-    # what Python would run in the place of these bytes
-    ours.write_text(RINGS)
+    assert not said
     poisoned = importlib.util.cache_from_source(str(ours))
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     py_compile.compile(str(place / "evil.py"), poisoned, invalidation_mode=mode)
-    assert answer() == expected and not (place / "mark").exists()
+    sys.modules.pop("experiment_file_rings")
+    assert answer() == expected and not (place / "mark").exists() and not said
 
-    # an honest change
+    # moved and edited
     (place / "mine").mkdir()
     (place / "mine" / "helper.py").write_text("WIDTH = 32\n")
     (place / "given" / "helper.py").write_bytes(evil)
-    edited = f"from helper import *\n{RINGS}".replace("= 32", "= WIDTH")
-    ours.write_text(edited)
-    assert changed in strangers(lambda saved: None)
     other = place / "mine" / "rings.py"
-    other.write_text(edited)
-    assert answer(experiment=str(other)) == expected and not (place / "mark").exists()
-    assert strangers(put(("recipe", "optimizer"), {"function": "evil:loss"}))
-    path = place / "given" / "config.json"
-    saved = json.loads(path.read_text())
-    saved["defined_in"]["file"] = str(other)
-    saved["config"]["recipe"]["optimizer"] = {"function": "rings:adopt"}
-    path.write_text(json.dumps(saved))
-    assert answer() == expected  # noted
+    other.write_text(f"from helper import *\n{RINGS}".replace("= 32", "= WIDTH"))
+    ours.unlink()
+    assert NOT_NAMED in strangers(lambda saved: None, None)
+    assert "rings.py does not exist" in strangers(lambda saved: None)
+    for _ in range(2):  # named once, and not named again
+        assert answer(str(other)) == expected and not (place / "mark").exists()
+        assert said == [f"note: {other} has changed since the run began: the result may differ"]
+        assert NOT_NAMED in strangers(lambda saved: None, None)
 
 
-def test_a_module_is_run_as_it_was_run_before(place, monkeypatch):
-    mark, noted = place / "mark", f"from pathlib import Path\nPath('loaded').touch()\n{RINGS}"
-    for name, text in (("lib/package/__init__.py", ""), ("lib/package/rings.py", noted),
-                       ("lib/package/evil.py", EVIL.format(mark=mark))):  # fmt: skip
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(text)
-    monkeypatch.syspath_prepend(place / "lib")
-    notes = place / "cache" / "dlflax" / "experiments.json"
+LOAD = "dlflax.load('runs/own', lambda _: None, {}).predict('points.npy')[0]['class']"
+SCRIPT = f"{RINGS.replace('PRESETS', 'presets')}    import dlflax\n    print({LOAD.format(0)})\n"
+SHOW = f"import dlflax, sys\nprint({LOAD.format('0, *sys.argv[1:]')})\n"
 
-    def load(name="package.rings", **given):
-        for module in ("package", "package.rings", "package.evil"):
-            sys.modules.pop(module, None)
-        (place / "loaded").unlink(missing_ok=True)
-        saved = {"experiment": "x", "defined_in": {"module": name}}
-        try:
-            return from_run_folder(saved, place, given.get("experiment"), None, print).module_name
-        except InputError as error:
-            assert not (place / "loaded").exists() and not mark.exists()
-            return str(error)
 
-    assert "was never run on this machine" in load()
-    assert load(experiment="package.rings") == "package.rings"
-    for _ in range(2):
-        assert load() == "package.rings" and (place / "loaded").exists()
-    for name in ("package.evil", "package", "package.rings.x", "package..rings", ""):
-        assert "was never run on this machine" in load(name) or not name
-    changed = "package.rings, which has changed since it last ran on this machine"
-    for file in ("lib/package/rings.py", "lib/package/__init__.py"):
-        text = (place / file).read_text()
-        (place / file).write_text(text + "# edited\n")
-        assert changed in load()
-        (place / file).write_text(text)
-        assert load() == "package.rings"
-    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    for name in ("rings", "__init__"):
-        poisoned = importlib.util.cache_from_source(str(place / "lib/package" / f"{name}.py"))
-        py_compile.compile(str(place / "lib/package/evil.py"), poisoned, invalidation_mode=mode)
-    assert load() == "package.rings" and not mark.exists()
-    # the same bytes in the folder where the command is called, with other modules beside them
-    shutil.copytree(place / "lib" / "package", place / "package")
-    monkeypatch.syspath_prepend(place)
-    assert changed in load()
-    shutil.rmtree(place / "package")
-    # as earlier versions noted modules; damaged notes
-    shutil.rmtree(place / "lib" / "package" / "__pycache__")
-    earlier = {"files": {}, "modules": {"package.rings": str(place / "lib/package/__init__.py")}}
-    for text in (
-        json.dumps(earlier), "[]", "{", '{"modules": {"package.rings": {}}}', '{"modules": 3}'
-    ):  # fmt: skip
-        notes.write_text(text)
-        assert "on this machine: if you trust it, add --experiment package.rings" in load()
-        assert load(experiment="package.rings") == load() == "package.rings"
+@pytest.mark.slow
+def test_the_running_script_is_named(place):
+    """A script loads its own run, whatever its presets are called, and so does one that imports
+    nothing of it and names it."""
+    (place / "script.py").write_text(SCRIPT)
+    (place / "show.py").write_text(SHOW)
+    flags = ["--epochs", "12", "--run-dir", "runs/own"]
+    assert ran(place, "script.py", *flags).splitlines()[-1] == "inner"
+    out = ran(place, "script.py", "--resume", *flags)
+    assert out.splitlines()[-1] == "inner" and "finished already" in out
+    assert ran(place, "show.py", "script.py") == "inner\n"
+    process = start(place, "show.py")
+    assert f"add --experiment {place / 'script.py'} (in Python" in process.communicate()[1]
 
 
 FIELDS = """

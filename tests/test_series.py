@@ -160,6 +160,7 @@ def test_gaps_of_the_series_that_is_shipped():
         ({"target": "price"}, "has no column 'price': it has date, value"),
         ({"target": "date"}, "line 2, column date: 'day 0' is not a number"),
         ({"window": 30}, "its train split has .* too few for --window 30"),
+        ({"window": 300}, "values, too few for --window 300"),
         ({"horizon": 20}, "too few for --window 5 and --horizon 20"),
         ({"window": 5, "seasonality": 7}, "--window 5 must be at least the season of 7 steps"),
         ({"horizon": 0}, "--horizon 0 at least 1"),
@@ -296,7 +297,7 @@ def test_bad_covariates(tmp_path, flags, sentence):
 
 def test_an_interval_without_its_coverage_is_damaged():
     with pytest.raises(InputError, match="calibration.json is damaged"):
-        tasks.forecast.half_width({"half_width": [1.0, 2.0]}, 2)
+        tasks.intervals.half_width({"half_width": [1.0, 2.0]}, 2)
 
 
 @pytest.mark.parametrize(

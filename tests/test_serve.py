@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
@@ -205,11 +207,74 @@ def test_what_else_is_there(zoo, digits):
     for path, status in (("/nothing", 404), ("/predict", 405)):
         answer = digits.get(path)
         assert answer.status_code == status and "openapi" in answer.json()["error"]
-    described = digits.get("/openapi.json").json()
-    assert described["openapi"].startswith("3.") and set(described["paths"]) == {
-        "/predict", "/look", "/card", "/health"}  # fmt: skip
-    body = described["paths"]["/predict"]["post"]["requestBody"]["content"]
-    assert set(body) == {"application/json", "image/*"}
+    docs = digits.get("/docs").text
+    assert 'SwaggerUIBundle({url: "openapi.json"' in docs
+    scripts = re.findall(r"<(?:script|link)[^>]*https://[^>]*>", docs)  # of one version, by hash
+    assert len(scripts) == 2 and all(re.search(r"@5[.\d]+/.*sha384-.{64}", tag) for tag in scripts)
+
+
+def bodies_of(kind, columns):
+    """(JSON bodies that are answered, others) of a kind of model."""
+    image = base64.b64encode(odd_pictures()[0]).decode()
+    row = {column["name"]: 1.5 for column in columns}
+    rows = [{"year": 1700 + i, "spots": str(i % 11)} for i in range(40)]
+    if kind == "wine":
+        yield "rows", [[row], [{**row, "flavanoids": None}], [{**row, "more": "x"}] * 256]
+        yield "rows", [[], [row] * 257, [{}], [{**row, "alcohol": [1]}], ["x"], [None]]
+    elif kind == "sunspots":
+        yield "rows", [[], rows]
+        yield "rows", [[{"spots": {}}], ["x"], [None]]
+    elif kind == "texts":
+        yield "texts", [["a"], ["a good day"] * 256]
+        yield "texts", [[], ["a"] * 257, [1], [None], [["a"]]]
+    else:
+        yield "images", [[image], [image] * 3]
+        yield "images", [[], [image] * 257, [1], [None], [{}]]
+
+
+@pytest.mark.parametrize("kind", ["digits", "texts", "wine", "sunspots"])
+def test_what_openapi_describes_is_what_is_answered(zoo, kind):
+    """By an independent validator of JSON Schema, for bodies and answers."""
+    with client_of(zoo(kind)) as client:
+        described = client.get("/openapi.json").json()
+        assert described["openapi"] == "3.1.0" and {*described["info"]} == {"title", "version"}
+        paths = {"/predict", "/card", "/health"} | ({"/look"} if kind == "digits" else set())
+        assert {*described["paths"]} == paths
+        operations = [item for path in described["paths"].values() for item in path.values()]
+
+        def validator(content):
+            schema = content["application/json"]["schema"]
+            jsonschema.Draft202012Validator.check_schema(schema)
+            return jsonschema.Draft202012Validator(schema)
+
+        for operation in operations:
+            [validator(response["content"]) for response in operation["responses"].values()]
+        content = described["paths"]["/predict"]["post"]["requestBody"]["content"]
+        body, responses = validator(content), described["paths"]["/predict"]["post"]["responses"]
+        media = {"digits": {"image/*"}, "texts": {"text/plain"}}.get(kind, {"text/csv"})
+        assert {*content} == {"application/json", *media}
+        columns = client.get("/card").json()["outlook"].get("columns", ())
+        (key, right), (_, wrong) = bodies_of(kind, columns)
+        for values in (*right, *wrong):
+            answer = client.post("/predict", json={key: values})
+            assert answer.status_code == 200 if values in right else str(answer.status_code) in (
+                "413", "422"), answer.text  # fmt: skip
+            assert body.is_valid({key: values}) == (values in right), values
+            assert validator(responses[str(answer.status_code)]["content"]).is_valid(answer.json())
+        for other in ({}, {"x": []}, {key: 1}, [], {key: right[-1], "more": 1}):
+            assert client.post("/predict", json=other).status_code == 422
+            assert not body.is_valid(other)
+        for path in ("/card", "/health"):
+            responses = described["paths"][path]["get"]["responses"]
+            assert validator(responses["200"]["content"]).is_valid(client.get(path).json())
+        item = content["application/json"]["schema"]["properties"][key]["items"]
+        for example in item.get("examples", ()):
+            assert client.post("/predict", json={key: [example]}).status_code == 200
+        assert ("examples" in item) == (kind == "wine")
+        if kind == "digits":
+            found = client.post("/look", json={key: right[0]})
+            responses = described["paths"]["/look"]["post"]["responses"]
+            assert validator(responses["200"]["content"]).is_valid(found.json())
 
 
 def test_where_it_looked(digits):
@@ -302,7 +367,7 @@ def test_too_much_is_refused_before_the_work(zoo, kind, monkeypatch):
         body = body if isinstance(body, bytes) else body.encode()
         with pytest.raises(serve_inputs.Refused, match=words) as refused:
             read_request(predictor, media, body)
-        assert refused.value.status == 413
+        assert refused.value.status_code == 413
 
 
 @pytest.mark.parametrize("comma", [",", ";"])

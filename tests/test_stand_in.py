@@ -11,7 +11,7 @@ import experiments
 from dlflax import run
 from dlflax.config.serialize import flatten, to_json
 from dlflax.config.stand_in import apply_stand_in
-from dlflax.data import Text, download
+from dlflax.data import Text, published
 from dlflax.errors import InputError
 from dlflax.models import CNN
 from dlflax.run.find_learning_rate import find_learning_rate
@@ -128,7 +128,7 @@ def test_a_run_resumes_to_the_same_bits_when_mnist_is_back(monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Checkpoints, "save", stopped)
         train("--epochs", "3", "--run-dir", "parts")
-    monkeypatch.setattr(download, "load_or_download", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(published, "load", lambda *_, **__: pytest.fail("asked"))
     train("--run-dir", "parts", "--resume")
     assert "resuming after epoch 1" in capsys.readouterr().out
     again = json.loads(Path("parts/results.json").read_text())

@@ -123,10 +123,12 @@ def test_a_stale_lock_does_not_hold_up(tmp_path):
     program = """
         import os, signal, sys
         from pathlib import Path
-        from dlflax.tune.study import lock_file
+        from dlflax.files import file_lock
         from tests.test_study import fill, opened
-        with opened(Path(sys.argv[1])) as study, lock_file(study._storage._backend.path):
+        with opened(Path(sys.argv[1])) as study:
             fill(study)
+            lock = file_lock(Path(sys.argv[1], "study.journal.lock"))
+            assert lock.__enter__()
             os.kill(os.getpid(), signal.SIGKILL)
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]

@@ -289,9 +289,9 @@ def test_a_report_that_cannot_be_written_stops_nothing(monkeypatch, capsys):
     said = []
     with (
         open_study(None, None, "a", "minimize") as study,
-        sweep_report.Watch(Path("nowhere"), 4, {}, study, said.append) as watch,
+        sweep_report.Watch(Path("nowhere"), study, 4, 1, 4, said.append) as watch,
     ):
-        watch.show([], [])
+        watch.show()
     assert len(said) == 1 and said[0].startswith("warning: no report while the sweep runs (")
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -21,9 +22,9 @@ import numpy as np
 import pytest
 
 from dlflax.config.saved import save_encoder
-from dlflax.data import Dataset, Examples, Given, download, make_splits, urls
+from dlflax.data import Dataset, Examples, Given, hub, make_splits, published
 from dlflax.data.order import stratified_sample
-from dlflax.data.text import Text, text_files, tokenizers
+from dlflax.data.text import Text, tokenizers
 from dlflax.data.text import source as text
 from dlflax.data.text.tokenizers import encode
 from dlflax.errors import InputError
@@ -184,7 +185,7 @@ BAD_TABLES = {
     "one.csv": (HEAD + rows(good="neg"), "has only the class 'neg', but two or more are required"),
     "classes.csv": (HEAD + "".join(f"{i},{i}\n" for i in range(50)), "one text for each of 50"),
     "label.csv": (HEAD + rows() + "a, \n", "has an empty label for the text 'a'"),
-    "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cell instead of 2"),
+    "ragged.csv": (HEAD + rows() + "a\n", "line 52 has 1 cell for 2 columns"),
     "quote.csv": (HEAD + rows() + '"a,b\n', "line 52 is not valid csv: unexpected end of data"),
     "names.csv": ("id,words,kind\n" + "1,a,b\n" * 20, "the columns 'id', 'words', 'kind', of"),
     "heading.csv": ("words,kind\n" + rows(), "the columns 'words', 'kind', of which"),
@@ -632,7 +633,7 @@ def test_vader_can_be_learnt():
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(InputError, match=r'"ag_news" is neither .* pass --data with a \.csv'):
+    with pytest.raises(InputError, match=r'"ag_news" is neither .* pass --data with your files'):
         Text("ag_news").load(silent)
 
 
@@ -675,9 +676,10 @@ def mirror(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.setattr(urls, "IMDB", f"http://127.0.0.1:{server.server_port}/{path.name}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(urls, "IMDB_SHA256", digest)
+        files = {f"http://127.0.0.1:{server.server_port}/{path.name}": digest}
+        entry = dataclasses.replace(published.DATASETS["imdb_reviews"], files=files)
+        monkeypatch.setitem(published.DATASETS, "imdb_reviews", entry)
         monkeypatch.delenv("DLFLAX_OFFLINE")
         yield path
         server.shutdown()
@@ -700,7 +702,7 @@ def test_download(tmp_path, monkeypatch, mirror):
     assert dataset.source == f"TFDS imdb_reviews:1.0.0 in {folder}"
 
     # From now on the prepared files do, with no network at all.
-    monkeypatch.setattr(download, "network_error", lambda url: pytest.fail("network"))
+    monkeypatch.setattr(hub, "network_error", lambda url: pytest.fail("network"))
     assert Text().load(silent).checksum == dataset.checksum
     assert load(tmp_path / "tfds").checksum == dataset.checksum
     older = tmp_path / "older" / "imdb_reviews"
@@ -787,9 +789,9 @@ def test_prepared_tfds_set(tmp_path):
 
 def test_unreadable_tfds_set_is_passed_over(tmp_path, monkeypatch, mirror):
     """A damaged or TFRecord folder (here: without TensorFlow) is named, and the set downloaded."""
-    find_spec = text_files.importlib.util.find_spec
+    find_spec = published.importlib.util.find_spec
     monkeypatch.setattr(
-        text_files.importlib.util,
+        published.importlib.util,
         "find_spec",
         lambda name: None if name == "tensorflow" else find_spec(name),
     )

@@ -170,7 +170,7 @@ def test_features_are_computed_once(pretrained, tmp_path):
     other = transfer.Features(Backbone(), without_head(pretrained), "def", cache_dir=tmp_path)
     other(images[:5])
     assert other.computed == 5
-    for path in first.folder.glob("*.npz"):
+    for path in first.folder.glob("*.features"):
         path.write_bytes(path.read_bytes()[:-100])
     damaged = features()
     same(damaged(images), expected)

@@ -8,15 +8,15 @@ its fold, so that its own target is no input.
 
 import dataclasses
 import importlib.util
-import json
-import tempfile
+import math
+import time
 import types
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import threadpoolctl
 
+from dlflax.baselines import tree_libraries
+from dlflax.baselines.tree_libraries import Nodes
 from dlflax.data.encoder import Encoder
 from dlflax.data.table.columns import CategoryColumn, NumberColumn, TimeColumn
 from dlflax.data.table.encoder import TableEncoder
@@ -29,9 +29,6 @@ MAX_ONE_HOT = 10  # levels of a category that are columns, too
 MAX_STATISTICS = 10  # most frequent classes with statistics
 SMOOTHING = 10.0  # examples that the mean of all counts as, in that of a level
 FOLDS = 5  # of target statistics
-RATE = 0.05  # learning rate
-PATIENCE = 50  # rounds of boosting without a lower validation loss
-LOWEST = -100.0  # a missing number for CatBoost; standardized ones are above -10
 ABSENT = -20.0  # logit of a class without training examples
 
 
@@ -63,6 +60,8 @@ def fit_trees(
         is_present = np.isin(y_val, values)
         x_val, y_val = x_val[is_present], np.searchsorted(values, y_val[is_present])
         y = np.searchsorted(values, y)
+    if not len(y_val):
+        raise InputError("the validation inputs have no class of the training inputs.")
     scores = len(values) if classes and len(values) > 2 else 1
     columns = _Columns.fit(encoder, x.shape[1])
     is_class = np.eye(len(values))[y] if classes else None
@@ -71,8 +70,7 @@ def fit_trees(
         about = is_class[:, np.argsort(-is_class.sum(0), kind="stable")[:MAX_STATISTICS]]
     x, x_val, projection = columns.encode(x, x_val, about, seed)
     arguments = (x, y), (x_val, y_val), scores if classes else 0, seed, max_trees, threads
-    fit = {"scikit-learn": _fit_sklearn, "LightGBM": _fit_lightgbm, "CatBoost": _fit_catboost}
-    trees, base = fit[library](*arguments)
+    trees, base = tree_libraries.FITS[library](*arguments)
     head = np.zeros((scores, num_outputs), np.float32)
     absent = np.zeros(num_outputs)
     if classes and num_outputs > 1:
@@ -98,13 +96,16 @@ class Fits(NamedTuple):
 
 def fit_folds(
     library: str, encoder: Encoder, task: Any, inputs: np.ndarray, targets: np.ndarray,
-    fold_of: np.ndarray, **options: Any,
+    fold_of: np.ndarray, *, seconds: float = math.inf, **options: Any,
 ) -> Fits:  # fmt: skip
     """Fits a model for each fold, with early stopping on that fold, and joins them.
 
-    fold_of: int (n,), from 0; options: as for `fit_trees`, which this raises as."""
-    models, outputs = [], None
-    for fold in range(int(fold_of.max()) + 1):
+    fold_of: int (n,), from 0; options: as for `fit_trees`, which this raises as. Raises
+    TimeoutError after the first fold if all would take more than `seconds`."""
+    models, outputs, begun, count = [], None, time.perf_counter(), int(fold_of.max()) + 1
+    for fold in range(count):
+        if fold == 1 and (time.perf_counter() - begun) * count > seconds:
+            raise TimeoutError
         train, val = fold_of != fold, fold_of == fold
         models.append(fit_trees(
             library, encoder, task, inputs[train], targets[train], inputs[val], targets[val],
@@ -152,8 +153,6 @@ def _mean(models: list[tuple[Trees, dict[str, Any]]]) -> tuple[Trees, dict[str, 
         np.where(a["column"] < trees.num_inputs, a["column"], a["column"] + at)
         for a, at in zip(arrays, combinations, strict=False)
     ])  # fmt: skip
-    if not combinations[-1]:  # a checkpoint has no array of size zero
-        joined["projection"], combinations = np.zeros((trees.width, 1)), [1]
     for name, x in joined.items():
         joined[name] = x.astype(np.int32 if x.dtype.kind == "i" else np.float32)
     model = trees.clone(
@@ -173,7 +172,7 @@ def _outputs(encoder: Encoder, task: Any, targets: np.ndarray) -> tuple[int, int
         splits = types.SimpleNamespace(class_names=target.classes, train={"targets": targets})
         return classes, task.model_fields(splits).get("num_outputs", classes)
     raise InputError(
-        f"--task {type(task).__name__}: boosted trees predict one of several classes, or one number."
+        f"--task {type(task).__name__}: boosted trees predict one of some classes, or one number."
     )
 
 
@@ -261,7 +260,7 @@ class _Columns:
         return np.hstack([x, combinations]), np.hstack([x_val, val_combinations]), projection
 
     def _values(self, x):
-        values, indicators = x[:, self.sources], np.array(self.indicators)
+        values, indicators = x[:, np.array(self.sources, int)], np.array(self.indicators, int)
         values[(indicators >= 0) & (x[:, indicators] > 0.5)] = np.nan
         return values
 
@@ -280,151 +279,15 @@ class _Columns:
         return projection
 
 
-@dataclasses.dataclass(frozen=True)
-class _Nodes:
-    """Nodes of one or more trees: arrays (nodes,)."""
-
-    column: np.ndarray
-    """-1 for a leaf."""
-    threshold: np.ndarray
-    """float64: examples up to it go left."""
-    missing_left: np.ndarray
-    """True if examples with a missing value go left."""
-    left: np.ndarray
-    right: np.ndarray
-    value: np.ndarray
-    """(nodes, values)."""
-    root: tuple[int, ...] = (0,)
-
-
-def _join(trees: list[_Nodes]) -> _Nodes:
-    """Returns the nodes of all trees."""
-    starts = np.cumsum([0, *(len(tree.column) for tree in trees)])[:-1]
-    fields = {
-        name: np.concatenate([getattr(tree, name) for tree in trees])
-        for name in ("column", "threshold", "missing_left", "value")
-    }
-    for name in ("left", "right"):
-        fields[name] = np.concatenate(
-            [getattr(tree, name) + start for tree, start in zip(trees, starts, strict=True)]
-        )
-    return _Nodes(**fields, root=tuple(starts.tolist()))
-
-
-def _fit_sklearn(train, val, scores: int, seed: int, max_trees: int, threads: int):
-    from sklearn import ensemble
-
-    kind = "Classifier" if scores else "Regressor"
-    model = getattr(ensemble, f"HistGradientBoosting{kind}")(
-        learning_rate=RATE, max_iter=max_trees, max_leaf_nodes=15, l2_regularization=1.0,
-        max_features=0.7, early_stopping=True, scoring="loss", n_iter_no_change=PATIENCE,
-        tol=0.0, random_state=seed,
-    )  # fmt: skip
-    with threadpoolctl.threadpool_limits(threads, "openmp"):
-        model.fit(*train, X_val=val[0], y_val=val[1])
-    rounds = max(1, int(np.argmax(model.validation_score_)))  # the first is that of no trees
-    trees = []
-    for predictor in (tree for trees in model._predictors[:rounds] for tree in trees):
-        nodes = predictor.nodes
-        is_leaf = nodes["is_leaf"].astype(bool)
-        trees.append(_Nodes(
-            np.where(is_leaf, -1, nodes["feature_idx"]), nodes["num_threshold"],
-            nodes["missing_go_to_left"].astype(bool), nodes["left"].astype(int),
-            nodes["right"].astype(int), np.where(is_leaf, nodes["value"], 0.0)[:, None],
-        ))  # fmt: skip
-    return trees, np.ravel(model._baseline_prediction)
-
-
-def _fit_lightgbm(train, val, scores: int, seed: int, max_trees: int, threads: int):
-    import lightgbm
-
-    parameters = {
-        "objective": ["regression", "binary", "multiclass"][min(scores, 2)],
-        "learning_rate": RATE, "num_leaves": 15, "min_data_in_leaf": 10, "lambda_l2": 1.0,
-        "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "seed": seed,
-        "deterministic": True, "force_row_wise": True, "num_threads": threads, "verbosity": -1,
-    }  # fmt: skip
-    if scores > 1:
-        parameters["num_class"] = scores
-    data = lightgbm.Dataset(*train, params={"verbosity": -1})
-    booster = lightgbm.train(
-        parameters, data, max_trees, valid_sets=[data.create_valid(*val)],
-        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-    )  # fmt: skip
-    text = booster.model_to_string(num_iteration=booster.best_iteration)
-    trees = [_read_lightgbm(tree) for tree in text.split("\nTree=")[1:]]
-    return trees, np.zeros(max(1, scores))
-
-
-def _read_lightgbm(text: str) -> _Nodes:
-    """Returns the nodes of a tree in LightGBM's text format: splits, then leaves."""
-    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    values = np.array(lines["leaf_value"].split(), float)
-    count = len(values) - 1
-
-    def read(name: str, dtype: type = int):
-        return np.array(lines[name].split() if count else [], dtype)
-
-    def child(name):
-        numbers = read(name)
-        return np.concatenate([np.where(numbers < 0, count - 1 - numbers, numbers), leaves])
-
-    leaves, threshold = np.arange(count, 2 * count + 1), read("threshold", float)
-    kind = read("decision_type")
-    # bit 1: missing values go left; bits 2 and 3: 2 if there were any, else they count as 0
-    missing_left = np.where(kind >> 2 == 2, kind & 2 > 0, threshold >= 0)
-    return _Nodes(
-        np.append(read("split_feature"), np.full(count + 1, -1)),
-        np.append(threshold, np.zeros(count + 1)),
-        np.append(missing_left, np.zeros(count + 1, bool)),
-        child("left_child"), child("right_child"), np.append(np.zeros(count), values)[:, None],
-    )  # fmt: skip
-
-
-def _fit_catboost(train, val, scores: int, seed: int, max_trees: int, threads: int):
-    import catboost
-
-    kind = catboost.CatBoostClassifier if scores else catboost.CatBoostRegressor
-    model = kind(
-        iterations=max_trees, learning_rate=RATE, early_stopping_rounds=PATIENCE, random_seed=seed,
-        thread_count=threads, allow_writing_files=False, logging_level="Silent",
-    )  # fmt: skip
-    (x, y), (x_val, y_val) = train, val
-    x, x_val = (np.nan_to_num(x, nan=LOWEST) for x in (x, x_val))
-    model.fit(x, y, eval_set=(x_val, y_val), use_best_model=True)
-    with tempfile.TemporaryDirectory(prefix="dlflax-") as folder:
-        path = Path(folder) / "model.json"
-        model.save_model(str(path), format="json")
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    scale, base = saved["scale_and_bias"]
-    trees = [_read_catboost(tree, scale, max(1, scores)) for tree in saved["oblivious_trees"]]
-    return trees, np.array(base)
-
-
-def _read_catboost(tree: dict[str, Any], scale: float, values: int) -> _Nodes:
-    """Returns the nodes of an oblivious tree, level by level: a level has one split."""
-    splits = tree["splits"][::-1]  # the last one is the highest bit of a leaf's number
-    sizes = 2 ** np.arange(len(splits))
-    column = np.repeat([split["float_feature_index"] for split in splits], sizes)
-    threshold = np.repeat(np.float32([split["border"] for split in splits]), sizes)
-    leaves, inner = 2 ** len(splits), 2 ** len(splits) - 1
-    child = np.minimum(2 * np.arange(inner + leaves) + 1, inner + leaves - 1)
-    value = scale * np.array(tree["leaf_values"]).reshape(leaves, values)
-    return _Nodes(
-        np.append(column, np.full(leaves, -1)).astype(int), np.append(threshold, np.zeros(leaves)),
-        np.ones(inner + leaves, bool), child, np.minimum(child + 1, inner + leaves - 1),
-        np.append(np.zeros((inner, values)), value, 0),
-    )  # fmt: skip
-
-
-def _model(columns: _Columns, trees: list[_Nodes], arrays: dict[str, np.ndarray]):
+def _model(columns: _Columns, trees: list[Nodes], arrays: dict[str, np.ndarray]):
     """Returns (the model, its variables) of the trees of a library."""
-    nodes = _join(trees)
-    order, depth = _breadth_first(nodes)
+    nodes = tree_libraries.join(trees)
+    order, depth = tree_libraries.breadth_first(nodes)
     position = np.argsort(order)
-    column, is_leaf = nodes.column[order], nodes.column[order] < 0
+    column, missing_left = nodes.column[order], nodes.missing_left[order]
+    is_leaf = column < 0
     # a column with missing values stands twice: these are below, or above, all its numbers
-    count, indicators = len(columns.sources), np.array(columns.indicators)
+    count, indicators = len(columns.sources), np.array(columns.indicators, int)
     with_missing = np.flatnonzero(indicators >= 0)
     above = np.arange(count + arrays["projection"].shape[1]) + len(with_missing)
     above[:count] = np.arange(count)
@@ -434,17 +297,18 @@ def _model(columns: _Columns, trees: list[_Nodes], arrays: dict[str, np.ndarray]
     threshold = np.float32(np.minimum(nodes.threshold[order], np.finfo(np.float32).max))
     too_high = threshold > nodes.threshold[order]
     threshold[too_high] = np.nextafter(threshold[too_high], np.float32(-np.inf))
+    if not arrays["projection"].size:  # a checkpoint has no array of size zero
+        arrays["projection"] = np.zeros((columns.width, 1))
     arrays |= {
-        "source": np.array(columns.sources)[inputs], "indicator": indicators[inputs],
+        "source": np.array(columns.sources, int)[inputs], "indicator": indicators[inputs],
         "fill": np.repeat([-np.inf, np.inf], [count, len(with_missing)]),
         "root": position[list(nodes.root)],
-        "column": np.where(is_leaf, 0, np.where(nodes.missing_left[order], below[column], above[column])),
+        "column": np.where(is_leaf, 0, np.where(missing_left, below[column], above[column])),
         "threshold": np.where(is_leaf, np.inf, threshold),
         "left": position[np.where(is_leaf, order, nodes.left[order])], "value": nodes.value[order],
     }  # fmt: skip
-    arrays = {
-        k: x.astype(np.int32 if x.dtype.kind == "i" else np.float32) for k, x in arrays.items()
-    }
+    for name, x in arrays.items():
+        arrays[name] = x.astype(np.int32 if x.dtype.kind == "i" else np.float32)
     model = Trees(
         width=columns.width, num_inputs=len(inputs), num_combinations=arrays["projection"].shape[1],
         num_trees=len(trees), num_nodes=len(order), depth=depth,
@@ -452,14 +316,3 @@ def _model(columns: _Columns, trees: list[_Nodes], arrays: dict[str, np.ndarray]
         num_outputs=arrays["head"].shape[1],
     )  # fmt: skip
     return model, {"params": {}, "trees": arrays}
-
-
-def _breadth_first(nodes: _Nodes) -> tuple[np.ndarray, int]:
-    """Returns (indices of the nodes, each left child before the right one; depth of the trees)."""
-    level, order, depth = np.array(nodes.root), [], 0
-    while True:
-        order.append(level)
-        parents = level[nodes.column[level] >= 0]
-        if not len(parents):
-            return np.concatenate(order), depth
-        level, depth = np.stack([nodes.left[parents], nodes.right[parents]], 1).ravel(), depth + 1

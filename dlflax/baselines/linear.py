@@ -1,5 +1,7 @@
-"""A linear model, the mean of those of all folds: ridge and multinomial logistic regression, regularized by the loss on
-held-out folds."""
+"""Linear models: ridge and multinomial logistic regression, the mean of one model for each fold.
+
+The loss on held-out folds chooses the regularization.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -7,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlflax.baselines import logistic
-from dlflax.baselines.reference_models import MAX_NUMBERS
 from dlflax.errors import InputError
 
 STRENGTHS = 0.003, 0.03, 0.3, 3.0, 30.0  # C of logistic regressions
 ALPHAS = 10.0 ** np.arange(-2, 6)  # of ridge regressions, in examples
 MAX_COLUMNS = 2048
+MAX_NUMBERS = 10**8  # folds x rows x columns x classes
 
 
 class Fits(NamedTuple):

@@ -1,33 +1,36 @@
-"""Experiment: a module or file with PRESETS, and the code that a run folder may import.
+"""Experiment: a module or file with PRESETS, and the code that a run folder may name.
 
-A run folder names the classes of its run. Code outside of dlflax is imported for it only if the
-user names that code, or has run the same bytes at the same path on this machine (`trust.py`): an
-untrusted run folder cannot run code.
+A run folder names the classes of its run. Code outside of dlflax is that of the experiment which
+the user names now, and of modules that it has imported: no name in a folder imports a module.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dlflax.config import trust
 from dlflax.config.serialize import (
     LIBRARIES,
     MODULE_PREFIX,
-    OWN_PACKAGES,
     external_modules,
     importable_name,
+    is_own,
     qualified_name,
 )
 from dlflax.errors import InputError
 from dlflax.files import escape_controls, read_bytes
+
+FILES = "__main__", MODULE_PREFIX  # first parts of names of modules that were loaded from a file
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +41,8 @@ class Experiment:
     name: str
     """Name of its folder in runs/."""
     module: ModuleType | None = None
+    saved_as: str = ""
+    """File or module in config.json, of an experiment that the user has not named."""
 
     @property
     def presets(self) -> Mapping[str, Any]:
@@ -55,10 +60,11 @@ class Experiment:
     @property
     def file(self) -> Path | None:
         """Path of an experiment in a file; None for a module that Python imports by name."""
-        if self.module is None or getattr(self.module, "__file__", None) is None:
+        if getattr(self.module, "__file__", None) is None:
             return None
-        by_name = self.module.__name__ == "__main__" and self.module.__spec__ is not None
-        if by_name or not self.module.__name__.startswith(("__main__", MODULE_PREFIX)):
+        name, spec = self.module.__name__, self.module.__spec__
+        is_loaded = sys.modules.get(name) is self.module  # else PRESETS is no name of the script's
+        if is_loaded and (name == "__main__" and spec or not name.startswith(FILES)):
             return None
         return Path(self.module.__file__).resolve()
 
@@ -76,8 +82,17 @@ class Experiment:
     def origin(self) -> dict[str, str]:
         """Returns module or file of the experiment, for config.json."""
         if self.file:
-            return {"file": str(self.file), "sha256": trust.sha256(read_bytes(self.file))}
-        return {"module": self.module_name} if self.module else {}
+            return {"file": str(self.file), "sha256": _sha256(read_bytes(self.file))}
+        is_importable = self.module_name != "__main__" and self.module is not None
+        if is_importable and sys.modules.get(self.module.__name__) is self.module:
+            return {"module": self.module_name}
+        return {}  # of a prompt
+
+    @property
+    def options(self) -> list[str]:
+        """Words that name the experiment in a command for its run folder; [] for one of dlflax."""
+        name = str(self.file or self.origin().get("module", "dlflax"))
+        return [] if is_own(name) else ["--experiment", name]
 
     def resolve(self, reference: str, path: Path, libraries: bool = False) -> Any:
         """Returns the class or function of a reference "module:name" in the saved file `path`.
@@ -89,16 +104,16 @@ class Experiment:
                 f"{path} names {reference!r}, not module:class: the file is damaged, or of another "
                 "version of dlflax (named in it)."
             )
-        root = module_name.partition(".")[0]
-        if root in OWN_PACKAGES or (libraries and module_name in LIBRARIES):
-            module = _import_module(module_name, path)
-        else:
-            module = self._find_trusted_module(module_name)
         shown = f"{path} names {escape_controls(str(reference))}"
-        if module is None:
+        if is_own(module_name) or (libraries and module_name in LIBRARIES):
+            module = _import_module(module_name, path)
+        elif (module := self._find_module(module_name)) is None:
+            name = escape_controls(self.saved_as) or "FILE"
+            python = "python" if name.endswith((".py", "FILE")) else "python -m"
             raise InputError(
-                f"{shown}, of a module that no run on this machine has used in its present state: "
-                "if you trust it, name the experiment with --experiment FILE or MODULE."
+                f"{shown}, code outside of dlflax, which runs only if you name an experiment that "
+                f"defines or imports it: if you trust it, add --experiment {shlex.quote(name)} (in "
+                f"Python experiment={name!r}; to resume, {python} {shlex.quote(name)} --resume)."
             )
         value = module
         for part in name.split("."):  # through classes only, not into imported modules
@@ -108,20 +123,40 @@ class Experiment:
             raise InputError(f"{shown}, and that module defines no {escape_controls(name)}.")
         return value
 
-    def _find_trusted_module(self, module_name: str) -> ModuleType | None:
-        """Returns a module outside of dlflax, None if it is not trusted."""
-        if module_name == self.module_name:
+    def _find_module(self, module_name: str) -> ModuleType | None:
+        """Returns a module outside of dlflax that is the experiment, or that has been imported by
+        the experiment or a module of its presets' classes; None for any other."""
+        if self.module and module_name == self.module_name:
             return self.module
         if module_name == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
             return sys.modules["__main__"]  # a notebook or a prompt
-        if module_name in external_modules(self._values()):
-            names = (module_name, MODULE_PREFIX + module_name, "__main__")
-            modules = [sys.modules[name] for name in names if name in sys.modules]
-            return next((m for m in modules if importable_name(m.__name__) == module_name), None)
-        return trust.import_trusted_module(module_name)
+        used = external_modules(self._values())
+        importers = [self.module, *(sys.modules.get(name) for name in used)]
+        if module_name not in used.union(*map(_imports, filter(None, importers))):
+            return None
+        names = (module_name, MODULE_PREFIX + module_name, "__main__")
+        modules = [sys.modules[name] for name in names if name in sys.modules]
+        return next((m for m in modules if importable_name(m.__name__) == module_name), None)
 
     def _values(self) -> tuple:
         return (*self.presets.values(), *self.architectures.values())
+
+
+def _imports(module: ModuleType) -> set[str]:
+    """Returns the modules that a module imports or has names of, without Python's library and
+    installed packages: in these, `resolve` finds only what the presets use."""
+    names = {
+        value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        for value in vars(module).values()
+    }
+    return {importable_name(name) for name in names if isinstance(name, str) and _is_users(name)}
+
+
+def _is_users(module_name: str) -> bool:
+    """True for an imported module that is neither of Python's library nor an installed package."""
+    file = getattr(sys.modules.get(module_name), "__file__", None)
+    is_library = module_name.partition(".")[0] in sys.stdlib_module_names
+    return bool(file) and not is_library and not INSTALLED & {*Path(file).parts}
 
 
 def _is_defined_in(value, module: ModuleType, name: str) -> bool:
@@ -129,10 +164,9 @@ def _is_defined_in(value, module: ModuleType, name: str) -> bool:
     home = getattr(value, "__module__", None)
     if not isinstance(home, str) or isinstance(value, ModuleType):
         return False
-    root, home_root = module.__name__.partition(".")[0], home.partition(".")[0]
     if module.__name__ in LIBRARIES:
-        return home_root in ("jax", "flax", "optax")
-    inside = home_root in OWN_PACKAGES if root in OWN_PACKAGES else home == module.__name__
+        return home.partition(".")[0] in ("jax", "flax", "optax")
+    inside = is_own(home) if is_own(module.__name__) else home == module.__name__
     return inside and qualified_name(value) == name
 
 
@@ -165,7 +199,7 @@ def _find_any(given: str, package: ModuleType | None) -> Experiment:
             spec = importlib.util.find_spec(module_name)
         module = importlib.import_module(module_name) if spec else None
     except Exception as error:
-        raise trust.failure(module_name, error) from error
+        raise _import_error(module_name, error) from error
     if hasattr(module, "PRESETS") or (module and module_name == given):
         return Experiment(given.rpartition(".")[2], module)
     shipped = [
@@ -177,58 +211,22 @@ def _find_any(given: str, package: ModuleType | None) -> Experiment:
 
 
 def from_run_folder(saved: dict, folder: Path, given, package, log: Callable) -> Experiment:
-    """Returns the experiment of a run folder. saved: its config.json; given: file or module named
-    by the user, which becomes trusted. Raises InputError if it is missing or not trusted."""
+    """Returns the experiment of a run folder: the file or module that the user gives, the running
+    script, or one of dlflax. saved: its config.json. Raises InputError if it cannot be imported."""
     origin, name = saved.get("defined_in", {}), saved["experiment"]
+    module_name = origin.get("module", "")
     if given:
         experiment = _find_any(given, package)
-        if hasattr(experiment.module, "PRESETS"):
-            _check_presets(experiment)
-        trust_code(experiment, experiment._values())
-        return experiment
-    if "file" in origin:
-        experiment = _load_trusted_file(origin["file"], folder)
-        log_file_change(origin, experiment, log)
-        return dataclasses.replace(experiment, name=name)
-    module_name = origin.get("module", "")
-    if module_name.partition(".")[0] in OWN_PACKAGES:
-        return Experiment(name, _import_module(module_name, folder / "config.json"))
-    if not module_name:
-        return Experiment(name)
-    main = sys.modules["__main__"]
-    if module_name == importable_name("__main__") and hasattr(main, "PRESETS"):
-        return _check_presets(Experiment(name, main))
-    if module := trust.import_trusted_module(module_name):
-        return _check_presets(Experiment(name, module))
-    is_changed = module_name in trust.read_trusted_hashes()["modules"]
-    raise _trust_error(folder, f"the module {module_name}", module_name, is_changed)
-
-
-def _load_trusted_file(file: str, folder: Path) -> Experiment:
-    """Returns the experiment of an unchanged trusted file, or of the running script."""
-    path, trusted = Path(file), trust.read_trusted_hashes()["files"].get(file)
-    if _is_main(path):
-        return _check_presets(_from_file(path))
-    if trusted is None:
-        raise _trust_error(folder, file, file, is_changed=False)
-    try:
-        content = read_bytes(path)
-    except (OSError, ValueError):
-        raise InputError(
-            f"{folder} was trained by {path}, which is missing: add --experiment FILE with its "
-            "new path."
-        ) from None
-    if trust.sha256(content) != trusted or path.resolve() != path:
-        raise _trust_error(folder, file, file, is_changed=True)
-    return _check_presets(_from_file(path, content))
-
-
-def _trust_error(folder: Path, code: str, name: str, is_changed: bool) -> InputError:
-    state = "has changed since it last ran" if is_changed else "was never run"
-    return InputError(
-        f"{folder} was trained by {escape_controls(code)}, which {state} on this machine: if you "
-        f"trust it, add --experiment {escape_controls(name)}."
-    )
+    elif _is_main(Path(origin.get("file", ""))) or module_name == importable_name("__main__"):
+        experiment = Experiment(name, sys.modules["__main__"])
+    elif is_own(module_name):
+        experiment = Experiment(name, _import_module(module_name, folder / "config.json"))
+    else:
+        return Experiment(name, saved_as=origin.get("file", module_name))
+    if hasattr(experiment.module, "PRESETS"):
+        _check_presets(experiment)
+    log_file_change(origin, experiment, log)
+    return experiment
 
 
 def log_file_change(origin: dict, experiment: Experiment, log: Callable[[str], None]) -> None:
@@ -238,25 +236,14 @@ def log_file_change(origin: dict, experiment: Experiment, log: Callable[[str], N
         log(f"note: {now['file']} has changed since the run began: the result may differ")
 
 
-def trust_code(experiment: Experiment, config) -> None:
-    """Adds the code outside of dlflax that this run uses to the trusted code."""
-    files, names = {}, external_modules(config)
-    if experiment.file:
-        files[str(experiment.file)] = trust.sha256(read_bytes(experiment.file))
-        names.discard(experiment.module_name)
-    elif experiment.module_name.partition(".")[0] not in (*OWN_PACKAGES, ""):
-        names.add(experiment.module_name)
-    trust.add_trusted_hashes(files, names)
-
-
 def _is_main(path: Path) -> bool:
     """True if the path is the running script's."""
     main = getattr(sys.modules["__main__"], "__file__", None)
     return bool(main) and Path(main).resolve() == path
 
 
-def _from_file(path: Path, content: bytes | None = None) -> Experiment:
-    """Returns the Experiment of a file. content: of the file, if it is read already."""
+def _from_file(path: Path) -> Experiment:
+    """Returns the Experiment of a file, which runs unless it has run in its present state."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {state}: give the .py file of an experiment.")
@@ -265,18 +252,44 @@ def _from_file(path: Path, content: bytes | None = None) -> Experiment:
         return Experiment(path.stem, sys.modules["__main__"])
     name = MODULE_PREFIX + path.stem
     try:
-        content = read_bytes(path) if content is None else content
-        spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
-        spec.loader_state = trust.sha256(content)
+        content = read_bytes(path)
         module = sys.modules.get(name)
-        loaded = module and (module.__file__, module.__spec__.loader_state)
-        if loaded != (str(path), spec.loader_state):
+        state = module and (module.__file__, module.__spec__.loader_state)
+        if state != (str(path), content):
             if str(path.parent) not in sys.path:  # for modules in its folder, as Python does
                 sys.path.insert(0, str(path.parent))
-            module = trust.execute(spec, content)
+            module = execute(name, path, content)
     except Exception as error:
-        raise trust.failure(path, error) from error
+        raise _import_error(path, error) from error
     return Experiment(path.stem, module)
+
+
+def execute(name: str, path: Path, content: bytes) -> ModuleType:
+    """Returns a new module of these bytes, which neither the file nor __pycache__ replaces."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    spec.loader_state = content
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _import_error(name, error: Exception) -> InputError:
+    """Returns an InputError with the line where the import of a module or file failed."""
+    if isinstance(error, InputError):
+        return error
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
+    file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return InputError(f"{name} cannot be imported: {file}, line {line}: {reason}.")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _check_presets(experiment: Experiment) -> Experiment:

@@ -16,7 +16,7 @@ import typeguard
 import dlflax
 from dlflax import data, parallel, train
 from dlflax.config.config import Config
-from dlflax.config.experiment import Experiment, log_file_change, trust_code
+from dlflax.config.experiment import Experiment, log_file_change
 from dlflax.config.renamed import describe_old_field
 from dlflax.config.resume import changes_past_rates, differences
 from dlflax.config.saved import check_type, read_run_json, save_encoder
@@ -99,7 +99,6 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
     """Writes config.json, or compares the settings with those of a resumed run."""
     new = settings(experiment, config, dataset, splits)
     path = folder / "config.json"
-    trust_code(experiment, config)
     if not path.exists():
         if config.resume:
             log(f"{folder} has no run yet: starting a new one.")
@@ -125,8 +124,8 @@ def begin(experiment, config, dataset, splits, folder, log: Callable[[str], None
 
 
 def write_result_config(folder: Path, config: Config) -> None:
-    """Replaces the Config in config.json by that of the model which the run has built, and keeps
-    the requested one, which a resumed run is compared with."""
+    """Replaces the Config in config.json by that of the resulting model, and keeps the requested
+    one, for --resume."""
     saved = load_config(folder)
     requested = saved.get("requested", saved["config"])
     write_json(folder / "config.json",

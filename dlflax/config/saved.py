@@ -1,7 +1,7 @@
 """Decoding of a Config and an encoder from the JSON of `serialize.to_json`.
 
-Classes and functions in a saved file are imported only from trusted modules (`Experiment.resolve`),
-and called only if they have the type that their field expects.
+`Experiment.resolve` finds the classes and functions that a saved file names. They are called only
+if they have the type that their field expects.
 """
 
 import dataclasses
@@ -21,11 +21,10 @@ from dlflax import train
 from dlflax.config.config import Config, check
 from dlflax.config.experiment import Experiment
 from dlflax.config.renamed import describe_old_field
-from dlflax.config.serialize import OWN_PACKAGES, reference, to_json
+from dlflax.config.serialize import is_own, reference, to_json
 from dlflax.data import Encoder, Source
-from dlflax.data.download import first_line
 from dlflax.data.npy import read_npy
-from dlflax.errors import InputError
+from dlflax.errors import InputError, first_line
 from dlflax.files import MAX_JSON_BYTES, read_bytes, read_json, write_json
 from dlflax.train.slots import SLOTS
 from dlflax.train.tasks import Task
@@ -240,7 +239,7 @@ def _is_function(value, slot: str, *instance: None) -> bool:
     arguments = SLOTS[slot].arguments if slot in SLOTS else ""
     if not arguments or not isinstance(value, types.FunctionType):
         return False
-    if value.__module__.partition(".")[0] in OWN_PACKAGES and value.__module__ not in PURE:
+    if is_own(value.__module__) and value.__module__ not in PURE:
         return False
     try:
         inspect.signature(value).bind(*instance, *arguments.split(", "))
@@ -257,7 +256,7 @@ def _is_array_function(value) -> bool:
     if not isinstance(value, types.FunctionType):
         return False
     root = value.__module__.partition(".")[0]
-    if root in ("flax", *OWN_PACKAGES):
+    if root == "flax" or is_own(root):
         return value.__module__ in PURE
     return root != "jax" or value.__name__ not in IMPURE
 

@@ -1,6 +1,7 @@
 """Encoding of a Config as JSON, with classes and functions as references `module:name`."""
 
 import dataclasses
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,25 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+import dlflax
 from dlflax import train
 from dlflax.config.config import Config
 from dlflax.errors import InputError
 from dlflax.transfer import Transfer
 
 OWN_PACKAGES = ("dlflax", "experiments")  # packages that come with this one
+HOME = Path(dlflax.__file__).resolve().parents[1]  # of the packages
 LIBRARIES = (  # modules whose functions may be fields of a model
     "jax.nn", "jax.numpy", "jax.nn.initializers", "flax.linen", "flax.linen.initializers", "optax",
 )  # fmt: skip
 MODULE_PREFIX = "experiment_file_"  # of modules in sys.modules that were loaded from a file
+
+
+def is_own(module_name: str) -> bool:
+    """True for a module that comes with dlflax; a folder `experiments` of the user's does not."""
+    package = module_name.partition(".")[0]
+    spec = importlib.util.find_spec(package) if package in OWN_PACKAGES else None
+    return spec is not None and Path(spec.origin or "").resolve().parent.parent == HOME
 
 
 def to_json(value: Any, field: str = "config", arrays: dict[str, np.ndarray] | None = None) -> Any:
@@ -113,7 +123,7 @@ def external_modules(value) -> set[str]:
     if is_dataclass or callable(value):
         name = reference(type(value) if is_dataclass else value)
         module = name.partition(":")[0] if name else "dlflax"
-        if module.partition(".")[0] not in OWN_PACKAGES and module not in LIBRARIES:
+        if not is_own(module) and module not in LIBRARIES:
             modules.add(module)
     if is_dataclass and not isinstance(value, type):
         for field in dataclasses.fields(value):

@@ -10,16 +10,14 @@ from dlflax.data import idx
 from dlflax.errors import InputError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
-CLASS_NAMES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+TITLE = "CIFAR-10's binary files"
+EXPECTED = f"{ARCHIVE} or its folder {FOLDER}"
 RECORD = 1 + 3 * 32 * 32  # the label, then the planes red, green and blue
 
 
-def find_cifar(path: Path) -> list[Path]:
+def find(path: Path) -> list[Path]:
     """Returns the archive, or the six files in `path` or its folder cifar-10-batches-bin, or [].
     InputError for an incomplete data set or its Python version."""
     if path.is_file():
@@ -42,8 +40,8 @@ def find_cifar(path: Path) -> list[Path]:
     return []
 
 
-def read_cifar(paths: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns [train, test] of `find_cifar`: images uint8 (n, 32, 32, 3), labels int32 (n,).
+def read(paths: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns [train, test] of `find`: images uint8 (n, 32, 32, 3), labels int32 (n,).
     InputError for a file that is damaged or has a label above 9."""
     if len(paths) == 1:
         root, contents = paths[0], _read_archive(paths[0])

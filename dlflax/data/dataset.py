@@ -51,18 +51,15 @@ class Dataset:
         return self._raw(True)
 
     def _raw(self, test: bool) -> dict[str, Any]:
-        in_test = np.zeros(len(self.examples), bool)
-        in_test[self.split.rows(self.examples, 0.0, 0, lambda sentence: None)["test"]] = True
-        part = self.examples.take(np.flatnonzero(in_test == test))
+        in_test = self.split.rows(self.examples, 0.0, 0, lambda sentence: None)["test"]
+        rows = np.flatnonzero(np.isin(np.arange(len(self.examples)), in_test) == test)
+        part = self.examples.take(rows)
         return dict(part.columns) | ({} if part.target is None else {"targets": part.target})
 
 
 class Source(abc.ABC):
-    """A data source: a frozen dataclass, whose fields are flags.
-
-    `data.Arrays` is the source for NumPy arrays. A user's mistakes raise `errors.InputError`, with
-    one sentence.
-    """
+    """A data source: a frozen dataclass, whose fields are flags. A user's mistakes raise
+    `errors.InputError`, with one sentence."""
 
     @abc.abstractmethod
     def load(self, log: Callable[[str], None] = print) -> Dataset:
@@ -132,9 +129,9 @@ class Splits:
         }
         targets = self.train.get("targets")
         if self.class_names and targets is not None and targets.dtype.kind in "iu":
-            counts = [_count_classes(split, len(self.class_names)) for split in splits.values()]
+            counts = {n: _count_classes(split, self.class_names) for n, split in splits.items()}
             summary["classes"] = {
-                name: {split: int(count[i]) for split, count in zip(splits, counts, strict=True)}
+                name: {split: int(count[i]) for split, count in counts.items()}
                 for i, name in enumerate(self.class_names)
             }
         return {**summary, "notes": list(self.notes)}
@@ -183,18 +180,15 @@ def make_splits(
 def _read_from_disk(examples: Examples) -> Examples:
     """Reads arrays on disk into memory, if they take less than a quarter of it."""
     on_disk = {n: c for n, c in examples.columns.items() if isinstance(c, DiskArray)}
-    if not on_disk or sum(c.nbytes for c in on_disk.values()) >= host_memory() / 4:
+    if sum(c.nbytes for c in on_disk.values()) >= host_memory() / 4:
         return examples
     read = {name: np.ascontiguousarray(column[:]) for name, column in on_disk.items()}
     return dataclasses.replace(examples, columns={**examples.columns, **read})
 
 
-def _count_classes(split, classes: int) -> np.ndarray:
-    """Returns the number of examples of each class or label, int (classes,)."""
-    if not split:
-        return np.zeros(classes, int)
-    targets = split["targets"]
-    return targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
+def _count_classes(split, names: tuple[str, ...]) -> np.ndarray:
+    targets = split["targets"] if split else np.zeros(0, int)
+    return targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(names))
 
 
 def num_examples(data: Mapping[str, Any]) -> int:

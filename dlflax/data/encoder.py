@@ -20,12 +20,8 @@ from dlflax.files import escape_controls, read_bytes
 
 
 class DiskArray:
-    """Rows of an array on disk (`numpy.memmap`), which are read when they are indexed.
-
-    Training uses shape, dtype, ndim, nbytes, len, and indexing of the first axis by an int, a slice
-    or int32 (n,), which returns a NumPy array. change: a function of rows that were read, which
-    keeps their shape and dtype.
-    """
+    """Rows of an array on disk (`numpy.memmap`), which are read when they are indexed, by an int, a
+    slice or int32 (n,). change: a function of rows, which keeps their shape and dtype."""
 
     def __init__(self, array, index, change: Callable[[np.ndarray], np.ndarray] = np.asarray):
         self.array, self.index, self.change = array, np.asarray(index), change
@@ -65,10 +61,9 @@ class Examples:
         """Returns the examples at index, int (n,), bool (n,) or a slice."""
         columns = {name: take_rows(column, index) for name, column in self.columns.items()}
         names: Any = self.names
-        if isinstance(names, list | tuple) and len(names):
-            names = np.asarray(names, object)[index].tolist()
-        elif len(names):
-            names = names[index]
+        if len(names):
+            is_list = isinstance(names, list | tuple)
+            names = np.asarray(names, object)[index].tolist() if is_list else names[index]
         target = None if self.target is None else self.target[index]
         return dataclasses.replace(self, columns=columns, target=target, names=names)
 
@@ -89,8 +84,8 @@ def join(parts: Sequence[Examples]) -> Examples:
     columns = {
         name: _concatenate([part.columns[name] for part in parts]) for name in parts[0].columns
     }
-    known = all(part.target is not None for part in parts)
-    target = np.concatenate([part.target for part in parts]) if known else None
+    targets = [part.target for part in parts]
+    target = None if any(t is None for t in targets) else np.concatenate(targets)
     names = [name for part in parts for name in part.names]
     return dataclasses.replace(parts[0], columns=columns, target=target, names=names)
 
@@ -147,22 +142,21 @@ class Limits:
     """Limits of one request, which `Encoder.parse` checks before its work."""
 
     rows: int = 256
-    """Examples."""
     steps: int = 20_000
     """Rows of a series."""
     characters: int = 4_000_000
     pixels: int = 25_000_000
     """Pixels of one image."""
     pixels_in_all: int = 100_000_000
-    """Pixels of all images."""
     counted: int = 0
     """Pixels so far."""
 
     def count_pixels(self, name: Any, count: int) -> None:
         """Adds the pixels of an image. Raises TooMuch beyond a limit."""
         if count > self.pixels:
-            most = f"{self.pixels / 1e6:g} million pixels"
-            raise TooMuch(f"{name} is too large: send one of at most {most}.")
+            raise TooMuch(
+                f"{name} is too large: send one of at most {self.pixels / 1e6:g} million pixels."
+            )
         self.counted += count
         if self.counted > self.pixels_in_all:
             raise TooMuch(
@@ -179,8 +173,7 @@ class RowsRefused(InputError):
     """Invalid rows: a sentence for each of them, and the valid examples."""
 
     def __init__(self, sentences: list[str], examples: Examples):
-        count = len(sentences)
-        more = f" In all, {count} rows are refused." if count > 1 else ""
+        more = f" In all, {len(sentences)} rows are refused." if len(sentences) > 1 else ""
         super().__init__(sentences[0] + more)
         self.sentences, self.examples = sentences, examples
 
@@ -213,11 +206,8 @@ class Plain:
 
 
 class Encoder(abc.ABC):
-    """Turns examples into arrays. A frozen dataclass, whose fields are saved as JSON.
-
-    A large field is text with `metadata={"file": "tokenizer.json"}`, the file that it is saved in.
-    A field must not have the name of a method, or of another attribute than `target`.
-    """
+    """Turns examples into arrays. A frozen dataclass, whose fields are saved as JSON; a large field
+    is text with `metadata={"file": "tokenizer.json"}`, the file that it is saved in."""
 
     form: ClassVar[Form]
     target: Target
@@ -240,9 +230,8 @@ class Encoder(abc.ABC):
         """Returns a user's examples, one or more, without targets.
 
         given: a str (a path, or a text), an `Upload`, a list of rows {column: value}, a NumPy array
-        of one example or several, or a data frame; None for data saved in the run, such as its
-        series. Raises InputError for anything else, and for invalid examples.
-        """
+        of one example or several, or a data frame; None for data saved in the run. Raises
+        InputError for anything else, and for invalid examples."""
 
     def parse_with_targets(self, given: Any) -> Examples:
         """Returns a user's examples with their targets, for evaluation. given: the Path of a file
@@ -308,6 +297,7 @@ class Encoder(abc.ABC):
 
 
 METHODS = {name for name in vars(Encoder) if not name.startswith("_")} - {"target"}
+HUB_DATASET = "with_format", "column_names"  # attributes of Hugging Face's `datasets.Dataset`
 
 
 def as_path(given: Any) -> Path | None:
@@ -328,18 +318,15 @@ def as_upload(given: Any) -> Upload:
 
 def is_frame(given: Any) -> bool:
     """True for a data frame of pandas, one with Arrow's interface, or a Hugging Face data set."""
-    arrow = _has(given, "__arrow_c_stream__") and not is_series(given)
-    return arrow or _has(given, "columns", "iloc") or _is_hub_dataset(given)
-
-
-def _is_hub_dataset(given: Any) -> bool:
-    """True for a `datasets.Dataset` of Hugging Face, which contains Arrow tables."""
-    return _has(given, "with_format", "column_names")
+    if is_series(given):
+        return False
+    interfaces = ("__arrow_c_stream__",), ("columns", "iloc"), HUB_DATASET
+    return any(_has(given, *names) for names in interfaces)
 
 
 def unpack_hub(given: Any) -> Any:
     """Returns the Arrow table of a Hugging Face data set, anything else unchanged."""
-    return given.with_format("arrow")[:] if _is_hub_dataset(given) else given
+    return given.with_format("arrow")[:] if _has(given, *HUB_DATASET) else given
 
 
 def is_series(given: Any) -> bool:
@@ -363,9 +350,12 @@ def column_values(given: Any) -> Any:
                 "of texts or paths."
             )
         given = given.iloc[:, 0] if _has(given, "iloc") else pa.table(given).column(0)
-    if not is_series(given) and not _has(given, "__arrow_c_stream__"):
+    if is_series(given):
+        values = given.tolist()
+    elif _has(given, "__arrow_c_stream__"):
+        values = pa.chunked_array(given).to_pylist()
+    else:
         return given
-    values = given.tolist() if is_series(given) else pa.chunked_array(given).to_pylist()
     if not all(isinstance(value, str | Path) for value in values):
         raise InputError("a column of texts or paths has other values, such as missing ones.")
     return values

@@ -1,4 +1,4 @@
-"""IDX files of MNIST and Fashion-MNIST: addresses, names and format.
+"""IDX files of MNIST and Fashion-MNIST.
 
 The format is described by LeCun, Cortes and Burges, "The MNIST database of handwritten digits"
 (http://yann.lecun.com/exdb/mnist/): two zero bytes, a type code, the number of dimensions, one
@@ -17,38 +17,12 @@ import numpy as np
 from dlflax import files
 from dlflax.errors import InputError
 
-URLS = {
-    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-}
-
-# Checksums of the uncompressed files: mirrors compress the same bytes differently.
-# fmt: off
-SHA256 = {
-    "mnist": {
-        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    },
-    "fashion_mnist": {
-        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    },
-}
-
-CLASS_NAMES = {
-    "mnist": tuple("0123456789"),
-    "fashion_mnist": (
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-        "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-    ),
-}
-# fmt: on
-
-FILES = tuple(SHA256["mnist"])  # train images, train labels, test images, test labels
+FILES = (
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
+)  # fmt: skip
+TITLE = "IDX files"
+EXPECTED = f"a folder with {', '.join(FILES)}, each with or without .gz"
 
 _TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 
@@ -65,6 +39,23 @@ def find_idx(folder: Path) -> dict[str, Path]:
             if name not in paths and path.is_file():
                 paths[name] = path
     return paths
+
+
+def find(folder: Path) -> list[Path]:
+    """Returns the four `FILES` in `folder`, or []. InputError if some are missing."""
+    paths = find_idx(folder)
+    if paths and (missing := [name for name in FILES if name not in paths]):
+        raise InputError(
+            f"--data {folder} has no {missing[0]} (or {missing[0]}.gz): it should be {EXPECTED}."
+        )
+    return [paths[name] for name in FILES if paths]
+
+
+def read(paths: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns [train, test] of `find`: images uint8 (n, h, w, 1), labels int32 (n,)."""
+    images, labels, test_images, test_labels = map(read_idx, paths, (3, 1, 3, 1))
+    pairs = (images, labels), (test_images, test_labels)
+    return [(images[..., None], labels.astype(np.int32)) for images, labels in pairs]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -93,9 +84,10 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def parse_idx(data: bytes, path: Path, ndim: int) -> np.ndarray:
-    """Returns the uint8 array with `ndim` dimensions of IDX bytes, or raises InputError; `path` is
-    for messages."""
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Returns the uint8 array with `ndim` dimensions of an IDX file, gzip or not, or raises
+    InputError."""
+    data = read_bytes(path)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
         start = data[:4].hex(" ") or "nothing"
         raise InputError(f"{path} is not an IDX file (it starts with {start}): download it again.")
@@ -114,8 +106,3 @@ def parse_idx(data: bytes, path: Path, ndim: int) -> np.ndarray:
             f"{' x '.join(map(str, shape))}: download it again."
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()  # copy: writable
-
-
-def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Returns the uint8 array of an IDX file, gzip or not, or raises InputError."""
-    return parse_idx(read_bytes(path), path, ndim)

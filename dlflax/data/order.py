@@ -1,7 +1,5 @@
-"""The examples that are held out, and the order of the others: pure functions of a seed, in NumPy.
-
-Without state, so a stopped run continues from its step counter alone.
-"""
+"""The examples that are held out, and the order of the others: pure functions of a seed. A stopped
+run continues from its step counter alone."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -15,15 +13,12 @@ POOL = 16  # batches whose examples are sorted by length together
 
 
 def permutation(n: int, seed: int, *purpose: int) -> np.ndarray:
-    """Returns an int32 (n,) permutation for this seed and purpose.
-
-    NumPy promises never to change raw Philox bits, which are sorted, but not
-    `Generator.permutation`. The purpose is a spawn key, as SeedSequence([s]) and
-    SeedSequence([s, 0]) are equal.
-    """
+    """Returns an int32 (n,) permutation for this seed and purpose."""
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, not {seed}.")
+    # a spawn key, as SeedSequence([s]) and SeedSequence([s, 0]) are equal
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=purpose))
+    # NumPy may change `Generator.permutation`, but never raw bits
     return np.argsort(bits.random_raw(n), kind="stable").astype(np.int32)
 
 
@@ -38,10 +33,8 @@ def split(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """Returns (train, validation): `fraction` of the examples, drawn by `seed`, is for validation.
 
-    Every array is split along its first axis, and both splits keep the order of the examples.
-    Validation is None for fraction 0. Raises InputError when `fraction` is outside [0, 1), or would
-    leave a split empty.
-    """
+    Both keep the order of the examples, along the first axis of every array. Validation is None for
+    fraction 0. Raises InputError when `fraction` is outside [0, 1), or leaves a split empty."""
     check_fraction(fraction)
     if fraction == 0:
         return train, None
@@ -83,10 +76,11 @@ def hold_out(
 ) -> np.ndarray:
     """Returns bool (n,): about `share` of the examples, by `stratified_sample` where targets are
     classes, int (n,). With groups (n,) that share of the groups is drawn, one or more."""
-    return _draw_groups(
-        groups, targets, left,
-        lambda targets, _: stratified_sample(targets, share, seed, *purpose, left=left),
-    )  # fmt: skip
+
+    def choose(targets, _):
+        return stratified_sample(targets, share, seed, *purpose, left=left)
+
+    return _draw_groups(groups, targets, left, choose)
 
 
 def hold_out_by_hash(
@@ -110,8 +104,8 @@ def hold_out_by_hash(
 
 
 def _draw_groups(groups, targets, left, choose):
-    """Returns choose(targets, names) -> bool, of the examples or, with groups, of the groups'
-    examples. Raises InputError for fewer than left + 1 groups."""
+    """Returns choose(targets, names): bool, of the examples, or of the groups for theirs. Raises
+    InputError for fewer than left + 1 groups."""
     if groups is None:
         return choose(_strata(targets), None)
     names, group = np.unique(groups, return_inverse=True)
@@ -133,11 +127,10 @@ def assign_folds(targets, count: int, seed: int, groups=None) -> np.ndarray:
         by_class = np.lexsort((permutation(len(targets), seed, 4), _strata(targets)))
         fold[by_class] = np.arange(len(targets)) % count
         return fold
-    names, group = np.unique(groups, return_inverse=True)
+    names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < count:
         raise InputError(f"--folds {count}: there are {len(names)} groups, and each needs one.")
-    sizes, filled = np.bincount(group), np.zeros(count, int)
-    fold = np.empty(len(names), np.int32)
+    filled, fold = np.zeros(count, int), np.empty(len(names), np.int32)
     for i in np.lexsort((permutation(len(names), seed, 4), -sizes)):  # the largest first
         fold[i] = np.argmin(filled)
         filled[fold[i]] += sizes[i]
@@ -171,10 +164,9 @@ def epoch_batches(
     """Returns `order` in batches: int32 (ceil(n / batch_size), batch_size) indices.
 
     The last batch is padded with -1 - i for the first examples i of the same order: they do not
-    count, so that every example counts once, but are draws from the data for batch statistics.
-    With lengths (n,), the examples of POOL batches are sorted by length, then the batches shuffled.
-    Raises InputError when `n` or `batch_size` is below 1 or `seed` is negative.
-    """
+    count, but are draws from the data for batch statistics. With lengths (n,), the examples of POOL
+    batches are sorted by length, then the batches shuffled. Raises InputError when `n` or
+    `batch_size` is below 1 or `seed` is negative."""
     if n < 1 or batch_size < 1:
         raise InputError(f"batches need n and batch_size of 1 or more, not {n} and {batch_size}.")
     shuffled = order(n, seed, epoch)
@@ -208,8 +200,7 @@ class Order(NamedTuple):
 def batch_order(data: Mapping[str, Any], batch_size: int, rows: np.ndarray | None = None) -> Order:
     """Returns the Order of data, arrays (N, ...), or of the examples at rows, int32 (n,)."""
     rows = np.arange(len(data["inputs"]), dtype=np.int32) if rows is None else rows
-    lengths = data.get("length")
-    lengths = None if lengths is None else np.asarray(lengths)[rows]
+    lengths = np.asarray(data["length"])[rows] if "length" in data else None
 
     def batches(seed, epoch):
         index = epoch_batches(len(rows), batch_size, seed, epoch, lengths)

@@ -1,7 +1,4 @@
-"""Splits: the train, validation and test examples, chosen by raw targets and groups.
-
-A Dataset has its split before anything is encoded.
-"""
+"""Splits: the train, validation and test examples, chosen by raw targets and groups."""
 
 import abc
 import dataclasses
@@ -47,12 +44,9 @@ class Unordered(Split):
 
     def rows(self, examples, share, seed, log):
         in_test = self.test(examples)
-        rows = np.flatnonzero(~in_test)
+        rows, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
         in_validation = self.validation(examples, rows, share, seed, log)
-        return {
-            "train": rows[~in_validation], "val": rows[in_validation],
-            "test": np.flatnonzero(in_test),
-        }  # fmt: skip
+        return {"train": rows[~in_validation], "val": rows[in_validation], "test": test}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,9 +98,8 @@ class ByContent(Share):
     """bool (n,), where the data have a validation split, of which nothing is drawn for testing."""
 
     def test(self, examples):
-        free, left = np.ones(len(self.contents), bool), 2
-        if self.in_validation is not None:
-            free, left = ~self.in_validation, 1
+        given = self.in_validation
+        free, left = (np.ones(len(self.contents), bool), 2) if given is None else (~given, 1)
         groups = None if self.groups is None else self.groups[free]
         in_test = np.zeros(len(free), bool)
         in_test[free] = hold_out_by_hash(
@@ -165,7 +158,6 @@ def split_rows(
 
 
 def _check_classes(examples, train, grouped: bool) -> None:
-    """Raises InputError for a class without a training example."""
     target, names = examples.target, examples.classes
     if target is None or not names or target.dtype.kind not in "iu":
         return

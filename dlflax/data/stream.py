@@ -32,11 +32,8 @@ def _prefetch(count: int, size: int, read):
 
 
 def stream(data, batches: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Yields this host's share of batches (steps, batch_size), as `order.epoch_batches` returns
-    them, in chunks of k steps.
-
-    A chunk is (arrays (k, share, ...), "mask" float32 among them; the steps of k that are real).
-    """
+    """Yields this host's share of batches (steps, batch_size), as of `order.epoch_batches`. A chunk
+    is (arrays (k, share, ...), "mask" float32 among them; the steps of k that are real)."""
     batches = batches[:, parallel.host_rows(batches.shape[1])]
     steps, batch_size = batches.shape
     k = int(np.clip(CHUNK_BYTES // max(_example_bytes(data) * batch_size, 1), 1, steps))

@@ -69,17 +69,20 @@ class Target(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classes(Target):
-    """One of several classes for each example. Raw and encoded: class numbers, int (n,)."""
-
+class _Named(Target):
     names: tuple[str, ...]
 
     @property
     def classes(self):
         return self.names
 
-    def encode(self, values: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    def encode(self, values: Real[np.ndarray, " n *labels"]) -> Int[np.ndarray, " n *labels"]:
         return values.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes(_Named):
+    """One of several classes for each example. Raw and encoded: class numbers, int (n,)."""
 
     def numbers(self, names: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Returns the class number of each name, UNKNOWN for any other name."""
@@ -87,17 +90,8 @@ class Classes(Target):
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels(Target):
+class Labels(_Named):
     """Any number of labels for each example. Raw and encoded: 0 or 1, int (n, labels)."""
-
-    names: tuple[str, ...]
-
-    @property
-    def classes(self):
-        return self.names
-
-    def encode(self, values: Real[np.ndarray, "n labels"]) -> Int[np.ndarray, "n labels"]:
-        return values.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +107,8 @@ class Numbers(Target):
 
     @property
     def spread(self):
-        """`scale`, if it was fitted."""
-        default = (self.mean, self.scale) == (Numbers.mean, Numbers.scale)
-        return () if default else self.scale
+        is_fitted = (self.mean, self.scale) != (Numbers.mean, Numbers.scale)
+        return self.scale if is_fitted else ()
 
     @classmethod
     def fit(cls, values: Real[np.ndarray, " n *numbers"], names: Sequence[str] = ()) -> "Numbers":
@@ -159,7 +152,6 @@ class Steps(Target):
 
     @property
     def spread(self):
-        """`scale`."""
         return (self.scale,)
 
     def encode(self, values: Float[np.ndarray, "n horizon"]) -> Float[np.ndarray, "n horizon"]:

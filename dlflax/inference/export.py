@@ -40,17 +40,17 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # of a StableHLO file
 
 def export(
     run: Path | Predictor, to: Format = "onnx", file: Path | None = None,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = print, experiment: str | None = None,
 ) -> Path:  # fmt: skip
     """Writes the model of a run folder or a sweep, and returns the file's path (default:
-    model.onnx or model.stablehlo in the folder).
+    model.onnx or model.stablehlo in the folder). experiment: as in `dlflax.load`.
 
     FILE.json, and an ONNX file's metadata, describe inputs and outputs. The file is first compared
     with `predict` on test examples. Raises InputError, and writes no file, for a difference above
     TOLERANCE (of probabilities; of numbers in units of the target's deviation, or of the largest
     output if that is more), for an unusable folder, and for a model that cannot be exported.
     """
-    predictor = run if isinstance(run, Predictor) else Predictor(run, log=log)
+    predictor = run if isinstance(run, Predictor) else Predictor(run, None, experiment, log)
     predictor, compute_dtype = _in_float32(predictor), predictor.config.recipe.compute_dtype
     file = Path(file or predictor.folder / f"model.{to}")
     stages, spec = export_stages(predictor)

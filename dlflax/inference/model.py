@@ -24,8 +24,8 @@ class Model:
     """Trained model of a run folder or a sweep.
 
     run_dir: the folder, or one of `save`; log: gets warnings; tta: number of augmented views per
-    input (test-time augmentation); experiment: file or module of the run, if it was moved,
-    changed, or not run here. Raises InputError for an unusable folder.
+    input (test-time augmentation); experiment: file or module of a run with code outside of
+    dlflax. Raises InputError for an unusable folder.
     """
 
     def __init__(

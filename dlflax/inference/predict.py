@@ -34,8 +34,8 @@ class Predictor:
     """Model of a run folder or a sweep, from the best checkpoint. Raises InputError for an unusable
     folder, RunError for a damaged checkpoint.
 
-    package: package of named experiments; experiment: file or module of the run, if it was moved;
-    tta: number of augmented views averaged with each input (test-time augmentation).
+    package: package of named experiments; experiment: file or module of a run with code outside of
+    dlflax; tta: number of augmented views averaged with each input (test-time augmentation).
     """
 
     def __init__(

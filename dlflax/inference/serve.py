@@ -11,6 +11,7 @@ import contextlib
 import importlib.resources
 import io
 import ipaddress
+import itertools
 import os
 import signal
 import socket
@@ -46,17 +47,34 @@ READ_SECONDS = 30  # time limit for a request's body
 ANSWER_SECONDS = 60  # time limit for the answer
 STOP_SECONDS = 30  # from SIGTERM to the exit of the process
 SAY_SECONDS = 5  # the last of these, for error responses to waiting clients
-BUSY = "too many requests are waiting: try again in a second."
+
+
+class Room:
+    """Counter of the bytes or inputs of all open requests."""
+
+    count = 0
+
+    @contextlib.contextmanager
+    def take(self, count: int, most: int):
+        """Adds to the count within the block. Raises Refused beyond `most`."""
+        if self.count + count > most:
+            raise Refused(429, "too many requests are waiting: try again in a second.")
+        self.count += count
+        try:
+            yield
+        finally:
+            self.count -= count
 
 
 class Batches:
-    """Queue that computes the inputs of several requests in shared batches of SIZES."""
+    """Computes the inputs of several requests in shared batches, one after the other."""
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
-        self._queue: asyncio.Queue = asyncio.Queue()
-        self._waiting = 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._turn = asyncio.Lock()
+        self._next: dict[object, Examples] = {}  # requests of the next batch
+        self._task: asyncio.Task | None = None
 
     def warm_up(self) -> None:
         """Compiles every batch size."""
@@ -65,59 +83,32 @@ class Batches:
             repeated = {name: np.repeat(array, size, 0) for name, array in example.items()}
             self._predictor.predictions(repeated)
 
-    @contextlib.contextmanager
-    def room(self, count: int):
-        """Counts waiting inputs. Raises Refused if there are too many."""
-        if self._waiting + count > MOST_WAITING:
-            raise Refused(429, BUSY)
-        self._waiting += count
-        try:
-            yield
-        finally:
-            self._waiting -= count
-
     async def answers(self, examples: Examples) -> list[dict[str, Any]]:
-        """Returns the predictions for examples, as JSON values."""
-        with self.room(len(examples)):
-            futures = []
-            for start in range(0, len(examples), SIZES[-1]):
-                part = examples.take(slice(start, start + SIZES[-1]))
-                futures.append(asyncio.get_running_loop().create_future())
-                self._queue.put_nowait((part, futures[-1]))
-            return [values for part in await asyncio.gather(*futures) for values in part]
-
-    async def run(self) -> None:
-        """Computes the queue until it is cancelled."""
-        next_item = None
-        while True:
-            items, next_item = [next_item or await self._queue.get()], None
-            count, types = len(items[0][0]), _column_types(items[0][0])
-            while not self._queue.empty():
-                item = self._queue.get_nowait()
-                if count + len(item[0]) > SIZES[-1] or _column_types(item[0]) != types:
-                    next_item = item
-                    break
-                items.append(item)
-                count += len(item[0])
-            await self._compute(items)
-
-    async def _compute(self, items) -> None:
-        items = [item for item in items if not item[1].cancelled()]  # the client may be gone
-        if not items:
-            return
-        loop = asyncio.get_running_loop()
+        """Returns the predictions for examples, as JSON values. They join the next batch, or begin
+        another one if they would exceed SIZES or have other types."""
+        count, types = len(examples), _column_types(examples)
+        for other in self._next.values():
+            count += len(other)
+            types = types if types == _column_types(other) else None
+        if not self._next or count > SIZES[-1] or types is None:
+            self._next = {}
+            self._task = asyncio.create_task(self._compute(self._next))
+        batch, key = self._next, object()
+        batch[key] = examples
         try:
-            examples = join([part for part, _ in items])
-            answers = await loop.run_in_executor(self._thread, self._predict, examples)
-        except Exception as error:
-            for _, future in items:
-                if not future.cancelled():
-                    future.set_exception(error)
-            return
-        for part, future in items:
-            if not future.cancelled():
-                future.set_result(answers[: len(part)])
-            answers = answers[len(part) :]
+            return (await asyncio.shield(self._task))[key]
+        finally:
+            batch.pop(key, None)  # if the client is gone
+
+    async def _compute(self, batch: dict[object, Examples]) -> dict[object, list[dict[str, Any]]]:
+        async with self._turn:
+            if self._next is batch:
+                self._next = {}
+            if not (batch := dict(batch)):
+                return {}
+            loop, examples = asyncio.get_running_loop(), join(list(batch.values()))
+            answers = iter(await loop.run_in_executor(self._thread, self._predict, examples))
+        return {key: list(itertools.islice(answers, len(part))) for key, part in batch.items()}
 
     def _predict(self, examples) -> list[dict[str, Any]]:
         with np.errstate(all="ignore"):  # NaN becomes null
@@ -128,44 +119,31 @@ class Batches:
 def _column_types(examples):
     """Returns the dtypes and shapes that the examples of one batch share. Pixels may be uint8 or
     float32, so requests differ."""
-    return [
-        (name, column.type) if isinstance(column, pa.Array)
-        else (name, column.dtype, column.shape[1:]) for name, column in examples.columns.items()
-    ]  # fmt: skip
+    columns = examples.columns.values()
+    return [c.type if isinstance(c, pa.Array) else (c.dtype, c.shape[1:]) for c in columns]
 
 
-class Bodies:
-    """Reader of request bodies, which may have MOST_BYTES_IN_ALL together."""
-
-    def __init__(self):
-        self._bytes = 0
-
-    @contextlib.asynccontextmanager
-    async def read(self, request: Request):
-        """Yields the body of a request. Raises Refused if it is too large or too slow."""
-        limit = f"a request may have {MOST_BYTES // 2**20} MB."
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise Refused(415, "send the body as it is, without Content-Encoding.")
-        length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MOST_BYTES:
-            raise Refused(413, limit)
-        body = bytearray()
+@contextlib.asynccontextmanager
+async def read_body(request: Request, room: Room):
+    """Yields the body of a request. Raises Refused if it is too large or too slow."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refused(415, "send the body as it is, without Content-Encoding.")
+    length, body = request.headers.get("content-length", "0"), bytearray()
+    too_large = Refused(413, f"a request may have {MOST_BYTES // 2**20} MB.")
+    if not length.isdecimal() or int(length) > MOST_BYTES:
+        raise too_large
+    with contextlib.ExitStack() as parts:
         try:
-            try:
-                async with asyncio.timeout(READ_SECONDS):
-                    async for part in request.stream():
-                        body += part
-                        self._bytes += len(part)
-                        if len(body) > MOST_BYTES:
-                            raise Refused(413, limit)
-                        if self._bytes > MOST_BYTES_IN_ALL:
-                            raise Refused(429, BUSY)
-            except TimeoutError:
-                sentence = f"the request took longer than {READ_SECONDS} seconds."
-                raise Refused(408, sentence) from None
-            yield body
-        finally:
-            self._bytes -= len(body)
+            async with asyncio.timeout(READ_SECONDS):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        raise too_large
+                    parts.enter_context(room.take(len(part), MOST_BYTES_IN_ALL))
+        except TimeoutError:
+            sentence = f"the request took longer than {READ_SECONDS} seconds."
+            raise Refused(408, sentence) from None
+        yield body
 
 
 def app(
@@ -173,38 +151,41 @@ def app(
 ) -> Starlette:
     """Returns the ASGI application, after loading and compiling the model. hosts, origins: of
     `HostCheck`. Raises InputError and RunError as Predictor."""
-    batches, bodies = Batches(predictor), Bodies()
+    batches, in_memory, waiting = Batches(predictor), Room(), Room()
     batches.warm_up()
-    _heatmap(predictor, predictor.example()["inputs"])
+    encoder, example = predictor.encoder, predictor.example()["inputs"]
+    if takes_images := encoder.image(example, 0) is not None:
+        _explain_image(predictor, example)
     readers = concurrent.futures.ThreadPoolExecutor(2)
-    page = importlib.resources.files("dlflax.inference").joinpath("serve.html").read_text("utf-8")
 
     def in_thread(*work):
         return asyncio.get_running_loop().run_in_executor(readers, *work)
 
-    encoder = predictor.encoder
-
     async def inputs(request, body, most=None) -> Examples:
         media = request.headers.get("content-type", "")
         parts = (await in_thread(split_request, encoder, media, body))[:most]
-        with batches.room(len(parts)):  # part by part, in turns with other requests
+        with waiting.take(len(parts), MOST_WAITING):  # part by part, in turns with other requests
             return join([await in_thread(read_part, encoder, part) for part in parts])
 
+    async def answers(examples):
+        with waiting.take(len(examples), MOST_WAITING):
+            return await batches.answers(examples)
+
     async def predict(request, body):
-        return {"answers": await batches.answers(await inputs(request, body))}
+        return {"answers": await answers(await inputs(request, body))}
 
     async def look(request, body):
-        if encoder.image(predictor.example()["inputs"], 0) is None:
+        if not takes_images:
             raise Refused(404, "this model does not take images.")
         examples = (await inputs(request, body, 1)).take(slice(1))
-        (values,) = await batches.answers(examples)
+        (values,) = await answers(examples)
         images = encoder.batch(encoder.raw(examples))["inputs"]
         return {"answer": values, **await in_thread(_explain_image, predictor, images)}
 
     def post(path, answer):
         async def respond(request):
             try:
-                async with bodies.read(request) as body:
+                async with read_body(request, in_memory) as body:
                     return JSON(await _cancel_on_disconnect(request, answer(request, body)))
             except asyncio.CancelledError:  # by uvicorn, before the process ends
                 raise Refused(503, "the server is stopping: try again later.") from None
@@ -213,26 +194,27 @@ def app(
 
     def figure(request):
         name = request.path_params["name"]
-        if not FIGURE.fullmatch(name):
-            raise HTTPException(404)
-        try:
-            content = read_bytes(predictor.folder / name, follow=False)
-        except OSError:  # missing, or a link out of the folder
-            raise HTTPException(404) from None
-        return Response(content, media_type="image/png")
+        with contextlib.suppress(OSError):  # missing, or a link out of the folder
+            if FIGURE.fullmatch(name):
+                content = read_bytes(predictor.folder / name, follow=False)
+                return Response(content, media_type="image/png")
+        raise HTTPException(404)
+
+    def page(name):
+        content = importlib.resources.files("dlflax.inference").joinpath(name).read_text("utf-8")
+        return lambda _: HTMLResponse(content)
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
-        task = asyncio.create_task(batches.run())
         yield
-        task.cancel()
         readers.shutdown(wait=False, cancel_futures=True)
 
     async def health(_):
         return JSON({"status": "ok"})
 
     routes = [
-        Route("/", lambda _: HTMLResponse(page)),
+        Route("/", page("serve.html")),
+        Route("/docs", page("serve_docs.html")),
         Route("/health", health),
         Route("/card", lambda _: JSON(card(predictor))),
         Route("/openapi.json", lambda _: JSON(openapi(predictor))),
@@ -241,8 +223,7 @@ def app(
         post("/look", look),
     ]
     handlers = {
-        Refused: _refuse, HTTPException: _http_error, ClientDisconnect: _disconnect,
-        Exception: _server_error,
+        HTTPException: _http_error, ClientDisconnect: _disconnect, Exception: _server_error,
     }  # fmt: skip
     check = Middleware(HostCheck, hosts=hosts, origins=origins)
     return Starlette(
@@ -273,10 +254,6 @@ async def _cancel_on_disconnect(request: Request, work: Coroutine):
             task.cancel()
 
 
-async def _refuse(_, error):
-    return JSON({"error": error.sentence}, error.status)
-
-
 async def _disconnect(*_):
     return Response(status_code=400)  # no client reads it
 
@@ -287,41 +264,29 @@ async def _server_error(*_):
 
 async def _http_error(_, error):
     sentences = {
-        404: "there is nothing here: see /openapi.json.",
-        405: "use another method: see /openapi.json.",
+        "Not Found": "there is nothing here: see /openapi.json.",
+        "Method Not Allowed": "use another method: see /openapi.json.",
     }
-    sentence = sentences.get(error.status_code, str(error.detail))
+    sentence = sentences.get(error.detail, error.detail)
     return JSON({"error": sentence}, error.status_code, headers=error.headers)
 
 
-def _heatmap(predictor, inputs) -> np.ndarray | None:
-    """Returns Grad-CAM heatmaps of images, float32 (n, h, w); None for models without one."""
-    if predictor.encoder.image(inputs, 0) is None:
-        return None
-    recipe = predictor.config.recipe
-    variables = train.variables(recipe, predictor.state())
-    try:
-        return grad_cam.grad_cam(recipe.model, variables, train.floats(inputs))
-    except (TypeError, ValueError):  # an ensemble has several feature maps
-        return None
-
-
 def _explain_image(predictor, inputs) -> dict[str, str | None]:
-    """Returns the input image and its heatmap as data URIs of PNG files."""
-    heatmap = _heatmap(predictor, inputs)
-    return {
-        "seen": _png(inputs[0]),
-        "looked": None if heatmap is None else _png(heatmap[0][:, :, None]),
-    }
+    """Returns the first input image and its Grad-CAM heatmap, None for a model without one, as data
+    URIs of PNG files."""
+    recipe, heatmap = predictor.config.recipe, None
+    variables = train.variables(recipe, predictor.state())
+    with contextlib.suppress(TypeError, ValueError):  # an ensemble has several feature maps
+        heatmap = grad_cam.grad_cam(recipe.model, variables, train.floats(inputs))
+    looked = None if heatmap is None else _png(np.uint8(255 * heatmap[0])[:, :, None])
+    return {"seen": _png(predictor.encoder.image(inputs, 0)), "looked": looked}
 
 
 def _png(pixels: np.ndarray) -> str:
-    """Returns the data URI of an image, uint8 or floats in 0..1, (h, w, 1 or 3)."""
+    """Returns the data URI of an image, uint8 (h, w, 1 or 3)."""
     from PIL import Image
 
     content = io.BytesIO()
-    if pixels.dtype != np.uint8:
-        pixels = np.uint8(255 * pixels.clip(0, 1))
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(content, "PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 

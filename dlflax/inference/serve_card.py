@@ -7,9 +7,10 @@ from typing import Any
 import dlflax
 from dlflax.files import read_json
 from dlflax.inference.predict import Predictor
-from dlflax.inference.serve_inputs import most_inputs
+from dlflax.inference.serve_inputs import most_inputs, takes_base64
 from dlflax.transfer.weights import PUBLISHED
 
+TEXT = {"type": "string"}
 FIGURE = re.compile(r"[a-z0-9_]+\.png")  # file names of a run's figures
 
 
@@ -35,7 +36,7 @@ def card(predictor: Predictor) -> dict[str, Any]:
         "model": type(recipe.model).__name__, "task": type(recipe.task).__name__,
         "parameters": _get(results, "parameters", int) or None,
         "takes": form.key, "widget": form.widget, "media": list(form.media),
-        "base64": form.schema.get("contentEncoding") == "base64",
+        "base64": takes_base64(form),
         "input_shape": list(predictor.example()["inputs"].shape[1:]),
         "classes": list(encoder.target.classes),
         "outlook": dict(encoder.outlook()),
@@ -63,37 +64,46 @@ def _scalars(scores) -> dict[str, float]:
 
 def openapi(predictor: Predictor) -> dict[str, Any]:
     """Returns the OpenAPI 3.1 description."""
-    form, most = predictor.encoder.form, most_inputs(predictor.encoder)
-    key, item = form.key, dict(form.schema)
-    body = {
-        "type": "object", "required": [key], "additionalProperties": False,
-        "properties": {key: {"type": "array", "items": item, "maxItems": most}},
-    }  # fmt: skip
-    content: dict[str, Any] = {"application/json": {"schema": body}}
-    content |= {media: {"schema": {"type": "string"}} for media in form.media}
-    error = {
-        "description": "The error, in one sentence.",
-        "content": {"application/json": {"schema": {
-            "type": "object", "properties": {"error": {"type": "string"}},
-        }}},
-    }  # fmt: skip
+    encoder, form = predictor.encoder, predictor.encoder.form
+    most, least = most_inputs(encoder), 0 if form.together else 1
+    inputs = {"type": "array", "items": _item(encoder), "minItems": least, "maxItems": most}
+    file = {"type": "string", **({"format": "binary"} if takes_base64(form) else {})}
+    content = _json("", **{form.key: inputs})["content"]
+    content["application/json"]["schema"]["additionalProperties"] = False
+    content |= {media: {"schema": file} for media in form.media}
 
-    def operation(summary, answer, has_body=True):
-        responses = {"200": {"description": answer, "content": {"application/json": {}}}}
-        statuses = (400, 403, 408, 413, 415, 421, 422, 429, 503) if has_body else (421,)
-        errors = {str(status): error for status in statuses}
-        request = {"requestBody": {"required": True, "content": content}} if has_body else {}
-        return {"summary": summary, **request, "responses": {**responses, **errors}}
+    def operation(method, summary, **answer):
+        error, statuses, request = _json("The error, in one sentence.", error=TEXT), (421,), {}
+        if method == "post":
+            statuses = (400, 403, 408, 413, 415, 421, 422, 429, 500, 503)
+            request = {"requestBody": {"required": True, "content": content}}
+        responses = {"200": _json(summary, **answer), **{str(s): error for s in statuses}}
+        return {method: {"summary": summary, **request, "responses": responses}}
 
-    name = type(predictor.config.recipe.model).__name__
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": f"{predictor.experiment}: {name}", "version": dlflax.__version__},
-        "paths": {
-            "/predict": {"post": operation("Predictions", "One answer for each input, in order.")},
-            "/look": {"post": operation("Prediction and heatmap of an image",
-                                        "The answer, and PNG files as data URIs.")},
-            "/card": {"get": operation("Model card", "Model, data and scores.", False)},
-            "/health": {"get": operation("Health check", "ok", False)},
-        },
-    }  # fmt: skip
+    answer, summary = {"type": "object"}, "Predictions, one for each input, in order"
+    paths = {
+        "/predict": operation("post", summary, answers={"type": "array", "items": answer}),
+        "/card": operation("get", "Model card: model, data and scores"),
+        "/health": operation("get", "Health check", status=TEXT),
+    }
+    if encoder.image(predictor.example()["inputs"], 0) is not None:
+        summary, looked = "Prediction and heatmap of an image", {"type": ["string", "null"]}
+        paths["/look"] = operation("post", summary, answer=answer, seen=TEXT, looked=looked)
+    title = f"{predictor.experiment}: {type(predictor.config.recipe.model).__name__}"
+    info = {"title": title, "version": dlflax.__version__}
+    return {"openapi": "3.1.0", "info": info, "paths": paths}
+
+
+def _json(description: str, **properties) -> dict[str, Any]:
+    """Returns the OpenAPI description of JSON with these keys; with any keys if there are none."""
+    schema = {"type": "object", "required": [*properties], "properties": properties}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _item(encoder) -> dict[str, Any]:
+    """Returns the schema of one input; of a row with the columns of the table."""
+    item, columns = dict(encoder.form.schema), encoder.outlook().get("columns", ())
+    row = {c["name"]: c.get("median", (c.get("levels") or [""])[0]) for c in columns}
+    if item.get("type") == "object":
+        item["additionalProperties"] = {"type": ["number", "string", "boolean", "null"]}
+    return item | ({"required": [*row], "examples": [row]} if row else {})

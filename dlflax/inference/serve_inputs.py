@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+from starlette.exceptions import HTTPException
 
 from dlflax.data import Encoder, Examples, Form, Limits, TooMuch, Upload
 from dlflax.errors import InputError
@@ -18,42 +19,8 @@ LIMITS = Limits()  # of one request
 _BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # curl's defaults
 
 
-class Refused(Exception):
+class Refused(HTTPException):
     """Refusal of a request: an HTTP status, 4xx or 503, and one sentence."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status, self.sentence = status, sentence
-
-
-def split_request(encoder: Encoder, content_type: str, body: bytes) -> list[Callable[[], Examples]]:
-    """Returns functions for `read_part`, each for some examples of a request. Its body is JSON with
-    the key of the encoder's form, or bytes of one of its media types. Raises Refused for other
-    bodies, and for sizes over the limits."""
-    form, media = encoder.form, content_type.partition(";")[0].strip().lower()
-    limits = dataclasses.replace(LIMITS)
-    if media == "application/json":
-        values = _json(body, form, most_inputs(encoder))
-        if form.schema.get("contentEncoding") == "base64":
-            # one part for each file, so that other requests need not wait for all files
-            uploads = [_upload(value, f"{form.upload} {i}") for i, value in enumerate(values, 1)]
-            return [_defer_parsing(encoder, upload, limits) for upload in uploads]
-        return [functools.partial(encoder.parse, _check(form.schema, values, form.key), limits)]
-    is_file = media in _BYTES and form.schema.get("contentEncoding") == "base64"
-    if is_file or any(fnmatch.fnmatch(media, pattern) for pattern in form.media):
-        ending = {"text/csv": ".csv"}.get(media, "")
-        upload = Upload(bytes(body), media, f"the {form.upload}{ending}")
-        return [_defer_parsing(encoder, upload, limits)]
-    others = ", ".join(pattern.replace("image/*", "image/png") for pattern in form.media)
-    others = f", or {others}" if others else ""
-    raise Refused(415, f"this model takes application/json{others}: see /openapi.json.")
-
-
-def _defer_parsing(encoder, upload, limits) -> Callable[[], Examples]:
-    """Checks the size of an upload and returns a function that parses it."""
-    with _translate_errors():
-        encoder.measure(upload, limits)
-    return functools.partial(encoder.parse, upload, limits)
 
 
 @contextlib.contextmanager
@@ -69,9 +36,40 @@ def _translate_errors():
         raise Refused(422, str(error)) from error
 
 
+def takes_base64(form: Form) -> bool:
+    """True if an example in JSON is a file in base64."""
+    return form.schema.get("contentEncoding") == "base64"
+
+
+@_translate_errors()
+def split_request(encoder: Encoder, content_type: str, body: bytes) -> list[Callable[[], Examples]]:
+    """Returns functions for `read_part`, each for some examples of a request. Its body is JSON with
+    the key of the encoder's form, or bytes of one of its media types. Raises Refused for other
+    bodies, and for sizes over the limits."""
+    form, media = encoder.form, content_type.partition(";")[0].strip().lower()
+    limits, is_base64 = dataclasses.replace(LIMITS), takes_base64(form)
+    if media == "application/json":
+        values = _json(body, form, most_inputs(encoder))
+        if not is_base64:
+            return [functools.partial(encoder.parse, _check(form, values), limits)]
+        # one part for each file, so that other requests need not wait for all files
+        uploads = [_upload(value, f"{form.upload} {i}") for i, value in enumerate(values, 1)]
+    elif is_base64 and media in _BYTES or any(fnmatch.fnmatch(media, m) for m in form.media):
+        ending = {"text/csv": ".csv"}.get(media, "")
+        uploads = [Upload(bytes(body), media, f"the {form.upload}{ending}")]
+    else:
+        others = ", ".join(pattern.replace("image/*", "image/png") for pattern in form.media)
+        others = f", or {others}" if others else ""
+        raise Refused(415, f"this model takes application/json{others}: see /openapi.json.")
+    for upload in uploads:
+        encoder.measure(upload, limits)
+    return [functools.partial(encoder.parse, upload, limits) for upload in uploads]
+
+
+@_translate_errors()
 def read_part(encoder: Encoder, part: Callable[[], Examples]) -> Examples:
     """Returns the examples of a part of `split_request`. Raises Refused for unusable ones."""
-    with _translate_errors(), np.errstate(all="ignore"):  # infinity is checked below
+    with np.errstate(all="ignore"):  # infinity is checked below
         examples = part()
         if len(examples) > LIMITS.rows:
             raise Refused(413, f"a request may have {LIMITS.rows} {encoder.form.key}.")
@@ -102,11 +100,12 @@ def _json(body: bytes, form: Form, most: int) -> list:
     return value[key]
 
 
-def _check(schema, values: list, key: str) -> list:
+def _check(form: Form, values: list) -> list:
     """Returns the values, checked against the form's schema."""
-    if schema.get("type") == "string" and not all(isinstance(value, str) for value in values):
-        raise Refused(422, f"{key} must be strings.")
-    if schema.get("type") == "object":
+    kind = form.schema.get("type")
+    if kind == "string" and not all(isinstance(value, str) for value in values):
+        raise Refused(422, f"{form.key} must be strings.")
+    if kind == "object":
         if not all(isinstance(row, dict) for row in values):
             raise Refused(422, 'send rows as {"column": value, ...}, all with the same columns.')
         cells = [cell for row in values for cell in row.values()]

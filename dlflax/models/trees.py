@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
+from dlflax.ops.platform import is_portable
 from dlflax.shapes import AnyArray
 
 CHUNK = 64  # trees for each score that are evaluated at a time, to save memory
@@ -61,9 +62,9 @@ class Trees(nn.Module):
     def columns(self, inputs: Float[AnyArray, "n ..."]) -> Float[AnyArray, "n columns"]:
         """Returns the columns that the trees read, float32."""
         x = jnp.asarray(inputs, jnp.float32).reshape(inputs.shape[0], -1)
-        indicator = self.indicator.value
+        source, indicator = jnp.asarray(self.source.value), jnp.asarray(self.indicator.value)
         is_missing = (indicator >= 0)[None] & (x[:, jnp.maximum(indicator, 0)] > 0.5)
-        values = jnp.where(is_missing, self.fill.value[None], x[:, self.source.value])
+        values = jnp.where(is_missing, jnp.asarray(self.fill.value)[None], x[:, source])
         return jnp.concatenate([values, _dot(x, self.projection.value)], 1)
 
     def __call__(
@@ -72,26 +73,32 @@ class Trees(nn.Module):
         columns, n = self.columns(inputs), inputs.shape[0]
         column, threshold, left = self.column.value, self.threshold.value, self.left.value
 
+        def descend(_, node):
+            x = jnp.take_along_axis(columns, _take(column, node), 1, mode="promise_in_bounds")
+            return _take(left, node) + (x > _take(threshold, node)).astype(jnp.int32)
+
         def add(scores, roots):
             node = jnp.zeros((n, 1), jnp.int32) + roots[None]
-            for _ in range(self.depth):
-                x = jnp.take_along_axis(columns, _take(column, node), 1, mode="promise_in_bounds")
-                node = _take(left, node) + (x > _take(threshold, node)).astype(jnp.int32)
+            if is_portable():  # jax2onnx translates no loop within a scan
+                for step in range(self.depth):
+                    node = descend(step, node)
+            else:
+                node = lax.fori_loop(0, self.depth, descend, node)
             values = _take(self.value.value, node).reshape(n, -1, self.num_scores)
             return scores + values.sum(1), None
 
         size = CHUNK * (self.num_scores // self.num_values)
-        count = self.num_trees // size
-        scores, roots = jnp.zeros((n, self.num_scores)), self.root.value
-        scores, _ = lax.scan(add, scores, roots[: count * size].reshape(count, size))
-        scores, _ = add(scores, roots[count * size :])
+        count, roots = self.num_trees // size, jnp.asarray(self.root.value)
+        scores, _ = add(jnp.zeros((n, self.num_scores)), roots[count * size :])
+        if count:
+            scores, _ = lax.scan(add, scores, roots[: count * size].reshape(count, size))
         return _dot(scores, self.head.value) + self.base.value[None]
 
 
-def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+def _dot(x: AnyArray, y: AnyArray) -> jax.Array:
     return jnp.dot(x, y, precision=lax.Precision.HIGHEST)  # a split must see the same numbers
 
 
-def _take(array: jax.Array, index: jax.Array) -> jax.Array:
+def _take(array: AnyArray, index: jax.Array) -> jax.Array:
     """Returns array[index] of valid indices, without the operations that check them."""
-    return array.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return jnp.asarray(array).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)

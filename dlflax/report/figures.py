@@ -1,18 +1,24 @@
 """Matplotlib figures of data and results. Matplotlib is imported lazily: start-up time counts."""
 
-import functools
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from dlflax.errors import first_line
 from dlflax.files import atomic_write
-from dlflax.report import fonts
 from dlflax.report.tables import number_text
 
 MAX_CLASSES = 60  # of a confusion matrix: larger ones are illegible, and take gigabytes
 NUMBER_FORMAT = "{x:,.15g}"  # of ticks: 145,860, not 1.4586 x 10^5
+FONTS = (  # Matplotlib takes a letter from the first installed font that has it
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC",
+    "Hiragino Sans", "WenQuanYi Micro Hei", "Malgun Gothic", "Apple SD Gothic Neo",
+    "Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS",
+    "Noto Emoji",
+)  # fmt: skip
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained"):
@@ -368,17 +374,24 @@ def draw(
 ) -> dict[str, Path]:
     """Saves NAME.png for each drawing that returns a Figure. Returns {name: path}. A failure is one
     warning to `log`: no figure stops a run."""
+    import matplotlib
+    from matplotlib import font_manager
+
     paths: dict[str, Path] = {}
     for name, drawing in drawings.items():
         path = Path(folder) / f"{name}.png"
         try:
-            figure, missing = fonts.draw(drawing, functools.partial(save_figure, path=path))
-            if missing:
-                log(f"note: no installed font has {missing[:10]}: they are boxes in {path}. Fonts "
-                    "of all scripts: https://fonts.google.com/noto")  # fmt: skip
-            if figure is not None:
-                paths[name] = path
+            fonts = [f for f in FONTS if f in font_manager.get_font_names()]  # others warn
+            with (
+                matplotlib.rc_context({"font.family": fonts}),
+                warnings.catch_warnings(record=True) as caught,
+            ):
+                warnings.filterwarnings("always", "Glyph")
+                if (figure := drawing()) is not None:
+                    save_figure(figure, path)
+                    paths[name] = path
+            for text in list(dict.fromkeys(first_line(w.message) for w in caught))[:3]:
+                log(f"note: {path}: {text}")  # such as a letter that no font has
         except Exception as error:  # Matplotlib and tasks of users can raise anything
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
-            log(f"warning: {path} could not be drawn ({type(error).__name__}: {reason}).")
+            log(f"warning: {path} could not be drawn ({type(error).__name__}: {first_line(error)})")
     return paths

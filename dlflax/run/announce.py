@@ -113,7 +113,8 @@ def next_steps(experiment: Experiment, form: Form, folder: Path, is_user_data: b
     """Returns one line for each next step of a run in `folder`."""
     files = [folder / f"wrong_predictions.{ending}" for ending in ("png", "csv")]
     steps = [("look at its mistakes", str(file)) for file in files if file.exists()][:1]
-    steps.append((form.page, command("experiments.serve", str(folder)) + extra_hint("serve")))
+    serve = command("experiments.serve", str(folder), *experiment.options)
+    steps.append((form.page, serve + extra_hint("serve")))
     steps.append(("tune its settings", command("sweeps.bayes_opt", experiment.argument)))
     if not is_user_data and form.experiment:
         name, reads = form.experiment

@@ -1,22 +1,19 @@
 """Baselines: reference models scored beside the network, cached on disk for the next run."""
 
-import base64
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pyarrow as pa
 
-from dlflax import train
+from dlflax import cache, train
 from dlflax.config.config import Config
 from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
-from dlflax.files import cache_folder, read_json, write_json
 from dlflax.report.progress import announcement
 from dlflax.report.tables import number_text
 from dlflax.run.prepare import Setup
@@ -24,7 +21,7 @@ from dlflax.train import metrics
 from dlflax.train.tasks import Tested
 
 Log = Callable[[str], None]
-VERSION = 5  # of the files in the cache: older ones are not read
+VERSION = 6  # of the files in the cache: older ones are not read
 CHANCE = 0.05  # the difference of two models with a larger p-value may be chance
 LINEAR = ("logistic regression", "ridge ")  # prefixes of linear baselines
 TUNE = " tune it with sweeps.bayes_opt,"
@@ -74,9 +71,8 @@ def fit_baselines(
     if not all(map(fits_on_device, arrays)):
         log("no baselines: the data do not fit into the device's memory")
         return {}
-    settings = [VERSION, repr(task), repr(task.metrics), repr(splits.encoder)]
-    path = cache_folder() / "baselines" / f"{_digest(settings, splits, arrays)}.json"
-    baselines, note = _read(path, len(splits.test["inputs"])), note or log
+    path = _cache_path(task, splits, arrays)
+    baselines, note = _read(path), note or log
     for name, fit in fitters.items():
         if name in baselines:
             continue
@@ -94,11 +90,7 @@ def fit_baselines(
     for name, baseline in baselines.items():
         if baseline.rows is not None and baseline.rows < examples:
             note(f"{name} is fitted on {baseline.rows:,} of {examples:,} training examples.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {name: _to_json(baseline) for name, baseline in baselines.items()})
-    except OSError:
-        pass  # the next run fits them again
+    _write(path, baselines)
     return baselines
 
 
@@ -154,6 +146,7 @@ def verdict(
     metric, if there is one. linear: the network is linear, so `LINEAR` baselines are skipped;
     in_sweep: the network is the best trial of a sweep, so the finding does not advise tuning."""
     advice = ADVICE.replace(TUNE, "") if in_sweep else ADVICE
+    subject = "ensemble" if results.get("members") else "network"
     name = task.metric().name
     sign = 1 if task.metric().direction == "min" else -1
     network_score = results["test"].get(name)
@@ -166,58 +159,45 @@ def verdict(
     best = min(others, key=lambda n: sign * others[n])
     score, a, b = name.replace("_", " "), number_text(network_score), number_text(others[best])
     if f"{network_score:.4g}" == f"{others[best]:.4g}":
-        return [f"The network is as good as {best}, {score} {b}: {advice}"]
+        return [f"The {subject} is as good as {best}, {score} {b}: {advice}"]
     better = sign * network_score < sign * others[best]
     counts = results.get("mcnemar", {}).get(best)
     if counts and (p := mcnemar_p(counts)) > CHANCE:
         return [
-            f"The network, {score} {a}, and {best}, {b}, are not different on "
+            f"The {subject}, {score} {a}, and {best}, {b}, are not different on "
             f"{counts['examples']:,} examples (McNemar's test, p = {p:.2g})"
             + ("." if better else f": {advice}")
         ]
     if better and linear:  # the remaining baselines are trivial
         return []
     end = f"is better than {best}, {b}." if better else f"is not better than {best}, {b}: {advice}"
-    return [f"The network, {score} {a}, {end}"]
+    return [f"The {subject}, {score} {a}, {end}"]
 
 
-def _to_json(baseline: Baseline) -> dict[str, Any]:
-    correct = baseline.correct
-    if correct is not None:
-        correct = base64.b64encode(np.packbits(correct).tobytes()).decode()
-    return {"scores": baseline.scores, "correct": correct, "rows": baseline.rows}
-
-
-def _read(path, examples: int) -> dict[str, Baseline]:
-    """Returns the cached baselines; {} if the file is missing or damaged."""
-    try:
-        return {name: _from_json(saved, examples) for name, saved in read_json(path).items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError):
-        return {}
-
-
-def _from_json(saved, examples: int) -> Baseline:
-    scores, correct = {k: float(v) for k, v in saved["scores"].items()}, saved["correct"]
-    if correct is not None:
-        packed = np.frombuffer(base64.b64decode(correct, validate=True), np.uint8)
-        if len(packed) != -(-examples // 8):
-            raise ValueError("not one bit for each test example")
-        correct = np.unpackbits(packed, count=examples).astype(bool)
-    rows = saved["rows"]
-    return Baseline(scores, correct, None if rows is None else int(rows))
-
-
-def _digest(settings, splits, arrays) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+def _cache_path(task, splits, arrays) -> Path:
+    """Returns the path of the cache entry of all that baselines depend on."""
+    parts = [VERSION, repr(task), repr(task.metrics), repr(splits.encoder)]
     for split in arrays:
         for name in sorted(split):
-            array = np.ascontiguousarray(split[name])
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.view(np.uint8).data if array.size else b"")
+            parts += [name, np.asarray(split[name])]
     for name, examples in splits.examples.items():
         for column, values in examples.columns.items():
             if isinstance(values, pa.Array):
-                digest.update(pa.record_batch([values], [column]).serialize())
+                parts.append(bytes(pa.record_batch([values], [column]).serialize()))
             elif values.dtype == object:
-                digest.update(repr((name, column, values.tolist())).encode())
-    return digest.hexdigest()
+                parts.append(repr((name, column, values.tolist())))
+    return cache.cache_folder() / "baselines" / cache.digest(*parts)
+
+
+def _read(path: Path) -> dict[str, Baseline]:
+    values, arrays = cache.read(path) or ({}, {})
+    return {
+        name: Baseline(scores, arrays.get(f"correct{i}"), rows)
+        for i, (name, (scores, rows)) in enumerate(values.items())
+    }
+
+
+def _write(path: Path, baselines: dict[str, Baseline]) -> None:
+    rows = enumerate(baselines.values())
+    arrays = {f"correct{i}": [b.correct] for i, b in rows if b.correct is not None}
+    cache.write(path, {name: (b.scores, b.rows) for name, b in baselines.items()}, arrays)

@@ -23,7 +23,7 @@ from dlflax.config.run_folder import (
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
-from dlflax.run import announce, bag
+from dlflax.run import announce, blend
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
@@ -57,7 +57,7 @@ def run(
     if config.folds:
         raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
     if config.bag_folds:
-        bag.check(config)
+        blend.check(config)
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
@@ -94,16 +94,19 @@ def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brie
     if results := load_results(config, folder, brief, log):
         return results
     with open_record(experiment, config, setup, folder, None, 1, brief, log) as record:
-        bagged = bag.fit(config, setup, record, clock)
+        bagged = blend.fit(config, setup, record, clock)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
         write_result_config(folder, bagged.config)
         with announcement("testing ...", log):
             tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
         finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
-        results = report(bagged.config, bagged.setup, finished, tested, record, clock.started, {
-            "members": bag.test_members(bagged)
-        })  # fmt: skip
+        members = blend.test_members(bagged)
+        alone = {f"{row['name']} alone": row["test"] for row in members if len(members) > 1}
+        results = report(
+            bagged.config, bagged.setup, finished, tested, record, clock.started,
+            {"members": members, "baselines": alone},
+        )  # fmt: skip
     if not brief:
         announce.log_end(experiment, setup, folder, log)
     return results

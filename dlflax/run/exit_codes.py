@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import jax
 
 from dlflax import NOISY_CACHE
+from dlflax.cache import cache_folder, tidy_cache
 from dlflax.errors import InputError, RunError, Terminated
-from dlflax.files import cache_folder, escape_controls, tidy_cache
+from dlflax.files import escape_controls
 from dlflax.run.signals import exit_on_second_interrupt, handle_signals
 
 

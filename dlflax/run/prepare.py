@@ -12,7 +12,6 @@ from dlflax.train.check import (
     bind_to_data,
     check_batch_size,
     reject_unused_flags,
-    unused_hparams,
 )
 
 Log = Callable[[str], None]
@@ -67,9 +66,9 @@ def prepare(config: Config, dataset: data.Dataset, log: Log = print) -> tuple[Co
     splits = start.splits
     abstract = train.abstract(start.recipe, config.hparams, splits.train["inputs"][:1])
     start_numbers = transfer.start_hparams(config.transfer, config.recipe, config.hparams)
-    names = {flag.partition(".")[2] for flag in config.given}
-    unused = unused_hparams(names, [(start.recipe, abstract)], config.hparams, splits.train)
-    reject_unused_flags(config.given, unused - {*start_numbers}, start.recipe)
+    reject_unused_flags(
+        config.given, (), [(start.recipe, abstract)], config.hparams, splits.train, start_numbers
+    )
     examples = dataclasses.replace(examples, weights_sha256=splits.weights_sha256)
     return config, Setup(dataset, examples, start, abstract)
 

@@ -57,7 +57,10 @@ def report(
     results = summarize(config, setup, fit, tested, record, started) | (more or {})
     settings = {**results["hparams"], **flatten(to_json(config.recipe))}
     drawings = describe(tested, results, record)
-    if config.baseline != "none":
+    if results.get("baselines"):
+        findings = baseline_scores.verdict(results, config.recipe.task, in_sweep=record.brief)
+        results["findings"] += findings
+    elif config.baseline != "none":
         baseline_scores.compare(config, setup, tested, results, record.brief, record.log)
     path = record.folder / "results.json"
     write_json(path, {**results, "pending": "figures"})

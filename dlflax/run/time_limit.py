@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dlflax import train
 from dlflax.config.config import Config
@@ -26,7 +27,7 @@ class Clock:
     limit: float
     started: float
 
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Returns the seconds for training, without those of the end."""
         spent = time.perf_counter() - self.started
         return max(0.0, self.limit - END - END_SHARE * self.limit - spent)
@@ -34,30 +35,34 @@ class Clock:
 
 def plan_epochs(
     config: Config, folder: Path, clock: Clock, measure: Callable[[], float],
-    log: Callable[[str], None],
+    log: Callable[[str], None], more: dict[str, Any] | None = None,
 ) -> Config:  # fmt: skip
     """Returns the Config with the epochs that fit into the time limit, which are saved in the run
-    folder. measure: trains a little, and returns the seconds of one epoch."""
+    folder. measure: trains a little, and returns the seconds of one epoch; more: other entries of
+    the plan."""
     if not config.time_limit:
         return config
-    path = folder / PLAN
-    if path.exists():
-        epochs = read_plan(path)
-    else:
+    plan = read_plan(folder)
+    if not plan:
         seconds = measure()
-        epochs = max(1, min(config.epochs, int(clock.left() / max(seconds, 1e-9))))
-        write_json(path, {"epochs": epochs, "seconds_per_epoch": seconds})
-    if epochs < config.epochs:
-        log(f"time limit of {config.time_limit:g} s: {epochs:,} of {config.epochs:,} epochs")
-    return dataclasses.replace(config, epochs=epochs)
+        epochs = max(1, min(config.epochs, int(clock.remaining() / max(seconds, 1e-9))))
+        plan = {"epochs": epochs, "seconds_per_epoch": seconds, **(more or {})}
+        write_json(folder / PLAN, plan)
+    if plan["epochs"] < config.epochs:
+        log(f"time limit of {config.time_limit:g} s: {plan['epochs']:,} of {config.epochs:,} "
+            "epochs")  # fmt: skip
+    return dataclasses.replace(config, epochs=plan["epochs"])
 
 
-def read_plan(path: Path) -> int:
-    """Returns the number of epochs in plan.json. Raises InputError for a damaged file."""
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Returns plan.json of a run folder; {} without one. Raises InputError for a damaged file."""
+    path = folder / PLAN
+    if not path.exists():
+        return {}
     try:
-        epochs = read_json(path)["epochs"]
-        if isinstance(epochs, int) and epochs > 0:
-            return epochs
+        plan = read_json(path)
+        if isinstance(plan["epochs"], int) and plan["epochs"] > 0:
+            return plan
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise InputError(f"{path} is damaged: it is not the plan that a run writes; start a new run.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -175,26 +175,16 @@ def check_batch_size(batch_size: int, n: int) -> None:
         )
 
 
-def reject_unused_flags(given, unused: set[str], recipe: Recipe) -> None:
-    """Raises InputError for a given flag, "hparams.NAME" or "space.NAME", of an unused field of
-    Hparams. recipe: one that does not read it."""
-    for flag in given:
-        if flag.partition(".")[2] in unused:
-            augment = ", ".join(type(change).__name__ for change in recipe.augment)
-            raise InputError(
-                f"--{flag.replace('_', '-')} does nothing here: neither the model "
-                f"{type(recipe.model).__name__} nor {type(recipe.optimizer).__name__} nor "
-                f"{augment or 'any augmentation (there is none)'} reads it; remove the flag."
-            )
-
-
-def unused_hparams(
-    names: Iterable[str], recipes: Iterable[tuple[Recipe, State]], hparams: Hparams, train_set
-) -> set[str]:
-    """Returns the names of Hparams among `names` that no recipe's step reads. recipes: each with
-    its `abstract` State. Only traced."""
+def reject_unused_flags(
+    given: Iterable[str], names: Iterable[str], recipes: Sequence[tuple[Recipe, State]],
+    hparams: Hparams, train_set, read_elsewhere: Iterable[str] = (),
+) -> set[str]:  # fmt: skip
+    """Returns the names of Hparams, among `names` and the given flags, that no recipe's step reads.
+    Raises InputError for such a flag, "hparams.NAME" or "space.NAME", unless `read_elsewhere`.
+    recipes: each with its `abstract` State. Only traced."""
     fields, batch = [f.name for f in dataclasses.fields(hparams)], abstract_batch(train_set, 2)
-    unused, hparams = {*names} & {*fields}, as_float32(hparams)
+    flags = {flag: flag.partition(".")[2] for flag in given}
+    unused, hparams = {*names, *flags.values()} & {*fields}, as_float32(hparams)
     for recipe, state in recipes if unused else ():
         program = jax.make_jaxpr(functools.partial(recipe.step or step, recipe))(
             state, hparams, batch
@@ -204,4 +194,13 @@ def unused_hparams(
         unused -= {n for n, v in zip(fields, variables, strict=False) if id(v) in read}
         if not unused:
             break
+    for flag, name in flags.items():
+        if name in unused - {*read_elsewhere}:
+            recipe = recipes[0][0]
+            augment = ", ".join(type(change).__name__ for change in recipe.augment)
+            raise InputError(
+                f"--{flag.replace('_', '-')} does nothing here: neither the model "
+                f"{type(recipe.model).__name__} nor {type(recipe.optimizer).__name__} nor "
+                f"{augment or 'any augmentation (there is none)'} reads it; remove the flag."
+            )
     return unused

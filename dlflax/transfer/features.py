@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dlflax.files import atomic_write, cache_folder
+from dlflax import cache
 from dlflax.models.minilm import bucket_lengths
 from dlflax.report.progress import progress_bar
 from dlflax.train.augment import augment, strength_names
@@ -33,14 +33,18 @@ class Features:
         self.model, self.log = model, log
         fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
         fields = {k: v for k, v in fields.items() if k not in ("parent", "name", "num_outputs")}
-        key = [1, type(model).__name__, fields, sha256]  # 1: the version of this format
-        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        self.folder = (cache_dir or cache_folder()) / "features" / name
+        name = cache.digest([type(model).__name__, fields, sha256])[:16]
+        self.folder = (cache_dir or cache.cache_folder()) / "features" / name
         local = jax.local_devices()  # every host computes all features, once
         mesh = jax.make_mesh((len(local),), ("batch",), (AxisType.Auto,), devices=local)
         self._mesh, self._sharding = mesh, NamedSharding(mesh, P("batch"))
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
-        self._cache = self._load()
+        self._features: dict[str, np.ndarray] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            if entry := cache.read(path.with_suffix("")):
+                features = np.array(entry[1]["features"])
+                self._features |= dict(zip(entry[0], features, strict=True))
+        self._is_writable = True
         self.computed = 0
         """Number of images whose features were not on disk."""
 
@@ -52,13 +56,13 @@ class Features:
         salt = json.dumps(salt).encode()
         # read by chunks, as the images may be on disk
         digests = [
-            hashlib.sha256(salt + image.tobytes()).digest()
+            hashlib.sha256(salt + image.tobytes()).hexdigest()
             for start in range(0, len(images), FILE_SIZE)
             for image in images[start : start + FILE_SIZE]
         ]
-        rows: dict[bytes, int] = {}
+        rows: dict[str, int] = {}
         for row, digest in enumerate(digests):
-            if digest not in self._cache:
+            if digest not in self._features:
                 rows.setdefault(digest, row)
         missing = list(rows.items())
         with progress_bar("features", len(missing)) as advance:
@@ -66,14 +70,18 @@ class Features:
                 computed = {}
                 for batch in _batches(missing[start : start + FILE_SIZE], images):
                     inputs = images[np.array(list(batch.values()))]
-                    keys = np.frombuffer(b"".join(digest[:4] for digest in batch), np.uint32)
+                    keys = bytes.fromhex("".join(digest[:8] for digest in batch))
+                    keys = np.frombuffer(keys, np.uint32)
                     features = self._compute(inputs, keys, augmentations if view else (), hparams)
                     computed |= dict(zip(batch, features, strict=True))
                     advance(len(batch))
-                self._cache |= computed
-                self._save(computed)
+                self._features |= computed
+                if self._is_writable:
+                    path = self.folder / cache.digest(list(computed))[:16]
+                    arrays = {"features": [np.stack(list(computed.values()))]}
+                    self._is_writable = cache.write(path, list(computed), arrays, self.log)
         self.computed += len(missing)
-        return np.stack([self._cache[digest] for digest in digests])
+        return np.stack([self._features[digest] for digest in digests])
 
     def _compute(self, images, keys, augmentations, hparams):
         n, size = len(images), -(-BATCH // self._mesh.size) * self._mesh.size
@@ -82,28 +90,6 @@ class Features:
         hparams = as_float32(hparams or Hparams())
         rows = _features(self.model, augmentations, self._mesh, self._variables, *arrays, hparams)
         return np.asarray(rows)[:n]
-
-    def _load(self):
-        cache = {}
-        for path in sorted(self.folder.glob("*.npz")):
-            try:
-                # a zip file, which has checksums
-                with open(path, "rb") as file, np.load(file) as saved:
-                    digests = [row.tobytes() for row in saved["digests"]]
-                    cache |= dict(zip(digests, saved["features"], strict=True))
-            except Exception:  # a damaged file can raise anything; its features are recomputed
-                path.unlink(missing_ok=True)
-        return cache
-
-    def _save(self, computed):
-        digests = np.frombuffer(b"".join(computed), np.uint8).reshape(-1, 32)
-        path = self.folder / f"{hashlib.sha256(digests.tobytes()).hexdigest()[:16]}.npz"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, digests=digests, features=np.stack(list(computed.values())))
-        except OSError as error:
-            self.log(f"features cannot be saved in {self.folder} ({error.strerror or error}).")
 
 
 def _batches(missing, inputs):

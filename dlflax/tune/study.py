@@ -5,7 +5,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlflax.config.run_folder import load_config
 from dlflax.errors import InputError, RunError
+from dlflax.files import file_lock
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would report every study and trial
 
@@ -35,48 +36,44 @@ class Journal(BaseJournalBackend):
     """
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self._offsets = [0]  # the beginning of each entry of a complete batch, and the last end
+        self.path, self._logs, self._end = Path(path), [], 0  # of complete batches
         self._batch: list[dict[str, Any]] | None = None
         self.path.touch()
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Yields the entries of complete batches from that number on."""
-        number = min(log_number_from, len(self._offsets) - 1)
-        end, offsets, logs = self._offsets[number], [], []
+    def _read(self) -> None:
+        """Reads new complete batches."""
         with open(self.path, "rb") as file:
-            file.seek(end)
+            file.seek(self._end)
+            batch, end = [], self._end
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                log, end = json.loads(line), end + len(line)
-                offsets.append(end)
-                logs.append(log)
-                if log.pop("more", 0):
-                    continue
-                self._offsets[number + 1 :] = offsets
-                yield from logs[max(0, log_number_from - number) :]
-                number, offsets, logs = number + len(logs), [], []
-        yield from (self._batch or [])[max(0, log_number_from - len(self._offsets) + 1) :]
+                batch.append(json.loads(line))
+                end += len(line)
+                if not batch[-1].pop("more", 0):
+                    self._logs += batch
+                    batch, self._end = [], end
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        """Returns the entries of complete batches from that number on."""
+        self._read()
+        return [*self._logs, *(self._batch or [])][log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Writes entries, or collects them until the end of a `batch`. Raises OSError."""
         if self._batch is not None:
             self._batch += json.loads(json.dumps(logs))  # equal to what is read later
             return
-        with lock_file(Path(f"{self.path}.lock")):
-            for _ in self.read_logs(len(self._offsets) - 1):  # of other writers
-                pass
-            lines = [
-                json.dumps(log | ({"more": more} if more else {}), separators=(",", ":")) + "\n"
-                for more, log in zip(reversed(range(len(logs))), logs, strict=True)
-            ]
-            with open(self.path, "rb+") as file:
-                file.truncate(self._offsets[-1])
-                file.seek(self._offsets[-1])
-                file.write("".join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
+        rows = [log | ({"more": more} if more else {})
+                for more, log in zip(reversed(range(len(logs))), logs, strict=True)]  # fmt: skip
+        lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        with file_lock(Path(f"{self.path}.lock"), wait=True), open(self.path, "rb+") as file:
+            self._read()  # of other writers
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def batch(self):
@@ -91,31 +88,15 @@ class Journal(BaseJournalBackend):
             self.append_logs(logs)
 
 
-@contextlib.contextmanager
-def lock_file(path: Path, refusal: str = ""):
-    """Locks a file against other processes; without effect on Windows. Waits for the lock, or with
-    a refusal raises InputError where another process has it."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(path, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
-        except BlockingIOError as error:
-            raise InputError(refusal) from error
-        except OSError as error:
-            raise InputError(f"{path} cannot be locked: {error.strerror}.") from error
-        yield
-
-
 class Study:
     """The trials of a sweep, and Optuna's samplers, which suggest their parameters."""
 
     def __init__(self, storage: BaseStorage, name: str, direction: str):
         self._storage, self.direction = storage, direction
-        with _journal_batch(storage):
+        self.saved: dict[str, Any] = {}  # the settings that it began with, once they were asked for
+        backend = getattr(storage, "_backend", None)
+        self._batch = backend.batch if isinstance(backend, Journal) else contextlib.nullcontext
+        with self._batch():
             self._study = optuna.create_study(
                 study_name=name, storage=storage, direction=direction, load_if_exists=True,
                 pruner=optuna.pruners.NopPruner(),
@@ -141,14 +122,14 @@ class Study:
     def settings(self, new: Mapping[str, Any], first=()) -> dict[str, Any]:
         """Returns the settings that the study began with: `new`, if it is a new study, which then
         enqueues `first`, the parameters of its first trials."""
-        saved = self._study.user_attrs.get("settings")
-        if saved is None:
-            saved = json.loads(json.dumps(new))
+        self.saved = self._study.user_attrs.get("settings")
+        if self.saved is None:
+            self.saved = json.loads(json.dumps(new))
             with self.writing():
                 for params in first:
                     self._study.enqueue_trial(params)
-                self._study.set_user_attr("settings", saved)
-        return saved
+                self._study.set_user_attr("settings", self.saved)
+        return self.saved
 
     def ask(
         self, sampler: BaseSampler, distributions: Mapping[str, BaseDistribution],
@@ -177,10 +158,8 @@ class Study:
                 for name, d in distributions.items():
                     if hasattr(d, "choices"):
                         resumed.suggest_categorical(name, d.choices)
-                        continue
-                    is_int = isinstance(d.low, int)
-                    suggest = resumed.suggest_int if is_int else resumed.suggest_float
-                    suggest(name, d.low, d.high, step=d.step, log=d.log)
+                    else:
+                        resumed.suggest_float(name, d.low, d.high, log=d.log)
 
     @contextlib.contextmanager
     def writing(self):
@@ -188,7 +167,7 @@ class Study:
         disk."""
         self._pending = 0
         try:
-            with _journal_batch(self._storage):
+            with self._batch():
                 yield
             self._safe += self._pending
         except (OSError, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
@@ -214,11 +193,6 @@ class Study:
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-
-
-def _journal_batch(storage):
-    backend = getattr(storage, "_backend", None)
-    return backend.batch() if isinstance(backend, Journal) else contextlib.nullcontext()
 
 
 def score(trial: FrozenTrial, direction: str) -> float | None:
@@ -247,8 +221,14 @@ def open_study(folder: Path | None, url: str | None, name: str, direction: str):
     """
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            refusal = f"{folder} is in use by another sweep: wait for it, or use another --study."
-            stack.enter_context(lock_file(folder / ".lock", refusal))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--run-dir {folder} cannot be made: {error.strerror}.") from error
+            if not stack.enter_context(file_lock(folder / ".lock")):
+                raise InputError(
+                    f"{folder} is in use by another sweep: wait for it, or use another --study."
+                )
         with _storage_errors(url):
             storage = _open_storage(folder, url)
             if engine := getattr(storage, "engine", None):
@@ -322,11 +302,12 @@ def _storage_errors(url: str | None):
             f"--storage {shown} needs a package: {error}; for PostgreSQL pip install "
             "'dlflax[postgres]', and begin the address with postgresql+psycopg://."
         ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError, OSError) as error:
-        # RuntimeError: tables of another version of Optuna
-        raise InputError(f"--storage {shown} cannot be used: {reason_of(error)}.") from error
-    except (ValueError, KeyError) as error:
-        reason = f"it is damaged or not a journal ({reason_of(error)})"
+    # RuntimeError: tables of another version of Optuna; ValueError, KeyError: a damaged journal
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError, OSError,
+            ValueError, KeyError) as error:  # fmt: skip
+        reason = reason_of(error)
+        if isinstance(error, ValueError | KeyError):
+            reason = f"it is damaged or not a journal ({reason})"
         raise InputError(f"--storage {shown} cannot be used: {reason}.") from error
 
 

@@ -41,8 +41,8 @@ class ImageEncoder(Encoder):
         from 0 to 1."""
         from dlflax.data.image.image_file import MAX_SIDE
 
-        sides = self.shape if len(self.shape) == 3 and self.shape[2] in (1, 3) else (0,)
-        if not all(0 < side <= MAX_SIDE for side in sides):
+        is_image = len(self.shape) == 3 and self.shape[2] in (1, 3)
+        if not is_image or not all(0 < side <= MAX_SIDE for side in self.shape):
             raise InputError(f"encoder.json is damaged: the image shape {list(self.shape)}.")
         if self.scale and not (len(self.scale) == 2 and 0 < self.scale[1] - self.scale[0] < np.inf):
             raise InputError(f"encoder.json is damaged: the pixel range {list(self.scale)}.")
@@ -151,21 +151,18 @@ class ImageEncoder(Encoder):
 
         with ThreadPoolExecutor(4) as pool:
             images = list(pool.map(read, range(len(listing.names))))
-        rows = [
-            (image, listing.class_names[label], name)
-            for image, label, name in zip(images, listing.labels, listing.names, strict=True)
-            if image is not None
-        ]
+        rows = [i for i, image in enumerate(images) if image is not None]
         if not rows:
             raise InputError(f"{folder} has no image in a folder of its class.")
-        pixels, classes, names = map(list, zip(*rows, strict=True))
-        return Examples({"inputs": np.stack(pixels)}, self.target.numbers(classes), names)
+        classes = [listing.class_names[listing.labels[i]] for i in rows]
+        names, pixels = [listing.names[i] for i in rows], np.stack([images[i] for i in rows])
+        return Examples({"inputs": pixels}, self.target.numbers(classes), names)
 
     def _from_idx(self, files: dict[str, Path]) -> Examples:
-        pairs = [(images, images.replace("images-idx3", "labels-idx1")) for images in files]
         arrays = [
-            (idx.read_idx(files[a], ndim=3)[..., None], idx.read_idx(files[b], ndim=1))
-            for a, b in pairs if "images" in a and b in files
+            (idx.read_idx(path, ndim=3)[..., None], idx.read_idx(files[labels], ndim=1))
+            for name, path in files.items() if "images" in name
+            and (labels := name.replace("images-idx3", "labels-idx1")) in files
         ]  # fmt: skip
         if not arrays:
             raise InputError("IDX files of images need those of their labels beside them.")
@@ -181,8 +178,8 @@ class ImageEncoder(Encoder):
         def rescale(pixels):
             return xp.clip((pixels - low) / (high - low), 0, 1).astype(xp.float32)
 
-        on_disk = isinstance(raw, DiskArray)
-        return {"inputs": DiskArray(raw.array, raw.index, rescale) if on_disk else rescale(raw)}
+        is_on_disk = isinstance(raw, DiskArray)
+        return {"inputs": DiskArray(raw.array, raw.index, rescale) if is_on_disk else rescale(raw)}
 
     def encode(self, examples: Examples) -> dict[str, Any]:
         others = {name: c for name, c in examples.columns.items() if name != "inputs"}

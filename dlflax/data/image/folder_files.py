@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from dlflax.data import download
+from dlflax.data import published
 from dlflax.errors import InputError
 from dlflax.files import escape_controls
 
@@ -58,6 +58,15 @@ class Listing:
     count: int
     """Number of all files, with skipped ones."""
 
+    @classmethod
+    def of_files(cls, files: list[File], labels, splits, class_names, given, report, count):
+        """Lists files on disk."""
+        return cls(
+            class_names, given, [file.name for file in files], labels, splits,
+            [file.size for file in files], lambda index: open(files[index].path, "rb"),
+            report, count,
+        )  # fmt: skip
+
 
 def is_hidden(name: str) -> bool:
     """True if a file or folder of this name is hidden, or created by an operating system."""
@@ -97,20 +106,18 @@ def walk(root: Path, origin: str) -> tuple[list[File], list[str], list[list[str]
             if is_hidden(entry.name):
                 continue
             name = prefix + printable_name(entry.name)
+            is_link, real = entry.is_symlink(), os.path.realpath(entry.path)
             try:
-                real = os.path.realpath(entry.path)
-                status = os.stat(real) if entry.is_symlink() else entry.stat()
+                status = os.stat(real)
                 common = os.path.commonpath([inside, real])
             except OSError as error:
                 row = ("unreadable", f"unreadable: {error.strerror}")
-                row = ("link", "broken link") if entry.is_symlink() else row
-                report.append(skip_row(name, *row))
+                report.append(skip_row(name, *(("link", "broken link") if is_link else row)))
                 continue
-            other_folder = stat.S_ISDIR(status.st_mode) and common != real
-            if entry.is_symlink() and common != inside and not other_folder:
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if is_link and common != inside and not (is_folder and common != real):
                 report.append(skip_row(name, "link", "link out of the folder"))
-                continue
-            if not stat.S_ISDIR(status.st_mode):
+            elif not is_folder:
                 regular = stat.S_ISREG(status.st_mode)
                 files.append(File(entry.path, name, status.st_size, status.st_mtime_ns, regular))
             elif real in visited:
@@ -129,8 +136,7 @@ def group_by_class(
 ) -> Listing:
     """Returns the image files of `walk` by split, class and name, or raises InputError."""
     given, class_names = _infer_classes(folders, origin)
-    chosen, report = [], list(report)
-    count = len(files) + len(report)
+    chosen, report, count = [], list(report), len(files) + len(report)
     labels = {name: label for label, name in enumerate(class_names)}
     order = ("test", "validation", "train", "")
     for file in files:
@@ -139,35 +145,29 @@ def group_by_class(
             folder, _, path = file.name.partition("/")
             split = split_of(folder) if given.get(split_of(folder)) == folder else None
         class_name, inner, _ = path.partition("/")
-        row = rejection(file)
-        if row is None and (split is None or not inner):
-            row = skip_row(file.name, "outside the classes")
-        if row:
+        if row := rejection(file):
             report.append(row)
+        elif split is None or not inner:
+            report.append(skip_row(file.name, "outside the classes"))
         else:
             chosen.append((split, labels[class_name], file))
     chosen.sort(key=lambda row: (order.index(row[0]), row[1]))  # stable, so by name, too
-    return Listing(
-        class_names, list(given), [file.name for *_, file in chosen],
-        [label for _, label, _ in chosen], [split for split, *_ in chosen],
-        [file.size for *_, file in chosen], lambda index: open(chosen[index][2].path, "rb"),
-        report, count,
-    )  # fmt: skip
+    splits, labels, files = map(list, zip(*chosen, strict=True)) if chosen else ([], [], [])
+    return Listing.of_files(files, labels, splits, class_names, list(given), report, count)
 
 
 def _infer_classes(folders: list[str], origin: str) -> tuple[dict[str, str], list[str]]:
     """Returns (split -> folder, class names)."""
-    classes = {name.partition("/")[0]: set() for name in folders}
+    classes: dict[str, set[str]] = {}
     for name in folders:
-        folder, _, path = name.partition("/")
-        if path:
-            classes[folder].add(path.partition("/")[0])
+        folder, *inner = name.split("/")[:2]
+        classes.setdefault(folder, set()).update(inner)
     splits = {name: split for name in sorted(classes) if (split := split_of(name))}
     if any(split == "train" and classes[name] for name, split in splits.items()):
-        given = {}
+        given: dict[str, str] = {}
         for name, split in splits.items():
-            if other := given.get(split):
-                raise InputError(f"{origin} has both {other}/ and {name}/: keep one of them.")
+            if split in given:
+                raise InputError(f"{origin} has both {given[split]}/ and {name}/: keep one.")
             given[split] = name
         train_classes = classes[given["train"]]
         for name in given.values():
@@ -205,21 +205,18 @@ def list_tfds(folder: Path) -> Listing:
     import tensorflow_datasets as tfds
 
     rows = []
-    with download.open_builder(folder, "images") as builder:
+    with published.open_tfds(folder, "images") as builder:
         image, label = builder.info.supervised_keys or ("image", "label")
         class_names = list(builder.info.features[label].names)
         decoders = {image: tfds.decode.SkipDecoding()}
         given = [s for s in ("test", "validation", "train") if s in builder.info.splits]
         for split in given:
-            description = f"The {split} split in {folder}"
-            examples = download.prepared_examples(builder, split, description, decoders)
-            if not hasattr(examples, "__getitem__"):  # TensorFlow's data sets are iterators
-                examples = list(examples)
+            examples = published.tfds_examples(builder, split, decoders)
             split_rows = []
             for index, example in enumerate(examples):
                 name = example.get(f"{image}/filename", f"{split}/{index}.jpg".encode()).decode()
-                example_label, size = int(example[label]), len(example[image])
-                split_rows.append((example_label, name, split, size, examples, index))
+                row = int(example[label]), name, split, len(example[image]), examples, index
+                split_rows.append(row)
             rows += sorted(split_rows, key=lambda row: row[:2])  # TFDS shuffles
 
     def open_image(row: int) -> BinaryIO:
@@ -240,9 +237,9 @@ def printable_name(name: str) -> str:
 
 def quote_names(names) -> str:
     """Returns up to eight names, quoted and in natural order."""
-    names = sorted(names, key=natural_key)
-    quoted = ", ".join(f'"{name}"' for name in names[:8]) or "none"
-    return quoted + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    names = [f'"{name}"' for name in sorted(names, key=natural_key)]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(names[:8]) or "none") + more
 
 
 def skip_row(name: str, kind: str, reason: str = "") -> list[str]:

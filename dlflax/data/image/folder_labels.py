@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -69,30 +70,26 @@ def read_labels(
     """Reads the labels of the files below a folder, or raises InputError. target: its columns, ()
     to infer; kind: auto or one of `FileLabels.kind`; group: a column, or ""."""
     source = read_table(path, log=log, noun="a file of labels")
-    header = list(source.columns)
-    texts = [as_texts(column).to_pylist() for column in source.columns.values()]
-    table = list(zip(*texts, strict=True))
+    texts = {name: as_texts(column).to_pylist() for name, column in source.columns.items()}
     ends = [file.name.rpartition("/")[2] for file in files]
     counts = collections.Counter([*ends, *(os.path.splitext(end)[0] for end in ends)])
-    file_column, names = _match_files(path, header, table, files, counts, origin, log)
-    columns = _target_columns(path, header, file_column, target, group)
-    file_cells = [escape_controls(row[header.index(file_column)]) for row in table]
+    file_column, names = _match_files(path, texts, files, counts, origin, log)
+    columns = _target_columns(path, list(texts), file_column, target, group)
+    file_cells = list(map(escape_controls, texts[file_column]))
     rows = [row for row, name in enumerate(names) if name]
     cell, name = file_cells[rows[0]], names[rows[0]]
     example = "" if cell == name else f" ({cell} is {name})"
     by_group = f", groups by {group}" if group else ""
     log(f"{path.name}: {', '.join(columns)} of the images in {file_column}{example}{by_group}")
-    lines = [source.row_name(i).removeprefix(f"{path}, ") for i in range(len(table))]
+    lines = [source.row_name(i).removeprefix(f"{path}, ") for i in range(len(source))]
     report = []
     for cell, name, line in zip(file_cells, names, lines, strict=True):
         if name is None:
             reason = "several images of this name" if counts[cell] > 1 else "no such image"
             report.append(skip_row(cell, "no such image", f"{reason}: {path.name}, {line}"))
-    cells = {
-        c: as_column([escape_controls(row[header.index(c)]) for row in table]) for c in columns
-    }
-    targets = dataclasses.replace(source, columns=cells).take(np.array(rows))
-    if not any(any(as_texts(column).to_pylist()) for column in targets.columns.values()):
+    cells = {c: as_column([escape_controls(texts[c][row]) for row in rows]) for c in columns}
+    targets = dataclasses.replace(source, columns=cells, names=source.names[np.array(rows)])
+    if not any(any(as_texts(column).to_pylist()) for column in cells.values()):
         raise InputError(f"--labels-csv {path}: no image of {origin} has a label.")
     formats = infer_formats(targets, columns, "auto", "write 1234.5")
     kind, row_values = _parse_targets(targets, kind, formats, log)
@@ -100,9 +97,9 @@ def read_labels(
     for row, value in zip(rows, row_values, strict=True):
         name = names[row]
         if group:  # an empty cell is a group of one
-            groups[name] = table[row][header.index(group)] or name
+            groups[name] = texts[group][row] or name
         if value is None:
-            empty = not cells[columns[0]][row].as_py()
+            empty = not texts[columns[0]][row]
             reason = f"{path.name}, {lines[row]}" if empty else f"no number in {path.name}"
             reasons[name] = "no label", f"no label: {reason}"
         else:
@@ -133,43 +130,40 @@ def list_files(labels: FileLabels, files: list[File], report: list[list[str]]) -
             chosen.append(file)
     texts = [json.dumps(labels.values[file.name]) for file in chosen]
     distinct, indices = np.unique(np.array(texts, object), return_inverse=True)
-    return Listing(
-        distinct.tolist(), [], [file.name for file in chosen], indices.tolist(),
-        [""] * len(chosen), [file.size for file in chosen],
-        lambda index: open(chosen[index].path, "rb"), report, len(chosen) + len(report),
-    )  # fmt: skip
+    splits, names = [""] * len(chosen), distinct.tolist()
+    count = len(chosen) + len(report)
+    return Listing.of_files(chosen, indices.tolist(), splits, names, [], report, count)
 
 
-def _match_files(path, header, table, files, counts, origin, log) -> tuple[str, list[str | None]]:
+def _match_files(path, texts, files, counts, origin, log) -> tuple[str, list[str | None]]:
     """Returns the column of file names, and the file of each cell, or None. counts: the files of a
     name without folders. Logs names in another letter case. InputError without such a column."""
-    exact, matches = (_find_files(header, table, files, fold) for fold in (str, str.casefold))
+    exact, matches = (_find_files(texts, files, fold) for fold in (str, str.casefold))
     for column, names in exact.items():
         any_case = matches.get(column, names)
         matches[column] = [a or b for a, b in zip(names, any_case, strict=True)]
     if not any(matches.values()):
         examples = quote_names([file.name for file in files][:2])
-        ambiguous = next((cell for row in table for cell in row if counts[cell] > 1), "")
+        cells = itertools.chain(*zip(*texts.values(), strict=True))
+        ambiguous = next((cell for cell in cells if counts[cell] > 1), "")
         hint = f" Several are named {ambiguous}: write its folder, too." if ambiguous else ""
         raise InputError(
             f"--labels-csv {path}: no column names images of {origin}, such as {examples}: one "
             f"should, with the same folders or none.{hint}"
         )
     column = max(matches, key=lambda column: sum(map(bool, matches[column])))
-    names, index = matches[column], header.index(column)
-    rows = zip(table, names, exact.get(column, [None] * len(table)), strict=True)
-    if other_case := [(escape_controls(row[index]), a) for row, a, b in rows if a and not b]:
+    names = matches[column]
+    rows = zip(texts[column], names, exact.get(column, [None] * len(names)), strict=True)
+    if other_case := [(escape_controls(cell), a) for cell, a, b in rows if a and not b]:
         log(f"{len(other_case):,} names in {path.name} differ from the files' in letter case, such "
             f"as {' for '.join(other_case[0])}.")  # fmt: skip
     return column, names
 
 
-def _find_files(header, table, files, fold=str) -> dict[str, list[str | None]]:
-    """Returns the unique file of each cell, or None, for each column that names files.
-
-    A cell names a file by its path, or the end of its path, with or without the ending.
-    fold: str, or str.casefold to ignore letter case.
-    """
+def _find_files(texts, files, fold=str) -> dict[str, list[str | None]]:
+    """Returns the unique file of each cell, or None, for each column that names files. A cell names
+    one by its path or the end of it, with or without the ending. fold: str, or str.casefold to
+    ignore letter case."""
     names, paths, ends = {}, {}, {}  # path, path without ending, end of a path -> file or None
 
     def add(index: dict, key: str, name: str) -> None:
@@ -202,23 +196,23 @@ def _find_files(header, table, files, fold=str) -> dict[str, list[str | None]]:
         return matches.pop() if len(matches) == 1 else None
 
     return {
-        name: [find(row[i]) for row in table] for i, name in enumerate(header)
-        if any(find(row[i]) for row in table[:1000])
+        name: [find(cell) for cell in cells] for name, cells in texts.items()
+        if any(map(find, cells[:1000]))
     }  # fmt: skip
 
 
 def _target_columns(path, header, file_column, target, group) -> list[str]:
     """Returns --target, or infers it from the header. InputError for an invalid column."""
     for flag, name in (*(("target", column) for column in target), ("group", group)):
-        if name and (name not in header or header.count(name) > 1):
+        if name and name not in header:
             raise InputError(f"--{flag} {name}: {path} has the columns {quote_names(header)}.")
     if target:
         if invalid := {file_column, group} & set(target):
             raise InputError(f"--target {invalid.pop()} names files or groups: name other columns.")
         return list(target)
-    others = [name for name in header if name not in (file_column, group)]
-    known = [name for name in others if name.lower() in LABEL_COLUMNS]
-    columns = others if len(others) == 1 else known
+    columns = [name for name in header if name not in (file_column, group)]
+    if len(columns) > 1:
+        columns = [name for name in columns if name.lower() in LABEL_COLUMNS]
     if len(columns) != 1:
         raise InputError(f"{path} has the columns {quote_names(header)}: choose with --target.")
     return columns

@@ -1,13 +1,12 @@
 """Decoding of an image file into the input of an image model."""
 
 import contextlib
-import functools
 import io
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -42,18 +41,8 @@ def read_image(
     deep: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """Returns an image file of any size and mode as uint8 of `shape` (h, w, c), c 1 or 3, as
-    `decode`, or raises InputError. content: the file's bytes, when `path` is only a name.
-
-    `ink=True`: for models of light ink on black (MNIST, Fashion-MNIST).
-      1. The background is the median of the border. It must be in the darkest or the lightest
-         third of the image's range; a light one is inverted. Transparent parts take the
-         colour of an opaque border, else white under dark ink and black under light ink.
-      2. An h x w image is not resized: an MNIST test image is returned unchanged.
-      3. Any other is normalized as MNIST: background to 0 and ink to 255, cropped to the ink,
-         resized to the middle 20/28 of the frame (antialiased, aspect kept), the centre of mass
-         moved to the centre of the frame (http://yann.lecun.com/exdb/mnist/). Fashion-MNIST fills
-         its frame instead: give such images in h x w.
-    """
+    `decode`, or raises InputError. content: the file's bytes, when `path` is only a name; ink: True
+    for models of light ink on black, as `ink.light_on_dark`."""
     path = Path(path)
     height, width, channels = shape
     if content is None and not path.is_file():
@@ -65,8 +54,8 @@ def read_image(
             warnings.simplefilter("ignore")  # Pillow's, of odd metadata
             if not ink:
                 return decode(file, path, shape, deep)[0]
-            to_uint8 = functools.partial(_to_uint8, ink=True)
-            image, _ = _open(file, path, lambda image: image, to_uint8)
+            with _open(file, path, ink=True) as (image, _):
+                pass  # `image` is a copy
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read it; allow it.") from error
     gray = ink_on_paper.light_on_dark(path, image, (height, width))
@@ -81,27 +70,20 @@ def decode(
 
     The first frame, upright, transparent parts white, RGB or gray, the short side resized to fit
     (bicubic), the centre cropped. Pixels of 16 bits, 32 bits or floats become 8 bits by the full
-    scale of their type (`_to_uint8`). With `deep` they become float32 in the file's unit, 8-bit
-    files are refused, and `ImageEncoder.scale` has the range of the data set. A JPEG four times as
-    large or more is decoded at a half, quarter or eighth of its size. `path` is for messages and
-    the file type. Thread-safe. Call with warnings ignored: Pillow warns of odd metadata.
-
-    Raises ImageError for a file that is not an image, damaged, too large or of another depth.
-    """
+    scale of their type; with `deep` they become float32 in the file's unit, and 8-bit files are
+    refused. `path` is for messages and the file type. Thread-safe. Call with warnings ignored:
+    Pillow warns of odd metadata. Raises ImageError for an unusable file."""
     height, width, channels = shape
-
-    def fit(image: Image.Image) -> np.ndarray:
-        if image.mode == "F":
-            low, high = image.getextrema()  # bicubic resampling overshoots
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-            return np.repeat(np.asarray(image).clip(low, high)[:, :, None], channels, axis=2)
+    with _open(file, path, shape, deep) as (image, lost):
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-        return np.array(image).reshape(shape)
-
-    return _open(file, path, fit, _keep_unit if deep else _to_uint8, shape)
+        if image.mode != "F":
+            image = image.convert("L" if channels == 1 else "RGB")
+        pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+        if image.mode == "F":
+            pixels = pixels.clip(*image.getextrema())  # bicubic resampling overshoots
+            pixels = np.repeat(pixels[:, :, None], channels, axis=2)
+        return pixels.reshape(shape), lost
 
 
 def is_deep(file: BinaryIO, path: Path) -> bool:
@@ -122,24 +104,23 @@ def count_pixels(file: BinaryIO, path: Path, shape: tuple[int, int, int], ink: b
             return image.width * image.height
 
 
+@contextlib.contextmanager
 def _open(
-    file: BinaryIO, path: Path, use: Callable[[Image.Image], Any],
-    convert_depth: Callable[[np.ndarray, bool, Path], np.ndarray],
-    shape: tuple[int, int, int] | None = None,
-) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
-    """Returns `use` of the image, upright, in mode L, RGB, RGBA or F, and the properties lost.
-    convert_depth: returns uint8 or float32 of pixels (h, w) of 16 bits (if the bool is true), 32
-    bits or floats; shape: a JPEG is decoded to twice this size at least."""
+    file: BinaryIO, path: Path, shape: tuple[int, int, int] | None = None, deep: bool = False,
+    ink: bool = False,
+) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:  # fmt: skip
+    """Yields the image, upright, in mode L, RGB, RGBA or, if `deep`, F, and the properties lost.
+    shape: a JPEG is decoded to twice this size at least; ink: as `_to_uint8`."""
     with _open_header(file, path) as image:
-        pixels = image.width * image.height
+        is_big = image.width * image.height > BIG
         if shape:
             image.draft(None, (2 * max(shape[:2]),) * 2)  # no effect but for JPEG
-        with _big if pixels > BIG else contextlib.nullcontext():
+        with _big if is_big else contextlib.nullcontext():
             mode = image.mode
             # Pillow has no mode for 16-bit colours: it drops the low bytes.
-            deep = any(";16" in str(text) for text in (mode, *(tile[3] for tile in image.tile)))
-            converted = _convert(image, convert_depth, deep, path)
-            return use(converted), _lost_properties(path, image, mode, deep, converted)
+            is_16_bit = any(";16" in str(t) for t in (mode, *(tile[3] for tile in image.tile)))
+            converted = _convert(image, path, is_16_bit, deep, ink)
+            yield converted, _lost_properties(path, image, mode, is_16_bit, converted)
 
 
 @contextlib.contextmanager
@@ -162,8 +143,8 @@ def _open_header(file: BinaryIO, path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: too large; give no {limit}.", "too large", limit) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        truncated = isinstance(error, EOFError) or "truncated" in text.lower()
-        kind = "truncated" if truncated else "corrupt"
+        is_truncated = isinstance(error, EOFError) or "truncated" in text.lower()
+        kind = "truncated" if is_truncated else "corrupt"
         raise ImageError(f"{path}: damaged, {kind} ({text}); give another.", kind, text) from error
 
 
@@ -178,22 +159,29 @@ def _register_heic(file: BinaryIO, path: Path) -> None:
         import pillow_heif
     except ImportError:
         reason = "HEIC, which requires pillow-heif"
-        remedy = "pip install 'dlflax[heic]', or give JPEG"
-        raise ImageError(f"{path}: {reason}; {remedy}.", reason) from None
+        message = f"{path}: {reason}; pip install 'dlflax[heic]', or give JPEG."
+        raise ImageError(message, reason) from None
     pillow_heif.register_heif_opener()
 
 
-def _convert(image: Image.Image, convert_depth, deep, path) -> Image.Image:
+def _convert(image: Image.Image, path, is_16_bit, deep, ink) -> Image.Image:
     """Returns the opened image upright, in mode L, RGB, RGBA or F, as a new object."""
     image.load()
     with contextlib.suppress(Exception):  # damaged metadata do not affect the pixels
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(convert_depth(np.asarray(image), deep, path))
-    if convert_depth is _keep_unit:
+        pixels = np.asarray(image, np.float32)
+        is_finite = np.isfinite(pixels)
+        if not is_finite.any():
+            raise ImageError(f"{path}: no pixel is finite; give numbers.", "no finite pixel")
+        pixels = np.where(is_finite, pixels, pixels[is_finite].min())
+        if not deep:
+            pixels = _to_uint8(pixels, is_16_bit, image.mode.startswith("F"), ink, path)
+        return Image.fromarray(pixels)
+    if deep:
         reason = "8 bits among deeper images"
         raise ImageError(f"{path}: {reason}; give gray images of 16 bits or more.", reason)
-    if deep and max(np.ravel(image.getextrema())) < 16:  # Pillow reads the high bytes alone
+    if is_16_bit and max(np.ravel(image.getextrema())) < 16:  # Pillow reads the high bytes alone
         raise ImageError(
             f"{path}: 16-bit colours that use less than a sixteenth of their range; convert all "
             "images to 8 bits by one range.", "pixels of another scale than 8 bits",
@@ -203,7 +191,7 @@ def _convert(image: Image.Image, convert_depth, deep, path) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _lost_properties(path, image, mode, deep, converted) -> tuple[str, ...]:
+def _lost_properties(path, image, mode, is_16_bit, converted) -> tuple[str, ...]:
     """Lists the properties of the opened image that are lost in `converted`."""
     lost = []
     file_type = "JPEG" if image.format == "MPO" else image.format  # many telephones write MPO
@@ -211,8 +199,8 @@ def _lost_properties(path, image, mode, deep, converted) -> tuple[str, ...]:
         lost.append(f"{file_type} named {path.suffix.lower() or 'without ending'}")
     if mode == "CMYK":
         lost.append("CMYK")
-    if (mode.startswith(("I", "F")) or deep) and converted.mode != "F":
-        lost.append("16-bit" if deep else {"I": "32-bit", "F": "float"}.get(mode, "16-bit"))
+    if (mode.startswith(("I", "F")) or is_16_bit) and converted.mode != "F":
+        lost.append("16-bit" if is_16_bit else {"I": "32-bit", "F": "float"}.get(mode, "16-bit"))
     if converted.mode == "RGBA" and converted.getchannel("A").getextrema()[0] < 255:
         lost.append("transparent, on white")
     with contextlib.suppress(Exception):  # a damaged second frame does not count
@@ -221,25 +209,15 @@ def _lost_properties(path, image, mode, deep, converted) -> tuple[str, ...]:
     return tuple(lost)
 
 
-def _keep_unit(pixels: np.ndarray, is_16_bit: bool, path: Path) -> np.ndarray:
-    """Returns float32, with NaN and infinity replaced by the lowest finite pixel."""
-    pixels = pixels.astype(np.float32)
-    finite = np.isfinite(pixels)
-    if not finite.any():
-        raise ImageError(f"{path}: no pixel is finite; give numbers.", "no finite pixel")
-    return np.where(finite, pixels, pixels[finite].min())
-
-
-def _to_uint8(pixels: np.ndarray, is_16_bit: bool, path: Path, ink: bool = False) -> np.ndarray:
+def _to_uint8(pixels: np.ndarray, is_16_bit: bool, is_float: bool, ink: bool, path) -> np.ndarray:
     """Scales pixels to uint8. White is 65535 in 16-bit images, whatever their maximum, and 1
     (floats), 255 or 65535 in 32-bit and float images, whose unit is unknown; with `ink`, which is
     rescaled later, also 4095 (12-bit cameras) or the image's maximum."""
-    kind, pixels = pixels.dtype.kind, _keep_unit(pixels, is_16_bit, path)
     low, high = pixels.min(), pixels.max()
-    lower = 255 if is_16_bit else kind != "f"
+    lower = 255 if is_16_bit else 0 if is_float else 1
     whites = [white for white in (1, 255, 4095, 65535) if white > lower]
     white = next((white for white in whites if high <= white), max(high, 1))
-    if not ink and (low < 0 or white not in ((1, 255) if kind == "f" else (255, 65535))):
+    if not ink and (low < 0 or white not in ((1, 255) if is_float else (255, 65535))):
         raise ImageError(
             f"{path}: pixels from {low:g} to {high:g}, which is no scale for use with 8-bit "
             "images; give 8 bits, all images converted by one range.",

@@ -20,9 +20,12 @@ def _border(pixels: np.ndarray) -> np.ndarray:
 
 
 def light_on_dark(path: Path, image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """Converts an image (mode L, RGB or RGBA) to light ink on black: uint8 of `shape`, normalized
-    as MNIST unless the image has that shape. InputError for a blank image, or a background neither
-    dark nor light."""
+    """Converts an image (mode L, RGB or RGBA) to light ink on black: uint8 of `shape`.
+
+    The background is the median of the border; a light one is inverted. Unless the image has that
+    shape, it is normalized as MNIST (http://yann.lecun.com/exdb/mnist/): ink to 255, cropped to it,
+    resized to the middle 20/28 of the frame, its centre of mass in the centre. InputError for a
+    blank image, or a background neither dark nor light."""
     gray = np.asarray(image.convert("L"))
     if image.mode == "RGBA":
         alpha = np.asarray(image.getchannel("A"))
@@ -39,7 +42,6 @@ def light_on_dark(path: Path, image: Image.Image, shape: tuple[int, int]) -> np.
 
 
 def _darken_background(path, gray) -> np.ndarray:
-    """Inverts gray if its background is light."""
     low, high = int(gray.min()), int(gray.max())
     remedy = "give dark ink on a light background or light ink on a dark one."
     if high - low < MIN_CONTRAST:
@@ -59,9 +61,12 @@ def _correct_illumination(gray: np.ndarray) -> np.ndarray | None:
     low, high = np.percentile(_border(small), (5, 95))
     if high - low <= UNEVEN * (float(gray.max()) - gray.min()):
         return None
+    from scipy.ndimage import grey_closing  # imported here: training does not need it
+
     cleanest, least_dirt = None, 0.5  # of the strongest ink, along the border
     for paper in (small, 255 - small):
-        light = _illumination(paper)
+        # removes dark objects up to a third of the image wide, and keeps slopes and shadows
+        light = np.float32(grey_closing(paper, max(3, min(paper.shape) // 3)))
         if light.max() > BRIGHTER * _border(light).max():
             continue  # the bright pixels are ink, not paper
         ink = (1 - paper / np.maximum(light, 1.0)).clip(0, 1)
@@ -83,16 +88,6 @@ def _remove_edge(ink: np.ndarray) -> np.ndarray:
     at_edge = np.setdiff1d(_border(components), 0)
     inside = mass[1:].sum() - mass[at_edge].sum()
     return np.where(np.isin(components, at_edge), 0, ink) if inside > mass[at_edge].sum() else ink
-
-
-def _illumination(paper: np.ndarray) -> np.ndarray:
-    """Returns the light on every pixel, float32, by a morphological closing.
-
-    It removes dark objects up to a third of the image wide, and keeps slopes and shadows.
-    """
-    from scipy.ndimage import grey_closing  # imported here: training does not need it
-
-    return np.float32(grey_closing(paper, max(3, min(paper.shape) // 3)))
 
 
 def _normalize(gray: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -3,31 +3,30 @@
 tensorflow_datasets, PIL and tensorflow are imported only by the source that needs them.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from dlflax.data import cifar, download, idx
+from dlflax import cache
+from dlflax.cache import cache_folder
+from dlflax.data import idx, published
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
 from dlflax.data.image.encoder import ImageEncoder
 from dlflax.data.splits import Given
 from dlflax.data.target import Classes
 from dlflax.errors import InputError
-from dlflax.files import atomic_write, cache_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
-FILES = "train-images-idx3-ubyte.gz and so on"
+BUILT_IN = ("mnist", "fashion_mnist", "cifar10", "digits")
 NOT_MNIST = (
     "NOT MNIST: replaced by scikit-learn's 1,797 digits, enlarged to 28 x 28, whose scores are not "
-    f"comparable. Pass the four IDX files ({FILES}) as --data FOLDER."
+    f"comparable. Pass the four IDX files ({idx.FILES[0]}.gz and so on) as --data FOLDER."
 )
 
 
@@ -78,122 +77,77 @@ def load(
     Inputs are uint8 (n, h, w, c), (n, 28, 28, 1) for MNIST and its like; targets are int32 (n,).
     Raises InputError when no source has the data or a file is invalid.
     """
-    reader = _Reader(name, cache_dir or cache_folder(), log)
-    if data is not None:
-        return reader.from_user(Path(data).expanduser())
-    if name == "digits":
-        return reader.digits()
-    folders = (download.tfds_folders()[0], reader.cache_dir / "tfds")
-    url = cifar.URL if name == "cifar10" else None
-    if name in idx.URLS:
-        url = f"{idx.URLS[name]}{idx.FILES[0]}.gz"
-    dataset = download.load_or_download(name, url, reader.from_tfds, log, folders=folders)
-    if dataset is None and url is None:
-        return reader.from_tfds(_prepare_with_tensorflow(name, folders[0]))
-    return reader.stand_in() if dataset is None else dataset
+    folder = cache_dir or cache_folder()
 
+    def read_files(paths: list[Path], origin: Path) -> Dataset:
+        return _cached(folder, name, paths, lambda: _read_files(name, paths, origin), log)
 
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Reader of one data set from any source, with decoded arrays cached in `cache_dir`."""
+    def read_prepared(prepared: Path) -> Dataset:
+        files = sorted(path for path in prepared.iterdir() if path.is_file())
+        return _cached(folder, name, files, lambda: _read_tfds(name, prepared, log), log)
 
-    name: str
-    cache_dir: Path
-    log: Callable[[str], None]
-
-    def from_idx(self, folder: Path) -> Dataset:
-        files = idx.find_idx(folder)
-        return self._cache(list(files.values()), lambda: _read_idx(self.name, folder, files))
-
-    def from_tfds(self, folder: Path) -> Dataset:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        return self._cache(files, lambda: _read_tfds(self.name, folder, self.log))
-
-    def digits(self) -> Dataset:
+    def read_digits() -> Dataset:
         spec = importlib.util.find_spec("sklearn")  # the import itself takes seconds
         path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        return self._cache([path], lambda: _read_digits(path), "digits")
+        return _cached(folder, "digits", [path], lambda: _read_digits(path), log)
 
-    def from_user(self, folder: Path) -> Dataset:
-        """Returns the data set that --data names."""
-        name, expected = self.name, _expected_files(self.name)
-        if name == "cifar10" and (paths := cifar.find_cifar(folder)):
-            return self._cache(paths, lambda: _read_cifar(folder, paths))
-        if not folder.is_dir():
-            state = "is not a folder" if folder.exists() else "does not exist"
-            raise InputError(f"--data {folder} {state}: it should be {expected}.")
-        files = idx.find_idx(folder) if name in idx.URLS else {}
-        if len(files) == len(idx.FILES):
-            return self.from_idx(folder)
-        if not files and (prepared := download.find_tfds(folder, name)):
-            return self.from_tfds(prepared)
-        file = next(file for file in idx.FILES if file not in files)
-        missing = f"{file} (or {file}.gz)" if name in idx.URLS else "data set"
-        raise InputError(f"--data {folder} has no {missing}: it should be {expected}.")
+    def stand_in() -> Dataset | None:
+        if name == "mnist":
+            log(NOT_MNIST)
+            return dataclasses.replace(read_digits(), stands_in_for=name)
+        paths = idx.find(DEBIAN_FASHION_MNIST) if name == "fashion_mnist" else []
+        return read_files(paths, DEBIAN_FASHION_MNIST) if paths else None
 
-    def stand_in(self) -> Dataset:
-        """Returns an installed data set in place of one without download, or raises InputError."""
-        if self.name == "mnist":
-            self.log(NOT_MNIST)
-            return dataclasses.replace(self.digits(), stands_in_for=self.name)
-        if self.name == "cifar10":
-            remedy = f"with {cifar.ARCHIVE} ({cifar.URL}) or the folder in it."
-        elif len(idx.find_idx(DEBIAN_FASHION_MNIST)) == len(idx.FILES):
-            return self.from_idx(DEBIAN_FASHION_MNIST)
-        else:
-            remedy = f"with the four IDX files ({FILES}), or apt install dataset-fashion-mnist."
-        raise InputError(
-            f"{self.name} is not on this machine and cannot be downloaded: pass --data {remedy}"
-        )
-
-    def _cache(self, files, read, name: str = "") -> Dataset:
-        """Returns read(), cached in a file that is valid while sizes and times of `files` are."""
-        status = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        name = name or self.name
-        stamp = json.dumps([1, name, status])  # 1: the version of this format
-        folder_hash = hashlib.sha256(str(files[0].parent.resolve()).encode()).hexdigest()[:12]
-        path = self.cache_dir / f"{name.replace('/', '-')}-{folder_hash}.npz"
-        # Damaged bytes can raise anything, and only cost decoding again: zip files have checksums.
-        with contextlib.suppress(Exception), open(path, "rb") as file, np.load(file) as saved:
-            if saved["stamp"].item() == stamp:
-                splits = [
-                    [saved[f"{split}_{key}"] for key in ("inputs", "targets")]
-                    for split in ("train", "test")
-                ]
-                strings = [saved[key].item() for key in ("name", "source", "checksum")]
-                return _from_arrays(splits, saved["class_names"].tolist(), *strings)
-        data = read()
-        arrays = {f"train_{key}": array for key, array in data.train.items()}
-        arrays |= {f"test_{key}": array for key, array in data.test.items()}
-        arrays |= {key: np.array(getattr(data, key)) for key in ("name", "source", "checksum")}
-        arrays |= {"stamp": np.array(stamp), "class_names": np.array(data.class_names)}
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-        except OSError as error:
-            self.log(f"{path} cannot be written ({error.strerror or error}): not cached.")
-        return data
+    if data is None and name == "digits":
+        return read_digits()
+    if data is None:
+        return published.load(name, read_prepared, BUILT_IN, log, stand_in)
+    root, reader = Path(data).expanduser(), published.reader(name)
+    if reader and (paths := reader.find(root)):
+        return read_files(paths, root)
+    if prepared := published.find_tfds(root, name):
+        return read_prepared(prepared)
+    state = "has no data set" if root.is_dir() else "is not a folder"
+    state = state if root.exists() else "does not exist"
+    expected = f"a TFDS folder with {name}/<version>/dataset_info.json"
+    expected = f"{reader.EXPECTED}, or {expected}" if reader else expected
+    raise InputError(f"--data {root} {state}: it should be {expected}.")
 
 
-def _expected_files(name: str) -> str:
-    tfds = f"a TFDS folder with {name}/<version>/dataset_info.json"
-    if name == "cifar10":
-        return f"{cifar.ARCHIVE}, its folder {cifar.FOLDER}, or {tfds}"
-    if name not in idx.URLS:
-        return tfds
-    return f"a folder with {', '.join(idx.FILES)}, each with or without .gz, or {tfds}"
+def _cached(folder: Path, name: str, files: list[Path], read: Callable[[], tuple], log) -> Dataset:
+    """Returns the data set of `read`, cached in `folder` while sizes and times of `files` are the
+    same. read: returns (source, class names, [(images, targets) of train, of test], [(origin of
+    images, of targets) of train, of test] for messages)."""
+    status = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    home = cache.digest([name, str(files[0].parent.resolve())])[:12]
+    path = folder / "arrays" / home / cache.digest([1, status])[:16]  # 1: the format's version
+    if entry := cache.read(path):
+        values, arrays = entry
+    else:
+        source, class_names, splits, origins = read()
+        _check(name, class_names, splits, origins)
+        digest = hashlib.sha256()
+        for array in (array for arrays in splits for array in arrays):
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array))
+        values = len(splits[0][0]), class_names, name, source, digest.hexdigest()
+        columns = map(np.concatenate, zip(*splits, strict=True))
+        arrays = dict(zip(("images", "targets"), columns, strict=True))
+        blocks = {name: [array] for name, array in arrays.items()}
+        cache.write(path, values, blocks, log, alone=True)
+    (train, class_names, *strings), (images, targets) = values, map(np.asarray, arrays.values())
+    examples = Examples({"inputs": images}, targets, (), tuple(class_names))
+    return Dataset(examples, Given(np.arange(len(images)) >= train, by_class=False), *strings)
 
 
-def _check(name, source, splits, class_names, descriptions) -> Dataset:
-    """Returns a Dataset of (inputs, targets) for train and test, or raises InputError.
-    descriptions: of inputs and targets for each split, for messages."""
-    for (inputs, targets), (origin, targets_origin) in zip(splits, descriptions, strict=True):
+def _check(name, class_names, splits, origins) -> None:
+    """Raises InputError for invalid splits of `_cached`."""
+    for (inputs, targets), (origin, targets_origin) in zip(splits, origins, strict=True):
         if inputs.ndim != 4 or inputs.dtype != np.uint8:
             raise InputError(f"{origin} is {inputs.dtype} {inputs.shape}, not uint8 (n, h, w, c).")
         if len(inputs) == 0:
             raise InputError(f"{origin} has no images: at least one is required.")
-        if name in idx.URLS and inputs.shape[1:] != (28, 28, 1):
+        if published.reader(name) is idx and inputs.shape[1:] != (28, 28, 1):
             size = " x ".join(map(str, inputs.shape[1:]))
             raise InputError(f"{origin} has images of {size}, but {name} has 28 x 28 x 1.")
         if len(inputs) != len(targets):
@@ -208,94 +162,37 @@ def _check(name, source, splits, class_names, descriptions) -> Dataset:
     if not counts.all():
         empty = int(np.argmin(counts))
         raise InputError(
-            f"{descriptions[0][1]} has no example of class {empty} ({class_names[empty]}), but "
+            f"{origins[0][1]} has no example of class {empty} ({class_names[empty]}), but "
             "every class needs one in the train split."
         )
-    digest = hashlib.sha256()
-    for array in (array for arrays in splits for array in arrays):
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array))
-    return _from_arrays(splits, class_names, name, source, digest.hexdigest())
 
 
-def _from_arrays(splits, class_names, name: str, source: str, checksum: str) -> Dataset:
-    images, targets = (np.concatenate(arrays) for arrays in zip(*splits, strict=True))
-    in_test = np.arange(len(images)) >= len(splits[0][0])
-    examples = Examples({"inputs": images}, targets, (), tuple(class_names))
-    return Dataset(examples, Given(in_test, by_class=False), name, source, checksum)
+def _read_files(name: str, paths: list[Path], origin: Path) -> tuple:
+    reader = published.reader(name)
+    origins = [paths[:2], paths[2:]] if reader is idx else [(origin, origin)] * 2
+    class_names = published.DATASETS[name].class_names
+    return f"{reader.TITLE} in {origin.resolve()}", class_names, reader.read(paths), origins
 
 
-def _read_idx(name: str, folder: Path, files: dict[str, Path]) -> Dataset:
-    paths = [files[file] for file in idx.FILES]
-    images, labels, test_images, test_labels = map(idx.read_idx, paths, (3, 1, 3, 1))
-    train = images[..., None], labels.astype(np.int32)
-    test = test_images[..., None], test_labels.astype(np.int32)
-    source, descriptions = f"IDX files in {folder.resolve()}", (paths[:2], paths[2:])
-    return _check(name, source, (train, test), idx.CLASS_NAMES[name], descriptions)
-
-
-def _read_cifar(path: Path, files: list[Path]) -> Dataset:
-    source = f"CIFAR-10's binary files in {path.resolve()}"
-    descriptions = [(f"{path} ({file})",) * 2 for file in ("data_batch_1 to 5", "test_batch")]
-    return _check("cifar10", source, cifar.read_cifar(files), cifar.CLASS_NAMES, descriptions)
-
-
-def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> Dataset:
-    """Reads the train and test splits (without test: validation) of a prepared TFDS data set."""
+def _read_tfds(name: str, folder: Path, log: Callable[[str], None]) -> tuple:
     log(f"Decoding the images of {folder}, once: they are cached.")
-    with download.open_builder(folder, "images with train and test splits") as builder:
-        keys = builder.info.supervised_keys or ("image", "label")
-        class_names = builder.info.features[keys[1]].names
-        names = "train", "test" if "test" in builder.info.splits else "validation"
-        descriptions = [f"The {split} split in {folder}" for split in names]
-        splits = [
-            _read_tfds_split(builder, keys, *row) for row in zip(names, descriptions, strict=True)
-        ]
-    source = f"TFDS {name}:{folder.name} in {folder}"
-    return _check(name, source, splits, class_names, [(text, text) for text in descriptions])
-
-
-def _read_tfds_split(builder, keys, split, description) -> tuple[np.ndarray, np.ndarray]:
-    (image, label), count = keys, builder.info.splits[split].num_examples
-    inputs, targets = None, np.zeros(count, np.int32)
-    for index, example in enumerate(download.prepared_examples(builder, split, description)):
-        if inputs is None:
-            inputs = np.zeros((count, *example[image].shape), example[image].dtype)
-        if example[image].shape != inputs.shape[1:]:
+    class_names, read = published.read_tfds(folder, "image")
+    if len(read) < 2:
+        raise InputError(f"The TFDS data set in {folder} has no test split: pass --data.")
+    splits, origins = [], [f"The {split} split in {folder}" for split in read]
+    for origin, (images, labels) in zip(origins, read.values(), strict=True):
+        if len(shapes := sorted({image.shape for image in images})) > 1:
             raise InputError(
-                f"{description} has images of {inputs.shape[1:]} and of {example[image].shape}, "
-                "but all images of a data set must have one shape."
+                f"{origin} has images of {shapes[0]} and of {shapes[1]}, but all images of a data "
+                "set must have one shape."
             )
-        inputs[index], targets[index] = example[image], example[label]
-    if inputs is None:
-        raise InputError(f"{description} has no images: at least one is required.")
-    return inputs, targets
+        images = np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)
+        splits.append((images, np.array(labels, np.int32)))
+    source = f"TFDS {name}:{folder.name} in {folder}"
+    return source, class_names, splits, [(origin, origin) for origin in origins]
 
 
-def _prepare_with_tensorflow(name: str, root: Path) -> Path:
-    """Returns the folder of any other TFDS data set, prepared by the builder of TFDS."""
-    unknown = f'"{name}" is unknown: mnist, fashion_mnist, cifar10 and digits are built in'
-    remedy = "pass --data with a prepared TFDS folder"
-    if not importlib.util.find_spec("tensorflow"):
-        raise InputError(f'{unknown}, others need TensorFlow (pip install "dlflax[tf]").')
-    if download.is_offline():
-        raise InputError(f"{name} is not in {root}, and DLFLAX_OFFLINE is set: {remedy}.")
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=root)
-        builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError:
-        raise InputError(
-            f"{unknown}, and TFDS has none of that name: choose one of these, or {remedy}."
-        ) from None
-    except Exception as error:  # TFDS, requests and the file system raise dozens of types
-        reason = download.first_line(error)
-        raise InputError(f"TFDS could not download {name} ({reason}): {remedy}.") from None
-    return Path(builder.data_dir)
-
-
-def _read_digits(path: Path) -> Dataset:
+def _read_digits(path: Path) -> tuple:
     """Returns scikit-learn's digits at 20 x 20 in a frame of 28 x 28, as MNIST's; 20 % are test."""
     import PIL.Image
 
@@ -315,4 +212,4 @@ def _read_digits(path: Path) -> Dataset:
         in_test[indices[: round(0.2 * len(indices))]] = True
     splits = [(images[rows], labels[rows]) for rows in (~in_test, in_test)]
     source = "scikit-learn digits, 1,797 images resized from 8x8 to 28x28 (NOT MNIST)"
-    return _check("digits", source, splits, idx.CLASS_NAMES["mnist"], [(path, path)] * 2)
+    return source, tuple("0123456789"), splits, [(path, path)] * 2

@@ -60,14 +60,14 @@ class SeriesEncoder(Encoder):
                 f"{table.place} has {len(series.values)} values: the model needs the last "
                 f"{self.window}."
             )
-        window = series.last_window(self.window, self._steps() - self.window)
+        window = series.last_window(self.window, self._later())
         return self._examples(window, series.times_after(self.horizon), table.place)
 
-    def _steps(self) -> int:
-        return self.window + (self.horizon if self.future else 0)
+    def _later(self) -> int:
+        return self.horizon if self.future else 0
 
     def _examples(self, window: np.ndarray, times, place: str) -> Examples:
-        if len(window) < self._steps():
+        if len(window) < self.window + self._later():
             raise InputError(
                 f"{place}: {', '.join(self.future)} must have {self.horizon} rows after the last "
                 f"value, not {len(window) - self.window}."
@@ -84,9 +84,7 @@ class SeriesEncoder(Encoder):
         last = past[:, -1:]
         inputs = ((past - last) / self.target.scale)[:, :, None]
         if self.covariate_mean:
-            mean, scale = (
-                np.array(x)[None, None] for x in (self.covariate_mean, self.covariate_scale)
-            )
+            mean, scale = np.array([[self.covariate_mean]]), np.array([[self.covariate_scale]])
             values = (raw[:, :, 1:] - mean) / scale
             future = values[:, :, len(self.past) :]
             future = future[:, self.horizon :] if self.future else future[:, : self.window]
@@ -94,11 +92,10 @@ class SeriesEncoder(Encoder):
         return {"inputs": inputs.astype(np.float32), "last": last}
 
     def spec(self) -> Spec:
-        later = self._steps() - self.window
-        columns = ("the series", *self.past, *self.future)
+        later, columns = self._later(), ("the series", *self.past, *self.future)
         more = f", and {later} steps after them" if later else ""
         return Spec(
-            (self._steps(), len(columns)), "float64",
+            (self.window + later, len(columns)), "float64",
             f"the last {self.window} values of {', '.join(columns)}{more}",
         )  # fmt: skip
 

@@ -81,20 +81,17 @@ def read_file(
     number_formats.check_header(table, log)
     names = (column or _default_column(table, covariates), *covariates)
     _check_columns(table, names)
-    formats = number_formats.infer_formats(table, names, decimal)
-    for sentence in number_formats.describe_formats(formats):
-        log(sentence)
+    formats = number_formats.infer_formats(table, names, decimal, log=log)
     fallback = NumberFormat(missing=MISSING)  # reading the cells then raises for the first text
     formats = tuple(formats[name] or fallback for name in names)
     style = _infer_style(table, Style(names, formats, table.delimiter))
-    file = Path(table.place).name
+    file, times = Path(table.place).name, ", ".join(style.times)
     if style.time is None:
         log(f"no column of {file} has times: rows are taken in the order of the file.")
     elif style.zone == COUNT:
-        log(f"{file}: rows are numbered by the column {style.times[0]}.")
+        log(f"{file}: rows are numbered by the column {times}.")
     else:
-        names = ", ".join(style.times)
-        log(f"{file}: times are read from {names}, written as {style.time.describe()}.")
+        log(f"{file}: times are read from {times}, written as {style.time.describe()}.")
     if column is None and len(table.columns) > 1 + len({*style.times, *covariates}):
         log(f"{file}: {style.columns[0]} is forecast (--target for another).")
     return read_cells(table, style, log)
@@ -130,11 +127,10 @@ def read_in_style(table: RawTable, style: Style, log: Callable[[str], None]) -> 
     _check_columns(table, style.columns)
     formats = dict(zip(style.columns, style.formats, strict=True))
     number_formats.check_same_format(table, formats, style.delimiter)
-    others = [table.columns[name] for name in table.columns if name not in style.columns]
+    others = [cells for name, cells in table.columns.items() if name not in style.columns]
     if style.time is None and any(infer_times(as_texts(cells)) for cells in others):
-        log(
-            f"{table.place}: its rows are taken in their order, as the training data have no times."
-        )
+        log(f"{table.place}: its rows are taken in their order, as the training data have no "
+            "times.")  # fmt: skip
     return read_cells(table, style, log)
 
 
@@ -175,12 +171,11 @@ def read_cells(table: RawTable, style: Style, log: Callable[[str], None]) -> Par
         raise InputError(f"{path}: the column {style.columns[missing.all(0).argmax()]} is empty.")
     if begin := int(np.argmin(missing, 0).max()):
         log(f"{path.name}: the first {begin} values are missing: dropped.")
-    rows, missing = rows[begin:], missing[begin:]
+    rows, missing, end = rows[begin:], missing[begin:], len(rows) - begin
     if calendar is not None:
         calendar = dataclasses.replace(calendar, begin=begin)
-    latest = np.maximum.accumulate(np.where(missing, 0, np.arange(len(rows))[:, None]))
+    latest = np.maximum.accumulate(np.where(missing, 0, np.arange(end)[:, None]))
     filled, observed = np.take_along_axis(rows, latest, 0), ~missing[:, 0]
-    end = len(rows)
     if len(style.columns) > 1:  # rows after the last value have future covariates
         end = int(np.flatnonzero(observed)[-1]) + 1
         if gaps := int(missing[:end, 1:].sum()):
@@ -218,13 +213,13 @@ def _join(texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> Sequence[
     if len(names) == 1:
         return texts[names[0]]
     marks = [BEFORE.get(_time_part(name), " ") for name in names]
+
+    def prefix(mark: str, cell: str) -> str:
+        cell = cell.removesuffix(".0")
+        return f"{mark if cell.isdecimal() else ' '}{cell.zfill(2) if mark == ':' else cell}"
+
     rows = zip(*(texts[name] for name in names), strict=True)
-    return ["".join(map(_prefix, marks, row)).strip() for row in rows]
-
-
-def _prefix(mark: str, cell: str) -> str:
-    cell = cell.removesuffix(".0")
-    return f"{mark if cell.isdecimal() else ' '}{cell.zfill(2) if mark == ':' else cell}"
+    return ["".join(map(prefix, marks, row)).strip() for row in rows]
 
 
 def _texts(table: RawTable, names) -> dict[str, list[str]]:
@@ -267,9 +262,9 @@ def _infer(place: str, names: Sequence[str], cells: Sequence[str]) -> TimeFormat
 def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tuple, TimeFormat]]:
     """Yields (columns, format): single columns, then several, then columns of row numbers."""
     parts = {
-        kind: [name for name, cells in texts.items() if re.match(PARTS[kind][0], name.lower())
+        kind: [name for name, cells in texts.items() if re.match(prefix, name.lower())
                and all(re.fullmatch(rf"({pattern})(\.0)?", cell, re.I) for cell in set(cells))]
-        for kind, (_, pattern) in PARTS.items()
+        for kind, (prefix, pattern) in PARTS.items()
     }  # fmt: skip
     groups = [(name,) for name in texts]
     for year, chain in itertools.product(parts["year"], CHAINS):
@@ -282,9 +277,9 @@ def _candidates(texts: Mapping[str, Sequence[str]], infer) -> Iterator[tuple[tup
         if form := infer(group):
             yield group, form
             if len(group) == 1 and form.date not in EPOCHS:
-                groups += [(*group, name) for kind in ("clock", "hour") for name in parts[kind]]
+                groups += [(*group, name) for name in parts["clock"] + parts["hour"]]
     for name, cells in texts.items():
-        count, wrong = TimeFormat(COUNT).parse(cells)
+        count, _ = TimeFormat(COUNT).parse(cells)
         if not np.isnan(count).any() and is_time_axis(count):
             yield (name,), TimeFormat(COUNT)
 

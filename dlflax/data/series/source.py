@@ -57,12 +57,12 @@ class Series(Source):
         if self.data is not None:
             if self.dataset != type(self).dataset:
                 raise InputError(f"--dataset {self.dataset} and --data: give one of them.")
-            path, column = Path(self.data).expanduser(), self.target
+            path, column, season = Path(self.data).expanduser(), self.target, 1
             name, source = path.stem, f"{path.resolve()}"
         else:
             self._check_file_flags()
             path = importlib.resources.files("dlflax.data") / "embedded" / f"{self.dataset}.csv"
-            column = EMBEDDED[self.dataset][0]
+            column, season = EMBEDDED[self.dataset]
             name, source = self.dataset, f"{self.dataset}, which comes with dlflax"
         series = read_file(path, column, self._covariates(), log, self.decimal)
         observed = b"" if series.observed.all() else series.observed.tobytes()
@@ -73,7 +73,7 @@ class Series(Source):
             raise InputError(
                 f"--seasonality {self.seasonality} must be 1 or more, or 0 for the data set's."
             )
-        period = self.seasonality or (EMBEDDED[self.dataset][1] if self.data is None else 1)
+        period = self.seasonality or season
         if min(self.window, self.horizon) < 1 or self.window < period:
             raise InputError(
                 f"--window {self.window} must be at least the season of {period} steps, and "
@@ -83,10 +83,9 @@ class Series(Source):
             raise InputError(
                 f"--future-covariates needs a --window of {self.horizon} or more, the --horizon."
             )
-        if len(series.values) <= self.window:
+        if len(series.values) < self.window:
             raise InputError(
-                f"{source} has {len(series.values)} values: --window {self.window} needs more, so "
-                "give a smaller --window and --horizon."
+                f"{source} has {len(series.values):,} values, too few for --window {self.window}."
             )
         windows, target, first = self._windows(series)
         end = series.last_window(self.window, self._later()), series.times_after(self.horizon)
@@ -96,10 +95,10 @@ class Series(Source):
         return Dataset(examples, split, name, source, hashlib.sha256(content).hexdigest())
 
     def _check_file_flags(self) -> None:
-        """Raises InputError for the flags of a file, without one."""
         if self._covariates():
-            flags = "--past-covariates and --future-covariates"
-            raise InputError(f"{flags} are for a file: pass --data.")
+            raise InputError(
+                "--past-covariates and --future-covariates are for a file: pass --data."
+            )
         for flag, value in (("target", self.target), ("decimal", self.decimal)):
             if value not in (None, "auto"):
                 raise InputError(f"--{flag} {value} is for a file: pass --data.")
@@ -122,7 +121,6 @@ class Series(Source):
         return windows, future - series.values[first - 1, None], first
 
     def _later(self) -> int:
-        """Returns the number of future steps in a window."""
         return self.horizon if self.future_covariates else 0
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> SeriesEncoder:

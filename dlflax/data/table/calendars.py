@@ -1,8 +1,4 @@
-"""Calendars of series: steps of seconds, weekdays or months.
-
-Rows are sorted by time; steps without a row become rows of missing values; repeated and irregular
-times are refused.
-"""
+"""Calendars of series: steps of seconds, weekdays or months."""
 
 import dataclasses
 import zoneinfo
@@ -18,7 +14,6 @@ from dlflax.errors import InputError
 
 MONTHS = {"month": 1, "quarter": 3, "year": 12}
 DAY = 86_400.0
-ONE_DAY, MONTH = np.timedelta64(1, "D"), np.timedelta64(1, "M")
 MAX_MISSING = 0.5  # of all steps
 ZONES = ("Europe/Berlin", "Europe/London", "Europe/Athens", "America/New_York", "Australia/Sydney",
          "America/Santiago", "Asia/Jerusalem")  # fmt: skip
@@ -36,29 +31,24 @@ class Calendar:
     zone: str = ""
     """"", "UTC", an IANA zone such as Europe/Berlin, or "count"."""
     day: str = ""
-    """The day of all months: "31" of 28 to 31, "end", "weekday end"."""
+    """The day of all months: "31" of 28 to 31, "end", "weekday begin", "weekday end"."""
     begin: int = 0
     """The row of the series' first value."""
 
     def stamps(self, rows: Iterable[int]) -> list[str]:
         """Returns the times of rows, counted from the series' first value: "2001-12-29"."""
         rows = np.array([*rows], np.int64) + self.begin
-        (date,), (month,) = _split_dates([self.first])[:2]
-        clock, length = self.first % DAY, _months(self.step)
+        date, month, *_ = _split_dates(self.first)
+        length = _months(self.step)
         if not length and self.step != "weekday":
             seconds, hours = self.first + rows * float(self.step), float(self.step) % DAY > 0
             return [_format_time(time, self.zone, hours) for time in seconds.tolist()]
-        months = month + rows * length * MONTH
-        first, last = _month_bounds(months)
         if self.step == "weekday":
             dates = np.busday_offset(date, rows)
-        elif self.day.startswith("weekday"):
-            dates = _bound_weekdays(months, self.day)
-        elif self.day == "end":
-            dates = last
         else:
-            dates = np.minimum(first + (int(self.day) - 1) * ONE_DAY, last)
-        return [_format_time(day * DAY + clock, self.zone) for day in dates.astype(int).tolist()]
+            dates = _days_of_months(month + rows * length, self.day)
+        seconds = dates.astype(int) * DAY + self.first % DAY
+        return [_format_time(time, self.zone) for time in seconds.tolist()]
 
 
 def align_rows(
@@ -82,13 +72,12 @@ def align_rows(
         repeated = _format_time(times[:-1][steps == 0][0], zone)
         raise InputError(f"{place} has two rows of {repeated}: a series has one value for a time.")
     if step and _count_gaps(times, "") < _count_gaps(times, step):
-        other = regular_rows(times)[1]
         raise InputError(
-            f"{place} has a row every {_format_step(other, zone)}, where the training data have "
-            f"one every {_format_step(step, zone)}: give a file with their step."
+            f"{place} has a row every {_format_step(regular_rows(times)[1], zone)}, where the "
+            f"training data have one every {_format_step(step, zone)}: give a file with their step."
         )
     if (rows_and_step := regular_rows(times, step)) is None:
-        shortest, longest = (_format_step(f"{s}", zone) for s in (steps.min(), steps.max()))
+        shortest, longest = (_format_step(str(s), zone) for s in (steps.min(), steps.max()))
         raise InputError(
             f"{place} has rows at irregular times, {shortest} to {longest} apart: give one row for "
             "each step of equal length."
@@ -127,44 +116,48 @@ def _calendars(times: np.ndarray, step: str) -> Iterator[tuple[str, np.ndarray]]
     if len(times) < 2:
         yield step or f"{DAY:g}", np.zeros(len(times))
         return
-    steps = np.diff(times)
-    seconds = float(_lower_median(steps))
-    if not step and np.ptp(steps) == 0:
-        yield f"{seconds:.12g}", (times - times[0]) / seconds
+    seconds = _lower_median(np.diff(times))
+    elapsed = times - times[0]
+    if not step and np.ptp(np.diff(times)) == 0:
+        yield f"{seconds:.12g}", elapsed / seconds
     dates, months, days_before, days_after = _split_dates(times)
     if np.ptp(times % DAY) == 0:
         # the last weekday of a month is at most three days before its end
         if min(np.ptp(days_before), np.ptp(days_after)) <= 3 and step != "weekday":
-            count = months.astype(int) - int(months[0].astype(int))
+            count = (months - months[0]).astype(int)
             length = _months(step) if step else max(_lower_median(np.diff(count)), 1)
             name = {1: "month", 3: "quarter", 12: "year"}.get(length, f"{length} months")
             if length:
                 yield name, count / length
-        weekdays = step == "weekday" or not step and seconds == DAY
-        if weekdays and np.is_busday(dates).all():
+        may_skip_weekends = step == "weekday" or not step and seconds == DAY
+        if may_skip_weekends and np.is_busday(dates).all():
             yield "weekday", np.busday_count(dates[0], dates).astype(float)
     if not _months(step) and step != "weekday":
-        seconds = float(step or seconds)
-        yield step or f"{seconds:.12g}", (times - times[0]) / seconds
+        yield step or f"{seconds:.12g}", elapsed / float(step or seconds)
 
 
 def _lower_median(steps: np.ndarray):
-    """Returns the lower median."""
-    return np.sort(steps)[(len(steps) - 1) // 2]
+    return np.quantile(steps, 0.5, method="lower").item()
 
 
 def _split_dates(times):
     """Returns dates and months of times, and the days before and after them in their months."""
     dates = np.floor(np.asarray(times) / DAY).astype(np.int64).astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
-    first, last = _month_bounds(months)
-    return dates, months, (dates - first).astype(int), (last - dates).astype(int)
+    days_before, days_after = (
+        np.abs(dates - _days_of_months(months, day)).astype(int) for day in ("1", "end")
+    )
+    return dates, months, days_before, days_after
 
 
-def _month_bounds(months):
-    """Returns the first and the last days of months, datetime64[D] (n,)."""
-    first = months.astype("datetime64[D]")
-    return first, (months + MONTH).astype("datetime64[D]") - ONE_DAY
+def _days_of_months(months: np.ndarray, day: str) -> np.ndarray:
+    """Returns a day, as `Calendar.day`, of each month."""
+    first, last = months.astype("datetime64[D]"), (months + 1).astype("datetime64[D]") - 1
+    if day == "weekday begin":
+        return np.busday_offset(first, 0, roll="forward")
+    if day == "weekday end":
+        return np.busday_offset(last, 0, roll="backward")
+    return last if day == "end" else np.minimum(first + (int(day) - 1), last)
 
 
 def _day(times: np.ndarray, step: str) -> str:
@@ -175,17 +168,9 @@ def _day(times: np.ndarray, step: str) -> str:
     if (days_after == 0).all():
         return "end"
     for name in ("weekday end", "weekday begin") if np.ptp(days_before) else ():
-        if (_bound_weekdays(months, name) == dates).all():
+        if (_days_of_months(months, name) == dates).all():
             return name
     return str(days_before.max() + 1)
-
-
-def _bound_weekdays(months: np.ndarray, day: str) -> np.ndarray:
-    """Returns the first or the last weekdays of months."""
-    first, last = _month_bounds(months)
-    if day == "weekday begin":
-        return np.busday_offset(first, 0, roll="forward")
-    return np.busday_offset(last, 0, roll="backward")
 
 
 def _months(step: str) -> int:
@@ -196,10 +181,9 @@ def _months(step: str) -> int:
 def _remove_daylight_saving(times, zone: str, step: str) -> tuple[np.ndarray, str]:
     """Returns (times in UTC, zone whose clock explains missing and repeated hours), or (times, "")
     without such a zone. zone: that of the training data, or ""."""
-    fewest = _count_gaps(times, step)
+    best, fewest = (times, ""), _count_gaps(times, step)
     if not fewest and not zone or np.median(np.abs(np.diff(times))) >= DAY:
-        return times, ""
-    best = times, ""
+        return best
     for name in (zone,) if zone else ZONES:
         for utc in _to_utc(times, name):
             if (gaps := _count_gaps(utc, step)) < fewest or zone and gaps == fewest:
@@ -221,11 +205,10 @@ def _to_utc(times: np.ndarray, zone: str) -> Iterator[np.ndarray]:
     except (pa.ArrowInvalid, pa.ArrowKeyError):  # no such hour; no time zone database
         return
     _, index, inverse, counts = np.unique(times, True, True, True)
-    is_repeated = np.ones(len(times), bool)
-    is_repeated[index] = False
+    utc = np.where(np.isin(np.arange(len(times)), index), first, second)  # the later hour second
     for unique in (first, second):
-        utc = np.where(is_repeated, second, np.where(counts[inverse] > 1, first, unique))
-        yield utc[::-1] if is_reversed else utc
+        reading = np.where(counts[inverse] > 1, utc, unique)
+        yield reading[::-1] if is_reversed else reading
 
 
 def _format_step(step: str, zone: str = "") -> str:
@@ -239,8 +222,7 @@ def _format_step(step: str, zone: str = "") -> str:
         return f"{seconds:g}"
     units = (("day", DAY), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
     name, length = next((unit for unit in units if seconds >= unit[1]), units[-1])
-    count = seconds / length
-    return name if count == 1 else f"{count:g} {name}s"
+    return name if seconds == length else f"{seconds / length:g} {name}s"
 
 
 def _format_time(seconds: float, zone: str = "", hours: bool = False) -> str:

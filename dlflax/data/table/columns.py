@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 import zlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,19 +30,17 @@ class Column(abc.ABC):
     """A column of the model's inputs. A frozen dataclass, saved as JSON."""
 
     name: str
+    raw_width: ClassVar[int] = 1
+    """Raw values per cell."""
 
     @abc.abstractmethod
     def parse(self, cells: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns (float64 (n, raw_width), NaN for missing values; bool (n,), True for invalid
         cells). cells: a column of a `RawTable`."""
 
-    def raw_width(self) -> int:
-        """Returns the number of raw values per cell, 1 unless overridden."""
-        return 1
-
-    @abc.abstractmethod
     def width(self) -> int:
         """Returns the number of inputs per cell."""
+        return self.encode(np.full((1, self.raw_width), np.nan), np).shape[1]
 
     @abc.abstractmethod
     def encode(self, raw: Any, xp: Any) -> Any:
@@ -73,19 +71,14 @@ class NumberColumn(Column):
         known = values[~np.isnan(values)]
         shares = np.linspace(0, 1, bins + 1)
         *edges, median = np.quantile(known, [*shares, 0.5]) if bins else (np.median(known),)
-        edges, mean = np.unique(edges), float(known.mean())
-        scale = float(known.std())
-        if scale <= 1e-9 * abs(mean):  # rounding errors
-            scale = 1.0
-        edges = tuple(edges.tolist()) if len(edges) > 2 else ()
-        return cls(name, form, float(median), mean, scale, edges, len(known) < len(values))
+        edges = tuple(np.unique(edges).tolist()) if len(set(edges)) > 2 else ()
+        median, mean, scale = float(median), float(known.mean()), float(known.std())
+        scale = 1.0 if scale <= 1e-9 * abs(mean) else scale  # rounding errors
+        return cls(name, form, median, mean, scale, edges, len(known) < len(values))
 
     def parse(self, cells):
         values, wrong = column_numbers(cells, self.format)
         return values[:, None], wrong
-
-    def width(self):
-        return 1 + max(0, len(self.edges) - 1) + self.missing
 
     def encode(self, raw, xp):
         """Returns (n, width): standardized value, filled share of each bin, missing indicator."""
@@ -101,10 +94,7 @@ class NumberColumn(Column):
         return xp.concatenate(parts, 1)
 
     def describe(self):
-        return {
-            "type": "number", "format": self.format.describe(), "median": self.median,
-            "note": _note("numbers", self.format.missing),
-        }  # fmt: skip
+        return {**_describe("number", self.format), "median": self.median}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,22 +112,20 @@ class CategoryColumn(Column):
 
     def parse(self, cells):
         """Returns the number of each cell's level, from 1; 0 is other."""
-        is_encoded = isinstance(cells, pa.DictionaryArray)
-        codes = cells if is_encoded else as_texts(cells).dictionary_encode()
+        if not isinstance(codes := cells, pa.DictionaryArray):
+            codes = as_texts(cells).dictionary_encode()
         texts = codes.dictionary.to_pylist()
         numbers = match_levels(texts, self.levels) + 1.0
         numbers[[text.lower() in self.missing_marks for text in texts]] = np.nan
         return numbers[codes.indices.to_numpy()][:, None], np.zeros(len(codes), bool)
-
-    def width(self):
-        return len(self.levels) + 1 + self.missing
 
     def encode(self, raw, xp):
         """Returns (n, width): one-hot over the levels, other, and missing."""
         numbers, levels = raw[:, 0], len(self.levels)
         # "other" is behind the levels; missing is all zeros if training rows had no missing value
         index = xp.where(xp.isnan(numbers), levels + 1, xp.where(numbers == 0, levels, numbers - 1))
-        return (index[:, None] == np.arange(self.width())[None]).astype(numbers.dtype)
+        inputs = np.arange(levels + 1 + self.missing)
+        return (index[:, None] == inputs[None]).astype(numbers.dtype)
 
     def describe(self):
         rare = f"; other: {self.rare:,} rarer" if self.rare else ""
@@ -156,36 +144,33 @@ class TimeColumn(Column):
     elapsed: NumberColumn
     """Days since 1970."""
     year: NumberColumn
+    raw_width: ClassVar[int] = 5
 
     @classmethod
     def fit(cls, name: str, seconds: np.ndarray, bins: int, form: TimeFormat) -> "TimeColumn":
         """Fits a column to training times, seconds as `column_times` returns them."""
-        raw = _calendar(seconds)
-        plain = NumberFormat()
-        elapsed = NumberColumn.fit(f"{name}: elapsed", raw[:, 0], bins, plain)
-        return cls(name, form, elapsed, NumberColumn.fit(f"{name}: year", raw[:, 1], 0, plain))
+        days, years = _calendar(seconds)[:, :2].T
+        elapsed = NumberColumn.fit(f"{name}: elapsed", days, bins, NumberFormat())
+        year = NumberColumn.fit(f"{name}: year", years, 0, NumberFormat())
+        return cls(name, form, elapsed, year)
 
     def parse(self, cells):
         """Returns days since 1970, year, month from 1, weekday from 0, Monday, and share of day."""
         seconds, wrong = column_times(cells, self.format)
         return _calendar(seconds), wrong
 
-    def raw_width(self):
-        return 5
-
-    def width(self):
-        return self.elapsed.width() + self.year.width() + 12 + 7 + 1
-
     def encode(self, raw, xp):
-        months = (raw[:, 2:3] == np.arange(1.0, 13.0)[None]).astype(raw.dtype)
-        days = (raw[:, 3:4] == np.arange(7.0)[None]).astype(raw.dtype)
-        times = xp.where(xp.isnan(raw[:, 4:5]), 0, raw[:, 4:5])
-        elapsed = self.elapsed.encode(raw[:, :1], xp)
-        return xp.concatenate([elapsed, self.year.encode(raw[:, 1:2], xp), months, days, times], 1)
+        elapsed, year, month, day, time = (raw[:, i : i + 1] for i in range(5))
+        return xp.concatenate([
+            self.elapsed.encode(elapsed, xp),
+            self.year.encode(year, xp),
+            (month == np.arange(1.0, 13.0)[None]).astype(raw.dtype),
+            (day == np.arange(7.0)[None]).astype(raw.dtype),
+            xp.where(xp.isnan(time), 0, time),
+        ], 1)  # fmt: skip
 
     def describe(self):
-        note = _note("times", self.format.missing)
-        return {"type": "time", "format": self.format.describe(), "note": note}
+        return _describe("time", self.format)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +178,7 @@ class TextColumn(Column):
     """A column of free text: counts of words, hashed into HASHES numbers with a sign by CRC-32."""
 
     name: str
+    raw_width: ClassVar[int] = HASHES
 
     def parse(self, cells):
         @functools.cache
@@ -208,12 +194,6 @@ class TextColumn(Column):
         norm = np.sqrt((raw**2).sum(1, keepdims=True))
         return raw / np.maximum(norm, 1.0), np.zeros(len(raw), bool)
 
-    def raw_width(self):
-        return HASHES
-
-    def width(self):
-        return HASHES
-
     def encode(self, raw, xp):
         return raw
 
@@ -221,9 +201,10 @@ class TextColumn(Column):
         return {"type": "text", "format": "", "note": "its words, hashed"}
 
 
-def _note(noun: str, missing: tuple[str, ...]) -> str:
-    odd = [cell for cell in missing if cell not in NO_NUMBER]
-    return f"no {noun}: {', '.join(odd)}" if odd else ""
+def _describe(kind: str, form: NumberFormat | TimeFormat) -> dict[str, Any]:
+    odd = [cell for cell in form.missing if cell not in NO_NUMBER]
+    note = f"no {kind}s: {', '.join(odd)}" if odd else ""
+    return {"type": kind, "format": form.describe(), "note": note}
 
 
 def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +213,7 @@ def column_times(cells: Any, form: TimeFormat) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(cells, pa.Array) and pa.types.is_temporal(cells.type):
         zone = getattr(cells.type, "tz", None)
         micro = cells.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
-        seconds = pc.divide(pc.cast(micro, pa.float64()), 1e6).to_numpy(zero_copy_only=False)
+        seconds = np.asarray(pc.divide(pc.cast(micro, pa.float64()), 1e6))
         # training times had a zone and these have none, or the other way round
         wrong = np.isfinite(seconds) & (zone is None if form.zone else zone not in (None, "UTC"))
         return np.where(wrong, np.nan, seconds), wrong

@@ -3,7 +3,6 @@
 pyarrow parses CSV; this module detects the encoding, the delimiter and the lines of rows.
 """
 
-import contextlib
 import csv
 import io
 import json
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlflax.errors import InputError
+from dlflax.files import pluralize
 
 DELIMITERS = ",;\t|"
 SNIFF_BYTES = 20_000  # from which the delimiter is inferred
@@ -29,16 +29,8 @@ def to_utf8(content: bytes, path: Path, log: Log) -> bytes:
     ValueError for a file that is no text."""
     if content.startswith(COMPRESSED):
         raise ValueError("it is compressed, as ZIP and Excel files are: unpack it, or save it anew")
-    encoding = next(
-        (name for bom, name in BYTE_ORDER_MARKS.items() if content.startswith(bom)), None
-    )
-    head = content[:1000]
-    if encoding is None and b"\0" in head and len(content) % 2 == 0:  # no byte order mark
-        low, high = head[1::2].count(0), head[::2].count(0)  # every second byte of ASCII is 0
-        likely, line_end = ("utf-16-le", b"\n\0") if low > high else ("utf-16-be", b"\0\n")
-        if 2 * min(low, high) < max(low, high) > 2 and line_end in content:
-            encoding = likely
-    if encoding:
+    marks = (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark))
+    if encoding := next(marks, None) or _utf16_without_mark(content):
         content = content.decode(encoding).encode()
     is_marked = content.startswith(b"\xef\xbb\xbf")
     content = content[3 * is_marked :]
@@ -55,26 +47,41 @@ def to_utf8(content: bytes, path: Path, log: Log) -> bytes:
     return content
 
 
+def _utf16_without_mark(content: bytes) -> str | None:
+    """Returns the encoding of UTF-16 with much ASCII, of which every second byte is 0, or None."""
+    low, high = content[1:1000:2].count(0), content[:1000:2].count(0)
+    encoding, line_end = ("utf-16-le", b"\n\0") if low > high else ("utf-16-be", b"\0\n")
+    is_likely = 2 * min(low, high) < max(low, high) > 2 and line_end in content
+    return encoding if is_likely and len(content) % 2 == 0 else None
+
+
 def detect_dialect(content: bytes, usual: str) -> tuple[bytes, str]:
     """Returns (the file, its delimiter). Removes Excel's line sep=; and blanks before quotes, and
     replaces runs of blanks between cells by tabs."""
     if match := re.match(rb"sep=([,;\t|])\r?\n", content):
         return content[match.start(1) :].replace(match[1], b"", 1), match[1].decode()
-    start = content[:SNIFF_BYTES].decode(errors="ignore")
-    if _has_blank_delimiter(start):
+    if _has_blank_delimiter(content[:SNIFF_BYTES].decode(errors="ignore")):
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter="\t").writerows(_split_blanks(content.decode()))
+        rows = csv.reader(_merge_blanks(content.decode()), delimiter=" ")
+        csv.writer(text, delimiter="\t").writerows(rows)
         return text.getvalue().encode(), "\t"
-    delimiter = sniff_delimiter(start, usual)
+    delimiter = sniff_delimiter(content, usual)
     if b' "' in content and f'{delimiter}"'.encode() not in content:
         content = re.sub(rf'(?<=[{delimiter}]) +"(?!")'.encode(), b'"', content)
     return content, delimiter
 
 
-def _split_blanks(text: str) -> list[list[str]]:
-    """Returns the cells of each line, with any number of blanks between them."""
-    lines = (re.sub(r"\s+", " ", line.strip()) for line in text.splitlines())
-    return list(csv.reader(lines, delimiter=" "))
+def sniff_delimiter(content: bytes, usual: str = ",") -> str:
+    """Returns the delimiter that splits the first lines into an equal number of cells, two or more.
+    Ties are decided by the number of delimiters in the first line, then by the usual one."""
+    text = content[:SNIFF_BYTES].decode(errors="ignore")
+    first = text.partition("\n")[0]
+    return max(DELIMITERS, key=lambda d: (_is_rectangular(text, d), first.count(d), d == usual))
+
+
+def _is_rectangular(text: str, delimiter: str) -> bool:
+    widths = set(map(len, _first_rows(text, delimiter)))
+    return len(widths) == 1 and widths != {1}
 
 
 def _has_blank_delimiter(text: str) -> bool:
@@ -82,94 +89,98 @@ def _has_blank_delimiter(text: str) -> bool:
     first = text.partition("\n")[0]
     if re.search("[,;|]", first) or " " not in first or _is_rectangular(text, "\t"):
         return False
-    rows = [row for row in _split_blanks(text) if row]
-    if len(text) >= SNIFF_BYTES - 4:
-        rows = rows[:-1]  # without a truncated line
+    rows = _first_rows(text, " ")
     number = re.compile(r"[-+]?[\d.,]*\d[\d.,]*")
     return len(rows) > 2 and {len(row) for row in rows} == {max(len(rows[0]), 3)} and all(
         any(map(number.fullmatch, row)) for row in rows[1:]
     )  # fmt: skip
 
 
+def _merge_blanks(text: str) -> list[str]:
+    """Returns the lines, with one blank between cells."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def _first_rows(text: str, delimiter: str) -> list[list[str]]:
+    """Returns the rows of a file's first lines, without a truncated one; [] if they are no CSV."""
+    lines = _merge_blanks(text) if delimiter == " " else io.StringIO(text, newline="")
+    try:
+        rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+    except csv.Error:
+        return []
+    return rows[:-1] if len(text) >= SNIFF_BYTES - 4 else rows
+
+
 def parse_csv(
-    content: bytes, delimiter: str, width: int, quote: str | bool = '"'
-) -> tuple[pa.Table, list[tuple[int, int]]]:
-    """Returns (the rows of the file as columns of texts, [(row, number of cells)] of rows that have
-    not `width` cells). Raises pa.ArrowInvalid, and csv.Error with the line."""
+    content: bytes, path: Path, delimiter: str, quote: str | bool = '"'
+) -> tuple[list[str], list[pa.Array], np.ndarray]:
+    """Returns (header, columns of texts, the line of each row, int (n,)).
+
+    Raises InputError for an unclosed quote or a row of another width than the header, csv.Error,
+    pa.ArrowInvalid or ValueError for a file that is no CSV."""
     from pyarrow import csv as arrow_csv
 
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
+    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    header = next(filter(None, csv.reader(text, delimiter=delimiter, quoting=quoting)), None)
+    if header is None:
+        raise ValueError("it is empty")
     if quote and content.count(b'"') % 2:  # Arrow drops the text behind an unclosed quote
-        _check_quotes(content, delimiter)
-    ragged: list[tuple[int, int]] = []
+        _check_quotes(content, path, delimiter)
+    ragged: list[arrow_csv.InvalidRow] = []
 
     def on_wrong_width(row):
-        ragged.append((row.number - 1, row.actual_columns))
+        ragged.append(row)
         return "skip"
 
-    names = [f"f{i}" for i in range(width)]  # those that Arrow gives
-    size = min(max(len(content), 1), 2**30)
+    names = [f"f{i}" for i in range(len(header))]  # those that Arrow gives
     # without Arrow's thread pool, with which a process aborted at its end
-    reading = arrow_csv.ReadOptions(use_threads=False, block_size=size, column_names=names)
+    reading = arrow_csv.ReadOptions(
+        use_threads=False, block_size=min(max(len(content), 1), 2**30), column_names=names
+    )
     parsing = arrow_csv.ParseOptions(
         delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_wrong_width,
         quote_char=quote,
     )  # fmt: skip
-    types = dict.fromkeys(names, pa.string())
-    converting = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    return arrow_csv.read_csv(pa.BufferReader(content), reading, parsing, converting), ragged
+    converting = arrow_csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+    )
+    table = arrow_csv.read_csv(pa.BufferReader(content), reading, parsing, converting)
+    lines = _line_numbers(content, len(table) + len(ragged), bool(quote))
+    if ragged:
+        row = ragged[0].number - 1
+        has_preamble = row > 1 and len(ragged) > len(table)
+        raise InputError(
+            f"{path}, line {lines[row]} has {pluralize(ragged[0].actual_columns, 'cells')} for "
+            f"{pluralize(len(header), 'columns')}: "
+            + ("remove the lines above the header." if has_preamble else
+               f"put numbers and texts that have a {delimiter!r} in quotes, or write them without.")
+        )  # fmt: skip
+    return header, [column.combine_chunks()[1:] for column in table.columns], lines[1:]
 
 
-def _check_quotes(content: bytes, delimiter: str) -> None:
+def _check_quotes(content: bytes, path: Path, delimiter: str) -> None:
     reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=delimiter, strict=True)
     try:
         for _ in reader:
             pass
     except csv.Error as error:
-        raise csv.Error(f"line {reader.line_num} is not valid csv: {error}") from None
+        raise InputError(f"{path}, line {reader.line_num} is not valid csv: {error}.") from None
 
 
-def read_header(content: bytes, delimiter: str, **settings: Any) -> list[str]:
-    """Returns the cells of the first row that is not empty. Raises ValueError without one."""
-    text = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
-    for row in csv.reader(text, delimiter=delimiter, **settings):
-        if row:
-            return row
-    raise ValueError("it is empty")
-
-
-def line_numbers(content: bytes, rows: int, quoted: bool = True) -> np.ndarray:
+def _line_numbers(content: bytes, rows: int, quoted: bool) -> np.ndarray:
     """Returns the line, int (rows,), at which each row of a CSV file begins; empty lines have no
     row. quoted: cells in quotes may have line breaks."""
     array = np.frombuffer(content, np.uint8)
-    end = b"\n" if b"\n" in content else b"\r"
-    ends = np.flatnonzero(array == ord(end))
-    starts = np.concatenate([[0], ends + 1])
-    if quoted and b'"' in content:  # a line that begins within quotes belongs to the row before
-        within = np.searchsorted(np.flatnonzero(array == ord('"')), starts) % 2 == 1
-    else:
-        within = np.zeros(len(starts), bool)
-    first = array[np.minimum(starts, max(len(array) - 1, 0))] if len(array) else array
-    blank = (starts >= len(array)) | np.isin(first, (ord("\n"), ord("\r")))
-    lines = np.flatnonzero(~blank & ~within) + 1
+    end = "\n" if b"\n" in content else "\r"
+    starts = np.concatenate([[0], np.flatnonzero(array == ord(end)) + 1])
+    starts = starts[starts < len(array)]
+    has_row = ~np.isin(array[starts], (ord("\n"), ord("\r")))
+    if quoted:  # a line that begins within quotes belongs to the row before
+        has_row &= np.searchsorted(np.flatnonzero(array == ord('"')), starts) % 2 == 0
+    lines = np.flatnonzero(has_row) + 1
     # a literal quotation mark makes the lines unknown
     return lines if len(lines) == rows else np.arange(1, rows + 1)
-
-
-def sniff_delimiter(text: str, usual: str = ",") -> str:
-    """Returns the delimiter that splits the first lines into an equal number of cells, two or more.
-    Ties are decided by the number of delimiters in the first line, then by the usual one."""
-    first = text.partition("\n")[0]
-    return max(DELIMITERS, key=lambda d: (_is_rectangular(text, d), first.count(d), d == usual))
-
-
-def _is_rectangular(text: str, delimiter: str) -> bool:
-    lines = io.StringIO(text[:SNIFF_BYTES], newline="").readlines()
-    with contextlib.suppress(csv.Error):
-        counts = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
-        if len(text) >= SNIFF_BYTES - 4:
-            counts = counts[:-1]  # without a truncated line
-        return len(set(counts)) == 1 and counts[0] > 1
-    return False
 
 
 def read_json_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -95,11 +96,12 @@ class TableEncoder(Encoder):
         for column in self.columns:
             cells = examples.columns[column.name]
             raw, wrong_cells = column.parse(cells)
+            about = column.describe()
             for row in np.flatnonzero(wrong_cells & ~wrong).tolist():
+                cell = cells[row].as_py() if isinstance(cells, pa.Array) else cells[row]
                 errors[row] = (
-                    f"{table.row_name(row)}: the column {column.name} has {_cell(cells, row)!r:.60}"
-                    f", where training rows have a {column.describe()['type']} such as "
-                    f"{column.describe()['format']}."
+                    f"{table.row_name(row)}: the column {column.name} has {cell!r:.60}, where "
+                    f"training rows have a {about['type']} such as {about['format']}."
                 )
             wrong |= wrong_cells
             unknown = np.flatnonzero(raw[:, 0] == 0) if isinstance(column, CategoryColumn) else ()
@@ -153,27 +155,27 @@ class TableEncoder(Encoder):
     def raw(self, examples: Examples) -> np.ndarray:
         """Returns float64 (n, columns): numbers, level numbers, parts of times, hashed words."""
         rows = np.empty((len(examples), self.spec().shape[0]))
-        for column, index in self._slices("raw_width"):
+        for column, index in self._raw_slices():
             rows[:, index] = column.parse(examples.columns[column.name])[0]
         return rows
 
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
-        parts = [column.encode(raw[:, index], xp) for column, index in self._slices("raw_width")]
+        parts = [column.encode(raw[:, index], xp) for column, index in self._raw_slices()]
         # float64 until here: an exported program has one dtype
         return {"inputs": xp.concatenate(parts, 1).astype(np.float32)}
 
     def encode(self, examples: Examples) -> dict[str, Any]:
         """Returns the arrays for training, encoded block by block in two threads."""
-        width = sum(column.width() for column in self.columns)
-        inputs = np.empty((len(examples), width), np.float32)
+        widths = [column.width() for column in self.columns]
+        slices, inputs = self._slices(widths), np.empty((len(examples), sum(widths)), np.float32)
 
         def fill(start: int) -> None:
-            block = slice(start, start + PARSED_ROWS)
-            for column, index in self._slices("width"):
-                raw = column.parse(examples.columns[column.name][block])[0]
-                for row in range(0, len(raw), ENCODED_ROWS):
-                    encoded = column.encode(raw[row : row + ENCODED_ROWS], np)
-                    inputs[start + row : start + row + len(encoded), index] = encoded
+            rows = inputs[start : start + PARSED_ROWS]
+            for column, index in slices:
+                raw = column.parse(examples.columns[column.name][start : start + len(rows)])[0]
+                for i in range(0, len(raw), ENCODED_ROWS):
+                    block = slice(i, i + ENCODED_ROWS)
+                    rows[block, index] = column.encode(raw[block], np)
 
         with ThreadPoolExecutor(2) as pool:  # NumPy and Arrow release the GIL
             list(pool.map(fill, range(0, len(examples), PARSED_ROWS)))
@@ -182,15 +184,17 @@ class TableEncoder(Encoder):
             arrays["targets"] = self.target.encode(examples.target)
         return arrays
 
-    def _slices(self, width: str) -> list[tuple[Column, slice]]:
-        """Returns each column and its indices, in arrays with Column.`width` values of each."""
-        ends = itertools.accumulate(getattr(column, width)() for column in self.columns)
-        bounds = itertools.pairwise([0, *ends])
+    def _slices(self, widths: Iterable[int]) -> list[tuple[Column, slice]]:
+        """Returns each column and its indices, in arrays with so many values of each."""
+        bounds = itertools.pairwise(itertools.accumulate(widths, initial=0))
         return [(c, slice(*bound)) for c, bound in zip(self.columns, bounds, strict=True)]
+
+    def _raw_slices(self) -> list[tuple[Column, slice]]:
+        return self._slices(column.raw_width for column in self.columns)
 
     def spec(self) -> Spec:
         return Spec(
-            (sum(column.raw_width() for column in self.columns),), "float64",
+            (sum(column.raw_width for column in self.columns),), "float64",
             "a row of the table: its numbers, NaN where one is missing; for a category the number "
             "of its level, from 1, or 0 for any other; for a time the days since 1970, year, "
             "month, day of the week from 0, Monday, and share of the day; for free text "
@@ -202,31 +206,24 @@ class TableEncoder(Encoder):
 
     def plain(self, examples: Examples) -> Plain:
         categories = tuple(
-            isinstance(c, CategoryColumn) for c in self.columns for _ in range(c.raw_width())
+            isinstance(c, CategoryColumn) for c in self.columns for _ in range(c.raw_width)
         )
         return Plain(self.raw(examples), categories)
 
     def groups(self) -> dict[str, slice]:
-        return {column.name: index for column, index in self._slices("width")}
+        slices = self._slices(column.width() for column in self.columns)
+        return {column.name: index for column, index in slices}
 
     def columns_table(self) -> list[dict[str, Any]]:
-        rows = []
-        for column, missing in zip(self.columns, self.missing, strict=True):
-            about = column.describe()
-            rows.append({
-                "column": column.name, "type": about["type"], "format": about["format"],
-                "missing": missing, "levels": len(about.get("levels", ())) or "",
-                "note": about["note"],
-            })  # fmt: skip
-        blank = {"format": "", "missing": "", "levels": ""}
-        return rows + [
-            {"column": d.name, "type": "dropped", **blank, "note": d.reason} for d in self.dropped
-        ]
+        about = [(c.name, missing, c.describe())
+                 for c, missing in zip(self.columns, self.missing, strict=True)]  # fmt: skip
+        about += [(d.name, "", {"type": "dropped", "format": "", "note": d.reason})
+                  for d in self.dropped]  # fmt: skip
+        return [
+            {"column": name, "type": a["type"], "format": a["format"], "missing": missing,
+             "levels": len(a.get("levels", ())) or "", "note": a["note"]}
+            for name, missing, a in about
+        ]  # fmt: skip
 
     def outlook(self) -> dict[str, Any]:
         return {"columns": [{"name": c.name, **c.describe()} for c in self.columns]}
-
-
-def _cell(column: Any, row: int) -> Any:
-    cell = column[row]
-    return cell.as_py() if isinstance(cell, pa.Scalar) else cell

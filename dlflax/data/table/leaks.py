@@ -19,17 +19,13 @@ MIN_CORRELATION = 0.999  # with the target, of values or of ranks
 
 def find_row_counters(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Returns a sentence for each column of row numbers; {} if no other column would remain."""
-    counters = [
-        name for name, values in columns.items()
+    counters = {
+        name: f"{name} counts the rows of the file: dropped, as a new row has no such number."
+        for name, values in columns.items()
         if values.dtype.kind == "f" and len(values) >= MIN_ROWS and values[0] in (0, 1)
         and np.array_equal(values, values[0] + np.arange(len(values)))
-    ]  # fmt: skip
-    if len(counters) == len(columns):
-        return {}
-    return {
-        name: f"{name} counts the rows of the file: dropped, as a new row has no such number."
-        for name in counters
-    }
+    }  # fmt: skip
+    return {} if len(counters) == len(columns) else counters
 
 
 def sample_rows(rows: int, columns: int) -> np.ndarray:

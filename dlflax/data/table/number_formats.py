@@ -5,11 +5,12 @@ A comma or a point may be the decimal mark or the thousands separator, so a cell
 a column that is still ambiguous is refused.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -83,32 +84,30 @@ class NumberFormat:
         values = np.full(len(cells), math.nan)
         is_plain = np.zeros(len(cells), bool)
         if not self.unit or re.fullmatch(_CURRENCY, self.unit):
-            is_plain = as_mask(pc.match_substring_regex(cells, _PLAIN[self.decimal]))
+            is_plain = np.asarray(pc.match_substring_regex(cells, _PLAIN[self.decimal]))
             texts = cells if is_plain.all() else cells.filter(is_plain)
             if self.decimal == ",":
                 texts = pc.replace_substring(texts, ",", ".")
-            values[is_plain] = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
-        wrong = np.isinf(values)
+            values[is_plain] = pc.cast(texts, pa.float64())
         if not is_plain.all():
             codes = cells.filter(~is_plain).dictionary_encode()
-            numbers = [self._parse_cell(cell) for cell in codes.dictionary.to_pylist()]
-            index = codes.indices.to_numpy()
-            values[~is_plain] = np.array([math.nan if n is None else n for n in numbers])[index]
-            wrong[~is_plain] = np.array([n is None or math.isinf(n) for n in numbers])[index]
+            numbers = np.array([self._parse_cell(cell) for cell in codes.dictionary.to_pylist()])
+            values[~is_plain] = numbers[codes.indices.to_numpy()]
+        wrong = np.isinf(values)
         return np.where(wrong, math.nan, values), wrong
 
-    def _parse_cell(self, cell: str) -> float | None:
+    def _parse_cell(self, cell: str) -> float:
+        """Returns a number, NaN for a missing one, infinity for a cell that is none."""
         if cell.lower() in self.missing:
             return math.nan
         if re.fullmatch(_POWER, cell):
             return float(cell)
-        parts = _split(cell)
-        if parts is None or not _BODY[self.decimal].fullmatch(parts[1]):
-            return None
-        is_negative, body, unit = parts
+        is_negative, body, unit = _split(cell) or (False, "", "")
+        if not body or not _BODY[self.decimal].fullmatch(body):
+            return math.inf
         # prices may lack their currency, but 12 is neither 12 % nor 12 k
         if unit != self.unit and (unit or not re.fullmatch(_CURRENCY, self.unit)):
-            return None
+            return math.inf
         digits = re.sub(r"['’\s]", "", body).replace(DECIMALS[self.decimal], "")
         return float(f"{'-' if is_negative else ''}{digits.replace(self.decimal, '.')}")
 
@@ -116,11 +115,6 @@ class NumberFormat:
         """Returns an example: "1.234,5 €"."""
         text = f"1{DECIMALS[self.decimal]}234{self.decimal}5"
         return f"{text} {self.unit}".strip()
-
-
-def as_mask(array: pa.Array) -> np.ndarray:
-    """Returns an Arrow array of booleans as bool (n,)."""
-    return array.to_numpy(zero_copy_only=False)
 
 
 def _split(cell: str) -> tuple[bool, str, str] | None:
@@ -144,41 +138,10 @@ class _Evidence:
         self.decimals, self.units = set(DECIMALS), set()
         self.clash: tuple[str, ...] = ()  # two contradictory cells
         self.odd: list[str] = []  # cells that are no numbers
-        self.unclear = integer = clear = ""  # an example of each, if there is one
-        unclear: dict[str, str] = {}  # mark -> unclear cell
-        padded, rest = False, cells
-
-        def pick(pattern):
-            """Removes matching cells from the rest, and returns them."""
-            nonlocal rest
-            matches = pc.match_substring_regex(rest, pattern)
-            if pc.all(matches).as_py():
-                picked, rest = rest, rest[:0]
-            else:
-                picked, rest = rest.filter(matches), rest.filter(pc.invert(matches))
-            return picked
-
-        if likely and len(picked := pick(_PLAIN[likely])):
-            clear = picked[0].as_py()
-            self.decimals = {likely}
-        if len(rest) and len(picked := pick(_INTEGER)):
-            integer = picked[0].as_py()
-        for mark in DECIMALS:
-            if len(rest) and len(picked := pick(_UNCLEAR[mark])):
-                self.unclear = unclear[mark] = picked[0].as_py()
-                padded |= pc.any(pc.ends_with(picked, "0")).as_py()
-            if len(rest) and len(picked := pick(_PLAIN[mark])):
-                self._intersect({mark}, picked[0].as_py(), clear)
-                clear = picked[0].as_py()
-        self.has_bare = bool(clear or integer or self.unclear)
-        numbers, odd = len(cells) - len(rest), 0
-        counts = pc.value_counts(rest)
-        texts, counts = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
-        for cell, count in zip(texts, counts, strict=True):
-            if cell.lower() in NO_NUMBER:
-                continue
-            parts = _split(cell)
-            decimals = {d for d in DECIMALS if parts and _BODY[d].fullmatch(parts[1])}
+        clear, unclear = "", {}  # a cell with a decimal mark; mark -> a cell with either meaning
+        has_integers = is_padded = False
+        numbers = odd = 0
+        for cell, count, decimals, body, unit in _levels(cells, likely):
             if not decimals:
                 self.odd.append(cell)
                 odd += count
@@ -186,15 +149,18 @@ class _Evidence:
                     break
                 continue
             numbers += count
-            self.units.add(parts[2])
-            self._intersect(decimals, cell, clear)
+            self.units.add(unit)
+            if self.decimals and not self.decimals & decimals:
+                self.clash = clear, cell
+            self.decimals &= decimals
             if len(decimals) == 1:
                 clear = cell
-            elif "." in parts[1] or "," in parts[1]:
-                self.unclear = unclear["." if "." in parts[1] else ","] = cell
-                padded |= parts[1].endswith("0")
+            elif mark := re.search("[.,]", body):
+                unclear[mark[0]] = cell
+                is_padded |= body.endswith("0")
             else:
-                integer = cell
+                has_integers = True
+        self.unclear = ["", *unclear.values()][-1]
         if len(unclear) == 2 and len(self.decimals) == 2:  # 1,234 beside 1.234
             self.decimals, self.clash = set(), tuple(unclear.values())
         # one odd cell is allowed from 20 numbers on
@@ -202,20 +168,34 @@ class _Evidence:
         self.are_texts = odd > len(cells) / 2
         self.num_odd = 0 if self.are_numbers or numbers < odd else odd
         self.likely = None
-        if integer and padded:  # 1.050 and 980: fractions would be 1.05 and 980, or 980.000
+        if has_integers and is_padded:  # 1.050 and 980: else 1.05 and 980, or 980.000
             self.likely = "," if "." in self.unclear else "."
+        unit, *others = sorted(self.units - {""}) or [""]
+        has_bare = "" in self.units and not re.fullmatch(_CURRENCY, unit)
+        self.unit = "" if others or has_bare else unit  # "" for none or several
 
-    def _intersect(self, decimals: set[str], cell: str, clear: str) -> None:
-        if self.decimals and not self.decimals & decimals:
-            self.clash = (clear, cell)
-        self.decimals &= decimals
 
-    def unit(self) -> str:
-        """Returns the unit of the column, "" if it has none or several."""
-        units = self.units - {""}
-        unit = units.pop() if len(units) == 1 else ""
-        has_bare = self.has_bare or "" in self.units
-        return unit if not has_bare or re.fullmatch(_CURRENCY, unit) else ""
+def _levels(cells: pa.Array, likely: str) -> Iterator[tuple[str, int, set[str], str, str]]:
+    """Yields (cell, count, decimal marks, digits with their marks, unit) of distinct cells.
+
+    All cells in a plain form are one, the first of them, with the digits of one that ends with 0. A
+    cell without decimal marks is no number."""
+    forms = [(_INTEGER, set(DECIMALS))]
+    for mark in DECIMALS:
+        forms += [(_UNCLEAR[mark], set(DECIMALS)), (_PLAIN[mark], {mark})]
+    for pattern, decimals in [(_PLAIN[likely], {likely}), *forms] if likely else forms:
+        matches = pc.match_substring_regex(cells, pattern)
+        level, cells = cells.filter(matches), cells.filter(pc.invert(matches))
+        if len(level):
+            padded = level.filter(pc.ends_with(level, "0"))
+            body = (padded if len(padded) else level)[0].as_py()
+            yield level[0].as_py(), len(level), decimals, body, ""
+    for level in pc.value_counts(cells).to_pylist():
+        cell = level["values"]
+        if cell.lower() not in NO_NUMBER:
+            _, body, unit = _split(cell) or (False, "", "")
+            decimals = {d for d in DECIMALS if body and _BODY[d].fullmatch(body)}
+            yield cell, level["counts"], decimals, body, unit
 
 
 def _collect_evidence(column: pa.Array) -> _Evidence:
@@ -237,7 +217,8 @@ def infer_formats(
     """Returns the format of these columns, None for a column without numbers.
 
     decimal: a decimal mark, or "auto"; advice: for messages; `log` gets columns with too many cells
-    that are no numbers. Raises InputError for contradictory or ambiguous numbers."""
+    that are no numbers, and other formats than 1,234.5. Raises InputError for contradictory or
+    ambiguous numbers."""
     formats: dict[str, NumberFormat | None] = {}
     texts = []
     for name in names:
@@ -254,19 +235,19 @@ def infer_formats(
     common = marks.pop() if len(marks) == 1 else None
     usual = {",": ".", "|": "."}.get(table.delimiter)  # semicolons and tabs are no evidence
     for name, evidence in evidence_of.items():
-        mark = decimal if decimal != "auto" else None
-        if mark is None and evidence.are_numbers and not evidence.decimals:
-            cells = " and ".join(
-                f"{cell!r} ({_locate(table, name, cell)})" for cell in evidence.clash
-            )
+        if decimal == "auto" and evidence.are_numbers and not evidence.decimals:
+            rows = [pc.index(table.columns[name], cell).as_py() for cell in evidence.clash]
+            places = [table.row_name(max(row, 0)).removeprefix(f"{table.place}, ") for row in rows]
+            cells = " and ".join(map("{!r} ({})".format, evidence.clash, places))
             raise InputError(
                 f"{table.place}, column {name} has {cells}: write its numbers in one way, or "
                 f"{advice}."
             )
-        if mark is None and len(evidence.decimals) == 1:
-            (mark,) = evidence.decimals
+        mark = "".join(evidence.decimals) if len(evidence.decimals) == 1 else None
         mark = mark or common or evidence.likely or usual
-        if mark is None and evidence.are_numbers and evidence.unclear:
+        if decimal != "auto":
+            mark = decimal
+        elif mark is None and evidence.are_numbers and evidence.unclear:
             raise InputError(
                 f"{table.place}, column {name}: {evidence.unclear!r} may have thousands or a "
                 f"fraction, and nothing in the file decides: {advice}."
@@ -278,10 +259,18 @@ def infer_formats(
                 "it is not read as numbers.")  # fmt: skip
         if evidence.are_numbers and not _are_ids(table.columns[name]):
             missing = sorted({c.lower() for c in evidence.odd if not re.fullmatch(_POWER, c)})
-            form = NumberFormat(mark or ".", evidence.unit(), (*NO_NUMBER, *missing))
-            is_certain = not evidence.units and form.decimal in evidence.decimals
-            if is_certain or _matches(form, table.columns[name]):
-                formats[name] = form
+            form = NumberFormat(mark or ".", evidence.unit, (*NO_NUMBER, *missing))
+            # units and --decimal may differ from the format
+            if evidence.units != {""} or form.decimal not in evidence.decimals:
+                values, wrong = form.parse(table.columns[name])
+                form = form if wrong.sum() <= MAX_ODD * np.isfinite(values).sum() else None
+            formats[name] = form
+    columns = collections.defaultdict(list)
+    for name, form in formats.items():
+        if form and (form.decimal, form.unit) != (".", ""):
+            columns[form.describe()].append(name)
+    for example, names in columns.items():
+        log(f"numbers are read as {example} in {', '.join(names)}.")
     return formats
 
 
@@ -300,39 +289,15 @@ def check_header(table: RawTable, log: Callable[[str], None]) -> None:
             f"{fractions[0]}: put a header there, if it has none.")  # fmt: skip
 
 
-def describe_formats(formats: Mapping[str, NumberFormat | None]) -> list[str]:
-    """Returns a sentence for each format other than 1,234.5, with its columns."""
-    columns: dict[str, list[str]] = {}
-    for name, form in formats.items():
-        if form and (form.decimal, form.unit) != (".", ""):
-            columns.setdefault(form.describe(), []).append(name)
-    return [f"numbers are read as {form} in {', '.join(names)}." for form, names in columns.items()]
-
-
-def _matches(form: NumberFormat, cells: pa.Array) -> bool:
-    """True if nearly all cells have the format, which differing units or --decimal may prevent."""
-    values, wrong = form.parse(cells)
-    return wrong.sum() <= MAX_ODD * np.isfinite(values).sum()
-
-
 def _are_ids(column: pa.Array) -> bool:
     """True for integers so large that float64 makes some of them equal."""
     if is_text(column):
-        if (pc.max(pc.binary_length(column)).as_py() or 0) < 16:
-            return False
+        column = column.filter(pc.greater_equal(pc.binary_length(column), 16))
         column = column.filter(pc.match_substring_regex(column, "^[-+]?[0-9]{16,}$"))
-    elif pa.types.is_integer(column.type):
-        if max(abs(end or 0) for end in pc.min_max(column).as_py().values()) <= 2**53:
-            return False
-    else:
+    elif not pa.types.is_integer(column.type):
         return False
     integers = pc.unique(column)
     return len(pc.unique(integers.cast(pa.float64(), safe=False))) < len(integers)
-
-
-def _locate(table: RawTable, name: str, cell: str) -> str:
-    row = pc.index(table.columns[name], cell).as_py()
-    return table.row_name(max(row, 0)).removeprefix(f"{table.place}, ")
 
 
 def require_numbers(table: RawTable, name: str, form: NumberFormat, prefix: str = "") -> np.ndarray:
@@ -376,8 +341,8 @@ def column_numbers(column: Any, form: NumberFormat) -> tuple[np.ndarray, np.ndar
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.uint8())
         if not is_numeric(column.type):
-            return np.full(len(column), math.nan), as_mask(column.is_valid())
-        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+            return np.full(len(column), math.nan), np.asarray(column.is_valid())
+        values = np.asarray(column.cast(pa.float64(), safe=False))
         return np.where(np.isinf(values), math.nan, values), np.zeros(len(values), bool)
     texts = [i for i, value in enumerate(column) if isinstance(value, str)]
     values, wrong = np.full(len(column), math.nan), np.zeros(len(column), bool)

@@ -26,7 +26,7 @@ from dlflax.data.table import delimited
 from dlflax.data.table.delimited import Log
 from dlflax.data.target import level_key
 from dlflax.errors import InputError
-from dlflax.files import escape_controls, max_file_bytes, pluralize, read_bytes
+from dlflax.files import escape_controls, max_file_bytes, read_bytes
 
 ENDINGS = re.compile(
     r"\.(?:(?P<arrow>parquet|pq|feather|arrow|ipc)|(?P<sheet>xlsx|xlsm|xlsb|xls|ods)"
@@ -71,23 +71,21 @@ class RawTable:
         return len(next(iter(self.columns.values()), ()))
 
     def row_name(self, row: int) -> str:
-        """Returns the row's name: "a.csv, line 7"."""
+        """Returns the name of a row: "a.csv, line 7"."""
         return self.names[int(row)]
 
     def rename_like(self, names: Sequence[str], log: Log) -> "RawTable":
         """Returns the table with these names for columns that differ only in capitals, blanks or
         Unicode's form, unless several columns match a name. `log` gets the changes."""
 
-        def key(name):
-            return "".join(level_key(name).split())
-
-        counts = Counter(map(key, self.columns))
-        missing = {key(name): name for name in names if name not in self.columns}
+        keys = {name: "".join(level_key(name).split()) for name in (*self.columns, *names)}
+        counts = Counter(keys[name] for name in self.columns)
+        missing = {keys[name]: name for name in names if name not in self.columns}
         columns = {}
         for name, column in self.columns.items():
-            is_unique = counts[key(name)] == 1 and name not in names
-            new_name = missing.get(key(name), name) if is_unique else name
-            if new_name != name:
+            new_name = name
+            if counts[keys[name]] == 1 and name not in names and keys[name] in missing:
+                new_name = missing[keys[name]]
                 log(f"{self.place}: the column {name} is read as {new_name}.")
             columns[new_name] = column
         return dataclasses.replace(self, columns=columns)
@@ -157,7 +155,7 @@ def _read_file(given: Path | Upload, usual: str, log: Log, noun: str) -> RawTabl
         problem = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {problem}: {noun} is a CSV file with a header.")
     ending = ENDINGS.search(path.name)
-    kind = ending and ending.lastgroup or "CSV"
+    kind = ending.lastgroup if ending else "csv"
     try:
         content = given.content if isinstance(given, Upload) else read_bytes(path)
         if path.suffix.lower() == ".gz":
@@ -173,31 +171,16 @@ def _read_file(given: Path | Upload, usual: str, log: Log, noun: str) -> RawTabl
             raise ValueError("it has the character NUL: save it as UTF-8")
         if kind == "json":
             return _from_rows(*delimited.read_json_lines(content, path), str(path), log)
-        return _from_csv(content, path, usual, log)
+        content, delimiter = delimited.detect_dialect(content, usual)
+        header, columns, lines = delimited.parse_csv(content, path, delimiter)
+        columns = list(map(pc.utf8_trim_whitespace, columns))
+        return _table(str(path), header, columns, log, delimiter, lines)
     except InputError:  # a ValueError, too
         raise
     except (ValueError, OSError, EOFError, pa.ArrowException, csv.Error) as error:
-        name = {"arrow": "Parquet or Feather", "sheet": "Excel", "json": "JSON Lines"}.get(kind)
-        form = f"{name} file" if name else "CSV file with a header"
+        form = {"arrow": "Parquet or Feather file", "sheet": "Excel file",
+                "json": "JSON Lines file", "csv": "CSV file with a header"}[kind]  # fmt: skip
         raise InputError(f"{path} is not a {form} ({' '.join(str(error).split())}).") from error
-
-
-def _from_csv(content: bytes, path: Path, usual: str, log: Log) -> RawTable:
-    content, delimiter = delimited.detect_dialect(content, usual)
-    header = delimited.read_header(content, delimiter)
-    table, ragged = delimited.parse_csv(content, delimiter, len(header))
-    lines = delimited.line_numbers(content, len(table) + len(ragged))
-    if ragged:
-        row, cells = ragged[0]
-        has_preamble = row > 1 and len(ragged) > len(table)
-        raise InputError(
-            f"{path}, line {lines[row]} has {pluralize(cells, 'cells')} for "
-            f"{pluralize(len(header), 'columns')}: "
-            + ("remove the lines above the header." if has_preamble else
-               "put numbers that have a comma in quotes, or write them without.")
-        )  # fmt: skip
-    columns = [pc.utf8_trim_whitespace(column.combine_chunks())[1:] for column in table.columns]
-    return _table(str(path), header, columns, log, delimiter, lines[1:])
 
 
 def _from_rows(
@@ -244,15 +227,14 @@ def _read_arrow(content: bytes) -> pa.Table:
 
 def _from_arrow(table: pa.Table, place: str, log: Log) -> RawTable:
     # the index of pandas is last, the default target: it goes first, or without a name is dropped
-    index = [str(name) for name in (table.schema.pandas_metadata or {}).get("index_columns", ())]
-    names = table.column_names
-    order = [i for i, n in enumerate(names) if n not in index or not n.startswith("__index_level_")]
-    order.sort(key=lambda i: names[i] not in index)
-    columns = [
-        _simplify(pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks())
-        for column in map(table.column, order)
-    ]
-    return _table(place, [names[i] for i in order], columns, log)
+    index = set(map(str, (table.schema.pandas_metadata or {}).get("index_columns", ())))
+    fields = [
+        (name, column) for name, column in zip(table.column_names, table.columns, strict=True)
+        if not (name in index and name.startswith("__index_level_"))
+    ]  # fmt: skip
+    fields.sort(key=lambda field: field[0] not in index)
+    columns = [_simplify(column.combine_chunks()) for _, column in fields]
+    return _table(place, [name for name, _ in fields], columns, log)
 
 
 def _simplify(array: pa.Array) -> pa.Array:
@@ -266,8 +248,8 @@ def _simplify(array: pa.Array) -> pa.Array:
         return pc.divide(array.cast(pa.int64()).cast(pa.float64(), safe=False), unit)
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return array.cast(pa.float64())
-    odd = pa.types.is_time(kind) or pa.types.is_interval(kind)
-    if pa.types.is_primitive(kind) and not odd or pa.types.is_null(kind):
+    is_odd = pa.types.is_time(kind) or pa.types.is_interval(kind)
+    if pa.types.is_null(kind) or pa.types.is_primitive(kind) and not is_odd:
         return array
     if is_text(array) or "binary" in str(kind):
         with contextlib.suppress(pa.ArrowInvalid):  # bytes that are no text

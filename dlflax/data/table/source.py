@@ -1,8 +1,6 @@
 """Tables: columns of numbers, categories, times and texts; one of them is the target.
 
-Formats are inferred from all rows (`infer_formats`, `_infer_times`), encodings are fitted on the
-training rows (`fit_columns`). A column that is constant, empty, or has another name in almost every
-row is dropped.
+Formats are inferred from all rows, encodings are fitted on the training rows.
 """
 
 import dataclasses
@@ -71,6 +69,51 @@ class Table(Source):
         if not 0 < self.test_split < 1:
             raise InputError(f"--test-split {self.test_split:g} must be between 0 and 1.")
         table, name, source, checksum = self._read(log)
+        target, inputs = self._choose_columns(table, source)
+        columns = {
+            n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
+        }
+        table = dataclasses.replace(table, columns=columns)
+        formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
+        target_format = formats.pop(target)
+        formats = {c: _infer_times(table, c, formats[c]) for c in inputs}
+        # parsed once: takes less memory than texts, and is not parsed again by the encoder
+        columns |= {c: _as_arrow(columns[c], formats[c]) for c in inputs}
+        none = np.zeros(0)
+        counters = leaks.find_row_counters({
+            c: np.asarray(columns[c]) if isinstance(formats[c], NumberFormat) else none
+            for c in inputs
+        })  # fmt: skip
+        inputs = [c for c in inputs if c not in counters]
+        table = dataclasses.replace(table, columns=columns)
+        table, values, classes = self._parse_target(table, target, target_format, log)
+        style = {
+            "target": target, "delimiter": table.delimiter, "counters": tuple(counters),
+            "formats": formats | {target: target_format}, "header": tuple(formats),
+        }  # fmt: skip
+        groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
+        split = Share(self.test_split, self.split_seed, groups)
+        inputs = {c: table.columns[c] for c in inputs}
+        examples = Examples(inputs, values, table.names, classes, style)
+        in_test = split.test(examples)
+        if in_test.sum() < 2 or (~in_test).sum() < 4:
+            raise InputError(
+                f"{source} has {len(values)} rows: too few to hold some out with --test-split "
+                f"{self.test_split:g}."
+            )
+        rows = leaks.sample_rows(len(values), len(inputs))
+        sample = {c: _as_numbers(take_rows(inputs[c], rows), formats[c]) for c in inputs}
+        sample_groups = None if groups is None else groups[rows]
+        findings = (
+            *counters.values(),
+            *leaks.find_leaks(sample, values[rows], in_test[rows], sample_groups, classes),
+        )
+        for sentence in findings:
+            log(sentence)
+        return Dataset(examples, split, name, source, checksum, findings=findings)
+
+    def _choose_columns(self, table: RawTable, source: str) -> tuple[str, list[str]]:
+        """Returns (the target, the inputs). Raises InputError for a flag with another column."""
         header = list(table.columns)
         target = self.target or header[-1]
         dropped = (("drop-columns", column) for column in self.drop_columns)
@@ -82,45 +125,7 @@ class Table(Source):
         inputs = [c for c in header if c not in {target, self.group, *self.drop_columns}]
         if not inputs:
             raise InputError(f"{source} has no column besides the target {target}.")
-        columns = {
-            n: c if isinstance(c, pa.Array) else as_texts(c) for n, c in table.columns.items()
-        }
-        table = dataclasses.replace(table, columns=columns)
-        formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
-        for sentence in number_formats.describe_formats(formats):
-            log(sentence)
-        counters, header = _find_row_counters(table, inputs, formats), tuple(inputs)
-        inputs = [c for c in inputs if c not in counters]
-        table, values, classes = self._parse_target(table, target, formats[target], log)
-        formats |= {c: _infer_times(table, c, formats[c]) for c in inputs}
-        style = {
-            "target": target, "delimiter": table.delimiter, "formats": formats,
-            "counters": tuple(counters), "header": header,
-        }  # fmt: skip
-        groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
-        split = Share(self.test_split, self.split_seed, groups)
-        # parsed once: takes less memory than texts, and is not parsed again by the encoder
-        columns = {c: _as_arrow(table.columns[c], formats[c]) for c in inputs}
-        names = table.names
-        del table  # frees its texts
-        examples = Examples(columns, values, names, classes, style)
-        in_test = split.test(examples)
-        if in_test.sum() < 2 or (~in_test).sum() < 4:
-            raise InputError(
-                f"{source} has {len(values)} rows: too few to hold some out with --test-split "
-                f"{self.test_split:g}."
-            )
-        rows = leaks.sample_rows(len(values), len(inputs))
-        sample = examples.take(rows).columns
-        columns = {c: _as_numbers(sample[c], formats[c]) for c in inputs}
-        sample_groups = None if groups is None else groups[rows]
-        findings = (
-            *counters.values(),
-            *leaks.find_leaks(columns, values[rows], in_test[rows], sample_groups, classes),
-        )
-        for sentence in findings:
-            log(sentence)
-        return Dataset(examples, split, name, source, checksum, findings=findings)
+        return target, inputs
 
     def _read(self, log) -> tuple[RawTable, str, str, str]:
         """Returns (table, name, source, SHA-256 of the source)."""
@@ -148,19 +153,18 @@ class Table(Source):
         values = target_type.infer_numbers(table, target, kind, log, form, MIN_CLASS_ROWS)
         if values is not None:
             keep = ~np.isnan(values)
-            texts = as_texts(take_rows(table.columns[target], ~keep))
-            words = texts.filter(pc.not_equal(texts, "")).to_pylist()
+            words = [w for w in as_texts(take_rows(table.columns[target], ~keep)).to_pylist() if w]
             odd = [word for word in words if word.lower() not in MISSING]
             if len(odd) > target_type.MAX_DROPPED * len(table):
                 raise InputError(
                     f"{table.place}: {len(odd):,} of {len(table):,} rows have {odd[0]!r} as "
                     f"{target}, which is no number: remove them, or use --target-type classes."
                 )
+            if not keep.any():
+                raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             if not keep.all():
                 shown = f" ({', '.join(sorted(set(words))[:5])})" if words else ""
                 log(f"{pluralize((~keep).sum(), 'rows', 'have')} no {target}{shown}: dropped.")
-            if not keep.any():
-                raise InputError(f"{table.place}: no row has a {target}: name another --target.")
             return table.take(keep), values[keep], ()
         cells = target_type.normalize_classes(table.columns[target])
         if (empty := cells == "").any():
@@ -179,16 +183,13 @@ class Table(Source):
             raise InputError(f"--num-bins {self.num_bins} must be from 0 to 256.")
         style = train.style
         columns, missing, dropped = fit_columns(train.columns, self.num_bins, style["formats"])
-        if not columns:
-            reasons = " ".join(f"{column.name} {column.reason}." for column in dropped)
-            raise InputError(
-                f"all columns were dropped ({reasons}): there is nothing to learn from."
-            )
         counters = [Dropped(name, "counts the rows") for name in style["counters"]]
+        shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
+        shown += f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
+        if not columns:
+            raise InputError(f"all columns were dropped ({shown}): there is nothing to learn from.")
         if dropped:
-            shown = "; ".join(f"{column.name} {column.reason}" for column in dropped[:10])
-            more = f"; and {len(dropped) - 10} others" if len(dropped) > 10 else ""
-            log(f"{pluralize(len(dropped), 'columns', 'are')} dropped: {shown}{more}.")
+            log(f"{pluralize(len(dropped), 'columns', 'are')} dropped: {shown}.")
         name = style["target"]
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(
@@ -197,31 +198,12 @@ class Table(Source):
         )  # fmt: skip
 
 
-def _find_row_counters(table: RawTable, names: list[str], formats) -> dict[str, str]:
-    """Returns `leaks.find_row_counters`. Parses only columns whose first and last cells count."""
-    ends = table.take(np.array([0, min(1, len(table) - 1), len(table) - 1]))
-    columns = dict.fromkeys(names, np.zeros(1))
-    for name in names:
-        if (form := formats[name]) is None:
-            continue
-        first, second, last = column_numbers(ends.columns[name], form)[0]
-        if second == first + 1 and last == first + len(table) - 1:
-            columns[name] = column_numbers(table.columns[name], form)[0]
-    return leaks.find_row_counters(columns)
-
-
-def _parse(cells: Any, form: Format) -> np.ndarray:
-    """Returns numbers, or seconds of times, float64 (n,)."""
-    parse = table_columns.column_times if isinstance(form, TimeFormat) else column_numbers
-    return parse(cells, form)[0]
-
-
 def _as_arrow(cells: Any, form: Format | None) -> pa.Array:
     """Returns numbers as float64, times as timestamps, texts dictionary-encoded if repeated."""
     if form is None:
         codes = as_texts(cells).dictionary_encode()
         return codes if len(codes.dictionary) < len(codes) / 4 else cells
-    values = _parse(cells, form)
+    values = _as_numbers(cells, form)
     if isinstance(form, NumberFormat):
         return pa.array(values)
     stamps = np.where(np.isnan(values), np.nan, np.round(values * 1e6)).astype("datetime64[us]")
@@ -230,9 +212,10 @@ def _as_arrow(cells: Any, form: Format | None) -> pa.Array:
 
 def _as_numbers(cells: Any, form: Format | None) -> np.ndarray:
     """Returns numbers or seconds, float64 (n,); for texts their codes, int (n,)."""
-    if form is not None:
-        return _parse(cells, form)
-    return as_texts(cells).dictionary_encode().indices.to_numpy()
+    if form is None:
+        return as_texts(cells).dictionary_encode().indices.to_numpy()
+    parse = table_columns.column_times if isinstance(form, TimeFormat) else column_numbers
+    return parse(cells, form)[0]
 
 
 def _infer_times(table: RawTable, name: str, form: NumberFormat | None) -> Format | None:
@@ -272,32 +255,28 @@ def fit_columns(
     columns: the training rows, as in a `RawTable`; formats: None for texts."""
     fits, missing, dropped = [], [], []
     for name, cells in columns.items():
-        if (form := formats[name]) is not None:
-            values = _parse(cells, form)
+        if form := formats[name]:
+            values = _as_numbers(cells, form)
             kind = TimeColumn if isinstance(form, TimeFormat) else NumberColumn
-            fit = kind.fit(name, values, bins, form) if _varies(values) else None
             empty = np.isnan(values)
+            levels = set() if empty.all() else {np.nanmin(values), np.nanmax(values)}
         else:
             texts = as_texts(cells)
-            empty = number_formats.as_mask(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
-            counts = pc.value_counts(texts.filter(pa.array(~empty)))
-            varies = len(counts) > 1 or len(counts) == 1 and empty.any()
-            fit = _fit_texts(name, empty, counts) if varies else None
-        if isinstance(fit, Column):
+            empty = np.asarray(pc.is_in(pc.utf8_lower(texts), pa.array(MISSING)))
+            levels = pc.value_counts(texts.filter(pa.array(~empty)))
+        if not len(levels) or len(levels) == 1 and not empty.any():
+            fit = "is the same in all training rows"
+        else:
+            fit = kind.fit(name, values, bins, form) if form else _fit_texts(name, empty, levels)
+        if isinstance(fit, str):
+            dropped.append(Dropped(name, fit))
+        else:
             fits.append(fit)
             missing.append(int(empty.sum()))
-        else:
-            dropped.append(Dropped(name, fit or "is the same in all training rows"))
     return fits, missing, dropped
 
 
-def _varies(values: np.ndarray) -> bool:
-    """True if a column has several values, or one and missing values."""
-    known = values[~np.isnan(values)]
-    return len(known) > 0 and (len(known) < len(values) or known.min() < known.max())
-
-
-def _fit_texts(name, empty, counts) -> Column | str:
+def _fit_texts(name: str, empty: np.ndarray, counts: pa.Array) -> Column | str:
     """Returns a column, or the reason why it is dropped. counts: Arrow's `value_counts`."""
     rows = len(empty)
     if len(counts) > min(max(MAX_LEVELS, rows // 2), 0.9 * rows):
@@ -318,7 +297,6 @@ def _fit_texts(name, empty, counts) -> Column | str:
 
 
 def _load_sklearn(name: str) -> RawTable:
-    """Returns a table of scikit-learn."""
     from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{name}")()

@@ -30,19 +30,17 @@ def infer_numbers(
     number_form = form or NumberFormat(missing=MISSING)
     if kind == "auto":
         values, wrong = column_numbers(table.columns[name], number_form)
-        numbers = values[~np.isnan(values)]
-        counts = np.unique(numbers, return_counts=True)[1]
-        continuous = (
-            len(counts) > MAX_CLASSES
+        numbers, counts = np.unique(values[~np.isnan(values)], return_counts=True)
+        is_continuous = (
+            len(numbers) > MAX_CLASSES
             or (numbers != np.round(numbers)).any()
-            or counts[counts < fewest].sum() > MAX_DROPPED * len(numbers)
+            or counts[counts < fewest].sum() > MAX_DROPPED * counts.sum()
         )
-        kind = "number" if form is not None and continuous else "classes"
+        kind, inferred, other = "classes", "classes", "number"
+        if form is not None and is_continuous:
+            kind, inferred, other = "number", "a number", "classes"
         if form is not None:
-            inferred, other = "classes", "number"
-            if kind == "number":
-                inferred, other = "a number", "classes"
-            log(f"{name}: {len(counts):,} different numbers, inferred: {inferred} "
+            log(f"{name}: {len(numbers):,} different numbers, inferred: {inferred} "
                 f"(--target-type {other} for the other).")  # fmt: skip
         if kind == "number" and not wrong.any():
             return values
@@ -83,8 +81,8 @@ def encode_classes(
     InputError if these are more than MAX_DROPPED of all examples, or fewer than two classes
     remain."""
     counts = Counter(cells.tolist())
-    rare = sorted((name for name, count in counts.items() if count < fewest), key=class_key)
-    names = tuple(sorted(set(counts) - set(rare), key=class_key))
+    names = tuple(sorted((n for n, count in counts.items() if count >= fewest), key=class_key))
+    rare = sorted(set(counts) - set(names), key=class_key)
     numbers = {name: i for i, name in enumerate(names)}
     codes = np.array([numbers.get(cell, -1) for cell in cells.tolist()], np.int32)
     keep = codes >= 0
@@ -92,13 +90,13 @@ def encode_classes(
         raise InputError(
             f"there are fewer than two classes of {fewest} {noun} or more: nothing to tell apart."
         )
-    if (~keep).sum() > MAX_DROPPED * len(cells):
+    dropped = (~keep).sum()
+    if dropped > MAX_DROPPED * len(cells):
         raise InputError(
-            f"{(~keep).sum():,} of {len(cells):,} {noun} are of a class with fewer than {fewest} "
-            f"{noun} ({', '.join(rare[:3])}): write numbers in one way, merge rare classes, or "
-            "remove them."
+            f"{dropped:,} of {len(cells):,} {noun} are of a class with fewer than {fewest} {noun} ("
+            f"{', '.join(rare[:3])}): write numbers in one way, merge rare classes, or remove them."
         )
     if rare:
-        log(f"{pluralize((~keep).sum(), noun, 'are')} of a class with fewer than {fewest} {noun} ("
+        log(f"{pluralize(dropped, noun, 'are')} of a class with fewer than {fewest} {noun} ("
             f"{', '.join(rare[:5])}): dropped.")  # fmt: skip
     return names, codes[keep], keep

@@ -11,7 +11,6 @@ from dlflax.data import idx
 from dlflax.data.table import delimited
 from dlflax.data.table.delimited import Log
 from dlflax.errors import InputError
-from dlflax.files import pluralize
 
 TEXT_COLUMNS = [
     "text", "sentence", "review", "sms", "message", "content", "comment", "tweet", "body",
@@ -23,39 +22,41 @@ TABLE = re.compile(r"\.(csv|tsv|jsonl)(\.gz)?$", re.IGNORECASE)
 def read_table(path: Path, kind: str, log: Log) -> tuple[list[str], list[str]]:
     """Returns (texts, labels) of a csv, tsv or jsonl file."""
     content = _read(path, log)
-    if not content or content.isspace():
+    if not content.strip():
         raise InputError(f"{path} is empty: it should have a text and a label column.")
-    read = _json_columns if kind == "jsonl" else _csv_columns
-    header, columns, lines = read(path, content, kind)
-    text_columns, label_columns = (
-        [index for index, name in enumerate(header) if name.strip().lower() in names]
-        for names in (TEXT_COLUMNS, LABEL_COLUMNS)
+    if kind == "jsonl":
+        rows, lines = delimited.read_json_lines(content, path)
+        header, columns = list(rows[0]), [[row.get(key) for row in rows] for key in rows[0]]
+    else:
+        header, columns = _read_csv(content, path, kind)
+    names = [name.strip().lower() for name in header]
+    text, label = (
+        [index for index, name in enumerate(names) if name in known]
+        for known in (TEXT_COLUMNS, LABEL_COLUMNS)
     )
-    if len(text_columns) == len(label_columns) == 1:
-        indices = text_columns[0], label_columns[0]
-        columns = [columns[index] for index in indices]
-        for index, column in zip(indices, columns, strict=True):
-            if None in column:
-                line = lines[column.index(None)]
-                raise InputError(
-                    f"{path}, line {line} has no {quote(header[index])}: every line needs a text "
-                    "and a label."
-                )
-    elif not text_columns and not label_columns and len(header) == 2 and kind != "jsonl":
+    if len(text) == len(label) == 1:
+        texts, labels = columns[text[0]], columns[label[0]]
+    elif not text and not label and len(header) == 2 and kind != "jsonl":
+        # no header: labels are fewer, and repeated; else it is a header of unknown names
         columns = [[name, *column] for name, column in zip(header, columns, strict=True)]
+        labels, texts = sorted(columns, key=lambda column: len(set(column)))
+        if len(set(labels)) == len(set(texts)) or labels[0] not in labels[1:]:
+            raise _unknown_columns(path, header)
     else:
         raise _unknown_columns(path, header)
-
-    texts, labels = columns
-    if not label_columns:
-        distinct = [len(set(column)) for column in columns]
-        if distinct[0] < distinct[1]:
-            texts, labels = labels, texts
-        # A unique first label is a header with unknown names.
-        if distinct[0] == distinct[1] or labels[0] not in set(labels[1:]):
-            raise _unknown_columns(path, header)
     if not texts:
         raise InputError(f"{path} has no examples below its header.")
+    if kind == "jsonl":
+        for name, column in ((header[text[0]], texts), (header[label[0]], labels)):
+            if None in column:
+                raise InputError(
+                    f"{path}, line {lines[column.index(None)]} has no {quote(name)}: every line "
+                    "needs a text and a label."
+                )
+        texts, labels = (
+            [value if isinstance(value, str) else json.dumps(value) for value in column]
+            for column in (texts, labels)
+        )
     labels = [label.strip() for label in labels]
     if "" in labels:
         text = quote(texts[labels.index("")])
@@ -70,36 +71,16 @@ def _unknown_columns(path: Path, names: list[str]) -> InputError:
     )
 
 
-def _csv_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list], list[int]]:
-    """Returns (the header, the columns, the line of each row)."""
-    tab = kind == "tsv"  # without quoting
-    start = content[: delimited.SNIFF_BYTES].decode(errors="ignore")
-    mark = "\t" if tab else delimited.sniff_delimiter(start)
-    quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
+def _read_csv(content: bytes, path: Path, kind: str) -> tuple[list[str], list[list[str]]]:
+    """Returns (header, columns) of a csv file, or a tsv file without quoting."""
+    delimiter, quote = ("\t", False) if kind == "tsv" else (delimited.sniff_delimiter(content), '"')
     try:
-        header = delimited.read_header(content, mark, quoting=quoting)
-        table, ragged = delimited.parse_csv(content, mark, len(header), quote=not tab and '"')
-    except csv.Error as error:
-        raise InputError(f"{path}, {error}.") from None
-    except (ValueError, pa.ArrowException) as error:
+        header, columns, _ = delimited.parse_csv(content, path, delimiter, quote)
+    except InputError:  # a ValueError, too
+        raise
+    except (ValueError, csv.Error, pa.ArrowException) as error:
         raise InputError(f"{path} is not valid {kind}: {' '.join(str(error).split())}.") from None
-    lines = delimited.line_numbers(content, len(table) + len(ragged), quoted=not tab)
-    if ragged:
-        (row, cells), *_ = ragged
-        raise InputError(
-            f"{path}, line {lines[row]} has {pluralize(cells, 'cells')} instead of {len(header)}."
-        )
-    return header, [column.to_pylist()[1:] for column in table.columns], lines[1:].tolist()
-
-
-def _json_columns(path: Path, content: bytes, kind: str) -> tuple[list, list[list], list[int]]:
-    """Returns (the keys of the first object, their values by key, the line of each object)."""
-    rows, lines = delimited.read_json_lines(content, path)
-    values = ([row.get(key) for row in rows] for key in rows[0])
-    return list(rows[0]), [
-        [v if v is None or isinstance(v, str) else json.dumps(v) for v in column]
-        for column in values
-    ], lines  # fmt: skip
+    return header, [column.to_pylist() for column in columns]
 
 
 def read_text(path: Path, log: Log) -> str:
@@ -108,7 +89,6 @@ def read_text(path: Path, log: Log) -> str:
 
 
 def _read(path: Path, log: Log) -> bytes:
-    """Returns a file's content in UTF-8."""
     try:
         return delimited.to_utf8(idx.read_bytes(path), path, log)
     except ValueError as error:

@@ -1,8 +1,7 @@
 """Time formats of columns, inferred once from the cells and saved with the encoder.
 
-Day first or month first is inferred from valid dates in all cells, in a series also from regular
-steps. An ambiguous series is refused; an ambiguous column of a table has month first with a slash,
-else day first, and the other order in `TimeFormat.assumed`.
+Valid dates decide between day first and month first, in a series also regular steps. An ambiguous
+series is refused; an ambiguous column of a table has the first of the possible formats in DATES.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlflax.data.table.calendars import COUNT, DAY, regular_rows
-from dlflax.data.table.number_formats import MISSING, as_mask
+from dlflax.data.table.number_formats import MISSING
 from dlflax.errors import InputError
 
 NAMES = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
@@ -29,7 +28,7 @@ _CLOCK = (
     r" ?(?P<p>[ap]\.?m\.?)?(?: ?(?P<z>z|utc|gmt|[+-]\d\d(?::?\d\d)?))?)?"
 )
 CLOCK = "14:30"  # a time of day, in a table
-# the last day of 2024 -> pattern; the first of several patterns that match a table is assumed
+# the last day of 2024 -> pattern
 DATES = {
     **{f"2024{s}12{s}31": f"{_Y}[{s}]{_M}[{s}]{_D}{_CLOCK}" for s in "-/. "},
     "12/31/2024": f"{_M}/{_D}/{_Y}{_CLOCK}",
@@ -99,7 +98,7 @@ class TimeFormat:
             with contextlib.suppress(pa.ArrowInvalid):  # Arrow parses most of ISO 8601, faster
                 known = pc.if_else(pa.array(is_missing), None, texts)
                 times = known.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64())
-                return times.to_numpy(zero_copy_only=False) / 1e6, np.zeros(len(texts), bool)
+                return np.asarray(times) / 1e6, np.zeros(len(texts), bool)
         seconds = self._parse_numbers(texts) if self.date not in DATES else self._parse_dates(texts)
         return seconds, np.isnan(seconds) & ~is_missing
 
@@ -113,7 +112,7 @@ class TimeFormat:
         """Returns seconds, float64 (n,), of epochs and decimal years; NaN for other cells."""
         texts = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None)
         texts = pc.replace_substring(texts, ",", ".")
-        numbers = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        numbers = np.asarray(texts.cast(pa.float64()))
         if self.date == COUNT:
             return numbers
         if self.date in EPOCHS:
@@ -141,19 +140,21 @@ class TimeFormat:
             return np.array([*values, math.nan])[codes.indices.to_numpy()]
 
         year = part("Y", math.nan) if "Y" in names else part("y", math.nan, _year)
-        year = 1970 + 0 * part("H", math.nan) if self.date == CLOCK else year
+        if self.date == CLOCK:
+            year = np.where(np.isnan(part("H", math.nan)), math.nan, 1970)
         month = part("b", math.nan, _month) if "b" in names else part("m", 1.0)
         month = 3 * part("q", 1.0) - 2 if "q" in names else month
         month = np.where((month >= 1) & (month <= 12), month, np.nan)
-        begin, day = _start_of_month(year, month), part("d", 1.0) - 1
-        end = _start_of_month(year, month + 1)
+        day, begin, end = part("d", 1.0), _start_of_month(year, month), None
         if "j" in names:
-            day, end = part("j", math.nan) - 1, _start_of_month(year + 1, month)
-        if "w" in names:
-            day = (part("w", math.nan) - 1) * 7 + part("u", 1.0) - 1
-            begin, end = map(_start_of_iso_year, (begin, _start_of_month(year + 1, month)))
-        date = begin + DAY * day
-        date[~((date < end) & (day >= 0))] = np.nan
+            day, end = part("j", math.nan), _start_of_month(year + 1, month)
+        elif "w" in names:
+            day = 7 * (part("w", math.nan) - 1) + part("u", 1.0)
+            begin, end = (_start_of_iso_year(_start_of_month(y, month)) for y in (year, year + 1))
+        else:
+            end = _start_of_month(year, month + 1)
+        date = begin + DAY * (day - 1)
+        date[~((date < end) & (day >= 1))] = np.nan
         return date + self._parse_clock(part)
 
     def _parse_clock(self, part) -> np.ndarray:
@@ -162,17 +163,17 @@ class TimeFormat:
         hour, minute, second = part("H", -1.0), part("M", 0.0), part("S", 0.0)
         half_day = part("p", -1.0, lambda text: 12.0 * (text[0] in "pP"))
         offset = part("z", math.nan, _offset)
-        is_bare = np.isnan(offset)
-        clock = np.where(half_day >= 0, hour % 12 + half_day, hour)
-        wrong = (half_day >= 0) & ((hour < 1) | (hour > 12)) | (minute > 59) | (second > 60)
+        has_half_day, is_bare = half_day >= 0, np.isnan(offset)
+        wrong = has_half_day & ((hour < 1) | (hour > 12)) | (minute > 59) | (second > 60)
         wrong |= (hour > 24) | (hour == 24) & (minute + second > 0)
         if self.clock:
-            wrong |= (hour >= 0) & ((half_day < 0) == (self.clock == "12"))
+            wrong |= (hour >= 0) & (has_half_day != (self.clock == "12"))
         wrong |= is_bare if self.zone else ~is_bare & (offset != 0)
+        hour = np.where(has_half_day, hour % 12 + half_day, np.maximum(hour, 0))
         fraction = part("f", 0.0, lambda text: float(f"0.{text}"))
-        seconds = 3600 * np.maximum(clock, 0) + 60 * minute + second + fraction
+        seconds = 3600 * hour + 60 * minute + second + fraction
         if self.zone == "UTC":
-            seconds -= np.where(is_bare, 0, offset)
+            seconds -= np.nan_to_num(offset)
         return np.where(wrong, np.nan, seconds)
 
 
@@ -221,25 +222,20 @@ def infer_times(cells: Sequence[str], regular: bool = False) -> TimeFormat | Non
 
 def _infer_clock(date: str, texts) -> TimeFormat | None:
     """Returns a format with this date, and the clock and zone of the texts; None if any differs."""
-    if date not in DATES:
-        form = TimeFormat(date)
-        return None if form.parse(texts)[1].any() else form
-    if not re.fullmatch(DATES[date], texts[0].as_py(), re.IGNORECASE):  # fast, for most dates
-        return None
-    fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
-    if fields.null_count:
-        return None
-    names = {field.name for field in fields.type}
-    parts = {name: pc.unique(pc.struct_field(fields, name)).to_pylist() if name in names else []
-             for name in "Hpz"}  # fmt: skip
-    clock = "12" if any(parts["p"]) else "24" if any(parts["H"]) else ""
-    zone = "UTC" if any(text and _offset(text) for text in parts["z"]) else ""
-    form = TimeFormat(date, clock, zone)
+    form = TimeFormat(date)
+    if date in DATES:
+        if not re.fullmatch(DATES[date], texts[0].as_py(), re.IGNORECASE):  # fast, for most dates
+            return None
+        fields = pc.extract_regex(texts, pattern=f"(?i)^{DATES[date]}$")
+        names = {field.name for field in fields.type} & set("Hpz")
+        parts = {name: pc.unique(pc.struct_field(fields, name)).to_pylist() for name in names}
+        clock = "12" if any(parts.get("p", ())) else "24" if any(parts.get("H", ())) else ""
+        zone = "UTC" if any(text and _offset(text) for text in parts.get("z", ())) else ""
+        form = TimeFormat(date, clock, zone)
     return None if form.parse(texts)[1].any() else form
 
 
 def _as_texts(cells):
-    """Returns the cells as one Arrow array of stripped strings."""
     if isinstance(cells, pa.ChunkedArray):
         cells = cells.combine_chunks()
     texts = cells if isinstance(cells, pa.Array) else pa.array(cells, pa.string())
@@ -247,7 +243,7 @@ def _as_texts(cells):
 
 
 def _is_missing(texts, missing) -> np.ndarray:
-    return as_mask(pc.is_in(pc.utf8_lower(texts), value_set=pa.array(missing, pa.string())))
+    return np.asarray(pc.is_in(pc.utf8_lower(texts), pa.array(missing, pa.string())))
 
 
 def _year(text: str) -> float:
@@ -267,8 +263,7 @@ def _offset(text: str) -> float:
     if text[0] not in "+-":
         return 0.0
     digits = text[1:].replace(":", "").ljust(4, "0")
-    seconds = 3600.0 * int(digits[:2]) + 60.0 * int(digits[2:])
-    return -seconds if text[0] == "-" else seconds
+    return float(f"{text[0]}1") * (3600 * int(digits[:2]) + 60 * int(digits[2:]))
 
 
 def _start_of_month(year, month) -> np.ndarray:

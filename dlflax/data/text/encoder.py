@@ -52,9 +52,7 @@ class TextEncoder(Encoder):
         return self._from_texts(list(map(_decode_argument, texts)))
 
     def _from_texts(self, texts: list[str], target=None) -> Examples:
-        inputs = np.empty(len(texts), object)
-        inputs[:] = texts
-        return Examples({"inputs": inputs}, target, texts)
+        return Examples({"inputs": np.array(texts, object)}, target, texts)
 
     def parse_with_targets(self, given: Any) -> Examples:
         """Reads a file or folder of texts with their classes, without dropping any."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.data import download, urls
+from dlflax.data import published
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
 from dlflax.data.target import Classes
@@ -97,21 +97,14 @@ class Text(Source):
         if self.dataset == "vader":
             return text_files.read_vader(log)
 
-        is_imdb = self.dataset == "imdb_reviews"
-        dataset = download.load_or_download(
-            self.dataset, urls.IMDB if is_imdb else None,
-            lambda folder: text_files.read_tfds(self.dataset, folder, log), log,
-            text_files.find_tfds,
-        )  # fmt: skip
-        if dataset is not None:
-            return dataset
-        if not is_imdb:
-            raise InputError(
-                f'"{self.dataset}" is neither built in (imdb_reviews, vader) nor prepared by TFDS '
-                f"in {download.tfds_folders()[0]}: pass --data with {text_files.EXPECTED}."
-            )
-        log(NOT_IMDB)
-        return dataclasses.replace(text_files.read_vader(log), stands_in_for=self.dataset)
+        def stand_in() -> Dataset:
+            log(NOT_IMDB)
+            return dataclasses.replace(text_files.read_vader(log), stands_in_for=self.dataset)
+
+        def read(folder: Path) -> Dataset:
+            return text_files.read_tfds(self.dataset, folder, log)
+
+        return published.load(self.dataset, read, ("imdb_reviews", "vader"), log, stand_in)
 
     def encoder(self, train: Examples, log: Callable[[str], None]) -> TextEncoder:
         """Returns the encoder fitted on the train split, or raises InputError."""

@@ -6,7 +6,6 @@ tensorflow_datasets is imported only where it is needed.
 import collections
 import hashlib
 import importlib.resources
-import io
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.data import download
+from dlflax.data import published
 from dlflax.data.dataset import Dataset
 from dlflax.data.encoder import Examples
 from dlflax.data.image.folder_files import is_hidden, split_of
@@ -35,9 +34,9 @@ EXPECTED = (
 def read_with_classes(path: Path, log) -> tuple[list[str], list[str]]:
     """Returns all texts of a path, and the name of each text's class, without dropping any."""
     _, _, class_names, train, test, _ = _read_raw(path, "", log)
-    (texts, labels), (test_texts, test_labels) = train, test or ([], [])
-    labels = [class_names[label] for label in (*labels, *test_labels)]
-    return [text.strip() for text in (*texts, *test_texts)], labels
+    splits = [train, test or ([], [])]
+    labels = [class_names[label] for _, targets in splits for label in targets]
+    return [text.strip() for texts, _ in splits for text in texts], labels
 
 
 def read_path(path: Path, dataset: str, log) -> Dataset:
@@ -50,9 +49,9 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
     sentences = []
 
     def log_first(sentence):  # many files may have the same fault
-        sentences.append(sentence)
-        if len(sentences) == 1:
+        if not sentences:
             log(sentence)
+        sentences.append(sentence)
 
     origin, source = f"--data {path}", str(path.resolve())
     if path.is_file():
@@ -77,7 +76,7 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
         train = _read_class_files(files, log_first)
         return _merge_classes(path.name, f"{source}.*", train, None, origin)
 
-    if prepared := find_tfds(path, dataset):
+    if prepared := published.find_tfds(path, dataset):
         return _read_tfds(dataset, prepared)
     entries = _list_folder(path)
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
@@ -94,18 +93,18 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
                 f"{quote_all(train)} in train and {quote_all(test)} in test."
             )
         return _merge_classes(path.name, source, train, test, origin)
-    files = {entry.name: entry for entry in entries if entry.name not in folders}
-    stems = {file.stem for file in files.values()}
-    name, plain = path.name, files and not folders and not any(map(TABLE.search, files))
+    files = [entry for entry in entries if entry.name not in folders]
+    stems = {file.stem for file in files}
+    name, are_plain = path.name, not folders and not any(TABLE.search(f.name) for f in files)
     if folders and not files:
         train = _read_class_folders(path, log_first)
-    elif plain and all(file.suffix == ".txt" for file in files.values()):
-        train = _read_class_files({file.stem: file for file in files.values()}, log_first)
-    elif plain and len(stems) == 1:
-        files, name = {file.suffix[1:]: file for file in files.values()}, stems.pop()
-        train = _read_class_files(files, log_first)
+    elif files and are_plain and all(file.suffix == ".txt" for file in files):
+        train = _read_class_files({file.stem: file for file in files}, log_first)
+    elif are_plain and len(stems) == 1:
+        train = _read_class_files({file.suffix[1:]: file for file in files}, log_first)
+        name = stems.pop()
     else:
-        content = quote_all([*files, *(f"{name}/" for name in folders)]) or "nothing"
+        content = quote_all([*(f.name for f in files), *(f"{n}/" for n in folders)]) or "nothing"
         raise InputError(
             f"{origin} contains {content}: it should be one data set, that is {EXPECTED}."
         )
@@ -115,22 +114,19 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
 def _merge_classes(name, source, train, test, origin) -> tuple:
     """Returns the arguments of `_make_dataset` for splits {class: texts}, test or None."""
     class_names = _sort_classes(train)
-    splits = [
-        split
-        and (
-            [text for label in class_names for text in split[label]],
-            np.repeat(np.arange(len(class_names)), [len(split[label]) for label in class_names]),
-        )
-        for split in (train, test)
-    ]
-    return name, source, class_names, *splits, origin
+
+    def flatten(split) -> tuple[list[str], list[int]]:
+        rows = [(text, i) for i, name in enumerate(class_names) for text in split[name]]
+        return [text for text, _ in rows], [i for _, i in rows]
+
+    return name, source, class_names, flatten(train), test and flatten(test), origin
 
 
 def _read_class_files(files: dict[str, Path], log) -> dict[str, list[str]]:
     """Returns {class: the lines of its file}."""
     classes = {}
     for label, file in files.items():
-        lines = io.StringIO(read_text(file, log), newline="\n")  # no other character ends a line
+        lines = read_text(file, log).split("\n")  # no other character ends a line
         classes[label] = [text for line in lines if (text := line.strip())]
         if not classes[label]:
             raise InputError(f"{file} has no examples: each of its lines should be one.")
@@ -162,32 +158,16 @@ def _list_folder(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def find_tfds(root: Path, name: str) -> Path | None:
-    """Returns the folder of a data set of texts that TFDS has prepared below `root`."""
-    return download.find_tfds(root, f"{name}/plain_text") or download.find_tfds(root, name)
-
-
 def read_tfds(name: str, folder: Path, log) -> Dataset:
     """Returns a prepared TFDS data set; without a test split, validation is the test split."""
     return _make_dataset(*_read_tfds(name, folder), log)
 
 
 def _read_tfds(name: str, folder: Path) -> tuple:
-    with download.open_builder(folder, "texts with a train split") as builder:
-        text, label = builder.info.supervised_keys or ("text", "label")
-        class_names = builder.info.features[label].names
-
-        def read_split(split: str) -> tuple[list[str], list[int]]:
-            description = f"The {split} split in {folder}"
-            examples = download.prepared_examples(builder, split, description)
-            rows = [(example[text].decode(), int(example[label])) for example in examples]
-            return [row[0] for row in rows], [row[1] for row in rows]
-
-        train = read_split("train")
-        test = next((name for name in ("test", "validation") if name in builder.info.splits), None)
-        test = test and read_split(test)
-    source = f"TFDS {name}:{folder.name} in {folder}"
-    return name, source, class_names, train, test, f"The TFDS data set in {folder}"
+    class_names, splits = published.read_tfds(folder, "text")
+    train, *test = [([text.decode() for text in texts], y) for texts, y in splits.values()]
+    source, origin = f"TFDS {name}:{folder.name} in {folder}", f"The TFDS data set in {folder}"
+    return name, source, class_names, train, test[0] if test else None, origin
 
 
 def read_vader(log) -> Dataset:
@@ -212,15 +192,15 @@ def _sort_classes(labels) -> list[str]:
 def _make_dataset(name, source, class_names, train, test, origin, log) -> Dataset:
     """Returns a Dataset without duplicates, or raises InputError. A test split is drawn from train
     if it is None. train, test: (texts, indices of classes); origin: for messages."""
-    drawn, test = test is None, test or ([], [])
+    is_drawn, test = test is None, test or ([], [])
     train, test = (
         ([text.strip() for text in texts], np.asarray(targets, np.int32))
         for texts, targets in (train, test)
     )
-    train = _drop_test_texts(*_drop_duplicates(*train, origin, log), test[0], origin, log)
+    train = _drop_duplicates(*train, test[0], origin, log)
     count, last = len(train[0]) + len(test[0]), len(class_names) - 1
     if count < FEWEST:
-        distinct = " distinct" * drawn
+        distinct = " distinct" * is_drawn
         raise InputError(f"{origin} has {count}{distinct} texts: at least {FEWEST} are required.")
     if not last:
         name = quote(class_names[0])
@@ -233,12 +213,12 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
         empty = quote(class_names[int(np.argmin(counts))])
         raise InputError(f"{origin} has no example of the class {empty} in the train split.")
     in_test = np.zeros(len(train[0]), bool)
-    if drawn and counts.max() == 1:
-        raise InputError(
-            f"{origin} has one text for each of {count:,} classes: add texts, or name the right "
-            "label column."
-        )
-    if drawn:
+    if is_drawn:
+        if counts.max() == 1:
+            raise InputError(
+                f"{origin} has one text for each of {count:,} classes: add texts, or name the "
+                "right label column."
+            )
         in_test = stratified_sample(train[1], TEST_SHARE, 0, 2)  # the same for every seed
     elif not test[0]:
         raise InputError(f"{origin} has an empty test split: at least one text is required.")
@@ -254,9 +234,7 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
             digest.update(content)
         digest.update(targets[rows].astype("<i4").tobytes())
     # Objects: a NumPy array of strings allocates the longest one's size for each.
-    inputs = np.empty(len(texts), object)
-    inputs[:] = texts
-    style = {"lexicon": name == "vader"}
+    inputs, style = np.array(texts, object), {"lexicon": name == "vader"}
     examples = Examples({"inputs": inputs}, targets, texts, tuple(class_names), style)
     return Dataset(examples, Given(in_test), name, source, digest.hexdigest())
 
@@ -266,29 +244,20 @@ def _normalize(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _drop_duplicates(texts, targets, origin, log):
-    """Drops repeated texts, ignoring case and blanks, and all texts with several labels."""
-    first, labels, counts = {}, {}, collections.Counter()
-    for index, text in enumerate(texts):
-        key = _normalize(text)
-        first.setdefault(key, index)
-        labels.setdefault(key, set()).add(int(targets[index]))
-        counts[key] += 1
-    rows = [index for key, index in first.items() if len(labels[key]) == 1]
-    conflicts = sum(count for key, count in counts.items() if len(labels[key]) > 1)
+def _drop_duplicates(texts, targets, test, origin, log):
+    """Drops repeated texts, ignoring case and blanks, all texts with several labels, and those that
+    are in the test split."""
+    rows_of = collections.defaultdict(list)
+    for row, text in enumerate(texts):
+        rows_of[_normalize(text)].append(row)
+    first = {key: rows[0] for key, rows in rows_of.items() if len(set(targets[rows])) == 1}
+    conflicts = sum(len(rows) for key, rows in rows_of.items() if key not in first)
     if conflicts:
         log(f"{origin}: {conflicts:,} texts have more than one label and are dropped.")
-    if repeats := len(texts) - len(rows) - conflicts:
+    if repeats := len(texts) - len(first) - conflicts:
         log(f"{origin}: {repeats:,} of {len(texts):,} texts repeat an earlier one and are dropped.")
-    return [texts[row] for row in rows], targets[rows]
-
-
-def _drop_test_texts(texts, targets, test, origin, log):
-    """Drops training texts that are in the test split."""
-    if not test:
-        return texts, targets
     test_keys = set(map(_normalize, test))
-    rows = [row for row, text in enumerate(texts) if _normalize(text) not in test_keys]
-    if repeats := len(texts) - len(rows):
-        log(f"{origin}: {repeats:,} of {len(texts):,} training texts are also test texts: dropped.")
+    rows = [row for key, row in first.items() if key not in test_keys]
+    if repeats := len(first) - len(rows):
+        log(f"{origin}: {repeats:,} of {len(first):,} training texts are also test texts: dropped.")
     return [texts[row] for row in rows], targets[rows]

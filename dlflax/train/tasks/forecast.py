@@ -11,14 +11,12 @@ from dlflax.data.series import source as series
 from dlflax.data.target import Steps, Target
 from dlflax.errors import InputError
 from dlflax.files import escape_controls
-from dlflax.models import calibration
 from dlflax.report import figures
 from dlflax.report.tables import number_text, scale_of_steps
 from dlflax.train import losses, metrics
-from dlflax.train.tasks import task
+from dlflax.train.tasks import intervals, task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
-COVERAGE = 0.9  # of the intervals
 NEEDED = "a series (data.Series), float (n, horizon)"
 
 
@@ -61,15 +59,8 @@ class Forecast(Task):
         return {"num_outputs": task.require_targets(splits.train, "forecast").shape[-1]}
 
     def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
-        """Returns the half-width of each step's interval, which covers COVERAGE of the validation
-        values: the quantile of conformal prediction (Lei et al. 2018), although windows overlap."""
-        errors = np.abs(np.asarray(outputs, np.float64) - batch["targets"])
-        counts = (~np.isnan(errors)).sum(0)
-        if counts.min() < calibration.MIN_EXAMPLES:
-            return {}
-        levels = np.minimum(1, np.ceil((counts + 1) * COVERAGE) / counts)
-        half_widths = [np.nanquantile(e, level) for e, level in zip(errors.T, levels, strict=True)]
-        return {"coverage": COVERAGE, "half_width": list(map(float, half_widths))}
+        """Returns the half-width of each step's interval, although windows overlap."""
+        return intervals.fit(np.asarray(outputs) - batch["targets"])
 
     def baselines(self, model, splits):
         return reference_models.forecast(splits)
@@ -91,14 +82,9 @@ class Forecast(Task):
             for name, e in errors.items()
         }
 
-        half, results = half_width(tested.calibration, horizon), {"forecasts": scores}
-        if half is not None:
-            observed = ~np.isnan(test["targets"])
-            coverage = (np.abs(outputs - test["targets"]) <= half)[observed].mean()
-            results["interval"] = {
-                "coverage_wanted": tested.calibration["coverage"], "coverage": float(coverage),
-                "mean_width": float(2 * scale * np.mean(half)),
-            }  # fmt: skip
+        half = intervals.half_width(tested.calibration, horizon)
+        measured = intervals.measure(tested.calibration, outputs - test["targets"], scale)
+        results = {"forecasts": scores, **measured}
 
         def draw():
             last, first = test["last"], splits.examples["test"].columns["first"]
@@ -119,7 +105,7 @@ class Forecast(Task):
         """Returns forecasts and bounds of their intervals, in the series' unit."""
         scale = _steps_of(target).scale
         values = batch["last"] + scale * outputs
-        half = half_width(calibration, values.shape[1])
+        half = intervals.half_width(calibration, values.shape[1])
         if half is None:
             return {"forecast": values}
         margin = scale * half[None]
@@ -155,21 +141,6 @@ class Forecast(Task):
                     lines.append(f"figure: {path}")
             answers.append(("\n".join(lines), values))
         return answers
-
-
-def half_width(calibration, horizon: int) -> np.ndarray | None:
-    """Returns the half-widths of the intervals (horizon,), divided by the scale; None without
-    calibration. Raises InputError for another length."""
-    if "half_width" not in calibration:
-        return None
-    if "coverage" not in calibration:
-        raise InputError("calibration.json is damaged: it has half_width, but no coverage.")
-    half = np.atleast_1d(calibration["half_width"])
-    if len(half) != horizon:
-        raise InputError(
-            f"calibration.json is damaged: it has {len(half)} intervals for {horizon} steps."
-        )
-    return half
 
 
 def _steps_of(target: Target) -> Steps:

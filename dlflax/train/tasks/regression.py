@@ -13,7 +13,7 @@ from dlflax.errors import InputError
 from dlflax.report import figures
 from dlflax.report.tables import number_text
 from dlflax.train import importance, losses, metrics
-from dlflax.train.tasks import task
+from dlflax.train.tasks import intervals, task
 from dlflax.train.tasks.task import Asked, Description, Task, Tested
 
 NEEDED = "floats, (n,) or (n, numbers)"
@@ -61,6 +61,11 @@ class Regression(Task):
         targets = task.require_targets(splits.train, "regression")
         return {"num_outputs": targets.shape[1] if targets.ndim > 1 else 1}
 
+    def calibrate(self, outputs, batch, hparams) -> dict[str, Any]:
+        """Returns the half-width of each number's interval."""
+        targets = batch["targets"].reshape(len(outputs), -1)
+        return intervals.fit(np.asarray(outputs).reshape(targets.shape) - targets)
+
     def baselines(self, model, splits):
         return reference_models.regression(splits)
 
@@ -82,21 +87,34 @@ class Regression(Task):
             | {f"predicted_{i}": p for i, p in enumerate(guess)}
             for k, (row, guess) in enumerate(zip(targets.tolist(), outputs.tolist(), strict=True))
         ]
+        scale = np.ravel(_numbers_of(splits.target).scale)
+        measured = intervals.measure(tested.calibration, (outputs - targets) / scale, scale)
         plots = {"predicted": lambda: figures.predicted_against_true(targets, outputs)}
-        description = Description(tables={"predictions": rows}, figures=plots)
+        description = Description(results=measured, tables={"predictions": rows}, figures=plots)
         importance.add_to(description, tested, rmse, "rmse")
         return description
 
     def predictions(self, outputs, batch, target, calibration):
-        """Returns the numbers in the target's unit."""
-        return {"values": _numbers_of(target).decode(outputs)}
+        """Returns the numbers, and bounds of their intervals, in the target's unit."""
+        numbers, count = _numbers_of(target), outputs.shape[1] if outputs.ndim > 1 else 1
+        values, half = numbers.decode(outputs), intervals.half_width(calibration, count)
+        if half is None:
+            return {"values": values}
+        margin = (half * np.ravel(numbers.scale)).reshape((1, -1)[-outputs.ndim :])
+        return {"values": values, "low": values - margin, "high": values + margin}
 
     def answers(self, asked: Asked):
         answers, spread = [], asked.target.spread or (None,)
-        for source, values in zip(asked.inputs, asked.predictions["values"], strict=True):
-            values = np.ravel(values).tolist()
-            text = " ".join(map(number_text, values, itertools.cycle(spread)))
-            answers.append((f"{source}: {text}", {asked.noun: source, "values": values}))
+        for i, source in enumerate(asked.inputs):
+            numbers = {name: np.ravel(x[i]).tolist() for name, x in asked.predictions.items()}
+            rows = zip(*numbers.values(), itertools.cycle(spread), strict=False)
+            texts = []
+            for value, *bounds, scale in rows:
+                interval = " to ".join(number_text(bound, scale) for bound in bounds)
+                texts.append(number_text(value, scale) + f" ({interval})" * bool(bounds))
+            if "low" in numbers:
+                numbers["coverage"] = asked.calibration["coverage"]
+            answers.append((f"{source}: {' '.join(texts)}", {asked.noun: source, **numbers}))
         return answers
 
 

@@ -27,8 +27,6 @@ def open_launcher(
             "--workers: a worker imports the script that started it, which must start the sweep "
             "below `if __name__ == '__main__':`."
         )
-    if workers < 1:
-        raise InputError(f"--workers {workers}: there must be 1 or more.")
     if name == "slurm":
         from dlflax.tune.launch.slurm import Slurm
 
@@ -37,8 +35,6 @@ def open_launcher(
         from dlflax.tune.launch.ray import RayLauncher
 
         return RayLauncher(workers, folder, platform, devices, options, log)
-    if options:
-        raise InputError(f"--launcher local has no options: remove {', '.join(options)}.")
     if workers == 1:
         return Inline(1, folder)
     from dlflax.tune.launch.local import Local

@@ -5,11 +5,9 @@ import contextlib
 import functools
 import os
 import pickle
-import shutil
 import threading
 import traceback
 import warnings
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -27,18 +25,16 @@ class WorkerLost(Exception):
 
 
 @functools.cache
-def load_files(folder: Path, structure: Any, dtypes: tuple[np.dtype, ...]) -> Any:
-    """Returns arrays in .npy files, which all processes of a host map into the same memory."""
-    leaves = []
-    for k, dtype in enumerate(dtypes):
-        array = np.asarray(np.load(folder / f"{k}.npy", mmap_mode="r"))
-        leaves.append(array.view(dtype))  # a file has no name for bfloat16
-    return jax.tree.unflatten(structure, leaves)
+def load_file(path: Path) -> Any:
+    """Returns arrays in a file, which all processes of a host map into the same memory."""
+    import joblib  # only where there are workers
+
+    return jax.tree.map(np.asarray, joblib.load(path, mmap_mode="r"))
 
 
 class Launcher(abc.ABC):
     """Workers that compute calls. A context manager, which ends all workers on exit. width: number
-    of calls that are computed at once; others wait."""
+    of workers."""
 
     patience: ClassVar[float] = 1800.0  # seconds until the first sign of life of a call
 
@@ -59,15 +55,13 @@ class Launcher(abc.ABC):
     def share(self, arrays: Any) -> Callable[[], Any]:
         """Returns a small function for arguments of calls, which returns the arrays (nested dicts),
         read-only; within a process always the same object."""
-        folder = self.folder / f"data-{os.getpid()}-{len(self._shared)}"
-        self._shared.append(folder)
-        folder.mkdir(parents=True)
-        leaves, structure = jax.tree.flatten(arrays)
-        leaves = [np.asarray(leaf) for leaf in leaves]
-        for k, leaf in enumerate(leaves):
-            np.save(folder / f"{k}.npy", leaf, allow_pickle=False)
-        dtypes = tuple(leaf.dtype for leaf in leaves)
-        return functools.partial(load_files, folder, structure, dtypes)
+        import joblib
+
+        path = self.folder / f"data-{os.getpid()}-{len(self._shared)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._shared.append(path)
+        joblib.dump(jax.tree.map(np.asarray, arrays), path)
+        return functools.partial(load_file, path)
 
     def __enter__(self) -> Self:
         return self
@@ -76,8 +70,8 @@ class Launcher(abc.ABC):
         try:
             self.close()
         finally:
-            for folder in self._shared:
-                shutil.rmtree(folder, ignore_errors=True)
+            for path in self._shared:
+                path.unlink(missing_ok=True)
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -105,54 +99,29 @@ class Inline(Launcher):
         pass
 
 
-class QueueLauncher(Launcher):
-    """Calls wait in a queue; at most `width` at once are tasks of a cluster."""
+class ClusterLauncher(Launcher):
+    """A call is a task of a cluster, which starts it when there is room."""
 
     def __init__(self, width: int, folder: Path):
         super().__init__(width, folder)
-        self._lock = threading.RLock()
-        self._waiting: deque[tuple[Future, Callable, tuple]] = deque()
+        self._lock = threading.Lock()
         self._tasks: dict[Future, Any] = {}
-
-    @abc.abstractmethod
-    def _start(self, future: Future, function, args) -> None:
-        """Starts a call as the task `_tasks[future]`, or settles the future."""
 
     @abc.abstractmethod
     def _cancel(self, tasks: list) -> None:
         """Ends tasks at once."""
 
-    def _start_waiting(self) -> None:
-        """Starts waiting calls while there is room."""
-        with self._lock:
-            while self._waiting and len(self._tasks) < self.width:
-                future, *call = self._waiting.popleft()
-                if not future.done() and future.set_running_or_notify_cancel():
-                    self._start(future, *call)
-
-    def _on_room(self) -> None:
-        """Starts waiting calls, or wakes the thread that does."""
-        self._start_waiting()
-
-    def submit(self, function, /, *args):
-        future = Future()
-        self._waiting.append((future, function, args))  # without the lock: a start may be slow
-        self._on_room()
-        return future
-
     def end(self, future):
-        with self._lock:  # so that it cannot be started meanwhile
+        with self._lock:
             task = self._tasks.pop(future, None)
-            settle(future, error=WorkerLost("ended" if task else "ended before it began"))
+        settle(future, error=WorkerLost("ended"))
         if task is not None:
             threading.Thread(target=self._cancel, args=([task],), daemon=True).start()
-        self._on_room()
 
     def close(self):
         with self._lock:
             tasks, self._tasks = self._tasks, {}
-            waiting, self._waiting = self._waiting, deque()
-        for future in [*tasks, *(future for future, *_ in waiting)]:
+        for future in tasks:
             settle(future, error=WorkerLost("the launcher was closed"))
         if tasks:
             self._cancel(list(tasks.values()))

@@ -1,6 +1,5 @@
 """Workers that are processes of this machine, each with cores or an accelerator of its own."""
 
-import contextlib
 import multiprocessing
 import os
 import pickle
@@ -8,8 +7,10 @@ import queue
 import signal
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,6 @@ from dlflax.tune.launch.launcher import (
     settle,
     shared_config,
 )
-
-CHECK = 0.5  # seconds between two checks of a busy worker
 
 
 class Place(NamedTuple):
@@ -69,7 +68,7 @@ class Local(Launcher):
         self._config = shared_config(platform)
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._workers: dict[Future, Worker] = {}
+        self._processes: dict[Future, BaseProcess] = {}
         self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, args=(place,), daemon=True)
@@ -85,16 +84,16 @@ class Local(Launcher):
 
     def end(self, future):
         with self._lock:
-            if future in self._workers:
-                self._workers[future].process.kill()  # its thread settles the future
+            if future in self._processes:
+                self._processes[future].kill()  # its thread settles the future
             else:
                 settle(future, error=WorkerLost("ended before it began"))
 
     def close(self):
         with self._lock:
             self._closed = True
-            for worker in self._workers.values():
-                worker.process.kill()
+            for process in self._processes.values():
+                process.kill()
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads:
@@ -108,78 +107,56 @@ class Local(Launcher):
         if hasattr(signal, "pthread_sigmask"):
             resource_tracker.ensure_running()  # which would unblock it
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        worker = None
+        pool, process, ready = None, None, Future()
         while (call := self._calls.get()) is not None:
             future, function, args = call
             with self._lock:
                 if self._closed:
                     settle(future, error=WorkerLost("the launcher was closed"))
-                if future.done() or not future.set_running_or_notify_cancel():
+                if future.done():
                     continue
-                if worker is None or not worker.process.is_alive():
+                if pool is None or not process.is_alive():
+                    spawn = multiprocessing.get_context("spawn")
+                    pool = ProcessPoolExecutor(1, spawn, _begin, (place, self._config))
                     try:
-                        worker = Worker(place, self._config)
+                        ready = pool.submit(os.getpid)
                     except OSError as error:  # no memory, or too many processes
+                        pool = None
                         settle(future, error=RunError(f"a worker does not start: {error}."))
                         continue
-                self._workers[future] = worker
+                    (process,) = pool._processes.values()
+                self._processes[future] = process
+            result = error = None
             try:
-                result, error = worker.call(function, args)
-            except Exception as raised:
-                result, error = None, raised
+                message = pickle.dumps((function, args))
+                result, error = pool.submit(outcome, load_and_call, (message,)).result()
+            except BrokenProcessPool:
+                pool.shutdown()  # after which the process has its exit code
+                pool, error = None, _reason(process.exitcode, ready)
+            except Exception as raised:  # such as a PicklingError
+                error = raised
             with self._lock:
-                del self._workers[future]
+                del self._processes[future]
             settle(future, result, error)
-        if worker is not None:
-            worker.end()
+        if pool is not None:
+            process.kill()
+            pool.shutdown()
 
 
-class Worker:
-    """A process that computes one call at a time."""
-
-    def __init__(self, place: Place, config: dict[str, Any]):
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, end = spawn.Pipe()
-        self.process = spawn.Process(target=_work, args=(end, place, config), name="worker")
-        self.process.start()
-        end.close()
-        self._ready = False
-
-    def call(self, function, args) -> tuple[Any, Exception | None]:
-        """Returns the outcome of function(*args). Raises WorkerLost when the process ends."""
-        try:
-            self.pipe.send((function, args))
-            if not self._ready:
-                self._receive()
-                self._ready = True
-            return self._receive()
-        except (EOFError, OSError):
-            self.end()
-        code = self.process.exitcode
-        if not self._ready and (code or 0) > 0:
-            raise RunError(
-                f"a worker ended with exit code {code} before its first call: see above; a script "
-                "that starts workers does so below `if __name__ == '__main__':`."
-            )
-        by_signal = code is not None and code < 0
-        raise WorkerLost(f"killed by signal {-code}" if by_signal else f"ended with code {code}")
-
-    def _receive(self):
-        # what the worker started may hold its end of the pipe open
-        while not self.pipe.poll(CHECK):
-            if not self.process.is_alive() and not self.pipe.poll():
-                raise EOFError
-        return self.pipe.recv()
-
-    def end(self) -> None:
-        """Kills the process, stopped or not, and waits for its exit code."""
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
+def _reason(code: int, ready: Future) -> Exception:
+    """Returns the error of a call whose process has ended. ready: the first result of it."""
+    if code < 0:
+        return WorkerLost(f"killed by signal {-code}")
+    if not ready.exception():
+        return WorkerLost(f"ended with code {code}")
+    return RunError(
+        f"a worker ended with exit code {code} before its first call: see above; a script that "
+        "starts workers does so below `if __name__ == '__main__':`."
+    )
 
 
-def _work(pipe, place: Place, config: dict[str, Any]) -> None:
-    """Computes calls until there are no more; ends with the process that started it."""
+def _begin(place: Place, config: dict[str, Any]) -> None:
+    """Prepares a worker, which ends with the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -190,14 +167,6 @@ def _work(pipe, place: Place, config: dict[str, Any]) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.environ.update(place.env)
     configure_jax(config, place.devices)
-    pipe.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            answer = outcome(load_and_call, (pipe.recv_bytes(),))
-            try:
-                pipe.send(answer)
-            except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
-                pipe.send((None, RunError(f"the result of a worker cannot be pickled: {error}")))
 
 
 def _end_with_parent() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
-    QueueLauncher,
+    ClusterLauncher,
     WorkerLost,
     configure_jax,
     outcome,
@@ -28,8 +28,8 @@ def _get(reference):
     return ray.get(reference)
 
 
-class RayLauncher(QueueLauncher):
-    """A task a call, at most `width` at once, on the cluster of an address or of this machine."""
+class RayLauncher(ClusterLauncher):
+    """A task a call, on the cluster of an address or of this machine."""
 
     patience = 4 * 3600.0  # a cluster may have to grow first
 
@@ -79,14 +79,16 @@ class RayLauncher(QueueLauncher):
             with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
                 self._ray.cancel(task, force=True)
 
-    def _start(self, future, function, args):
+    def submit(self, function, /, *args):
+        future = Future()
         try:
             task = self._task.remote(*self._config, function, args)
         except Exception as error:  # such as a PicklingError
             settle(future, error=error)
-            return
+            return future
         self._tasks[future] = task
         task.future().add_done_callback(functools.partial(self._finish, future))
+        return future
 
     def _finish(self, future: Future, answer: Future) -> None:
         with self._lock:
@@ -99,7 +101,6 @@ class RayLauncher(QueueLauncher):
         except Exception as error:
             lines = str(error).splitlines() or [""]
             settle(future, error=WorkerLost(f"{type(error).__name__}: {lines[0][:200]}"))
-        self._start_waiting()
 
 
 def _connect(address: str | None, cores: int):

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import queue
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 from dlflax.errors import InputError, RunError
 from dlflax.tune.launch.launcher import (
-    QueueLauncher,
+    ClusterLauncher,
     WorkerLost,
     configure_jax,
     load_and_call,
@@ -31,8 +32,8 @@ GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPE
 GONE = "a state that SLURM has forgotten"
 
 
-class Slurm(QueueLauncher):
-    """A job a call, at most `width` at once."""
+class Slurm(ClusterLauncher):
+    """A job a call."""
 
     patience = math.inf  # a job may be in the queue for days, and SLURM detects a dead node
 
@@ -49,6 +50,7 @@ class Slurm(QueueLauncher):
         self._executor = self._make_executor(submitit, self.folder / "slurm", options)
         log(f"SLURM jobs write to {self.folder / 'slurm'}")
         self._config = shared_config("any")
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._wake, self._accepted, self._closed = threading.Event(), False, False
         self._ends: dict[str, float] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -74,16 +76,18 @@ class Slurm(QueueLauncher):
     def submit(self, function, /, *args):
         import cloudpickle
 
-        return super().submit(load_and_call, cloudpickle.dumps((function, args)))
-
-    def _on_room(self):
+        future = Future()
+        self._calls.put((future, cloudpickle.dumps((function, args))))
         self._wake.set()
+        return future
 
     def close(self):
         self._closed = True
         self._wake.set()
         self._thread.join()
         super().close()
+        while not self._calls.empty():
+            settle(self._calls.get()[0], error=WorkerLost("the launcher was closed"))
 
     def _cancel(self, jobs):
         """Kills jobs, as submitit ignores SIGTERM, for which SLURM would wait."""
@@ -94,7 +98,8 @@ class Slurm(QueueLauncher):
     def _watch(self) -> None:
         """Starts and settles calls, in the one thread that calls SLURM: it may be slow."""
         while not self._closed:
-            self._start_waiting()
+            while not self._calls.empty() and not self._closed:
+                self._start(*self._calls.get())
             with self._lock:
                 jobs = dict(self._tasks)
             states = self._states(list(jobs.values())) if jobs else {}
@@ -102,19 +107,22 @@ class Slurm(QueueLauncher):
                 if self._settle(future, job, states.get(job.job_id)):
                     with self._lock:
                         self._tasks.pop(future, None)
-            self._wake.wait(0 if self._waiting and len(self._tasks) < self.width else POLL)
+            self._wake.wait(POLL)
             self._wake.clear()
 
-    def _start(self, future, function, args):
+    def _start(self, future: Future, message: bytes) -> None:
         try:
-            self._tasks[future] = self._executor.submit(
-                _compute, list(sys.path), self._config, function, args
-            )
-            self._accepted = True
+            job = self._executor.submit(_compute, list(sys.path), self._config, message)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             first = InputError(f"--launcher slurm: the job was refused ({reason}).")
             settle(future, error=WorkerLost(reason) if self._accepted else first)
+            return
+        self._accepted = True
+        with self._lock:
+            self._tasks[future] = job
+        if future.done():  # it was ended meanwhile
+            self.end(future)
 
     def _states(self, jobs) -> dict[str, str]:
         """Returns the states of the jobs that have ended, by squeue: it needs no accounting."""
@@ -149,8 +157,8 @@ class Slurm(QueueLauncher):
         return True
 
 
-def _compute(path: list[str], config: dict[str, Any], function, args):
+def _compute(path: list[str], config: dict[str, Any], message: bytes):
     """Returns the outcome of a call, in its job."""
     sys.path += [folder for folder in path if folder not in sys.path]
     configure_jax(config)
-    return outcome(function, args)
+    return outcome(load_and_call, (message,))

@@ -11,8 +11,8 @@ from dlflax.errors import RunError
 from dlflax.tune.launch import WorkerLost
 from dlflax.tune.pool.pool_checkpoint import PoolCheckpoint
 from dlflax.tune.pool.rules import Budget, Curve, Go, Rule, Stop
-from dlflax.tune.pool.sweep_report import Lines, Watch, range_text
-from dlflax.tune.pool.training import Job, Outcome, Trial, seed_attrs
+from dlflax.tune.pool.sweep_report import Watch, range_text
+from dlflax.tune.pool.training import Job, Trial, seed_attrs
 from dlflax.tune.pool.trial_models import Members
 from dlflax.tune.pool.workers import Order, Workers
 from dlflax.tune.study import Study
@@ -38,19 +38,30 @@ class Pool:
         self._job, self._study, self._sampler, self._rule = job, study, sampler, rule
         self._budget, self._population, self._workers = budget, population, workers
         self._members, self._checkpoint, self._watch, self._log = members, checkpoint, watch, log
-        self._reason_to_stop, self._costs, self._traces = reason_to_stop, costs, 0
-        self._load()
-        epochs = budget.trials * budget.epochs
-        self._lines = Lines(job.sign, epochs, population, [*self._recorded])
+        self._reason_to_stop, self._costs = reason_to_stop, costs
+        # continues with the trials of the last checkpoint; all others begin anew, and `_replay`
+        # reads their records
+        study.complete_running(sampler, job.space.distributions)
+        saved, orders = checkpoint.load()
+        self._trials = {number: Trial(**fields) for number, fields in sorted(saved.items())}
+        self._orders = [Order([self._trials[n] for n in ns], width) for ns, width in orders]
+        self._recorded = {trial.number: trial for trial in study.finished_trials()}
+        self._earlier = [
+            trial for trial in study.trials()
+            if trial.number not in saved and trial.state != TrialState.WAITING
+        ]  # fmt: skip
+        if saved:
+            log(f"continuing in the middle of trials {range_text(list(saved))}")
 
     def run(self) -> int:
         """Trains until the rule has nothing more to do. Returns the number of compiled programs.
         Raises what training raises, and RunError where the study cannot be written."""
+        traces = 0
         with self._workers:
             while True:
                 while self._workers.has_room(self._orders):
-                    order = next((o for o in self._orders if o.future is None), None)
-                    order = order or self._decide()
+                    waiting = [order for order in self._orders if order.future is None]
+                    order = waiting[0] if waiting else self._decide()
                     if order is None:
                         break
                     self._replay(order)
@@ -60,10 +71,10 @@ class Pool:
                         self._submit(order)
                 if not self._orders:
                     break
-                self._collect()
-        self._print_line(is_end=True)
+                traces += self._collect()
+        self._watch.show(is_end=True)
         self._checkpoint.clear()
-        return self._traces
+        return traces
 
     # selection
 
@@ -78,9 +89,9 @@ class Pool:
                 self._log(reason)
                 self._budget = budget._replace(trials=len(self._trials))
                 continue
-            stops = [step.trial for step in steps if isinstance(step, Stop)]
-            stops = [number for number in stops if not self._trials[number].is_over]
-            self._stop(stops)
+            stops = [self._trials[step.trial] for step in steps if isinstance(step, Stop)]
+            stops = [trial for trial in stops if not trial.is_over]
+            self._end(stops, TrialState.PRUNED)
             if gone:
                 return self._order(gone)
             if not stops:
@@ -95,7 +106,6 @@ class Pool:
         ]  # fmt: skip
 
     def _order(self, gone: list[Go]) -> Order:
-        new = [go for go in gone if go.trial is None]
         idle = {c.number for c in self._curves() if not c.is_over and not c.is_busy}
         for go in gone:
             if go.trial is not None and go.trial not in idle or go.until < 1:
@@ -103,11 +113,11 @@ class Pool:
                     f"{type(self._rule).__name__} returned {go}: the trial is over or in training, "
                     "or has no epoch to train; the recorded trials are safe."
                 )
+        new = [go for go in gone if go.trial is None]
         begun = iter(self._begin(new))
-        trials = [self._trials[go.trial] if go.trial is not None else next(begun) for go in gone]
+        trials = [next(begun) if go.trial is None else self._trials[go.trial] for go in gone]
         for trial, go in zip(trials, gone, strict=True):
             trial.goal = go.until
-            self._lines.pauses |= go.until < self._budget.epochs
         is_narrow = self._rule.is_narrow and not new
         order = Order(trials, len(gone) if is_narrow else self._population)
         self._orders.append(order)
@@ -135,39 +145,32 @@ class Pool:
         self._trials = dict(sorted(self._trials.items()))
         return begun
 
-    def _stop(self, numbers: list[int]) -> None:
-        trials = [self._trials[number] for number in numbers]
-        for trial in trials:
-            trial.end()
-        if trials:
-            new = [trial for trial in trials if trial.number not in self._recorded]
-            self._record_ends(new, TrialState.PRUNED)
-
     # training
 
     def _submit(self, order: Order) -> None:
-        seconds, epochs = self._checkpoint.remaining_seconds(), self._budget.epochs
+        epochs = self._budget.epochs
         done = sum(epochs if t.is_over else len(t.values) for t in self._trials.values())
         before = done - sum(len(trial.values) for trial in order.trials)
         self._workers.submit(
-            order, seconds, self._members.threshold(),
+            order, self._checkpoint.remaining_seconds(), self._members.threshold(),
             lambda trained: self._watch.progress((before + trained) / epochs),
         )  # fmt: skip
 
-    def _collect(self) -> None:
-        """Waits for a worker, and records its results."""
+    def _collect(self) -> int:
+        """Waits for a worker, and records its results. Returns the number of compiled programs."""
+        traces = 0
         for order, result in self._workers.collect(self._orders):
             if isinstance(result, WorkerLost):
                 self._lose(order, result)
             else:
-                outcomes, traces = result
-                self._traces += traces
-                self._record(outcomes)
+                trials, count = result
+                traces += count
+                self._record(trials)
             if order.is_done():
                 self._orders.remove(order)
         if self._checkpoint.remaining_seconds() <= 0:
             self._checkpoint.save(self._trials.values(), self._orders)
-        self._print_line(is_end=False)
+        return traces
 
     def _replay(self, order: Order) -> None:
         """Takes epochs that were trained before the driver ended from their records, so that a rule
@@ -192,64 +195,40 @@ class Pool:
         if failed:
             next_step = f"which has happened {MOST_FAILURES} times: recorded as failed"
         self._log(f"warning: the worker of trials {numbers} was lost ({error}); {next_step}")
-        for trial in failed:
-            trial.is_failed = True
-            trial.end()
-        self._record_ends(failed, TrialState.FAIL)
+        self._end(failed, TrialState.FAIL)
 
     # records
 
-    def _record(self, outcomes: list[Outcome]) -> None:
-        new = [o for o in outcomes if not self._trials[o.number].is_at_goal()]
-        for outcome in new:
-            self._members.add(outcome)
+    def _record(self, trained: list[Trial]) -> None:
+        pairs = [(self._trials[new.number], new) for new in trained]
+        pairs = [(trial, new) for trial, new in pairs if not trial.is_at_goal()]
+        for _, new in pairs:
+            self._members.add(new)
         with self._study.writing():
-            for outcome in new:
-                trial = self._trials[outcome.number]
-                reports = list(enumerate(outcome.curve, 1))[len(trial.values) :]
+            for trial, new in pairs:
+                reports = list(enumerate(new.values, 1))[len(trial.values) :]
                 self._study.report(trial.number, dict(reports))
-                self._lines.trained += len(reports)
-                trial.values, trial.records = outcome.curve, outcome.records
-                trial.arrays = outcome.arrays
-                trial.seconds += outcome.seconds
-                if outcome.is_over:
-                    trial.value = outcome.value
+                vars(trial).update(vars(new))
+                if trial.is_over:
                     trial.end()
-                    self._record_end(trial, TrialState.COMPLETE, outcome.value, outcome.attrs)
-        over = [outcome.number for outcome in new if outcome.is_over]
-        self._watch.show(self._study.trials(), over)
+                    self._tell(trial, TrialState.COMPLETE)
+        self._watch.show()
 
-    def _record_ends(self, trials: list[Trial], state: TrialState) -> None:
-        """Records the end of trials without a value."""
+    def _end(self, trials: list[Trial], state: TrialState) -> None:
+        """Ends trials without a value: stopped ones, or failed ones."""
+        if not trials:
+            return
         with self._study.writing():
             for trial in trials:
-                is_pruned = state == TrialState.PRUNED
-                attrs = seed_attrs(self._job, trial.records) if is_pruned else {}
-                self._record_end(trial, state, None, attrs)
-        self._watch.show(self._study.trials(), [trial.number for trial in trials])
+                trial.is_failed = state == TrialState.FAIL
+                trial.attrs = {} if trial.is_failed else seed_attrs(self._job, trial.records)
+                trial.end()
+                if trial.number not in self._recorded:
+                    self._tell(trial, state)
+        self._watch.show()
 
-    def _record_end(self, trial, state, value, attrs) -> None:
-        attrs = {**attrs, **self._costs(trial.params), "seconds": trial.seconds}
+    def _tell(self, trial: Trial, state: TrialState) -> None:
+        attrs = {**trial.attrs, **self._costs(trial.params), "seconds": trial.seconds}
         if trial.params == self._job.space.defaults:
             attrs["defaults"] = True
-        self._study.tell(trial.number, state, value, attrs)
-
-    def _print_line(self, is_end: bool) -> None:
-        if line := self._lines.next(self._trials.values(), is_end):
-            self._watch.line(*line)
-
-    def _load(self) -> None:
-        """Continues where the driver ended, with the trials of the last checkpoint. All others
-        begin anew; `_replay` then reads their records."""
-        self._study.complete_running(self._sampler, self._job.space.distributions)
-        trials = self._study.trials()
-        saved, orders = self._checkpoint.load()
-        self._trials = {number: Trial(**fields) for number, fields in sorted(saved.items())}
-        self._orders = [Order([self._trials[n] for n in ns], width) for ns, width in orders]
-        self._recorded = {t.number: t for t in trials if t.state.is_finished()}
-        self._earlier = [
-            trial for trial in trials
-            if trial.number not in saved and trial.state != TrialState.WAITING
-        ]  # fmt: skip
-        if saved:
-            self._log(f"continuing in the middle of trials {range_text(list(saved))}")
+        self._study.tell(trial.number, state, trial.value, attrs)

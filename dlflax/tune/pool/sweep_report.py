@@ -7,14 +7,12 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from dlflax.files import read_json
 from dlflax.report.loggers import Loggers, TensorBoard
@@ -24,57 +22,9 @@ from dlflax.report.sweep import trials as ranking
 from dlflax.report.sweep.findings import findings
 from dlflax.report.sweep.html import write_html
 from dlflax.report.sweep.trials import digits, short_text
-from dlflax.train.layout import layout_for
-from dlflax.tune.pool.rules import FreezeThaw, Halving, halving_rungs
 from dlflax.tune.study import Study, load_trials
 
 SHARE = 0.05  # of a sweep's time that its reports may take while it runs
-
-
-def log_plan(bound, done: int, log) -> None:
-    """Logs data, space, structures and layout. done: recorded trials of a sweep that continues."""
-    sweep = bound.sweep
-    log(
-        f"{bound.dataset.source}: {len(bound.train['targets']):,} train, "
-        f"{len(bound.val['targets']):,} validation"
-    )
-    for name, distribution in bound.space.distributions.items():
-        log(f"  {name}: {_describe(distribution)}")
-    rule, structures = sweep.search, len(bound.recipes)
-    seeds = f" under {sweep.num_seeds} seeds" if sweep.num_seeds > 1 else ""
-    by = "freeze-thaw" if isinstance(rule, FreezeThaw) else sweep.sampler
-    log(
-        f"{_count(sweep.trials, 'trial')} of {_count(sweep.epochs, 'epoch')}{seeds} by {by}, "
-        f"{_count(structures, 'structure')}: {_count(structures, 'compile')}"
-    )
-    mode = None if sweep.population_map == "auto" else sweep.population_map
-    members, inputs = bound.population_size * sweep.num_seeds, bound.train["inputs"][:1]
-    layouts = [layout_for(recipe, sweep.hparams, inputs, members, mode) for recipe in bound.recipes]
-    modes = " or ".join(sorted({layout.mode for layout in layouts}))
-    where = f"over {_count(layouts[0].devices, f'{jax.devices()[0].platform} device')}"
-    if sweep.workers > 1:
-        where = f"by each of {sweep.workers} workers ({sweep.launcher})"
-    log(f"{bound.population_size} at once by {modes} {where}")
-    if isinstance(rule, FreezeThaw):
-        log(f"freeze-thaw: {sweep.trials * sweep.epochs:,} epochs, on as many trials as are worth "
-            "beginning")  # fmt: skip
-    if isinstance(rule, Halving):
-        rungs = halving_rungs(sweep.epochs, rule.reduction_factor)
-        log(f"one in {rule.reduction_factor} continues after epoch {', '.join(map(str, rungs))}")
-    if done:
-        log(f"continuing after {_count(done, 'recorded trial')}")
-    log(f"writing {sweep.run_dir}; stopped or killed, the same command continues")
-
-
-def _describe(distribution) -> str:
-    if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(map(short_text, distribution.choices))
-    log = ", logarithmic" if distribution.log else ""
-    return f"{short_text(distribution.low)} to {short_text(distribution.high)}{log}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def params_text(params) -> str:
@@ -84,53 +34,8 @@ def params_text(params) -> str:
 
 def range_text(numbers: list[int]) -> str:
     """Returns the first and the last of some numbers, such as "8 to 15"."""
-    if not numbers:
-        return "none"
     low, high = min(numbers), max(numbers)
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-class Lines:
-    """The lines of a running sweep: one a population, or where trials pause one an eighth of all
-    epochs. over: numbers of the trials that were recorded before."""
-
-    def __init__(self, sign: int, epochs: int, population: int, over: list[int]):
-        self._sign, self._epochs, self._population = sign, epochs, population
-        self.trained, self.pauses = 0, False
-        self._last = time.perf_counter(), 0, over
-
-    def next(self, trials: Iterable, is_end: bool) -> tuple[int, str] | None:
-        """Returns (the number of new trials, a line about them); None while no line is due. trials:
-        all, as `training.Trial`."""
-        clock, trained, before = self._last
-        over = [trial.number for trial in trials if trial.is_over]
-        new = [trial for trial in trials if trial.is_over and trial.number not in {*before}]
-        share = (self.trained - trained) / self._epochs
-        is_full = len(new) >= self._population and not self.pauses
-        if share < 1 / 8 and not is_full and not (is_end and (new or share)):
-            return None
-        self._last = time.perf_counter(), self.trained, over
-        seconds = self._last[0] - clock
-        rate = 60 * len(new) / max(seconds, 1e-9)
-        line = (
-            f"trials {range_text([trial.number for trial in new])}: {seconds:.1f} s, "
-            f"{rate:,.{0 if rate > 20 else 1}f} trials/min"
-        )
-        if self.pauses or not new:
-            epochs = sum(len(trial.values) for trial in trials)
-            line = f"{epochs:,} epochs: {len(trials)} trials begun, {len(over)} to their end"
-        diverged = sum(trial.value is not None and not math.isfinite(trial.value) for trial in new)
-        line += f", {diverged} diverged" if diverged else ""
-        best = min if self._sign == 1 else max
-        values = [
-            (best(trial.values) if trial.value is None else trial.value, trial)
-            for trial in trials if trial.values and not trial.is_failed
-        ]  # fmt: skip
-        if values:
-            value, trial = min(values, key=lambda pair: (self._sign * pair[0], pair[1].number))
-            line += f"; best so far {digits(value)}, trial {trial.number}: "
-            line += params_text(trial.params)
-        return len(new), line
 
 
 def facts(saved: dict[str, Any], trials: list[FrozenTrial], direction: str) -> dict[str, Any]:
@@ -164,53 +69,98 @@ def write(
 
 
 class Watch:
-    """Shows a running sweep: a bar and lines, TensorBoard, and its report, which another thread
-    writes as often as SHARE allows. A failure is one warning. A context manager."""
+    """Shows a running sweep: a bar, lines, TensorBoard, and its report, which another thread writes
+    as often as SHARE allows. A failure is one warning. A context manager.
 
-    def __init__(self, folder: Path, trials: int, saved: dict[str, Any], study: Study, log=print):
-        self._folder, self._saved, self._log = folder, saved, log
-        self._direction = study.direction
-        self._progress = SweepProgress(trials, len(study.finished_trials()))
-        self._reports, self._boards = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-        self._next, self._failed = 0.0, False
+    population: trials between two lines; 0: a line an eighth of all epochs, for a rule by which
+    trials pause.
+    """
+
+    def __init__(
+        self, folder: Path, study: Study, trials: int, epochs: int, population: int,
+        log: Callable[[str], None] = print,
+    ):  # fmt: skip
+        self._folder, self._study, self._log = folder, study, log
+        self._epochs, self._population = trials * epochs, population
+        self._shown = {trial.number for trial in study.finished_trials()}
+        self._lined = time.perf_counter(), _count_epochs(study.trials()), {*self._shown}
+        self._progress = SweepProgress(trials, len(self._shown))
+        self._writer, self._report = ThreadPoolExecutor(1), Future()
+        self._report.set_result(None)
+        self._next = 0.0
 
     def __enter__(self):
         # half a second, while the first program is compiled
-        self._boards.submit(importlib.import_module, "tensorboardX.summary")
+        self._writer.submit(importlib.import_module, "tensorboardX.summary")
         self._progress.__enter__()
         return self
 
     def __exit__(self, *_):
         self._progress.__exit__()
-        self._reports.shutdown()
-        self._boards.shutdown()
+        self._writer.shutdown()
 
     def progress(self, trials: float) -> None:
         """Moves the bar to so many trials, in fractions."""
         self._progress.update(trials, "training")
 
-    def line(self, count: int, line: str) -> None:
-        """Prints a line about so many trials."""
-        self._progress.population_end(count, line)
+    def show(self, is_end: bool = False) -> None:
+        """Writes newly finished trials for TensorBoard, and if it is time the report of all, and a
+        line."""
+        trials = self._study.trials()
+        finished = [trial for trial in trials if trial.state.is_finished()]
+        for trial in finished:
+            if trial.number not in self._shown:
+                self._writer.submit(self._write_board, trial)
+        self._shown = {trial.number for trial in finished}
+        if self._report.done() and time.monotonic() >= self._next:
+            self._report = self._writer.submit(self._write, finished)
+        clock, before, lined = self._lined
+        new = [trial for trial in finished if trial.number not in lined]
+        share = (_count_epochs(trials) - before) / self._epochs
+        is_full = 0 < self._population <= len(new)
+        if share >= 1 / 8 or is_full or (is_end and (new or share)):
+            self._lined = time.perf_counter(), _count_epochs(trials), self._shown
+            self._progress.population_end(len(new), self._line(trials, new, clock))
 
-    def show(self, trials: list[FrozenTrial], new: list[int]) -> None:
-        """Writes newly finished trials for TensorBoard, and if it is time the report of all."""
-        for number in new:
-            self._boards.submit(self._write_board, trials[number])
-        is_busy = self._last is not None and not self._last.done()
-        if not is_busy and not self._failed and time.monotonic() >= self._next:
-            finished = [trial for trial in trials if trial.state.is_finished()]
-            self._last = self._reports.submit(self._write, finished)
+    def _line(self, trials, new, clock) -> str:
+        """Returns the line about newly finished trials."""
+        if self._population and new:
+            seconds = time.perf_counter() - clock
+            rate = 60 * len(new) / max(seconds, 1e-9)
+            line = (
+                f"trials {range_text([trial.number for trial in new])}: {seconds:.1f} s, "
+                f"{rate:,.{0 if rate > 20 else 1}f} trials/min"
+            )
+        else:
+            begun = sum(trial.state != TrialState.WAITING for trial in trials)
+            line = (
+                f"{_count_epochs(trials):,} epochs: {begun} trials begun, {len(self._shown)} to "
+                "their end"
+            )
+        diverged = sum(ranking.outcome(trial) == "diverged" for trial in new)
+        line += f", {diverged} diverged" if diverged else ""
+        sign = 1 if self._study.direction == "minimize" else -1
+        ranks = [
+            (min(sign * value for value in trial.intermediate_values.values())
+             if trial.value is None else sign * trial.value, trial.number)
+            for trial in trials
+            if trial.intermediate_values and trial.state != TrialState.FAIL
+        ]  # fmt: skip
+        if ranks:
+            rank, number = min(ranks)
+            line += f"; best so far {digits(sign * rank)}, trial {number}: "
+            line += params_text(trials[number].params)
+        return line
 
     def _write(self, trials):
         clock = time.monotonic()
         try:
-            results = facts(self._saved, trials, self._direction)
-            write(self._folder, results, trials, self._direction, self._log)
+            results = facts(self._study.saved, trials, self._study.direction)
+            write(self._folder, results, trials, self._study.direction, self._log)
         except Exception as error:  # a side channel never stops a sweep
-            self._failed = True
+            self._next = math.inf
             self._log(f"warning: no report while the sweep runs ({type(error).__name__}: {error})")
+            return
         end = time.monotonic()
         self._next = end + (end - clock) / SHARE
 
@@ -218,12 +168,16 @@ class Watch:
         folder, name = self._folder / "tensorboard", f"trial_{trial.number:04d}"
         shutil.rmtree(folder / name, ignore_errors=True)  # of the same trial, before a kill
         start = functools.partial(TensorBoard, "", folder, name=name)
-        board, objective = Loggers({"TensorBoard": start}, self._log), self._saved["config"]
-        objective = objective["objective"]
+        board = Loggers({"TensorBoard": start}, self._log)
+        objective = self._study.saved["config"]["objective"]
         for epoch, value in trial.intermediate_values.items():
             board.scalars({objective: value}, epoch)
         board.hparams(trial.params, {objective: trial.value})
         board.close()
+
+
+def _count_epochs(trials) -> int:
+    return sum(len(trial.intermediate_values) for trial in trials)
 
 
 def write_report(

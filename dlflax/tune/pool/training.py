@@ -4,12 +4,10 @@ arguments alone, so that any process on any machine can do it."""
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import io
 import math
 import pickle
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlflax import train
+from dlflax.config.experiment import execute
 from dlflax.config.serialize import MODULE_PREFIX
 from dlflax.train import population
 from dlflax.train.layout import layout_for
@@ -45,32 +44,6 @@ class Job:
     population_map: str  # auto, vmap or map
 
 
-@dataclasses.dataclass
-class Trial:
-    """A trial that was begun, with its State."""
-
-    number: int
-    params: Mapping[str, Any]
-    goal: int = 0  # the epoch that its last order trains it to
-    values: list[float] = dataclasses.field(default_factory=list)  # the objective by epoch
-    value: float | None = None  # the score of a trial that is over
-    is_over: bool = False
-    records: list | None = None  # one a seed, as `Population.records` returns; None: a new trial
-    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
-    """Its State, as `Population.states` returns; [] once it is over."""
-    seconds: float = 0.0
-    failures: int = 0
-    is_failed: bool = False
-
-    def is_at_goal(self) -> bool:
-        """True if its last order has nothing left to train of it."""
-        return self.is_over or len(self.values) >= self.goal
-
-    def end(self) -> None:
-        """Ends the trial, which frees its State."""
-        self.is_over, self.arrays = True, []
-
-
 class Model(NamedTuple):
     """A trained member."""
 
@@ -79,19 +52,33 @@ class Model(NamedTuple):
 
 
 @dataclasses.dataclass
-class Outcome:
-    """A trial after an order."""
+class Trial:
+    """A trial that was begun, as the pool has it, workers get a copy and return it."""
 
     number: int
-    value: float  # the score so far; +-inf once it diverged, never NaN
-    curve: list[float]  # the objective after each epoch, the mean over seeds
-    is_over: bool
-    records: list
-    arrays: list[np.ndarray]
-    seconds: float  # its share of the time that its order took
+    params: Mapping[str, Any]
+    goal: int = 0  # the epoch that its last order trains it to
+    values: list[float] = dataclasses.field(default_factory=list)
+    """The objective after each epoch, the mean over seeds; +-inf once it diverged, never NaN."""
+    value: float | None = None  # the score of a trial that is over
+    is_over: bool = False
+    records: list | None = None  # one a seed, as `Population.records` returns; None: a new trial
+    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """Its State, as `Population.states` returns; [] once it is over."""
+    seconds: float = 0.0  # its share of the time that its orders took
+    failures: int = 0  # workers that it lost
+    is_failed: bool = False
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)  # for Optuna, JSON values
     models: list[Model] = dataclasses.field(default_factory=list)
     """One a seed, of a trial that is over and among the best."""
+
+    def is_at_goal(self) -> bool:
+        """True if its last order has nothing left to train of it."""
+        return self.is_over or len(self.values) >= self.goal
+
+    def end(self) -> None:
+        """Ends the trial, which frees its State and models."""
+        self.is_over, self.arrays, self.models = True, [], []
 
 
 def pack(job: Job) -> bytes:
@@ -114,7 +101,10 @@ def pack(job: Job) -> bytes:
 def _unpack(packed: bytes) -> Job:
     """Returns the same object for the same bytes, so that its structures are compiled once."""
     sources, job = pickle.loads(packed)
-    modules = {name: _load_source(Path(path), source) for name, path, source in sources}
+    modules = {}
+    for name, path, source in sources:
+        sys.path.append(str(Path(path).parent))
+        modules[name] = execute(MODULE_PREFIX + Path(path).stem, Path(path), source)
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
@@ -123,19 +113,6 @@ def _unpack(packed: bytes) -> Job:
             return functools.reduce(getattr, name.split("."), modules[module])
 
     return Unpickler(io.BytesIO(job)).load()
-
-
-def _load_source(path: Path, source: bytes):
-    """Returns the module of a file, or of its source where this disk does not have the file."""
-    name = MODULE_PREFIX + path.stem
-    if not (path.exists() and path.read_bytes() == source):
-        path = Path(tempfile.mkdtemp()) / path.name
-        path.write_bytes(source)
-    sys.path.append(str(path.parent))
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def trial_seeds(seed: int, number: int, count: int) -> np.ndarray:
@@ -147,22 +124,22 @@ def train_order(
     job: Job | bytes, data, order: list[Trial], width: int, seconds: float = math.inf,
     threshold: float = -math.inf, beat: Path | None = None,
     on_epoch: Callable[[int], None] | None = None,
-) -> tuple[list[Outcome], int]:  # fmt: skip
+) -> tuple[list[Trial], int]:  # fmt: skip
     """Trains each trial of an order up to its epoch, or to the first whole epoch after so many
-    seconds. Returns the outcomes, and the number of compiled programs.
+    seconds. Returns the trials, and the number of compiled programs.
 
-    job: or its `pack`; data: returns {"train": ..., "val": ..., "pretrained": ...}; width:
-    trials that the programs are compiled for; threshold: the models of a trial that is over
-    are returned where its value, times the job's sign, is lower; beat: a file that is touched every
-    second as a sign of life; on_epoch: gets the epochs of all trials so far.
+    job: or its `pack`; data: returns {"train": ..., "val": ..., "pretrained": ...}; order: copies,
+    which are changed; width: trials that the programs are compiled for; threshold: the models of a
+    trial that is over are returned where its value, times the job's sign, is lower; beat: a file
+    that is touched every second as a sign of life; on_epoch: gets the epochs of all trials so far.
     """
     job = _unpack(job) if isinstance(job, bytes) else job
     groups: dict[train.Recipe, list[tuple[Trial, train.Hparams]]] = {}
     for trial in order:
         recipe, hparams = job.space.apply(trial.params, job.recipe, job.hparams)
         groups.setdefault(recipe, []).append((trial, hparams))
-    done = {trial.number: len(trial.records[0][0]) if trial.records else 0 for trial in order}
-    traces, is_first, outcomes = population.traces, [True], {}
+    done = {trial.number: len(trial.values) for trial in order}
+    traces, is_first = population.traces, [True]
 
     def should_stop():
         """True once the time is over; one epoch is trained in any case."""
@@ -186,10 +163,10 @@ def train_order(
             # a trial at its goal has nothing to do, and keeps its index
             goals = [0 if trial.is_at_goal() else trial.goal for trial in group]
             members.train(goals, count, should_stop)
-            outcomes |= _outcomes(job, members, group, threshold, parts)
-    share = (time.monotonic() - clock) / len(order)
-    ordered = [dataclasses.replace(outcomes[trial.number], seconds=share) for trial in order]
-    return ordered, population.traces - traces
+            _update(job, members, group, threshold, parts)
+    for trial in order:
+        trial.seconds += (time.monotonic() - clock) / len(order)
+    return order, population.traces - traces
 
 
 @contextlib.contextmanager
@@ -241,39 +218,35 @@ def _make_members(job, recipe, hparams, group, parts, width):
     return members
 
 
-def _outcomes(job, members, group, threshold, parts) -> dict[int, Outcome]:
-    """Returns number -> Outcome of a group."""
-    records = [row if all(history for history, _ in row) else None for row in members.records()]
-    values = [score_of(job, row) for row in records]
-    over = [
-        k in members.divergence_steps or all(seed.is_complete() for seed in members.trainings[k])
-        for k in range(len(group))
-    ]
-    states = members.states([k for k in range(len(group)) if records[k] and not over[k]])
-    best = [
-        k for k, trial in enumerate(group) if over[k] and not trial.is_at_goal()
-        and math.isfinite(values[k]) and job.sign * values[k] < threshold
-    ]  # fmt: skip
-    trained = {}  # (k, seed) -> (variables, outputs)
+def _update(job, members, group, threshold, parts) -> None:
+    """Writes what the members of a group have reached to its trials."""
+    active, best, name = [], [], f"val_{job.metric}"
+    for k, (trial, seeds) in enumerate(zip(group, members.trainings, strict=True)):
+        if trial.is_at_goal() or not all(seed.history for seed in seeds):
+            continue  # the time was over before its first epoch
+        trial.records = [(seed.history, seed.diverged_at) for seed in seeds]
+        # epochs of all seeds: patience may have stopped one of them earlier
+        rows = zip(*(seed.history for seed in seeds), strict=False)
+        values = [float(np.mean([row[name] for row in epoch])) for epoch in rows]
+        trial.values = [value if math.isfinite(value) else job.sign * math.inf for value in values]
+        diverged_at, trial.arrays = members.divergence_steps.get(k), []
+        if not (diverged_at or all(seed.is_complete() for seed in seeds)):
+            active.append(k)
+            continue
+        trial.is_over, trial.value = True, score_of(job, trial.records)
+        trial.attrs = (
+            {"diverged_at": diverged_at} if diverged_at else seed_attrs(job, trial.records)
+        )
+        if math.isfinite(trial.value) and job.sign * trial.value < threshold:
+            best.append(k)
+    for k, arrays in members.states(active).items():
+        group[k].arrays = arrays
     if best:
         inputs = parts["train"]["inputs"][:1]
         size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
         trained = members.best(max(1, MOST_OUTPUTS // size))
-    outcomes = {}
-    for k, trial in enumerate(group):
-        # epochs of all seeds: patience may have stopped one of them earlier
-        rows = zip(*members.histories[k], strict=False)
-        curve = [float(np.mean([row[f"val_{job.metric}"] for row in epoch])) for epoch in rows]
-        curve = [value if math.isfinite(value) else job.sign * math.inf for value in curve]
-        attrs = seed_attrs(job, records[k])
-        if k in members.divergence_steps:
-            attrs = {"diverged_at": members.divergence_steps[k]}
-        models = [Model(*trained[k, seed]) for seed in range(job.num_seeds) if k in best]
-        outcomes[trial.number] = Outcome(
-            trial.number, values[k], curve, over[k], records[k], states.get(k, []), 0.0, attrs,
-            models,
-        )  # fmt: skip
-    return outcomes
+        for k in best:
+            group[k].models = [Model(*trained[k, seed]) for seed in range(job.num_seeds)]
 
 
 def _scores(job, records) -> np.ndarray:

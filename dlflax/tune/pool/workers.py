@@ -9,7 +9,7 @@ from typing import Any
 
 from dlflax.tune.launch import Launcher, WorkerLost
 from dlflax.tune.launch.launcher import Inline
-from dlflax.tune.pool.training import Job, Outcome, Trial, pack, release_data, train_order
+from dlflax.tune.pool.training import Job, Trial, pack, release_data, train_order
 
 SILENCE = 30.0  # seconds without a sign of life after which a worker is ended
 LEAST = 20.0  # seconds that another process trains at least, before it returns States
@@ -77,13 +77,13 @@ class Workers:
         order.began, order.last_beat = time.monotonic(), (0.0, 0.0)
         order.future = self._launcher.submit(
             train_order, self._job, self._data,
-            [dataclasses.replace(t) for t in order.trials if not t.is_failed],  # sent later
+            [dataclasses.replace(trial) for trial in order.trials if not trial.is_failed],
             order.width, seconds, threshold, order.beat, on_epoch,
         )  # fmt: skip
 
     def collect(
         self, orders: Iterable[Order]
-    ) -> list[tuple[Order, tuple[list[Outcome], int] | WorkerLost]]:
+    ) -> list[tuple[Order, tuple[list[Trial], int] | WorkerLost]]:
         """Waits a second at most. Returns each order whose worker has ended, with its results or
         the reason of its loss. Raises what training raises."""
         waiting, results = [order for order in orders if order.future], []

@@ -13,7 +13,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,32 +43,27 @@ Trials = Sequence[tuple[Mapping[str, Any], float]]
 """(parameters, value), lower is better; +inf and NaN count as the worst of the others."""
 
 
-class Fitted(NamedTuple):
-    """A model of finished trials, without pending ones."""
-
-    finished: Trials
-    model: tuple
-    """Arrays, as `_model` returns them."""
-
-
-def fit(encoding: Encoding, finished: Trials, known: Trials = ()) -> Fitted:
-    """Returns the model of finished trials. known: trials of another study, which is one more
-    dimension with a fitted length scale (Swersky, Snoek and Adams 2013, multi-task)."""
+def fit(encoding: Encoding, finished: Trials, known: Trials = ()) -> tuple[Trials, tuple]:
+    """Returns (the finished trials of the model, its arrays as `_model` returns them). known:
+    trials of another study, which is one more dimension with a fitted length scale (Swersky, Snoek
+    and Adams 2013, multi-task)."""
     finished, points, values = _select(encoding, finished)
     _, known_points, known_values = _select(encoding, known, FITTED // 2)
     with float64():
         _, model = _fit_model(encoding, points, warp(values), known_points, warp(known_values))
-        return Fitted(finished, jax.block_until_ready(model))
+        return finished, jax.block_until_ready(model)
 
 
 def suggest(
-    encoding: Encoding, fitted: Fitted, pending: Sequence[Mapping[str, Any]], seed: Any
-) -> dict[str, Any]:
-    """Returns the parameters of the next trial. pending: those of trials in training."""
-    rng = np.random.default_rng(seed)
+    encoding: Encoding, fitted: tuple[Trials, tuple], pending: Sequence[Mapping[str, Any]],
+    seed: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the parameters of the next trial. fitted: by `fit`; pending: those of trials in
+    training."""
+    rng, (finished, model) = np.random.default_rng(seed), fitted
     with float64():
-        improvement = _Improvement(fitted.model, encoding.encode(pending), rng)
-        return _best(encoding, improvement, fitted.finished, pending, rng)
+        improvement = _Improvement(model, encoding.encode(pending), rng)
+        return _best(encoding, improvement, finished, pending, rng)
 
 
 def expected_gain(encoding: Encoding, finished: Trials, seed: int) -> tuple[float, float]:

@@ -30,11 +30,6 @@ def seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def _check_one_objective(study) -> None:
-    if len(study.directions) > 1:
-        raise ValueError("GaussianProcess is for studies of one objective.")
-
-
 class GaussianProcess(BaseSampler):
     """Bayesian optimization by a Gaussian process, for any Optuna study of one objective.
 
@@ -57,12 +52,12 @@ class GaussianProcess(BaseSampler):
     def infer_relative_search_space(self, study, trial):
         """Returns the parameters that are chosen together. Raises ValueError for a study of several
         objectives."""
-        _check_one_objective(study)
+        if len(study.directions) > 1:
+            raise ValueError("GaussianProcess is for studies of one objective.")
         space = self._space if self._space is not None else self._common.calculate(study)
         return {name: d for name, d in space.items() if not d.single() or self._space}
 
     def sample_relative(self, study, trial, search_space):
-        _check_one_objective(study)
         if not search_space:
             return {}
         encoding, direction = Encoding(search_space), study.direction.name.lower()
@@ -83,7 +78,6 @@ class GaussianProcess(BaseSampler):
         return gaussian_process.suggest(encoding, fitted, pending, seed)
 
     def sample_independent(self, study, trial, param_name, param_distribution):
-        _check_one_objective(study)
         seed = [self._seed, trial.number, *param_name.encode()]
         sampler = RandomSampler(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         return sampler.sample_independent(study, trial, param_name, param_distribution)

@@ -96,14 +96,17 @@ def space(
         flag = f"--space.{name.replace('_', '-')} {' '.join(words)}"
         kind = words[-1] if words[-1] in ("log", "linear", "choice") else None
         given = words[:-1] if kind else words
-        values = [_value(name, word, recipe, hparams, recipes, flag) for word in given]
+        values = [_value(name, word, recipe, recipes, flag) for word in given]
         if not values:
             raise InputError(f"{flag}: give one or more values before {kind}.")
-        for value in values if is_structural(name) else ():
+        for value in values:
+            changed = Space({}, {}, recipes).apply({name: value}, recipe, hparams)
             try:
-                check_recipe(Space({}, {}, recipes).apply({name: value}, recipe, hparams)[0])
+                check_recipe(changed[0])
+                check_hparams(changed[1])
             except InputError as error:
-                raise InputError(f"{flag}: {str(error).removeprefix('--')}") from error
+                reason = str(error).removeprefix("--").removeprefix("hparams.")
+                raise InputError(f"{flag}: {reason}") from error
         discrete = grid or is_structural(name)
         if kind in ("log", "linear") and discrete:
             owner = "a grid" if grid else "a field of the structure"
@@ -169,7 +172,7 @@ def _names(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split(","))
 
 
-def guess(words: Sequence[str], space: Space, recipe, hparams) -> dict[str, Any]:
+def guess(words: Sequence[str], space: Space, recipe) -> dict[str, Any]:
     """Returns the parameters of NAME=VALUE words (--prior). Raises InputError for one that is not
     in the space."""
     params = {}
@@ -183,7 +186,7 @@ def guess(words: Sequence[str], space: Space, recipe, hparams) -> dict[str, Any]
             )
         if name in params:
             raise InputError(f"{flag}: {name} is there twice.")
-        value = _choice(_value(name, text, recipe, hparams, (*space.recipes, recipe), flag))
+        value = _choice(_value(name, text, recipe, (*space.recipes, recipe), flag))
         if not is_within(space.distributions[name], value):
             raise InputError(f"{flag}: it is outside --space.{name.replace('_', '-')}.")
         params[name] = value
@@ -197,16 +200,13 @@ def is_within(distribution, value) -> bool:
     return isinstance(value, int | float) and distribution.low <= value <= distribution.high
 
 
-def _value(name, word, recipe, hparams, recipes, flag):
+def _value(name, word, recipe, recipes, flag):
     """Returns the word as a value of that field. Raises InputError naming the flag."""
     if not is_structural(name):
         try:
-            check_hparams(hparams.replace(**{name: float(word)}))
-        except InputError as error:  # which is a ValueError too
-            raise InputError(f"{flag}: {str(error).removeprefix('--hparams.')}") from error
+            return float(word)
         except ValueError as error:
             raise InputError(f"{flag}: {word!r} is not a number.") from error
-        return float(word)
     if name in SLOTS:
         known, several = components(name, recipes), SLOTS[name].several
         if unknown := {*(_names(word) if several else (word,))} - {*known}:

@@ -1,4 +1,4 @@
-"""The bag of a run: networks, and simpler models, that are each fitted with another fold held out.
+"""The blend of a run: a bag of networks, and simpler models, that are each fitted with another fold held out.
 
 All are averaged in one `Ensemble`, weighted by the loss of their held-out outputs, so every example
 but those of the test split both trains and validates.
@@ -6,6 +6,7 @@ but those of the test split both trains and validates.
 
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from dlflax.report.progress import announcement, progress_bar
 from dlflax.report.tables import number_text
 from dlflax.run.prepare import Setup
 from dlflax.run.results import Record
-from dlflax.run.time_limit import Clock, plan_epochs
+from dlflax.run.time_limit import Clock, plan_epochs, read_plan
 from dlflax.train.bag import Bag, fit_bag
 from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
 from dlflax.train.history import best_epoch
@@ -34,7 +35,8 @@ from dlflax.train.tasks import Classification, Regression
 
 Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
-MAX_TREES = 1000  # of each fold and class
+TREES_SHARE = 0.5  # of the time that is left for training
+MAX_TREES = 2000  # of each fold and class
 MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
@@ -54,7 +56,7 @@ class Bagged(NamedTuple):
     """A bag as a finished run."""
 
     config: Config
-    """Of the Ensemble."""
+    """The Config of the Ensemble."""
     setup: Setup
     state: train.State
     row: dict[str, float]
@@ -89,8 +91,9 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     """Trains the members, and returns their average as a finished run. setup: without a validation
     split. Raises InputError and RunError."""
     begun, fold_of = time.perf_counter(), folds(config, setup.dataset)
-    others = _fit_others(config, setup, fold_of, clock, record.log)
-    bag = _fit_networks(config, setup, fold_of, record, clock)
+    slow = list(read_plan(record.folder).get("slow", []))
+    others = _fit_others(config, setup, fold_of, clock, slow, record.log)
+    bag = _fit_networks(config, setup, fold_of, record, clock, slow)
     model = setup.start.recipe.model
     members = [Members("network", model, bag.variables, bag.outputs), *others]
     task, hparams = setup.start.recipe.task, train.as_float32(config.hparams.evaluation())
@@ -145,7 +148,9 @@ def _calibrate(member: Members, task, hparams, batch) -> Members:
     return member._replace(outputs=member.outputs / temperature, temperature=temperature)
 
 
-def _fit_networks(config: Config, setup: Setup, fold_of, record: Record, clock: Clock) -> Bag:
+def _fit_networks(
+    config: Config, setup: Setup, fold_of, record: Record, clock: Clock, slow: list[str]
+) -> Bag:
     """Trains the networks, and writes metrics.csv with the means over the networks."""
     recipe, splits = setup.start.recipe, setup.start.splits
     enough = len(fold_of) >= MIN_CALIBRATED * config.bag_folds
@@ -163,7 +168,7 @@ def _fit_networks(config: Config, setup: Setup, fold_of, record: Record, clock: 
         )  # fmt: skip
         return ends[1] - ends[0]
 
-    config = plan_epochs(config, record.folder, clock, measure, record.log)
+    config = plan_epochs(config, record.folder, clock, measure, record.log, {"slow": slow})
     record.say(f"training {config.bag_folds} networks, each with another fold held out: "
                f"{config.epochs:,} epochs")  # fmt: skip
     with progress_bar("epochs", config.epochs) as advance:
@@ -182,9 +187,12 @@ def _fit_networks(config: Config, setup: Setup, fold_of, record: Record, clock: 
     return bag
 
 
-def _fit_others(config: Config, setup: Setup, fold_of, clock: Clock, log: Log) -> list[Members]:
+def _fit_others(
+    config: Config, setup: Setup, fold_of, clock: Clock, slow: list[str], log: Log
+) -> list[Members]:
     """Returns a linear model, and boosted trees of every installed library, where they fit the task
-    and the time."""
+    and the time. slow: names of those that do not, which is extended."""
+    libraries = boosting.available()
     recipe, splits = setup.start.recipe, setup.start.splits
     inputs, targets = splits.train["inputs"], np.asarray(splits.train["targets"])
     is_classes = isinstance(recipe.task, Classification)
@@ -203,21 +211,26 @@ def _fit_others(config: Config, setup: Setup, fold_of, clock: Clock, log: Log) -
         return Members("linear model", model, [{"params": {"logits": fits.params}}], fits.outputs)
 
     def fit_trees(library):
+        seconds = TREES_SHARE * clock.remaining() / len(libraries) if clock.limit else math.inf
         fits = boosting.fit_folds(
             library, splits.encoder, recipe.task, inputs, targets, fold_of, seed=config.seed,
-            max_trees=MAX_TREES, threads=os.cpu_count() or 1,
+            max_trees=MAX_TREES, threads=os.cpu_count() or 1, seconds=seconds,
         )  # fmt: skip
         name = f"boosted trees ({library})"
         return Members(name, fits.model, [fits.variables], fits.outputs)
 
     fits = {"a linear model": fit_linear}
-    for library in boosting.available():
+    for library in libraries:
         fits[f"boosted trees of {library}"] = functools.partial(fit_trees, library)
     members = []
-    for name, fit in fits.items():
+    for name in [name for name in fits if name not in slow]:
+        fit = fits[name]
         try:
             with announcement(f"fitting {name} ...", log):
                 members.append(fit())
+        except TimeoutError:
+            log(f"time limit: no {name}")
+            slow.append(name)
         except InputError as error:
             log(f"note: no {name}: {error}")
         except Exception as error:  # another library may raise anything on unusual data
