@@ -29,8 +29,8 @@ def load(
     run_dir: str | Path, log: Callable[[str], None] = print, tta: int = 0,
     experiment: str | None = None,
 ) -> "Model":  # fmt: skip
-    """Loads the trained model of a run folder, a sweep, a folder of `Model.save`, or of
-    "hf:OWNER/NAME", a repository of `Model.push` on the Hugging Face hub. tta: number of augmented
+    """Loads the trained model of a run folder, a sweep, or a folder of `Model.save`.
+    "hf:OWNER/NAME" is a repository of `Model.push` on the Hugging Face hub. tta: number of augmented
     views averaged with each input; experiment: file or module of a
     run with code outside of dlflax."""
     from dlflax.inference import model, share  # here, as `import dlflax` must not import JAX
