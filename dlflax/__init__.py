@@ -30,9 +30,9 @@ def load(
     experiment: str | None = None,
 ) -> "Model":  # fmt: skip
     """Loads the trained model of a run folder, a sweep, or a folder of `Model.save`.
-    "hf:OWNER/NAME" is a repository of `Model.push` on the Hugging Face hub. tta: number of augmented
-    views averaged with each input; experiment: file or module of a
-    run with code outside of dlflax."""
+    "hf:OWNER/NAME" is a repository of `Model.push` on the Hugging Face hub. tta: number of
+    augmented views averaged with each input; experiment: file or module of a run with code outside
+    of dlflax."""
     from dlflax.inference import model, share  # here, as `import dlflax` must not import JAX
 
     if isinstance(run_dir, str) and run_dir.startswith(share.HUB):
