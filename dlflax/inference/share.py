@@ -13,13 +13,12 @@ from typing import Any
 
 import dlflax
 from dlflax import train, transfer
+from dlflax.cache import cache_folder
 from dlflax.config.run_folder import CALIBRATION
 from dlflax.config.saved import save_encoder
-from dlflax.data.download import first_line
-from dlflax.errors import InputError, RunError
+from dlflax.errors import InputError, RunError, first_line
 from dlflax.files import (
     MAX_JSON_BYTES,
-    cache_folder,
     escape_controls,
     max_file_bytes,
     read_json,
