@@ -401,6 +401,7 @@ def test_arrays_have_the_columns_of_the_training(prepared):
     )
 
 
+@pytest.mark.slow
 def test_heatmaps_of_images(place):
     fitted = dlflax.fit(IMAGES, SIDES, 0, epochs=1, log=None)
     maps = fitted.explain(IMAGES[:3, :, :, None])
