@@ -61,7 +61,7 @@ class _Network(BaseEstimator):
     def _train(self, x: np.ndarray, targets: np.ndarray, task: Task, outputs: int) -> None:
         """Trains the networks on X (n, columns) and encoded targets (n,)."""
         if len(x) < 2:
-            raise InputError("fit needs 2 samples or more: X has n_samples = 1.")
+            raise InputError("the inputs X have n_samples = 1: fit needs 2 samples or more.")
         for name, least in (("epochs", 1), ("num_bins", 0), ("bag_folds", 0), ("patience", 0)):
             check_count(name, getattr(self, name), least)
         columns = {str(i): pa.array(x[:, i], from_pandas=True) for i in range(x.shape[1])}

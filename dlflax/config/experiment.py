@@ -124,7 +124,7 @@ class Experiment:
         return value
 
     def _find_module(self, module_name: str) -> ModuleType | None:
-        """Returns a loaded module outside of dlflax: the experiment, or a module that it or a module
+        """Returns a loaded module outside of dlflax: the experiment, or one that it or a module
         of its presets' classes imports. None for any other."""
         if self.module and module_name == self.module_name:
             return self.module
