@@ -407,7 +407,7 @@ def test_heatmaps_of_images(place):
     maps = fitted.explain(IMAGES[:3, :, :, None])
     assert maps.shape == (3, 8, 8) and maps.min() >= 0 and maps.max() <= 1
     assert fitted.predict(IMAGES[:2, :, :, None])[1]["class"] in ("0", "1")
-    with pytest.raises(InputError, match="explain\\(\\) is for tables"):
+    with pytest.raises(InputError, match="has no importance.csv"):
         fitted.explain()
 
 

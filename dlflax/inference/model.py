@@ -132,8 +132,8 @@ class Model:
             rows = importance(self._predictor.folder)
             if rows is None:
                 raise InputError(
-                    "explain() is for tables, whose importance.csv a run writes: for images give "
-                    "explain(images)."
+                    f"{self._predictor.folder} has no importance.csv, as only a table's run writes "
+                    "it: for images give explain(images)."
                 )
             return rows
         predictor, (names, examples) = self._predictor, self._parse(inputs)
