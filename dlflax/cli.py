@@ -26,34 +26,30 @@ def main() -> None:
     modules["report"] = "sweeps.report"
     if name in ("list", "-h", "--help"):
         print(list_all("dlflax "))
-    elif name in modules:
-        _run(modules[name], words)
     elif name == "--version":
         print(f"dlflax {importlib.metadata.version('dlflax')}")
-    elif name == "train" and words[:1] in (["-h"], ["--help"]):
-        print("dlflax train EXPERIMENT [FLAGS]\n")
-        print(list_all("dlflax "))
-    elif name == "train":
+    elif name in modules:
+        _run(modules[name], words)
+    elif name == "sweep":
+        _run_sweep(words)
+    elif name != "train":
+        commands = ", ".join(["train", "sweep", *modules, "list"])
+        _refuse(f"{name} is no command of dlflax: choose one of {commands}.")
+    elif words[:1] in (["-h"], ["--help"]):
+        print(f"dlflax train EXPERIMENT [FLAGS]\n\n{list_all('dlflax ')}")
+    else:
         experiment, *words = words or _refuse("train needs an experiment: dlflax train mnist.")
         shipped = f"experiments.{experiment.replace('-', '_')}"
         _run(experiment if "." in experiment else shipped, words)
-    elif name == "sweep":
-        _run(f"sweeps.{_search(words)}", words)
-    else:
-        commands = ", ".join(["train", "sweep", *modules, "list"])
-        _refuse(f"{name} is no command of dlflax: choose one of {commands}.")
 
 
-def _search(words: list[str]) -> str:
-    """Returns the module of --search, and removes the flag from the words, unless its value is for
-    sweeps.bayes_opt, such as freeze-thaw."""
-    for i, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        value = value or (words[i + 1] if i + 1 < len(words) else "")
-        if flag == "--search" and value in SEARCHES:
-            del words[i : i + (1 if equals else 2)]
-            return SEARCHES[value]
-    return SEARCHES["bayes"]
+def _run_sweep(words: list[str]) -> None:
+    """Runs the module of --search; other values of the flag, such as halving, are for bayes_opt."""
+    from dlflax.run.flags import parse_known_args  # imports JAX, which the list does not need
+
+    given, others = parse_known_args({"search": str}, words)
+    search = given.get("search", "bayes")
+    _run(f"sweeps.{SEARCHES.get(search, 'bayes_opt')}", others if search in SEARCHES else words)
 
 
 def _run(name: str, words: list[str]) -> None:

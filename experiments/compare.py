@@ -21,7 +21,7 @@ import experiments
 from dlflax import run
 from dlflax.errors import InputError
 from dlflax.run.compare import compare
-from dlflax.run.flags import REGISTRY, refuse_old_names, split_lists
+from dlflax.run.flags import REGISTRY, refuse_old_flags
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,10 @@ class Options:
 def command(args: list[str]) -> list[dict]:
     """Returns the rows of the table. Raises InputError."""
     options, rest = tyro.cli(
-        Options, args=split_lists(args, ("models",)),
-        description=__doc__, prog="python -m experiments.compare",
+        Options, args=args, description=__doc__, prog="python -m experiments.compare",
         return_unknown_args=True, registry=REGISTRY,
     )  # fmt: skip
-    refuse_old_names(rest, ("num-seeds",))
+    refuse_old_flags(rest, options)
     if options.num_seeds < 1:
         raise InputError(f"--num-seeds {options.num_seeds} must be 1 or more.")
     for flag in ("--model", "--preset", "--resume"):

@@ -13,7 +13,7 @@ import experiments
 from dlflax import run
 from dlflax.inference.export import Format, export
 from dlflax.inference.predict import Predictor
-from dlflax.run import flags
+from dlflax.run.flags import REGISTRY
 
 
 def command(
@@ -36,4 +36,5 @@ def command(
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(lambda: flags.run_command(command, "python -m experiments.export", __doc__))
+    options = {"prog": "python -m experiments.export", "description": __doc__, "registry": REGISTRY}
+    run.with_exit_codes(lambda: tyro.cli(command, **options))

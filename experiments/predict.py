@@ -25,7 +25,7 @@ from dlflax.errors import InputError
 from dlflax.files import escape_controls, write_csv
 from dlflax.inference.predict import Predictor, csv_row
 from dlflax.report.progress import progress_bar
-from dlflax.run import flags
+from dlflax.run.flags import REGISTRY
 
 
 def command(
@@ -77,8 +77,6 @@ def _to_stderr(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(
-        lambda: flags.run_command(
-            command, "python -m experiments.predict", __doc__, (tyro.conf.FlagCreatePairsOff,)
-        )
-    )
+    options = {"prog": "python -m experiments.predict", "description": __doc__}
+    options |= {"registry": REGISTRY, "config": (tyro.conf.FlagCreatePairsOff,)}
+    run.with_exit_codes(lambda: tyro.cli(command, **options))

@@ -11,7 +11,7 @@ import tyro
 
 from dlflax import run
 from dlflax.report.sweep.trials import print_findings
-from dlflax.run import flags
+from dlflax.run.flags import REGISTRY
 from dlflax.tune.pool import sweep_report
 
 
@@ -29,4 +29,5 @@ def command(folder: tyro.conf.Positional[Path], storage: str | None = None) -> N
 
 
 if __name__ == "__main__":
-    run.with_exit_codes(lambda: flags.run_command(command, "python -m sweeps.report", __doc__))
+    options = {"prog": "python -m sweeps.report", "description": __doc__, "registry": REGISTRY}
+    run.with_exit_codes(lambda: tyro.cli(command, **options))

@@ -1,6 +1,7 @@
 """Old names of fields, and so of flags: both are refused with the new name."""
 
 import re
+from collections.abc import Collection
 
 # A field of Config, a sweep, a data source or Transfer by its name; a field of hparams or of the
 # model after "hparams." or "model."; a value of a flag after the flag and a space.
@@ -81,9 +82,10 @@ def new_flag(flag: str) -> str | None:
     return None
 
 
-def new_value(flag: str, value: str) -> str | None:
-    """Returns the new name of a flag's value; None if it was not renamed."""
-    return RENAMED.get(f"{flag.removeprefix('--').replace('-', '_')} {value}")
+def new_value(value: str, choices: Collection[str]) -> str | None:
+    """Returns the new name of a flag's value, one of its choices; None if it was not renamed."""
+    new = (RENAMED[key] for key in RENAMED if key.endswith(f" {value}"))
+    return next((name for name in new if name in choices), None)
 
 
 def describe_old_field(names, group: str = "", valid=None) -> str:

@@ -38,28 +38,22 @@ def with_exit_codes(
     except OSError as error:  # mostly a full disk
         path = f"{error.filename}: " if error.filename else ""
         _exit(f"{path}{error.strerror or error}; checkpoints are kept.", 1)
-    except jax.errors.JaxRuntimeError as error:
-        if "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
-            advice = "try a smaller --batch-size or narrower --model.features"
-            _exit(f"the device is out of memory: {advice}; checkpoints are kept.", 1)
-        if not jax.distributed.is_initialized():
-            raise
-        _exit(_host_lost(error, continuation), 1)
     except KeyboardInterrupt:
         exit_on_second_interrupt()
         _exit(f"interrupted; {continuation}.", 130)
     except Exception as error:
+        message, text = str(error), traceback.format_exc()
+        is_runtime_error = isinstance(error, jax.errors.JaxRuntimeError)
+        if is_runtime_error and re.search("(?i)out of memory|RESOURCE_EXHAUSTED", message):
+            advice = "try a smaller --batch-size or narrower --model.features"
+            _exit(f"the device is out of memory: {advice}; checkpoints are kept.", 1)
         if not jax.distributed.is_initialized():
             raise
-        text = traceback.format_exc()
         # Orbax and others wrap the errors of JAX when a connection breaks
-        is_host_lost = re.search(r"JaxRuntimeError|Gloo|NCCL|[Cc]oordination|[Cc]onnection", text)
-        _exit(_host_lost(error, continuation) if is_host_lost else text, 1)
-
-
-def _host_lost(error, continuation):
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return f"another host has stopped ({reason}): start all hosts again; {continuation}."
+        if re.search(r"JaxRuntimeError|Gloo|NCCL|[Cc]oordination|[Cc]onnection", text):
+            reason = (message.splitlines() or [type(error).__name__])[0][:200]
+            text = f"another host has stopped ({reason}): start all hosts again; {continuation}."
+        _exit(text, 1)
 
 
 def _exit(message, code: int) -> NoReturn:

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -26,7 +25,11 @@ from dlflax.train.augment import set_default_strengths
 from dlflax.train.layout import use_all_cores
 from dlflax.train.slots import SLOTS, components, replace_components, short_names
 
-TYRO = (tyro.conf.SuppressFixed,)
+HELP = {
+    "preset": "Values that the other flags start from.",
+    "model": "Architecture, if not the preset's; some have a preset too.",
+    **{slot: properties.help for slot, properties in SLOTS.items()},
+}
 
 
 def main(
@@ -65,24 +68,22 @@ def parse(
     """Returns the Config: flags override the preset or, with --resume, the saved settings.
     extend: turns the Config into one of another command, with more flags."""
     args = sys.argv[1:] if args is None else list(args)
-    args = flags.split_lists(args, [name for name, slot in SLOTS.items() if slot.several])
     presets, architectures = experiment.presets, experiment.architectures
-    args = flags.insert_data_flag(args, presets["default"].data)
     recipes = [preset.recipe for preset in presets.values()]
-    choices = {
-        name: tuple(sorted(components(name, recipes)))
-        for name, slot in SLOTS.items()
-        if slot.shipped
-    }
-    flags.check_choices(args, {**choices, "preset": presets, "model": architectures})
-    chosen = _parse_structure(args, tuple(presets), tuple(architectures), choices)
+    is_path = args and not args[0].startswith("-") and Path(args[0]).exists()
+    if is_path and "data" in vars(presets["default"].data):
+        args = ["--data", *args]
+    # the flags that decide the defaults of all others
+    structure = _structure(experiment)
+    kinds = {**structure, "run_dir": Path | None, "resume": bool}
+    chosen, _ = flags.parse_known_args(kinds, args)
 
-    # a preset may have the name of an architecture
-    preset = chosen.preset or (chosen.model if chosen.model in presets else "default")
+    architecture = chosen.get("model")  # a preset may have its name
+    preset = chosen.get("preset", architecture if architecture in presets else "default")
     default, resumed = presets[preset], False
-    if chosen.resume:
-        folder = chosen.run_dir or _find_newest_run(experiment.name)
-        resumed = (folder / "config.json").exists() and not chosen.preset
+    if chosen.get("resume"):
+        folder = chosen.get("run_dir") or _find_newest_run(experiment.name)
+        resumed = (folder / "config.json").exists() and "preset" not in chosen
         if resumed:
             saved = load_config(folder)
             saved = saved.get("requested", saved["config"])
@@ -93,19 +94,22 @@ def parse(
         }  # fmt: skip
         default = dataclasses.replace(default, run_dir=folder, **local)
     # the model of a preset or a resumed run has its own field values
-    keep_model = resumed or chosen.preset or chosen.model in presets
+    keep_model = resumed or "preset" in chosen or architecture in presets
 
-    def override(default: Config) -> Config:
-        recipe = replace_components(default.recipe, vars(chosen), recipes)
-        model = architectures.get(chosen.model, recipe.model)
+    def override(default: Config, console_outputs: bool = True) -> Config:
+        recipe = replace_components(default.recipe, chosen, recipes)
+        model = architectures.get(architecture, recipe.model)
         if type(model) is not type(recipe.model) or not keep_model:
             recipe = dataclasses.replace(recipe, model=model)
         hparams = default.hparams
-        if chosen.augment:
+        if chosen.get("augment"):
             hparams = set_default_strengths(recipe.augment, hparams)
         default = extend(dataclasses.replace(default, recipe=recipe, hparams=hparams))
-        command = _command(default, preset, tuple(presets), architectures, choices)
-        config = _parse_flags(command, prog or experiment.command, description, args, default)
+        models = (n for n, model in architectures.items() if type(model) is type(recipe.model))
+        values = {"preset": preset, "model": next(models, None)}
+        values |= {slot: short_names(slot, recipe) for slot in SLOTS}
+        options = {"prog": prog or experiment.command, "console_outputs": console_outputs}
+        config = _parse_flags(default, structure, values, args, description, **options)
         changed = [
             f"hparams.{f.name}" for f in dataclasses.fields(hparams)
             if getattr(config.hparams, f.name) != getattr(hparams, f.name)
@@ -115,82 +119,49 @@ def parse(
     config, stand_ins = override(default), {}
     others = {} if keep_model else stand_in_presets(presets, config)
     for name, other in others.items():
-        with contextlib.suppress(InputError):  # a flag that the other preset does not have
-            stand_ins[name] = changes(config, override(other))
+        with contextlib.suppress(InputError, SystemExit):  # a flag that the other does not have
+            stand_ins[name] = changes(config, override(other, console_outputs=False))
     return dataclasses.replace(config, stand_ins=stand_ins)
 
 
-def _parse_flags(command, prog, description, args, default):
-    """Returns the Config of the flags; --help and --help-all end the process."""
-    options = dict(prog=prog, description=description, config=TYRO, registry=flags.REGISTRY)
-    args = flags.expand_flags(args, default)
-
-    def print_help(compact: bool = False):
-        summary = {"description": (description or "").partition("\n\n")[0]} if compact else {}
-        tyro.cli(command, args=["--help"], compact_help=compact, **options | summary)
-
-    if "--help-all" in args:
-        args = ["--help"]
-    elif {"-h", "--help"} & {*args}:
-        print(flags.compact_help(lambda: print_help(compact=True), default, prog), end="")
-        sys.exit(0)
-    flags.check_choices(args, flags.literal_choices(default))
-    config, unknown = tyro.cli(command, args=args, return_unknown_args=True, **options)
-    flags.refuse_unknown(unknown, print_help, prog)
-    return config
+def _structure(experiment: Experiment) -> dict[str, Any]:
+    """Returns the types of --preset, --model and the slots, for tyro."""
+    recipes = [preset.recipe for preset in experiment.presets.values()]
+    choices = {"preset": experiment.presets, "model": experiment.architectures}
+    choices |= {name: components(name, recipes) for name, slot in SLOTS.items() if slot.shipped}
+    kinds = {name: Literal[tuple(sorted(choices[name]))] for name in filter(choices.get, choices)}
+    kinds |= {name: tuple[kinds[name], ...] for name, slot in SLOTS.items() if slot.several}
+    return {name: Annotated[kind, tyro.conf.arg(help=HELP[name])] for name, kind in kinds.items()}
 
 
-def _parse_structure(args, presets, architectures, choices):
-    """Parses the flags that decide the defaults of all others."""
-    structure = dataclasses.make_dataclass(
-        "Structure",
-        [
-            ("preset", Literal[presets] | None, None),
-            ("model", Literal[architectures] | None if architectures else None, None),
-            *((slot, _slot_type(slot, names) | None, None) for slot, names in choices.items()),
-            ("run_dir", Path | None, None),
-            ("resume", bool, False),
-        ],
-    )
-    args = [arg for arg in args if arg not in ("-h", "--help", "--help-all")]
-    return tyro.cli(structure, args=args, config=TYRO, add_help=False, return_unknown_args=True)[0]
-
-
-def _slot_type(slot: str, names: tuple[str, ...]):
-    return tuple[Literal[names], ...] if SLOTS[slot].several else Literal[names]
-
-
-def _command(default, preset, presets, architectures, choices):
-    """Returns a function from all flags, as keyword arguments, to the Config, for tyro."""
-    recipe = default.recipe
-
-    def command(config, **_):
-        return config
-
-    parameters = []
-
-    def add(parameter: str, kind, default, /, **options):
-        kind = Annotated[kind, tyro.conf.arg(**options)]
-        command.__annotations__[parameter] = kind
-        parameters.append(inspect.Parameter(
-            parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-        ))  # fmt: skip
-
-    add("config", type(default), default, name="")
-    add("preset", Literal[tuple(sorted(presets))], preset,
-        help="Values that the other flags start from.")  # fmt: skip
-    # `_parse_structure` has parsed the flags below already: they are here for the help
-    if architectures:
-        names = tuple(sorted(architectures))
-        name = next((n for n in names if type(architectures[n]) is type(recipe.model)), None)
-        add("architecture", Literal[names] if name else Literal[names] | None, name, name="model",
-            help="Architecture, if not the preset's; some have a preset too.")  # fmt: skip
-    for slot, names in choices.items():
-        value = short_names(slot, recipe)
-        if value in names or SLOTS[slot].several:  # else it is a resumed run's own
-            add(f"{slot}_name", _slot_type(slot, names), value, name=slot, help=SLOTS[slot].help)
-    command.__signature__ = inspect.Signature(parameters)
-    return command
+def _parse_flags(default, structure, values, args, description, **options) -> Config:
+    """Returns the Config of the flags; --help and --help-all end the process. values: the defaults
+    of the flags of `_structure`."""
+    flags.refuse_old_flags(args, default)
+    is_full = {"-H", "--help-all"} & {*args}
+    is_short = not is_full and {"-h", "--help"} & {*args}
+    if is_short:
+        parts = [(description or "").partition("\n\n")[0]]
+        parts.append("All flags: --help-all. Lists: 32 64 or 32,64.")
+        if hasattr(default, "space"):
+            parts.append(
+                "Any number and any field of the model can be searched, --space.NAME, or fixed, "
+                "--hparams.NAME."
+            )
+        description = "\n\n".join(parts).strip()
+    kind = Annotated[type(default), tyro.conf.arg(name="")]
+    fields = [("config", kind, dataclasses.field(default=default, metadata={"help": ""}))]
+    for name, kind in structure.items():
+        value = values[name]
+        if isinstance(value, str) and value not in get_args(get_args(kind)[0]):
+            value = None  # a resumed run's own
+        fields.append((name, kind | None if value is None else kind, value))
+    return tyro.cli(
+        dataclasses.make_dataclass("Command", fields),
+        args=["-H"] if is_full else args, compact_help=True, description=description,
+        registry=flags.registry(default, bool(is_short)), config=(tyro.conf.SuppressFixed,),
+        **options,
+    ).config  # fmt: skip
 
 
 def _find_newest_run(experiment: str) -> Path:

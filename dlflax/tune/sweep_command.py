@@ -3,15 +3,16 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 import tyro
 
 from dlflax import run
 from dlflax.config.renamed import REPLACED
 from dlflax.errors import InputError
-from dlflax.run.flags import check_choices
+from dlflax.run.flags import describe_choice, parse_known_args
 from dlflax.train.hparams import hparam_names
 from dlflax.train.layout import use_all_cores
 from dlflax.tune.pool.rules import RULES, Rule
@@ -61,28 +62,28 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
     if is_grid and any(word.startswith("--space.") for word in args):
         words = {}  # a grid searches over the named fields alone
 
-    name = _rule_name(args)
-    rules = {
+    name = parse_known_args({"search": str}, args)[0].get("search", "full")
+    owners = {
         f"--{field.name.replace('_', '-')}": owner
         for owner, shipped in RULES.items() for field in dataclasses.fields(shipped)
     }  # fmt: skip
     for flag in (word.partition("=")[0] for word in args):
         if flag in REPLACED:
             raise InputError(f"{flag} is no flag any more: {REPLACED[flag]}.")
-        if rules.get(flag, name) != name:
-            raise InputError(f"{flag} is for --search {rules[flag]}: add it or remove the flag.")
+        if owners.get(flag, name) != name:
+            raise InputError(f"{flag} is for --search {owners[flag]}: add it or remove the flag.")
     rule = _rule(name)
 
     def extend(config: run.Config) -> Sweep:
         """Returns the defaults of the flags, the experiment's before those of a sweep."""
-        space_type = _space_type(config, words)
+        kind, space = _space(config, words)
         metavars = [f"{{{','.join((*names, 'MODULE:CLASS'))}}}" for names in (samplers, RULES)]
         shown = tyro.conf.Suppress if is_grid else tyro.conf.arg(metavar=metavars[0])
         search_arg = tyro.conf.arg(help="Selects the trials to train next.", metavar=metavars[1])
         unnamed = tyro.conf.arg(name="")  # --reduction-factor, not --search.reduction-factor
         default = dataclasses.field(default=rule, metadata={"saved": False})
         fields = [
-            ("space", space_type, space_type()),
+            ("space", kind, dataclasses.field(default_factory=lambda: space)),
             ("search", Annotated[str, search_arg], name),
             ("rule", Annotated[type(rule), unnamed], default),
             ("sampler", Annotated[str, shown], samplers[0]),
@@ -103,7 +104,7 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
             f"cost, such as val_loss parameters."
         )
     first, second = (*sweep.objective, "", "")[:2]
-    space = _words(sweep.space)
+    space = {name: tuple(words) for name, words in sweep.space.items() if words}
     given = [f"space.{name}" for name, value in space.items() if value != words.get(name)]
     for name in space:
         if f"hparams.{name}" in sweep.given:
@@ -118,20 +119,11 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
     )  # fmt: skip
 
 
-def _rule_name(args: list[str]) -> str:
-    """Returns the word of --search, or full."""
-    name = "full"
-    for word, following in zip(args, [*args[1:], ""], strict=bool(args)):
-        flag, equals, value = word.partition("=")
-        if flag == "--search":
-            name = value if equals else following
-    return name
-
-
 def _rule(name: str) -> Rule:
     """Returns the Rule of that name, or of module:Class. Raises InputError where there is none."""
     if ":" not in name:
-        check_choices(["--search", name], {"search": tuple(RULES)})
+        if name not in RULES:
+            raise InputError(f"--search {describe_choice(name, RULES)}")
         return RULES[name]
     rule = load_class("--search", name)
     if not (dataclasses.is_dataclass(rule) and hasattr(rule, "decide")):
@@ -139,26 +131,18 @@ def _rule(name: str) -> Rule:
     return rule()
 
 
-def _space_type(config, words) -> type:
-    """Returns a dataclass with a field for every searchable name, for tyro."""
-
-    def fields(names, prefix=""):
-        kind = Annotated[tuple[str, ...], tyro.conf.arg(help="")]  # Sweep.space explains them
-        return [(name, kind, words.get(prefix + name, ())) for name in names]
-
+def _space(config, words) -> tuple[type, dict[str, tuple[str, ...]]]:
+    """Returns (type for tyro, words) of every searchable name, such as "dropout" and
+    "model.features"."""
+    model, recipe = config.recipe.model, config.recipe
     from_data = ("parent", "name", "num_outputs", "vocabulary", "shape")
-    names = [f.name for f in dataclasses.fields(config.recipe.model) if f.name not in from_data]
-    model = dataclasses.make_dataclass("ModelSpace", fields(names, "model."), frozen=True)
-    model.__doc__ = "Searched fields of the model."
-    numbers_and_structure = fields([*hparam_names(config.hparams), *STRUCTURE])
-    return dataclasses.make_dataclass(
-        "Space", [*numbers_and_structure, ("model", model, model())], frozen=True
-    )
-
-
-def _words(space) -> dict[str, tuple[str, ...]]:
-    """Returns the flags of the space that are set, as `space.space` takes them."""
-    flat = {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
-    model = flat.pop("model")
-    flat |= {f"model.{f.name}": getattr(model, f.name) for f in dataclasses.fields(model)}
-    return {name: words for name, words in flat.items() if words}
+    names = [field.name for field in dataclasses.fields(model) if field.name not in from_data]
+    values = {name: None for name in hparam_names(config.hparams)}
+    values |= {name: getattr(recipe, name, None) for name in STRUCTURE}
+    values |= {f"model.{name}": getattr(model, name) for name in names}
+    kinds = {
+        # tyro splits a tuple; here each choice may be a list, --space.model.features 32,64 128
+        name: Sequence[str] if isinstance(value, tuple) else tuple[str, ...]
+        for name, value in values.items()
+    }
+    return TypedDict("Space", kinds), {name: words.get(name, ()) for name in kinds}
