@@ -124,8 +124,8 @@ class Experiment:
         return value
 
     def _find_module(self, module_name: str) -> ModuleType | None:
-        """Returns a loaded module outside of dlflax: the experiment, or one that it or a module
-        of its presets' classes imports. None for any other."""
+        """Returns a loaded module outside of dlflax: the experiment, or one that this or a module
+        of its presets' classes imports. None for any other module."""
         if self.module and module_name == self.module_name:
             return self.module
         if module_name == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):

@@ -26,7 +26,7 @@ from dlflax.report.progress import announcement, progress_bar
 from dlflax.report.tables import number_text
 from dlflax.run.prepare import Setup
 from dlflax.run.results import Record
-from dlflax.run.time_limit import Clock, plan_epochs, read_plan
+from dlflax.run.time_limit import EPOCHS, MEASURED, Clock, plan_epochs, read_plan
 from dlflax.train.bag import Bag, fit_bag
 from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
 from dlflax.train.history import best_epoch
@@ -162,10 +162,11 @@ def _fit_networks(
     def measure():
         ends: list[float] = []
         fit_bag(
-            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=2,
+            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=EPOCHS,
             on_epoch=lambda: ends.append(time.perf_counter()),
+            should_stop=lambda: len(ends) > 1 and ends[-1] - ends[0] > MEASURED * clock.limit,
         )  # fmt: skip
-        return ends[1] - ends[0]
+        return float(np.diff(ends).min())
 
     config = plan_epochs(config, record.folder, clock, measure, record.log, {"slow": slow})
     record.say(f"training {config.bag_folds} networks, each with another fold held out: "
