@@ -102,7 +102,7 @@ def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brie
             tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
         finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
         members = blend.test_members(bagged)
-        alone = {f"{row['name']} alone": row["test"] for row in members if len(members) > 1}
+        alone = {f"{row['name']} alone": row["test"] for row in members if row["weight"] < 1}
         results = report(
             bagged.config, bagged.setup, finished, tested, record, clock.started,
             {"members": members, "baselines": alone},
