@@ -42,7 +42,7 @@ def table(folder):
 
 @pytest.mark.figures
 def test_a_sweep_leaves_everything_and_goes_on(capsys):
-    flags = [*FAST, "--epochs", "2", "--population-size", "4"]
+    flags = [*FAST, "--batch-size", "128", "--epochs", "2", "--population-size", "4"]
     flags += ["--space.model.features", "16", "32,16"]
     results = sweep_mnist(*flags, "--trials", "10", "--space.learning-rate", "1e-3", "1e30", "log")
     out = capsys.readouterr().out
