@@ -69,7 +69,7 @@ def test_all_of_it_by_verbose(capsys):
     flags = ["--model", "mlp", "--model.features", "32", "--epochs", "9"]
     lines = lines_of(capsys, "mnist", *flags, "--verbose")
     assert sum(line.startswith("epoch ") and "/9  loss" in line for line in lines) == 9
-    assert any(re.match(r" dense1/kernel +784 x 8 +6,272", line) for line in lines)
+    assert any(re.match(r" dense1/kernel +784 x 32 +25,088", line) for line in lines)
     assert sum(re.match(r" \d +[01]\.\d{4} +[01]\.\d{4}", line) is not None for line in lines) == 10
 
 

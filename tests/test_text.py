@@ -637,6 +637,12 @@ def test_unknown_name(tmp_path):
         Text("ag_news").load(silent)
 
 
+def test_unreadable_texts_are_estimated_on_texts_that_are_held_out():
+    texts = ["a good day" if i % 10 else ("x" * (i + 3) + " ") * 3 for i in range(20)]
+    assert Text()._estimate_unreadable(texts, 1000) == 1
+    assert Text()._estimate_unreadable(["good day good day"], 1000) == 0
+
+
 # TFDS
 
 
