@@ -7,8 +7,8 @@ starts each as a process on scikit-learn's digits, kills it (SIGKILL) at random 
 the time of an uninterrupted process, and resumes it in the same folder after every kill. At the end
 all JSON and CSV files, without times, the arrays and the history of all checkpoints, and the trials
 of the study are compared with those of an uninterrupted process, bit for bit. The sweep checkpoints
-its population after every epoch; by default it spends at most 5 % of the time on that. Prints a
-line for each; exit code 1 for a difference.
+its population after every epoch; by default it spends at most 5 % of the time on that. No figures
+are drawn. Prints a line for each; exit code 1 for a difference.
 """
 
 import collections
@@ -41,11 +41,13 @@ ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "process_seconds", "compile_seconds", "examples_per_second",
          "trials_per_minute", "traces"}  # fmt: skip
 IGNORED = {"checkpoints", "members", "tensorboard"}  # their JSON files are no results
-SWEEP = """
-import runpy
+PROGRAM = """
+import runpy, sys
+from dlflax.report import figures
 from dlflax.tune.pool import pool_checkpoint as checkpoint
-checkpoint.SHARE = 1e9
-runpy.run_module("sweeps.random_search", run_name="__main__", alter_sys=True)
+checkpoint.SHARE, figures.draw = 1e9, lambda *_: {}
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 FOLDS = 3
 PHASES = ("before the first checkpoint", "in training", "in the report", "after the end")
@@ -104,14 +106,14 @@ def population_step(folder: Path, since: float) -> float:
 def case(name: Name, options: Options) -> Case:
     """Returns the case of that name."""
     common = "--dataset", "digits", "--run-dir", "run", *options.flags.split()
-    run = "-m", "experiments.mnist", "--resume", "--hparams.dropout", "0.2", *common
+    run = "-c", PROGRAM, "experiments.mnist", "--resume", "--hparams.dropout", "0.2", *common
     if name == "run":
         return Case(run, lambda folder, _: newest(folder / "checkpoints"))
     if name == "folds":
         return Case((*run, "--folds", str(FOLDS)), count_folds)
     search = "--trials", "12", "--population-size", "4", "--ensemble-size", "4"
     rule = "--search", "halving", "--reduction-factor", "2"
-    words = "-c", SWEEP, "mnist", *search, *rule, *common
+    words = "-c", PROGRAM, "sweeps.random_search", "mnist", *search, *rule, *common
     return Case(words, population_step)
 
 

@@ -83,7 +83,7 @@ def write(
         path.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(path.parent).free < nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _delete_abandoned(path.parent.glob("*.tmp"))
+        _delete_leftovers(path.parent.glob("*.tmp"))
         for other in path.parent.iterdir() if alone else ():
             if not other.name.startswith((path.name, ".")):
                 with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ def _write_array(path: Path, blocks: Iterable[np.ndarray]) -> tuple[str, list[in
     return block.dtype.str, [count, *block.shape[1:]], sha256.hexdigest()
 
 
-def _delete_abandoned(temporary: Iterable[Path]) -> None:
+def _delete_leftovers(temporary: Iterable[Path]) -> None:
     """Deletes the temporary files of killed processes."""
     for path in temporary:
         with contextlib.suppress(OSError):
@@ -126,7 +126,7 @@ def tidy_cache() -> None:
     """Deletes the temporary files of killed processes and, beyond MAX_PROGRAM_BYTES, the compiled
     programs least recently used."""
     with contextlib.suppress(OSError):  # of a process that tidies at the same time
-        _delete_abandoned(cache_folder().rglob("*.tmp"))
+        _delete_leftovers(cache_folder().rglob("*.tmp"))
         programs = []
         for path in (cache_folder() / "xla").glob("*-cache"):
             status = path.stat()

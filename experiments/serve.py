@@ -11,7 +11,7 @@ import tyro
 
 import experiments
 from dlflax import run
-from dlflax.errors import InputError
+from dlflax.inference.model import start_server
 from dlflax.inference.predict import Predictor
 from dlflax.run.flags import REGISTRY
 
@@ -33,14 +33,8 @@ def command(
         allow_host: Host name of the server besides localhost and --host, such as
             models.example.com; repeat the flag for several names.
     """
-    try:
-        from dlflax.inference.serve import serve
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        sentence = "serve needs Starlette and uvicorn: pip install 'dlflax[serve]'."
-        raise InputError(sentence) from error
-    serve(Predictor(run_dir, experiments, experiment or None), host, port, allow_hosts=allow_host)
+    predictor = Predictor(run_dir, experiments, experiment or None)
+    start_server(predictor, port, host, allow_host)
 
 
 if __name__ == "__main__":

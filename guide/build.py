@@ -9,6 +9,7 @@ too. Needs `pip install -e '.[guide]'`.
 
 import argparse
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -18,12 +19,36 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 CHAPTERS = sorted(HERE.glob("[0-9][0-9]_*.py"))
+LIMITS = (  # (what stands before a number, the largest such number of a short execution)
+    (r"\bepochs ?= ?", 5), (r"--epochs\W+", 1), (r"--trials ", 8), (r"--folds ", 2),
+    (r"\bphotographs\(", 32), (r"\(len\(files\)\)\[:", 40),
+)  # fmt: skip
+FLAGS = {  # words of a command -> flags that a short execution has after them
+    "--ensemble-size 0": "--baseline none", "--data photos": "--image-size 32",
+    "--run-dir tuned": "--baseline none --ensemble-size 0", "--run-dir folds": "--baseline none",
+}  # fmt: skip
 
 
-def executed(chapter: Path, folder: Path) -> nbformat.NotebookNode:
+def shorten(source: str) -> str:
+    """Returns a cell that trains less: fewer epochs and trials, smaller images, no baselines. A
+    name in place of the number of epochs is bounded, too."""
+    for before, limit in LIMITS:
+        source = re.sub(
+            rf"({before})(\d+)",
+            lambda match, limit=limit: f"{match[1]}{min(int(match[2]), limit)}", source,
+        )  # fmt: skip
+    for words, flags in FLAGS.items():
+        source = source.replace(words, f"{words} {flags}")
+    return re.sub(r"\bepochs=epochs\b", f"epochs=min(epochs, {LIMITS[0][1]})", source)
+
+
+def executed(chapter: Path, folder: Path, short: bool = False) -> nbformat.NotebookNode:
     """The chapter as a notebook with its outputs; what it writes goes into `folder`. Raises
-    nbclient's CellExecutionError where a cell fails."""
+    nbclient's CellExecutionError where a cell fails. `short`: with the cells of `shorten`."""
     notebook = jupytext.read(chapter)
+    for cell in notebook.cells if short else ():
+        if cell.cell_type == "code":
+            cell.source = shorten(cell.source)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

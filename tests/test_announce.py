@@ -47,7 +47,7 @@ def check_commands(lines):
 
 
 def test_a_run_in_thirty_lines(capsys):
-    flags = ["--model", "mlp", "--model.features", "8", "--batch-size", "128", "--epochs", "20"]
+    flags = ["--model", "mlp", "--model.features", "32", "--epochs", "20"]
     lines = lines_of(capsys, "mnist", *flags)
     assert len(lines) <= 30
     assert sum("NOT MNIST" in line for line in lines) == 2  # said at once, and of the data
@@ -66,7 +66,7 @@ def test_a_run_in_thirty_lines(capsys):
 
 
 def test_all_of_it_by_verbose(capsys):
-    flags = ["--model", "mlp", "--model.features", "8", "--batch-size", "128", "--epochs", "9"]
+    flags = ["--model", "mlp", "--model.features", "32", "--epochs", "9"]
     lines = lines_of(capsys, "mnist", *flags, "--verbose")
     assert sum(line.startswith("epoch ") and "/9  loss" in line for line in lines) == 9
     assert any(re.match(r" dense1/kernel +784 x 8 +6,272", line) for line in lines)
@@ -110,11 +110,11 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("mnist", "--model mlp --epochs 20"),
-        ("tabular", "--bag-folds 0"),
-        ("sentiment", "--epochs 3"),
-        ("forecast", "--dataset sunspots --window 22 --horizon 11"),
-        ("image_folder", "photos --preset scratch --image-size 16 --epochs 12 --model.features 4"),
+        ("mnist", "--model mlp --model.features 32 --epochs 20"),
+        ("tabular", "--bag-folds 0 --dataset wine --epochs 2"),
+        ("sentiment", "--epochs 2 --model.features 8 --max-length 6"),
+        ("forecast", "--dataset sunspots --window 22 --horizon 11 --epochs 2"),
+        ("image_folder", "photos --preset scratch --image-size 16 --epochs 2 --model.features 4"),
     ],
 )
 def test_every_experiment_in_thirty_lines(name, flags, capsys, monkeypatch):
@@ -140,8 +140,9 @@ def test_a_comparison_in_25_lines(capsys):
 
 @pytest.mark.slow
 @pytest.mark.baselines
-def test_the_end_of_a_sweep_in_40_lines(capsys):
-    flags = ["mnist", "--model", "mlp", "--model.features", "8", "--epochs", "1", "--trials", "12"]
+def test_the_end_of_a_sweep_in_40_lines(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 600)
+    flags = ["mnist", "--model", "mlp", "--model.features", "32", "--epochs", "1", "--trials", "12"]
     sweep_command.main(
         "random_search", experiments, ("random",), [*flags, "--run-dir", "sweep"], ""
     )

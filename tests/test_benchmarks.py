@@ -83,7 +83,7 @@ def kills(monkeypatch):
 @pytest.mark.parametrize(("name", "more"), [("folds", ""), ("sweep", " --trials 8")])
 def test_what_is_killed_ends_as_what_is_not(kills, name, more, tmp_path):
     """Of a run see tests/test_run.py, which kills it at chosen moments."""
-    flags = "--model mlp --model.features 8 --batch-size 64 --epochs 3 --baseline none"
+    flags = "--model mlp --model.features 32 --epochs 3 --baseline none"
     options = kills.Options(kills=1, seed=166, flags=flags + more, repeat=False)
     assert kills.measure(name, options, tmp_path)
 
@@ -109,9 +109,9 @@ def test_kills_see_one_bit_and_no_times(kills, zoo, tmp_path):
 
 @pytest.mark.slow
 def test_workers_and_drivers_that_are_killed_change_nothing(monkeypatch, tmp_path):
-    """20 seconds of benchmarks/worker_kills.py."""
+    """14 seconds of benchmarks/worker_kills.py."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import worker_kills
 
-    options = worker_kills.Options(workers=2, seconds=20, every=5, driver_kills=1, trials=40)
+    options = worker_kills.Options(workers=2, seconds=14, every=4, driver_kills=1, trials=40)
     assert worker_kills.compare(options, "random", "local", tmp_path / "sweep")

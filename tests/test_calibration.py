@@ -83,7 +83,7 @@ def test_a_calibration_that_fails_stops_nothing(place, monkeypatch):
 
     monkeypatch.setattr(Classification, "calibrate", fails)
     config = dataclasses.replace(
-        mnist.PRESETS["default"], recipe=Recipe(MLP((4,))), data=Images("digits"), epochs=1,
+        mnist.PRESETS["default"], recipe=Recipe(MLP((32,))), data=Images("digits"), epochs=1,
         run_dir=Path("run"), baseline="none",
     )  # fmt: skip
     said = []

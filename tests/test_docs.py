@@ -41,8 +41,8 @@ def test_the_readme_is_short():
 def test_a_loaded_model(place):
     (loaded,) = (block for block in blocks(ROOT / "docs/deploy.md", "python") if "load(" in block)
     folder = re.search(r'load\("(.*?)"', loaded)[1]
-    flags = ["--dataset", "digits", "--model", "mlp", "--epochs", "1", "--run-dir", folder]
-    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*flags, "--baseline", "none"])
+    flags = ["--dataset", "digits", "--model", "mlp", "--model.features", "32", "--epochs", "1"]
+    run.main("mnist", mnist.PRESETS, mnist.ARCHITECTURES, [*flags, "--run-dir", folder])
     pixels = np.full((40, 40), 255, np.uint8)
     pixels[8:32, 17:23] = 0
     Image.fromarray(pixels).save("digit.png")
@@ -69,6 +69,7 @@ def test_own_experiment(tmp_path):
     (tmp_path / "products.py").write_text(own)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "products.py", "--epochs", "20", "--run-dir", "run"]
+    command += ["--baseline", "none"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["task"] == "Regression" and results["test"]["r2"] > 0.3
@@ -80,7 +81,7 @@ def test_own_search(tmp_path):
     (tmp_path / "mutation.py").write_text(sampler)
     (tmp_path / "pbt.py").write_text(rule)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    sweep = "-m sweeps.bayes_opt mnist --preset digits --model mlp --epochs 1 --trials 4 "
+    sweep = "-m sweeps.bayes_opt mnist --model mlp --model.features 32 --epochs 1 --trials 4 "
     sweep += "--population-size 1 --baseline none --ensemble-size 0 "
     sweep += "--sampler mutation:Mutation --study own"
     for command in ("pbt.py", sweep):
@@ -218,10 +219,10 @@ def test_the_wheel_is_whole(tmp_path):
     for command in (
         "-c 'import dlflax; print(dlflax.__file__)'",
         "-m dlflax.cli list",
-        "-m experiments.mnist --model mlp --epochs 1 --run-dir run",
-        "-m experiments.forecast --epochs 1 --run-dir series",
+        "-m experiments.forecast --model mlp --epochs 1 --baseline none --run-dir run",
         "-m experiments.export run --to stablehlo",
-        "-m sweeps.random_search mnist --model mlp --epochs 1 --trials 2 --run-dir sweep",
+        "-m sweeps.random_search mnist --model mlp --model.features 32 --epochs 1 --trials 2"
+        " --baseline none --ensemble-size 0 --run-dir sweep",
     ):
         ran = subprocess.run(
             [sys.executable, *shlex.split(command)],

@@ -34,7 +34,8 @@ pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.figures]
 def swept(experiment, *flags):
     """`python -m sweeps.random_search EXPERIMENT FLAGS` in this process: results.json of the
     winner's run."""
-    flags = [*flags, "--trials", "2", "--population-size", "2", "--run-dir", "sweep"]
+    flags = [*flags, "--trials", "2", "--population-size", "2", "--ensemble-size", "0"]
+    flags += ["--run-dir", "sweep"]
     sweep_command.main("random_search", experiments, ("random",), [experiment, *flags], "")
     assert json.loads(Path("sweep/results.json").read_text())["complete"] == 2
     return json.loads(Path("sweep/best/results.json").read_text())
@@ -89,7 +90,7 @@ def test_mnist_by_patches_augmented():
 def test_cifar10():
     """Patches of photographs in CIFAR-10's files; BatchNorm's statistics in a population."""
     write_cifar(Path("cifar"), train=300, test=50)
-    flags = ["--model.features", "4", "8", "--model.depth", "1", "--ensemble-size", "0"]
+    flags = ["--model.features", "4", "8", "--model.depth", "1"]
     flags += ["--epochs", "6", "--batch-size", "32", "--space.learning-rate", "0.1"]
     results = swept("cifar10", "--data", "cifar", *flags)
     assert results["model"] == "SmallResNet" and results["test"]["roc_auc"] > 0.8

@@ -113,7 +113,7 @@ def test_scores_and_going_on(capsys):
 @pytest.mark.slow
 def test_a_fold_is_as_a_run(monkeypatch):
     """The same scores as an ordinary run whose test data are that fold."""
-    flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "16"]
+    flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "32"]
     results = ran(*flags, "--baseline", "none", of=mnist)
     config = run.parse(run.Experiment("mnist", mnist), [*flags, "--epochs", "2"])
     dataset = config.data.load(lambda _: None)
@@ -142,7 +142,7 @@ def test_pictures(capsys):
 
 def test_folds_are_lanes_of_one_population(capsys, monkeypatch):
     """And score what each of them scores when it is trained alone."""
-    flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "16", "--patience", "1"]
+    flags = ["--model", "mlp", "--dataset", "digits", "--model.features", "32", "--patience", "1"]
     lanes = ran(*flags, "--baseline", "none", of=mnist)
     assert "training 3 folds as one population" in capsys.readouterr().out
     monkeypatch.setattr(command, "_is_one_population", lambda jobs: False)

@@ -45,7 +45,7 @@ ABSURD = (
     "-2147483649", "1e-400", "../..", "\x1b[31m", "None", "🙂", "-0.0", "/dev/null", "0.5", "7",
     "/nowhere/at/all", "true", "[1,2]", "*", "1.5",
 )  # fmt: skip
-TINY = ("--model", "mlp", "--model.features", "4", "--epochs", "1", "--batch-size", "64")
+TINY = ("--model", "mlp", "--model.features", "32", "--epochs", "1")
 
 
 def examples(count):
@@ -377,7 +377,7 @@ def absurd_words(draw, known):
 @pytest.mark.parametrize(
     ("name", "count"),
     [(name, 12) for name in MODULES]
-    + [pytest.param(name, 60, marks=pytest.mark.slow) for name in MODULES],
+    + [pytest.param(name, 30, marks=pytest.mark.slow) for name in MODULES],
 )
 def test_what_flags_say(flags, name, count):
     """Parsed and checked, and no more."""

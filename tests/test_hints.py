@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_trials
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from searching import ask, begun
 
@@ -28,7 +29,7 @@ DISTRIBUTIONS = {
 }
 GUESS = {"learning_rate": 1e-3, "model.activation": "tanh"}
 DEFAULTS = {"learning_rate": 1e-2, "dropout": 0.1, "model.activation": "relu"}
-TINY = "--dataset digits --model mlp --model.features 4 --epochs 2 --batch-size 64"
+TINY = "--dataset digits --model mlp --model.features 32 --epochs 2"
 TINY += " --ensemble-size 0"
 
 
@@ -130,6 +131,7 @@ def sweep(name, *flags):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trials_alone")
 def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
     first = sweep("first", "--trials", "5", "--population-size", "5")
     flags = ["--population-size", "4", "--prior", "dropout=0.4", "--warm-start", "first"]
@@ -150,12 +152,14 @@ def test_a_sweep_that_knows_another_goes_on_without_it(capsys):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    """A finished sweep."""
+def first(tmp_path_factory, zoo):
+    """The trials of a sweep, and a run in the place of its best one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("sweeps"))
         patch.setattr("dlflax.run.exit_codes.compilation_cache", lambda: None)
+        patch.setattr("dlflax.tune.sweep.finish", write_trials)
         sweep("first", "--trials", "2", "--population-size", "2")
+        shutil.copytree(zoo("digits"), "first/best")
         return Path("first").resolve()
 
 

@@ -67,6 +67,15 @@ def test_every_refusal_is_one_sentence_about_something():
             assert re.search(named, text), f"{place} names nothing: {text}"
 
 
+def test_data_and_report_import_nothing_heavy():
+    heavy = "PIL flax jax matplotlib requests rich sklearn tensorboardX tensorflow"
+    heavy += " tensorflow_datasets tokenizers vaderSentiment"
+    names = "dlflax.data, dlflax.data.text.source, dlflax.report.figures, dlflax.report.progress"
+    code = f"import sys, {names}; print(set('{heavy}'.split()) & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
 START = """
 import contextlib, io, runpy, sys
 sys.argv = ["mnist", *sys.argv[1:]]

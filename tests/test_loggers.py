@@ -11,7 +11,7 @@ from dlflax.report import loggers
 from experiments import mnist
 
 pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.figures]
-FLAGS = ["--dataset", "digits", "--model", "mlp", "--epochs", "2", "--baseline", "none"]
+FLAGS = ["--dataset", "digits", "--model", "mlp", "--model.features", "32", "--epochs", "2"]
 
 
 def trained(*flags):

@@ -16,6 +16,7 @@ from dlflax import parallel
 from dlflax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+PLAIN = ROOT / "tests/plain.py"
 
 # In one process, because devices are made when JAX starts.
 EIGHT = """
@@ -148,7 +149,7 @@ def hosts(tmp_path, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "experiments.mnist", "--dataset", "digits", "--model", "mlp"]
+    command = [sys.executable, PLAIN, "experiments.mnist", "--dataset", "digits", "--model", "mlp"]
     command += ["--batch-size", "128", "--distributed", "--run-dir", "run", "--baseline", "none"]
     command += flags
     return [
@@ -185,7 +186,7 @@ def test_two_hosts_and_one_dies(tmp_path):
     flags = ["--dataset", "digits", "--model", "mlp", "--batch-size", "128", "--run-dir", "alone"]
     flags += ["--baseline", "none"]
     subprocess.run(
-        [sys.executable, "-m", "experiments.mnist", *flags, "--epochs", str(done + 2)],
+        [sys.executable, PLAIN, "experiments.mnist", *flags, "--epochs", str(done + 2)],
         cwd=tmp_path, env=environment(tmp_path, 1), check=True, capture_output=True,
     )  # fmt: skip
     two, one = (

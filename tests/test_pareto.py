@@ -114,7 +114,7 @@ def test_the_search_spreads_over_the_front():
     assert len(gaps[True]) == 6 and np.mean(gaps[True]) < 0.05  # each near its best
 
 
-TINY = "--dataset digits --model mlp --epochs 2 --batch-size 64 --ensemble-size 0 --run-dir s"
+TINY = "--dataset digits --model mlp --epochs 2 --ensemble-size 0 --run-dir s"
 
 
 def sweep(*flags, search="bayes_opt", samplers=("gp", "tpe")):
@@ -124,11 +124,11 @@ def sweep(*flags, search="bayes_opt", samplers=("gp", "tpe")):
 @pytest.mark.figures
 @pytest.mark.slow
 def test_a_sweep_with_two_objectives(capsys):
-    flags = ["--trials", "6", "--population-size", "3", "--space.model.features", "4", "16"]
+    flags = ["--trials", "6", "--population-size", "3", "--space.model.features", "16", "32"]
     sweep(*flags, "--objective", "val_accuracy", "parameters")
     results = json.loads(Path("s/results.json").read_text())
     rows = list(csv.DictReader(Path("s/trials.csv").read_text().splitlines()))
-    sizes = {"4": 784 * 4 + 4 + 50, "16": 784 * 16 + 16 + 170}
+    sizes = {str(n): 784 * n + n + 10 * n + 10 for n in (16, 32)}
     assert all(float(row["parameters"]) == sizes[row["model.features"]] for row in rows)
     found = {rows[n]["parameters"] for n in results["front"]}
     assert 1 <= len(found) == len(results["front"]) <= 2

@@ -163,17 +163,21 @@ def kill(monkeypatch):
 RULES = {"full": Full(), "halving": Halving(2), "freeze-thaw": FreezeThaw(2)}
 
 
+KILLS = [(1, 1.0), (2, 0.3), (3, 0.7), (4, 0.0), (5, 0.5), (7, 0.9), (9, 0.6)]
+
+
 @pytest.mark.parametrize(
-    ("rule", "sampler"),
-    [("full", "gp"), ("full", "tpe"), ("full", "cmaes"), ("full", "random"), ("halving", "qmc"),
-     ("halving", "tpe"), ("freeze-thaw", "qmc")],
+    ("rule", "sampler", "kills"),
+    [("full", "gp", 0), ("full", "tpe", 1), ("full", "cmaes", 0), ("full", "random", 1),
+     ("halving", "qmc", 0), ("halving", "tpe", 1), ("freeze-thaw", "qmc", 0)],
 )  # fmt: skip
-def test_a_sweep_that_is_killed_at_any_write_is_the_same_sweep(tmp_path, kill, rule, sampler):
+def test_a_sweep_killed_at_any_write_is_the_same_sweep(tmp_path, kill, rule, sampler, kills):
+    """Every other of the kills, each with several rules and samplers."""
     options = dict(rule=RULES[rule], sampler=sampler, trials=13)
     whole = search(tmp_path / "whole", **options)
     assert len({str(params) for _, params, *_ in whole}) == len(whole) >= 13
     assert all(state != "RUNNING" for _, _, _, state, *_ in whole)
-    for write, torn in [(1, 1.0), (2, 0.3), (3, 0.7), (4, 0.0), (5, 0.5), (7, 0.9), (9, 0.6)]:
+    for write, torn in KILLS[kills::2]:
         folder = tmp_path / f"killed_{write}"
         patch = kill(write, torn)
         with contextlib.suppress(Killed):
@@ -363,7 +367,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
 RECIPE = train.Recipe(MLP(features=(8,)), schedule=train.Cosine(), batch_size=64, ema=True)
 SWEEPS = {
-    "one structure": {},
     "two structures": {"space": {"model.features": ("8", "16")}},
     "two structures, halved": {"space": {"model.features": ("8", "16")}, "search": Halving(2)},
     "freeze-thaw": {"search": FreezeThaw(2), "trials": 3, "sampler": "gp"},
@@ -406,6 +409,7 @@ def killed_when_saved(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trials_alone")
 @pytest.mark.parametrize(
     ("mode", "name"), [*(("map", name) for name in SWEEPS), ("vmap", "two structures")]
 )
@@ -448,6 +452,7 @@ def test_the_run_folder_of_the_best_trial_has_the_rates_that_it_was_trained_with
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trials_alone")
 def test_a_damaged_checkpoint_or_one_of_another_study_is_not_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pool_checkpoint, "SHARE", 1e9)

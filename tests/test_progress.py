@@ -54,14 +54,6 @@ def save(figure, folder):
         return picture.size
 
 
-def test_start_up_imports_nothing_heavy():
-    code = "import sys, dlflax.report.progress, dlflax.report.figures\n"
-    code += "print(*{m.split('.')[0] for m in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert "numpy" in loaded.split()
-    assert not {"rich", "matplotlib", "tensorboardX", "jax", "PIL"} & set(loaded.split())
-
-
 def test_tables(capsys):
     name = "[bold]very/" + "long_" * 30 + "name"
     tables.print_model_table("cnn", [("kernel", (3, 3, 1, 32), 288), (name, (), 1)], 1_234_567)

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from dlflax import run, train
 from dlflax.data import Series, make_splits
-from dlflax.data.series.series_file import read_file
+from dlflax.data.series.series_file import read_file, read_in_style
 from dlflax.data.series.source import naive, seasonal_naive
 from dlflax.data.table import calendars
+from dlflax.data.table.raw_table import read_table
 from dlflax.errors import InputError
 from dlflax.train import Hparams, losses, tasks
 from experiments import forecast, predict
@@ -98,6 +99,18 @@ def test_regression_scores_in_the_series_own_unit():
     (figure,) = (draw() for draw in described.figures.values())
     drawn = figure.axes[0].lines[0].get_ydata()
     np.testing.assert_allclose(drawn, values[start:], atol=1e-3)
+
+
+def test_times_that_the_training_file_has_not_are_said(tmp_path):
+    days = [(f"2020-01-{i + 1:02}", i) for i in range(20)]
+    dated, said = write(tmp_path / "dated.csv", days), []
+    bare = write(tmp_path / "bare.csv", [(f"day {i}", i) for i in range(20)])
+    note = f"{dated}: its rows are taken in their order, as the training data have no times."
+    for trained, sentences in ((bare, [note]), (dated, [])):
+        style = read_file(trained, log=lambda _: None).style
+        said.clear()
+        read_in_style(read_table(dated), style, said.append)
+        assert [line for line in said if "in their order" in line] == sentences
 
 
 def test_what_is_missing_never_comes_from_the_future(tmp_path):

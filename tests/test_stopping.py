@@ -72,7 +72,7 @@ def test_values_that_tell_nothing():
 @pytest.mark.slow
 def test_a_sweep_stops_by_itself_and_goes_on_the_same_way(capsys, monkeypatch):
     monkeypatch.setattr(stopping, "LEAST", 4)
-    flags = ["--model", "mlp", "--model.features", "8", "--batch-size", "128", "--epochs", "1"]
+    flags = ["--model", "mlp", "--model.features", "32", "--epochs", "1"]
     flags += ["--trials", "auto", "--min-improvement", "0.9", "--population-size", "4"]
     flags += ["--ensemble-size", "0"]
     for _ in range(2):

@@ -23,7 +23,7 @@ SAMPLERS = {
     "random_search": ("random", "qmc"),
     "grid_search": ("grid",),
 }
-FAST = ["--model", "mlp", "--model.features", "32", "--batch-size", "128"]
+FAST = ["--model", "mlp", "--model.features", "32"]
 
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -195,7 +195,8 @@ def test_a_grid_of_a_range_is_refused(capsys):
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_200_trials(monkeypatch):
+@pytest.mark.usefixtures("trials_alone")
+def test_memory_is_flat_over_100_trials(monkeypatch):
     used, real = [], workers.train_order
 
     def measured(*given):
@@ -205,8 +206,9 @@ def test_memory_is_flat_over_200_trials(monkeypatch):
         return outcomes
 
     monkeypatch.setattr(workers, "train_order", measured)
-    sweep_mnist(*FAST, "--epochs", "1", "--trials", "200", "--population-size", "8")
-    assert len(used) == 25
+    flags = [*FAST, "--epochs", "1", "--trials", "104", "--population-size", "8"]
+    sweep_command.main("random_search", experiments, ("random",), ["mnist", *flags], "")
+    assert len(used) == 13
     assert used[-1] < 1.05 * used[0], used
 
 

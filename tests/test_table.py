@@ -77,6 +77,12 @@ def test_what_becomes_of_each_column():
     np.testing.assert_array_equal(again.train["inputs"], splits.train["inputs"])
 
 
+def test_bins_are_between_the_distinct_quantiles():
+    edges = [NumberColumn.fit("x", np.array(values), 2, NumberFormat()).edges
+             for values in ([0.0, 1.0, 3.0], [0.0, 0.0, 3.0, 3.0, 3.0])]  # fmt: skip
+    assert edges == [(0.0, 1.0, 3.0), ()]
+
+
 def test_the_encoding_of_a_number():
     column = NumberColumn("x", NumberFormat(), 2.0, 1.0, 2.0, (0.0, 1.0, 3.0), missing=True)
     cells = ["0.5", "2", "9", "-1", ""]

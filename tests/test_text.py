@@ -637,13 +637,6 @@ def test_unknown_name(tmp_path):
         Text("ag_news").load(silent)
 
 
-def test_import_is_light():
-    heavy = "jax flax tensorflow_datasets tensorflow PIL sklearn tokenizers vaderSentiment requests"
-    code = f"import sys, dlflax.data.text.source; print(set('{heavy}'.split()) & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 # TFDS
 
 

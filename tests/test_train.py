@@ -189,7 +189,7 @@ def test_without_validation_the_last_epoch_is_the_best(digits):
     train.fit(recipe, hparams, train_set, epochs=5, resume=alone.checkpoint())
     assert_equal(alone.best, with_val.state)
     with pytest.raises(RunError, match="NaN or infinite at step"):
-        train.fit(Recipe(model=MLP((16,))), Hparams(learning_rate=1e30), train_set, epochs=2)
+        train.fit(recipe, Hparams(learning_rate=1e30), train_set, epochs=4)
 
 
 def test_plateau_factor_matches_keras():

@@ -124,8 +124,8 @@ class Experiment:
         return value
 
     def _find_module(self, module_name: str) -> ModuleType | None:
-        """Returns a module outside of dlflax that is the experiment, or that has been imported by
-        the experiment or a module of its presets' classes; None for any other."""
+        """Returns a loaded module outside of dlflax: the experiment, or one that this or a module
+        of its presets' classes imports. None for any other module."""
         if self.module and module_name == self.module_name:
             return self.module
         if module_name == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
@@ -143,8 +143,8 @@ class Experiment:
 
 
 def _imports(module: ModuleType) -> set[str]:
-    """Returns the modules that a module imports or has names of, without Python's library and
-    installed packages: in these, `resolve` finds only what the presets use."""
+    """Returns the modules that a module imports or takes names from, except Python's library and
+    installed packages. In these, `resolve` finds only what the presets use."""
     names = {
         value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
         for value in vars(module).values()

@@ -241,21 +241,21 @@ def _verify(path: Path, url: str, sha256: str) -> None:
 
 def _prepare_with_tensorflow(name: str, root: Path, built_in: Collection[str]) -> Path:
     """Returns the folder of any other data set, prepared by the builder of TFDS."""
-    try:
-        if not importlib.util.find_spec("tensorflow"):
-            raise InputError('others need pip install "dlflax[tf]"')
-        if hub.is_offline():
-            raise InputError("DLFLAX_OFFLINE is set")
+    is_installed = importlib.util.find_spec("tensorflow")
+    reason = "DLFLAX_OFFLINE is set" if is_installed else 'others need pip install "dlflax[tf]"'
+    if is_installed and not hub.is_offline():
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder(name, data_dir=root)
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS, requests and the file system raise dozens of types
-        raise InputError(
-            f'"{name}" is neither built in ({", ".join(built_in)}) nor prepared by TFDS in {root} '
-            f"({first_line(error)}): pass --data with your files or a prepared TFDS folder."
-        ) from None
-    return Path(builder.data_dir)
+        try:
+            builder = tfds.builder(name, data_dir=root)
+            builder.download_and_prepare()
+            return Path(builder.data_dir)
+        except Exception as error:  # TFDS, requests and the file system raise dozens of types
+            reason = first_line(error)
+    raise InputError(
+        f'"{name}" is neither built in ({", ".join(built_in)}) nor prepared by TFDS in {root} '
+        f"({reason}): pass --data with your files or a prepared TFDS folder."
+    )
 
 
 @contextlib.contextmanager

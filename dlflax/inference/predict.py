@@ -27,6 +27,7 @@ from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.tasks import Asked
 
 CHUNK_SIZE = 256  # inputs that are parsed at a time
+WEIGHTS = "model.safetensors"  # in a folder of `Model.save`, which has no checkpoints
 
 
 class Predictor:
@@ -66,6 +67,9 @@ class Predictor:
         """Returns the State of the model, loaded at the first call."""
         if self._state is None:
             config, model, inputs = self.config, self.config.recipe.model, self.example()["inputs"]
+            if (self.folder / WEIGHTS).exists() and not (self.folder / "checkpoints").exists():
+                self._state = self._read_weights(inputs)
+                return self._state
             sha256 = self.data["weights_sha256"]
             backbone = transfer.load_backbone(
                 config.transfer, model, inputs, sha256, self.folder, self.log
@@ -77,6 +81,13 @@ class Predictor:
             state = checkpoints.restore_best(abstract)
             self._state = transfer.merge_backbone(state, backbone)
         return self._state
+
+    def _read_weights(self, inputs) -> train.State:
+        """Returns the State of a folder of `Model.save`: averages, if the recipe has `ema`."""
+        recipe = self.config.recipe
+        abstract = train.variables(recipe, train.abstract(recipe, self.config.hparams, inputs))
+        state = train.from_variables(transfer.read_variables(self.folder / WEIGHTS, abstract))
+        return state.replace(ema=state.params)
 
     def outputs(self, inputs: np.ndarray) -> np.ndarray:
         """Returns float32 outputs (n, ...) for inputs (n, ...), with `tta` the mean over views."""

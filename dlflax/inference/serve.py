@@ -200,10 +200,6 @@ def app(
                 return Response(content, media_type="image/png")
         raise HTTPException(404)
 
-    def page(name):
-        content = importlib.resources.files("dlflax.inference").joinpath(name).read_text("utf-8")
-        return lambda _: HTMLResponse(content)
-
     @contextlib.asynccontextmanager
     async def lifespan(_):
         yield
@@ -213,8 +209,8 @@ def app(
         return JSON({"status": "ok"})
 
     routes = [
-        Route("/", page("serve.html")),
-        Route("/docs", page("serve_docs.html")),
+        Route("/", _page("serve.html")),
+        Route("/docs", _page("serve_docs.html")),
         Route("/health", health),
         Route("/card", lambda _: JSON(card(predictor))),
         Route("/openapi.json", lambda _: JSON(openapi(predictor))),
@@ -229,6 +225,11 @@ def app(
     return Starlette(
         routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=[check]
     )
+
+
+def _page(name: str) -> Callable[[Request], HTMLResponse]:
+    content = importlib.resources.files("dlflax.inference").joinpath(name).read_text("utf-8")
+    return lambda _: HTMLResponse(content)
 
 
 async def _cancel_on_disconnect(request: Request, work: Coroutine):

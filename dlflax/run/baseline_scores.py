@@ -145,8 +145,9 @@ def verdict(
     """Returns a finding that compares the network with the best baseline by the task's first
     metric, if there is one. linear: the network is linear, so `LINEAR` baselines are skipped;
     in_sweep: the network is the best trial of a sweep, so the finding does not advise tuning."""
-    advice = ADVICE.replace(TUNE, "") if in_sweep else ADVICE
-    subject = "ensemble" if results.get("members") else "network"
+    subject, advice = "network", f": {ADVICE.replace(TUNE, '') if in_sweep else ADVICE}"
+    if results.get("members"):  # a member alone is no advice
+        subject, advice = "ensemble", "."
     name = task.metric().name
     sign = 1 if task.metric().direction == "min" else -1
     network_score = results["test"].get(name)
@@ -159,18 +160,18 @@ def verdict(
     best = min(others, key=lambda n: sign * others[n])
     score, a, b = name.replace("_", " "), number_text(network_score), number_text(others[best])
     if f"{network_score:.4g}" == f"{others[best]:.4g}":
-        return [f"The {subject} is as good as {best}, {score} {b}: {advice}"]
+        return [f"The {subject} is as good as {best}, {score} {b}{advice}"]
     better = sign * network_score < sign * others[best]
     counts = results.get("mcnemar", {}).get(best)
     if counts and (p := mcnemar_p(counts)) > CHANCE:
         return [
             f"The {subject}, {score} {a}, and {best}, {b}, are not different on "
             f"{counts['examples']:,} examples (McNemar's test, p = {p:.2g})"
-            + ("." if better else f": {advice}")
+            + ("." if better else advice)
         ]
     if better and linear:  # the remaining baselines are trivial
         return []
-    end = f"is better than {best}, {b}." if better else f"is not better than {best}, {b}: {advice}"
+    end = f"is better than {best}, {b}." if better else f"is not better than {best}, {b}{advice}"
     return [f"The {subject}, {score} {a}, {end}"]
 
 

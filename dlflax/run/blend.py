@@ -7,7 +7,6 @@ but those of the test split both trains and validates.
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from dlflax.report.progress import announcement, progress_bar
 from dlflax.report.tables import number_text
 from dlflax.run.prepare import Setup
 from dlflax.run.results import Record
-from dlflax.run.time_limit import Clock, plan_epochs, read_plan
+from dlflax.run.time_limit import EPOCHS, MEASURED, Clock, plan_epochs, read_plan
 from dlflax.train.bag import Bag, fit_bag
 from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
 from dlflax.train.history import best_epoch
@@ -163,10 +162,11 @@ def _fit_networks(
     def measure():
         ends: list[float] = []
         fit_bag(
-            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=2,
+            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=EPOCHS,
             on_epoch=lambda: ends.append(time.perf_counter()),
+            should_stop=lambda: len(ends) > 1 and ends[-1] - ends[0] > MEASURED * clock.limit,
         )  # fmt: skip
-        return ends[1] - ends[0]
+        return float(np.diff(ends).min())
 
     config = plan_epochs(config, record.folder, clock, measure, record.log, {"slow": slow})
     record.say(f"training {config.bag_folds} networks, each with another fold held out: "
@@ -192,7 +192,7 @@ def _fit_others(
 ) -> list[Members]:
     """Returns a linear model, and boosted trees of every installed library, where they fit the task
     and the time. slow: names of those that do not, which is extended."""
-    libraries = boosting.available()
+    libraries = boosting.available()[::-1]  # the most accurate first
     recipe, splits = setup.start.recipe, setup.start.splits
     inputs, targets = splits.train["inputs"], np.asarray(splits.train["targets"])
     is_classes = isinstance(recipe.task, Classification)
@@ -211,10 +211,11 @@ def _fit_others(
         return Members("linear model", model, [{"params": {"logits": fits.params}}], fits.outputs)
 
     def fit_trees(library):
-        seconds = TREES_SHARE * clock.remaining() / len(libraries) if clock.limit else math.inf
+        later = len(libraries) - libraries.index(library)
+        seconds = TREES_SHARE * clock.remaining() / later if clock.limit else math.inf
         fits = boosting.fit_folds(
             library, splits.encoder, recipe.task, inputs, targets, fold_of, seed=config.seed,
-            max_trees=MAX_TREES, threads=os.cpu_count() or 1, seconds=seconds,
+            max_trees=MAX_TREES, seconds=seconds,
         )  # fmt: skip
         name = f"boosted trees ({library})"
         return Members(name, fits.model, [fits.variables], fits.outputs)

@@ -42,6 +42,7 @@ def fit_folds(
     folds: Sequence[Fold], *, epochs: int, seeds: Sequence[int], patience: int = 0,
     plateau_patience: int = 0, on_begin: Callable[[Layout], None] = lambda layout: None,
     on_epoch: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Population:  # fmt: skip
     """Returns a trained Population with one configuration per fold, each under its seed.
 
@@ -57,7 +58,7 @@ def fit_folds(
         orders=[batch_order(train_set, recipe.batch_size, rows)
                 for rows in _equal_steps(folds, recipe.batch_size)],
     )  # fmt: skip
-    population.train(epochs, on_epoch)
+    population.train(epochs, on_epoch, should_stop)
     if population.divergence_steps:
         fold, step = min(population.divergence_steps.items())
         raise RunError(

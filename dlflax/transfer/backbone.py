@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from dlflax import train
 from dlflax.errors import InputError, RunError
-from dlflax.files import atomic_write
+from dlflax.files import atomic_write, max_file_bytes
 from dlflax.transfer import weights
 
 FILE = "backbone.safetensors"  # in the folder of a run with --save-backbone
@@ -55,7 +55,7 @@ def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log
     if transfer is None or not transfer.is_frozen:
         return None
     if transfer.save_backbone and (folder / FILE).exists():
-        return _read_file(folder / FILE, model, inputs)
+        return read_variables(folder / FILE, _abstract_variables(model, inputs), is_subset=True)
     module, path = backbone_module(model)
     variables, actual = read(transfer.weights, module, inputs, log)
     if actual != sha256:
@@ -69,6 +69,12 @@ def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log
 def save_backbone(variables, folder: Path) -> None:
     """Writes a frozen backbone's variables into the run folder. RunError if the disk is full or
     not writable."""
+    write_variables(folder / FILE, variables)
+
+
+def write_variables(path: Path, variables) -> None:
+    """Writes variables, {"params": ..., ...}, as safetensors with a checksum. RunError if the disk
+    is full or not writable."""
     import safetensors.numpy
 
     flat = {
@@ -76,25 +82,35 @@ def save_backbone(variables, folder: Path) -> None:
         for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()
     }
     try:
-        with atomic_write(folder / FILE) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(safetensors.numpy.save(flat, {"sha256": _sha256(flat)}))
     except OSError as error:
-        raise RunError(f"could not write {folder / FILE}: {error.strerror}.") from error
+        raise RunError(f"could not write {path}: {error.strerror}.") from error
 
 
-def _read_file(path: Path, model, inputs):
-    """Reads the file of `save_backbone`. InputError if it is damaged or does not fit the model."""
+def read_variables(path: Path, abstract, is_subset: bool = False) -> dict[str, Any]:
+    """Reads a file of `write_variables`. abstract: the tree of expected shapes; is_subset: the file
+    may lack some of them. InputError, before any array is read, for other shapes and for a
+    file larger than a quarter of the memory; for a damaged file."""
     import safetensors.numpy
 
+    expected = traverse_util.flatten_dict(abstract, sep="/")
+    shapes = {name: list(leaf.shape) for name, leaf in expected.items()}
     try:
+        if path.stat().st_size > max_file_bytes():
+            raise InputError(f"{path} is larger than a quarter of the memory.")
         with safetensors.safe_open(path, "np") as file:
-            expected = (file.metadata() or {}).get("sha256")
+            digest = (file.metadata() or {}).get("sha256")
+            saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        fits = all(shapes.get(name) == shape for name, shape in saved.items())
+        if not fits or not is_subset and len(saved) != len(shapes):
+            raise InputError(f"{path} does not have the arrays of the model in config.json.")
         flat = safetensors.numpy.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is damaged: restore the file of the run.") from error
-    abstract = traverse_util.flatten_dict(_abstract_variables(model, inputs), sep="/")
-    shapes = {name: leaf.shape for name, leaf in abstract.items()}
-    if expected != _sha256(flat) or any(shapes.get(n) != v.shape for n, v in flat.items()):
+    if digest != _sha256(flat):
         raise InputError(f"{path} is damaged, or of another run: restore the file of the run.")
     return traverse_util.unflatten_dict(flat, sep="/")
 

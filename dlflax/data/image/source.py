@@ -80,16 +80,16 @@ def load(
     folder = cache_dir or cache_folder()
 
     def read_files(paths: list[Path], origin: Path) -> Dataset:
-        return _cached(folder, name, paths, lambda: _read_files(name, paths, origin), log)
+        return _read_once(folder, name, paths, lambda: _read_files(name, paths, origin), log)
 
-    def read_prepared(prepared: Path) -> Dataset:
+    def read_tfds_folder(prepared: Path) -> Dataset:
         files = sorted(path for path in prepared.iterdir() if path.is_file())
-        return _cached(folder, name, files, lambda: _read_tfds(name, prepared, log), log)
+        return _read_once(folder, name, files, lambda: _read_tfds(name, prepared, log), log)
 
     def read_digits() -> Dataset:
         spec = importlib.util.find_spec("sklearn")  # the import itself takes seconds
         path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        return _cached(folder, "digits", [path], lambda: _read_digits(path), log)
+        return _read_once(folder, "digits", [path], lambda: _read_digits(path), log)
 
     def stand_in() -> Dataset | None:
         if name == "mnist":
@@ -101,12 +101,12 @@ def load(
     if data is None and name == "digits":
         return read_digits()
     if data is None:
-        return published.load(name, read_prepared, BUILT_IN, log, stand_in)
+        return published.load(name, read_tfds_folder, BUILT_IN, log, stand_in)
     root, reader = Path(data).expanduser(), published.reader(name)
     if reader and (paths := reader.find(root)):
         return read_files(paths, root)
     if prepared := published.find_tfds(root, name):
-        return read_prepared(prepared)
+        return read_tfds_folder(prepared)
     state = "has no data set" if root.is_dir() else "is not a folder"
     state = state if root.exists() else "does not exist"
     expected = f"a TFDS folder with {name}/<version>/dataset_info.json"
@@ -114,7 +114,7 @@ def load(
     raise InputError(f"--data {root} {state}: it should be {expected}.")
 
 
-def _cached(folder: Path, name: str, files: list[Path], read: Callable[[], tuple], log) -> Dataset:
+def _read_once(folder: Path, name: str, files: list[Path], read: Callable, log) -> Dataset:
     """Returns the data set of `read`, cached in `folder` while sizes and times of `files` are the
     same. read: returns (source, class names, [(images, targets) of train, of test], [(origin of
     images, of targets) of train, of test] for messages)."""
@@ -141,7 +141,7 @@ def _cached(folder: Path, name: str, files: list[Path], read: Callable[[], tuple
 
 
 def _check(name, class_names, splits, origins) -> None:
-    """Raises InputError for invalid splits of `_cached`."""
+    """Raises InputError for invalid splits of `_read_once`."""
     for (inputs, targets), (origin, targets_origin) in zip(splits, origins, strict=True):
         if inputs.ndim != 4 or inputs.dtype != np.uint8:
             raise InputError(f"{origin} is {inputs.dtype} {inputs.shape}, not uint8 (n, h, w, c).")

@@ -53,10 +53,12 @@ class TableEncoder(Encoder):
     """Numbers of missing values in the training rows of each column."""
     dropped: tuple[Dropped, ...] = ()
     """Other columns of the training file."""
+    header: tuple[str, ...] = ()
+    """Names of `columns` and `dropped`, in the order of the training file."""
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
-        """Reads a table file, rows {column: value}, a data frame, or an array in the order of the
-        columns, if all of these are numbers. Other columns are ignored. Raises RowsRefused for rows
+        """Reads a table file, rows {column: value}, a data frame, or an array of numbers in the
+        order of the training file's columns. Other columns are ignored. Raises RowsRefused for rows
         with invalid cells."""
         if isinstance(given, np.ndarray):
             return self._from_array(given)
@@ -133,6 +135,8 @@ class TableEncoder(Encoder):
 
     def _from_array(self, array: np.ndarray) -> Examples:
         names = [column.name for column in self.columns]
+        if array.shape[-1:] == (len(self.header),):
+            array = array[..., [self.header.index(name) for name in names]]
         array = array[None] if array.shape == (len(names),) else array
         if array.dtype.kind not in "fiu" or array.shape[1:] != (len(names),):
             raise InputError(

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlflax.data.table.raw_table import RawTable, as_texts, is_text
+from dlflax.data.table.raw_table import ENDINGS, RawTable, as_texts, is_text
 from dlflax.errors import InputError
 
 MISSING = (  # missing values, in lower case
@@ -276,6 +276,8 @@ def infer_formats(
 
 def check_header(table: RawTable, log: Callable[[str], None]) -> None:
     """Raises InputError for a header of numbers alone. `log` gets a fraction in the header."""
+    if (ending := ENDINGS.search(table.place)) and ending["arrow"]:  # its names are no line
+        return
     numbers = [name for name in table.columns if not NumberFormat(missing=()).parse([name])[1][0]]
     if len(numbers) == len(table.columns):
         raise InputError(

@@ -89,7 +89,7 @@ class Table(Source):
         table, values, classes = self._parse_target(table, target, target_format, log)
         style = {
             "target": target, "delimiter": table.delimiter, "counters": tuple(counters),
-            "formats": formats | {target: target_format},
+            "formats": formats | {target: target_format}, "header": tuple(formats),
         }  # fmt: skip
         groups = np.array(as_texts(table.columns[self.group]).to_pylist()) if self.group else None
         split = Share(self.test_split, self.split_seed, groups)
@@ -194,7 +194,7 @@ class Table(Source):
         target = Classes(train.classes) if train.classes else Numbers.fit(train.target, (name,))
         return TableEncoder(
             target, tuple(columns), name, style["formats"][name], style["delimiter"],
-            tuple(missing), (*dropped, *counters),
+            tuple(missing), (*dropped, *counters), style["header"],
         )  # fmt: skip
 
 
