@@ -10,6 +10,7 @@ import random
 import time
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -469,6 +470,23 @@ def test_a_damaged_checkpoint_or_one_of_another_study_is_not_used(tmp_path, monk
     assert any("population.npz is damaged" in line for line in said)
     (tmp_path / "other" / study.JOURNAL).unlink()
     assert run(tmp_path / "other", patience=3) == run(tmp_path / "fresh", patience=3)
+
+
+def test_a_checkpoint_has_arrays_of_every_dtype_and_finds_a_flipped_bit(tmp_path):
+    said, saving = [], PoolCheckpoint(tmp_path)
+    arrays = [np.ones(3, ml_dtypes.bfloat16), np.arange(40, dtype=np.uint32), np.array([True])]
+    trial = Trial(7, {"x": 0.5}, 2, [1.5, math.inf], records=[[[{"step": 1}], None]], arrays=arrays)
+    saving.save([trial, Trial(8, {}, is_over=True)], [])
+    trials, orders = PoolCheckpoint(tmp_path, said.append).load()
+    assert [*trials] == [7, 8] and not orders and not said
+    for leaf, before in zip(trials[7].pop("arrays"), arrays, strict=True):
+        assert leaf.dtype == before.dtype and np.array_equal(leaf, before)
+    assert Trial(**trials[7], arrays=arrays) == trial
+    content = bytearray(saving.path.read_bytes())
+    content[content.index(np.uint32(20).tobytes() + np.uint32(21).tobytes())] ^= 1
+    saving.path.write_bytes(content)
+    assert PoolCheckpoint(tmp_path, said.append).load() == ({}, [])
+    assert len(said) == 1 and "population.npz is damaged" in said[0]
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_stop_a_sweep(tmp_path, monkeypatch):
