@@ -93,6 +93,8 @@ def check(config: Config) -> None:
         raise InputError(
             f"--time-limit {config.time_limit:g} must be from 1 to {MAX_SECONDS:,} seconds, or 0."
         )
+    if config.time_limit and config.distributed:
+        raise InputError("--time-limit is for one host: remove it, or --distributed.")
     if config.bag_folds == 1:
         raise InputError("--bag-folds 1 must be 2 or more, or 0 for one network.")
     if config.blend == "none" and not config.bag_folds:

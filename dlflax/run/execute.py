@@ -62,30 +62,33 @@ def run(
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
     config, setup = prepare(config, dataset, log)
-    devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.fsdp)
     with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
+        run_model = _run_bag if config.bag_folds else _run_network
         clock = Clock(config.time_limit, started)
-        if config.bag_folds:
-            return _run_bag(experiment, config, setup, folder, checkpoints, brief, log, clock)
-        with parallel.use_devices(devices, config.fsdp):
-            measure = functools.partial(measure_epoch, config, setup)
-            config = plan_epochs(config, folder, clock, measure, log)
-        with parallel.use_devices(devices, config.fsdp):
-            saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
-        if results := load_finished_results(config, folder, saved, brief, log):
-            return results
-        with open_record(experiment, config, setup, folder, saved, devices, brief, log) as record:
-            with parallel.use_devices(devices, config.fsdp), stop_requests() as should_stop:
-                fit = fit_model(config, setup, checkpoints, saved, should_stop, record)
-                with announcement("testing ...", log):
-                    tested = test(config, setup, fit.best, log)
-            main = parallel.is_main()
-            results = report(config, setup, fit, tested, record, started) if main else {}
-        parallel.barrier("the results are written")
-        if main and not brief:
-            announce.log_end(experiment, setup, folder, log)
+        return run_model(experiment, config, setup, folder, checkpoints, brief, log, clock)
+
+
+def _run_network(experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, clock):
+    """Trains one network, from the last checkpoint if there is one. Returns results.json."""
+    devices = parallel.num_devices(config.devices, config.recipe.batch_size, config.fsdp)
+    with parallel.use_devices(devices, config.fsdp):
+        measure = functools.partial(measure_epoch, config, setup)
+        config = plan_epochs(config, folder, clock, measure, log)
+        saved = checkpoints.restore_last(parallel.with_shardings(setup.abstract))
+    if results := load_finished_results(config, folder, saved, brief, log):
         return results
+    with open_record(experiment, config, setup, folder, saved, devices, brief, log) as record:
+        with parallel.use_devices(devices, config.fsdp), stop_requests() as should_stop:
+            fit = fit_model(config, setup, checkpoints, saved, should_stop, record)
+            with announcement("testing ...", log):
+                tested = test(config, setup, fit.best, log)
+        main = parallel.is_main()
+        results = report(config, setup, fit, tested, record, clock.started) if main else {}
+    parallel.barrier("the results are written")
+    if main and not brief:
+        announce.log_end(experiment, setup, folder, log)
+    return results
 
 
 def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, clock):

@@ -69,8 +69,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def measure_epoch(config: Config, setup: Setup) -> float:
-    """Trains for a small share of the limit, and returns the seconds of the fastest epoch, with its
-    validation: the first ones also transfer data and compile."""
+    """Returns the seconds of the fastest epoch in a small share of the limit, validation included.
+    The first epochs also transfer data."""
     start, limit = setup.start, MEASURED * config.time_limit
     first, steps = [], 0
 
