@@ -23,11 +23,12 @@ NESTED = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space
 LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column's name may be "price, EUR"
 ADVANCED = {  # flags that only --help-all shows
     "--devices", "--fsdp", "--distributed", "--profile", "--trainable", "--compute-dtype",
-    "--baseline", "--class-weights", "--plateau-patience", "--save-backbone", "--freeze-epochs",
-    "--contrastive-epochs", "--num-views", "--rank", "--prior", "--warm-start", "--population-map",
-    "--min-improvement", "--launcher-options", "--storage", "--study", "--refit-full",
-    "--model.implementation", "--logger", "--task.monitor", "--optimizer.b1", "--optimizer.b2",
-    "--optimizer.eps", "--hparams.ema-decay", "--hparams.label-smoothing", "--hparams.clip-norm",
+    "--baseline", "--blend", "--class-weights", "--plateau-patience", "--save-backbone",
+    "--freeze-epochs", "--contrastive-epochs", "--num-views", "--rank", "--prior", "--warm-start",
+    "--population-map", "--min-improvement", "--launcher-options", "--storage", "--study",
+    "--refit-full", "--model.implementation", "--logger", "--task.monitor", "--optimizer.b1",
+    "--optimizer.b2", "--optimizer.eps", "--hparams.ema-decay", "--hparams.label-smoothing",
+    "--hparams.clip-norm",
 }  # fmt: skip
 DEFAULT_RULE = object()  # in the markers of a type that tyro's own rule is asked for
 
@@ -96,11 +97,11 @@ def registry(default=None, is_short: bool = False) -> ConstructorRegistry:
             *aliases, flag = flags.get((id(info.default), field.name), [""])
             is_space = flag.startswith("--space.")
             is_empty = isinstance(field.default, tuple) and not field.default
+            hint = "" if is_short else "(none by default)"
             mark = tyro.conf.arg(
-                aliases=aliases,
-                metavar="" if aliases or is_space else None,
-                help_behavior_hint="(none by default)" if is_empty else None,
-            )
+                aliases=aliases, metavar="" if aliases or is_space else None,
+                help_behavior_hint=hint if is_empty else None,
+            )  # fmt: skip
             kind = Annotated[field.type, mark]
             if flag in hidden or (is_short and is_space and is_empty):
                 kind = tyro.conf.Suppress[kind]
