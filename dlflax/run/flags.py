@@ -59,7 +59,10 @@ def primitive_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         return tuple(item.instance_from_str([word]) for word in words)
 
     if origin is tuple:
-        return dataclasses.replace(spec, nargs="*", choices=None, instance_from_str=parse_list)
+        metavar = spec.metavar.removeprefix("[").removesuffix("]" if kinds[1:] == (...,) else "")
+        return dataclasses.replace(
+            spec, nargs="*", metavar=metavar, choices=None, instance_from_str=parse_list
+        )
     if origin is Literal:
         return dataclasses.replace(spec, choices=None, instance_from_str=parse_choice)
     if NoneType in kinds:
