@@ -21,7 +21,10 @@ from dlflax.train.driver import Checkpoint
 from dlflax.train.ensemble import NoOptimizer
 from dlflax.train.tasks import Classification, Regression
 
-LIBRARIES = "scikit-learn", "LightGBM", "CatBoost"
+LIBRARIES = (
+    "scikit-learn",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("LightGBM", "CatBoost")),
+)
 
 
 @pytest.fixture(scope="module")
