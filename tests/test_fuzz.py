@@ -313,7 +313,7 @@ def test_request_bodies(zoo, name):
         try:
             examples = read_part(encoder, split_request(encoder, *request)[0])
         except Refused as refused:
-            assert 400 <= refused.status < 500 and one_sentence(refused.sentence)
+            assert 400 <= refused.status_code < 500 and one_sentence(refused.detail)
         else:
             inputs = encoder.batch(encoder.raw(examples))["inputs"]
             assert len(examples.names) == len(inputs) > 0

@@ -469,6 +469,8 @@ PRESETS = {{}}
 def strangers(place, monkeypatch):
     """A finished run, and a function that swaps what its config.json names at one place; `evil` is
     a module that Python can import, in the run's folder and beside it, alone and in packages."""
+    # a process of pytest-xdist has no file, as a notebook
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "pytest", raising=False)
     ran(place, "rings.py", "--epochs", "1", "--run-dir", "given")
     records = (place / "cache").rglob("*.json")
     assert not any("rings" in path.read_text() for path in records)  # of what ran here
@@ -631,6 +633,8 @@ USER_MODULES = {
 def test_a_named_experiment_and_what_it_imports(place, monkeypatch, name):
     """Modules that it imports itself, and those of its presets; no library, and nothing else that
     happens to be loaded."""
+    # a process of pytest-xdist has no file, as a notebook
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "pytest", raising=False)
     for file, text in USER_MODULES.items():
         (place / file).parent.mkdir(exist_ok=True)
         (place / file).write_text(text)
