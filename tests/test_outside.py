@@ -26,7 +26,7 @@ import pytest
 import dlflax
 import experiments
 from dlflax import run, train
-from dlflax.config.experiment import from_run_folder
+from dlflax.config.experiment import from_presets, from_run_folder
 from dlflax.config.saved import load_encoder
 from dlflax.config.serialize import is_own
 from dlflax.data import Examples, make_splits
@@ -795,3 +795,10 @@ def test_what_config_json_cannot_hold_is_said(place):
     (place / "number.py").write_text(RINGS)
     err = ran(place, "number.py", "--hparams.gamma", "-1", code=2)
     assert "--hparams.gamma -1 must be 0 or more and finite" in err
+
+
+def test_presets_with_other_architectures_are_another_experiment():
+    """As those of a module that imports PRESETS alone."""
+    module = importlib.import_module("experiments.mnist")
+    assert from_presets("mnist", module.PRESETS, module.ARCHITECTURES).module is module
+    assert from_presets("mnist", module.PRESETS, {}).module is not module

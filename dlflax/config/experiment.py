@@ -171,9 +171,12 @@ def _is_defined_in(value, module: ModuleType, name: str) -> bool:
 
 
 def from_presets(name: str, presets: Mapping[str, Any], architectures=None) -> Experiment:
-    """Returns the experiment of the loaded module that has these PRESETS."""
+    """Returns the experiment of the loaded module that has these PRESETS and ARCHITECTURES."""
     for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get("PRESETS") is presets:
+        names = getattr(module, "__dict__", {})
+        # a module that imports another's PRESETS alone is another experiment
+        same = (names.get("ARCHITECTURES") or {}) == (architectures or {})
+        if names.get("PRESETS") is presets and same:
             return Experiment(name, module)
     module = ModuleType(name)  # presets of a prompt belong to no module
     module.PRESETS, module.ARCHITECTURES = presets, architectures or {}
