@@ -79,12 +79,14 @@ def leaderboard(predictor: Predictor) -> Rows:
     weights; and the baselines."""
     results, metric = read_results(predictor.folder), predictor.config.recipe.task.metric()
     models = {f"this model ({type(predictor.config.recipe.model).__name__})": results.get("test")}
-    weights = {}
+    weights, members = {}, set()
     for member in _list(results, "members"):
         if isinstance(member, dict):
             name = f"{member.get('models')} x {member.get('name')}"
             models[name], weights[name] = member.get("test"), member.get("weight")
-    models |= _dict(results, "baselines")
+            members.add(f"{member.get('name')} alone")  # a baseline of the ensemble
+    baselines = _dict(results, "baselines")
+    models |= {name: scores for name, scores in baselines.items() if name not in members}
     rows = [
         {"model": name, **_numbers(scores)}
         | ({"weight": weights[name]} if name in weights else {})
