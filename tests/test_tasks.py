@@ -179,7 +179,7 @@ def result(name, epochs=3, **options):
 def of_test(name):
     """(outputs, targets) of the test data, by the saved run."""
     test = CASES[name][2].load(lambda _: None).test
-    return Predictor("run", experiments).outputs(test["inputs"]), test["targets"]
+    return Predictor("run", experiments, "test_tasks").outputs(test["inputs"]), test["targets"]
 
 
 @pytest.mark.figures
@@ -196,7 +196,7 @@ def test_regression_of_a_table(place, capsys):
     assert scores["r2"] > 0.3  # a linear model has .48
     assert Path("run/predicted.png").exists() and "R2" in capsys.readouterr().out
     np.save("x.npy", CASES["regression of a table"][2].test["inputs"][:2])
-    ((words, values), _) = Predictor("run", experiments).answers(["x.npy"])
+    ((words, values), _) = Predictor("run", experiments, "test_tasks").answers(["x.npy"])
     assert words.startswith("x.npy[0]: ")
     assert values["values"] == pytest.approx([float(outputs[0])], rel=1e-5)
 
@@ -231,7 +231,7 @@ def test_several_labels(place):
     assert scores["per_class"]["large"]["roc_auc"] == pytest.approx(auc, rel=1e-5)
     assert scores["macro_f1"] > 0.8
     np.save("x.npy", digits()[0][:1])
-    ((_, values),) = Predictor("run", experiments).answers(["x.npy"])
+    ((_, values),) = Predictor("run", experiments, "test_tasks").answers(["x.npy"])
     assert set(values["probabilities"]) == {"odd", "large", "zero"}
     assert values["labels"] == [
         n for n, label in scores["per_class"].items()
@@ -239,7 +239,7 @@ def test_several_labels(place):
     ]  # fmt: skip
     Path("run/calibration.json").write_text('{"thresholds": [0.5]}')
     with pytest.raises(InputError, match="1 thresholds for 3 labels"):
-        Predictor("run", experiments).answers(["x.npy"])
+        Predictor("run", experiments, "test_tasks").answers(["x.npy"])
 
 
 @pytest.mark.slow
@@ -283,6 +283,7 @@ class SquareNet(nn.Module):
         return nn.sigmoid(nn.Dense(64)(h)).reshape(x.shape)
 
 
+PRESETS = {"default": run.Config(train.Recipe(SquareNet()))}  # of the experiment test_tasks
 IMAGES, LABELS = digits()
 SHAPES = {
     "classes": (np.zeros((20, 3), np.float32), np.arange(20) % 2),

@@ -20,6 +20,7 @@ from dlflax.models import CNN
 from dlflax.models.layers import Dropout
 from dlflax.run.prepare import balance
 from dlflax.train import Hparams, Recipe, augment
+from dlflax.train.ensemble import Chosen
 from dlflax.train.step import total_loss
 from dlflax.transfer import Transfer, features, weights
 from dlflax.tune import ensemble_selection, sweep
@@ -71,6 +72,7 @@ def pretrained(monkeypatch, tmp_path):
 
 SPLITS = data.Splits(pictures(40), pictures(20, 1), pictures(20, 2), ("no", "yes"), "picture")
 RECIPE = Recipe(model=Backbone(), batch_size=8)
+PRESETS = {"default": run.Config(RECIPE)}  # of the experiment test_transfer
 
 
 def prepared(recipe=RECIPE, splits=SPLITS, hparams=None, said=None, **fields):
@@ -309,11 +311,12 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
         space={"learning_rate": ("2e-2", "5e-2", "log")}, population_size=3, epochs=5,
         val_split=0.25, run_dir=tmp_path / "sweep",
     )  # fmt: skip
-    chosen = ensemble_selection.Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)
+    chosen = Chosen([0.75, 0.25, 0, 0, 0, 0], 2.0, 0.1, 0.2)
     monkeypatch.setattr(ensemble_selection, "choose", lambda *_: chosen)
     found = sweep.run_sweep("random_search", "halves", config, lambda line: None)["ensemble"]
     assert len(found["models"]) == 2
-    predictor = Predictor(tmp_path / "sweep" / "ensemble", experiments, log=lambda line: None)
+    folder = tmp_path / "sweep" / "ensemble"
+    predictor = Predictor(folder, experiments, "test_transfer", lambda line: None)
     inputs = pictures(6, 3)["inputs"]
     state, model = predictor.state(), predictor.config.recipe.model
     backbones = sum("block1" in tree for tree in state.params.values())
@@ -337,30 +340,34 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
 def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatch):
     """Its folder goes on where the weights are gone, and says so when it is damaged."""
     monkeypatch.chdir(tmp_path)
+
+    def predictor(folder):
+        return Predictor(tmp_path / folder, experiments, "test_transfer", lambda line: None)
+
     config = run.Config(
         RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
         transfer=Transfer(save_backbone=True), epochs=2, run_dir=tmp_path / "run",
     )  # fmt: skip
     run.run("halves", config, lambda line: None)
     inputs = pictures(6, 3)["inputs"]
-    wanted = Predictor(tmp_path / "run", experiments, log=lambda line: None).outputs(inputs)
+    wanted = predictor("run").outputs(inputs)
     (tmp_path / "run").rename(tmp_path / "elsewhere")
 
     def gone(*_):
         raise InputError("the weights are not here.")
 
     monkeypatch.setattr(weights, "read", gone)
-    moved = Predictor(tmp_path / "elsewhere", experiments, log=lambda line: None)
+    moved = predictor("elsewhere")
     np.testing.assert_array_equal(moved.outputs(inputs), wanted)
     path = tmp_path / "elsewhere" / "backbone.safetensors"
     whole = path.read_bytes()
     for wrong in (whole[:-4], whole[:-4] + b"abcd", b"", whole[:10]):
         path.write_bytes(wrong)
         with pytest.raises(InputError, match="backbone.safetensors is damaged"):
-            Predictor(tmp_path / "elsewhere", experiments, log=lambda line: None).outputs(inputs)
+            predictor("elsewhere").outputs(inputs)
     path.unlink()
     with pytest.raises(InputError, match="the weights are not here"):
-        Predictor(tmp_path / "elsewhere", experiments, log=lambda line: None).outputs(inputs)
+        predictor("elsewhere").outputs(inputs)
 
 
 def test_texts_are_batched_by_the_length_that_a_model_is_cut_to():

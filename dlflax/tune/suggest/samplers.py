@@ -52,12 +52,12 @@ class GaussianProcess(BaseSampler):
     def infer_relative_search_space(self, study, trial):
         """Returns the parameters that are chosen together. Raises ValueError for a study of several
         objectives."""
-        if len(study.directions) > 1:
-            raise ValueError("GaussianProcess is for studies of one objective.")
+        _check_objectives(study)
         space = self._space if self._space is not None else self._common.calculate(study)
         return {name: d for name, d in space.items() if not d.single() or self._space}
 
     def sample_relative(self, study, trial, search_space):
+        _check_objectives(study)
         if not search_space:
             return {}
         encoding, direction = Encoding(search_space), study.direction.name.lower()
@@ -78,6 +78,7 @@ class GaussianProcess(BaseSampler):
         return gaussian_process.suggest(encoding, fitted, pending, seed)
 
     def sample_independent(self, study, trial, param_name, param_distribution):
+        _check_objectives(study)
         seed = [self._seed, trial.number, *param_name.encode()]
         sampler = RandomSampler(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
@@ -96,6 +97,12 @@ class GaussianProcess(BaseSampler):
             known = () if name else self._known
             self._fitted = key, gaussian_process.fit(encoding, done, known)
         return self._fitted[1]
+
+
+def _check_objectives(study) -> None:
+    """Raises ValueError, as Optuna's samplers do, for a study of several objectives."""
+    if len(study.directions) > 1:
+        raise ValueError("GaussianProcess is for studies of one objective.")
 
 
 class Grid(BaseSampler):
