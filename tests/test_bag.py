@@ -17,7 +17,7 @@ from dlflax.baselines import linear
 from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
 from dlflax.models import MLP
-from dlflax.run import time_limit
+from dlflax.run import blend, time_limit
 from dlflax.train.bag import fit_bag
 from dlflax.train.metrics import CalibratedLoss
 from dlflax.train.tasks import intervals
@@ -203,3 +203,12 @@ def test_the_interval_is_the_conformal_quantile():
     assert intervals.fit(errors[:29]) == {}
     measured = intervals.measure(fitted, errors, [1, 1])["interval"]
     assert measured["coverage"] == pytest.approx(90 / 99)
+
+
+def test_few_examples_without_an_error_are_no_reason_for_certainty():
+    outputs = np.float32(3 * np.eye(3)[CLASSES])  # the best temperature is 0
+    task, hparams = train.Recipe(MLP()).task, train.as_float32(train.Hparams())
+    member = blend.Members("network", MLP(), [], outputs)
+    calibrated = blend._calibrate(member, task, hparams, {"targets": CLASSES})
+    assert calibrated.temperature == blend.MIN_TEMPERATURE
+    np.testing.assert_allclose(calibrated.outputs, outputs / blend.MIN_TEMPERATURE)
