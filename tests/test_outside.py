@@ -800,5 +800,6 @@ def test_what_config_json_cannot_hold_is_said(place):
 def test_presets_with_other_architectures_are_another_experiment():
     """As those of a module that imports PRESETS alone."""
     module = importlib.import_module("experiments.mnist")
-    assert from_presets("mnist", module.PRESETS, module.ARCHITECTURES).module is module
+    same = from_presets("mnist", module.PRESETS, module.ARCHITECTURES)
+    assert same.architectures == module.ARCHITECTURES
     assert from_presets("mnist", module.PRESETS, {}).module is not module
