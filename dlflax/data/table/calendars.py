@@ -152,12 +152,13 @@ def _split_dates(times):
 
 def _days_of_months(months: np.ndarray, day: str) -> np.ndarray:
     """Returns a day, as `Calendar.day`, of each month."""
-    first, last = months.astype("datetime64[D]"), (months + 1).astype("datetime64[D]") - 1
+    first, one_day = months.astype("datetime64[D]"), np.timedelta64(1, "D")
+    last = (months + np.timedelta64(1, "M")).astype("datetime64[D]") - one_day
     if day == "weekday begin":
         return np.busday_offset(first, 0, roll="forward")
     if day == "weekday end":
         return np.busday_offset(last, 0, roll="backward")
-    return last if day == "end" else np.minimum(first + (int(day) - 1), last)
+    return last if day == "end" else np.minimum(first + (int(day) - 1) * one_day, last)
 
 
 def _day(times: np.ndarray, step: str) -> str:
