@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import dlflax
-from dlflax import run, train
+from dlflax import data, run, train
 from dlflax.baselines import linear
 from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
@@ -30,16 +30,16 @@ CLASSES = (X[:, 0] + X[:, 1] > 0).astype(np.int32) + (X[:, 2] > 1)
 
 def test_each_example_is_held_out_from_one_network():
     recipe = train.Recipe(MLP(features=(3,), num_outputs=3), batch_size=16)
-    fold_of, data = assign_folds(CLASSES, 3, 0), {"inputs": X, "targets": CLASSES}
-    bag = fit_bag(recipe, train.Hparams(), data, fold_of, seed=1, epochs=2)
+    fold_of, arrays = assign_folds(CLASSES, 3, 0), {"inputs": X, "targets": CLASSES}
+    bag = fit_bag(recipe, train.Hparams(), arrays, fold_of, seed=1, epochs=2)
     hparams = train.as_float32(train.Hparams())
     for fold, variables in enumerate(bag.variables):
         rows = fold_of == fold
         outputs = train.predict(recipe, train.from_variables(variables), hparams, X[rows])
         np.testing.assert_allclose(bag.outputs[rows], outputs, atol=1e-6)
         alone = train.fit(
-            recipe, train.Hparams(), {n: a[~rows] for n, a in data.items()},
-            {n: a[rows] for n, a in data.items()}, epochs=2, seed=1 + fold,
+            recipe, train.Hparams(), {n: a[~rows] for n, a in arrays.items()},
+            {n: a[rows] for n, a in arrays.items()}, epochs=2, seed=1 + fold,
         )  # fmt: skip
         assert len(bag.histories[fold]) == 2
         assert bag.histories[fold][1]["step"] == alone.history[1]["step"]
@@ -212,3 +212,16 @@ def test_few_examples_without_an_error_are_no_reason_for_certainty():
     calibrated = blend._calibrate(member, task, hparams, {"targets": CLASSES})
     assert calibrated.temperature == blend.MIN_TEMPERATURE
     np.testing.assert_allclose(calibrated.outputs, outputs / blend.MIN_TEMPERATURE)
+
+
+def test_a_fold_has_a_group_or_more():
+    """The bag is a default, so few groups make fewer folds."""
+    config = run.Config(train.Recipe(MLP()), bag_folds=5)
+    for count in (2, 3, 9):
+        groups = np.arange(60) % count
+        examples = data.Examples({"inputs": X[:60]}, CLASSES[:60])
+        split = data.Given(np.zeros(60, bool), groups=groups.astype(str))
+        dataset = data.Dataset(examples, split, "x", "x", "x")
+        fold_of = blend.folds(config, dataset)
+        assert len(set(fold_of)) == min(count, 5)
+        assert all(len(set(fold_of[groups == group])) == 1 for group in range(count))

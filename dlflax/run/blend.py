@@ -19,6 +19,7 @@ from dlflax import data, train
 from dlflax.baselines import boosting, linear
 from dlflax.config.config import Config
 from dlflax.data.order import assign_folds
+from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
 from dlflax.files import write_csv
 from dlflax.models import MLP, calibration
@@ -77,20 +78,25 @@ def check(config: Config) -> None:
 
 
 def folds(config: Config, dataset: data.Dataset) -> np.ndarray:
-    """Returns the fold of each example that is not in the test split, int (n,). Raises InputError
-    for a series."""
+    """Returns the fold of each example that is not in the test split, int (n,): at most one fold
+    per group. Raises InputError for a series."""
     examples, split = dataset.examples, dataset.split
     if examples.target is None or isinstance(split, data.ByTime):
         raise InputError("--bag-folds must be 0 for data without targets and for series.")
     rows = split.rows(examples, 0.0, config.seed, lambda sentence: None)["train"]
-    groups = None if split.groups is None else split.groups[rows]
-    return assign_folds(examples.target[rows], config.bag_folds, config.seed, groups)
+    count, groups = min(config.bag_folds, len(rows)), None
+    if split.groups is not None:
+        groups = split.groups[rows]
+        count = min(count, len(np.unique(groups)))
+    return assign_folds(examples.target[rows], count, config.seed, groups)
 
 
 def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     """Trains the members, and returns their average as a finished run. setup: without a validation
     split. Raises InputError and RunError."""
     begun, fold_of = time.perf_counter(), folds(config, setup.dataset)
+    if not fits_on_device(setup.start.splits.train):
+        raise InputError("--bag-folds must be 0 for data that do not fit into memory.")
     slow = list(read_plan(record.folder).get("slow", []))
     others = _fit_others(config, setup, fold_of, clock, slow, record.log)
     bag = _fit_networks(config, setup, fold_of, record, clock, slow)
@@ -173,7 +179,7 @@ def _fit_networks(
         return float(np.diff(ends).min())
 
     config = plan_epochs(config, record.folder, clock, measure, record.log, {"slow": slow})
-    record.say(f"training {config.bag_folds} networks, each with another fold held out: "
+    record.say(f"training {int(fold_of.max()) + 1} networks, each with another fold held out: "
                f"{config.epochs:,} epochs")  # fmt: skip
     with progress_bar("epochs", config.epochs) as advance:
         bag = fit_bag(
