@@ -19,6 +19,7 @@ from dlflax.errors import InputError
 from dlflax.models import MLP
 from dlflax.run import blend, time_limit
 from dlflax.train.bag import fit_bag
+from dlflax.train.ensemble import choose
 from dlflax.train.metrics import CalibratedLoss
 from dlflax.train.tasks import intervals
 from experiments import forecast, tabular
@@ -225,3 +226,11 @@ def test_a_fold_has_a_group_or_more():
         fold_of = blend.folds(config, dataset)
         assert len(set(fold_of)) == min(count, 5)
         assert all(len(set(fold_of[groups == group])) == 1 for group in range(count))
+
+
+def test_a_model_that_diverged_is_not_chosen():
+    outputs = np.stack([RNG.normal(size=(61, 3)) + i * np.eye(3)[CLASSES] for i in range(3)])
+    outputs[1] = np.nan
+    hparams = train.as_float32(train.Hparams())
+    chosen = choose(train.Recipe(MLP()).task, hparams, np.float32(outputs), {"targets": CLASSES}, 9)
+    assert chosen.weights[1] == 0 and np.isfinite(chosen.loss)

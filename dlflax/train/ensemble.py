@@ -109,11 +109,12 @@ def choose(task, hparams, outputs, batch, most: int) -> Chosen:
     for done, added in enumerate(order[1:], 1):
         mean = _add(task, prefixes[-1][1], outputs[added], jnp.float32(done))
         prefixes.append((float(task.loss(mean, batch, hparams).mean()), mean))
-    size = int(np.argmin([loss for loss, _ in prefixes]))
+    size = int(np.nanargmin([loss for loss, _ in prefixes]))
     counts = np.bincount(order[: size + 1], minlength=len(outputs))
     best, ensemble = (prefixes[size][0], counts.copy(), prefixes[size][1]), prefixes[size][1]
     for done in range(size + 1, ROUNDS):
         new = np.asarray(_losses(task, hparams, ensemble, jnp.float32(done), outputs, batch))
+        new = np.nan_to_num(new, nan=math.inf)  # of a model that diverged
         if np.sum(counts > 0) >= most:
             new = np.where(counts > 0, new, math.inf)
         added = int(np.argmin(new))
