@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
+import scipy.stats
 from sklearn.metrics import f1_score
 
 from dlflax import run
@@ -31,12 +32,25 @@ def test_temperature(scale):
         log_p = scipy.special.log_softmax(logits * np.exp(-log_t), 1)
         return -log_p[np.arange(500), truth].mean()
 
-    expected = scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+    def posterior(log_t):
+        return loss(log_t) - scipy.stats.norm(0, 0.5).logpdf(log_t) / 500
+
+    expected = scipy.optimize.minimize_scalar(posterior, bounds=(-3, 3), method="bounded")
     found, lowest = calibration.temperature(
         losses.CrossEntropy(), Hparams(), logits, {"targets": np.int32(truth)}
     )
     assert found == pytest.approx(np.exp(expected.x), rel=2e-3)
-    assert lowest == pytest.approx(expected.fun, rel=1e-4)
+    assert lowest == pytest.approx(loss(expected.x), rel=1e-3)
+
+
+def test_few_examples_without_an_error_are_no_certainty():
+    """The likeliest temperature is 0 without a prior: the first error costs its whole margin."""
+    truth = np.arange(60) % 3
+    logits = np.float32(4 * np.eye(3)[truth])
+    fitted, _ = calibration.temperature(
+        losses.CrossEntropy(), Hparams(), logits, {"targets": np.int32(truth)}
+    )
+    assert 0.5 < fitted < 1
 
 
 def test_thresholds():

@@ -37,7 +37,6 @@ Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
 TREES_SHARE = 0.5  # of the time that is left for training
 MAX_TREES = 2000  # of each fold and class
-MIN_TEMPERATURE = 0.7  # lower ones follow from few errors, and one more costs too much
 MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
@@ -110,7 +109,6 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     members = [_calibrate(member, task, hparams, batch) for member in members]
     outputs = jnp.stack([member.outputs for member in members])
     chosen = choose(task, hparams, outputs, batch, MOST)
-    chosen = chosen._replace(temperature=max(chosen.temperature, MIN_TEMPERATURE))
     scores = [train.scores(task, config.hparams, train_set, member.outputs) for member in members]
     for member, weight, values in zip(members, chosen.weights, scores, strict=True):
         name = task.metric().name
@@ -153,7 +151,6 @@ def _calibrate(member: Members, task, hparams, batch) -> Members:
     if not task.logits or len(member.outputs) < calibration.MIN_EXAMPLES:
         return member
     temperature, _ = calibration.temperature(task.loss, hparams, member.outputs, batch)
-    temperature = max(temperature, MIN_TEMPERATURE)
     return member._replace(outputs=member.outputs / temperature, temperature=temperature)
 
 
