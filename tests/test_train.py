@@ -1,5 +1,8 @@
 """The engine: one trace, same bits however it is cut up, exact counting."""
 
+import dataclasses
+import functools
+
 import flax.linen as nn
 import golden
 import jax
@@ -9,10 +12,11 @@ import pytest
 import scipy.ndimage
 
 from dlflax import train
-from dlflax.errors import RunError
+from dlflax.errors import InputError, RunError
 from dlflax.models import CNN, MLP
 from dlflax.testing import assert_equal
 from dlflax.train import Hparams, Recipe, augment, losses
+from dlflax.train.check import check_recipe
 from dlflax.train.step import total_loss
 from dlflax.train.tasks import Classification, Regression
 
@@ -315,3 +319,49 @@ def test_a_mixed_target_has_the_weight_of_its_own_class(digits):
     )
     expected = share * weight * first + (1 - share) * weight[partner] * second
     np.testing.assert_allclose(value, expected.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_micro_batches_have_the_gradient_of_the_batch(digits, micro):
+    """Padding, class weights, partners in other micro-batches, L2 and the model's own losses."""
+    n, rng = 16, np.random.default_rng(0)
+    batch = {name: jnp.asarray(leaf[:n]) for name, leaf in digits[0].items()}
+    batch |= {
+        "inputs": train.floats(batch["inputs"]), "mask": np.float32(np.arange(n) < 13),
+        "weight": np.float32(1 + rng.random(n)), "partner": np.int32(rng.permutation(n)),
+        "share": np.float32(rng.random(n)),
+    }  # fmt: skip
+    batch = jax.tree.map(jnp.asarray, batch)
+    recipe, hparams = Recipe(model=MLP((8,)), batch_size=n), Hparams(l2=0.01)
+    state = init(recipe, hparams, batch["inputs"][:1], jax.random.key(0))
+    whole = train.gradient(recipe, state, hparams, batch, jax.random.key(1))
+    recipe = dataclasses.replace(recipe, micro_batch=micro)
+    parts = train.gradient(recipe, state, hparams, batch, jax.random.key(1))
+    for expected, value in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    jaxpr = str(jax.make_jaxpr(functools.partial(train.step, recipe))(state, hparams, batch))
+    assert f"f32[{micro},64]" in jaxpr and f"f32[{n},8]" not in jaxpr  # no layer of the batch
+
+
+def test_batchnorm_normalizes_by_each_micro_batch(digits):
+    recipe = Recipe(model=Counting(), batch_size=8, micro_batch=4)
+    batch = {name: jnp.asarray(leaf[:8]) for name, leaf in digits[0].items()}
+    batch |= {"inputs": train.floats(batch["inputs"]), "mask": np.ones(8, np.float32)}
+    state = init(recipe, Hparams(), batch["inputs"][:1], jax.random.key(0))
+    result = train.gradient(recipe, state, Hparams(), batch, jax.random.key(1))
+    collections = state.collections
+    for first in (0, 1):
+        _, collections = recipe.model.apply(
+            {"params": state.params, **collections}, batch["inputs"][first::2], train=True,
+            rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"],
+        )  # fmt: skip
+    for expected, value in zip(*map(jax.tree.leaves, (collections, result.collections)),
+                               strict=True):  # fmt: skip
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_micro_batch_divides_the_batch():
+    for micro in (3, 8, 16):
+        with pytest.raises(InputError, match=f"--micro-batch {micro} must .*--batch-size 8"):
+            check_recipe(Recipe(MLP(), batch_size=8, micro_batch=micro))
+    check_recipe(Recipe(MLP(), batch_size=8, micro_batch=4))

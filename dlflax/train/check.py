@@ -48,6 +48,13 @@ def check_ranges(instance, flag: str) -> None:
 def check_recipe(recipe: Recipe, source: Any = None) -> None:
     """Raises InputError for invalid components of a Recipe, and of the data source."""
     check_count("batch_size", recipe.batch_size, 1)
+    check_count("micro_batch", recipe.micro_batch, 0)
+    micro = recipe.micro_batch
+    if micro and (micro == recipe.batch_size or recipe.batch_size % micro):
+        raise InputError(
+            f"--micro-batch {micro} must be less than --batch-size {recipe.batch_size}, and divide "
+            "it."
+        )
     check_task(recipe.task)
     task = recipe.task
     components = (("task", task), ("task.loss", task.loss),
@@ -157,9 +164,11 @@ def adapt_to_small_data(recipe: Recipe, splits: data.Splits, log) -> Recipe:
     validation split that is too small for selection."""
     n = data.num_examples(splits.train)
     if n < recipe.batch_size <= MAX_SHRINKABLE_BATCH:
-        log(f"note: there are {n:,} training examples: --batch-size {n} instead of "
+        size = n - n % (recipe.micro_batch or 1) or n
+        log(f"note: there are {n:,} training examples: --batch-size {size} instead of "
             f"{recipe.batch_size}")  # fmt: skip
-        recipe = dataclasses.replace(recipe, batch_size=n)
+        micro = recipe.micro_batch if recipe.micro_batch < size else 0
+        recipe = dataclasses.replace(recipe, batch_size=size, micro_batch=micro)
     n = data.num_examples(splits.val) if splits.val else MIN_VALIDATION
     if n < MIN_VALIDATION:
         log(f"note: {n} validation examples are too few to choose an epoch or a model by")

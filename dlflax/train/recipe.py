@@ -44,6 +44,9 @@ class Recipe:
     """Learning rate: (step, hparams) -> scalar."""
     batch_size: int = 32
     """Examples per step."""
+    micro_batch: int = 0
+    """Examples per forward and backward pass: less memory, the same gradient (accumulated over the
+    batch); BatchNorm normalizes by each micro-batch. Divides the batch size; 0: the whole batch."""
     augment: tuple[Augmentation, ...] = ()
     """Random changes of training batches, in order: (key, batch, hparams) -> batch."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

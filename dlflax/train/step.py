@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from dlflax.errors import InputError
 from dlflax.models.protocols import CuttingBatches
 from dlflax.ops.norm import freeze_norms
 from dlflax.train import losses, optim
@@ -58,15 +59,43 @@ def prepare(
 def gradient(
     recipe: Recipe, state: State, hparams: Hparams, batch: Batch, key: jax.Array
 ) -> Gradient:
-    """Returns the gradient of `total_loss` with respect to the trainable parameters. batch, key: as
-    `prepare` returns them."""
+    """Returns the gradient of `total_loss` with respect to the trainable parameters, accumulated
+    over micro-batches if the recipe has them. batch, key: as `prepare` returns them."""
+    n, size = len(batch["mask"]), recipe.micro_batch
+    if not 0 < size < n:
+        return _gradient(recipe, state, hparams, batch, key, batch)
+    if n % size:
+        raise InputError(f"micro_batch {size} must divide the batch of {n} examples.")
+
+    def split(array):  # every micro-batch has examples of all shards of the batch
+        return array.reshape(size, n // size, *array.shape[1:]).swapaxes(0, 1)
+
+    def accumulate(carry, micro):
+        total, collections = carry
+        micro_batch, key = micro
+        new = _gradient(
+            recipe, state.replace(collections=collections), hparams, micro_batch, key, batch
+        )
+        total = jax.tree.map(jnp.add, total, (new.gradient, new.total_loss))
+        return (total, new.collections), (new.outputs, new.losses)
+
+    zeros = jax.tree.map(jnp.zeros_like, partition_params(recipe, state.params)[0])
+    ((gradient, loss), collections), results = lax.scan(
+        accumulate, ((zeros, jnp.float32(0)), state.collections),
+        (jax.tree.map(split, dict(batch)), jax.random.split(key, n // size)),
+    )  # fmt: skip
+    outputs, losses = (x.swapaxes(0, 1).reshape(n, *x.shape[2:]) for x in results)
+    return Gradient(gradient, loss, outputs, losses, collections)
+
+
+def _gradient(recipe, state, hparams, batch, key, full_batch) -> Gradient:
+    """Returns `gradient` on a micro-batch of the batch `full_batch`, or on all of it."""
     trainable, frozen = partition_params(recipe, state.params)
 
     def differentiate(inputs):
         def loss(trainable):
-            params = merge_params(recipe, trainable, frozen)
-            new_batch = {**batch, "inputs": inputs}
-            return total_loss(recipe, params, state.collections, hparams, new_batch, key)
+            given = merge_params(recipe, trainable, frozen), state.collections, hparams
+            return total_loss(recipe, *given, {**batch, "inputs": inputs}, key, full_batch)
 
         return jax.value_and_grad(loss, has_aux=True)(trainable)
 
@@ -84,11 +113,13 @@ def gradient(
     return Gradient(gradient, loss, outputs, losses, collections)
 
 
-def total_loss(recipe, params, collections, hparams, batch, key):
+def total_loss(recipe, params, collections, hparams, batch, key, full_batch=None):
     """Returns (total loss, (outputs float32 (n, ...), losses (n,), new collections)). The total
     loss, a float32 scalar, is the mean loss of the batch, plus the L2 penalty, plus the losses (n,)
     that the model writes to its collection "losses". batch: as for `step`, with MixUp or CutMix
-    also `partner` int32 (n,) and `share` float32 (n,)."""
+    also `partner` int32 (n,) and `share` float32 (n,). full_batch: the batch that `batch` is a
+    micro-batch of; the result is then its share of the total loss."""
+    full_batch = batch if full_batch is None else full_batch
     dtype = jnp.dtype(recipe.compute_dtype)
     with freeze_norms(recipe.trainable):
         outputs, collections = recipe.model.apply(
@@ -106,16 +137,17 @@ def total_loss(recipe, params, collections, hparams, batch, key):
     total = jnp.sum(each_loss * weight)
     if "partner" in batch:  # each target's loss has the weight of that target's class
         share, partner = batch["share"], batch["partner"]
-        partner_loss = loss(outputs, {**batch, "targets": batch["targets"][partner]}, hparams)
-        partner_weight = batch.get("weight", jnp.ones_like(share))[partner]
+        partner_loss = loss(outputs, {**batch, "targets": full_batch["targets"][partner]}, hparams)
+        partner_weight = full_batch.get("weight", jnp.ones_like(full_batch["share"]))[partner]
         partner_total = (1 - share) * partner_loss * partner_weight * batch["mask"]
         total = jnp.sum(share * each_loss * weight + partner_total)
         each_loss = share * each_loss + (1 - share) * partner_loss
     if model_losses := jax.tree.leaves(collections.pop("losses", {})):
         total = total + hparams.kl_weight * jnp.sum(sum(model_losses) * weight)
-    mean = total / jnp.maximum(batch["mask"].sum(), 1.0)
-    penalty = losses.l2(partition_params(recipe, params)[0])
-    return mean + hparams.l2 * penalty, (outputs, each_loss, collections)
+    mean = total / jnp.maximum(full_batch["mask"].sum(), 1.0)
+    share = len(batch["mask"]) / len(full_batch["mask"])
+    penalty = share * hparams.l2 * losses.l2(partition_params(recipe, params)[0])
+    return mean + penalty, (outputs, each_loss, collections)
 
 
 def update(

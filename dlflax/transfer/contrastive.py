@@ -58,8 +58,9 @@ def pretrain_contrastive(
         raise InputError("--finetune contrastive needs a class with several examples.")
     log(f"contrastive fine-tuning of the encoder, {epochs} epochs")
     contrastive = dataclasses.replace(
-        recipe, model=Encoder(recipe.model), task=Contrastive(), ema=False, trainable=""
-    )
+        recipe, model=Encoder(recipe.model), task=Contrastive(), ema=False, trainable="",
+        micro_batch=0,  # the loss compares all examples of a batch
+    )  # fmt: skip
     hparams = hparams.replace(learning_rate=hparams.learning_rate * hparams.backbone_lr_scale)
     nested = {name: {"model": tree} for name, tree in variables.items()}
     fit = train.fit(
