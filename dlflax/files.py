@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +65,8 @@ def read_json(path: str | Path, follow: bool = True):
 def atomic_write(path: str | Path):
     """Yields a temporary path, which replaces `path` if the block ends without an exception."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # of the thread, too: a server and a sweep write from several
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dlflax.errors import InputError, RunError
+from dlflax.errors import InputError, RunError, first_line
 
 # A mesh has one axis, whose name is part of a program's cache key.
 BATCH, BATCH_AND_STATE = "batch", "batch_and_state"
@@ -39,10 +39,9 @@ def initialize() -> None:
             heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"--distributed: the other hosts cannot be joined ({reason}): under SLURM, on a TPU "
-            f"pod or by mpirun JAX finds them, elsewhere set {', '.join(names)}."
+            f"--distributed: the other hosts cannot be joined ({first_line(error)}): under SLURM, "
+            f"on a TPU pod or by mpirun JAX finds them, elsewhere set {', '.join(names)}."
         ) from error
     if not is_main():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -99,9 +99,7 @@ def test_rows_are_the_same_by_every_way_in(table, rows, tmp_path_factory):
     ]  # fmt: skip
     path = write(folder / "rows.csv", names, cells, encoder.delimiter)
     frame = pd.DataFrame(rows, dtype=object)
-    together = same(
-        encoder, str(path), Upload(path.read_bytes(), "text/csv", "rows.csv"), rows, frame
-    )
+    together = same(encoder, str(path), Upload(path.read_bytes(), "rows.csv"), rows, frame)
     for i, row in enumerate(rows):  # alone, and with columns that the model does not read
         alone = same(encoder, [row], [{"y": "1", **row, "z": "?"}])
         np.testing.assert_array_equal(alone[0], together[i])
@@ -143,7 +141,7 @@ def test_an_image_is_the_same_as_a_file_bytes_and_in_a_folder(mode, place):
     (place / "new" / "dog").mkdir(parents=True)
     path = place / "new" / "dog" / f"a.{format.lower()}"
     path.write_bytes(content)
-    inputs = same(encoder, str(path), Upload(content, "image/png", path.name), [str(path)])
+    inputs = same(encoder, str(path), Upload(content, path.name), [str(path)])
     same(encoder, str(path), inputs, inputs.astype(np.int64))
     labelled = encoder.parse_with_targets(place / "new")
     np.testing.assert_array_equal(encoder.encode(labelled)["inputs"], inputs)
@@ -162,7 +160,7 @@ def test_a_text_is_the_same_alone_and_among_others(text_encoder, texts):
     together = same(text_encoder, texts, pd.Series(texts), pd.DataFrame({"text": texts}))
     for i, text in enumerate(texts):
         np.testing.assert_array_equal(same(text_encoder, text, [text])[0], together[i])
-        sent = Upload(text.encode(), "text/plain")
+        sent = Upload(text.encode())
         np.testing.assert_array_equal(same(text_encoder, sent)[0], together[i])
 
 
@@ -192,7 +190,7 @@ def test_a_series_is_the_same_by_every_way_in(decimal, mark, covariates, place):
         {"number": int(n), "sales": float(x.replace(",", ".")), "price": int(p)} for n, x, p in rows
     ]
     frame = pd.DataFrame(typed)
-    same(encoder, str(path), Upload(path.read_bytes(), "text/csv", "a.csv"), typed, frame, None)
+    same(encoder, str(path), Upload(path.read_bytes(), "a.csv"), typed, frame, None)
 
 
 @pytest.mark.figures

@@ -909,7 +909,7 @@ def test_deep_images_have_the_one_scale_of_the_training_images(tmp_path, kind):
     encoder, path = splits.encoder, root / tested
     wanted = splits.test["inputs"][splits.names("test").index(tested)]
     opened = np.repeat(np.asarray(Image.open(path))[..., None], 3, 2)
-    for given in (path, [str(path)], Upload(path.read_bytes(), "", path.name), opened[None],
+    for given in (path, [str(path)], Upload(path.read_bytes(), path.name), opened[None],
                   opened.astype(np.float64)):  # fmt: skip
         np.testing.assert_array_equal(encoder.encode(encoder.parse(given))["inputs"][0], wanted)
     labelled = encoder.parse_with_targets(root)

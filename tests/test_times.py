@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 import pytest
 
+from dlflax.data import Table
 from dlflax.data.table.time_formats import DATES, DECIMAL_YEARS, EPOCHS, TimeFormat, infer_times
 from dlflax.errors import InputError
 
@@ -112,6 +113,18 @@ def test_middles_of_months_in_decimal_years():
     seconds = infer_times(cells, True).parse(cells)[0]
     months = seconds.astype("M8[s]").astype("M8[M]").astype(str).tolist()
     assert months == [f"1958-0{m}" for m in range(3, 9)]
+
+
+def test_the_order_of_day_and_month_is_said_if_it_is_assumed(tmp_path):
+    """Every day of these dates may be a month: read otherwise, each is another date."""
+    path = tmp_path / "visits.csv"
+    for dates, is_said in ((["01/02/2024", "03/04/2024"], True), (["2024-01-02"], False)):
+        rows = "".join(f"{dates[i % len(dates)]},{i}\n" for i in range(20))
+        path.write_text("day,y\n" + rows, encoding="utf-8")
+        lines = []
+        Table(data=path).load(lines.append)
+        said = [line for line in lines if "31/12/2024" in line or "12/31/2024" in line]
+        assert bool(said) == is_said and all(line.startswith("day: ") for line in said)
 
 
 def test_what_may_be_two_dates():

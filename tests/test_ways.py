@@ -163,7 +163,7 @@ def test_a_row_of_a_table_has_one_answer(number, tmp_path, capsys):
         "frame": frame, "objects": objects, "texts": written, "polars": pl.from_pandas(frame),
         "arrow": pa.table(frame), "nullable": frame.convert_dtypes(), "rows": typed,
         "category": frame.astype({n: "category" for n in frame if frame[n].nunique() < 9}),
-        "upload": Upload(path.read_bytes(), "text/csv", "a.csv"),
+        "upload": Upload(path.read_bytes(), "a.csv"),
         "reversed": frame[list(frame)[::-1]], "index": frame.set_index("beside"),
         "more": frame.assign(more=1), "asked": frame.drop(columns="y z"),
     }  # fmt: skip
@@ -245,7 +245,7 @@ def test_a_window_of_a_series_has_one_answer(kind, tmp_path, capsys):
         frame.to_parquet("s.parquet")
     rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     ways = [str(path), rows, pd.DataFrame(texts), pd.DataFrame(texts).convert_dtypes(),
-            Upload(path.read_bytes(), "text/csv", "s.csv")]  # fmt: skip
+            Upload(path.read_bytes(), "s.csv")]  # fmt: skip
     if kind != "clock":
         ways += [frame, frame.astype(object), pl.from_pandas(frame), frame.to_dict("records")]
     if "t" in frame:
@@ -286,7 +286,7 @@ def test_a_text_has_one_answer(tmp_path):
     served = serve_inputs.read_part(predictor.encoder, part)
     np.testing.assert_allclose(answers_of(predictor, served), wanted, atol=1e-6)
     for i, text in enumerate(asked):
-        sent = Upload(text.encode(), "text/plain")
+        sent = Upload(text.encode())
         np.testing.assert_allclose(answers_of(predictor, sent), wanted[i : i + 1], atol=1e-6)
     file = export.export(predictor, log=lambda _: None)
     raw = predictor.encoder.raw(predictor.encoder.parse(asked))

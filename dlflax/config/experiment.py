@@ -26,7 +26,7 @@ from dlflax.config.serialize import (
     is_own,
     qualified_name,
 )
-from dlflax.errors import InputError
+from dlflax.errors import InputError, first_line
 from dlflax.files import escape_controls, read_bytes
 
 FILES = "__main__", MODULE_PREFIX  # first parts of names of modules that were loaded from a file
@@ -287,7 +287,7 @@ def _import_error(name, error: Exception) -> InputError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
     file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
     return InputError(f"{name} cannot be imported: {file}, line {line}: {reason}.")
 
 

@@ -131,8 +131,6 @@ class Upload:
     """The bytes of an uploaded file."""
 
     content: bytes
-    media: str = ""
-    """Media type: image/png."""
     name: str = "the file"
     """Name for messages, with the file's ending."""
 
@@ -313,7 +311,7 @@ def as_upload(given: Any) -> Upload:
     if as_path(given) is None or not Path(given).is_file():
         problem = "nothing was given" if given is None else f"{given!s:.200} is no file"
         raise InputError(f"{problem}: name one or more files after the run folder.")
-    return Upload(read_bytes(Path(given)), "", str(given))
+    return Upload(read_bytes(Path(given)), str(given))
 
 
 def is_frame(given: Any) -> bool:

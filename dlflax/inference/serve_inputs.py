@@ -56,7 +56,7 @@ def split_request(encoder: Encoder, content_type: str, body: bytes) -> list[Call
         uploads = [_upload(value, f"{form.upload} {i}") for i, value in enumerate(values, 1)]
     elif is_base64 and media in _BYTES or any(fnmatch.fnmatch(media, m) for m in form.media):
         ending = {"text/csv": ".csv"}.get(media, "")
-        uploads = [Upload(bytes(body), media, f"the {form.upload}{ending}")]
+        uploads = [Upload(bytes(body), f"the {form.upload}{ending}")]
     else:
         others = ", ".join(pattern.replace("image/*", "image/png") for pattern in form.media)
         others = f", or {others}" if others else ""
@@ -118,6 +118,6 @@ def _upload(value, name: str) -> Upload:
     if not isinstance(value, str):
         raise Refused(422, f"{name} must be a string: the file in base64.")
     try:
-        return Upload(base64.b64decode(value, validate=True), "", name)
+        return Upload(base64.b64decode(value, validate=True), name)
     except (binascii.Error, ValueError):
         raise Refused(422, f"{name} must be a file in base64.") from None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dlflax.errors import InputError
+from dlflax.errors import InputError, first_line
 from dlflax.files import pluralize
 
 DELIMITERS = ",;\t|"
@@ -196,9 +196,9 @@ def read_json_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], l
             if "\\u" in line:
                 json.dumps(values, ensure_ascii=False).encode()  # raises for a lone surrogate
         except (ValueError, RecursionError) as error:
-            reason = str(error).splitlines()[0]
             raise InputError(
-                f"{path}, line {number} is not a JSON object in valid Unicode ({reason})."
+                f"{path}, line {number} is not a JSON object in valid Unicode "
+                f"({first_line(error)})."
             ) from None
         rows.append(values)
         lines.append(number)

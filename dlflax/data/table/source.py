@@ -77,6 +77,10 @@ class Table(Source):
         formats = number_formats.infer_formats(table, (*inputs, target), self.decimal, log=log)
         target_format = formats.pop(target)
         formats = {c: _infer_times(table, c, formats[c]) for c in inputs}
+        for column, form in formats.items():
+            if isinstance(form, TimeFormat) and form.assumed:
+                log(f"{column}: its dates are read as {form.describe()}, though {form.assumed} is "
+                    "possible, too: write them as 2024-12-31.")  # fmt: skip
         # parsed once: takes less memory than texts, and is not parsed again by the encoder
         columns |= {c: _as_arrow(columns[c], formats[c]) for c in inputs}
         none = np.zeros(0)
