@@ -10,7 +10,7 @@ from scipy.special import softmax
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from dlflax import train
-from dlflax.baselines import boosting
+from dlflax.baselines import boosting, tree_libraries
 from dlflax.data.arrays import Arrays
 from dlflax.data.dataset import make_splits
 from dlflax.data.table.source import Table
@@ -303,3 +303,37 @@ def test_refusals(tables, monkeypatch):
     assert boosting.available() == ()
     with pytest.raises(InputError, match="CatBoost is not installed: pip install catboost"):
         fit("CatBoost", splits, Classification())
+
+
+def test_a_limit_of_seconds_is_a_number_of_trees(tables, monkeypatch):
+    """The folds have as many trees as fit by the clock; as a limit, that number fits the same."""
+    splits, clock = tables["class"], [0.0]
+    arrays = splits.train["inputs"], splits.train["targets"]
+    fold_of = np.arange(len(arrays[0])) % 2
+    evaluate = boosting.fit_trees
+
+    def take_time(*args, **options):
+        clock[0] += 2 + 0.5 * options["max_trees"]
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(boosting, "fit_trees", take_time)
+    monkeypatch.setattr(boosting.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(boosting.os, "cpu_count", lambda: 1)
+
+    def fit_folds(**limits):
+        return boosting.fit_folds(
+            "scikit-learn", splits.encoder, Classification(), *arrays, fold_of, seed=0, **limits
+        )
+
+    limited = fit_folds(max_trees=60, seconds=26 + 2 * (2 + 0.5 * 45))
+    assert limited.max_trees == 45
+    again = fit_folds(max_trees=45)
+    np.testing.assert_array_equal(limited.outputs, again.outputs)
+    with pytest.raises(TimeoutError):
+        fit_folds(max_trees=60, seconds=26 + 2 * (2 + 0.5 * 39))
+
+
+def test_many_classes_have_fewer_and_larger_rounds():
+    (few, rounds), (many, fewer) = (tree_libraries.parameters("LightGBM", k, 200) for k in (3, 32))
+    assert rounds == 200 and few["learning_rate"] == 0.05
+    assert fewer == 50 and many["learning_rate"] == 0.2

@@ -7,6 +7,7 @@ its fold, so that its own target is no input.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -31,6 +32,8 @@ MAX_ONE_HOT = 10  # levels of a category that are columns, too
 MAX_STATISTICS = 10  # most frequent classes with statistics
 SMOOTHING = 10.0  # examples that the mean of all counts as, in that of a level
 FOLDS = 5  # of target statistics
+MEASURED_TREES = 4, 40  # of a fold: the seconds of its start, and of a tree
+MIN_TREES = 40  # of a fold, fewer are no model
 ABSENT = -20.0  # logit of a class without training examples
 
 
@@ -94,37 +97,44 @@ class Fits(NamedTuple):
     """float32 (n, outputs), of the model of the fold that an example is held out from."""
     trees: list[int]
     """Number of trees of each fold."""
+    max_trees: int
+    """The limit of `fit_folds`, or less by its limit of seconds."""
 
 
 def fit_folds(
     library: str, encoder: Encoder, task: Any, inputs: np.ndarray, targets: np.ndarray,
-    fold_of: np.ndarray, *, seconds: float = math.inf, **options: Any,
+    fold_of: np.ndarray, *, max_trees: int, seconds: float = math.inf, **options: Any,
 ) -> Fits:  # fmt: skip
     """Fits a model for each fold, with early stopping on that fold, and joins them.
 
-    fold_of: int (n,), from 0; options: as for `fit_trees`, which this raises as. Raises
-    TimeoutError after the first fold if all would take more than `seconds`. A fold has one thread:
+    fold_of: int (n,), from 0; options: as for `fit_trees`, which this raises as. With a limit of
+    `seconds` a few rounds are measured first, and the models have as many as fit: the result's
+    `max_trees`. Raises TimeoutError if these are fewer than MIN_TREES. A fold has one thread:
     several that wait for each other are slow on a busy machine."""
 
-    def fit(fold: int):
+    def fit(fold: int, max_trees: int):
         train, val = fold_of != fold, fold_of == fold
         model = fit_trees(
             library, encoder, task, inputs[train], targets[train], inputs[val], targets[val],
-            threads=1, **options,
+            threads=1, max_trees=max_trees, **options,
         )  # fmt: skip
         return *model, _evaluate(*model, _flat(inputs[val]))
 
     begun, count, cores = time.perf_counter(), int(fold_of.max()) + 1, os.cpu_count() or 1
-    fits = [fit(0)]
-    if (time.perf_counter() - begun) * (1 + (count - 1) / min(cores, count)) > seconds:
-        raise TimeoutError
+    if seconds < math.inf:
+        times = [begun, *(fit(0, trees) and time.perf_counter() for trees in MEASURED_TREES)]
+        per_tree, start = np.polyfit(MEASURED_TREES, np.diff(times), 1)
+        left = (seconds - (times[-1] - begun)) / math.ceil(count / cores) - start
+        max_trees = min(max_trees, round(left / max(per_tree, 1e-9)))
+        if max_trees < MIN_TREES:
+            raise TimeoutError
     with ThreadPoolExecutor(cores) as pool:  # the libraries release the GIL
-        fits += pool.map(fit, range(1, count))
+        fits = list(pool.map(functools.partial(fit, max_trees=max_trees), range(count)))
     outputs = np.empty((len(inputs), fits[0][0].num_outputs), np.float32)
     for fold, (*_, values) in enumerate(fits):
         outputs[fold_of == fold] = values
     models = [(model, variables) for model, variables, _ in fits]
-    return Fits(*_mean(models), outputs, [model.num_trees for model, _ in models])
+    return Fits(*_mean(models), outputs, [model.num_trees for model, _ in models], max_trees)
 
 
 def _evaluate(model: Trees, variables, x: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import threadpoolctl
 
 PATIENCE = 50  # rounds of boosting without a lower validation loss
+SLOW_CLASSES = 4  # of more, whose rounds cost more, the rounds are fewer and larger
+MAX_SPEED = 4.0
 PARAMETERS: dict[str, dict[str, Any]] = {
     "scikit-learn": {
         "learning_rate": 0.05, "max_leaf_nodes": 15, "l2_regularization": 1.0, "max_features": 0.7,
@@ -65,13 +68,23 @@ def breadth_first(nodes: Nodes) -> tuple[np.ndarray, int]:
         level, depth = np.stack([nodes.left[parents], nodes.right[parents]], 1).ravel(), depth + 1
 
 
+def parameters(library: str, scores: int, max_trees: int) -> tuple[dict[str, Any], int]:
+    """Returns (parameters of a library, with the learning rate for this number of scores; rounds
+    at most)."""
+    speed = min(max(scores / SLOW_CLASSES, 1.0), MAX_SPEED)
+    chosen = PARAMETERS[library]
+    faster = {"learning_rate": speed * chosen["learning_rate"]}
+    return chosen | faster, math.ceil(max_trees / speed)
+
+
 def fit_sklearn(train, val, scores: int, seed: int, max_trees: int, threads: int):
     from sklearn import ensemble
 
     kind = "Classifier" if scores else "Regressor"
+    chosen, rounds = parameters("scikit-learn", scores, max_trees)
     model = getattr(ensemble, f"HistGradientBoosting{kind}")(
-        max_iter=max_trees, early_stopping=True, scoring="loss", n_iter_no_change=PATIENCE, tol=0.0,
-        random_state=seed, **PARAMETERS["scikit-learn"],
+        max_iter=rounds, early_stopping=True, scoring="loss", n_iter_no_change=PATIENCE, tol=0.0,
+        random_state=seed, **chosen,
     )  # fmt: skip
     with threadpoolctl.threadpool_limits(threads, "openmp"):
         model.fit(*train, X_val=val[0], y_val=val[1])
@@ -91,16 +104,16 @@ def fit_sklearn(train, val, scores: int, seed: int, max_trees: int, threads: int
 def fit_lightgbm(train, val, scores: int, seed: int, max_trees: int, threads: int):
     import lightgbm
 
-    parameters = {
+    chosen, rounds = parameters("LightGBM", scores, max_trees)
+    chosen |= {
         "objective": ["regression", "binary", "multiclass"][min(scores, 2)], "seed": seed,
         "deterministic": True, "force_row_wise": True, "num_threads": threads, "verbosity": -1,
-        **PARAMETERS["LightGBM"],
     }  # fmt: skip
     if scores > 1:
-        parameters["num_class"] = scores
+        chosen["num_class"] = scores
     data = lightgbm.Dataset(*train, params={"verbosity": -1})
     booster = lightgbm.train(
-        parameters, data, max_trees, valid_sets=[data.create_valid(*val)],
+        chosen, data, rounds, valid_sets=[data.create_valid(*val)],
         callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
     )  # fmt: skip
     text = booster.model_to_string(num_iteration=booster.best_iteration)
@@ -137,10 +150,10 @@ def fit_catboost(train, val, scores: int, seed: int, max_trees: int, threads: in
     import catboost
 
     kind = catboost.CatBoostClassifier if scores else catboost.CatBoostRegressor
+    chosen, rounds = parameters("CatBoost", scores, max_trees)
     model = kind(
-        iterations=max_trees, early_stopping_rounds=PATIENCE, random_seed=seed,
-        thread_count=threads, allow_writing_files=False, logging_level="Silent",
-        **PARAMETERS["CatBoost"],
+        iterations=rounds, early_stopping_rounds=PATIENCE, random_seed=seed, thread_count=threads,
+        allow_writing_files=False, logging_level="Silent", **chosen,
     )  # fmt: skip
     (x, y), (x_val, y_val) = train, val
     x, x_val = (np.nan_to_num(x, nan=LOWEST) for x in (x, x_val))
