@@ -1,4 +1,4 @@
-"""The blend of a run: a bag of networks, and simpler models fitted to the same folds.
+"""The blend of a run or a sweep: bags of networks, and simpler models fitted to the same folds.
 
 All are averaged in one `Ensemble`, weighted by the loss of their held-out outputs, so every example
 but those of the test split both trains and validates.
@@ -29,7 +29,7 @@ from dlflax.run.prepare import Setup
 from dlflax.run.results import Record
 from dlflax.run.time_limit import EPOCHS, MEASURED, Clock, plan_epochs, read_plan
 from dlflax.train.bag import Bag, fit_bag
-from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
+from dlflax.train.ensemble import Chosen, choose, ensemble_recipe, nest_variables
 from dlflax.train.history import best_epoch
 from dlflax.train.tasks import Classification, Regression
 
@@ -37,6 +37,7 @@ Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
 TREES_SHARE = 0.5  # of the time that is left for training
 MAX_TREES = 2000  # of each fold and class
+MIN_TEMPERATURE = 0.7  # lower ones follow from few errors, and one more costs too much
 MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
@@ -50,6 +51,24 @@ class Members(NamedTuple):
     """float32 (n, ...) for each example, of the model that it was held out from, divided by the
     temperature."""
     temperature: float = 1.0
+    hparams: Any = None
+    """Hparams of the networks; None: those of the Config."""
+    trial: int | None = None
+    """Number of the trial of a sweep."""
+
+    @property
+    def is_default(self) -> bool:
+        """True for a member that a run has without a sweep: any but a trial, and trial 0, which
+        has the defaults."""
+        return not self.trial
+
+
+class Trained(NamedTuple):
+    """The members that a sweep has trained."""
+
+    bags: list[Members]
+    others: list[Members] | None
+    """Linear model and trees; None: they are still to be fitted."""
 
 
 class Bagged(NamedTuple):
@@ -90,29 +109,51 @@ def folds(config: Config, dataset: data.Dataset) -> np.ndarray:
     return assign_folds(examples.target[rows], count, config.seed, groups)
 
 
-def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
+def calibrated_monitor(config: Config, examples: int) -> Config:
+    """Returns the Config, whose calibrated loss chooses the epochs if a fold has enough of the
+    examples: overconfidence is removed afterwards."""
+    task, enough = config.recipe.task, MIN_CALIBRATED * config.bag_folds
+    if not isinstance(task, Classification) or task.monitor != "loss" or examples < enough:
+        return config
+    task = dataclasses.replace(task, monitor="calibrated_loss")
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, task=task))
+
+
+def fit(
+    config: Config, setup: Setup, record: Record, clock: Clock, trained: Trained | None = None
+) -> Bagged:
     """Trains the members, and returns their average as a finished run. setup: without a validation
-    split. Raises InputError and RunError."""
+    split; trained: members of a sweep, the only networks. Raises InputError and RunError."""
     begun, fold_of = time.perf_counter(), folds(config, setup.dataset)
     if not fits_on_device(setup.start.splits.train):
         raise InputError("--bag-folds must be 0 for data that do not fit into memory.")
-    slow = list(read_plan(record.folder).get("slow", []))
-    others = _fit_others(config, setup, fold_of, clock, slow, record.log)
-    bag = _fit_networks(config, setup, fold_of, record, clock, slow)
-    model = setup.start.recipe.model
-    members = [Members("network", model, bag.variables, bag.outputs), *others]
+    bags, others = trained or (None, None)
+    plan = read_plan(record.folder)
+    slow = list(plan.get("slow", []))
+    if others is None:  # what a plan allows has all the time that it takes
+        limit = Clock(0.0, 0.0) if plan else clock
+        others = fit_others(config, setup, fold_of, limit, slow, record.log)
+    if bags is None:
+        bag = _fit_networks(config, setup, fold_of, record, clock, slow)
+        bags = [Members("network", setup.start.recipe.model, bag.variables, bag.outputs)]
+    return _average(config, setup, [*bags, *others], begun, record.say)
+
+
+def _average(
+    config: Config, setup: Setup, members: list[Members], begun: float, say: Log
+) -> Bagged:
+    """Returns the members' average as a finished run. begun: of time.perf_counter."""
     task, hparams = setup.start.recipe.task, train.as_float32(config.hparams.evaluation())
     if isinstance(task, Classification):  # the epochs are chosen
         task = dataclasses.replace(task, monitor="loss")
     train_set = setup.start.splits.train
     batch = train.host_batch(task, train_set)
     members = [_calibrate(member, task, hparams, batch) for member in members]
-    outputs = jnp.stack([member.outputs for member in members])
-    chosen = choose(task, hparams, outputs, batch, MOST)
+    chosen = _choose(task, hparams, members, batch)
     scores = [train.scores(task, config.hparams, train_set, member.outputs) for member in members]
     for member, weight, values in zip(members, chosen.weights, scores, strict=True):
         name = task.metric().name
-        record.say(
+        say(
             f"{member.name}: loss {number_text(values['loss'])}, "
             f"{name.replace('_', ' ')} {number_text(values[name])} on held-out folds; "
             f"weight {weight:.0%}"
@@ -122,13 +163,13 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
               for _ in member.variables]  # fmt: skip
     recipe = ensemble_recipe(
         dataclasses.replace(setup.start.recipe, task=task),
-        [(member.model, config.hparams) for member, _ in models],
+        [(member.model, member.hparams or config.hparams) for member, _ in models],
         [weight for _, weight in models],
         chosen.temperature,
         temperatures=[member.temperature for member, _ in models],
     )
     variables = nest_variables([tree for member, _ in picked for tree in member.variables])
-    mean = task.mean(outputs, jnp.float32(chosen.weights)) / chosen.temperature
+    mean = _mean(task, members, chosen)
     values = train.scores(task, config.hparams, train_set, mean)
     row = {
         "epoch": 1, "step": 1, "learning_rate": 0.0, "seconds": time.perf_counter() - begun,
@@ -146,11 +187,36 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     return Bagged(config, setup, state, row, fitted, members, chosen.weights)
 
 
+def _choose(task, hparams, members: list[Members], batch) -> Chosen:
+    """Returns the choice from all members, or from the default ones where its loss is lower:
+    greedy selection from more members may end higher."""
+    every = tuple(range(len(members)))
+    default = tuple(i for i in every if members[i].is_default)
+    outputs, choices = jnp.stack([member.outputs for member in members]), []
+    for index in filter(None, dict.fromkeys([every, default])):
+        chosen = choose(task, hparams, outputs[np.array(index)], batch, MOST)
+        weights = np.zeros(len(members))
+        weights[list(index)] = chosen.weights
+        temperature = max(chosen.temperature, MIN_TEMPERATURE)
+        chosen = Chosen(weights.tolist(), temperature, math.inf, chosen.alone)
+        loss = task.loss(_mean(task, members, chosen), batch, hparams).mean()
+        choices.append(chosen._replace(loss=float(loss)))
+    return min(choices, key=lambda chosen: chosen.loss)
+
+
+def _mean(task, members: list[Members], chosen: Chosen):
+    """Returns the outputs of the members' ensemble on held-out folds, float32 (n, ...)."""
+    pairs = [pair for pair in zip(members, chosen.weights, strict=True) if pair[1]]
+    outputs = jnp.stack([member.outputs for member, _ in pairs])
+    return task.mean(outputs, jnp.float32([weight for _, weight in pairs])) / chosen.temperature
+
+
 def _calibrate(member: Members, task, hparams, batch) -> Members:
     """Returns the members with the temperature that calibrates their held-out outputs."""
     if not task.logits or len(member.outputs) < calibration.MIN_EXAMPLES:
         return member
     temperature, _ = calibration.temperature(task.loss, hparams, member.outputs, batch)
+    temperature = max(temperature, MIN_TEMPERATURE)
     return member._replace(outputs=member.outputs / temperature, temperature=temperature)
 
 
@@ -158,13 +224,9 @@ def _fit_networks(
     config: Config, setup: Setup, fold_of, record: Record, clock: Clock, slow: list[str]
 ) -> Bag:
     """Trains the networks, and writes metrics.csv with the means over the networks."""
-    recipe, splits = setup.start.recipe, setup.start.splits
-    enough = len(fold_of) >= MIN_CALIBRATED * config.bag_folds
-    if isinstance(recipe.task, Classification) and recipe.task.monitor == "loss" and enough:
-        # overconfidence is removed afterwards, so it must not choose the epoch
-        recipe = dataclasses.replace(
-            recipe, task=dataclasses.replace(recipe.task, monitor="calibrated_loss")
-        )
+    splits = setup.start.splits
+    task = calibrated_monitor(config, len(fold_of)).recipe.task
+    recipe = dataclasses.replace(setup.start.recipe, task=task)
 
     def measure():
         ends: list[float] = []
@@ -194,7 +256,7 @@ def _fit_networks(
     return bag
 
 
-def _fit_others(
+def fit_others(
     config: Config, setup: Setup, fold_of, clock: Clock, slow: list[str], log: Log
 ) -> list[Members]:
     """Returns a linear model, and boosted trees of every installed library, where they fit the task
@@ -259,11 +321,12 @@ def test_members(bagged: Bagged) -> list[dict[str, Any]]:
     """Returns name, number, weight, and scores on held-out folds and on the test split of each kind
     of members."""
     config, splits = bagged.config, bagged.setup.start.splits
-    task, hparams, rows = config.recipe.task, train.as_float32(config.hparams.evaluation()), []
+    task, rows = config.recipe.task, []
     for member, weight in zip(bagged.members, bagged.weights, strict=True):
         recipe = train.Recipe(member.model, task)
+        reads = train.as_float32((member.hparams or config.hparams).evaluation())
         outputs = jnp.stack([
-            train.predict(recipe, train.from_variables(tree), hparams, splits.test["inputs"])
+            train.predict(recipe, train.from_variables(tree), reads, splits.test["inputs"])
             / member.temperature
             for tree in member.variables
         ])  # fmt: skip

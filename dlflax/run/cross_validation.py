@@ -157,8 +157,8 @@ def _train_population(config: Config, setups, log: Log) -> list[tuple[train.Stat
         )  # fmt: skip
     best = population.best(1)
     return [
-        (train.from_variables(best[fold, 0][0]), len(history))
-        for fold, (history,) in enumerate(population.histories)
+        (train.from_variables(best[0, fold][0]), len(history))
+        for fold, history in enumerate(population.histories[0])
     ]
 
 

@@ -45,13 +45,14 @@ def run(
     dataset: data.Dataset | None = None,
     brief: bool = False,
     started: float | None = None,
+    trained: blend.Trained | None = None,
 ) -> dict[str, Any]:
     """Trains, tests once with the best checkpoint, and writes the run folder.
 
     Returns results.json, {} on hosts but the first. experiment: or a name for presets outside of
     modules; dataset: of config.data, if it is loaded already; brief: omits log lines that the
     caller prints for several runs; started: of time.perf_counter, for the time limit (default:
-    now). Raises InputError and RunError.
+    now); trained: members of a sweep, which a bag averages. Raises InputError and RunError.
     """
     started = time.perf_counter() if started is None else started
     if config.folds:
@@ -64,7 +65,9 @@ def run(
     config, setup = prepare(config, dataset, log)
     with lock_run_folder(experiment, config, dataset, setup.examples, log) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", setup.start.recipe.task, log)
-        run_model = _run_bag if config.bag_folds else _run_network
+        run_model = _run_network
+        if config.bag_folds:
+            run_model = functools.partial(_run_bag, trained=trained)
         clock = Clock(config.time_limit, started)
         return run_model(experiment, config, setup, folder, checkpoints, brief, log, clock)
 
@@ -91,13 +94,15 @@ def _run_network(experiment, config: Config, setup: Setup, folder, checkpoints, 
     return results
 
 
-def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, clock):
+def _run_bag(
+    experiment, config: Config, setup: Setup, folder, checkpoints, brief, log, clock, trained
+):
     """Trains a bag and saves its Ensemble as the model of the run. A run that was killed trains
     again, to the same numbers. Returns results.json."""
     if results := load_results(config, folder, brief, log):
         return results
     with open_record(experiment, config, setup, folder, None, 1, brief, log) as record:
-        bagged = blend.fit(config, setup, record, clock)
+        bagged = blend.fit(config, setup, record, clock, trained)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
         write_result_config(folder, bagged.config)
@@ -105,7 +110,11 @@ def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brie
             tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
         finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
         members = blend.test_members(bagged)
-        alone = {f"{row['name']} alone": row["test"] for row in members if row["weight"] < 1}
+        alone = {
+            f"{row['name']} alone": row["test"]
+            for row, member in zip(members, bagged.members, strict=True)
+            if row["weight"] < 1 and member.is_default
+        }  # fmt: skip
         results = report(
             bagged.config, bagged.setup, finished, tested, record, clock.started,
             {"members": members, "baselines": alone},

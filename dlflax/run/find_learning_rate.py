@@ -87,7 +87,7 @@ def _train_losses(recipe, config, train_set, batches, total_steps, pretrained) -
         population = Population(
             recipe, members, [[config.seed]] * len(rates), train_set, None, epochs=PARTS,
             layout=layout_for(recipe, hparams, inputs, len(rates)), pretrained=pretrained,
-            orders=[part_order] * len(rates),
+            orders=[part_order],
         )  # fmt: skip
         for (member,) in population.trainings:
             member.hparams = member.hparams.replace(total_steps=float(total_steps))

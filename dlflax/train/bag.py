@@ -44,37 +44,56 @@ def fit_folds(
     on_epoch: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Population:  # fmt: skip
-    """Returns a trained Population with one configuration per fold, each under its seed.
-
-    Every fold has as many steps as the smallest one: surplus examples of the others are not trained
-    on. Raises RunError for a loss that is not finite, InputError as `Driver`.
-    """
+    """Returns a trained Population of one configuration, under a seed for each fold. Raises
+    RunError for a loss that is not finite, InputError as `Driver`."""
     layout = layout_for(recipe, hparams, train_set["inputs"][:1], len(folds))
     on_begin(layout)
     population = Population(
-        recipe, [hparams] * len(folds), [[seed] for seed in seeds], train_set, val_set,
-        epochs=epochs, layout=layout, patience=patience, plateau_patience=plateau_patience,
-        keep_best=True, val_rows=[fold.val for fold in folds],
-        orders=[batch_order(train_set, recipe.batch_size, rows)
-                for rows in _equal_steps(folds, recipe.batch_size)],
+        recipe, [hparams], [seeds], train_set, val_set, epochs=epochs, layout=layout,
+        patience=patience, plateau_patience=plateau_patience, keep_best=True,
+        **fold_options(folds, train_set, recipe.batch_size),
     )  # fmt: skip
     population.train(epochs, on_epoch, should_stop)
-    if population.divergence_steps:
-        fold, step = min(population.divergence_steps.items())
-        raise RunError(
-            f"fold {fold + 1}: the loss became NaN or infinite at step {step}: try a smaller "
-            "--hparams.learning-rate."
-        )
+    for fold, member in enumerate(population.trainings[0], 1):
+        if member.diverged_at:
+            raise RunError(
+                f"fold {fold}: the loss became NaN or infinite at step {member.diverged_at}: try a "
+                "smaller --hparams.learning-rate."
+            )
     return population
 
 
-def _equal_steps(folds: Sequence[Fold], batch_size: int) -> list[np.ndarray]:
-    """Returns the training examples of each fold, limited to the steps of the smallest fold."""
-    steps = [-(-len(fold.train) // batch_size) for fold in folds]
-    most = min(steps) * batch_size
-    return [
-        np.sort(fold.train[permutation(len(fold.train), 0, 5)[:most]]) for fold in folds
-    ]  # fmt: skip
+def fold_options(
+    folds: Sequence[Fold], train_set: Mapping[str, Any], batch_size: int
+) -> dict[str, Any]:
+    """Returns the options of a `Population` whose seeds have a fold each.
+
+    Every fold has as many steps as the smallest one: surplus examples of the others are not trained
+    on."""
+    most = min(-(-len(fold.train) // batch_size) for fold in folds) * batch_size
+    rows = [np.sort(fold.train[permutation(len(fold.train), 0, 5)[:most]]) for fold in folds]
+    return {
+        "val_rows": [fold.val for fold in folds],
+        "orders": [batch_order(train_set, batch_size, index) for index in rows],
+    }
+
+
+def held_out_folds(fold_of: np.ndarray) -> list[Fold]:
+    """Returns the folds of examples, each held out from the training of one network. fold_of: int
+    (n,), the fold of each example, from 0."""
+    masks = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
+    return [Fold(*(np.flatnonzero(part).astype(np.int32) for part in (~mask, mask)))
+            for mask in masks]  # fmt: skip
+
+
+def held_out_outputs(folds: Sequence[Fold], outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the output for each example of the network that it was held out from, float32
+    (n, ...). outputs: of each network on its validation examples."""
+    n = sum(len(fold.val) for fold in folds)
+    joined = np.empty((n, *outputs[0].shape[1:]), np.float32)
+    for fold, values in zip(folds, outputs, strict=True):
+        joined[fold.val] = values
+    return joined
 
 
 def fit_bag(
@@ -86,15 +105,10 @@ def fit_bag(
     data: arrays (n, ...) of all examples; fold_of: int (n,), the fold of each example, from 0;
     options: as for `fit_folds`. Raises as `fit_folds`.
     """
-    count = int(fold_of.max()) + 1
-    index = [np.flatnonzero(fold_of == fold).astype(np.int32) for fold in range(count)]
-    others = [np.flatnonzero(fold_of != fold).astype(np.int32) for fold in range(count)]
-    folds = [Fold(*rows) for rows in zip(others, index, strict=True)]
-    seeds = [seed + fold for fold in range(count)]
+    folds = held_out_folds(fold_of)
+    seeds = [(seed + fold) % 2**32 for fold in range(len(folds))]
     population = fit_folds(recipe, hparams, data, data, folds, seeds=seeds, **options)
-    best = population.best(len(fold_of))
-    outputs = np.empty_like(best[0, 0][1])
-    for fold, rows in enumerate(index):
-        outputs[rows] = best[fold, 0][1][rows]
-    variables = [best[fold, 0][0] for fold in range(count)]
-    return Bag(variables, outputs, [history for (history,) in population.histories])
+    best = [fit for _, fit in sorted(population.best(len(fold_of)).items())]
+    outputs = [outputs[fold.val] for fold, (_, outputs) in zip(folds, best, strict=True)]
+    variables = [variables for variables, _ in best]
+    return Bag(variables, held_out_outputs(folds, outputs), population.histories[0])

@@ -35,8 +35,8 @@ class Driver(abc.ABC):
     (N, ...), "targets": (N, ...)}; train_set may have "weight" (N,). Without val_set, histories
     have no val_* columns, the last epoch is the best, and patience and plateau_patience (numbers
     of epochs, 0 is off) do nothing. objective: a metric to compute at every epoch besides the
-    monitor. orders: one `Order` per configuration, all of equally many steps. Raises InputError
-    for arrays that the task cannot take.
+    monitor. orders: one `Order` per seed, all of equally many steps. Raises InputError for arrays
+    that the task cannot take.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Driver(abc.ABC):
     ):  # fmt: skip
         check_arrays(recipe, as_float32(hparams[0]), train_set, val_set)
         self.recipe = recipe
-        self._orders = orders or [batch_order(train_set, recipe.batch_size)] * len(hparams)
+        self._orders = orders or [batch_order(train_set, recipe.batch_size)] * np.shape(seeds)[1]
         steps = self._orders[0].steps
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)

@@ -135,8 +135,8 @@ class Population(Driver):
 
     The splits are copied to all devices; pretrained: as for `train.init`. There are at most as many
     members as the layout's width. keep_best: stores the best variables, which `best` requires.
-    val_rows: for each configuration its own validation examples, int32 (n,), indices into val_set,
-    as in cross-validation. options: those of `Driver`.
+    val_rows: for each seed its own validation examples, int32 (n,), indices into val_set, as in
+    cross-validation. options: those of `Driver`.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Population(Driver):
         keep_best=False, val_rows=None, **options,
     ):  # fmt: skip
         super().__init__(recipe, hparams, seeds, train_set, val_set, **options)
-        self.layout, self._val_rows = layout, val_rows or [None] * len(hparams)
+        self.layout, self._val_rows = layout, val_rows
         self.train_set, self.val_set = put_on_devices(layout, train_set, val_set)
         self._slots = assign_slots(self.members, layout)
         self.members = [member for member in self._slots if member is not None]
@@ -173,8 +173,9 @@ class Population(Driver):
         """Returns the arguments of `Training.add` for one member."""
         if val_sums is None:
             return sums, None, {}
-        rows, batch = self._val_rows[member[0]], self._host_val
-        if batch is not None and rows is not None:
+        batch = self._host_val
+        if batch is not None and self._val_rows:
+            rows = self._val_rows[member[1]]
             # the member's examples come first, then padding
             batch, outputs = {n: leaf[rows] for n, leaf in batch.items()}, outputs[: len(rows)]
         return sums, train.Validation(val_sums, outputs, batch), {}
@@ -262,7 +263,7 @@ class Population(Driver):
         if self._next_batches and self._next_batches[0] == epochs:
             return self._next_batches[1]
         batches = {
-            (i, j): self._orders[i].batches(int(self.seeds[i, j]), epoch)
+            (i, j): self._orders[j].batches(int(self.seeds[i, j]), epoch)
             for (i, j), epoch in epochs.items()
         }
         batches = self._put(np.stack([batches[member] for member in members]))
@@ -271,14 +272,14 @@ class Population(Driver):
 
     def _val_batches(self):
         """Returns the members' own validation batches, int32 (width, batches, size), or None."""
-        if self._val_rows[0] is None:
+        if not self._val_rows:
             return None
         longest = max(map(len, self._val_rows))
         padded = [np.pad(rows, (0, longest - len(rows)), constant_values=-1)
                   for rows in self._val_rows]  # fmt: skip
         indices, members = train.all_batches(longest), self._members_or_first()
-        return self._put(np.stack([np.where(indices < 0, -1, padded[i][indices])
-                                   for i, _ in members]))  # fmt: skip
+        return self._put(np.stack([np.where(indices < 0, -1, padded[j][indices])
+                                   for _, j in members]))  # fmt: skip
 
     def _members_or_first(self):
         """Returns the member of each slot; the first member for empty slots."""

@@ -11,6 +11,7 @@ from dlflax.config.resume import differences
 from dlflax.config.run_folder import check_version, log_version_changes, settings, write_files
 from dlflax.errors import InputError
 from dlflax.files import write_json
+from dlflax.run.time_limit import PLAN
 from dlflax.tune.bind import Bound
 from dlflax.tune.pool.pool_checkpoint import PoolCheckpoint
 from dlflax.tune.study import Study, load_trials, without_password
@@ -29,6 +30,8 @@ def begin(bound: Bound, study: Study, log) -> None:
     new |= {"search": bound.search, "devices": len(jax.devices())}
     if not study.trials():
         PoolCheckpoint(folder).clear()  # of an earlier study in the folder
+        if (folder / "config.json").exists():
+            set_aside(folder / PLAN)
         if sweep.warm_start:  # later they are in the settings
             new["known"] = _known_trials(sweep.warm_start, bound.job.space, sweep.objective, log)
     first = [] if sweep.sampler == "grid" else bound.job.space.first_trials()

@@ -12,6 +12,7 @@ from dlflax import data, run, train, transfer
 from dlflax.data.stream import fits_on_device
 from dlflax.errors import InputError
 from dlflax.report.sweep.trials import COSTS
+from dlflax.run import blend
 from dlflax.run.prepare import balance, read_data, split_data
 from dlflax.train.augment import AUGMENTATIONS
 from dlflax.train.check import check_batch_size, reject_unused_flags
@@ -34,7 +35,8 @@ class Bound(NamedTuple):
     experiment: run.Experiment
     dataset: data.Dataset
     examples: data.Splits  # as read and split
-    arrays: dict[str, Any]  # train, val and pretrained: what every worker needs
+    start: transfer.Start
+    arrays: dict[str, Any]  # train, val, pretrained, fold_of: what every worker needs
     job: Job
     recipes: list[train.Recipe]  # all structures of the space
     population_size: int  # trials that are trained at once
@@ -44,6 +46,13 @@ class Bound(NamedTuple):
         """minimize or maximize."""
         return "minimize" if self.job.sign == 1 else "maximize"
 
+    def with_epochs(self, epochs: int) -> "Bound":
+        """Returns the same sweep with trials of so many epochs."""
+        return self._replace(
+            sweep=dataclasses.replace(self.sweep, epochs=epochs),
+            job=dataclasses.replace(self.job, epochs=epochs),
+        )
+
 
 def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     """Returns the sweep with its data and structures. Raises InputError for settings that
@@ -51,6 +60,8 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     check_sweep(sweep)
     sweep, dataset = read_data(sweep, log)
     sweep, examples = split_data(sweep, dataset, log)
+    if sweep.bag_folds:
+        sweep = blend.calibrated_monitor(sweep, len(examples.train["inputs"]))
     sweep, tried = _bind_space(sweep, search, experiment, log)
     recipe, hparams = sweep.recipe, sweep.hparams
     _check_objective(sweep.objective, sweep.cost, recipe.task, tried)
@@ -59,7 +70,12 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     examples = dataclasses.replace(examples, weights_sha256=start.splits.weights_sha256)
     if sweep.class_weights == "balanced":
         start = balance(start)
-    splits = start.splits.train, start.splits.val
+    splits, arrays = (start.splits.train, start.splits.val), {"pretrained": start.pretrained or {}}
+    num_seeds = sweep.num_seeds
+    if sweep.bag_folds:
+        splits, arrays["fold_of"] = splits[:1] * 2, blend.folds(sweep, dataset)
+        num_seeds = int(arrays["fold_of"].max()) + 1
+    arrays |= {"train": splits[0], "val": splits[1]}
     if not all(map(fits_on_device, splits)):
         raise InputError(
             "these data do not fit into memory, which a sweep needs: use a smaller --image-size, "
@@ -71,14 +87,13 @@ def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     metric = sweep.objective.removeprefix("val_")
     job = Job(
         start.recipe, hparams, tried, epochs=sweep.epochs, seed=sweep.seed,
-        num_seeds=sweep.num_seeds, patience=sweep.patience,
+        num_seeds=num_seeds, patience=sweep.patience,
         plateau_patience=sweep.plateau_patience, metric=metric,
         sign=1 if recipe.task.metric(metric).direction == "min" else -1, rank=sweep.rank,
-        population_map=sweep.population_map,
+        population_map=sweep.population_map, has_folds=bool(sweep.bag_folds),
     )  # fmt: skip
-    arrays = {"train": splits[0], "val": splits[1], "pretrained": start.pretrained or {}}
-    size = choose_population_size(sweep, recipes, splits)
-    return Bound(sweep, search, experiment, dataset, examples, arrays, job, recipes, size)
+    size = choose_population_size(sweep, recipes, splits, num_seeds)
+    return Bound(sweep, search, experiment, dataset, examples, start, arrays, job, recipes, size)
 
 
 def _bind_space(sweep, search, experiment, log) -> tuple[Sweep, Space]:
@@ -126,14 +141,15 @@ def _structures(recipe, hparams, tried: Space, train_set) -> list[tuple[train.Re
     return structures
 
 
-def choose_population_size(sweep, recipes, splits) -> int:
+def choose_population_size(sweep, recipes, splits, num_seeds: int) -> int:
     """Returns --population-size, or 16, rounded up to use all devices, within half the memory.
 
-    A sampler that learns has fewer, so that it sees its first results in time. Raises InputError
-    for a population that cannot fit.
+    A sampler that learns has fewer, so that it sees its first results in time, and of bags there
+    are as many as have 16 networks. num_seeds: members of a trial. Raises InputError for a
+    population that cannot fit.
     """
     inputs = splits[0]["inputs"][:1]
-    trial = max(member_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * sweep.num_seeds
+    trial = max(member_bytes(recipe, sweep.hparams, inputs) for recipe in recipes) * num_seeds
     free = free_bytes(*splits)
     most = max(1, int(free / trial))
     if sweep.population_size > most:
@@ -148,6 +164,8 @@ def choose_population_size(sweep, recipes, splits) -> int:
     wanted = min(16, max(1, sweep.trials // 4)) if learns else min(16, sweep.trials)
     if isinstance(sweep.search, FreezeThaw):
         wanted = 4  # one trial takes as many rounds as it has epochs, however wide a round is
+    if sweep.bag_folds:
+        wanted = min(wanted, max(1, 16 // num_seeds))
     devices = max(1, len(jax.devices()) // sweep.workers)
     return max(1, min(-(-wanted // devices) * devices, most // 2))
 

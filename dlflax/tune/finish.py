@@ -1,10 +1,12 @@
 """The end of a sweep: the best model of three candidates, tested and saved; results, report.
 
 The candidates are the best trial as it was trained, its configuration retrained with another seed,
-and an ensemble of the best trials. The best validation score decides.
+and an ensemble of the best trials. The best validation score decides. With folds the ensemble is
+the only one: the blend of a run, with the bags of the best trials in place of its own.
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import shutil
@@ -18,16 +20,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlflax import parallel, run, train
 from dlflax.config.resume import changes_past_rates, differences
-from dlflax.config.run_folder import begin, load_config
+from dlflax.config.run_folder import begin, load_config, load_results
 from dlflax.errors import InputError, RunError
 from dlflax.files import write_json
 from dlflax.report import tables
 from dlflax.report.sweep import trials as ranking
 from dlflax.report.sweep.pareto import front
 from dlflax.report.sweep.trials import digits, print_findings, print_trials
+from dlflax.run import blend
 from dlflax.run.announce import command
 from dlflax.run.prepare import prepare
+from dlflax.run.time_limit import PLAN, read_plan
 from dlflax.train import checkpoint_files
+from dlflax.train.bag import held_out_folds, held_out_outputs
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.history import History, best_epoch, plateau_factor
 from dlflax.train.recipe import init_on_devices
@@ -42,12 +47,15 @@ WORDS = {
     "trained": "the best trial as it was trained", "retrained": "the best trial retrained",
     "ensemble": "the ensemble",
 }  # fmt: skip
+TRIAL = "trial"  # and its number: the name of its bag
 
 
-def finish(bound: Bound, study: Study, traces: int, log) -> dict[str, Any]:
+def finish(
+    bound: Bound, study: Study, traces: int, log, others: list[blend.Members] | None = None
+) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
-    report, which it prints. Returns the results. Raises RunError where all trials diverged or
-    failed."""
+    report, which it prints. Returns the results. others: as in `blend.Trained`. Raises RunError
+    where all trials diverged or failed."""
     sweep, folder, direction = bound.sweep, bound.sweep.run_dir, study.direction
     trials, objective = study.finished_trials(), study.saved["config"]["objective"]
     ranking.write_trials_csv(folder / "trials.csv", trials, direction, objective)
@@ -57,7 +65,7 @@ def finish(bound: Bound, study: Study, traces: int, log) -> dict[str, Any]:
             f"all {len(trials)} trials diverged or failed: search over smaller learning rates, for "
             "example --space.learning-rate 1e-5 1e-3 log, under another --study."
         )
-    candidates = Candidates(bound, trials, best, log)
+    candidates = Candidates(bound, trials, best, log, others)
     candidates.test()
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
     address = sweep.storage and without_password(sweep.storage)
@@ -108,14 +116,16 @@ class Candidates:
 
     def __init__(
         self, bound: Bound, trials: list[FrozenTrial], best: FrozenTrial,
-        log: Callable[[str], None],
+        log: Callable[[str], None], others: list[blend.Members] | None,
     ):  # fmt: skip
+        self._others = others
         self._bound, self._trials, self._best, self._log = bound, trials, best, log
         sweep, sign = bound.sweep, bound.job.sign
         self._folder, self._metric, self._sign = sweep.run_dir, bound.job.metric, sign
         self._members = list(Members(sweep.run_dir, sign).read(trials))
         recipe, hparams = bound.job.space.apply(best.params, sweep.recipe, sweep.hparams)
         common = {f.name: getattr(sweep, f.name) for f in dataclasses.fields(run.Config)}
+        common["time_limit"] = 0.0
         self._config = run.Config(**{**common, "recipe": recipe, "hparams": hparams})
         self._results: dict[str, dict[str, Any]] = {}
         self._ensemble: dict[str, Any] | None = None
@@ -123,6 +133,11 @@ class Candidates:
     def test(self) -> None:
         """Tests each candidate; a failure is a warning."""
         builds = {"trained": self._restore, "retrained": self._retrain, "ensemble": self._combine}
+        if self._bound.job.has_folds:
+            builds = {"ensemble": self._blend}
+        elif self._bound.sweep.time_limit:
+            self._log("time limit: the best trial is not retrained")
+            del builds["retrained"]
         for name, build in builds.items():
             try:
                 results = build(self._folder / name)
@@ -180,6 +195,39 @@ class Candidates:
         self._ensemble = {**entry, **scores, "run_dir": str(folder)}
         return results
 
+    def _blend(self, folder):
+        """Tests the ensemble of the best trials' bags, a linear model and trees."""
+        sweep, bags = self._bound.sweep, self._bags()
+        config = dataclasses.replace(self._config, recipe=sweep.recipe, hparams=sweep.hparams)
+        done = load_results(config, folder, True, self._log) or {}
+        tested = [row["name"] for row in done.get("members", []) if row["name"].startswith(TRIAL)]
+        if done and tested != [bag.name for bag in bags]:  # there are more trials
+            set_aside(folder)
+        if (plan := read_plan(sweep.run_dir)) and not folder.exists():
+            folder.mkdir()
+            write_json(folder / PLAN, plan)  # the trees that fit into the time
+        return self._run(
+            dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists()),
+            blend.Trained(bags, self._others),
+        )
+
+    def _bags(self) -> list[blend.Members]:
+        """Returns the bags of the best trials, and that of trial 0, which has the defaults."""
+        job, size = self._bound.job, self._bound.sweep.ensemble_size
+        folds = held_out_folds(self._bound.arrays["fold_of"])
+        params = {trial.number: trial.params for trial in self._trials}
+        trials = itertools.groupby(self._members, lambda member: member.trial)
+        bags = []
+        for i, (number, networks) in enumerate(trials):
+            if i < max(1, size) or (size and number == 0):
+                recipe, hparams = job.space.apply(params[number], job.recipe, job.hparams)
+                variables, outputs = zip(*((m.variables, m.outputs) for m in networks), strict=True)
+                bags.append(blend.Members(
+                    f"{TRIAL} {number}", recipe.model, list(variables),
+                    held_out_outputs(folds, outputs), hparams=hparams, trial=number,
+                ))  # fmt: skip
+        return bags
+
     def _save_and_test(self, config, folder, variables, history) -> dict[str, Any]:
         """Saves variables of the last row of history as a finished run, as if a run had trained
         them, and tests it once."""
@@ -191,8 +239,11 @@ class Candidates:
             _save(bound.experiment, config, variables, history, bound.dataset, self._log)
         return self._run(dataclasses.replace(config, resume=True))
 
-    def _run(self, config) -> dict[str, Any]:
-        return run.run(self._bound.experiment, config, self._log, self._bound.dataset, brief=True)
+    def _run(self, config, trained=None) -> dict[str, Any]:
+        bound = self._bound
+        return run.run(
+            bound.experiment, config, self._log, bound.dataset, brief=True, trained=trained
+        )
 
     def _validation(self, name: str) -> dict[str, Any] | None:
         """Returns the validation scores of a candidate; of the ensemble those before its

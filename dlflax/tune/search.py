@@ -7,7 +7,9 @@ from optuna.distributions import CategoricalDistribution
 
 from dlflax.files import pluralize
 from dlflax.report.sweep.trials import short_text
+from dlflax.run.time_limit import Clock
 from dlflax.train.layout import layout_for
+from dlflax.tune import time_plan
 from dlflax.tune.bind import Bound
 from dlflax.tune.launch import open_launcher
 from dlflax.tune.pool.pool import Pool
@@ -23,7 +25,7 @@ from dlflax.tune.suggest.encoding import Encoding
 from dlflax.tune.suggest.samplers import make_sampler
 
 
-def train_trials(bound: Bound, study: Study, log) -> int:
+def train_trials(bound: Bound, study: Study, clock: Clock, log) -> int:
     """Trains all trials, those that remain where the sweep continues. Returns the number of
     compiled programs."""
     sweep, space, job, rule = bound.sweep, bound.job.space, bound.job, bound.sweep.search
@@ -36,7 +38,8 @@ def train_trials(bound: Bound, study: Study, log) -> int:
 
     def reason_to_stop(trials):
         args = encoding, study.direction, sweep.seed, sweep.min_improvement
-        return stopping.reason_to_stop(*args, trials) if sweep.auto else None
+        reason = stopping.reason_to_stop(*args, trials) if sweep.auto else None
+        return reason or time_plan.reason_to_stop(sweep, population, clock, trials)
 
     def cost_of(params):
         recipe, _ = space.apply(params, job.recipe, sweep.hparams)
@@ -48,7 +51,10 @@ def train_trials(bound: Bound, study: Study, log) -> int:
             sweep.launcher, sweep.workers, folder, platform=jax.default_backend(),
             devices=jax.local_device_count(), options=sweep.options(), log=log,
         )  # fmt: skip
-        members = Members(folder, job.sign, MOST_TRIALS if sweep.ensemble_size else 1, log)
+        members = Members(
+            folder, job.sign, MOST_TRIALS if sweep.ensemble_size else 1, log,
+            kept=0 if sweep.bag_folds else None,  # the defaults, for the ensemble
+        )  # fmt: skip
         known = dataclasses.replace(space, known=study.saved.get("known", []))
         sampler = make_sampler(rule.sampler or sweep.sampler, known, sweep.seed)
         return Pool(
@@ -63,20 +69,21 @@ def _log_plan(bound: Bound, population: int, done: int, log) -> None:
     """Logs data, space, structures and layout. done: recorded trials of a sweep that continues."""
     sweep, rule, recipes = bound.sweep, bound.sweep.search, bound.recipes
     train, val = bound.arrays["train"], bound.arrays["val"]
-    log(
-        f"{bound.dataset.source}: {len(train['targets']):,} train, "
-        f"{len(val['targets']):,} validation"
-    )
+    rows, seeds = f"{len(train['targets']):,} train, {len(val['targets']):,} validation", ""
+    if sweep.bag_folds:
+        rows, seeds = f"{len(train['targets']):,} train", f", bags of {bound.job.num_seeds} folds"
+    elif sweep.num_seeds > 1:
+        seeds = f" under {sweep.num_seeds} seeds"
+    log(f"{bound.dataset.source}: {rows}")
     for name, distribution in bound.job.space.distributions.items():
         log(f"  {name}: {_describe(distribution)}")
-    seeds = f" under {sweep.num_seeds} seeds" if sweep.num_seeds > 1 else ""
     by = "freeze-thaw" if isinstance(rule, FreezeThaw) else sweep.sampler
     log(
         f"{pluralize(sweep.trials, 'trials')} of {pluralize(sweep.epochs, 'epochs')}{seeds} by "
         f"{by}, {pluralize(len(recipes), 'structures')}: {pluralize(len(recipes), 'compiles')}"
     )
     mode = None if sweep.population_map == "auto" else sweep.population_map
-    members, inputs = population * sweep.num_seeds, train["inputs"][:1]
+    members, inputs = population * bound.job.num_seeds, train["inputs"][:1]
     layouts = [layout_for(recipe, sweep.hparams, inputs, members, mode) for recipe in recipes]
     modes = " or ".join(sorted({layout.mode for layout in layouts}))
     devices = pluralize(layouts[0].devices, f"{jax.devices()[0].platform} devices")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypedDict
 
 import tyro
 
-from dlflax import run
+from dlflax import STARTED, run
 from dlflax.config.renamed import REPLACED
 from dlflax.errors import InputError
 from dlflax.run.flags import describe_choice, parse_known_args
@@ -48,7 +48,9 @@ def main(
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     use_all_cores()
     run.with_exit_codes(
-        lambda: run_sweep(search, *_parse(search, experiments, samplers, words, description)),
+        lambda: run_sweep(
+            search, *_parse(search, experiments, samplers, words, description), started=STARTED
+        ),
         continuation="the same command continues with the recorded trials",
     )
 
@@ -93,7 +95,7 @@ def _parse(search, experiments, samplers, args, description) -> tuple[run.Experi
         flags = dataclasses.make_dataclass("Flags", fields, bases=(Sweep,), frozen=True)
         flags.__doc__ = Sweep.__doc__
         common = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        return flags(**{**common, "resume": True, "bag_folds": 0})
+        return flags(**{**common, "resume": True})
 
     sweep = run.parse(
         experiment, args, description, prog=f"python -m sweeps.{search} {target}", extend=extend

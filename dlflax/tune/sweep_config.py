@@ -8,6 +8,7 @@ import tyro
 
 from dlflax import run
 from dlflax.errors import InputError
+from dlflax.run import blend
 from dlflax.train.check import check_count
 from dlflax.tune.launch import Engine
 from dlflax.tune.pool.rules import FreezeThaw, Full, Halving, Rule
@@ -21,9 +22,6 @@ class Sweep(run.Config):
     """All settings of a sweep; those that a run has, too, are the same for all its trials. Saved as
     config.json."""
 
-    bag_folds: Annotated[int, tyro.conf.Suppress] = 0
-    blend: Annotated[str, tyro.conf.Suppress] = "auto"
-    time_limit: Annotated[float, tyro.conf.Suppress] = 0.0
     space: Any = None
     """The search space. Of a number: LOW HIGH [log], or three or more choices; one value fixes it;
     a grid takes all values. Of any other field: choices, each a program of its own."""
@@ -74,7 +72,7 @@ class Sweep(run.Config):
     ensemble_size: int = dataclasses.field(default=16, metadata=FREE)
     """Most models of the ensemble of the best trials, 0 for none. The best model is the one with
     the best validation score of three: the best trial as it was trained, its configuration
-    retrained, and the ensemble."""
+    retrained, and the ensemble. With --bag-folds it is the ensemble, of the best bags."""
     refit_full: bool = False
     """Retrain the best on training and validation data together: that is then the best model."""
     resume: Annotated[bool, tyro.conf.Suppress] = True  # a sweep always continues
@@ -93,6 +91,8 @@ class Sweep(run.Config):
 def check_sweep(sweep: Sweep) -> None:
     """Raises InputError for settings that no sweep can have, besides those that no run can have."""
     check_sampler(sweep.sampler)
+    if sweep.bag_folds:
+        blend.check(sweep)
     sweep.search.check(sweep.epochs)
     is_grid, is_auto = sweep.sampler == "grid", sweep.trials == "auto"
     counts = [("population_size", 0, 10**6), ("num_seeds", 1, 1000), ("ensemble_size", 0, 1000),
@@ -121,7 +121,18 @@ def check_sweep(sweep: Sweep) -> None:
         "of the flags.": is_thawing and sweep.warm_start,
         "--trials auto is for complete trials: remove it, or use --search full.":
             is_auto and not isinstance(sweep.search, Full),
-        "--val-split 0: a sweep compares its trials on validation data.": sweep.val_split == 0,
+        "--val-split 0: a sweep compares its trials on validation data.":
+            sweep.val_split == 0 and not sweep.bag_folds,
+        "--num-seeds is for one network a trial: remove it, or add --bag-folds 0.":
+            sweep.bag_folds and sweep.num_seeds > 1,
+        "--time-limit is for one local worker, whose time can be planned: remove it, or --workers "
+        "and --launcher.": sweep.time_limit and (sweep.workers > 1 or sweep.launcher != "local"),
+        "--time-limit is for --search full: the other rules plan epochs themselves; remove one.":
+            sweep.time_limit and not isinstance(sweep.search, Full),
+        "--time-limit leaves no time for --refit-full: remove one of the flags.":
+            sweep.time_limit and sweep.refit_full,
+        "--refit-full has no effect on bags, which train on all data: remove it, or add "
+        "--bag-folds 0.": sweep.bag_folds and sweep.refit_full,
         "--rank pessimistic is for --num-seeds 2 or more: it uses their spread.":
             sweep.rank == "pessimistic" and sweep.num_seeds == 1,
         "--launcher-options is for --launcher slurm or ray: remove the flag.":

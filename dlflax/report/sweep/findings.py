@@ -16,14 +16,14 @@ def findings(
     trials: list[FrozenTrial], direction: str, objective: str, validation: int | None = None
 ) -> list[str]:
     """Returns sentences, the most important first; [] if no trial has a finite value. validation:
-    number of validation examples."""
+    number of validation examples, 0 where folds take their place."""
     rank = rank_trials(trials, direction)
     if not rank or outcome(rank[0]) == "diverged":
         return []
-    sentences = [_gain(trials, rank[0], direction, objective)]
+    sentences = [_gain(trials, rank[0], direction, objective, validation == 0)]
     sentences += pareto.findings(trials, direction, objective)
     sentences += _ends_of_ranges(rank)
-    if validation is not None and validation < FEW_EXAMPLES:
+    if validation and validation < FEW_EXAMPLES:
         sentences.append(
             f"The validation split has {validation:,} examples only: small differences between "
             "trials are chance. A larger --val-split or --num-seeds 3 makes the ranking more "
@@ -38,7 +38,7 @@ def findings(
     return sentences
 
 
-def _gain(trials, best, direction, objective):
+def _gain(trials, best, direction, objective, has_folds):
     start = next((t for t in trials if t.user_attrs.get("defaults")), None)
     if start is None:
         return "No trial has the experiment's defaults: the gain over them is unknown."
@@ -58,6 +58,8 @@ def _gain(trials, best, direction, objective):
     text += f"trial {start.number}, have {digits(start.value)}: {share} better."
     seeds = [len(trial.user_attrs["values"]) for trial in (best, start) if "values" in
              trial.user_attrs]  # fmt: skip
+    if has_folds:
+        return f"{text} All examples are held out once: part of the gain may be chance."
     if len(seeds) < 2:
         return (
             f"{text} All trials have one seed: --num-seeds 3 shows how much of the gain is chance."

@@ -20,6 +20,7 @@ from dlflax import train
 from dlflax.config.experiment import execute
 from dlflax.config.serialize import MODULE_PREFIX
 from dlflax.train import population
+from dlflax.train.bag import fold_options, held_out_folds, held_out_outputs
 from dlflax.train.layout import layout_for
 from dlflax.tune.suggest.space import Space
 
@@ -35,20 +36,21 @@ class Job:
     space: Space
     epochs: int
     seed: int
-    num_seeds: int
+    num_seeds: int  # of a trial, or its folds, each under a seed
     patience: int
     plateau_patience: int
     metric: str  # the objective, without its val_
     sign: int  # 1 where lower is better, else -1
     rank: str  # mean or pessimistic: the score of a trial that has several seeds
     population_map: str  # auto, vmap or map
+    has_folds: bool = False  # the score is that of all examples, each held out from one member
 
 
 class Model(NamedTuple):
     """A trained member."""
 
     variables: dict  # {"params": ..., ...} of its best epoch, to evaluate with
-    outputs: np.ndarray  # on the first validation examples, float32 (n, ...)
+    outputs: np.ndarray  # on its fold, or the first validation examples, float32 (n, ...)
 
 
 @dataclasses.dataclass
@@ -59,7 +61,8 @@ class Trial:
     params: Mapping[str, Any]
     goal: int = 0  # the epoch that its last order trains it to
     values: list[float] = dataclasses.field(default_factory=list)
-    """The objective after each epoch, the mean over seeds; +-inf once it diverged, never NaN."""
+    """The objective after each epoch, the mean over seeds or examples; +-inf once it diverged,
+    never NaN."""
     value: float | None = None  # the score of a trial that is over
     is_over: bool = False
     records: list | None = None  # one a seed, as `Population.records` returns; None: a new trial
@@ -70,7 +73,7 @@ class Trial:
     is_failed: bool = False
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)  # for Optuna, JSON values
     models: list[Model] = dataclasses.field(default_factory=list)
-    """One a seed, of a trial that is over and among the best."""
+    """One a seed or fold, of a trial that is over and among the best."""
 
     def is_at_goal(self) -> bool:
         """True if its last order has nothing left to train of it."""
@@ -128,10 +131,11 @@ def train_order(
     """Trains each trial of an order up to its epoch, or to the first whole epoch after so many
     seconds. Returns the trials, and the number of compiled programs.
 
-    job: or its `pack`; data: returns {"train": ..., "val": ..., "pretrained": ...}; order: copies,
-    which are changed; width: trials that the programs are compiled for; threshold: the models of a
-    trial that is over are returned where its value, times the job's sign, is lower; beat: a file
-    that is touched every second as a sign of life; on_epoch: gets the epochs of all trials so far.
+    job: or its `pack`; data: returns {"train": ..., "val": ..., "pretrained": ...}, with folds also
+    "fold_of", int (n,) of the examples in both; order: copies, which are changed; width: trials
+    that the programs are compiled for; threshold: the models of a trial that is over are returned
+    where its value, times the job's sign, is lower; beat: a file that is touched every second as a
+    sign of life; on_epoch: gets the epochs of all trials so far.
     """
     job = _unpack(job) if isinstance(job, bytes) else job
     groups: dict[train.Recipe, list[tuple[Trial, train.Hparams]]] = {}
@@ -211,6 +215,7 @@ def _make_members(job, recipe, hparams, group, parts, width):
         *placed, epochs=job.epochs, layout=layout, patience=job.patience,
         plateau_patience=job.plateau_patience, pretrained=parts.get("pretrained"),
         keep_best=True, objective=job.metric,
+        **(fold_options(_folds(parts), parts["train"], recipe.batch_size) if job.has_folds else {}),
     )  # fmt: skip
     if any(trial.records for trial in group):
         states = {k: trial.arrays for k, trial in enumerate(group) if trial.arrays}
@@ -218,16 +223,21 @@ def _make_members(job, recipe, hparams, group, parts, width):
     return members
 
 
+def _folds(parts):
+    return held_out_folds(parts["fold_of"])
+
+
 def _update(job, members, group, threshold, parts) -> None:
     """Writes what the members of a group have reached to its trials."""
-    active, best, name = [], [], f"val_{job.metric}"
+    active, ended, name = [], [], f"val_{job.metric}"
+    sizes = [len(fold.val) for fold in _folds(parts)] if job.has_folds else None
     for k, (trial, seeds) in enumerate(zip(group, members.trainings, strict=True)):
         if trial.is_at_goal() or not all(seed.history for seed in seeds):
             continue  # the time was over before its first epoch
         trial.records = [(seed.history, seed.diverged_at) for seed in seeds]
         # epochs of all seeds: patience may have stopped one of them earlier
         rows = zip(*(seed.history for seed in seeds), strict=False)
-        values = [float(np.mean([row[name] for row in epoch])) for epoch in rows]
+        values = [float(np.average([row[name] for row in epoch], weights=sizes)) for epoch in rows]
         trial.values = [value if math.isfinite(value) else job.sign * math.inf for value in values]
         diverged_at, trial.arrays = members.divergence_steps.get(k), []
         if not (diverged_at or all(seed.is_complete() for seed in seeds)):
@@ -237,16 +247,34 @@ def _update(job, members, group, threshold, parts) -> None:
         trial.attrs = (
             {"diverged_at": diverged_at} if diverged_at else seed_attrs(job, trial.records)
         )
-        if math.isfinite(trial.value) and job.sign * trial.value < threshold:
-            best.append(k)
+        if math.isfinite(trial.value):
+            ended.append(k)
     for k, arrays in members.states(active).items():
         group[k].arrays = arrays
-    if best:
-        inputs = parts["train"]["inputs"][:1]
-        size = math.prod(train.output_shape(members.recipe, job.hparams, inputs).shape)
-        trained = members.best(max(1, MOST_OUTPUTS // size))
-        for k in best:
-            group[k].models = [Model(*trained[k, seed]) for seed in range(job.num_seeds)]
+    if not job.has_folds:
+        ended = [k for k in ended if job.sign * group[k].value < threshold]
+    if ended:
+        _take_models(job, members, [(k, group[k]) for k in ended], threshold, parts)
+
+
+def _take_models(job, members, ended, threshold, parts) -> None:
+    """Writes their models to trials that are over and among the best, and with folds the score of
+    the held-out outputs. ended: (configuration, trial) pairs."""
+    recipe, train_set = members.recipe, parts["train"]
+    size = math.prod(train.output_shape(recipe, job.hparams, train_set["inputs"][:1]).shape)
+    count = len(train_set["inputs"]) if job.has_folds else max(1, MOST_OUTPUTS // size)
+    trained = members.best(count)
+    for k, trial in ended:
+        models = [Model(*trained[k, seed]) for seed in range(job.num_seeds)]
+        if job.has_folds:
+            folds, hparams = _folds(parts), members.trainings[k][0].hparams
+            models = [model._replace(outputs=model.outputs[fold.val])
+                      for model, fold in zip(models, folds, strict=True)]  # fmt: skip
+            outputs = held_out_outputs(folds, [model.outputs for model in models])
+            score = train.scores(recipe.task, hparams, train_set, outputs)[job.metric]
+            trial.value = score if math.isfinite(score) else job.sign * math.inf
+        if job.sign * trial.value < threshold:
+            trial.models = models
 
 
 def _scores(job, records) -> np.ndarray:
@@ -268,6 +296,6 @@ def score_of(job: Job, records: list | None) -> float:
 def seed_attrs(job: Job, records: list | None) -> dict[str, Any]:
     """Returns the attributes of a trial that has several seeds: their scores, and the deviation."""
     scores = _scores(job, records)
-    if job.num_seeds == 1 or not np.isfinite(scores).all():
+    if job.num_seeds == 1 or job.has_folds or not np.isfinite(scores).all():
         return {}
     return {"values": scores.tolist(), "std": float(scores.std(ddof=1))}

@@ -34,14 +34,15 @@ class Members:
     """The folder `members/` of a sweep: the models of its `most` best trials, up to MOST_BYTES.
 
     A trial is written before it is recorded, so that a kill leaves no record without its models.
-    sign: 1 where lower is better, else -1.
+    sign: 1 where lower is better, else -1; kept: number of a trial that stays in any case.
     """
 
     def __init__(
-        self, folder: Path, sign: int, most: int = MOST_TRIALS, log: Callable[[str], None] = print
-    ):
+        self, folder: Path, sign: int, most: int = MOST_TRIALS, log: Callable[[str], None] = print,
+        kept: int | None = None,
+    ):  # fmt: skip
         self.folder, self._sign, self._most = Path(folder) / "members", sign, most
-        self._log, self._is_full = log, False
+        self._log, self._is_full, self._kept = log, False, kept
 
     def threshold(self) -> float:
         """Returns the number that a value, times the sign, must be below to be among the best."""
@@ -68,7 +69,7 @@ class Members:
                 temporary.write_bytes(safetensors.numpy.save(flat, {"dlflax": json.dumps(notes)}))
             for i, (number, (_, size)) in enumerate(self._files().items()):
                 total += size
-                if i >= self._most or (i and total > MOST_BYTES):
+                if number != self._kept and (i >= self._most or (i and total > MOST_BYTES)):
                     self._path(number).unlink(missing_ok=True)
         except OSError as error:
             self._is_full = True

@@ -1,0 +1,79 @@
+"""--time-limit of a sweep: the epochs of a trial, and the number of trials, from measured seconds.
+
+The plan is saved as plan.json in the sweep's folder, so that a sweep that continues has the same.
+"""
+
+import time
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from dlflax.files import write_json
+from dlflax.run import blend
+from dlflax.run.prepare import Setup
+from dlflax.run.time_limit import EPOCHS, MEASURED, PLAN, Clock, plan_epochs, read_plan
+from dlflax.tune.bind import Bound
+from dlflax.tune.pool.training import Trial, train_order
+from dlflax.tune.sweep_config import Sweep
+
+LONG = 0.2  # share of the limit: an epoch as long as this is measured once, with its compilation
+LATE = 0.7  # share of a population's time: with less left none begins
+
+
+def plan_sweep(bound: Bound, population: int, clock: Clock, log) -> tuple[Bound, list | None]:
+    """Returns (the sweep with the epochs of a trial that fit, the linear model and trees of its
+    ensemble). These are fitted first, as the epochs get the time that they leave; None without
+    folds or a limit, and where the plan was made before."""
+    sweep, others, slow = bound.sweep, None, []
+    if not sweep.time_limit:
+        return bound, None
+    if sweep.bag_folds and not read_plan(sweep.run_dir):
+        setup = Setup(bound.dataset, bound.examples, bound.start, None)
+        others = blend.fit_others(sweep, setup, bound.arrays["fold_of"], clock, slow, log)
+
+    def measure():
+        return _measure_epoch(bound, population)
+
+    sweep = plan_epochs(sweep, sweep.run_dir, clock, measure, log, {"slow": slow})
+    return bound.with_epochs(sweep.epochs), others
+
+
+def _measure_epoch(bound: Bound, population: int) -> float:
+    """Returns the seconds of an epoch of a population, in the program that trains it later."""
+    space, limit = bound.job.space, bound.sweep.time_limit
+    params = space.defaults or {
+        name: values.choices[0] if hasattr(values, "choices") else values.low
+        for name, values in space.distributions.items()
+    }
+    order, seconds = [Trial(number, params) for number in range(population)], []
+    for goal in (1, EPOCHS):
+        begun, done = time.perf_counter(), len(order[0].values)
+        for trial in order:
+            trial.goal = goal
+        order, _ = train_order(
+            bound.job, lambda: bound.arrays, order, population, MEASURED * limit
+        )  # fmt: skip
+        epochs = len(order[0].values) - done
+        seconds.append((time.perf_counter() - begun) / max(1, epochs))
+        if seconds[0] > LONG * limit or order[0].is_over:
+            break
+    return seconds[-1]
+
+
+def reason_to_stop(
+    sweep: Sweep, population: int, clock: Clock, trials: list[FrozenTrial]
+) -> str | None:
+    """Returns the reason to begin no more trials, or None. Plans their number when the first ones
+    have ended, and again where later ones take longer."""
+    seconds = [trial.user_attrs["seconds"] for trial in trials if trial.state.is_finished()]
+    if not sweep.time_limit or not seconds:
+        return None
+    count, plan = len(seconds), read_plan(sweep.run_dir)
+    share = clock.remaining() / max(population * float(np.mean(seconds)), 1e-9)
+    planned = plan.get("trials", min(sweep.trials, count + population * int(share)))
+    planned = count if share < LATE else planned
+    if planned != plan.get("trials"):
+        write_json(sweep.run_dir / PLAN, {**plan, "trials": planned})
+    if count < planned:
+        return None
+    return f"time limit of {sweep.time_limit:g} s: {count:,} of {sweep.trials:,} trials"
