@@ -71,6 +71,9 @@ class Options:
     splits: int = 3
     """Number of random test splits of 20 %."""
     models: tuple[str, ...] = MODELS
+    """Those of the default, and sweep: `sweeps.random_search tabular`."""
+    trials: int = 12
+    """Trials of a sweep, where the time limit is 0."""
     time_limit: float = 60.0
     """Seconds for dlflax; the others have their defaults."""
 
@@ -115,7 +118,8 @@ def measure(options: Options, table: str, split: int, model: str) -> None:
            "seconds": round(time.perf_counter() - started, 1), **scores}  # fmt: skip
     is_new = not options.out.exists()
     with open(options.out, "a", encoding="utf-8", newline="") as file:
-        columns = "table", "split", "model", "seconds", "error", "log_loss", "calibration_error"
+        columns = ("table", "split", "model", "seconds", "error", "log_loss", "calibration_error",
+                   "val_error", "val_loss")  # fmt: skip
         writer = csv.DictWriter(file, columns)
         if is_new:
             writer.writeheader()
@@ -134,20 +138,36 @@ def _scores(options, path, frame, target, split, model) -> dict[str, float]:
     dataset = source.load(lambda line: None)
     rows = dataset.split.rows(dataset.examples, 0.0, 0, lambda line: None)
     assert len(frame) == len(dataset.examples), "rows were dropped"
-    if model == "dlflax":
+    if model in ("dlflax", "sweep"):
         preset = dataclasses.replace(
             tabular.PRESETS["default"], data=source, run_dir=path.parent / "run", baseline="none",
             time_limit=options.time_limit, seed=split,
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):
-            test = run.run("tabular", preset, lambda line: None)["test"]
+            if model == "sweep":
+                results = sweep(options, preset, tabular.SPACE)
+            else:
+                results = run.run("tabular", preset, lambda line: None)
+        val, test = results["val"], results["test"]
         if "rmse" in test:
-            return {"error": test["rmse"]}
+            return {"error": test["rmse"], "val_error": val["rmse"], "val_loss": val["loss"]}
         return {"error": 1 - test["accuracy"], "log_loss": test["loss"],
-                "calibration_error": test["calibration_error"]}  # fmt: skip
+                "calibration_error": test["calibration_error"],
+                "val_error": 1 - val["accuracy"], "val_loss": val["loss"]}  # fmt: skip
     x, y = frame.drop(columns=target), dataset.examples.target
     parts = [(x.iloc[rows[name]], y[rows[name]]) for name in ("train", "test")]
     return score(model, *parts, is_classes=bool(dataset.class_names))
+
+
+def sweep(options: Options, preset, space) -> dict:
+    """Returns the results of a sweep from the settings of a run."""
+    from dlflax.tune.sweep import run_sweep
+    from dlflax.tune.sweep_config import Sweep
+
+    fields = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
+    trials = 256 if options.time_limit else options.trials
+    settings = Sweep(**{**fields, "resume": True}, space=space, trials=trials, sampler="random")
+    return run_sweep("random_search", "tabular", settings, lambda line: None)
 
 
 def score(model: str, train, test, is_classes: bool) -> dict[str, float]:

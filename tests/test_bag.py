@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import dlflax
@@ -234,3 +234,16 @@ def test_a_model_that_diverged_is_not_chosen():
     hparams = train.as_float32(train.Hparams())
     chosen = choose(train.Recipe(MLP()).task, hparams, np.float32(outputs), {"targets": CLASSES}, 9)
     assert chosen.weights[1] == 0 and np.isfinite(chosen.loss)
+
+
+def test_trials_never_make_an_ensemble_worse_on_held_out_folds():
+    task, hparams = train.Recipe(MLP()).task, train.as_float32(train.Hparams())
+    batch = {"targets": CLASSES}
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        outputs = np.float32(rng.normal(size=(6, 61, 3)) + 0.5 * np.eye(3)[CLASSES])
+        members = [blend.Members(str(i), None, [], each, trial=i) for i, each in enumerate(outputs)]
+        members.append(blend.Members("linear model", None, [], outputs[0] + outputs[1]))
+        default = [members[0], members[-1]]
+        losses = [blend._choose(task, hparams, these, batch).loss for these in (members, default)]
+        assert losses[0] <= losses[1] + 1e-6

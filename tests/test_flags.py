@@ -221,7 +221,7 @@ def decisions_of_sweep(words, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sweep_command, "use_all_cores", lambda: None)
         patch.setattr(run, "with_exit_codes", lambda command, **_: command())
-        patch.setattr(sweep_command, "run_sweep", lambda *of: parsed.extend(of))
+        patch.setattr(sweep_command, "run_sweep", lambda *of, **_: parsed.extend(of))
         command_of("sweep")(words)
     yield of_the_host(parsed[-1])
     with monkeypatch.context() as patch, contextlib.suppress(Begins):

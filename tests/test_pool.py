@@ -371,6 +371,7 @@ SWEEPS = {
     "two structures": {"space": {"model.features": ("8", "16")}},
     "two structures, halved": {"space": {"model.features": ("8", "16")}, "search": Halving(2)},
     "freeze-thaw": {"search": FreezeThaw(2), "trials": 3, "sampler": "gp"},
+    "folds": {"bag_folds": 3, "population_size": 2},
     "seeds, plateau, diverged": {
         "num_seeds": 2, "plateau_patience": 1, "space": {"learning_rate": ("1e-3", "1e30", "log")},
     },

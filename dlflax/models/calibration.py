@@ -1,5 +1,6 @@
 """Calibration: temperature and thresholds, fitted on validation outputs after training."""
 
+import functools
 import math
 
 import jax
@@ -20,18 +21,19 @@ def temperature(loss, hparams, logits, batch) -> tuple[float, float]:
     """Returns the likeliest temperature under a log-normal prior, to about 0.1 %, and its mean loss
     (Guo et al. 2017). loss: (logits, batch, hparams) -> (n,), in nats."""
     logits = jnp.asarray(logits)
-
-    @jax.jit
-    def mean_losses(scales):
-        return lax.map(lambda scale: loss(logits * scale, batch, hparams).mean(), scales)
-
     center, radius = 0.0, math.log(MAX_TEMPERATURE)
     for _ in range(2):  # the whole range, then around its optimum
         logs = np.linspace(center - radius, center + radius, GRID)
-        losses = np.asarray(mean_losses(np.exp(-logs).astype(np.float32)))
+        scales = np.exp(-logs).astype(np.float32)
+        losses = np.asarray(_mean_losses(loss, hparams, logits, batch, scales))
         best = np.nanargmin(losses + (logs / PRIOR) ** 2 / (2 * len(logits)))
         center, radius = float(logs[best]), 2 * radius / (GRID - 1)
     return math.exp(center), float(losses[best])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mean_losses(loss, hparams, logits, batch, scales):
+    return lax.map(lambda scale: loss(logits * scale, batch, hparams).mean(), scales)
 
 
 def thresholds(targets, logits) -> list[float]:

@@ -37,7 +37,6 @@ Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
 TREES_SHARE = 0.5  # of the time that is left for training
 MAX_TREES = 2000  # of each fold and class
-MIN_TEMPERATURE = 0.7  # lower ones follow from few errors, and one more costs too much
 MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
@@ -143,10 +142,12 @@ def _average(
     config: Config, setup: Setup, members: list[Members], begun: float, say: Log
 ) -> Bagged:
     """Returns the members' average as a finished run. begun: of time.perf_counter."""
-    task, hparams = setup.start.recipe.task, train.as_float32(config.hparams.evaluation())
-    if isinstance(task, Classification):  # the epochs are chosen
-        task = dataclasses.replace(task, monitor="loss")
-    train_set = setup.start.splits.train
+    train_set, task = setup.start.splits.train, setup.start.recipe.task
+    hparams = config.hparams.evaluation()
+    if isinstance(task, Classification):
+        task = dataclasses.replace(task, monitor="loss")  # the epochs are chosen
+        hparams = _smooth(hparams, members[0].outputs)
+    hparams = train.as_float32(hparams)
     batch = train.host_batch(task, train_set)
     members = [_calibrate(member, task, hparams, batch) for member in members]
     chosen = _choose(task, hparams, members, batch)
@@ -187,6 +188,13 @@ def _average(
     return Bagged(config, setup, state, row, fitted, members, chosen.weights)
 
 
+def _smooth(hparams, outputs):
+    """Returns the hparams with the label smoothing by which an example of any class is yet to come
+    (Platt 1999): few examples without an error are no certainty. outputs: (n, classes)."""
+    classes = max(2, outputs.shape[1])
+    return hparams.replace(label_smoothing=classes / (len(outputs) + classes))
+
+
 def _choose(task, hparams, members: list[Members], batch) -> Chosen:
     """Returns the choice from all members, or from the default ones where its loss is lower:
     greedy selection from more members may end higher."""
@@ -197,10 +205,7 @@ def _choose(task, hparams, members: list[Members], batch) -> Chosen:
         chosen = choose(task, hparams, outputs[np.array(index)], batch, MOST)
         weights = np.zeros(len(members))
         weights[list(index)] = chosen.weights
-        temperature = max(chosen.temperature, MIN_TEMPERATURE)
-        chosen = Chosen(weights.tolist(), temperature, math.inf, chosen.alone)
-        loss = task.loss(_mean(task, members, chosen), batch, hparams).mean()
-        choices.append(chosen._replace(loss=float(loss)))
+        choices.append(chosen._replace(weights=weights.tolist()))
     return min(choices, key=lambda chosen: chosen.loss)
 
 
@@ -216,7 +221,6 @@ def _calibrate(member: Members, task, hparams, batch) -> Members:
     if not task.logits or len(member.outputs) < calibration.MIN_EXAMPLES:
         return member
     temperature, _ = calibration.temperature(task.loss, hparams, member.outputs, batch)
-    temperature = max(temperature, MIN_TEMPERATURE)
     return member._replace(outputs=member.outputs / temperature, temperature=temperature)
 
 
