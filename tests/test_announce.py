@@ -192,7 +192,7 @@ def test_a_file_or_folder_that_comes_first_is_the_data():
 
 def test_a_grid_has_what_is_named(monkeypatch):
     found = []
-    monkeypatch.setattr(sweep_command, "run_sweep", lambda *parsed, **_: found.append(parsed[-1].space))
+    monkeypatch.setattr(sweep_command, "run_sweep", lambda *of, **_: found.append(of[-1].space))
     for words in ("", "--space.model.activation relu tanh gelu elu"):
         sweep_command.main("grid_search", experiments, ("grid",), ["mnist", *words.split()], "")
     assert set(found[0]) == {"learning_rate", "dropout", "l2"}

@@ -236,14 +236,27 @@ def test_a_model_that_diverged_is_not_chosen():
     assert chosen.weights[1] == 0 and np.isfinite(chosen.loss)
 
 
-def test_trials_never_make_an_ensemble_worse_on_held_out_folds():
+def test_trials_join_where_their_gain_is_no_chance():
     task, hparams = train.Recipe(MLP()).task, train.as_float32(train.Hparams())
-    batch = {"targets": CLASSES}
-    for seed in range(2):
-        rng = np.random.default_rng(seed)
-        outputs = np.float32(rng.normal(size=(6, 61, 3)) + 0.5 * np.eye(3)[CLASSES])
-        members = [blend.Members(str(i), None, [], each, trial=i) for i, each in enumerate(outputs)]
-        members.append(blend.Members("linear model", None, [], outputs[0] + outputs[1]))
-        default = [members[0], members[-1]]
-        losses = [blend._choose(task, hparams, these, batch).loss for these in (members, default)]
-        assert losses[0] <= losses[1] + 1e-6
+    truth = 0.5 * np.eye(3)[CLASSES]
+    outputs = np.float32(RNG.normal(size=(3, 61, 3)) + truth)
+    noise, better = np.float32(0.01 * outputs[2]), np.float32(3 * truth)
+    for last, joins in ((outputs[0] + noise, False), (outputs[0] + better, True)):
+        members = [blend.Members(str(i), None, [], each, trial=i)
+                   for i, each in enumerate([outputs[0], last])]  # fmt: skip
+        members += [blend.Members("linear model", None, [], outputs[1])]
+        chosen = blend._choose(task, hparams, members, {"targets": CLASSES})
+        assert bool(chosen.weights[1]) == joins and sum(chosen.weights) == pytest.approx(1)
+
+
+def test_an_example_of_any_class_is_yet_to_come():
+    outputs = np.float32(5 * np.eye(3)[CLASSES])
+    hparams = train.as_float32(blend._smooth(train.Hparams(), outputs))
+
+    def loss(log_scale):
+        logits = outputs * np.exp(log_scale)
+        return float(train.Recipe(MLP()).task.loss(logits, {"targets": CLASSES}, hparams).mean())
+
+    best = np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
+    probabilities = softmax(best * outputs, -1)[np.arange(61), CLASSES]
+    np.testing.assert_allclose(probabilities, 62 / 64, atol=1e-3)  # Laplace's rule of succession

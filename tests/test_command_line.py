@@ -74,7 +74,7 @@ def test_texts_and_repeated_flags_keep_their_commas():
 
 def test_a_choice_of_a_space_may_be_a_list(monkeypatch):
     found = []
-    monkeypatch.setattr(sweep_command, "run_sweep", lambda *parsed, **_: found.append(parsed[-1].space))
+    monkeypatch.setattr(sweep_command, "run_sweep", lambda *of, **_: found.append(of[-1].space))
     words = ["mnist", "--space.model.features", "16,32", "16", "--space.model.activation",
              "relu,tanh", "--space.augment", "crop,flip", "crop"]  # fmt: skip
     sweep_command.main("random_search", experiments, ("random",), words)

@@ -37,6 +37,7 @@ Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
 TREES_SHARE = 0.5  # of the time that is left for training
 MAX_TREES = 2000  # of each fold and class
+SIGNIFICANT = 2.0  # standard errors of the mean difference of two losses
 MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
@@ -196,17 +197,25 @@ def _smooth(hparams, outputs):
 
 
 def _choose(task, hparams, members: list[Members], batch) -> Chosen:
-    """Returns the choice from all members, or from the default ones where its loss is lower:
-    greedy selection from more members may end higher."""
-    every = tuple(range(len(members)))
-    default = tuple(i for i in every if members[i].is_default)
-    outputs, choices = jnp.stack([member.outputs for member in members]), []
-    for index in filter(None, dict.fromkeys([every, default])):
-        chosen = choose(task, hparams, outputs[np.array(index)], batch, MOST)
-        weights = np.zeros(len(members))
-        weights[list(index)] = chosen.weights
-        choices.append(chosen._replace(weights=weights.tolist()))
-    return min(choices, key=lambda chosen: chosen.loss)
+    """Returns the choice from all members, or without a sweep's trials where these gain less than
+    SIGNIFICANT standard errors (the rule of Breiman et al. 1984): the best of many is partly
+    chance."""
+    outputs = jnp.stack([member.outputs for member in members])
+
+    def choose_from(index):
+        chosen, weights = choose(task, hparams, outputs[index], batch, MOST), np.zeros(len(members))
+        weights[index] = chosen.weights
+        chosen = chosen._replace(weights=weights.tolist())
+        return chosen, np.asarray(task.loss(_mean(task, members, chosen), batch, hparams))
+
+    default = np.flatnonzero([member.is_default for member in members])
+    chosen, losses = choose_from(np.arange(len(members)))
+    if 0 < len(default) < len(members):
+        without, others = choose_from(default)
+        gains = others - losses
+        if not gains.mean() > SIGNIFICANT * gains.std(ddof=1) / math.sqrt(len(gains)):
+            return without
+    return chosen
 
 
 def _mean(task, members: list[Members], chosen: Chosen):

@@ -96,6 +96,11 @@ def held_out_outputs(folds: Sequence[Fold], outputs: Sequence[np.ndarray]) -> np
     return joined
 
 
+def fold_seeds(seed: int, count: int) -> np.ndarray:
+    """Returns the seed of each fold of a bag, uint32 (count,)."""
+    return np.array([(seed + fold) % 2**32 for fold in range(count)], np.uint32)
+
+
 def fit_bag(
     recipe: Recipe, hparams: Hparams, data: Mapping[str, Any], fold_of: np.ndarray, *, seed: int,
     **options: Any,
@@ -106,7 +111,7 @@ def fit_bag(
     options: as for `fit_folds`. Raises as `fit_folds`.
     """
     folds = held_out_folds(fold_of)
-    seeds = [(seed + fold) % 2**32 for fold in range(len(folds))]
+    seeds = fold_seeds(seed, len(folds))
     population = fit_folds(recipe, hparams, data, data, folds, seeds=seeds, **options)
     best = [fit for _, fit in sorted(population.best(len(fold_of)).items())]
     outputs = [outputs[fold.val] for fold, (_, outputs) in zip(folds, best, strict=True)]

@@ -48,6 +48,8 @@ WORDS = {
     "ensemble": "the ensemble",
 }  # fmt: skip
 TRIAL = "trial"  # and its number: the name of its bag
+NO_TRIAL = ("The ensemble has no trial but the defaults, trial 0: the others gain no more than "
+            "chance on held-out folds, two standard errors.")  # fmt: skip
 
 
 def finish(
@@ -257,6 +259,10 @@ class Candidates:
 
     def _selection(self) -> list[str]:
         """Returns a sentence about the part of the best trial's gain that is selection."""
+        if self._bound.job.has_folds:
+            rows = self._results.get("ensemble", {}).get("members", [])
+            names = {row["name"] for row in rows if row["weight"] and row["name"].startswith(TRIAL)}
+            return [NO_TRIAL] if names <= {f"{TRIAL} 0"} else []
         trained, retrained = self._score("trained"), self._score("retrained")
         if trained is None or retrained is None:
             return []

@@ -20,7 +20,7 @@ from dlflax import train
 from dlflax.config.experiment import execute
 from dlflax.config.serialize import MODULE_PREFIX
 from dlflax.train import population
-from dlflax.train.bag import fold_options, held_out_folds, held_out_outputs
+from dlflax.train.bag import fold_options, fold_seeds, held_out_folds, held_out_outputs
 from dlflax.train.layout import layout_for
 from dlflax.tune.suggest.space import Space
 
@@ -192,6 +192,13 @@ def _heartbeat(path: Path | None):
         is_done.set()
 
 
+def _member_seeds(job: Job, trial: Trial) -> np.ndarray:
+    """Returns the seeds of a trial's members. The bag of trial 0, the defaults, is a run's."""
+    if job.has_folds and trial.number == 0:
+        return fold_seeds(job.seed, job.num_seeds)
+    return trial_seeds(job.seed, trial.number, job.num_seeds)
+
+
 _placed: dict[int, tuple[Any, Any]] = {}  # devices -> (arrays of the host, the same on them)
 
 
@@ -211,7 +218,7 @@ def _make_members(job, recipe, hparams, group, parts, width):
         placed = population.put_on_devices(layout, parts["train"], parts["val"])
         _placed[layout.devices] = parts, placed
     members = population.Population(
-        recipe, hparams, [trial_seeds(job.seed, trial.number, job.num_seeds) for trial in group],
+        recipe, hparams, [_member_seeds(job, trial) for trial in group],
         *placed, epochs=job.epochs, layout=layout, patience=job.patience,
         plateau_patience=job.plateau_patience, pretrained=parts.get("pretrained"),
         keep_best=True, objective=job.metric,
