@@ -240,7 +240,8 @@ def test_trials_join_where_their_gain_is_no_chance():
     task, hparams = train.Recipe(MLP()).task, train.as_float32(train.Hparams())
     truth = 0.5 * np.eye(3)[CLASSES]
     outputs = np.float32(RNG.normal(size=(3, 61, 3)) + truth)
-    noise, better = np.float32(0.01 * outputs[2]), np.float32(3 * truth)
+    signs = np.where(np.arange(61) % 2, 1, -1)[:, None]  # better for as many as it is worse for
+    noise, better = np.float32(signs * truth), np.float32(3 * truth)
     for last, joins in ((outputs[0] + noise, False), (outputs[0] + better, True)):
         members = [blend.Members(str(i), None, [], each, trial=i)
                    for i, each in enumerate([outputs[0], last])]  # fmt: skip

@@ -46,8 +46,7 @@ class Config:
     """Number of networks, each trained with another fold held out and averaged; the folds take the
     place of the validation split. 0: one network."""
     time_limit: float = 0.0
-    """Seconds for the whole command: fewer epochs, and trials of a sweep, where not all fit. 0: no
-    limit."""
+    """Seconds for the whole command: fewer epochs or trials where not all fit. 0: no limit."""
     blend: Literal["auto", "none"] = "auto"
     """--bag-folds: auto averages linear models and boosted trees in, by their loss on the folds."""
     run_dir: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})

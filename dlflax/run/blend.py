@@ -58,8 +58,7 @@ class Members(NamedTuple):
 
     @property
     def is_default(self) -> bool:
-        """True for a member that a run has without a sweep: any but a trial, and trial 0, which
-        has the defaults."""
+        """True for what a run has without a sweep: all but trials, and trial 0, the defaults."""
         return not self.trial
 
 
@@ -190,8 +189,8 @@ def _average(
 
 
 def _smooth(hparams, outputs):
-    """Returns the hparams with the label smoothing by which an example of any class is yet to come
-    (Platt 1999): few examples without an error are no certainty. outputs: (n, classes)."""
+    """Returns hparams with label smoothing, as if an example of each class were added (Platt 1999):
+    few examples without an error are no certainty. outputs: (n, classes)."""
     classes = max(2, outputs.shape[1])
     return hparams.replace(label_smoothing=classes / (len(outputs) + classes))
 

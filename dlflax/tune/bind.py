@@ -46,13 +46,6 @@ class Bound(NamedTuple):
         """minimize or maximize."""
         return "minimize" if self.job.sign == 1 else "maximize"
 
-    def with_epochs(self, epochs: int) -> "Bound":
-        """Returns the same sweep with trials of so many epochs."""
-        return self._replace(
-            sweep=dataclasses.replace(self.sweep, epochs=epochs),
-            job=dataclasses.replace(self.job, epochs=epochs),
-        )
-
 
 def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     """Returns the sweep with its data and structures. Raises InputError for settings that

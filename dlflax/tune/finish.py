@@ -203,14 +203,16 @@ class Candidates:
         config = dataclasses.replace(self._config, recipe=sweep.recipe, hparams=sweep.hparams)
         done = load_results(config, folder, True, self._log) or {}
         tested = [row["name"] for row in done.get("members", []) if row["name"].startswith(TRIAL)]
-        if done and tested != [bag.name for bag in bags]:  # there are more trials
+        if not (bags or done):
+            raise RunError("no models of the trials are in members/.")
+        if bags and done and tested != [bag.name for bag in bags]:  # there are more trials
             set_aside(folder)
         if (plan := read_plan(sweep.run_dir)) and not folder.exists():
             folder.mkdir()
             write_json(folder / PLAN, plan)  # the trees that fit into the time
         return self._run(
             dataclasses.replace(config, run_dir=folder, resume=(folder / "config.json").exists()),
-            blend.Trained(bags, self._others),
+            trained=blend.Trained(bags, self._others),
         )
 
     def _bags(self) -> list[blend.Members]:
@@ -241,11 +243,9 @@ class Candidates:
             _save(bound.experiment, config, variables, history, bound.dataset, self._log)
         return self._run(dataclasses.replace(config, resume=True))
 
-    def _run(self, config, trained=None) -> dict[str, Any]:
-        bound = self._bound
-        return run.run(
-            bound.experiment, config, self._log, bound.dataset, brief=True, trained=trained
-        )
+    def _run(self, config, **more) -> dict[str, Any]:
+        experiment, dataset = self._bound.experiment, self._bound.dataset
+        return run.run(experiment, config, self._log, dataset, brief=True, **more)
 
     def _validation(self, name: str) -> dict[str, Any] | None:
         """Returns the validation scores of a candidate; of the ensemble those before its

@@ -3,6 +3,8 @@
 The plan is saved as plan.json in the sweep's folder, so that a sweep that continues has the same.
 """
 
+import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -11,12 +13,12 @@ from optuna.trial import FrozenTrial
 from dlflax.files import write_json
 from dlflax.run import blend
 from dlflax.run.prepare import Setup
-from dlflax.run.time_limit import EPOCHS, MEASURED, PLAN, Clock, plan_epochs, read_plan
+from dlflax.run.time_limit import EPOCHS, PLAN, Clock, plan_epochs, read_plan
 from dlflax.tune.bind import Bound
 from dlflax.tune.pool.training import Trial, train_order
 from dlflax.tune.sweep_config import Sweep
 
-LONG = 0.2  # share of the limit: an epoch as long as this is measured once, with its compilation
+MEASURED = 0.2  # share of the limit, to compile and to measure an epoch in
 LATE = 0.7  # share of a population's time: with less left none begins
 
 
@@ -30,34 +32,25 @@ def plan_sweep(bound: Bound, population: int, clock: Clock, log) -> tuple[Bound,
     if sweep.bag_folds and not read_plan(sweep.run_dir):
         setup = Setup(bound.dataset, bound.examples, bound.start, None)
         others = blend.fit_others(sweep, setup, bound.arrays["fold_of"], clock, slow, log)
-
-    def measure():
-        return _measure_epoch(bound, population)
-
+    measure = functools.partial(_measure_epoch, bound, population)
     sweep = plan_epochs(sweep, sweep.run_dir, clock, measure, log, {"slow": slow})
-    return bound.with_epochs(sweep.epochs), others
+    job = dataclasses.replace(bound.job, epochs=sweep.epochs)
+    return bound._replace(sweep=sweep, job=job), others
 
 
 def _measure_epoch(bound: Bound, population: int) -> float:
     """Returns the seconds of an epoch of a population, in the program that trains it later."""
-    space, limit = bound.job.space, bound.sweep.time_limit
+    space, ends = bound.job.space, [time.perf_counter()]
     params = space.defaults or {
         name: values.choices[0] if hasattr(values, "choices") else values.low
         for name, values in space.distributions.items()
     }
-    order, seconds = [Trial(number, params) for number in range(population)], []
-    for goal in (1, EPOCHS):
-        begun, done = time.perf_counter(), len(order[0].values)
-        for trial in order:
-            trial.goal = goal
-        order, _ = train_order(
-            bound.job, lambda: bound.arrays, order, population, MEASURED * limit
-        )  # fmt: skip
-        epochs = len(order[0].values) - done
-        seconds.append((time.perf_counter() - begun) / max(1, epochs))
-        if seconds[0] > LONG * limit or order[0].is_over:
-            break
-    return seconds[-1]
+    train_order(
+        bound.job, lambda: bound.arrays, [Trial(k, params, EPOCHS) for k in range(population)],
+        population, MEASURED * bound.sweep.time_limit,
+        on_epoch=lambda _: ends.append(time.perf_counter()),
+    )  # fmt: skip
+    return float(np.diff(ends).min())  # the first one compiles
 
 
 def reason_to_stop(
