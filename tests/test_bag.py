@@ -156,8 +156,12 @@ def test_refusals(module, flags, sentence, capsys, place):
 def test_a_time_limit_is_planned_once(place, monkeypatch):
     config = run.Config(train.Recipe(MLP()), epochs=100, time_limit=60.0)
     monkeypatch.setattr(time_limit.time, "perf_counter", lambda: 105.0)
+    monkeypatch.setattr(time_limit.time, "process_time", lambda: 9.0)
     clock, said = time_limit.Clock(60.0, 100.0), []
     assert clock.remaining() == 60 - time_limit.END - 6 - 5
+    with monkeypatch.context() as busy:
+        busy.setattr(time_limit.time, "process_time", lambda: 4.0)
+        assert clock.remaining() == 60 - 1.25 * (time_limit.END + 6) - 5
     planned = time_limit.plan_epochs(config, place, clock, lambda: 1.5, said.append)
     assert planned.epochs == 30 and said == ["time limit of 60 s: 30 of 100 epochs"]
     again = time_limit.plan_epochs(config, place, clock, None, said.append)  # is not measured

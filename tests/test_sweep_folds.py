@@ -105,6 +105,7 @@ def test_a_series_has_no_folds(place, capsys):
 
 def test_trials_are_planned_once(place, monkeypatch):
     monkeypatch.setattr(time_limit.time, "perf_counter", lambda: 150.0)
+    monkeypatch.setattr(time_limit.time, "process_time", lambda: 99.0)
     config = Sweep(train.Recipe(MLP()), time_limit=100.0, trials=64, run_dir=place)
     clock = Clock(100.0, 130.0)  # 66 s are left
     Path("plan.json").write_text('{"epochs": 7}')

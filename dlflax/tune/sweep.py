@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlflax import run
-from dlflax.run.time_limit import Clock
+from dlflax.run.time_limit import END, Clock
 from dlflax.train.layout import use_all_cores
 from dlflax.tune.begin import begin
 from dlflax.tune.bind import bind
@@ -24,7 +24,8 @@ def run_sweep(
     results.json. search: the name of the kind of search; sweep.space: words, as `space.space`
     takes them; started: of time.perf_counter, for the time limit (default: now). Raises InputError
     and RunError."""
-    clock = Clock(sweep.time_limit, time.perf_counter() if started is None else started)
+    started = time.perf_counter() if started is None else started
+    clock = Clock(max(0.0, sweep.time_limit - END), started)  # its report takes as long as a test
     use_all_cores()
     if isinstance(experiment, str):
         experiment = run.Experiment(experiment)

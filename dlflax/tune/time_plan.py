@@ -13,12 +13,12 @@ from optuna.trial import FrozenTrial
 from dlflax.files import write_json
 from dlflax.run import blend
 from dlflax.run.prepare import Setup
-from dlflax.run.time_limit import EPOCHS, PLAN, Clock, plan_epochs, read_plan
+from dlflax.run.time_limit import EPOCHS, MEASURED, PLAN, Clock, plan_epochs, read_plan
 from dlflax.tune.bind import Bound
 from dlflax.tune.pool.training import Trial, train_order
 from dlflax.tune.sweep_config import Sweep
 
-MEASURED = 0.2  # share of the limit, to compile and to measure an epoch in
+LONG = 0.4  # share of the limit: after a first epoch as long as this no second one is measured
 LATE = 0.7  # share of a population's time: with less left none begins
 
 
@@ -40,17 +40,23 @@ def plan_sweep(bound: Bound, population: int, clock: Clock, log) -> tuple[Bound,
 
 def _measure_epoch(bound: Bound, population: int) -> float:
     """Returns the seconds of an epoch of a population, in the program that trains it later."""
-    space, ends = bound.job.space, [time.perf_counter()]
+    space, limit = bound.job.space, bound.sweep.time_limit
     params = space.defaults or {
         name: values.choices[0] if hasattr(values, "choices") else values.low
         for name, values in space.distributions.items()
     }
-    train_order(
-        bound.job, lambda: bound.arrays, [Trial(k, params, EPOCHS) for k in range(population)],
-        population, MEASURED * bound.sweep.time_limit,
-        on_epoch=lambda _: ends.append(time.perf_counter()),
-    )  # fmt: skip
-    return float(np.diff(ends).min())  # the first one compiles
+    trials, seconds = [Trial(number, params) for number in range(population)], [0.0]
+    for goal in (1, EPOCHS):  # the first epoch compiles
+        begun, done = time.perf_counter(), len(trials[0].values)
+        if trials[0].is_over or seconds[-1] > LONG * limit:
+            break
+        for trial in trials:
+            trial.goal = goal
+        trials, _ = train_order(
+            bound.job, lambda: bound.arrays, trials, population, MEASURED * limit
+        )  # fmt: skip
+        seconds.append((time.perf_counter() - begun) / (len(trials[0].values) - done))
+    return seconds[-1]
 
 
 def reason_to_stop(
