@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all of it
     # what one test compiled, another need not, nor the next session: pytest --cache-clear clears it
     programs = Path(__file__).parents[1] / ".pytest_cache" / "d" / "programs"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # no lines of Python in programs
     # a test's programs run for milliseconds: what compiles them soonest
     os.environ["XLA_FLAGS"] = (

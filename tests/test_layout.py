@@ -78,9 +78,9 @@ def test_data_and_report_import_nothing_heavy():
 
 START = """
 import contextlib, io, runpy, sys
-sys.argv = ["mnist", *sys.argv[1:]]
+module, *sys.argv[1:] = sys.argv[1:]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-    runpy.run_module("experiments.mnist", run_name="__main__")
+    runpy.run_module(module, run_name="__main__")
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
@@ -88,9 +88,10 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 @pytest.mark.parametrize(
     ("flags", "more"),
     [
-        (("--help",), set()),
+        (("experiments.mnist", "--help"), set()),
+        (("sweeps.random_search", "mnist", "--help"), {"optuna", "safetensors", "sqlalchemy"}),
         pytest.param(
-            ("--epochs", "1", "--run-dir", "run", "--baseline", "none"),
+            ("experiments.mnist", "--epochs", "1", "--run-dir", "run", "--baseline", "none"),
             {"orbax", "tensorboardX", "matplotlib", "PIL"},
             marks=pytest.mark.slow,
         ),

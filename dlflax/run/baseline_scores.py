@@ -127,10 +127,10 @@ def mcnemar_counts(network: np.ndarray | None, baselines: dict[str, Baseline]) -
 
 def mcnemar_p(counts: dict[str, int]) -> float:
     """Returns the p-value of McNemar's exact test, two-sided."""
-    from scipy.stats import binomtest
+    from scipy.special import bdtr  # scipy.stats takes 0.7 s more to import
 
     alone = counts["network_alone"], counts["baseline_alone"]
-    return float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
+    return min(1.0, 2 * float(bdtr(min(alone), sum(alone), 0.5)))
 
 
 def is_linear(params, inputs: np.ndarray) -> bool:
