@@ -105,6 +105,7 @@ def test_the_examples_of_the_docstrings():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [DLClassifier(), DLRegressor()])
+@pytest.mark.parametrize("estimator", [DLClassifier, DLRegressor])
 def test_scikit_learns_own_checks(estimator):
-    check_estimator(estimator, on_skip=None)
+    few = estimator(hidden_sizes=(16,), epochs=30, learning_rate=1e-2, bag_folds=2)
+    check_estimator(few, on_skip=None)

@@ -120,7 +120,7 @@ print(json.dumps(answers))
 
 
 def environment(tmp_path, devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
     return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT),
             "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
 
