@@ -92,9 +92,14 @@ def init_on_devices(recipe, hparams, inputs, seed, pretrained):
     return parallel.constrain_state(init(recipe, hparams, inputs, jax.random.key(seed), pretrained))
 
 
+@functools.partial(jax.jit, static_argnums=0)  # which keeps what it has traced
+def _initial(recipe, hparams, inputs):
+    return init(recipe, hparams, inputs, jax.random.key(0))
+
+
 def abstract(recipe: Recipe, hparams: Hparams, inputs: Any) -> State:
     """Returns the shapes and dtypes of `init`'s State, for restoring a checkpoint. Only traced."""
-    return jax.eval_shape(lambda: init(recipe, hparams, inputs, jax.random.key(0)))
+    return _initial.eval_shape(recipe, hparams, inputs)
 
 
 def variables(recipe: Recipe, state: State) -> dict[str, Any]:
@@ -124,15 +129,16 @@ def forward_flops(recipe: Recipe, state: State, hparams: Hparams, inputs: Any) -
     return flops(lambda state, x: forward(recipe, state, hparams, x), state, inputs)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(model, hparams, inputs):
+    kwargs = model_kwargs(model, hparams, train=False)
+    return model.init_with_output(init_keys(jax.random.key(0)), floats(inputs), **kwargs)[0]
+
+
 def output_shape(recipe: Recipe, hparams: Hparams, inputs: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype of the model's outputs on inputs (n, ...). Only traced."""
-
-    def outputs(inputs):
-        kwargs = model_kwargs(recipe.model, hparams, train=False)
-        keys = init_keys(jax.random.key(0))
-        return recipe.model.init_with_output(keys, floats(inputs), **kwargs)[0]
-
-    return jax.eval_shape(outputs, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+    """Returns shape and dtype of the model's outputs on inputs (n, ...). Only traced, once."""
+    example = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    return _outputs.eval_shape(recipe.model, hparams, example)
 
 
 def check_arrays(recipe: Recipe, hparams: Hparams, *parts: Mapping[str, Any] | None) -> None:

@@ -55,7 +55,8 @@ def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log
     if transfer is None or not transfer.is_frozen:
         return None
     if transfer.save_backbone and (folder / FILE).exists():
-        return read_variables(folder / FILE, _abstract_variables(model, inputs), is_subset=True)
+        abstract = weights.initial.eval_shape(model, _abstract_example(inputs))
+        return read_variables(folder / FILE, abstract, is_subset=True)
     module, path = backbone_module(model)
     variables, actual = read(transfer.weights, module, inputs, log)
     if actual != sha256:
@@ -136,15 +137,11 @@ def _abstract_example(inputs):
     return jax.eval_shape(train.floats, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype))
 
 
-def _abstract_variables(model, inputs):
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), _abstract_example(inputs))
-
-
 def read(name, model, inputs, log):
     """Reads pretrained weights: (variables without the last layer, sha256 of the file)."""
     loaded, sha256, description = weights.read(model, name, log)
     log(description)
-    abstract = _abstract_variables(model, inputs)
+    abstract = weights.initial.eval_shape(model, _abstract_example(inputs))
     try:
         variables = weights.graft(abstract, loaded)
     except InputError as error:

@@ -247,12 +247,18 @@ def _convert(model, state: dict[str, np.ndarray], path: Path) -> dict:
     return convert(state)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # which keeps what it has traced
+def initial(model, inputs):
+    """Returns the model's variables for a batch of inputs (n, ...)."""
+    return model.init(jax.random.key(0), inputs)
+
+
 def _shapes(model, outputs: int) -> dict[str, tuple[int, ...]]:
     """Returns {path: shape} of the model's variables, for images of ImageNet's size."""
     example = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     if isinstance(model, MiniLM):
         example = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    tree = jax.eval_shape(model.clone(num_outputs=outputs).init, jax.random.key(0), example)
+    tree = initial.eval_shape(model.clone(num_outputs=outputs), example)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
