@@ -20,11 +20,12 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 CHAPTERS = sorted(HERE.glob("[0-9][0-9]_*.py"))
 LIMITS = (  # (what stands before a number, the largest such number of a short execution)
-    (r"\bepochs ?= ?", 5), (r"--epochs\W+", 1), (r"--trials ", 8), (r"--folds ", 2),
+    (r"\bepochs ?= ?", 5), (r"--epochs\W+", 1), (r"--trials ", 5), (r"--folds ", 2),
     (r"\bphotographs\(", 32), (r"\(len\(files\)\)\[:", 40),
 )  # fmt: skip
 FLAGS = {  # words of a command -> flags that a short execution has after them
-    "--ensemble-size 0": "--baseline none", "--data photos": "--image-size 32",
+    "--ensemble-size 0": "--baseline none --population-size 5",  # all searches share a program
+    "--data photos": "--image-size 32 --epochs 2",
     "--run-dir tuned": "--baseline none --ensemble-size 0", "--run-dir folds": "--baseline none",
 }  # fmt: skip
 
@@ -39,6 +40,7 @@ def shorten(source: str) -> str:
         )  # fmt: skip
     for words, flags in FLAGS.items():
         source = source.replace(words, f"{words} {flags}")
+    source = re.sub(r"\b1([06])00\b", r"1\g<1>0", source)  # photographs: 1000 and 600 of 1600
     return re.sub(r"\bepochs=epochs\b", f"epochs=min(epochs, {LIMITS[0][1]})", source)
 
 

@@ -1,4 +1,5 @@
-"""python tests/plain.py MODULE FLAGS: as `python -m MODULE FLAGS` does, but without figures.
+"""python tests/plain.py MODULE FLAGS: as `python -m MODULE FLAGS` does, but without figures; FILE.py
+FLAGS as `python FILE.py FLAGS`.
 
 For tests in which a process is the point, and not what it draws.
 """
@@ -11,4 +12,7 @@ from dlflax.report import figures
 figures.draw = lambda *_: {}
 sys.path[0] = ""
 del sys.argv[0]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+if sys.argv[0].endswith(".py"):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+else:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -61,7 +61,10 @@ def place(tmp_path, monkeypatch):
 
 
 def start(place, *args):
+    """Starts `python ARGS`, without figures but for those of a sweep's report."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if "sweeps.report" not in args:
+        args = [ROOT / "tests" / "plain.py", *args[args[0] == "-m" :]]
     return subprocess.Popen(
         [sys.executable, *args], cwd=place, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
@@ -471,7 +474,7 @@ def strangers(place, monkeypatch):
     a module that Python can import, in the run's folder and beside it, alone and in packages."""
     # a process of pytest-xdist has no file, as a notebook
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "pytest", raising=False)
-    ran(place, "rings.py", "--epochs", "1", "--run-dir", "given")
+    ran(place, "rings.py", "--epochs", "1", "--run-dir", "given", "--baseline", "none")
     records = (place / "cache").rglob("*.json")
     assert not any("rings" in path.read_text() for path in records)  # of what ran here
     mark, evil = place / "mark", EVIL.format(mark=place / "mark")
