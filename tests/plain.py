@@ -1,5 +1,5 @@
-"""python tests/plain.py MODULE FLAGS: as `python -m MODULE FLAGS` does, but without figures; FILE.py
-FLAGS as `python FILE.py FLAGS`.
+"""python tests/plain.py MODULE FLAGS: as `python -m MODULE FLAGS` does, but without figures; with
+FILE.py in place of MODULE, as `python FILE.py FLAGS` does.
 
 For tests in which a process is the point, and not what it draws.
 """
