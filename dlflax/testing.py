@@ -31,7 +31,7 @@ from dlflax.train.batch import add_targets, gather
 from dlflax.train.check import bind_to_data, check_task
 from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.metrics import Additive, Collecting, additive_scores
-from dlflax.train.recipe import check_arrays
+from dlflax.train.recipe import check_arrays, init_on_devices
 from dlflax.train.tasks import Asked, Task
 
 
@@ -147,7 +147,7 @@ class TaskSuite:
     def _evaluate(self, task, model, source):
         splits = _splits(source, 0.1)
         recipe = bind_to_data(train.Recipe(model, task, batch_size=16), self.hparams, splits)
-        state = train.init(recipe, self.hparams, splits.val["inputs"][:1], jax.random.key(0))
+        state = init_on_devices(recipe, self.hparams, splits.val["inputs"][:1], 0, None)
         return recipe, splits, state, *train.evaluate_sums(recipe, state, self.hparams, splits.val)
 
     def test_it_is_hashed_by_value(self, evaluation):
@@ -181,9 +181,11 @@ class TaskSuite:
         numbers = train.as_float32(self.hparams.evaluation())
         padded = np.int32([0, 1, 2, 3, -1, -2, -1])  # four examples, three of padding
 
+        @jax.jit
         def losses(index):
-            batch = add_targets(recipe.task, gather(splits.val, jnp.asarray(index)))
-            return recipe.task.loss(outputs[np.where(index < 0, -1 - index, index)], batch, numbers)
+            batch = add_targets(recipe.task, gather(splits.val, index))
+            rows = jnp.where(index < 0, -1 - index, index)
+            return recipe.task.loss(jnp.asarray(outputs)[rows], batch, numbers)
 
         np.testing.assert_allclose(losses(padded)[:4], losses(padded[:4]), rtol=1e-4, atol=1e-6)
 
@@ -278,6 +280,7 @@ class ModelSuite:
         assert len(harness.traces) == before
 
     def test_two_members_compute_the_same_as_each_alone(self, harness):
+        @jax.jit
         def stack(*trees):
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 

@@ -62,7 +62,7 @@ def test_features_in_place_of_pictures(model):
     size = np.abs(expected).max()  # tiny, as running statistics begin at 0 and 1
     assert size > 0
     np.testing.assert_allclose(model.apply(variables, features), expected, atol=1e-4 * size)
-    head = model.init(jax.random.key(1), features)
+    head = jax.jit(model.init)(jax.random.key(1), features)
     assert list(head) == ["params"] and list(head["params"]) == ["logits"]
     head["params"]["logits"] = variables["params"]["logits"]
     np.testing.assert_allclose(model.apply(head, features), expected, atol=1e-4 * size)

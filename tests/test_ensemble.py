@@ -91,7 +91,7 @@ def test_an_ensemble_is_a_model():
     members = tuple(MLP(features=(4,), num_outputs=3) for _ in range(2))
     model = ensemble.Ensemble(members, (train.Hparams(),) * 2, (0.25, 0.75), Classification(), 2.0)
     inputs = jnp.asarray(RNG.normal(size=(6, 5)), jnp.float32)
-    variables = model.init(jax.random.key(0), inputs)
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
     assert set(variables["params"]) == {"members_0", "members_1"}
     each = [
         member.apply({"params": variables["params"][f"members_{i}"]}, inputs)

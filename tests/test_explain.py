@@ -75,7 +75,7 @@ def test_no_feature_map_no_heat(model):
 def test_grad_cam_by_hand():
     """A CNN cut into map and head: two dense layers, whose gradient differs from place to place."""
     model = CNN((5,), dense=(16,), implementation="lax", num_outputs=4)
-    variables = model.init(jax.random.key(3), PHOTOGRAPHS)
+    variables = jax.jit(model.init)(jax.random.key(3), PHOTOGRAPHS)
     params = jax.tree.map(np.asarray, variables["params"])
     kernel, bias = params["conv1"]["kernel"], params["conv1"]["bias"]
     convolved = convolution(PHOTOGRAPHS, kernel, 1, symmetric_pads(3), "lax")
@@ -98,7 +98,7 @@ def test_mean_and_one_dense_layer_give_the_class_activation_map():
     """Zhou et al. 2016, which Grad-CAM generalizes: the channels by the predicted class's weights.
     One stage, so that nothing is upsampled."""
     model = SmallResNet((6,), depth=1, implementation="lax", num_outputs=3)
-    variables = model.init(jax.random.key(0), PHOTOGRAPHS)
+    variables = jax.jit(model.init)(jax.random.key(0), PHOTOGRAPHS)
     outputs, sown = model.apply(variables, PHOTOGRAPHS, mutable=["intermediates"])
     (features,) = sown["intermediates"]["feature_map"]
     logits = variables["params"]["logits"]
@@ -265,7 +265,7 @@ def test_only_photographs_with_a_feature_map_are_explained(shape):
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
     targets = np.arange(5, dtype=np.int32) % 3
     for model in (CNN((2,), dense=(4,), num_outputs=3), MLP((4,), num_outputs=3)):
-        variables = model.init(jax.random.key(0), images[:1] / np.float32(255))
+        variables = jax.jit(model.init)(jax.random.key(0), images[:1] / np.float32(255))
         scores, pictures, tables, *_ = judged(
             model, variables, images, targets, ("a", "b", "c"), files=False
         )

@@ -26,6 +26,7 @@ from dlflax.inference import export
 from dlflax.inference.predict import Predictor
 from dlflax.run.exit_codes import with_exit_codes
 from dlflax.train.check import bind_to_data
+from dlflax.train.recipe import init_on_devices
 from dlflax.train.tasks import TASKS
 from experiments import export as command
 
@@ -116,7 +117,7 @@ def untrained(source, task, model, folder):
         config=run.Config(recipe, data=source), encoder=splits.encoder, tta=0, folder=folder,
         calibration={}, experiment="none", log=lambda _: None,
         data={"sha256": dataset.checksum, "name": "synthetic", "weights_sha256": None},
-        _state=train.init(recipe, hparams, splits.train["inputs"][:1], jax.random.key(0)),
+        _state=init_on_devices(recipe, hparams, splits.train["inputs"][:1], 0, None),
     )  # fmt: skip
     return predictor
 

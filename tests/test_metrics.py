@@ -4,7 +4,6 @@ import dataclasses
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from dlflax.train.batch import check_keys
 from dlflax.train.check import bind_to_data
 from dlflax.train.layout import Layout
 from dlflax.train.population import Population
+from dlflax.train.recipe import init_on_devices
 from dlflax.train.tasks import Classification, Forecast, MultiLabel, Reconstruction, Regression
 
 RNG = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_every_metric_is_scikit_learns(case, devices):
     recipe = train.Recipe(MLP((), num_outputs=columns), task)
     assert set(expected) == {metric.name for metric in task.metrics}
     with parallel.use_devices(devices):
-        state = train.init(recipe, train.Hparams(), inputs[:1], jax.random.key(0))
+        state = init_on_devices(recipe, train.Hparams(), inputs[:1], 0, None)
         data = {"inputs": inputs, "targets": targets}
         scores, outputs = train.evaluate(recipe, state, train.Hparams(), data, 32)
     assert outputs.shape == (N, columns)

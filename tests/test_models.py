@@ -154,7 +154,7 @@ def test_patches_and_pieces():
 
 def test_variational_divergence_by_hand():
     model, inputs = MODELS["variational"]
-    variables = model.init(jax.random.key(0), inputs)
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
     _, sown = model.apply(variables, inputs, mutable=["losses"])
     params = variables["params"]
     hidden = jax.nn.gelu(inputs.reshape(4, -1) @ params["down_0"]["kernel"])

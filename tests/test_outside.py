@@ -39,6 +39,7 @@ from dlflax.train.checkpoint import Checkpoints
 from dlflax.train.checkpoint_files import MANIFEST
 from dlflax.train.layout import Layout
 from dlflax.train.population import Population
+from dlflax.train.recipe import init_on_devices
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your_own_experiment.md").read_text(encoding="utf-8")
@@ -288,7 +289,7 @@ def test_an_nnx_module_is_a_model(place, capsys):
     splits = make_splits(config.data, config.data.load(print), 0.25, 0)
     recipe = bind_to_data(config.recipe, config.hparams, splits)
     alone = train.fit(recipe, config.hparams, splits.train, splits.val, epochs=2)
-    start = train.init(recipe, config.hparams, splits.train["inputs"][:1], jax.random.key(0))
+    start = init_on_devices(recipe, config.hparams, splits.train["inputs"][:1], 0, None)
     for old, new in zip(jax.tree.leaves(start.collections),
                         jax.tree.leaves(alone.state.collections), strict=True):  # fmt: skip
         assert np.any(old != new)

@@ -21,6 +21,7 @@ from dlflax.models.layers import Dropout
 from dlflax.run.prepare import balance
 from dlflax.train import Hparams, Recipe, augment
 from dlflax.train.ensemble import Chosen
+from dlflax.train.recipe import init_on_devices
 from dlflax.train.step import total_loss
 from dlflax.transfer import Transfer, features, weights
 from dlflax.tune import ensemble_selection, sweep
@@ -62,7 +63,7 @@ def pictures(n, seed=0):
 def pretrained(monkeypatch, tmp_path):
     """`weights.read` gives these variables."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    variables = Backbone().init(jax.random.key(7), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.jit(Backbone().init)(jax.random.key(7), jnp.zeros((1, 8, 8, 3)))
     variables = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape),
                              variables)  # fmt: skip
     variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
@@ -118,10 +119,12 @@ def test_backbone_rate_is_a_fraction_of_the_learning_rate(pretrained):
     start = prepared(recipe, finetune="full", freeze_epochs=0)
     moved = {}
     for rate in (1.0, 0.1):
-        state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
-                           start.pretrained)  # fmt: skip
+        state = init_on_devices(
+            start.recipe, Hparams(), SPLITS.train["inputs"][:1], 0, start.pretrained
+        )
         batch = {**{k: v[:8] for k, v in SPLITS.train.items()}, "mask": np.ones(8, np.float32)}
-        new, _ = train.step(start.recipe, state, Hparams(backbone_lr_scale=rate), batch)
+        step = jax.jit(train.step, static_argnums=0)
+        new, _ = step(start.recipe, state, Hparams(backbone_lr_scale=rate), batch)
         moved[rate] = jax.tree.map(lambda a, b: a - b, new.params, state.params)
     same(moved[1.0]["logits"], moved[0.1]["logits"])
     found, full = (moved[rate]["block1"]["kernel"] for rate in (0.1, 1.0))
@@ -201,8 +204,9 @@ def test_the_head_comes_first(pretrained):
     hparams = Hparams(learning_rate=0.03)
     start = prepared(finetune="full", freeze_epochs=30, hparams=hparams, said=said)
     assert "the last layer alone reached a val accuracy of" in said[-1]
-    state = train.init(start.recipe, Hparams(), SPLITS.train["inputs"][:1], jax.random.key(0),
-                       start.pretrained)  # fmt: skip
+    state = init_on_devices(
+        start.recipe, Hparams(), SPLITS.train["inputs"][:1], 0, start.pretrained
+    )
     same(state.params["block1"], pretrained["params"]["block1"])
     scores, _ = train.evaluate(RECIPE, state, Hparams(), SPLITS.val)
     assert scores["accuracy"] == pytest.approx(float(said[-1].rsplit(" ", 1)[1]), abs=1e-4)
@@ -249,7 +253,7 @@ def test_class_weights_are_those_of_scikit_learn():
     weight = balance(transfer.Start(recipe, splits)).splits.train["weight"]
     np.testing.assert_allclose(weight, compute_sample_weight("balanced", targets), rtol=1e-6)
     # and they multiply the loss of an example
-    state = train.init(recipe, Hparams(), inputs[:1], jax.random.key(0))
+    state = init_on_devices(recipe, Hparams(), inputs[:1], 0, None)
     batch = {"inputs": inputs, "targets": targets, "mask": np.ones(7, np.float32)}
     of = [total_loss(recipe, state.params, {}, Hparams(), each, jax.random.key(1))
           for each in (batch, {**batch, "weight": weight})]  # fmt: skip

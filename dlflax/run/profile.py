@@ -9,6 +9,7 @@ import numpy as np
 from dlflax import data, train
 from dlflax.ops.convolution import list_algorithms
 from dlflax.report import tables
+from dlflax.train.recipe import init_on_devices
 
 
 def profile(recipe, hparams, train_set, folder: Path) -> None:
@@ -30,7 +31,7 @@ def profile(recipe, hparams, train_set, folder: Path) -> None:
         contextlib.nullcontext(),
         jax.profiler.trace(folder, create_perfetto_trace=True),
     ):
-        state = train.init(recipe, hparams, inputs[:1], jax.random.key(0))
+        state = init_on_devices(recipe, hparams, inputs[:1], 0, None)
         sums, stop = train.zero_sums(recipe, hparams, examples), np.int32(len(batches))
         with context:
             jax.block_until_ready(train.train_steps(

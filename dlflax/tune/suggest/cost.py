@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from dlflax import train
+from dlflax.train.recipe import init_on_devices
 from dlflax.tune.suggest.gaussian_process import warp
 
 EXAMPLES = 64  # that a model is timed with
@@ -25,7 +26,7 @@ def cost(kind: str, recipe: train.Recipe, hparams: train.Hparams, inputs) -> flo
         return float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
     if kind == "flops":
         return float(train.forward_flops(recipe, abstract, hparams, inputs[:1]))
-    state = train.init(recipe, hparams, inputs[:1], jax.random.key(0))
+    state = init_on_devices(recipe, hparams, inputs[:1], 0, None)
     numbers, part = train.as_float32(hparams.evaluation()), inputs[:EXAMPLES]
     seconds = []
     for _ in range(REPEATS + 1):
