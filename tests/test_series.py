@@ -113,6 +113,18 @@ def test_times_that_the_training_file_has_not_are_said(tmp_path):
         assert [line for line in said if "in their order" in line] == sentences
 
 
+def test_the_only_numbers_of_a_file_are_the_series(tmp_path):
+    style, said = read_file(counted(tmp_path), log=lambda _: None).style, []
+    one = write(tmp_path / "one.csv", [(f"day {i}", i) for i in range(9)], ("date", "price"))
+    assert read_in_style(read_table(one), style, said.append).values.tolist() == [*range(9)]
+    assert f"{one}: the column price is read as value." in said
+    two = write(tmp_path / "two.csv", [("day 1", 1, 2)] * 9, ("date", "price", "visitors"))
+    with pytest.raises(InputError, match="no column 'value'"):
+        read_in_style(read_table(two), style, said.append)
+    with pytest.raises(InputError, match="a format for each of its columns"):
+        dataclasses.replace(style, formats=())
+
+
 def test_what_is_missing_never_comes_from_the_future(tmp_path):
     """Values are forward-filled in inputs alone: no target, loss or score has them."""
     cells = ["", *("" if i in (3, 4, 17, 33) else 2 * i for i in range(1, 40))]
@@ -178,6 +190,7 @@ def test_gaps_of_the_series_that_is_shipped():
         ({"window": 5, "seasonality": 7}, "--window 5 must be at least the season of 7 steps"),
         ({"horizon": 0}, "--horizon 0 at least 1"),
         ({"seasonality": -1}, "--seasonality -1 must be"),
+        ({"test_split": 0.0}, "--test-split 0 must be between 0 and 1"),
         ({"test_split": 1.0}, "--test-split 1 must be between 0 and 1"),
     ],
 )
