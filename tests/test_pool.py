@@ -135,6 +135,12 @@ def table(opened):
     ]  # fmt: skip
 
 
+def test_the_trial_of_the_defaults_is_marked(tmp_path):
+    space = Space(SPACE.distributions, defaults={"x": 0.0, "y": 1.0, "z": 2.0})
+    trials = search(tmp_path / "s", 4, space=space)
+    assert [attrs.get("defaults") for *_, attrs in trials] == [True, None, None, None]
+
+
 class Killed(BaseException):
     pass
 
