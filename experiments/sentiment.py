@@ -20,12 +20,15 @@ rt-polarity: 10,662 sentences of film reviews (Pang and Lee 2005), a fixed tenth
 test; Kim 2014 reports 76.1 % for a CNN from random vectors (10-fold).
 """
 
+from dataclasses import replace
+
 from dlflax import run
 from dlflax.data import Text
 from dlflax.models import RNN, MiniLM, Transformer
 from dlflax.train import Cosine, Hparams, Recipe
 from dlflax.train.tasks import Classification
 from dlflax.transfer import Transfer
+from dlflax.transfer.weights import is_on_disk
 
 ARCHITECTURES = {
     "rnn": RNN(cell="gru", features=(64,), bidirectional=True, pooling="max", embedding_dim=64),
@@ -33,21 +36,31 @@ ARCHITECTURES = {
     "minilm": MiniLM(),
 }
 
+# networks on words from scratch, blended with linear models
+WORDS = run.Config(
+    recipe=Recipe(model=ARCHITECTURES["rnn"], schedule=Cosine(), batch_size=64),
+    hparams=Hparams(learning_rate=2e-3, dropout=0.5),
+    data=Text(),
+    epochs=8,
+    bag_folds=3,
+)
+
+# heads on cached features of a frozen text encoder, blended with linear models
+HEADS = run.Config(
+    recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine()),
+    hparams=Hparams(dropout=0.2, warmup_fraction=0.1),
+    data=Text(tokenizer="minilm"),
+    transfer=Transfer(weights="minilm"),
+    epochs=20,
+    bag_folds=5,
+)
+
 PRESETS = {
-    "default": run.Config(
-        recipe=Recipe(model=ARCHITECTURES["rnn"], batch_size=64),
-        hparams=Hparams(dropout=0.5),
-        data=Text(),
-        epochs=10,
-        patience=3,
-    ),
-    # a head on cached features of a frozen text encoder
-    "minilm": run.Config(
-        recipe=Recipe(model=ARCHITECTURES["minilm"], schedule=Cosine()),
-        hparams=Hparams(dropout=0.2, warmup_fraction=0.1),
-        data=Text(tokenizer="minilm"),
-        transfer=Transfer(weights="minilm"),
-        epochs=20,
+    "default": HEADS if is_on_disk("minilm") else WORDS,
+    "minilm": HEADS,
+    "rnn": WORDS,
+    "transformer": replace(
+        WORDS, recipe=replace(WORDS.recipe, model=ARCHITECTURES["transformer"])
     ),
     # full fine-tuning; more epochs overfit
     "best": run.Config(

@@ -17,19 +17,22 @@ import numpy as np
 
 from dlflax import data, train
 from dlflax.baselines import boosting, linear
+from dlflax.baselines.reference_models import TFIDF
 from dlflax.config.config import Config
 from dlflax.data.order import assign_folds
 from dlflax.data.stream import fits_on_device
+from dlflax.data.text.terms import Terms
 from dlflax.errors import InputError
 from dlflax.files import write_csv
 from dlflax.models import MLP, calibration
+from dlflax.models.tfidf import TfIdf
 from dlflax.report.progress import announcement, progress_bar
 from dlflax.report.tables import number_text
 from dlflax.run.prepare import Setup
 from dlflax.run.results import Record
 from dlflax.run.time_limit import EPOCHS, MEASURED, Clock, plan_epochs, read_plan
 from dlflax.train.bag import Bag, fit_bag
-from dlflax.train.ensemble import choose, ensemble_recipe, nest_variables
+from dlflax.train.ensemble import Chosen, choose, ensemble_recipe, nest_variables
 from dlflax.train.history import best_epoch
 from dlflax.train.tasks import Classification, Regression
 
@@ -50,6 +53,14 @@ class Members(NamedTuple):
     """float32 (n, ...) for each example, of the model that it was held out from, divided by the
     temperature."""
     temperature: float = 1.0
+    terms: Terms | None = None
+    """The inputs of models of texts; None: those of the networks."""
+
+    def inputs(self, splits: data.Splits) -> np.ndarray:
+        """Returns the inputs of the test examples (n, ...)."""
+        if self.terms is None:
+            return splits.test["inputs"]
+        return self.terms.inputs(splits.plain("test").texts)
 
 
 class Bagged(NamedTuple):
@@ -64,16 +75,22 @@ class Bagged(NamedTuple):
     calibration: dict[str, Any]
     members: list[Members]
     weights: list[float]
+    scores: list[dict[str, float]]
+    """Scores of the members on held-out examples."""
 
 
-def check(config: Config) -> None:
-    """Raises InputError for settings without a meaning for a bag."""
+def check(config: Config, log: Log) -> Config:
+    """Returns the Config, that of one network if the pretrained weights are fine-tuned. Raises
+    InputError for settings without a meaning for a bag."""
     for name in ("fsdp", "distributed", "profile", "devices"):
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} has no effect on a bag: remove it, or add --bag-folds 0.")
-    if config.transfer is not None and config.transfer.has_weights:
-        raise InputError("--bag-folds must be 0 with pretrained weights, or add --weights none.")
+    transfer = config.transfer
+    if transfer is not None and transfer.has_weights and not transfer.is_frozen:
+        log(f"note: --finetune {transfer.finetune} trains one network, not the bag of --bag-folds")
+        return dataclasses.replace(config, bag_folds=0, blend="auto")
+    return config
 
 
 def folds(config: Config, dataset: data.Dataset) -> np.ndarray:
@@ -91,25 +108,27 @@ def folds(config: Config, dataset: data.Dataset) -> np.ndarray:
 
 
 def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
-    """Trains the members, and returns their average as a finished run. setup: without a validation
-    split. Raises InputError and RunError."""
-    begun, fold_of = time.perf_counter(), folds(config, setup.dataset)
-    if not fits_on_device(setup.start.splits.train):
+    """Trains the members, and returns their average as a finished run. The folds are those of
+    `folds`, or one, the validation split. Raises InputError and RunError."""
+    begun, start = time.perf_counter(), setup.start
+    if not fits_on_device(start.splits.train):
         raise InputError("--bag-folds must be 0 for data that do not fit into memory.")
+    arrays, fold_of = _join_splits(config, setup)
     slow = list(read_plan(record.folder).get("slow", []))
-    others = _fit_others(config, setup, fold_of, clock, slow, record.log)
-    bag = _fit_networks(config, setup, fold_of, record, clock, slow)
-    model = setup.start.recipe.model
-    members = [Members("network", model, bag.variables, bag.outputs), *others]
-    task, hparams = setup.start.recipe.task, train.as_float32(config.hparams.evaluation())
+    others = _fit_others(config, setup, arrays, fold_of, clock, slow, record.log)
+    bag = _fit_networks(config, setup, arrays, fold_of, record, clock, slow)
+    members = [Members("network", start.recipe.model, bag.variables, bag.outputs), *others]
+    task, hparams = start.recipe.task, train.as_float32(config.hparams.evaluation())
     if isinstance(task, Classification):  # the epochs are chosen
         task = dataclasses.replace(task, monitor="loss")
-    train_set = setup.start.splits.train
-    batch = train.host_batch(task, train_set)
+    rows = np.flatnonzero(fold_of >= 0)
+    val_set = {name: array[rows] for name, array in arrays.items()}
+    batch = train.host_batch(task, val_set)
+    members = [member._replace(outputs=member.outputs[rows]) for member in members]
     members = [_calibrate(member, task, hparams, batch) for member in members]
     outputs = jnp.stack([member.outputs for member in members])
     chosen = choose(task, hparams, outputs, batch, MOST)
-    scores = [train.scores(task, config.hparams, train_set, member.outputs) for member in members]
+    scores = [train.scores(task, config.hparams, val_set, member.outputs) for member in members]
     for member, weight, values in zip(members, chosen.weights, scores, strict=True):
         name = task.metric().name
         record.say(
@@ -117,33 +136,71 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
             f"{name.replace('_', ' ')} {number_text(values[name])} on held-out folds; "
             f"weight {weight:.0%}"
         )
-    picked = [pair for pair in zip(members, chosen.weights, strict=True) if pair[1]]
-    models = [(member, weight / len(member.variables)) for member, weight in picked
-              for _ in member.variables]  # fmt: skip
-    recipe = ensemble_recipe(
-        dataclasses.replace(setup.start.recipe, task=task),
-        [(member.model, config.hparams) for member, _ in models],
-        [weight for _, weight in models],
-        chosen.temperature,
-        temperatures=[member.temperature for member, _ in models],
-    )
-    variables = nest_variables([tree for member, _ in picked for tree in member.variables])
     mean = task.mean(outputs, jnp.float32(chosen.weights)) / chosen.temperature
-    values = train.scores(task, config.hparams, train_set, mean)
+    values = train.scores(task, config.hparams, val_set, mean)
     row = {
         "epoch": 1, "step": 1, "learning_rate": 0.0, "seconds": time.perf_counter() - begun,
         "examples_per_second": 0.0, **{f"val_{name}": value for name, value in values.items()},
     }  # fmt: skip
     fitted = task.calibrate(np.asarray(mean), batch, hparams)
     fitted |= {"temperature": 1.0} if "temperature" in fitted else {}  # it is the Ensemble's
-    start = dataclasses.replace(setup.start, recipe=recipe)
-    abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
-    config = dataclasses.replace(
-        config, recipe=recipe, epochs=1, patience=0, plateau_patience=0, bag_folds=0, given=()
+    config, setup, state = _average(config, setup, task, members, chosen)
+    return Bagged(config, setup, state, row, fitted, members, chosen.weights, scores)
+
+
+def _average(config: Config, setup: Setup, task, members: list[Members], chosen: Chosen):
+    """Returns (Config, Setup, State) of the Ensemble."""
+    start, transfer = setup.start, config.transfer
+    picked = [pair for pair in zip(members, chosen.weights, strict=True) if pair[1]]
+    backbone = {name: {"members_0": tree} for name, tree in (start.backbone or {}).items()}
+    if picked[0][0].name != "network":
+        transfer, backbone = None, None
+    models = [(member, weight / len(member.variables)) for member, weight in picked
+              for _ in member.variables]  # fmt: skip
+    recipe = ensemble_recipe(
+        dataclasses.replace(start.recipe, task=task),
+        [(member.model, config.hparams) for member, _ in models],
+        [weight for _, weight in models],
+        chosen.temperature,
+        shared=transfer is not None and transfer.is_frozen,
+        temperatures=[member.temperature for member, _ in models],
+        columns=[2 * member.terms.length if member.terms else 0 for member, _ in models],
     )
-    setup = dataclasses.replace(setup, start=start, abstract=abstract)
-    state = _as_state(abstract, variables, config.seed)
-    return Bagged(config, setup, state, row, fitted, members, chosen.weights)
+    variables = nest_variables([tree for member, _ in picked for tree in member.variables])
+    examples, splits = setup.examples, start.splits
+    if vocabularies := [member.terms for member, _ in picked if member.terms]:
+        encoder = examples.encoder.with_terms(vocabularies)
+        terms = np.concatenate(
+            [item.inputs(splits.plain("test").texts) for item in vocabularies], 1
+        )
+        examples, splits = (
+            dataclasses.replace(part, encoder=encoder, test={
+                **part.test, "inputs": np.concatenate([part.test["inputs"], terms], 1)
+            })
+            for part in (examples, splits)
+        )  # fmt: skip
+    start = dataclasses.replace(start, recipe=recipe, splits=splits, backbone=backbone)
+    abstract = train.abstract(recipe, config.hparams, splits.test["inputs"][:1])
+    config = dataclasses.replace(
+        config, recipe=recipe, transfer=transfer, epochs=1, patience=0, plateau_patience=0,
+        bag_folds=0, given=(),
+    )  # fmt: skip
+    setup = dataclasses.replace(setup, examples=examples, start=start, abstract=abstract)
+    return config, setup, _as_state(abstract, variables, config.seed)
+
+
+def _join_splits(config: Config, setup: Setup) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns (arrays of all examples that are not in the test split; their folds, -1 for an
+    example that trains all models)."""
+    splits = setup.start.splits
+    if splits.val is None:
+        fold_of = folds(config, setup.dataset)
+        views = data.num_examples(splits.train) // len(fold_of)
+        return splits.train, np.tile(fold_of, views)
+    counts = data.num_examples(splits.train), data.num_examples(splits.val)
+    val = {"weight": np.ones(counts[1], np.float32), **splits.val}
+    arrays = {name: np.concatenate([x[:], val[name][:]]) for name, x in splits.train.items()}
+    return arrays, np.repeat(np.int32([-1, 0]), counts)
 
 
 def _calibrate(member: Members, task, hparams, batch) -> Members:
@@ -155,11 +212,11 @@ def _calibrate(member: Members, task, hparams, batch) -> Members:
 
 
 def _fit_networks(
-    config: Config, setup: Setup, fold_of, record: Record, clock: Clock, slow: list[str]
+    config: Config, setup: Setup, arrays, fold_of, record: Record, clock: Clock, slow: list[str]
 ) -> Bag:
     """Trains the networks, and writes metrics.csv with the means over the networks."""
-    recipe, splits = setup.start.recipe, setup.start.splits
-    enough = len(fold_of) >= MIN_CALIBRATED * config.bag_folds
+    recipe, count = setup.start.recipe, int(fold_of.max()) + 1
+    enough = np.sum(fold_of >= 0) >= MIN_CALIBRATED * count
     if isinstance(recipe.task, Classification) and recipe.task.monitor == "loss" and enough:
         # overconfidence is removed afterwards, so it must not choose the epoch
         recipe = dataclasses.replace(
@@ -169,18 +226,19 @@ def _fit_networks(
     def measure():
         ends: list[float] = []
         fit_bag(
-            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=EPOCHS,
+            recipe, config.hparams, arrays, fold_of, seed=config.seed, epochs=EPOCHS,
             on_epoch=lambda: ends.append(time.perf_counter()),
             should_stop=lambda: len(ends) > 1 and ends[-1] - ends[0] > MEASURED * clock.limit,
         )  # fmt: skip
         return float(np.diff(ends).min())
 
     config = plan_epochs(config, record.folder, clock, measure, record.log, {"slow": slow})
-    record.say(f"training {int(fold_of.max()) + 1} networks, each with another fold held out: "
+    several = f"training {count} networks, each with another fold held out"
+    record.say(f"{several if count > 1 else 'training one network'}: "
                f"{config.epochs:,} epochs")  # fmt: skip
     with progress_bar("epochs", config.epochs) as advance:
         bag = fit_bag(
-            recipe, config.hparams, splits.train, fold_of, seed=config.seed, epochs=config.epochs,
+            recipe, config.hparams, arrays, fold_of, seed=config.seed, epochs=config.epochs,
             patience=config.patience, plateau_patience=config.plateau_patience,
             on_epoch=lambda: advance(1),
         )  # fmt: skip
@@ -195,21 +253,31 @@ def _fit_networks(
 
 
 def _fit_others(
-    config: Config, setup: Setup, fold_of, clock: Clock, slow: list[str], log: Log
+    config: Config, setup: Setup, arrays, fold_of, clock: Clock, slow: list[str], log: Log
 ) -> list[Members]:
-    """Returns a linear model, and boosted trees of every installed library, where they fit the task
+    """Returns linear models, and boosted trees of every installed library, where they fit the task
     and the time. slow: names of those that do not, which is extended."""
     libraries = boosting.available()[::-1]  # the most accurate first
     recipe, splits = setup.start.recipe, setup.start.splits
-    inputs, targets = splits.train["inputs"], np.asarray(splits.train["targets"])
+    inputs, targets = arrays["inputs"], np.asarray(arrays["targets"])
     is_classes = isinstance(recipe.task, Classification)
     outputs = len(splits.class_names) if is_classes else targets[0].size
+    texts = [text for name in ("train", "val") if name in splits.examples
+             for text in getattr(splits.plain(name), "texts", None) or ()]  # fmt: skip
+    is_rows = inputs.ndim == 2 and inputs.dtype.kind == "f" and setup.start.backbone is None
     if (
-        config.blend == "none" or inputs.ndim != 2 or inputs.dtype.kind != "f"
-        or not is_classes and not isinstance(recipe.task, Regression)
+        config.blend == "none"
+        or not is_rows and not texts
+        or not is_classes and (texts or not isinstance(recipe.task, Regression))
         or getattr(recipe.model, "num_outputs", outputs) != outputs  # one logit for two classes
     ):  # fmt: skip
         return []
+
+    def fit_terms(analyzer):
+        fits = linear.fit_texts(analyzer, texts, targets, fold_of, outputs)
+        model = TfIdf(num_terms=len(fits.terms.vocabulary), num_outputs=outputs)
+        variables = [{"params": fits.params}]
+        return Members(TFIDF[analyzer], model, variables, fits.outputs, terms=fits.terms)
 
     def fit_linear():
         numbers = targets if is_classes else np.float64(targets).reshape(len(targets), -1)
@@ -227,8 +295,11 @@ def _fit_others(
         name = f"boosted trees ({library})"
         return Members(name, fits.model, [fits.variables], fits.outputs)
 
-    fits = {"a linear model": fit_linear}
-    for library in libraries:
+    fits = {name: functools.partial(fit_terms, analyzer)
+            for analyzer, name in TFIDF.items() if texts}  # fmt: skip
+    if is_rows:
+        fits["a linear model"] = fit_linear
+    for library in libraries if is_rows else ():
         fits[f"boosted trees of {library}"] = functools.partial(fit_trees, library)
     members = []
     for name in [name for name in fits if name not in slow]:
@@ -255,22 +326,20 @@ def _as_state(abstract: train.State, variables: dict[str, Any], seed: int) -> tr
     return jax.device_put(state)
 
 
-def test_members(bagged: Bagged) -> list[dict[str, Any]]:
+def test_members(bagged: Bagged, setup: Setup) -> list[dict[str, Any]]:
     """Returns name, number, weight, and scores on held-out folds and on the test split of each kind
-    of members."""
-    config, splits = bagged.config, bagged.setup.start.splits
+    of members. setup: that of `fit`."""
+    config, splits = bagged.config, setup.start.splits
     task, hparams, rows = config.recipe.task, train.as_float32(config.hparams.evaluation()), []
-    for member, weight in zip(bagged.members, bagged.weights, strict=True):
-        recipe = train.Recipe(member.model, task)
+    for member, weight, values in zip(bagged.members, bagged.weights, bagged.scores, strict=True):
+        recipe, inputs = train.Recipe(member.model, task), member.inputs(splits)
         outputs = jnp.stack([
-            train.predict(recipe, train.from_variables(tree), hparams, splits.test["inputs"])
-            / member.temperature
+            train.predict(recipe, train.from_variables(tree), hparams, inputs) / member.temperature
             for tree in member.variables
         ])  # fmt: skip
         shares = jnp.full(len(outputs), 1 / len(outputs), jnp.float32)
         rows.append({
-            "name": member.name, "models": len(outputs), "weight": weight,
-            "val": train.scores(task, config.hparams, splits.train, member.outputs),
+            "name": member.name, "models": len(outputs), "weight": weight, "val": values,
             "test": train.scores(task, config.hparams, splits.test, task.mean(outputs, shares)),
         })  # fmt: skip
     return rows

@@ -20,6 +20,7 @@ from dlflax.config.run_folder import (
     lock_run_folder,
     write_result_config,
 )
+from dlflax.config.saved import save_encoder
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
@@ -57,7 +58,7 @@ def run(
     if config.folds:
         raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
     if config.bag_folds:
-        blend.check(config)
+        config = blend.check(config, log)
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
@@ -100,11 +101,12 @@ def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brie
         bagged = blend.fit(config, setup, record, clock)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
+        save_encoder(folder, bagged.setup.examples.encoder)
         write_result_config(folder, bagged.config)
         with announcement("testing ...", log):
             tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
         finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
-        members = blend.test_members(bagged)
+        members = blend.test_members(bagged, setup)
         alone = {f"{row['name']} alone": row["test"] for row in members if row["weight"] < 1}
         results = report(
             bagged.config, bagged.setup, finished, tested, record, clock.started,

@@ -57,6 +57,7 @@ def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log
     if transfer.save_backbone and (folder / FILE).exists():
         return read_variables(folder / FILE, _abstract_variables(model, inputs), is_subset=True)
     module, path = backbone_module(model)
+    inputs = model.parts(inputs)[0] if path else inputs
     variables, actual = read(transfer.weights, module, inputs, log)
     if actual != sha256:
         raise InputError(

@@ -1,0 +1,127 @@
+"""Linear models of texts: terms and TF-IDF beside scikit-learn's, in a run and after it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+import dlflax
+from dlflax import run
+from dlflax.baselines import linear
+from dlflax.data.text import terms
+from dlflax.errors import InputError
+from dlflax.models.tfidf import TfIdf
+from experiments import sentiment
+
+RNG = np.random.default_rng(0)
+TEXTS = [
+    f"{'a good' if i % 2 else 'no'} film, 第{i % 3}部 {'very ' * (i % 4)}{i % 7}" for i in range(60)
+]
+CLASSES = np.arange(60) % 2 + (np.arange(60) % 5 == 0)
+
+
+@pytest.mark.parametrize("analyzer", ["word", "char_wb"])
+def test_a_member_is_scikit_learn_s_model(analyzer):
+    fold_of = np.repeat([-1, 0], 30)
+    fits = linear.fit_texts(analyzer, TEXTS, CLASSES, fold_of, 3)
+    tfidf = TfidfVectorizer(
+        analyzer=analyzer, ngram_range=(1, terms.LONGEST[analyzer]), min_df=2, sublinear_tf=True,
+        token_pattern=r"(?u)\b\w+\b" if analyzer == "word" else None,
+    )  # fmt: skip
+    x = tfidf.fit_transform(TEXTS)
+    assert set(fits.terms.vocabulary) == set(tfidf.vocabulary_)
+    decisions, losses = {}, {}
+    for strength in linear.TEXT_STRENGTHS:
+        model = LogisticRegression(C=strength).fit(x[:30], CLASSES[:30])
+        p = model.predict_proba(x[30:])
+        losses[strength] = -np.log(p[np.arange(30), CLASSES[30:]]).mean()
+        decisions[strength] = model.decision_function(tfidf.transform(["", "a 第1部 film", *TEXTS]))
+    expected = decisions[min(losses, key=losses.get)]
+    model = TfIdf(len(fits.terms.vocabulary), num_outputs=3)
+    new = ["", "a 第1部 film", *TEXTS]
+    outputs = jax.jit(model.apply)({"params": fits.params}, fits.terms.inputs(new))
+    np.testing.assert_allclose(outputs, fits.logits(new), atol=1e-5)
+    np.testing.assert_allclose(outputs, expected, atol=2e-3)  # another order of terms in L-BFGS
+    np.testing.assert_allclose(fits.outputs[30:], outputs[32:], atol=1e-5)
+    assert not fits.outputs[:30].any()
+
+
+def test_the_model_is_the_decision_function():
+    """The same arrays in scikit-learn's own transformer and classifier."""
+    words = terms.fit_terms("word", TEXTS)
+    tfidf = TfidfVectorizer(
+        vocabulary=words.vocabulary, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b",
+        sublinear_tf=True,
+    )  # fmt: skip
+    model = LogisticRegression(C=30).fit(tfidf.fit_transform(TEXTS), CLASSES)
+    params = {"idf": tfidf.idf_, "kernel": model.coef_.T, "bias": model.intercept_}
+    params = {name: np.float32(array) for name, array in params.items()}
+    outputs = TfIdf(len(words.vocabulary), 3).apply({"params": params}, words.inputs(TEXTS))
+    np.testing.assert_allclose(outputs, model.decision_function(tfidf.transform(TEXTS)), atol=1e-5)
+
+
+def test_a_long_text_keeps_its_most_frequent_terms(monkeypatch):
+    monkeypatch.setattr(terms, "MAX_LENGTH", 3)
+    words = terms.fit_terms("word", TEXTS)
+    assert words.length == 3
+    ids, counts = words.inputs(["film film a 6 good", ""]).reshape(2, 2, 3).swapaxes(0, 1)
+    assert ids[0].tolist() == sorted(ids[0]) and words.vocabulary[ids[0, 0]] == "film"
+    assert counts[0, 0] == 2 and not counts[1].any()
+    saved = terms.from_json(terms.to_json([words]))
+    assert saved == (words,)
+    with pytest.raises(InputError, match="no word or character occurs in two"):
+        terms.fit_terms("word", ["a", "b"])
+    monkeypatch.setattr(linear, "MAX_CHARACTERS", 1000)
+    with pytest.raises(InputError, match="takes too long on"):
+        linear.fit_texts("word", TEXTS, CLASSES, np.zeros(60, int), 3)
+    with pytest.raises(InputError, match="one class"):
+        linear.fit_folds(csr_matrix(np.eye(4)), np.int32([0, 1, 1, 1]), np.int32([0, 1, 1, 1]), 2)
+
+
+def test_a_run_of_texts_blends_linear_models(zoo, place):
+    folder = zoo("notes")
+    results = json.loads((folder / "results.json").read_text())
+    members = {member["name"]: member for member in results["members"]}
+    assert set(members) == {"network", "TF-IDF of words", "TF-IDF of characters"}
+    assert members["TF-IDF of words"]["test"]["accuracy"] == 1
+    assert results["val"]["loss"] <= min(m["val"]["loss"] for m in members.values()) + 1e-4
+    model = dlflax.load(folder, log=lambda _: None)
+    answers = model.predict(["a good day", "a poor day"])
+    assert [answer["class"] for answer in answers] == ["1", "0"]
+    # the saved model is the one that was tested
+    lines = (folder / "wrong_predictions.csv").read_text().splitlines()
+    assert len(lines) - 1 == round((1 - results["test"]["accuracy"]) * results["data"]["test"])
+    copy = model.save("copy")
+    again = dlflax.load(copy, log=lambda _: None).predict(["a good day", "a poor day"])
+    assert again == answers
+    spec = json.loads((folder / "encoder.json").read_text())
+    width = spec["length"] + 2 * sum(spec["terms_length"])
+    assert model.input_shape == (width,)
+    raw = model._predictor.encoder.raw(model._predictor.encoder.parse(["a good day"]))
+    assert model.predict(raw)[0]["probability"] == answers[0]["probability"]
+    (Path("copy") / "terms.json").unlink()
+    with pytest.raises(InputError, match=r"terms\.json is missing"):
+        dlflax.load("copy")
+
+
+def test_a_finished_run_of_texts_is_not_trained_again(zoo, place, capsys, monkeypatch):
+    shutil.copytree(zoo("notes"), place / "r")
+    config = json.loads(Path("r/config.json").read_text())
+    monkeypatch.setattr("dlflax.run.blend.fit", None)
+    flags = ["--run-dir", "r", "--resume", "--data", config["requested"]["data"]["data"]]
+    run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, flags)
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_export(zoo, tmp_path):
+    pytest.importorskip("jax2onnx")
+    model = dlflax.load(zoo("notes"), log=lambda _: None)
+    for kind in ("stablehlo", "onnx"):
+        path = model.export(kind, tmp_path / f"model.{kind}")
+        assert json.loads(Path(f"{path}.json").read_text())["difference"] < 1e-4
