@@ -41,7 +41,7 @@ WORDS = run.Config(
     recipe=Recipe(model=ARCHITECTURES["rnn"], schedule=Cosine(), batch_size=64),
     hparams=Hparams(learning_rate=2e-3, dropout=0.5),
     data=Text(),
-    epochs=8,
+    epochs=16,
     bag_folds=3,
 )
 

@@ -14,9 +14,11 @@ from sklearn.linear_model import LogisticRegression
 import dlflax
 from dlflax import run
 from dlflax.baselines import linear
+from dlflax.data import Text, make_splits
 from dlflax.data.text import terms
 from dlflax.errors import InputError
 from dlflax.models.tfidf import TfIdf
+from dlflax.run.prepare import split_data
 from experiments import sentiment
 
 RNG = np.random.default_rng(0)
@@ -125,3 +127,65 @@ def test_export(zoo, tmp_path):
     for kind in ("stablehlo", "onnx"):
         path = model.export(kind, tmp_path / f"model.{kind}")
         assert json.loads(Path(f"{path}.json").read_text())["difference"] < 1e-4
+
+
+def tables(place, labels=True, validation=True):
+    """train.tsv, dev.tsv and test.tsv, as GLUE's are."""
+    lines = [f"{'good' if i % 2 else 'poor'} day number {i}\t{i % 2}" for i in range(90)]
+    parts = {"train": lines[:60], "dev": lines[60:75], "test": lines[75:]}
+    if not labels:
+        parts["test"] = [line.partition("\t")[0] for line in parts["test"]]
+    for name, part in parts.items():
+        if name != "dev" or validation:
+            header = "sentence\tlabel" if "\t" in part[0] else "sentence"
+            path = place / "glue" / f"{name}.tsv"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join([header, *part, part[0]]), encoding="utf-8")
+    return Text(data=place / "glue")
+
+
+def test_tables_of_splits_are_read(place):
+    said = []
+    dataset = tables(place).load(said.append)
+    splits = make_splits(Text(), dataset, 0.1, 0)
+    parts = splits.train, splits.val, splits.test
+    assert [len(part["targets"]) for part in parts] == [60, 15, 16]
+    assert sorted(splits.plain("val").texts)[0] == "good day number 61"
+    assert "repeat an earlier one" in " ".join(said)
+    said = []
+    dataset = tables(place, labels=False).load(said.append)
+    assert "test.tsv has no labels to test with: dev.tsv is the test split." in said[0]
+    assert dataset.split.in_test.sum() == 16 and dataset.split.in_validation is None
+    (place / "glue" / "dev.tsv").unlink()
+    with pytest.raises(InputError, match=r"test\.tsv has the columns 'sentence'"):
+        Text(data=place / "glue").load(said.append)
+    dataset = tables(place, validation=False).load(said.append)
+    assert dataset.split.in_validation is None and dataset.split.in_test.sum() == 16
+
+
+def test_many_texts_have_a_validation_split(place, monkeypatch):
+    """A given one stays one."""
+    config = run.Config(data=Text(), recipe=sentiment.WORDS.recipe, bag_folds=3)
+    paths = {tables(place).data / "train.tsv": (48, 6), tables(place).data: (60, 15)}
+    for most, held_out in ((50, True), (60, False)):
+        monkeypatch.setattr(Text, "max_bag", most)
+        for path, counts in paths.items():
+            _, splits = split_data(config, Text(data=path).load(lambda _: None), lambda _: None)
+            if held_out or path.is_dir():
+                sizes = len(splits.train["targets"]), len(splits.val["targets"])
+                assert sizes == counts
+            else:
+                assert splits.val is None
+
+
+@pytest.mark.slow
+def test_a_given_validation_split_is_the_only_fold(place, capsys):
+    flags = ["--model", "rnn", "--model.features", "8", "--batch-size", "8", "--epochs", "1",
+             "--baseline", "none", "--run-dir", "r", "--data", str(tables(place).data)]  # fmt: skip
+    run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, flags)
+    assert "training one network" in capsys.readouterr().out
+    results = json.loads(Path("r/results.json").read_text())
+    assert {m["name"]: m["models"] for m in results["members"]} == {
+        "network": 1, "TF-IDF of words": 1, "TF-IDF of characters": 1,
+    }  # fmt: skip
+    assert results["data"]["validation"] == 15
