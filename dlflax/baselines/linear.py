@@ -32,14 +32,16 @@ class Fits(NamedTuple):
     outputs: np.ndarray
     """float32 (n, outputs): logits or numbers, of the model of the fold that an example is held out
     from. They are 0 for an example of no fold."""
+    setting: int
+    """Index of the strength or alpha with the lowest loss."""
 
 
 class TextFits(NamedTuple):
-    """The models of texts of all folds as one, `models.TfIdf`."""
+    """A model of all texts, `models.TfIdf`, with the strength that is best on the folds."""
 
     terms: Terms
     params: dict[str, Any]
-    """Parameters as in `Fits`, and "idf" float32 (terms,)."""
+    """{"idf": float32 (terms,), "kernel": (terms, classes), "bias": (classes,)}."""
     outputs: np.ndarray
     """Outputs as in `Fits`."""
 
@@ -68,8 +70,11 @@ def fit_texts(
         )
     terms = fit_terms(analyzer, texts, MAX_WEIGHTS // classes)
     tfidf = TfidfTransformer(sublinear_tf=True)
-    fits = fit_folds(tfidf.fit_transform(terms.counts(texts)), targets, fold_of, classes)
-    return TextFits(terms, {"idf": np.float32(tfidf.idf_), **fits.params}, fits.outputs)
+    x = tfidf.fit_transform(terms.counts(texts))
+    fits = fit_folds(x, targets, fold_of, classes)
+    ((kernel, bias),) = _fit_sparse(x, targets, classes, TEXT_STRENGTHS[fits.setting :][:1])
+    params = {"idf": tfidf.idf_, "kernel": kernel, "bias": bias}
+    return TextFits(terms, {name: np.float32(x) for name, x in params.items()}, fits.outputs)
 
 
 def fit_folds(inputs: Any, targets: np.ndarray, fold_of: np.ndarray, classes: int) -> Fits:
@@ -98,9 +103,10 @@ def fit_folds(inputs: Any, targets: np.ndarray, fold_of: np.ndarray, classes: in
             outputs[held_out] = inputs[held_out] @ params[-1]["kernel"] + params[-1]["bias"]
     rows = fold_of >= 0
     losses = [_loss(outputs[rows], targets[rows], classes) for _, outputs in settings]
-    params, outputs = settings[int(np.nanargmin(losses))]
+    best = int(np.nanargmin(losses))
+    params, outputs = settings[best]
     mean = {name: np.mean([fold[name] for fold in params], 0) for name in ("kernel", "bias")}
-    return Fits(mean, outputs)
+    return Fits(mean, outputs, best)
 
 
 def _fit_classes(x, targets, classes):
@@ -116,14 +122,14 @@ def _fit_classes(x, targets, classes):
         yield kernel, bias
 
 
-def _fit_sparse(x, targets, classes):
+def _fit_sparse(x, targets, classes, strengths=TEXT_STRENGTHS):
     """Yields (kernel, bias) of scikit-learn's logistic regressions, for each strength."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(targets)) == 1:
         raise InputError("the texts of a fold have one class: nothing to learn.")
-    for strength in TEXT_STRENGTHS:
+    for strength in strengths:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model = LogisticRegression(C=strength, max_iter=ITERATIONS).fit(x, targets)

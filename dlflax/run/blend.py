@@ -80,16 +80,15 @@ class Bagged(NamedTuple):
 
 
 def check(config: Config, log: Log) -> Config:
-    """Returns the Config, that of one network if the pretrained weights are fine-tuned. Raises
-    InputError for settings without a meaning for a bag."""
+    """Returns the Config, that of one network if it trains more than heads on a frozen backbone.
+    Raises InputError for settings without a meaning for a bag."""
+    if config.transfer is not None and not config.transfer.is_frozen:
+        log("note: one network is trained, as --bag-folds is for heads on a frozen backbone")
+        return dataclasses.replace(config, bag_folds=0, blend="auto")
     for name in ("fsdp", "distributed", "profile", "devices"):
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} has no effect on a bag: remove it, or add --bag-folds 0.")
-    transfer = config.transfer
-    if transfer is not None and transfer.has_weights and not transfer.is_frozen:
-        log(f"note: --finetune {transfer.finetune} trains one network, not the bag of --bag-folds")
-        return dataclasses.replace(config, bag_folds=0, blend="auto")
     return config
 
 
