@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,9 +13,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import dlflax
-from dlflax import run
+from dlflax import automl, run
 from dlflax.baselines import linear
 from dlflax.data import Text, make_splits
+from dlflax.data.infer import Inferred
 from dlflax.data.text import terms
 from dlflax.errors import InputError
 from dlflax.models.tfidf import TfIdf
@@ -87,6 +89,7 @@ def test_a_long_text_keeps_its_most_frequent_terms(monkeypatch):
         linear.fit_folds(csr_matrix(np.eye(4)), np.int32([0, 1, 1, 1]), np.int32([0, 1, 1, 1]), 2)
 
 
+@pytest.mark.slow
 def test_a_run_of_texts_blends_linear_models(zoo, place):
     folder = zoo("notes")
     results = json.loads((folder / "results.json").read_text())
@@ -113,6 +116,7 @@ def test_a_run_of_texts_blends_linear_models(zoo, place):
         dlflax.load("copy")
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_texts_is_not_trained_again(zoo, place, capsys, monkeypatch):
     shutil.copytree(zoo("notes"), place / "r")
     config = json.loads(Path("r/config.json").read_text())
@@ -122,6 +126,7 @@ def test_a_finished_run_of_texts_is_not_trained_again(zoo, place, capsys, monkey
     assert "finished already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_export(zoo, tmp_path):
     pytest.importorskip("jax2onnx")
     model = dlflax.load(zoo("notes"), log=lambda _: None)
@@ -190,3 +195,35 @@ def test_a_given_validation_split_is_the_only_fold(place, capsys):
         "network": 1, "TF-IDF of words": 1, "TF-IDF of characters": 1,
     }  # fmt: skip
     assert results["data"]["validation"] == 15
+
+
+def test_the_preset_of_fit_has_its_tokenizer(place, monkeypatch):
+    """The pretrained encoder where it is on disk and the time is long enough, else words."""
+    source, said = Text(data=tables(place).data), []
+    for preset in ("minilm", "rnn"):
+        monkeypatch.setitem(sentiment.PRESETS, "default", sentiment.PRESETS[preset])
+        _, config = automl.choose_preset(source, said.append)
+        assert config.data == replace(source, tokenizer=sentiment.PRESETS[preset].data.tokenizer)
+    assert not said
+    monkeypatch.setitem(sentiment.PRESETS, "default", sentiment.HEADS)
+    _, config = automl.choose_preset(source, said.append, is_short=True)
+    assert config.transfer is None and config.data == source
+    assert "words are learned instead" in said[0]
+    size = sum(file.stat().st_size for file in source.data.iterdir())
+    for limit, is_short in ((0, False), (size / 1e4 + 1, False), (size / 1e4 - 1, True)):
+        monkeypatch.setattr(automl, "ENCODED", 2e4)
+        assert automl._is_short(Inferred(source), limit) == (is_short and limit > 0)
+
+
+@pytest.mark.slow
+def test_fit_of_a_list_of_texts(place, monkeypatch):
+    monkeypatch.setattr(automl, "ENCODED", 1)
+    texts = [f"{'good' if i % 2 else 'poor'} day number {i}" for i in range(100)]
+    labels = ["yes" if i % 2 else "no" for i in range(100)]
+    model = dlflax.fit(texts, labels, log=None, epochs=2, batch_size=8)
+    answers = model.predict(["a good day", "poor"])
+    assert [answer["class"] for answer in answers] == ["yes", "no"]
+    assert {row["model"].partition(" x ")[2] for row in model.leaderboard()} >= {
+        "network", "TF-IDF of words", "TF-IDF of characters",
+    }  # fmt: skip
+    assert dlflax.load(model.save("copy")).predict("poor")[0]["class"] == "no"
