@@ -27,15 +27,14 @@ ARCHITECTURES = {
     "cnn": CNN(features=(16, 32, 64, 128), dropout_after="all"),
 }
 
-# heads on cached features of a frozen EfficientNet-Lite0; with --finetune last-blocks or full one
-# network, whose backbone's learning rate is 1e-4
+# a head on cached features of a frozen EfficientNet-Lite0; with --finetune last-blocks or full the
+# backbone's learning rate is 1e-4
 HEAD = run.Config(
     recipe=Recipe(model=ARCHITECTURES["efficientnet"], schedule=Cosine()),
     hparams=Hparams(learning_rate=3e-3, dropout=0.2, backbone_lr_scale=0.03),
     data=ImageFolder(),
     transfer=Transfer(),
     epochs=40,
-    bag_folds=5,
 )
 
 PRESETS = {
@@ -55,7 +54,6 @@ PRESETS = {
         data=ImageFolder(image_size=64),
         transfer=Transfer(weights="none"),
         epochs=80,
-        bag_folds=0,
     ),
 }  # fmt: skip
 PRESETS["cnn"] = PRESETS["scratch"]  # for --model cnn
