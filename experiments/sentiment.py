@@ -2,15 +2,19 @@
 
 python -m experiments.sentiment                    IMDB: not scored yet, there was no network
 
-python -m experiments.sentiment --data rt-polarity                          77.3 +- 0.5 % (3 seeds)
+python -m experiments.sentiment --data rt-polarity              the default blend: docs/texts.md
+
+The next four at a constant rate, before the cosine schedule:
+
+python -m experiments.sentiment --data rt-polarity --model rnn --bag-folds 0  77.3 +- 0.5 % (3 seeds)
 
 the same with --embeddings glove                                            79.1 +- 0.7 %
 
-python -m experiments.sentiment --data rt-polarity --model transformer      75.5 +- 0.3 %
+the same with --model transformer --bag-folds 0                             75.5 +- 0.3 %
 
 the same with --embeddings glove                                            76.2 +- 2.2 %
 
-python -m experiments.sentiment --data rt-polarity --preset minilm          75.8 % (1 seed)
+python -m experiments.sentiment --data rt-polarity --preset minilm --bag-folds 0  75.8 % (1 seed)
 
 the same with --preset best                                                 82.9 +- 0.4 % (3 seeds)
 
