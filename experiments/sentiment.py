@@ -6,7 +6,7 @@ python -m experiments.sentiment --data rt-polarity              the default blen
 
 The next four at a constant rate, before the cosine schedule:
 
-python -m experiments.sentiment --data rt-polarity --model rnn --bag-folds 0  77.3 +- 0.5 % (3 seeds)
+python -m experiments.sentiment --data rt-polarity --model rnn --bag-folds 0   77.3 +- 0.5 %
 
 the same with --embeddings glove                                            79.1 +- 0.7 %
 
