@@ -70,7 +70,7 @@ def main() -> None:
         subset = sample(dataset, arguments.labels, draw)
         results = [train(configuration, draw, subset) for configuration in (config, full)]
         accuracies = [result["test"]["accuracy"] for result in results]
-        baseline = results[0]["baselines"]["TF-IDF and logistic regression"]["accuracy"]
+        baseline = results[0]["baselines"]["TF-IDF of words"]["accuracy"]
         rows.append((*accuracies, frozen_accuracy(config, subset), baseline))
         print(f"draw {draw}: " + ", ".join(map("{} {:.4f}".format, NAMES, rows[-1])), flush=True)
     for name, values in zip(NAMES, np.array(rows).T, strict=True):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import typeguard
 
 import experiments
@@ -35,6 +36,7 @@ NOUNS = {
     Table: "a table of {} rows", ImageFolder: "a folder of {} images", Text: "{} texts",
     Series: "a series with {} windows", Arrays: "{} images",
 }  # fmt: skip
+ENCODED = 20_000  # bytes of texts a second, by MiniLM on two cores
 FLAG = re.compile(r"--(?:hparams\.)?([a-z][a-z0-9-]*)")
 
 
@@ -71,7 +73,8 @@ def fit(
     say, started = _Speaker(log), time.perf_counter()
     with _python_names():
         inferred = infer_source(data, target, task, say)
-        experiment, config = choose_preset(inferred.source, say)
+        is_short = isinstance(inferred.source, Text) and _is_short(inferred, time_limit)
+        experiment, config = choose_preset(inferred.source, say, is_short)
         config = set_options(config, {
             "run_dir": run_dir, "resume": resume, "seed": seed, "time_limit": time_limit or 0,
             **options,
@@ -85,6 +88,15 @@ def fit(
             say(describe(config, dataset, experiment.name))
             run.run(experiment, config, say, dataset, log is None, started)
         return Model(folder, say)
+
+
+def _is_short(inferred: Inferred, time_limit: float) -> bool:
+    """True if the encoder of texts would take more than half of the time on a CPU."""
+    size, path = len(inferred.content), inferred.source.data
+    if not size:
+        files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
+        size = sum(file.stat().st_size for file in files if file.is_file())
+    return jax.default_backend() == "cpu" and 0 < time_limit < 2 * size / ENCODED
 
 
 class _Speaker:
@@ -114,8 +126,11 @@ def _python_names() -> Iterator[None]:
         raise
 
 
-def choose_preset(source: Source, log: Log = print) -> tuple[run.Experiment, run.Config]:
-    """Returns the experiment for a kind of data, and the Config of its preset with this source."""
+def choose_preset(
+    source: Source, log: Log = print, is_short: bool = False
+) -> tuple[run.Experiment, run.Config]:
+    """Returns the experiment for a kind of data, and the Config of its preset with this source.
+    is_short: True if the time is too short for a pretrained encoder of texts."""
     if isinstance(source, Arrays):
         return run.Experiment("images"), _image_config(source)
     experiment = run.find(PRESETS[type(source)], experiments)
@@ -128,6 +143,11 @@ def choose_preset(source: Source, log: Log = print) -> tuple[run.Experiment, run
         )
         preset = experiment.presets["scratch"]
         source = dataclasses.replace(source, image_size=preset.data.image_size)
+    if isinstance(source, Text):
+        if is_short and preset.transfer is not None:
+            log("the time_limit is too short for the pretrained encoder: words are learned instead")
+            preset = experiment.presets["rnn"]
+        source = dataclasses.replace(source, tokenizer=preset.data.tokenizer)
     return experiment, dataclasses.replace(preset, data=source)
 
 

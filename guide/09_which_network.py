@@ -147,7 +147,7 @@ figure.savefig("which_network.png", dpi=100)
 # ```bash
 # python -m experiments.compare mnist --num-seeds 3
 # python -m experiments.compare sentiment --models rnn transformer
-# python -m sweeps.bayes_opt sentiment --space.model.cell gru lstm
+# python -m sweeps.bayes_opt sentiment --model rnn --space.model.cell gru lstm
 # ```
 #
 # ## Exercises

@@ -107,8 +107,9 @@ def no_figures_no_baselines(request, monkeypatch):
 
 ZOO = {  # name -> (experiment, its flags)
     "digits": ("mnist", "--dataset digits --model.features 8 --epochs 3"),
-    "texts": ("sentiment", "--data {root}/notes.csv --model.features 8 --hparams.dropout 0"
-              " --epochs 3 --batch-size 8"),
+    "texts": ("sentiment", "--model rnn --bag-folds 0 --data {root}/notes.csv --model.features 8"
+              " --hparams.dropout 0 --epochs 3 --batch-size 8"),
+    "notes": ("sentiment", "--model rnn --data {root}/notes.csv --model.features 8 --batch-size 8"),
     "table": ("tabular", "--data {root}/table.csv --bag-folds 0"),
     "wine": ("tabular", "--dataset wine --bag-folds 0"),
     "bag": ("tabular", "--data {root}/table.csv --bag-folds 3 --model.features 8"),

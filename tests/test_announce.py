@@ -112,7 +112,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
     [
         ("mnist", "--model mlp --model.features 32 --epochs 20"),
         ("tabular", "--bag-folds 0 --dataset wine --epochs 2"),
-        ("sentiment", "--epochs 2 --model.features 8 --max-length 6"),
+        ("sentiment", "--model rnn --bag-folds 0 --epochs 2 --model.features 8 --max-length 6"),
         ("forecast", "--dataset sunspots --window 22 --horizon 11 --epochs 2"),
         ("image_folder", "photos --preset scratch --image-size 16 --epochs 2 --model.features 4"),
     ],

@@ -1,6 +1,7 @@
 """Work has bounds by columns, classes and rows, and what is left undone is said."""
 
 import json
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from dlflax import run
 from dlflax.baselines import reference_models as simple
 from dlflax.data import Table, make_splits
+from dlflax.data.encoder import Plain
 from dlflax.data.image import duplicates
 from dlflax.errors import InputError
 from dlflax.models import MLP
@@ -190,13 +192,21 @@ def test_baselines_of_numbers_and_labels_have_a_budget(table, monkeypatch):
 
 
 def test_texts_have_a_budget(monkeypatch):
-    texts = {"train": [f"word{i % 7} other{i % 3} text" for i in range(50)], "test": ["word1"]}
-    rows, parts = simple._sample_tfidf(texts, 2)
-    assert len(rows) == 50 and parts["train"].shape[1] > 10
-    monkeypatch.setattr(simple, "MAX_CHARACTERS", 400)
-    monkeypatch.setattr(simple, "MAX_TERMS", 10)
-    rows, parts = simple._sample_tfidf(texts, 2)
-    assert len(rows) == 400 // len(texts["train"][0]) and parts["train"].shape == (len(rows), 5)
+    texts = [f"word{i % 7} {'good' if i % 2 else 'bad'} text" for i in range(60)]
+    parts = {
+        name: {"inputs": np.zeros((n, 1), np.int32), "targets": np.arange(n) % 2}
+        for name, n in (("train", 60), ("test", 4))
+    }
+    plain = {name: Plain(texts=texts[: len(part["inputs"])]) for name, part in parts.items()}
+    splits = types.SimpleNamespace(
+        **parts, val=None, class_names=("a", "b"), examples=parts, plain=plain.get
+    )
+    monkeypatch.setattr(simple, "MIN_ROWS", 10)
+    fit = simple.classification(splits, 2)["TF-IDF of words"]
+    assert fit().rows == 60
+    monkeypatch.setattr(simple.linear, "MAX_CHARACTERS", 3 * 2 * sum(map(len, texts)) // 2)
+    fitted = fit()
+    assert fitted.rows == 30 and (fitted.outputs.argmax(1) == np.arange(4) % 2).all()
 
 
 def test_near_duplicates_have_a_budget(monkeypatch):

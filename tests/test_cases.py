@@ -84,7 +84,8 @@ def test_another_locale(place):
     """All files are UTF-8, and a character that the terminal lacks is not the end."""
     write(place / "notes.csv", texts(40, lambda i: f"{'warm café' if i % 2 else 'kalt 冷'} nr {i}"))
     locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    flags = ["--data", "notes.csv", "--epochs", "1", "--batch-size", "16", "--run-dir", "out"]
+    flags = ["--model", "rnn", "--data", "notes.csv", "--epochs", "1", "--batch-size", "16",
+             "--run-dir", "out"]  # fmt: skip
     command("experiments.sentiment", *flags, environment=locale.items())
     out, _ = command("experiments.predict", "out", "warm café", environment=locale.items())
     assert out.startswith("warm caf\\xe9: ")
@@ -200,7 +201,7 @@ def test_training_texts_that_are_in_the_test_are_left_out(place):
             (folder / f"{i}.txt").write_text(text)
     said = []
     dataset = Text(data=place / "notes").load(said.append)
-    assert "20 of 60 training texts are also test texts: dropped" in said[0]
+    assert "20 of 60 training texts are also held-out texts: dropped" in said[0]
     assert len(dataset.train["inputs"]) == 40 and len(dataset.test["inputs"]) == 20
 
 
@@ -220,7 +221,8 @@ def test_texts_with_two_labels_are_left_out_in_any_order(place):
 @pytest.mark.slow
 def test_a_class_that_never_occurs_does_not_count(place):
     write(place / "notes.csv", [*texts(120), ("one of its own", "other")])
-    flags = ["--data", "notes.csv", "--epochs", "8", "--batch-size", "16", "--run-dir", "out"]
+    flags = ["--model", "rnn", "--data", "notes.csv", "--epochs", "8", "--batch-size", "16",
+             "--run-dir", "out"]  # fmt: skip
     run.main("sentiment", sentiment.PRESETS, sentiment.ARCHITECTURES, flags)
     scores = json.loads(Path("out/results.json").read_text())["test"]
     assert scores["per_class"]["other"]["support"] == 0

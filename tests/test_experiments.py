@@ -188,7 +188,7 @@ def test_autoencoder_variational_and_denoising():
 
 @pytest.mark.slow
 def test_sentiment(capsys):
-    flags = ["--dataset", "vader", "--max-length", "6", "--model.features", "8"]
+    flags = ["--model", "rnn", "--dataset", "vader", "--max-length", "6", "--model.features", "8"]
     results = swept("sentiment", *flags, "--epochs", "2", "--space.learning-rate", "1e-2")
     assert results["dataset"] == "vader" and results["test"]["accuracy"] > 0.6
     wrong = table("sweep/best/wrong_predictions.csv")
@@ -257,7 +257,7 @@ def test_what_does_not_go_together_is_refused(experiment, flags, sentence, capsy
         experiment, autoencoder
     )
     if experiment == "sentiment":
-        flags = [*flags, "--dataset", "vader"]
+        flags = [*flags, "--model", "rnn", "--dataset", "vader"]
     with pytest.raises(SystemExit) as exit_:
         run.main(experiment, module.PRESETS, getattr(module, "ARCHITECTURES", {}), flags)
     assert exit_.value.code == 2 and sentence in capsys.readouterr().err

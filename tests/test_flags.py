@@ -34,8 +34,8 @@ pytestmark = pytest.mark.usefixtures("place")
 # What each command is given besides the flag: small, on data that are there.
 BASE = {
     mnist: "--dataset digits --model.features 2 --model.dense 4 --epochs 2 --batch-size 64",
-    sentiment: "--data notes.csv --model.features 4 --model.embedding-dim 4 --epochs 2 "
-    "--batch-size 16",
+    sentiment: "--model rnn --bag-folds 0 --data notes.csv --model.features 4 "
+    "--model.embedding-dim 4 --epochs 2 --batch-size 16",
     forecast: "--data sales.csv --model mlp --model.features 4 --window 12 --horizon 4 --epochs 2",
     autoencoder: "--dataset digits --model.features 8 --epochs 1 --batch-size 64",
     image_folder: "--preset scratch --data photos --image-size 16 --epochs 1 --batch-size 8",

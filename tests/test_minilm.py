@@ -139,7 +139,10 @@ def test_a_few_films(capsys, finetune, monkeypatch):
     results = json.loads(Path("r/results.json").read_text())
     assert results["test"]["accuracy"] > 0.9
     alone = ["the last layer alone"] if finetune == "last-blocks" else []
-    assert list(results["baselines"])[2:] == alone
+    if finetune == "head":
+        assert [member["models"] for member in results["members"]] == [5, 1, 1]
+    else:
+        assert list(results["baselines"])[3:] == alone
     capsys.readouterr()
     predict.command(Path("r"), ("what a wonderful film", "dull and tedious"))
     out = capsys.readouterr().out

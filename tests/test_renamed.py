@@ -30,7 +30,7 @@ MODELS = {  # old name -> (the command that has its model, the model)
 }  # fmt: skip
 COMMANDS = {
     "mnist": (mnist, []), "transformer": (mnist, ["--model", "transformer"]),
-    "sentiment": (sentiment, []), "autoencoder": (autoencoder, []),
+    "sentiment": (sentiment, ["--model", "rnn"]), "autoencoder": (autoencoder, []),
 }  # fmt: skip
 IN_SWEEPS = {field.name for field in dataclasses.fields(Sweep)}
 

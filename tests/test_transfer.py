@@ -341,7 +341,8 @@ def test_an_ensemble_of_fine_tuned_models(pretrained, tmp_path, monkeypatch, fin
 
 
 @pytest.mark.slow
-def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("bag_folds", [0, 3])
+def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatch, bag_folds):
     """Its folder goes on where the weights are gone, and says so when it is damaged."""
     monkeypatch.chdir(tmp_path)
 
@@ -351,8 +352,15 @@ def test_a_self_contained_head_needs_no_weights(pretrained, tmp_path, monkeypatc
     config = run.Config(
         RECIPE, data=Arrays(pictures(80), pictures(40, 2), ("no", "yes"), "halves"),
         transfer=Transfer(save_backbone=True), epochs=2, run_dir=tmp_path / "run",
+        bag_folds=bag_folds,
     )  # fmt: skip
-    run.run("halves", config, lambda line: None)
+    results = run.run("halves", config, lambda line: None)
+    test = pictures(40, 2)
+    right = predictor("run").outputs(test["inputs"]).argmax(1) == test["targets"]
+    assert np.mean(right) == pytest.approx(results["test"]["accuracy"])
+    if bag_folds:
+        (member,) = results["members"]
+        assert member["models"] == 3 and results["data"]["train"] == 80
     inputs = pictures(6, 3)["inputs"]
     wanted = predictor("run").outputs(inputs)
     (tmp_path / "run").rename(tmp_path / "elsewhere")

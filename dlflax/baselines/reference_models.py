@@ -8,29 +8,26 @@ dense inputs are fitted by `baselines.logistic`, to the same optimum in less tim
 """
 
 import dataclasses
+import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from dlflax.baselines import logistic
+from dlflax.baselines import linear, logistic
 from dlflax.errors import InputError
 from dlflax.models import calibration
 
-TFIDF = "TF-IDF and logistic regression"
+TFIDF = {"word": "TF-IDF of words", "char_wb": "TF-IDF of characters"}
 MAX_ROWS = 10_000  # training examples of a sample
-MAX_CHARACTERS = 5 * 10**7  # of the texts of a sample
 MAX_NUMBERS = 4 * 10**8  # rows x columns x classes of a logistic regression
-MAX_TERMS = 2 * 10**7  # terms x classes of a logistic regression of texts
 MAX_PRODUCTS = 4 * 10**10  # of a ridge regression
 MAX_BOOSTED = 5 * 10**7  # (rows + LEAVES_BINS) x columns x classes of gradient boosting
 LEAVES_BINS = 31 * 255  # cost of the trees besides the rows
 MIN_ROWS, MIN_PER_CLASS = 1000, 5  # of a sample, in total and for each class
 MAX_COLUMNS = 4096  # of an image; larger ones are downsampled
 MAX_LABELS = 50
-ITERATIONS = 100  # of scikit-learn's L-BFGS
 STRENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0  # C of logistic regressions
 ALPHAS = 10.0 ** np.arange(-3, 6)  # of ridge regressions
 
@@ -64,16 +61,35 @@ def classification(splits, outputs: int) -> Baselines:
     def fit_regression(sample):
         rows, points = _limit_rows(*sample(), classes)
         y, y_val = splits.train["targets"][rows], splits.val and splits.val["targets"]
-        predict = _logistic(_fitter(points), points, y, classes, y_val, strengths)
+        predict = _logistic(logistic.fitter(points["train"]), points, y, classes, y_val)
         return _to_logits(predict(points["test"]), outputs, len(rows))
 
     def boosting():
         model, count = _fit_boosting("Classifier", splits, rows["train"], categories)
         return _to_logits(_probabilities(model, rows["test"], classes), outputs, count)
 
+    def fit_texts(analyzer):
+        train, val = texts["train"], texts.get("val", [])
+        most = linear.MAX_CHARACTERS * len(train) // (3 * classes * sum(map(len, [*train, *val])))
+        sample = _sample_rows(len(train), most)
+        _check_budget(len(sample), len(train), sum(map(len, train)) // len(train), classes)
+        y = splits.train["targets"][sample]
+        fold_of = np.arange(len(sample)) % 3  # without a validation split
+        if val:
+            y = np.concatenate([y, splits.val["targets"]])
+            fold_of = np.repeat([-1, 0], [len(sample), len(val)])
+        fitted = [*(train[i] for i in sample), *val]
+        fits = linear.fit_texts(analyzer, fitted, y, fold_of, classes)
+        logits = fits.logits(texts["test"])
+        logits = logits if outputs > 1 else logits[:, 1:] - logits[:, :1]
+        return Baseline(logits, rows=len(sample))
+
     texts, rows, categories = _plain(splits)
-    strengths = (1.0, 10.0) if texts else STRENGTHS
     baselines: Baselines = {"majority class": majority}
+    baselines |= {
+        name: functools.partial(fit_texts, analyzer)
+        for analyzer, name in TFIDF.items() if texts
+    }  # fmt: skip
     baselines |= _linear(fit_regression, splits, texts, classes)
     if rows:
         baselines["histogram gradient boosting"] = boosting
@@ -100,7 +116,7 @@ def multi_label(splits) -> Baselines:
 
     def regressions(sample):
         rows, points = _limit_rows(*sample(), labels, 1)
-        fit = _fitter(points)
+        fit = logistic.fitter(points["train"])
         models = [_logistic(fit, points, y, 2) for y in targets[rows].astype(int).T]
 
         def logits(split):
@@ -189,8 +205,6 @@ def _plain(splits) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[bool, .
 def _linear(fit, splits, texts, classes: int) -> Baselines:
     """Returns {name: function that fits a linear model on sampled inputs}; {} unless the inputs are
     numeric."""
-    if texts:
-        return {TFIDF: lambda: fit(lambda: _sample_tfidf(texts, classes))}
     if (suffix := _suffix(splits, texts)) is None:
         return {}
     return {f"logistic regression{suffix}": lambda: fit(lambda: _sample_points(splits))}
@@ -238,33 +252,6 @@ def _points(splits, rows=slice(None)):
     return points
 
 
-def _sample_tfidf(texts, classes: int):
-    """Returns (rows of a sample of the training texts, `_tfidf` with these rows)."""
-    train = texts["train"]
-    some = train[:: max(1, len(train) // 1000)]
-    rows = _sample_rows(len(train), MAX_CHARACTERS * len(some) // max(1, sum(map(len, some))))
-    sample = {**texts, "train": [train[i] for i in rows.tolist()]}
-    return rows, _tfidf(sample, MAX_TERMS // classes)
-
-
-def _tfidf(texts, terms: int | None = None):
-    """Returns {split: sparse (n, terms)}: TF-IDF of the most frequent unigrams and bigrams of
-    words, or of characters for languages without spaces."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    start = "".join(texts["train"][:1000])
-    has_spaces = sum(map(str.isspace, start)) > len(start) / 20
-    vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2),
-        analyzer="word" if has_spaces else "char",
-        token_pattern=r"(?u)\b\w+\b" if has_spaces else None,
-        sublinear_tf=True,
-        max_features=terms,
-    )
-    matrices = {"train": vectorizer.fit_transform(texts["train"])}
-    return matrices | {n: vectorizer.transform(x) for n, x in texts.items() if n != "train"}
-
-
 def _to_logits(probabilities, outputs: int, rows: int | None = None) -> Baseline:
     p = np.log(np.clip(probabilities, 1e-9, 1))
     return Baseline(np.float32(p if outputs > 1 else p[:, 1:] - p[:, :1]), rows=rows)
@@ -274,8 +261,7 @@ def _limit_rows(rows, points, fits: int, classes: int | None = None):
     """Returns rows and points with the train split limited to the budget of a logistic regression.
     fits: number of classes, or of binary regressions if classes is 1."""
     x = points["train"]
-    numbers = (x.nnz / len(rows) if hasattr(x, "nnz") else x.shape[1]) * fits
-    sample = _sample_rows(len(rows), int(MAX_NUMBERS / max(numbers, 1)))
+    sample = _sample_rows(len(rows), int(MAX_NUMBERS / max(x.shape[1] * fits, 1)))
     _check_budget(len(sample), len(rows), x.shape[1], classes or fits)
     return rows[sample], {**points, "train": x[sample]}
 
@@ -304,30 +290,14 @@ def _fit_boosting(kind, splits, rows, categories):
     return model.fit(rows, targets[sample]), len(sample)
 
 
-def _fitter(points) -> Callable:
-    """Returns a function (targets, C) that fits a logistic regression on the train split."""
-    x = points["train"]
-    if isinstance(x, np.ndarray):
-        return logistic.fitter(x)
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    def fit(targets, strength):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return LogisticRegression(C=strength, max_iter=ITERATIONS).fit(x, targets)
-
-    return fit
-
-
-def _logistic(fit, points, y, classes: int, y_val=None, strengths=(1.0,)) -> Callable:
-    """Returns a function from inputs to probabilities (n, classes): `fit` with increasing strengths
+def _logistic(fit, points, y, classes: int, y_val=None) -> Callable:
+    """Returns a function from inputs to probabilities (n, classes): `fit` with increasing STRENGTHS
     until the validation loss rises, or with 1 without y_val."""
     if len(np.unique(y)) < 2:
         return lambda x: np.tile(np.eye(classes)[y[0]], (x.shape[0], 1))
 
     best, least = None, np.inf
-    for strength in strengths if y_val is not None else (1.0,):
+    for strength in STRENGTHS if y_val is not None else (1.0,):
         model, loss = fit(y, strength), 0.0
         if y_val is not None:
             p = _probabilities(model, points["val"], classes)

@@ -71,8 +71,8 @@ def save_encoder(folder: Path, encoder: Encoder) -> None:
     for name, array in arrays.items():
         np.save(folder / name, array, allow_pickle=False)
     for field in dataclasses.fields(encoder):
-        if name := field.metadata.get("file"):
-            (folder / name).write_text(saved.pop(field.name), encoding="utf-8")
+        if (name := field.metadata.get("file")) and (text := saved.pop(field.name)):
+            (folder / name).write_text(text, encoding="utf-8")
     write_json(folder / ENCODER, saved)
 
 
@@ -107,11 +107,13 @@ def read_run_json(path: Path):
 
 
 def _read_file_fields(cls: type, folder: Path) -> dict[str, str]:
-    """Returns the fields of an encoder that are saved as files."""
+    """Returns the fields of an encoder that are saved as files, if they are not empty."""
     fields = {}
     for field in dataclasses.fields(cls):
         if name := field.metadata.get("file"):
             path = folder / Path(name).name
+            if not path.exists() and field.default == "":
+                continue
             try:
                 fields[field.name] = read_bytes(path, MAX_JSON_BYTES).decode("utf-8")
             except OSError as error:

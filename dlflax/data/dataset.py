@@ -2,8 +2,9 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +61,9 @@ class Dataset:
 class Source(abc.ABC):
     """A data source: a frozen dataclass, whose fields are flags. A user's mistakes raise
     `errors.InputError`, with one sentence."""
+
+    max_bag: ClassVar[float] = math.inf
+    """Examples from which a validation split suffices in place of the folds of a bag."""
 
     @abc.abstractmethod
     def load(self, log: Callable[[str], None] = print) -> Dataset:

@@ -78,10 +78,10 @@ class Given(Unordered):
 
     def validation(self, examples, rows, share, seed, log):
         if self.in_validation is not None and share:
-            log("the validation folder is held out: no share (--val-split) is drawn.")
+            log("the given validation split is held out: no share (--val-split) is drawn.")
             return self.in_validation[rows]
         if self.in_validation is not None:
-            log("the validation folder's images are trained on too (--val-split 0).")
+            log("the given validation examples are trained on too (--val-split 0).")
             return np.zeros(len(rows), bool)
         if self.by_class:
             return super().validation(examples, rows, share, seed, log)

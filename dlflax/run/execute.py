@@ -20,10 +20,12 @@ from dlflax.config.run_folder import (
     lock_run_folder,
     write_result_config,
 )
+from dlflax.config.saved import save_encoder
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
 from dlflax.run import announce, blend
+from dlflax.run.average import test_members
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
@@ -58,7 +60,7 @@ def run(
     if config.folds:
         raise InputError("folds must be 0 in `run.run`: `run.cross_validate` takes folds.")
     if config.bag_folds:
-        blend.check(config)
+        config = blend.check(config, log)
     if isinstance(experiment, str):
         experiment = Experiment(experiment)
     config, dataset = read_data(config, log, dataset)
@@ -105,11 +107,12 @@ def _run_bag(
         bagged = blend.fit(config, setup, record, clock, trained)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
+        save_encoder(folder, bagged.setup.examples.encoder)
         write_result_config(folder, bagged.config)
         with announcement("testing ...", log):
             tested = test(bagged.config, bagged.setup, bagged.state, log, bagged.calibration)
         finished = SimpleNamespace(history=[bagged.row], compile_seconds=0.0)
-        members = blend.test_members(bagged)
+        members = test_members(bagged, setup)
         alone = {
             f"{row['name']} alone": row["test"]
             for row, member in zip(members, bagged.members, strict=True)

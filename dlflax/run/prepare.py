@@ -46,8 +46,10 @@ def split_data(config: Config, dataset: data.Dataset, log: Log) -> tuple[Config,
     """Returns (the Config with its Recipe bound to the data, their Splits). Raises InputError for
     invalid combinations, RunError if the self-check of this installation fails."""
     self_check.check()
-    # folds take the place of the validation split
-    share = 0.0 if config.bag_folds else config.val_split
+    # folds take the place of a validation split that is drawn, unless there are many examples
+    is_given = getattr(dataset.split, "in_validation", None) is not None
+    has_split = is_given or len(dataset.examples) > config.data.max_bag
+    share = 0.0 if config.bag_folds and not has_split else config.val_split
     splits = data.make_splits(config.data, dataset, share, config.seed, log)
     recipe = adapt_to_small_data(bind_to_data(config.recipe, config.hparams, splits), splits, log)
     return dataclasses.replace(config, recipe=recipe), splits

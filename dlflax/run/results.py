@@ -94,7 +94,7 @@ def summarize(config: Config, setup: Setup, fit: train.Fit, tested: Tested, reco
                        for key, value in history[best].items() if key.startswith(f"{name}_")})
         or name == "train"
     }  # fmt: skip
-    hparams, inputs = to_json(config.hparams), setup.examples.train["inputs"][:1]
+    hparams, inputs = to_json(config.hparams), setup.examples.test["inputs"][:1]
     abstract = setup.start.merge_backbone(setup.abstract)
     return {
         "experiment": record.experiment.name,

@@ -35,24 +35,43 @@ class Ensemble(nn.Module):
     temperatures: tuple[float, ...] = ()
     """Temperature of each member, before the mean; () is 1 for all."""
     shared: bool = False
-    """True if all members share a frozen backbone, `features` of the first: computed once."""
+    """True if the networks share a frozen backbone, `features` of the first: computed once."""
+    columns: tuple[int, ...] = ()
+    """Columns at the end of the inputs that each member alone reads, such as terms of texts; 0: it
+    reads the columns before those. () is 0 for all."""
 
     def __call__(self, inputs, train: bool = False):
-        if self.shared and inputs.ndim > 2:
+        if self.shared and (inputs.ndim > 2 or jnp.issubdtype(inputs.dtype, jnp.integer)):
             inputs = self.features(inputs)
         temperatures = self.temperatures or (1.0,) * len(self.members)
         outputs = [
-            member(inputs, **model_kwargs(member, hparams, train)) / temperature
-            for member, hparams, temperature in zip(
-                self.members, self.hparams, temperatures, strict=True
+            member(part, **model_kwargs(member, hparams, train)) / temperature
+            for member, part, hparams, temperature in zip(
+                self.members, self.parts(inputs), self.hparams, temperatures, strict=True
             )
         ]
         outputs = self.task.mean(jnp.stack(outputs), jnp.float32(self.weights))
         return outputs / self.temperature
 
+    @nn.nowrap
+    def parts(self, inputs):
+        """Returns the inputs of each member."""
+        if not any(self.columns):
+            return [inputs] * len(self.members)
+        stop = inputs.shape[1] - sum(self.columns)
+        parts, first = [], inputs[:, :stop]
+        for width in self.columns:
+            parts.append(inputs[:, stop : stop + width] if width else first)
+            stop += width
+        return parts
+
     def features(self, inputs):
-        """Returns the features of the shared backbone."""
-        return self.members[0].features(inputs)
+        """Returns the features of the shared backbone, before the columns of other members."""
+        features = self.members[0].features(self.parts(inputs)[0])
+        if not any(self.columns):
+            return features
+        others = inputs[:, inputs.shape[1] - sum(self.columns) :]
+        return jnp.concatenate([features, others.astype(features.dtype)], 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +85,7 @@ class NoOptimizer:
 def ensemble_recipe(
     recipe: Recipe, members: Sequence[tuple[nn.Module, Hparams]], weights: Sequence[float],
     temperature: float = 1.0, shared: bool = False, temperatures: Sequence[float] = (),
+    columns: Sequence[int] = (),
 ) -> Recipe:  # fmt: skip
     """Returns the Recipe of an `Ensemble` for the task of a member's recipe."""
     model = Ensemble(
@@ -73,7 +93,7 @@ def ensemble_recipe(
         members=tuple(model.clone() for model, _ in members),
         hparams=tuple(hparams for _, hparams in members),
         weights=tuple(weights), task=recipe.task, temperature=temperature, shared=shared,
-        temperatures=tuple(temperatures),
+        temperatures=tuple(temperatures), columns=tuple(columns),
     )  # fmt: skip
     return Recipe(model, recipe.task, NoOptimizer(), batch_size=recipe.batch_size)
 

@@ -24,16 +24,25 @@ traces = 0
 """Number of traces of `train_epoch` in this process: one for each Recipe and Layout."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def init(recipe: train.Recipe, layout: Layout, hparams, inputs, seeds, pretrained=None):
     """Returns initial States, every leaf (width, ...). hparams: leaves (width,); seeds: uint32
     (width,); pretrained: as for `train.init`, shared by all members."""
+    sharding = layout.sharding("member")
+    if jax.default_backend() != "cpu":
+        return _init(recipe, sharding, hparams, inputs, seeds, pretrained)
+    # on one device: QR factorizations, of orthogonal parameters, on several CPU devices at a time
+    # wait for each other forever
+    hparams, seeds = jax.device_get((hparams, seeds))
+    return jax.device_put(_init(recipe, None, hparams, inputs, seeds, pretrained), sharding)
 
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(recipe, sharding, hparams, inputs, seeds, pretrained):
     def init_member(hparams, seed):
         return train.init(recipe, hparams, inputs, jax.random.key(seed), pretrained)
 
     states = jax.vmap(init_member)(hparams, seeds)
-    return lax.with_sharding_constraint(states, layout.sharding("member"))
+    return lax.with_sharding_constraint(states, sharding) if sharding else states
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="with_outputs", donate_argnums=2)

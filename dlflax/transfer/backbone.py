@@ -58,6 +58,7 @@ def load_backbone(transfer, model, inputs, sha256: str | None, folder: Path, log
         abstract = weights.initial.eval_shape(model, _abstract_example(inputs))
         return read_variables(folder / FILE, abstract, is_subset=True)
     module, path = backbone_module(model)
+    inputs = model.parts(inputs)[0] if path else inputs
     variables, actual = read(transfer.weights, module, inputs, log)
     if actual != sha256:
         raise InputError(

