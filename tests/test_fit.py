@@ -117,7 +117,7 @@ REFUSED = {  # name -> (arguments, a part of the sentence)
     "pixels up to 16": ((IMAGES / 16.0, SIDES), "from 0 to 1 as floats"),
     "three images": ((IMAGES[:3], SIDES[:3]), "give 10 or more"),
     "unknown task": ((frame(), "y", 60, "ranking"), "task 'ranking' must be one of"),
-    "short series": ((A[:9], None, 60, "forecast"), "window"),
+    "short series": ((A[:7], None, 60, "forecast"), "has 7 numbers: a series needs more"),
 }
 
 
