@@ -27,6 +27,7 @@ PRESETS = {
         hparams=Hparams(),
         data=Series("co2"),
         epochs=60,
+        bag_folds=4,
     ),
 }
 

@@ -139,7 +139,7 @@ def test_a_finished_bag_is_not_trained_again(zoo, place, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "flags", "sentence"),
     [
-        (forecast, "--dataset sunspots --bag-folds 3", "--bag-folds must be 0"),
+        (forecast, "--dataset sunspots --devices 2", "--devices has no effect on a bag"),
         (tabular, "--devices 2", "--devices has no effect on a bag"),
         (tabular, "--bag-folds 1", "--bag-folds 1 must be 2 or more"),
         (tabular, "--bag-folds 0 --blend none", "--blend none is for --bag-folds"),

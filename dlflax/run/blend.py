@@ -37,6 +37,7 @@ Log = Callable[[str], None]
 MOST = 100  # members of an ensemble, no limit in practice
 TREES_SHARE = 0.5  # of the time that is left for training
 MAX_TREES = 2000  # of each fold and class
+NEAR = 2.0  # times the least loss of a member
 MIN_CALIBRATED = 500  # examples of a fold from which the calibrated loss chooses the epoch
 
 
@@ -64,6 +65,8 @@ class Bagged(NamedTuple):
     calibration: dict[str, Any]
     members: list[Members]
     weights: list[float]
+    held_out: dict[str, Any]
+    """Arrays of the examples that the members' outputs are for."""
 
 
 def check(config: Config) -> None:
@@ -101,15 +104,28 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     bag = _fit_networks(config, setup, fold_of, record, clock, slow)
     model = setup.start.recipe.model
     members = [Members("network", model, bag.variables, bag.outputs), *others]
+    return average(config, setup, record, members, setup.start.splits.train, begun)
+
+
+def average(
+    config: Config, setup: Setup, record: Record, members: list[Members], held_out: dict[str, Any],
+    begun: float, equal_share: float = 0.0,
+) -> Bagged:  # fmt: skip
+    """Returns the weighted average of the members as a finished run. held_out: arrays of the
+    examples that the members' outputs are for; begun: by time.perf_counter; equal_share: of the
+    weights, for members whose loss is at most NEAR times the least, in equal parts."""
     task, hparams = setup.start.recipe.task, train.as_float32(config.hparams.evaluation())
     if isinstance(task, Classification):  # the epochs are chosen
         task = dataclasses.replace(task, monitor="loss")
-    train_set = setup.start.splits.train
-    batch = train.host_batch(task, train_set)
+    batch = train.host_batch(task, held_out)
     members = [_calibrate(member, task, hparams, batch) for member in members]
     outputs = jnp.stack([member.outputs for member in members])
     chosen = choose(task, hparams, outputs, batch, MOST)
-    scores = [train.scores(task, config.hparams, train_set, member.outputs) for member in members]
+    scores = [train.scores(task, config.hparams, held_out, member.outputs) for member in members]
+    losses = np.nan_to_num([values["loss"] for values in scores], nan=np.inf)
+    near = (losses <= NEAR * losses.min()) * equal_share
+    weights = near / max(1, np.count_nonzero(near)) + (1 - equal_share) * np.array(chosen.weights)
+    chosen = chosen._replace(weights=weights.tolist())
     for member, weight, values in zip(members, chosen.weights, scores, strict=True):
         name = task.metric().name
         record.say(
@@ -129,7 +145,7 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     )
     variables = nest_variables([tree for member, _ in picked for tree in member.variables])
     mean = task.mean(outputs, jnp.float32(chosen.weights)) / chosen.temperature
-    values = train.scores(task, config.hparams, train_set, mean)
+    values = train.scores(task, config.hparams, held_out, mean)
     row = {
         "epoch": 1, "step": 1, "learning_rate": 0.0, "seconds": time.perf_counter() - begun,
         "examples_per_second": 0.0, **{f"val_{name}": value for name, value in values.items()},
@@ -137,13 +153,13 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     fitted = task.calibrate(np.asarray(mean), batch, hparams)
     fitted |= {"temperature": 1.0} if "temperature" in fitted else {}  # it is the Ensemble's
     start = dataclasses.replace(setup.start, recipe=recipe)
-    abstract = train.abstract(recipe, config.hparams, train_set["inputs"][:1])
+    abstract = train.abstract(recipe, config.hparams, held_out["inputs"][:1])
     config = dataclasses.replace(
         config, recipe=recipe, epochs=1, patience=0, plateau_patience=0, bag_folds=0, given=()
     )
     setup = dataclasses.replace(setup, start=start, abstract=abstract)
     state = _as_state(abstract, variables, config.seed)
-    return Bagged(config, setup, state, row, fitted, members, chosen.weights)
+    return Bagged(config, setup, state, row, fitted, members, chosen.weights, held_out)
 
 
 def _calibrate(member: Members, task, hparams, batch) -> Members:
@@ -249,7 +265,7 @@ def _fit_others(
 def _as_state(abstract: train.State, variables: dict[str, Any], seed: int) -> train.State:
     """Returns a State of these variables after one step."""
     collections = dict(variables)
-    params = collections.pop("params")
+    params = collections.pop("params", {})
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt_state)
     state = train.State(np.int32(1), params, collections, opt_state, None, jax.random.key(seed))
     return jax.device_put(state)
@@ -270,7 +286,7 @@ def test_members(bagged: Bagged) -> list[dict[str, Any]]:
         shares = jnp.full(len(outputs), 1 / len(outputs), jnp.float32)
         rows.append({
             "name": member.name, "models": len(outputs), "weight": weight,
-            "val": train.scores(task, config.hparams, splits.train, member.outputs),
+            "val": train.scores(task, config.hparams, bagged.held_out, member.outputs),
             "test": train.scores(task, config.hparams, splits.test, task.mean(outputs, shares)),
         })  # fmt: skip
     return rows

@@ -23,7 +23,7 @@ from dlflax.config.run_folder import (
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
-from dlflax.run import announce, blend
+from dlflax.run import announce, blend, blend_series
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
 from dlflax.run.results import Record, report
@@ -97,7 +97,8 @@ def _run_bag(experiment, config: Config, setup: Setup, folder, checkpoints, brie
     if results := load_results(config, folder, brief, log):
         return results
     with open_record(experiment, config, setup, folder, None, 1, brief, log) as record:
-        bagged = blend.fit(config, setup, record, clock)
+        is_series = isinstance(setup.examples.encoder, data.SeriesEncoder)
+        bagged = (blend_series if is_series else blend).fit(config, setup, record, clock)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
         write_result_config(folder, bagged.config)

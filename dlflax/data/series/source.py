@@ -5,9 +5,10 @@ import hashlib
 import importlib.resources
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 
 from dlflax.data.dataset import Dataset, Source
 from dlflax.data.encoder import Examples
@@ -23,6 +24,8 @@ EMBEDDED = {
     "co2": ("co2", Lengths(52, 52, 104)),
     "sunspots": ("SUNACTIVITY", Lengths(11, 11, 22)),  # the solar cycle
 }
+
+MIN_HISTORY, SEASONS = 200, 10  # steps and seasons of a history; a shorter series is padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Series(Source):
     """Steps per season (0: by the calendar, 12 of months, 7 of days)."""
     test_split: float = 0.2
     """Share of the series, at its end, in the test split."""
+    has_history: Annotated[bool, tyro.conf.Suppress] = False
+    """True: inputs begin before the window, as exponential smoothing reads them."""
+
+    def for_blend(self) -> "Series":
+        return dataclasses.replace(self, has_history=True)
 
     def load(self, log: Callable[[str], None] = print) -> Dataset:
         """Returns an example for each step at which a forecast may start.
@@ -82,9 +90,10 @@ class Series(Source):
             raise InputError(
                 f"{source} has {len(series.values):,} values, too few for --window {window}."
             )
-        windows, target, first = _windows(series, window, horizon, later)
-        end = series.last_window(window, later), series.times_after(horizon)
-        style = {"file": series.style, "lengths": lengths, "end": end}
+        history = max(window, SEASONS * season, MIN_HISTORY) if self.has_history else 0
+        windows, target, first = _windows(series, lengths, history, later)
+        end = series.last_window(history or window, later), series.times_after(horizon)
+        style = {"file": series.style, "lengths": lengths, "history": history, "end": end}
         examples = Examples({"window": windows, "first": first}, target, (), (), style)
         split = ByTime(first, horizon, window, len(series.values), self.test_split)
         return Dataset(examples, split, name, source, hashlib.sha256(content).hexdigest())
@@ -123,21 +132,27 @@ class Series(Source):
         """Returns the encoder, whose scale is the standard deviation of the training targets."""
         file: Style = train.style["file"]
         (season, horizon, length), (window, times) = train.style["lengths"], train.style["end"]
+        history = train.style["history"]
+        if history:  # saved without the padding, and only with all covariates of the future
+            is_whole = len(window) == len(train.columns["window"][0])
+            window = window[~np.isnan(window[:, 0])] if is_whole else window[:0]
         scale = float(np.nanstd(train.target))
-        if scale <= _rounding_error(train.columns["window"][:, :, 0].ravel()):
+        if scale <= _rounding_error(np.nan_to_num(train.columns["window"][:, :, 0]).ravel()):
             log(f"the series {file.columns[0]} changes by the same at every step: its scale is 1.")
             scale = 1.0
+        past = train.columns["window"][:, : history or length, 0]
+        is_positive = bool((np.nan_to_num(past) >= 0).all())
         mean, deviation = (), ()
         if self._covariates():
-            past = train.columns["window"][:, :length, 1:]
+            past = train.columns["window"][:, : history or length, 1:][:, -length:]
             rows = np.concatenate([past[0], past[1:, -1]])  # each step once
             std = rows.std(0)
             mean = tuple(rows.mean(0).tolist())
             deviation = tuple(np.where(std > _rounding_error(rows), std, 1.0).tolist())
         return SeriesEncoder(
-            Steps((file.columns[0],), scale, season), length, horizon,
+            Steps((file.columns[0],), scale, season, is_positive), length, horizon,
             self.past_covariates, self.future_covariates, mean, deviation, file,
-            tuple(map(tuple, window.tolist())), tuple(times),
+            tuple(map(tuple, window.tolist())), tuple(times), history,
         )  # fmt: skip
 
     def _covariates(self) -> tuple[str, ...]:
@@ -145,9 +160,10 @@ class Series(Source):
 
 
 def _windows(
-    series: ParsedSeries, window: int, horizon: int, later: int
+    series: ParsedSeries, lengths: Lengths, history: int, later: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Returns (windows, targets, first steps) of all examples with an observed target."""
+    _, horizon, window = lengths
     first = np.arange(window, len(series.values) - horizon + 1)
     if not len(first):  # a huge horizon would need too much memory below
         return np.empty((0, 1, 1)), np.empty((0, 1)), first
@@ -155,7 +171,7 @@ def _windows(
     future = values[first[:, None] + np.arange(horizon)[None]]
     is_observed = ~np.isnan(future).all(1)
     first, future = first[is_observed], future[is_observed]
-    windows = series.windows(first, window, later)
+    windows = series.windows(first, history or window, later)
     return windows, future - series.values[first - 1, None], first
 
 
