@@ -9,10 +9,9 @@ everything before the test split.
 import time
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dlflax import train
 from dlflax.baselines import fit_smoothing, linear
 from dlflax.config.config import Config
 from dlflax.data.order import batch_order
@@ -80,7 +79,7 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
         members = members[:1]
     else:
         with announcement("fitting exponential smoothing ...", record.log):
-            members += smooth_series(setup, folds, held_out)
+            members += smooth_series(setup, config.hparams, folds)
     validation = {name: array[held_out] for name, array in splits.train.items()}
     return average(config, setup, record, members, validation, begun, EQUAL_SHARE)
 
@@ -193,19 +192,19 @@ def fit_networks(
     return Members("network", model, variables, outputs)
 
 
-def smooth_series(setup: Setup, folds, held_out: np.ndarray) -> list[Members]:
+def smooth_series(setup: Setup, hparams, folds) -> list[Members]:
     """Returns exponential smoothing, the theta method and naive forecasts, with outputs for the
-    held-out examples."""
+    examples of the folds."""
     splits = setup.start.splits
     encoder, inputs = splits.encoder, splits.train["inputs"]
     first = splits.examples["train"].columns["first"]
     begin = int(splits.examples["test"].columns["first"][0])
     # the past of the first test example is all that is before the test split
     past = np.float64(splits.test["inputs"][0]).T[[0, -1]].sum(0)
-    series = [np.roll(past, begin - origin) for origin in (*(first[f[0]] for f in folds), begin)]
-    for values, origin in zip(series, (*(first[f[0]] for f in folds), begin), strict=True):
-        values[: begin - origin] = np.nan
-    series, period = np.stack(series), encoder.target.period
+    later = [begin - int(origin) for origin in (*(first[fold[0]] for fold in folds), begin)]
+    series = np.stack([np.pad(past, (steps, 0), constant_values=np.nan)[: len(past)]
+                       for steps in later])  # fmt: skip
+    period = encoder.target.period
     fits = fit_smoothing.fit(series, period)
     thetas = fit_smoothing.fit_theta(series, period)
     sizes = {"period": period, "num_outputs": encoder.horizon}
@@ -220,11 +219,15 @@ def smooth_series(setup: Setup, folds, held_out: np.ndarray) -> list[Members]:
     }  # fmt: skip
     if period > 1:
         models["last season"] = SeasonalNaive(**sizes), [{}] * len(series)
-    members = []
+    task, hparams = setup.start.recipe.task, train.as_float32(hparams.evaluation())
+    members, size = [], len(splits.test["inputs"])
     for name, (model, variables) in models.items():
-        forecast = jax.jit(model.apply)
-        outputs = [np.asarray(forecast(tree, jnp.asarray(inputs[held_out]))) for tree in variables]
-        fold_of = np.concatenate([np.full(len(fold), i) for i, fold in enumerate(folds)])
-        chosen = np.stack(outputs)[fold_of, np.arange(len(held_out))]
-        members.append(Members(name, model, [variables[-1]], chosen))
+        recipe, outputs = train.Recipe(model, task), []
+        for fold, tree in zip(folds, variables, strict=False):
+            # in pieces of the test split's size, for which a program is needed anyway
+            rows = np.resize(fold, -(-len(fold) // size) * size).reshape(-1, size)
+            state = train.from_variables(tree)
+            pieces = [train.predict(recipe, state, hparams, inputs[piece]) for piece in rows]
+            outputs.append(np.concatenate(pieces)[: len(fold)])
+        members.append(Members(name, model, [variables[-1]], np.concatenate(outputs)))
     return members
