@@ -197,13 +197,9 @@ def smooth_series(setup: Setup, hparams, folds) -> list[Members]:
     examples of the folds."""
     splits = setup.start.splits
     encoder, inputs = splits.encoder, splits.train["inputs"]
-    first = splits.examples["train"].columns["first"]
-    begin = int(splits.examples["test"].columns["first"][0])
-    # the past of the first test example is all that is before the test split
-    past = np.float64(splits.test["inputs"][0]).T[[0, -1]].sum(0)
-    later = [begin - int(origin) for origin in (*(first[fold[0]] for fold in folds), begin)]
-    series = np.stack([np.pad(past, (steps, 0), constant_values=np.nan)[: len(past)]
-                       for steps in later])  # fmt: skip
+    # what is before a fold is the past of its first example
+    pasts = [*(inputs[fold[0]] for fold in folds), splits.test["inputs"][0]]
+    series = np.float64(pasts)[:, :, [0, -1]].sum(2)
     period = encoder.target.period
     fits = fit_smoothing.fit(series, period)
     thetas = fit_smoothing.fit_theta(series, period)
