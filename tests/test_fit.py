@@ -157,7 +157,7 @@ def test_a_series_is_recognized(prepared, name):
     data, target = FORECASTS[name]
     sentences, config, splits = prepared(data, target, **SERIES)
     assert "series" in sentences[-1] or any("forecast of 4 steps" in s for s in sentences)
-    assert splits.train["inputs"].shape[1:] == (8, 1)
+    assert splits.encoder.window == 8 and splits.train["inputs"].shape[1:] == (200, 2)
     last = splits.encoder.own_window[-1][0]
     assert last == pytest.approx(A.cumsum()[-1])
 
