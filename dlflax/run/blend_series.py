@@ -67,6 +67,10 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
     with announcement("fitting linear autoregressions ...", record.log):
         windows = [standardize(splits.train, encoder.window, scaled) for scaled in (False, True)]
         fits = [fit_linear(window, rows, folds) for window in windows]
+    smoothed = []
+    if config.blend == "auto":  # before the networks, whose epochs are planned by the time left
+        with announcement("fitting exponential smoothing ...", record.log):
+            smoothed = smooth_series(setup, config.hparams, folds)
     best = int(np.argmin([loss for loss, _, _ in fits]))
     members = [fit_networks(config, setup, windows[best], fits[best], rows, folds, record, clock)]
     for window, (_, params, outputs) in zip(windows, fits, strict=True):
@@ -75,11 +79,7 @@ def fit(config: Config, setup: Setup, record: Record, clock: Clock) -> Bagged:
         name = "linear autoregression" + ", scaled" * window.is_scaled
         members.append(Members(name, model, [variables], outputs))
     members = [member._replace(outputs=member.outputs[held_out]) for member in members]
-    if config.blend == "none":
-        members = members[:1]
-    else:
-        with announcement("fitting exponential smoothing ...", record.log):
-            members += smooth_series(setup, config.hparams, folds)
+    members = [*members, *smoothed] if config.blend == "auto" else members[:1]
     validation = {name: array[held_out] for name, array in splits.train.items()}
     return average(config, setup, record, members, validation, begun, EQUAL_SHARE)
 
