@@ -235,7 +235,7 @@ def describe(config: run.Config, dataset: Dataset, name: str) -> str:
     target = dataset.examples.style.get("target", "")
     aim = f" of {target}" if isinstance(target, str) and target else ""
     if isinstance(config.data, Series):
-        task = f"forecast of {pluralize(config.data.horizon, 'steps')}"
+        task = f"forecast of {pluralize(dataset.split.horizon, 'steps')}"
     elif classes:
         task = f"classification{aim}, {pluralize(len(classes), 'classes')}"
     else:

@@ -17,7 +17,7 @@ from dlflax.baselines import linear
 from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
 from dlflax.models import MLP
-from dlflax.run import blend, time_limit
+from dlflax.run import average, blend, time_limit
 from dlflax.train.bag import fit_bag
 from dlflax.train.ensemble import choose
 from dlflax.train.metrics import CalibratedLoss
@@ -139,7 +139,7 @@ def test_a_finished_bag_is_not_trained_again(zoo, place, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "flags", "sentence"),
     [
-        (forecast, "--dataset sunspots --bag-folds 3", "--bag-folds must be 0"),
+        (forecast, "--dataset sunspots --devices 2", "--devices has no effect on a bag"),
         (tabular, "--devices 2", "--devices has no effect on a bag"),
         (tabular, "--bag-folds 1", "--bag-folds 1 must be 2 or more"),
         (tabular, "--bag-folds 0 --blend none", "--blend none is for --bag-folds"),
@@ -213,8 +213,8 @@ def test_the_interval_is_the_conformal_quantile():
 def test_members_are_calibrated_on_held_out_outputs():
     outputs = np.float32(3 * np.eye(3)[CLASSES])
     task, hparams = train.Recipe(MLP()).task, train.as_float32(train.Hparams())
-    member = blend.Members("network", MLP(), [], outputs)
-    calibrated = blend._calibrate(member, task, hparams, {"targets": CLASSES})
+    member = average.Members("network", MLP(), [], outputs)
+    calibrated = average.calibrate(member, task, hparams, {"targets": CLASSES})
     assert 0.5 < calibrated.temperature < 1
     np.testing.assert_allclose(calibrated.outputs, outputs / calibrated.temperature)
 
@@ -247,16 +247,16 @@ def test_trials_join_where_their_gain_is_no_chance():
     signs = np.where(np.arange(61) % 2, 1, -1)[:, None]  # better for as many as it is worse for
     noise, better = np.float32(signs * truth), np.float32(3 * truth)
     for last, joins in ((outputs[0] + noise, False), (outputs[0] + better, True)):
-        members = [blend.Members(str(i), None, [], each, trial=i)
+        members = [average.Members(str(i), None, [], each, trial=i)
                    for i, each in enumerate([outputs[0], last])]  # fmt: skip
-        members += [blend.Members("linear model", None, [], outputs[1])]
-        chosen = blend._choose(task, hparams, members, {"targets": CLASSES})
+        members += [average.Members("linear model", None, [], outputs[1])]
+        chosen = average.choose_members(task, hparams, members, {"targets": CLASSES})
         assert bool(chosen.weights[1]) == joins and sum(chosen.weights) == pytest.approx(1)
 
 
 def test_an_example_of_any_class_is_yet_to_come():
     outputs = np.float32(5 * np.eye(3)[CLASSES])
-    hparams = train.as_float32(blend._smooth(train.Hparams(), outputs))
+    hparams = train.as_float32(average.smooth(train.Hparams(), outputs))
 
     def loss(log_scale):
         logits = outputs * np.exp(log_scale)

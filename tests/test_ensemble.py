@@ -16,6 +16,7 @@ from dlflax import train
 from dlflax.data.arrays import Arrays
 from dlflax.inference.predict import Predictor
 from dlflax.models import MLP, Autoencoder
+from dlflax.models.autoregression import Autoregression
 from dlflax.train import ensemble, metrics
 from dlflax.train.tasks import Classification, MultiLabel, Reconstruction, Regression
 from dlflax.tune import sweep
@@ -212,3 +213,14 @@ def test_without_an_ensemble_the_best_trial_alone_is_kept(tmp_path, monkeypatch)
     assert results["ensemble"] is None and results["candidates"].keys() == {"trained", "retrained"}
     kept = [int(path.stem) for path in Path("sweep/members").iterdir()]
     assert kept == [results["best"]["number"]] and not Path("sweep/ensemble").exists()
+
+
+def test_members_share_no_module():
+    """Flax gives an object in two fields one set of parameters, so also a module of a module."""
+    network = MLP((3,), num_outputs=2)
+    model = Autoregression(4, 2, network=network)
+    recipe = ensemble.ensemble_recipe(
+        train.Recipe(model, Regression()), [(model, train.Hparams())] * 2, [0.5, 0.5]
+    )
+    params = train.abstract(recipe, train.Hparams(), np.zeros((1, 6, 2), np.float32)).params
+    assert jax.tree.structure(params["members_0"]) == jax.tree.structure(params["members_1"])

@@ -117,7 +117,7 @@ REFUSED = {  # name -> (arguments, a part of the sentence)
     "pixels up to 16": ((IMAGES / 16.0, SIDES), "from 0 to 1 as floats"),
     "three images": ((IMAGES[:3], SIDES[:3]), "give 10 or more"),
     "unknown task": ((frame(), "y", 60, "ranking"), "task 'ranking' must be one of"),
-    "short series": ((A[:9], None, 60, "forecast"), "window"),
+    "short series": ((A[:7], None, 60, "forecast"), "has 7 numbers: a series needs more"),
 }
 
 
@@ -157,7 +157,7 @@ def test_a_series_is_recognized(prepared, name):
     data, target = FORECASTS[name]
     sentences, config, splits = prepared(data, target, **SERIES)
     assert "series" in sentences[-1] or any("forecast of 4 steps" in s for s in sentences)
-    assert splits.train["inputs"].shape[1:] == (8, 1)
+    assert splits.encoder.window == 8 and splits.train["inputs"].shape[1:] == (200, 2)
     last = splits.encoder.own_window[-1][0]
     assert last == pytest.approx(A.cumsum()[-1])
 

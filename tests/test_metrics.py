@@ -149,12 +149,12 @@ def test_members_with_examples_of_their_own():
     rows = [(np.arange(100, dtype=np.int32), np.arange(40, dtype=np.int32)),
             (np.arange(100, 200, dtype=np.int32), np.arange(40, 90, dtype=np.int32))]  # fmt: skip
     members = Population(
-        recipe, [train.Hparams()] * 2, [[0], [0]], data, val, epochs=1, layout=Layout("map", 2, 2),
+        recipe, [train.Hparams()], [[0, 0]], data, val, epochs=1, layout=Layout("map", 2, 2),
         orders=[batch_order(data, recipe.batch_size, at) for at, _ in rows],
         val_rows=[at for _, at in rows],
     )  # fmt: skip
     members.train(1)
-    for (history,), (own, own_val) in zip(members.histories, rows, strict=True):
+    for history, (own, own_val) in zip(*members.histories, rows, strict=True):
         parts = ({name: leaf[at] for name, leaf in part.items()}
                  for part, at in ((data, own), (val, own_val)))  # fmt: skip
         alone = train.fit(recipe, train.Hparams(), *parts, epochs=1).history

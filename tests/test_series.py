@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from dlflax import run, train
 from dlflax.data import Series, make_splits
+from dlflax.data.series.lengths import calendar_lengths
 from dlflax.data.series.series_file import read_file, read_in_style
 from dlflax.data.series.source import naive, seasonal_naive
 from dlflax.data.table import calendars
@@ -175,7 +176,7 @@ def test_gaps_of_the_series_that_is_shipped():
     said = []
     dataset = Series("co2").load(said.append)
     assert dataset.split.steps == 2284
-    assert "59 of 2284 values are missing" in said[-1]
+    assert "59 of 2284 values are missing" in said[-2]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_gaps_of_the_series_that_is_shipped():
         ({"window": 300}, "values, too few for --window 300"),
         ({"horizon": 20}, "too few for --window 5 and --horizon 20"),
         ({"window": 5, "seasonality": 7}, "--window 5 must be at least the season of 7 steps"),
-        ({"horizon": 0}, "--horizon 0 at least 1"),
+        ({"horizon": -1}, "--horizon -1 must be 1 or more"),
         ({"seasonality": -1}, "--seasonality -1 must be"),
         ({"test_split": 0.0}, "--test-split 0 must be between 0 and 1"),
         ({"test_split": 1.0}, "--test-split 1 must be between 0 and 1"),
@@ -199,6 +200,39 @@ def test_refusals(tmp_path, fields, sentence):
     with pytest.raises(InputError, match=sentence):
         series = Series(**fields)
         make_splits(series, series.load(), 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    "step, wanted",
+    [("MS", (12, 12, 24)), ("D", (7, 14, 28)), ("h", (24, 24, 72)), ("W", (52, 52, 104)),
+     ("QS", (4, 4, 8)), ("YS", (1, 6, 12)), ("B", (5, 10, 20)), ("30min", (48, 48, 96)),
+     ("min", (60, 60, 120)), ("2MS", (6, 6, 12)), ("s", (60, 60, 120)), (None, (1, 12, 24))],
+)  # fmt: skip
+def test_lengths_are_those_of_the_calendar(tmp_path, step, wanted):
+    pandas = pytest.importorskip("pandas")
+    times = pandas.date_range("2001-01-07", periods=900, freq=step) if step else [""] * 900
+    path = write(tmp_path / "a.csv", [(time, i % 5) for i, time in enumerate(times)])
+    dataset = Series(data=path).load(lambda _: None)
+    assert dataset.examples.style["lengths"] == wanted
+
+
+@pytest.mark.parametrize("step", ["MS", "QS", "D", "h", "W", None])
+def test_every_file_from_24_rows_has_lengths_that_fit(tmp_path, step):
+    """With and without a validation split; what is shrunk is said."""
+    pandas = pytest.importorskip("pandas")
+    for count in (24, 25, 31, 43, 60, 100, 508):
+        times = pandas.date_range("2001-01-07", periods=count, freq=step) if step else [""] * count
+        said, path = [], write(tmp_path / "a.csv", [(time, i % 5) for i, time in enumerate(times)])
+        series = Series(data=path)
+        dataset = series.load(said.append)
+        for share in (0.0, 0.1):
+            splits = make_splits(series, dataset, share, 0)
+            assert len(splits.train["targets"]) >= 4 and len(splits.test["targets"])
+        season, horizon, window = dataset.examples.style["lengths"]
+        assert count < 31 or horizon >= 4 and window > horizon
+        usual = calendar_lengths(read_file(path, log=lambda _: None).calendar)
+        assert ("too few for a" in said[-1]) == ((season, horizon, window) != usual)
+    assert Series(data=path, seasonality=12).load(said.append).examples.style["lengths"][0] == 12
 
 
 def test_files_that_are_no_series(tmp_path):

@@ -124,7 +124,8 @@ def test_a_stale_lock_does_not_hold_up(tmp_path):
         import os, signal, sys
         from pathlib import Path
         from dlflax.files import file_lock
-        from tests.test_study import fill, opened
+        sys.path.insert(0, "tests")
+        from test_study import fill, opened
         with opened(Path(sys.argv[1])) as study:
             fill(study)
             lock = file_lock(Path(sys.argv[1], "study.journal.lock"))

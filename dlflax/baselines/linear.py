@@ -90,7 +90,7 @@ def fit_folds(inputs: Any, targets: np.ndarray, fold_of: np.ndarray, classes: in
     if is_dense and too_many:
         raise InputError(f"a linear model takes too long on {n:,} rows of {columns:,} numbers.")
     fit = _fit_classes if is_dense else _fit_sparse
-    fit = fit if classes else _fit_numbers
+    fit = fit if classes else fit_numbers
     settings: list = []  # [setting] -> (params of each fold, outputs)
     for fold in range(folds):
         train, held_out = fold_of != fold, fold_of == fold
@@ -141,8 +141,9 @@ def _fit_sparse(x, targets, classes, strengths=TEXT_STRENGTHS):
         yield kernel, bias
 
 
-def _fit_numbers(x, targets, classes):
-    """Yields (kernel, bias) of ridge regressions, for each alpha."""
+def fit_numbers(x: np.ndarray, targets: np.ndarray, classes: int = 0):
+    """Yields (kernel (d, k), bias (k,)) of ridge regressions, for each alpha. x: float64 (n, d);
+    targets: (n, k)."""
     mean, center = x.mean(0), targets.mean(0)
     values, vectors = np.linalg.eigh((x - mean).T @ (x - mean))
     products = vectors.T @ ((x - mean).T @ (targets - center))

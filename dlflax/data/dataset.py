@@ -74,6 +74,10 @@ class Source(abc.ABC):
         """Returns the encoder fitted on the training examples: a function of its arguments alone,
         or no run could resume."""
 
+    def for_blend(self) -> "Source":
+        """Returns the source whose inputs all models of a blend can read; default: itself."""
+        return self
+
     def token_vectors(self, encoder: Any, log: Callable[[str], None]) -> np.ndarray | None:
         """Returns initial embeddings of tokens, float32 (vocabulary, size), NaN for a token without
         one; None if all are random."""

@@ -130,7 +130,8 @@ class ByTime(Split):
 
     def rows(self, examples, share, seed, log):
         test = self.steps - round(self.share * self.steps)
-        val = test - round(share * test)
+        # at least one validation example
+        val = test - (max(round(share * test), self.horizon) if share else 0)
         borders = {"train": (0, val), "val": (val, test), "test": (test, self.steps)}
         splits = {}
         for name, (start, stop) in borders.items():

@@ -149,6 +149,8 @@ class Steps(Target):
     scale: float
     period: int
     """Steps per season."""
+    is_positive: bool = False
+    """True if no value of the training steps is negative: nor is a forecast."""
 
     @property
     def spread(self):

@@ -140,7 +140,9 @@ def _fit_networks(
         )  # fmt: skip
         return float(np.diff(ends).min())
 
-    config = plan_epochs(config, record.folder, clock, measure, record.log, {"max_trees": max_trees})
+    config = plan_epochs(
+        config, record.folder, clock, measure, record.log, {"max_trees": max_trees}
+    )
     several = f"training {count} networks, each with another fold held out"
     record.say(f"{several if count > 1 else 'training one network'}: "
                f"{config.epochs:,} epochs")  # fmt: skip

@@ -24,7 +24,7 @@ from dlflax.config.saved import save_encoder
 from dlflax.errors import InputError, Terminated
 from dlflax.report import figures, loggers
 from dlflax.report.progress import Progress, announcement
-from dlflax.run import announce, blend
+from dlflax.run import announce, blend, blend_series
 from dlflax.run.average import test_members
 from dlflax.run.prepare import Setup, prepare, read_data
 from dlflax.run.profile import profile
@@ -104,7 +104,10 @@ def _run_bag(
     if results := load_results(config, folder, brief, log):
         return results
     with open_record(experiment, config, setup, folder, None, 1, brief, log) as record:
-        bagged = blend.fit(config, setup, record, clock, trained)
+        if isinstance(setup.examples.encoder, data.SeriesEncoder):
+            bagged = blend_series.fit(config, setup, record, clock)
+        else:
+            bagged = blend.fit(config, setup, record, clock, trained)
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         checkpoints.save(train.Checkpoint(bagged.state, [bagged.row]))
         save_encoder(folder, bagged.setup.examples.encoder)

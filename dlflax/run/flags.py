@@ -23,7 +23,8 @@ NESTED = ("hparams", "task", "model", "optimizer", "schedule", "augment", "space
 LIST = re.compile(r"[^,\s]+(,[^,\s]+)+")  # "32,64"; a column's name may be "price, EUR"
 ADVANCED = {  # flags that only --help-all shows
     "--devices", "--fsdp", "--distributed", "--profile", "--trainable", "--compute-dtype",
-    "--baseline", "--blend", "--class-weights", "--plateau-patience", "--save-backbone",
+    "--micro-batch", "--baseline", "--blend", "--class-weights", "--plateau-patience",
+    "--save-backbone",
     "--freeze-epochs", "--contrastive-epochs", "--num-views", "--rank", "--prior", "--warm-start",
     "--population-map", "--min-improvement", "--launcher-options", "--storage", "--study",
     "--refit-full", "--model.implementation", "--logger", "--task.monitor", "--optimizer.b1",

@@ -36,6 +36,8 @@ def read_data(
     """Returns (the Config, adapted to data that stand in for others; the Dataset). dataset: if it
     is loaded already. Raises InputError for invalid combinations."""
     check(config)
+    if config.bag_folds:
+        config = dataclasses.replace(config, data=config.data.for_blend())
     if dataset is None:
         with announcement("reading the data ...", log):
             dataset = data.read_dataset(config.data, log)

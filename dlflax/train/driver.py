@@ -48,6 +48,7 @@ class Driver(abc.ABC):
         check_arrays(recipe, as_float32(hparams[0]), train_set, val_set)
         self.recipe = recipe
         self._orders = orders or [batch_order(train_set, recipe.batch_size)] * np.shape(seeds)[1]
+        assert len(self._orders) == np.shape(seeds)[1], "an order belongs to a seed"
         steps = self._orders[0].steps
         hparams = [h.replace(total_steps=float(epochs * steps)) for h in hparams]
         self.seeds = np.asarray(seeds, np.uint32)

@@ -5,6 +5,7 @@ members on validation data: greedy selection with replacement (Caruana, Niculesc
 Ksikes 2004), then a temperature (Guo, Pleiss, Sun and Weinberger 2017).
 """
 
+import copy
 import dataclasses
 import functools
 import math
@@ -89,8 +90,8 @@ def ensemble_recipe(
 ) -> Recipe:  # fmt: skip
     """Returns the Recipe of an `Ensemble` for the task of a member's recipe."""
     model = Ensemble(
-        # clones: Flax gives one object in two fields one set of parameters
-        members=tuple(model.clone() for model, _ in members),
+        # copies: Flax gives one object in two fields, or in two of their fields, one set of params
+        members=tuple(copy.deepcopy(model) for model, _ in members),
         hparams=tuple(hparams for _, hparams in members),
         weights=tuple(weights), task=recipe.task, temperature=temperature, shared=shared,
         temperatures=tuple(temperatures), columns=tuple(columns),

@@ -198,8 +198,16 @@ class Population(Driver):
         """Returns member -> (NumPy variables of its best epoch, its outputs on the first `count`
         validation examples, float32), without diverged members."""
         part = {name: leaf[:count] for name, leaf in self.val_set.items()}
-        outputs = _outputs(self.recipe, self.layout, self._best, self._hparams(), part)
-        variables, outputs = jax.device_get((self._best, outputs))
+        return self._with_outputs(self._best, part)
+
+    def last(self, data: Mapping) -> dict[Member, tuple[dict, np.ndarray]]:
+        """Returns member -> (NumPy variables of its last epoch, its outputs on data), as `best`."""
+        variables = train.variables(self.recipe, self._states)
+        return self._with_outputs(variables, put_on_devices(self.layout, data)[0])
+
+    def _with_outputs(self, variables, data):
+        outputs = _outputs(self.recipe, self.layout, variables, self._hparams(), data)
+        variables, outputs = jax.device_get((variables, outputs))
         return {
             member: (_take(variables, slot), outputs[slot])
             for slot, member in enumerate(self._slots)

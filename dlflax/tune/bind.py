@@ -50,11 +50,17 @@ class Bound(NamedTuple):
 def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     """Returns the sweep with its data and structures. Raises InputError for settings that
     contradict each other or the data."""
-    check_sweep(sweep)
+    if sweep.bag_folds and (sweep.transfer or isinstance(sweep.data, data.Text | data.Series)):
+        log("note: a trial is one network, scored on --val-split: a run would train a bag")
+        sweep = dataclasses.replace(sweep, bag_folds=0)
+    check_sweep(sweep, log)
     sweep, dataset = read_data(sweep, log)
     sweep, examples = split_data(sweep, dataset, log)
     if sweep.bag_folds:
-        sweep = blend.calibrated_monitor(sweep, len(examples.train["inputs"]))
+        if examples.val is not None:
+            raise InputError("--bag-folds must be 0 in a sweep of data with a validation split.")
+        count = len(examples.train["inputs"])
+        sweep = blend.calibrated_monitor(sweep, count, sweep.bag_folds)
     sweep, tried = _bind_space(sweep, search, experiment, log)
     recipe, hparams = sweep.recipe, sweep.hparams
     _check_objective(sweep.objective, sweep.cost, recipe.task, tried)

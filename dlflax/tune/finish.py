@@ -27,7 +27,7 @@ from dlflax.report import tables
 from dlflax.report.sweep import trials as ranking
 from dlflax.report.sweep.pareto import front
 from dlflax.report.sweep.trials import digits, print_findings, print_trials
-from dlflax.run import blend
+from dlflax.run import average, blend
 from dlflax.run.announce import command
 from dlflax.run.prepare import prepare
 from dlflax.run.time_limit import PLAN, read_plan
@@ -53,7 +53,7 @@ NO_TRIAL = ("The ensemble has no trial but the defaults, trial 0: the others gai
 
 
 def finish(
-    bound: Bound, study: Study, traces: int, log, others: list[blend.Members] | None = None
+    bound: Bound, study: Study, traces: int, log, others: list[average.Members] | None = None
 ) -> dict[str, Any]:
     """Tests the candidates, saves the best one in `best/`, and writes results.json, figures and
     report, which it prints. Returns the results. others: as in `blend.Trained`. Raises RunError
@@ -118,7 +118,7 @@ class Candidates:
 
     def __init__(
         self, bound: Bound, trials: list[FrozenTrial], best: FrozenTrial,
-        log: Callable[[str], None], others: list[blend.Members] | None,
+        log: Callable[[str], None], others: list[average.Members] | None,
     ):  # fmt: skip
         self._others = others
         self._bound, self._trials, self._best, self._log = bound, trials, best, log
@@ -215,7 +215,7 @@ class Candidates:
             trained=blend.Trained(bags, self._others),
         )
 
-    def _bags(self) -> list[blend.Members]:
+    def _bags(self) -> list[average.Members]:
         """Returns the bags of the best trials, and that of trial 0, which has the defaults."""
         job, size = self._bound.job, self._bound.sweep.ensemble_size
         folds = held_out_folds(self._bound.arrays["fold_of"])
@@ -226,7 +226,7 @@ class Candidates:
             if i < max(1, size) or (size and number == 0):
                 recipe, hparams = job.space.apply(params[number], job.recipe, job.hparams)
                 variables, outputs = zip(*((m.variables, m.outputs) for m in networks), strict=True)
-                bags.append(blend.Members(
+                bags.append(average.Members(
                     f"{TRIAL} {number}", recipe.model, list(variables),
                     held_out_outputs(folds, outputs), hparams=hparams, trial=number,
                 ))  # fmt: skip

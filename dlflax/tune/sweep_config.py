@@ -1,6 +1,7 @@
 """The configuration of a sweep, and its checks."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,11 +89,11 @@ class Sweep(run.Config):
         return dict(word.split("=", 1) for word in self.launcher_options)
 
 
-def check_sweep(sweep: Sweep) -> None:
+def check_sweep(sweep: Sweep, log: Callable[[str], None]) -> None:
     """Raises InputError for settings that no sweep can have, besides those that no run can have."""
     check_sampler(sweep.sampler)
     if sweep.bag_folds:
-        blend.check(sweep)
+        blend.check(sweep, log)
     sweep.search.check(sweep.epochs)
     is_grid, is_auto = sweep.sampler == "grid", sweep.trials == "auto"
     counts = [("population_size", 0, 10**6), ("num_seeds", 1, 1000), ("ensemble_size", 0, 1000),

@@ -26,14 +26,16 @@ def plan_sweep(bound: Bound, population: int, clock: Clock, log) -> tuple[Bound,
     """Returns (the sweep with the epochs of a trial that fit, the linear model and trees of its
     ensemble). These are fitted first, as the epochs get the time that they leave; None without
     folds or a limit, and where the plan was made before."""
-    sweep, others, slow = bound.sweep, None, []
+    sweep, others, max_trees = bound.sweep, None, {}
     if not sweep.time_limit:
         return bound, None
     if sweep.bag_folds and not read_plan(sweep.run_dir):
         setup = Setup(bound.dataset, bound.examples, bound.start, None)
-        others = blend.fit_others(sweep, setup, bound.arrays["fold_of"], clock, slow, log)
+        others = blend.fit_others(
+            sweep, setup, *blend.join_splits(sweep, setup), clock, max_trees, log
+        )
     measure = functools.partial(_measure_epoch, bound, population)
-    sweep = plan_epochs(sweep, sweep.run_dir, clock, measure, log, {"slow": slow})
+    sweep = plan_epochs(sweep, sweep.run_dir, clock, measure, log, {"max_trees": max_trees})
     job = dataclasses.replace(bound.job, epochs=sweep.epochs)
     return bound._replace(sweep=sweep, job=job), others
 

@@ -41,6 +41,14 @@ class SeriesEncoder(Encoder):
     """Last window of the training file, (window + later, columns)."""
     own_times: tuple[str, ...]
     """Times of the next steps."""
+    history: int = 0
+    """Steps of an input that begins before the window, NaN before the series; 0: the window. Such
+    an input has one more column: the last value, divided by the scale."""
+
+    @property
+    def length(self) -> int:
+        """Steps of the past in an input, with those before the window."""
+        return self.history or self.window
 
     def parse(self, given: Any, limits: Limits | None = None) -> Examples:
         """Reads a series from a CSV file, rows {column: value} or a data frame, sorted by time if
@@ -49,6 +57,9 @@ class SeriesEncoder(Encoder):
             if len(self.own_times) != self.horizon:
                 raise InputError("encoder.json is damaged: own_times needs a time for each step.")
             window = np.array(self.own_window, np.float64)
+            if self.history and len(window):  # saved without the padding
+                missing = self.length + self._later() - len(window)
+                window = np.pad(window, ((missing, 0), (0, 0)), constant_values=np.nan)
             return self._examples(window, self.own_times, "the series")
         most = limits.steps if limits else sys.maxsize
         given = given.to_frame() if is_series(given) else given
@@ -60,17 +71,17 @@ class SeriesEncoder(Encoder):
                 f"{table.place} has {len(series.values)} values: the model needs the last "
                 f"{self.window}."
             )
-        window = series.last_window(self.window, self._later())
+        window = series.last_window(self.length, self._later())
         return self._examples(window, series.times_after(self.horizon), table.place)
 
     def _later(self) -> int:
         return self.horizon if self.future else 0
 
     def _examples(self, window: np.ndarray, times, place: str) -> Examples:
-        if len(window) < self.window + self._later():
+        if len(window) < self.length + self._later():
             raise InputError(
                 f"{place}: {', '.join(self.future)} must have {self.horizon} rows after the last "
-                f"value, not {len(window) - self.window}."
+                "value."
             )
         columns = {"window": window[None], "times": np.array([list(times)])}
         return Examples(columns, None, [place])
@@ -80,27 +91,32 @@ class SeriesEncoder(Encoder):
         return examples.columns["window"]
 
     def batch(self, raw: Any, xp: Any = np) -> dict[str, Any]:
-        past = raw[:, : self.window, 0]
+        past = raw[:, : self.length, 0]
         last = past[:, -1:]
         inputs = ((past - last) / self.target.scale)[:, :, None]
         if self.covariate_mean:
             mean, scale = np.array([[self.covariate_mean]]), np.array([[self.covariate_scale]])
             values = (raw[:, :, 1:] - mean) / scale
             future = values[:, :, len(self.past) :]
-            future = future[:, self.horizon :] if self.future else future[:, : self.window]
-            inputs = xp.concatenate([inputs, values[:, : self.window], future], 2)
+            future = future[:, self.horizon :] if self.future else future[:, : self.length]
+            inputs = xp.concatenate([inputs, values[:, : self.length], future], 2)
+        if self.history:
+            level = xp.broadcast_to((last / self.target.scale)[:, :, None], inputs[:, :, :1].shape)
+            inputs = xp.concatenate([inputs, level], 2)
         return {"inputs": inputs.astype(np.float32), "last": last}
 
     def spec(self) -> Spec:
         later, columns = self._later(), ("the series", *self.past, *self.future)
         more = f", and {later} steps after them" if later else ""
+        padding = ", NaN before the first one" if self.history else ""
         return Spec(
-            (self.window + later, len(columns)), "float64",
-            f"the last {self.window} values of {', '.join(columns)}{more}",
+            (self.length + later, len(columns)), "float64",
+            f"the last {self.length} values of {', '.join(columns)}{more}{padding}",
         )  # fmt: skip
 
     def describe(self) -> str:
         return f"windows of {self.window} values"
 
     def outlook(self) -> dict[str, Any]:
-        return {"series": [row[0] for row in self.own_window[: self.window]][-104:]}
+        end = len(self.own_window) - self._later()
+        return {"series": [row[0] for row in self.own_window[:end]][-104:]}

@@ -54,11 +54,13 @@ class ParsedSeries:
 
     def windows(self, first: np.ndarray, window: int, later: int) -> np.ndarray:
         """Returns the values of `window` steps before each step `first`, (n,), and the covariates
-        of `later` more: float64 (n, window + later, 1 + covariates)."""
+        of `later` more. float64 (n, window + later, 1 + covariates), NaN before the series."""
         rows = first[:, None] + np.arange(-window, later)[None]
         windows = np.zeros((*rows.shape, 1 + self.covariates.shape[1]))
-        windows[:, :window, 0] = self.values[rows[:, :window]]
-        windows[:, :, 1:] = self.covariates[rows]
+        inside = np.maximum(rows, 0)
+        windows[:, :window, 0] = self.values[inside[:, :window]]
+        windows[:, :, 1:] = self.covariates[inside]
+        windows[rows < 0] = np.nan
         return windows
 
     def last_window(self, window: int, later: int) -> np.ndarray:

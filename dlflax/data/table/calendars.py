@@ -39,7 +39,7 @@ class Calendar:
         """Returns the times of rows, counted from the series' first value: "2001-12-29"."""
         rows = np.array([*rows], np.int64) + self.begin
         date, month, *_ = _split_dates(self.first)
-        length = _months(self.step)
+        length = step_months(self.step)
         if not length and self.step != "weekday":
             seconds, hours = self.first + rows * float(self.step), float(self.step) % DAY > 0
             return [_format_time(time, self.zone, hours) for time in seconds.tolist()]
@@ -125,14 +125,14 @@ def _calendars(times: np.ndarray, step: str) -> Iterator[tuple[str, np.ndarray]]
         # the last weekday of a month is at most three days before its end
         if min(np.ptp(days_before), np.ptp(days_after)) <= 3 and step != "weekday":
             count = (months - months[0]).astype(int)
-            length = _months(step) if step else max(_lower_median(np.diff(count)), 1)
+            length = step_months(step) if step else max(_lower_median(np.diff(count)), 1)
             name = {1: "month", 3: "quarter", 12: "year"}.get(length, f"{length} months")
             if length:
                 yield name, count / length
         may_skip_weekends = step == "weekday" or not step and seconds == DAY
         if may_skip_weekends and np.is_busday(dates).all():
             yield "weekday", np.busday_count(dates[0], dates).astype(float)
-    if not _months(step) and step != "weekday":
+    if not step_months(step) and step != "weekday":
         yield step or f"{seconds:.12g}", elapsed / float(step or seconds)
 
 
@@ -164,7 +164,7 @@ def _days_of_months(months: np.ndarray, day: str) -> np.ndarray:
 def _day(times: np.ndarray, step: str) -> str:
     """Returns `Calendar.day` of times."""
     dates, months, days_before, days_after = _split_dates(times)
-    if not _months(step):
+    if not step_months(step):
         return ""
     if (days_after == 0).all():
         return "end"
@@ -174,7 +174,7 @@ def _day(times: np.ndarray, step: str) -> str:
     return str(days_before.max() + 1)
 
 
-def _months(step: str) -> int:
+def step_months(step: str) -> int:
     """Returns the months of a step, 0 for another unit."""
     return MONTHS.get(step) or (int(step.split()[0]) if step.endswith("months") else 0)
 
@@ -216,7 +216,7 @@ def _format_step(step: str, zone: str = "") -> str:
     """Returns "7 days", for "one row every ..."."""
     if step == "weekday":
         return "day without weekends"
-    if _months(step):
+    if step_months(step):
         return step
     seconds = float(step)
     if zone == COUNT:

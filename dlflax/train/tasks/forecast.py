@@ -102,14 +102,18 @@ class Forecast(Task):
         return Description(results=results, figures={"forecast": draw})
 
     def predictions(self, outputs, batch, target, calibration):
-        """Returns forecasts and bounds of their intervals, in the series' unit."""
-        scale = _steps_of(target).scale
-        values = batch["last"] + scale * outputs
+        """Returns forecasts and bounds of their intervals, in the series' unit: 0 instead of
+        negative ones, where the past has none."""
+        steps = _steps_of(target)
+        values = batch["last"] + steps.scale * outputs
         half = intervals.half_width(calibration, values.shape[1])
-        if half is None:
-            return {"forecast": values}
-        margin = scale * half[None]
-        return {"forecast": values, "low": values - margin, "high": values + margin}
+        predictions = {"forecast": values}
+        if half is not None:
+            margin = steps.scale * half[None]
+            predictions |= {"low": values - margin, "high": values + margin}
+        if not steps.is_positive:
+            return predictions
+        return {name: (abs(x) + x) / 2 for name, x in predictions.items()}  # NumPy or traced
 
     def answers(self, asked: Asked):
         """Returns a line per step ahead, with time and interval, and a figure."""
