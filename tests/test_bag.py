@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import dlflax
 from dlflax import data, run, train
-from dlflax.baselines import linear
+from dlflax.baselines import boosting, linear
 from dlflax.data.order import assign_folds
 from dlflax.errors import InputError
 from dlflax.models import MLP
@@ -184,6 +184,29 @@ def test_a_run_keeps_its_time_limit(place):
     results = json.loads(Path("r/results.json").read_text())
     assert plan["epochs"] == results["epochs_run"] < 5000
     jax.clear_caches()
+
+
+def test_a_planned_bag_has_the_trees_of_its_plan(place, monkeypatch):
+    """The clock chooses once: the plan in another folder makes the same model."""
+    monkeypatch.setattr(boosting, "available", lambda: ("scikit-learn",))
+    members = []
+    for folder in ("first", "again"):
+        flags = ["--dataset", "wine", "--bag-folds", "2", "--time-limit", "60", "--epochs", "1",
+                 "--model.features", "4", "--baseline", "none", "--run-dir", folder]  # fmt: skip
+        run.main("tabular", tabular.PRESETS, {}, flags)
+        members.append(json.loads(Path(folder, "results.json").read_text())["members"])
+        if folder == "first":
+            plan = json.loads(Path("first/plan.json").read_text())
+            assert 40 <= plan["max_trees"]["scikit-learn"] <= blend.MAX_TREES
+            plan["max_trees"]["scikit-learn"] = 45
+            Path("again").mkdir()
+            Path("again/plan.json").write_text(json.dumps(plan))
+            monkeypatch.setattr(boosting, "MIN_TREES", 10**6)  # nothing is measured again
+    assert [row["name"] for row in members[1]] == [
+        "network", "linear model", "boosted trees (scikit-learn)"
+    ]  # fmt: skip
+    are_same = [a["val"] == b["val"] for a, b in zip(*members, strict=True)]
+    assert are_same == [True, True, False]  # the trees are fewer
 
 
 def test_intervals_of_numbers_cover_as_they_say(zoo):

@@ -122,7 +122,8 @@ def fit_folds(
 
     begun, count, cores = time.perf_counter(), int(fold_of.max()) + 1, os.cpu_count() or 1
     if seconds < math.inf:
-        times = [begun, *(fit(0, trees) and time.perf_counter() for trees in MEASURED_TREES)]
+        # the first fit also imports the library
+        times = [fit(0, trees) and time.perf_counter() for trees in (1, *MEASURED_TREES)]
         per_tree, start = np.polyfit(MEASURED_TREES, np.diff(times), 1)
         left = (seconds - (times[-1] - begun)) / math.ceil(count / cores) - start
         max_trees = min(max_trees, round(left / max(per_tree, 1e-9)))

@@ -199,11 +199,12 @@ def fit_others(
     def fit_trees(library):
         later = len(libraries) - libraries.index(library)
         seconds = TREES_SHARE * clock.remaining() / later if clock.limit else math.inf
+        most = max_trees.get(library, MAX_TREES)
         if clock.limit:
-            max_trees[library] = 0  # until they are fitted
+            max_trees[library] = 0  # unless they fit
         fits = boosting.fit_folds(
             library, splits.encoder, recipe.task, inputs, targets, fold_of, seed=config.seed,
-            max_trees=max_trees.get(library, MAX_TREES), seconds=seconds,
+            max_trees=most, seconds=seconds,
         )  # fmt: skip
         if clock.limit:
             max_trees[library] = fits.max_trees
