@@ -73,6 +73,13 @@ def test_importance_beyond_it_is_of_fewer_columns_and_rows(monkeypatch):
     assert columns >= 10 and columns * rows * importance.REPEATS * 170_000 <= 2 * 10**9
 
 
+def test_a_model_of_many_trees_permutes_less():
+    groups = {f"column{i}": slice(17 * i, 17 * i + 17) for i in range(48)}
+    inputs = np.broadcast_to(np.float32(0), (380, 816))
+    assert importance.budget(groups, inputs, 100_000) == (48, 380)
+    assert importance.budget(groups, inputs, 12_000_000) == (16, 200)
+
+
 @pytest.mark.parametrize(("k", "most"), [(3, 60), (60, 60), (1000, 60), (5, 2)])
 def test_the_most_confused_classes_are_those_of_the_whole_matrix(k, most):
     targets = RNG.integers(0, k, 3000)
