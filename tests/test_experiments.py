@@ -215,8 +215,9 @@ def test_forecast(capsys):
 @pytest.mark.baselines
 def test_compare(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")  # no name is folded
-    flags = ["forecast", "--dataset", "sunspots", "--window", "22", "--horizon", "11", "--epochs"]
-    flags += ["2", "--num-seeds", "2", "--models", "mlp", "rnn", "--run-dir", "compared"]
+    flags = ["forecast", "--dataset", "sunspots", "--window", "22", "--horizon", "11"]
+    flags += ["--bag-folds", "0", "--epochs", "2", "--num-seeds", "2"]
+    flags += ["--models", "mlp", "rnn", "--run-dir", "compared"]
     rows = compare.command(flags)
     assert {row["name"] for row in rows} == {"mlp", "rnn"} and rows[0]["mean"] <= rows[1]["mean"]
     assert all(row["std"] > 0 and row["flops_per_example"] > 0 for row in rows)

@@ -161,7 +161,8 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 import math
 from dlflax.tune.suggest import gaussian_process
 from dlflax.tune.suggest.encoding import Encoding, sobol
-from tests.searching import SPACE
+sys.path.insert(0, 'tests')
+from searching import SPACE
 encoding = Encoding(SPACE)
 points = [sobol(encoding, 0, k) for k in range(100)]
 done = [(point, math.sin(point["x"]) + point["y"] ** 2) for point in points]

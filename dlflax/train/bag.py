@@ -88,9 +88,9 @@ def held_out_folds(fold_of: np.ndarray) -> list[Fold]:
 
 def held_out_outputs(folds: Sequence[Fold], outputs: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the output for each example of the network that it was held out from, float32
-    (n, ...). outputs: of each network on its validation examples."""
-    n = sum(len(fold.val) for fold in folds)
-    joined = np.empty((n, *outputs[0].shape[1:]), np.float32)
+    (n, ...), 0 for an example in no fold. outputs: of each network on its validation examples."""
+    n = 1 + max(int(fold.val.max()) for fold in folds)
+    joined = np.zeros((n, *outputs[0].shape[1:]), np.float32)
     for fold, values in zip(folds, outputs, strict=True):
         joined[fold.val] = values
     return joined
