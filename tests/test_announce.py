@@ -125,7 +125,8 @@ def test_every_experiment_in_thirty_lines(name, flags, capsys, monkeypatch):
         Image.effect_noise((20, 20), 10 + i).save(folder / f"{i}.png")
     lines = lines_of(capsys, name, *flags.split())
     assert len(lines) <= 30, lines
-    assert sum(re.match(r"The (network|ensemble)( is as good|, \w)", line) is not None for line in lines) == 1
+    verdict = re.compile(r"The (network|ensemble)( is as good|, \w)")
+    assert sum(verdict.match(line) is not None for line in lines) == 1
     check_commands(lines)
 
 
