@@ -187,8 +187,8 @@ def test_texts_that_are_cut_are_counted(place):
     path = write(place / "letters.csv", texts(60, lambda i: f"a {'word ' * 400} end{i % 2} {i}"))
     source = Text(data=path)
     notes = make_splits(source, source.load(lambda _: None), 0.1, 0).notes
-    assert notes == (
-        "100.0% of the training texts are truncated to 256 tokens: --max-length 403 keeps more.",
+    assert notes[-1] == (  # before it, where it can be installed, that there is an encoder
+        "100.0% of the training texts are truncated to 256 tokens: --max-length 403 keeps more."
     )
 
 

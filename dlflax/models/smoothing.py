@@ -1,6 +1,6 @@
 """Exponential smoothing and the theta method: models that filter the past of a series.
 
-`baselines.smoothing` fits their arrays; nothing is trained here. A series is (t,), NaN before its
+`baselines.fit_smoothing` fits their arrays; nothing is trained here. A series is (t,), NaN before its
 first value; a season is (period,), its first value that of the step in question.
 """
 
