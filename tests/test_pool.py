@@ -204,9 +204,7 @@ def test_more_trials_continue_with_the_same_ones(tmp_path):
 def test_workers_that_die_change_nothing_for_random_search(tmp_path):
     """Each order is trained until it succeeds; only what a dead worker held is trained again."""
     said, pauses = [], random.Random(0)
-    launcher = Trainer(
-        3, lambda count, numbers: count % 4 == 1, lambda: pauses.random() / 200
-    )
+    launcher = Trainer(3, lambda count, numbers: count % 4 == 1, lambda: pauses.random() / 200)
     alone = search(tmp_path / "alone", trials=40)
     assert search(tmp_path / "many", trials=40, launcher=launcher, log=said.append) == alone
     lost = len(launcher.orders) - 10

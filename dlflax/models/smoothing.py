@@ -1,7 +1,7 @@
 """Exponential smoothing and the theta method: models that filter the past of a series.
 
-`baselines.fit_smoothing` fits their arrays; nothing is trained here. A series is (t,), NaN before its
-first value; a season is (period,), its first value that of the step in question.
+`baselines.fit_smoothing` fits their arrays; nothing is trained here. A series is (t,), NaN before
+its first value; a season is (period,), its first value that of the step in question.
 """
 
 from typing import Any, NamedTuple
