@@ -97,7 +97,7 @@ def test_a_run_of_texts_blends_linear_models(zoo, place):
     assert set(members) == {"network", "TF-IDF of words", "TF-IDF of characters"}
     assert members["TF-IDF of words"]["test"]["accuracy"] == 1
     losses = [member["val"]["loss"] for member in members.values()]
-    assert results["val"]["loss"] < np.mean(losses)  # of smoothed targets it is the least
+    assert results["val"]["loss"] <= min(losses) + 1e-3  # the least of smoothed targets
     model = dlflax.load(folder, log=lambda _: None)
     answers = model.predict(["a good day", "a poor day"])
     assert [answer["class"] for answer in answers] == ["1", "0"]

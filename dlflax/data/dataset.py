@@ -64,6 +64,8 @@ class Source(abc.ABC):
 
     max_bag: ClassVar[float] = math.inf
     """Examples from which a validation split suffices in place of the folds of a bag."""
+    has_trial_bags: ClassVar[bool] = True
+    """True if a trial of a sweep can be a bag; False: it is one network."""
 
     @abc.abstractmethod
     def load(self, log: Callable[[str], None] = print) -> Dataset:

@@ -226,7 +226,7 @@ def fit_others(
         except TimeoutError:
             log(f"time limit: no {name}")
         except InputError as error:
-            log(f"note: no {name}: {error}")
+            log(f"note: without {name}: {error}")
         except Exception as error:  # another library may raise anything on unusual data
             log(f"warning: fitting {name} failed ({type(error).__name__}: {error})")
     return members

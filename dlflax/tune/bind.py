@@ -50,7 +50,7 @@ class Bound(NamedTuple):
 def bind(sweep: Sweep, search: str, experiment: run.Experiment, log) -> Bound:
     """Returns the sweep with its data and structures. Raises InputError for settings that
     contradict each other or the data."""
-    if sweep.bag_folds and (sweep.transfer or isinstance(sweep.data, data.Text | data.Series)):
+    if sweep.bag_folds and (sweep.transfer or not sweep.data.has_trial_bags):
         log("note: a trial is one network, scored on --val-split: a run would train a bag")
         sweep = dataclasses.replace(sweep, bag_folds=0)
     check_sweep(sweep, log)

@@ -5,7 +5,7 @@ import hashlib
 import importlib.resources
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import tyro
@@ -32,6 +32,7 @@ MIN_HISTORY, SEASONS = 200, 10  # steps and seasons of a history; a shorter seri
 class Series(Source):
     """Windows of a series, a column of values at equal time steps, and of its covariates."""
 
+    has_trial_bags: ClassVar = False
     dataset: str = dataclasses.field(default="co2", metadata={"resume": "free"})
     """co2 (Mauna Loa, weekly, 1958 to 2001) or sunspots (yearly, 1700 to 2008)."""
     data: Path | None = dataclasses.field(default=None, metadata={"resume": "free"})

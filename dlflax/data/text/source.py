@@ -42,6 +42,7 @@ class Text(Source):
     """Classified texts, encoded as token ids."""
 
     max_bag: ClassVar = MAX_BAG
+    has_trial_bags: ClassVar = False
 
     dataset: str = dataclasses.field(default="imdb_reviews", metadata={"resume": "free"})
     """imdb_reviews, vader (single words, bundled), or any data set of texts prepared by TFDS."""
